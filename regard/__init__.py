@@ -1,0 +1,1 @@
+"""See, steer, shrink, spread and swap attention in any PyTorch model."""

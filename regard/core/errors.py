@@ -1,0 +1,91 @@
+"""What goes wrong, said so that it can be put right.
+
+Every error Regard raises is a `RegardError` built from four parts: the argument, what came,
+what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any, NoReturn
+
+
+class RegardError(Exception):
+    """An error that names the argument, what came, what was expected and what to do.
+
+    >>> print(ShapeError("k", "4 heads", "a divisor of the 6 query heads", "repeat the heads"))
+    `k`: got 4 heads; expected a divisor of the 6 query heads. To put it right: repeat the heads.
+    """
+
+    def __init__(self, argument: str, got: object, expected: str, fix: str) -> None:
+        self.argument, self.got, self.expected, self.fix = argument, got, expected, fix
+        super().__init__(
+            f"`{argument}`: got {got}; expected {expected}. To put it right: {fix.rstrip('.')}."
+        )
+
+
+class ShapeError(RegardError):
+    """A tensor has the wrong rank or size."""
+
+
+class DtypeError(RegardError):
+    """A tensor has the wrong dtype, or dtypes are mixed."""
+
+
+class DeviceError(RegardError):
+    """Tensors live on different devices, or on one that cannot do this."""
+
+
+class ValueRangeError(RegardError, ValueError):
+    """A number is outside what it may be."""
+
+
+class RuleError(RegardError):
+    """A rule, or one of its parts, cannot mean what it was asked to mean."""
+
+
+class ExecutorError(RegardError):
+    """No executor, or not the one that was forced, can run this call."""
+
+
+class MissingExtraError(RegardError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class VersionError(RegardError, ImportError):
+    """A dependency is installed in a version outside the supported range."""
+
+
+def fail(
+    kind: type[RegardError], argument: str, got: object, expected: str, fix: str
+) -> NoReturn:
+    """Raise `kind` with its four parts (an expression, so that checks stay one line)."""
+    raise kind(argument, got, expected, fix)
+
+
+def shape_of(x: Any) -> str:
+    """Say what `x` is, for the `got` part of an error.
+
+    >>> import torch
+    >>> shape_of(torch.zeros(2, 3)), shape_of(7)
+    ('a tensor of shape [2, 3]', '7 (int)')
+    """
+    shape = getattr(x, "shape", None)
+    if shape is not None:
+        return f"a tensor of shape {list(shape)}"
+    return f"{x!r} ({type(x).__name__})"
+
+
+def need(module: str, extra: str, why: str) -> ModuleType:
+    """Import an optional `module`, or say in one sentence how to get it.
+
+    >>> need("json", "see", "to read runs").__name__
+    'json'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as missing:
+        raise MissingExtraError(
+            module, "no such package installed", f"it {why}", f"pip install 'regard[{extra}]'"
+        ) from missing
