@@ -1,1 +1,60 @@
-"""See, steer, shrink, spread and swap attention in any PyTorch model."""
+"""See, steer, shrink, spread and swap attention in any PyTorch model.
+
+A rule says what an attention does; `attend` runs it:
+
+>>> import torch, regard
+>>> q, k, v = (torch.randn(1, 8, 100, 64) for _ in range(3))
+>>> rule = regard.Rule(regard.Causal() & (regard.Window(16) | regard.Sinks(4)))
+>>> regard.attend(q, k, v, rule).shape
+torch.Size([1, 8, 100, 64])
+
+Public names are found on first use, so that `import regard` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0.dev0"
+
+# Where each public name lives. Names of one line belong to one idea.
+_HOME = {
+    "regard.core.rule": ("Rule",),
+    "regard.core.support": (
+        *("Everything", "Causal", "Window", "Sinks", "Strided", "Blocks", "Neighborhood"),
+        *("Documents", "Padding", "PrefixLM", "SharedPrefix", "Attributes"),
+        *("Tiles", "Keys", "PerHead", "Where"),
+    ),
+    "regard.core.score": (
+        *("Dot", "General", "Additive", "Gaussian", "SoftCap", "Temperature"),
+        *("Alibi", "T5Bias", "RelativeBias", "ShawBias", "LowRankBias", "Cope"),
+        *("KeyWeights", "GroupBias"),
+    ),
+    "regard.core.weigh": ("Softmax", "Sigmoid", "Relu", "Signed"),
+    "regard.core.partial": ("Partial", "merge"),
+    "regard.core.call": ("Call",),
+    "regard.core.errors": (
+        *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
+        *("RuleError", "ExecutorError", "MissingExtraError", "VersionError"),
+    ),
+    "regard.run.doors": ("attend", "partial", "survey", "plan"),
+    "regard.run.scanning": ("scan",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from where it lives, on first use (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'regard' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Names to offer for completion."""
+    return sorted(__all__)

@@ -1,0 +1,97 @@
+# Two commands for newcomers: `make demo` and `make test`. Each makes .venv on its first call,
+# installs what it needs, and is quick from then on. Needs Python 3.11+ and git, no more.
+#
+# pip's own variables are honored: where there is no GPU, point PIP_EXTRA_INDEX_URL at an index of
+# CPU builds of torch to spare the download of the CUDA libraries.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+INPUTS := pyproject.toml constraints.txt Makefile
+
+# One thread for each test process; benchmarks choose their own.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# The theme's makers advertise on standard error; a strict build should be silent.
+DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
+
+.PHONY: help demo test nightly bench lint types docs format pictures install clean
+
+help:
+	@echo "make demo     a tour: one composed rule, its plan, a survey"
+	@echo "make test     lint, types, documentation, every test and example"
+	@echo "make nightly  the same tests with ten times the generated cases"
+	@echo "make bench    speed and memory, side by side with what PyTorch has"
+	@echo "make docs     build the documentation into site/"
+	@echo "make format   put every file into the house format"
+
+demo: $(VENV)/.ready-demo
+	@$(BIN)/python -m regard.tour
+
+test: lint types docs
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+nightly: $(VENV)/.ready-dev
+	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+bench: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.ready-dev
+	$(DOCS_ENV) $(BIN)/mkdocs build --strict --quiet
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pictures: $(VENV)/.ready-dev
+	$(BIN)/python scripts/make_pictures.py
+
+install: $(VENV)/.ready-dev
+
+clean:
+	rm -rf $(VENV) site .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# A virtual environment made by the first Python on the path that is new enough.
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$("$$python" --version) ..."; \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); echo "'$$python -m venv' failed: install your system's python3-venv"; exit 1; \
+	  fi; \
+	done; \
+	echo "Regard needs Python 3.11 or newer; none found. Name one with: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; \
+	exit 1
+
+# torch goes first and pinned, so that nothing after it can pull another build of it.
+$(VENV)/.ready-torch: $(INPUTS) | $(BIN)/python
+	@echo "installing torch and numpy (once) ..."
+	@$(INSTALL) torch numpy
+	@touch $@
+
+$(VENV)/.ready-demo: $(VENV)/.ready-torch
+	@echo "installing regard[see] (once) ..."
+	@$(INSTALL) -e '.[see]'
+	@touch $@
+
+# The hub libraries are here so that the tests can show that importing Regard does not need them.
+$(VENV)/.ready-dev: $(VENV)/.ready-torch
+	@echo "installing regard[dev,see,hf] (once) ..."
+	@$(INSTALL) -e '.[dev,see,hf]'
+	@touch $@ $(VENV)/.ready-demo
+
+$(VENV)/.ready-bench: $(VENV)/.ready-torch
+	@echo "installing regard[bench,see] (once) ..."
+	@$(INSTALL) -e '.[bench,see]'
+	@touch $@

@@ -1,0 +1,46 @@
+"""Hypothesis profiles, and the seed that every random input of a run comes from."""
+
+import os
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+for _name, _examples in (("quick", 25), ("ci", 200), ("nightly", 2_000)):
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        deadline=None,
+        derandomize=False,
+        print_blob=True,
+        suppress_health_check=_SLOW,
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Set once by the controlling process, so that the workers of pytest-xdist inherit it.
+RUN_SEED = int(
+    os.environ.setdefault("REGARD_TEST_SEED", str(random.SystemRandom().getrandbits(31)))
+)
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"seed: REGARD_TEST_SEED={RUN_SEED} (set it to repeat this run)",
+        f"hypothesis: HYPOTHESIS_PROFILE={os.environ.get('HYPOTHESIS_PROFILE', 'ci')}"
+        f" ({settings().max_examples} examples)",
+        f"torch {torch.__version__}, cuda {torch.cuda.is_available()},"
+        f" TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', 'unset')}",
+    ]
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seed for one test: different each run and each test, the same in every order of tests.
+
+    `torch` is seeded with it as well.
+    """
+    mixed = random.Random(f"{RUN_SEED}:{request.node.nodeid}").getrandbits(31)
+    torch.manual_seed(mixed)
+    return mixed

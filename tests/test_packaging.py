@@ -1,0 +1,122 @@
+"""What a newcomer and a packager rely on: names, versions, commands and links that hold."""
+
+import ast
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import regard
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "regard"
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+DOCUMENTS = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
+
+
+def pins() -> dict[str, Version]:
+    """Versions in constraints.txt."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    found = {}
+    for one in wanted:
+        (specifier,) = one.specifier
+        assert specifier.operator == "==", f"{one} is no pin"
+        found[canonicalize_name(one.name)] = Version(specifier.version)
+    return found
+
+
+def wanted() -> Iterator[tuple[str, Requirement]]:
+    """Where a requirement stands, and the requirement; references to other extras left out."""
+    for extra, requirements in {"": PROJECT["dependencies"], **EXTRAS}.items():
+        for text in requirements:
+            requirement = Requirement(text)
+            if requirement.name != "regard":
+                yield extra, requirement
+
+
+def test_only_torch_and_numpy_are_required() -> None:
+    assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"torch", "numpy"}
+
+
+@pytest.mark.parametrize(("extra", "requirement"), wanted(), ids=lambda x: str(x).split(";")[0])
+def test_ci_pins_a_version_that_is_supported(extra: str, requirement: Requirement) -> None:
+    pinned = pins()[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(pinned), f"[{extra}] {requirement} excludes {pinned}"
+
+
+def test_nothing_is_pinned_that_is_not_wanted() -> None:
+    # mkdocstrings-python is what the [python] extra of mkdocstrings brings.
+    names = {canonicalize_name(requirement.name) for _, requirement in wanted()}
+    assert set(pins()) - names == {"mkdocstrings-python"}
+
+
+def test_hubs_have_an_upper_bound() -> None:
+    for _, requirement in wanted():
+        if requirement.name in ("transformers", "diffusers", "flash-linear-attention"):
+            operators = {specifier.operator for specifier in requirement.specifier}
+            assert operators == {">=", "<"}, f"{requirement}: drift breaks hooks without a word"
+
+
+def test_extras_refer_to_extras_that_exist() -> None:
+    for requirements in EXTRAS.values():
+        for requirement in map(Requirement, requirements):
+            if requirement.name == "regard":
+                assert requirement.extras <= set(EXTRAS)
+
+
+def needs() -> Iterator[tuple[str, str]]:
+    """File with line, and extra, of every `need(module, extra, why)` in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "need"
+            if called and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", str(node.args[1].value)
+
+
+def test_the_sentence_about_a_missing_extra_names_an_extra() -> None:
+    unknown = [(where, extra) for where, extra in needs() if extra not in EXTRAS]
+    assert not unknown
+
+
+def test_the_version_is_in_the_changelog() -> None:
+    version = Version(regard.__version__)
+    text = (REPOSITORY / "CHANGELOG.md").read_text()
+    heading = "Unreleased" if version.is_devrelease else version.base_version
+    assert re.search(rf"^## \[?{re.escape(heading)}\b", text, re.MULTILINE)
+
+
+def test_the_package_is_typed_and_licensed() -> None:
+    assert (PACKAGE / "py.typed").exists()
+    assert "Apache License" in (REPOSITORY / "LICENSE").read_text()[:100]
+    assert PROJECT["license"] == "Apache-2.0"
+
+
+def test_ci_runs_what_newcomers_run() -> None:
+    script = REPOSITORY / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()
+    makefile = (REPOSITORY / "Makefile").read_text()
+    readme = (REPOSITORY / "README.md").read_text()
+    for command in ("demo", "test"):
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+        assert f"make {command}" in readme
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target) or target.startswith("#"):
+            continue
+        assert (document.parent / target.partition("#")[0]).exists(), f"{document.name}: {target}"
