@@ -11,7 +11,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 INPUTS := pyproject.toml constraints.txt Makefile
 
 # One thread for each test process; benchmarks choose their own.

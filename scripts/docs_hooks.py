@@ -27,8 +27,13 @@ def modules() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: _order(item[0])))
 
 
+def _folder(name: str) -> str:
+    """First name under `regard` ('' for the face)."""
+    return name.partition(".")[2].partition(".")[0]
+
+
 def _order(name: str) -> tuple[int, str]:
-    folder = (name.split(".") + [""])[1]
+    folder = _folder(name)
     return (FIRST.index(folder) if folder in FIRST else len(FIRST) * bool(folder), name)
 
 
@@ -44,8 +49,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages into the navigation, grouped by folder."""
     groups: dict[str, list[dict[str, str]]] = {}
     for name in modules():
-        folder = (name.split(".") + [""])[1] or "regard"
-        groups.setdefault(folder, []).append({name: f"api/{name}.md"})
+        groups.setdefault(_folder(name) or "regard", []).append({name: f"api/{name}.md"})
     pages = [{"All modules": "api/index.md"}, *({k: v} for k, v in groups.items())]
     assert config.nav is not None
     config.nav = [{"API": pages} if entry == "API" else entry for entry in config.nav]
