@@ -1,0 +1,57 @@
+"""Draw which pairs of a rule meet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from regard.core.errors import ValueRangeError, fail, need
+
+if TYPE_CHECKING:
+    from regard.core.rule import Rule
+
+# Beyond this many positions a side the picture is drawn of tiles.
+PIXELS = 512
+
+
+def draw(rule: Rule, n: int, m: int, to: str | None, head: int) -> str:
+    """Give the mask as text, and save it as a picture where `to` names a file."""
+    if min(n, m) < 1:
+        fail(ValueRangeError, "n", (n, m), "at least one query and one key", "pass n=16")
+    if to is None and max(n, m) > 128:
+        fail(
+            ValueRangeError, "n", max(n, m), "at most 128 for a drawing in text",
+            "pass to='mask.png' for a picture of any size",
+        )
+    if not 0 <= head < max(rule.support.extent()[1], 1):
+        fail(
+            ValueRangeError, "head", head, f"0 to {rule.support.extent()[1] - 1}",
+            "name a head that the support was made for",
+        )
+    rule.support.check(n + rule.offset, m)
+    if to is None:
+        allowed = rule.support.shift(rule.offset).matrix(n, m)[0, head]
+        return "\n".join("".join("#" if x else "." for x in row) for row in allowed.tolist())
+    return _picture(rule, n, m, to, head)
+
+
+def _picture(rule: Rule, n: int, m: int, to: str, head: int) -> str:
+    need("matplotlib", "see", "draws pictures")
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    tile = max(1, -(-max(n, m) // PIXELS))
+    state = rule.tiles(n, m, tile).state
+    shown = state[0, min(head, state.shape[1] - 1)]
+    side = torch.tensor(shown.shape, dtype=torch.float)
+    width, height = (4.0 * side.flip(0) / side.max()).clamp(min=1.0).tolist()
+    figure = Figure(figsize=(width + 0.8, height + 0.9))
+    axes = figure.add_subplot()
+    colors = ListedColormap(["#f3f1ec", "#8fb8c9", "#1f5f7a"])  # empty, partial, full
+    axes.imshow(shown.numpy(), cmap=colors, vmin=0, vmax=2, extent=(0, m, n, 0), interpolation="none")
+    axes.set_xlabel("key position")
+    axes.set_ylabel("query position")
+    axes.set_title(str(rule.support), fontsize=9, wrap=True)
+    figure.savefig(to, dpi=160, bbox_inches="tight")
+    return to

@@ -1,0 +1,93 @@
+"""Attention over part of the keys, and the merge that makes parts whole.
+
+A `Partial` is the pair (out, lse). Over disjoint sets of keys A and B,
+
+    lse = log(exp(lse_A) + exp(lse_B)),   out = exp(lse_A - lse) out_A + exp(lse_B - lse) out_B,
+
+which is associative, commutative, and has an identity (zeros, -inf). Everything that splits work
+(chunks, split-K decoding, sinks + window, rings, trees) stands on this one function.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RuleError, ShapeError, fail, shape_of
+
+
+class Partial(NamedTuple):
+    """Attention over some keys: `out` [b, h, n, e], and `lse` [b, h, n], the log of all weight.
+
+    Weighs that do not normalise (sigmoid, ReLU) have no lse: their parts simply add.
+    """
+
+    out: Tensor
+    lse: Tensor | None
+
+
+def nothing(like: Tensor, *, sums: bool = False) -> Partial:
+    """Give the identity of `merge` for outputs shaped like `like` [b, h, n, e]."""
+    lse = torch.full(like.shape[:-1], -torch.inf, dtype=wide(like.dtype), device=like.device)
+    return Partial(torch.zeros_like(like), None if sums else lse)
+
+
+def merge(*parts: Partial) -> Partial:
+    """Merge attention over disjoint sets of keys into attention over their union.
+
+    >>> q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 6, 8)
+    >>> import regard
+    >>> whole = regard.partial(q, k, k)
+    >>> parts = [regard.partial(q, k[:, :, c], k[:, :, c]) for c in (slice(0, 2), slice(2, 6))]
+    >>> torch.allclose(merge(*parts).out, whole.out, atol=1e-6)
+    True
+    """
+    if not parts:
+        fail(RuleError, "parts", "no partial", "at least one", "start from nothing(like)")
+    shapes = {p.out.shape for p in parts}
+    if len(shapes) > 1:
+        fail(
+            ShapeError, "parts", f"outputs {sorted(map(list, shapes))}", "one shape",
+            "merge attention of the same queries",
+        )
+    if len({p.lse is None for p in parts}) > 1:
+        fail(
+            RuleError, "parts", "some with and some without lse", "parts of one kind of weigh",
+            "merge softmax with softmax, sigmoid with sigmoid",
+        )
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].lse is None:
+        return Partial(torch.stack([p.out for p in parts]).sum(0), None)
+    lses = torch.stack([p.lse for p in parts if p.lse is not None])
+    lse = log_sum_exp(lses, dim=0)
+    shares = torch.exp(lses - finite(lse))
+    out = sum(share[..., None] * p.out.to(share.dtype) for share, p in zip(shares, parts, strict=True))
+    assert isinstance(out, Tensor)
+    return Partial(out.to(parts[0].out.dtype), lse)
+
+
+def log_sum_exp(x: Tensor, dim: int) -> Tensor:
+    """Log of the sum of exponentials, -inf and with zero gradient where all of x is -inf."""
+    top = finite(x.detach().amax(dim, keepdim=True))
+    total = torch.exp(x - top).sum(dim)
+    some = total > 0
+    return torch.where(some, torch.log(torch.where(some, total, 1.0)) + top.squeeze(dim), -torch.inf)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Replace infinities by 0, so that exp(-inf - finite(x)) is 0 and not NaN."""
+    return torch.where(x.isfinite(), x, 0.0)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which sums are kept: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def need_partial(name: str, x: object) -> None:
+    """Raise unless x is a Partial."""
+    if not isinstance(x, Partial):
+        fail(RuleError, name, shape_of(x), "a Partial (out, lse)", "call regard.partial")

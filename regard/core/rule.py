@@ -1,0 +1,106 @@
+"""A rule: what an attention does, apart from any tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from regard.core.errors import RuleError, fail, shape_of
+from regard.core.score.base import Match, Score
+from regard.core.score.matches import Dot
+from regard.core.spans import Spans
+from regard.core.support.base import Everything, Support
+from regard.core.support.bands import need_count
+from regard.core.tilemap import TileMap
+from regard.core.value import Value, value
+from regard.core.weigh import Softmax, Weigh
+
+
+@value
+class Rule(Value):
+    """Which pairs meet, how much they match, and how scores become weights.
+
+    `offset` is the position of the first query; decoding at position 9,000 is
+    `rule.shift(9000)`.
+
+    >>> from regard.core.support import Causal, Window
+    >>> from regard.core.score import SoftCap
+    >>> Rule(Causal() & Window(1024), Dot() >> SoftCap(30))
+    Rule(Causal() & Window(1024), Dot() >> SoftCap(30))
+    >>> Rule.of(Causal()) == Rule(support=Causal())
+    True
+    """
+
+    support: Support = Everything()
+    score: Score = Dot()
+    weigh: Weigh = Softmax()
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind, example in (
+            ("support", Support, "Causal()"),
+            ("score", Score, "Dot()"),
+            ("weigh", Weigh, "Softmax()"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                fail(
+                    RuleError, name, shape_of(getattr(self, name)), f"a {kind.__name__}",
+                    f"pass {name}={example}, say",
+                )
+        need_count("offset", self.offset, 0)
+
+    @staticmethod
+    def of(x: Rule | Support | Score | Weigh | None) -> Rule:
+        """Make a rule of one of its parts."""
+        if isinstance(x, Rule):
+            return x
+        if x is None:
+            return Rule()
+        if isinstance(x, Support):
+            return Rule(support=x)
+        if isinstance(x, Score):
+            return Rule(score=x)
+        if isinstance(x, Match):
+            return Rule(score=Score(x))
+        if isinstance(x, Weigh):
+            return Rule(weigh=x)
+        return fail(
+            RuleError, "rule", shape_of(x), "a Rule, Support, Score or Weigh",
+            "pass Causal(), or Rule(Causal(), Dot(), Softmax())",
+        )
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Say for each pair whether query i (counted from the first) may meet key j."""
+        return self.support.allows(b, h, i + self.offset, j)
+
+    def tiles(self, n_q: int, n_k: int, size: int | tuple[int, int] = 64, **where: Any) -> TileMap:
+        """Say which tiles are empty, full or partial."""
+        return self.support.tiles(n_q, n_k, size, offset=self.offset, **where)
+
+    def horizon(self, i: int) -> Spans:
+        """Give the key positions that query i or a later one can still need."""
+        return self.support.horizon(i + self.offset)
+
+    def shift(self, offset: int) -> Rule:
+        """Give the same rule for queries that begin `offset` positions later.
+
+        >>> from regard.core.support import Causal
+        >>> Rule(Causal()).shift(9000).horizon(0)
+        Spans(0..)
+        """
+        return self if offset == 0 else self.replace(offset=self.offset + offset)
+
+    def draw(self, n: int, m: int | None = None, *, to: str | None = None, head: int = 0) -> str:
+        """Draw the mask of the rule: as text, or as a picture where `to` names a file.
+
+        >>> from regard.core.support import Causal, Window
+        >>> print(Rule(Causal() & Window(2)).draw(4))
+        #...
+        ##..
+        .##.
+        ..##
+        """
+        from regard.core.draw import draw  # matplotlib, where it is needed
+
+        return draw(self, n, n if m is None else m, to, head)

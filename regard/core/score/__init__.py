@@ -1,0 +1,40 @@
+"""How much a pair matches: matches, and the steps that change their scores."""
+
+from regard.core.score.base import At, Match, Score, Step
+from regard.core.score.biases import (
+    Alibi,
+    DistanceBias,
+    GroupBias,
+    LatticeBias,
+    RelativeBias,
+    ScoreStep,
+    SoftCap,
+    T5Bias,
+)
+from regard.core.score.contents import Cope, KeyWeights, LowRankBias, ShawBias, Temperature
+from regard.core.score.matches import Additive, Dot, Gaussian, General, folded
+
+__all__ = [
+    "Additive",
+    "Alibi",
+    "At",
+    "Cope",
+    "DistanceBias",
+    "Dot",
+    "Gaussian",
+    "General",
+    "GroupBias",
+    "KeyWeights",
+    "LatticeBias",
+    "LowRankBias",
+    "Match",
+    "RelativeBias",
+    "Score",
+    "ScoreStep",
+    "ShawBias",
+    "SoftCap",
+    "Step",
+    "T5Bias",
+    "Temperature",
+    "folded",
+]

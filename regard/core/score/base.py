@@ -1,0 +1,180 @@
+"""How much a pair (query, key) matches: a match, and steps that change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
+from regard.core.value import Value, value
+
+
+class At(NamedTuple):
+    """Where the pairs are: integer tensors that broadcast to [b, h, n, m].
+
+    `row` and `col` are places in the q and k of the call, `i` and `j` are positions; they differ
+    when queries start late (decoding) or keys were evicted. `allowed` (bool, or None for all) is
+    only there for steps that need whole rows.
+    """
+
+    b: Tensor
+    h: Tensor
+    row: Tensor
+    col: Tensor
+    i: Tensor
+    j: Tensor
+    allowed: Tensor | None = None
+
+
+Change = Callable[[Tensor, At], Tensor]
+
+
+class Step(Value):
+    """Something that changes scores, elementwise unless `needs_row`.
+
+    A step is bound to a call's q and k, and then maps scores to scores at given places. A step
+    that can be carried by extra channels of q and k says so in `fold`.
+    """
+
+    needs_row = False
+
+    def bind(self, q: Tensor, k: Tensor) -> Change:
+        """Prepare for q [b, h, n, d] and k [b, h, m, d]; give the function (scores, at) -> scores."""
+        raise NotImplementedError
+
+    def fold(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+        """Give q and k (key heads not expanded) whose product holds the step, or None.
+
+        `scale` multiplies that product later.
+        """
+        return None
+
+    @property
+    def folds(self) -> bool:
+        """Whether `fold` gives an answer."""
+        return type(self).fold is not Step.fold
+
+    def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
+        """Raise a `RegardError` if the step cannot serve a call of this shape."""
+
+
+class Match(Value):
+    """The first score of a pair, from its query and key."""
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float] | None:
+        """Give q, k and scale whose scaled product is the match, or None if there are none."""
+        return None
+
+    @property
+    def is_product(self) -> bool:
+        """Whether `prepare` gives an answer."""
+        return type(self).prepare is not Match.prepare
+
+    def between(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scores of q [b, h, n, d] with k [b, h, m, d] (heads expanded): [b, h, n, m]."""
+        made = self.prepare(q, k)
+        assert made is not None
+        query, key, scale = made
+        return (query @ key.transpose(-1, -2)) * scale
+
+    def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
+        """Raise a `RegardError` if the match cannot serve a call of this shape."""
+
+
+@value
+class Score(Value):
+    """A match and the steps after it, written `Dot() + Alibi(slopes) >> SoftCap(30)`.
+
+    >>> from regard.core.score import Dot, KeyWeights, SoftCap
+    >>> Dot(0.5) >> SoftCap(30)
+    Dot(0.5) >> SoftCap(30)
+    """
+
+    match: Match
+    steps: tuple[Step, ...] = ()
+
+    def __add__(self, bias: Step) -> Score:
+        return self >> bias
+
+    def __rshift__(self, step: Step) -> Score:
+        if not isinstance(step, Step):
+            fail(
+                RuleError, "score", shape_of(step), "a step such as Alibi, RelativeBias, SoftCap",
+                "wrap a function as ScoreStep(function)",
+            )
+        return Score(self.match, (*self.steps, step))
+
+    @property
+    def needs_row(self) -> bool:
+        """Whether some step must see whole rows of scores."""
+        return any(s.needs_row for s in self.steps)
+
+    def bind(self, q: Tensor, k: Tensor) -> Change:
+        """Bind every step to q and k (heads expanded)."""
+        changes = [s.bind(q, k) for s in self.steps]
+
+        def change(scores: Tensor, at: At) -> Tensor:
+            for one in changes:
+                scores = one(scores, at)
+            return scores
+
+        return change
+
+    def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
+        """Check the match and every step."""
+        self.match.check(b, h, n, m, d)
+        for step in self.steps:
+            step.check(b, h, n, m, d)
+
+    def __repr__(self) -> str:
+        said = repr(self.match)
+        for step in self.steps:
+            said += f" {'+' if getattr(step, 'adds', True) else '>>'} {step}"
+        return said
+
+
+def need_number(name: str, x: object, *, above: float | None = None) -> None:
+    """Raise unless x is a finite number (above a bound)."""
+    good = isinstance(x, int | float) and not isinstance(x, bool) and x == x and abs(x) != float("inf")
+    if not good or (above is not None and float(x) <= above):  # type: ignore[arg-type]
+        want = "a finite number" + (f" above {above:g}" if above is not None else "")
+        fail(ValueRangeError, name, shape_of(x), want, f"pass {name}=1.0, say")
+
+
+def need_tensor(name: str, x: object, axes: str) -> None:
+    """Raise unless x is a tensor without NaN whose axes are those named in `axes`, "[b, h]" say."""
+    rank = len([a for a in axes.strip("[]").split(",") if a.strip()])
+    if not isinstance(x, Tensor) or x.dim() != rank:
+        fail(ShapeError, name, shape_of(x), f"a tensor {axes}", "reshape it, or add leading axes")
+    if x.is_floating_point() and not x.requires_grad and bool(x.isnan().any()):
+        fail(
+            ValueRangeError, name, "NaN in it", "numbers (−inf removes a pair)",
+            "look where the NaN comes from",
+        )
+
+
+def need_heads(name: str, have: int, h: int) -> None:
+    """Raise unless a tensor is made for one head or for h."""
+    if have not in (1, h):
+        fail(
+            ShapeError, name, f"{have} heads", f"1 or {h} heads, as the queries have",
+            "give one entry for each query head",
+        )
+
+
+def per_head(x: Tensor, at: At, *rest: Tensor) -> Tensor:
+    """Index x [h or 1, ...] by head and the given places."""
+    return x[(at.h if x.shape[0] > 1 else at.h * 0, *rest)]
+
+
+def distance(at: At) -> Tensor:
+    """Position of the key minus that of the query."""
+    return at.j - at.i
+
+
+def as_float(x: Tensor, like: Tensor) -> Tensor:
+    """Bring a table to the dtype and device of the scores."""
+    return x.to(device=like.device, dtype=like.dtype) if torch.is_tensor(x) else x

@@ -1,0 +1,198 @@
+"""Supports on one line of positions: bands, sinks, strides and blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.core.spans import Spans
+from regard.core.support.base import Support
+from regard.core.tilemap import Grid
+from regard.core.value import value
+
+
+def need_count(name: str, x: object, least: int = 1) -> None:
+    """Raise unless x is a whole number of at least `least`."""
+    if isinstance(x, bool) or not isinstance(x, int) or x < least:
+        fail(
+            ValueRangeError, name, shape_of(x), f"a whole number of at least {least}",
+            f"pass {name}={least} or more",
+        )
+
+
+@value
+class Causal(Support):
+    """A query meets itself and the past: j <= i.
+
+    >>> Causal().horizon(10)
+    Spans(0..)
+    """
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Allow the past."""
+        return j <= i
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """A tile has some if its corner allows, and all if the opposite corner does."""
+        return grid.j_lo <= grid.i_hi, grid.j_hi <= grid.i_lo
+
+
+@value
+class Window(Support):
+    """A query meets `left` keys looking back and `right` looking ahead, itself counted in both.
+
+    `right` is `left` where it is not given, so `Causal() & Window(w)` is the sliding window of w
+    keys.
+
+    >>> Window(2).matrix(4)[0, 0].int().tolist()
+    [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+    >>> (Causal() & Window(100)).horizon(1000)
+    Spans(901..)
+    """
+
+    left: int
+    right: int | None = None
+
+    def __post_init__(self) -> None:
+        need_count("left", self.left)
+        if self.right is not None:
+            need_count("right", self.right)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Smallest and largest j - i allowed."""
+        return 1 - self.left, (self.left if self.right is None else self.right) - 1
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Allow what is near."""
+        low, high = self.reach
+        return (j - i >= low) & (j - i <= high)
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Compare the nearest and the farthest corners with the reach."""
+        low, high = self.reach
+        farthest_back, farthest_ahead = grid.j_lo - grid.i_hi, grid.j_hi - grid.i_lo
+        some = (farthest_ahead >= low) & (farthest_back <= high)
+        return some, (farthest_back >= low) & (farthest_ahead <= high)
+
+    def horizon(self, i: int) -> Spans:
+        """Keys no farther back than the window of query i."""
+        return Spans.of((max(0, i + self.reach[0]), None))
+
+
+@value
+class Sinks(Support):
+    """Every query meets the first `count` keys.
+
+    >>> Sinks(1).matrix(2)[0, 0].int().tolist()
+    [[1, 0], [1, 0]]
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        need_count("count", self.count)
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Allow the first keys."""
+        return (j < self.count) & (i == i)
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Only the key side matters."""
+        like = torch.zeros_like(grid.i_lo)
+        return grid.j_lo + like < self.count, grid.j_hi + like < self.count
+
+    def horizon(self, i: int) -> Spans:
+        """The sinks, for ever."""
+        return Spans.of((0, self.count))
+
+
+@value
+class Dilated(Support):
+    """A query meets keys whose distance is a multiple of `step`.
+
+    >>> (Causal() & Dilated(2)).matrix(4)[0, 0].int().tolist()
+    [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]]
+    """
+
+    step: int
+
+    def __post_init__(self) -> None:
+        need_count("step", self.step)
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Allow whole steps."""
+        return (i - j) % self.step == 0
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """A tile has some if a multiple of the step lies between its nearest and farthest pair."""
+        low, high = grid.i_lo - grid.j_hi, grid.i_hi - grid.j_lo
+        some = torch.div(high, self.step, rounding_mode="floor") * self.step >= low
+        return some, (low == high) & some if self.step > 1 else some
+
+
+@value
+class Strided(Support):
+    """Every query meets each `step`-th key, beginning at key `start`.
+
+    >>> Strided(2, start=1).matrix(1, 4)[0, 0].int().tolist()
+    [[0, 1, 0, 1]]
+    """
+
+    step: int
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        need_count("step", self.step)
+        need_count("start", self.start, 0)
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Allow the chosen columns."""
+        return ((j - self.start) % self.step == 0) & (j >= self.start) & (i == i)
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """A tile has some if the first column at or after its start lies inside."""
+        low = (grid.j_lo - self.start).clamp(min=0)
+        ahead = torch.div(low + self.step - 1, self.step, rounding_mode="floor") * self.step
+        some = (ahead + self.start <= grid.j_hi) & (grid.i_lo == grid.i_lo)
+        one_column = (grid.j_lo == grid.j_hi) if self.step > 1 else grid.j_lo >= self.start
+        return some, some & one_column
+
+
+@value
+class Blocks(Support):
+    """A query meets the keys of its own block of `size`, and of `back` blocks before it and
+    `ahead` after it.
+
+    >>> Blocks(2).matrix(4)[0, 0].int().tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+
+    size: int
+    back: int = 0
+    ahead: int = 0
+
+    def __post_init__(self) -> None:
+        need_count("size", self.size)
+        need_count("back", self.back, 0)
+        need_count("ahead", self.ahead, 0)
+
+    def _block(self, position: Tensor) -> Tensor:
+        return torch.div(position, self.size, rounding_mode="floor")
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Allow the blocks around."""
+        apart = self._block(j) - self._block(i)
+        return (apart >= -self.back) & (apart <= self.ahead)
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Compare the blocks of the corners."""
+        back = self._block(grid.j_lo) - self._block(grid.i_hi)
+        ahead = self._block(grid.j_hi) - self._block(grid.i_lo)
+        some = (ahead >= -self.back) & (back <= self.ahead)
+        return some, (back >= -self.back) & (ahead <= self.ahead)
+
+    def horizon(self, i: int) -> Spans:
+        """Keys from the first block that query i sees."""
+        return Spans.of((max(0, (i // self.size - self.back) * self.size), None))

@@ -1,0 +1,319 @@
+"""How scores become weights.
+
+A weigh is written as four hooks. `start`, `update` and `finish` are its running form over tiles of
+keys; `pull` is its backward, given what the whole row came to. Executors that stream are written
+against these hooks, so every weigh has their speed and their gradients. `close` adds, once a row,
+what belongs to no key (a sink).
+
+Two families do the work: those that share out one unit of attention (`Normalised`), and those that
+judge each key alone (`Summed`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
+from regard.core.partial import Partial, finite, log_sum_exp
+from regard.core.score.base import need_heads, need_number, need_tensor
+from regard.core.value import Value, value
+
+
+class Running(NamedTuple):
+    """State of a running form: `out` [b, h, n, e], with `top` and `total` [b, h, n] of the lse."""
+
+    out: Tensor
+    top: Tensor
+    total: Tensor
+
+
+class Weigh(Value):
+    """From scores [b, h, n, m] to weights, whole or in tiles of keys."""
+
+    # Whether parts simply add; then there is no lse.
+    sums: ClassVar[bool] = False
+
+    def start(self, out: Tensor) -> Running:
+        """Begin with no key; `out` [b, h, n, e] gives shape, dtype and device."""
+        top = torch.full(out.shape[:-1], -torch.inf, dtype=out.dtype, device=out.device)
+        return Running(torch.zeros_like(out), top, torch.zeros_like(top))
+
+    def update(self, state: Running, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Running:
+        """Take in a tile of keys: scores [b, h, n, m], v [b, h, m, e]."""
+        raise NotImplementedError
+
+    def finish(self, state: Running) -> Partial:
+        """End the running form."""
+        raise NotImplementedError
+
+    def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
+        """Weights of a tile of keys, given the lse of the whole row (None: this is the row)."""
+        raise NotImplementedError
+
+    def pull(
+        self,
+        scores: Tensor,
+        weights: Tensor,
+        d_weights: Tensor,
+        lse: Tensor | None,
+        d_row: Tensor | None,
+    ) -> Tensor:
+        """Gradient of the scores of a tile from that of its weights.
+
+        `d_row` [b, h, n] is d_lse - sum(d_out * out): what every key of the row shares.
+        """
+        raise NotImplementedError
+
+    def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:
+        """Weigh a whole row at once, by plain differentiable operations: the meaning."""
+        raise NotImplementedError
+
+    def close(self, partial: Partial) -> Partial:
+        """Add what belongs to no key; done once, after all parts are merged."""
+        return partial
+
+    @property
+    def closes(self) -> bool:
+        """Whether `close` does anything."""
+        return False
+
+    def check(self, h: int) -> None:
+        """Raise a `RegardError` if the weigh cannot serve h heads."""
+
+
+def alive(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """Pairs that count: allowed, and not removed by a bias of -inf."""
+    there = scores != -torch.inf
+    return there if allowed is None else there & allowed
+
+
+class Normalised(Weigh):
+    """Weights sign(s) exp(strength(s)) / sum exp(strength(s))."""
+
+    def strength(self, scores: Tensor) -> Tensor:
+        """Log of the weight before it is normalised."""
+        return scores
+
+    def sign(self, scores: Tensor) -> Tensor | None:
+        """Sign of the weight; None where it is always positive."""
+        return None
+
+    def _masked(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
+        # Strength first, mask second: |-inf| would be +inf (the trap of signed attention).
+        return self.strength(scores).masked_fill(~alive(scores, allowed), -torch.inf)
+
+    def _signed(self, weights: Tensor, scores: Tensor) -> Tensor:
+        sign = self.sign(scores)
+        return weights if sign is None else weights * sign
+
+    def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:
+        """Normalise each row."""
+        lse = log_sum_exp(self._masked(scores, allowed), dim=-1)
+        return Partial(self.weights(scores, allowed, lse) @ v, lse)
+
+    def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
+        """Divide by all weight of the row."""
+        masked = self._masked(scores, allowed)
+        lse = log_sum_exp(masked, dim=-1) if lse is None else lse
+        return self._signed(torch.exp(masked - finite(lse)[..., None]), scores)
+
+    def update(self, state: Running, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Running:
+        """Rescale what was there to the new top, and add the tile."""
+        masked = self._masked(scores, allowed)
+        top = torch.maximum(state.top, masked.amax(-1))
+        old = torch.exp(state.top - finite(top))
+        new = torch.exp(masked - finite(top)[..., None])
+        total = state.total * old + new.sum(-1)
+        out = state.out * old[..., None] + self._signed(new, scores).to(v.dtype) @ v
+        return Running(out, top, total)
+
+    def finish(self, state: Running) -> Partial:
+        """Divide by the total."""
+        some = state.total > 0
+        total = torch.where(some, state.total, 1.0)
+        lse = torch.where(some, finite(state.top) + torch.log(total), -torch.inf)
+        return Partial(state.out / total[..., None], lse)
+
+    def pull(
+        self,
+        scores: Tensor,
+        weights: Tensor,
+        d_weights: Tensor,
+        lse: Tensor | None,
+        d_row: Tensor | None,
+    ) -> Tensor:
+        """The softmax rule: w (dw - row), with the row term unsigned."""
+        assert d_row is not None
+        sign = self.sign(scores)
+        if sign is None:
+            return weights * (d_weights + d_row[..., None])
+        # s changes |s| by its sign: d = sign (w dw + |w| row), and |w| = sign w.
+        return weights * (sign * d_weights + d_row[..., None])
+
+
+class Summed(Weigh):
+    """Weights that judge each key alone: w = amount(s)."""
+
+    sums: ClassVar[bool] = True
+
+    def amount(self, scores: Tensor) -> Tensor:
+        """Weight of a score."""
+        raise NotImplementedError
+
+    def slope(self, scores: Tensor) -> Tensor:
+        """Derivative of `amount`."""
+        raise NotImplementedError
+
+    def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:
+        """Weigh each key."""
+        return Partial(self.weights(scores, allowed, None) @ v, None)
+
+    def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
+        """Judge each key alone."""
+        dead = ~alive(scores, allowed)
+        return self.amount(scores.masked_fill(dead, 0.0)).masked_fill(dead, 0.0)
+
+    def update(self, state: Running, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Running:
+        """Add the tile."""
+        weights = self.weights(scores, allowed, None).to(v.dtype)
+        return state._replace(out=state.out + weights @ v)
+
+    def finish(self, state: Running) -> Partial:
+        """There is nothing to divide by."""
+        return Partial(state.out, None)
+
+    def pull(
+        self,
+        scores: Tensor,
+        weights: Tensor,
+        d_weights: Tensor,
+        lse: Tensor | None,
+        d_row: Tensor | None,
+    ) -> Tensor:
+        """Multiply by the slope, where a key counts."""
+        dead = scores == -torch.inf
+        slope = self.slope(scores.masked_fill(dead, 0.0))
+        return (d_weights * slope).masked_fill(dead, 0.0)
+
+
+@value
+class Softmax(Normalised):
+    """Weights exp(s) / sum exp(s), possibly with a sink that takes weight and gives nothing.
+
+    `plus_one` adds 1 to the sum; `sink` [h] or [1] is a learned logit that adds exp(sink).
+
+    >>> Softmax(), Softmax(plus_one=True)
+    (Softmax(), Softmax(plus_one=True))
+    """
+
+    plus_one: bool = False
+    sink: Tensor | None = None
+    _head_axis: ClassVar = {"sink": 0}
+
+    def __post_init__(self) -> None:
+        if self.sink is not None:
+            need_tensor("sink", self.sink, "[h or 1]")
+            if self.plus_one:
+                fail(
+                    RuleError, "plus_one", "True beside a sink", "one of the two",
+                    "a sink logit of 0 is plus one",
+                )
+
+    @property
+    def closes(self) -> bool:
+        """Whether there is a sink."""
+        return self.plus_one or self.sink is not None
+
+    def close(self, partial: Partial) -> Partial:
+        """Let the sink take its share: merge with a part of zeros and lse = sink."""
+        if not self.closes:
+            return partial
+        out, lse = partial
+        assert lse is not None
+        zero = lse.new_zeros(1)
+        sink = (zero if self.sink is None else self.sink.to(lse)).view(1, -1, 1).expand_as(lse)
+        share = torch.sigmoid(lse - sink)
+        return Partial(out * share[..., None].to(out.dtype), torch.logaddexp(lse, sink))
+
+    def check(self, h: int) -> None:
+        """One sink, or one for each head."""
+        if self.sink is not None:
+            need_heads("sink", self.sink.shape[0], h)
+
+
+@value
+class Signed(Normalised):
+    """Weights sign(s) exp(|s|) / sum exp(|s|): a key can be subtracted (Cog attention).
+
+    >>> w = Signed().weights(torch.tensor([[[[-1.0, 1.0]]]]), None, None)
+    >>> w.flatten().tolist()
+    [-0.5, 0.5]
+    """
+
+    def strength(self, scores: Tensor) -> Tensor:
+        """Both signs count alike."""
+        return scores.abs()
+
+    def sign(self, scores: Tensor) -> Tensor:
+        """The sign of the score."""
+        return scores.sign()
+
+
+@value
+class Sigmoid(Summed):
+    """Weights sigmoid(s + bias); a bias of -log(keys) starts training where softmax would.
+
+    >>> Sigmoid.for_length(1024).bias
+    -6.931471805599453
+    """
+
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        need_number("bias", self.bias)
+
+    @staticmethod
+    def for_length(keys: int) -> Sigmoid:
+        """Choose the bias for a number of keys."""
+        if keys < 1:
+            fail(ValueRangeError, "keys", shape_of(keys), "at least 1", "pass the usual length")
+        return Sigmoid(-math.log(keys))
+
+    def amount(self, scores: Tensor) -> Tensor:
+        """Squash."""
+        return torch.sigmoid(scores + self.bias)
+
+    def slope(self, scores: Tensor) -> Tensor:
+        """p (1 - p)."""
+        p = self.amount(scores)
+        return p * (1 - p)
+
+
+@value
+class Relu(Summed):
+    """Weights scale max(s, 0)^power; a scale of 1/keys keeps the output's size.
+
+    >>> Relu(2).amount(torch.tensor([-1.0, 3.0])).tolist()
+    [0.0, 9.0]
+    """
+
+    power: int = 1
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        need_number("scale", self.scale)
+        if self.power not in (1, 2, 3):
+            fail(ValueRangeError, "power", shape_of(self.power), "1, 2 or 3", "pass power=2")
+
+    def amount(self, scores: Tensor) -> Tensor:
+        """Rectify and raise."""
+        return self.scale * scores.clamp(min=0) ** self.power
+
+    def slope(self, scores: Tensor) -> Tensor:
+        """Derivative of the power, 0 below 0."""
+        up = (scores > 0).to(scores.dtype)
+        return self.scale * self.power * scores.clamp(min=0) ** (self.power - 1) * up

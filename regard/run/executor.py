@@ -1,0 +1,74 @@
+"""What an executor is: it can or says why not, it costs, it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regard.core.call import Call
+from regard.core.partial import Partial
+
+
+@dataclass(frozen=True)
+class Yes:
+    """The executor can run the call; `note` says anything worth knowing."""
+
+    note: str = ""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class No:
+    """The executor cannot run the call, and why.
+
+    >>> bool(No("needs a GPU"))
+    False
+    """
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+Answer = Yes | No
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimated work of a call: floating point operations, bytes moved, and extra bytes held."""
+
+    flops: float
+    bytes: float
+    held: float = 0.0
+    # How far from the device's peak this executor usually runs; 1 is the best kernel there is.
+    slowness: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """One number to compare executors by: work, at 10 operations a byte, times slowness."""
+        return (self.flops + 10.0 * self.bytes) * self.slowness
+
+
+class Executor(ABC):
+    """A way to run a call. It must equal the reference: output, lse, every gradient."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def can(self, call: Call) -> Answer:
+        """Say whether it can run the call, or why not."""
+
+    @abstractmethod
+    def run(self, call: Call) -> Partial:
+        """Run the call; the weigh is not closed yet, so parts can still be merged."""
+
+    def cost(self, call: Call) -> Cost:
+        """Estimate the work; by default that of writing the whole matrix out."""
+        pairs = call.b * call.h * call.n * call.m
+        size = call.q.element_size()
+        moved = size * (call.q.numel() + call.k.numel() + call.v.numel())
+        return Cost(2.0 * pairs * (call.d + call.e), moved + 24.0 * pairs, 16.0 * pairs, 2.0)
