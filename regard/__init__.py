@@ -18,28 +18,28 @@ from typing import Any
 
 __version__ = "0.1.0.dev0"
 
-# Where each public name lives. Names of one line belong to one idea.
+# Where each public name lives, in reading order. Type checkers read the same from __init__.pyi.
 _HOME = {
+    "regard.run.doors": ("attend", "partial", "survey", "plan"),
+    "regard.run.scanning": ("scan",),
     "regard.core.rule": ("Rule",),
     "regard.core.support": (
-        *("Everything", "Causal", "Window", "Sinks", "Strided", "Blocks", "Neighborhood"),
-        *("Documents", "Padding", "PrefixLM", "SharedPrefix", "Attributes"),
-        *("Tiles", "Keys", "PerHead", "Where"),
+        *("Support", "Everything", "Causal", "Window", "Sinks", "Dilated", "Strided", "Blocks"),
+        *("Neighborhood", "Documents", "documents_from_lengths", "Padding", "PrefixLM"),
+        *("SharedPrefix", "Attribute", "Kinds", "Tiles", "Keys", "PerHead", "Where"),
     ),
     "regard.core.score": (
-        *("Dot", "General", "Additive", "Gaussian", "SoftCap", "Temperature"),
-        *("Alibi", "T5Bias", "RelativeBias", "ShawBias", "LowRankBias", "Cope"),
-        *("KeyWeights", "GroupBias"),
+        *("Score", "Dot", "General", "Additive", "Gaussian", "SoftCap", "Temperature"),
+        *("Alibi", "DistanceBias", "T5Bias", "RelativeBias", "LatticeBias", "ShawBias"),
+        *("LowRankBias", "Cope", "KeyWeights", "GroupBias", "ScoreStep"),
     ),
-    "regard.core.weigh": ("Softmax", "Sigmoid", "Relu", "Signed"),
+    "regard.core.weigh": ("Weigh", "Softmax", "Sigmoid", "Relu", "Signed"),
     "regard.core.partial": ("Partial", "merge"),
     "regard.core.call": ("Call",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
         *("RuleError", "ExecutorError", "MissingExtraError", "VersionError"),
     ),
-    "regard.run.doors": ("attend", "partial", "survey", "plan"),
-    "regard.run.scanning": ("scan",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
