@@ -1,0 +1,52 @@
+"""Scans: a memory that forgets, is written and is read, token by token.
+
+`S_t = decay_t S_{t-1} + k_t u_t^T`, `o_t = q_t S_t`, with `u = v`, or the delta rule's
+`u = beta (v - k S)`. Three forms mean the same: `recurrent` (the equation), `parallel` (all pairs)
+and `chunked` (fast). The door with every check is `regard.run.scanning.scan`.
+"""
+
+from regard.core.scan.chunked import chunked
+from regard.core.scan.inputs import (
+    Rate,
+    Tokens,
+    check_chunk,
+    initial_memory,
+    initial_pair,
+    prepare,
+    starts,
+)
+from regard.core.scan.momentum import (
+    momentum_chunked,
+    momentum_passage,
+    momentum_recurrent,
+    momentum_step,
+)
+from regard.core.scan.parallel import parallel
+from regard.core.scan.passage import transition
+from regard.core.scan.recurrent import recurrent, step
+from regard.core.scan.state import MomentumState, ScanState
+from regard.core.scan.unordered import divided, unordered, with_ones
+
+__all__ = [
+    "MomentumState",
+    "Rate",
+    "ScanState",
+    "Tokens",
+    "check_chunk",
+    "chunked",
+    "divided",
+    "initial_memory",
+    "initial_pair",
+    "momentum_chunked",
+    "momentum_passage",
+    "momentum_recurrent",
+    "momentum_step",
+    "parallel",
+    "prepare",
+    "recurrent",
+    "starts",
+    "step",
+    "transition",
+    "unordered",
+    "with_ones",
+]
