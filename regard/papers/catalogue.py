@@ -104,8 +104,11 @@ def unknown(argument: str, got: str, known: Iterable[str]) -> None:
     """Refuse a name that is not among `known`, and name the nearest ones."""
     known = list(known)
     near = _near(got, known)
-    expected = f"one of {', '.join(near if near else known[:12])}"
-    fail(UnknownError, argument, repr(got), expected, f"choose one of the {len(known)} known")
+    if near:
+        expected = f"one of {len(known)} known names (near: {', '.join(near)})"
+    else:
+        expected = f"a known name, such as {', '.join(known[:12])}"
+    fail(UnknownError, argument, repr(got), expected, "use one of those")
 
 
 def _near(name: str, known: Iterable[str]) -> list[str]:

@@ -29,7 +29,8 @@ def hash_of_modules(names: list[str]) -> str:
     parts = []
     for name in sorted(set(names)):
         path = inspect.getsourcefile(sys.modules[name])
-        parts.append(f"{name}={hash_of_text(Path(path).read_text(encoding='utf-8'))}" if path else name)
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+        parts.append(f"{name}={hash_of_text(text)}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,72 @@
+"""Follow checks on the screen while they run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from regard.papers.pages import shown
+from regard.papers.runner import Event
+
+COLUMNS = (
+    SpinnerColumn(),
+    TextColumn("{task.description}"),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+)
+
+
+def follow(events: Generator[Event, None, None], total: int, *, quiet: bool) -> list[Event]:
+    """Show checks as they run; give how each ended. Ctrl-C keeps what is done."""
+    ended: list[Event] = []
+    running: list[str] = []
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    try:
+        with closing(events), Progress(*COLUMNS, console=console, transient=True) as progress:
+            bar = progress.add_task("checking", total=total)
+            for event in events:
+                if event.what == "started":
+                    running.append(event.key)
+                else:
+                    ended.append(event)
+                    if event.key in running:
+                        running.remove(event.key)
+                    progress.advance(bar)
+                    progress.print(_said(event), markup=True)
+                progress.update(bar, description=f"checking {', '.join(running)}")
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped: {len(ended)} of {total} done and kept; the same command goes on from here",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    return ended
+
+
+def _said(event: Event) -> str:
+    if event.evidence is None:
+        return f"[red]broke[/] {event.key}: {escape(event.trace.strip())}"
+    found = event.evidence
+    word = "[green]held[/]" if found.held else "[red]failed[/]"
+    note = " (fresh evidence)" if event.what == "fresh" else f" in {found.seconds:.1f} s"
+    numbers = ", ".join(f"{name} {shown(n)}" for name, n in found.numbers.items())
+    return f"{word} {event.key}{note}: {escape(numbers)}"
+
+
+def as_fields(event: Event) -> dict[str, Any]:
+    """Give an event as JSON holds it."""
+    found = event.evidence
+    return {
+        "key": event.key,
+        "what": event.what,
+        "trace": event.trace,
+        "evidence": None if found is None else asdict(found),
+    }

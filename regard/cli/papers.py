@@ -1,0 +1,269 @@
+"""`regard papers`: the catalogue in the shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from regard.cli.printing import console, print_json, print_table
+
+if TYPE_CHECKING:
+    from regard.papers.standing import Standing
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many to show.")]
+Key = Annotated[str, typer.Argument(help="The key of a row, such as moh.")]
+EvidenceFolder = Annotated[
+    Path | None,
+    typer.Option("--evidence", help="Folder of the evidence; by default the package's own."),
+]
+
+
+class _Group(TyperGroup):
+    """Read `regard papers moh` as `regard papers show moh`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put `show` before what is no command."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=_Group, help="Papers as rows that run: find, read and check them.")
+
+
+@app.callback(invoke_without_command=True)
+def papers(
+    ctx: typer.Context,
+    kind: Annotated[str | None, typer.Option(help="Only this kind, such as mechanism.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only families with these words.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only this state, such as shown.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the papers; `regard papers KEY` shows one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from regard.papers.catalogue import rows, unknown
+    from regard.papers.standing import STATES, standing
+
+    if state is not None and state not in STATES:
+        unknown("state", state, STATES)
+    found = [standing(row.key) for row in rows(kind, family)]
+    found = [one for one in found if state in (None, one.state)]
+    if as_json:
+        print_json([_fields(one) for one in found])
+        return
+    lines = [
+        (one.row.key, one.row.year or "", one.row.kind, one.row.family, _state(one), one.row.title)
+        for one in found
+    ]
+    print_table(("key", "year", "kind", "family", "state", "title"), lines, cut=("family", "title"))
+    print(f"{len(found)} papers; `regard papers show KEY` tells more")
+
+
+@app.command()
+def search(question: list[str], limit: Limit = 10, as_json: AsJson = False) -> None:
+    """Find papers by words of their idea."""
+    from regard.papers.index import search as find
+
+    _hits(find(" ".join(question), limit), as_json)
+
+
+@app.command()
+def like(key: Key, limit: Limit = 10, as_json: AsJson = False) -> None:
+    """Find papers like this one."""
+    from regard.papers.index import like as find
+
+    _hits(find(key, limit), as_json)
+
+
+@app.command()
+def show(key: Key, as_json: AsJson = False) -> None:
+    """Show what a paper is, how to call it, where the code is, and its evidence."""
+    from regard.papers.standing import standing
+
+    one = standing(key)
+    if as_json:
+        print_json(_fields(one))
+    else:
+        _show(one)
+
+
+@app.command()
+def status(
+    markdown: Annotated[bool, typer.Option(help="Print the table of the README.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Count the papers by kind and state."""
+    from regard.papers.pages import table
+    from regard.papers.standing import STATES, counts, discover, standings
+
+    found = standings()
+    if markdown:
+        print(table(found))
+        return
+    lines, problems = counts(found), discover()
+    if as_json:
+        print_json({"counts": lines, "not imported": problems})
+        return
+    total = {state: sum(line[state] for line in lines.values()) for state in STATES}
+    print_table(
+        ("kind", *STATES),
+        [
+            (kind, *(n or "" for n in line.values()))
+            for kind, line in [*lines.items(), ("all", total)]
+        ],
+    )
+    for one in found:
+        if one.verdict in ("failed", "stale"):
+            print(f"{one.row.key}: evidence is {one.verdict}: {one.why}")
+    for name, reason in problems.items():
+        print(f"{name} could not be imported here, so its claims are not counted: {reason}")
+
+
+@app.command()
+def check(
+    keys: Annotated[list[str] | None, typer.Argument(help="Rows to check.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every row with a check.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="Long checks too.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Even where evidence is fresh.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes; 0: one per core.")] = 0,
+    listing: Annotated[bool, typer.Option("--list", help="List the checks, run none.")] = False,
+    evidence: EvidenceFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run checks and keep what they measure; exit code 1 where a claim does not hold."""
+    import os
+
+    from regard.cli.following import as_fields, follow
+    from regard.core.errors import RuleError, fail
+    from regard.papers.checks import checks
+    from regard.papers.evidence_files import FOLDER
+    from regard.papers.runner import choose, run
+    from regard.papers.standing import standing
+
+    folder = evidence or FOLDER
+    if listing:
+        lines = [
+            {"key": key, "long": one.long, "evidence": standing(key, folder).verdict}
+            for key, one in checks().items()
+        ]
+        if as_json:
+            print_json(lines)
+        else:
+            print_table(("key", "long", "evidence"), [tuple(line.values()) for line in lines])
+        return
+    if bool(keys) == everything:
+        fail(
+            RuleError,
+            "keys",
+            "both rows and --all" if keys else "no rows",
+            "rows, or --all",
+            "name rows to check, or give --all",
+        )
+    chosen = choose(keys or [], long=long)
+    events = run(chosen, jobs=jobs or os.cpu_count() or 1, again=again, folder=folder)
+    ended = follow(events, len(chosen), quiet=as_json)
+    if as_json:
+        print_json([as_fields(event) for event in ended])
+    good = all(event.evidence is not None and event.evidence.held for event in ended)
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def docs(
+    to: Annotated[Path, typer.Option(help="Folder to write the pages into.")] = Path("out/papers"),
+    readme: Annotated[
+        Path | None, typer.Option(help="Fill the table of this README instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page for each paper and an index, or the table of states into a README."""
+    from regard.papers.pages import into_readme, write
+
+    if readme is not None:
+        changed = into_readme(readme)
+        done: dict[str, object] = {"file": str(readme), "changed": changed}
+        said = f"{readme}: {'table written' if changed else 'table was up to date'}"
+    else:
+        number = write(to)
+        done = {"folder": str(to), "pages": number}
+        said = f"{number} pages in {to}"
+    if as_json:
+        print_json(done)
+    else:
+        print(said)
+
+
+def _fields(one: Standing) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from regard.papers.standing import example, where
+
+    return {
+        **one.row.asdict(),
+        "state": one.state,
+        "code": [
+            {"object": c.path, "place": c.place, "where": where(c), "call": example(c)}
+            for c in one.claims
+        ],
+        "verdict": one.verdict,
+        "why": one.why,
+        "evidence": None if one.evidence is None else asdict(one.evidence),
+    }
+
+
+def _state(one: Standing) -> str:
+    return f"{one.state} ({one.verdict})" if one.verdict in ("failed", "stale") else one.state
+
+
+def _show(one: Standing) -> None:
+    from rich.markup import escape
+
+    from regard.papers.index import like as find
+    from regard.papers.pages import shown
+    from regard.papers.standing import example, where
+
+    row, screen = one.row, console()
+
+    def part(name: str, text: str | None) -> None:
+        if text:
+            screen.print(f"\n[bold]{name}[/]\n{escape(text)}")
+
+    screen.print(f"[bold]{escape(row.title)}[/]")
+    screen.print(
+        f"{row.key} · {row.year or 'undated'} · {row.kind} · {escape(row.family)} · {_state(one)}"
+    )
+    part("What it is", row.what)
+    part("Why nothing of it is built", row.why_no)
+    for claim in one.claims:
+        part(f"How to call it ({where(claim)})", example(claim))
+    if not one.claims and not row.reading:
+        part("Where the code is", "nowhere yet: no code claims this row")
+    part(f"How it is made (certainty {row.certainty})", row.how)
+    part("What would show that it works", row.check)
+    if one.evidence is not None:
+        found = one.evidence
+        numbers = "\n".join(f"  {name}: {shown(n)}" for name, n in found.numbers.items())
+        why = f" ({one.why})" if one.why else ""
+        left = f"\nnot measured: {found.left_out}" if found.left_out else ""
+        about = f"{found.date}, {found.seconds:.1f} s, commit {found.commit or 'unknown'}"
+        part("Evidence", f"{one.verdict}{why}: {found.claim}\n{numbers}\n{about}{left}")
+    part("The paper's own number", row.headline)
+    part("Papers like this one", ", ".join(hit.row.key for hit in find(row.key, 5)))
+
+
+def _hits(hits: list[Any], as_json: bool) -> None:
+    if as_json:
+        print_json([{**hit.row.asdict(), "score": hit.score, "words": hit.words} for hit in hits])
+        return
+    if not hits:
+        print("nothing found: try other words")
+        return
+    print_table(
+        ("key", "year", "what it is"),
+        [(hit.row.key, hit.row.year or "", hit.row.what) for hit in hits],
+    )

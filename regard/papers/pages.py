@@ -1,0 +1,160 @@
+"""Pages about the papers: one for each row, an index with a search, and the README's table."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from regard.core.errors import RuleError, fail
+from regard.papers.index import like
+from regard.papers.standing import STATES, Standing, counts, example, standings, where
+
+BEGIN, END = "<!-- papers:begin -->", "<!-- papers:end -->"
+MEANING = {
+    "planned": "no code claims it yet",
+    "built": "code claims it and can be imported; its claim has not been shown",
+    "shown": "and its check held, on this version of the code",
+    "matched": "and it equals an independent implementation, or the paper's own number",
+    "reading": "a survey or a study, with nothing in it to run",
+}
+
+
+def pages(found: list[Standing] | None = None) -> dict[str, str]:
+    """Make every page as Markdown, by file name: `index.md` and one for each row."""
+    found = standings() if found is None else found
+    return {"index.md": _index(found), **{f"{one.row.key}.md": _page(one) for one in found}}
+
+
+def write(folder: Path) -> int:
+    """Write every page into `folder`, touching only those that changed; give their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = pages()
+    for name, text in made.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    return len(made)
+
+
+def table(found: list[Standing] | None = None) -> str:
+    """Make the table of states: a line for each kind of paper, and the sum."""
+    lines = counts(standings() if found is None else found)
+    total = {state: sum(line[state] for line in lines.values()) for state in STATES}
+    head = ["kind", "rows", *STATES]
+    body = [
+        [kind, str(sum(line.values())), *(str(line[state] or "") for state in STATES)]
+        for kind, line in [*lines.items(), ("**all**", total)]
+    ]
+    text = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+
+
+def into_readme(path: Path) -> bool:
+    """Put the table between the markers of a README; tell whether that changed it."""
+    if not path.is_file():
+        fail(RuleError, "readme", str(path), "a file that exists", "name the README to fill")
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        fail(
+            RuleError, "readme", f"{path.name} without the two markers", f"{BEGIN} and {END}, once",
+            "put each on a line of its own where the table shall stand",
+        )
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    new = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    if new != text:
+        path.write_text(new, encoding="utf-8")
+    return new != text
+
+
+def _index(found: list[Standing]) -> str:
+    script = files("regard.papers").joinpath("search.js").read_text(encoding="utf-8")
+    lines = [
+        "# Papers",
+        "",
+        f"{len(found)} papers, each a row that runs or will. A row's state is computed from the "
+        "code that claims it and from what its check measured:",
+        "",
+        *(f"- **{state}**: {meaning}" for state, meaning in MEANING.items()),
+        "",
+        table(found),
+        "",
+        '<input id="papers-search" type="search" placeholder="share kv across layers" '
+        'aria-label="Search the papers" autocomplete="off" hidden>',
+        '<p id="papers-count"></p>',
+        "",
+        "| paper | year | kind | family | state | what it is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in sorted(found, key=lambda one: one.row.title.lower()):
+        row = one.row
+        cells = [
+            f"[{_plain(row.title)}]({row.key}.md)", str(row.year or ""), row.kind,
+            _plain(row.family), one.state, _plain(row.what),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"<script>\n{script.strip()}\n</script>", ""])
+
+
+def _page(one: Standing) -> str:
+    row = one.row
+    lines = [
+        f"# {_plain(row.title)}",
+        "",
+        f"`{row.key}` · {row.year or 'undated'} · {row.kind} · {_plain(row.family)} · "
+        f"**{one.state}**",
+        "",
+        _plain(row.what),
+    ]
+    if row.why_no:
+        lines += ["", "## Why nothing of it is built", "", _plain(row.why_no)]
+    for claim in one.claims:
+        lines += ["", "## How to call it", "", f"`{claim.path}` in `{where(claim)}`", ""]
+        lines += ["```python", example(claim), "```"]
+    if row.how:
+        lines += ["", "## How it is made", "", _plain(row.how), ""]
+        lines += [f"Certainty about the paper's details: {row.certainty}."]
+    if row.check:
+        lines += ["", "## What would show that it works", "", _plain(row.check)]
+    if one.evidence is not None:
+        lines += ["", "## Evidence", "", *_evidence(one)]
+    if row.headline:
+        lines += ["", "## The paper's own number", "", _plain(row.headline)]
+    near = [f"- [{_plain(hit.row.title)}]({hit.row.key}.md)" for hit in like(row.key, 5)]
+    return "\n".join([*lines, "", "## Papers like this one", "", *near, ""])
+
+
+def _evidence(one: Standing) -> list[str]:
+    found = one.evidence
+    assert found is not None
+    about = ", ".join(f"{name} {number}" for name, number in found.versions.items())
+    lines = [
+        f"**{one.verdict}**{f': {one.why}' if one.why else ''}. {_plain(found.claim)}",
+        "",
+        "| measured | |",
+        "|---|---|",
+        *(f"| {_plain(name)} | {shown(number)} |" for name, number in found.numbers.items()),
+        "",
+        f"{found.date}, {found.seconds:.1f} s on {found.machine['cores']} cores of "
+        f"{_plain(str(found.machine['cpu']))}; {about}; commit `{found.commit}`.",
+    ]
+    if found.left_out:
+        lines += ["", f"Not measured: {_plain(found.left_out)}"]
+    return lines
+
+
+def shown(number: object) -> str:
+    """Write a measured number shortly.
+
+    >>> shown(0.000123456), shown(3), shown(True)
+    ('0.0001235', '3', 'yes')
+    """
+    if isinstance(number, bool):
+        return "yes" if number else "no"
+    return f"{number:.4g}" if isinstance(number, float) else str(number)
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown would read as its own, for prose that holds formulas."""
+    text = text.replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_{}\[\]>|#])", r"\\\1", text)
