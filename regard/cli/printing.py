@@ -21,19 +21,27 @@ def console() -> Console:
 def print_table(
     head: Sequence[str], lines: Sequence[Sequence[Any]], *, cut: Sequence[str] = ()
 ) -> None:
-    """Print a table: columns in `cut` may lose their end, the last one wraps, others stay whole."""
+    """Print a table; columns in `cut` share the room left, and the first goes where there is none.
+
+    Without `cut` the last column wraps. All other columns stay whole.
+    """
+    screen, cut = console(), list(cut)
+    wide = [max([len(name), *(len(str(line[i])) for line in lines)]) for i, name in enumerate(head)]
+    whole = sum(w for name, w in zip(head, wide, strict=True) if name not in cut)
+    room = screen.width - whole - 3 * len(head)
+    dropped = cut.pop(0) if len(cut) > 1 and room < 25 * len(cut) else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(head):
-        longest = max((len(str(line[i])) for line in lines), default=0)
+    for name, width in zip(head, wide, strict=True):
         if name in cut:
-            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
-        elif i == len(head) - 1:
-            table.add_column(name)
-        else:
-            table.add_column(name, no_wrap=True, min_width=longest)
+            width = max(8, min(width, room // len(cut)))
+        elif name == head[-1] and not cut:
+            width = None
+        if name != dropped:
+            table.add_column(name, no_wrap=width is not None, overflow="ellipsis", width=width)
+    kept = [i for i, name in enumerate(head) if name != dropped]
     for line in lines:
-        table.add_row(*(escape(str(cell)) for cell in line))
-    console().print(table)
+        table.add_row(*(escape(str(line[i])) for i in kept))
+    screen.print(table)
 
 
 def print_json(found: Any) -> None:
