@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import sqlite3
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -68,9 +69,11 @@ def search(question: str, limit: int = 10) -> list[Hit]:
     match = "SELECT rowid FROM papers WHERE papers MATCH ?"
     holders = {word: {i for (i,) in base.execute(match, (f'"{word}"',))} for word in wanted}
     weights = ", ".join(map(str, WEIGHTS.values()))
+    # The question as one phrase as well, so that a title typed in is found by its common words.
+    phrases = [*wanted, " ".join(re.findall(r"\w+", plain(question)))]
     found = base.execute(
         f"SELECT rowid, bm25(papers, {weights}) FROM papers WHERE papers MATCH ?",
-        (" OR ".join(f'"{word}"' for word in wanted),),
+        (" OR ".join(f'"{phrase}"' for phrase in dict.fromkeys(phrases)),),
     )
     hits = []
     for i, rank in found:

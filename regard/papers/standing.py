@@ -58,6 +58,7 @@ def discover() -> dict[str, str]:
         # A place that is not built yet is no problem.
         if importlib.util.find_spec(name) is not None:
             _walk(name, problems)
+    _walk("regard.papers.ground", problems)
     return problems
 
 

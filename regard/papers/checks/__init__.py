@@ -1,8 +1,8 @@
 """Checks: one function for each row, which measures a claim of the paper and can fail.
 
-A file here holds the checks of a group of rows. A check seeds nothing (the runner seeds torch
-before each), runs in seconds on two cores unless it is marked `long`, and returns what it
-measured.
+A file here holds the checks of a group of rows; `measure` holds what they measure with. A check
+seeds nothing (the runner seeds torch before each), runs in seconds on two cores unless it is
+marked `long`, and returns what it measured.
 """
 
 from __future__ import annotations
