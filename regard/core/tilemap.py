@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,64 +25,86 @@ Allows = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of a plane: first and last position of each, as tensors that broadcast.
+    """The tiles of a plane: the positions in each, and the first and last of them.
 
-    `b` [b, 1, 1, 1], `h` [h, 1, 1], `i_lo`, `i_hi` [t_q, 1], `j_lo`, `j_hi` [t_k]; ends inclusive.
+    `b` [b, 1, 1, 1], `h` [h, 1, 1], `i` [t_q, size] and `j` [t_k, size]; a short last tile repeats
+    its last position. Positions need not be in a row: folding lays tiles over a lattice.
     """
 
     b: Tensor
     h: Tensor
-    i_lo: Tensor
-    i_hi: Tensor
-    j_lo: Tensor
-    j_hi: Tensor
+    i: Tensor
+    j: Tensor
 
     @staticmethod
     def over(
         n_q: int, n_k: int, size: tuple[int, int], batch: int, heads: int, device: torch.device
     ) -> Grid:
-        """Lay tiles of `size` over n_q x n_k; the last ones may be smaller."""
-        i_lo = torch.arange(0, n_q, size[0], device=device).view(-1, 1)
-        j_lo = torch.arange(0, n_k, size[1], device=device)
-        return Grid(
-            torch.arange(batch, device=device).view(-1, 1, 1, 1),
-            torch.arange(heads, device=device).view(-1, 1, 1),
-            i_lo,
-            (i_lo + size[0] - 1).clamp(max=max(n_q - 1, 0)),
-            j_lo,
-            (j_lo + size[1] - 1).clamp(max=max(n_k - 1, 0)),
-        )
+        """Lay tiles of `size` over n_q x n_k positions in a row."""
+        i, j = (_tiled(torch.arange(n, device=device), s) for n, s in zip((n_q, n_k), size, strict=True))
+        return Grid.of(i, j, batch, heads)
+
+    @staticmethod
+    def of(i: Tensor, j: Tensor, batch: int, heads: int) -> Grid:
+        """Make a grid of tiles of given positions, [t_q, size] and [t_k, size]."""
+        b = torch.arange(batch, device=i.device).view(-1, 1, 1, 1)
+        return Grid(b, torch.arange(heads, device=i.device).view(-1, 1, 1), i, j)
+
+    @cached_property
+    def i_lo(self) -> Tensor:
+        """Smallest query position of each tile, [t_q, 1]."""
+        return self.i.amin(1, keepdim=True)
+
+    @cached_property
+    def i_hi(self) -> Tensor:
+        """Largest query position of each tile, [t_q, 1]."""
+        return self.i.amax(1, keepdim=True)
+
+    @cached_property
+    def j_lo(self) -> Tensor:
+        """Smallest key position of each tile, [t_k]."""
+        return self.j.amin(1)
+
+    @cached_property
+    def j_hi(self) -> Tensor:
+        """Largest key position of each tile, [t_k]."""
+        return self.j.amax(1)
 
     def shift(self, offset: int) -> Grid:
         """Move the queries on by `offset`."""
-        return Grid(self.b, self.h, self.i_lo + offset, self.i_hi + offset, self.j_lo, self.j_hi)
+        return Grid(self.b, self.h, self.i + offset, self.j) if offset else self
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """[b, h, t_q, t_k]."""
-        return len(self.b), len(self.h), len(self.i_lo), len(self.j_lo)
+        return len(self.b), len(self.h), len(self.i), len(self.j)
 
     def look_at_every_pair(self, allows: Allows) -> tuple[Tensor, Tensor]:
         """Answer `some` and `every` by asking for each pair, a few rows of tiles at a time."""
         some = torch.zeros(self.shape, dtype=torch.bool, device=self.b.device)
         every = torch.zeros_like(some)
+        batch, heads, t_q, t_k = self.shape
         if some.numel() == 0:
             return some, every
-        j = torch.arange(int(self.j_lo[0]), int(self.j_hi[-1]) + 1, device=self.b.device)
-        batch, heads, _, t_k = self.shape
-        tile_of_key = torch.searchsorted(self.j_lo, j, right=True) - 1
-        keys = torch.zeros(t_k, device=j.device).index_add_(0, tile_of_key, torch.ones(len(j), device=j.device))
-        rows_at_once = max(1, LOOK_AT_ONCE // max(1, batch * heads * len(j)))
-        for t, (lo, hi) in enumerate(zip(self.i_lo.flatten().tolist(), self.i_hi.flatten().tolist(), strict=True)):
-            count = torch.zeros(batch, heads, t_k, device=j.device)
-            for start in range(lo, hi + 1, rows_at_once):
-                i = torch.arange(start, min(start + rows_at_once, hi + 1), device=j.device)
-                met = allows(self.b, self.h, i.view(-1, 1), j)
-                met = met.expand(batch, heads, len(i), len(j)).sum(2).float()
-                count.index_add_(2, tile_of_key, met)
-            some[:, :, t] = count > 0
-            every[:, :, t] = count == keys * (hi - lo + 1)
+        rows_at_once = max(1, LOOK_AT_ONCE // max(1, batch * heads * self.j.numel()))
+        for t in range(t_q):
+            any_met = torch.zeros(batch, heads, t_k, dtype=torch.bool, device=self.b.device)
+            all_met = torch.ones_like(any_met)
+            for i in self.i[t].split(rows_at_once):
+                met = allows(self.b, self.h, i.view(-1, 1), self.j.view(-1))
+                met = met.expand(batch, heads, len(i), -1).unflatten(-1, self.j.shape)
+                any_met |= met.any(-1).any(2)
+                all_met &= met.all(-1).all(2)
+            some[:, :, t], every[:, :, t] = any_met, all_met
         return some, every
+
+
+def _tiled(positions: Tensor, size: int) -> Tensor:
+    """Cut positions [n] into tiles [t, size], repeating the last one to fill up."""
+    short = -len(positions) % size
+    if short and len(positions):
+        positions = torch.cat([positions, positions[-1:].expand(short)])
+    return positions.view(-1, size)
 
 
 @value
@@ -139,9 +161,15 @@ def _mapped(
 ) -> TileMap:
     batch, heads = support.extent()
     grid = Grid.over(n_q, n_k, size, batch, heads, torch.device(device)).shift(offset)
+    return TileMap(tile_states(support, grid), size, n_q, n_k)
+
+
+def tile_states(support: Support, grid: Grid) -> Tensor:
+    """State of each tile of any grid, int8 [b, h, t_q, t_k]."""
+    if 0 in grid.shape:
+        return torch.zeros(grid.shape, dtype=torch.int8, device=grid.b.device)
     some, every = support.cover(grid)
-    state = some.to(torch.int8) + (some & every).to(torch.int8)
-    return TileMap(state.expand(grid.shape), size, n_q, n_k)
+    return (some.to(torch.int8) + (some & every).to(torch.int8)).expand(grid.shape)
 
 
 _remembered = lru_cache(maxsize=256)(_mapped)

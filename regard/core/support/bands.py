@@ -126,10 +126,13 @@ class Dilated(Support):
         return (i - j) % self.step == 0
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """A tile has some if a multiple of the step lies between its nearest and farthest pair."""
+        """Tiles of one residue answer at once; others by whether a multiple of the step fits."""
+        q, k = grid.i % self.step, grid.j % self.step
+        pure = (q.amin(1) == q.amax(1))[:, None] & (k.amin(1) == k.amax(1))
+        alike = pure & (q[:, :1] == k[:, 0])
         low, high = grid.i_lo - grid.j_hi, grid.i_hi - grid.j_lo
-        some = torch.div(high, self.step, rounding_mode="floor") * self.step >= low
-        return some, (low == high) & some if self.step > 1 else some
+        fits = torch.div(high, self.step, rounding_mode="floor") * self.step >= low
+        return torch.where(pure, alike, fits), alike
 
 
 @value

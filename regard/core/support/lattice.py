@@ -11,6 +11,7 @@ from torch import Tensor
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
 from regard.core.support.bands import need_count
 from regard.core.support.base import Support
+from regard.core.tilemap import Grid
 from regard.core.value import value
 
 
@@ -85,20 +86,49 @@ class Neighborhood(Support):
 
     def along(self, axis: int, x: Tensor, y: Tensor) -> Tensor:
         """Say for coordinates on one axis whether query x may meet key y."""
+        d = self.dilation[axis]
+        first, last = self._window(axis, x)
+        key = torch.div(y, d, rounding_mode="floor")
+        return (key >= first) & (key <= last) & (y % d == x % d)
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Compare, axis by axis, the windows of the outermost queries with the outermost keys."""
+        some = torch.ones(grid.shape[2:], dtype=torch.bool, device=grid.i.device)
+        every = some.clone()
+        for axis, (x, y) in enumerate(zip(self.coordinates(grid.i), self.coordinates(grid.j), strict=True)):
+            axis_some, axis_every = self._cover_along(axis, x, y)
+            some, every = some & axis_some, every & axis_every
+        return some, every
+
+    def _cover_along(self, axis: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer for coordinates x [t_q, size] and y [t_k, size] on one axis."""
+        d = self.dilation[axis]
+        groups = x % d, y % d
+        pure = [(g.amin(1) == g.amax(1)) for g in groups]
+        pure_pair = pure[0][:, None] & pure[1]
+        alike = pure_pair & (groups[0][:, :1] == groups[1][:, 0])
+        # The window's first and last key grow with the query, so the outermost queries decide;
+        # with mixed dilation groups, the widest of any group does.
+        first, last = self._window(axis, x)
+        place = torch.div(y, d, rounding_mode="floor")
+        low, high = place.amin(1), place.amax(1)
+        meets = (low <= last.amax(1, keepdim=True)) & (high >= first.amin(1, keepdim=True))
+        within = (low >= first.amax(1, keepdim=True)) & (high <= last.amin(1, keepdim=True))
+        return meets & (alike | ~pure_pair), within & alike
+
+    def _window(self, axis: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """First and last key that queries x on one axis meet, counted in their dilation group."""
         size, k = self.lattice[axis], self.kernel[axis]
         d, s = self.dilation[axis], self.stride[axis]
         group, place = x % d, torch.div(x, d, rounding_mode="floor")
-        key = torch.div(y, d, rounding_mode="floor")
-        last = torch.div(size - 1 - group, d, rounding_mode="floor")  # of this dilation group
+        end = torch.div(size - 1 - group, d, rounding_mode="floor")  # of this dilation group
         share = torch.div(place, s, rounding_mode="floor") * s
         if self.causal[axis]:
-            leader = torch.minimum(share + s - 1, last)
-            near = (key <= place) & (leader - key < k)
-        else:
-            leader = torch.minimum(share + s // 2, last)
-            first = torch.minimum((leader - k // 2).clamp(min=0), last - k + 1)
-            near = (key >= first) & (key < first + k)
-        return near & (y % d == group)
+            leader = torch.minimum(share + s - 1, end)
+            return (leader - k + 1).clamp(min=0), place
+        leader = torch.minimum(share + s // 2, end)
+        first = torch.minimum((leader - k // 2).clamp(min=0), end - k + 1)
+        return first, first + k - 1
 
     def coordinates(self, position: Tensor) -> list[Tensor]:
         """Split positions into one coordinate for each axis."""

@@ -37,16 +37,9 @@ def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
     return x if dtype is None else x.to(dtype)
 
 
-def within_tiles(table: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest entry of `table` [b, n] in each run [low, high] of positions, [b, t]."""
-    low, high = low.flatten(), high.flatten()
-    n = table.shape[1]
-    low, high = low.clamp(0, n - 1), high.clamp(0, n - 1)
-    if len(low) == 0:
-        return table[:, :0], table[:, :0]
-    width = int((high - low).max()) + 1
-    inside = (low[:, None] + torch.arange(width, device=low.device)).minimum(high[:, None])
-    runs = table.to(low.device)[:, inside]
+def within_tiles(table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest entry of `table` [b, n] in each tile of positions [t, size]: [b, t]."""
+    runs = table.to(positions.device)[:, positions.clamp(0, table.shape[1] - 1)]
     return runs.amin(-1), runs.amax(-1)
 
 
@@ -85,9 +78,9 @@ class Attribute(Support):
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Compare the ranges of the attribute in the two sides of the tile."""
         q_lo, q_hi = (
-            x[:, None, :, None] for x in within_tiles(self.query, grid.i_lo, grid.i_hi)
+            x[:, None, :, None] for x in within_tiles(self.query, grid.i)
         )
-        k_lo, k_hi = (x[:, None, None, :] for x in within_tiles(self.key, grid.j_lo, grid.j_hi))
+        k_lo, k_hi = (x[:, None, None, :] for x in within_tiles(self.key, grid.j))
         overlap = (k_lo <= q_hi) & (q_lo <= k_hi)
         constant = (q_lo == q_hi) & (k_lo == k_hi) & (q_lo == k_lo)
         if self.test == "same":
@@ -149,9 +142,9 @@ class Kinds(Support):
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Tiles of one kind on each side are answered by the table, others are partial."""
         q_lo, q_hi = (
-            x[:, None, :, None] for x in within_tiles(self.kinds, grid.i_lo, grid.i_hi)
+            x[:, None, :, None] for x in within_tiles(self.kinds, grid.i)
         )
-        k_lo, k_hi = (x[:, None, None, :] for x in within_tiles(self.kinds, grid.j_lo, grid.j_hi))
+        k_lo, k_hi = (x[:, None, None, :] for x in within_tiles(self.kinds, grid.j))
         pure, answer = (q_lo == q_hi) & (k_lo == k_hi), self.table[q_lo, k_lo]
         return ~pure | answer, pure & answer
 
@@ -237,7 +230,7 @@ class Padding(Support):
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Look at the keys of the tile."""
-        every, some = within_tiles(self.valid.int(), grid.j_lo, grid.j_hi)
+        every, some = within_tiles(self.valid.int(), grid.j)
         beyond = grid.j_hi >= self.valid.shape[1]
         return (some > 0)[:, None, None], (every > 0)[:, None, None] & ~beyond
 
