@@ -107,7 +107,7 @@ def prepare(
         fail(ValueRangeError, "scale", repr(scale), "a finite number", "leave it out for 1.0")
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     dtype = v.dtype
-    decay = _rate("log_decay", log_decay, q, g, work)
+    decay = _rate("log_decay", log_decay, q, g, work, channels=log_momentum is None)
     momentum = _rate("log_momentum", log_momentum, q, g, work, channels=False)
     strength = _strength(beta, q, g, work)
     q, k, v = q.to(work), k.to(work), v.to(work)
