@@ -92,6 +92,12 @@ def run(
     """
     if jobs < 1:
         fail(ValueRangeError, "jobs", jobs, "at least 1", "leave it out for one for each core")
+    return _run(keys, jobs, again, folder)
+
+
+def _run(
+    keys: Sequence[str], jobs: int, again: bool, folder: Path
+) -> Generator[Event, None, None]:
     due = []
     for key in keys:
         found = standing(key, folder)

@@ -23,10 +23,7 @@ COMMITTED = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 class Toy:
-    """Stand in for a method.
-
-    >>> Toy()
-    """
+    """Stand in for a method."""
 
 
 @pytest.fixture

@@ -61,7 +61,10 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_no_process(tmp_path):
     assert lines(process)[-1] == "stopped"
     assert process.returncode == 130
     assert time.monotonic() - begun < 60  # and not the 300 s that the check would take
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        # Python's own tracker of shared resources ends a moment after its parent.
+        assert time.monotonic() - begun < 60, "workers outlived the run"
+        time.sleep(0.05)
     assert os.listdir(tmp_path) == ["moh.json"]
 
 
