@@ -1,6 +1,6 @@
-"""Claims of the rows that core runs by itself: a value of a rule, or a scan, is the whole method.
+"""Claims of rows that core and run carry by themselves: a value, a scan, or an executor is all.
 
-They stand here and not as decorators in core only so that core need not know of papers.
+They stand here, and not as decorators, so that core and run read as if no paper existed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from regard.core.score.contents import LowRankBias
 from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import SharedPrefix
 from regard.core.weigh import Signed
+from regard.run.chunked import Chunked
 from regard.run.scanning import scan
 
+method("chunked_attention")(Chunked)
 method("cog_attention")(Signed)
 method("dpo_prefix_sharing")(SharedPrefix)
 method("flashbias")(LowRankBias)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regard.papers.catalogue import row
-from regard.papers.checks import checks, rules, sequences
+from regard.papers.checks import checks, executors, rules, sequences
 from regard.papers.runner import measure
 
 QUICK = [key for key, one in checks().items() if not one.long]
@@ -24,7 +24,7 @@ def test_the_check_fails_when_the_method_is_one_percent_off(key, monkeypatch):
         slant = torch.linspace(0.99, 1.01, out.shape[-2], dtype=out.dtype)
         return out * slant[:, None]
 
-    for module in (rules, sequences):
+    for module in (executors, rules, sequences):
         true = module.attend
         monkeypatch.setattr(module, "attend", lambda *a, _t=true, **k: off(_t(*a, **k)))
     scan = sequences.scan

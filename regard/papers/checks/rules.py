@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regard.core.rule import Rule
 from regard.core.score import Dot, LowRankBias
-from regard.core.support import Neighborhood, Support
+from regard.core.support import Neighborhood
 from regard.core.tilemap import EMPTY
 from regard.core.weigh import Signed, Softmax, Weigh
 from regard.papers.checks import Measured, check
@@ -153,9 +153,8 @@ def bias_in_channels() -> Measured:
     )
 
 
-def _same_attention(a: Support, b: Support | None, n: int) -> float:
-    q, k, v = (torch.randn(1, 2, n, 8) for _ in range(3))
-    return gap(attend(q, k, v, a), attend(q, k, v, b))
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return _explicit(q, k, v, torch.zeros(mask.shape).masked_fill(~mask, -torch.inf))
 
 
 def _tile_order(lattice: tuple[int, int], tile: tuple[int, int]) -> Tensor:
@@ -181,13 +180,11 @@ def strided_neighborhoods() -> Measured:
     place = torch.arange(n)
     q, k, v = (torch.randn(1, 2, n, 8) for _ in range(3))
     block = place[:, None] // w == place // w
-    masked = torch.nn.functional.scaled_dot_product_attention(q, k, v, block)
-    blocked = gap(attend(q, k, v, Neighborhood(w, (n,), stride=w)), masked)
+    blocked = gap(attend(q, k, v, Neighborhood(w, (n,), stride=w)), _masked(q, k, v, block))
     start = (place - w // 2).clamp(0, n - w)[:, None]
     near = (place >= start) & (place < start + w)
-    masked = torch.nn.functional.scaled_dot_product_attention(q, k, v, near)
-    sliding = gap(attend(q, k, v, Neighborhood(w, (n,))), masked)
-    full = _same_attention(Neighborhood(n, (n,)), None, n)
+    sliding = gap(attend(q, k, v, Neighborhood(w, (n,))), _masked(q, k, v, near))
+    full = gap(attend(q, k, v, Neighborhood(n, (n,))), _masked(q, k, v, near | True))
 
     miscounted = worse = tried = 0
     fewest = 1.0
