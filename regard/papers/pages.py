@@ -79,6 +79,9 @@ def _index(found: list[Standing]) -> str:
         "",
         table(found),
         "",
+        'In the shell: `regard papers search "share kv across layers"`, `regard papers like moh`, '
+        "`regard papers moh`, and `regard papers check gna`, which measures its claim again.",
+        "",
         '<input id="papers-search" type="search" placeholder="share kv across layers" '
         'aria-label="Search the papers" autocomplete="off" hidden>',
         '<p id="papers-count"></p>',

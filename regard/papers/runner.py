@@ -46,7 +46,7 @@ def measure(key: str) -> Evidence:
         key=key,
         claim=found.claim,
         held=bool(found.held),
-        numbers=found.numbers,
+        numbers=dict(found.numbers),
         matches=found.matches,
         left_out=found.left_out,
         long=made.long,

@@ -102,6 +102,20 @@ def test_a_claim_that_does_not_hold_is_exit_code_one(shell, tmp_path, monkeypatc
     assert "failed dpo_prefix_sharing" in err
 
 
+def test_an_interrupt_says_what_is_kept(shell, monkeypatch):
+    from regard.papers import runner
+
+    def stopped(keys, **_):
+        yield runner.Event(keys[0], "started")
+        yield runner.Event(keys[0], "broke", trace="toy")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", stopped)
+    code, _, err = shell("papers", "check", "gna", "flashbias")
+    assert code == 130
+    assert "1 of 2 done and kept" in err
+
+
 def test_the_list_of_checks(shell, tmp_path):
     _, out, _ = shell("papers", "check", "--list", "--json", "--evidence", str(tmp_path))
     assert {"key": "cog_attention", "long": False, "evidence": "none"} in json.loads(out)

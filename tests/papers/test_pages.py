@@ -1,6 +1,7 @@
 """Pages say what the catalogue and the code say, and link to pages that exist."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,12 @@ def test_the_readme_keeps_everything_but_the_table(tmp_path):
     text = readme.read_text()
     assert text == f"# Before\n\n{BEGIN}\n{table()}\n{END}\n\nafter\n"
     assert not into_readme(readme)
+
+
+def test_the_readme_of_the_repository_is_up_to_date():
+    """Run `regard papers docs --readme README.md` where this fails."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert BEGIN not in text or f"{BEGIN}\n{table()}\n{END}" in text
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])

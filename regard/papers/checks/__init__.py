@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from regard.core.errors import RuleError, fail
@@ -29,7 +29,7 @@ class Measured:
 
     claim: str
     held: bool
-    numbers: dict[str, Number] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = field(default_factory=dict)
     matches: str = ""
     left_out: str = ""
 
