@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -151,9 +151,7 @@ def map_tiles(
         fail(ValueRangeError, "size", shape_of(size), "tile sizes of at least 1", "use 64 or 128")
     where = torch.device(device or "cpu")
     key = (n_q, n_k, both, offset, str(where))
-    if support.tensors():
-        return support.memo(("tiles", *key), lambda: _mapped(support, *key))
-    return _remembered(support, *key)
+    return support.memo(("tiles", *key), lambda: _mapped(support, *key))
 
 
 def _mapped(
@@ -171,5 +169,3 @@ def tile_states(support: Support, grid: Grid) -> Tensor:
     some, every = support.cover(grid)
     return (some.to(torch.int8) + (some & every).to(torch.int8)).expand(grid.shape)
 
-
-_remembered = lru_cache(maxsize=256)(_mapped)

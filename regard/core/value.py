@@ -11,7 +11,8 @@ import base64
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import numpy as np
@@ -22,6 +23,9 @@ from regard.core.errors import RuleError, fail
 
 T = TypeVar("T")
 _TYPES: dict[str, type[Value]] = {}
+# What `memo` built for values without tensors, oldest first.
+_shared: OrderedDict[Hashable, Any] = OrderedDict()
+_KEPT = 256
 
 
 class Value:
@@ -43,11 +47,21 @@ class Value:
         return tuple((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
 
     def memo(self, key: Hashable, build: Callable[[], T]) -> T:
-        """Build something derived from this value once, and keep it as long as the value lives."""
-        kept: dict[Hashable, Any] = self.__dict__.setdefault("_memo", {})
-        if key not in kept:
-            kept[key] = build()
-        return kept[key]  # type: ignore[no-any-return]
+        """Build something derived from this value once, and keep it.
+
+        Values without tensors share what equal values built; others keep it as long as they live.
+        """
+        if self.tensors():
+            kept: OrderedDict[Hashable, Any] = self.__dict__.setdefault("_memo", OrderedDict())
+            full_key: Hashable = key
+        else:
+            kept, full_key = _shared, (self, key)
+        found = kept.get(full_key, _shared)
+        if found is _shared:
+            found = kept[full_key] = build()
+            if len(kept) > _KEPT:
+                kept.popitem(last=False)
+        return found  # type: ignore[no-any-return]
 
     @property
     def signature(self) -> Hashable:
@@ -97,9 +111,33 @@ class Value:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor in the value, depth first."""
-        return [t for _, x in self.fields() for t in _tensors(x)]
+        found: tuple[Tensor, ...] | None = self.__dict__.get("_tensors")
+        if found is None:
+            found = tuple(t for _, x in self.fields() for t in _tensors(x))
+            self.__dict__["_tensors"] = found
+        return found
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """Give the same value with other tensors, in the order of `tensors()`.
+
+        They must be shaped as the old ones: nothing is checked again, so that this can be done
+        while a graph is traced or recomputed.
+
+        >>> from regard.core.score import Alibi
+        >>> Alibi(torch.zeros(2)).with_tensors([torch.ones(2)]).slopes.tolist()
+        [1.0, 1.0]
+        """
+        rest = iter(tensors)
+        made = _swapped(self, rest)
+        left = len(list(rest))
+        if left:
+            fail(
+                RuleError, "tensors", f"{len(tensors)} tensors", f"{len(tensors) - left}, one for "
+                "each of the value", "swap what tensors() gave",
+            )
+        return made  # type: ignore[no-any-return]
 
     def take_heads(self, heads: Sequence[int]) -> Self:
         """Keep what belongs to some of the query heads."""
@@ -176,10 +214,28 @@ def _tensors(x: Any) -> list[Tensor]:
     if isinstance(x, Tensor):
         return [x]
     if isinstance(x, Value):
-        return x.tensors()
+        return list(x.tensors())
     if isinstance(x, tuple):
         return [t for y in x for t in _tensors(y)]
     return []
+
+
+def _swapped(x: Any, rest: Iterator[Tensor]) -> Any:
+    if isinstance(x, Tensor):
+        found = next(rest, None)
+        if found is None:
+            fail(
+                RuleError, "tensors", "too few tensors", "one for each of the value",
+                "swap what tensors() gave",
+            )
+        return found
+    if isinstance(x, tuple):
+        return tuple(_swapped(y, rest) for y in x)
+    if isinstance(x, Value) and x.tensors():
+        made = object.__new__(type(x))
+        made.__setstate__({name: _swapped(y, rest) for name, y in x.fields()})
+        return made
+    return x
 
 
 def _moved(x: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:

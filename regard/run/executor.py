@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from regard.core.call import Call
 from regard.core.partial import Partial
 
@@ -65,6 +67,10 @@ class Executor(ABC):
     @abstractmethod
     def run(self, call: Call) -> Partial:
         """Run the call; the weigh is not closed yet, so parts can still be merged."""
+
+    def out(self, call: Call) -> Tensor:
+        """Run a call of which only the output is wanted."""
+        return self.run(call).out
 
     def cost(self, call: Call) -> Cost:
         """Estimate the work; by default that of writing the whole matrix out."""

@@ -264,11 +264,11 @@ class PrefixLM(Support):
                 ValueRangeError, "prefix", f"{prefix.tolist()}", "lengths of at least 0, one or [b]",
                 "pass how many tokens the prefix has",
             )
-        object.__setattr__(self, "prefix", prefix.reshape(-1, 1).long())
+        object.__setattr__(self, "prefix", prefix.reshape(-1).long())
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Allow the prefix and the past."""
-        return (j < look_up(self.prefix, b, i * 0)) | (j <= i)
+        return (j < look_up(self.prefix[:, None], b, i * 0)) | (j <= i)
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Compare the tile with the prefix and the diagonal."""

@@ -1,0 +1,89 @@
+"""The public door: attend, partial, plan."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.partial import Partial
+from regard.core.rule import Rule
+from regard.core.score.base import Score
+from regard.core.support.base import Support
+from regard.core.weigh import Weigh
+from regard.run.plan import Plan, chosen, make_plan
+
+RuleLike = Rule | Support | Score | Weigh | None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: RuleLike = None,
+    *,
+    executor: str | None = None,
+    q_positions: Tensor | None = None,
+    k_positions: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend: q [b, h, n, d], k [b, g, m, d], v [b, g, m, e] give [b, h, n, e].
+
+    `rule` is a `Rule` or one of its parts; g divides h. `q_positions` and `k_positions` place
+    tokens that do not stand at 0, 1, 2, ... (see `Call`). The executor is chosen by `plan` unless
+    one is named. Queries that may meet no key give zeros.
+
+    >>> import torch
+    >>> from regard.core.support import Causal, Sinks, Window
+    >>> q, k = torch.randn(1, 4, 32, 16), torch.randn(1, 2, 32, 16)
+    >>> attend(q, k, k, Causal() & (Window(8) | Sinks(2))).shape
+    torch.Size([1, 4, 32, 16])
+    """
+    call = Call(q, k, v, Rule.of(rule), q_positions, k_positions, dropout)
+    runs = chosen(call, executor)
+    if call.rule.weigh.closes:
+        return call.rule.weigh.close(runs.run(call)).out
+    return runs.out(call)
+
+
+def partial(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: RuleLike = None,
+    *,
+    executor: str | None = None,
+    q_positions: Tensor | None = None,
+    k_positions: Tensor | None = None,
+) -> Partial:
+    """Attend to these keys as a part of more: (out, lse), to be merged.
+
+    What counts once a row (a sink logit) is left out: `rule.weigh.close(merge(...))` adds it.
+
+    >>> import torch
+    >>> q = torch.randn(1, 2, 3, 8)
+    >>> partial(q, q, q).lse.shape
+    torch.Size([1, 2, 3])
+    """
+    call = Call(q, k, v, Rule.of(rule), q_positions, k_positions)
+    return chosen(call, executor, lse=True).run(call)
+
+
+def plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: RuleLike = None,
+    *,
+    executor: str | None = None,
+    q_positions: Tensor | None = None,
+    k_positions: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Plan:
+    """Say which executor would run the call, why, at what cost, and what was ruled out and why.
+
+    >>> import torch
+    >>> q = torch.randn(1, 2, 64, 8)
+    >>> plan(q, q, q).executor
+    'fused'
+    """
+    return make_plan(Call(q, k, v, Rule.of(rule), q_positions, k_positions, dropout), executor)

@@ -1,0 +1,284 @@
+"""Structured supports folded into the batch of dense attention: windows, lattices, documents, tiles.
+
+Every tile of queries attends densely to just the tiles of keys it may meet. Nothing is compiled,
+gradients work on any device, and no matrix of all pairs exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn.functional import pad
+
+from regard.core.call import Call
+from regard.core.partial import Partial, merge, nothing, wide
+from regard.core.tilemap import EMPTY, FULL, PARTIAL
+from regard.run import dense
+from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
+from regard.run.fused import mask_entries, pattern, product, why_not_product
+from regard.run.pieces import Piecewise
+
+# Bytes of keys and values gathered at a time, so that they stay in the cache.
+GATHERED = 1 << 24
+
+
+class Folded(Executor):
+    """Fold a support into dense pieces and merge them."""
+
+    name = "folded"
+
+    def can(self, call: Call) -> Answer:
+        """Anything elementwise whose support leaves out tiles, with tokens in a row."""
+        if call.placed:
+            return No("tokens stand at positions of their own")
+        if call.dropout:
+            return No("drops no weights")
+        if call.rule.score.needs_row:
+            return No(f"{call.rule.score} needs whole rows of scores")
+        if call.n < 2 or call.m == 0:
+            return No("a single query has nothing to fold")
+        if pattern(call) is not None:
+            return No("every pair meets, or all the past: there is nothing to fold")
+        batch, heads = call.rule.support.extent()
+        if batch * heads > 256:
+            return No(f"the support differs for {batch * heads} rows and heads (limit 256)")
+        partial = self._tiles(call, PARTIAL)
+        if partial > LOOK_ENTRIES:
+            return No(f"{partial:,} pairs lie in tiles that are only partly met")
+        return Yes("" if not why_not_product(call) else "piece by piece, in plain operations")
+
+    def _tiles(self, call: Call, state: int) -> int:
+        """Pairs in tiles of a state, for one row of the batch and one head (the fullest)."""
+        tiles = call.rule.tiles(call.n, call.m, tile_size(call.rule.support), device=call.q.device)
+        area = tiles.size[0] * tiles.size[1]
+        return int((tiles.state == state).sum((2, 3)).max()) * area
+
+    def cost(self, call: Call) -> Cost:
+        """Pairs in tiles that are not empty."""
+        fold = folds(call)[0][2]
+        pairs = float(call.b * call.h * fold.pairs)
+        size = call.q.element_size()
+        groups = sum(len(layer) for layer in fold.layers)
+        moved = size * (2 * call.q.numel() + pairs / fold.size[0] * (call.d + call.e))
+        slowness = 1.5 if not why_not_product(call) else 6.0
+        # Each group is a kernel launch with some Python around it.
+        launches = groups * len(folds(call)) * call.b * 2e6
+        return Cost(2.0 * pairs * (call.d + call.e) + launches, moved, size * pairs / 64, slowness)
+
+    def run(self, call: Call) -> Partial:
+        """Run every fold and put the rows and heads together."""
+        if why_not_product(call):
+            return Piecewise(call, folds(call)).run()
+        q, k, scale = product(call)
+        out, lse = _Folded.apply(q, k, call.v, Work(scale, tuple(folds(call)), call.g))
+        return Partial(out, lse)
+
+
+def folds(call: Call) -> list[tuple[slice, slice, Fold]]:
+    """Fold a call: (rows of the batch, query heads, fold) for each that differs; kept by the rule."""
+    key = ("folds", call.n, call.m, call.rule.offset, str(call.q.device))
+    return call.rule.support.memo(key, lambda: _folds(call))
+
+
+def _folds(call: Call) -> list[tuple[slice, slice, Fold]]:
+    batch, heads = call.rule.support.extent()
+    found = []
+    for b in range(batch):
+        for h in range(heads):
+            rows = slice(None) if batch == 1 else slice(b, b + 1)
+            some = slice(None) if heads == 1 else slice(h, h + 1)
+            found.append((rows, some, make_fold(call, b, h)))
+    return found
+
+
+class Work(NamedTuple):
+    """What is to be done, apart from the tensors."""
+
+    scale: float
+    folds: tuple[tuple[slice, slice, Fold], ...]
+    g: int
+
+
+class Slab(NamedTuple):
+    """Some units of a group with their tensors: q [u, h, q, d], k, v [u, g, c k, d], mask."""
+
+    group: Group
+    units: slice
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+
+
+class _Folded(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work) -> tuple[Tensor, Tensor]:
+        out = q.new_zeros(*q.shape[:3], v.shape[-1])
+        lse = torch.full(q.shape[:3], -torch.inf, dtype=wide(q.dtype), device=q.device)
+        for one in _rows_and_heads(q, k, v, work):
+            _forward(one, work.scale, out[one.b, one.h], lse[one.b, one.h])
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.work = work
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grads = [torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v)]
+        for one in _rows_and_heads(q, k, v, ctx.work):
+            rows = (x[one.b, one.h] for x in (d_out, d_lse, out, lse))
+            pulled = _backward(one, ctx.work.scale, *rows)
+            for grad, own, heads in zip(grads, pulled, (one.h, one.g, one.g), strict=True):
+                grad[one.b, heads] += own
+        return (*(x.to(q.dtype) for x in grads), None)
+
+
+class One(NamedTuple):
+    """One row of the batch and the heads that share a fold: q [h, n, d], k, v [g, m, d].
+
+    q, k and v are in the order of the fold and filled up to whole tiles; `m` keys are real.
+    """
+
+    m: int
+    b: int
+    h: slice
+    g: slice
+    fold: Fold
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def _rows_and_heads(q: Tensor, k: Tensor, v: Tensor, work: Work) -> Iterator[One]:
+    share = q.shape[1] // work.g
+    for rows, heads, fold in work.folds:
+        keys = slice(None) if heads == slice(None) else slice(heads.start // share, heads.start // share + 1)
+        for b in range(*rows.indices(q.shape[0])):
+            qs = _arranged(q[b, heads], fold.order_q, fold.size[0])
+            ks, vs = (_arranged(x[b, keys], fold.order_k, fold.size[1]) for x in (k, v))
+            yield One(k.shape[2], b, heads, keys, fold, qs, ks, vs)
+
+
+def _arranged(x: Tensor, order: Tensor | None, side: int) -> Tensor:
+    """Put x [h, n, d] in order and fill it up to whole tiles."""
+    x = x if order is None else x.index_select(1, order)
+    short = -x.shape[1] % side
+    return pad(x, (0, 0, 0, short)) if short else x
+
+
+def _restored(x: Tensor, order: Tensor | None, n: int) -> Tensor:
+    """Undo `_arranged` for x [h, n or more, ...]."""
+    x = x[:, :n]
+    return x if order is None else torch.empty_like(x).index_copy_(1, order, x)
+
+
+def _slabs(one: One, group: Group) -> Iterator[Slab]:
+    """Cut a group into pieces whose keys and values fit the cache; views need no cutting."""
+    side_q, side_k = one.fold.size
+    count, wide_keys = len(group.units), group.keys.shape[1] * side_k
+    if group.regular is not None:
+        at_once = count
+    else:
+        row = one.k.shape[0] * wide_keys * (one.k.shape[-1] + one.v.shape[-1]) * one.k.element_size()
+        at_once = max(1, GATHERED // row)
+    for start in range(0, count, at_once):
+        part = slice(start, min(start + at_once, count))
+        if group.regular is not None:
+            unit, step, key, key_step = group.regular
+            q = _strided(one.q, unit * side_q, step * side_q, count, side_q)
+            k, v = (_strided(x, key * side_k, key_step * side_k, count, wide_keys) for x in (one.k, one.v))
+        else:
+            q = _gathered(one.q, group.units[part, None], side_q)
+            k, v = (_gathered(x, group.keys[part], side_k) for x in (one.k, one.v))
+        mask = group.mask
+        if mask is not None:
+            mask = mask if len(mask) == 1 else mask[part]
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)
+        yield Slab(group, part, q, k, v, mask)
+
+
+def _strided(x: Tensor, start: int, step: int, count: int, length: int) -> Tensor:
+    """View x [h, n, d] as [count, h, length, d], every `step` places a piece."""
+    h, _, d = x.shape
+    over_h, over_n, over_d = x.stride()
+    where = x.storage_offset() + start * over_n
+    return x.as_strided((count, h, length, d), (step * over_n, over_h, over_n, over_d), where)
+
+
+def _gathered(x: Tensor, tiles: Tensor, side: int) -> Tensor:
+    """Copy tiles [u, c] of x [h, n, d] together: [u, h, c side, d]."""
+    h, _, d = x.shape
+    cut = x.unflatten(1, (-1, side))  # [h, t, side, d]
+    found = cut[:, tiles.flatten()].view(h, *tiles.shape, side, d)
+    return found.transpose(0, 1).flatten(2, 3)
+
+
+def _forward(one: One, scale: float, out: Tensor, lse: Tensor) -> None:
+    """Write out [h, n, e] and lse [h, n] of one row."""
+    side = one.fold.size[0]
+    h, full, e = one.q.shape[0], one.q.shape[1], one.v.shape[-1]
+    whole: Partial | None = None
+    for layer in one.fold.layers:
+        made = nothing(one.q.new_zeros(full // side, h, side, e))
+        assert made.lse is not None
+        for group in layer:
+            for slab in _slabs(one, group):
+                got = dense.forward(slab.q, slab.k, slab.v, dense.Shape(scale), slab.mask)
+                units = group.units[slab.units]
+                made.out[units], made.lse[units] = got[0], got[1].to(made.lse.dtype)
+        whole = made if whole is None else merge(whole, made)
+    if whole is None or whole.lse is None:
+        return
+    n = out.shape[1]
+    rows = whole.out.transpose(0, 1).flatten(1, 2), whole.lse.transpose(0, 1).flatten(1, 2)
+    out.copy_(_restored(rows[0], one.fold.order_q, n))
+    lse.copy_(_restored(rows[1], one.fold.order_q, n))
+
+
+def _backward(
+    one: One, scale: float, d_out: Tensor, d_lse: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give dq [h, n, d], dk, dv [g, m, d] of one row, summed over the pieces."""
+    fold, (side_q, side_k) = one.fold, one.fold.size
+    rows = [
+        _arranged(x if x.dim() == 3 else x[..., None], fold.order_q, side_q).unflatten(1, (-1, side_q)).transpose(0, 1)
+        for x in (d_out, d_lse, out, lse)
+    ]
+    dtype = wide(one.q.dtype)
+    dq, dk, dv = (
+        torch.zeros(x.shape[1] // s, x.shape[0], s, x.shape[2], dtype=dtype, device=x.device)
+        for x, s in ((one.q, side_q), (one.k, side_k), (one.v, side_k))
+    )
+    for layer in fold.layers:
+        for group in layer:
+            for slab in _slabs(one, group):
+                units = group.units[slab.units]
+                own = [x[units] for x in rows]
+                got = dense.backward(
+                    own[0], own[1][..., 0], slab.q, slab.k, slab.v, own[2], own[3][..., 0].contiguous(),
+                    dense.Shape(scale), slab.mask,
+                )
+                dq[units] += got[0]
+                for total, x in ((dk, got[1]), (dv, got[2])):
+                    _add_tiles(total, group, slab.units, x.unflatten(2, (-1, side_k)))
+    n = d_out.shape[1]
+    back = _restored(dq.transpose(0, 1).flatten(1, 2), fold.order_q, n)
+    keys = [_restored(x.transpose(0, 1).flatten(1, 2), fold.order_k, one.m) for x in (dk, dv)]
+    return back, keys[0], keys[1]
+
+
+def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor) -> None:
+    """Add x [u, g, c, side, d] to the tiles [t, g, side, d] that it came from."""
+    if group.regular is not None and (group.regular[3] > 0 or len(x) == 1):
+        _, _, first, step = group.regular
+        for c in range(x.shape[2]):
+            start = first + c
+            total[start : start + (len(x) - 1) * step + 1 : max(step, 1)] += x[:, :, c]
+        return
+    keys = group.keys[units].flatten()
+    total.index_add_(0, keys, x.transpose(1, 2).flatten(0, 1).to(total.dtype))

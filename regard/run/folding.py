@@ -1,0 +1,266 @@
+"""How a support is folded: each tile of queries with just the tiles of keys it may meet.
+
+Queries are cut into tiles, keys into smaller ones, and tiles of queries that meet equally many
+tiles of keys are put in one batch. Where positions lie on a lattice (neighbourhoods, dilation)
+they are first put in an order in which neighbours are together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.score.base import At
+from regard.core.support.bands import Dilated
+from regard.core.support.base import Both, Support
+from regard.core.support.chosen import Tiles
+from regard.core.support.lattice import Neighborhood
+from regard.core.tilemap import EMPTY, FULL, PARTIAL, Grid, tile_states
+
+# Masks that differ from tile to tile are split off from full tiles beyond this many entries.
+MASK_ENTRIES = 1 << 24
+# Pairs that are asked about to make masks, at most.
+LOOK_ENTRIES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tiles of queries that each meet `keys.shape[1]` tiles of keys.
+
+    `units` [u] are query tiles, `keys` [u, c] the key tiles of each; `mask` [1 or u, 1, q, c k]
+    says which pairs meet, None for all.
+    """
+
+    units: Tensor
+    keys: Tensor
+    mask: Tensor | None
+    # First unit and step of units and keys, where they form arithmetic rows: then no copy is made.
+    regular: tuple[int, int, int, int] | None = field(default=None)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of tiles."""
+        return self.keys.numel()
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A folded support for one row of the batch and one head, or for all alike.
+
+    `order_q` and `order_k` say which position stands at each place, None for all in a row.
+    Groups of different `layers` may share queries and must be merged.
+    """
+
+    size: tuple[int, int]
+    layers: tuple[tuple[Group, ...], ...]
+    order_q: Tensor | None = None
+    order_k: Tensor | None = None
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of positions looked at."""
+        return sum(g.pairs for layer in self.layers for g in layer) * self.size[0] * self.size[1]
+
+
+def lattice_of(support: Support) -> Support | None:
+    """Find the part of a support that asks for a special order of positions."""
+    parts = support.parts if isinstance(support, Both) else (support,)
+    for part in parts:
+        if isinstance(part, Dilated) or (isinstance(part, Neighborhood) and _spread(part)):
+            return part
+    return None
+
+
+def _spread(part: Neighborhood) -> bool:
+    return len(part.lattice) > 1 or max(part.dilation) > 1
+
+
+def tile_size(support: Support) -> tuple[int, int]:
+    """Choose the sides of the tiles for a support."""
+    parts = support.parts if isinstance(support, Both) else (support,)
+    for part in parts:
+        if isinstance(part, Tiles) and min(part.size) >= 16:
+            return part.size
+        if isinstance(part, Neighborhood) and _spread(part):
+            return (64, 16)
+    return (128, 64)
+
+
+def order_of(part: Support | None, n: int, side: int, device: torch.device) -> Tensor | None:
+    """Put positions 0..n-1 in an order in which tiles of `side` are compact; None: as they are."""
+    if part is None:
+        return None
+    position = torch.arange(n, device=device)
+    if isinstance(part, Dilated):
+        return torch.argsort(position % part.step, stable=True)
+    assert isinstance(part, Neighborhood)
+    axes = len(part.lattice)
+    box = max(1, round(side ** (1 / axes)))
+    key = torch.zeros_like(position)
+    coordinates = part.coordinates(position)
+    places = [torch.div(x, d, rounding_mode="floor") for x, d in zip(coordinates, part.dilation, strict=True)]
+    # Residues first, then boxes, then places within the box: each a digit of the sorting key.
+    digits = [(x % d, d) for x, d in zip(coordinates, part.dilation, strict=True)]
+    digits += [(x // box, -(-s // box)) for x, s in zip(places, part.lattice, strict=True)]
+    digits += [(x % box, box) for x in places]
+    for digit, base in digits:
+        key = key * base + digit
+    return torch.argsort(key, stable=True)
+
+
+def make_fold(call: Call, batch: int, head: int) -> Fold:
+    """Fold the support of a call for one row of the batch and one head."""
+    support = call.rule.support
+    device = call.q.device
+    size = tile_size(support)
+    part = lattice_of(support)
+    orders = [order_of(part, n, s, device) for n, s in zip((call.n, call.m), size, strict=True)]
+    i, j = (
+        _tiles(n, s, order, device)
+        for n, s, order in zip((call.n, call.m), size, orders, strict=True)
+    )
+    states = _states(call, i, j, batch, head)
+    if call.m % size[1]:  # the last tile of keys is filled up, and must be masked
+        states[:, -1] = states[:, -1].clamp(max=PARTIAL)
+    return Fold(size, _layers(call, states, i, j, batch, head), *orders)
+
+
+def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Tensor:
+    """Positions of each tile, [t, size]; the last ones are filled up with the last position."""
+    position = torch.arange(n, device=device) if order is None else order
+    short = -n % size
+    return torch.cat([position, position[-1:].expand(short)]).view(-1, size)
+
+
+def _states(call: Call, i: Tensor, j: Tensor, batch: int, head: int) -> Tensor:
+    support = call.rule.support
+    if support.tensors():
+        support = support.to(call.q.device)
+    grid = Grid.of(i, j, *support.extent()).shift(call.rule.offset)
+    states = tile_states(support, grid)
+    return states[min(batch, states.shape[0] - 1), min(head, states.shape[1] - 1)].clone()
+
+
+def _layers(
+    call: Call, states: Tensor, i: Tensor, j: Tensor, batch: int, head: int
+) -> tuple[tuple[Group, ...], ...]:
+    """Group the query tiles; where masks would be large, full tiles are a layer of their own."""
+    full = states == FULL
+    if int((states != EMPTY).sum()) * i.shape[1] * j.shape[1] <= LOOK_ENTRIES:
+        groups = _grouped(call, states, i, j, batch, head)
+        entries = sum(g.mask.numel() for g in groups if g.mask is not None)
+        if entries <= MASK_ENTRIES or int(full.sum()) * 2 < int((states != EMPTY).sum()):
+            return (groups,)
+    whole = _grouped(call, torch.where(full, states, 0), i, j, batch, head)
+    part = _grouped(call, torch.where(full, 0, states), i, j, batch, head)
+    return (whole, part)
+
+
+def _grouped(
+    call: Call, states: Tensor, i: Tensor, j: Tensor, batch: int, head: int
+) -> tuple[Group, ...]:
+    met = states != EMPTY
+    counts = met.sum(1)
+    # Tiles of keys in rising order first, the empty ones after them.
+    ranked = torch.argsort((~met).to(torch.int8), dim=1, stable=True)
+    groups: list[Group] = []
+    for count, least in _buckets(counts):
+        units = torch.nonzero((counts <= count) & (counts >= least)).flatten()
+        keys = ranked[units, :count]
+        filled = torch.arange(count, device=keys.device) < counts[units, None]
+        if bool((states[units[:, None], keys] == FULL).all()):
+            groups.append(_regular(units, keys, None))
+            continue
+        groups += _masked(call, units, keys, filled, i, j, batch, head)
+    return tuple(groups)
+
+
+def _buckets(counts: Tensor, most: int = 64) -> list[tuple[int, int]]:
+    """Give (count, least count) of each group: one for each count, or joined where many differ."""
+    found = [int(c) for c in counts.unique() if c > 0]
+    if len(found) <= most:
+        return [(c, c) for c in found]
+    buckets, least = [], found[0]
+    for c, after in zip(found, [*found[1:], None], strict=True):
+        if after is None or after > max(least + 1, least * 1.3):
+            buckets.append((c, least))
+            least = after or 0
+    return buckets
+
+
+def _masked(
+    call: Call,
+    units: Tensor,
+    keys: Tensor,
+    filled: Tensor,
+    i: Tensor,
+    j: Tensor,
+    batch: int,
+    head: int,
+) -> list[Group]:
+    """Make the masks of some units, and put units of equal mask together."""
+    rows, cols = i[units], j[keys].flatten(1)  # [u, q], [u, c k]
+    device = rows.device
+    at = At(
+        torch.tensor(batch, device=device),
+        torch.tensor(head, device=device),
+        rows[:, :, None],
+        cols[:, None],
+        rows[:, :, None] + call.rule.offset,
+        cols[:, None],
+    )
+    mask = call.allowed(at).expand(len(units), i.shape[1], cols.shape[1])
+    real = filled[:, :, None].expand(*filled.shape, j.shape[1]).flatten(1)
+    last = len(j) - 1
+    short = j.numel() - call.m
+    if short:
+        place = torch.arange(j.shape[1], device=device)
+        in_last = (keys == last)[:, :, None] & (place >= j.shape[1] - short)
+        real = real & ~in_last.flatten(1)
+    mask = mask & real[:, None]
+    kinds = _kinds(mask)
+    # Units of one mask share it; masks of single units are kept together, in one batch.
+    groups, single = [], []
+    for kind in kinds.unique().tolist():
+        mine = torch.nonzero(kinds == kind).flatten()
+        if len(mine) == 1:
+            single.append(mine)
+        else:
+            groups.append(_regular(units[mine], keys[mine], mask[mine[:1], None]))
+    if single:
+        mine = torch.cat(single)
+        groups.append(_regular(units[mine], keys[mine], mask[mine, None]))
+    return groups
+
+
+def _kinds(mask: Tensor) -> Tensor:
+    """Number the distinct masks of [u, q, k]."""
+    flat = mask.flatten(1)
+    if len(flat) < 3 or bool((flat == flat[:1]).all()):
+        return torch.zeros(len(flat), dtype=torch.long) if _all_same(flat) else torch.arange(len(flat))
+    # Two random sums tell masks apart but for a chance of 1e-14; equality is then made sure of.
+    weights = torch.rand(flat.shape[1], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sums = torch.cat([chunk.double() @ weights.to(flat.device) for chunk in flat.split(64)])
+    _, kinds = sums.unique(dim=0, return_inverse=True)
+    firsts = torch.stack([torch.nonzero(kinds == x)[0, 0] for x in range(int(kinds.max()) + 1)])
+    return kinds if bool((flat == flat[firsts[kinds]]).all()) else torch.arange(len(flat))
+
+
+def _all_same(flat: Tensor) -> bool:
+    return bool((flat == flat[:1]).all())
+
+
+def _regular(units: Tensor, keys: Tensor, mask: Tensor | None) -> Group:
+    """Make a group, and notice where units and keys form arithmetic rows."""
+    if len(units) > 1:
+        unit_steps, key_steps = units.diff(), keys[:, 0].diff()
+        even = _all_same(unit_steps[:, None]) and _all_same(key_steps[:, None])
+        step, key_step = int(unit_steps[0]), int(key_steps[0])
+    else:
+        even, step, key_step = True, 1, 0
+    in_a_row = keys.shape[1] == 1 or bool((keys.diff(dim=1) == 1).all())
+    regular = (int(units[0]), step, int(keys[0, 0]), key_step)
+    return Group(units, keys, mask, regular if even and in_a_row and key_step >= 0 else None)

@@ -1,0 +1,135 @@
+"""PyTorch's own fused attention, where a rule fits it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from regard.core.call import Call
+from regard.core.partial import Partial
+from regard.core.score.base import Score
+from regard.core.score.matches import folded
+from regard.core.support.bands import Causal
+from regard.core.support.base import Everything
+from regard.core.weigh import Softmax
+from regard.run.dense import Shape, dense
+from regard.run.executor import Answer, Cost, Executor, No, Yes
+
+# A mask of at most this many entries is written out; beyond it, folding takes over.
+MASK_ENTRIES = 1 << 22
+
+
+class Fused(Executor):
+    """`scaled_dot_product_attention`: plain, causal, or with a small mask."""
+
+    name = "fused"
+
+    def can(self, call: Call) -> Answer:
+        """Softmax of a product, all pairs or causal, or few enough pairs to mask."""
+        reason = why_not_product(call)
+        if reason:
+            return No(reason)
+        if pattern(call) is not None:
+            return Yes()
+        entries = mask_entries(call)
+        if entries > MASK_ENTRIES:
+            return No(f"its mask would have {entries:,} entries (limit {MASK_ENTRIES:,})")
+        return Yes(f"with a mask of {entries:,} entries")
+
+    def cost(self, call: Call) -> Cost:
+        """All pairs, half of them if causal."""
+        kind = pattern(call)
+        pairs = call.b * call.h * call.n * call.m * (0.5 if kind == "causal" else 1.0)
+        size = call.q.element_size()
+        moved = size * (2 * call.q.numel() + call.k.numel() + call.v.numel())
+        mask = 0.0 if kind else float(mask_entries(call) * size)
+        return Cost(2.0 * pairs * (call.d + call.e), moved + 2 * mask, mask, 1.0 if kind else 1.3)
+
+    def run(self, call: Call) -> Partial:
+        """Run the kernel, with the lse."""
+        q, k, scale = product(call)
+        kind = pattern(call)
+        if call.dropout:
+            return Partial(self.out(call), None)
+        mask = None if kind else additive_mask(call)
+        return dense(q, k, call.v, Shape(scale, kind == "causal"), mask)
+
+    def out(self, call: Call) -> Tensor:
+        """Run the kernel without the lse: one call, no overhead."""
+        q, k, scale = product(call)
+        if q.shape[-1] != call.e and not call.dropout:  # PyTorch would write the matrix out
+            return self.run(call).out
+        kind = pattern(call)
+        mask = None if kind else additive_mask(call)
+        return scaled_dot_product_attention(
+            q, k, call.v, mask, call.dropout, kind == "causal", scale=scale, enable_gqa=call.h != call.g
+        )
+
+
+def why_not_product(call: Call) -> str:
+    """Say why a call is not the softmax of a scaled product, or nothing if it is."""
+    if type(call.rule.weigh) is not Softmax:
+        return f"weighs by {call.rule.weigh}, not by softmax"
+    score = call.rule.score
+    if not score.match.is_product:
+        return f"{score.match} is no product of q and k"
+    for step in score.steps:
+        if not step.folds:
+            return f"{step} cannot ride in extra channels"
+    if score.steps and product_left_over(call):
+        return f"{product_left_over(call)[0]} cannot ride in extra channels"
+    return ""
+
+
+def product_left_over(call: Call) -> tuple[object, ...]:
+    """Give the steps that did not fold into q and k."""
+    made = folded(call.rule.score, call.q, call.k)
+    return made[3].steps if made else call.rule.score.steps
+
+
+def product(call: Call) -> tuple[Tensor, Tensor, float]:
+    """Give q, k and scale that hold the whole score."""
+    score: Score = call.rule.score
+    if not score.steps:
+        made = score.match.prepare(call.q, call.k)
+        assert made is not None
+        return made
+    folding = folded(score, call.q, call.k)
+    assert folding is not None
+    return folding[:3]
+
+
+def pattern(call: Call) -> str | None:
+    """Give "all" or "causal" where the support is just that, else None."""
+    if call.placed:
+        return None
+    support, offset = call.rule.support, call.rule.offset
+    if isinstance(support, Everything):
+        return "all"
+    if isinstance(support, Causal):
+        if offset >= call.m - 1:  # every query stands at or after the last key
+            return "all"
+        if offset == 0:
+            return "causal"
+    return None
+
+
+def mask_entries(call: Call) -> int:
+    """How many entries the mask of a call has."""
+    batch, heads = call.rule.support.extent()
+    if call.placed:
+        batch, heads = call.b, max(heads, call.h if _per_head(call) else 1)
+    return batch * heads * call.n * call.m
+
+
+def _per_head(call: Call) -> bool:
+    return call.k_positions is not None and call.k_positions.dim() == 3
+
+
+def additive_mask(call: Call) -> Tensor:
+    """Write the mask out as 0 and -inf, [b or 1, h or 1, n, m]."""
+    allowed = call.allowed(call.at())
+    allowed = allowed.reshape((1,) * (4 - allowed.dim()) + allowed.shape)
+    mask = torch.zeros(allowed.shape, dtype=call.q.dtype, device=call.q.device)
+    return mask.masked_fill_(~allowed, -torch.inf)

@@ -1,0 +1,94 @@
+"""Rules whose heads differ: heads of one support are planned and run together."""
+
+from __future__ import annotations
+
+import torch
+
+from regard.core.call import Call
+from regard.core.heads import gather_heads, key_heads_of
+from regard.core.partial import Partial
+from regard.core.support.base import Both, Support
+from regard.core.support.chosen import PerHead
+from regard.run.executor import Answer, Cost, Executor, No, Yes
+
+
+class Grouped(Executor):
+    """Split the heads of a `PerHead` support into groups, and run each as its own call."""
+
+    name = "grouped"
+
+    def can(self, call: Call) -> Answer:
+        """Only supports that say what each head does."""
+        found = _per_head(call.rule.support)
+        if found is None:
+            return No("all heads share one support")
+        if call.k_positions is not None and call.k_positions.dim() == 3:
+            return No("each head keeps keys of its own")
+        return Yes(f"{len(found)} groups of heads")
+
+    def cost(self, call: Call) -> Cost:
+        """The cost of the groups, each by its own plan."""
+        from regard.run.plan import make_plan  # plan asks this executor, which asks plan
+
+        costs = [make_plan(part).cost for _, part in _parts(call)]
+        return Cost(
+            sum(c.flops for c in costs),
+            sum(c.bytes for c in costs),
+            max(c.held for c in costs),
+            sum(c.weight for c in costs) / max(sum(c.flops + 10 * c.bytes for c in costs), 1.0),
+        )
+
+    def run(self, call: Call) -> Partial:
+        """Run each group, and put its heads back where they belong."""
+        from regard.run.plan import chosen
+
+        heads: list[int] = []
+        made: list[Partial] = []
+        for some, part in _parts(call):
+            heads += some
+            made.append(chosen(part, lse=True).run(part))
+        back = torch.argsort(torch.tensor(heads, device=call.q.device))
+        out = torch.cat([p.out for p in made], 1).index_select(1, back)
+        lses = [p.lse for p in made if p.lse is not None]
+        return Partial(out, torch.cat(lses, 1).index_select(1, back) if lses else None)
+
+
+def _per_head(support: Support) -> dict[Support, list[int]] | None:
+    """Give the heads of each distinct support, or None if there is no `PerHead`."""
+    if isinstance(support, PerHead):
+        return support.groups()
+    if isinstance(support, Both):
+        for place, part in enumerate(support.parts):
+            if isinstance(part, PerHead):
+                rest = support.parts[:place] + support.parts[place + 1 :]
+                shared = rest[0] if len(rest) == 1 else Both(rest)
+                return {own & shared: heads for own, heads in part.groups().items()}
+    return None
+
+
+def _parts(call: Call) -> list[tuple[list[int], Call]]:
+    """Give the heads and the call of each group."""
+    found = []
+    for support, heads in (_per_head(call.rule.support) or {}).items():
+        keys = key_heads_of(heads, call.h, call.g)
+        rule = call.rule.take_heads(heads)
+        part = call.replace(
+            q=gather_heads(call.q, heads),
+            k=gather_heads(call.k, _shared(keys)),
+            v=gather_heads(call.v, _shared(keys)),
+            rule=rule.replace(support=_own(support, heads, call.h)),
+        )
+        found.append((heads, part))
+    return found
+
+
+def _shared(keys: list[int]) -> list[int]:
+    """Keep key heads once each where every one serves equally many of the query heads in a row."""
+    distinct = list(dict.fromkeys(keys))
+    share = len(keys) // len(distinct)
+    return distinct if keys == [k for k in distinct for _ in range(share)] else keys
+
+
+def _own(support: Support, heads: list[int], h: int) -> Support:
+    """Keep the heads of the group, where the shared part has an axis of heads."""
+    return support.take_heads(heads) if support.extent()[1] == h else support
