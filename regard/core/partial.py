@@ -71,6 +71,8 @@ def merge(*parts: Partial) -> Partial:
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     """Log of the sum of exponentials, -inf and with zero gradient where all of x is -inf."""
+    if x.shape[dim] == 0:
+        return x.sum(dim) - torch.inf
     top = finite(x.detach().amax(dim, keepdim=True))
     total = torch.exp(x - top).sum(dim)
     some = total > 0

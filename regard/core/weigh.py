@@ -126,7 +126,7 @@ class Normalised(Weigh):
         masked = self._masked(scores, allowed)
         top = torch.maximum(state.top, masked.amax(-1))
         old = torch.exp(state.top - finite(top))
-        new = torch.exp(masked - finite(top)[..., None])
+        new = (masked - finite(top)[..., None]).exp_()
         total = state.total * old + new.sum(-1)
         out = state.out * old[..., None] + self._signed(new, scores).to(v.dtype) @ v
         return Running(out, top, total)
@@ -222,6 +222,10 @@ class Softmax(Normalised):
                     RuleError, "plus_one", "True beside a sink", "one of the two",
                     "a sink logit of 0 is plus one",
                 )
+
+    def _masked(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
+        # A score of -inf already is its own mask here, which saves a pass over the tile.
+        return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
 
     @property
     def closes(self) -> bool:

@@ -35,8 +35,10 @@ Change = Callable[[Tensor, At], Tensor]
 class Step(Value):
     """Something that changes scores, elementwise unless `needs_row`.
 
-    A step is bound to a call's q and k, and then maps scores to scores at given places. A step
-    that can be carried by extra channels of q and k says so in `fold`.
+    A step is bound to a call's q and k, and then maps scores to scores at given places. What it
+    makes of q and k it finds again at `at.b`, `at.h`, `at.row` and `at.col`; tables that come with
+    the step belong to a `PlaceStep`. So executors may bind it to a block of queries and keys. A
+    step that can be carried by extra channels of q and k says so in `fold`.
     """
 
     needs_row = False
@@ -78,7 +80,7 @@ class Match(Value):
         made = self.prepare(q, k)
         assert made is not None
         query, key, scale = made
-        return (query @ key.transpose(-1, -2)) * scale
+        return (query * scale) @ key.transpose(-1, -2)  # scaling q is cheaper than scores
 
     def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
         """Raise a `RegardError` if the match cannot serve a call of this shape."""

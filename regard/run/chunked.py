@@ -1,0 +1,368 @@
+"""Attention in tiles of queries and keys: any rule, O(n) memory, with gradients.
+
+The forward keeps a running form over tiles of keys. The backward recomputes the scores of each
+tile from what was saved (q, k, v, out, lse), lets the weigh pull the gradient back to the scores,
+and autograd take it from there to q, k and whatever the score is learning. Nothing of size [n, m]
+ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from regard.core.call import Call
+from regard.core.heads import gather_heads, key_heads_of
+from regard.core.partial import Partial, nothing, wide
+from regard.core.score.base import At
+from regard.core.score.biases import PlaceStep, ScoreStep
+from regard.core.score.matches import DotMatch, folded
+from regard.core.tilemap import EMPTY, FULL, PARTIAL
+from regard.run.executor import Answer, Cost, Executor, No, Yes
+
+TILE = 128
+# Scores held at once: on a CPU they should stay in its second cache, on a GPU they should fill it.
+SCORES = {"cpu": 1 << 18, "cuda": 1 << 25}
+ROWS = 1 << 20  # the same for rules that need whole rows
+
+
+class Chunked(Executor):
+    """Stream tiles of keys past tiles of queries."""
+
+    name = "chunked"
+
+    def can(self, call: Call) -> Answer:
+        """Any rule; not dropout."""
+        if call.dropout:
+            return No("dropout: the weights of a tile are computed twice and must not differ")
+        if torch.is_grad_enabled() and any(map(_learns_unseen, call.rule.score.steps)):
+            return No(
+                "the function of a ScoreStep holds tensors that are being learned, and streaming "
+                "sees only those that a step shows; make them fields of a step"
+            )
+        return Yes("whole rows of keys for a few queries at once" if call.rule.score.needs_row else "")
+
+    def cost(self, call: Call) -> Cost:
+        """Count the tiles that are not empty; elementwise passes run in cache on a CPU."""
+        pairs = call.b * call.h * call.n * call.m * tile_share(call)
+        size = call.q.element_size()
+        moved = size * (2 * call.q.numel() + call.k.numel() + call.v.numel())
+        passes = 0.0 if call.q.device.type == "cpu" else 24.0 * pairs
+        held = 12.0 * min(SCORES.get(call.q.device.type, ROWS), pairs)
+        return Cost(2.0 * pairs * (call.d + call.e), moved + passes, held, 2.5)
+
+    def run(self, call: Call) -> Partial:
+        """Run the tiles; through autograd only where a gradient is wanted."""
+        dtype, call = call.q.dtype, _simplified(call)
+        if call.needs_grad:
+            learned = call.rule.score.tensors()
+            out, lse = _Stream.apply(call, dtype, call.q, call.k, call.v, *learned)
+            return Partial(out, lse)
+        return _forward(call, dtype)
+
+
+def tile_share(call: Call) -> float:
+    """Share of the plane that lies in tiles with something in them."""
+    if call.placed or not call.n * call.m:
+        return 1.0
+    return call.rule.tiles(call.n, call.m, TILE, device=_device_of(call)).density
+
+
+class _Lane(NamedTuple):
+    """Batch rows and heads [start, stop) that share a tile map and are worked on together."""
+
+    b: slice
+    h: slice
+
+
+class _Row(NamedTuple):
+    """A tile of queries, and the tiles of keys it meets, with whether each needs a mask."""
+
+    lane: _Lane
+    rows: slice
+    tiles: list[tuple[slice, bool]]
+
+
+def _rows(call: Call) -> Iterator[_Row]:
+    """Walk over the tiles that are not empty."""
+    lanes, bq, bk = _sizes(call)
+    state = _tile_states(call, bq, bk)
+    for b0, b1 in _runs(state, 0, call.b):
+        for h0, h1 in _runs(state, 1, call.h):
+            one = state[min(b0, state.shape[0] - 1), min(h0, state.shape[1] - 1)].tolist()
+            heads = min(h1 - h0, lanes)
+            batch = max(1, lanes // heads)
+            for b in range(b0, b1, batch):
+                for h in range(h0, h1, heads):
+                    lane = _Lane(slice(b, min(b + batch, b1)), slice(h, min(h + heads, h1)))
+                    for t, states in enumerate(one):
+                        tiles = [
+                            (slice(u * bk, min((u + 1) * bk, call.m)), x != FULL)
+                            for u, x in enumerate(states)
+                            if x != EMPTY
+                        ]
+                        if tiles:
+                            yield _Row(lane, slice(t * bq, min((t + 1) * bq, call.n)), tiles)
+
+
+def _sizes(call: Call) -> tuple[int, int, int]:
+    """How many (batch, head) lanes, queries and keys make a tile."""
+    lanes, n, m = call.b * call.h, call.n, call.m
+    if call.rule.score.needs_row:
+        bq = TILE
+        while bq > 1 and bq * m > ROWS:
+            bq //= 2
+        return max(1, min(lanes, ROWS // (bq * max(m, 1)))), bq, max(m, 1)
+    room = SCORES.get(call.q.device.type, SCORES["cpu"])
+    bq = min(TILE, max(n, 1))
+    lanes = max(1, min(lanes, room // (bq * min(m, 2 * TILE) or 1)))
+    # A few queries take long runs of keys, many take short ones.
+    bk = max(1, room // (lanes * bq) // TILE) * TILE
+    return lanes, TILE, min(bk, 2 * TILE if n > TILE and call.q.device.type == "cpu" else bk)
+
+
+def _device_of(call: Call) -> torch.device | str:
+    """Where the support can answer for tiles: where its tensors are."""
+    tensors = call.rule.support.tensors()
+    return tensors[0].device if tensors else "cpu"
+
+
+def _tile_states(call: Call, bq: int, bk: int) -> Tensor:
+    """State of each bq x bk tile, [b or 1, h or 1, t_q, t_k], from the map of 128 x 128 tiles."""
+    shape = (-(-call.n // bq), -(-call.m // bk))
+    if call.placed or 0 in shape:  # positions are known only when they are looked at
+        return torch.full((1, 1, *shape), PARTIAL, dtype=torch.int8)
+    state = call.rule.tiles(call.n, call.m, TILE, device=_device_of(call)).state.cpu()
+    if bq < TILE:
+        state = state.repeat_interleave(TILE // bq, dim=2)[:, :, : shape[0]]
+    some, every = state != EMPTY, state == FULL
+    per = max(1, bq // TILE), -(-bk // TILE)
+    fill = (0, shape[1] * per[1] - state.shape[3], 0, shape[0] * per[0] - state.shape[2])
+    some, every = (
+        torch.nn.functional.pad(x, fill, value=value)
+        .unflatten(3, (shape[1], per[1]))
+        .unflatten(2, (shape[0], per[0]))
+        for x, value in ((some, False), (every, True))
+    )
+    return some.any(5).any(3).to(torch.int8) + every.all(5).all(3).to(torch.int8)
+
+
+def _runs(state: Tensor, axis: int, count: int) -> list[tuple[int, int]]:
+    """Neighbors on an axis of the tile map with equal states, as [start, stop)."""
+    if state.shape[axis] == 1:
+        return [(0, count)]
+    rows = state.movedim(axis, 0).flatten(1)
+    cuts = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
+    return list(pairwise([0, *cuts.tolist(), count]))
+
+
+class _Scores:
+    """Scores of one tile at a time."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.score = call.rule.score
+        # Bound once: their tables are looked up by place. The others are bound to each tile.
+        self.places = [
+            s.bind(call.q, call.k) if isinstance(s, PlaceStep) else None for s in self.score.steps
+        ]
+        self.needs_place = call.placed or any(p is not None for p in self.places)
+
+    def of(self, q: Tensor, k: Tensor, row: _Row, cols: slice, masked: bool) -> tuple[Tensor, Tensor | None]:
+        """Scores of q [b, h, bq, d] with k [b, h, bk, d], and which are allowed (None: all)."""
+        call, lane = self.call, row.lane
+        at = allowed = None
+        if masked or self.needs_place:
+            at = self._at(lane, row.rows, cols)
+            if masked:
+                allowed = call.allowed(at)
+                at = at._replace(allowed=allowed)
+        heads = range(lane.h.start, lane.h.stop)
+        part = self.score.match if len(heads) == call.h else self.score.match.take_heads(heads)
+        scores = part.between(q, k)
+        for step, place in zip(self.score.steps, self.places, strict=True):
+            if place is not None:
+                assert at is not None
+                scores = place(scores, at)
+            else:
+                own = step if len(heads) == call.h else step.take_heads(heads)
+                scores = own.bind(q, k)(scores, self._within(at or self._at(lane, row.rows, cols), q, k))
+        return scores, allowed
+
+    def _at(self, lane: _Lane, rows: slice, cols: slice) -> At:
+        device = self.call.q.device
+        at = self.call.at(
+            torch.arange(rows.start, rows.stop, device=device),
+            torch.arange(cols.start, cols.stop, device=device),
+        )
+        return at._replace(
+            b=at.b[lane.b], h=at.h[lane.h], i=_of_lane(at.i, lane), j=_of_lane(at.j, lane)
+        )
+
+    def _within(self, at: At, q: Tensor, k: Tensor) -> At:
+        """Count batch rows, heads, queries and keys from the corner of the tile."""
+        b, h, rows, cols = (torch.arange(x, device=q.device) for x in (*q.shape[:3], k.shape[2]))
+        return at._replace(b=b.view(-1, 1, 1, 1), h=h.view(-1, 1, 1), row=rows.view(-1, 1), col=cols)
+
+
+def _of_lane(x: Tensor, lane: _Lane) -> Tensor:
+    """Cut positions that differ between batch rows or heads."""
+    if x.dim() == 4:
+        x = x[lane.b] if x.shape[0] > 1 else x
+        x = x[:, lane.h] if x.shape[1] > 1 else x
+    return x
+
+
+class _Keys(NamedTuple):
+    """The key heads that a lane reads: `heads` [start, stop), and one in it for each query head."""
+
+    heads: slice
+    index: list[int]
+
+    @staticmethod
+    def of(call: Call, lane: _Lane) -> _Keys:
+        found = key_heads_of(range(lane.h.start, lane.h.stop), call.h, call.g)
+        return _Keys(slice(found[0], found[-1] + 1), [x - found[0] for x in found])
+
+    def sum_heads(self, x: Tensor) -> Tensor:
+        """Add up what query heads say of the key head they share: the backward of expanding."""
+        count = self.heads.stop - self.heads.start
+        if count == len(self.index):
+            return x
+        index = torch.tensor(self.index, device=x.device)
+        return x.new_zeros(x.shape[0], count, *x.shape[2:]).index_add_(1, index, x)
+
+
+def _forward(call: Call, dtype: torch.dtype) -> Partial:
+    """Keep the running form of each tile of queries over its tiles of keys."""
+    q, k, v, weigh = call.q, call.k, call.v, call.rule.weigh
+    full = wide(dtype)
+    out, lse = nothing(v.new_zeros(call.b, call.h, call.n, call.e, dtype=dtype), sums=weigh.sums)
+    with torch.no_grad():
+        scoring = _Scores(call)
+        for row in _rows(call):
+            lane, rows, tiles = row
+            keys = _Keys.of(call, lane)
+            queries = q[lane.b, lane.h, rows].to(full)
+            state = weigh.start(queries.new_zeros(*queries.shape[:3], call.e))
+            for cols, masked in tiles:
+                key, value = (gather_heads(x[lane.b, keys.heads, cols].to(full), keys.index) for x in (k, v))
+                scores, allowed = scoring.of(queries, key, row, cols, masked)
+                state = weigh.update(state, scores, allowed, value)
+            part = weigh.finish(state)
+            out[lane.b, lane.h, rows] = part.out.to(dtype)
+            if lse is not None and part.lse is not None:
+                lse[lane.b, lane.h, rows] = part.lse
+    return Partial(out, lse)
+
+
+class _Stream(torch.autograd.Function):
+    """Forward in tiles; backward in tiles, from (q, k, v, out, lse)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, call: Call, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, *learned: Tensor
+    ) -> Partial:
+        """Give (out, lse); `learned` are the tensors of the score, for autograd to see."""
+        ctx.set_materialize_grads(False)
+        ctx.call = call.replace(q=q.detach(), k=k.detach(), v=v.detach())
+        made = _forward(ctx.call, dtype)
+        ctx.save_for_backward(q, k, v, *made, *learned)
+        return made
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Give the gradients of q, k, v and of each tensor of the score."""
+        q, k, v, out, lse, *learned = (None if x is None else x.detach() for x in ctx.saved_tensors)
+        wanted = ctx.needs_input_grad[5:]
+        learned = [x.requires_grad_(want) for x, want in zip(learned, wanted, strict=True)]
+        rule = ctx.call.rule
+        call = ctx.call.replace(
+            q=q, k=k, v=v, rule=rule.replace(score=rule.score.with_tensors(learned))
+        )
+        d_out = torch.zeros_like(out) if d_out is None else d_out
+        found = _backward(call, out, lse, d_out, d_lse, [x for x in learned if x.requires_grad])
+        d_rule = iter(found[3:])
+        whole = (*found[:3], *(next(d_rule) if want else None for want in wanted))
+        like = (q, k, v, *learned)
+        return None, None, *(
+            None if x is None else x.to(y.dtype) for x, y in zip(whole, like, strict=True)
+        )
+
+
+def _backward(
+    call: Call, out: Tensor, lse: Tensor | None, d_out: Tensor, d_lse: Tensor | None, learned: list[Tensor]
+) -> list[Tensor]:
+    """Pull gradients back tile by tile: [dq, dk, dv, and one for each learned tensor]."""
+    weigh, full = call.rule.weigh, wide(call.q.dtype)
+    dq, dk, dv, *d_rule = (torch.zeros_like(x, dtype=full) for x in (call.q, call.k, call.v, *learned))
+    with torch.enable_grad():
+        scoring = _Scores(call)
+    for row in _rows(call):
+        lane, rows, tiles = row
+        keys = _Keys.of(call, lane)
+        query = call.q[lane.b, lane.h, rows].to(full).requires_grad_()
+        pulled = d_out[lane.b, lane.h, rows].to(full)
+        total = d_row = None
+        if lse is not None:
+            total = lse[lane.b, lane.h, rows]
+            d_row = -(pulled * out[lane.b, lane.h, rows]).sum(-1)
+            if d_lse is not None:
+                d_row = d_row + d_lse[lane.b, lane.h, rows]
+            d_row = d_row.masked_fill(total == -torch.inf, 0.0)
+        for cols, masked in tiles:
+            place = (lane.b, keys.heads, cols)
+            key = call.k[place].to(full).requires_grad_()
+            value = gather_heads(call.v[place].to(full), keys.index)
+            with torch.enable_grad():
+                scores, allowed = scoring.of(query, gather_heads(key, keys.index), row, cols, masked)
+            known = scores.detach()
+            if allowed is not None:
+                known = known.masked_fill(~allowed, -torch.inf)
+            weights = weigh.weights(known, None, total)
+            dv[place] += keys.sum_heads(weights.mT @ pulled)
+            d_scores = weigh.pull(known, weights, pulled @ value.mT, total, d_row)
+            of_query, of_key, *of_rule = torch.autograd.grad(
+                scores, (query, key, *learned), d_scores, allow_unused=True
+            )
+            dq[lane.b, lane.h, rows] += of_query
+            dk[place] += of_key
+            for whole, part in zip(d_rule, of_rule, strict=True):
+                if part is not None:
+                    whole += part
+    return [dq, dk, dv, *d_rule]
+
+
+def _simplified(call: Call) -> Call:
+    """Carry what can be carried in q and k, where autograd handles it, and move tables here."""
+    score = call.rule.score
+    if any(t.device != call.q.device for t in score.tensors()):
+        score = score.to(call.q.device)
+    plain = isinstance(score.match, DotMatch) and not (score.steps and score.steps[0].folds)
+    # A step that meets q itself must not meet what q became.
+    if not plain and all(isinstance(s, PlaceStep) for s in score.steps):
+        full = wide(call.q.dtype)
+        made = folded(score, call.q.to(full), call.k.to(full))
+        if made is not None:
+            q, k, _, score = made
+            call = call.replace(q=q, k=k)
+    return call if score is call.rule.score else call.replace(rule=call.rule.replace(score=score))
+
+
+def _learns_unseen(step: object) -> bool:
+    """Whether a user's function closes over tensors that want a gradient."""
+    if not isinstance(step, ScoreStep):
+        return False
+    held = [cell.cell_contents for cell in getattr(step.function, "__closure__", None) or ()]
+    held.append(getattr(step.function, "__self__", None))
+    return any(
+        (isinstance(x, Tensor) and x.requires_grad)
+        or (isinstance(x, torch.nn.Module) and any(p.requires_grad for p in x.parameters()))
+        for x in held
+    )
