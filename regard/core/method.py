@@ -22,12 +22,13 @@ _claims: dict[str, dict[str, Claim]] = {}
 
 @dataclass(frozen=True)
 class Claim:
-    """One object that runs one row: `key`, the object, and where it stands."""
+    """One object that runs one row: `key`, the object, where it stands, and how it is called."""
 
     key: str
     obj: Any
     module: str
     name: str
+    call: str = ""
 
     @property
     def place(self) -> str:
@@ -41,10 +42,11 @@ class Claim:
         return f"{self.module}:{self.name}"
 
 
-def method(*keys: str) -> Callable[[T], T]:
+def method(*keys: str, call: str = "") -> Callable[[T], T]:
     """Claim the rows `keys` of the catalogue for the class or function below.
 
     Several objects may claim one row (a layer and its converter), and one object several rows.
+    `call` is code that shows how to use it, where the first example of its docstring does not.
 
     >>> @method("moh")
     ... class Heads: ...
@@ -75,7 +77,9 @@ by underscores. To put it right: use the row's key, as `regard papers search` pr
             )
         for key in keys:
             # Keyed by path, so that importing a module again replaces its claim.
-            _claims.setdefault(key, {})[f"{module}:{name}"] = Claim(key, obj, module, name)
+            _claims.setdefault(key, {})[f"{module}:{name}"] = Claim(
+                key, obj, module, name, call
+            )
         return obj
 
     return claim

@@ -11,6 +11,11 @@ from regard.papers.index import like
 from regard.papers.standing import STATES, Standing, counts, example, standings, where
 
 BEGIN, END = "<!-- papers:begin -->", "<!-- papers:end -->"
+SEARCH_BOX = (
+    'id="papers-search" type="search" placeholder="share kv across layers" '
+    'aria-label="Search the papers" autocomplete="off" style="width: 100%; padding: 0.6em; '
+    'border: 1px solid currentColor; border-radius: 0.3em; font: inherit"'
+)
 MEANING = {
     "planned": "no code claims it yet",
     "built": "code claims it and can be imported; its claim has not been shown",
@@ -70,6 +75,8 @@ def into_readme(path: Path) -> bool:
 def _index(found: list[Standing]) -> str:
     script = files("regard.papers").joinpath("search.js").read_text(encoding="utf-8")
     lines = [
+        "---\nhide: [toc]\n---",
+        "",
         "# Papers",
         "",
         f"{len(found)} papers, each a row that runs or will. A row's state is computed from the "
@@ -82,20 +89,18 @@ def _index(found: list[Standing]) -> str:
         'In the shell: `regard papers search "share kv across layers"`, `regard papers like moh`, '
         "`regard papers moh`, and `regard papers check gna`, which measures its claim again.",
         "",
-        '<input id="papers-search" type="search" placeholder="share kv across layers" '
-        'aria-label="Search the papers" autocomplete="off" hidden>',
+        f'<input {SEARCH_BOX} hidden>',
         '<p id="papers-count"></p>',
         "",
-        "| paper | year | kind | family | state | what it is |",
-        "|---|---|---|---|---|---|",
+        "| paper | what it is |",
+        "|---|---|",
     ]
     for one in sorted(found, key=lambda one: one.row.title.lower()):
         row = one.row
-        cells = [
-            f"[{_plain(row.title)}]({row.key}.md)", str(row.year or ""), row.kind,
-            _plain(row.family), one.state, _plain(row.what),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        about = f"{row.year or 'undated'} · {row.kind} · {_plain(row.family)} · **{one.state}**"
+        lines.append(
+            f"| [{_plain(row.title)}]({row.key}.md)<br>{about} | {_plain(row.what)} |"
+        )
     return "\n".join([*lines, "", f"<script>\n{script.strip()}\n</script>", ""])
 
 

@@ -10,8 +10,8 @@
   const words = (text) => (text.toLowerCase()
     .replace(/\bkeys?(?:[-/ ]| and )values?\b/g, "kv")
     .match(/[a-z0-9]+/g) || []).map(stem);
-  // Title and family count more than the description; year, kind and state are for filtering.
-  const weights = [4, 1, 2, 3, 2, 3];
+  // Title, kind, family and state stand in the first column, the description in the second.
+  const weights = [4, 3];
   const rows = [...body.rows].map((row) => {
     const held = new Map();
     [...row.cells].forEach((cell, i) => words(cell.textContent).forEach((word) =>

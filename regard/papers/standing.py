@@ -128,15 +128,25 @@ def _judge(
 
 
 def example(claim: Claim) -> str:
-    """Show how to call a claimed object: the first example of its docstring, or its signature."""
+    """Show how to call a claimed object: as it says, its docstring's first example, or signature.
+
+    Imports that the docstring takes from its module are written out, so that the text runs.
+    """
+    if claim.call:
+        return claim.call
     examples = DocTestParser().get_examples(inspect.getdoc(claim.obj) or "")
+    outermost = claim.name.partition(".")[0]
+    lines = [] if "<" in claim.name else [f"from {claim.module} import {outermost}"]
     if examples:
-        return "".join(one.source for one in examples).rstrip()
+        text = "".join(one.source for one in examples).rstrip()
+        if "torch." in text and "import torch" not in text:
+            lines.insert(0, "import torch")
+        return "\n".join([*(line for line in lines if line not in text), text])
     try:
         signature = str(inspect.signature(claim.obj))
     except (TypeError, ValueError):
         signature = "(...)"
-    return f"from {claim.module} import {claim.name}\n{claim.name}{signature}"
+    return "\n".join([*lines, f"{claim.name}{signature}"])
 
 
 def where(claim: Claim) -> str:

@@ -59,6 +59,8 @@ def test_every_claim_says_where_it_is_and_how_to_call_it():
             assert (ROOT.parent / file).is_file(), claim
             assert line.isdigit(), claim
             ast.parse(example(claim))
+            if claim.call:  # examples of docstrings run as doctests
+                exec(compile(claim.call, claim.key, "exec"), {})
 
 
 def test_a_claim_knows_its_place(registered):
