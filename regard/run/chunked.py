@@ -40,12 +40,14 @@ class Chunked(Executor):
         """Any rule; not dropout."""
         if call.dropout:
             return No("dropout: the weights of a tile are computed twice and must not differ")
-        if torch.is_grad_enabled() and any(map(_learns_unseen, call.rule.score.steps)):
+        if torch.is_grad_enabled() and any(map(learns_unseen, call.rule.score.steps)):
             return No(
                 "the function of a ScoreStep holds tensors that are being learned, and streaming "
                 "sees only those that a step shows; make them fields of a step"
             )
-        return Yes("whole rows of keys for a few queries at once" if call.rule.score.needs_row else "")
+        return Yes(
+            "whole rows of keys for a few queries at once" if call.rule.score.needs_row else ""
+        )
 
     def cost(self, call: Call) -> Cost:
         """Count the tiles that are not empty; elementwise passes run in cache on a CPU."""
@@ -173,7 +175,9 @@ class _Scores:
         ]
         self.needs_place = call.placed or any(p is not None for p in self.places)
 
-    def of(self, q: Tensor, k: Tensor, row: _Row, cols: slice, masked: bool) -> tuple[Tensor, Tensor | None]:
+    def of(
+        self, q: Tensor, k: Tensor, row: _Row, cols: slice, masked: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Scores of q [b, h, bq, d] with k [b, h, bk, d], and which are allowed (None: all)."""
         call, lane = self.call, row.lane
         at = allowed = None
@@ -191,7 +195,9 @@ class _Scores:
                 scores = place(scores, at)
             else:
                 own = step if len(heads) == call.h else step.take_heads(heads)
-                scores = own.bind(q, k)(scores, self._within(at or self._at(lane, row.rows, cols), q, k))
+                scores = own.bind(q, k)(
+                    scores, self._within(at or self._at(lane, row.rows, cols), q, k)
+                )
         return scores, allowed
 
     def _at(self, lane: _Lane, rows: slice, cols: slice) -> At:
@@ -207,7 +213,9 @@ class _Scores:
     def _within(self, at: At, q: Tensor, k: Tensor) -> At:
         """Count batch rows, heads, queries and keys from the corner of the tile."""
         b, h, rows, cols = (torch.arange(x, device=q.device) for x in (*q.shape[:3], k.shape[2]))
-        return at._replace(b=b.view(-1, 1, 1, 1), h=h.view(-1, 1, 1), row=rows.view(-1, 1), col=cols)
+        return at._replace(
+            b=b.view(-1, 1, 1, 1), h=h.view(-1, 1, 1), row=rows.view(-1, 1), col=cols
+        )
 
 
 def _of_lane(x: Tensor, lane: _Lane) -> Tensor:
@@ -251,7 +259,9 @@ def _forward(call: Call, dtype: torch.dtype) -> Partial:
             queries = q[lane.b, lane.h, rows].to(full)
             state = weigh.start(queries.new_zeros(*queries.shape[:3], call.e))
             for cols, masked in tiles:
-                key, value = (gather_heads(x[lane.b, keys.heads, cols].to(full), keys.index) for x in (k, v))
+                key, value = (
+                    gather_heads(x[lane.b, keys.heads, cols].to(full), keys.index) for x in (k, v)
+                )
                 scores, allowed = scoring.of(queries, key, row, cols, masked)
                 state = weigh.update(state, scores, allowed, value)
             part = weigh.finish(state)
@@ -265,7 +275,7 @@ class _Stream(torch.autograd.Function):
     """Forward in tiles; backward in tiles, from (q, k, v, out, lse)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, call: Call, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, *learned: Tensor
     ) -> Partial:
         """Give (out, lse); `learned` are the tensors of the score, for autograd to see."""
@@ -276,10 +286,11 @@ class _Stream(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         """Give the gradients of q, k, v and of each tensor of the score."""
-        q, k, v, out, lse, *learned = (None if x is None else x.detach() for x in ctx.saved_tensors)
+        saved: list[Any] = [None if x is None else x.detach() for x in ctx.saved_tensors]
+        q, k, v, out, lse, *learned = saved
         wanted = ctx.needs_input_grad[5:]
         learned = [x.requires_grad_(want) for x, want in zip(learned, wanted, strict=True)]
         rule = ctx.call.rule
@@ -291,17 +302,26 @@ class _Stream(torch.autograd.Function):
         d_rule = iter(found[3:])
         whole = (*found[:3], *(next(d_rule) if want else None for want in wanted))
         like = (q, k, v, *learned)
-        return None, None, *(
-            None if x is None else x.to(y.dtype) for x, y in zip(whole, like, strict=True)
+        return (
+            None,
+            None,
+            *(None if x is None else x.to(y.dtype) for x, y in zip(whole, like, strict=True)),
         )
 
 
 def _backward(
-    call: Call, out: Tensor, lse: Tensor | None, d_out: Tensor, d_lse: Tensor | None, learned: list[Tensor]
+    call: Call,
+    out: Tensor,
+    lse: Tensor | None,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    learned: list[Tensor],
 ) -> list[Tensor]:
     """Pull gradients back tile by tile: [dq, dk, dv, and one for each learned tensor]."""
     weigh, full = call.rule.weigh, wide(call.q.dtype)
-    dq, dk, dv, *d_rule = (torch.zeros_like(x, dtype=full) for x in (call.q, call.k, call.v, *learned))
+    dq, dk, dv, *d_rule = (
+        torch.zeros_like(x, dtype=full) for x in (call.q, call.k, call.v, *learned)
+    )
     with torch.enable_grad():
         scoring = _Scores(call)
     for row in _rows(call):
@@ -321,7 +341,9 @@ def _backward(
             key = call.k[place].to(full).requires_grad_()
             value = gather_heads(call.v[place].to(full), keys.index)
             with torch.enable_grad():
-                scores, allowed = scoring.of(query, gather_heads(key, keys.index), row, cols, masked)
+                scores, allowed = scoring.of(
+                    query, gather_heads(key, keys.index), row, cols, masked
+                )
             known = scores.detach()
             if allowed is not None:
                 known = known.masked_fill(~allowed, -torch.inf)
@@ -355,7 +377,7 @@ def _simplified(call: Call) -> Call:
     return call if score is call.rule.score else call.replace(rule=call.rule.replace(score=score))
 
 
-def _learns_unseen(step: object) -> bool:
+def learns_unseen(step: object) -> bool:
     """Whether a user's function closes over tensors that want a gradient."""
     if not isinstance(step, ScoreStep):
         return False

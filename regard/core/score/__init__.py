@@ -11,7 +11,14 @@ from regard.core.score.biases import (
     SoftCap,
     T5Bias,
 )
-from regard.core.score.contents import Cope, KeyWeights, LowRankBias, ShawBias, Temperature
+from regard.core.score.contents import (
+    Cope,
+    KeyWeights,
+    LowRankBias,
+    QueryBias,
+    ShawBias,
+    Temperature,
+)
 from regard.core.score.matches import Additive, Dot, Gaussian, General, folded
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "LatticeBias",
     "LowRankBias",
     "Match",
+    "QueryBias",
     "RelativeBias",
     "Score",
     "ScoreStep",

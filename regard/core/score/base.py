@@ -54,6 +54,13 @@ class Step(Value):
         """
         return None
 
+    def placed(self, q: Tensor, k: Tensor) -> Step | None:
+        """Give the same step as one that knows only where a pair is (a `PlaceStep`), or None.
+
+        What it took from q and k is then in its tensors, where a compiled kernel can find it.
+        """
+        return None
+
     @property
     def folds(self) -> bool:
         """Whether `fold` gives an answer."""

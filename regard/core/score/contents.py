@@ -169,6 +169,29 @@ class Temperature(PlaceStep):
 
 
 @value
+class QueryBias(PlaceStep):
+    """A number for each query and distance j - i, clipped: `table` [b or 1, h or 1, n, 2r + 1].
+
+    >>> QueryBias(torch.zeros(1, 1, 4, 3))
+    QueryBias(<float32 1x1x4x3>)
+    """
+
+    table: Tensor
+    _head_axis: ClassVar = {"table": 1}
+
+    def change(self, scores: Tensor, at: At) -> Tensor:
+        """Add the number of the query and the distance."""
+        reach = self.table.shape[3] // 2
+        place = distance(at).clamp(-reach, reach) + reach
+        return scores + pick(self.table, at.b, at.h, at.row, place).to(scores.dtype)
+
+    def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
+        """One row for each query, and a distance 0 in the middle."""
+        _need_sizes("table", self.table, b, h, n)
+        need_odd("table", self.table.shape[3])
+
+
+@value
 class ShawBias(Step):
     """A learned vector for each distance, met by the query: scale q_i . a_{clip(j - i)} (Shaw).
 
@@ -190,16 +213,13 @@ class ShawBias(Step):
             need_number("scale", self.scale)
 
     def bind(self, q: Tensor, k: Tensor) -> Change:
+        """Meet every distance once."""
+        return self.placed(q, k).change
+
+    def placed(self, q: Tensor, k: Tensor) -> QueryBias:
         """Meet every distance once: [b, h, n, 2r + 1]."""
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        met = (q @ self.table.to(q).transpose(-1, -2)) * scale
-        reach = self.table.shape[1] // 2
-
-        def change(scores: Tensor, at: At) -> Tensor:
-            place = distance(at).clamp(-reach, reach) + reach
-            return scores + met[at.b, at.h, at.row, place].to(scores.dtype)
-
-        return change
+        return QueryBias((q @ self.table.to(q).transpose(-1, -2)) * scale)
 
     def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
         """Vectors of the head size."""
