@@ -38,8 +38,11 @@ test: lint types docs
 nightly: $(VENV)/.ready-dev
 	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
+# `make bench SAVE=name` also keeps the results in benchmarks/results/.
 bench: $(VENV)/.ready-bench
-	$(BIN)/python -m benchmarks
+	@for script in $$(grep -l __main__ benchmarks/*.py); do \
+	  $(BIN)/python $$script $(if $(SAVE),--save $$(basename $$script .py)-$(SAVE)); \
+	done
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
