@@ -38,10 +38,10 @@ test: lint types docs
 nightly: $(VENV)/.ready-dev
 	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# `make bench SAVE=name` also keeps the results in benchmarks/results/.
+# Each script says with --help how to time less, and how to keep its results.
 bench: $(VENV)/.ready-bench
 	@for script in $$(grep -l __main__ benchmarks/*.py); do \
-	  $(BIN)/python $$script $(if $(SAVE),--save $$(basename $$script .py)-$(SAVE)); \
+	  echo "== $$script"; $(BIN)/python $$script; \
 	done
 
 lint: $(VENV)/.ready-dev
