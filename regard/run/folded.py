@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from regard.core.call import Call
-from regard.core.partial import Partial, merge, nothing, wide
+from regard.core.partial import Partial, merge, wide
 from regard.core.tilemap import EMPTY, FULL, PARTIAL
 from regard.run import dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
@@ -118,8 +118,10 @@ class Slab(NamedTuple):
 class _Folded(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work) -> tuple[Tensor, Tensor]:
-        out = q.new_zeros(*q.shape[:3], v.shape[-1])
-        lse = torch.full(q.shape[:3], -torch.inf, dtype=wide(q.dtype), device=q.device)
+        out = q.new_empty(*q.shape[:3], v.shape[-1])
+        lse = torch.empty(q.shape[:3], dtype=wide(q.dtype), device=q.device)
+        if not all(fold.complete for _, _, fold in work.folds):
+            out.zero_(), lse.fill_(-torch.inf)
         for one in _rows_and_heads(q, k, v, work):
             _forward(one, work.scale, out[one.b, one.h], lse[one.b, one.h])
         ctx.save_for_backward(q, k, v, out, lse)
@@ -177,21 +179,25 @@ def _restored(x: Tensor, order: Tensor | None, n: int) -> Tensor:
     return x if order is None else torch.empty_like(x).index_copy_(1, order, x)
 
 
-def _slabs(one: One, group: Group) -> Iterator[Slab]:
-    """Cut a group into pieces whose keys and values fit the cache; views need no cutting."""
+def _slabs(one: One, group: Group, *, views_too: bool = False) -> Iterator[Slab]:
+    """Cut a group into pieces whose keys and values fit the cache.
+
+    Views need no cutting forward; backward their gradients are copies (`views_too`).
+    """
     side_q, side_k = one.fold.size
     count, wide_keys = len(group.units), group.keys.shape[1] * side_k
-    if group.regular is not None:
+    row = one.k.shape[0] * wide_keys * (one.k.shape[-1] + one.v.shape[-1]) * one.k.element_size()
+    at_once = max(1, GATHERED // row)
+    if group.regular is not None and not views_too:
         at_once = count
-    else:
-        row = one.k.shape[0] * wide_keys * (one.k.shape[-1] + one.v.shape[-1]) * one.k.element_size()
-        at_once = max(1, GATHERED // row)
     for start in range(0, count, at_once):
         part = slice(start, min(start + at_once, count))
         if group.regular is not None:
             unit, step, key, key_step = group.regular
-            q = _strided(one.q, unit * side_q, step * side_q, count, side_q)
-            k, v = (_strided(x, key * side_k, key_step * side_k, count, wide_keys) for x in (one.k, one.v))
+            here = part.stop - start
+            q = _strided(one.q, (unit + start * step) * side_q, step * side_q, here, side_q)
+            first = (key + start * key_step) * side_k
+            k, v = (_strided(x, first, key_step * side_k, here, wide_keys) for x in (one.k, one.v))
         else:
             q = _gathered(one.q, group.units[part, None], side_q)
             k, v = (_gathered(x, group.keys[part], side_k) for x in (one.k, one.v))
@@ -219,25 +225,34 @@ def _gathered(x: Tensor, tiles: Tensor, side: int) -> Tensor:
 
 
 def _forward(one: One, scale: float, out: Tensor, lse: Tensor) -> None:
-    """Write out [h, n, e] and lse [h, n] of one row."""
+    """Write out [h, n, e] and lse [h, n] of one row; where no key is met they are left alone."""
     side = one.fold.size[0]
-    h, full, e = one.q.shape[0], one.q.shape[1], one.v.shape[-1]
-    whole: Partial | None = None
-    for layer in one.fold.layers:
-        made = nothing(one.q.new_zeros(full // side, h, side, e))
-        assert made.lse is not None
+    direct = one.fold.order_q is None and out.shape[1] == one.q.shape[1]
+    # Results are written where they belong if places are positions, and moved there if not.
+    outs = out if direct else out.new_zeros(*one.q.shape[:2], out.shape[2])
+    lses = lse if direct else lse.new_full(one.q.shape[:2], -torch.inf)
+    out_tiles, lse_tiles = outs.unflatten(1, (-1, side)), lses.unflatten(1, (-1, side))
+    for depth, layer in enumerate(one.fold.layers):
         for group in layer:
             for slab in _slabs(one, group):
                 got = dense.forward(slab.q, slab.k, slab.v, dense.Shape(scale), slab.mask)
-                units = group.units[slab.units]
-                made.out[units], made.lse[units] = got[0], got[1].to(made.lse.dtype)
-        whole = made if whole is None else merge(whole, made)
-    if whole is None or whole.lse is None:
-        return
-    n = out.shape[1]
-    rows = whole.out.transpose(0, 1).flatten(1, 2), whole.lse.transpose(0, 1).flatten(1, 2)
-    out.copy_(_restored(rows[0], one.fold.order_q, n))
-    lse.copy_(_restored(rows[1], one.fold.order_q, n))
+                made = Partial(got[0].transpose(0, 1), got[1].transpose(0, 1))
+                units = _units(group, slab.units)
+                if depth:
+                    made = merge(Partial(out_tiles[:, units], lse_tiles[:, units]), made)
+                assert made.lse is not None
+                out_tiles[:, units], lse_tiles[:, units] = made.out, made.lse
+    if not direct:
+        out.copy_(_restored(outs, one.fold.order_q, out.shape[1]))
+        lse.copy_(_restored(lses, one.fold.order_q, out.shape[1]))
+
+
+def _units(group: Group, part: slice) -> slice | Tensor:
+    """Query tiles of a slab: a slice where they are regular, since writing to a slice is cheap."""
+    if group.regular is None:
+        return group.units[part]
+    first, step = group.regular[:2]
+    return slice(first + part.start * step, first + (part.stop - 1) * step + 1, step)
 
 
 def _backward(
@@ -256,8 +271,8 @@ def _backward(
     )
     for layer in fold.layers:
         for group in layer:
-            for slab in _slabs(one, group):
-                units = group.units[slab.units]
+            for slab in _slabs(one, group, views_too=True):
+                units = _units(group, slab.units)
                 own = [x[units] for x in rows]
                 got = dense.backward(
                     own[0], own[1][..., 0], slab.q, slab.k, slab.v, own[2], own[3][..., 0].contiguous(),
@@ -275,7 +290,7 @@ def _backward(
 def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor) -> None:
     """Add x [u, g, c, side, d] to the tiles [t, g, side, d] that it came from."""
     if group.regular is not None and (group.regular[3] > 0 or len(x) == 1):
-        _, _, first, step = group.regular
+        first, step = group.regular[2] + units.start * group.regular[3], group.regular[3]
         for c in range(x.shape[2]):
             start = first + c
             total[start : start + (len(x) - 1) * step + 1 : max(step, 1)] += x[:, :, c]

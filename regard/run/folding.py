@@ -8,6 +8,7 @@ they are first put in an order in which neighbours are together.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,10 +55,17 @@ class Fold:
     Groups of different `layers` may share queries and must be merged.
     """
 
+    n: int
     size: tuple[int, int]
     layers: tuple[tuple[Group, ...], ...]
     order_q: Tensor | None = None
     order_k: Tensor | None = None
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every tile of queries meets some key in the first layer."""
+        units = -(-self.n // self.size[0])
+        return sum(len(g.units) for g in self.layers[0]) == units
 
     @property
     def pairs(self) -> int:
@@ -86,7 +94,7 @@ def tile_size(support: Support) -> tuple[int, int]:
             return part.size
         if isinstance(part, Neighborhood) and _spread(part):
             return (64, 16)
-    return (128, 64)
+    return (64, 64)
 
 
 def order_of(part: Support | None, n: int, side: int, device: torch.device) -> Tensor | None:
@@ -125,7 +133,7 @@ def make_fold(call: Call, batch: int, head: int) -> Fold:
     states = _states(call, i, j, batch, head)
     if call.m % size[1]:  # the last tile of keys is filled up, and must be masked
         states[:, -1] = states[:, -1].clamp(max=PARTIAL)
-    return Fold(size, _layers(call, states, i, j, batch, head), *orders)
+    return Fold(call.n, size, _layers(call, states, i, j, batch, head), *orders)
 
 
 def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Tensor:
