@@ -86,7 +86,8 @@ def test_unit_vectors_give_cosines_and_standardized_ones_mean_zero(seed):
 
 @pytest.mark.parametrize("kind", [maps.PositiveFeatures, maps.FourierFeatures])
 def test_random_features_estimate_the_exponential_without_bias(seed, kind):
-    q, k = 0.4 * torch.randn(2, 6, 16, dtype=torch.float64)
+    # Short vectors: the estimate of a large weight is heavy-tailed, and 200 draws would not do.
+    q, k = 0.1 * torch.randn(2, 6, 16, dtype=torch.float64)
     want = (q @ k.mT).exp()
     draws = []
     for i in range(200):
@@ -94,7 +95,7 @@ def test_random_features_estimate_the_exponential_without_bias(seed, kind):
         draws.append(phi(q) @ phi(k).mT)
     estimates = torch.stack(draws)
     standard_error = estimates.std(0) / math.sqrt(len(draws))
-    assert ((estimates.mean(0) - want).abs() < 6 * standard_error + 1e-3).all()
+    assert ((estimates.mean(0) - want).abs() < 6 * standard_error).all()
 
 
 def test_a_shift_of_positive_features_cancels_in_a_normalized_scan(seed):
