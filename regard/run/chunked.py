@@ -8,8 +8,6 @@ ever exists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +20,8 @@ from regard.core.partial import Partial, nothing, wide
 from regard.core.score.base import At
 from regard.core.score.biases import PlaceStep, ScoreStep
 from regard.core.score.matches import DotMatch, folded
-from regard.core.tilemap import EMPTY, FULL, PARTIAL
 from regard.run.executor import Answer, Cost, Executor, No, Yes
-
-TILE = 128
-# Scores held at once: on a CPU they should stay in its second cache, on a GPU they should fill it.
-SCORES = {"cpu": 1 << 18, "cuda": 1 << 25}
-ROWS = 1 << 20  # the same for rules that need whole rows
+from regard.run.walk import ROWS, SCORES, Lane, Row, tile_share, walk
 
 
 class Chunked(Executor):
@@ -63,104 +56,9 @@ class Chunked(Executor):
         dtype, call = call.q.dtype, _simplified(call)
         if call.needs_grad:
             learned = call.rule.score.tensors()
-            out, lse = _Stream.apply(call, dtype, call.q, call.k, call.v, *learned)
-            return Partial(out, lse)
+            tensors = (call.q, call.k, call.v, *learned)
+            return Partial(*_Stream.apply(call, dtype, *tensors))  # type: ignore[no-untyped-call]
         return _forward(call, dtype)
-
-
-def tile_share(call: Call) -> float:
-    """Share of the plane that lies in tiles with something in them."""
-    if call.placed or not call.n * call.m:
-        return 1.0
-    return call.rule.tiles(call.n, call.m, TILE, device=_device_of(call)).density
-
-
-class _Lane(NamedTuple):
-    """Batch rows and heads [start, stop) that share a tile map and are worked on together."""
-
-    b: slice
-    h: slice
-
-
-class _Row(NamedTuple):
-    """A tile of queries, and the tiles of keys it meets, with whether each needs a mask."""
-
-    lane: _Lane
-    rows: slice
-    tiles: list[tuple[slice, bool]]
-
-
-def _rows(call: Call) -> Iterator[_Row]:
-    """Walk over the tiles that are not empty."""
-    lanes, bq, bk = _sizes(call)
-    state = _tile_states(call, bq, bk)
-    for b0, b1 in _runs(state, 0, call.b):
-        for h0, h1 in _runs(state, 1, call.h):
-            one = state[min(b0, state.shape[0] - 1), min(h0, state.shape[1] - 1)].tolist()
-            heads = min(h1 - h0, lanes)
-            batch = max(1, lanes // heads)
-            for b in range(b0, b1, batch):
-                for h in range(h0, h1, heads):
-                    lane = _Lane(slice(b, min(b + batch, b1)), slice(h, min(h + heads, h1)))
-                    for t, states in enumerate(one):
-                        tiles = [
-                            (slice(u * bk, min((u + 1) * bk, call.m)), x != FULL)
-                            for u, x in enumerate(states)
-                            if x != EMPTY
-                        ]
-                        if tiles:
-                            yield _Row(lane, slice(t * bq, min((t + 1) * bq, call.n)), tiles)
-
-
-def _sizes(call: Call) -> tuple[int, int, int]:
-    """How many (batch, head) lanes, queries and keys make a tile."""
-    lanes, n, m = call.b * call.h, call.n, call.m
-    if call.rule.score.needs_row:
-        bq = TILE
-        while bq > 1 and bq * m > ROWS:
-            bq //= 2
-        return max(1, min(lanes, ROWS // (bq * max(m, 1)))), bq, max(m, 1)
-    room = SCORES.get(call.q.device.type, SCORES["cpu"])
-    bq = min(TILE, max(n, 1))
-    lanes = max(1, min(lanes, room // (bq * min(m, 2 * TILE) or 1)))
-    # A few queries take long runs of keys, many take short ones.
-    bk = max(1, room // (lanes * bq) // TILE) * TILE
-    return lanes, TILE, min(bk, 2 * TILE if n > TILE and call.q.device.type == "cpu" else bk)
-
-
-def _device_of(call: Call) -> torch.device | str:
-    """Where the support can answer for tiles: where its tensors are."""
-    tensors = call.rule.support.tensors()
-    return tensors[0].device if tensors else "cpu"
-
-
-def _tile_states(call: Call, bq: int, bk: int) -> Tensor:
-    """State of each bq x bk tile, [b or 1, h or 1, t_q, t_k], from the map of 128 x 128 tiles."""
-    shape = (-(-call.n // bq), -(-call.m // bk))
-    if call.placed or 0 in shape:  # positions are known only when they are looked at
-        return torch.full((1, 1, *shape), PARTIAL, dtype=torch.int8)
-    state = call.rule.tiles(call.n, call.m, TILE, device=_device_of(call)).state.cpu()
-    if bq < TILE:
-        state = state.repeat_interleave(TILE // bq, dim=2)[:, :, : shape[0]]
-    some, every = state != EMPTY, state == FULL
-    per = max(1, bq // TILE), -(-bk // TILE)
-    fill = (0, shape[1] * per[1] - state.shape[3], 0, shape[0] * per[0] - state.shape[2])
-    some, every = (
-        torch.nn.functional.pad(x, fill, value=value)
-        .unflatten(3, (shape[1], per[1]))
-        .unflatten(2, (shape[0], per[0]))
-        for x, value in ((some, False), (every, True))
-    )
-    return some.any(5).any(3).to(torch.int8) + every.all(5).all(3).to(torch.int8)
-
-
-def _runs(state: Tensor, axis: int, count: int) -> list[tuple[int, int]]:
-    """Neighbors on an axis of the tile map with equal states, as [start, stop)."""
-    if state.shape[axis] == 1:
-        return [(0, count)]
-    rows = state.movedim(axis, 0).flatten(1)
-    cuts = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
-    return list(pairwise([0, *cuts.tolist(), count]))
 
 
 class _Scores:
@@ -176,7 +74,7 @@ class _Scores:
         self.needs_place = call.placed or any(p is not None for p in self.places)
 
     def of(
-        self, q: Tensor, k: Tensor, row: _Row, cols: slice, masked: bool
+        self, q: Tensor, k: Tensor, row: Row, cols: slice, masked: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Scores of q [b, h, bq, d] with k [b, h, bk, d], and which are allowed (None: all)."""
         call, lane = self.call, row.lane
@@ -200,7 +98,7 @@ class _Scores:
                 )
         return scores, allowed
 
-    def _at(self, lane: _Lane, rows: slice, cols: slice) -> At:
+    def _at(self, lane: Lane, rows: slice, cols: slice) -> At:
         device = self.call.q.device
         at = self.call.at(
             torch.arange(rows.start, rows.stop, device=device),
@@ -218,7 +116,7 @@ class _Scores:
         )
 
 
-def _of_lane(x: Tensor, lane: _Lane) -> Tensor:
+def _of_lane(x: Tensor, lane: Lane) -> Tensor:
     """Cut positions that differ between batch rows or heads."""
     if x.dim() == 4:
         x = x[lane.b] if x.shape[0] > 1 else x
@@ -230,19 +128,19 @@ class _Keys(NamedTuple):
     """The key heads that a lane reads: `heads` [start, stop), and one in it for each query head."""
 
     heads: slice
-    index: list[int]
+    shared: list[int]
 
     @staticmethod
-    def of(call: Call, lane: _Lane) -> _Keys:
+    def of(call: Call, lane: Lane) -> _Keys:
         found = key_heads_of(range(lane.h.start, lane.h.stop), call.h, call.g)
         return _Keys(slice(found[0], found[-1] + 1), [x - found[0] for x in found])
 
     def sum_heads(self, x: Tensor) -> Tensor:
         """Add up what query heads say of the key head they share: the backward of expanding."""
         count = self.heads.stop - self.heads.start
-        if count == len(self.index):
+        if count == len(self.shared):
             return x
-        index = torch.tensor(self.index, device=x.device)
+        index = torch.tensor(self.shared, device=x.device)
         return x.new_zeros(x.shape[0], count, *x.shape[2:]).index_add_(1, index, x)
 
 
@@ -253,14 +151,14 @@ def _forward(call: Call, dtype: torch.dtype) -> Partial:
     out, lse = nothing(v.new_zeros(call.b, call.h, call.n, call.e, dtype=dtype), sums=weigh.sums)
     with torch.no_grad():
         scoring = _Scores(call)
-        for row in _rows(call):
+        for row in walk(call):
             lane, rows, tiles = row
             keys = _Keys.of(call, lane)
             queries = q[lane.b, lane.h, rows].to(full)
             state = weigh.start(queries.new_zeros(*queries.shape[:3], call.e))
             for cols, masked in tiles:
                 key, value = (
-                    gather_heads(x[lane.b, keys.heads, cols].to(full), keys.index) for x in (k, v)
+                    gather_heads(x[lane.b, keys.heads, cols].to(full), keys.shared) for x in (k, v)
                 )
                 scores, allowed = scoring.of(queries, key, row, cols, masked)
                 state = weigh.update(state, scores, allowed, value)
@@ -324,7 +222,7 @@ def _backward(
     )
     with torch.enable_grad():
         scoring = _Scores(call)
-    for row in _rows(call):
+    for row in walk(call):
         lane, rows, tiles = row
         keys = _Keys.of(call, lane)
         query = call.q[lane.b, lane.h, rows].to(full).requires_grad_()
@@ -339,10 +237,10 @@ def _backward(
         for cols, masked in tiles:
             place = (lane.b, keys.heads, cols)
             key = call.k[place].to(full).requires_grad_()
-            value = gather_heads(call.v[place].to(full), keys.index)
+            value = gather_heads(call.v[place].to(full), keys.shared)
             with torch.enable_grad():
                 scores, allowed = scoring.of(
-                    query, gather_heads(key, keys.index), row, cols, masked
+                    query, gather_heads(key, keys.shared), row, cols, masked
                 )
             known = scores.detach()
             if allowed is not None:

@@ -29,8 +29,9 @@ from regard.core.score.matches import DotMatch, GeneralMatch, folded
 from regard.core.support.base import Everything, Support
 from regard.core.tilemap import FULL, PARTIAL, TileMap
 from regard.core.weigh import Softmax
-from regard.run.chunked import Chunked, learns_unseen, tile_share
+from regard.run.chunked import Chunked, learns_unseen
 from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.walk import tile_share
 
 BLOCK = 128
 NOTE = "compiles for some seconds at the first call of its kind"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Step(Value):
     step that can be carried by extra channels of q and k says so in `fold`.
     """
 
-    needs_row = False
+    needs_row: ClassVar[bool] = False
 
     def bind(self, q: Tensor, k: Tensor) -> Change:
         """Prepare for q [b, h, n, d] and k [b, h, m, d]; give the function (scores, at) -> scores."""
