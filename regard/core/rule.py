@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import count
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from regard.core.support.bands import need_count
 from regard.core.tilemap import TileMap
 from regard.core.value import Value, value
 from regard.core.weigh import Softmax, Weigh
+
+_count = count()
+_by_number: WeakValueDictionary[int, Rule] = WeakValueDictionary()
 
 
 @value
@@ -37,6 +42,9 @@ class Rule(Value):
     weigh: Weigh = Softmax()
     offset: int = 0
 
+    number: ClassVar[int]
+    held: ClassVar[tuple[Tensor, ...]]
+
     def __post_init__(self) -> None:
         for name, kind, example in (
             ("support", Support, "Causal()"),
@@ -49,6 +57,19 @@ class Rule(Value):
                     f"pass {name}={example}, say",
                 )
         need_count("offset", self.offset, 0)
+        # Compiled code cannot carry a rule, but it can carry a number, and tensors.
+        object.__setattr__(self, "number", next(_count))
+        object.__setattr__(self, "held", self.tensors())
+        _by_number[self.number] = self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__post_init__()
+
+    @staticmethod
+    def numbered(number: int) -> Rule:
+        """Give the rule of a number, which must still be alive."""
+        return _by_number[number]
 
     @staticmethod
     def of(x: Rule | Support | Score | Weigh | None) -> Rule:
