@@ -126,10 +126,14 @@ def structured(name: str, n: int, dtype: torch.dtype, rounds: int) -> list[dict]
     with torch.no_grad():
         rows = compare(f"{name}, n {n:,}, {dtype}, forward: {support}", calls, rounds)
     both = {
-        "SDPA causal": backward(lambda *x: F.scaled_dot_product_attention(*x, is_causal=True), q, k, v),
+        "SDPA causal": backward(
+            lambda *x: F.scaled_dot_product_attention(*x, is_causal=True), q, k, v
+        ),
         "regard.attend": backward(lambda *x: regard.attend(*x, rule), q, k, v),
     }
-    return rows + compare(f"{name}, n {n:,}, {dtype}, forward + backward", both, max(2, rounds // 2))
+    return rows + compare(
+        f"{name}, n {n:,}, {dtype}, forward + backward", both, max(2, rounds // 2)
+    )
 
 
 def main() -> None:

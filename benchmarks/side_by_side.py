@@ -80,7 +80,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if "model name" in x]
+        names = [
+            x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if "model name" in x
+        ]
         model = names[0] if names else model
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else model
     return {

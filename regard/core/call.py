@@ -20,6 +20,7 @@ from regard.core.errors import (
 from regard.core.rule import Rule
 from regard.core.score.base import At
 
+PLAIN = Rule()
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -35,7 +36,7 @@ class Call:
     q: Tensor
     k: Tensor
     v: Tensor
-    rule: Rule = Rule()
+    rule: Rule = PLAIN
     q_positions: Tensor | None = None
     k_positions: Tensor | None = None
     dropout: float = 0.0
@@ -137,7 +138,10 @@ class Call:
         for x, size, axis in ((extent[0], self.b, "batch"), (extent[1], self.h, "query heads")):
             if x not in (1, size):
                 fail(
-                    ShapeError, "rule.support", f"made for {axis} {x}", f"1 or {size}, as q has",
+                    ShapeError,
+                    "rule.support",
+                    f"made for {axis} {x}",
+                    f"1 or {size}, as q has",
                     f"build the support for {axis} {size}",
                 )
         _need_positions(self)
@@ -147,7 +151,10 @@ class Call:
         self.rule.weigh.check(self.h)
         if not 0.0 <= self.dropout < 1.0:
             fail(
-                ValueRangeError, "dropout", self.dropout, "a share from 0 up to 1",
+                ValueRangeError,
+                "dropout",
+                self.dropout,
+                "a share from 0 up to 1",
                 "pass the share of weights to drop",
             )
         return self
@@ -158,12 +165,18 @@ def _need_tensor(name: str, x: Any) -> None:
         fail(ShapeError, name, shape_of(x), "a tensor [b, h, n, d]", "pass a torch.Tensor")
     if x.dim() != 4:
         fail(
-            ShapeError, name, shape_of(x), "4 axes [batch, heads, tokens, head size]",
+            ShapeError,
+            name,
+            shape_of(x),
+            "4 axes [batch, heads, tokens, head size]",
             "view it as [b, n, h, d] and transpose(1, 2)",
         )
     if x.dtype not in FLOATS:
         fail(
-            DtypeError, name, f"{x.dtype}", "float32, float64, bfloat16 or float16",
+            DtypeError,
+            name,
+            f"{x.dtype}",
+            "float32, float64, bfloat16 or float16",
             f"pass {name}.float()",
         )
 
@@ -173,45 +186,73 @@ def _need_shapes(call: Call) -> None:
     for name, x in (("k", k), ("v", v)):
         if x.device != q.device:
             fail(
-                DeviceError, name, f"on {x.device}", f"on {q.device}, as q",
+                DeviceError,
+                name,
+                f"on {x.device}",
+                f"on {q.device}, as q",
                 f"move it with {name}.to(q.device)",
             )
         if x.dtype != q.dtype:
-            fail(DtypeError, name, f"{x.dtype}", f"{q.dtype}, as q", f"cast it with {name}.to(q.dtype)")
+            fail(
+                DtypeError,
+                name,
+                f"{x.dtype}",
+                f"{q.dtype}, as q",
+                f"cast it with {name}.to(q.dtype)",
+            )
         if x.shape[0] != q.shape[0]:
             fail(
-                ShapeError, name, f"batch {x.shape[0]}", f"batch {q.shape[0]}, as q",
+                ShapeError,
+                name,
+                f"batch {x.shape[0]}",
+                f"batch {q.shape[0]}, as q",
                 "expand the smaller one",
             )
     if v.shape[1] != k.shape[1]:
         fail(
-            ShapeError, "v", f"{v.shape[1]} heads", f"{k.shape[1]} heads, as k",
+            ShapeError,
+            "v",
+            f"{v.shape[1]} heads",
+            f"{k.shape[1]} heads, as k",
             "give k and v the same heads",
         )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         fail(
-            ShapeError, "k", f"{k.shape[1]} heads", f"a divisor of the {q.shape[1]} query heads",
+            ShapeError,
+            "k",
+            f"{k.shape[1]} heads",
+            f"a divisor of the {q.shape[1]} query heads",
             "repeat or pool the key heads",
         )
     if k.shape[2] != v.shape[2]:
         fail(
-            ShapeError, "v", f"{v.shape[2]} tokens", f"{k.shape[2]} tokens, as k",
+            ShapeError,
+            "v",
+            f"{v.shape[2]} tokens",
+            f"{k.shape[2]} tokens, as k",
             "give every key its value",
         )
     if k.shape[3] != q.shape[3]:
         fail(
-            ShapeError, "k", f"head size {k.shape[3]}", f"head size {q.shape[3]}, as q",
+            ShapeError,
+            "k",
+            f"head size {k.shape[3]}",
+            f"head size {q.shape[3]}, as q",
             "project q and k to one size",
         )
     if q.shape[3] == 0:
-        fail(ShapeError, "q", "head size 0", "a head size of at least 1", "project to some channels")
+        fail(
+            ShapeError, "q", "head size 0", "a head size of at least 1", "project to some channels"
+        )
 
 
 def _need_positions(call: Call) -> None:
     for name, x, size, shapes in (
         ("q_positions", call.q_positions, call.n, ([call.n], [call.b, call.n], [1, call.n])),
         (
-            "k_positions", call.k_positions, call.m,
+            "k_positions",
+            call.k_positions,
+            call.m,
             ([call.m], [call.b, call.m], [1, call.m], [call.b, call.g, call.m]),
         ),
     ):
@@ -221,7 +262,10 @@ def _need_positions(call: Call) -> None:
             fail(DtypeError, name, shape_of(x), "an integer tensor", "pass torch.arange(...)")
         if list(x.shape) not in shapes:
             fail(
-                ShapeError, name, f"{list(x.shape)}", f"one of {list(shapes)}",
+                ShapeError,
+                name,
+                f"{list(x.shape)}",
+                f"one of {list(shapes)}",
                 f"give the position of each of the {size} tokens",
             )
         # On other devices the look would wait for the device: there the caller is trusted.
@@ -229,12 +273,17 @@ def _need_positions(call: Call) -> None:
             real = x[..., 1:] >= 0
             if bool(((x[..., 1:] <= x[..., :-1].cummax(-1).values) & real).any()):
                 fail(
-                    ValueRangeError, name, "positions that do not increase",
+                    ValueRangeError,
+                    name,
+                    "positions that do not increase",
                     "increasing positions (-1 marks an empty slot of k)",
                     "sort the tokens by position, keys and values alike",
                 )
         if name == "q_positions" and x.device.type == "cpu" and size and int(x.min()) < 0:
             fail(
-                ValueRangeError, name, int(x.min()), "positions of at least 0",
+                ValueRangeError,
+                name,
+                int(x.min()),
+                "positions of at least 0",
                 "drop padded queries, or give them any position of their own",
             )

@@ -21,12 +21,18 @@ def draw(rule: Rule, n: int, m: int, to: str | None, head: int) -> str:
         fail(ValueRangeError, "n", (n, m), "at least one query and one key", "pass n=16")
     if to is None and max(n, m) > 128:
         fail(
-            ValueRangeError, "n", max(n, m), "at most 128 for a drawing in text",
+            ValueRangeError,
+            "n",
+            max(n, m),
+            "at most 128 for a drawing in text",
             "pass to='mask.png' for a picture of any size",
         )
     if not 0 <= head < max(rule.support.extent()[1], 1):
         fail(
-            ValueRangeError, "head", head, f"0 to {rule.support.extent()[1] - 1}",
+            ValueRangeError,
+            "head",
+            head,
+            f"0 to {rule.support.extent()[1] - 1}",
             "name a head that the support was made for",
         )
     rule.support.check(n + rule.offset, m)
@@ -49,7 +55,9 @@ def _picture(rule: Rule, n: int, m: int, to: str, head: int) -> str:
     figure = Figure(figsize=(width + 0.8, height + 0.9))
     axes = figure.add_subplot()
     colors = ListedColormap(["#f3f1ec", "#8fb8c9", "#1f5f7a"])  # empty, partial, full
-    axes.imshow(shown.numpy(), cmap=colors, vmin=0, vmax=2, extent=(0, m, n, 0), interpolation="none")
+    axes.imshow(
+        shown.numpy(), cmap=colors, vmin=0, vmax=2, extent=(0, m, n, 0), interpolation="none"
+    )
     axes.set_xlabel("key position")
     axes.set_ylabel("query position")
     axes.set_title(str(rule.support), fontsize=9, wrap=True)

@@ -57,9 +57,7 @@ class VersionError(RegardError, ImportError):
     """A dependency is installed in a version outside the supported range."""
 
 
-def fail(
-    kind: type[RegardError], argument: str, got: object, expected: str, fix: str
-) -> NoReturn:
+def fail(kind: type[RegardError], argument: str, got: object, expected: str, fix: str) -> NoReturn:
     """Raise `kind` with its four parts (an expression, so that checks stay one line)."""
     raise kind(argument, got, expected, fix)
 

@@ -49,12 +49,18 @@ def merge(*parts: Partial) -> Partial:
     shapes = {p.out.shape for p in parts}
     if len(shapes) > 1:
         fail(
-            ShapeError, "parts", f"outputs {sorted(map(list, shapes))}", "one shape",
+            ShapeError,
+            "parts",
+            f"outputs {sorted(map(list, shapes))}",
+            "one shape",
             "merge attention of the same queries",
         )
     if len({p.lse is None for p in parts}) > 1:
         fail(
-            RuleError, "parts", "some with and some without lse", "parts of one kind of weigh",
+            RuleError,
+            "parts",
+            "some with and some without lse",
+            "parts of one kind of weigh",
             "merge softmax with softmax, sigmoid with sigmoid",
         )
     if len(parts) == 1:
@@ -64,7 +70,9 @@ def merge(*parts: Partial) -> Partial:
     lses = torch.stack([p.lse for p in parts if p.lse is not None])
     lse = log_sum_exp(lses, dim=0)
     shares = torch.exp(lses - finite(lse))
-    out = sum(share[..., None] * p.out.to(share.dtype) for share, p in zip(shares, parts, strict=True))
+    out = sum(
+        share[..., None] * p.out.to(share.dtype) for share, p in zip(shares, parts, strict=True)
+    )
     assert isinstance(out, Tensor)
     return Partial(out.to(parts[0].out.dtype), lse)
 
@@ -76,11 +84,13 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     top = finite(x.detach().amax(dim, keepdim=True))
     total = torch.exp(x - top).sum(dim)
     some = total > 0
-    return torch.where(some, torch.log(torch.where(some, total, 1.0)) + top.squeeze(dim), -torch.inf)
+    return torch.where(
+        some, torch.log(torch.where(some, total, 1.0)) + top.squeeze(dim), -torch.inf
+    )
 
 
 def finite(x: Tensor) -> Tensor:
-    """Replace infinities by 0, so that exp(-inf - finite(x)) is 0 and not NaN."""
+    """Put 0 for infinities: exp(-inf - 0) is 0, where exp(-inf + inf) would be no number."""
     return torch.where(x.isfinite(), x, 0.0)
 
 

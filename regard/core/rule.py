@@ -12,8 +12,8 @@ from regard.core.errors import RuleError, fail, shape_of
 from regard.core.score.base import Match, Score
 from regard.core.score.matches import Dot
 from regard.core.spans import Spans
-from regard.core.support.base import Everything, Support
 from regard.core.support.bands import need_count
+from regard.core.support.base import Everything, Support
 from regard.core.tilemap import TileMap
 from regard.core.value import Value, value
 from regard.core.weigh import Softmax, Weigh
@@ -53,7 +53,10 @@ class Rule(Value):
         ):
             if not isinstance(getattr(self, name), kind):
                 fail(
-                    RuleError, name, shape_of(getattr(self, name)), f"a {kind.__name__}",
+                    RuleError,
+                    name,
+                    shape_of(getattr(self, name)),
+                    f"a {kind.__name__}",
                     f"pass {name}={example}, say",
                 )
         need_count("offset", self.offset, 0)
@@ -87,7 +90,10 @@ class Rule(Value):
         if isinstance(x, Weigh):
             return Rule(weigh=x)
         return fail(
-            RuleError, "rule", shape_of(x), "a Rule, Support, Score or Weigh",
+            RuleError,
+            "rule",
+            shape_of(x),
+            "a Rule, Support, Score or Weigh",
             "pass Causal(), or Rule(Causal(), Dot(), Softmax())",
         )
 

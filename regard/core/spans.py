@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from regard.core.value import value
-from regard.core.value import Value
+from regard.core.value import Value, value
 
 
 @value

@@ -41,7 +41,9 @@ class Grid:
         n_q: int, n_k: int, size: tuple[int, int], batch: int, heads: int, device: torch.device
     ) -> Grid:
         """Lay tiles of `size` over n_q x n_k positions in a row."""
-        i, j = (_tiled(torch.arange(n, device=device), s) for n, s in zip((n_q, n_k), size, strict=True))
+        i, j = (
+            _tiled(torch.arange(n, device=device), s) for n, s in zip((n_q, n_k), size, strict=True)
+        )
         return Grid.of(i, j, batch, heads)
 
     @staticmethod
@@ -168,4 +170,3 @@ def tile_states(support: Support, grid: Grid) -> Tensor:
         return torch.zeros(grid.shape, dtype=torch.int8, device=grid.b.device)
     some, every = support.cover(grid)
     return (some.to(torch.int8) + (some & every).to(torch.int8)).expand(grid.shape)
-

@@ -73,23 +73,23 @@ class Value:
         if found is None:
             found = (type(self).__name__, *(_sign(x) for _, x in self.fields()))
             self.__dict__["_signature"] = found
-        return found  # type: ignore[no-any-return]
+        return found
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if type(self) is not type(other) or self.signature != other.signature:  # type: ignore[attr-defined]
+        if type(self) is not type(other) or self.signature != other.signature:
             return False
         return all(
             _same(a, b)
-            for (_, a), (_, b) in zip(self.fields(), other.fields(), strict=True)  # type: ignore[attr-defined]
+            for (_, a), (_, b) in zip(self.fields(), other.fields(), strict=True)
         )
 
     def __hash__(self) -> int:
         found = self.__dict__.get("_hash")
         if found is None:
             found = self.__dict__["_hash"] = hash(self.signature)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._said())})"
@@ -102,11 +102,13 @@ class Value:
             if f.default is not dataclasses.MISSING and _same(x, f.default):
                 positional = False
                 continue
-            said.append(_show(x) if positional and not isinstance(x, bool) else f"{f.name}={_show(x)}")
+            said.append(
+                _show(x) if positional and not isinstance(x, bool) else f"{f.name}={_show(x)}"
+            )
         return said
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in self.fields()}
+        return dict(self.fields())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -134,8 +136,11 @@ class Value:
         left = len(list(rest))
         if left:
             fail(
-                RuleError, "tensors", f"{len(tensors)} tensors", f"{len(tensors) - left}, one for "
-                "each of the value", "swap what tensors() gave",
+                RuleError,
+                "tensors",
+                f"{len(tensors)} tensors",
+                f"{len(tensors) - left}, one for each of the value",
+                "swap what tensors() gave",
             )
         return made  # type: ignore[no-any-return]
 
@@ -154,9 +159,11 @@ class Value:
 
     def replace(self, **changes: Any) -> Self:
         """Make the same value with some parts changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(self, **changes)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """Move every tensor to `device`, and floating ones to `dtype`."""
         return _moved(self, device, dtype)  # type: ignore[no-any-return]
 
@@ -225,7 +232,10 @@ def _swapped(x: Any, rest: Iterator[Tensor]) -> Any:
         found = next(rest, None)
         if found is None:
             fail(
-                RuleError, "tensors", "too few tensors", "one for each of the value",
+                RuleError,
+                "tensors",
+                "too few tensors",
+                "one for each of the value",
                 "swap what tensors() gave",
             )
         return found
@@ -280,8 +290,11 @@ def _plain(x: Any) -> Any:
         name = f"{x.__module__}:{x.__qualname__}"
         if "<" in name or x.__module__ == "__main__":
             fail(
-                RuleError, "test", f"the function {x.__qualname__}",
-                "a function that can be imported by name", "define it at the top of a module",
+                RuleError,
+                "test",
+                f"the function {x.__qualname__}",
+                "a function that can be imported by name",
+                "define it at the top of a module",
             )
         return {"function": name}
     return fail(RuleError, "value", type(x).__name__, "a part that JSON can hold", "use a value")
@@ -305,7 +318,10 @@ def _built(x: Any) -> Any:
     kind = _TYPES.get(x.get("type", ""))
     if kind is None:
         fail(
-            RuleError, "type", repr(x.get("type")), f"one of {', '.join(sorted(_TYPES))}",
+            RuleError,
+            "type",
+            repr(x.get("type")),
+            f"one of {', '.join(sorted(_TYPES))}",
             "import the module that defines it first",
         )
     return kind(**{name: _built(y) for name, y in x.items() if name != "type"})

@@ -219,7 +219,10 @@ class Softmax(Normalised):
             need_tensor("sink", self.sink, "[h or 1]")
             if self.plus_one:
                 fail(
-                    RuleError, "plus_one", "True beside a sink", "one of the two",
+                    RuleError,
+                    "plus_one",
+                    "True beside a sink",
+                    "one of the two",
                     "a sink logit of 0 is plus one",
                 )
 
@@ -292,7 +295,7 @@ class Sigmoid(Summed):
         return torch.sigmoid(scores + self.bias)
 
     def slope(self, scores: Tensor) -> Tensor:
-        """p (1 - p)."""
+        """P (1 - p)."""
         p = self.amount(scores)
         return p * (1 - p)
 

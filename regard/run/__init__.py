@@ -1,0 +1,1 @@
+"""How attention is executed: one meaning, several speeds, and the plan that chooses."""

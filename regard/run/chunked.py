@@ -20,7 +20,7 @@ from regard.core.partial import Partial, nothing, wide
 from regard.core.score.base import At
 from regard.core.score.biases import PlaceStep, ScoreStep
 from regard.core.score.matches import DotMatch, folded
-from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.walk import ROWS, SCORES, Lane, Row, tile_share, walk
 
 
@@ -49,7 +49,10 @@ class Chunked(Executor):
         moved = size * (2 * call.q.numel() + call.k.numel() + call.v.numel())
         passes = 0.0 if call.q.device.type == "cpu" else 24.0 * pairs
         held = 12.0 * min(SCORES.get(call.q.device.type, ROWS), pairs)
-        return Cost(2.0 * pairs * (call.d + call.e), moved + passes, held, 2.5)
+        # Tiles are walked in Python.
+        launches = LAUNCH * max(1.0, pairs / SCORES.get(call.q.device.type, ROWS))
+        work = 2.0 * pairs * (call.d + call.e) + launches
+        return Cost(work, moved + passes, held, 2.5)
 
     def run(self, call: Call) -> Partial:
         """Run the tiles; through autograd only where a gradient is wanted."""

@@ -30,7 +30,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, shape: Shape, mask: Tensor | None = N
 
     A mask is not differentiated. Rows that meet no key give zeros and lse = -inf.
     """
-    out, lse = _Dense.apply(q, k, v, shape, mask)
+    out, lse = _Dense.apply(q, k, v, shape, mask)  # type: ignore[no-untyped-call]
     return Partial(out, lse)
 
 
@@ -178,14 +178,37 @@ def _cuda_backward(
     if _flashes(q, mask):
         lengths = q.shape[2], k.shape[2]
         dq, dk, dv = _aten._scaled_dot_product_flash_attention_backward(
-            d_out, q, k, v, out, lse.contiguous(), None, None, *lengths, 0.0, shape.causal,
-            seed, seed, scale=shape.scale,
+            d_out,
+            q,
+            k,
+            v,
+            out,
+            lse.contiguous(),
+            None,
+            None,
+            *lengths,
+            0.0,
+            shape.causal,
+            seed,
+            seed,
+            scale=shape.scale,
         )
         return dq, dk, dv
     # The kernel reads lse in rows rounded up to 32.
     room = torch.nn.functional.pad(lse.float(), (0, -lse.shape[-1] % 32), value=torch.inf)
     dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(
-        d_out, q, k, v, _bias(mask, q, k.shape[2]), out, room, seed, seed, 0.0,
-        [True, True, True, False], shape.causal, scale=shape.scale,
+        d_out,
+        q,
+        k,
+        v,
+        _bias(mask, q, k.shape[2]),
+        out,
+        room,
+        seed,
+        seed,
+        0.0,
+        [True, True, True, False],
+        shape.causal,
+        scale=shape.scale,
     )
     return dq, dk, dv

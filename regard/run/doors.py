@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regard.core.call import Call
+from regard.core.call import PLAIN, Call
 from regard.core.errors import RuleError, fail
 from regard.core.partial import Partial
 from regard.core.rule import Rule
@@ -15,7 +15,6 @@ from regard.core.weigh import Weigh
 from regard.run.opaque import attend_compiled
 from regard.run.plan import EXECUTORS, Plan, chosen, make_plan
 
-_PLAIN = Rule()
 RuleLike = Rule | Support | Score | Weigh | None
 
 
@@ -42,12 +41,20 @@ def attend(
     >>> attend(q, k, k, Causal() & (Window(8) | Sinks(2))).shape
     torch.Size([1, 4, 32, 16])
     """
-    if torch.compiler.is_compiling() and q_positions is None and k_positions is None and not dropout:
+    if (
+        torch.compiler.is_compiling()
+        and q_positions is None
+        and k_positions is None
+        and not dropout
+    ):
         forced = -1 if executor is None else list(EXECUTORS.places).index(executor)
-        whole = _PLAIN if rule is None else rule
+        whole = PLAIN if rule is None else rule
         if not isinstance(whole, Rule):
             fail(
-                RuleError, "rule", "a part of a rule in compiled code", "a Rule made outside of it",
+                RuleError,
+                "rule",
+                "a part of a rule in compiled code",
+                "a Rule made outside of it",
                 "hold Rule(...) in the module, and pass that",
             )
         return attend_compiled(q, k, v, list(whole.held), whole.number, forced)

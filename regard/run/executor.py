@@ -38,6 +38,9 @@ class No:
 
 Answer = Yes | No
 
+# What one more kernel with some Python around it costs, in operations.
+LAUNCH = 1e7
+
 
 @dataclass(frozen=True)
 class Cost:

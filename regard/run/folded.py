@@ -1,4 +1,6 @@
-"""Structured supports folded into the batch of dense attention: windows, lattices, documents, tiles.
+"""Structured supports folded into the batch of dense attention.
+
+Windows, sinks, lattices, dilation, documents, chosen tiles, and whatever else leaves tiles out.
 
 Every tile of queries attends densely to just the tiles of keys it may meet. Nothing is compiled,
 gradients work on any device, and no matrix of all pairs exists.
@@ -16,11 +18,11 @@ from torch.nn.functional import pad
 
 from regard.core.call import Call
 from regard.core.partial import Partial, merge, wide
-from regard.core.tilemap import EMPTY, FULL, PARTIAL
+from regard.core.tilemap import PARTIAL
 from regard.run import dense
-from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
-from regard.run.fused import mask_entries, pattern, product, why_not_product
+from regard.run.fused import pattern, product, why_not_product
 from regard.run.pieces import Piecewise
 
 # Bytes of keys and values gathered at a time, so that they stay in the cache.
@@ -67,7 +69,7 @@ class Folded(Executor):
         moved = size * (2 * call.q.numel() + pairs / fold.size[0] * (call.d + call.e))
         slowness = 1.5 if not why_not_product(call) else 6.0
         # Each group is a kernel launch with some Python around it.
-        launches = groups * len(folds(call)) * call.b * 2e6
+        launches = groups * len(folds(call)) * call.b * LAUNCH
         return Cost(2.0 * pairs * (call.d + call.e) + launches, moved, size * pairs / 64, slowness)
 
     def run(self, call: Call) -> Partial:
@@ -75,12 +77,13 @@ class Folded(Executor):
         if why_not_product(call):
             return Piecewise(call, folds(call)).run()
         q, k, scale = product(call)
-        out, lse = _Folded.apply(q, k, call.v, Work(scale, tuple(folds(call)), call.g))
+        work = Work(scale, tuple(folds(call)), call.g)
+        out, lse = _Folded.apply(q, k, call.v, work)  # type: ignore[no-untyped-call]
         return Partial(out, lse)
 
 
 def folds(call: Call) -> list[tuple[slice, slice, Fold]]:
-    """Fold a call: (rows of the batch, query heads, fold) for each that differs; kept by the rule."""
+    """Fold a call: (rows of the batch, query heads, fold) for each that differs."""
     key = ("folds", call.n, call.m, call.rule.offset, str(call.q.device))
     return call.rule.support.memo(key, lambda: _folds(call))
 
@@ -159,7 +162,11 @@ class One(NamedTuple):
 def _rows_and_heads(q: Tensor, k: Tensor, v: Tensor, work: Work) -> Iterator[One]:
     share = q.shape[1] // work.g
     for rows, heads, fold in work.folds:
-        keys = slice(None) if heads == slice(None) else slice(heads.start // share, heads.start // share + 1)
+        keys = (
+            slice(None)
+            if heads == slice(None)
+            else slice(heads.start // share, heads.start // share + 1)
+        )
         for b in range(*rows.indices(q.shape[0])):
             qs = _arranged(q[b, heads], fold.order_q, fold.size[0])
             ks, vs = (_arranged(x[b, keys], fold.order_k, fold.size[1]) for x in (k, v))
@@ -204,7 +211,9 @@ def _slabs(one: One, group: Group, *, views_too: bool = False) -> Iterator[Slab]
         mask = group.mask
         if mask is not None:
             mask = mask if len(mask) == 1 else mask[part]
-            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+                ~mask, -torch.inf
+            )
         yield Slab(group, part, q, k, v, mask)
 
 
@@ -220,7 +229,7 @@ def _gathered(x: Tensor, tiles: Tensor, side: int) -> Tensor:
     """Copy tiles [u, c] of x [h, n, d] together: [u, h, c side, d]."""
     h, _, d = x.shape
     cut = x.unflatten(1, (-1, side))  # [h, t, side, d]
-    found = cut[:, tiles.flatten()].view(h, *tiles.shape, side, d)
+    found: Tensor = cut[:, tiles.flatten()].view(h, *tiles.shape, side, d)
     return found.transpose(0, 1).flatten(2, 3)
 
 
@@ -261,7 +270,9 @@ def _backward(
     """Give dq [h, n, d], dk, dv [g, m, d] of one row, summed over the pieces."""
     fold, (side_q, side_k) = one.fold, one.fold.size
     rows = [
-        _arranged(x if x.dim() == 3 else x[..., None], fold.order_q, side_q).unflatten(1, (-1, side_q)).transpose(0, 1)
+        _arranged(x if x.dim() == 3 else x[..., None], fold.order_q, side_q)
+        .unflatten(1, (-1, side_q))
+        .transpose(0, 1)
         for x in (d_out, d_lse, out, lse)
     ]
     dtype = wide(one.q.dtype)
@@ -275,8 +286,15 @@ def _backward(
                 units = _units(group, slab.units)
                 own = [x[units] for x in rows]
                 got = dense.backward(
-                    own[0], own[1][..., 0], slab.q, slab.k, slab.v, own[2], own[3][..., 0].contiguous(),
-                    dense.Shape(scale), slab.mask,
+                    own[0],
+                    own[1][..., 0],
+                    slab.q,
+                    slab.k,
+                    slab.v,
+                    own[2],
+                    own[3][..., 0].contiguous(),
+                    dense.Shape(scale),
+                    slab.mask,
                 )
                 dq[units] += got[0]
                 for total, x in ((dk, got[1]), (dv, got[2])):

@@ -109,7 +109,10 @@ def order_of(part: Support | None, n: int, side: int, device: torch.device) -> T
     box = max(1, round(side ** (1 / axes)))
     key = torch.zeros_like(position)
     coordinates = part.coordinates(position)
-    places = [torch.div(x, d, rounding_mode="floor") for x, d in zip(coordinates, part.dilation, strict=True)]
+    places = [
+        torch.div(x, d, rounding_mode="floor")
+        for x, d in zip(coordinates, part.dilation, strict=True)
+    ]
     # Residues first, then boxes, then places within the box: each a digit of the sorting key.
     digits = [(x % d, d) for x, d in zip(coordinates, part.dilation, strict=True)]
     digits += [(x // box, -(-s // box)) for x, s in zip(places, part.lattice, strict=True)]
@@ -248,9 +251,13 @@ def _kinds(mask: Tensor) -> Tensor:
     """Number the distinct masks of [u, q, k]."""
     flat = mask.flatten(1)
     if len(flat) < 3 or bool((flat == flat[:1]).all()):
-        return torch.zeros(len(flat), dtype=torch.long) if _all_same(flat) else torch.arange(len(flat))
+        return (
+            torch.zeros(len(flat), dtype=torch.long) if _all_same(flat) else torch.arange(len(flat))
+        )
     # Two random sums tell masks apart but for a chance of 1e-14; equality is then made sure of.
-    weights = torch.rand(flat.shape[1], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(
+        flat.shape[1], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     sums = torch.cat([chunk.double() @ weights.to(flat.device) for chunk in flat.split(64)])
     _, kinds = sums.unique(dim=0, return_inverse=True)
     firsts = torch.stack([torch.nonzero(kinds == x)[0, 0] for x in range(int(kinds.max()) + 1)])

@@ -63,7 +63,14 @@ class Fused(Executor):
         kind = pattern(call)
         mask = None if kind else additive_mask(call)
         return scaled_dot_product_attention(
-            q, k, call.v, mask, call.dropout, kind == "causal", scale=scale, enable_gqa=call.h != call.g
+            q,
+            k,
+            call.v,
+            mask,
+            call.dropout,
+            kind == "causal",
+            scale=scale,
+            enable_gqa=call.h != call.g,
         )
 
 

@@ -18,7 +18,10 @@ from regard.core.partial import Partial, wide
 from regard.core.rule import Rule
 from regard.run.plan import EXECUTORS, chosen
 
-def _run(q: Tensor, k: Tensor, v: Tensor, held: Sequence[Tensor], number: int, forced: int) -> Partial:
+
+def _run(
+    q: Tensor, k: Tensor, v: Tensor, held: Sequence[Tensor], number: int, forced: int
+) -> Partial:
     rule = Rule.numbered(number)
     executor = list(EXECUTORS)[forced] if forced >= 0 else None
     call = Call(q, k, v, rule.with_tensors(held) if held else rule)
@@ -46,19 +49,29 @@ def _shapes(
 
 @torch.library.custom_op("regard::attend_backward", mutates_args=())
 def opaque_backward(
-    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, held: list[Tensor], number: int, forced: int
+    d_out: Tensor,
+    d_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    held: list[Tensor],
+    number: int,
+    forced: int,
 ) -> list[Tensor]:
     """Give the gradients of q, k, v and of the rule's floating tensors."""
     with torch.enable_grad(), _autograd_again():
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
         own = [x.detach().requires_grad_(x.is_floating_point()) for x in held]
-        out, lse = _run(*leaves, own, number, forced)
+        out, lse = _run(leaves[0], leaves[1], leaves[2], own, number, forced)
         asked = leaves + [x for x in own if x.requires_grad]
         outs, pulls = [out], [d_out]
         if lse is not None:
             outs, pulls = [out, lse], [d_out, d_lse]
         grads = torch.autograd.grad(outs, asked, pulls, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g.contiguous() for g, x in zip(grads, asked, strict=True)]
+    return [
+        torch.zeros_like(x) if g is None else g.contiguous()
+        for g, x in zip(grads, asked, strict=True)
+    ]
 
 
 def _autograd_again() -> Any:
@@ -71,7 +84,14 @@ def _autograd_again() -> Any:
 
 @opaque_backward.register_fake
 def _grad_shapes(
-    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, held: list[Tensor], number: int, forced: int
+    d_out: Tensor,
+    d_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    held: list[Tensor],
+    number: int,
+    forced: int,
 ) -> list[Tensor]:
     asked = [q, k, v, *(x for x in held if x.is_floating_point())]
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in asked]

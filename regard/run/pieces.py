@@ -78,18 +78,27 @@ class Piecewise:
         made, where = [], []
         for group in layer:
             scores = lead[0] * lead[1] * i.shape[1] * group.keys.shape[1] * j.shape[1]
-            for part in torch.arange(len(group.units), device=q.device).split(max(1, SCORES // scores)):
-                mask = group.mask if group.mask is None or len(group.mask) == 1 else group.mask[part]
+            for part in torch.arange(len(group.units), device=q.device).split(
+                max(1, SCORES // scores)
+            ):
+                mask = (
+                    group.mask if group.mask is None or len(group.mask) == 1 else group.mask[part]
+                )
                 rows, cols = i[group.units[part]], j[group.keys[part]].flatten(1)
                 given = (q, k, v, change, b, h, rows, cols, mask)
                 again = torch.is_grad_enabled()
-                made.append(checkpoint(self._piece, *given, use_reentrant=False) if again else self._piece(*given))
+                made.append(
+                    checkpoint(self._piece, *given, use_reentrant=False)
+                    if again
+                    else self._piece(*given)
+                )
                 where.append(group.units[part])
         if made:
             units = torch.cat(where)
             out = out.index_copy(2, units, torch.cat([x[0] for x in made], 2))
             if lse is not None:
-                lse = lse.index_copy(2, units, torch.cat([x[1] for x in made], 2))
+                lses = [x[1] for x in made if x[1] is not None]
+                lse = lse.index_copy(2, units, torch.cat(lses, 2))
         return Partial(out.flatten(2, 3), None if lse is None else lse.flatten(2, 3))
 
     def _piece(
@@ -108,10 +117,16 @@ class Piecewise:
         rule = self.call.rule
         pick = (b[..., 0], h[..., 0])
         query, key, values = q[(*pick, rows)], k[(*pick, cols)], v[(*pick, cols)]
-        at = At(b, h, rows[:, :, None], cols[:, None], rows[:, :, None] + rule.offset, cols[:, None])
+        at = At(
+            b, h, rows[:, :, None], cols[:, None], rows[:, :, None] + rule.offset, cols[:, None]
+        )
         # A match wants [b, h, n, d]: units go to the batch, and come back behind the heads.
         batch, units = query.shape[0], query.shape[2]
-        match = rule.score.match if h.shape[0] == q.shape[1] else rule.score.match.take_heads(h.flatten().tolist())
+        match = (
+            rule.score.match
+            if h.shape[0] == q.shape[1]
+            else rule.score.match.take_heads(h.flatten().tolist())
+        )
         scores = match.between(*(x.transpose(1, 2).flatten(0, 1) for x in (query, key)))
         scores = change(scores.unflatten(0, (batch, units)).transpose(1, 2), at)
         allowed = None if mask is None else mask.transpose(0, 1)

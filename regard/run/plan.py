@@ -8,8 +8,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from regard.core.call import Call
@@ -23,7 +23,7 @@ DEAR = 4.0
 class Executors(Mapping[str, Executor]):
     """The executors by name, each imported when first asked for."""
 
-    places = {
+    places: ClassVar[dict[str, tuple[str, str]]] = {
         "fused": ("regard.run.fused", "Fused"),
         "folded": ("regard.run.folded", "Folded"),
         "grouped": ("regard.run.grouped", "Grouped"),
@@ -109,8 +109,11 @@ def make_plan(call: Call, forced: str | None = None) -> Plan:
             notes[name] = answer.note
     if forced is not None and forced in ruled_out:
         fail(
-            ExecutorError, "executor", f"{forced!r}, which cannot: {ruled_out[forced]}",
-            f"one that can: {', '.join(considered)}", "leave `executor` out, or name one of these",
+            ExecutorError,
+            "executor",
+            f"{forced!r}, which cannot: {ruled_out[forced]}",
+            f"one that can: {', '.join(considered)}",
+            "leave `executor` out, or name one of these",
         )
     name = forced or min(considered, key=lambda x: considered[x].weight)
     dense = 2.0 * call.b * call.h * call.n * call.m * (call.d + call.e)

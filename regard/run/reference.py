@@ -24,7 +24,7 @@ class Reference(Executor):
         return Yes()
 
     def run(self, call: Call) -> Partial:
-        """scores [b, h, n, m] -> weights [b, h, n, m] -> out [b, h, n, e]."""
+        """Scores [b, h, n, m] -> weights [b, h, n, m] -> out [b, h, n, e]."""
         scores, allowed = score_matrix(call)
         values = expand_heads(call.v, call.h).to(scores.dtype)
         if call.dropout:

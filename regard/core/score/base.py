@@ -44,7 +44,7 @@ class Step(Value):
     needs_row: ClassVar[bool] = False
 
     def bind(self, q: Tensor, k: Tensor) -> Change:
-        """Prepare for q [b, h, n, d] and k [b, h, m, d]; give the function (scores, at) -> scores."""
+        """Prepare for q [b, h, n, d] and k [b, h, m, d]; give a function of (scores, at)."""
         raise NotImplementedError
 
     def fold(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
@@ -111,7 +111,10 @@ class Score(Value):
     def __rshift__(self, step: Step) -> Score:
         if not isinstance(step, Step):
             fail(
-                RuleError, "score", shape_of(step), "a step such as Alibi, RelativeBias, SoftCap",
+                RuleError,
+                "score",
+                shape_of(step),
+                "a step such as Alibi, RelativeBias, SoftCap",
                 "wrap a function as ScoreStep(function)",
             )
         return Score(self.match, (*self.steps, step))
@@ -147,7 +150,9 @@ class Score(Value):
 
 def need_number(name: str, x: object, *, above: float | None = None) -> None:
     """Raise unless x is a finite number (above a bound)."""
-    good = isinstance(x, int | float) and not isinstance(x, bool) and x == x and abs(x) != float("inf")
+    good = (
+        isinstance(x, int | float) and not isinstance(x, bool) and x == x and abs(x) != float("inf")
+    )
     if not good or (above is not None and float(x) <= above):  # type: ignore[arg-type]
         want = "a finite number" + (f" above {above:g}" if above is not None else "")
         fail(ValueRangeError, name, shape_of(x), want, f"pass {name}=1.0, say")
@@ -160,7 +165,10 @@ def need_tensor(name: str, x: object, axes: str) -> None:
         fail(ShapeError, name, shape_of(x), f"a tensor {axes}", "reshape it, or add leading axes")
     if x.is_floating_point() and not x.requires_grad and bool(x.isnan().any()):
         fail(
-            ValueRangeError, name, "NaN in it", "numbers (−inf removes a pair)",
+            ValueRangeError,
+            name,
+            "NaN in it",
+            "numbers (−inf removes a pair)",
             "look where the NaN comes from",
         )
 
@@ -169,7 +177,10 @@ def need_heads(name: str, have: int, h: int) -> None:
     """Raise unless a tensor is made for one head or for h."""
     if have not in (1, h):
         fail(
-            ShapeError, name, f"{have} heads", f"1 or {h} heads, as the queries have",
+            ShapeError,
+            name,
+            f"{have} heads",
+            f"1 or {h} heads, as the queries have",
             "give one entry for each query head",
         )
 

@@ -163,7 +163,8 @@ class LatticeBias(PlaceStep):
     _head_axis: ClassVar = {"table": 0}
 
     def __post_init__(self) -> None:
-        axes = Neighborhood(1, self.lattice).lattice
+        axes = (self.lattice,) if isinstance(self.lattice, int) else tuple(self.lattice)
+        Neighborhood((1,) * len(axes), axes)  # which checks the axes
         object.__setattr__(self, "lattice", axes)
         need_tensor("table", self.table, "[h or 1" + ", 2r + 1" * len(axes) + "]")
         for size in self.table.shape[1:]:
@@ -171,7 +172,7 @@ class LatticeBias(PlaceStep):
 
     def change(self, scores: Tensor, at: At) -> Tensor:
         """Add the number of the offset."""
-        lattice = Neighborhood(1, self.lattice)
+        lattice = Neighborhood((1,) * len(self.lattice), self.lattice)
         places = []
         for size, x, y in zip(
             self.table.shape[1:], lattice.coordinates(at.i), lattice.coordinates(at.j), strict=True
@@ -253,8 +254,11 @@ class GroupBias(PlaceStep):
         for name, groups, axis in (("query", query, 1), ("key", key, 2)):
             if int(groups.max()) >= self.table.shape[axis] or int(groups.min()) < 0:
                 fail(
-                    ShapeError, name, f"groups up to {int(groups.max())}",
-                    f"0 to {self.table.shape[axis] - 1}, as the table has", "widen the table",
+                    ShapeError,
+                    name,
+                    f"groups up to {int(groups.max())}",
+                    f"0 to {self.table.shape[axis] - 1}, as the table has",
+                    "widen the table",
                 )
 
     def extent(self) -> int:
@@ -271,7 +275,10 @@ class GroupBias(PlaceStep):
         need_heads("table", self.table.shape[0], h)
         if self.extent() not in (1, b):
             fail(
-                ShapeError, "query", f"groups for a batch of {self.extent()}", f"1 or {b}",
+                ShapeError,
+                "query",
+                f"groups for a batch of {self.extent()}",
+                f"1 or {b}",
                 "give the groups of each row of the batch",
             )
 
@@ -289,7 +296,10 @@ class ScoreStep(PlaceStep):
     def __post_init__(self) -> None:
         if not callable(self.function):
             fail(
-                RuleError, "function", shape_of(self.function), "a function of (s, b, h, i, j)",
+                RuleError,
+                "function",
+                shape_of(self.function),
+                "a function of (s, b, h, i, j)",
                 "pass a function that maps scores to scores",
             )
 
@@ -302,6 +312,9 @@ def need_odd(name: str, size: int) -> None:
     """Raise unless a table of distances has a middle."""
     if size % 2 == 0:
         fail(
-            ShapeError, name, f"{size} entries", "an odd number, 2r + 1, with distance 0 in the "
-            "middle", "add the entry that is missing",
+            ShapeError,
+            name,
+            f"{size} entries",
+            "an odd number, 2r + 1, with distance 0 in the middle",
+            "add the entry that is missing",
         )

@@ -27,7 +27,10 @@ def _need_sizes(name: str, x: Tensor, b: int, h: int, size: int) -> None:
     """Raise unless x is [b or 1, h or 1, size, ...]."""
     if x.shape[0] not in (1, b) or x.shape[1] not in (1, h) or x.shape[2] != size:
         fail(
-            ShapeError, name, f"{list(x.shape)}", f"[{b} or 1, {h} or 1, {size}, ...]",
+            ShapeError,
+            name,
+            f"{list(x.shape)}",
+            f"[{b} or 1, {h} or 1, {size}, ...]",
             "give one entry for each token of the call",
         )
 
@@ -61,7 +64,10 @@ class LowRankBias(PlaceStep):
         need_tensor("v", self.v, "[b or 1, h or 1, m, r]")
         if self.u.shape[-1] != self.v.shape[-1]:
             fail(
-                ShapeError, "v", f"rank {self.v.shape[-1]}", f"rank {self.u.shape[-1]}, as u",
+                ShapeError,
+                "v",
+                f"rank {self.v.shape[-1]}",
+                f"rank {self.u.shape[-1]}, as u",
                 "factor the bias into two equal ranks",
             )
 
@@ -137,7 +143,10 @@ class Temperature(PlaceStep):
     def __post_init__(self) -> None:
         if self.query is None and self.key is None:
             fail(
-                ShapeError, "query", "no factors", "factors of the queries, the keys, or both",
+                ShapeError,
+                "query",
+                "no factors",
+                "factors of the queries, the keys, or both",
                 "pass query=tensor [b or 1, h or 1, n]",
             )
         for name in ("query", "key"):
@@ -226,7 +235,10 @@ class ShawBias(Step):
         need_heads("table", self.table.shape[0], h)
         if self.table.shape[2] != d:
             fail(
-                ShapeError, "table", f"vectors of size {self.table.shape[2]}", f"size {d}, as q",
+                ShapeError,
+                "table",
+                f"vectors of size {self.table.shape[2]}",
+                f"size {d}, as q",
                 "give one vector of the head size for each distance",
             )
 
@@ -271,6 +283,9 @@ class Cope(Step):
         need_heads("table", self.table.shape[0], h)
         if self.table.shape[2] != d:
             fail(
-                ShapeError, "table", f"vectors of size {self.table.shape[2]}", f"size {d}, as q",
+                ShapeError,
+                "table",
+                f"vectors of size {self.table.shape[2]}",
+                f"size {d}, as q",
                 "give one vector of the head size for each position",
             )

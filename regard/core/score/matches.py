@@ -58,7 +58,10 @@ class GeneralMatch(Match):
         need_heads("weight", self.weight.shape[0], h)
         if self.weight.shape[1:] != (d, d):
             fail(
-                ShapeError, "weight", f"{list(self.weight.shape)}", f"[h or 1, {d}, {d}]",
+                ShapeError,
+                "weight",
+                f"{list(self.weight.shape)}",
+                f"[h or 1, {d}, {d}]",
                 "let W map the head size of q to that of k",
             )
 
@@ -97,7 +100,9 @@ class AdditiveMatch(Match):
         hidden = {self.of_query.shape[-1], self.of_key.shape[-1], self.weight.shape[-1]}
         if len(hidden) > 1 or self.of_query.shape[1] != d or self.of_key.shape[1] != d:
             fail(
-                ShapeError, "of_query", f"{list(self.of_query.shape)}",
+                ShapeError,
+                "of_query",
+                f"{list(self.of_query.shape)}",
                 f"[h or 1, {d}, a] with one hidden size a in of_query, of_key and weight",
                 "make the three agree",
             )

@@ -16,7 +16,10 @@ def need_count(name: str, x: object, least: int = 1) -> None:
     """Raise unless x is a whole number of at least `least`."""
     if isinstance(x, bool) or not isinstance(x, int) or x < least:
         fail(
-            ValueRangeError, name, shape_of(x), f"a whole number of at least {least}",
+            ValueRangeError,
+            name,
+            shape_of(x),
+            f"a whole number of at least {least}",
             f"pass {name}={least} or more",
         )
 

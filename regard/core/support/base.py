@@ -48,7 +48,7 @@ class Support(Value):
         return Spans.everything()
 
     def extent(self) -> tuple[int, int]:
-        """Batch size and head count that the support was made for; 1 where it is the same for all."""
+        """Batch size and heads that the support was made for; 1 where it is the same for all."""
         return 1, 1
 
     def check(self, n: int, m: int) -> None:
@@ -102,7 +102,10 @@ def _joined(kind: type[Both] | type[Either], a: Support, b: Support) -> Support:
     """Join two supports, keeping nested joins of one kind flat and free of repeats."""
     if not isinstance(b, Support):
         fail(
-            RuleError, "support", f"{b!r}", "a Support on both sides of & and |",
+            RuleError,
+            "support",
+            f"{b!r}",
+            "a Support on both sides of & and |",
             "wrap a function as Where(function)",
         )
     absorbing: Support = Everything()
@@ -126,7 +129,10 @@ def common_extent(parts: Sequence[Support]) -> tuple[int, int]:
         sizes = {e[axis] for e in found} - {1}
         if len(sizes) > 1:
             fail(
-                ShapeError, name, f"parts made for {sorted(sizes)}", "one size in all parts",
+                ShapeError,
+                name,
+                f"parts made for {sorted(sizes)}",
+                "one size in all parts",
                 "build every part from tensors of the same batch and heads",
             )
     return max((e[0] for e in found), default=1), max((e[1] for e in found), default=1)
@@ -292,4 +298,3 @@ class Shifted(Support):
     def shift(self, offset: int) -> Support:
         """Add to the shift."""
         return self.part.shift(self.offset + offset)
-

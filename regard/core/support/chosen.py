@@ -52,7 +52,10 @@ class Tiles(Support):
         if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype != torch.bool:
             said = shape_of(x) + (f" of {x.dtype}" if isinstance(x, Tensor) else "")
             fail(
-                ShapeError, "chosen", said, "a bool tensor [b or 1, h or 1, t_q, t_k]",
+                ShapeError,
+                "chosen",
+                said,
+                "a bool tensor [b or 1, h or 1, t_q, t_k]",
                 "add the missing leading axes with x[None, None]",
             )
 
@@ -68,8 +71,9 @@ class Tiles(Support):
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Add up the chosen tiles that each tile of the grid touches."""
-        rows = self._tile(grid.i_lo.flatten() - self.start, 0), self._tile(
-            grid.i_hi.flatten() - self.start, 0
+        rows = (
+            self._tile(grid.i_lo.flatten() - self.start, 0),
+            self._tile(grid.i_hi.flatten() - self.start, 0),
         )
         columns = self._tile(grid.j_lo, 1), self._tile(grid.j_hi, 1)
         total = torch.nn.functional.pad(self.chosen.int().cumsum(2).cumsum(3), (1, 0, 1, 0))
@@ -92,7 +96,9 @@ class Tiles(Support):
         have = tuple(self.chosen.shape[2:])
         if have[0] < need[0] or have[1] < need[1]:
             fail(
-                ShapeError, "chosen", f"{have[0]}x{have[1]} tiles of {self.size}",
+                ShapeError,
+                "chosen",
+                f"{have[0]}x{have[1]} tiles of {self.size}",
                 f"at least {need[0]}x{need[1]} for {n} queries and {m} keys",
                 "choose tiles for the whole sequence",
             )
@@ -115,9 +121,17 @@ class Keys(Support):
 
     def __post_init__(self) -> None:
         x = self.index
-        if not isinstance(x, Tensor) or x.dim() != 4 or x.is_floating_point() or x.dtype == torch.bool:
+        if (
+            not isinstance(x, Tensor)
+            or x.dim() != 4
+            or x.is_floating_point()
+            or x.dtype == torch.bool
+        ):
             fail(
-                ShapeError, "index", shape_of(x), "an int tensor [b or 1, h or 1, n or 1, c]",
+                ShapeError,
+                "index",
+                shape_of(x),
+                "an int tensor [b or 1, h or 1, n or 1, c]",
                 "add the missing leading axes with x[None, None]",
             )
 
@@ -143,8 +157,11 @@ class Keys(Support):
         """There must be a list for every query."""
         if self.index.shape[2] not in (1,) and self.index.shape[2] < n:
             fail(
-                ShapeError, "index", f"lists for {self.index.shape[2]} queries",
-                f"one list, or one for each of {n}", "list the keys of every query",
+                ShapeError,
+                "index",
+                f"lists for {self.index.shape[2]} queries",
+                f"one list, or one for each of {n}",
+                "list the keys of every query",
             )
 
 
@@ -164,7 +181,10 @@ class PerHead(Support):
         supports = tuple(self.supports)
         if not supports or not all(isinstance(s, Support) for s in supports):
             fail(
-                RuleError, "supports", f"{supports!r}", "one Support for each query head",
+                RuleError,
+                "supports",
+                f"{supports!r}",
+                "one Support for each query head",
                 "pass PerHead([support_of_head_0, ...])",
             )
         object.__setattr__(self, "supports", supports)
@@ -235,7 +255,10 @@ class Where(Support):
     def __post_init__(self) -> None:
         if not callable(self.test):
             fail(
-                RuleError, "test", shape_of(self.test), "a function of (b, h, i, j)",
+                RuleError,
+                "test",
+                shape_of(self.test),
+                "a function of (b, h, i, j)",
                 "pass a function that gives a bool tensor",
             )
 

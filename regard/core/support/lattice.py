@@ -21,7 +21,10 @@ def per_axis(name: str, x: int | bool | Sequence[int | bool], axes: int) -> tupl
         return (x,) * axes
     if not isinstance(x, Sequence) or len(x) != axes or not all(isinstance(a, int) for a in x):
         fail(
-            RuleError, name, shape_of(x), f"a whole number, or one for each of the {axes} axes",
+            RuleError,
+            name,
+            shape_of(x),
+            f"a whole number, or one for each of the {axes} axes",
             f"pass {name}={(1,) * axes}",
         )
     return tuple(x)
@@ -53,7 +56,10 @@ class Neighborhood(Support):
         lattice = (self.lattice,) if isinstance(self.lattice, int) else tuple(self.lattice)
         if not 1 <= len(lattice) <= 3:
             fail(
-                RuleError, "lattice", f"{len(lattice)} axes", "1, 2 or 3 axes",
+                RuleError,
+                "lattice",
+                f"{len(lattice)} axes",
+                "1, 2 or 3 axes",
                 "pass the lattice as (height, width), say",
             )
         object.__setattr__(self, "lattice", lattice)
@@ -67,12 +73,18 @@ class Neighborhood(Support):
         for size, k, d, s in zip(lattice, self.kernel, self.dilation, self.stride, strict=True):
             if k * d > size:
                 fail(
-                    ValueRangeError, "kernel", f"{k} with dilation {d}",
-                    f"kernel x dilation within the axis of {size}", "shrink one of them",
+                    ValueRangeError,
+                    "kernel",
+                    f"{k} with dilation {d}",
+                    f"kernel x dilation within the axis of {size}",
+                    "shrink one of them",
                 )
             if s > k:
                 fail(
-                    ValueRangeError, "stride", s, f"at most the kernel of {k}",
+                    ValueRangeError,
+                    "stride",
+                    s,
+                    f"at most the kernel of {k}",
                     "queries that share a window must lie in it",
                 )
 
@@ -80,7 +92,10 @@ class Neighborhood(Support):
         """Positions must be those of the lattice."""
         if max(n, m) > prod(self.lattice):
             fail(
-                ShapeError, "lattice", self.lattice, f"room for {max(n, m)} positions",
+                ShapeError,
+                "lattice",
+                self.lattice,
+                f"room for {max(n, m)} positions",
                 "make the lattice the shape of the tokens",
             )
 
@@ -95,7 +110,9 @@ class Neighborhood(Support):
         """Compare, axis by axis, the windows of the outermost queries with the outermost keys."""
         some = torch.ones(grid.shape[2:], dtype=torch.bool, device=grid.i.device)
         every = some.clone()
-        for axis, (x, y) in enumerate(zip(self.coordinates(grid.i), self.coordinates(grid.j), strict=True)):
+        for axis, (x, y) in enumerate(
+            zip(self.coordinates(grid.i), self.coordinates(grid.j), strict=True)
+        ):
             axis_some, axis_every = self._cover_along(axis, x, y)
             some, every = some & axis_some, every & axis_every
         return some, every

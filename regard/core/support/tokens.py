@@ -30,7 +30,10 @@ def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
         x = torch.tensor(x)
     if not isinstance(x, Tensor) or x.dim() not in (1, 2) or x.shape[-1] == 0:
         fail(
-            ShapeError, name, shape_of(x), "a tensor of shape [n] or [b, n]",
+            ShapeError,
+            name,
+            shape_of(x),
+            "a tensor of shape [n] or [b, n]",
             f"pass {name} with one entry for each token",
         )
     x = x[None] if x.dim() == 1 else x
@@ -77,9 +80,7 @@ class Attribute(Support):
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Compare the ranges of the attribute in the two sides of the tile."""
-        q_lo, q_hi = (
-            x[:, None, :, None] for x in within_tiles(self.query, grid.i)
-        )
+        q_lo, q_hi = (x[:, None, :, None] for x in within_tiles(self.query, grid.i))
         k_lo, k_hi = (x[:, None, None, :] for x in within_tiles(self.key, grid.j))
         overlap = (k_lo <= q_hi) & (q_lo <= k_hi)
         constant = (q_lo == q_hi) & (k_lo == k_hi) & (q_lo == k_lo)
@@ -100,8 +101,11 @@ class Attribute(Support):
         for name, table, size in (("query", self.query, n), ("key", self.key, m)):
             if table.shape[1] < size:
                 fail(
-                    ShapeError, name, f"attributes for {table.shape[1]} tokens",
-                    f"one for each of {size} positions", "give every token its attribute",
+                    ShapeError,
+                    name,
+                    f"attributes for {table.shape[1]} tokens",
+                    f"one for each of {size} positions",
+                    "give every token its attribute",
                 )
 
 
@@ -125,14 +129,20 @@ class Kinds(Support):
         table = self.table
         if not isinstance(table, Tensor) or table.dim() != 2 or table.shape[0] != table.shape[1]:
             fail(
-                ShapeError, "table", shape_of(table), "a square bool tensor [kinds, kinds]",
+                ShapeError,
+                "table",
+                shape_of(table),
+                "a square bool tensor [kinds, kinds]",
                 "give one row and one column for each kind",
             )
         object.__setattr__(self, "table", table.bool())
         if int(self.kinds.min()) < 0 or int(self.kinds.max()) >= table.shape[0]:
             fail(
-                ValueRangeError, "kinds", f"kinds up to {int(self.kinds.max())}",
-                f"0 to {table.shape[0] - 1}, the rows of the table", "add rows to the table",
+                ValueRangeError,
+                "kinds",
+                f"kinds up to {int(self.kinds.max())}",
+                f"0 to {table.shape[0] - 1}, the rows of the table",
+                "add rows to the table",
             )
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -141,9 +151,7 @@ class Kinds(Support):
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Tiles of one kind on each side are answered by the table, others are partial."""
-        q_lo, q_hi = (
-            x[:, None, :, None] for x in within_tiles(self.kinds, grid.i)
-        )
+        q_lo, q_hi = (x[:, None, :, None] for x in within_tiles(self.kinds, grid.i))
         k_lo, k_hi = (x[:, None, None, :] for x in within_tiles(self.kinds, grid.j))
         pure, answer = (q_lo == q_hi) & (k_lo == k_hi), self.table[q_lo, k_lo]
         return ~pure | answer, pure & answer
@@ -156,8 +164,11 @@ class Kinds(Support):
         """Every token needs its kind."""
         if self.kinds.shape[1] < max(n, m):
             fail(
-                ShapeError, "kinds", f"kinds of {self.kinds.shape[1]} tokens",
-                f"one for each of {max(n, m)} positions", "give every token its kind",
+                ShapeError,
+                "kinds",
+                f"kinds of {self.kinds.shape[1]} tokens",
+                f"one for each of {max(n, m)} positions",
+                "give every token its kind",
             )
 
 
@@ -170,7 +181,9 @@ def Documents(ids: Tensor | Sequence[int], key_ids: Tensor | None = None) -> Att
     return Attribute(as_rows("ids", ids), key_ids)  # type: ignore[arg-type]
 
 
-def documents_from_lengths(lengths: Sequence[int] | Tensor, *, cumulative: bool = False) -> Attribute:
+def documents_from_lengths(
+    lengths: Sequence[int] | Tensor, *, cumulative: bool = False
+) -> Attribute:
     """Make `Documents` from the lengths of packed documents, or from their cumulative lengths.
 
     >>> documents_from_lengths([2, 1]) == documents_from_lengths([0, 2, 3], cumulative=True)
@@ -180,14 +193,20 @@ def documents_from_lengths(lengths: Sequence[int] | Tensor, *, cumulative: bool 
     if cumulative:
         if counts.dim() != 1 or len(counts) < 2 or counts[0] != 0:
             fail(
-                ValueRangeError, "lengths", f"{counts.tolist()}",
-                "cumulative lengths that begin with 0", "pass [0, len_1, len_1 + len_2, ...]",
+                ValueRangeError,
+                "lengths",
+                f"{counts.tolist()}",
+                "cumulative lengths that begin with 0",
+                "pass [0, len_1, len_1 + len_2, ...]",
             )
         counts = counts.diff()
     if counts.dim() != 1 or counts.numel() == 0 or bool((counts < 0).any()) or counts.sum() == 0:
         fail(
-            ValueRangeError, "lengths", f"{counts.tolist()}", "lengths of at least 0, increasing "
-            "where cumulative", "pass the number of tokens of each document",
+            ValueRangeError,
+            "lengths",
+            f"{counts.tolist()}",
+            "lengths of at least 0, increasing where cumulative",
+            "pass the number of tokens of each document",
         )
     return Documents(torch.repeat_interleave(torch.arange(len(counts)), counts))
 
@@ -213,10 +232,18 @@ class Padding(Support):
         [[0, 1], [1, 1]]
         """
         counts = torch.as_tensor(lengths, dtype=torch.long)
-        if counts.dim() != 1 or counts.numel() == 0 or int(counts.max()) > n or int(counts.min()) < 0:
+        if (
+            counts.dim() != 1
+            or counts.numel() == 0
+            or int(counts.max()) > n
+            or int(counts.min()) < 0
+        ):
             fail(
-                ValueRangeError, "lengths", f"{counts.tolist()}", f"one length of 0 to {n} for "
-                "each row of the batch", "pass the true lengths and the padded length n",
+                ValueRangeError,
+                "lengths",
+                f"{counts.tolist()}",
+                f"one length of 0 to {n} for each row of the batch",
+                "pass the true lengths and the padded length n",
             )
         if side not in ("left", "right"):
             fail(RuleError, "side", repr(side), "'left' or 'right'", "say where the padding is")
@@ -242,7 +269,10 @@ class Padding(Support):
         """Every key must be real or not."""
         if self.valid.shape[1] < m:
             fail(
-                ShapeError, "valid", f"{self.valid.shape[1]} keys", f"one entry for each of {m} keys",
+                ShapeError,
+                "valid",
+                f"{self.valid.shape[1]} keys",
+                f"one entry for each of {m} keys",
                 "extend the padding mask with the keys",
             )
 
@@ -261,7 +291,10 @@ class PrefixLM(Support):
         prefix = torch.as_tensor(self.prefix)
         if prefix.dim() > 1 or prefix.is_floating_point() or bool((prefix < 0).any()):
             fail(
-                ValueRangeError, "prefix", f"{prefix.tolist()}", "lengths of at least 0, one or [b]",
+                ValueRangeError,
+                "prefix",
+                f"{prefix.tolist()}",
+                "lengths of at least 0, one or [b]",
                 "pass how many tokens the prefix has",
             )
         object.__setattr__(self, "prefix", prefix.reshape(-1).long())
@@ -297,7 +330,10 @@ class SharedPrefix(Support):
         object.__setattr__(self, "lengths", tuple(self.lengths))
         if not self.lengths:
             fail(
-                RuleError, "lengths", "no continuation", "the length of each continuation",
+                RuleError,
+                "lengths",
+                "no continuation",
+                "the length of each continuation",
                 "pass lengths=(8, 12), say",
             )
         for length in self.lengths:
@@ -338,6 +374,9 @@ class SharedPrefix(Support):
         total = self.prefix + sum(self.lengths)
         if max(n, m) > total:
             fail(
-                ShapeError, "lengths", f"{total} positions in all", f"at least {max(n, m)}",
+                ShapeError,
+                "lengths",
+                f"{total} positions in all",
+                f"at least {max(n, m)}",
                 "make prefix and lengths add up to the sequence",
             )
