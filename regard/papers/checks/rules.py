@@ -17,6 +17,10 @@ from regard.papers.checks.measure import Largest, gap
 from regard.run.doors import attend
 
 
+def _explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]) + bias, -1) @ v
+
+
 def _subtraction_error(weigh: Weigh, steps: int = 400) -> float:
     """Train q and k of one head to give (x_a - x_b) / 2 from marked tokens; v and output are x."""
     marks = torch.eye(3)[torch.tensor([0, 1, 2, 2, 2, 2, 2, 2])]  # a, b, and six others
@@ -43,8 +47,9 @@ def signed_weights() -> Measured:
     scores = q @ k.mT / 4
     weights = Signed().weights(scores, None, None)
     up, down = q.abs(), k.abs()
-    positive = gap(attend(up, down, v, Signed()), attend(up, down, v))
-    negative = gap(attend(up, -down, v, Signed()), -attend(up, down, v))
+    softmax = _explicit(up, down, v)
+    positive = gap(attend(up, down, v, Signed()), softmax)
+    negative = gap(attend(up, -down, v, Signed()), -softmax)
     dense = (torch.sign(scores) * torch.softmax(scores.abs(), -1)) @ v
     state = Signed().start(torch.zeros_like(v))
     for lo in range(0, 33, 7):
@@ -68,10 +73,6 @@ def signed_weights() -> Measured:
         held=exact < 2e-6 and fitted < 1e-2 and convex > 0.1,
         numbers=numbers,
     )
-
-
-def _explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]) + bias, -1) @ v
 
 
 def _bias_gap(u: Tensor, w: Tensor) -> tuple[float, float]:
