@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from regard.core.call import Call
+from regard.core.errors import ExecutorError, fail
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.partial import Partial, nothing, wide
 from regard.core.score.base import At
@@ -187,9 +187,13 @@ class _Stream(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         """Give the gradients of q, k, v and of each tensor of the score."""
+        if torch.is_grad_enabled():
+            fail(
+                ExecutorError, "create_graph", "True: a second derivative through 'chunked'",
+                "first derivatives only", "take executor='reference' where you need more",
+            )  # fmt: skip
         saved: list[Any] = [None if x is None else x.detach() for x in ctx.saved_tensors]
         q, k, v, out, lse, *learned = saved
         wanted = ctx.needs_input_grad[5:]
