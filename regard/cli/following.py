@@ -57,10 +57,11 @@ def _said(event: Event) -> str:
     if event.evidence is None:
         return f"[red]broke[/] {event.key}: {escape(event.trace.strip())}"
     found = event.evidence
-    word = "[green]held[/]" if found.held else "[red]failed[/]"
     note = " (fresh evidence)" if event.what == "fresh" else f" in {found.seconds:.1f} s"
-    numbers = ", ".join(f"{name} {shown(n)}" for name, n in found.numbers.items())
-    return f"{word} {event.key}{note}: {escape(numbers)}"
+    if found.held:
+        return f"[green]held[/] {event.key}{note}"
+    numbers = "".join(f"\n  {name}: {shown(n)}" for name, n in found.numbers.items())
+    return f"[red]failed[/] {event.key}{note}: {escape(found.claim + numbers)}"
 
 
 def as_fields(event: Event) -> dict[str, Any]:
