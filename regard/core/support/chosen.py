@@ -269,3 +269,15 @@ class Where(Support):
             said = f"{met.dtype}" if isinstance(met, Tensor) else shape_of(met)
             fail(RuleError, "test", said, "a bool tensor for (b, h, i, j)", "compare, do not count")
         return met & (i == i) & (j == j)
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Look at every pair; where the function asks for batch row or head, nothing is known.
+
+        The support cannot know how many of them a call will have.
+        """
+        zero = torch.zeros(1, dtype=torch.long, device=grid.b.device)
+        met = self.test(zero.expand(2, 1, 1, 1), zero.expand(2, 1, 1), zero.view(1, 1), zero)
+        if isinstance(met, Tensor) and met.numel() > 1:
+            unknown = torch.ones(grid.shape, dtype=torch.bool, device=grid.b.device)
+            return unknown, ~unknown
+        return super().cover(grid)
