@@ -75,6 +75,10 @@ class Executor(ABC):
         """Run a call of which only the output is wanted."""
         return self.run(call).out
 
+    def waits(self, call: Call) -> str:
+        """Say why a plan should not choose it unless asked to, though it can; usually nothing."""
+        return ""
+
     def cost(self, call: Call) -> Cost:
         """Estimate the work; by default that of writing the whole matrix out."""
         pairs = call.b * call.h * call.n * call.m

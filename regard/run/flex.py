@@ -51,6 +51,10 @@ class Flex(Executor):
             return Yes(f"{NOTE}; forward only, and the lse, where wanted, is a second pass")
         return Yes(NOTE)
 
+    def waits(self, call: Call) -> str:
+        """Compiling for seconds is worth it on a GPU, where the kernel then serves for long."""
+        return NOTE if call.q.device.type == "cpu" else ""
+
     def cost(self, call: Call) -> Cost:
         """Count the tiles that are not empty."""
         pairs = call.b * call.h * call.n * call.m * tile_share(call)

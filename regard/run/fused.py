@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from regard.core.call import Call
 from regard.core.partial import Partial
 from regard.core.score.base import Score
-from regard.core.score.matches import folded
+from regard.core.score.matches import GaussianMatch, folded
 from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
@@ -81,9 +81,14 @@ def why_not_product(call: Call) -> str:
     score = call.rule.score
     if not score.match.is_product:
         return f"{score.match} is no product of q and k"
+    half = call.q.dtype in (torch.bfloat16, torch.float16)
+    if half and isinstance(score.match, GaussianMatch):
+        return f"{score.match} would lose its squares to {call.q.dtype}"
     for step in score.steps:
         if not step.folds:
             return f"{step} cannot ride in extra channels"
+        if half and any(t.dtype != call.q.dtype for t in step.tensors()):
+            return f"{step} would be rounded to {call.q.dtype} in extra channels"
     if score.steps and product_left_over(call):
         return f"{product_left_over(call)[0]} cannot ride in extra channels"
     return ""

@@ -26,6 +26,7 @@ class Executors(Mapping[str, Executor]):
     places: ClassVar[dict[str, tuple[str, str]]] = {
         "fused": ("regard.run.fused", "Fused"),
         "folded": ("regard.run.folded", "Folded"),
+        "flex": ("regard.run.flex", "Flex"),
         "grouped": ("regard.run.grouped", "Grouped"),
         "chunked": ("regard.run.chunked", "Chunked"),
         "reference": ("regard.run.reference", "Reference"),
@@ -66,6 +67,7 @@ class Plan:
     dense_flops: float
     considered: dict[str, Cost]
     ruled_out: dict[str, str]
+    asked_only: dict[str, str]
 
     def __str__(self) -> str:
         lines = [
@@ -77,7 +79,8 @@ class Plan:
         for name, cost in self.considered.items():
             if name != self.executor:
                 times = cost.weight / max(self.cost.weight, 1.0)
-                lines.append(f"  could    {name}: about {times:.1f}x the work")
+                note = f" ({self.asked_only[name]})" if name in self.asked_only else ""
+                lines.append(f"  could    {name}: about {times:.1f}x the work{note}")
         lines += [f"  cannot   {name}: {why}" for name, why in self.ruled_out.items()]
         return "\n".join(lines)
 
@@ -115,11 +118,13 @@ def make_plan(call: Call, forced: str | None = None) -> Plan:
             f"one that can: {', '.join(considered)}",
             "leave `executor` out, or name one of these",
         )
-    name = forced or min(considered, key=lambda x: considered[x].weight)
+    ready = {x: c for x, c in considered.items() if not EXECUTORS[x].waits(call)}
+    name = forced or min(ready or considered, key=lambda x: considered[x].weight)
     dense = 2.0 * call.b * call.h * call.n * call.m * (call.d + call.e)
     why = "asked for" if forced else "the least work of those that can"
     why += f" ({notes[name]})" if notes[name] else ""
-    return Plan(name, why, considered[name], dense, considered, ruled_out)
+    asked_only = {x: EXECUTORS[x].waits(call) for x in considered if x not in ready}
+    return Plan(name, why, considered[name], dense, considered, ruled_out, asked_only)
 
 
 _chosen: OrderedDict[Hashable, Executor] = OrderedDict()
