@@ -19,53 +19,53 @@ TOY = Path(__file__).with_name("toy_checks.py")
 ROOT = TOY.parents[2]
 
 
-def start(folder, jobs, keys, wait=0.0):
-    """Start the toy program."""
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Run five toy checks on two processes, and interrupt when the one that waits is alone.
+
+    Gives the folder, the lines that were printed, the exit code, and how long stopping took.
+    """
+    folder = tmp_path_factory.mktemp("evidence")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, str(TOY), str(folder), str(jobs), keys],
-        env={**os.environ, "TOY_WAIT": str(wait), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    process = subprocess.Popen(
+        [sys.executable, str(TOY), str(folder), "2", "mlkv,mhe,moh,mqa,titans"],
+        env={**os.environ, "TOY_WAIT": "300", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def lines(process):
-    """Everything the toy program printed, by line, once it has ended."""
-    said, _ = process.communicate(timeout=120)
-    return said.splitlines()
-
-
-def test_a_check_that_breaks_or_dies_breaks_alone(tmp_path):
-    said = lines(start(tmp_path, 2, "mlkv,mhe,moh,mqa"))
-    ended = {line.split()[1]: line for line in said if not line.startswith("started")}
-    assert ended["moh"].startswith("done")
-    assert ended["mqa"].startswith("done")
-    assert ended["mhe"] == "broke mhe RuntimeError: on purpose"
-    assert ended["mlkv"] == "broke mlkv its process died (exit code 9)"
-    assert load("moh", tmp_path).held
-    assert not load("mqa", tmp_path).held
-    assert sorted(os.listdir(tmp_path)) == ["moh.json", "mqa.json"]
-
-
-def test_an_interrupt_keeps_what_is_done_and_leaves_no_process(tmp_path):
-    process = start(tmp_path, 2, "moh,titans", wait=300)
     said = []
-    while not any(line.startswith("done moh") for line in said):
-        said.append(process.stdout.readline())
+    while sum(not line.startswith("started") for line in said) < 4 or len(said) < 9:
+        said.append(process.stdout.readline().strip())
         assert said[-1], f"ended early: {said}"
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     pids = workers.read_text().split() if workers.exists() else []
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert lines(process)[-1] == "stopped"
-    assert process.returncode == 130
-    assert time.monotonic() - begun < 60  # and not the 300 s that the check would take
+    rest, _ = process.communicate(timeout=120)
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         # Python's own tracker of shared resources ends a moment after its parent.
         assert time.monotonic() - begun < 60, "workers outlived the run"
         time.sleep(0.05)
-    assert os.listdir(tmp_path) == ["moh.json"]
+    return folder, said + rest.splitlines(), process.returncode, time.monotonic() - begun
+
+
+def test_a_check_that_breaks_or_dies_breaks_alone(stopped):
+    ended = {line.split()[1]: line for line in stopped[1][:9] if not line.startswith("started")}
+    assert ended == {
+        "moh": "done moh",
+        "mqa": "done mqa",
+        "mhe": "broke mhe RuntimeError: on purpose",
+        "mlkv": "broke mlkv its process died (exit code 9)",
+    }
+
+
+def test_an_interrupt_ends_every_process_and_keeps_what_is_done(stopped):
+    folder, said, code, seconds = stopped
+    assert (said[-1], code) == ("stopped", 130)
+    assert seconds < 60  # and not the 300 s that the last check would take
+    assert sorted(os.listdir(folder)) == ["moh.json", "mqa.json"]
+    assert load("moh", folder).held
+    assert not load("mqa", folder).held
 
 
 @pytest.fixture

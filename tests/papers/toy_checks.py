@@ -52,7 +52,7 @@ if __name__ == "__main__":
         try:
             for event in events:
                 last = event.trace.strip().splitlines()[-1:] or [""]
-                print(event.what, event.key, last[0], flush=True)
+                print(*filter(None, (event.what, event.key, last[0])), flush=True)
         except KeyboardInterrupt:
             print("stopped", flush=True)
             sys.exit(130)
