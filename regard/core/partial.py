@@ -67,14 +67,14 @@ def merge(*parts: Partial) -> Partial:
         return parts[0]
     if parts[0].lse is None:
         return Partial(torch.stack([p.out for p in parts]).sum(0), None)
-    lses = torch.stack([p.lse for p in parts if p.lse is not None])
-    lse = log_sum_exp(lses, dim=0)
-    shares = torch.exp(lses - finite(lse))
-    out = sum(
-        share[..., None] * p.out.to(share.dtype) for share, p in zip(shares, parts, strict=True)
-    )
-    assert isinstance(out, Tensor)
-    return Partial(out.to(parts[0].out.dtype), lse)
+    out, lse = parts[0]
+    for part in parts[1:]:
+        assert lse is not None and part.lse is not None
+        lse = log_sum_exp(torch.stack([lse, part.lse]), dim=0)
+        # The shares of the two add up to one, so one pass over the outputs mixes them.
+        share = torch.exp(part.lse - finite(lse))[..., None].to(out.dtype)
+        out = torch.lerp(out, part.out, share)
+    return Partial(out, lse)
 
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:

@@ -192,7 +192,7 @@ def _slabs(one: One, group: Group, *, views_too: bool = False) -> Iterator[Slab]
     Views need no cutting forward; backward their gradients are copies (`views_too`).
     """
     side_q, side_k = one.fold.size
-    count, wide_keys = len(group.units), group.keys.shape[1] * side_k
+    count, wide_keys = len(group.units), group.width
     row = one.k.shape[0] * wide_keys * (one.k.shape[-1] + one.v.shape[-1]) * one.k.element_size()
     at_once = max(1, GATHERED // row)
     if group.regular is not None and not views_too:
@@ -298,20 +298,24 @@ def _backward(
                 )
                 dq[units] += got[0]
                 for total, x in ((dk, got[1]), (dv, got[2])):
-                    _add_tiles(total, group, slab.units, x.unflatten(2, (-1, side_k)))
+                    _add_tiles(total, group, slab.units, x, side_k)
     n = d_out.shape[1]
     back = _restored(dq.transpose(0, 1).flatten(1, 2), fold.order_q, n)
     keys = [_restored(x.transpose(0, 1).flatten(1, 2), fold.order_k, one.m) for x in (dk, dv)]
     return back, keys[0], keys[1]
 
 
-def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor) -> None:
-    """Add x [u, g, c, side, d] to the tiles [t, g, side, d] that it came from."""
-    if group.regular is not None and (group.regular[3] > 0 or len(x) == 1):
-        first, step = group.regular[2] + units.start * group.regular[3], group.regular[3]
-        for c in range(x.shape[2]):
-            start = first + c
-            total[start : start + (len(x) - 1) * step + 1 : max(step, 1)] += x[:, :, c]
+def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor, side: int) -> None:
+    """Add x [u, g, width, d] to the tiles [t, g, side, d] that it came from."""
+    x = pad(x, (0, 0, 0, -x.shape[2] % side)).unflatten(2, (-1, side))
+    if group.regular is None:
+        keys = group.keys[units].flatten()
+        total.index_add_(0, keys, x.transpose(1, 2).flatten(0, 1).to(total.dtype))
         return
-    keys = group.keys[units].flatten()
-    total.index_add_(0, keys, x.transpose(1, 2).flatten(0, 1).to(total.dtype))
+    step = group.regular[3]
+    first = group.regular[2] + units.start * step
+    if step == 0:  # every unit met the same tiles
+        x = x.sum(0, keepdim=True, dtype=total.dtype)
+    for c in range(x.shape[2]):
+        start = first + c
+        total[start : start + (len(x) - 1) * step + 1 : max(step, 1)] += x[:, :, c]

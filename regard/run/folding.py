@@ -38,6 +38,8 @@ class Group:
     units: Tensor
     keys: Tensor
     mask: Tensor | None
+    # Keys that are really used of those tiles.
+    width: int
     # First unit and step of units and keys, where they form arithmetic rows: then no copy is made.
     regular: tuple[int, int, int, int] | None = field(default=None)
 
@@ -94,7 +96,7 @@ def tile_size(support: Support) -> tuple[int, int]:
             return part.size
         if isinstance(part, Neighborhood) and _spread(part):
             return (64, 16)
-    return (64, 64)
+    return (64, 32)
 
 
 def order_of(part: Support | None, n: int, side: int, device: torch.device) -> Tensor | None:
@@ -164,10 +166,18 @@ def _layers(
         groups = _grouped(call, states, i, j, batch, head)
         entries = sum(g.mask.numel() for g in groups if g.mask is not None)
         if entries <= MASK_ENTRIES or int(full.sum()) * 2 < int((states != EMPTY).sum()):
-            return (groups,)
+            return _without_shared(groups, j.shape[1])
     whole = _grouped(call, torch.where(full, states, 0), i, j, batch, head)
     part = _grouped(call, torch.where(full, 0, states), i, j, batch, head)
     return (whole, part)
+
+
+def _without_shared(groups: tuple[Group, ...], side: int) -> tuple[tuple[Group, ...], ...]:
+    """Put tiles of keys that many units share in a layer of their own."""
+    split = [_split(g, side) for g in groups]
+    extra = tuple(off for _, off in split if off is not None)
+    main = tuple(g for g, _ in split)
+    return (main, extra) if extra else (main,)
 
 
 def _grouped(
@@ -183,7 +193,7 @@ def _grouped(
         keys = ranked[units, :count]
         filled = torch.arange(count, device=keys.device) < counts[units, None]
         if bool((states[units[:, None], keys] == FULL).all()):
-            groups.append(_regular(units, keys, None))
+            groups.append(_regular(units, keys, None, j.shape[1]))
             continue
         groups += _masked(call, units, keys, filled, i, j, batch, head)
     return tuple(groups)
@@ -240,10 +250,10 @@ def _masked(
         if len(mine) == 1:
             single.append(mine)
         else:
-            groups.append(_regular(units[mine], keys[mine], mask[mine[:1], None]))
+            groups.append(_regular(units[mine], keys[mine], mask[mine[:1], None], j.shape[1]))
     if single:
         mine = torch.cat(single)
-        groups.append(_regular(units[mine], keys[mine], mask[mine, None]))
+        groups.append(_regular(units[mine], keys[mine], mask[mine, None], j.shape[1]))
     return groups
 
 
@@ -268,7 +278,26 @@ def _all_same(flat: Tensor) -> bool:
     return bool((flat == flat[:1]).all())
 
 
-def _regular(units: Tensor, keys: Tensor, mask: Tensor | None) -> Group:
+def _split(group: Group, side: int) -> tuple[Group, Group | None]:
+    """Take tiles of keys that all units share (sinks, a prefix) off a group that is regular but
+    for them: both parts are then views, and merging costs less than copying keys would."""
+    shared = (group.keys == group.keys[:1]).all(0)
+    count = int(shared.long().cumprod(0).sum())
+    rest = group.keys[:, count:]
+    few = group.regular is not None or len(group.units) < 8 or not 0 < count < len(shared)
+    if few or (group.mask is not None and len(group.mask) > 1):
+        return group, None
+    masks: tuple[Tensor | None, Tensor | None] = (None, None)
+    if group.mask is not None:
+        masks = group.mask[..., : count * side], group.mask[..., count * side :]
+    main = _regular(group.units, rest, masks[1], side)
+    off = _regular(group.units, group.keys[:, :count], masks[0], side)
+    if main.regular is None or off.regular is None:
+        return group, None
+    return main, off
+
+
+def _regular(units: Tensor, keys: Tensor, mask: Tensor | None, side: int) -> Group:
     """Make a group, and notice where units and keys form arithmetic rows."""
     if len(units) > 1:
         unit_steps, key_steps = units.diff(), keys[:, 0].diff()
@@ -278,4 +307,10 @@ def _regular(units: Tensor, keys: Tensor, mask: Tensor | None) -> Group:
         even, step, key_step = True, 1, 0
     in_a_row = keys.shape[1] == 1 or bool((keys.diff(dim=1) == 1).all())
     regular = (int(units[0]), step, int(keys[0, 0]), key_step)
-    return Group(units, keys, mask, regular if even and in_a_row and key_step >= 0 else None)
+    if not (even and in_a_row and key_step >= 0):
+        return Group(units, keys, mask, keys.shape[1] * side)
+    width = keys.shape[1] * side
+    if mask is not None:  # leave out the last keys that nobody meets
+        width = int(mask.flatten(0, 2).any(0).nonzero().max()) + 1
+        mask = mask[..., :width]
+    return Group(units, keys, mask, width, regular)

@@ -84,7 +84,8 @@ class Piecewise:
                 mask = (
                     group.mask if group.mask is None or len(group.mask) == 1 else group.mask[part]
                 )
-                rows, cols = i[group.units[part]], j[group.keys[part]].flatten(1)
+                rows = i[group.units[part]]
+                cols = j[group.keys[part]].flatten(1)[:, : group.width]
                 given = (q, k, v, change, b, h, rows, cols, mask)
                 again = torch.is_grad_enabled()
                 made.append(
