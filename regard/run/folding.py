@@ -253,6 +253,9 @@ def _masked(
             groups.append(_regular(units[mine], keys[mine], mask[mine[:1], None], j.shape[1]))
     if single:
         mine = torch.cat(single)
+        if bool((keys[mine].diff(dim=1) == 1).all()):  # each a view of its own
+            groups += [_regular(units[m], keys[m], mask[m, None], j.shape[1]) for m in single]
+            return groups
         groups.append(_regular(units[mine], keys[mine], mask[mine, None], j.shape[1]))
     return groups
 
