@@ -69,7 +69,8 @@ def merge(*parts: Partial) -> Partial:
         return Partial(torch.stack([p.out for p in parts]).sum(0), None)
     out, lse = parts[0]
     for part in parts[1:]:
-        assert lse is not None and part.lse is not None
+        assert lse is not None
+        assert part.lse is not None
         lse = log_sum_exp(torch.stack([lse, part.lse]), dim=0)
         # The shares of the two add up to one, so one pass over the outputs mixes them.
         share = torch.exp(part.lse - finite(lse))[..., None].to(out.dtype)

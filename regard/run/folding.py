@@ -283,7 +283,8 @@ def _all_same(flat: Tensor) -> bool:
 
 def _split(group: Group, side: int) -> tuple[Group, Group | None]:
     """Take tiles of keys that all units share (sinks, a prefix) off a group that is regular but
-    for them: both parts are then views, and merging costs less than copying keys would."""
+    for them: both parts are then views, and merging costs less than copying keys would.
+    """
     shared = (group.keys == group.keys[:1]).all(0)
     count = int(shared.long().cumprod(0).sum())
     rest = group.keys[:, count:]
