@@ -47,7 +47,9 @@ def test_only_torch_and_numpy_are_required() -> None:
     assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"torch", "numpy"}
 
 
-@pytest.mark.parametrize(("extra", "requirement"), list(wanted()), ids=lambda x: str(x).split(";")[0])
+@pytest.mark.parametrize(
+    ("extra", "requirement"), list(wanted()), ids=lambda x: str(x).split(";")[0]
+)
 def test_ci_pins_a_version_that_is_supported(extra: str, requirement: Requirement) -> None:
     pinned = pins()[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(pinned), f"[{extra}] {requirement} excludes {pinned}"
