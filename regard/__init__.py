@@ -20,8 +20,10 @@ __version__ = "0.1.0.dev0"
 
 # Where each public name lives, in reading order. Type checkers read the same from __init__.pyi.
 _HOME = {
-    "regard.run.doors": ("attend", "partial", "survey", "plan"),
-    "regard.run.scanning": ("scan",),
+    "regard.run.doors": ("attend", "partial", "plan"),
+    "regard.run.survey": ("survey",),
+    "regard.core.survey": ("Survey",),
+    "regard.run.scanning": ("scan", "scan_momentum"),
     "regard.core.rule": ("Rule",),
     "regard.core.support": (
         *("Support", "Everything", "Causal", "Window", "Sinks", "Dilated", "Strided", "Blocks"),

@@ -51,6 +51,7 @@ from regard.core.support import Tiles as Tiles
 from regard.core.support import Where as Where
 from regard.core.support import Window as Window
 from regard.core.support import documents_from_lengths as documents_from_lengths
+from regard.core.survey import Survey as Survey
 from regard.core.weigh import Relu as Relu
 from regard.core.weigh import Sigmoid as Sigmoid
 from regard.core.weigh import Signed as Signed
@@ -59,7 +60,8 @@ from regard.core.weigh import Weigh as Weigh
 from regard.run.doors import attend as attend
 from regard.run.doors import partial as partial
 from regard.run.doors import plan as plan
-from regard.run.doors import survey as survey
 from regard.run.scanning import scan as scan
+from regard.run.scanning import scan_momentum as scan_momentum
+from regard.run.survey import survey as survey
 
 __version__: str
