@@ -86,6 +86,8 @@ def test_imports_go_down_only(path: Path) -> None:
         top, _, rest = name.partition(".")
         if top != "regard" or rest == "__version__":
             continue
+        if not rest and FLOOR_OF.get(source) == len(FLOORS) - 1:
+            continue  # the top floor may use the face, as users do
         target = rest.partition(".")[0]
         assert target in FLOOR_OF, (
             f"{path.name}:{line} imports {name}: name the module it lives in, not the face"
