@@ -40,12 +40,12 @@ def tour(out: Path) -> list[Path]:
     print(f"  near keys merged with far keys equal all keys to {error:.0e}")
 
     say("4. A survey reports on the whole matrix without making it.")
-    # Queries look for keys like themselves, and a little at the first key: a sink.
-    k = k + torch.randn(1, g, 1, d) * (torch.arange(n) == 0)[:, None]
+    # Give every query something that only key 0 has: an attention sink.
+    towards = torch.nn.functional.normalize(torch.randn(d), dim=0)
+    k = torch.where((torch.arange(n) == 0)[:, None], 10 * towards, k)
+    q = q + 8 * towards * torch.linspace(0, 1, h)[:, None, None]
     start = time.perf_counter()
-    report = regard.survey(
-        q, k, v, regard.Causal(), want=("entropy", "received", "tiles")
-    )  # fmt: skip
+    report = regard.survey(q, k, v, regard.Causal(), want=("entropy", "received", "tiles"))
     took = time.perf_counter() - start
     print(f"  entropy, received mass and tile map of {h} heads in {took:.2f} s")
     print("  mean entropy by head, in nats: ", numbers(report.entropy.mean((0, 2))))

@@ -12,7 +12,6 @@ from regard.core.rule import Rule
 from regard.core.score.base import Score
 from regard.core.support.base import Support
 from regard.core.weigh import Weigh
-from regard.run.opaque import attend_compiled
 from regard.run.plan import EXECUTORS, Plan, chosen, make_plan
 
 RuleLike = Rule | Support | Score | Weigh | None
@@ -47,6 +46,8 @@ def attend(
         and k_positions is None
         and not dropout
     ):
+        from regard.run.opaque import attend_compiled  # loads the compiler, which takes a second
+
         forced = -1 if executor is None else list(EXECUTORS.places).index(executor)
         whole = PLAIN if rule is None else rule
         if not isinstance(whole, Rule):

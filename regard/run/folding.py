@@ -315,6 +315,7 @@ def _regular(units: Tensor, keys: Tensor, mask: Tensor | None, side: int) -> Gro
         return Group(units, keys, mask, keys.shape[1] * side)
     width = keys.shape[1] * side
     if mask is not None:  # leave out the last keys that nobody meets
-        width = int(mask.flatten(0, 2).any(0).nonzero().max()) + 1
+        used = mask.flatten(0, 2).any(0).nonzero()
+        width = int(used.max()) + 1 if len(used) else 1
         mask = mask[..., :width]
     return Group(units, keys, mask, width, regular)

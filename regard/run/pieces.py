@@ -100,6 +100,9 @@ class Piecewise:
             if lse is not None:
                 lses = [x[1] for x in made if x[1] is not None]
                 lse = lse.index_copy(2, units, torch.cat(lses, 2))
+        else:  # nobody meets anybody: zeros, with gradients of zero
+            never = torch.zeros((), dtype=torch.bool, device=q.device)
+            out = out + torch.where(never, q.sum() + k.sum() + v.sum(), 0.0)
         return Partial(out.flatten(2, 3), None if lse is None else lse.flatten(2, 3))
 
     def _piece(

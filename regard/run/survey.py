@@ -132,19 +132,22 @@ class Block:
     @cached_property
     def total(self) -> Tensor:
         """Sum of `size` in each row, [r]."""
-        return self.tiled.sum(1)
+        total: Tensor = self.tiled.sum(1)
+        return total
 
     @cached_property
     def tiled(self) -> Tensor:
         """Sum of `size` in each tile of keys, [r, t]."""
-        return self.size.unflatten(1, (-1, self.tile)).sum(-1)
+        sums: Tensor = self.size.unflatten(1, (-1, self.tile)).sum(-1)
+        return sums
 
     @cached_property
     def tile_top(self) -> Tensor:
         """Largest `size` in each tile of keys, [r, t]."""
         if self.tops is not None and self.top is not None:
             return torch.exp(self.tops - self.top[:, None])
-        return self.size.unflatten(1, (-1, self.tile)).amax(-1)
+        tops: Tensor = self.size.unflatten(1, (-1, self.tile)).amax(-1)
+        return tops
 
     @cached_property
     def weights(self) -> Tensor:

@@ -208,7 +208,7 @@ class PerHead(Support):
 
     def take_heads(self, heads: Sequence[int]) -> Self:
         """Keep the supports of some heads."""
-        return PerHead(tuple(self.supports[h] for h in heads))  # type: ignore[return-value]
+        return PerHead(tuple(self.supports[h].take_heads(heads) for h in heads))  # type: ignore[return-value]
 
     def groups(self) -> dict[Support, list[int]]:
         """Heads that share a support."""
