@@ -85,5 +85,8 @@ def need(module: str, extra: str, why: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as missing:
         raise MissingExtraError(
-            module, "no such package installed", f"it to be there: it {why}", f"pip install 'regard[{extra}]'"
+            module,
+            "no such package installed",
+            f"it to be there: it {why}",
+            f"pip install 'regard[{extra}]'",
         ) from missing

@@ -63,7 +63,10 @@ by underscores. To put it right: use the row's key, as `regard papers search` pr
     for key in keys:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             fail(
-                RuleError, "key", repr(key), "lower-case words joined by underscores",
+                RuleError,
+                "key",
+                repr(key),
+                "lower-case words joined by underscores",
                 "use the row's key, as `regard papers search` prints it",
             )
 
@@ -72,14 +75,15 @@ by underscores. To put it right: use the row's key, as `regard papers search` pr
         name = getattr(obj, "__qualname__", None)
         if not isinstance(module, str) or not isinstance(name, str):
             fail(
-                RuleError, "obj", repr(obj), "a class or a function",
+                RuleError,
+                "obj",
+                repr(obj),
+                "a class or a function",
                 "put the decorator on the class or function that runs the paper",
             )
         for key in keys:
             # Keyed by path, so that importing a module again replaces its claim.
-            _claims.setdefault(key, {})[f"{module}:{name}"] = Claim(
-                key, obj, module, name, call
-            )
+            _claims.setdefault(key, {})[f"{module}:{name}"] = Claim(key, obj, module, name, call)
         return obj
 
     return claim

@@ -81,8 +81,7 @@ class Value:
         if type(self) is not type(other) or self.signature != other.signature:
             return False
         return all(
-            _same(a, b)
-            for (_, a), (_, b) in zip(self.fields(), other.fields(), strict=True)
+            _same(a, b) for (_, a), (_, b) in zip(self.fields(), other.fields(), strict=True)
         )
 
     def __hash__(self) -> int:

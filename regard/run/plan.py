@@ -27,6 +27,7 @@ class Executors(Mapping[str, Executor]):
         "fused": ("regard.run.fused", "Fused"),
         "folded": ("regard.run.folded", "Folded"),
         "flex": ("regard.run.flex", "Flex"),
+        "triton": ("regard.run.triton", "TritonExecutor"),
         "grouped": ("regard.run.grouped", "Grouped"),
         "chunked": ("regard.run.chunked", "Chunked"),
         "reference": ("regard.run.reference", "Reference"),

@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
+from regard.core.errors import ExecutorError, ShapeError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
 from regard.core.partial import wide
 from regard.core.rule import Rule
 from regard.core.score.base import At, Change
-from regard.core.survey import Survey, need_wants
+from regard.core.survey import FIELDS, Survey, need_wants
 from regard.core.tilemap import EMPTY, FULL
 from regard.core.weigh import Softmax
 from regard.run.doors import RuleLike
+from regard.run.executor import No
 from regard.run.fused import product, why_not_product
 from regard.run.reducers import Reducer, make_reducers
+from regard.run.triton.here import why_not_here
 
 # A block has about this many scores: with their exponentials they stay in the cache.
 SCORES = 1 << 19
@@ -49,12 +51,14 @@ def survey(
     k_positions: Tensor | None = None,
     reducers: Sequence[Reducer] = (),
     progress: Callable[[int, int], None] | None = None,
+    executor: str | None = None,
 ) -> Survey:
     """Survey q [b, h, n, d] with k [b, g, m, d] (and v, where values count) under a rule.
 
     `want` names statistics (see `regard.core.survey`); `sets` names sets of keys, by index or as a
     bool mask [m]; `sinks` are key indices; `tile` is the side of the tile map; `reducers` are your
-    own, and share the pass. Nothing is differentiated.
+    own, and share the pass. On a GPU a Triton kernel sweeps what it can; `executor` forces "triton"
+    or "streamed". Nothing is differentiated.
 
     >>> q = torch.randn(1, 2, 100, 8)
     >>> report = survey(q, q, q, want=("entropy", "sets"), sets={"start": [0, 1, 2, 3]})
@@ -71,14 +75,46 @@ def survey(
     for sink in sinks:
         if not 0 <= sink < call.m:
             fail(ValueRangeError, "sinks", sink, f"keys 0 to {call.m - 1}", "name keys by index")
+    if _by_kernel(call, want, tile, bool(reducers), executor):
+        from regard.run.triton.survey import run_survey
+
+        with torch.no_grad():
+            whole = run_survey(call, tile)
+        fields = [x for one in want for x in FIELDS[one] if x in whole]
+        found = {x: whole[x] for x in fields}
+        return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
     with torch.no_grad():
         chosen = _sets(sets or {}, call)
         made = make_reducers(call, want, chosen, tile, min(top, call.m), near)
         _sweep(call, [*made, *reducers], tile, progress)
-    found: dict[str, Tensor] = {}
+    found = {}
     for reducer in made:
         found.update(reducer.finish())
     return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
+
+
+def _by_kernel(
+    call: Call, want: tuple[str, ...], tile: int, own: bool, executor: str | None
+) -> bool:
+    """Decide between the Triton kernel and streaming rows."""
+    if executor not in (None, "triton", "streamed"):
+        fail(
+            ExecutorError, "executor", repr(executor), "'triton' or 'streamed'", "pass one of these"
+        )
+    if executor == "streamed" or (executor is None and call.q.device.type != "cuda"):
+        return False
+    reason = why_not_here(call.q.device) or ("reducers of your own read rows" if own else "")
+    if not reason:
+        from regard.run.triton.survey import can_survey  # imports triton
+
+        answer = can_survey(call, want, tile)
+        reason = answer.reason if isinstance(answer, No) else ""
+    if reason and executor == "triton":
+        fail(
+            ExecutorError, "executor", f"'triton', which cannot: {reason}", "'streamed'",
+            "leave it out",
+        )  # fmt: skip
+    return not reason
 
 
 def _sets(sets: Mapping[str, Tensor | Sequence[int]], call: Call) -> Tensor:

@@ -1,0 +1,9 @@
+"""The kernels nobody else has: survey, and decode over paged or selected keys.
+
+They run on a GPU, and in Triton's interpreter where TRITON_INTERPRET=1 is set before the import.
+"""
+
+from regard.run.triton.executor import TritonExecutor
+from regard.run.triton.here import why_not_here
+
+__all__ = ["TritonExecutor", "why_not_here"]

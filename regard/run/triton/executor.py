@@ -1,0 +1,87 @@
+"""Triton as an executor: decode-like calls, few queries over many keys."""
+
+from __future__ import annotations
+
+import torch
+
+from regard.core.call import Call
+from regard.core.partial import Partial
+from regard.core.score.matches import DotMatch
+from regard.core.support.base import Support
+from regard.core.support.chosen import PerHead
+from regard.core.weigh import Softmax
+from regard.run.bands import FAR, Band, band_of
+from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.triton.here import interpreting, why_not_here
+
+# Queries that one program takes at most.
+QUERIES = 16
+
+
+class TritonExecutor(Executor):
+    """Decode by split-K: causal bands with sinks, each head with its own where they differ."""
+
+    name = "triton"
+
+    def can(self, call: Call) -> Answer:
+        """Few queries, softmax of a scaled product, a causal band, no gradient."""
+        reason = why_not_here(call.q.device)
+        if reason:
+            return No(reason)
+        if call.n > QUERIES or call.n * (call.h // call.g) > 128:
+            return No(f"{call.n} queries: it decodes at most {QUERIES} at a time")
+        if call.needs_grad:
+            return No("a gradient is wanted, and decoding has none")
+        if call.placed or call.dropout:
+            return No("tokens stand at positions of their own, or weights are dropped")
+        if type(call.rule.weigh) is not Softmax or not isinstance(call.rule.score.match, DotMatch):
+            return No(f"{call.rule.score} weighed by {call.rule.weigh} is no softmax of a product")
+        if call.rule.score.steps:
+            return No(f"{call.rule.score.steps[0]} is not in the kernel")
+        if call.q.dtype == torch.float64:
+            return No("it sums in float32")
+        bands = bands_of_heads(call.rule.support)
+        if bands is None or any(b.high != 0 for b in bands):
+            return No(f"{call.rule.support} is no causal band with sinks")
+        return Yes("interpreted: right, and slow" if interpreting() else "")
+
+    def waits(self, call: Call) -> str:
+        """Never choose the interpreter."""
+        return "interpreted" if call.q.device.type != "cuda" else ""
+
+    def cost(self, call: Call) -> Cost:
+        """Every key and value is read once."""
+        pairs = call.b * call.h * call.n * call.m
+        moved = call.q.element_size() * (call.k.numel() + call.v.numel())
+        return Cost(2.0 * pairs * (call.d + call.e), moved)
+
+    def run(self, call: Call) -> Partial:
+        """Decode over the contiguous keys."""
+        from regard.run.triton.decode import decode  # imports triton
+
+        bands = bands_of_heads(call.rule.support)
+        assert bands is not None
+        device = call.q.device
+        numbers = [[1 - b.low if b.low > -FAR else FAR, b.sinks] for b in bands]
+        wide = torch.tensor(numbers, dtype=torch.int32, device=device).expand(
+            call.h if len(bands) == 1 else -1, 2
+        )
+        made = call.rule.score.match.prepare(call.q, call.k)
+        assert made is not None
+        return decode(
+            call.q, call.k, call.v,
+            scale=made[2],
+            first=torch.full((call.b,), call.rule.offset, dtype=torch.int32, device=device),
+            lengths=torch.full((call.b,), call.m, dtype=torch.int32, device=device),
+            window=wide[:, 0].contiguous(),
+            sinks=wide[:, 1].contiguous(),
+        )  # fmt: skip
+
+
+def bands_of_heads(support: Support) -> list[Band] | None:
+    """Give one band for all heads, or one for each."""
+    if isinstance(support, PerHead):
+        found = [band_of(s) for s in support.supports]
+        return None if any(b is None for b in found) else [b for b in found if b is not None]
+    band = band_of(support)
+    return None if band is None else [band]
