@@ -62,7 +62,10 @@ def _per_head(support: Support) -> dict[Support, list[int]] | None:
             if isinstance(part, PerHead):
                 rest = support.parts[:place] + support.parts[place + 1 :]
                 shared = rest[0] if len(rest) == 1 else Both(rest)
-                return {own & shared: heads for own, heads in part.groups().items()}
+                found: dict[Support, list[int]] = {}
+                for own, heads in part.groups().items():  # two may become one beside the rest
+                    found.setdefault(own & shared, []).extend(heads)
+                return {own: sorted(heads) for own, heads in found.items()}
     return None
 
 
