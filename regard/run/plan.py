@@ -134,7 +134,11 @@ _KEPT = 4096
 
 def chosen(call: Call, forced: str | None = None, *, lse: bool = False) -> Executor:
     """Give the executor of a call; calls of one kind are planned and checked once."""
-    key = _kind(call, forced, lse)
+    try:
+        key = _kind(call, forced, lse)
+    except AttributeError:  # something is no tensor; a look at each call would cost all calls
+        call.checked()
+        raise
     found = _chosen.get(key)
     if found is not None:
         return found
