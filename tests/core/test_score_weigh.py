@@ -1,4 +1,4 @@
-"""Scores are what their papers say, and every way of weighing them agrees with the whole row."""
+"""Scores are what their papers say, one pair at a time, and folding changes none of them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,23 @@ from regard.core.score import (
     Alibi,
     At,
     Cope,
+    DistanceBias,
     Dot,
     Gaussian,
     General,
+    GroupBias,
     KeyWeights,
+    LatticeBias,
     LowRankBias,
+    RelativeBias,
+    ScoreStep,
     ShawBias,
     SoftCap,
     T5Bias,
     Temperature,
     folded,
 )
-from regard.core.weigh import Relu, Sigmoid, Signed, Softmax
 
-WEIGHS = [
-    Softmax(),
-    Signed(),
-    Sigmoid(-1.0),
-    Relu(1, 0.5),
-    Relu(2, 0.1),
-    Relu(3, 0.1),
-]
 seeds = st.integers(0, 2**31 - 1)
 
 
@@ -71,7 +67,8 @@ def test_matches_equal_their_formulas_pair_by_pair(seed):
         for h in range(2):
             for i in range(3):
                 for j in range(5):
-                    torch.testing.assert_close(found[0, h, i, j], formula(q[0, h, i], k[0, h, j], h))
+                    expected = formula(q[0, h, i], k[0, h, j], h)
+                    torch.testing.assert_close(found[0, h, i, j], expected)
 
 
 # Steps
@@ -130,6 +127,42 @@ def test_cope_equals_counting_gates_one_by_one(seed):
                 torch.testing.assert_close(found[0, h, i, j], expected)
 
 
+def test_steps_of_place_equal_their_formulas_pair_by_pair(seed):
+    n, m, h = 6, 8, 2
+    slopes, width, near = normal(h), torch.rand(h, dtype=torch.float64) + 1, normal(h, 5)
+    flat, groups, edit = normal(h, 3, 5), torch.randint(0, 3, (m,)), normal(h, 3, 3)
+    rows, cols, weight = normal(1, h, n), normal(1, 1, m), normal(1, h, m)
+    u, v = normal(1, h, n, 2), normal(1, 1, m, 2)
+
+    def on_lattice(x, i, j):  # a lattice of 2 x 4
+        down, across = j // 4 - i // 4, j % 4 - i % 4
+        return max(-1, min(1, down)) + 1, max(-2, min(2, across)) + 2
+
+    cases = {
+        SoftCap(1.5): lambda s, x, i, j: 1.5 * torch.tanh(s / 1.5),
+        Alibi(slopes): lambda s, x, i, j: s - slopes[x] * abs(i - j),
+        DistanceBias(width): lambda s, x, i, j: s - (i - j) ** 2 / (2 * width[x] ** 2),
+        RelativeBias(near): lambda s, x, i, j: s + near[x, max(-2, min(2, j - i)) + 2],
+        LatticeBias(flat, (2, 4)): lambda s, x, i, j: s + flat[(x, *on_lattice(x, i, j))],
+        GroupBias(groups, edit): lambda s, x, i, j: s + edit[x, groups[i], groups[j]],
+        LowRankBias(u, v): lambda s, x, i, j: s + u[0, x, i] @ v[0, 0, j],
+        KeyWeights(weight): lambda s, x, i, j: s + weight[0, x, j],
+        Temperature(rows, cols): lambda s, x, i, j: s * rows[0, x, i] * cols[0, 0, j],
+        ScoreStep(lambda s, b, h, i, j: s * (1 + h) - i + 2 * j): (
+            lambda s, x, i, j: s * (1 + x) - i + 2 * j
+        ),
+    }
+    q, k = normal(1, h, n, 4), normal(1, h, m, 4)
+    plain = scored(Dot(), q, k)
+    for step, formula in cases.items():
+        found = scored(Dot() >> step, q, k)
+        for x in range(h):
+            for i in range(n):
+                for j in range(m):
+                    expected = formula(plain[0, x, i, j], x, i, j)
+                    torch.testing.assert_close(found[0, x, i, j], expected)
+
+
 @st.composite
 def folding_scores(draw, b, h, g, n, m, d):
     match = draw(st.sampled_from([Dot(), Dot(0.7), Gaussian(1.5), General(normal(h, d, d))]))
@@ -161,7 +194,10 @@ def test_folded_scores_equal_unfolded(data, seed):
 
 def test_what_can_fold_is_folded_whole(seed):
     q, k = normal(1, 4, 5, 3), normal(1, 2, 6, 3)
-    score = Dot() >> Temperature(query=normal(1, 4, 5)) >> LowRankBias(
-        normal(1, 4, 5, 2), normal(1, 1, 6, 2)
-    ) >> KeyWeights(normal(1, 2, 6).repeat_interleave(1, 1)[:, :1])
+    score = (
+        Dot()
+        >> Temperature(query=normal(1, 4, 5))
+        >> LowRankBias(normal(1, 4, 5, 2), normal(1, 1, 6, 2))
+        >> KeyWeights(normal(1, 1, 6))
+    )
     assert folded(score, q, k)[3].steps == ()
