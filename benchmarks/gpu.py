@@ -1,0 +1,133 @@
+"""Time the GPU paths beside their peers: plain, window, survey, decode and scan.
+
+    python benchmarks/gpu.py --save NAME   # writes benchmarks/results/NAME.json
+
+bf16, 32 heads of 128, batch 1 unless said. Results are checked against the peer before they are
+timed. Nothing here has been measured yet: without a CUDA device it says so and stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from side_by_side import compare, save
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import regard
+from regard.core.support import Causal, Sinks, Window
+from regard.run.paged import paged_partial
+
+H, G, D = 32, 8, 128
+
+
+def make(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def backend(which: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+    def run() -> torch.Tensor:
+        with sdpa_kernel(which):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    return run
+
+
+def plain(n: int, rounds: int) -> list[dict]:
+    q, k, v = (make(1, H, n, D) for _ in range(3))
+    rule = regard.Rule(Causal())
+    calls = {
+        "SDPA cuDNN": backend(SDPBackend.CUDNN_ATTENTION, q, k, v),
+        "SDPA Flash": backend(SDPBackend.FLASH_ATTENTION, q, k, v),
+        "regard.attend": lambda: regard.attend(q, k, v, rule),
+    }
+    return compare(f"plain causal, n {n:,}", calls, rounds)
+
+
+def structured(n: int, rounds: int) -> list[dict]:
+    q, k, v = (make(1, H, n, D) for _ in range(3))
+    rows = []
+    for support in (Causal() & Window(1024), Causal() & (Window(1024) | Sinks(4))):
+        rule = regard.Rule(support)
+        want = regard.attend(q, k, v, rule, executor="chunked")
+        calls: dict[str, Any] = {}
+        for name in ("flex", "folded"):
+            got = regard.attend(q, k, v, rule, executor=name)
+            torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+            calls[name] = lambda name=name, rule=rule: regard.attend(q, k, v, rule, executor=name)
+        calls["as planned"] = lambda rule=rule: regard.attend(q, k, v, rule)
+        rows += compare(f"{support}, n {n:,}", calls, rounds)
+    return rows
+
+
+def survey(n: int, rounds: int) -> list[dict]:
+    q, k, v = (make(1, H, n, D) for _ in range(3))
+    small = q[:, :2, :1024], k[:, :2, :1024], None, Causal()
+    kernel = regard.survey(*small, executor="triton")
+    rows = regard.survey(*small, executor="streamed")
+    for name, x in rows.found.items():
+        torch.testing.assert_close(kernel.found[name], x, atol=2e-2, rtol=2e-2)
+    calls = {
+        "SDPA cuDNN causal": backend(SDPBackend.CUDNN_ATTENTION, q, k, v),
+        "regard.survey": lambda: regard.survey(q, k, None, Causal()),
+    }
+    return compare(f"survey of entropy, received and tiles, n {n:,}", calls, rounds)
+
+
+def decode(b: int, m: int, rounds: int) -> list[dict]:
+    page = 64
+    q, k, v = make(b, H, 1, D), make(b, G, m, D), make(b, G, m, D)
+    pages = [x.transpose(1, 2).reshape(-1, page, G, D).transpose(1, 2).contiguous() for x in (k, v)]
+    table = torch.arange(b * m // page, device="cuda", dtype=torch.int32).view(b, -1)
+    lengths = torch.full((b,), m, device="cuda", dtype=torch.int32)
+    want = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    got = paged_partial(q, *pages, table, lengths).out
+    torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+    rows = compare(
+        f"decode, batch {b}, {m:,} keys, {H}/{G} heads",
+        {
+            "SDPA on contiguous keys": lambda: F.scaled_dot_product_attention(
+                q, k, v, enable_gqa=True
+            ),
+            "regard, paged": lambda: paged_partial(q, *pages, table, lengths),
+        },
+        rounds,
+        20,
+    )
+    moved = 2 * k.numel() * k.element_size()
+    for row in rows:
+        row["terabytes_a_second"] = round(moved / row["median_ms"] / 1e9, 3)
+        print(f"  {row['call']}: {row['terabytes_a_second']} TB/s of keys and values")
+    return rows
+
+
+def scans(n: int, rounds: int) -> list[dict]:
+    q, k, v = (make(1, H, n, D) for _ in range(3))
+    calls = {"chunked": lambda: regard.scan(q, k, v, form="chunked")}
+    calls["fla"] = lambda: regard.scan(q, k, v, form="fla")
+    return compare(f"scan, n {n:,}", calls, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--save", metavar="NAME")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing was measured")
+        return
+    rows: list[dict] = []
+    with torch.no_grad():
+        for n in (8192, 32768):
+            rows += plain(n, given.rounds) + structured(n, given.rounds) + survey(n, given.rounds)
+        for b in (1, 8, 32):
+            rows += decode(b, 32768, given.rounds)
+        rows += scans(65536, given.rounds)
+    if given.save:
+        save(given.save, rows, heads=H, key_heads=G, size=D, dtype="bfloat16")
+
+
+if __name__ == "__main__":
+    main()
