@@ -149,11 +149,11 @@ class Call:
             self.rule.support.check(self.n + self.rule.offset, self.m)
         self.rule.score.check(self.b, self.h, self.n, self.m, self.d)
         self.rule.weigh.check(self.h)
-        if not 0.0 <= self.dropout < 1.0:
+        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
             fail(
                 ValueRangeError,
                 "dropout",
-                self.dropout,
+                shape_of(self.dropout),
                 "a share from 0 up to 1",
                 "pass the share of weights to drop",
             )

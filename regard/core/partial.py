@@ -46,6 +46,8 @@ def merge(*parts: Partial) -> Partial:
     """
     if not parts:
         fail(RuleError, "parts", "no partial", "at least one", "start from nothing(like)")
+    for part in parts:
+        need_partial("parts", part)
     shapes = {p.out.shape for p in parts}
     if len(shapes) > 1:
         fail(
@@ -62,6 +64,14 @@ def merge(*parts: Partial) -> Partial:
             "some with and some without lse",
             "parts of one kind of weigh",
             "merge softmax with softmax, sigmoid with sigmoid",
+        )
+    if len({(p.out.dtype, p.out.device, p.lse is not None and p.lse.shape) for p in parts}) > 1:
+        fail(
+            ShapeError,
+            "parts",
+            ", ".join(f"{p.out.dtype} on {p.out.device}" for p in parts),
+            "one dtype, one device and one shape of lse",
+            "cast and move the parts to those of the first",
         )
     if len(parts) == 1:
         return parts[0]

@@ -149,7 +149,7 @@ def map_tiles(
 ) -> TileMap:
     """Build the tile map of a support; kept for supports without tensors."""
     both = (size, size) if isinstance(size, int) else size
-    if min(both) < 1:
+    if not isinstance(both, tuple) or not all(isinstance(s, int) and s >= 1 for s in both):
         fail(ValueRangeError, "size", shape_of(size), "tile sizes of at least 1", "use 64 or 128")
     where = torch.device(device or "cpu")
     key = (n_q, n_k, both, offset, str(where))

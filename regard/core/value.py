@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.core.errors import RuleError, fail
+from regard.core.errors import RegardError, RuleError, fail
 
 T = TypeVar("T")
 _TYPES: dict[str, type[Value]] = {}
@@ -180,9 +180,17 @@ class Value:
         """Read a value written by `to_json`."""
         try:
             return _built(json.loads(text))
-        except json.JSONDecodeError as broken:
+        except (
+            *(json.JSONDecodeError, TypeError, ValueError, KeyError),
+            *(AttributeError, ImportError, RuntimeError),
+        ) as broken:
+            if isinstance(broken, RegardError):
+                raise
             raise RuleError(
-                "text", f"{text[:40]!r}", "JSON written by to_json", "pass the text unchanged"
+                "text",
+                f"{str(text)[:40]!r} ({broken})",
+                "JSON written by to_json",
+                "pass the text unchanged",
             ) from broken
 
 

@@ -21,6 +21,7 @@ from regard.core.score.base import (
     need_tensor,
     per_head,
 )
+from regard.core.support.bands import need_count
 from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import as_rows, look_up
 from regard.core.value import value
@@ -78,6 +79,7 @@ class Alibi(PlaceStep):
     @staticmethod
     def for_heads(h: int) -> Alibi:
         """Give the paper's slopes: a geometric row, filled up from the next power of two."""
+        need_count("h", h)
         whole = 2 ** math.floor(math.log2(h))
         slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
         slopes += [2 ** (-4 * (2 * i + 1) / whole) for i in range(h - whole)]

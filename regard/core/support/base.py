@@ -94,6 +94,10 @@ class Support(Value):
     def __or__(self, other: Support) -> Support:
         return _joined(Either, self, other)
 
+    # A function on the left is told the same as one on the right.
+    __rand__ = __and__
+    __ror__ = __or__
+
     def __invert__(self) -> Support:
         return self.part if isinstance(self, Other) else Other(self)
 

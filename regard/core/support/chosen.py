@@ -41,13 +41,19 @@ class Tiles(Support):
     _head_axis: ClassVar = {"chosen": 1}
 
     def __post_init__(self) -> None:
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(size) != 2:
-            fail(RuleError, "size", size, "one side, or (queries, keys)", "pass size=64, say")
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if not isinstance(size, Sequence) or len(size) != 2:
+            fail(
+                RuleError,
+                "size",
+                shape_of(size),
+                "one side, or (queries, keys)",
+                "pass size=64, say",
+            )
         for side in size:
             need_count("size", side)
         need_count("start", self.start, 0)
-        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "size", tuple(size))
         x = self.chosen
         if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype != torch.bool:
             said = shape_of(x) + (f" of {x.dtype}" if isinstance(x, Tensor) else "")
@@ -178,12 +184,12 @@ class PerHead(Support):
     supports: tuple[Support, ...]
 
     def __post_init__(self) -> None:
-        supports = tuple(self.supports)
+        supports = tuple(self.supports) if isinstance(self.supports, Sequence) else ()
         if not supports or not all(isinstance(s, Support) for s in supports):
             fail(
                 RuleError,
                 "supports",
-                f"{supports!r}",
+                f"{self.supports!r}",
                 "one Support for each query head",
                 "pass PerHead([support_of_head_0, ...])",
             )
@@ -240,6 +246,41 @@ class PerHead(Support):
     def __repr__(self) -> str:
         said = [f"{s} x{len(heads)}" for s, heads in self.groups().items()]
         return f"PerHead({', '.join(said)})"
+
+
+@value
+class Extended(Support):
+    """A support over the first `keys` keys, beside extra ones that every query may meet.
+
+    >>> from regard.core.support import Causal
+    >>> Extended(Causal(), 2).matrix(2, 3)[0, 0].int().tolist()
+    [[1, 0, 1], [1, 1, 1]]
+    """
+
+    part: Support
+    keys: int
+
+    def __post_init__(self) -> None:
+        need_count("keys", self.keys, 0)
+
+    def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Allow the extra keys, and ask the part about the others."""
+        known = self.part.allows(b, h, i, j.clamp(max=max(self.keys - 1, 0)))
+        return ((j < self.keys) & known) | ((j >= self.keys) & (i == i))
+
+    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Tiles of extra keys are full, and tiles with some of them are not empty."""
+        some, every = self.part.cover(grid)
+        extra, known = grid.j_lo >= self.keys, grid.j_hi < self.keys
+        return some | ~known, extra | (every & known)
+
+    def extent(self) -> tuple[int, int]:
+        """The extent of the part."""
+        return self.part.extent()
+
+    def check(self, n: int, m: int) -> None:
+        """The part must serve its own keys."""
+        self.part.check(n, min(m, self.keys))
 
 
 @value

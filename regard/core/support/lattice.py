@@ -53,15 +53,18 @@ class Neighborhood(Support):
     causal: tuple[bool, ...] = False  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        lattice = (self.lattice,) if isinstance(self.lattice, int) else tuple(self.lattice)
-        if not 1 <= len(lattice) <= 3:
+        lattice = (self.lattice,) if isinstance(self.lattice, int) else self.lattice
+        if not isinstance(lattice, Sequence) or not 1 <= len(lattice) <= 3:
             fail(
                 RuleError,
                 "lattice",
-                f"{len(lattice)} axes",
+                shape_of(lattice),
                 "1, 2 or 3 axes",
                 "pass the lattice as (height, width), say",
             )
+        lattice = tuple(lattice)
+        for size in lattice:
+            need_count("lattice", size)
         object.__setattr__(self, "lattice", lattice)
         for name in ("kernel", "dilation", "stride"):
             whole = per_axis(name, getattr(self, name), len(lattice))

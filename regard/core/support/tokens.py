@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 
 import torch
@@ -27,7 +28,8 @@ def look_up(table: Tensor, b: Tensor, position: Tensor) -> Tensor:
 def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
     """Take one value for each token, [n] or [b, n], as a tensor [b or 1, n]."""
     if isinstance(x, Sequence) and not isinstance(x, str):
-        x = torch.tensor(x)
+        with suppress(TypeError, ValueError, RuntimeError):  # ragged rows are told of below
+            x = torch.tensor(x)
     if not isinstance(x, Tensor) or x.dim() not in (1, 2) or x.shape[-1] == 0:
         fail(
             ShapeError,
@@ -38,6 +40,22 @@ def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
         )
     x = x[None] if x.dim() == 1 else x
     return x if dtype is None else x.to(dtype)
+
+
+def whole_numbers(name: str, x: object) -> Tensor:
+    """Take one whole number, or a row of them, as an int tensor."""
+    found = None
+    with suppress(TypeError, ValueError, RuntimeError):
+        found = torch.as_tensor(x)
+    if found is None or (found.numel() and (found.is_floating_point() or found.is_complex())):
+        fail(
+            ValueRangeError,
+            name,
+            shape_of(x),
+            "whole numbers of at least 0",
+            f"pass {name} as ints, or as an int tensor",
+        )
+    return found.long()
 
 
 def within_tiles(table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +84,15 @@ class Attribute(Support):
         query = as_rows("query", self.query)
         object.__setattr__(self, "query", query)
         object.__setattr__(self, "key", query if self.key is None else as_rows("key", self.key))
+        rows = {self.query.shape[0], self.key.shape[0]} - {1}
+        if len(rows) > 1:
+            fail(
+                ShapeError,
+                "key",
+                f"a batch of {self.key.shape[0]}",
+                f"1 or {self.query.shape[0]}, as query",
+                "give queries and keys the attributes of one batch",
+            )
         if self.test not in TESTS:
             fail(RuleError, "test", repr(self.test), f"one of {TESTS}", "pass one of these")
 
@@ -189,7 +216,7 @@ def documents_from_lengths(
     >>> documents_from_lengths([2, 1]) == documents_from_lengths([0, 2, 3], cumulative=True)
     True
     """
-    counts = torch.as_tensor(lengths, dtype=torch.long)
+    counts = whole_numbers("lengths", lengths)
     if cumulative:
         if counts.dim() != 1 or len(counts) < 2 or counts[0] != 0:
             fail(
@@ -231,7 +258,7 @@ class Padding(Support):
         >>> Padding.from_lengths([1, 2], 2, side="left").valid.int().tolist()
         [[0, 1], [1, 1]]
         """
-        counts = torch.as_tensor(lengths, dtype=torch.long)
+        counts = whole_numbers("lengths", lengths)
         if (
             counts.dim() != 1
             or counts.numel() == 0
@@ -288,8 +315,8 @@ class PrefixLM(Support):
     prefix: Tensor
 
     def __post_init__(self) -> None:
-        prefix = torch.as_tensor(self.prefix)
-        if prefix.dim() > 1 or prefix.is_floating_point() or bool((prefix < 0).any()):
+        prefix = whole_numbers("prefix", self.prefix)
+        if prefix.dim() > 1 or bool((prefix < 0).any()):
             fail(
                 ValueRangeError,
                 "prefix",
@@ -327,17 +354,18 @@ class SharedPrefix(Support):
 
     def __post_init__(self) -> None:
         need_count("prefix", self.prefix, 0)
-        object.__setattr__(self, "lengths", tuple(self.lengths))
-        if not self.lengths:
+        lengths = tuple(self.lengths) if isinstance(self.lengths, Sequence) else ()
+        if not lengths:
             fail(
                 RuleError,
                 "lengths",
-                "no continuation",
+                shape_of(self.lengths),
                 "the length of each continuation",
                 "pass lengths=(8, 12), say",
             )
-        for length in self.lengths:
+        for length in lengths:
             need_count("lengths", length)
+        object.__setattr__(self, "lengths", lengths)
 
     def _piece(self, position: Tensor) -> Tensor:
         """0 for the prefix, 1, 2, ... for the continuations."""
