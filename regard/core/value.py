@@ -179,7 +179,10 @@ class Value:
     def from_json(text: str) -> Any:
         """Read a value written by `to_json`."""
         try:
-            return _built(json.loads(text))
+            made = _built(json.loads(text))
+            if not isinstance(made, Value):
+                raise ValueError("this is no value")
+            return made
         except (
             *(json.JSONDecodeError, TypeError, ValueError, KeyError),
             *(AttributeError, ImportError, RuntimeError),

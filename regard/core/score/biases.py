@@ -204,9 +204,11 @@ class T5Bias(PlaceStep):
 
     def __post_init__(self) -> None:
         need_tensor("table", self.table, "[h or 1, buckets]")
-        need_number("max_distance", self.max_distance, above=1)
         if self.table.shape[1] < 4:
             fail(ShapeError, "table", f"{self.table.shape[1]} buckets", "at least 4", "T5 has 32")
+        # Up to `exact` each distance has its own bucket; the others share what lies beyond.
+        exact = self.table.shape[1] // (4 if self.bidirectional else 2)
+        need_number("max_distance", self.max_distance, above=exact)
 
     def bucket(self, apart: Tensor) -> Tensor:
         """Give the bucket of each distance j - i."""

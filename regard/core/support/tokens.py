@@ -38,6 +38,8 @@ def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
             "a tensor of shape [n] or [b, n]",
             f"pass {name} with one entry for each token",
         )
+    if dtype == torch.long and x.is_floating_point():
+        fail(ShapeError, name, f"a tensor of {x.dtype}", "whole numbers", f"pass {name}.long()")
     x = x[None] if x.dim() == 1 else x
     return x if dtype is None else x.to(dtype)
 
