@@ -62,13 +62,16 @@ def pictures(out: Path, rule: regard.Rule, report: regard.Survey) -> list[Path]:
         return []
     mask, tiles = out / "rule.png", out / "survey.png"
     rule.draw(1024, to=str(mask))
-    figure = Figure(figsize=(5, 4.4))
-    axes = figure.add_subplot()
-    shown = axes.imshow(report.tile_max[0, 0].log10().clamp(min=-5).numpy(), cmap="viridis")
-    axes.set_title("largest weight in each tile of head 0 (log10)", fontsize=9)
-    axes.set_xlabel("tiles of keys")
-    axes.set_ylabel("tiles of queries")
-    figure.colorbar(shown)
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    last = report.tile_max.shape[1] - 1
+    for axes, head in zip(panels, (0, last), strict=True):
+        largest = report.tile_max[0, head].log10().clamp(min=-5).numpy()
+        shown = axes.imshow(largest, cmap="viridis", vmin=-5, vmax=0)
+        axes.set_title(f"head {head}: largest weight in each tile (log10)", fontsize=9)
+        axes.set_xlabel("tiles of keys")
+    panels[0].set_ylabel("tiles of queries")
+    figure.colorbar(shown, ax=panels)
     figure.savefig(tiles, dpi=160, bbox_inches="tight")
     print(f"\nwritten: {mask}, {tiles}")
     return [mask, tiles]
