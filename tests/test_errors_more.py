@@ -21,6 +21,7 @@ from regard.core.support import (
     PrefixLM,
     SharedPrefix,
     Tiles,
+    Where,
     documents_from_lengths,
 )
 from regard.core.value import Value
@@ -100,3 +101,9 @@ def test_the_error_names_what_is_wrong(case):
     said = str(raised.value)
     for part in (word, "`", "got ", "expected ", "To put it right: "):
         assert part in said
+
+
+def test_folding_refuses_a_function_of_the_head():
+    by_head = Where(lambda b, h, i, j: (i + j + h) % 2 == 0)
+    with pytest.raises(e.ExecutorError, match="batch row or the head"):
+        regard.attend(Q, Q, Q, Causal() & by_head, executor="folded")

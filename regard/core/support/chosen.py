@@ -311,14 +311,18 @@ class Where(Support):
             fail(RuleError, "test", said, "a bool tensor for (b, h, i, j)", "compare, do not count")
         return met & (i == i) & (j == j)
 
+    def asks_for_more(self, device: torch.device) -> bool:
+        """Whether the answer depends on the batch row or the head, beside the positions."""
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        met = self.test(zero.expand(2, 1, 1, 1), zero.expand(2, 1, 1), zero.view(1, 1), zero)
+        return isinstance(met, Tensor) and met.numel() > 1
+
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Look at every pair; where the function asks for batch row or head, nothing is known.
 
         The support cannot know how many of them a call will have.
         """
-        zero = torch.zeros(1, dtype=torch.long, device=grid.b.device)
-        met = self.test(zero.expand(2, 1, 1, 1), zero.expand(2, 1, 1), zero.view(1, 1), zero)
-        if isinstance(met, Tensor) and met.numel() > 1:
+        if self.asks_for_more(grid.b.device):
             unknown = torch.ones(grid.shape, dtype=torch.bool, device=grid.b.device)
             return unknown, ~unknown
         return super().cover(grid)
