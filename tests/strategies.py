@@ -78,7 +78,7 @@ def leaves(draw, b: int, h: int, n: int, m: int) -> Support:
     """One support of any kind, for positions below n and m."""
     size = max(n, m)
     few = st.integers(1, max(1, size))
-    kind = draw(st.integers(0, 16))
+    kind = draw(st.integers(0, 17))
     if kind == 0:
         return Everything()
     if kind in (1, 2):

@@ -1,0 +1,79 @@
+"""Write docs/measured.md from benchmarks/results: every number there comes from a committed run.
+
+python scripts/measured_page.py           # writes the page
+python scripts/measured_page.py --check   # fails if the page is not what it would write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "measured.md"
+HEAD = """# Measured
+
+Every table is a committed run of a script in `benchmarks/`, side by side in one process. *Times
+faster* compares with the first row of the table, round by round: the median, and the least and most
+of the rounds. Written by `scripts/measured_page.py`.
+"""
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Write the rows of one case."""
+    lines = ["| call | median, ms | times faster | least to most |", "|---|---:|---:|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row['call']} | {row['median_ms']:.3f} | {row['times_faster']:.2f} "
+            f"| {row['least']:.2f} to {row['most']:.2f} |"
+        )
+    return lines
+
+
+def section(path: Path) -> list[str]:
+    """Write the tables of one file of results."""
+    said = json.loads(path.read_text())
+    machine = said["machine"]
+    lines = [
+        f"\n## {path.stem}\n",
+        f"{machine['date']}, {machine['device']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}.",
+    ]
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in said["rows"]:
+        cases.setdefault(row["case"], []).append(row)
+    for case, rows in cases.items():
+        lines.append(f"\n**{case}**\n")
+        if case == "memory":
+            for row in rows:
+                lines.append(
+                    f"n {row['n']:,}: {row['extra_mib']:.0f} MiB above the tensors, in "
+                    f"{row['seconds']:.1f} s; the matrix alone is {row['matrix_mib']:,.0f} MiB."
+                )
+            continue
+        lines += table(rows)
+    return lines
+
+
+def page() -> str:
+    """Write the whole page."""
+    lines = [HEAD]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        if "rows" in json.loads(path.read_text()):
+            lines += section(path)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        sys.exit(0 if PAGE.read_text() == page() else "docs/measured.md is old: write it again")
+    PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()
