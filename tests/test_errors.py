@@ -50,6 +50,7 @@ from regard.core.support import (
 )
 from regard.core.value import Value
 from regard.core.weigh import Relu, Sigmoid, Softmax
+from tests.errors_said import assert_named
 
 B, H, N, D = 2, 4, 8, 16
 Q = torch.randn(B, H, N, D)
@@ -231,15 +232,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_the_error_names_what_is_wrong(case):
-    call, kind, word = BAD[case]
-    with pytest.raises(e.RegardError) as raised:
-        call()
-    assert type(raised.value) is kind
-    said = str(raised.value)
-    assert word in said
-    for part in ("`", "got ", "expected ", "To put it right: "):
-        assert part in said
-    assert len(raised.value.fix) > 5
+    assert_named(*BAD[case])
 
 
 def test_there_are_sixty_and_more():

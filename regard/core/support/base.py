@@ -160,8 +160,27 @@ class Everything(Support):
         return yes, yes
 
 
+class Joined(Support):
+    """What `Both` and `Either` share: they ask their parts."""
+
+    parts: tuple[Support, ...]
+
+    def extent(self) -> tuple[int, int]:
+        """The extent that the parts agree on."""
+        return common_extent(self.parts)
+
+    def check(self, n: int, m: int) -> None:
+        """Check every part."""
+        for part in self.parts:
+            part.check(n, m)
+
+    def shift(self, offset: int) -> Support:
+        """Shift every part."""
+        return self.replace(parts=tuple(p.shift(offset) for p in self.parts))
+
+
 @value
-class Both(Support):
+class Both(Joined):
     """Pairs that all parts allow; written `a & b`.
 
     >>> Everything() & Everything()
@@ -183,25 +202,12 @@ class Both(Support):
         """Keys that every part can still need."""
         return reduce(lambda a, b: a & b, (p.horizon(i) for p in self.parts))
 
-    def extent(self) -> tuple[int, int]:
-        """The extent that the parts agree on."""
-        return common_extent(self.parts)
-
-    def check(self, n: int, m: int) -> None:
-        """Check every part."""
-        for part in self.parts:
-            part.check(n, m)
-
-    def shift(self, offset: int) -> Support:
-        """Shift every part."""
-        return Both(tuple(p.shift(offset) for p in self.parts))
-
     def __repr__(self) -> str:
         return " & ".join(f"({p})" if isinstance(p, Either) else f"{p}" for p in self.parts)
 
 
 @value
-class Either(Support):
+class Either(Joined):
     """Pairs that at least one part allows; written `a | b`."""
 
     parts: tuple[Support, ...]
@@ -218,19 +224,6 @@ class Either(Support):
     def horizon(self, i: int) -> Spans:
         """Keys that any part can still need."""
         return reduce(lambda a, b: a | b, (p.horizon(i) for p in self.parts))
-
-    def extent(self) -> tuple[int, int]:
-        """The extent that the parts agree on."""
-        return common_extent(self.parts)
-
-    def check(self, n: int, m: int) -> None:
-        """Check every part."""
-        for part in self.parts:
-            part.check(n, m)
-
-    def shift(self, offset: int) -> Support:
-        """Shift every part."""
-        return Either(tuple(p.shift(offset) for p in self.parts))
 
     def __repr__(self) -> str:
         return " | ".join(f"({p})" if isinstance(p, Both) else f"{p}" for p in self.parts)

@@ -25,6 +25,7 @@ from regard.core.support import (
     documents_from_lengths,
 )
 from regard.core.value import Value
+from tests.errors_said import assert_named
 
 Q = torch.randn(1, 2, 4, 8)
 ROW = Q[..., 0]
@@ -94,13 +95,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_the_error_names_what_is_wrong(case):
-    call, kind, word = BAD[case]
-    with pytest.raises(e.RegardError) as raised:
-        call()
-    assert type(raised.value) is kind
-    said = str(raised.value)
-    for part in (word, "`", "got ", "expected ", "To put it right: "):
-        assert part in said
+    assert_named(*BAD[case])
 
 
 def test_folding_refuses_a_function_of_the_head():
