@@ -1,0 +1,23 @@
+"""Any model: where it attends (sites), what may be done there (stages), and how (hooks)."""
+
+from regard.models.attach import Attached, attach
+from regard.models.engine import Engine
+from regard.models.estimate import Estimate, estimate
+from regard.models.hook import Hook, UnsupportedModelError
+from regard.models.site import Site, Sites
+from regard.models.stage import Edit, Null, Stage
+
+__all__ = [
+    "Attached",
+    "Edit",
+    "Engine",
+    "Estimate",
+    "Hook",
+    "Null",
+    "Site",
+    "Sites",
+    "Stage",
+    "UnsupportedModelError",
+    "attach",
+    "estimate",
+]

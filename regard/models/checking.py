@@ -1,0 +1,150 @@
+"""The check made when attaching: is every site reached, is nothing changed, is an edit felt?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import RegardError, fail
+from regard.core.partial import Partial
+from regard.models.engine import Engine
+from regard.models.hook import Hook
+from regard.models.site import Site, Sites
+from regard.models.stage import Stage
+from regard.models.weights import closed_weights
+
+
+class HookError(RegardError):
+    """A hook does not do to a model what it should."""
+
+
+class _Witness(Stage):
+    """Notes which sites were reached, and whether rows of weights sum to one at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fired: dict[Any, int] = {}
+        self.wrong: list[str] = []
+
+    def before(self, call: Call) -> Call:
+        self.fired[call.site] = self.fired.get(call.site, 0) + 1
+        if call.n * call.m <= 2**16 and not call.rule.weigh.closes and not call.rule.weigh.sums:
+            sums = closed_weights(call, "check").sum(-1)
+            one_or_none = (sums - 1).abs().lt(1e-3) | sums.eq(0)
+            if not bool(one_or_none.all()):
+                self.wrong.append(call.site.module if isinstance(call.site, Site) else "a site")
+        return call
+
+
+class _Silence(Stage):
+    """Puts zeros for all outputs."""
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        return partial._replace(out=torch.zeros_like(partial.out))
+
+
+def check_hook(model: Any, hook: Hook, sites: Sites) -> str:
+    """Run the model thrice on a tiny input; raise `HookError` naming what fails, or say what held.
+
+    The random state and the mode of the model are as before afterwards.
+    """
+    inputs = tiny_inputs(model)
+    if inputs is None:
+        return "not made: no tiny input is known for this model"
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                plain = _run(model, inputs)
+            except Exception as trouble:
+                return f"not made: the model refused a tiny input ({type(trouble).__name__})"
+            witness = _Witness()
+            with_nothing = _with(model, hook, sites, Engine([witness]), inputs)
+            with_silence = _with(model, hook, sites, Engine([_Silence()]), inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    missed = [s.module for s in sites if s not in witness.fired]
+    if not witness.fired:
+        fail(
+            HookError, "model", f"no call at {missed[0]}", "every site to be reached",
+            "report the architecture; attach(..., check=False) goes on without the check",
+        )
+    if witness.wrong:
+        fail(
+            HookError, witness.wrong[0], "rows of weights that do not sum to one", "sums of one",
+            "report the architecture; its masks are not understood",
+        )
+    error, size = float((plain - with_nothing).abs().max()), float(plain.abs().max())
+    room = 4 * torch.finfo(plain.dtype).eps ** 0.5 * max(size, 1.0)
+    if error > room or not bool(torch.isfinite(with_nothing).all()):
+        fail(
+            HookError, "model", f"outputs that differ by {error:.2g} with nothing done",
+            f"at most {room:.2g}", "report the architecture; its masks are not understood",
+        )
+    if torch.equal(with_silence, with_nothing):
+        fail(
+            HookError, "model", "the same output with all attention silenced", "another output",
+            "report the architecture; its calls pass by the hook",
+        )
+    unreached = f"; not reached: {', '.join(missed)}" if missed else ""
+    return f"{len(sites) - len(missed)} of {len(sites)} sites reached, no-op differs by {error:.2g}{unreached}"
+
+
+def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: dict[str, Any]) -> Tensor:
+    remove = hook.install(model, sites, engine)
+    try:
+        return _run(model, inputs)
+    finally:
+        remove()
+
+
+def _run(model: Any, inputs: dict[str, Any]) -> Tensor:
+    found = first_tensor(model(**inputs))
+    return found if found is not None else torch.zeros(1)
+
+
+def first_tensor(x: Any) -> Tensor | None:
+    """Give the first floating tensor in an output."""
+    if isinstance(x, Tensor):
+        return x if x.is_floating_point() else None
+    if isinstance(x, dict):
+        x = [x[name] for name in x]
+    elif hasattr(x, "sample"):
+        x = [x.sample]
+    if isinstance(x, list | tuple):
+        for part in x:
+            if (found := first_tensor(part)) is not None:
+                return found
+    return None
+
+
+def tiny_inputs(model: Any) -> dict[str, Any] | None:
+    """Make a tiny input for a transformers model; None where none is known."""
+    main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
+    if main is None or config is None:
+        return None
+    parameter = next(iter(model.parameters()), None)
+    device = "cpu" if parameter is None else parameter.device
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    if main == "input_ids":
+        words = getattr(config, "vocab_size", None)
+        if not isinstance(words, int) or words < 16:
+            return None
+        ids = torch.arange(5, 13, device=device)[None] % words
+        made: dict[str, Any] = {"input_ids": ids}
+        if getattr(config, "is_encoder_decoder", False):
+            made["decoder_input_ids"] = ids[:, :5]
+        return made
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None)
+    if main == "pixel_values" and size is not None:
+        high, wide = (size, size) if isinstance(size, int) else tuple(size)
+        channels = getattr(vision, "num_channels", 3)
+        image = torch.linspace(-1, 1, channels * high * wide, device=device, dtype=dtype)
+        return {"pixel_values": image.view(1, channels, high, wide)}
+    return None
