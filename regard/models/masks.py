@@ -1,0 +1,183 @@
+"""Masks of transformers as rules: what a mask function is given, kept until attention needs it.
+
+The model passes this object where a tensor would go. A model that handles it as a tensor gets the
+dense mask, which costs [b, 1, n, m]; that is told once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.support import Blocks, Causal, Documents, Everything, Padding, Support, Where, Window
+
+
+class Mask:
+    """Lengths, offsets, the mask function and the padding of one forward.
+
+    Queries stand at q_offset and on, keys at kv_offset and on; in the rule keys begin at 0.
+    """
+
+    def __init__(self, pieces: dict[str, Any]) -> None:
+        self.pieces = pieces
+        self.b, self.n, self.m = (pieces[x] for x in ("batch_size", "q_length", "kv_length"))
+        self.start = int(pieces.get("kv_offset") or 0)
+        self.offset = int(pieces.get("q_offset") or 0) - self.start
+        self.device = pieces.get("device", "cpu")
+        self.rules: dict[Any, Any] = {}
+        self._dense: Tensor | None = None
+        self._support: Support | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape that the mask would have as a tensor."""
+        return torch.Size((self.b, 1, self.n, self.m))
+
+    @property
+    def support(self) -> Support:
+        """Which pairs may meet."""
+        if self._support is None:
+            self._support = self._read()
+        return self._support
+
+    def _read(self) -> Support:
+        function = self.pieces.get("mask_function")
+        found: Support = Everything() if function is None else self._of(function)
+        padding = self.pieces.get("attention_mask")
+        if padding is not None:
+            valid = padding[:, self.start : self.start + self.m].bool()
+            if valid.shape[1] < self.m:
+                valid = torch.nn.functional.pad(valid, (0, self.m - valid.shape[1]))
+            if not bool(valid.all()):
+                found = found & Padding(valid)
+        return found
+
+    def _of(self, function: Callable[..., Any]) -> Support:
+        """Read one mask function by its name and what it closes over."""
+        name = getattr(function, "__qualname__", "").split(".")[0]
+        inside = _closed_over(function)
+        last = self.offset + self.n - 1
+        if name == "causal_mask_function":
+            # One query that stands at or past the last key sees them all.
+            return Everything() if self.offset >= self.m - 1 else Causal()
+        if name == "bidirectional_mask_function":
+            return Everything()
+        if name == "sliding_window_overlay":  # j > i - w; how far ahead is for others to say
+            width = int(inside["sliding_window"])
+            return Everything() if width > last else Window(width, self.m + last + 1)
+        if name == "sliding_window_bidirectional_overlay":  # |i - j| <= w
+            return Window(int(inside["sliding_window"]) + 1)
+        if name in ("and_masks", "or_masks"):
+            parts = [self._of(f) for f in inside["mask_functions"]]
+            found = parts[0]
+            for part in parts[1:]:
+                found = found & part if name == "and_masks" else found | part
+            return found
+        if name == "chunked_overlay":
+            size, left = int(inside["chunk_size"]), inside["left_padding"]
+            if self.start % size == 0 and not bool(left.any()):
+                return Blocks(size)
+        if name == "packed_sequence_mask_function" and self.offset == 0 and self.start == 0:
+            return Documents(inside["packed_sequence_mask"])
+        if name == "remap_positions_for_packed_sequence":
+            # Inside a document positions differ by a shift, which bands do not feel.
+            part = self._of(inside["mask_function"])
+            if _only_bands(part):
+                return part
+        return Where(self._asked(function))
+
+    def _asked(self, function: Callable[..., Any]) -> Callable[..., Tensor]:
+        start, b_last = self.start, self.b - 1
+        i_last, j_last = self.offset + self.n - 1, self.m - 1
+
+        def test(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            # Tiles reach beyond the ends, where tables that the function reads do not.
+            i, j = i.clamp(0, max(i_last, j_last)), j.clamp(0, max(i_last, j_last))
+            met = function(b.clamp(max=b_last), h, i + start, j + start)
+            return met if isinstance(met, Tensor) else torch.full_like(i + j, met, dtype=torch.bool)
+
+        return test
+
+    def dense(self) -> Tensor:
+        """Make the mask a bool tensor [b, 1, n, m]."""
+        if self._dense is None:
+            i = torch.arange(self.n, device=self.device)[:, None] + self.offset
+            j = torch.arange(self.m, device=self.device)
+            b = torch.arange(self.b, device=self.device).view(-1, 1, 1, 1)
+            met = self.support.allows(b, b[:1, 0] * 0, i, j)
+            self._dense = met.expand(self.b, 1, self.n, self.m)
+        return self._dense
+
+    def to(self, *_: Any, **__: Any) -> Mask:
+        """Stay as it is."""
+        return self
+
+    def contiguous(self) -> Mask:
+        """Stay as it is."""
+        return self
+
+    def dim(self) -> int:
+        """Count the axes that the mask would have as a tensor."""
+        return 4
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._told()[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._told(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        def plain(x: Any) -> Any:
+            return x._told() if isinstance(x, Mask) else x
+
+        args = torch.utils._pytree.tree_map(plain, args)
+        return func(*args, **torch.utils._pytree.tree_map(plain, kwargs or {}))
+
+    def _told(self) -> Tensor:
+        warnings.warn(
+            "this model handles its mask as a tensor, so the dense mask is made for it: "
+            f"{self.b * self.n * self.m} bytes",
+            stacklevel=3,
+        )
+        return self.dense()
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def run(self: Mask, *others: Any) -> Any:
+        others = tuple(x._told() if isinstance(x, Mask) else x for x in others)
+        return getattr(self._told(), name)(*others)
+
+    return run
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "and", "or", "invert"):
+    setattr(Mask, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def make_mask(*positional: Any, **pieces: Any) -> Mask:
+    """Take what transformers gives a mask function."""
+    order = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function",
+             "attention_mask")
+    return Mask({**dict(zip(order, positional, strict=False)), **pieces})
+
+
+def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
+    cells = getattr(function, "__closure__", None) or ()
+    code = getattr(function, "__code__", None)
+    return {} if code is None else dict(
+        zip(code.co_freevars, (c.cell_contents for c in cells), strict=True)
+    )
+
+
+def _only_bands(x: Support) -> bool:
+    parts = getattr(x, "parts", (x,))
+    return all(isinstance(p, Causal | Window | Everything) for p in parts)
