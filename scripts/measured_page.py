@@ -35,7 +35,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def section(path: Path) -> list[str]:
     """Write the tables of one file of results."""
-    said = json.loads(path.read_text())
+    said = _alike(json.loads(path.read_text()))
     machine = said["machine"]
     lines = [
         f"\n## {path.stem}\n",
@@ -58,12 +58,32 @@ def section(path: Path) -> list[str]:
     return lines
 
 
+def _alike(said: dict[str, Any]) -> dict[str, Any]:
+    """Bring the results of scans, which also hold how cost grows, to the form of the others."""
+    if "rows" in said:
+        return said
+    setting = said["setting"]
+    machine = {x: setting[x] for x in ("date", "torch", "threads")}
+    rows = [
+        {
+            "case": f"scan, {title}, n {setting['length']:,}, {setting['dtype']}",
+            "call": row["method"],
+            "median_ms": row["median_ms"],
+            "times_faster": row["times_faster"],
+            "least": row["times_faster_least"],
+            "most": row["times_faster_most"],
+        }
+        for title in ("forward", "forward and backward")
+        for row in said[title]
+    ]
+    return {"machine": machine | {"device": setting["processor"]}, "rows": rows}
+
+
 def page() -> str:
     """Write the whole page."""
     lines = [HEAD]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        if "rows" in json.loads(path.read_text()):
-            lines += section(path)
+        lines += section(path)
     return "\n".join(lines).rstrip() + "\n"
 
 
