@@ -38,6 +38,8 @@ _HOME = {
     "regard.core.weigh": ("Weigh", "Softmax", "Sigmoid", "Relu", "Signed"),
     "regard.core.partial": ("Partial", "merge"),
     "regard.core.call": ("Call",),
+    "regard.models.attach": ("attach",),
+    "regard.models.estimate": ("estimate",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
         *("RuleError", "ExecutorError", "MissingExtraError", "VersionError"),

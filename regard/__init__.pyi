@@ -57,6 +57,8 @@ from regard.core.weigh import Sigmoid as Sigmoid
 from regard.core.weigh import Signed as Signed
 from regard.core.weigh import Softmax as Softmax
 from regard.core.weigh import Weigh as Weigh
+from regard.models.attach import attach as attach
+from regard.models.estimate import estimate as estimate
 from regard.run.doors import attend as attend
 from regard.run.doors import partial as partial
 from regard.run.doors import plan as plan

@@ -67,9 +67,7 @@ class Attached:
         return f"Attached({names} at {len(self.sites)} sites by {self.hook}: {state})"
 
 
-def attach(
-    model: Any, stages: Sequence[Stage] | Stage = (), *, check: bool = True
-) -> Attached:
+def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: bool = True) -> Attached:
     """Send every attention of a model through stages.
 
     Works on `transformers` and `diffusers` models and on any module that attends through
@@ -149,8 +147,11 @@ def hook_of(model: Any) -> tuple[Hook, Sites]:
             "pass the model itself",
         )
     guess = next(
-        (f"{n} ({type(m).__name__})" for n, m in model.named_modules() if "attn" in n.lower()
-         or "attention" in type(m).__name__.lower()),
+        (
+            f"{n} ({type(m).__name__})"
+            for n, m in model.named_modules()
+            if "attn" in n.lower() or "attention" in type(m).__name__.lower()
+        ),
         type(model).__name__,
     )
     return fail(

@@ -71,24 +71,36 @@ def check_hook(model: Any, hook: Hook, sites: Sites) -> str:
     missed = [s.module for s in sites if s not in witness.fired]
     if not witness.fired:
         fail(
-            HookError, "model", f"no call at {missed[0]}", "every site to be reached",
+            HookError,
+            "model",
+            f"no call at {missed[0]}",
+            "every site to be reached",
             "report the architecture; attach(..., check=False) goes on without the check",
         )
     if witness.wrong:
         fail(
-            HookError, witness.wrong[0], "rows of weights that do not sum to one", "sums of one",
+            HookError,
+            witness.wrong[0],
+            "rows of weights that do not sum to one",
+            "sums of one",
             "report the architecture; its masks are not understood",
         )
     error, size = float((plain - with_nothing).abs().max()), float(plain.abs().max())
     room = 4 * torch.finfo(plain.dtype).eps ** 0.5 * max(size, 1.0)
     if error > room or not bool(torch.isfinite(with_nothing).all()):
         fail(
-            HookError, "model", f"outputs that differ by {error:.2g} with nothing done",
-            f"at most {room:.2g}", "report the architecture; its masks are not understood",
+            HookError,
+            "model",
+            f"outputs that differ by {error:.2g} with nothing done",
+            f"at most {room:.2g}",
+            "report the architecture; its masks are not understood",
         )
     if torch.equal(with_silence, with_nothing):
         fail(
-            HookError, "model", "the same output with all attention silenced", "another output",
+            HookError,
+            "model",
+            "the same output with all attention silenced",
+            "another output",
             "report the architecture; its calls pass by the hook",
         )
     unreached = f"; not reached: {', '.join(missed)}" if missed else ""

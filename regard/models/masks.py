@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.core.support import Blocks, Causal, Documents, Everything, Padding, Support, Where, Window
+from regard.core.support import (
+    Blocks,
+    Causal,
+    Documents,
+    Everything,
+    Padding,
+    Support,
+    Where,
+    Window,
+)
 
 
 class Mask:
@@ -133,9 +142,7 @@ class Mask:
         return getattr(self._told(), name)
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def plain(x: Any) -> Any:
             return x._told() if isinstance(x, Mask) else x
 
@@ -165,16 +172,25 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "and", "or", "invert"
 
 def make_mask(*positional: Any, **pieces: Any) -> Mask:
     """Take what transformers gives a mask function."""
-    order = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function",
-             "attention_mask")
+    order = (
+        "batch_size",
+        "q_length",
+        "kv_length",
+        "q_offset",
+        "kv_offset",
+        "mask_function",
+        "attention_mask",
+    )
     return Mask({**dict(zip(order, positional, strict=False)), **pieces})
 
 
 def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
     cells = getattr(function, "__closure__", None) or ()
     code = getattr(function, "__code__", None)
-    return {} if code is None else dict(
-        zip(code.co_freevars, (c.cell_contents for c in cells), strict=True)
+    return (
+        {}
+        if code is None
+        else dict(zip(code.co_freevars, (c.cell_contents for c in cells), strict=True))
     )
 
 

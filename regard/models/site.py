@@ -111,9 +111,7 @@ def _numbers(name: str, x: Any) -> tuple[int, ...] | None:
         fail(RuleError, f"where[{name!r}]", shape_of(x), "whole numbers", f"pass {name}=[0, 1]")
     many = tuple(many)
     if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in many):
-        fail(
-            RuleError, f"where[{name!r}]", str(many), "whole numbers from 0", "count from 0"
-        )
+        fail(RuleError, f"where[{name!r}]", str(many), "whole numbers from 0", "count from 0")
     return many
 
 
@@ -174,11 +172,10 @@ class Sites(list[Site]):
 
     def table(self) -> Any:
         """Make a rich table (needs rich)."""
-        from regard.core.errors import need
+        from rich.table import Table
 
-        rich_table = need("rich.table", "cli", "draws the table of sites")
         head, *body = self.rows()
-        made = rich_table.Table(*head)
+        made = Table(*head)
         for row in body:
             made.add_row(*row)
         return made

@@ -73,7 +73,9 @@ class TransformersHook:
         """Name every module whose code asks the attention interface."""
         if not isinstance(model, nn.Module):
             return []
-        found = [(n, m) for n, m in model.named_modules() if _asks(type(m)) and hasattr(m, "config")]
+        found = [
+            (n, m) for n, m in model.named_modules() if _asks(type(m)) and hasattr(m, "config")
+        ]
         if found:
             supported("transformers")
         return [site_of(name, module) for name, module in found]

@@ -1,0 +1,138 @@
+"""A model with a stage that does nothing is the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+
+from regard.models import Edit, Null, attach  # noqa: E402
+from regard.models.checking import first_tensor  # noqa: E402
+from tests.architectures import DECODERS, ENCODERS, IMAGES, PAIRS, build  # noqa: E402
+
+ROOM = 2e-5
+
+
+def words(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [2, 9] of which the first row begins with three of padding."""
+    ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    return ids, mask
+
+
+def run(model: Any, **inputs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found = first_tensor(model(**inputs))
+    assert found is not None
+    return found
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=ROOM, rtol=ROOM)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_is_itself(name: str) -> None:
+    model = build(name, DECODERS[name], causal=True)
+    ids, mask = words()
+    more = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
+    plain, padded = run(model, input_ids=ids), run(model, input_ids=ids, attention_mask=mask)
+    right = run(model, input_ids=ids, attention_mask=mask.flip(1))
+    said = model.generate(ids, attention_mask=mask, **more)
+    with attach(model, [Null()]) as attached:
+        assert "sites reached" in attached.checked
+        assert "not reached" not in attached.checked
+        same(run(model, input_ids=ids), plain)
+        same(run(model, input_ids=ids, attention_mask=mask)[mask.bool()], padded[mask.bool()])
+        real = mask.flip(1).bool()
+        same(run(model, input_ids=ids, attention_mask=mask.flip(1))[real], right[real])
+        assert torch.equal(model.generate(ids, attention_mask=mask, **more), said)
+    assert torch.equal(run(model, input_ids=ids), plain)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_itself(name: str) -> None:
+    model = build(name, ENCODERS[name])
+    ids, mask = words()
+    real = mask.flip(1)
+    plain, padded = run(model, input_ids=ids), run(model, input_ids=ids, attention_mask=real)
+    with attach(model, [Null()]) as attached:
+        assert "sites reached" in attached.checked
+        same(run(model, input_ids=ids), plain)
+        same(run(model, input_ids=ids, attention_mask=real)[real.bool()], padded[real.bool()])
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_vision_model_is_itself(name: str) -> None:
+    model = build(name, IMAGES[name])
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    plain = run(model, pixel_values=image)
+    with attach(model, [Null()]) as attached:
+        assert "sites reached" in attached.checked
+        torch.manual_seed(0)
+        same(run(model, pixel_values=image), plain)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_encoder_and_decoder_are_themselves(name: str) -> None:
+    model = build(name, PAIRS[name])
+    ids, mask = words()
+    real = mask.flip(1)
+    inputs = {"input_ids": ids, "attention_mask": real, "decoder_input_ids": ids[:, :5]}
+    plain = run(model, **inputs)
+    more = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
+    said = model.generate(ids, attention_mask=real, **more)
+    with attach(model, [Null()]) as attached:
+        assert {s.kind for s in attached.sites} == {"self", "cross"}
+        same(run(model, **inputs), plain)
+        assert torch.equal(model.generate(ids, attention_mask=real, **more), said)
+
+
+def test_cycles_leave_nothing_behind() -> None:
+    model = build("llama", DECODERS["llama"], causal=True)
+    ids, _ = words()
+    before = run(model, input_ids=ids)
+    names = set(transformers.AttentionInterface._global_mapping)
+    asked = model.config._attn_implementation
+    for i in range(1000):
+        try:
+            with attach(model, [Null()], check=False):
+                if i % 5 == 0:
+                    raise KeyError(i)
+        except KeyError:
+            pass
+    assert set(transformers.AttentionInterface._global_mapping) == names
+    assert model.config._attn_implementation == asked
+    assert torch.equal(run(model, input_ids=ids), before)
+
+
+def test_attachments_stack_and_leave_in_any_order() -> None:
+    model = build("llama", DECODERS["llama"], causal=True)
+    ids, _ = words()
+    plain = run(model, input_ids=ids)
+    first = attach(model, [Edit("out", lambda x: 2 * x)])
+    doubled = run(model, input_ids=ids)
+    second = attach(model, [Edit("out", lambda x: x / 2)])
+    same(run(model, input_ids=ids), plain)
+    first.detach()
+    assert not torch.allclose(run(model, input_ids=ids), plain)
+    second.detach()
+    assert torch.equal(run(model, input_ids=ids), plain)
+    assert not torch.allclose(doubled, plain)
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v", "bias", "prob", "out"])
+def test_an_edit_is_felt_at_its_heads_alone(part: str) -> None:
+    model = build("llama", DECODERS["llama"], causal=True)
+    ids, _ = words()
+    plain = run(model, input_ids=ids)
+    with attach(model, [Edit(part, lambda x: x.clone(), where={"heads": [0]})], check=False):
+        same(run(model, input_ids=ids), plain)
+    with attach(model, [Edit(part, lambda x: x * 0.25, where={"heads": [0]})], check=False):
+        assert not torch.allclose(run(model, input_ids=ids), plain)
