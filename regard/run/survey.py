@@ -79,7 +79,7 @@ def survey(
         from regard.run.triton.survey import run_survey
 
         with torch.no_grad():
-            whole = run_survey(call, tile)
+            whole = run_survey(call, want, tile)
         fields = [x for one in want for x in FIELDS[one] if x in whole]
         found = {x: whole[x] for x in fields}
         return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
