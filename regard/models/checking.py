@@ -104,7 +104,8 @@ def check_hook(model: Any, hook: Hook, sites: Sites) -> str:
             "report the architecture; its calls pass by the hook",
         )
     unreached = f"; not reached: {', '.join(missed)}" if missed else ""
-    return f"{len(sites) - len(missed)} of {len(sites)} sites reached, no-op differs by {error:.2g}{unreached}"
+    reached = f"{len(sites) - len(missed)} of {len(sites)} sites reached"
+    return f"{reached}, no-op differs by {error:.2g}{unreached}"
 
 
 def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: dict[str, Any]) -> Tensor:

@@ -133,6 +133,7 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
             "a Call",
             "return call.replace(...)",
         )
+    new.checked()
     for axis, was, came in (
         ("batch", old.b, new.b),
         ("query heads", old.h, new.h),
@@ -143,7 +144,6 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
             _wrong(stage, "before", old.site, f"{axis} {came}", f"{axis} {was}")
     if new.q.dtype != old.q.dtype:
         _wrong(stage, "before", old.site, f"{new.q.dtype}", f"{old.q.dtype}")
-    new.checked()
 
 
 def _need_partial(stage: Stage, new: Any, old: Partial, site: Any) -> None:

@@ -47,6 +47,11 @@ class Mask:
         return torch.Size((self.b, 1, self.n, self.m))
 
     @property
+    def ndim(self) -> int:
+        """Count the axes that the mask would have as a tensor."""
+        return 4
+
+    @property
     def support(self) -> Support:
         """Which pairs may meet."""
         if self._support is None:
@@ -181,7 +186,10 @@ def make_mask(*positional: Any, **pieces: Any) -> Mask:
         "mask_function",
         "attention_mask",
     )
-    return Mask({**dict(zip(order, positional, strict=False)), **pieces})
+    pieces = {**dict(zip(order, positional, strict=False)), **pieces}
+    ready = pieces.get("attention_mask")
+    # With a static cache, generate makes the mask first, and hands it to the model to make again.
+    return ready if isinstance(ready, Mask) else Mask(pieces)
 
 
 def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:

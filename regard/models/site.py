@@ -41,7 +41,8 @@ class Site:
             fail(RuleError, "kind", repr(self.kind), f"one of {KINDS}", "name the kind of site")
 
     def __repr__(self) -> str:
-        return f"Site({self.layer}, {self.kind!r}, {self.module!r}, {self.heads}/{self.kv_heads} heads)"
+        heads = f"{self.heads}/{self.kv_heads} heads"
+        return f"Site({self.layer}, {self.kind!r}, {self.module!r}, {heads})"
 
 
 @dataclass(frozen=True)

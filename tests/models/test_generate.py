@@ -1,0 +1,108 @@
+"""Stages under generate: every way of decoding gives the tokens it gave without them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from regard.models import Edit, Null, Stage, attach
+from tests.architectures import DECODERS, build
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "static cache": {"do_sample": False, "cache_implementation": "static"},
+    "no cache": {"do_sample": False, "use_cache": False},
+}
+IDS = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+REAL = torch.ones_like(IDS)
+REAL[0, :3] = 0
+
+
+def decode(model: Any, **how: Any) -> torch.Tensor:
+    torch.manual_seed(0)
+    inputs = {"attention_mask": REAL, "max_new_tokens": 12, "pad_token_id": 0}
+    found: torch.Tensor = model.generate(IDS, **{**inputs, **how})
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
+def test_tokens_are_the_same(name: str, way: str) -> None:
+    model = build(name, DECODERS[name], causal=True)
+    plain = decode(model, **WAYS[way])
+    with attach(model, [Null()]):
+        assert torch.equal(decode(model, **WAYS[way]), plain)
+
+
+@pytest.mark.parametrize("helper", ["prompt lookup", "assistant"])
+def test_guessed_tokens_are_the_same(helper: str) -> None:
+    model = build("llama", DECODERS["llama"], causal=True)
+    small = build("llama", {**DECODERS["llama"], "num_hidden_layers": 1}, causal=True)
+    how = (
+        {"prompt_lookup_num_tokens": 3} if helper == "prompt lookup" else {"assistant_model": small}
+    )
+    inputs = {"max_new_tokens": 12, "pad_token_id": 0, "do_sample": False}
+    plain = model.generate(IDS[1:], **inputs, **how)
+    with attach(model, [Null()]):
+        assert torch.equal(model.generate(IDS[1:], **inputs, **how), plain)
+
+
+def test_packed_documents_do_not_meet() -> None:
+    model = build("llama", DECODERS["llama"], causal=True)
+    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with torch.no_grad():
+        plain = model(IDS[:1], position_ids=places).logits
+        with attach(model):
+            torch.testing.assert_close(model(IDS[:1], position_ids=places).logits, plain)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "gemma2"])
+def test_gradients_are_the_same(name: str) -> None:
+    model = build(name, DECODERS[name], causal=True)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain = gradients()
+    with attach(model):
+        for a, b in zip(gradients(), plain, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+class Note(Stage):
+    """Writes down the order in which it is passed, and what it saw."""
+
+    want = ("entropy",)
+
+    def __init__(self, name: str, book: list[str]) -> None:
+        super().__init__()
+        self.label, self.book, self.surveys = name, book, 0
+
+    def before(self, call: Any) -> Any:
+        self.book.append(f"{self.label}>")
+        return call
+
+    def after(self, call: Any, partial: Any) -> Any:
+        self.book.append(f"<{self.label}")
+        return partial
+
+    def see(self, site: Any, survey: Any) -> None:
+        self.surveys += 1
+
+
+def test_stages_compose_in_order_under_generate() -> None:
+    model = build("llama", DECODERS["llama"], causal=True)
+    book: list[str] = []
+    a, b = Note("a", book), Note("b", book)
+    with attach(model, [a, Edit("out", lambda x: x * 0.5), b], check=False):
+        decode(model, max_new_tokens=3)
+    assert book[:4] == ["a>", "b>", "<b", "<a"]
+    assert a.surveys == b.surveys == 2 * 3
