@@ -18,9 +18,8 @@ from torch.nn.functional import pad
 
 from regard.core.call import Call
 from regard.core.partial import Partial, merge, wide
-from regard.core.support.chosen import Where
+from regard.core.support.chosen import asks_for_more
 from regard.core.tilemap import PARTIAL
-from regard.core.value import Value
 from regard.run import dense
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
@@ -48,7 +47,7 @@ class Folded(Executor):
             return No("a single query has nothing to fold")
         if pattern(call) is not None:
             return No("every pair meets, or all the past: there is nothing to fold")
-        if any(x.asks_for_more(call.q.device) for x in _functions(call.rule.support)):
+        if asks_for_more(call.rule.support, call.q.device):
             return No("a function asks for the batch row or the head, and one fold serves them all")
         batch, heads = call.rule.support.extent()
         if batch * heads > 256:
@@ -84,17 +83,6 @@ class Folded(Executor):
         work = Work(scale, tuple(folds(call)), call.g)
         out, lse = _Folded.apply(q, k, call.v, work)  # type: ignore[no-untyped-call]
         return Partial(out, lse)
-
-
-def _functions(x: Any) -> Iterator[Where]:
-    """Find every function in a support."""
-    if isinstance(x, Where):
-        yield x
-    if isinstance(x, Value):
-        x = tuple(part for _, part in x.fields())
-    if isinstance(x, tuple):
-        for part in x:
-            yield from _functions(part)
 
 
 def folds(call: Call) -> list[tuple[slice, slice, Fold]]:

@@ -8,7 +8,7 @@ from regard.core.call import Call
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.partial import Partial
 from regard.core.support.base import Both, Support
-from regard.core.support.chosen import PerHead
+from regard.core.support.chosen import PerHead, asks_for_more
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 
 
@@ -24,6 +24,8 @@ class Grouped(Executor):
             return No("all heads share one support")
         if call.k_positions is not None and call.k_positions.dim() == 3:
             return No("each head keeps keys of its own")
+        if asks_for_more(call.rule.support, call.q.device):
+            return No("a function asks for the batch row or the head, which groups number anew")
         return Yes(f"{len(found)} groups of heads")
 
     def cost(self, call: Call) -> Cost:

@@ -20,6 +20,7 @@ from regard.core.heads import expand_heads
 from regard.core.partial import wide
 from regard.core.rule import Rule
 from regard.core.score.base import At, Change
+from regard.core.support.chosen import asks_for_more
 from regard.core.survey import FIELDS, Survey, need_wants
 from regard.core.tilemap import EMPTY, FULL
 from regard.core.weigh import Softmax
@@ -207,7 +208,8 @@ def _sweep(
     if not call.placed and not call.rule.score.needs_row and call.m:
         states = call.rule.tiles(call.n, call.m, (side, tile), device=call.q.device).state
     scorer = _Scorer(call, tile, side)
-    alike = call.rule.support.extent()[1] == 1 and scorer.at.j.dim() < 4
+    own = asks_for_more(call.rule.support, call.q.device)
+    alike = call.rule.support.extent()[1] == 1 and scorer.at.j.dim() < 4 and not own
     done, total = 0, call.b * call.h * blocks
     for b in range(call.b):
         for t in range(blocks):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from regard.core.spans import Spans
 from regard.core.support.bands import need_count
 from regard.core.support.base import Support, common_extent
 from regard.core.tilemap import Grid
-from regard.core.value import value
+from regard.core.value import Value, value
 
 
 def pick(x: Tensor, b: Tensor, h: Tensor, *rest: Tensor) -> Tensor:
@@ -326,3 +326,19 @@ class Where(Support):
             unknown = torch.ones(grid.shape, dtype=torch.bool, device=grid.b.device)
             return unknown, ~unknown
         return super().cover(grid)
+
+
+def asks_for_more(support: Support, device: torch.device) -> bool:
+    """Say whether some function in a support asks for the batch row or the head.
+
+    Its answer for one head must then not be taken for another, whatever the extent says.
+    """
+
+    def functions(x: Any) -> Iterator[Where]:
+        if isinstance(x, Where):
+            yield x
+        inside = [y for _, y in x.fields()] if isinstance(x, Value) else x
+        for part in inside if isinstance(inside, list | tuple) else ():
+            yield from functions(part)
+
+    return any(x.asks_for_more(device) for x in functions(support))
