@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,18 +12,31 @@ from hypothesis import strategies as st
 import regard
 from regard.core.call import Call
 from regard.core.errors import RegardError
+from regard.core.partial import Partial, merge_stacked
 from regard.core.rule import Rule
 from regard.core.score import Alibi, Dot, SoftCap
 from regard.core.support import Causal, Everything, PerHead, Sinks, Window
 from regard.run.paged import paged_partial, selected_partial
 from regard.run.plan import EXECUTORS
 from regard.run.triton.here import why_not_here
+from regard.run.triton.launch import Launch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(
     bool(why_not_here(DEVICE)), reason=f"kernels cannot run: {why_not_here(DEVICE)}"
 )
 FEW = settings(max_examples=25)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory_comes_full_of_nan():
+    """What a kernel does not write would show."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.zeros(1, device=DEVICE).new_empty(9).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
@@ -68,7 +83,8 @@ def test_decode_equals_the_reference(shape, data):
 @given(shapes(), st.data())
 def test_pages_equal_gathered_keys(shape, data):
     b, g, share, n, _ = shape
-    h, page, pages = g * share, 16, 4
+    h, page, pages = g * share, data.draw(st.sampled_from([16, 32, 256])), 4
+    n = data.draw(st.sampled_from([n, 16]))
     k, v = (torch.randn(b * pages + 3, g, page, 8, device=DEVICE) for _ in "kv")
     table = torch.randperm(b * pages)[: b * pages].view(b, pages).to(DEVICE)
     lengths = torch.randint(n, page * pages + 1, (b,)).to(DEVICE)
@@ -84,7 +100,7 @@ def test_pages_equal_gathered_keys(shape, data):
         "sinks": data.draw(st.sampled_from([0, 2])),
     }
     q = torch.randn(b, h, n, 8, device=DEVICE)
-    splits = data.draw(st.sampled_from([None, 1, 3]))
+    splits = data.draw(st.sampled_from([None, 1, 2, 3, 4]))
     got = paged_partial(q, k, v, table, lengths, executor="triton", splits=splits, **given_)
     clean = k.nan_to_num(), v.nan_to_num()
     close(got, paged_partial(q, *clean, table, lengths, executor="gathered", **given_))
@@ -103,6 +119,47 @@ def test_chosen_keys_equal_gathered_keys(shape, data):
     close(got, selected_partial(q, k, k, index, executor="gathered", offset=m))
 
 
+def test_no_chosen_key_gives_zeros():
+    q, k = torch.randn(2, 4, 3, 8, device=DEVICE), torch.randn(2, 2, 9, 8, device=DEVICE)
+    index = torch.full((2, 2, 5), -1, device=DEVICE)
+    for splits in (1, 3):
+        got = selected_partial(q, k, k, index, executor="triton", splits=splits)
+        assert torch.equal(got.out, torch.zeros_like(q))
+        assert torch.equal(got.lse, torch.full_like(got.lse, -torch.inf))
+
+
+def test_keys_that_no_window_reaches_are_not_read(seed):
+    """A window costs what it holds: block by block, other keys may be anything."""
+    m, window, sinks = 1000, torch.tensor([20, 7, 90, 1]), torch.tensor([0, 3, 1, 0])
+    k, v = torch.randn(2, 1, 2, m, 8, device=DEVICE).unbind(0)
+    q = torch.randn(1, 4, 2, 8, device=DEVICE)
+    rule = PerHead(
+        tuple(
+            Causal() & (Window(int(w)) | Sinks(int(s))) if s else Causal() & Window(int(w))
+            for w, s in zip(window, sinks, strict=True)
+        )
+    )
+    want = regard.partial(q, k, v, Rule(rule, offset=m - 2), executor="reference")
+    block = 64  # float32, small heads
+    for x in (k, v):
+        x[:, :, block : (m - 92) // block * block] = torch.nan
+    call = Call(q, k, v, Rule(rule, offset=m - 2))
+    close(EXECUTORS["triton"].run(call), want)
+
+
+@FEW
+@given(st.integers(0, 2**31 - 1), st.integers(1, 40), st.booleans())
+def test_splits_merge_as_partials_do(seed, splits, empty):
+    from regard.run.triton.merging import merge_splits
+
+    torch.manual_seed(seed)
+    parts, lses = torch.randn(1, 2, splits, 3, 5), 30 * torch.randn(1, 2, splits, 3)
+    gone = torch.rand(lses.shape) < (1.0 if empty else 0.3)
+    parts, lses = parts.masked_fill(gone[..., None], 0.0), lses.masked_fill(gone, -torch.inf)
+    got = merge_splits(parts.to(DEVICE), lses.to(DEVICE), torch.float32)
+    close(got, merge_stacked(Partial(parts, lses), dim=2))
+
+
 SUPPORTS = [Everything(), Causal(), Window(9, 4), Causal() & (Window(9) | Sinks(3))]
 SCORES = [Dot(), Dot() >> SoftCap(2.0), Dot() + Alibi.for_heads(4) >> SoftCap(3.0)]
 
@@ -111,18 +168,44 @@ SCORES = [Dot(), Dot() >> SoftCap(2.0), Dot() + Alibi.for_heads(4) >> SoftCap(3.
 @given(st.data())
 def test_survey_equals_streamed_rows(data):
     torch.manual_seed(data.draw(st.integers(0, 2**31 - 1)))
-    n, m = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
-    g = data.draw(st.sampled_from([1, 2, 4]))
-    q, k = torch.randn(2, 4, n, 8, device=DEVICE), torch.randn(2, g, m, 8, device=DEVICE)
+    n, m = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
+    g, dtype = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.sampled_from(list(TOLERANCE)))
+    q = torch.randn(2, 4, n, 8, device=DEVICE).to(dtype)
+    k = torch.randn(2, g, m, 8, device=DEVICE).to(dtype)
     offset = data.draw(st.sampled_from([0, 7]))
     rule = Rule(
         data.draw(st.sampled_from(SUPPORTS)), data.draw(st.sampled_from(SCORES)), offset=offset
     )
-    want = ("lse", "entropy", "received", "tiles")
-    got = regard.survey(q, k, None, rule, want, tile=16, executor="triton")
-    rows = regard.survey(q, k, None, rule, want, tile=16, executor="streamed")
+    want = data.draw(
+        st.sampled_from([("lse", "entropy"), ("entropy", "received"), ("lse", "received", "tiles")])
+    )
+    tile = data.draw(st.sampled_from([16, 32]))
+    with pytest.MonkeyPatch.context() as patch:
+        # Blocks so small that edges, middles and several tiles in a block all happen.
+        patch.setattr("regard.run.triton.survey.ROWS", {64: Launch(16, 32, 4, 2)})
+        patch.setattr("regard.run.triton.survey.COLUMNS", {64: Launch(32, 32, 4, 2)})
+        got = regard.survey(q, k, None, rule, want, tile=tile, executor="triton")
+    rows = regard.survey(q, k, None, rule, want, tile=tile, executor="streamed")
     assert got.found.keys() == rows.found.keys()
     close(got.found.values(), rows.found.values())
+
+
+def test_survey_in_blocks_as_launched(seed):
+    q, k = torch.randn(1, 2, 150, 8, device=DEVICE), torch.randn(1, 1, 290, 8, device=DEVICE)
+    for support in (Causal(), Causal() & (Window(90) | Sinks(3))):
+        rule = Rule(support, offset=140)
+        want = ("lse", "entropy", "received", "tiles")
+        got = regard.survey(q, k, None, rule, want, executor="triton")
+        rows = regard.survey(q, k, None, rule, want, executor="streamed")
+        close(got.found.values(), rows.found.values())
+
+
+def test_entropy_survives_large_scores():
+    """Scores in the hundreds leave no room for differences of large sums."""
+    q = torch.ones(1, 1, 4, 8, device=DEVICE)
+    k = torch.full((1, 1, 64, 8), 250.0, device=DEVICE)
+    got = regard.survey(q, k, want=("entropy",), executor="triton")
+    close([got.entropy], [torch.full((1, 1, 4), math.log(64.0), device=DEVICE)])
 
 
 @pytest.mark.parametrize(
