@@ -93,7 +93,12 @@ RETURNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("after", lambda p: p._replace(out=None)),
 ]
 USES: dict[str, Callable[[], Any]] = {
-    **{f"where={w!r}"[:40]: (lambda w=w: attach(llama(), [Null(where=w)])) for w in WHERES},
+    **{
+        ("where is a function" if callable(w) else f"where={w!r}"[:40]): (
+            lambda w=w: attach(llama(), [Null(where=w)])
+        )
+        for w in WHERES
+    },
     "stages is a class": lambda: attach(llama(), [Null]),
     "stages is a word": lambda: attach(llama(), "duo"),
     "stages is a number": lambda: attach(llama(), 3),
