@@ -147,6 +147,15 @@ def test_keys_that_no_window_reaches_are_not_read(seed):
     close(EXECUTORS["triton"].run(call), want)
 
 
+def test_windows_cost_less_and_plain_decoding_stays_with_the_fused_kernel():
+    q, k = torch.empty(2, 4, 1, 64, device=DEVICE), torch.empty(2, 2, 4096, 64, device=DEVICE)
+    triton, fused = EXECUTORS["triton"], EXECUTORS["fused"]
+    plain = Call(q, k, k, Rule(Causal(), offset=4095))
+    near = plain.replace(rule=Rule(Causal() & Window(64), offset=4095))
+    assert triton.cost(near).weight < 0.1 * triton.cost(plain).weight
+    assert fused.cost(plain).weight < triton.cost(plain).weight
+
+
 @FEW
 @given(st.integers(0, 2**31 - 1), st.integers(1, 40), st.booleans())
 def test_splits_merge_as_partials_do(seed, splits, empty):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.partial import Partial
@@ -50,21 +51,23 @@ class TritonExecutor(Executor):
         return "interpreted" if call.q.device.type != "cuda" else ""
 
     def cost(self, call: Call) -> Cost:
-        """Every key and value is read once."""
-        pairs = call.b * call.h * call.n * call.m
-        moved = call.q.element_size() * (call.k.numel() + call.v.numel())
-        return Cost(2.0 * pairs * (call.d + call.e), moved)
+        """Every key and value that some head can meet is read once."""
+        bands = bands_of_heads(call.rule.support) or [Band()]
+        spans = [min(call.m, 1 - max(b.low, -FAR) + b.sinks + call.n) for b in bands]
+        share = sum(spans) / (len(spans) * max(call.m, 1))
+        pairs = call.b * call.h * call.n * call.m * share
+        kept = (call.k.numel() + call.v.numel()) * share + call.q.numel() * (1 + call.e / call.d)
+        # Nobody has timed it yet: where a fused kernel reads the same keys, that goes first.
+        return Cost(2.0 * pairs * (call.d + call.e), call.q.element_size() * kept, slowness=1.1)
 
     def run(self, call: Call) -> Partial:
         """Decode over the contiguous keys."""
         from regard.run.triton.decode import decode  # imports triton
 
-        bands = bands_of_heads(call.rule.support)
-        assert bands is not None
-        device = call.q.device
-        numbers = [[1 - b.low if b.low > -FAR else FAR, b.sinks] for b in bands]
-        wide = torch.tensor(numbers, dtype=torch.int32, device=device).expand(
-            call.h if len(bands) == 1 else -1, 2
+        device, support = call.q.device, call.rule.support
+        # Kept with the support: numbers sent to a GPU at each call would hold the call up.
+        wide = support.memo(
+            ("decode", call.h, str(device)), lambda: _numbers(support, call.h, device)
         )
         made = call.rule.score.match.prepare(call.q, call.k)
         assert made is not None
@@ -73,9 +76,17 @@ class TritonExecutor(Executor):
             scale=made[2],
             first=torch.full((call.b,), call.rule.offset, dtype=torch.int32, device=device),
             lengths=torch.full((call.b,), call.m, dtype=torch.int32, device=device),
-            window=wide[:, 0].contiguous(),
-            sinks=wide[:, 1].contiguous(),
+            window=wide[0],
+            sinks=wide[1],
         )  # fmt: skip
+
+
+def _numbers(support: Support, h: int, device: torch.device) -> Tensor:
+    """Write the window and the sinks of each head, int32 [2, h]."""
+    bands = bands_of_heads(support)
+    assert bands is not None
+    both = [[1 - b.low if b.low > -FAR else FAR for b in bands], [b.sinks for b in bands]]
+    return torch.tensor(both, dtype=torch.int32, device=device).expand(2, h).contiguous()
 
 
 def bands_of_heads(support: Support) -> list[Band] | None:
