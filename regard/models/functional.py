@@ -153,7 +153,7 @@ def _code_calls(function: Any, depth: int) -> bool:
     return any(
         _code_calls(f, depth - 1)
         for f in inner
-        if inspect.isfunction(f) and f.__module__.partition(".")[0] != "torch"
+        if inspect.isfunction(f) and (f.__module__ or "").partition(".")[0] != "torch"
     )
 
 
