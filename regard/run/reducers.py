@@ -60,8 +60,8 @@ class Entropy(_Rows):
     def take(self, block: Block) -> None:
         """Read one block."""
         total = block.total.clamp(min=torch.finfo(block.total.dtype).tiny)
-        if block.top is not None:  # log size = score - top
-            inner = torch.linalg.vecdot(block.size, block.scores) / total - block.top
+        if block.top is not None:  # scores are less `top`: log size
+            inner = torch.linalg.vecdot(block.size, block.scores) / total
             found = torch.log(total) - inner
         else:
             found = torch.log(total) - torch.special.xlogy(block.size, block.size).sum(1) / total

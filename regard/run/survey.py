@@ -68,6 +68,7 @@ def survey(
     """
     values = k if v is None else v
     call = Call(q, k, values, Rule.of(rule), q_positions, k_positions).checked()
+    want = (want,) if isinstance(want, str) else want
     want = tuple(dict.fromkeys((*want, *(("received",) if "sinks" in want else ()))))
     need_wants(want, v is not None, bool(sets), len(sinks) > 0)
     for name, x in (("tile", tile), ("top", top), ("near", near)):
@@ -159,7 +160,7 @@ class Block:
     size: Tensor
     share: Tensor
     lse: Tensor | None
-    top: Tensor | None  # the score that `size` was taken relative to, [r]
+    top: Tensor | None  # what was taken off the scores before `size`, [r]
     sink: Tensor | None  # what a sink leaves to the keys, [r]
     met: Tensor | None  # pairs that may meet among `met_cols`, None if all may
     met_cols: slice
@@ -342,7 +343,7 @@ class _Scorer:
             top = tops.amax(1) if tops.shape[1] else scores.new_full((r,), REMOVED)
             empty = top <= REMOVED / 2
             top = top.masked_fill(empty, 0.0)
-            torch.sub(scores, top[:, None], out=size).exp_()
+            torch.exp(scores.sub_(top[:, None]), out=size)
             share = scores.new_ones(r)
         else:
             real = scores.masked_fill(scores <= REMOVED / 2, -torch.inf)

@@ -164,3 +164,17 @@ def test_a_reducer_of_ones_own_shares_the_pass(seed):
     weights, _ = weight_matrix(Call(q, q, q, Rule(Causal())))
     assert abs(own.mass - float(weights.diagonal(dim1=2, dim2=3).sum())) < 1e-4
     assert done[-1][0] == done[-1][1]
+
+
+def test_entropy_does_not_lose_to_a_large_offset(seed):
+    q, k = torch.randn(1, 1, 40, 8), torch.randn(1, 1, 40, 8)
+    high = torch.cat([q, torch.full((1, 1, 40, 1), 100.0)], -1)
+    ones = torch.cat([k, torch.full((1, 1, 40, 1), 300.0)], -1)  # every score is 10,000 higher
+    shifted = regard.survey(high, ones, None, Causal(), "entropy").entropy
+    exact = regard.survey(high.double(), ones.double(), None, Causal(), "entropy").entropy
+    # A float32 score of 10,000 is itself rounded by 1e-3; its entropy must lose no more than that.
+    torch.testing.assert_close(shifted.double(), exact, atol=5e-3, rtol=0)
+    same = regard.survey(q + 0, k, None, regard.Rule(Causal()), "entropy").entropy
+    naive = weight_matrix(Call(q, k, k, Rule(Causal())))[0]
+    want = -torch.special.xlogy(naive, naive).sum(-1)
+    torch.testing.assert_close(same, want, atol=1e-5, rtol=0)
