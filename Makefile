@@ -90,8 +90,8 @@ $(VENV)/.ready-demo: $(VENV)/.ready-torch
 
 # The hub libraries are here so that the tests can show that importing Regard does not need them.
 $(VENV)/.ready-dev: $(VENV)/.ready-torch
-	@echo "installing regard[dev,see,hf] (once) ..."
-	@$(INSTALL) -e '.[dev,see,hf]'
+	@echo "installing regard[dev,see,hf,diffusers] (once) ..."
+	@$(INSTALL) -e '.[dev,see,hf,diffusers]'
 	@touch $@ $(VENV)/.ready-demo
 
 $(VENV)/.ready-bench: $(VENV)/.ready-torch
