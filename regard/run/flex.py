@@ -282,7 +282,9 @@ def _compiled(lse: bool, grouped: bool) -> Callable[..., Any]:
 
     code = attend.__code__.replace(co_name=f"attend_{len(_kernels)}")
     own = FunctionType(code, attend.__globals__, attend.__name__, None, attend.__closure__)
-    return torch.compile(own, fullgraph=True)
+    # With sizes left open, torch 2.13 writes C++ that does not compile where tensors are captured.
+    dynamic = None if torch.cuda.is_available() else False
+    return torch.compile(own, fullgraph=True, dynamic=dynamic)
 
 
 def _score_mod(graph: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
