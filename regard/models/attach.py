@@ -15,6 +15,7 @@ from torch import nn
 from regard.core.errors import RuleError, fail, shape_of
 from regard.models.engine import Engine
 from regard.models.hook import Hook, UnsupportedModelError
+from regard.models.moment import by_cache, follow
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 
@@ -34,21 +35,22 @@ class Attached:
         sites: Sites,
         stages: tuple[Stage, ...],
         hook: str,
-        remove: Callable[[], None],
+        removals: list[Callable[[], None]],
         checked: str,
     ) -> None:
         self.model, self.sites, self.stages = model, sites, stages
         self.hook, self.checked = hook, checked
-        self._remove: Callable[[], None] | None = remove
+        self._removals: list[Callable[[], None]] | None = removals
 
     def detach(self) -> None:
         """Give the model back as it was; more than once does no harm."""
         with _lock:
-            remove, self._remove = self._remove, None
-            if remove is None:
+            removals, self._removals = self._removals, None
+            if removals is None:
                 return
             try:
-                remove()
+                for remove in reversed(removals):
+                    remove()
             finally:
                 for stage in reversed(self.stages):
                     stage.end()
@@ -63,7 +65,7 @@ class Attached:
 
     def __repr__(self) -> str:
         names = ", ".join(s.name for s in self.stages) or "no stage"
-        state = "attached" if self._remove is not None else "detached"
+        state = "attached" if self._removals is not None else "detached"
         return f"Attached({names} at {len(self.sites)} sites by {self.hook}: {state})"
 
 
@@ -94,12 +96,14 @@ def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: bool = Tr
             for stage, its_sites in zip(engine.stages, chosen, strict=True):
                 begun.append(stage)
                 stage.begin(model, its_sites)
-            remove = hook.install(model, sites, engine)
+            removals = [hook.install(model, sites, engine)]
+            if engine.stages:
+                removals.append(follow(model, getattr(hook, "read", by_cache)))
         except BaseException:
             for stage in reversed(begun):
                 stage.end()
             raise
-        return Attached(model, sites, engine.stages, hook.name, remove, checked)
+        return Attached(model, sites, engine.stages, hook.name, removals, checked)
 
 
 def _chosen(stage: Stage, sites: Sites) -> Sites:

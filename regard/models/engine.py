@@ -10,6 +10,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.partial import Partial
+from regard.models.moment import Moment, moment
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -37,6 +38,8 @@ class Engine:
                 )
         self.stages = tuple(stages)
         self._at: dict[Site | None, tuple[Stage, ...]] = {}
+        places = (getattr(s, "where", None) for s in self.stages)
+        self._by_step = any(getattr(p, "steps", None) is not None for p in places)
 
     def at(self, site: Site | None) -> tuple[Stage, ...]:
         """Give the stages that serve a site."""
@@ -49,8 +52,13 @@ class Engine:
     def run(self, call: Call) -> Tensor:
         """Give out [b, h, n, e] of a call."""
         stages = self.at(call.site) if self.stages else ()
+        now = moment() if stages else None
+        if self._by_step:
+            stages = _at_step(stages, now)
         if not stages:
             return attended(call)
+        if now is not None and isinstance(call.site, Site):
+            call = call.replace(site=call.site.at(now))
         site = call.site
         passed: list[tuple[Stage, Call]] = []
         for stage in stages:
@@ -69,6 +77,15 @@ class Engine:
                 _need_partial(stage, new_partial, partial, site)
             partial = new_partial
         return partial.out
+
+
+def _at_step(stages: tuple[Stage, ...], now: Moment | None) -> tuple[Stage, ...]:
+    """Leave the stages that serve the step that is running.
+
+    What runs outside of a forward of the model, as an encoder does under generate, is step 0.
+    """
+    step = 0 if now is None else now.step
+    return tuple(s for s in stages if s.where.steps is None or step in s.where.steps)
 
 
 def attended(call: Call) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from regard.core.errors import RegardError, RuleError, fail, shape_of
+from regard.models.moment import Moment
 
 KINDS = ("self", "cross", "joint")
 CHOICES = ("layers", "kinds", "names", "heads", "steps")
@@ -20,6 +21,9 @@ class SiteError(RegardError, LookupError):
 @dataclass(frozen=True)
 class Site:
     """One place where a model attends; `module` is its path in the model.
+
+    `index` counts the calls of a module that attends more than once. `modality` says how tokens of
+    two kinds are laid out ("text-image"). `moment` is set at each call, and is no part of equality.
 
     >>> Site(layer=7, kind="self", module="model.layers.7.self_attn", heads=32, kv_heads=8)
     Site(7, 'self', 'model.layers.7.self_attn', 32/8 heads)
@@ -34,7 +38,8 @@ class Site:
     causal: bool | None = None
     modality: str | None = None
     grid: tuple[int, ...] | None = None
-    steps: int | None = None
+    index: int = 0
+    moment: Moment | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -42,7 +47,29 @@ class Site:
 
     def __repr__(self) -> str:
         heads = f"{self.heads}/{self.kv_heads} heads"
-        return f"Site({self.layer}, {self.kind!r}, {self.module!r}, {heads})"
+        call = f", call {self.index}" if self.index else ""
+        return f"Site({self.layer}, {self.kind!r}, {self.module!r}{call}, {heads})"
+
+    def at(self, moment: Moment) -> Site:
+        """Give this site at a moment."""
+        return replace(self, moment=moment)
+
+    def span(self, modality: str, n: int) -> slice | None:
+        """Say where the tokens of a modality stand among `n`; None where the model does not tell.
+
+        >>> Site(0, "joint", modality="text-image").at(Moment(0, grid=(2, 3))).span("text", 10)
+        slice(0, 4, None)
+        """
+        order = (self.modality or "").split("-")
+        if modality not in order:
+            return None
+        if len(order) == 1:
+            return slice(0, n)
+        images = self.moment and self.moment.images
+        if images is None or images > n:
+            return None
+        first = images if order[0] == "image" else n - images
+        return slice(0, first) if order[0] == modality else slice(first, n)
 
 
 @dataclass(frozen=True)

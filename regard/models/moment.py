@@ -1,0 +1,170 @@
+"""When a call is made: which step of generating or denoising, and what the model was told of it.
+
+A forward pre-hook on the attached model notes the moment, in the thread that runs the forward; the
+engine puts it on the site of each call (`call.site.moment`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from regard.core.errors import RuleError, ShapeError, fail
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """What is known of the forward that is running.
+
+    `step` counts from 0: in generating with a cache, 0 is the prompt, and each further forward
+    counts one; in denoising it counts the timesteps met, anew when the first comes again.
+    `branches` names equal blocks of the rows of the batch, in their order, where guidance is told;
+    `grid` is the image in tokens (frames first, in a video), `images` how many tokens that makes.
+
+    >>> now = Moment(3, branches=("unconditional", "conditional"), grid=(4, 6))
+    >>> now.rows("conditional", 8), now.images
+    (slice(4, 8, None), 24)
+    """
+
+    step: int
+    timestep: Any = None
+    branches: tuple[str, ...] | None = None
+    grid: tuple[int, ...] | None = None
+    packed: int | None = None
+
+    @property
+    def images(self) -> int | None:
+        """Count the tokens of the image; None where the model does not tell."""
+        return self.packed if self.packed is not None else self.grid and prod(self.grid)
+
+    def rows(self, branch: str, b: int) -> slice:
+        """Give the rows of a batch of `b` that belong to a guidance branch."""
+        names = self.branches or ()
+        if branch not in names:
+            fail(
+                RuleError,
+                "branch",
+                repr(branch),
+                f"one of {names}" if names else "branches that are told",
+                "run the model within regard.models.diffusers.branches(*names of the halves)",
+            )
+        if b % len(names):
+            fail(
+                ShapeError,
+                "batch",
+                f"{b} rows",
+                f"rows for {len(names)} branches: {', '.join(names)}",
+                "name as many branches as the batch holds",
+            )
+        size, at = b // len(names), names.index(branch)
+        return slice(at * size, (at + 1) * size)
+
+    def grid_of(self, tokens: int) -> tuple[int, ...] | None:
+        """Give the grid of so many image tokens, at any halving of the whole; None if none fits.
+
+        >>> Moment(0, grid=(5, 8)).grid_of(12)
+        (3, 4)
+        """
+        grid = self.grid
+        while grid is not None and prod(grid) > tokens and max(grid[-2:]) > 1:
+            grid = (*grid[:-2], *(-(-x // 2) for x in grid[-2:]))
+        return grid if grid is not None and prod(grid) == tokens else None
+
+
+# Reads a moment from a model, the arguments of its forward and what `keep` holds between forwards.
+Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], Moment]
+
+
+class _Now(threading.local):
+    def __init__(self) -> None:
+        self.moments: list[tuple[nn.Module, Moment]] = []
+        self.told: list[tuple[str, ...]] = []
+        self.kept: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
+
+
+_now = _Now()
+_lock = threading.RLock()
+# A followed model -> how many follow it, and the hooks on it.
+_followed: WeakKeyDictionary[nn.Module, tuple[int, list[Any]]] = WeakKeyDictionary()
+
+
+def moment() -> Moment | None:
+    """Give the moment of the innermost forward of a followed model; None outside of one.
+
+    >>> moment() is None
+    True
+    """
+    return _now.moments[-1][1] if _now.moments else None
+
+
+def told_branches() -> tuple[str, ...] | None:
+    """Give the guidance branches that are told now."""
+    return _now.told[-1] if _now.told else None
+
+
+@contextmanager
+def telling(*names: str) -> Iterator[None]:
+    """Tell which guidance branches the batches within hold."""
+    _now.told.append(names)
+    try:
+        yield
+    finally:
+        _now.told.pop()
+
+
+def follow(model: nn.Module, read: Reader) -> Callable[[], None]:
+    """Note the moment of each forward of a model, until what is given back is called."""
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        found = read(module, args, kwargs, _now.kept.setdefault(module, {}))
+        _now.moments.append((module, found))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        # A hook of somebody else may have raised before we entered.
+        if _now.moments and _now.moments[-1][0] is module:
+            _now.moments.pop()
+
+    with _lock:
+        count, handles = _followed.get(model, (0, []))
+        if not count:
+            handles = [
+                model.register_forward_pre_hook(enter, with_kwargs=True),
+                model.register_forward_hook(leave, always_call=True),
+            ]
+        _followed[model] = (count + 1, handles)
+    done = False
+
+    def remove() -> None:
+        nonlocal done
+        with _lock:
+            if done:
+                return
+            done = True
+            count, handles = _followed[model]
+            if count > 1:
+                _followed[model] = (count - 1, handles)
+                return
+            del _followed[model]
+            _now.kept.pop(model, None)
+            for handle in handles:
+                handle.remove()
+
+    return remove
+
+
+def by_cache(_: nn.Module, __: Any, kwargs: dict[str, Any], keep: dict[Any, Any]) -> Moment:
+    """Count the forwards that fill one cache; without one, or with an empty one, it is step 0."""
+    cache = kwargs.get("past_key_values")
+    length = getattr(cache, "get_seq_length", None)
+    if length is None:
+        return Moment(0)
+    counts = keep.setdefault("caches", WeakKeyDictionary())
+    counts[cache] = counts.get(cache, 0) + 1 if int(length()) else 0
+    return Moment(counts[cache])
