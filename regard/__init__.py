@@ -38,13 +38,17 @@ _HOME = {
     "regard.core.weigh": ("Weigh", "Softmax", "Sigmoid", "Relu", "Signed"),
     "regard.core.partial": ("Partial", "merge"),
     "regard.core.call": ("Call",),
+    "regard.layers.registry": ("layer",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
-        *("RuleError", "ExecutorError", "MissingExtraError", "VersionError"),
+        *("RuleError", "ExecutorError", "CapabilityError", "MissingExtraError"),
+        "VersionError",
     ),
 }
+# Rooms that are entered by name: regard.layers.list().
+_ROOMS = ("layers", "memories")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE_OF]
@@ -52,6 +56,8 @@ __all__ = ["__version__", *_MODULE_OF]
 
 def __getattr__(name: str) -> Any:
     """Import a public name from where it lives, on first use (PEP 562)."""
+    if name in _ROOMS:
+        return importlib.import_module(f"regard.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'regard' has no attribute {name!r}")
     found = getattr(importlib.import_module(_MODULE_OF[name]), name)

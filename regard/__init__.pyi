@@ -1,6 +1,7 @@
 """What type checkers and editors see of the face; a test holds it to `_HOME` of __init__.py."""
 
 from regard.core.call import Call as Call
+from regard.core.errors import CapabilityError as CapabilityError
 from regard.core.errors import DeviceError as DeviceError
 from regard.core.errors import DtypeError as DtypeError
 from regard.core.errors import ExecutorError as ExecutorError
@@ -57,6 +58,7 @@ from regard.core.weigh import Sigmoid as Sigmoid
 from regard.core.weigh import Signed as Signed
 from regard.core.weigh import Softmax as Softmax
 from regard.core.weigh import Weigh as Weigh
+from regard.layers.registry import layer as layer
 from regard.models.attach import attach as attach
 from regard.models.estimate import estimate as estimate
 from regard.run.doors import attend as attend

@@ -18,7 +18,7 @@ FLOORS = (
     {"core"},
     {"run"},
     {"layers", "memories"},
-    {"models", "demo"},
+    {"models", "demo", "conformance"},
     {"probes", "policies", "controls", "schemes", "conversions", "objectives", "tasks"},
     {"views", "verbs"},
     {"bench", "papers"},

@@ -49,6 +49,10 @@ class ExecutorError(RegardError):
     """No executor, or not the one that was forced, can run this call."""
 
 
+class CapabilityError(RegardError):
+    """A method was asked for what it says it cannot do."""
+
+
 class MissingExtraError(RegardError, ImportError):
     """An optional dependency is not installed."""
 

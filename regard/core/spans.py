@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from regard.core.value import Value, value
 
 
@@ -55,6 +58,18 @@ class Spans(Value):
 
     def __contains__(self, position: int) -> bool:
         return any(a <= position and (b is None or position < b) for a, b in self.spans)
+
+    def holds(self, positions: Tensor) -> Tensor:
+        """Say of each position whether it is in the set.
+
+        >>> Spans.of((0, 2), (5, None)).holds(torch.arange(7)).int().tolist()
+        [1, 1, 0, 0, 0, 1, 1]
+        """
+        found = torch.zeros_like(positions, dtype=torch.bool)
+        for start, stop in self.spans:
+            inside = positions >= start
+            found = found | (inside if stop is None else inside & (positions < stop))
+        return found
 
     def __repr__(self) -> str:
         said = (f"{a}..{'' if b is None else b}" for a, b in self.spans)

@@ -25,7 +25,7 @@ from regard.core.scan.parallel import parallel
 from regard.core.scan.passage import transition
 from regard.core.scan.recurrent import recurrent, step
 from regard.core.scan.state import MomentumState, ScanState
-from regard.core.scan.unordered import divided, unordered, with_ones
+from regard.core.scan.unordered import divided, read, summed, unordered, with_ones
 
 __all__ = [
     "MomentumState",
@@ -43,9 +43,11 @@ __all__ = [
     "momentum_step",
     "parallel",
     "prepare",
+    "read",
     "recurrent",
     "starts",
     "step",
+    "summed",
     "transition",
     "unordered",
     "with_ones",

@@ -1,0 +1,47 @@
+"""Mechanisms to train, on one protocol.
+
+`Layer` is what all share, `Attention` the one with queries and keys, `Recurrent` the one with a
+running state. `regard.layer("moh", 512, heads=8)` makes one by name; `regard.layers.list()` is
+the table of all.
+"""
+
+from regard.layers.attention import Attention, joined, split
+from regard.layers.base import Can, Layer, Scene
+from regard.layers.positions import (
+    T5,
+    Alibi,
+    Cope,
+    Learned,
+    Position,
+    Relative,
+    Rotary,
+    Shaw,
+    Sinusoidal,
+)
+from regard.layers.recurrent import Recurrent
+from regard.layers.registry import get, layer, names, register
+from regard.layers.registry import listing as list
+
+__all__ = [
+    "T5",
+    "Alibi",
+    "Attention",
+    "Can",
+    "Cope",
+    "Layer",
+    "Learned",
+    "Position",
+    "Recurrent",
+    "Relative",
+    "Rotary",
+    "Scene",
+    "Shaw",
+    "Sinusoidal",
+    "get",
+    "joined",
+    "layer",
+    "list",
+    "names",
+    "register",
+    "split",
+]

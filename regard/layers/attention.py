@@ -1,0 +1,229 @@
+"""Attention as a layer: project, look, mix. Mechanisms override what they change.
+
+| step | what it gives |
+|---|---|
+| `project(x, context)` | q [b, h, n, d], k [b, g, m, d], v [b, g, m, e] |
+| `look(call, scene)` | what each head saw, [b, h, n, e] |
+| `mix(seen, scene)` | y [b, n, dim] |
+
+Positions, padding, packed documents, memories and cross-attention are handled around these steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.errors import RuleError, fail, shape_of
+from regard.core.rule import Rule
+from regard.core.score import Dot, Score
+from regard.core.support import Causal, Documents, Everything, Padding, Support
+from regard.core.weigh import Softmax, Weigh
+from regard.layers.base import Can, Layer, Scene, need_divisor, need_share, need_size
+from regard.layers.positions import Position, position_named
+from regard.layers.registry import register
+from regard.memories.base import KeyMemory, Read
+from regard.memories.full import Full
+from regard.run.doors import attend
+
+
+class Attention(Layer):
+    """Multi-head attention, `kv_heads` of whose key heads are shared by groups of query heads.
+
+    `rule` is what it does: `support`, `score` and `weigh` as given, causal where asked, with the
+    steps of its `position` (a `Position` or the name of one).
+
+    >>> layer = Attention(64, heads=8, kv_heads=2, causal=True, position="rotary")
+    >>> layer(torch.randn(2, 10, 64)).shape
+    torch.Size([2, 10, 64])
+    """
+
+    can: ClassVar[Can] = Can(multihead_weights=True)
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        context_dim: int | None = None,
+        causal: bool = False,
+        position: Position | str | None = None,
+        support: Support | None = None,
+        score: Score | None = None,
+        weigh: Weigh | None = None,
+        dropout: float = 0.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        need_size("heads", heads)
+        self.heads = heads
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        need_size("kv_heads", self.kv_heads)
+        need_divisor("kv_heads", self.kv_heads, "query heads", heads)
+        if head_dim is None:
+            need_divisor("heads", heads, "channels of dim (or give head_dim)", dim)
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        need_size("head_dim", self.head_dim)
+        self.value_dim = self.head_dim if value_dim is None else value_dim
+        need_size("value_dim", self.value_dim)
+        need_share("dropout", dropout)
+        self.dropout = dropout
+        if position is not None and self.crosses:
+            fail(
+                RuleError, "position", shape_of(position), "None for cross-attention",
+                "the places of a context and of x have no common count",
+            )  # fmt: skip
+        if isinstance(position, str):
+            position = position_named(position, heads, self.head_dim, causal)
+        self.position = Position() if position is None else position
+        self._support = (Causal() if causal else Everything()) & (support or Everything())
+        self._score, self._weigh = score or Dot(), weigh or Softmax()
+        self._fixed: Rule | None = None
+        self.make_projections(bias)
+
+    def make_projections(self, bias: bool) -> None:
+        """Make the weights that `project` and `mix` read."""
+        self.to_q = nn.Linear(self.dim, self.heads * self.head_dim, bias)
+        self.to_k = nn.Linear(self.context_dim, self.kv_heads * self.head_dim, bias)
+        self.to_v = nn.Linear(self.context_dim, self.kv_heads * self.value_dim, bias)
+        self.to_out = nn.Linear(self.heads * self.value_dim, self.dim, bias)
+
+    # The three steps, and the rule.
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make q [b, h, n, d] of x [b, n, dim], and k [b, g, m, d], v [b, g, m, e] of context."""
+        return self.queries(x), *self.keys(context)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Make q [b, h, n, d]."""
+        return split(self.to_q(x), self.heads)
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Make k [b, g, m, d] and v [b, g, m, e]."""
+        return split(self.to_k(context), self.kv_heads), split(self.to_v(context), self.kv_heads)
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Attend: what each head saw, [b, h, n, e]."""
+        return self.attend(call)
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Bring the heads [b, h, n, e] together: y [b, n, dim]."""
+        mixed: Tensor = self.to_out(joined(seen))
+        return mixed
+
+    def rule(self) -> Rule:
+        """Make the rule: override `support`, `score` or `weigh` to change it."""
+        if self._fixed is None:
+            made = Rule(self.support(), self.position.steps(self.score()), self.weigh())
+            if made.tensors():  # what is learned must be read anew each time
+                return made
+            self._fixed = made
+        return self._fixed
+
+    def support(self) -> Support:
+        """Say which pairs may meet."""
+        return self._support
+
+    def score(self) -> Score:
+        """Say how much a pair matches, before positions are told."""
+        return self._score
+
+    def weigh(self) -> Weigh:
+        """Say how scores become weights."""
+        return self._weigh
+
+    # What surrounds the steps.
+
+    def act(self, scene: Scene) -> Tensor:
+        """Project, look and mix."""
+        if torch.compiler.is_compiling() and not (scene.plain and self._fixed is not None):
+            # A rule cannot be made inside compiled code (decision 0005).
+            outside: Callable[[Scene], Tensor] = torch.compiler.disable(self.act_eagerly)
+            return outside(scene)
+        return self.act_eagerly(scene)
+
+    def act_eagerly(self, scene: Scene) -> Tensor:
+        """Project, look and mix, outside of compiled code where a rule must be made."""
+        return self.mix(self.look(self.call(scene), scene), scene)
+
+    def call(self, scene: Scene) -> Call:
+        """Make the call of attention that a scene asks for."""
+        q, read = self._read(scene)
+        rule = self.rule().shift(scene.offset)
+        support = rule.support
+        if scene.documents is not None:
+            support = support & Documents(scene.documents, scene.context_documents)
+        if scene.padding is not None and scene.memory is None:
+            support = support & Padding(scene.padding)
+        if support is not rule.support:
+            rule = rule.replace(support=support)
+        dropout = self.dropout if self.training else 0.0
+        return Call(q, read.k, read.v, rule, None, read.positions, dropout)
+
+    def _read(self, scene: Scene) -> tuple[Tensor, Read]:
+        """Give the queries, and all keys that they may meet: the memory's and the new ones."""
+        memory = scene.memory
+        if memory is not None and scene.crosses and memory.seen:
+            return self.queries(scene.x), memory.get("keys").read()
+        q, k, v = self.project(scene.x, scene.context)
+        q = self.position.turn(q, scene.positions)
+        if not scene.crosses:
+            k = self.position.turn(k, scene.positions)
+        if memory is None:
+            return q, Read(k, v, None)
+        kept: KeyMemory = memory.of_kind("keys", Full)
+        kept.extend(k, v, scene.padding)
+        if not scene.crosses:
+            # What this call's own first query may need stays until the next call.
+            kept.forget(self.rule().horizon(scene.offset))
+        return q, kept.read()
+
+    def attend(self, call: Call) -> Tensor:
+        """Run one call of attention; hooks see it here."""
+        seen: Tensor = attend(
+            call.q, call.k, call.v, call.rule,
+            q_positions=call.q_positions, k_positions=call.k_positions, dropout=call.dropout,
+        )  # fmt: skip
+        return seen
+
+    def said(self) -> str:
+        """Say in a line what the layer is."""
+        sizes = f"{self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, d={self.head_dim}"
+        return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"
+
+    def extra_repr(self) -> str:
+        """Say the rule."""
+        return f"heads={self.heads}, kv_heads={self.kv_heads}, rule={self.rule()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The rule is made anew: a copy may have other tensors.
+        return {**self.__dict__, "_fixed": None}
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """Split channels into heads: [b, n, h d] to [b, h, n, d].
+
+    >>> split(torch.zeros(2, 5, 12), 3).shape
+    torch.Size([2, 3, 5, 4])
+    """
+    heads_first: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return heads_first
+
+
+def joined(x: Tensor) -> Tensor:
+    """Join heads again: [b, h, n, d] to [b, n, h d].
+
+    >>> joined(torch.zeros(2, 3, 5, 4)).shape
+    torch.Size([2, 5, 12])
+    """
+    return x.transpose(1, 2).flatten(2)
+
+
+register("mha")(Attention)

@@ -1,0 +1,314 @@
+"""What every layer is: checked inputs, a scene, and one method that acts on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.errors import (
+    CapabilityError,
+    DtypeError,
+    RuleError,
+    ShapeError,
+    ValueRangeError,
+    fail,
+    shape_of,
+)
+from regard.memories.layer import LayerMemory
+
+
+@dataclass(frozen=True)
+class Can:
+    """What a kind of layer can do. Each line is a promise that the conformance suite tries.
+
+    - `causal`, `bidirectional`: look at the past alone, or at everything
+    - `cross`: look at a context
+    - `decode`: go on token by token with a memory, and give what the whole sequence gives
+    - `constant_memory`: that memory stops growing
+    - `linear`: time and memory grow with the length, not with its square
+    - `padding`, `documents`: leave padding out, keep packed documents apart
+    - `any_length`: no size of the layer depends on the number of tokens
+    - `multihead_weights`: take over the weights of multi-head attention unchanged
+    """
+
+    causal: bool = True
+    bidirectional: bool = True
+    cross: bool = True
+    decode: bool = True
+    constant_memory: bool = False
+    linear: bool = False
+    padding: bool = True
+    documents: bool = True
+    any_length: bool = True
+    multihead_weights: bool = False
+
+
+@dataclass
+class Scene:
+    """What a layer acts on: tokens x [b, n, dim], and all that is known of them.
+
+    `context` [b, m, context_dim] is what is looked at, x itself where none was given (`crosses` is
+    false then). `positions` [n] or [b, n] say where the tokens stand in their text, `offset` how
+    many were seen before. `padding` [b, m] is true at real keys. `documents` [b, n] and
+    `context_documents` [b, m] name packed documents. `between` is what the layers of one stack
+    hand on.
+    """
+
+    x: Tensor
+    context: Tensor
+    crosses: bool
+    positions: Tensor
+    offset: int = 0
+    padding: Tensor | None = None
+    documents: Tensor | None = None
+    context_documents: Tensor | None = None
+    memory: LayerMemory | None = None
+    between: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing but tokens from the first one on."""
+        return self.memory is None and self.padding is None and self.documents is None
+
+
+class Layer(nn.Module):
+    """A mixer of tokens: x [b, n, dim] to y [b, n, dim], with one way of calling it.
+
+    A subclass says what it `can` do and writes `act(scene)`. `causal` is chosen when the layer is
+    made; a layer with `context_dim`, or one that is not causal, may be given a context.
+    """
+
+    can: ClassVar[Can] = Can()
+    # Arguments of a small one, and how many tokens it is tried with.
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4}
+    tiny_tokens: ClassVar[int] = 24
+
+    def __init__(self, dim: int, *, causal: bool = False, context_dim: int | None = None) -> None:
+        super().__init__()
+        need_size("dim", dim)
+        if context_dim is not None:
+            need_size("context_dim", context_dim)
+            if not self.can.cross:
+                self.cannot("context_dim", context_dim, "look at a context", "leave it out")
+        if causal and not self.can.causal:
+            self.cannot("causal", True, "be causal", "make it with causal=False")
+        if not causal and not self.can.bidirectional:
+            self.cannot("causal", False, "look ahead", "make it with causal=True")
+        if causal and context_dim is not None:
+            fail(
+                RuleError, "causal", "True with a context_dim", "one of the two",
+                "a context has no future: use causal=False",
+            )  # fmt: skip
+        self.dim, self.causal = dim, causal
+        self.context_dim = dim if context_dim is None else context_dim
+        self.crosses = context_dim is not None
+
+    @classmethod
+    def cannot(cls, argument: str, got: object, what: str, fix: str) -> None:
+        """Raise that this kind of layer cannot do something."""
+        fail(CapabilityError, argument, got, f"no such wish: {cls.__name__} cannot {what}", fix)
+
+    def act(self, scene: Scene) -> Tensor:
+        """Mix the tokens of a checked scene: [b, n, dim]."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        padding: Tensor | None = None,
+        documents: Tensor | None = None,
+        context_documents: Tensor | None = None,
+        memory: LayerMemory | None = None,
+        between: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Mix x [b, n, dim], looking at itself or at `context` [b, m, context_dim].
+
+        `padding` [b, m] is true at real keys, `documents` [b, n] names packed documents,
+        `positions` [n] or [b, n] are where tokens stand if not at 0, 1, 2, ...; `memory`, made by
+        `layer.memory()`, carries on from earlier tokens.
+        """
+        self._need_tokens("x", x, self.dim)
+        begun = isinstance(memory, LayerMemory) and memory.seen > 0
+        if context is None and self.crosses and not begun:
+            fail(
+                ShapeError, "context", "None", f"a tensor [b, m, {self.context_dim}]",
+                "pass what this cross-attention looks at",
+            )  # fmt: skip
+        if context is not None:
+            self._need_context(x, context)
+        if memory is not None:
+            self._need_memory(x, memory)
+        crosses = self._crossing(context, memory)
+        seen = x if context is None else context
+        _need_rows("padding", padding, seen, (torch.bool,))
+        _need_rows("documents", documents, x, (torch.long, torch.int))
+        _need_rows("context_documents", context_documents, seen, (torch.long, torch.int))
+        if padding is not None and not self.can.padding:
+            self.cannot("padding", "a mask", "leave padding out", "pass tokens without padding")
+        if documents is not None:
+            self._need_documents(crosses, context_documents, memory)
+        offset = 0 if memory is None or crosses else memory.seen
+        where = _positions(x, positions, documents, offset)
+        scene = Scene(
+            x, seen, crosses, where, offset, padding, documents, context_documents, memory,
+            {} if between is None else between,
+        )  # fmt: skip
+        y = self.act(scene)
+        if memory is not None:
+            memory.seen += x.shape[1]
+        return y
+
+    def _crossing(self, context: Tensor | None, memory: LayerMemory | None) -> bool:
+        crosses = context is not None or self.crosses
+        if memory is None:
+            return crosses
+        crosses = memory.of_kind("crosses", lambda: crosses)
+        if not crosses and not self.causal:
+            fail(
+                RuleError, "memory", "one for a layer that looks ahead", "a causal layer",
+                "make the layer with causal=True, or give it a context",
+            )  # fmt: skip
+        return crosses
+
+    def memory(self) -> LayerMemory:
+        """Make an empty memory, to decode with.
+
+        Looking at itself a layer must be causal to have one.
+        """
+        if not self.can.decode:
+            self.cannot("memory", "asked for", "go on token by token", "run it on whole sequences")
+        if not self.causal and not self.crosses and not self.can.cross:
+            fail(
+                RuleError, "memory", "asked of a layer that looks ahead", "a causal layer",
+                "make the layer with causal=True",
+            )  # fmt: skip
+        return LayerMemory(self.said(), self)
+
+    def said(self) -> str:
+        """Say in a line what the layer is: its class and its sizes."""
+        return f"{type(self).__name__}({self.dim}{', causal' if self.causal else ''})"
+
+    def _need_tokens(self, name: str, x: object, dim: int) -> None:
+        if not isinstance(x, Tensor) or x.dim() != 3:
+            fail(ShapeError, name, shape_of(x), f"a tensor [b, n, {dim}]", "add the batch")
+        if x.shape[2] != dim:
+            fail(
+                ShapeError, name, f"{list(x.shape)}", f"[b, n, {dim}]",
+                f"make the layer for {x.shape[2]} channels, or project to {dim}",
+            )  # fmt: skip
+        weight = next((p for p in self.parameters() if p.is_floating_point()), None)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if not x.is_floating_point() or (
+            weight is not None and weight.dtype != x.dtype and not autocast
+        ):
+            wanted = "a float type" if weight is None else f"{weight.dtype}, as the weights"
+            fail(DtypeError, name, f"{x.dtype}", wanted, "cast the tokens, or the layer")
+
+    def _need_context(self, x: Tensor, context: Tensor) -> None:
+        if not self.can.cross:
+            self.cannot("context", "a tensor", "look at a context", "pass x alone")
+        if self.causal:
+            fail(
+                RuleError, "context", "a tensor, for a causal layer", "no context",
+                "make the layer with causal=False to look at a context",
+            )  # fmt: skip
+        self._need_tokens("context", context, self.context_dim)
+        if context.shape[0] != x.shape[0]:
+            fail(
+                ShapeError, "context", f"batch {context.shape[0]}", f"batch {x.shape[0]}, as x",
+                "expand the smaller one",
+            )  # fmt: skip
+
+    def _need_memory(self, x: Tensor, memory: object) -> None:
+        if not isinstance(memory, LayerMemory):
+            fail(RuleError, "memory", shape_of(memory), "a LayerMemory", "pass layer.memory()")
+        if not memory.serves(self.said(), self):
+            fail(
+                RuleError, "memory", f"one of {memory.of}, another layer", f"one of {self.said()}",
+                "give each layer the memory it made",
+            )  # fmt: skip
+        batch = memory.of_kind("batch", lambda: torch.zeros(x.shape[0], dtype=torch.int8))
+        if len(batch) != x.shape[0]:
+            fail(
+                ShapeError, "x", f"batch {x.shape[0]}", f"batch {len(batch)}, as the memory holds",
+                "start a new memory, or memory.reorder(rows) first",
+            )  # fmt: skip
+
+    def _need_documents(
+        self, crosses: bool, of_context: Tensor | None, memory: LayerMemory | None
+    ) -> None:
+        if not self.can.documents:
+            self.cannot("documents", "ids", "keep documents apart", "pass one document a row")
+        if memory is not None:
+            fail(
+                RuleError, "documents", "ids with a memory", "one of the two",
+                "decode one document in each row of the batch",
+            )  # fmt: skip
+        if crosses and of_context is None:
+            fail(
+                RuleError, "context_documents", "None", "ids [b, m], beside documents",
+                "say which document each token of the context belongs to",
+            )  # fmt: skip
+
+
+def _need_rows(name: str, x: Tensor | None, like: Tensor, kinds: tuple[torch.dtype, ...]) -> None:
+    if x is None:
+        return
+    shape = [like.shape[0], like.shape[1]]
+    if not isinstance(x, Tensor) or list(x.shape) != shape:
+        fail(ShapeError, name, shape_of(x), f"a tensor {shape}", "give one entry for each token")
+    if x.dtype not in kinds:
+        said = " or ".join(str(kind) for kind in kinds)
+        fail(DtypeError, name, f"{x.dtype}", said, f"cast it to {kinds[0]}")
+
+
+def _positions(
+    x: Tensor, positions: Tensor | None, documents: Tensor | None, offset: int
+) -> Tensor:
+    n = x.shape[1]
+    if positions is None:
+        places = torch.arange(offset, offset + n, device=x.device)
+        if documents is None:
+            return places
+        first = torch.ones_like(documents, dtype=torch.bool)
+        first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        return places - torch.where(first, places, 0).cummax(1).values
+    shapes = ([n], [x.shape[0], n], [1, n])
+    if not isinstance(positions, Tensor) or list(positions.shape) not in shapes:
+        fail(
+            ShapeError, "positions", shape_of(positions), f"[{n}] or [{x.shape[0]}, {n}]",
+            "say where each token of x stands",
+        )  # fmt: skip
+    if positions.is_floating_point() or positions.dtype == torch.bool:
+        fail(DtypeError, "positions", f"{positions.dtype}", "integers", "pass torch.arange(...)")
+    return positions
+
+
+def need_size(name: str, x: object, least: int = 1) -> None:
+    """Raise unless x is a whole number of at least `least`."""
+    if not isinstance(x, int) or isinstance(x, bool) or x < least:
+        fail(
+            ValueRangeError, name, repr(x), f"a whole number of at least {least}",
+            "pass the size as an int",
+        )  # fmt: skip
+
+
+def need_divisor(name: str, x: int, of: str, whole: int) -> None:
+    """Raise unless x divides the whole."""
+    if whole % x:
+        fail(
+            ShapeError, name, x, f"a divisor of the {whole} {of}",
+            f"choose one of {[y for y in range(1, whole + 1) if whole % y == 0]}",
+        )  # fmt: skip
+
+
+def need_share(name: str, x: object) -> None:
+    """Raise unless x is a number from 0 up to 1, 1 left out."""
+    if not isinstance(x, int | float) or not 0 <= x < 1:
+        fail(ValueRangeError, name, repr(x), "a share from 0 up to 1", "leave it at 0")

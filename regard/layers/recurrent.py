@@ -1,0 +1,220 @@
+"""Layers with a running state: linear attention, retention, gated linear attention, delta rule.
+
+`queries` and `keys` give q, k, v as in attention, after a feature map where there is one; `rates`
+says how the state forgets and writes; `look` scans, or sums over everything where the layer looks
+ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.features import elu_plus_one, unit
+from regard.core.scan import read, starts, summed, unordered, with_ones
+from regard.layers.attention import joined, split
+from regard.layers.base import Can, Layer, Scene, need_divisor, need_size
+from regard.layers.registry import register
+from regard.run.scanning import scan
+
+
+class Recurrent(Layer):
+    """Heads that read a running sum of keys and values; the time is linear in the length.
+
+    `S_t = decay_t S_{t-1} + k_t v_t^T`, `o_t = q_t S_t`: subclasses choose features and rates.
+
+    >>> layer = Linear(32, heads=4, causal=True)
+    >>> layer(torch.randn(2, 10, 32)).shape
+    torch.Size([2, 10, 32])
+    """
+
+    can: ClassVar[Can] = Can(cross=False, bidirectional=False, constant_memory=True, linear=True)
+    # Divide by the sum of weights, held at least this far from 0; None leaves sums as they are.
+    normalize: ClassVar[float | None] = None
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        context_dim: int | None = None,
+        causal: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        need_size("heads", heads)
+        if head_dim is None:
+            need_divisor("heads", heads, "channels of dim (or give head_dim)", dim)
+        self.heads = heads
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.value_dim = self.head_dim if value_dim is None else value_dim
+        self.make_projections(bias)
+
+    def make_projections(self, bias: bool) -> None:
+        """Make the weights that `project` and `mix` read."""
+        self.to_q = nn.Linear(self.dim, self.heads * self.head_dim, bias)
+        self.to_k = nn.Linear(self.context_dim, self.heads * self.head_dim, bias)
+        self.to_v = nn.Linear(self.context_dim, self.heads * self.value_dim, bias)
+        self.to_out = nn.Linear(self.heads * self.value_dim, self.dim, bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map queries or keys [b, h, n, d] to what the products are taken of."""
+        return x
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Make q [b, h, n, d], features included."""
+        return self.features(split(self.to_q(x), self.heads))
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Make k [b, h, m, d], features included, and v [b, h, m, e]."""
+        k, v = split(self.to_k(context), self.heads), split(self.to_v(context), self.heads)
+        return self.features(k), v
+
+    def rates(self, scene: Scene) -> dict[str, Any]:
+        """Say how the state forgets and writes: arguments of `regard.scan`."""
+        return {}
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> Tensor:
+        """Read the running sums, or the sum of everything: [b, h, n, e]."""
+        memory, reset = scene.memory, scene.documents
+        if not self.causal:
+            return unordered(
+                q, k, v,
+                keep=scene.padding,
+                documents=scene.documents,
+                key_documents=scene.context_documents,
+                normalize=self.normalize,
+            )  # fmt: skip
+        seen, state = scan(
+            q, k, v,
+            state=None if memory is None else memory.get("state"),
+            keep=scene.padding,
+            reset=None if reset is None else starts(reset),
+            normalize=self.normalize,
+            **self.rates(scene),
+        )  # fmt: skip
+        if memory is not None:
+            memory.keep("state", state)
+        return seen
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Bring the heads [b, h, n, e] together: y [b, n, dim]."""
+        mixed: Tensor = self.to_out(joined(seen))
+        return mixed
+
+    def act(self, scene: Scene) -> Tensor:
+        """Project, scan and mix."""
+        q, memory = self.queries(scene.x), scene.memory
+        if not scene.crosses or memory is None:
+            return self.mix(self.look(q, *self.keys(scene.context), scene), scene)
+        if not memory.seen:
+            k, v = self.keys(scene.context)
+            v = v if self.normalize is None else with_ones(v)
+            memory.keep("context", summed(k, v, keep=scene.padding))
+        return self.mix(read(q, memory.get("context"), self.normalize), scene)
+
+    def said(self) -> str:
+        """Say in a line what the layer is."""
+        sizes = f"{self.dim}, heads={self.heads}, d={self.head_dim}, e={self.value_dim}"
+        return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"
+
+
+@register("linear")
+class Linear(Recurrent):
+    """Linear attention: positive features of q and k in place of the exponential of their product.
+
+    >>> Linear(32, heads=4, causal=False)(torch.randn(1, 6, 32)).shape
+    torch.Size([1, 6, 32])
+    """
+
+    can: ClassVar[Can] = Can(constant_memory=True, linear=True)
+    normalize: ClassVar[float | None] = 1e-6
+
+    def features(self, x: Tensor) -> Tensor:
+        """Take `elu + 1`."""
+        return elu_plus_one(x)
+
+
+@register("retention")
+class Retention(Recurrent):
+    """Retention: each head forgets at a fixed rate of its own; heads are normalized and gated.
+
+    >>> Retention(32, heads=4)(torch.randn(1, 6, 32)).shape
+    torch.Size([1, 6, 32])
+    """
+
+    log_decay: Tensor
+
+    def __init__(self, dim: int, heads: int, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        powers = torch.linspace(math.log(1 / 32), math.log(1 / 512), heads)
+        self.register_buffer("log_decay", torch.log1p(-powers.exp()), persistent=False)
+        self.norm = nn.RMSNorm(self.value_dim)
+        self.to_gate = nn.Linear(dim, heads * self.value_dim, bias=False)
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale the keys, so that products do not grow with the head size."""
+        k, v = super().keys(context)
+        return k * self.head_dim**-0.5, v
+
+    def rates(self, scene: Scene) -> dict[str, Any]:
+        """Forget at the head's rate."""
+        return {"log_decay": self.log_decay}
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Normalize each head, gate and project."""
+        mixed: Tensor = self.to_out(joined(self.norm(seen)) * F.silu(self.to_gate(scene.x)))
+        return mixed
+
+
+@register("gla")
+class GatedLinear(Retention):
+    """Gated linear attention: each channel forgets at a rate that the token decides.
+
+    >>> GatedLinear(32, heads=4)(torch.randn(1, 6, 32)).shape
+    torch.Size([1, 6, 32])
+    """
+
+    def __init__(self, dim: int, heads: int, *, rank: int = 16, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        del self.log_decay
+        self.to_decay = nn.Sequential(
+            nn.Linear(dim, rank, bias=False), nn.Linear(rank, heads * self.head_dim)
+        )
+
+    def rates(self, scene: Scene) -> dict[str, Any]:
+        """Forget by `sigmoid(x W) ** (1 / 16)`, channel by channel."""
+        return {"log_decay": split(F.logsigmoid(self.to_decay(scene.x)) / 16, self.heads)}
+
+
+@register("delta")
+class Delta(Recurrent):
+    """Delta rule: write only what the memory does not return yet, as strongly as the token says.
+
+    >>> Delta(32, heads=4)(torch.randn(1, 6, 32)).shape
+    torch.Size([1, 6, 32])
+    """
+
+    def __init__(self, dim: int, heads: int, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        self.to_strength = nn.Linear(dim, heads, bias=False)
+        self.norm = nn.RMSNorm(self.value_dim)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Bring queries and keys to length 1, without which the rule does not settle."""
+        return unit(F.silu(x))
+
+    def rates(self, scene: Scene) -> dict[str, Any]:
+        """Write by `sigmoid(x W)`."""
+        return {"beta": self.to_strength(scene.x).sigmoid().transpose(1, 2)}
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Normalize each head, and project."""
+        mixed: Tensor = self.to_out(joined(self.norm(seen)))
+        return mixed

@@ -1,0 +1,78 @@
+"""The protocol of memories of keys and values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import DtypeError, ShapeError, fail, shape_of
+from regard.core.spans import Spans
+
+
+class Read(NamedTuple):
+    """Keys [b, g, m, d] and values [b, g, m, e] that a memory gives, and where they stand.
+
+    `positions` [m], [b, m] or [b, g, m] with -1 at empty slots; None where key j stands at j.
+    """
+
+    k: Tensor
+    v: Tensor
+    positions: Tensor | None
+
+
+class KeyMemory(ABC):
+    """Keys and values of the tokens seen so far, or what a method keeps of them.
+
+    `seen` counts the tokens that came by, kept or not: the next query stands there.
+    """
+
+    seen: int = 0
+
+    @abstractmethod
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Take in k [b, g, n, d] and v [b, g, n, e]; `keep` [b, n] is false at padding."""
+
+    @abstractmethod
+    def read(self) -> Read:
+        """Give what is kept, to be attended to."""
+
+    @abstractmethod
+    def forget(self, horizon: Spans) -> None:
+        """Drop what no later query can need: positions outside `horizon`."""
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Go back to when `length` tokens had been seen."""
+
+    @abstractmethod
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i of the batch go on from row `rows[i]`, as beam search asks."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of every tensor held, tables and positions included."""
+
+
+def need_keys(k: Tensor, v: Tensor, keep: Tensor | None) -> None:
+    """Raise unless k, v and keep belong together."""
+    for name, x in (("k", k), ("v", v)):
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            fail(ShapeError, name, shape_of(x), "a tensor [b, g, n, d]", "split the heads first")
+    if k.shape[:3] != v.shape[:3]:
+        fail(
+            ShapeError, "v", f"{list(v.shape)}", f"{list(k.shape[:3])} and its own head size",
+            "give every key its value",
+        )  # fmt: skip
+    if keep is None:
+        return
+    if not isinstance(keep, Tensor) or list(keep.shape) != [k.shape[0], k.shape[2]]:
+        fail(
+            ShapeError, "keep", shape_of(keep), f"[{k.shape[0]}, {k.shape[2]}]",
+            "say of each token whether it is real",
+        )  # fmt: skip
+    if keep.dtype is not torch.bool:
+        fail(DtypeError, "keep", f"{keep.dtype}", "bool", "pass mask.bool()")

@@ -1,0 +1,124 @@
+"""Keep every key and value, or those a rule can still need."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
+from regard.core.spans import Spans
+from regard.memories.base import KeyMemory, Read, need_keys
+
+
+class Full(KeyMemory):
+    """Every key and value; `forget` drops those that no later query can need.
+
+    Without gradients the tensors grow by half at a time and are written in place.
+
+    >>> memory = Full()
+    >>> memory.extend(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
+    >>> memory.extend(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4))
+    >>> memory.seen, memory.read().k.shape, memory.read().positions
+    (4, torch.Size([1, 2, 4, 4]), None)
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+        # Positions [1 or b, kept], once keys no longer stand at 0, 1, 2, ...
+        self._positions: Tensor | None = None
+        self._kept = 0
+        # Tokens seen when keys were last dropped: no query before that can be asked again.
+        self._forgot_at = 0
+
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Append n tokens."""
+        need_keys(k, v, keep)
+        if self._k is not None and self._k.shape[:2] != k.shape[:2]:
+            fail(
+                ShapeError, "k", f"batch and heads {list(k.shape[:2])}",
+                f"{list(self._k.shape[:2])}, as the memory holds", "start a new memory",
+            )  # fmt: skip
+        n = k.shape[2]
+        if keep is not None and not bool(keep.all()) and self._positions is None:
+            self._positions = torch.arange(self._kept, device=k.device)[None]
+        if self._positions is not None:
+            new = torch.arange(self.seen, self.seen + n, device=k.device)[None]
+            if keep is not None:
+                new = torch.where(keep, new, -1)
+            rows = max(len(self._positions), len(new))
+            old = self._positions.expand(rows, -1)
+            self._positions = torch.cat((old, new.expand(rows, -1)), dim=1)
+        self._k, self._v = self._with(self._k, k), self._with(self._v, v)
+        self._kept += n
+        self.seen += n
+
+    def _with(self, held: Tensor | None, new: Tensor) -> Tensor:
+        if held is None:
+            return new
+        start, stop = self._kept, self._kept + new.shape[2]
+        if new.requires_grad or held.requires_grad:
+            return torch.cat((held[:, :, :start], new), dim=2)
+        # A tensor made under inference mode can't be written outside of it, so it is copied.
+        if held.shape[2] < stop or held.is_inference() != torch.is_inference_mode_enabled():
+            room = held.new_empty(*held.shape[:2], stop + stop // 2, held.shape[3])
+            room[:, :, :start] = held[:, :, :start]
+            held = room
+        held[:, :, start:stop] = new
+        return held
+
+    def read(self) -> Read:
+        """Give all that is kept."""
+        if self._k is None or self._v is None:
+            fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
+        return Read(self._k[:, :, : self._kept], self._v[:, :, : self._kept], self._positions)
+
+    def forget(self, horizon: Spans) -> None:
+        """Drop positions outside `horizon`, once they are a third of what is held."""
+        if self._k is None or self._v is None:
+            return
+        places = self._places()
+        needed = horizon.holds(places.clamp_min(0)) & (places >= 0)
+        keep = needed.any(0)
+        if 3 * int(keep.sum()) > 2 * self._kept:
+            return
+        index = keep.nonzero()[:, 0]
+        self._k, self._v = self._k.index_select(2, index), self._v.index_select(2, index)
+        self._positions = torch.where(needed, places, -1)[:, index]
+        self._kept, self._forgot_at = len(index), self.seen
+
+    def _places(self) -> Tensor:
+        if self._positions is not None:
+            return self._positions
+        assert self._k is not None
+        return torch.arange(self._kept, device=self._k.device)[None]
+
+    def crop(self, length: int) -> None:
+        """Drop the tokens after the first `length`."""
+        if not 0 <= length <= self.seen:
+            fail(ValueRangeError, "length", length, f"0 to {self.seen}", "crop to what was seen")
+        if length < self._forgot_at:
+            fail(
+                CapabilityError, "length", length,
+                f"at least {self._forgot_at}: keys that earlier queries need are forgotten",
+                "start a new memory",
+            )  # fmt: skip
+        if self._k is not None:
+            self._kept = int((self._places().amax(0) < length).sum())
+            if self._positions is not None:
+                self._positions = self._positions[:, : self._kept]
+        self.seen = length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows of the batch."""
+        if self._k is not None and self._v is not None:
+            self._k, self._v = self._k.index_select(0, rows), self._v.index_select(0, rows)
+        if self._positions is not None and len(self._positions) > 1:
+            self._positions = self._positions.index_select(0, rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, the room to grow included."""
+        held = (self._k, self._v, self._positions)
+        return sum(x.untyped_storage().nbytes() for x in held if x is not None)

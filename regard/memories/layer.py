@@ -1,0 +1,129 @@
+"""All that one layer keeps between calls."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from regard.core.errors import RuleError, ValueRangeError, fail
+from regard.memories.base import KeyMemory
+
+T = TypeVar("T")
+
+
+class LayerMemory:
+    """What a layer keeps between calls: memories of keys, scan states and tensors, by name.
+
+    Made by `layer.memory()`, and of use to that layer alone. `seen` counts the tokens that came
+    by. Tensors kept here begin with the batch.
+
+    >>> import torch
+    >>> memory = LayerMemory("a layer")
+    >>> memory.keep("tail", torch.zeros(2, 3))
+    >>> memory.get("tail").shape, memory.nbytes
+    (torch.Size([2, 3]), 24)
+    """
+
+    def __init__(self, of: str, layer: object | None = None) -> None:
+        self.of = of
+        self.seen = 0
+        self._layer = None if layer is None else weakref.ref(layer)
+        self._parts: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """Give what is kept under a name, None where nothing is yet."""
+        return self._parts.get(name)
+
+    def keep(self, name: str, x: Any) -> None:
+        """Keep x under a name, in place of what was there."""
+        self._parts[name] = x
+
+    def of_kind(self, name: str, make: Callable[[], T]) -> T:
+        """Give what is kept under a name, made on first use."""
+        if name not in self._parts:
+            self._parts[name] = make()
+        found: T = self._parts[name]
+        return found
+
+    def serves(self, of: str, layer: object) -> bool:
+        """Say whether this memory was made by that layer, or loaded for one like it."""
+        made_by = None if self._layer is None else self._layer()
+        return self.of == of and (made_by is None or made_by is layer)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i of the batch go on from row `rows[i]`, as beam search asks."""
+        for name, x in self._parts.items():
+            if isinstance(x, KeyMemory | LayerMemory):
+                x.reorder(rows)
+            else:
+                self._parts[name] = _mapped(x, lambda t: t.index_select(0, rows))
+
+    def crop(self, length: int) -> None:
+        """Go back to when `length` tokens had been seen; memories of keys can, states cannot."""
+        if not 0 <= length <= self.seen:
+            fail(ValueRangeError, "length", length, f"0 to {self.seen}", "crop to what was seen")
+        for name, x in self._parts.items():
+            if not isinstance(x, KeyMemory):
+                fail(
+                    RuleError, "memory", f"{name!r} of {self.of}, a running state",
+                    "memories of keys alone",
+                    "keep a copy of the memory from before (copy.deepcopy), and go on from that",
+                )  # fmt: skip
+            x.crop(length)
+        self.seen = length
+
+    def detach(self) -> None:
+        """Cut the gradient history, as truncated backpropagation through time does."""
+        for name, x in self._parts.items():
+            if not isinstance(x, KeyMemory):
+                self._parts[name] = _mapped(x, Tensor.detach)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(
+            x.nbytes if isinstance(x, KeyMemory) else sum(t.nbytes for t in _tensors(x))
+            for x in self._parts.values()
+        )
+
+    def __repr__(self) -> str:
+        return f"LayerMemory({self.of}: {self.seen} tokens, {self.nbytes} bytes)"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerMemory:
+        made = LayerMemory(self.of)
+        made.seen, made._layer = self.seen, self._layer
+        made._parts = {name: deepcopy(x, memo) for name, x in self._parts.items()}
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A file knows no layers: the memory serves one like the layer it was made by.
+        return {"of": self.of, "seen": self.seen, "_layer": None, "_parts": self._parts}
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, dict):
+        for y in x.values():
+            yield from _tensors(y)
+    elif isinstance(x, tuple | list):
+        for y in x:
+            yield from _tensors(y)
+    elif hasattr(x, "tensors"):
+        yield from x.tensors().values()
+
+
+def _mapped(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(x, Tensor):
+        return change(x)
+    if isinstance(x, dict):
+        return {name: _mapped(y, change) for name, y in x.items()}
+    if isinstance(x, tuple | list):
+        return type(x)(_mapped(y, change) for y in x)
+    if hasattr(x, "tensors"):
+        return type(x)(**{name: change(t) for name, t in x.tensors().items()})
+    return x
