@@ -98,7 +98,8 @@ def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: bool = Tr
                 stage.begin(model, its_sites)
             removals = [hook.install(model, sites, engine)]
             if engine.stages:
-                removals.append(follow(model, getattr(hook, "read", by_cache)))
+                read, listen = getattr(hook, "read", by_cache), getattr(hook, "listen", None)
+                removals.append(follow(model, read, listen))
         except BaseException:
             for stage in reversed(begun):
                 stage.end()

@@ -1,34 +1,49 @@
 """The way into diffusers: its processors and its dispatcher both end in PyTorch's attention.
 
 What this adds to the functional hook: the kind of each site (joint, where text and image share one
-attention), the order of their tokens, and the timestep of the forward that is running. Processors
-are not replaced, so there is nothing of theirs to restore.
+attention), the order of their tokens, and the moment of each forward: timestep, step, guidance
+branch, grid of the image. Processors are not replaced, so nothing of theirs is to be restored.
 """
 
 from __future__ import annotations
 
 import inspect
-import threading
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from math import prod
 from typing import Any
 
+import torch
 from torch import nn
 
-from regard.models.engine import Engine
+from regard.core.errors import RuleError, fail
 from regard.models.functional import HEADS, FunctionalHook, calls_attention
-from regard.models.hook import Removal
-from regard.models.site import Site, Sites
+from regard.models.hook import Removal, UnsupportedModelError
+from regard.models.moment import Moment, moment, telling, told_branches
+from regard.models.site import Site
 from regard.models.versions import supported
 
-# The start of a processor's name -> how its joint attention lays its tokens out.
-ORDERS = {"JointAttn": "image-text", "Flux": "text-image", "QwenDouble": "text-image"}
-
-
-class _Now(threading.local):
-    def __init__(self) -> None:
-        self.timesteps: list[Any] = []
-
-
-_now = _Now()
+# The start of a processor's name -> how its joint attention lays its tokens out. Each is measured
+# in tests/models/test_token_order.py: a changed text changes keys where the text is said to be.
+ORDERS = {
+    "AuraFlow": "text-image",
+    "CogVideoX": "text-image",
+    "CogView4": "text-image",
+    "Flux": "text-image",
+    "HiDream": "image-text",
+    "HunyuanVideoAttn": "image-text",
+    "JointAttn": "image-text",
+    "Mochi": "image-text",
+    "QwenDouble": "text-image",
+}
+# Of these the module itself says whether text has a part in it.
+ONLY_WITH_ADDED = ("JointAttn",)
+# Processors that multiply and softmax by themselves, or in a package of their own.
+UNREACHED = ("AttnProcessor", "AttnAddedKVProcessor", "Sliced", "XFormers", "XLA", "Custom")
+FRAMES_FIRST = ("CogVideoX", "ConsisID")
+BRANCHES = {"cond": "conditional", "uncond": "unconditional"}
 
 
 def timestep() -> Any:
@@ -39,7 +54,22 @@ def timestep() -> Any:
     >>> timestep() is None
     True
     """
-    return _now.timesteps[-1] if _now.timesteps else None
+    now = moment()
+    return None if now is None else now.timestep
+
+
+def branches(*names: str) -> AbstractContextManager[None]:
+    """Tell which guidance branches the batches hold, as equal blocks of rows in this order.
+
+    Pipelines that run one forward for each branch tell it by themselves (`cache_context`); those
+    that put the branches in one batch do not, and it cannot be seen from the numbers.
+
+    >>> with branches("unconditional", "conditional"):
+    ...     pass  # image = pipeline(...)
+    """
+    if not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        fail(RuleError, "names", repr(names), "different names", 'branches("conditional")')
+    return telling(*names)
 
 
 class DiffusersHook(FunctionalHook):
@@ -54,50 +84,147 @@ class DiffusersHook(FunctionalHook):
         ):
             return []
         supported("diffusers")
-        found = [
+        processed = [
             (n, m)
             for n, m in model.named_modules()
-            if getattr(m, "processor", None) is not None and calls_attention(m)
+            if getattr(m, "processor", None) is not None and not isinstance(m, type(model))
         ]
+        for path, module in processed:
+            _need_reach(path, module.processor)
+        found = [(n, m) for n, m in processed if calls_attention(m)]
         return [self.site_of(n, m, i) for i, (n, m) in enumerate(found)]
 
     def site_of(self, path: str, module: nn.Module, index: int) -> Site:
         """Read the kind and the order of tokens from the module and its processor."""
-        name = type(module.processor).__name__
-        order = next((x for start, x in ORDERS.items() if name.startswith(start)), None)
+        name = type(module.processor).__name__.removeprefix("Fused").removeprefix("PAG")
+        start, order = next((x for x in ORDERS.items() if name.startswith(x[0])), ("", None))
+        added = getattr(module, "added_kv_proj_dim", None) is not None
+        if start in ONLY_WITH_ADDED and not added:
+            order = None
         heads = next((x for n in HEADS if isinstance(x := getattr(module, n, None), int)), None)
-        joint = getattr(module, "added_kv_proj_dim", None) is not None and order is not None
         cross = getattr(module, "is_cross_attention", False) or path.endswith("attn2")
-        kind = "joint" if joint else "cross" if cross else "self"
-        return Site(index, kind, path, heads, heads, modality=order)
+        cross = cross and start not in ONLY_WITH_ADDED
+        kind = "joint" if order else "cross" if cross else "self"
+        if kind == "self" and path.endswith("attn1"):
+            order = "image"
+        size = getattr(module, "inner_dim", None)
+        size = size // heads if isinstance(size, int) and heads else None
+        return Site(index, kind, path, heads, heads, size, modality=order)
 
-    def install(self, model: nn.Module, sites: Sites, engine: Engine) -> Removal:
-        """Install as the functional hook does, and note the timestep of each forward."""
-        names = inspect.signature(type(model).forward).parameters
-        place = list(names).index("timestep") - 1 if "timestep" in names else None
+    def read(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]
+    ) -> Moment:
+        """Read the moment of a forward from its arguments."""
+        given = dict(zip(_names(type(model)), args, strict=False)) | kwargs
+        time = given.get("timestep", given.get("timesteps"))
+        x = given.get("hidden_states")
+        return Moment(
+            _step(time, keep),
+            time,
+            told_branches(),
+            _grid(model, given),
+            x.shape[1] if isinstance(x, torch.Tensor) and x.dim() == 3 else None,
+        )
 
-        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            known = place is not None and len(args) > place
-            _now.timesteps.append(args[place] if known else kwargs.get("timestep"))
+    def listen(self, model: nn.Module) -> Removal:
+        """Hear which branch a pipeline says it runs."""
+        plain = getattr(model, "cache_context", None)
+        if plain is None:
+            return lambda: None
 
-        def leave(_: nn.Module, __: Any, ___: Any) -> None:
-            if _now.timesteps:
-                _now.timesteps.pop()
+        @contextmanager
+        def heard(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            branch = BRANCHES.get(name.removeprefix("pred_"))
+            told = told_branches() or () if branch is None else (branch,)
+            with plain(name, *args, **kwargs), telling(*told):
+                yield
 
-        remove_calls = super().install(model, sites, engine)
-        handles = [
-            model.register_forward_pre_hook(enter, with_kwargs=True),
-            model.register_forward_hook(leave, always_call=True),
-        ]
-
-        def remove() -> None:
-            remove_calls()
-            for handle in handles:
-                handle.remove()
-
-        return remove
+        model.__dict__["cache_context"] = heard
+        return lambda: model.__dict__.pop("cache_context", None)
 
 
 HOOK = DiffusersHook()
 
-__all__ = ["HOOK", "DiffusersHook", "timestep"]
+
+def _need_reach(path: str, processor: Any) -> None:
+    """Refuse processors, and backends of the dispatcher, that do not end in PyTorch's attention."""
+    name = type(processor).__name__
+    backend = getattr(processor, "_attention_backend", None)
+    dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
+    if backend is None and dispatch is not None and hasattr(processor, "_attention_backend"):
+        backend = dispatch._AttentionBackendRegistry.get_active_backend()[0]
+    backend = str(getattr(backend, "value", backend or "native"))
+    if "native" not in backend:
+        fail(
+            UnsupportedModelError,
+            "model",
+            f"the attention backend {backend!r} at {path}",
+            "a backend of PyTorch's own",
+            "model.set_attention_backend('native')",
+        )
+    if name.endswith("2_0") or not (name in UNREACHED[:2] or name.startswith(UNREACHED[2:])):
+        return
+    fail(
+        UnsupportedModelError,
+        "model",
+        f"the processor {name} at {path}, which no hook reaches",
+        "a processor that calls F.scaled_dot_product_attention",
+        "model.set_attn_processor(AttnProcessor2_0()), or set_default_attn_processor()",
+    )
+
+
+@lru_cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(inspect.signature(vars(kind).get("forward", kind.forward)).parameters)[1:]  # type: ignore[attr-defined]
+
+
+def _step(time: Any, keep: dict[Any, Any]) -> int:
+    """Count the timesteps met; the branches of one timestep share a step."""
+    if time is None:
+        return 0
+    # A model that holds the first frame still gives its tokens a timestep of 0.
+    value = float(time.max() if isinstance(time, torch.Tensor) else time)
+    if "first" not in keep or (value == keep["first"] and value != keep["last"]):
+        keep["first"], keep["step"] = value, 0
+    elif value != keep["last"]:
+        keep["step"] += 1
+    keep["last"] = value
+    return int(keep["step"])
+
+
+def _grid(model: nn.Module, given: dict[str, Any]) -> tuple[int, ...] | None:
+    """Read the grid of image tokens from what the model is given; None where it is not told."""
+    config: Any = getattr(model, "config", None)
+    x = given.get("hidden_states", given.get("sample"))
+    shapes, ids = given.get("img_shapes"), given.get("img_ids")
+    if shapes:
+        inner = shapes[0] if isinstance(shapes[0], list) else shapes[:1]
+        return _flat(inner[0]) if len(inner) == 1 else None
+    if isinstance(ids, torch.Tensor):
+        places = ids.reshape(-1, ids.shape[-2], ids.shape[-1])[0]
+        sizes = [int(s) for s in (places.max(0).values + 1).tolist()]
+        whole = bool((places == places.round()).all()) and bool((places >= 0).all())
+        return _flat(sizes) if whole and prod(sizes) == len(places) else None
+    sides = [given.get(s) for s in ("num_frames", "height", "width")]
+    if all(isinstance(s, int) for s in sides):
+        return _flat(sides)
+    if not isinstance(x, torch.Tensor) or x.dim() not in (4, 5):
+        return None
+    sizes = list(x.shape[2:])
+    if x.dim() == 5 and type(model).__name__.startswith(FRAMES_FIRST):
+        sizes[0] = x.shape[1]
+    patch = getattr(config, "patch_size", None) or 1
+    if isinstance(patch, int):
+        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
+    return _flat([s // p for s, p in zip(sizes, patch[-len(sizes) :], strict=True)])
+
+
+def _flat(sizes: Any) -> tuple[int, ...]:
+    """Give two axes for an image, three for a video of more than one frame."""
+    found = [int(s) for s in sizes]
+    while len(found) > 2 and found[0] == 1:
+        found = found[1:]
+    return tuple(found)
+
+
+__all__ = ["HOOK", "DiffusersHook", "branches", "timestep"]

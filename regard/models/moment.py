@@ -78,7 +78,8 @@ class Moment:
         return grid if grid is not None and prod(grid) == tokens else None
 
 
-# Reads a moment from a model, the arguments of its forward and what `keep` holds between forwards.
+Removal = Callable[[], None]
+# Reads a moment from a model, the arguments of its forward and what is kept between forwards.
 Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], Moment]
 
 
@@ -86,13 +87,12 @@ class _Now(threading.local):
     def __init__(self) -> None:
         self.moments: list[tuple[nn.Module, Moment]] = []
         self.told: list[tuple[str, ...]] = []
-        self.kept: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
 _now = _Now()
 _lock = threading.RLock()
-# A followed model -> how many follow it, and the hooks on it.
-_followed: WeakKeyDictionary[nn.Module, tuple[int, list[Any]]] = WeakKeyDictionary()
+# A followed model -> how many follow it, and what undoes that.
+_followed: WeakKeyDictionary[nn.Module, tuple[int, list[Removal]]] = WeakKeyDictionary()
 
 
 def moment() -> Moment | None:
@@ -106,7 +106,7 @@ def moment() -> Moment | None:
 
 def told_branches() -> tuple[str, ...] | None:
     """Give the guidance branches that are told now."""
-    return _now.told[-1] if _now.told else None
+    return (_now.told[-1] or None) if _now.told else None
 
 
 @contextmanager
@@ -119,12 +119,17 @@ def telling(*names: str) -> Iterator[None]:
         _now.told.pop()
 
 
-def follow(model: nn.Module, read: Reader) -> Callable[[], None]:
-    """Note the moment of each forward of a model, until what is given back is called."""
+def follow(
+    model: nn.Module, read: Reader, listen: Callable[[nn.Module], Removal] | None = None
+) -> Removal:
+    """Note the moment of each forward of a model, until what is given back is called.
+
+    `listen` hears what else the model is told, and gives what stops it.
+    """
+    kept = threading.local()
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        found = read(module, args, kwargs, _now.kept.setdefault(module, {}))
-        _now.moments.append((module, found))
+        _now.moments.append((module, read(module, args, kwargs, kept.__dict__)))
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
         # A hook of somebody else may have raised before we entered.
@@ -132,13 +137,14 @@ def follow(model: nn.Module, read: Reader) -> Callable[[], None]:
             _now.moments.pop()
 
     with _lock:
-        count, handles = _followed.get(model, (0, []))
+        count, undo = _followed.get(model, (0, []))
         if not count:
-            handles = [
-                model.register_forward_pre_hook(enter, with_kwargs=True),
-                model.register_forward_hook(leave, always_call=True),
+            undo = [
+                model.register_forward_pre_hook(enter, with_kwargs=True).remove,
+                model.register_forward_hook(leave, always_call=True).remove,
+                *([] if listen is None else [listen(model)]),
             ]
-        _followed[model] = (count + 1, handles)
+        _followed[model] = (count + 1, undo)
     done = False
 
     def remove() -> None:
@@ -147,14 +153,13 @@ def follow(model: nn.Module, read: Reader) -> Callable[[], None]:
             if done:
                 return
             done = True
-            count, handles = _followed[model]
+            count, undo = _followed[model]
             if count > 1:
-                _followed[model] = (count - 1, handles)
+                _followed[model] = (count - 1, undo)
                 return
             del _followed[model]
-            _now.kept.pop(model, None)
-            for handle in handles:
-                handle.remove()
+            for step in undo:
+                step()
 
     return remove
 
