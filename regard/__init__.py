@@ -39,6 +39,7 @@ _HOME = {
     "regard.core.partial": ("Partial", "merge"),
     "regard.core.call": ("Call",),
     "regard.layers.registry": ("layer",),
+    "regard.layers.building": ("model",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
     "regard.core.errors": (

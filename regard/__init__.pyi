@@ -58,6 +58,7 @@ from regard.core.weigh import Sigmoid as Sigmoid
 from regard.core.weigh import Signed as Signed
 from regard.core.weigh import Softmax as Softmax
 from regard.core.weigh import Weigh as Weigh
+from regard.layers.building import model as model
 from regard.layers.registry import layer as layer
 from regard.models.attach import attach as attach
 from regard.models.estimate import estimate as estimate

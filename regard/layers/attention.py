@@ -155,7 +155,7 @@ class Attention(Layer):
 
     def call(self, scene: Scene) -> Call:
         """Make the call of attention that a scene asks for."""
-        q, read = self._read(scene)
+        q, read = self.read(scene)
         rule = self.rule().shift(scene.offset)
         support = rule.support
         if scene.documents is not None:
@@ -167,7 +167,7 @@ class Attention(Layer):
         dropout = self.dropout if self.training else 0.0
         return Call(q, read.k, read.v, rule, None, read.positions, dropout)
 
-    def _read(self, scene: Scene) -> tuple[Tensor, Read]:
+    def read(self, scene: Scene) -> tuple[Tensor, Read]:
         """Give the queries, and all keys that they may meet: the memory's and the new ones."""
         memory = scene.memory
         if memory is not None and scene.crosses and memory.seen:

@@ -168,7 +168,9 @@ class Layer(nn.Module):
         crosses = context is not None or self.crosses
         if memory is None:
             return crosses
-        crosses = memory.of_kind("crosses", lambda: crosses)
+        if memory.crosses is None:
+            memory.crosses = crosses
+        crosses = memory.crosses
         if not crosses and not self.causal:
             fail(
                 RuleError, "memory", "one for a layer that looks ahead", "a causal layer",
@@ -233,11 +235,12 @@ class Layer(nn.Module):
                 RuleError, "memory", f"one of {memory.of}, another layer", f"one of {self.said()}",
                 "give each layer the memory it made",
             )  # fmt: skip
-        batch = memory.of_kind("batch", lambda: torch.zeros(x.shape[0], dtype=torch.int8))
-        if len(batch) != x.shape[0]:
+        if memory.batch is None:
+            memory.batch = x.shape[0]
+        if memory.batch != x.shape[0]:
             fail(
-                ShapeError, "x", f"batch {x.shape[0]}", f"batch {len(batch)}, as the memory holds",
-                "start a new memory, or memory.reorder(rows) first",
+                ShapeError, "x", f"batch {x.shape[0]}",
+                f"batch {memory.batch}, as the memory holds", "start a new memory, or memory.reorder(rows) first",
             )  # fmt: skip
 
     def _need_documents(

@@ -31,6 +31,9 @@ class LayerMemory:
     def __init__(self, of: str, layer: object | None = None) -> None:
         self.of = of
         self.seen = 0
+        # The rows it serves and whether it keeps a context, once something was seen.
+        self.batch: int | None = None
+        self.crosses: bool | None = None
         self._layer = None if layer is None else weakref.ref(layer)
         self._parts: dict[str, Any] = {}
 
@@ -61,13 +64,14 @@ class LayerMemory:
                 x.reorder(rows)
             else:
                 self._parts[name] = _mapped(x, lambda t: t.index_select(0, rows))
+        self.batch = len(rows)
 
     def crop(self, length: int) -> None:
         """Go back to when `length` tokens had been seen; memories of keys can, states cannot."""
         if not 0 <= length <= self.seen:
             fail(ValueRangeError, "length", length, f"0 to {self.seen}", "crop to what was seen")
         for name, x in self._parts.items():
-            if not isinstance(x, KeyMemory):
+            if not isinstance(x, KeyMemory | LayerMemory):
                 fail(
                     RuleError, "memory", f"{name!r} of {self.of}, a running state",
                     "memories of keys alone",
@@ -79,14 +83,18 @@ class LayerMemory:
     def detach(self) -> None:
         """Cut the gradient history, as truncated backpropagation through time does."""
         for name, x in self._parts.items():
-            if not isinstance(x, KeyMemory):
+            if isinstance(x, LayerMemory):
+                x.detach()
+            elif not isinstance(x, KeyMemory):
                 self._parts[name] = _mapped(x, Tensor.detach)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
         return sum(
-            x.nbytes if isinstance(x, KeyMemory) else sum(t.nbytes for t in _tensors(x))
+            x.nbytes
+            if isinstance(x, KeyMemory | LayerMemory)
+            else sum(t.nbytes for t in _tensors(x))
             for x in self._parts.values()
         )
 
@@ -95,13 +103,14 @@ class LayerMemory:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerMemory:
         made = LayerMemory(self.of)
-        made.seen, made._layer = self.seen, self._layer
+        made.seen, made.batch, made.crosses = self.seen, self.batch, self.crosses
+        made._layer = self._layer
         made._parts = {name: deepcopy(x, memo) for name, x in self._parts.items()}
         return made
 
     def __getstate__(self) -> dict[str, Any]:
         # A file knows no layers: the memory serves one like the layer it was made by.
-        return {"of": self.of, "seen": self.seen, "_layer": None, "_parts": self._parts}
+        return {**self.__dict__, "_layer": None}
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:
