@@ -10,7 +10,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.partial import Partial
-from regard.models.moment import Moment, moment
+from regard.models.moment import moment
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -49,14 +49,24 @@ class Engine:
             self._at[site] = found
         return found
 
+    def serving(self, site: Site | None) -> tuple[Stage, ...]:
+        """Give the stages that serve a site at the step that is running.
+
+        What runs outside of a forward of the model, as an encoder does under generate, is step 0.
+        """
+        stages = self.at(site) if self.stages else ()
+        if not self._by_step:
+            return stages
+        now = moment()
+        step = 0 if now is None else now.step
+        return tuple(s for s in stages if s.where.steps is None or step in s.where.steps)
+
     def run(self, call: Call) -> Tensor:
         """Give out [b, h, n, e] of a call."""
-        stages = self.at(call.site) if self.stages else ()
-        now = moment() if stages else None
-        if self._by_step:
-            stages = _at_step(stages, now)
+        stages = self.serving(call.site)
         if not stages:
             return attended(call)
+        now = moment()
         if now is not None and isinstance(call.site, Site):
             call = call.replace(site=call.site.at(now))
         site = call.site
@@ -77,15 +87,6 @@ class Engine:
                 _need_partial(stage, new_partial, partial, site)
             partial = new_partial
         return partial.out
-
-
-def _at_step(stages: tuple[Stage, ...], now: Moment | None) -> tuple[Stage, ...]:
-    """Leave the stages that serve the step that is running.
-
-    What runs outside of a forward of the model, as an encoder does under generate, is step 0.
-    """
-    step = 0 if now is None else now.step
-    return tuple(s for s in stages if s.where.steps is None or step in s.where.steps)
 
 
 def attended(call: Call) -> Tensor:

@@ -179,8 +179,10 @@ class _Catch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         found = _held.get(self.module)
-        if _here.busy or found is None or func not in (SDPA, MHA) or not found[0].engine.stages:
+        if _here.busy or found is None or func not in (SDPA, MHA):
             return func(*args, **kwargs)
+        if not found[0].engine.serving(found[0].site):
+            return func(*args, **kwargs)  # its own kernel, to the bit
         _here.busy = True
         try:
             serve = _attend if func is SDPA else _multi_head
