@@ -7,6 +7,9 @@ the table of all.
 
 from regard.layers.attention import Attention, joined, split
 from regard.layers.base import Can, Layer, Scene
+from regard.layers.blocks import Block, FeedForward, LanguageModel, Stack, grouped_sources
+from regard.layers.building import model
+from regard.layers.encoder_decoder import EncoderDecoder
 from regard.layers.positions import (
     T5,
     Alibi,
@@ -26,8 +29,12 @@ __all__ = [
     "T5",
     "Alibi",
     "Attention",
+    "Block",
     "Can",
     "Cope",
+    "EncoderDecoder",
+    "FeedForward",
+    "LanguageModel",
     "Layer",
     "Learned",
     "Position",
@@ -37,10 +44,13 @@ __all__ = [
     "Scene",
     "Shaw",
     "Sinusoidal",
+    "Stack",
     "get",
+    "grouped_sources",
     "joined",
     "layer",
     "list",
+    "model",
     "names",
     "register",
     "split",

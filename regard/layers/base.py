@@ -240,7 +240,8 @@ class Layer(nn.Module):
         if memory.batch != x.shape[0]:
             fail(
                 ShapeError, "x", f"batch {x.shape[0]}",
-                f"batch {memory.batch}, as the memory holds", "start a new memory, or memory.reorder(rows) first",
+                f"batch {memory.batch}, as the memory holds",
+                "start a new memory, or memory.reorder(rows) first",
             )  # fmt: skip
 
     def _need_documents(

@@ -1,0 +1,115 @@
+"""Heads that are combined before or after the softmax: differential attention, talking heads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.heads import expand_heads
+from regard.core.parts import mixed
+from regard.core.weigh import Softmax, Weigh
+from regard.layers.attention import Attention, joined, split
+from regard.layers.base import Can, Scene, need_share
+from regard.layers.registry import register
+
+
+@register("differential")
+class Differential(Attention):
+    """Each head is the difference of two attentions, which cancels what both see.
+
+    `head = (softmax(q1 k1^T) - strength softmax(q2 k2^T)) v`, normalized and scaled by
+    `1 - start`, where the learned strength begins at `start`.
+
+    >>> Differential(64, heads=4)(torch.randn(1, 5, 64)).shape
+    torch.Size([1, 5, 64])
+    """
+
+    can: ClassVar[Can] = Can()
+
+    def __init__(self, dim: int, heads: int, *, start: float = 0.8, **settings: Any) -> None:
+        need_share("start", start)
+        settings.setdefault("head_dim", max(dim // heads // 2, 1))
+        settings.setdefault("value_dim", 2 * settings["head_dim"])
+        super().__init__(dim, heads, **settings)
+        self.start = start
+        self.of_strength = nn.Parameter(0.1 * torch.randn(4, self.head_dim))
+        self.norm = nn.RMSNorm(self.value_dim)
+
+    def make_projections(self, bias: bool) -> None:
+        """Make twice as many queries and keys as values."""
+        super().make_projections(bias)
+        self.to_q = nn.Linear(self.dim, 2 * self.heads * self.head_dim, bias)
+        self.to_k = nn.Linear(self.context_dim, 2 * self.kv_heads * self.head_dim, bias)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Make q [b, 2 h, n, d]."""
+        return split(self.to_q(x), 2 * self.heads)
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Make k [b, 2 g, m, d], and the same v [b, 2 g, m, e] for both of a pair."""
+        k = split(self.to_k(context), 2 * self.kv_heads)
+        return k, expand_heads(split(self.to_v(context), self.kv_heads), 2 * self.kv_heads)
+
+    def strength(self) -> Tensor:
+        """How much of the second attention is taken away."""
+        a, b, c, d = self.of_strength
+        strength: Tensor = (a @ b).exp() - (c @ d).exp() + self.start
+        return strength
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Take the second of each pair of heads from the first."""
+        first, second = super().look(call, scene).unflatten(1, (self.heads, 2)).unbind(2)
+        minus = -self.strength().expand(self.heads)
+        found: Tensor = self.norm(mixed((first, second), (1.0, minus))) * (1 - self.start)
+        return found
+
+
+@register("talking_heads")
+class TalkingHeads(Attention):
+    """Scores are mixed among heads before the softmax, and weights after it.
+
+    `S'_i = sum_j P_ij S_j`, `A'_i = sum_j R_ij softmax(S')_j`. The first mixture is carried in the
+    queries (heads side by side against all keys), the second in what is seen, so any executor runs
+    it; products are h times as wide.
+
+    >>> TalkingHeads(32, heads=4)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(multihead_weights=True)
+
+    def __init__(self, dim: int, heads: int, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        self.of_scores = nn.Parameter(torch.eye(heads))
+        self.of_weights = nn.Parameter(torch.eye(heads))
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Attend with heads side by side."""
+        h = call.h
+        k, v = (joined(expand_heads(x, h))[:, None] for x in (call.k, call.v))
+        # Scores are divided by the root of their width, which is h times what a head has.
+        q = torch.einsum("ij,bjnd->binjd", self.of_scores, call.q).flatten(3) * math.sqrt(h)
+        seen = super().look(call.replace(q=q, k=k, v=v), scene).unflatten(3, (h, -1))
+        # seen [b, j, n, i, e]: weights of head j over the values of head i.
+        return torch.einsum("ij,bjnie->bine", self.of_weights, seen)
+
+
+@register("softmax_plus_one")
+class SoftmaxPlusOne(Attention):
+    """Weights need not sum to 1: one more than the sum divides them, so a head may look away.
+
+    `w_j = exp(s_j) / (1 + sum exp(s))`
+
+    >>> SoftmaxPlusOne(32, heads=4)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(multihead_weights=True)
+
+    def weigh(self) -> Weigh:
+        """Add one to the sum."""
+        return Softmax(plus_one=True)

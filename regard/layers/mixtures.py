@@ -1,0 +1,161 @@
+"""Heads as experts: a gate for each head and token on what the head saw."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.errors import ValueRangeError, fail
+from regard.core.heads import gate_heads
+from regard.core.method import method
+from regard.layers.attention import Attention
+from regard.layers.averages import document_means
+from regard.layers.base import Can, Scene, need_size
+from regard.layers.registry import register
+
+
+@register("moh")
+@method("moh", call='import regard\nlayer = regard.layer("moh", 512, heads=8, active=6, shared=2)')
+class MixtureOfHeads(Attention):
+    """Each token uses some heads always and the best of the others, weighted by a router (MoH).
+
+    `y = sum_i g_i(x) head_i W_i`; `shared` heads are always on, of the rest each token takes the
+    best until `active` are. Gates are scaled so that all ones is what equal scores give. Every
+    head still attends: what is saved by leaving heads out is for a kernel to save.
+
+    >>> layer = MixtureOfHeads(64, heads=8, active=6, shared=2)
+    >>> (layer.gates(torch.randn(1, 5, 64)) > 0).sum(1).tolist()
+    [[6, 6, 6, 6, 6]]
+    """
+
+    can: ClassVar[Can] = Can(multihead_weights=True)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 8, "active": 5, "shared": 2}
+
+    def __init__(
+        self, dim: int, heads: int, *, active: int | None = None, shared: int | None = None,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, heads, **settings)
+        self.active = max(heads * 3 // 4, 1) if active is None else active
+        self.shared = self.active // 3 if shared is None else shared
+        need_size("active", self.active)
+        need_size("shared", self.shared, 0)
+        if not self.shared < self.active <= heads:
+            fail(
+                ValueRangeError, "active", self.active,
+                f"more than the {self.shared} shared and at most {heads} heads",
+                "count the shared heads among the active",
+            )  # fmt: skip
+        self.make_router()
+
+    def make_router(self) -> None:
+        """Make the weights that `scores` reads."""
+        self.to_shared = nn.Linear(self.dim, self.shared, bias=False) if self.shared else None
+        self.to_routed = nn.Linear(self.dim, self.heads - self.shared, bias=False)
+        self.to_shares = nn.Linear(self.dim, 2, bias=False) if self.shared else None
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Weigh each head for each token: [b, h, n], 0 where a head is not used."""
+        routed = self.to_routed(x).softmax(-1)
+        count = self.active - self.shared
+        best = routed.topk(count, dim=-1).indices
+        chosen = torch.zeros_like(routed).scatter(-1, best, 1.0)
+        routed = routed * chosen
+        routed = count * routed / routed.sum(-1, keepdim=True)
+        if self.to_shared is not None and self.to_shares is not None:
+            always = self.shared * self.to_shared(x).softmax(-1)
+            shares = 2 * self.to_shares(x).softmax(-1)
+            routed = torch.cat((shares[..., :1] * always, shares[..., 1:] * routed), dim=-1)
+        gates: Tensor = routed.transpose(1, 2)
+        return gates
+
+    def balance_loss(self, x: Tensor) -> Tensor:
+        """How unevenly routed heads are used: `sum_i f_i P_i`, 1 / heads of them at its least.
+
+        `f_i` is the share of choices that head i gets, `P_i` its mean probability. Add it to the
+        loss, times 0.01 in the paper.
+        """
+        likely = self.to_routed(x).softmax(-1).flatten(0, -2)
+        best = likely.topk(self.active - self.shared, dim=-1).indices
+        used = torch.bincount(best.flatten(), minlength=likely.shape[-1]) / best.numel()
+        loss: Tensor = (used * likely.mean(0)).sum()
+        return loss
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Gate the heads by the querying token."""
+        return super().mix(gate_heads(seen, self.gates(scene.x)), scene)
+
+
+@register("moh_from_trained")
+class MixtureOfTrainedHeads(MixtureOfHeads):
+    """MoH on the heads of a trained model: the first are shared, query norms route the others.
+
+    Nothing is added to the weights, and with all heads active nothing changes: gates are 1 or 0,
+    and gradients pass through them as if they were the router's probabilities.
+
+    >>> layer = MixtureOfTrainedHeads(64, heads=8, active=8, shared=2)
+    >>> layer.gates(torch.randn(1, 5, 64)).unique().tolist()
+    [1.0]
+    """
+
+    def make_router(self) -> None:
+        """Make none: queries route."""
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Give 1 to shared heads and to those with the longest queries: [b, h, n]."""
+        likely = self.queries(x)[:, self.shared :].norm(dim=-1).softmax(1)
+        best = likely.topk(self.active - self.shared, dim=1).indices
+        chosen = torch.zeros_like(likely).scatter(1, best, 1.0)
+        straight = chosen + (likely - likely.detach())
+        always = torch.ones_like(likely[:, :1]).expand(-1, self.shared, -1)
+        return torch.cat((always, straight), dim=1)
+
+
+@register("mae_attentive_experts")
+@method(
+    "mae_attentive_experts",
+    call='import regard\nlayer = regard.layer("mae_attentive_experts", 512, heads=8)',
+)
+class AttentiveExperts(Attention):
+    """A mixture of experts, each of which is all heads but one (MAE).
+
+    `y = h / (h - 1) sum_i (1 - g_i) head_i W_i` with g from a small network on the input: one gate
+    for a sequence where the layer looks ahead, one for each token where it cannot. While
+    `draws_experts` is on, each sequence uses one expert drawn from its gate (the paper trains
+    gates and experts in turns; see `gate_parameters`).
+
+    >>> layer = AttentiveExperts(64, heads=8)
+    >>> layer.shares(torch.randn(2, 5, 64)).shape
+    torch.Size([2, 8, 5])
+    """
+
+    can: ClassVar[Can] = Can(multihead_weights=True)
+
+    def __init__(self, dim: int, heads: int, *, hidden: int = 256, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        need_size("heads", heads, 2)
+        self.to_gate = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, heads))
+        self.draws_experts = False
+
+    def shares(self, x: Tensor, scene: Scene | None = None) -> Tensor:
+        """Weigh the experts: [b, h, n], summing to 1 over the heads."""
+        if not self.causal and scene is not None and not scene.crosses:
+            x = document_means(x, scene.padding, scene.documents)
+        shares: Tensor = self.to_gate(x).softmax(-1).transpose(1, 2)
+        return shares
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """List what the gate's turn trains; all other parameters are the experts'."""
+        return list(self.to_gate.parameters())
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Scale each head by how little its absence is wanted."""
+        shares = self.shares(scene.x, scene)
+        if self.draws_experts:
+            one = torch.multinomial(shares.mean(2), 1)
+            shares = torch.zeros_like(shares).scatter(
+                1, one[..., None].expand(-1, -1, shares.shape[2]), 1.0
+            )
+        return super().mix(gate_heads(seen, (1 - shares) * self.heads / (self.heads - 1)), scene)
