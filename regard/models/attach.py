@@ -151,18 +151,18 @@ def hook_of(model: Any) -> tuple[Hook, Sites]:
             "a torch.nn.Module",
             "pass the model itself",
         )
-    guess = next(
-        (
-            f"{n} ({type(m).__name__})"
-            for n, m in model.named_modules()
-            if "attn" in n.lower() or "attention" in type(m).__name__.lower()
-        ),
-        type(model).__name__,
-    )
+    from regard.models.finding import own_attention
+
+    guess = own_attention(model) or [
+        f"{n} ({type(m).__name__})"
+        for n, m in model.named_modules()
+        if "attn" in n.lower() or "attention" in type(m).__name__.lower()
+    ]
+    where = f"attends in {guess[0]} in a way no hook reaches" if guess else "attends nowhere"
     return fail(
         UnsupportedModelError,
         "model",
-        f"{type(model).__name__}, which attends in {guess} in a way no hook reaches",
+        f"{type(model).__name__}, which {where}",
         f"attention through one of: {', '.join(tried)}",
         "call F.scaled_dot_product_attention in that module, or regard.attend",
     )

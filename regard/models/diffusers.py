@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from regard.core.errors import RuleError, fail
-from regard.models.functional import HEADS, FunctionalHook, calls_attention
+from regard.models.finding import calls_attention
+from regard.models.functional import HEADS, FunctionalHook
 from regard.models.hook import Removal, UnsupportedModelError
 from regard.models.moment import Moment, moment, telling, told_branches
 from regard.models.site import Site

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 import threading
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,6 +29,7 @@ from regard.core.score.dense import DenseBias
 from regard.core.support import Causal, Everything, Padding, Support
 from regard.core.support.dense import DenseMask
 from regard.models.engine import Engine
+from regard.models.finding import calls_attention
 from regard.models.hook import Removal, UnsupportedModelError
 from regard.models.site import Site, Sites
 from regard.models.transformers import _Held
@@ -34,20 +37,37 @@ from regard.models.weights import closed_weights
 
 SDPA = F.scaled_dot_product_attention
 MHA = F.multi_head_attention_forward
-CALLED = {"scaled_dot_product_attention", "multi_head_attention_forward", "dispatch_attention_fn"}
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
 
 _lock = threading.RLock()
-_held: WeakKeyDictionary[nn.Module, tuple[_Held, list[Any], bool]] = WeakKeyDictionary()
+_records: WeakKeyDictionary[nn.Module, _Record] = WeakKeyDictionary()
 _attached = 0
 _fast_before = True
+
+
+class _Record(_Held):
+    """What is attached to one module, and what is known of its forwards."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.enter: Any = None
+        self.leave: Any = None
+        self.explicit = False
+        self.inside = 0
+        self.entered = self.reached = self.warned = False
+
+    def unhook(self) -> None:
+        """Take the hooks off; a forward that is running keeps its leave, which takes itself off."""
+        self.enter.remove()
+        if not self.inside:
+            self.leave.remove()
 
 
 class _Here(threading.local):
     """What this thread is in: sites entered, and whether a call is being run."""
 
     def __init__(self) -> None:
-        self.entered: list[tuple[nn.Module, TorchFunctionMode]] = []
+        self.entered: list[_Catch] = []
         self.busy = False
 
 
@@ -69,27 +89,30 @@ class FunctionalHook:
     def site_of(self, path: str, module: nn.Module, index: int) -> Site:
         """Read a site from a module; layers are counted in order of the modules."""
         heads = next((x for n in HEADS if isinstance(x := getattr(module, n, None), int)), None)
+        size = getattr(module, "head_dim", None)
         kind = "cross" if re.search(r"cross|multihead_attn", path.rsplit(".", 1)[-1]) else "self"
-        return Site(layer=index, kind=kind, module=path, heads=heads, kv_heads=heads)
+        return Site(index, kind, path, heads, heads, size if isinstance(size, int) else None)
 
     def install(self, model: nn.Module, sites: Sites, engine: Engine) -> Removal:
-        """Enter the mode around the forward of every site."""
+        """Enter the mode around the forward of every site; with no stage, do nothing at all."""
+        if not engine.stages:
+            return lambda: None
         modules = [model.get_submodule(site.module) for site in sites]
         with _lock:
             _hold_fast_path(1)
             for module, site in zip(modules, sites, strict=True):
-                if module not in _held:
-                    handles = [
-                        module.register_forward_pre_hook(_enter),
-                        module.register_forward_hook(_leave, always_call=True),
-                    ]
+                record = _records.get(module)
+                if record is None:
+                    record = _records[module] = _Record(site)
+                    record.enter = module.register_forward_pre_hook(_enter)
+                    record.leave = module.register_forward_hook(_leave, always_call=True)
                     # timm's explicit path is of the same meaning, but out of reach.
-                    explicit = getattr(module, "fused_attn", None) is False
-                    if explicit:
+                    record.explicit = getattr(module, "fused_attn", None) is False
+                    if record.explicit:
                         module.fused_attn = True  # type: ignore[assignment]
-                    _held[module] = (_Held(site), handles, explicit)
-                _held[module][0].engines.append(engine)
-                _held[module][0].joined()
+                record.engines.append(engine)
+                record.joined()
+            last = model.register_forward_hook(_need_reach)
         done = False
 
         def remove() -> None:
@@ -98,16 +121,16 @@ class FunctionalHook:
                 if done:
                     return
                 done = True
+                last.remove()
                 for module in modules:
-                    held, handles, explicit = _held[module]
-                    held.engines.remove(engine)
-                    if held.engines:
-                        held.joined()
+                    record = _records[module]
+                    record.engines.remove(engine)
+                    if record.engines:
+                        record.joined()
                         continue
-                    del _held[module]
-                    for handle in handles:
-                        handle.remove()
-                    if explicit:
+                    del _records[module]
+                    record.unhook()
+                    if record.explicit:
                         module.fused_attn = False  # type: ignore[assignment]
                 _hold_fast_path(-1)
 
@@ -126,74 +149,82 @@ def _hold_fast_path(change: int) -> None:
     torch.backends.mha.set_fastpath_enabled(_fast_before if _attached == 0 else False)
 
 
-def calls_attention(module: nn.Module) -> bool:
-    """Whether the code of a module, or of its processor, calls the attention of PyTorch."""
-    if isinstance(module, nn.MultiheadAttention):
-        return True
-    return _class_calls(type(module)) or _class_calls(type(getattr(module, "processor", None)))
-
-
-def _class_calls(kind: type) -> bool:
-    return any(
-        _code_calls(inspect.unwrap(f), 2)
-        for base in kind.__mro__
-        if base is not nn.Module and base.__module__.partition(".")[0] != "torch"
-        for f in vars(base).values()
-        if inspect.isfunction(f)
-    )
-
-
-def _code_calls(function: Any, depth: int) -> bool:
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return False
-    if CALLED & set(code.co_names):
-        return True
-    inner = (function.__globals__.get(n) for n in code.co_names) if depth else ()
-    return any(
-        _code_calls(f, depth - 1)
-        for f in inner
-        if inspect.isfunction(f) and (f.__module__ or "").partition(".")[0] != "torch"
-    )
-
-
 def _enter(module: nn.Module, _: Any) -> None:
-    mode = _Catch(module)
+    record = _records.get(module)
+    if record is None:
+        return
+    mode = _Catch(module, record)
+    with _lock:
+        record.inside += 1
+    record.entered = True
     mode.__enter__()  # type: ignore[no-untyped-call]
-    _here.entered.append((module, mode))
+    _here.entered.append(mode)
 
 
-def _leave(module: nn.Module, _: Any, __: Any) -> None:
+def _leave(module: nn.Module, _: Any, out: Any) -> None:
     # A hook of somebody else may have raised before we entered.
-    if _here.entered and _here.entered[-1][0] is module:
-        _here.entered.pop()[1].__exit__(None, None, None)
+    if not _here.entered or _here.entered[-1].module is not module:
+        return
+    mode = _here.entered.pop()
+    mode.__exit__(None, None, None)
+    record = mode.record
+    with _lock:
+        record.inside -= 1
+        if not record.inside and _records.get(module) is not record:
+            record.leave.remove()
+    if out is not None and not record.reached and not record.warned:
+        record.warned = True
+        warnings.warn(
+            f"{record.site.module or type(module).__name__} ran without a call of attention that "
+            "a hook reaches: no stage was asked there",
+            stacklevel=2,
+        )
+
+
+def _need_reach(model: nn.Module, _: Any, __: Any) -> None:
+    """Raise where a whole forward has passed sites, and reached none."""
+    records = [r for m in model.modules() if (r := _records.get(m)) is not None]
+    passed = next((r for r in records if r.entered), None)
+    if passed is None or any(r.reached for r in records):
+        return
+    fail(
+        UnsupportedModelError,
+        "model",
+        f"{type(model).__name__}, whose forward attends in {passed.site.module or 'itself'} "
+        "in a way no hook reaches",
+        "a call of F.scaled_dot_product_attention",
+        "switch the model to its fused attention, or call regard.attend in that module",
+    )
 
 
 class _Catch(TorchFunctionMode):
-    """Turn the attention calls of one module into calls of its engine."""
+    """Turn the attention calls of one forward of a module into calls of its engine."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, record: _Record) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.record, self.calls = module, record, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = _held.get(self.module)
-        if _here.busy or found is None or func not in (SDPA, MHA):
+        if func not in (SDPA, MHA) or _here.busy or not self.record.engines:
             return func(*args, **kwargs)
-        if not found[0].engine.serving(found[0].site):
+        record, index = self.record, self.calls
+        self.calls += 1
+        record.reached = True
+        site = record.site if not index else replace(record.site, index=index)
+        if not record.engine.serving(site):
             return func(*args, **kwargs)  # its own kernel, to the bit
         _here.busy = True
         try:
             serve = _attend if func is SDPA else _multi_head
-            return serve(found[0], *args, **kwargs)
+            return serve(record.engine, site, *args, **kwargs)
         finally:
             _here.busy = False
 
 
-def _attend(held: _Held, *args: Any, **kwargs: Any) -> Tensor:
-    call, shape = call_of(held.site, *args, **kwargs)
-    return held.engine.run(call).reshape(shape)
+def _attend(engine: Engine, site: Site, *args: Any, **kwargs: Any) -> Tensor:
+    call, shape = call_of(site, *args, **kwargs)
+    return engine.run(call).reshape(shape)
 
 
 def call_of(
@@ -249,7 +280,9 @@ def call_of(
 _MHA_SIGNATURE = inspect.signature(MHA)
 
 
-def _multi_head(held: _Held, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def _multi_head(
+    engine: Engine, site: Site, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
     """Run the code of PyTorch with our attention in it, and its weights where they are asked."""
     bound = _MHA_SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -260,9 +293,9 @@ def _multi_head(held: _Held, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor 
     seen: list[Call] = []
 
     def attention(*inner: Any, **named: Any) -> Tensor:
-        call, shape = call_of(held.site, *inner, **named)
+        call, shape = call_of(site, *inner, **named)
         seen.append(call)
-        return held.engine.run(call).reshape(shape)
+        return engine.run(call).reshape(shape)
 
     out, _ = _with_attention(attention)(*bound.args, **bound.kwargs)
     if not asked:
@@ -286,4 +319,4 @@ def _with_attention(attention: Callable[..., Tensor]) -> Callable[..., Any]:
     return copy
 
 
-__all__ = ["HOOK", "FunctionalHook", "call_of", "calls_attention"]
+__all__ = ["HOOK", "FunctionalHook", "call_of"]

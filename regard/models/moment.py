@@ -127,23 +127,37 @@ def follow(
     `listen` hears what else the model is told, and gives what stops it.
     """
     kept = threading.local()
+    inside = 0
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        _now.moments.append((module, read(module, args, kwargs, kept.__dict__)))
+        nonlocal inside
+        found = read(module, args, kwargs, kept.__dict__)
+        with _lock:
+            inside += 1
+        _now.moments.append((module, found))
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
+        nonlocal inside
         # A hook of somebody else may have raised before we entered.
         if _now.moments and _now.moments[-1][0] is module:
             _now.moments.pop()
+            with _lock:
+                inside -= 1
+                if not inside and module not in _followed:
+                    left.remove()
+
+    def unhook() -> None:
+        """Take the hooks off; a forward that is running keeps its leave, which takes itself off."""
+        entered.remove()
+        if not inside:
+            left.remove()
 
     with _lock:
         count, undo = _followed.get(model, (0, []))
         if not count:
-            undo = [
-                model.register_forward_pre_hook(enter, with_kwargs=True).remove,
-                model.register_forward_hook(leave, always_call=True).remove,
-                *([] if listen is None else [listen(model)]),
-            ]
+            entered = model.register_forward_pre_hook(enter, with_kwargs=True)
+            left = model.register_forward_hook(leave, always_call=True)
+            undo = [unhook, *([] if listen is None else [listen(model)])]
         _followed[model] = (count + 1, undo)
     done = False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regard.models import Edit, Null, UnsupportedModelError, attach
+from regard.models import Edit, Null, Stage, UnsupportedModelError, attach
 from regard.models.functional import call_of
+from regard.models.moment import moment
 
 ROOM = 2e-6
 
@@ -170,3 +173,280 @@ def test_a_module_out_of_reach_is_named() -> None:
 
     with pytest.raises(UnsupportedModelError, match="OwnAttention"):
         attach(nn.Sequential(OwnAttention()))
+
+
+class Gpt(nn.Module):
+    """A small GPT as one writes it by hand: embeddings, blocks, a head."""
+
+    def __init__(self, layers: int = 2) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(40, 32), nn.Embedding(16, 32)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"norm": nn.LayerNorm(32), "attn": Plain(), "mlp": nn.Linear(32, 32)})
+            for _ in range(layers)
+        )
+        self.head = nn.Linear(32, 40, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = x + block["attn"](block["norm"](x))
+            x = x + F.gelu(block["mlp"](x))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
+    return F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def test_a_gpt_written_by_hand_trains_the_same(seed: int) -> None:
+    model, ids = Gpt(), torch.randint(0, 40, (2, 7))
+    parameters = list(model.parameters())
+    plain = torch.autograd.grad(loss_of(model, ids), parameters, allow_unused=True)
+    with attach(model, [Null()]) as attached:
+        assert [s.module for s in attached.sites] == ["blocks.0.attn", "blocks.1.attn"]
+        found = torch.autograd.grad(loss_of(model, ids), parameters, allow_unused=True)
+    for a, b in zip(found, plain, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "multihead", "layer", "transformer"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_loses_no_more_than_pytorch(kind: str, dtype: torch.dtype, seed: int) -> None:
+    model: nn.Module
+    x, more = torch.randn(2, 7, 32), 1
+    if kind == "multihead":
+        model, more = nn.MultiheadAttention(32, 4, batch_first=True), 3
+    elif kind == "layer":
+        model = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True)
+    elif kind == "transformer":
+        model, more = nn.Transformer(32, 4, 1, 1, 48, batch_first=True), 2
+    else:
+        model = Plain(kind)
+    model.eval()
+
+    def run(dtype: torch.dtype) -> Tensor:
+        with torch.no_grad():
+            out = model.to(dtype)(*[x.to(dtype)] * more)
+        found: Tensor = (out[0] if isinstance(out, tuple) else out).double()
+        return found
+
+    model.to(dtype)  # so that all runs have the same, rounded, weights
+    x = x.to(dtype)
+    truth, plain = run(torch.float64), run(dtype)
+    with attach(model, [Null()]):
+        found = run(dtype)
+    # Twice what PyTorch itself loses, and one rounding of the largest output.
+    room = 2 * (plain - truth).abs().max() + torch.finfo(dtype).eps * truth.abs().max()
+    assert float((found - truth).abs().max()) <= float(room)
+
+
+@pytest.mark.parametrize("how", ["grad", "no grad", "nested"])
+def test_an_encoder_layer_is_reached_on_its_fast_path(how: str, seed: int) -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True).eval()
+    model: nn.Module = nn.TransformerEncoder(layer, 2) if how == "nested" else layer
+    padding = torch.arange(7) >= torch.tensor([[5], [7]]) if how == "nested" else None
+    x = torch.randn(2, 7, 32)
+    real = torch.ones(2, 7).bool() if padding is None else ~padding
+    with torch.set_grad_enabled(how == "grad"):
+        plain = model(x, src_key_padding_mask=padding)
+        with attach(model, [Null()]):
+            found = model(x, src_key_padding_mask=padding)
+        with attach(model, [Edit("out", lambda o: 0 * o)]):
+            assert not torch.allclose(model(x, src_key_padding_mask=padding)[real], plain[real])
+        again = model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(found[real], plain[real], atol=1e-5, rtol=1e-5)
+    assert torch.equal(again, plain)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class ByFunction(nn.Module):
+    """Calls `F.multi_head_attention_forward` itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = nn.MultiheadAttention(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.kept
+        x = x.transpose(0, 1)
+        out, _ = F.multi_head_attention_forward(
+            *(x, x, x, 32, 4, m.in_proj_weight, m.in_proj_bias),
+            *(m.bias_k, m.bias_v, False, 0.0, m.out_proj.weight, m.out_proj.bias),
+            need_weights=False,
+        )
+        found: Tensor = out.transpose(0, 1)
+        return found
+
+
+def test_multi_head_attention_forward_is_reached(seed: int) -> None:
+    model, x = ByFunction(), torch.randn(2, 7, 32)
+    plain = model(x)
+    with attach(model, [Null()]):
+        torch.testing.assert_close(model(x), plain, atol=ROOM, rtol=ROOM)
+    with attach(model, [Edit("out", lambda o: 2 * o)]):
+        bias = model.kept.out_proj.bias
+        torch.testing.assert_close(model(x) - bias, 2 * (plain - bias), atol=1e-5, rtol=1e-5)
+
+
+class Twice(nn.Module):
+    """Attends twice in one forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(x, x, x)
+        return F.scaled_dot_product_attention(y, x, x, is_causal=True)
+
+
+class Note(Stage):
+    """Writes down the sites it is asked at."""
+
+    def __init__(self, where: Any = None) -> None:
+        super().__init__(where)
+        self.sites: list[Any] = []
+
+    def before(self, call: Any) -> Any:
+        self.sites.append(call.site)
+        return call
+
+
+def test_calls_of_one_module_are_counted(seed: int) -> None:
+    model, x, note = nn.Sequential(Twice(), Twice()), torch.randn(2, 4, 7, 8), Note()
+    plain = model(x)
+    with attach(model, [note]):
+        torch.testing.assert_close(model(x), plain, atol=ROOM, rtol=ROOM)
+        model(x)  # counting begins anew with each forward
+    one = [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+    assert [(s.module, s.index) for s in note.sites] == 2 * one
+    assert len(set(note.sites)) == 4
+    assert "call 1" in repr(note.sites[1])
+
+
+class Maybe(nn.Module):
+    """Attends by PyTorch, or by itself."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return F.scaled_dot_product_attention(x, x, x)
+        return (x @ x.mT / 8**0.5).softmax(-1) @ x
+
+
+def test_a_site_that_is_not_reached_is_named() -> None:
+    model, x = nn.Sequential(Maybe(True), Maybe(False)), torch.randn(1, 2, 7, 8)
+    plain = model(x)
+    with attach(model, [Note()]), pytest.warns(UserWarning, match="^1 ran without"):
+        model(x)
+    with warnings.catch_warnings(), attach(model[:1], [Note()]):
+        warnings.simplefilter("error")
+        model(x)
+    assert torch.equal(model(x), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*ran without a call")
+def test_a_model_that_is_nowhere_reached_is_an_error() -> None:
+    model, x = nn.Sequential(Maybe(False), nn.Identity()), torch.randn(1, 2, 7, 8)
+    before, plain = state_of(model), model(x)
+    told = pytest.raises(UnsupportedModelError, match="Sequential, whose forward attends in 0")
+    with told, attach(model, [Note()]):
+        model(x)
+    with pytest.raises(UnsupportedModelError, match="in itself"), attach(model[0], [Note()]):
+        model(x)
+    assert state_of(model) == before
+    assert torch.equal(model(x), plain)
+
+
+def test_two_threads_do_not_meet(seed: int) -> None:
+    """One model is attached in its thread, another runs in another: each gives what is its own."""
+    mine, other, x = Plain(), Plain(), tokens()
+    plain, plain_other = mine(x), other(x)
+    with attach(mine, [Edit("out", lambda o: 0 * o)]):
+        silent = mine(x)
+    assert not torch.allclose(silent, plain)
+    wrong: list[str] = []
+    begin = threading.Barrier(2)
+
+    def attached() -> None:
+        begin.wait()
+        for _ in range(50):
+            with attach(mine, [Edit("out", lambda o: 0 * o)]):
+                if not torch.equal(mine(x), silent):
+                    wrong.append("the attached model was not silent")
+            if not torch.equal(mine(x), plain):
+                wrong.append("the detached model was not itself")
+
+    def alone() -> None:
+        begin.wait()
+        for _ in range(400):
+            if not torch.equal(other(x), plain_other):
+                wrong.append("the other model was touched")
+
+    threads = [threading.Thread(target=f) for f in (attached, alone)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_one_attached_model_serves_two_threads(seed: int) -> None:
+    model, x = Plain(), tokens()
+    note = Note()
+    with attach(model, [note, Edit("out", lambda o: 2 * o)]):
+        expected = model(x)
+        found: list[Tensor] = []
+        threads = [
+            threading.Thread(target=lambda: found.extend(model(x) for _ in range(50)))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 100
+    assert all(torch.equal(y, expected) for y in found)
+    assert len(note.sites) == 101
+    assert {s.index for s in note.sites} == {0}
+
+
+def test_detaching_while_a_forward_runs_leaves_nothing_behind() -> None:
+    model, held = Gpt(), []
+
+    class Leaves(Stage):
+        def before(self, call: Any) -> Any:
+            held[0].detach()
+            return call
+
+    before = state_of(model)
+    ids = torch.arange(6)[None]
+    plain = model(ids)
+    held.append(attach(model, [Leaves()]))
+    torch.testing.assert_close(model(ids), plain, atol=1e-5, rtol=1e-5)
+    assert state_of(model) == before
+    assert torch.overrides._get_current_function_mode() is None
+    assert moment() is None
+
+
+def test_what_attends_by_itself_is_named_first() -> None:
+    class Router(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.softmax(-1) @ x.mT
+
+    class Mixer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.matmul((x @ x.mT).softmax(-1), x)
+
+    class OwnAttention(Mixer):
+        pass
+
+    with pytest.raises(UnsupportedModelError, match=r"attends in 1 \(OwnAttention\)"):
+        attach(nn.Sequential(Router(), OwnAttention()))
+    with pytest.raises(UnsupportedModelError, match=r"attends in 0 \(Mixer\)"):
+        attach(nn.Sequential(Mixer()))
+    with pytest.raises(UnsupportedModelError, match="Linear, which attends nowhere"):
+        attach(nn.Linear(2, 2))

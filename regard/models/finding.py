@@ -1,0 +1,70 @@
+"""Find where a module attends by reading its code; nothing is run."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+CALLED = {"scaled_dot_product_attention", "multi_head_attention_forward", "dispatch_attention_fn"}
+PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
+
+
+def calls_attention(module: nn.Module) -> bool:
+    """Whether the code of a module, or of its processor, calls the attention of PyTorch.
+
+    >>> calls_attention(nn.MultiheadAttention(8, 2)), calls_attention(nn.Linear(2, 2))
+    (True, False)
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    kinds = (type(module), type(getattr(module, "processor", None)))
+    return any(_code_calls(f, 2) for kind in kinds for f in _own_functions(kind))
+
+
+def own_attention(model: nn.Module) -> list[str]:
+    """Name the modules that seem to attend by themselves: products and a softmax in their code.
+
+    A module called attention comes first, since a softmax may also be a router's.
+    """
+    found = []
+    for path, module in model.named_modules():
+        called = "attn" in path.rsplit(".", 1)[-1].lower() or "attention" in (
+            type(module).__name__.lower()
+        )
+        if any(_weighs(f) for f in _own_functions(type(module))) and not calls_attention(module):
+            found.append((not called, f"{path} ({type(module).__name__})".lstrip()))
+    return [name for _, name in sorted(found, key=lambda x: x[0])]
+
+
+def _own_functions(kind: type) -> Iterator[Any]:
+    """Give the functions of a class and its bases, less those of PyTorch."""
+    for base in kind.__mro__:
+        if base is not nn.Module and base.__module__.partition(".")[0] != "torch":
+            yield from (inspect.unwrap(f) for f in vars(base).values() if inspect.isfunction(f))
+
+
+def _code_calls(function: Any, depth: int) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    if CALLED & set(code.co_names):
+        return True
+    inner = (function.__globals__.get(n) for n in code.co_names) if depth else ()
+    return any(
+        _code_calls(f, depth - 1)
+        for f in inner
+        if inspect.isfunction(f) and (f.__module__ or "").partition(".")[0] != "torch"
+    )
+
+
+def _weighs(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is None or not any("softmax" in name.lower() for name in code.co_names):
+        return False
+    return bool(PRODUCTS & set(code.co_names)) or any(
+        step.argrepr == "@" for step in dis.get_instructions(code)
+    )
