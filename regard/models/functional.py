@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -84,7 +85,8 @@ class FunctionalHook:
         if not isinstance(model, nn.Module):
             return []
         found = [(n, m) for n, m in model.named_modules() if calls_attention(m)]
-        return [self.site_of(n, m, i) for i, (n, m) in enumerate(found)]
+        grid = _grid_of(model)
+        return [replace(self.site_of(n, m, i), grid=grid) for i, (n, m) in enumerate(found)]
 
     def site_of(self, path: str, module: nn.Module, index: int) -> Site:
         """Read a site from a module; layers are counted in order of the modules."""
@@ -147,6 +149,15 @@ def _hold_fast_path(change: int) -> None:
         _fast_before = torch.backends.mha.get_fastpath_enabled()
     _attached += change
     torch.backends.mha.set_fastpath_enabled(_fast_before if _attached == 0 else False)
+
+
+def _grid_of(model: Any) -> tuple[int, ...] | None:
+    """Read the grid of a vision transformer of timm; None where tokens are merged on the way."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    places, before = getattr(model, "pos_embed", None), getattr(model, "num_prefix_tokens", None)
+    if not isinstance(grid, tuple) or not isinstance(places, Tensor) or places.dim() != 3:
+        return None
+    return grid if places.shape[1] in (prod(grid), prod(grid) + (before or 0)) else None
 
 
 def _enter(module: nn.Module, _: Any) -> None:

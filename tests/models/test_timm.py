@@ -36,13 +36,17 @@ MODELS = {
 }
 
 
+@pytest.mark.filterwarnings("error:.*ran without a call")
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_vision_model_is_itself(name: str) -> None:
-    torch.manual_seed(0)
+def test_a_vision_model_is_itself(name: str, fused: bool, seed: int) -> None:
     try:
         model = timm.create_model(name, pretrained=False, num_classes=5, **MODELS[name]).eval()
     except (RuntimeError, TypeError) as trouble:
         pytest.skip(f"this timm makes no small {name}: {trouble}")
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
     size = MODELS[name].get("img_size", 224)
     image = torch.randn(1, 3, size, size)
     with torch.no_grad():
@@ -52,6 +56,16 @@ def test_a_vision_model_is_itself(name: str) -> None:
         with attach(model, [Edit("out", lambda o: 3 * o)]):
             assert not torch.equal(model(image), plain)
         assert torch.equal(model(image), plain)
+    assert all(m.fused_attn is fused for m in model.modules() if hasattr(m, "fused_attn"))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "pvt_v2_b0"])
+def test_the_grid_of_a_vision_transformer_is_told(name: str) -> None:
+    how = {**MODELS[name], "img_size": (32, 48)} if MODELS[name] else {}
+    model = timm.create_model(name, pretrained=False, **how).eval()
+    with attach(model) as attached:
+        grids = {s.grid for s in attached.sites}
+    assert grids == ({(4, 6)} if how else {None})
 
 
 def test_a_vision_model_with_its_own_attention_is_named() -> None:
