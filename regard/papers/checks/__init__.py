@@ -60,8 +60,13 @@ def check(
         if before is not None:
             here = f"{before.function.__module__}:{before.function.__qualname__}"
             if here != there:
-                fail(RuleError, "key", repr(key), f"a row without a check; {here} is one",
-                     "measure both claims in one function")
+                fail(
+                    RuleError,
+                    "key",
+                    repr(key),
+                    f"a row without a check; {here} is one",
+                    "measure both claims in one function",
+                )
         _checks[key] = Check(key, function, long)
         return function
 

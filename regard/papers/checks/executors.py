@@ -37,9 +37,7 @@ def _gaps(size: float) -> tuple[float, float, float]:
     found = []
     for attention in (partial(attend, executor="chunked"), _dense):
         made = _trial(attention, leaves, way)
-        found.append(
-            max(gap(a, b) / float(b.abs().max()) for a, b in zip(made, true, strict=True))
-        )
+        found.append(max(gap(a, b) / float(b.abs().max()) for a, b in zip(made, true, strict=True)))
     return float((q @ k.mT).abs().max()) * size / 4, found[0], found[1]
 
 
@@ -61,8 +59,11 @@ def streaming() -> Measured:
         claim="Output and gradients equal dense attention to 1e-5 where no chunk divides the "
         "lengths; with logits near 1000 they are no further from float64 than twice what dense "
         "float32 attention is; four times the keys make no larger tensor, and none is near n x m.",
-        held=near < 1e-5 and far <= 2 * far_dense and logit > 700
-        and many < 2 * few and many < 8192**2 * 4 / 16,
+        held=near < 1e-5
+        and far <= 2 * far_dense
+        and logit > 700
+        and many < 2 * few
+        and many < 8192**2 * 4 / 16,
         numbers={
             "largest relative gap, output and gradients": near,
             "largest logit of the second trial": logit,

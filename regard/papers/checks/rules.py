@@ -148,7 +148,9 @@ def bias_in_channels() -> Measured:
         "1e-5, gradients too; the error of a truncated SVD falls with the rank and is 0 at full "
         "rank; the largest tensor made grows linearly with length.",
         held=max(alibi_out, alibi_grad, far_out, far_grad) < 1e-5
-        and falls and errors[3] < 1e-5 and sizes[1] <= 2.1 * sizes[0],
+        and falls
+        and errors[3] < 1e-5
+        and sizes[1] <= 2.1 * sizes[0],
         numbers=numbers,
         left_out="Time on a GPU; memory inside PyTorch's fused kernel is not seen by the count.",
     )

@@ -86,7 +86,8 @@ def prefix_sharing() -> Measured:
         "tile map counts what the explicit mask holds; p + c + r tokens are processed, not "
         "2p + c + r.",
         held=max(gap(one_c, two_c), gap(one_r, two_r), gradients) < 1e-5
-        and gap(one_r, other_r) < 1e-12 and bool((tiles == counted).all()),
+        and gap(one_r, other_r) < 1e-12
+        and bool((tiles == counted).all()),
         numbers={
             "chosen, gap of the log-probability": gap(one_c, two_c),
             "rejected, gap of the log-probability": gap(one_r, two_r),
