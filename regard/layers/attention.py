@@ -1,8 +1,8 @@
-"""Attention as a layer: project, look, mix. Mechanisms override what they change.
+"""Attention as a layer: queries and keys, look, mix. Mechanisms override what they change.
 
 | step | what it gives |
 |---|---|
-| `project(x, context)` | q [b, h, n, d], k [b, g, m, d], v [b, g, m, e] |
+| `queries(x)`, `keys(context)` | q [b, h, n, d]; k [b, g, m, d] and v [b, g, m, e] |
 | `look(call, scene)` | what each head saw, [b, h, n, e] |
 | `mix(seen, scene)` | y [b, n, dim] |
 
@@ -35,7 +35,8 @@ class Attention(Layer):
     """Multi-head attention, `kv_heads` of whose key heads are shared by groups of query heads.
 
     `rule` is what it does: `support`, `score` and `weigh` as given, causal where asked, with the
-    steps of its `position` (a `Position` or the name of one).
+    steps of its `position` (a `Position` or the name of one). `qk_norm` makes a norm of the head
+    size for queries and keys (`nn.RMSNorm`, say). `out_bias` is `bias` unless given.
 
     >>> layer = Attention(64, heads=8, kv_heads=2, causal=True, position="rotary")
     >>> layer(torch.randn(2, 10, 64)).shape
@@ -60,6 +61,8 @@ class Attention(Layer):
         weigh: Weigh | None = None,
         dropout: float = 0.0,
         bias: bool = False,
+        out_bias: bool | None = None,
+        qk_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__(dim, causal=causal, context_dim=context_dim)
         need_size("heads", heads)
@@ -86,20 +89,22 @@ class Attention(Layer):
         self._support = (Causal() if causal else Everything()) & (support or Everything())
         self._score, self._weigh = score or Dot(), weigh or Softmax()
         self._fixed: Rule | None = None
+        self.to_out: nn.Linear
         self.make_projections(bias)
+        if out_bias is not None and out_bias != bias:
+            self.to_out = nn.Linear(self.to_out.in_features, dim, out_bias)
+        if qk_norm is not None:
+            self.norm_q, self.norm_k = qk_norm(self.head_dim), qk_norm(self.head_dim)
+        self._normed = qk_norm is not None
 
     def make_projections(self, bias: bool) -> None:
-        """Make the weights that `project` and `mix` read."""
+        """Make the weights that `queries`, `keys` and `mix` read."""
         self.to_q = nn.Linear(self.dim, self.heads * self.head_dim, bias)
         self.to_k = nn.Linear(self.context_dim, self.kv_heads * self.head_dim, bias)
         self.to_v = nn.Linear(self.context_dim, self.kv_heads * self.value_dim, bias)
         self.to_out = nn.Linear(self.heads * self.value_dim, self.dim, bias)
 
     # The three steps, and the rule.
-
-    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Make q [b, h, n, d] of x [b, n, dim], and k [b, g, m, d], v [b, g, m, e] of context."""
-        return self.queries(x), *self.keys(context)
 
     def queries(self, x: Tensor) -> Tensor:
         """Make q [b, h, n, d]."""
@@ -171,9 +176,10 @@ class Attention(Layer):
         """Give the queries, and all keys that they may meet: the memory's and the new ones."""
         memory = scene.memory
         if memory is not None and scene.crosses and memory.seen:
-            return self.queries(scene.x), memory.get("keys").read()
-        q, k, v = self.project(scene.x, scene.context)
-        q = self.position.turn(q, scene.positions)
+            return self.normed_queries(scene), memory.get("keys").read()
+        q = self.position.turn(self.normed_queries(scene), scene.positions)
+        k, v = self.keys(scene.context)
+        k = self.norm_k(k) if self._normed else k
         if not scene.crosses:
             k = self.position.turn(k, scene.positions)
         if memory is None:
@@ -184,6 +190,11 @@ class Attention(Layer):
             # What this call's own first query may need stays until the next call.
             kept.forget(self.rule().horizon(scene.offset))
         return q, kept.read()
+
+    def normed_queries(self, scene: Scene) -> Tensor:
+        """Make the queries, brought to their norm where there is one."""
+        q = self.queries(scene.x)
+        return self.norm_q(q) if self._normed else q
 
     def attend(self, call: Call) -> Tensor:
         """Run one call of attention; hooks see it here."""

@@ -61,4 +61,5 @@ class CrossLayer(Attention):
                 RuleError, "between", "no keys", "those of an earlier layer",
                 "put the layer in a Stack with sources=[0, 0, ...], or let it own its keys",
             )  # fmt: skip
-        return self.position.turn(self.queries(scene.x), scene.positions), scene.between["keys"]
+        q = self.position.turn(self.normed_queries(scene), scene.positions)
+        return q, scene.between["keys"]

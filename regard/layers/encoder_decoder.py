@@ -47,7 +47,9 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         need_size("layers", layers)
         width = 4 * dim if width is None else width
-        around: dict[str, Any] = {"norm": nn.LayerNorm, "norm_first": norm_first, "dropout": dropout}
+        around: dict[str, Any] = {
+            "norm": nn.LayerNorm, "norm_first": norm_first, "dropout": dropout,
+        }  # fmt: skip
 
         def block(decodes: bool) -> Block:
             return Block(

@@ -57,7 +57,7 @@ class Recurrent(Layer):
         self.make_projections(bias)
 
     def make_projections(self, bias: bool) -> None:
-        """Make the weights that `project` and `mix` read."""
+        """Make the weights that `queries`, `keys` and `mix` read."""
         self.to_q = nn.Linear(self.dim, self.heads * self.head_dim, bias)
         self.to_k = nn.Linear(self.context_dim, self.heads * self.head_dim, bias)
         self.to_v = nn.Linear(self.context_dim, self.heads * self.value_dim, bias)

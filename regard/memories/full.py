@@ -120,5 +120,6 @@ class Full(KeyMemory):
     @property
     def nbytes(self) -> int:
         """Bytes held, the room to grow included."""
-        held = (self._k, self._v, self._positions)
-        return sum(x.untyped_storage().nbytes() for x in held if x is not None)
+        held = [x.untyped_storage() for x in (self._k, self._v, self._positions) if x is not None]
+        # Keys and values may be views of one tensor.
+        return sum({x.data_ptr(): x.nbytes() for x in held}.values())
