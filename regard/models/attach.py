@@ -127,6 +127,7 @@ def hook_of(model: Any) -> tuple[Hook, Sites]:
     """Find the way into a model, and its sites."""
     tried: list[str] = []
     for name, home in (
+        ("regard.layers", "regard.models.own"),
         ("transformers", "regard.models.transformers"),
         ("diffusers", "regard.models.diffusers"),
         ("functional", "regard.models.functional"),
