@@ -111,7 +111,7 @@ def measure(
     for row in rows:
         print(
             f"  {row['call']:<24} {row['median_ms']:>9.2f} ms  {row['times_the_plain']:.3f}x"
-            f"  ({row['least']:.3f} to {row['most']:.3f})  {row['extra_us_a_call']:>8.1f} us a call",
+            f"  ({row['least']:.3f} to {row['most']:.3f})  {row['extra_us_a_call']:>8.1f} us more",
             flush=True,
         )
     return rows
