@@ -4,6 +4,7 @@ from regard.models.attach import Attached, attach
 from regard.models.engine import Engine
 from regard.models.estimate import Estimate, estimate
 from regard.models.hook import Hook, UnsupportedModelError
+from regard.models.moment import Moment, moment
 from regard.models.site import Site, Sites
 from regard.models.stage import Edit, Null, Stage
 
@@ -13,6 +14,7 @@ __all__ = [
     "Engine",
     "Estimate",
     "Hook",
+    "Moment",
     "Null",
     "Site",
     "Sites",
@@ -20,4 +22,5 @@ __all__ = [
     "UnsupportedModelError",
     "attach",
     "estimate",
+    "moment",
 ]

@@ -69,12 +69,13 @@ class Attached:
         return f"Attached({names} at {len(self.sites)} sites by {self.hook}: {state})"
 
 
-def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: bool = True) -> Attached:
+def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = True) -> Attached:
     """Send every attention of a model through stages.
 
     Works on `transformers` and `diffusers` models and on any module that attends through
     `F.scaled_dot_product_attention`. One small forward checks that each site is reached, that a
     stage which does nothing changes nothing, and that an edit is felt; `check=False` leaves it out.
+    Where no small input is known, pass one: `check=x`, `check=(x, y)` or `check={"ids": ids}`.
 
         with regard.attach(model, [Edit("out", lambda x: 0 * x, where={"layers": 3})]):
             model(ids)
@@ -87,10 +88,10 @@ def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: bool = Tr
         hook, sites = hook_of(model)
         chosen = [_chosen(stage, sites) for stage in engine.stages]
         checked = "left out"
-        if check:
+        if check is not False and check is not None:
             from regard.models.checking import check_hook
 
-            checked = check_hook(model, hook, sites)
+            checked = check_hook(model, hook, sites, None if check is True else check)
         begun: list[Stage] = []
         try:
             for stage, its_sites in zip(engine.stages, chosen, strict=True):

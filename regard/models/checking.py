@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,12 +47,13 @@ class _Silence(Stage):
         return partial._replace(out=torch.zeros_like(partial.out))
 
 
-def check_hook(model: Any, hook: Hook, sites: Sites) -> str:
+def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
     """Run the model thrice on a tiny input; raise `HookError` naming what fails, or say what held.
 
-    The random state and the mode of the model are as before afterwards.
+    `given` is an input of the user's: named arguments, a tuple of them, or the one there is. The
+    random state and the mode of the model are as before afterwards.
     """
-    inputs = tiny_inputs(model)
+    inputs = tiny_inputs(model) if given is None else given
     if inputs is None:
         return "not made: no tiny input is known for this model"
     modes = [(m, m.training) for m in model.modules()]
@@ -61,6 +63,8 @@ def check_hook(model: Any, hook: Hook, sites: Sites) -> str:
             try:
                 plain = _run(model, inputs)
             except Exception as trouble:
+                if given is not None:
+                    raise
                 return f"not made: the model refused a tiny input ({type(trouble).__name__})"
             witness = _Witness()
             with_nothing = _with(model, hook, sites, Engine([witness]), inputs)
@@ -108,7 +112,7 @@ def check_hook(model: Any, hook: Hook, sites: Sites) -> str:
     return f"{reached}, no-op differs by {error:.2g}{unreached}"
 
 
-def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: dict[str, Any]) -> Tensor:
+def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: Any) -> Tensor:
     remove = hook.install(model, sites, engine)
     try:
         return _run(model, inputs)
@@ -116,8 +120,11 @@ def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: dict[str
         remove()
 
 
-def _run(model: Any, inputs: dict[str, Any]) -> Tensor:
-    found = first_tensor(model(**inputs))
+def _run(model: Any, inputs: Any) -> Tensor:
+    if isinstance(inputs, Mapping):
+        found = first_tensor(model(**inputs))
+    else:
+        found = first_tensor(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
     return found if found is not None else torch.zeros(1)
 
 

@@ -1,0 +1,108 @@
+"""The check that is made when attaching: it holds where all is well, and names what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regard.models import Null, UnsupportedModelError, attach
+from regard.models.checking import HookError
+from regard.models.functional import FunctionalHook
+
+
+class Written(nn.Module):
+    """Attention written by hand."""
+
+    def __init__(self, kind: str = "") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        k = x if y is None else y
+        if self.kind == "by itself":
+            return (x @ k.mT).softmax(-1) @ k
+        out = F.scaled_dot_product_attention(x, k, k)
+        return x if self.kind == "unused" else out
+
+
+X = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("given", [X, (X,), (X, 2 * X), {"x": X}, {"x": X, "y": X}])
+def test_an_input_may_be_given(given: Any) -> None:
+    with attach(Written(), [Null()], check=given) as attached:
+        assert attached.checked.startswith("1 of 1 sites reached, no-op differs by")
+
+
+def test_without_an_input_it_is_told_that_there_was_no_check() -> None:
+    assert attach(Written()).checked.startswith("not made")
+    assert attach(Written(), check=False).checked == "left out"
+
+
+def test_the_mode_and_the_random_state_are_left() -> None:
+    model = nn.Sequential(Written(), nn.Dropout(0.5)).train()
+    state = torch.get_rng_state()
+    attach(model, check=X).detach()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(m.training for m in model.modules())
+
+
+def test_an_input_that_the_model_refuses_is_not_hidden() -> None:
+    model = Written()
+    with pytest.raises(TypeError):
+        attach(model, [Null()], check={"nonsense": X})
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_silence_that_is_not_felt_is_an_error() -> None:
+    with pytest.raises(HookError, match="silenced"):
+        attach(nn.Sequential(Written("unused")), check=X)
+
+
+@pytest.mark.filterwarnings("ignore:.*ran without a call")
+def test_attention_that_passes_by_is_an_error() -> None:
+    model = nn.Sequential(Written())
+    model[0].kind = "by itself"
+    with pytest.raises(UnsupportedModelError, match="attends in 0"):
+        attach(model, check=X)
+
+
+def test_sites_that_are_not_reached_are_named() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = Written(), Written()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    assert attach(Half(), check=X).checked.endswith("not reached: idle")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda q, k, v: (q, k, 1.5 * v), "outputs that differ"),
+        (lambda q, k, v: (q * 4, k, v), "outputs that differ"),
+        (lambda q, k, v: (q, k.flip(2), v), "outputs that differ"),
+    ],
+)
+def test_a_hook_that_changes_the_call_is_found(
+    change: Callable[..., Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken reading of the arguments does not pass."""
+    from regard.models import functional
+
+    good = functional.call_of
+    monkeypatch.setattr(
+        functional, "call_of", lambda site, q, k, v, **more: good(site, *change(q, k, v), **more)
+    )
+    assert isinstance(functional.HOOK, FunctionalHook)
+    with pytest.raises(HookError, match=said):
+        attach(Written(), check=X)
