@@ -175,8 +175,8 @@ def _need_reach(path: str, processor: Any) -> None:
 
 
 @lru_cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(vars(kind).get("forward", kind.forward)).parameters)[1:]  # type: ignore[attr-defined]
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _step(time: Any, keep: dict[Any, Any]) -> int:

@@ -177,7 +177,7 @@ def _leave(module: nn.Module, _: Any, out: Any) -> None:
     if not _here.entered or _here.entered[-1].module is not module:
         return
     mode = _here.entered.pop()
-    mode.__exit__(None, None, None)
+    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
     record = mode.record
     with _lock:
         record.inside -= 1

@@ -42,7 +42,7 @@ class Moment:
     @property
     def images(self) -> int | None:
         """Count the tokens of the image; None where the model does not tell."""
-        return self.packed if self.packed is not None else self.grid and prod(self.grid)
+        return prod(self.grid) if self.packed is None and self.grid else self.packed
 
     def rows(self, branch: str, b: int) -> slice:
         """Give the rows of a batch of `b` that belong to a guidance branch."""

@@ -65,7 +65,7 @@ class Site:
             return None
         if len(order) == 1:
             return slice(0, n)
-        images = self.moment and self.moment.images
+        images = None if self.moment is None else self.moment.images
         if images is None or images > n:
             return None
         first = images if order[0] == "image" else n - images
