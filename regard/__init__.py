@@ -40,6 +40,7 @@ _HOME = {
     "regard.core.call": ("Call",),
     "regard.layers.registry": ("layer",),
     "regard.layers.building": ("model",),
+    "regard.conversions.swapping": ("swap",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
     "regard.core.errors": (

@@ -1,5 +1,6 @@
 """What type checkers and editors see of the face; a test holds it to `_HOME` of __init__.py."""
 
+from regard.conversions.swapping import swap as swap
 from regard.core.call import Call as Call
 from regard.core.errors import CapabilityError as CapabilityError
 from regard.core.errors import DeviceError as DeviceError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.parts import mixed
+from regard.core.score import Dot
 from regard.core.weigh import Softmax, Weigh
 from regard.layers.attention import Attention, joined, split
 from regard.layers.base import Can, Scene, need_share
@@ -84,6 +84,8 @@ class TalkingHeads(Attention):
 
     def __init__(self, dim: int, heads: int, **settings: Any) -> None:
         super().__init__(dim, heads, **settings)
+        if "score" not in settings:  # the width of the products is not a head's
+            self._score = Dot(self.head_dim**-0.5)
         self.of_scores = nn.Parameter(torch.eye(heads))
         self.of_weights = nn.Parameter(torch.eye(heads))
 
@@ -91,8 +93,7 @@ class TalkingHeads(Attention):
         """Attend with heads side by side."""
         h = call.h
         k, v = (joined(expand_heads(x, h))[:, None] for x in (call.k, call.v))
-        # Scores are divided by the root of their width, which is h times what a head has.
-        q = torch.einsum("ij,bjnd->binjd", self.of_scores, call.q).flatten(3) * math.sqrt(h)
+        q = torch.einsum("ij,bjnd->binjd", self.of_scores, call.q).flatten(3)
         seen = super().look(call.replace(q=q, k=k, v=v), scene).unflatten(3, (h, -1))
         # seen [b, j, n, i, e]: weights of head j over the values of head i.
         return torch.einsum("ij,bjnie->bine", self.of_weights, seen)
