@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import regard
+from regard.core.support import Causal
 from regard.layers.attention import Attention, joined
 from regard.layers.encoder_decoder import EncoderDecoder
 from regard.layers.positions import Sinusoidal
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
+from regard.run.doors import plan
 
 
 def _torch_says(layer: Attention, x: Tensor, mask: Tensor) -> Tensor:
@@ -65,13 +66,13 @@ def transformer() -> Measured:
         spread[d] = float((q @ k.T).var())
     scaled = [spread[d] / d for d in spread]
     grows = all(0.9 < s < 1.1 for s in scaled)
-    plan = regard.plan(*(torch.randn(1, 8, 19, 64) for _ in range(3)), regard.Causal())
+    plan_ = plan(*(torch.randn(1, 8, 19, 64) for _ in range(3)), Causal())
     return Measured(
         "each head equals torch's scaled_dot_product_attention under causal and padding masks; "
         "decoding with kept keys equals the whole; one rotation takes every position's code to "
         "that of the position k later; unscaled scores vary like d, scaled ones by about 1",
         max(heads, decoded) < 1e-5 and turned < 1e-4 and grows,
-        {"heads": heads, "decoded": decoded, "positions": turned, "executor": plan.executor,
+        {"heads": heads, "decoded": decoded, "positions": turned, "executor": plan_.executor,
          **{f"variance at {d}": v for d, v in spread.items()}},
         matches="torch.nn.functional.scaled_dot_product_attention",
     )  # fmt: skip

@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import regard
 from regard.core.heads import expand_heads, gate_heads
 from regard.layers.allocation import KeyDriven, MovingAllocation, allocated
 from regard.layers.attention import Attention, joined, split
 from regard.layers.building import model
 from regard.layers.mixtures import AttentiveExperts, MixtureOfHeads, MixtureOfTrainedHeads
+from regard.layers.registry import layer as layer_named
 from regard.layers.sharing import AddedHeadEmbeddings, HeadEmbeddings, MultiQuery, pooled_heads
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
+from regard.run.doors import attend
 
 
 def _equal_key_heads(plain: Attention) -> None:
@@ -75,9 +76,7 @@ def head_embeddings() -> Measured:
         for e in (folded.of_query, folded.of_key, folded.of_value):
             e.normal_()
     q, k, v = (split(m(x), 1) for m in (folded.to_q, folded.to_k, folded.to_v))
-    heads = regard.attend(
-        q * (1 + folded.of_query), k * (1 + folded.of_key), v * (1 + folded.of_value)
-    )
+    heads = attend(q * (1 + folded.of_query), k * (1 + folded.of_key), v * (1 + folded.of_value))
     times = gap(folded.to_out(joined(heads)), folded(x))
 
     added = AddedHeadEmbeddings(64, heads=h)
@@ -86,7 +85,7 @@ def head_embeddings() -> Measured:
     q, k, v = (split(m(x), 1) for m in (added.to_q, added.to_k, added.to_v))
 
     def heads_of(of_key: Tensor, of_value: Tensor) -> Tensor:
-        return regard.attend(q + added.of_query, k + of_key, v + of_value)
+        return attend(q + added.of_query, k + of_key, v + of_value)
 
     zero = torch.zeros(h, 1, d)
     plus = gap(added.to_out(joined(heads_of(zero, added.of_value))), added(x))
@@ -214,7 +213,7 @@ def attentive_experts() -> Measured:
         last.bias[3] = 200.0
         without = plain.to_out.weight.clone().unflatten(1, (h, -1))
         without[:, 3] = 0
-        seen = regard.attend(plain.queries(x), *plain.keys(x))
+        seen = attend(plain.queries(x), *plain.keys(x))
         one_out = gap(layer(x), joined(seen) @ without.flatten(1).T * h / (h - 1))
     layer.draws_experts = True
     layer(x).sum().backward()
@@ -233,7 +232,7 @@ def attentive_experts() -> Measured:
 
     def loss() -> Tensor:
         x, task = batch(32)
-        seen = regard.attend(layer.queries(x), *layer.keys(x))
+        seen = attend(layer.queries(x), *layer.keys(x))
         best = gate_heads(seen, (1 - F.one_hot(task, 4)) * 4 / 3)
         return F.mse_loss(layer(x), layer.to_out(joined(best)))
 
@@ -268,7 +267,7 @@ def wide_heads() -> Measured:
     inverse = torch.linalg.pinv(x)
     q = x @ (inverse @ wanted.log() * n**0.5)
     k = x @ inverse
-    made = regard.attend(q[None, None], k[None, None], torch.eye(n).double()[None, None])[0, 0]
+    made = attend(q[None, None], k[None, None], torch.eye(n).double()[None, None])[0, 0]
     wide = gap(made, wanted)
 
     torch.manual_seed(0)
@@ -391,8 +390,8 @@ def key_heads_across_layers() -> Measured:
     first, second = Attention(64, heads=8, causal=True), Attention(64, heads=8, causal=True)
     _equal_key_heads(first)
     second.to_k, second.to_v = first.to_k, first.to_v
-    owner = regard.layer("mlkv", 64, heads=8, kv_heads=2, causal=True)
-    reader = regard.layer("mlkv", 64, heads=8, kv_heads=2, causal=True, owns_keys=False)
+    owner = layer_named("mlkv", 64, heads=8, kv_heads=2, causal=True)
+    reader = layer_named("mlkv", 64, heads=8, kv_heads=2, causal=True, owns_keys=False)
     for layer, plain in ((owner, first), (reader, second)):
         state = plain.state_dict()
         state |= {n: pooled_heads(state[n], 8, 2) for n in ("to_k.weight", "to_v.weight")}
