@@ -74,7 +74,7 @@ def measure(
     rounds: int,
     times: int,
 ) -> list[dict[str, Any]]:
-    """Rows of process time, and of its ratio to the plain model, round by round."""
+    """Rows of process time, and how many times faster than the plain model, round by round."""
     taken: dict[str, list[float]] = {name: [] for name in variants}
     with torch.no_grad():
         for turn in range(rounds + 1):
@@ -94,14 +94,14 @@ def measure(
     base = next(iter(variants))
     rows = []
     for name, took in taken.items():
-        ratios = [b / a for a, b in zip(taken[base], took, strict=True)]
+        ratios = [a / b for a, b in zip(taken[base], took, strict=True)]
         extra = [1e6 * (b - a) / LAYERS for a, b in zip(taken[base], took, strict=True)]
         rows.append(
             {
                 "case": title,
                 "call": name,
                 "median_ms": round(1e3 * statistics.median(took), 3),
-                "times_the_plain": round(statistics.median(ratios), 4),
+                "times_faster": round(statistics.median(ratios), 4),
                 "least": round(min(ratios), 4),
                 "most": round(max(ratios), 4),
                 "extra_us_a_call": round(statistics.median(extra), 1),
@@ -110,7 +110,7 @@ def measure(
     print(f"\n{title}")
     for row in rows:
         print(
-            f"  {row['call']:<24} {row['median_ms']:>9.2f} ms  {row['times_the_plain']:.3f}x"
+            f"  {row['call']:<24} {row['median_ms']:>9.2f} ms  {row['times_faster']:.3f}x"
             f"  ({row['least']:.3f} to {row['most']:.3f})  {row['extra_us_a_call']:>8.1f} us more",
             flush=True,
         )

@@ -116,7 +116,8 @@ class DiffusersHook(FunctionalHook):
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]
     ) -> Moment:
         """Read the moment of a forward from its arguments."""
-        given = dict(zip(_names(type(model)), args, strict=False)) | kwargs
+        kind: Any = type(model)
+        given = dict(zip(_names(kind), args, strict=False)) | kwargs
         time = given.get("timestep", given.get("timesteps"))
         x = given.get("hidden_states")
         return Moment(

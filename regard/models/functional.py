@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from math import prod
 from types import FunctionType
 from typing import Any
@@ -261,19 +262,25 @@ def call_of(
     if torch.is_autocast_enabled(query.device.type):
         low = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(low), key.to(low), value.to(low)
-    lead = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
+    lead = query.shape[:-3]
+    if not lead == key.shape[:-3] == value.shape[:-3]:
+        lead = torch.broadcast_shapes(lead, key.shape[:-3], value.shape[:-3])
     h = query.shape[-3] if query.dim() > 2 else 1
     shape = [*lead, *([h] if query.dim() > 2 else []), query.shape[-2], value.shape[-1]]
 
     def four(x: Tensor, heads: int) -> Tensor:
+        if x.dim() == 4 and x.shape[:-2] == (*lead, heads):
+            return x
         x = x if x.dim() > 2 else x[None]
         return x.expand(*lead, heads, *x.shape[-2:]).reshape(-1, heads, *x.shape[-2:])
 
     q = four(query, h)
     k, v = (four(x, x.shape[-3] if enable_gqa else h) for x in (key, value))
-    support: Support = Causal() if is_causal else Everything()
-    score = Dot(scale)
-    if attn_mask is not None:
+    if attn_mask is None:
+        rule = _plain_rule(is_causal, scale)
+    else:
+        support: Support = Causal() if is_causal else Everything()
+        score = Dot(scale)
         mask = attn_mask
         if mask.dim() > 4:
             mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
@@ -285,7 +292,14 @@ def call_of(
             support = support & Padding(mask[:, 0, 0])
         else:
             support = support & DenseMask(mask)
-    return Call(q, k, v, Rule(support, score), dropout=dropout_p, site=site), shape
+        rule = Rule(support, score)
+    return Call(q, k, v, rule, dropout=dropout_p, site=site), shape
+
+
+@lru_cache(64)
+def _plain_rule(is_causal: bool, scale: float | None) -> Rule:
+    """Share the rule of calls that mean the same, and with it what is planned for it."""
+    return Rule(Causal() if is_causal else Everything(), Dot(scale))
 
 
 _MHA_SIGNATURE = inspect.signature(MHA)
