@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from regard.core.errors import RuleError, fail
-from regard.models.finding import calls_attention
+from regard.models.finding import calls_attention, weighs
 from regard.models.functional import HEADS, FunctionalHook
 from regard.models.hook import Removal, UnsupportedModelError
 from regard.models.moment import Moment, moment, telling, told_branches
@@ -41,8 +41,8 @@ ORDERS = {
 }
 # Of these the module itself says whether text has a part in it.
 ONLY_WITH_ADDED = ("JointAttn",)
-# Processors that multiply and softmax by themselves, or in a package of their own.
-UNREACHED = ("AttnProcessor", "AttnAddedKVProcessor", "Sliced", "XFormers", "XLA", "Custom")
+# What processors call that weigh by themselves, or in a package of their own.
+WEIGHERS = {"get_attention_scores", "memory_efficient_attention", "flash_attention"}
 FRAMES_FIRST = ("CogVideoX", "ConsisID")
 BRANCHES = {"cond": "conditional", "uncond": "unconditional"}
 
@@ -91,7 +91,7 @@ class DiffusersHook(FunctionalHook):
             if getattr(m, "processor", None) is not None and not isinstance(m, type(model))
         ]
         for path, module in processed:
-            _need_reach(path, module.processor)
+            _need_reach(path, module)
         found = [(n, m) for n, m in processed if calls_attention(m)]
         return [self.site_of(n, m, i) for i, (n, m) in enumerate(found)]
 
@@ -148,9 +148,9 @@ class DiffusersHook(FunctionalHook):
 HOOK = DiffusersHook()
 
 
-def _need_reach(path: str, processor: Any) -> None:
+def _need_reach(path: str, module: Any) -> None:
     """Refuse processors, and backends of the dispatcher, that do not end in PyTorch's attention."""
-    name = type(processor).__name__
+    processor = module.processor
     backend = getattr(processor, "_attention_backend", None)
     dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
     if backend is None and dispatch is not None and hasattr(processor, "_attention_backend"):
@@ -164,12 +164,12 @@ def _need_reach(path: str, processor: Any) -> None:
             "a backend of PyTorch's own",
             "model.set_attention_backend('native')",
         )
-    if name.endswith("2_0") or not (name in UNREACHED[:2] or name.startswith(UNREACHED[2:])):
+    if calls_attention(module) or not weighs(processor, WEIGHERS):
         return
     fail(
         UnsupportedModelError,
         "model",
-        f"the processor {name} at {path}, which no hook reaches",
+        f"the processor {type(processor).__name__} at {path}, which no hook reaches",
         "a processor that calls F.scaled_dot_product_attention",
         "model.set_attn_processor(AttnProcessor2_0()), or set_default_attn_processor()",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from torch import nn
@@ -35,9 +35,17 @@ def own_attention(model: nn.Module) -> list[str]:
         called = "attn" in path.rsplit(".", 1)[-1].lower() or "attention" in (
             type(module).__name__.lower()
         )
-        if any(_weighs(f) for f in _own_functions(type(module))) and not calls_attention(module):
+        if weighs(module) and not calls_attention(module):
             found.append((not called, f"{path} ({type(module).__name__})".lstrip()))
     return [name for _, name in sorted(found, key=lambda x: x[0])]
+
+
+def weighs(thing: object, by: Set[str] = frozenset()) -> bool:
+    """Whether the code of an object makes products and a softmax, or calls what does."""
+    return any(
+        _weighs(f) or by & set(getattr(getattr(f, "__code__", None), "co_names", ()))
+        for f in _own_functions(type(thing))
+    )
 
 
 def _own_functions(kind: type) -> Iterator[Any]:

@@ -75,6 +75,25 @@ def test_a_processor_out_of_reach_is_named() -> None:
         attach(model)
 
 
+def test_a_processor_of_ones_own_is_taken_by_what_it_calls() -> None:
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    class CustomAttnProcessor(AttnProcessor2_0):
+        pass
+
+    class NamedLikeAGoodOne2_0(AttnProcessor):
+        pass
+
+    model, inputs = build(unet)
+    model.set_attn_processor(CustomAttnProcessor())
+    plain = run(model, inputs)
+    with attach(model, [Edit("out", lambda o: 0 * o)]):
+        assert not torch.allclose(run(model, inputs), plain)
+    model.set_attn_processor(NamedLikeAGoodOne2_0())
+    with pytest.raises(UnsupportedModelError, match="NamedLikeAGoodOne2_0 at "):
+        attach(model)
+
+
 def test_sliced_attention_is_named() -> None:
     model, _ = unet()
     model.set_attention_slice(2)
