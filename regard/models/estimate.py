@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,17 @@ import torch
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.models.site import Sites
 
-# Bytes a row (b = 1, one head) that a statistic keeps; those not named keep one float a row.
-ROW_BYTES = {"entropy": 4, "received": 4, "top": 8 * 12, "tiles": 0}
+# Where a site does not tell its head size.
+HEAD_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds of attention over `n` tokens, over all sites of a model."""
+    """Bytes and seconds of attention over `n` tokens, over all sites of a model.
+
+    Seconds are of attention alone, surveys included; `guessed` counts the sites that do not tell
+    their head size, which is then taken as 64.
+    """
 
     n: int
     sites: int
@@ -27,48 +31,83 @@ class Estimate:
     survey_bytes: int
     kv_bytes: int
     weights_bytes: int
+    guessed: int = 0
 
     def __str__(self) -> str:
+        guessed = f" (head size of {self.guessed} sites not told)" if self.guessed else ""
         return (
             f"{self.sites} sites, {self.n:,} tokens: attention about {self.seconds:.2g} s "
             f"({self.flops:.2g} FLOP); keys and values {_size(self.kv_bytes)}; surveys "
             f"{_size(self.survey_bytes)}; the matrices would take {_size(self.weights_bytes)}"
+            f"{guessed}"
         )
 
 
 def estimate(model: Any, n: int, want: Sequence[str] = (), *, batch: int = 1) -> Estimate:
-    """Estimate what `n` tokens cost a model, and what a survey of `want` adds; nothing is run.
+    """Estimate what `n` tokens cost a model, and what a survey of `want` adds.
 
-    Seconds come from the rate that one small attention reaches now on the device of the model.
+    The model is not run. Seconds come from what one small attention, and one small survey, take
+    now on its device; bytes of surveys from what such a survey keeps at three lengths.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        fail(ValueRangeError, "n", shape_of(n), "a number of tokens of at least 1", "pass n=4096")
+    for name, x in (("n", n), ("batch", batch)):
+        if isinstance(x, bool) or not isinstance(x, int) or x < 1:
+            fail(ValueRangeError, name, shape_of(x), "a number of at least 1", f"pass {name}=4")
     from regard.models.attach import hook_of
 
     sites: Sites = hook_of(model)[1]
+    want = (want,) if isinstance(want, str) else tuple(want)
     parameter = next(iter(model.parameters()), torch.zeros(()))
+    seen = _survey_bytes(n, want)
     flops = kv = rows = weights = 0.0
     for s in sites:
-        h, d = s.heads or 1, s.head_size or 64
+        h, d = s.heads or 1, s.head_size or HEAD_SIZE
         flops += 4.0 * batch * h * n * n * d * (0.5 if s.causal else 1.0)
         kv += 2.0 * batch * (s.kv_heads or h) * n * d * parameter.element_size()
-        rows += batch * h * sum(ROW_BYTES.get(w, 4) * n for w in want)
-        rows += batch * h * 8 * (n / 64) ** 2 * ("tiles" in want)
-        weights += 4.0 * batch * h * n * n
-    sweeps = 1 + (2.5 if want else 0)
-    seconds = flops * sweeps / _rate(parameter)
-    return Estimate(n, len(sites), flops, seconds, int(rows), int(kv), int(weights))
+        rows += batch * h * seen
+        weights += float(parameter.element_size()) * batch * h * n * n
+    guessed = sum(s.head_size is None for s in sites)
+    seconds = flops * _seconds_a_flop(parameter, want)
+    return Estimate(n, len(sites), flops, seconds, int(rows), int(kv), int(weights), guessed)
 
 
-def _rate(like: torch.Tensor) -> float:
-    """FLOP per second that one small attention reaches."""
-    q = torch.randn(1, 4, 512, 64, device=like.device, dtype=like.dtype)
-    attend = torch.nn.functional.scaled_dot_product_attention
-    attend(q, q, q)
-    start = time.perf_counter()
-    out = attend(q, q, q)
-    out.sum().item()  # waits for the device
-    return 4.0 * 4 * 512 * 512 * 64 / max(time.perf_counter() - start, 1e-6)
+def _survey_bytes(n: int, want: Sequence[str]) -> float:
+    """Bytes that a survey keeps for one head: a part of its own, one by rows, one by tiles."""
+    if not want:
+        return 0.0
+    from regard.run.survey import survey
+
+    sizes, kept = (64, 128, 192), []
+    for size in sizes:
+        q = torch.zeros(1, 1, size, 8)
+        found = survey(q, q, q, want=want).found
+        kept.append(sum(x.numel() * x.element_size() for x in found.values()))
+    bend = (kept[2] - 2 * kept[1] + kept[0]) / 2
+    slope = kept[1] - kept[0] - bend
+    x = (n - 64) / 64
+    return max(float(bend * x * x + slope * x + kept[0]), 0.0)
+
+
+def _seconds_a_flop(like: torch.Tensor, want: Sequence[str]) -> float:
+    """Seconds that a small attention takes for each FLOP, with its survey where one is asked."""
+    from regard.run.survey import survey
+
+    n = 1024
+    q = torch.randn(1, 4, n, 64, device=like.device, dtype=like.dtype)
+    took = _took(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), like.device)
+    if want:
+        took += _took(lambda: survey(q, q, q, want=want), like.device)
+    return took / (4.0 * 4 * n * n * 64)
+
+
+def _took(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the second call, which finds everything warm."""
+    with torch.no_grad():
+        call()
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _size(x: float) -> str:
