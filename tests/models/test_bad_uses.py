@@ -12,6 +12,8 @@ transformers = pytest.importorskip("transformers")
 
 import regard  # noqa: E402
 from regard.models import Edit, Engine, Null, Site, Stage, UnsupportedModelError, attach  # noqa: E402
+from regard.models.diffusers import branches  # noqa: E402
+from regard.models.moment import Moment  # noqa: E402
 from regard.models.versions import supported  # noqa: E402
 from tests.architectures import DECODERS, REFUSED, build  # noqa: E402
 
@@ -51,6 +53,29 @@ class Wants(Stage):
 
 def _far(partial: Any) -> Any:
     return partial._replace(out=partial.out[:, :, :1])
+
+
+QUERY = torch.randn(1, 2, 5, 8)
+
+
+class ByHand(torch.nn.Module):
+    """Calls PyTorch's attention on what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+class ByItself(torch.nn.Module):
+    """Attends without any call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ x.mT).softmax(-1) @ x
+
+
+def run_by_hand(x: torch.Tensor) -> Any:
+    model = ByHand()
+    with attach(model, [Null()]):
+        return model(x)
 
 
 WHERES: list[Any] = [
@@ -112,7 +137,28 @@ USES: dict[str, Callable[[], Any]] = {
     "estimate of nothing": lambda: regard.estimate(llama(), 0),
     "estimate of a half": lambda: regard.estimate(llama(), 0.5),
     "engine of a word": lambda: Engine(["a"]),
+    "estimate of no batch": lambda: regard.estimate(llama(), 8, batch=0),
+    "estimate of an unknown statistic": lambda: regard.estimate(llama(), 8, ("moonlight",)),
+    "steps that are halves": lambda: attach(llama(), [Null(where={"steps": 1.5})]),
+    "steps before the first": lambda: attach(llama(), [Null(where={"steps": [-1]})]),
+    "rows of a branch not told": lambda: Moment(0).rows("conditional", 2),
+    "rows that do not divide": lambda: Moment(0, branches=("a", "b")).rows("a", 3),
+    "no branches": branches,
+    "one branch twice": lambda: branches("a", "a"),
+    "nested tensors": lambda: run_by_hand(torch.nested.nested_tensor([QUERY[0], QUERY[0]])),
+    "one axis": lambda: run_by_hand(QUERY[0, 0, 0]),
+    "a module that softmaxes by itself": lambda: attach(ByItself()),
 }
+
+
+def test_more_than_forty_bad_uses_are_told() -> None:
+    """Those below are told apart by what is said of them."""
+    said = set()
+    for use in USES.values():
+        with pytest.raises(regard.RegardError) as told:
+            use()
+        said.add(str(told.value))
+    assert len(said) >= 40
 
 
 @pytest.mark.parametrize("use", USES)
@@ -143,6 +189,22 @@ def test_weights_of_long_inputs_are_refused_with_their_size() -> None:
     long = torch.randint(5, 60, (40, 400))
     with pytest.raises(regard.RegardError, match="MiB"), attach(model, [edit], check=False):
         model(long)
+
+
+def test_weights_that_transformers_leaves_out_are_given() -> None:
+    """Asked for weights under sdpa, transformers answers with an empty tuple."""
+    model = llama()
+    model.set_attn_implementation("sdpa")
+    assert not model(IDS, output_attentions=True).attentions
+    with attach(model, [Null()]):
+        weights = model(IDS, output_attentions=True).attentions
+    assert len(weights) == model.config.num_hidden_layers
+    for w in weights:
+        torch.testing.assert_close(w.sum(-1), torch.ones(w.shape[:-1]))
+        assert not w.triu(1).any()
+    long = torch.randint(5, 60, (40, 400))
+    with pytest.raises(regard.RegardError, match=r"output_attentions.*MiB"), attach(model):
+        model(long, output_attentions=True)
 
 
 @pytest.mark.parametrize("name", REFUSED)
