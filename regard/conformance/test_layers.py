@@ -79,7 +79,7 @@ def test_decoding_equals_the_whole(case: Case, pieces: str) -> None:
 
 def test_decoding_goes_on_after_left_padding(case: Case) -> None:
     can = case.kind.can
-    if not (can.decode and can.padding and can.any_length) or case.mode != "causal":
+    if not (can.decode and can.left_padding and can.any_length) or case.mode != "causal":
         return
     layer, inputs = case.make(), case.inputs()
     short = case.tokens - 7
@@ -259,6 +259,9 @@ def test_what_it_cannot_do_is_refused(kind: type[Layer]) -> None:
     tries["padding"] = lambda: layer(
         **inputs, padding=torch.ones(1, seen.shape[1], dtype=torch.bool)
     )
+    late = torch.ones(1, seen.shape[1], dtype=torch.bool)
+    late[0, 0] = False
+    tries["left_padding"] = lambda: layer(**inputs, padding=late)
     tries["documents"] = lambda: layer(
         **inputs, documents=ids, context_documents=ids if case.mode != "cross" else None
     )

@@ -12,6 +12,8 @@ Positions, padding, packed documents, memories and cross-attention are handled a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar
 
 import torch
@@ -21,13 +23,14 @@ from regard.core.call import Call
 from regard.core.errors import RuleError, fail, shape_of
 from regard.core.rule import Rule
 from regard.core.score import Dot, Score
-from regard.core.support import Causal, Documents, Everything, Padding, Support
+from regard.core.support import Causal, Documents, Everything, Padding, PerHead, Support
 from regard.core.weigh import Softmax, Weigh
 from regard.layers.base import Can, Layer, Scene, need_divisor, need_share, need_size
 from regard.layers.positions import Position, position_named
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
+from regard.memories.heads import HeadMemories
 from regard.run.doors import attend
 
 
@@ -184,12 +187,29 @@ class Attention(Layer):
             k = self.position.turn(k, scene.positions)
         if memory is None:
             return q, Read(k, v, None)
-        kept: KeyMemory = memory.of_kind("keys", Full)
+        kept: KeyMemory = memory.of_kind("keys", self.key_memory)
         kept.extend(k, v, scene.padding)
         if not scene.crosses:
             # What this call's own first query may need stays until the next call.
-            kept.forget(self.rule().horizon(scene.offset))
+            self.forget(kept, scene.offset)
         return q, kept.read()
+
+    def key_memory(self) -> KeyMemory:
+        """Make what keys are kept in: for each head alone where each has its own support."""
+        apart = isinstance(self.rule().support, PerHead)
+        return HeadMemories(self.kv_heads) if apart else Full()
+
+    def forget(self, kept: KeyMemory, now: int) -> None:
+        """Drop keys that no query from `now` on can need."""
+        support = self.rule().support
+        if isinstance(kept, HeadMemories) and isinstance(support, PerHead):
+            share = self.heads // self.kv_heads
+            kept.forget_each([
+                reduce(or_, (s.horizon(now) for s in support.supports[g : g + share]))
+                for g in range(0, self.heads, share)
+            ])  # fmt: skip
+        else:
+            kept.forget(support.horizon(now))
 
     def normed_queries(self, scene: Scene) -> Tensor:
         """Make the queries, brought to their norm where there is one."""

@@ -30,6 +30,7 @@ class Can:
     - `constant_memory`: that memory stops growing
     - `linear`: time and memory grow with the length, not with its square
     - `padding`, `documents`: leave padding out, keep packed documents apart
+    - `left_padding`: begin after padding (blocks counted from the first place cannot)
     - `any_length`: no size of the layer depends on the number of tokens
     - `multihead_weights`: take over the weights of multi-head attention unchanged
     """
@@ -41,6 +42,7 @@ class Can:
     constant_memory: bool = False
     linear: bool = False
     padding: bool = True
+    left_padding: bool = True
     documents: bool = True
     any_length: bool = True
     multihead_weights: bool = False
@@ -151,6 +153,8 @@ class Layer(nn.Module):
         _need_rows("context_documents", context_documents, seen, (torch.long, torch.int))
         if padding is not None and not self.can.padding:
             self.cannot("padding", "a mask", "leave padding out", "pass tokens without padding")
+        if padding is not None and not self.can.left_padding and not bool(padding[:, 0].all()):
+            self.cannot("padding", "tokens that begin after it", "begin later", "pad at the end")
         if documents is not None:
             self._need_documents(crosses, context_documents, memory)
         offset = 0 if memory is None or crosses else memory.seen

@@ -6,6 +6,7 @@ one layer keeps, under names of its own.
 
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
+from regard.memories.heads import HeadMemories
 from regard.memories.layer import LayerMemory
 
-__all__ = ["Full", "KeyMemory", "LayerMemory", "Read"]
+__all__ = ["Full", "HeadMemories", "KeyMemory", "LayerMemory", "Read"]

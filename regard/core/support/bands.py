@@ -140,30 +140,46 @@ class Dilated(Support):
 
 @value
 class Strided(Support):
-    """Every query meets each `step`-th key, beginning at key `start`.
+    """Every query meets each `step`-th key, beginning at key `start`; or runs of `size` keys.
+
+    With `size` above 1 the keys are cut into runs of that many, and `step` and `start` count runs.
 
     >>> Strided(2, start=1).matrix(1, 4)[0, 0].int().tolist()
     [[0, 1, 0, 1]]
+    >>> Strided(2, size=2).matrix(1, 6)[0, 0].int().tolist()
+    [[1, 1, 0, 0, 1, 1]]
     """
 
     step: int
     start: int = 0
+    size: int = 1
 
     def __post_init__(self) -> None:
         need_count("step", self.step)
         need_count("start", self.start, 0)
+        need_count("size", self.size)
+
+    def _run(self, j: Tensor) -> Tensor:
+        return torch.div(j, self.size, rounding_mode="floor")
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Allow the chosen columns."""
-        return ((j - self.start) % self.step == 0) & (j >= self.start) & (i == i)
+        """Allow the chosen runs."""
+        run = self._run(j)
+        return ((run - self.start) % self.step == 0) & (run >= self.start) & (i == i)
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """A tile has some if the first column at or after its start lies inside."""
-        low = (grid.j_lo - self.start).clamp(min=0)
+        """A tile has some if the first chosen run at or after its start lies inside."""
+        first, last = self._run(grid.j_lo), self._run(grid.j_hi)
+        low = (first - self.start).clamp(min=0)
         ahead = torch.div(low + self.step - 1, self.step, rounding_mode="floor") * self.step
-        some = (ahead + self.start <= grid.j_hi) & (grid.i_lo == grid.i_lo)
-        one_column = (grid.j_lo == grid.j_hi) if self.step > 1 else grid.j_lo >= self.start
-        return some, some & one_column
+        some = (ahead + self.start <= last) & (grid.i_lo == grid.i_lo)
+        one_run = (first == last) if self.step > 1 else first >= self.start
+        return some, some & one_run
+
+    def horizon(self, i: int) -> Spans:
+        """The chosen runs of the past, and whatever comes."""
+        runs = range(self.start, -(-i // self.size), self.step)
+        return Spans.of(*((r * self.size, (r + 1) * self.size) for r in runs), (i, None))
 
 
 @value
