@@ -4,7 +4,7 @@ from regard.models.attach import Attached, attach
 from regard.models.engine import Engine
 from regard.models.estimate import Estimate, estimate
 from regard.models.hook import Hook, UnsupportedModelError
-from regard.models.moment import Moment, moment
+from regard.models.moment import Moment, current_moment
 from regard.models.site import Site, Sites
 from regard.models.stage import Edit, Null, Stage
 
@@ -21,6 +21,6 @@ __all__ = [
     "Stage",
     "UnsupportedModelError",
     "attach",
+    "current_moment",
     "estimate",
-    "moment",
 ]

@@ -22,7 +22,7 @@ from regard.core.errors import RuleError, fail
 from regard.models.finding import calls_attention, weighs
 from regard.models.functional import HEADS, FunctionalHook
 from regard.models.hook import Removal, UnsupportedModelError
-from regard.models.moment import Moment, moment, telling, told_branches
+from regard.models.moment import Moment, current_moment, telling, told_branches
 from regard.models.site import Site
 from regard.models.versions import supported
 
@@ -55,7 +55,7 @@ def timestep() -> Any:
     >>> timestep() is None
     True
     """
-    now = moment()
+    now = current_moment()
     return None if now is None else now.timestep
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.partial import Partial
-from regard.models.moment import moment
+from regard.models.moment import current_moment
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -57,7 +57,7 @@ class Engine:
         stages = self.at(site) if self.stages else ()
         if not self._by_step:
             return stages
-        now = moment()
+        now = current_moment()
         step = 0 if now is None else now.step
         return tuple(s for s in stages if s.where.steps is None or step in s.where.steps)
 
@@ -66,7 +66,7 @@ class Engine:
         stages = self.serving(call.site)
         if not stages:
             return attended(call)
-        now = moment()
+        now = current_moment()
         if now is not None and isinstance(call.site, Site):
             call = call.replace(site=call.site.at(now))
         site = call.site

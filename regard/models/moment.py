@@ -95,10 +95,10 @@ _lock = threading.RLock()
 _followed: WeakKeyDictionary[nn.Module, tuple[int, list[Removal]]] = WeakKeyDictionary()
 
 
-def moment() -> Moment | None:
+def current_moment() -> Moment | None:
     """Give the moment of the innermost forward of a followed model; None outside of one.
 
-    >>> moment() is None
+    >>> current_moment() is None
     True
     """
     return _now.moments[-1][1] if _now.moments else None

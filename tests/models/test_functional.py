@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from regard.models import Edit, Null, Stage, UnsupportedModelError, attach
 from regard.models.functional import call_of
-from regard.models.moment import moment
+from regard.models.moment import current_moment
 
 ROOM = 2e-6
 
@@ -429,7 +429,7 @@ def test_detaching_while_a_forward_runs_leaves_nothing_behind() -> None:
     torch.testing.assert_close(model(ids), plain, atol=1e-5, rtol=1e-5)
     assert state_of(model) == before
     assert torch.overrides._get_current_function_mode() is None
-    assert moment() is None
+    assert current_moment() is None
 
 
 def test_what_attends_by_itself_is_named_first() -> None:

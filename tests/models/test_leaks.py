@@ -110,7 +110,7 @@ def registrations(model: nn.Module) -> Any:
     found += [(len(m._forward_hooks_with_kwargs), *sorted(vars(m))) for m in model.modules()]
     found += [sorted(vars(type(m))) for m in model.modules()]
     found += [len(functional._records), functional._attached, len(functional._here.entered)]
-    found += [len(moment._followed), moment.moment()]
+    found += [len(moment._followed), moment.current_moment()]
     found += [torch.overrides._get_current_function_mode(), torch.is_grad_enabled()]
     found += [torch.backends.mha.get_fastpath_enabled(), threading.active_count()]
     config: Any = getattr(model, "config", None)
