@@ -58,9 +58,9 @@ class ByHand(nn.Module):
 
 
 class Look(Stage):
-    """Wants what most probes want."""
+    """Wants what `regard.survey` gives when nothing is said."""
 
-    want = ("entropy", "received")
+    want = ("entropy", "received", "tiles")
 
     def see(self, site: Any, survey: Any) -> None:
         self.last = survey.entropy
@@ -142,7 +142,7 @@ def main() -> None:
         title = f"written by hand, {LAYERS} layers, d {WIDTH}, n {n:,}"
         rows += measure(title, hand, lambda y=x: hand(y), alone, given.rounds, times)
     ids = torch.randint(5, 1000, (1, given.long))
-    looked: dict[str, list[Stage] | None] = {"plain": None, "entropy and received": [Look()]}
+    looked: dict[str, list[Stage] | None] = {"plain": None, "entropy, received, tiles": [Look()]}
     title = f"Llama, a survey at every layer, n {given.long:,}"
     rows += measure(title, model, lambda: model(ids), looked, max(given.rounds // 3, 3), 1)
     if given.save:
