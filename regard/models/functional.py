@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from math import prod
 from types import FunctionType
 from typing import Any
@@ -100,6 +99,7 @@ class FunctionalHook:
         """Enter the mode around the forward of every site; with no stage, do nothing at all."""
         if not engine.stages:
             return lambda: None
+        _need_uncompiled(model)
         modules = [model.get_submodule(site.module) for site in sites]
         with _lock:
             _hold_fast_path(1)
@@ -150,6 +150,20 @@ def _hold_fast_path(change: int) -> None:
         _fast_before = torch.backends.mha.get_fastpath_enabled()
     _attached += change
     torch.backends.mha.set_fastpath_enabled(_fast_before if _attached == 0 else False)
+
+
+def _need_uncompiled(model: nn.Module) -> None:
+    """Refuse code that is compiled already: it would run on without the stages, and not say so."""
+    for path, module in model.named_modules():
+        wrapped = type(module).__name__ == "OptimizedModule"
+        if wrapped or getattr(module, "_compiled_call_impl", None) is not None:
+            fail(
+                UnsupportedModelError,
+                "model",
+                f"{path or type(model).__name__}, which is compiled already",
+                "a model that is compiled while stages are attached, or not at all",
+                "attach first, and compile within; the model inside is `_orig_mod`",
+            )
 
 
 def _grid_of(model: Any) -> tuple[int, ...] | None:
@@ -296,10 +310,18 @@ def call_of(
     return Call(q, k, v, rule, dropout=dropout_p, site=site), shape
 
 
-@lru_cache(64)
+_rules: dict[tuple[bool, float | None], Rule] = {}
+
+
 def _plain_rule(is_causal: bool, scale: float | None) -> Rule:
     """Share the rule of calls that mean the same, and with it what is planned for it."""
-    return Rule(Causal() if is_causal else Everything(), Dot(scale))
+    found = _rules.get((is_causal, scale))
+    if found is None:
+        if len(_rules) > 64:
+            _rules.clear()
+        support: Support = Causal() if is_causal else Everything()
+        found = _rules[is_causal, scale] = Rule(support, Dot(scale))
+    return found
 
 
 _MHA_SIGNATURE = inspect.signature(MHA)

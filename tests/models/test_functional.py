@@ -450,3 +450,28 @@ def test_what_attends_by_itself_is_named_first() -> None:
         attach(nn.Sequential(Mixer()))
     with pytest.raises(UnsupportedModelError, match="Linear, which attends nowhere"):
         attach(nn.Linear(2, 2))
+
+
+def test_a_model_compiled_within_has_its_stages_and_loses_them() -> None:
+    model, x = Gpt(1), torch.arange(6)[None]
+    double = Edit("out", lambda o: 2 * o)
+    with torch.no_grad():
+        plain = model(x)
+        with attach(model, [double]):
+            expected = model(x)
+            compiled = torch.compile(model, backend="eager")
+            torch.testing.assert_close(compiled(x), expected)
+        torch.testing.assert_close(compiled(x), plain)
+    assert not torch.allclose(plain, expected)
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "a part"])
+def test_a_model_compiled_before_is_refused(how: str) -> None:
+    model: Any = Gpt(1)
+    if how == "wrapped":
+        model = torch.compile(model, backend="eager")
+    else:
+        (model if how == "in place" else model.blocks[0]["attn"]).compile(backend="eager")
+    with pytest.raises(UnsupportedModelError, match="compiled already"):
+        attach(model, [Null()])
+    attach(model).detach()  # with no stage there is nothing to lose
