@@ -24,14 +24,10 @@ from torch.overrides import TorchFunctionMode
 
 from regard.core.call import Call
 from regard.core.errors import fail
-from regard.core.rule import Rule
-from regard.core.score import Dot
-from regard.core.score.dense import DenseBias
-from regard.core.support import Causal, Everything, Padding, Support
-from regard.core.support.dense import DenseMask
 from regard.models.engine import Engine
 from regard.models.finding import calls_attention
 from regard.models.hook import Removal, UnsupportedModelError
+from regard.models.sdpa import call_of
 from regard.models.site import Site, Sites
 from regard.models.transformers import _Held
 from regard.models.weights import closed_weights
@@ -115,7 +111,8 @@ class FunctionalHook:
                         module.fused_attn = True  # type: ignore[assignment]
                 record.engines.append(engine)
                 record.joined()
-            last = model.register_forward_hook(_need_reach)
+            records = [_records[module] for module in modules]
+            last = model.register_forward_hook(lambda m, _, __: _need_reach(m, records))
         done = False
 
         def remove() -> None:
@@ -207,11 +204,12 @@ def _leave(module: nn.Module, _: Any, out: Any) -> None:
         )
 
 
-def _need_reach(model: nn.Module, _: Any, __: Any) -> None:
+def _need_reach(model: nn.Module, records: list[_Record]) -> None:
     """Raise where a whole forward has passed sites, and reached none."""
-    records = [r for m in model.modules() if (r := _records.get(m)) is not None]
+    if any(r.reached for r in records):
+        return
     passed = next((r for r in records if r.entered), None)
-    if passed is None or any(r.reached for r in records):
+    if passed is None:
         return
     fail(
         UnsupportedModelError,
@@ -251,77 +249,6 @@ class _Catch(TorchFunctionMode):
 def _attend(engine: Engine, site: Site, *args: Any, **kwargs: Any) -> Tensor:
     call, shape = call_of(site, *args, **kwargs)
     return engine.run(call).reshape(shape)
-
-
-def call_of(
-    site: Site | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> tuple[Call, list[int]]:
-    """Read the arguments of SDPA as a call; give it with the shape its output should have."""
-    if query.is_nested or query.dim() < 2:
-        fail(
-            UnsupportedModelError,
-            getattr(site, "module", "model"),
-            "nested tensors" if query.is_nested else f"{query.dim()} axes",
-            "q, k and v of at least [n, d]",
-            "pad the batch, and mask the padding",
-        )
-    if torch.is_autocast_enabled(query.device.type):
-        low = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(low), key.to(low), value.to(low)
-    lead = query.shape[:-3]
-    if not lead == key.shape[:-3] == value.shape[:-3]:
-        lead = torch.broadcast_shapes(lead, key.shape[:-3], value.shape[:-3])
-    h = query.shape[-3] if query.dim() > 2 else 1
-    shape = [*lead, *([h] if query.dim() > 2 else []), query.shape[-2], value.shape[-1]]
-
-    def four(x: Tensor, heads: int) -> Tensor:
-        if x.dim() == 4 and x.shape[:-2] == (*lead, heads):
-            return x
-        x = x if x.dim() > 2 else x[None]
-        return x.expand(*lead, heads, *x.shape[-2:]).reshape(-1, heads, *x.shape[-2:])
-
-    q = four(query, h)
-    k, v = (four(x, x.shape[-3] if enable_gqa else h) for x in (key, value))
-    if attn_mask is None:
-        rule = _plain_rule(is_causal, scale)
-    else:
-        support: Support = Causal() if is_causal else Everything()
-        score = Dot(scale)
-        mask = attn_mask
-        if mask.dim() > 4:
-            mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
-        mask = mask[(None,) * (4 - mask.dim())]
-        mask = mask.expand(*mask.shape[:3], k.shape[2])
-        if mask.dtype != torch.bool:
-            score = score + DenseBias(mask)
-        elif mask.shape[1] == mask.shape[2] == 1:
-            support = support & Padding(mask[:, 0, 0])
-        else:
-            support = support & DenseMask(mask)
-        rule = Rule(support, score)
-    return Call(q, k, v, rule, dropout=dropout_p, site=site), shape
-
-
-_rules: dict[tuple[bool, float | None], Rule] = {}
-
-
-def _plain_rule(is_causal: bool, scale: float | None) -> Rule:
-    """Share the rule of calls that mean the same, and with it what is planned for it."""
-    found = _rules.get((is_causal, scale))
-    if found is None:
-        if len(_rules) > 64:
-            _rules.clear()
-        support: Support = Causal() if is_causal else Everything()
-        found = _rules[is_causal, scale] = Rule(support, Dot(scale))
-    return found
 
 
 _MHA_SIGNATURE = inspect.signature(MHA)
@@ -366,4 +293,4 @@ def _with_attention(attention: Callable[..., Tensor]) -> Callable[..., Any]:
     return copy
 
 
-__all__ = ["HOOK", "FunctionalHook", "call_of"]
+__all__ = ["HOOK", "FunctionalHook"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.models import Edit, Null, Stage, UnsupportedModelError, attach
-from regard.models.functional import call_of
+from regard.models.sdpa import call_of
 from regard.models.moment import current_moment
 
 ROOM = 2e-6
