@@ -146,12 +146,14 @@ def hook_of(model: Any) -> tuple[Hook, Sites]:
             return hook, Sites(found)
         tried.append(name)
     if not isinstance(model, nn.Module):
+        parts = ("transformer", "unet", "model")  # of a pipeline
+        inside = next((x for x in parts if isinstance(getattr(model, x, None), nn.Module)), None)
         fail(
             UnsupportedModelError,
             "model",
             shape_of(model) if not isinstance(model, torch.Tensor) else "a tensor",
             "a torch.nn.Module",
-            "pass the model itself",
+            f"pass its {inside}" if inside else "pass the model itself",
         )
     from regard.models.finding import own_attention
 

@@ -187,16 +187,15 @@ class Sites(list[Site]):
         return found
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give one row of words for each site, after a row of headings."""
-        head = ("layer", "kind", "module", "heads", "kv heads", "head size", "causal")
-        body = [
-            tuple(
-                "-" if x is None else str(x)
-                for x in (s.layer, s.kind, s.module, s.heads, s.kv_heads, s.head_size, s.causal)
-            )
-            for s in self
-        ]
-        return [head, *body]
+        """Give one row of words for each site, after a row of headings.
+
+        >>> Sites([Site(0, module="a", modality="image", grid=(4, 6))]).rows()[1][-2:]
+        ('image', '4 x 6')
+        """
+        told = ["layer", "kind", "module", "heads", "kv_heads", "head_size", "causal"]
+        told += [x for x in ("modality", "grid") if any(getattr(s, x) is not None for s in self)]
+        head = tuple(x.replace("_", " ") for x in told)
+        return [head, *(tuple(_cell(getattr(s, x)) for x in told) for s in self)]
 
     def table(self) -> Any:
         """Make a rich table (needs rich)."""
@@ -217,3 +216,7 @@ class Sites(list[Site]):
         return "\n".join(
             "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)).rstrip() for r in rows
         )
+
+
+def _cell(x: Any) -> str:
+    return "-" if x is None else " x ".join(map(str, x)) if isinstance(x, tuple) else str(x)

@@ -231,6 +231,14 @@ def test_a_branch_in_a_batch_is_chosen(make: Callable[[], Any], branch: str, see
         assert torch.allclose(was, came, atol=1e-4 * float(was.abs().max())) == (name != branch)
 
 
+@pytest.mark.parametrize(
+    ("make", "part"), [(with_unet, "unet"), (with_sd3, "transformer")], ids=["unet", "transformer"]
+)
+def test_a_pipeline_is_told_to_pass_its_model(make: Callable[[], Any], part: str) -> None:
+    with pytest.raises(regard.RegardError, match=f"pass its {part}"):
+        attach(make()[0])
+
+
 def test_a_branch_that_is_not_told_is_an_error(seed: int) -> None:
     model, go = ready(with_sd3)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.models import Edit, Null, Stage, UnsupportedModelError, attach
-from regard.models.sdpa import call_of
 from regard.models.moment import current_moment
+from regard.models.sdpa import call_of
 
 ROOM = 2e-6
 
