@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -475,3 +476,29 @@ def test_a_model_compiled_before_is_refused(how: str) -> None:
     with pytest.raises(UnsupportedModelError, match="compiled already"):
         attach(model, [Null()])
     attach(model).detach()  # with no stage there is nothing to lose
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_is_followed(kind: str, seed: int) -> None:
+    model, x = Plain(kind), tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = model(x)
+        with attach(model, [Null()]):
+            found = model(x)
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputation_in_backward_meets_the_stages(reentrant: bool, seed: int) -> None:
+    model, x = Plain(), tokens().requires_grad_()
+    double = Edit("v", lambda v: 2 * v)
+    (plain,) = torch.autograd.grad(model(x).square().sum(), [x])
+    with attach(model, [double]):
+        (expected,) = torch.autograd.grad(model(x).square().sum(), [x])
+        y = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant)
+        y.square().sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    assert torch.overrides._get_current_function_mode() is None
