@@ -23,6 +23,7 @@ from regard.core.scan.momentum import (
 )
 from regard.core.scan.parallel import parallel
 from regard.core.scan.passage import transition
+from regard.core.scan.prefix import prefix_softmax
 from regard.core.scan.recurrent import recurrent, step
 from regard.core.scan.state import MomentumState, ScanState
 from regard.core.scan.unordered import divided, read, summed, unordered, with_ones
@@ -42,6 +43,7 @@ __all__ = [
     "momentum_recurrent",
     "momentum_step",
     "parallel",
+    "prefix_softmax",
     "prepare",
     "read",
     "recurrent",

@@ -177,12 +177,13 @@ def contextual() -> Measured:
     wrong = {"cope": _flip_flop("cope"), "rotary": _flip_flop("mha", position="rotary")}
     return Measured(
         "open gates give i - j + 1 and ordinary learned positions; gates on a marker count "
-        "markers; the future changes nothing; on flip-flops with far longer gaps than in training "
-        "the error is under 5% and below rotary's",
-        relative < 1e-4 and counted < 1e-3 and leak < 1e-6
-        and wrong["cope"] < 0.05 and wrong["cope"] < wrong["rotary"],
+        "markers; the future changes nothing; on flip-flops with longer gaps than in training the "
+        "error is under 5% where writes are 1 in 10, and below rotary's there and at 1 in 40",
+        relative < 1e-4 and counted < 1e-3 and leak < 1e-6 and wrong["cope"][0] < 0.05
+        and all(c < r for c, r in zip(wrong["cope"], wrong["rotary"], strict=True)),
         {"open gates": relative, "counted markers": counted, "leak": leak,
-         "error far out": wrong["cope"], "error far out, rotary": wrong["rotary"]},
+         **{f"error, {name}, at {gap_}": x for name, both in wrong.items()
+            for gap_, x in zip(("1 in 10", "1 in 40"), both, strict=True)}},
     )  # fmt: skip
 
 
@@ -202,8 +203,8 @@ def _flip_flops(rows: int, n: int, quiet: float) -> tuple[Tensor, Tensor]:
     return torch.stack((kinds, bits + 3), -1).flatten(1), kinds == 2
 
 
-def _flip_flop(name: str, **settings: object) -> float:
-    """Error of reading, on texts with few writes, of a model trained on texts with many."""
+def _flip_flop(name: str, **settings: object) -> list[float]:
+    """Errors of reading, on texts with few writes, of a model trained on texts with many."""
     torch.manual_seed(0)
     tiny = model([name] * 2, dim=32, heads=2, vocab=5, **settings)
 
@@ -213,7 +214,10 @@ def _flip_flop(name: str, **settings: object) -> float:
         return F.cross_entropy(scores[reads], tokens[:, 1::2][reads])
 
     fit(tiny.parameters(), loss, 400, 5e-3)
-    tokens, reads = _flip_flops(128, 24, 0.9)
-    with torch.no_grad():
-        guessed = tiny(tokens)[:, ::2].argmax(-1)
-    return float((guessed != tokens[:, 1::2])[reads].float().mean())
+    errors = []
+    for quiet in (0.8, 0.95):
+        tokens, reads = _flip_flops(512, 24, quiet)
+        with torch.no_grad():
+            guessed = tiny(tokens)[:, ::2].argmax(-1)
+        errors.append(float((guessed != tokens[:, 1::2])[reads].float().mean()))
+    return errors

@@ -1,0 +1,120 @@
+"""Linear attention whose features come near the exponential: polynomials, and matched spreads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import ValueRangeError, fail
+from regard.core.features import exponential, matched_rates, standardized, taylor
+from regard.core.method import method
+from regard.core.rule import Rule
+from regard.core.support import Blocks, Causal, Padding
+from regard.layers.attention import split
+from regard.layers.base import Can, Scene, need_size
+from regard.layers.recurrent import Linear
+from regard.layers.registry import register
+from regard.run.doors import attend
+
+
+@register("fastmax")
+@method("fastmax", call='import regard\nlayer = regard.layer("fastmax", 512, heads=16, order=2)')
+class Fastmax(Linear):
+    """Softmax with the exponential's first terms, which factor exactly (FAST).
+
+    `a_ij = f(q_i k_j) / sum_j f(q_i k_j)` with `f(x) = 1 + x (+ x^2 / 2)` on queries and keys of
+    mean 0 and deviation 1. Order 2 gives positive weights; order 1 can give negative ones.
+    Features number `1 + d + d (d + 1) / 2`.
+
+    >>> Fastmax(32, heads=4, order=1)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, order: int = 2, scale: float = 1.0, standardize: bool = True,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, heads, **settings)
+        if order not in (1, 2):
+            fail(ValueRangeError, "order", order, "1 or 2", "2 has positive weights")
+        if not scale > 0:
+            fail(ValueRangeError, "scale", scale, "a number above 0", "1.0 is the paper's")
+        self.order, self.scale, self.standardize = order, scale, standardize
+
+    def features(self, x: Tensor) -> Tensor:
+        """Write the polynomial of q k as a product of features of q and of k."""
+        x = standardized(x) if self.standardize else x
+        return taylor(x * math.sqrt(self.scale), self.order)
+
+
+@register("lln_attention")
+@method("lln_attention", call='import regard\nlayer = regard.layer("lln_attention", 512, heads=8)')
+class LogNormal(Linear):
+    """Linear attention whose weights spread as softmax's do (linear log-normal attention).
+
+    `phi(q) = exp(alpha q)`, `phi(k) = exp(beta k)`, with alpha and beta set from how far queries
+    and keys spread: measured in each batch while training, and kept as a running mean for use
+    after.
+
+    >>> LogNormal(32, heads=4)(torch.randn(1, 10, 32)).shape
+    torch.Size([1, 10, 32])
+    """
+
+    can: ClassVar[Can] = Can(constant_memory=True, linear=True)
+    alphas: Tensor
+
+    def __init__(self, dim: int, heads: int, *, keep: float = 0.9, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        if not 0 <= keep < 1:
+            fail(ValueRangeError, "keep", keep, "a share from 0 up to 1", "0.9 is usual")
+        self.keep = keep
+        self.register_buffer("alphas", torch.ones(2))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Map queries; what is taken off a row cancels in it."""
+        q = split(self.to_q(x), self.heads) * self.alphas[0]
+        return exponential(q, 1.0, -q.amax(-1, keepdim=True).detach())
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map keys, spread as measured."""
+        k = split(self.to_k(context), self.heads)
+        return exponential(k, self.alphas[1]), split(self.to_v(context), self.heads)
+
+    def act(self, scene: Scene) -> Tensor:
+        """Measure while training, then attend."""
+        if self.training:
+            with torch.no_grad():
+                rates = matched_rates(self.to_q(scene.x), self.to_k(scene.context))
+                self.alphas.lerp_(torch.stack(rates).to(self.alphas), 1 - self.keep)
+        return super().act(scene)
+
+
+@register("lln_diag")
+class LogNormalWithBlocks(LogNormal):
+    """Linear log-normal attention averaged with softmax inside blocks of tokens (LLN + Diag).
+
+    >>> LogNormalWithBlocks(32, heads=4, blocks=4)(torch.randn(1, 10, 32)).shape
+    torch.Size([1, 10, 32])
+    """
+
+    can: ClassVar[Can] = Can(
+        cross=False, decode=False, left_padding=False, documents=False, linear=True
+    )
+
+    def __init__(self, dim: int, heads: int, *, blocks: int = 64, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        need_size("blocks", blocks)
+        near = Blocks(blocks)
+        self.near = Rule(Causal() & near if self.causal else near)
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> Tensor:
+        """Take the mean of both attentions."""
+        far = super().look(q, k, v, scene)
+        plain = split(self.to_q(scene.x), self.heads), split(self.to_k(scene.x), self.heads)
+        rule = self.near
+        if scene.padding is not None:
+            rule = rule.replace(support=rule.support & Padding(scene.padding))
+        return (far + attend(*plain, v, rule)) / 2
