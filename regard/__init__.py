@@ -33,7 +33,7 @@ _HOME = {
     "regard.core.score": (
         *("Score", "Dot", "General", "Additive", "Gaussian", "SoftCap", "Temperature"),
         *("Alibi", "DistanceBias", "T5Bias", "RelativeBias", "LatticeBias", "ShawBias"),
-        *("LowRankBias", "Cope", "KeyWeights", "GroupBias", "ScoreStep"),
+        *("LowRankBias", "Landmarks", "Cope", "KeyWeights", "GroupBias", "ScoreStep"),
     ),
     "regard.core.weigh": ("Weigh", "Softmax", "Sigmoid", "Relu", "Signed"),
     "regard.core.partial": ("Partial", "merge"),

@@ -24,6 +24,7 @@ from regard.core.score import Gaussian as Gaussian
 from regard.core.score import General as General
 from regard.core.score import GroupBias as GroupBias
 from regard.core.score import KeyWeights as KeyWeights
+from regard.core.score import Landmarks as Landmarks
 from regard.core.score import LatticeBias as LatticeBias
 from regard.core.score import LowRankBias as LowRankBias
 from regard.core.score import RelativeBias as RelativeBias

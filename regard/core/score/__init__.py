@@ -19,6 +19,7 @@ from regard.core.score.contents import (
     ShawBias,
     Temperature,
 )
+from regard.core.score.landmarks import Landmarks
 from regard.core.score.matches import Additive, Dot, Gaussian, General, folded
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "General",
     "GroupBias",
     "KeyWeights",
+    "Landmarks",
     "LatticeBias",
     "LowRankBias",
     "Match",

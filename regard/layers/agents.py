@@ -1,0 +1,116 @@
+"""Attention through a few agents: they read everything, and tokens read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.method import method
+from regard.core.rule import Rule
+from regard.core.score import Score
+from regard.core.score.dense import DenseBias
+from regard.layers.attention import Attention, joined, split
+from regard.layers.base import Can, Scene, need_size
+from regard.layers.registry import register
+
+
+@register("agent_attention")
+@method(
+    "agent_attention",
+    call='import regard\nlayer = regard.layer("agent_attention", 256, heads=8, agents=49)',
+)
+class AgentAttention(Attention):
+    """Agents, which are pooled queries, read all keys; queries read the agents.
+
+    `y = softmax(q a^T) softmax(a k^T) v`, at a cost of n times the `agents`.
+
+    >>> AgentAttention(32, heads=4, agents=5)(torch.randn(1, 20, 32)).shape
+    torch.Size([1, 20, 32])
+    """
+
+    can: ClassVar[Can] = Can(
+        causal=False, decode=False, padding=False, left_padding=False, documents=False, linear=True,
+        multihead_weights=True,
+    )  # fmt: skip
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "agents": 5}
+
+    def __init__(self, dim: int, heads: int, *, agents: int = 49, **settings: Any) -> None:
+        need_size("agents", agents)
+        super().__init__(dim, heads, **settings)
+        self.agents = agents
+
+    def pool(self, q: Tensor) -> Tensor:
+        """Average queries [b, h, n, d] into agents [b, h, a, d]."""
+        pooled: Tensor = F.adaptive_avg_pool1d(q.flatten(0, 1).mT, self.agents).mT
+        return pooled.unflatten(0, q.shape[:2])
+
+    def scores_of(self, agents_ask: bool) -> Score:
+        """Say how agents match keys, or queries agents."""
+        return self.score()
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Let agents read, and read the agents."""
+        agents = self.pool(call.q)
+        told = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), scene)
+        rule = Rule(score=self.scores_of(False))
+        return super().look(call.replace(k=agents, v=told, rule=rule), scene)
+
+
+@register("agent_attention_image")
+class ImageAgents(AgentAttention):
+    """Agent attention on a grid, with biases of place and a convolution of the values beside it.
+
+    Agents are pooled over a grid of `side * side`. Each bias is the sum of a term for rows, one for
+    columns, and a small map stretched over the grid.
+
+    >>> ImageAgents(32, heads=4, grid=(6, 4), side=2)(torch.randn(1, 24, 32)).shape
+    torch.Size([1, 24, 32])
+    """
+
+    can: ClassVar[Can] = Can(
+        causal=False, cross=False, decode=False, padding=False, left_padding=False,
+        documents=False, linear=True, any_length=False,
+    )  # fmt: skip
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "grid": (6, 4), "side": 2}
+
+    def __init__(
+        self, dim: int, heads: int, *, grid: Sequence[int], side: int = 7, **settings: Any
+    ) -> None:
+        need_size("side", side)
+        super().__init__(dim, heads, agents=side * side, **settings)
+        self.grid, self.side = tuple(grid), side
+        self.rows, self.columns, self.maps = (
+            nn.Parameter(torch.zeros(2, heads, self.agents, *size))
+            for size in ((self.grid[0], 1), (1, self.grid[1]), (side, side))
+        )
+        self.beside = nn.Conv2d(heads * self.value_dim, heads * self.value_dim, 3, padding=1,
+                                groups=heads * self.value_dim)  # fmt: skip
+
+    def pool(self, q: Tensor) -> Tensor:
+        """Average queries over the grid."""
+        if q.shape[2] != prod(self.grid):
+            self.cannot(
+                "x", f"{q.shape[2]} tokens", f"fill its grid {self.grid}", "pass a token a place"
+            )
+        image = q.flatten(0, 1).mT.unflatten(2, self.grid)
+        pooled: Tensor = F.adaptive_avg_pool2d(image, self.side).flatten(2).mT
+        return pooled.unflatten(0, q.shape[:2])
+
+    def scores_of(self, agents_ask: bool) -> Score:
+        """Add what places are worth to agents (first), and agents to places (second)."""
+        which = 0 if agents_ask else 1
+        stretched = F.interpolate(self.maps[which], self.grid, mode="bilinear")
+        bias = (stretched + self.rows[which] + self.columns[which]).flatten(2)
+        return self.score() + DenseBias((bias if agents_ask else bias.mT)[None])
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Add the convolution of the values."""
+        values = joined(call.v).mT.unflatten(2, self.grid)
+        near = self.beside(values).flatten(2).mT
+        return super().look(call, scene) + split(near, self.heads)

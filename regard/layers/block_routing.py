@@ -1,0 +1,110 @@
+"""Queries that pick blocks of keys: by their means (MoBA), or by a landmark token."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.heads import expand_heads
+from regard.core.method import method
+from regard.core.parts import choose_tiles, pooled
+from regard.core.score import Landmarks, Score
+from regard.core.support import Causal
+from regard.layers.attention import Attention
+from regard.layers.base import Can, Scene, need_size
+from regard.layers.registry import register
+
+PLACED = Can(
+    bidirectional=False, cross=False, left_padding=False, documents=False, multihead_weights=True
+)
+
+
+@register("moba")
+@method("moba", call='import regard\nlayer = regard.layer("moba", 512, heads=8, block=64)')
+class BlockRouting(Attention):
+    """Each query meets its own block and the blocks whose mean key it matches best (MoBA).
+
+    Of `blocks` blocks of `block` keys one is the query's own, causal inside; the others are past
+    ones with the largest `q_i mean(k)`. Choosing has no gradient and no parameter, so the layer
+    can be exchanged for full attention at any time.
+
+    >>> BlockRouting(32, heads=4, block=4, blocks=2)(torch.randn(1, 20, 32)).shape
+    torch.Size([1, 20, 32])
+    """
+
+    can: ClassVar[Can] = PLACED
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 4, "blocks": 2}
+
+    def __init__(
+        self, dim: int, heads: int, *, block: int = 64, blocks: int = 4, causal: bool = True,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        need_size("block", block)
+        need_size("blocks", blocks)
+        super().__init__(dim, heads, causal=causal, **settings)
+        self.block, self.blocks = block, blocks
+
+    @torch.no_grad()
+    def gates(self, call: Call) -> Tensor:
+        """Score blocks of keys for each query: [b, h, n, blocks], the own block above all."""
+        scores = call.q @ expand_heads(pooled(call.k, self.block), call.h).mT
+        places = torch.arange(call.n, device=call.q.device)[:, None] + call.rule.offset
+        own = torch.div(places, self.block, rounding_mode="floor")
+        return scores.masked_fill(
+            own == torch.arange(scores.shape[-1], device=own.device), torch.inf
+        )
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Choose blocks, and attend to their past."""
+        chosen = choose_tiles(
+            self.gates(call), self.blocks, (1, self.block), within=Causal().shift(call.rule.offset)
+        ).replace(start=call.rule.offset)
+        rule = call.rule.replace(support=call.rule.support & chosen)
+        return super().look(call.replace(rule=rule), scene)
+
+
+@register("landmark_attention")
+@method(
+    "landmark_attention",
+    call='import regard\nlayer = regard.layer("landmark_attention", 512, heads=8, block=51)',
+)
+class LandmarkAttention(Attention):
+    """The last token of each block stands for it: queries weigh landmarks, then keys behind them.
+
+    Tokens come in blocks of `block`, a landmark token at the end of each (see `with_landmarks`). A
+    query shares one unit among its own block and earlier landmarks, whose part goes to the other
+    keys of their blocks. `retrieve` reads only that many of the best blocks.
+
+    >>> LandmarkAttention(32, heads=4, block=5, retrieve=2)(torch.randn(1, 20, 32)).shape
+    torch.Size([1, 20, 32])
+    """
+
+    can: ClassVar[Can] = PLACED
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 5}
+
+    def __init__(
+        self, dim: int, heads: int, *, block: int = 51, retrieve: int | None = None,
+        causal: bool = True, **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, heads, causal=causal, **settings)
+        self.landmarks = Landmarks(block, retrieve)
+
+    def score(self) -> Score:
+        """Regroup scores by blocks."""
+        return super().score() >> self.landmarks
+
+
+def with_landmarks(tokens: Tensor, block: int, landmark: int) -> Tensor:
+    """Put a landmark token after each `block - 1` tokens: [b, n] to [b, n + n // (block - 1)].
+
+    >>> with_landmarks(torch.tensor([[1, 2, 3, 4, 5]]), block=3, landmark=0).tolist()
+    [[1, 2, 0, 3, 4, 0, 5]]
+    """
+    need_size("block", block, 2)
+    whole = tokens.shape[1] // (block - 1) * (block - 1)
+    blocks = tokens[:, :whole].unflatten(1, (-1, block - 1))
+    marks = torch.full_like(blocks[:, :, :1], landmark)
+    return torch.cat((torch.cat((blocks, marks), 2).flatten(1), tokens[:, whole:]), 1)

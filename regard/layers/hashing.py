@@ -1,0 +1,85 @@
+"""Attention to what hashes alike: long behaviors at the cost of a table (SDIM)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.errors import ShapeError, fail
+from regard.core.method import method
+from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.registry import register
+
+
+@register("sdim")
+@method("sdim", call='import regard\nlayer = regard.layer("sdim", 64, context_dim=64)')
+class HashedInterest(Layer):
+    """A candidate gathers the behaviors whose random signatures equal its own (SDIM).
+
+    `bits` random projections give signs, in groups of `group`; `y = mean over groups of the unit
+    vector of the sum of behaviors that agree with the candidate in all bits of the group`. A
+    behavior at angle t is gathered with probability `(1 - t / pi) ** group`. What is kept of any
+    number of behaviors is one table of `bits / group * 2 ** group` sums. Signs have no gradient:
+    it reaches behaviors, not candidates.
+
+    >>> HashedInterest(8)(torch.randn(1, 2, 8), torch.randn(1, 50, 8)).shape
+    torch.Size([1, 2, 8])
+    """
+
+    can: ClassVar[Can] = Can(causal=False, documents=False, constant_memory=True, linear=True)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "bits": 12}
+    directions: Tensor
+
+    def __init__(
+        self, dim: int, *, bits: int = 48, group: int = 3, causal: bool = False,
+        context_dim: int | None = None, bias: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        need_size("group", group)
+        need_size("bits", bits)
+        if bits % group or self.context_dim != dim:
+            fail(
+                ShapeError, "bits" if bits % group else "context_dim",
+                bits if bits % group else self.context_dim,
+                f"a multiple of {group}" if bits % group else f"{dim}, as dim",
+                "candidates and behaviors are hashed alike, in whole groups",
+            )  # fmt: skip
+        self.group = group
+        self.register_buffer("directions", torch.randn(bits, dim))
+        self.to_v = nn.Linear(dim, dim, bias)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Hash vectors [b, n, dim] to the number of their bucket in each group, [b, n, groups]."""
+        signs = (x.detach() @ self.directions.T > 0).unflatten(-1, (-1, self.group))
+        powers = 2 ** torch.arange(self.group, device=x.device)
+        codes: Tensor = (signs * powers).sum(-1)
+        return codes
+
+    def table(self, behaviors: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Sum behaviors [b, m, dim] by bucket: [b, groups, 2 ** group, dim]; sums of parts add."""
+        codes, values = self.codes(behaviors), self.to_v(behaviors)
+        if keep is not None:
+            values = values * keep[..., None]
+        groups = codes.shape[2]
+        room = values.new_zeros(len(values), groups, 2**self.group, values.shape[2])
+        places = codes.mT[..., None].expand(-1, -1, -1, values.shape[2])
+        return room.scatter_add(2, places, values[:, None].expand(-1, groups, -1, -1))
+
+    def gather(self, x: Tensor, table: Tensor) -> Tensor:
+        """Read the buckets of candidates [b, n, dim]."""
+        places = self.codes(x).mT[..., None].expand(-1, -1, -1, table.shape[3])
+        gathered: Tensor = F.normalize(table.gather(2, places), dim=-1).mean(1)
+        return gathered
+
+    def act(self, scene: Scene) -> Tensor:
+        """Fill the table once, and gather."""
+        memory = scene.memory
+        table = None if memory is None else memory.get("table")
+        if table is None:
+            table = self.table(scene.context, scene.padding)
+            if memory is not None:
+                memory.keep("table", table)
+        return self.gather(scene.x, table)
