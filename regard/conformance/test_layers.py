@@ -117,7 +117,6 @@ def test_memory_stops_growing(case: Case) -> None:
             with torch.no_grad():
                 layer(case.inputs(tokens=1)["x"], memory=memory)
         sizes.append(memory.nbytes)
-    assert sizes[0] > 0
     assert sizes[2] <= sizes[1], f"bytes after each {case.tokens} tokens: {sizes}"
 
 

@@ -48,7 +48,8 @@ class AgentAttention(Attention):
     def pool(self, q: Tensor) -> Tensor:
         """Average queries [b, h, n, d] into agents [b, h, a, d]."""
         pooled: Tensor = F.adaptive_avg_pool1d(q.flatten(0, 1).mT, self.agents).mT
-        return pooled.unflatten(0, q.shape[:2])
+        agents: Tensor = pooled.unflatten(0, q.shape[:2])
+        return agents
 
     def scores_of(self, agents_ask: bool) -> Score:
         """Say how agents match keys, or queries agents."""
@@ -100,7 +101,8 @@ class ImageAgents(AgentAttention):
             )
         image = q.flatten(0, 1).mT.unflatten(2, self.grid)
         pooled: Tensor = F.adaptive_avg_pool2d(image, self.side).flatten(2).mT
-        return pooled.unflatten(0, q.shape[:2])
+        agents: Tensor = pooled.unflatten(0, q.shape[:2])
+        return agents
 
     def scores_of(self, agents_ask: bool) -> Score:
         """Add what places are worth to agents (first), and agents to places (second)."""

@@ -75,6 +75,18 @@ class Scene:
         """Whether there is nothing but tokens from the first one on."""
         return self.memory is None and self.padding is None and self.documents is None
 
+    def given(self) -> tuple[Tensor, Tensor | None]:
+        """Give x and context as they were passed, for a layer inside this one."""
+        return self.x, self.context if self.crosses and self.context is not self.x else None
+
+    def told(self, name: str, part: Layer) -> dict[str, Any]:
+        """Give what is known beside x to a layer inside this one, its memory under a name."""
+        memory = None if self.memory is None else self.memory.of_kind(name, part.memory)
+        return {
+            "positions": self.positions, "padding": self.padding, "documents": self.documents,
+            "context_documents": self.context_documents, "memory": memory,
+        }  # fmt: skip
+
 
 class Layer(nn.Module):
     """A mixer of tokens: x [b, n, dim] to y [b, n, dim], with one way of calling it.

@@ -66,7 +66,8 @@ class HashedInterest(Layer):
         groups = codes.shape[2]
         room = values.new_zeros(len(values), groups, 2**self.group, values.shape[2])
         places = codes.mT[..., None].expand(-1, -1, -1, values.shape[2])
-        return room.scatter_add(2, places, values[:, None].expand(-1, groups, -1, -1))
+        filled: Tensor = room.scatter_add(2, places, values[:, None].expand(-1, groups, -1, -1))
+        return filled
 
     def gather(self, x: Tensor, table: Tensor) -> Tensor:
         """Read the buckets of candidates [b, n, dim]."""

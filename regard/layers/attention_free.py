@@ -1,0 +1,154 @@
+"""Weights from keys and places alone, feature by feature; queries only gate (AFT)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.errors import ShapeError, fail
+from regard.core.method import method
+from regard.core.partial import merge
+from regard.core.score import Dot, LowRankBias, RelativeBias, Score
+from regard.core.support import Window
+from regard.layers.attention import Attention, joined, split
+from regard.layers.base import Can, Layer, Scene, need_divisor, need_size
+from regard.layers.latent import averaged
+from regard.layers.registry import register
+from regard.run.doors import partial
+
+
+@register("aft")
+@method("aft", call='import regard\nlayer = regard.layer("aft", 256, longest=512, causal=True)')
+class AttentionFree(Attention):
+    """Each feature averages its values with weights exp(key + a learned number for the two places).
+
+    `y_t = sigmoid(q_t) * sum_s exp(k_s + w_ts) v_s / sum_s exp(k_s + w_ts)`, feature by feature,
+    with `w = u v^T` of `rank` (AFT-full). Texts are at most `longest`.
+
+    >>> AttentionFree(32, longest=16)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(cross=False, left_padding=False, documents=False)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "longest": 128, "rank": 4}
+
+    def __init__(self, dim: int, *, longest: int, rank: int = 128, **settings: Any) -> None:
+        need_size("longest", longest)
+        need_size("rank", rank)
+        super().__init__(dim, dim, head_dim=1, score=Dot(1.0), **settings)
+        self.of_place = nn.Parameter(torch.randn(2, longest, rank) * rank**-0.5 * 0.1)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Give ones: no query changes a score."""
+        return x.new_ones(len(x), self.heads, x.shape[1], 1)
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Gate by the queries."""
+        mixed: Tensor = self.to_out(self.to_q(scene.x).sigmoid() * joined(seen))
+        return mixed
+
+    def placed(self, call: Call) -> Call:
+        """Add the numbers of places to the score."""
+        start, longest = call.rule.offset, self.of_place.shape[1]
+        if max(start + call.n, call.m) > longest:
+            fail(
+                ShapeError, "x", f"{max(start + call.n, call.m)} tokens", f"at most {longest}",
+                "make the layer with a larger longest",
+            )  # fmt: skip
+        of_query, of_key = self.of_place
+        bias = LowRankBias(
+            of_query[None, None, start : start + call.n], of_key[None, None, : call.m]
+        )
+        return call.replace(rule=call.rule.replace(score=call.rule.score + bias))
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Attend with one feature a head."""
+        return super().look(self.placed(call), scene)
+
+
+@register("aft_local")
+class LocalAttentionFree(AttentionFree):
+    """AFT whose numbers of places count only within `window` tokens (AFT-local).
+
+    Tokens further away still weigh exp(key).
+
+    >>> LocalAttentionFree(32, longest=16, window=3)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "longest": 128, "rank": 4, "window": 4}
+
+    def __init__(self, dim: int, *, longest: int, window: int, **settings: Any) -> None:
+        super().__init__(dim, longest=longest, **settings)
+        self.near = Window(window)
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Merge the near part, which has the numbers, with the rest."""
+        parts = []
+        for one, support in ((self.placed(call), self.near), (call, ~self.near)):
+            rule = one.rule.replace(support=one.rule.support & support)
+            parts.append(partial(one.q, one.k, one.v, rule, k_positions=one.k_positions))
+        return merge(*parts).out
+
+
+@register("aft_conv")
+class ConvolvedAttentionFree(AttentionFree):
+    """AFT whose numbers depend on distance: `heads` kernels of `window` taps (AFT-conv).
+
+    Kernels are brought to mean 0 and deviation 1, and scaled and shifted by learned numbers.
+
+    >>> ConvolvedAttentionFree(32, heads=4, window=3)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(cross=False)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "window": 4}
+
+    def __init__(self, dim: int, heads: int, *, window: int, **settings: Any) -> None:
+        need_size("window", window)
+        need_divisor("heads", heads, "channels of dim", dim)
+        super().__init__(dim, longest=1, rank=1, **settings)
+        del self.of_place
+        self.kernels = nn.Parameter(torch.randn(heads, 2 * window - 1))
+        self.scales = nn.Parameter(torch.stack((torch.full((heads,), 0.1), torch.zeros(heads))))
+
+    def score(self) -> Score:
+        """Add the number of the distance, 0 beyond the window."""
+        taps = self.kernels - self.kernels.mean(-1, keepdim=True)
+        taps = taps / self.kernels.std(-1, keepdim=True).clamp_min(1e-6)
+        taps = taps * self.scales[0][:, None] + self.scales[1][:, None]
+        table = nn.functional.pad(taps, (1, 1)).repeat_interleave(self.heads // len(taps), 0)
+        return super().score() + RelativeBias(table)
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Attend with one feature a head."""
+        return self.attend(call)
+
+
+@register("aft_simple")
+class SimpleAttentionFree(Layer):
+    """AFT without places: running sums, one for each feature (AFT-simple).
+
+    `y_t = sigmoid(q_t) * sum_{s<=t} exp(k_s) v_s / sum_{s<=t} exp(k_s)`
+
+    >>> SimpleAttentionFree(32)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(bidirectional=False, cross=False, constant_memory=True, linear=True)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32}
+
+    def __init__(
+        self, dim: int, *, causal: bool = True, context_dim: int | None = None, bias: bool = False
+    ) -> None:
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim, bias) for _ in range(4))
+
+    def act(self, scene: Scene) -> Tensor:
+        """Average each feature over the past, and gate."""
+        seen = averaged(self.to_k(scene.x).mT, split(self.to_v(scene.x), self.dim), scene)
+        mixed: Tensor = self.to_out(self.to_q(scene.x).sigmoid() * joined(seen))
+        return mixed

@@ -1,0 +1,58 @@
+"""Convolutions along a text: taps that padding, packed documents and decoding do not disturb."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.layers.base import Scene, need_size
+
+
+def taps(x: Tensor, size: int, scene: Scene, name: str, *, causal: bool) -> Tensor:
+    """Give each token its neighbors: x [b, n, c] to [b, n, size, c], zeros where there is none.
+
+    Causal taps are the token itself, last, and those before it; others lie around it. Padding is
+    zero, other documents' tokens are zero, and the last `size - 1` tokens are kept in the scene's
+    memory under `name`.
+    """
+    if scene.padding is not None and not scene.crosses:
+        x = x * scene.padding[..., None]
+    before = size - 1 if causal else size // 2
+    after = size - 1 - before
+    if scene.memory is not None and causal:
+        kept = scene.memory.get(name)
+        long = F.pad(x, (0, 0, before, 0)) if kept is None else torch.cat((kept, x), 1)
+        scene.memory.keep(name, long[:, long.shape[1] - before :])
+    else:
+        long = F.pad(x, (0, 0, before, after))
+    found = long.unfold(1, size, 1).transpose(2, 3)
+    if scene.documents is not None:
+        ids = F.pad(scene.documents, (before, after), value=-1).unfold(1, size, 1)
+        found = found * (ids == scene.documents[..., None])[..., None]
+    return found
+
+
+class DepthwiseConvolution(nn.Module):
+    """Convolve each channel along the text by itself, `size` taps.
+
+    >>> x = torch.ones(1, 4, 2)
+    >>> layer = DepthwiseConvolution(2, size=3, causal=True, name="convolution")
+    >>> layer(x, Scene(x, x, False, torch.arange(4))).shape
+    torch.Size([1, 4, 2])
+    """
+
+    def __init__(
+        self, channels: int, *, size: int, causal: bool, name: str, bias: bool = False
+    ) -> None:
+        super().__init__()
+        need_size("size", size)
+        self.causal, self.name = causal, name
+        self.weight = nn.Parameter(torch.randn(size, channels) * size**-0.5)
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+        """Convolve x [b, n, c]."""
+        near = taps(x, len(self.weight), scene, self.name, causal=self.causal)
+        y = (near * self.weight).sum(2)
+        return y if self.bias is None else y + self.bias

@@ -1,0 +1,126 @@
+"""Heads that carry relations between tokens, and not their features (dual attention)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.errors import ShapeError, fail
+from regard.core.method import method
+from regard.layers.attention import Attention
+from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.registry import register
+
+
+@register("relational_attention")
+class RelationalAttention(Attention):
+    """What a token receives is how it relates to those it attends to, and symbols for them.
+
+    `head_i = sum_j a_ij (r_ij W_r + s_j W_s)`, `r_ij[l] = (x_i R_l) (y_j T_l)`. Since r_ij is a
+    product with something of j alone, attention averages `y_j T` and `s_j`, and the product is
+    taken once for each query. Symbols are read from a learned library by content. With
+    `symmetric`, R = T.
+
+    >>> RelationalAttention(32, heads=4, relations=3)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can()
+
+    def __init__(
+        self, dim: int, heads: int, *, relations: int | None = None, width: int | None = None,
+        symbols: int = 16, symmetric: bool = False, **settings: Any,
+    ) -> None:  # fmt: skip
+        need_size("symbols", symbols)
+        self.relations = heads if relations is None else relations
+        self.width = max(dim // self.relations // 2, 1) if width is None else width
+        need_size("relations", self.relations)
+        self.symmetric = symmetric
+        super().__init__(dim, heads, value_dim=self.relations * self.width + dim, **settings)
+        if symmetric and self.context_dim != dim:
+            fail(
+                ShapeError, "context_dim", self.context_dim, f"{dim}, as dim",
+                "symmetric relations compare like with like",
+            )  # fmt: skip
+        self.library = nn.Parameter(torch.randn(2, symbols, dim) * dim**-0.5)
+        self.of_relations = nn.Parameter(
+            torch.randn(heads, self.relations, self.head_dim) * self.relations**-0.5
+        )
+        self.of_symbols = nn.Parameter(torch.randn(heads, dim, self.head_dim) * dim**-0.5)
+        self.to_out = nn.Linear(heads * self.head_dim, dim, settings.get("bias", False))
+
+    def make_projections(self, bias: bool) -> None:
+        """Make maps for queries, keys, relations and symbols."""
+        super().make_projections(bias)
+        wide = self.relations * self.width
+        self.to_relation = nn.Linear(self.dim, wide, False)
+        self.to_v = self.to_relation if self.symmetric else nn.Linear(self.context_dim, wide, False)
+        self.to_symbol = nn.Linear(self.context_dim, self.dim, False)
+
+    def symbols(self, context: Tensor) -> Tensor:
+        """Read a symbol for each token from the library: [b, m, dim]."""
+        names, vectors = self.library
+        read: Tensor = (self.to_symbol(context) @ names.T * self.dim**-0.5).softmax(-1) @ vectors
+        return read
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Give keys, and what relates to them beside their symbols, the same for every head."""
+        k = self.to_k(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        told = torch.cat((self.to_v(context), self.symbols(context)), -1)
+        return k, told[:, None].expand(-1, self.kv_heads, -1, -1)
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Relate each query to what it averaged."""
+        wide = self.relations * self.width
+        other, symbol = seen.split([wide, self.dim], -1)
+        own = self.to_relation(scene.x)[:, None].unflatten(-1, (self.relations, self.width))
+        related = (own * other.unflatten(-1, (self.relations, self.width))).sum(-1)
+        return super().mix(related @ self.of_relations + symbol @ self.of_symbols, scene)
+
+
+@register("dual_attention")
+@method(
+    "dual_attention",
+    call='import regard\nlayer = regard.layer("dual_attention", 512, heads=8, relational=4)',
+)
+class DualAttention(Layer):
+    """Some heads carry features and some relations (dual attention transformer).
+
+    `relational` of the `heads` are relational; none of them is multi-head attention exactly.
+
+    >>> DualAttention(32, heads=4, relational=2)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can()
+
+    def __init__(
+        self, dim: int, heads: int, *, relational: int | None = None,
+        relations: int | None = None, symbols: int = 16, symmetric: bool = False,
+        causal: bool = False, context_dim: int | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        count = heads // 2 if relational is None else relational
+        need_size("relational", count, 0)
+        if count > heads:
+            fail(ShapeError, "relational", count, f"at most {heads} heads", "choose some of them")
+        given = {"causal": causal, "context_dim": context_dim, "head_dim": dim // heads, **settings}
+        self.sensory = Attention(dim, heads - count, **given) if count < heads else None
+        self.relational = (
+            RelationalAttention(
+                dim, count, relations=relations, symbols=symbols, symmetric=symmetric, **given
+            )
+            if count
+            else None
+        )
+
+    def act(self, scene: Scene) -> Tensor:
+        """Add what both kinds of heads say."""
+        said = []
+        for name, part in (("sensory", self.sensory), ("relational", self.relational)):
+            if part is not None:
+                said.append(part(*scene.given(), **scene.told(name, part)))
+        both: Tensor = sum(said[1:], said[0])
+        return both
