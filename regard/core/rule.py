@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor
 
 from regard.core.errors import RuleError, fail, shape_of
@@ -43,6 +44,7 @@ class Rule(Value):
     offset: int = 0
 
     number: ClassVar[int]
+    traced: ClassVar[bool]
     held: ClassVar[tuple[Tensor, ...]]
 
     def __post_init__(self) -> None:
@@ -62,6 +64,7 @@ class Rule(Value):
         need_count("offset", self.offset, 0)
         # Compiled code cannot carry a rule, but it can carry a number, and tensors.
         object.__setattr__(self, "number", next(_count))
+        object.__setattr__(self, "traced", torch.compiler.is_compiling())
         object.__setattr__(self, "held", self.tensors())
         _by_number[self.number] = self
 

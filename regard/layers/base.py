@@ -109,7 +109,7 @@ class Layer(nn.Module):
                 self.cannot("context_dim", context_dim, "look at a context", "leave it out")
         if causal and not self.can.causal:
             self.cannot("causal", True, "be causal", "make it with causal=False")
-        if not causal and not self.can.bidirectional:
+        if not causal and context_dim is None and not self.can.bidirectional:
             self.cannot("causal", False, "look ahead", "make it with causal=True")
         if causal and context_dim is not None:
             fail(

@@ -98,8 +98,9 @@ class DualAttention(Layer):
 
     def __init__(
         self, dim: int, heads: int, *, relational: int | None = None,
-        relations: int | None = None, symbols: int = 16, symmetric: bool = False,
-        causal: bool = False, context_dim: int | None = None, **settings: Any,
+        relations: int | None = None, width: int | None = None, symbols: int = 16,
+        symmetric: bool = False, causal: bool = False, context_dim: int | None = None,
+        **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, causal=causal, context_dim=context_dim)
         count = heads // 2 if relational is None else relational
@@ -110,7 +111,13 @@ class DualAttention(Layer):
         self.sensory = Attention(dim, heads - count, **given) if count < heads else None
         self.relational = (
             RelationalAttention(
-                dim, count, relations=relations, symbols=symbols, symmetric=symmetric, **given
+                dim,
+                count,
+                relations=relations,
+                width=width,
+                symbols=symbols,
+                symmetric=symmetric,
+                **given,
             )
             if count
             else None

@@ -58,7 +58,8 @@ def attend(
                 "a Rule made outside of it",
                 "hold Rule(...) in the module, and pass that",
             )
-        return attend_compiled(q, k, v, list(whole.held), whole.number, forced)
+        if not whole.traced:
+            return attend_compiled(q, k, v, list(whole.held), whole.number, forced)
     call = Call(q, k, v, Rule.of(rule), q_positions, k_positions, dropout)
     runs = chosen(call, executor)
     if call.rule.weigh.closes:

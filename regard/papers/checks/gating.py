@@ -151,10 +151,12 @@ def dual() -> Measured:
 
 
 def _same_or_not(name: str) -> float:
-    """Accuracy on pairs of objects not seen in training, of a block that saw 24 objects."""
+    """Accuracy on pairs of objects not seen in training, of a block that saw 64 objects."""
     torch.manual_seed(0)
     objects = F.normalize(torch.randn(564, 32), dim=-1) * 32**0.5
-    given = {"relational": 4, "relations": 4, "symmetric": True} if name != "mha" else {}
+    given = (
+        {"relational": 4, "relations": 4, "width": 32, "symmetric": True} if name != "mha" else {}
+    )
     block = Block(layer_named(name, 32, heads=4, **given))
     last = nn.Linear(32, 2)
 
@@ -165,7 +167,7 @@ def _same_or_not(name: str) -> float:
         return objects[pair], (pair[:, 0] == pair[:, 1]).long()
 
     def loss() -> Tensor:
-        x, wanted = batch(64, 0, 24)
+        x, wanted = batch(64, 0, 64)
         return F.cross_entropy(last(block(x).mean(1)), wanted)
 
     fit([*block.parameters(), *last.parameters()], loss, 400, 3e-3)

@@ -1,0 +1,175 @@
+"""Attention of a recurrent decoder to its source: global, or around a place (Luong)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.method import method
+from regard.core.rule import Rule
+from regard.core.score import Additive, Dot, General, Score
+from regard.core.score.dense import DenseBias
+from regard.core.support import Padding, Window
+from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.registry import register
+from regard.run.doors import attend, partial
+
+SOURCE = Can(
+    causal=False, bidirectional=False, documents=False, constant_memory=True
+)  # what every layer here can do: look at a source
+
+
+class SourceAttention(Layer):
+    """Decoder states x [b, n, dim] look at source states [b, m, dim]: what all of this file share.
+
+    `y = tanh(W [c; x])`, with c what was seen of the source. There are no maps of keys or values.
+    The source is kept by a memory, so that later steps need no context.
+    """
+
+    can: ClassVar[Can] = SOURCE
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32}
+
+    def __init__(
+        self, dim: int, *, context_dim: int | None = None, causal: bool = False, **settings: Any
+    ) -> None:
+        if context_dim is None:
+            self.cannot("context_dim", None, "look at itself", "give the width of the source")
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        self.to_out = nn.Linear(dim + self.context_dim, dim, bias=False)
+        self.make(**settings)
+
+    def make(self) -> None:
+        """Make what `look` reads."""
+
+    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+        """Give what each state [b, 1, n, dim] sees of the source [b, 1, m, c]."""
+        raise NotImplementedError
+
+    def act(self, scene: Scene) -> Tensor:
+        """Look, and join what is seen to the state."""
+        source, padding, memory = scene.context, scene.padding, scene.memory
+        if memory is not None:
+            if not memory.seen:
+                memory.keep("source", source)
+                if padding is not None:
+                    memory.keep("padding", padding)
+            source, padding = memory.get("source"), memory.get("padding")
+        rule = Rule() if padding is None else Rule(Padding(padding))
+        seen = self.look(scene.x[:, None], source[:, None], rule, scene)[:, 0]
+        y: Tensor = torch.tanh(self.to_out(torch.cat((seen, scene.x), -1)))
+        return y
+
+
+@register("luong_attention")
+@method(
+    "luong_attention",
+    call="import regard\n"
+    'layer = regard.layer("luong_attention", 512, context_dim=512, matching="general")',
+)
+class GlobalAlignment(SourceAttention):
+    """Every source state is weighed by how it matches the decoder's (Luong, global).
+
+    `matching` is "dot" (h s), "general" (h W s) or "concat" (v tanh(W [h; s])).
+
+    >>> GlobalAlignment(8, context_dim=8)(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def make(self, *, matching: str = "general", width: int | None = None) -> None:
+        """Make the weights of the match."""
+        if matching not in ("dot", "general", "concat"):
+            self.cannot("matching", repr(matching), "match so", "take 'dot', 'general' or 'concat'")
+        self.matching = matching
+        width = self.dim if width is None else width
+        if matching == "general":
+            self.weight = nn.Parameter(torch.randn(1, self.dim, self.context_dim) * self.dim**-0.5)
+        elif matching == "concat":
+            self.of_state = nn.Parameter(torch.randn(1, self.dim, width) * self.dim**-0.5)
+            self.of_source = nn.Parameter(
+                torch.randn(1, self.context_dim, width) * self.context_dim**-0.5
+            )
+            self.weight = nn.Parameter(torch.randn(1, width) * width**-0.5)
+
+    def score(self) -> Score:
+        """Say how states match."""
+        if self.matching == "dot":
+            return Dot(1.0)
+        if self.matching == "general":
+            return General(self.weight, 1.0)
+        return Additive(self.of_state, self.of_source, self.weight)
+
+    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+        """Attend to the whole source."""
+        return attend(q, source, source, rule.replace(score=self.score()))
+
+
+@register("luong_local_m")
+class MonotonicAlignment(GlobalAlignment):
+    """Step t looks within `reach` of place t of the source (Luong, local-m).
+
+    >>> layer = MonotonicAlignment(8, context_dim=8, reach=2)
+    >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32, "reach": 3}
+
+    def make(self, *, reach: int = 10, **settings: Any) -> None:
+        """Make the match, and the window."""
+        need_size("reach", reach)
+        super().make(**settings)
+        self.near = Window(reach + 1)
+
+    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+        """Attend around the place of the step."""
+        start = 0 if scene.memory is None else scene.memory.seen
+        near = self.near.shift(start) if start else self.near
+        return super().look(q, source, rule.replace(support=rule.support & near), scene)
+
+
+@register("luong_local_p")
+class PredictedAlignment(GlobalAlignment):
+    """Each state predicts where to look, and weights fall off around that place (Luong, local-p).
+
+    `p = S sigmoid(v tanh(W h))`, S the source's length; within `reach` of p softmax weights are
+    multiplied by `exp(-(s - p)^2 / (2 sigma^2))`, `sigma = reach / 2`, and not renormalized, which
+    is what trains v and W.
+
+    >>> layer = PredictedAlignment(8, context_dim=8, reach=2)
+    >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32, "reach": 6}
+
+    def make(self, *, reach: int = 10, **settings: Any) -> None:
+        """Make the match, and what predicts the place."""
+        need_size("reach", reach)
+        super().make(**settings)
+        self.reach = reach
+        self.to_place = nn.Sequential(
+            nn.Linear(self.dim, self.dim, False), nn.Tanh(), nn.Linear(self.dim, 1, False)
+        )
+
+    def places(self, x: Tensor, length: Tensor) -> Tensor:
+        """Predict a real-valued place in sources of some length [b]: [b, n, 1]."""
+        places: Tensor = self.to_place(x).sigmoid() * length[:, None, None]
+        return places
+
+    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+        """Attend around the predicted place, and scale down what is far from it."""
+        b, m = source.shape[0], source.shape[2]
+        real = getattr(rule.support, "valid", None)
+        length = source.new_full((b,), m) if real is None else real.sum(1).to(source.dtype)
+        away = torch.arange(m, device=source.device) - self.places(q[:, 0], length)
+        inside = torch.where(away.detach().abs() <= self.reach, 0.0, -torch.inf)[:, None]
+        falls = -away.square()[:, None] / (2 * (self.reach / 2) ** 2)
+        near = rule.replace(score=self.score() + DenseBias(inside.to(source.dtype)))
+        weighed = near.replace(score=near.score + DenseBias(falls.to(source.dtype)))
+        whole, part = partial(q, source, source, near), partial(q, source, source, weighed)
+        assert whole.lse is not None
+        assert part.lse is not None
+        # The weights' own sum stays that of the softmax before it was scaled down.
+        return part.out * torch.exp(part.lse - whole.lse)[..., None].to(part.out.dtype)

@@ -1,0 +1,102 @@
+"""Pool words by scores that know more of them than their states (attentional conditioning)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.method import method
+from regard.core.rule import Rule
+from regard.core.score import Dot
+from regard.core.support import Everything, Padding
+from regard.layers.base import need_size
+from regard.run.doors import attend
+
+
+class ConditionedPooling(nn.Module):
+    """Average states h [b, n, d] by scores of f(h, c), c [b, n, d_c] being what a lexicon says.
+
+    `y = sum_i softmax_i(v tanh(f(h_i, c_i))) h_i`; the states that are averaged know nothing of c.
+    Subclasses say what f is; here it is h itself.
+    """
+
+    def __init__(self, dim: int, knowledge: int) -> None:
+        super().__init__()
+        need_size("dim", dim)
+        need_size("knowledge", knowledge)
+        self.dim = dim
+        self.score = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.make(dim, knowledge)
+
+    def make(self, dim: int, knowledge: int) -> None:
+        """Make what `condition` reads."""
+
+    def condition(self, h: Tensor, c: Tensor) -> Tensor:
+        """Give what is scored: [b, n, d]."""
+        return h
+
+    def forward(self, h: Tensor, c: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Pool states: [b, n, d] to [b, d]; `padding` [b, n] is true at real words."""
+        k = torch.tanh(self.condition(h, c))[:, None]
+        q = self.score.to(h.dtype).expand(len(h), 1, 1, -1)
+        support = Everything() if padding is None else Padding(padding)
+        return attend(q, k, h[:, None], Rule(support, Dot(1.0)))[:, 0, 0]
+
+
+@method(
+    "attentional_conditioning",
+    call="import regard\nfrom regard.layers.conditioned import GatedPooling\n"
+    "pool = GatedPooling(256, knowledge=12)",
+)
+class GatedPooling(ConditionedPooling):
+    """Knowledge opens and closes features: `f = sigmoid(W c + b) * h`, open at the beginning.
+
+    >>> GatedPooling(8, knowledge=3)(torch.randn(2, 5, 8), torch.randn(2, 5, 3)).shape
+    torch.Size([2, 8])
+    """
+
+    def make(self, dim: int, knowledge: int) -> None:
+        """Make the gate."""
+        self.to_gate = nn.Linear(knowledge, dim)
+        nn.init.constant_(self.to_gate.bias, 3.0)
+
+    def condition(self, h: Tensor, c: Tensor) -> Tensor:
+        """Gate the states."""
+        gated: Tensor = self.to_gate(c).sigmoid() * h
+        return gated
+
+
+class AffinePooling(ConditionedPooling):
+    """Knowledge scales and shifts: `f = gamma(c) * h + beta(c)`, h itself at the beginning.
+
+    >>> AffinePooling(8, knowledge=3)(torch.randn(2, 5, 8), torch.randn(2, 5, 3)).shape
+    torch.Size([2, 8])
+    """
+
+    def make(self, dim: int, knowledge: int) -> None:
+        """Make scale and shift."""
+        self.to_scale, self.to_shift = nn.Linear(knowledge, dim), nn.Linear(knowledge, dim)
+        for map_, start in ((self.to_scale, 1.0), (self.to_shift, 0.0)):
+            nn.init.zeros_(map_.weight)
+            nn.init.constant_(map_.bias, start)
+
+    def condition(self, h: Tensor, c: Tensor) -> Tensor:
+        """Scale and shift the states."""
+        moved: Tensor = self.to_scale(c) * h + self.to_shift(c)
+        return moved
+
+
+class JoinedPooling(ConditionedPooling):
+    """Knowledge stands beside the state: `f = tanh(W [h; c] + b)`.
+
+    >>> JoinedPooling(8, knowledge=3)(torch.randn(2, 5, 8), torch.randn(2, 5, 3)).shape
+    torch.Size([2, 8])
+    """
+
+    def make(self, dim: int, knowledge: int) -> None:
+        """Make the map of both."""
+        self.to_both = nn.Linear(dim + knowledge, dim)
+
+    def condition(self, h: Tensor, c: Tensor) -> Tensor:
+        """Map both together."""
+        return torch.tanh(self.to_both(torch.cat((h, c), -1)))
