@@ -109,6 +109,28 @@ class MonotonicLocation(MovingAttention):
         return weights, {"mean": mean}
 
 
+@register("one_step_location")
+class OneStepLocation(MonotonicLocation):
+    """Monotonic location attention that moves by at most one place a step, `sigmoid(5 x)`.
+
+    A step that has learned to be one is one exactly, so that long sources are followed to the end.
+
+    >>> layer = OneStepLocation(8, context_dim=8)
+    >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def make(self, *, content: bool = False) -> None:
+        """Make what moves the center: there is nothing to mix."""
+        super().make(content=content)
+        del self.mixing
+
+    def moved(self, state: Tensor) -> Tensor:
+        """Say how far to go on: [b, 1]."""
+        moved: Tensor = (5 * self.to_step(state)).sigmoid()
+        return moved
+
+
 def either_way(source: Tensor, forwards: Tensor, real: Tensor | None = None) -> Tensor:
     """Mix a source [b, m, c] with its reverse by a gate [b, 1], padding left at the end.
 
