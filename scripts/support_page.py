@@ -15,7 +15,16 @@ sys.path.insert(0, str(ROOT))
 from regard.core.errors import RegardError  # noqa: E402
 from regard.models import Null, attach  # noqa: E402
 from regard.models.checking import first_tensor  # noqa: E402
-from tests.architectures import DECODERS, ENCODERS, IMAGES, PAIRS, REFUSED, build  # noqa: E402
+from tests.architectures import (  # noqa: E402
+    DECODERS,
+    ENCODERS,
+    IMAGES,
+    OTHERS,
+    PAIRS,
+    REFUSED,
+    build,
+    other,
+)
 
 HEAD = """# Which models
 
@@ -83,6 +92,9 @@ def main() -> None:
                 "-",
             )
         )
+    for name in OTHERS:
+        model, inputs = other(name)
+        rows.append((name, difference(model, **inputs), "-", "-"))
     for name, options in REFUSED.items():
         try:
             attach(build(name, options)).detach()

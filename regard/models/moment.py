@@ -27,6 +27,8 @@ class Moment:
     counts one; in denoising it counts the timesteps met, anew when the first comes again.
     `branches` names equal blocks of the rows of the batch, in their order, where guidance is told;
     `grid` is the image in tokens (frames first, in a video), `images` how many tokens that makes.
+    `image_tokens` bool [b, n] marks those of a prompt that stand for an image, where the model's
+    config names their id.
 
     >>> now = Moment(3, branches=("unconditional", "conditional"), grid=(4, 6))
     >>> now.rows("conditional", 8), now.images
@@ -38,6 +40,7 @@ class Moment:
     branches: tuple[str, ...] | None = None
     grid: tuple[int, ...] | None = None
     packed: int | None = None
+    image_tokens: Any = None
 
     @property
     def images(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
+from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from regard.core.weigh import Softmax
 from regard.models.engine import Engine
 from regard.models.hook import Removal, UnsupportedModelError
 from regard.models.masks import Mask, make_mask
+from regard.models.moment import Moment, by_cache
 from regard.models.site import Site, Sites
 from regard.models.versions import supported
 from regard.models.weights import closed_weights
@@ -78,7 +80,20 @@ class TransformersHook:
         ]
         if found:
             supported("transformers")
-        return [site_of(name, module) for name, module in found]
+        homes = {n: m for n, m in model.named_modules() if hasattr(m, "main_input_name")}
+        return [_placed(site_of(name, module), homes) for name, module in found]
+
+    def read(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: dict[Any, Any]
+    ) -> Moment:
+        """Count steps by the cache, and mark the tokens that stand for images."""
+        now = by_cache(model, args, kwargs, kept)
+        config: Any = getattr(model, "config", None)
+        number = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if number is None or not isinstance(ids, Tensor) or ids.is_floating_point():
+            return now
+        return replace(now, image_tokens=ids == number)
 
     def install(self, model: nn.Module, sites: Sites, engine: Engine) -> Removal:
         """Set the configs of the model to our name, and hold the engine at its modules."""
@@ -140,7 +155,8 @@ def _asks(kind: type) -> bool:
 
 
 def _configs_of(model: nn.Module) -> list[Any]:
-    found, todo = [], [m.config for m in model.modules() if hasattr(m, "config")]
+    found: list[Any] = []
+    todo = [m.config for m in model.modules() if hasattr(m, "config")]
     while todo:
         config = todo.pop()
         if hasattr(config, "_attn_implementation_internal") and not any(c is config for c in found):
@@ -182,6 +198,35 @@ def site_of(path: str, module: nn.Module) -> Site:
         head_size=first("head_dim", "attention_head_size", "head_size", "qk_head_dim"),
         causal=causal if isinstance(causal, bool) else None,
     )
+
+
+MODALITIES = {"pixel_values": "image", "input_features": "audio", "input_values": "audio",
+              "input_ids": "text"}  # fmt: skip
+
+
+def _placed(site: Site, homes: dict[str, nn.Module]) -> Site:
+    """Say what the tokens of a site are, by the innermost model that it is a part of."""
+    paths = [path for path in homes if not path or site.module.startswith(f"{path}.")]
+    # A whole model says what it reads first; its parts say it of themselves.
+    for path in sorted(paths, key=len, reverse=True):
+        home: Any = homes[path]
+        config: Any = home.config
+        grid = _grid(config)
+        modality = MODALITIES.get(getattr(home, "main_input_name", ""))
+        if getattr(config, "is_encoder_decoder", False) and "decoder" in site.module:
+            return replace(site, modality="text")
+        if modality is not None:
+            return replace(site, modality=modality, grid=grid if modality == "image" else None)
+    return site
+
+
+def _grid(config: Any) -> tuple[int, int] | None:
+    """Read the patch grid from a config of vision, where layers keep it."""
+    sizes: list[Any] = [getattr(config, name, None) for name in ("image_size", "patch_size")]
+    if hasattr(config, "depths") or any(x is None for x in sizes):
+        return None
+    (high, wide), (tall, broad) = ((x, x) if isinstance(x, int) else tuple(x) for x in sizes)
+    return high // tall, wide // broad
 
 
 def _register() -> None:

@@ -9,7 +9,7 @@ from regard.core.errors import VersionError, fail
 
 # From this version on, up to and without that one.
 RANGES: dict[str, tuple[str, str]] = {
-    "transformers": ("5.23", "5.24"),
+    "transformers": ("5.17", "5.24"),
     "diffusers": ("0.35.2", "0.43"),
 }
 

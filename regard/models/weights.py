@@ -38,4 +38,5 @@ def closed_weights(call: Call, asked_by: str, limit: int = LIMIT) -> Tensor:
     if lse is None or not call.rule.weigh.closes:
         return weights
     closed = call.rule.weigh.close(Partial(weights.new_zeros(*lse.shape, 1), lse)).lse
+    assert closed is not None
     return weights * torch.exp(lse - finite(closed))[..., None]

@@ -12,7 +12,17 @@ transformers = pytest.importorskip("transformers")
 
 from regard.models import Edit, Null, attach  # noqa: E402
 from regard.models.checking import first_tensor  # noqa: E402
-from tests.architectures import DECODERS, ENCODERS, IMAGES, PAIRS, build  # noqa: E402
+from tests.architectures import (  # noqa: E402
+    DECODERS,
+    ENCODERS,
+    IMAGE_TOKENS,
+    IMAGES,
+    OTHERS,
+    PAIRS,
+    REFUSED,
+    build,
+    other,
+)
 
 ROOM = 2e-5
 
@@ -136,3 +146,80 @@ def test_an_edit_is_felt_at_its_heads_alone(part: str) -> None:
         same(run(model, input_ids=ids), plain)
     with attach(model, [Edit(part, lambda x: x * 0.25, where={"heads": [0]})], check=False):
         assert not torch.allclose(run(model, input_ids=ids), plain)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_sound_and_of_images_are_themselves(name: str) -> None:
+    model, inputs = other(name)
+    plain = run(model, **inputs)
+    with attach(model, [Null()], check=inputs) as attached:
+        assert "sites reached" in attached.checked
+        assert "not reached" not in attached.checked
+        same(run(model, **inputs), plain)
+    with attach(model, [Edit("out", lambda x: 0 * x)], check=False):
+        assert not torch.allclose(run(model, **inputs), plain, atol=1e-3)
+    assert torch.equal(run(model, **inputs), plain)
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma", "qwen2_vl", "whisper"])
+def test_generation_with_sound_or_images_goes_on(name: str) -> None:
+    model, inputs = other(name)
+    inputs.pop("decoder_input_ids", None)
+    more = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    said = model.generate(**inputs, **more)
+    with attach(model, [Null()], check=False):
+        assert torch.equal(model.generate(**inputs, **more), said)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_attention_that_no_hook_reaches_is_named(name: str) -> None:
+    from regard.models.hook import UnsupportedModelError
+
+    with pytest.raises(UnsupportedModelError, match="Attention"):
+        attach(build(name, REFUSED[name]))
+
+
+def modalities(model: Any) -> dict[str, Any]:
+    with attach(model, check=False) as attached:
+        return {site.module: (site.modality, site.grid) for site in attached.sites}
+
+
+def test_sites_say_what_they_look_at() -> None:
+    found = modalities(other("llava")[0])
+    assert {x for name, x in found.items() if "vision" in name} == {("image", (4, 4))}
+    assert {x for name, x in found.items() if "language" in name} == {("text", None)}
+    found = modalities(other("whisper")[0])
+    assert {x for name, x in found.items() if ".encoder." in name} == {("audio", None)}
+    assert {x for name, x in found.items() if ".decoder." in name} == {("text", None)}
+    assert set(modalities(build("vit", IMAGES["vit"])).values()) == {("image", (4, 4))}
+    assert set(modalities(build("bert", ENCODERS["bert"])).values()) == {("text", None)}
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_image_tokens_of_a_prompt_are_marked(name: str) -> None:
+    class Watch(Null):
+        def before(self, call: Any) -> Any:
+            if call.site.modality == "text":
+                seen.append(call.site.moment.image_tokens)
+            return call
+
+    model, inputs = other(name)
+    seen: list[Any] = []
+    with attach(model, [Watch()], check=False):
+        run(model, **inputs)
+    assert seen
+    assert all(torch.equal(x, inputs["input_ids"] == 63) for x in seen)
+    assert int(seen[0].sum()) == 2 * IMAGE_TOKENS[name]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
+def test_half_precision_stays_within_its_own_error(name: str) -> None:
+    """No further from float32 than the model's own bfloat16 is, give or take a half."""
+    model = build(name, DECODERS[name], causal=True)
+    ids, _ = words()
+    exact = run(model, input_ids=ids)
+    model = model.bfloat16()
+    own = (run(model, input_ids=ids).float() - exact).abs().max()
+    with attach(model, [Null()]):
+        ours = (run(model, input_ids=ids).float() - exact).abs().max()
+    assert ours <= 1.5 * own
