@@ -19,12 +19,13 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: help demo test nightly bench lint types docs format pictures install clean
+.PHONY: help demo test nightly oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     a tour: one composed rule, its plan, a survey"
 	@echo "make test     lint, types, documentation, every test and example"
 	@echo "make nightly  the same tests with ten times the generated cases"
+	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
 	@echo "make bench    speed and memory, side by side with what PyTorch has"
 	@echo "make docs     build the documentation into site/"
 	@echo "make format   put every file into the house format"
@@ -37,6 +38,14 @@ test: lint types docs
 
 nightly: $(VENV)/.ready-dev
 	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# The oldest versions of the hub libraries that pyproject.toml allows, in an environment of their own.
+OLDEST := .venv-oldest
+oldest:
+	@test -x $(OLDEST)/bin/python || $(MAKE) VENV=$(OLDEST) $(OLDEST)/.ready-dev
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -qq \
+	  transformers==5.17.0 diffusers==0.35.2
+	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(JOBS) tests/models tests/conversions
 
 # Each script says with --help how to time less, and how to keep its results.
 bench: $(VENV)/.ready-bench
@@ -63,7 +72,7 @@ pictures: $(VENV)/.ready-dev
 install: $(VENV)/.ready-dev
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) site .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # A virtual environment made by the first Python on the path that is new enough.
 $(BIN)/python:

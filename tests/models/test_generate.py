@@ -106,3 +106,64 @@ def test_stages_compose_in_order_under_generate() -> None:
         decode(model, max_new_tokens=3)
     assert book[:4] == ["a>", "b>", "<b", "<a"]
     assert a.surveys == b.surveys == 2 * 3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_quantized_cache_is_the_models_own_business(name: str) -> None:
+    pytest.importorskip("optimum.quanto", reason="pip install optimum-quanto")
+    model = build(name, {**DECODERS[name], "hidden_size": 128}, causal=True)
+    how = {
+        "do_sample": False,
+        "cache_implementation": "quantized",
+        "cache_config": {"backend": "quanto", "nbits": 4, "residual_length": 4, "q_group_size": 16},
+    }
+    plain = decode(model, **how)
+    with attach(model, [Null()]):
+        assert torch.equal(decode(model, **how), plain)
+
+
+def test_turns_of_a_conversation_share_a_cache() -> None:
+    """A second prompt after an answer, in pieces: as all of it at once."""
+    from transformers import DynamicCache
+
+    model = build("mistral", DECODERS["mistral"], causal=True)
+    ids = torch.cat((IDS, IDS.flip(1)), 1)
+    with attach(model, [Null()]), torch.no_grad():
+        cache = DynamicCache(config=model.config)
+        parts = [
+            model(ids[:, a:b], past_key_values=cache).logits for a, b in ((0, 7), (7, 8), (8, 18))
+        ]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, atol=2e-5, rtol=2e-5)
+
+
+def test_continuous_batching_is_refused_in_a_sentence() -> None:
+    from regard.models.hook import UnsupportedModelError
+    from regard.models.transformers import attention
+
+    model = build("llama", DECODERS["llama"], causal=True)
+    x = torch.randn(1, 4, 3, 8)
+    with pytest.raises(UnsupportedModelError, match="continuous batching"):
+        attention(model.model.layers[0].self_attn, x, x, x, None, cache=object())
+
+
+def test_a_model_in_another_thread_is_left_alone() -> None:
+    import threading
+
+    one, two = (build("llama", DECODERS["llama"], causal=True) for _ in range(2))
+    plain, told, wrong = one(IDS).logits, threading.Event(), []
+
+    def alone() -> None:
+        for _ in range(20):
+            if not torch.equal(two(IDS).logits, plain):
+                wrong.append("changed")
+        told.set()
+
+    with attach(one, [Edit("out", lambda x: 0 * x)], check=False):
+        thread = threading.Thread(target=alone)
+        thread.start()
+        while not told.is_set():
+            assert not torch.allclose(one(IDS).logits, plain, atol=1e-3)
+        thread.join()
+    assert not wrong
+    assert torch.equal(one(IDS).logits, plain)
