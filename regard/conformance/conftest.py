@@ -8,14 +8,6 @@ from regard.conformance.cases import cases_of
 from regard.layers import registry
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--layer`."""
-    parser.addoption(
-        "--layer", action="append", default=[],
-        help="try only this layer: a registered name, or package.module:Class (repeatable)",
-    )  # fmt: skip
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give each law its cases: `case` one layer in one mode, `kind` one layer."""
     chosen = metafunc.config.getoption("--layer") or registry.names()

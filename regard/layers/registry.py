@@ -76,7 +76,7 @@ def get(name: str) -> type[Layer]:
     fail(
         RuleError, "name", repr(name),
         f"a layer; near: {', '.join(near)}" if near else "one of regard.layers.names()",
-        "take one of regard.layers.table()",
+        "take one of regard.layers.list()",
     )  # fmt: skip
 
 
