@@ -180,14 +180,18 @@ class Attention(Layer):
         memory = scene.memory
         if memory is not None and scene.crosses and memory.seen:
             return self.normed_queries(scene), memory.get("keys").read()
-        q = self.position.turn(self.normed_queries(scene), scene.positions)
         k, v = self.keys(scene.context)
         k = self.norm_k(k) if self._normed else k
+        return self.placed_and_kept(self.normed_queries(scene), k, v, scene)
+
+    def placed_and_kept(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> tuple[Tensor, Read]:
+        """Tell q and k their positions, and put the new keys to those of the memory."""
+        q = self.position.turn(q, scene.positions)
         if not scene.crosses:
             k = self.position.turn(k, scene.positions)
-        if memory is None:
+        if scene.memory is None:
             return q, Read(k, v, None)
-        kept: KeyMemory = memory.of_kind("keys", self.key_memory)
+        kept: KeyMemory = scene.memory.of_kind("keys", self.key_memory)
         kept.extend(k, v, scene.padding)
         if not scene.crosses:
             # What this call's own first query may need stays until the next call.

@@ -94,7 +94,10 @@ def row(key: str) -> Row:
         near = _near(key, _by_key())
         said = f" (near: {', '.join(near)})" if near else ""
         fail(
-            UnknownError, "key", repr(key), f"a row of the catalogue{said}",
+            UnknownError,
+            "key",
+            repr(key),
+            f"a row of the catalogue{said}",
             "find it with `regard papers search`",
         )
     return found

@@ -72,7 +72,10 @@ def load(key: str, folder: Path = FOLDER) -> Evidence | None:
     except (json.JSONDecodeError, TypeError, AttributeError) as broken:
         got = f"a file that cannot be read ({broken})"
     fail(
-        VersionError, path.name, got, f"evidence of format {FORMAT}",
+        VersionError,
+        path.name,
+        got,
+        f"evidence of format {FORMAT}",
         f"run `regard papers check {key} --again`",
     )
 

@@ -11,6 +11,7 @@ from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import SharedPrefix
 from regard.core.weigh import Signed
 from regard.run.chunked import Chunked
+from regard.run.flex import Flex
 from regard.run.scanning import scan
 
 
@@ -34,5 +35,9 @@ method(
     "u, w = torch.randn(1, 8, 1024, 4), torch.randn(1, 8, 1024, 4)  # the bias is u @ w.mT\n"
     "out = regard.attend(q, k, v, regard.Dot() + regard.LowRankBias(u, w))",
 )(LowRankBias)
+method(
+    "flex_attention",
+    call=_attend('regard.Causal() & regard.Window(128), executor="flex"'),
+)(Flex)
 method("gna", call=_attend("regard.Neighborhood((8, 8), (32, 32), stride=(4, 4))"))(Neighborhood)
 method("lightning_attention_2")(scan)

@@ -38,15 +38,23 @@ def _index() -> sqlite3.Connection:
         )
     except sqlite3.OperationalError as missing:
         raise VersionError(
-            "sqlite3", f"SQLite {sqlite3.sqlite_version} without FTS5", "SQLite with FTS5",
+            "sqlite3",
+            f"SQLite {sqlite3.sqlite_version} without FTS5",
+            "SQLite with FTS5",
             "use a Python whose sqlite3 module has it (python.org and conda builds do)",
         ) from missing
     base.execute("CREATE VIRTUAL TABLE terms USING fts5vocab(papers, 'instance')")
     base.executemany(
         f"INSERT INTO papers(rowid, {columns}) VALUES (?, ?, ?, ?, ?, ?, ?)",
         [
-            (i, r.key.replace("_", " "), *map(plain, (r.title, r.family, r.what, r.how or "",
-                                                       f"{r.check or ''} {r.headline or ''}")))
+            (
+                i,
+                r.key.replace("_", " "),
+                *map(
+                    plain,
+                    (r.title, r.family, r.what, r.how or "", f"{r.check or ''} {r.headline or ''}"),
+                ),
+            )
             for i, r in enumerate(rows())
         ],
     )
@@ -62,7 +70,10 @@ def search(question: str, limit: int = 10) -> list[Hit]:
     wanted = terms(question)
     if not wanted:
         fail(
-            RuleError, "question", repr(question), "at least one word",
+            RuleError,
+            "question",
+            repr(question),
+            "at least one word",
             'ask in words, such as "share kv across layers"',
         )
     base, everything = _index(), rows()

@@ -62,7 +62,10 @@ def into_readme(path: Path) -> bool:
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         fail(
-            RuleError, "readme", f"{path.name} without the two markers", f"{BEGIN} and {END}, once",
+            RuleError,
+            "readme",
+            f"{path.name} without the two markers",
+            f"{BEGIN} and {END}, once",
             "put each on a line of its own where the table shall stand",
         )
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
@@ -89,7 +92,7 @@ def _index(found: list[Standing]) -> str:
         'In the shell: `regard papers search "share kv across layers"`, `regard papers like moh`, '
         "`regard papers moh`, and `regard papers check gna`, which measures its claim again.",
         "",
-        f'<input {SEARCH_BOX} hidden>',
+        f"<input {SEARCH_BOX} hidden>",
         '<p id="papers-count"></p>',
         "",
         "| paper | what it is |",
@@ -98,9 +101,7 @@ def _index(found: list[Standing]) -> str:
     for one in sorted(found, key=lambda one: one.row.title.lower()):
         row = one.row
         about = f"{row.year or 'undated'} · {row.kind} · {_plain(row.family)} · **{one.state}**"
-        lines.append(
-            f"| [{_plain(row.title)}]({row.key}.md)<br>{about} | {_plain(row.what)} |"
-        )
+        lines.append(f"| [{_plain(row.title)}]({row.key}.md)<br>{about} | {_plain(row.what)} |")
     return "\n".join([*lines, "", f"<script>\n{script.strip()}\n</script>", ""])
 
 

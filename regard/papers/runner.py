@@ -71,12 +71,18 @@ def choose(keys: Sequence[str], *, long: bool = False) -> list[str]:
     for key in keys:
         if row(key).key not in made:
             fail(
-                RuleError, "key", repr(key), "a row that has a check",
+                RuleError,
+                "key",
+                repr(key),
+                "a row that has a check",
                 "list them with `regard papers check --list`",
             )
         if made[key].long and not long:
             fail(
-                RuleError, "key", f"{key!r}, whose check is long", "a quick check",
+                RuleError,
+                "key",
+                f"{key!r}, whose check is long",
+                "a quick check",
                 "add --long",
             )
     return list(dict.fromkeys(keys))
@@ -95,9 +101,7 @@ def run(
     return _run(keys, jobs, again, folder)
 
 
-def _run(
-    keys: Sequence[str], jobs: int, again: bool, folder: Path
-) -> Generator[Event, None, None]:
+def _run(keys: Sequence[str], jobs: int, again: bool, folder: Path) -> Generator[Event, None, None]:
     due = []
     for key in keys:
         found = standing(key, folder)

@@ -110,9 +110,7 @@ def hashes(key: str) -> tuple[str, str]:
     )
 
 
-def _judge(
-    key: str, claimed: tuple[Claim, ...], evidence: Evidence | None
-) -> tuple[str, str]:
+def _judge(key: str, claimed: tuple[Claim, ...], evidence: Evidence | None) -> tuple[str, str]:
     if evidence is None:
         return "none", ""
     check_hash, method_hash = hashes(key)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regard.core.errors import ExecutorError, ValueRangeError, fail
+from regard.core.errors import CapabilityError, ExecutorError, ValueRangeError, fail
 from regard.core.scan import (
     MomentumState,
     Rate,
@@ -122,6 +122,12 @@ def scan_momentum(
     chunk, form = check_chunk(chunk), _form(form, FORMS[:3])
     if log_momentum is None:
         fail(ValueRangeError, "log_momentum", None, "the log of a momentum", "use scan without one")
+    if beta is not None and reset is not None:
+        fail(
+            CapabilityError, "reset", "documents in a row, with beta",
+            "one of the two: a step corrects what the memory before it, another text's, returned",
+            "scan documents in rows of their own",
+        )  # fmt: skip
     tokens = prepare(
         q, k, v, log_decay=log_decay, log_momentum=log_momentum, beta=beta, keep=keep,
         reset=reset, scale=scale,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from regard.core.errors import (
+    CapabilityError,
     DeviceError,
     DtypeError,
     ExecutorError,
@@ -108,8 +109,12 @@ def test_a_bad_input_of_a_momentum_scan_is_named(argument, kind, changes):
 
 def test_without_order_bad_inputs_are_named_too():
     x = zeros(B, H, N, D)
-    with pytest.raises(ShapeError, match="`k`"):
+    with pytest.raises(ShapeError, match="`v`"):  # keys may be others' tokens, but each has a value
         unordered(x, x[:, :, 1:], x)
+    with pytest.raises(CapabilityError, match="`reset`"):
+        scan_momentum(
+            x, x, x, log_momentum=-1.0, beta=0.5, reset=torch.ones(B, N, dtype=torch.bool)
+        )
     with pytest.raises(ValueRangeError, match="`normalize`"):
         unordered(x, x, x, normalize=0.0)
 

@@ -1,0 +1,90 @@
+"""Single-head attention between moving averages, in gates (Mega)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.method import method
+from regard.core.support import Blocks
+from regard.layers.attention import Attention
+from regard.layers.averaging import DampedAverage
+from regard.layers.base import Can, Scene, need_size
+from regard.layers.positions import Position, Relative
+from regard.layers.registry import register
+from regard.memories.base import Read
+
+
+@register("mega")
+@method("mega", call='import regard\nlayer = regard.layer("mega", 512, causal=True)')
+class MovingAverageGated(Attention):
+    """One head attends between averages of the past, and gates mix it with the input (Mega).
+
+    `x' = average(x)`; queries and keys are two scalings of one map of x', values a map of x;
+    `y = p h + (1 - p) x` with `h = silu(x' W + (g * o) U)` and gates g and p of x'.
+
+    >>> MovingAverageGated(32, causal=True)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(cross=False)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "head_dim": 8, "value_dim": 24, "rates": 4}
+
+    def __init__(
+        self, dim: int, *, head_dim: int | None = None, value_dim: int | None = None,
+        rates: int = 16, reach: int = 128, position: Position | str | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        head_dim = max(dim // 4, 1) if head_dim is None else head_dim
+        value_dim = 2 * dim if value_dim is None else value_dim
+        position = Relative(1, reach) if position is None else position
+        super().__init__(
+            dim, 1, head_dim=head_dim, value_dim=value_dim, position=position, **settings
+        )
+        self.average = DampedAverage(dim, size=rates, causal=self.causal)
+
+    def make_projections(self, bias: bool) -> None:
+        """Make one map for queries and keys, and the gates."""
+        self.to_shared = nn.Linear(self.dim, self.head_dim)
+        self.scales = nn.Parameter(torch.ones(2, self.head_dim) + 0.02 * torch.randn(2, 1))
+        self.shifts = nn.Parameter(torch.zeros(2, self.head_dim))
+        self.to_v = nn.Linear(self.dim, self.value_dim)
+        self.to_reset = nn.Linear(self.dim, self.value_dim)
+        self.to_update = nn.Linear(self.dim, self.dim)
+        self.to_new = nn.Linear(self.dim, self.dim)
+        self.to_out = nn.Linear(self.value_dim, self.dim, bias=False)
+
+    def read(self, scene: Scene) -> tuple[Tensor, Read]:
+        """Average, then make queries and keys of the average and values of the tokens."""
+        scene.between["average"] = averaged = self.average(scene.x, scene)
+        shared = F.silu(self.to_shared(averaged))[:, None]
+        q, k = (shared * s + t for s, t in zip(self.scales, self.shifts, strict=True))
+        return self.placed_and_kept(q, k, F.silu(self.to_v(scene.x))[:, None], scene)
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Reset what is seen, and update the tokens."""
+        averaged = scene.between.pop("average")
+        reset = F.silu(self.to_reset(averaged))
+        new = F.silu(self.to_new(averaged) + self.to_out(reset * seen[:, 0]))
+        return torch.lerp(scene.x, new, self.to_update(averaged).sigmoid())
+
+
+@register("mega_chunk")
+class ChunkedMovingAverageGated(MovingAverageGated):
+    """Mega whose attention stays inside chunks of tokens; averages go on through all (Mega-chunk).
+
+    >>> ChunkedMovingAverageGated(32, chunk=4, causal=True)(torch.randn(1, 9, 32)).shape
+    torch.Size([1, 9, 32])
+    """
+
+    can: ClassVar[Can] = Can(
+        cross=False, left_padding=False, documents=False, linear=True, constant_memory=True
+    )
+    tiny: ClassVar[dict[str, Any]] = {**MovingAverageGated.tiny, "chunk": 4}
+
+    def __init__(self, dim: int, *, chunk: int = 128, **settings: Any) -> None:
+        need_size("chunk", chunk)
+        super().__init__(dim, **settings)
+        self._support = self._support & Blocks(chunk)

@@ -1,0 +1,130 @@
+"""A memory that learns while it reads: gradient steps with momentum and forgetting (Titans)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.features import unit
+from regard.core.method import method
+from regard.core.partial import merge
+from regard.core.parts import with_extra_keys
+from regard.core.support import Window
+from regard.layers.attention import Attention, joined
+from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.convolution import DepthwiseConvolution
+from regard.layers.recurrent import Recurrent
+from regard.layers.registry import register
+from regard.run.doors import partial
+from regard.run.scanning import scan_momentum
+
+
+@register("titans_memory")
+class NeuralMemory(Recurrent):
+    """A linear memory is taught each key's value by gradient, then read (Titans' long-term memory).
+
+    `S_t = eta_t S_{t-1} + theta_t k_t (v_t - k_t M_{t-1})`, `M_t = (1 - alpha_t) M_{t-1} + S_t`,
+    `y_t = q_t M_t`, with eta, theta and alpha of the token. Without momentum and forgetting it is
+    the delta rule. Memories deeper than one map are not here.
+
+    >>> NeuralMemory(32, heads=4)(torch.randn(1, 6, 32)).shape
+    torch.Size([1, 6, 32])
+    """
+
+    can: ClassVar[Can] = Can(
+        bidirectional=False, cross=False, documents=False, constant_memory=True, linear=True
+    )
+
+    def __init__(self, dim: int, heads: int, *, taps: int = 4, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        need_size("taps", taps)
+        self.near = DepthwiseConvolution(dim, size=taps, causal=True, name="taps")
+        self.to_rates = nn.Linear(dim, 3 * heads)
+        with torch.no_grad():  # little forgotten, some momentum, half a step
+            self.to_rates.bias.copy_(torch.tensor([2.0, 0.0, -4.0]).repeat_interleave(heads))
+        self.norm = nn.RMSNorm(self.value_dim)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Bring queries and keys to length 1."""
+        return unit(F.silu(x))
+
+    def momentum_rates(self, x: Tensor) -> dict[str, Any]:
+        """Say how much momentum goes on, how far a step goes, and what is forgotten."""
+        eta, theta, alpha = self.to_rates(x).transpose(1, 2).chunk(3, 1)
+        return {
+            "log_momentum": F.logsigmoid(eta),
+            "beta": theta.sigmoid(),
+            "log_decay": F.logsigmoid(-alpha),
+        }
+
+    def act(self, scene: Scene) -> Tensor:
+        """Convolve, teach and read."""
+        memory = scene.memory
+        x = scene.x + self.near(scene.x, scene)
+        seen, state = scan_momentum(
+            self.queries(x), *self.keys(x), **self.momentum_rates(scene.x),
+            state=None if memory is None else memory.get("state"),
+            keep=scene.padding,
+        )  # fmt: skip
+        if memory is not None:
+            memory.keep("state", state)
+        mixed: Tensor = self.to_out(joined(self.norm(seen)))
+        return mixed
+
+
+class PersistentWindow(Attention):
+    """Attention to a window of the past, and to learned tokens that are always there."""
+
+    def __init__(self, dim: int, heads: int, *, window: int, persistent: int, **settings: Any):
+        super().__init__(dim, heads, support=Window(window), **settings)
+        self.persistent = nn.Parameter(0.02 * torch.randn(1, persistent, dim))
+
+    def look(self, call: Call, scene: Scene) -> Tensor:
+        """Let the learned tokens share the softmax."""
+        k, v = (t.expand(call.b, -1, -1, -1) for t in self.keys(self.persistent.to(call.q.dtype)))
+        if call.k_positions is None:
+            return super().look(with_extra_keys(call, k, v), scene)
+        # Beside keys that have positions, they are a part of their own, merged by what it weighs.
+        window = partial(call.q, call.k, call.v, call.rule, k_positions=call.k_positions)
+        always = partial(call.q, k, v, call.rule.score)
+        return merge(window, always).out
+
+
+@register("titans")
+@method("titans", call='import regard\nlayer = regard.layer("titans", 512, heads=8, window=256)')
+class Titans(Layer):
+    """A window of attention gated by a memory of everything before (Titans, memory as gate).
+
+    `y = a * silu(m) + m` with a the window's output and m the memory's, both normalized; the memory
+    is taught by gradient as it reads. `persistent` learned tokens are always in sight.
+
+    >>> Titans(32, heads=4, window=4)(torch.randn(1, 9, 32)).shape
+    torch.Size([1, 9, 32])
+    """
+
+    can: ClassVar[Can] = NeuralMemory.can
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "window": 4, "persistent": 3}
+
+    def __init__(
+        self, dim: int, heads: int, *, window: int = 256, persistent: int = 16,
+        causal: bool = True, context_dim: int | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        need_size("window", window)
+        need_size("persistent", persistent)
+        self.near = PersistentWindow(
+            dim, heads, window=window, persistent=persistent, causal=causal, **settings
+        )
+        self.far = NeuralMemory(dim, heads)
+        self.norms = nn.ModuleList((nn.RMSNorm(dim), nn.RMSNorm(dim)))
+
+    def act(self, scene: Scene) -> Tensor:
+        """Look near, and let the memory gate it."""
+        near = self.norms[0](self.near(scene.x, **scene.told("near", self.near)))
+        far = self.norms[1](self.far(scene.x, **scene.told("far", self.far)))
+        gated: Tensor = near * F.silu(far) + far
+        return gated
