@@ -55,7 +55,19 @@ def section(path: Path) -> list[str]:
                 )
             continue
         lines += table(rows)
+    grown = said.get("settings", {}).get("growth")
+    if grown:
+        names = list(grown[0])
+        lines.append("\n**growth with the length**\n")
+        lines.append(f"| {' | '.join(names)} |")
+        lines.append("|---" * len(names) + "|")
+        lines += [f"| {' | '.join(_said(row[name]) for name in names)} |" for row in grown]
     return lines
+
+
+def _said(x: Any) -> str:
+    """Write a cell: nothing for None, yes or no for a truth."""
+    return "" if x is None else ("no", "yes")[x] if isinstance(x, bool) else str(x)
 
 
 def _alike(said: dict[str, Any]) -> dict[str, Any]:

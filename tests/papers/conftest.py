@@ -4,4 +4,9 @@ A module is imported once in a process: were it first imported under a swapped r
 would be lost to the tests after.
 """
 
-import regard.papers.ground  # noqa: F401  (for the claims it makes)
+from regard.papers.standing import discover
+
+discover()
+
+# A program of its own, whose toy checks would meet the real ones here.
+collect_ignore = ["toy_checks.py"]

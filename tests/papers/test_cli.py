@@ -32,7 +32,8 @@ def test_every_paper_is_listed(shell):
 def test_filters(shell):
     _, out, _ = shell("papers", "--kind", "kernel", "--family", "linear attention", "--json")
     assert {one["key"] for one in json.loads(out)} == {
-        "lightning_attention", "lightning_attention_2"
+        "lightning_attention",
+        "lightning_attention_2",
     }
     _, out, _ = shell("papers", "--state", "reading", "--json")
     assert len(json.loads(out)) == 59

@@ -30,7 +30,8 @@ def test_questions_do_not_use_the_titles():
         title = row(key).title.lower()
         asked = question.lower().split()
         quoted = [
-            " ".join(asked[i : i + 5]) for i in range(len(asked) - 4)
+            " ".join(asked[i : i + 5])
+            for i in range(len(asked) - 4)
             if " ".join(asked[i : i + 5]) in title
         ]
         assert not quoted, key

@@ -1,0 +1,124 @@
+"""A single head with almost no maps, over a long memory of states (SHA-RNN)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.method import method
+from regard.core.support import Window
+from regard.layers.attention import Attention
+from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.registry import register
+
+
+@register("single_head")
+class SingleHead(Attention):
+    """One head whose keys and values are the tokens, scaled channel by channel (SHA).
+
+    `q = sigmoid(a) * norm(x W)`, `k = sigmoid(b) * x`, `v = g * x` with g a constant made of a
+    learned vector by a gated map; no more is learned. Tokens are normalized first. The last
+    `span` tokens are in sight.
+
+    >>> SingleHead(32, span=8, causal=True)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(bidirectional=False, cross=False)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32}
+
+    def __init__(self, dim: int, *, span: int = 5000, causal: bool = True, **settings: Any) -> None:
+        need_size("span", span)
+        super().__init__(dim, 1, causal=causal, support=Window(span), **settings)
+
+    def make_projections(self, bias: bool) -> None:
+        """Make the one map, of queries, and the scales."""
+        self.to_q = nn.Linear(self.dim, self.dim, bias)
+        self.norm_of_query, self.norm_of_tokens = nn.LayerNorm(self.dim), nn.LayerNorm(self.dim)
+        self.scales = nn.Parameter(torch.zeros(3, self.dim))
+        self.to_gate = nn.Linear(self.dim, 2 * self.dim)
+
+    def gate(self) -> Tensor:
+        """Make the constant that values are scaled by; it can be kept once trained."""
+        forget, change = self.to_gate(self.scales[2].sigmoid()).chunk(2)
+        gate: Tensor = forget.sigmoid() * change.tanh()
+        return gate
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Map and scale."""
+        q: Tensor = self.scales[0].sigmoid() * self.norm_of_query(self.to_q(x))
+        return q[:, None]
+
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale the tokens, which are keys and values."""
+        tokens = self.norm_of_tokens(context)[:, None]
+        return self.scales[1].sigmoid() * tokens, self.gate() * tokens
+
+    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+        """Give what the one head saw."""
+        return seen[:, 0]
+
+
+class Boom(nn.Module):
+    """A feed-forward layer whose wide inside is cut in pieces and summed: no second matrix.
+
+    >>> Boom(8)(torch.randn(1, 3, 8)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, dim: int, pieces: int = 4) -> None:
+        super().__init__()
+        need_size("pieces", pieces)
+        self.to_wide, self.pieces = nn.Linear(dim, pieces * dim), pieces
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Widen, and sum the pieces."""
+        wide: Tensor = F.gelu(self.to_wide(x)).unflatten(-1, (self.pieces, -1))
+        return wide.sum(-2)
+
+
+@register("sha_rnn")
+@method("sha_rnn", call='import regard\nlayer = regard.layer("sha_rnn", 512, span=5000)')
+class SingleHeadedRnn(Layer):
+    """An LSTM whose states one head looks back over, and a boom layer (a block of SHA-RNN).
+
+    `h = lstm(norm(x))`, `h = norm(h) + attention(h)`, `y = norm(h) + boom(norm(h))`; it needs no
+    block around it. `attends=False` leaves the head out, as most blocks of the model do.
+
+    >>> SingleHeadedRnn(32)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Can] = Can(
+        bidirectional=False, cross=False, left_padding=False, documents=False, linear=False
+    )
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32}
+
+    def __init__(
+        self, dim: int, *, span: int = 5000, attends: bool = True, causal: bool = True,
+        context_dim: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        self.lstm = nn.LSTM(dim, dim, batch_first=True)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        self.head = SingleHead(dim, span=span) if attends else None
+        self.boom = Boom(dim)
+
+    def act(self, scene: Scene) -> Tensor:
+        """Run the LSTM, look back, and map."""
+        memory = scene.memory
+        kept = None if memory is None else memory.get("lstm")
+        # torch keeps its states [layers, b, dim]; ours begin with the batch.
+        before = None if kept is None else tuple(t.transpose(0, 1).contiguous() for t in kept)
+        h, after = self.lstm(self.norms[0](scene.x), before)
+        if memory is not None:
+            memory.keep("lstm", tuple(t.transpose(0, 1) for t in after))
+        if self.head is not None:
+            told = scene.told("head", self.head)
+            h = self.norms[1](h) + self.head(h, **told)
+        y = self.norms[2](h)
+        mapped: Tensor = y + self.boom(y)
+        return mapped
