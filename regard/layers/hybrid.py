@@ -1,0 +1,116 @@
+"""Attention heads and state-space heads side by side in one layer (Hymba)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.method import method
+from regard.core.support import Sinks, Window
+from regard.layers.attention import Attention, joined, split
+from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.convolution import DepthwiseConvolution
+from regard.layers.recurrent import Recurrent
+from regard.layers.registry import register
+
+
+@register("selective_state")
+class SelectiveState(Recurrent):
+    """A state space whose steps and readings the token decides, one decay a head (as Mamba 2).
+
+    `h_t = exp(-a d_t) h_{t-1} + d_t B_t x_t`, `y_t = (C_t h_t + D x_t) * silu(z_t)`, x through a
+    short convolution; B and C of `states` numbers serve all heads.
+
+    >>> SelectiveState(32, heads=4)(torch.randn(1, 6, 32)).shape
+    torch.Size([1, 6, 32])
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, states: int = 16, taps: int = 4, **settings: Any
+    ) -> None:
+        need_size("states", states)
+        self.states, self.taps = states, taps
+        super().__init__(dim, heads, **settings)
+
+    def make_projections(self, bias: bool) -> None:
+        """Make the maps to x, z, B, C and d."""
+        inner = self.heads * self.value_dim
+        self.to_x, self.to_gate = (nn.Linear(self.dim, inner, bias) for _ in range(2))
+        self.to_states = nn.Linear(inner, 2 * self.states, bias)
+        self.to_step = nn.Linear(inner, self.heads)
+        self.near = DepthwiseConvolution(inner, size=self.taps, causal=True, name="taps")
+        self.rate = nn.Parameter(torch.linspace(0.0, 2.0, self.heads))
+        self.through = nn.Parameter(torch.ones(self.heads, 1, 1))
+        self.to_out = nn.Linear(inner, self.dim, bias)
+
+    def act(self, scene: Scene) -> Tensor:
+        """Convolve, scan and gate."""
+        x = F.silu(self.near(self.to_x(scene.x), scene))
+        k, q = self.to_states(x)[:, None].chunk(2, -1)
+        step = -F.logsigmoid(3 - self.to_step(x).transpose(1, 2))  # softplus, [b, h, n]
+        values = split(x, self.heads)
+        scene.between["steps"] = -self.rate.exp()[:, None] * step
+        k, v = k.expand(-1, self.heads, -1, -1), values * step[..., None]
+        seen = self.look(q.expand_as(k), k, v, scene) + self.through * values
+        mixed: Tensor = self.to_out(joined(seen) * F.silu(self.to_gate(scene.x)))
+        return mixed
+
+    def rates(self, scene: Scene) -> dict[str, Any]:
+        """Forget by the step that the token takes."""
+        return {"log_decay": scene.between.pop("steps")}
+
+
+@register("hymba")
+@method("hymba", call='import regard\nlayer = regard.layer("hymba", 512, heads=8, kv_heads=2)')
+class Hymba(Layer):
+    """Attention to a window and a state space read the same tokens, meta tokens in front (Hymba).
+
+    `y = (a norm(attention) + b norm(state)) W / 2`, with a and b learned vectors. `meta` learned
+    tokens come first in every text, and stay in sight of the window; `window=None` sees everything.
+    A decoder keeps the window, the meta tokens' keys and one state.
+
+    >>> Hymba(32, heads=4, window=4, meta=3)(torch.randn(1, 9, 32)).shape
+    torch.Size([1, 9, 32])
+    """
+
+    can: ClassVar[Can] = Can(
+        bidirectional=False, cross=False, left_padding=False, documents=False, linear=True,
+        constant_memory=True,
+    )  # fmt: skip
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "window": 4, "meta": 3}
+
+    def __init__(
+        self, dim: int, heads: int, *, window: int | None = 1024, meta: int = 128,
+        states: int = 16, causal: bool = True, context_dim: int | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        need_size("meta", meta)
+        near = None if window is None else Window(window) | Sinks(meta)
+        settings.setdefault("position", "rotary")
+        self.attention = Attention(dim, heads, support=near, causal=True, **settings)
+        self.state = SelectiveState(dim, heads, states=states)
+        self.meta = nn.Parameter(0.02 * torch.randn(1, meta, dim))
+        self.norms = nn.ModuleList((nn.RMSNorm(dim), nn.RMSNorm(dim)))
+        self.shares = nn.Parameter(torch.ones(2, dim))
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def act(self, scene: Scene) -> Tensor:
+        """Put the meta tokens in front of a text, read both ways, and mix."""
+        x, n, meta = scene.x, scene.x.shape[1], self.meta.shape[1]
+        positions, padding = scene.positions + meta, scene.padding
+        if scene.memory is None or not scene.memory.seen:
+            x = torch.cat((self.meta.expand(len(x), -1, -1), x), 1)
+            first = torch.arange(meta, device=x.device).expand(*positions.shape[:-1], -1)
+            positions = torch.cat((first, positions), -1)
+            if padding is not None:
+                padding = torch.cat((padding.new_ones(len(x), meta), padding), 1)
+        said = []
+        for name, part in (("attention", self.attention), ("state", self.state)):
+            told = {**scene.told(name, part), "positions": positions, "padding": padding}
+            said.append(part(x, **told)[:, -n:])
+        both = (norm(y) * a for norm, y, a in zip(self.norms, said, self.shares, strict=True))
+        mixed: Tensor = self.to_out(sum(both) / 2)
+        return mixed
