@@ -1,0 +1,161 @@
+"""Attention among points that depends on how they stand to one another alone (LieTransformer)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.errors import ShapeError, fail, shape_of
+from regard.core.method import method
+from regard.core.score.dense import DenseBias
+from regard.core.support import Padding
+from regard.layers.attention import Attention
+from regard.layers.base import Scene, need_size
+
+# How far from the half turn, in radians, angles are cut.
+CUT = 1e-4
+
+
+def lift(points: Tensor, turns: Tensor) -> Tensor:
+    """Make elements of SE(2) of points [b, n, 2]: one for each turn [s], [b, n s, 3].
+
+    An element is (x, y, angle). Without turns (`torch.zeros(1)`) it is a translation alone. Turns
+    spaced evenly over the circle stay the same set when all are turned by one of them.
+
+    >>> lift(torch.zeros(1, 4, 2), torch.arange(3.0)).shape
+    torch.Size([1, 12, 3])
+    """
+    if points.dim() != 3 or points.shape[2] != 2:
+        fail(ShapeError, "points", shape_of(points), "[b, n, 2]", "give x and y of each point")
+    wide = points[:, :, None].expand(-1, -1, len(turns), -1)
+    angles = turns[:, None].expand(*wide.shape[:3], 1)
+    return torch.cat((wide, angles.to(points)), -1).flatten(1, 2)
+
+
+def moved(g: Tensor, by: Tensor) -> Tensor:
+    """Move elements g [b, n, 3] by one element [3]: the product `by g`.
+
+    >>> moved(torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([0.0, 0.0, math.pi])).round()
+    tensor([[[-1., -0.,  3.]]])
+    """
+    x, y, angle = by
+    cos, sin = angle.cos(), angle.sin()
+    turned = torch.stack((cos * g[..., 0] - sin * g[..., 1], sin * g[..., 0] + cos * g[..., 1]), -1)
+    return torch.cat((turned + torch.stack((x, y)), g[..., 2:] + angle), -1)
+
+
+def logarithms(g: Tensor) -> Tensor:
+    """Give the logarithm of each `g_i^-1 g_j`: [b, n, 3] to [b, n, n, 3].
+
+    It is what is left of two elements when the choice of an origin is taken away. Angles are
+    within a half turn; a half turn itself, which has two logarithms, is taken as positive.
+    """
+    apart = g[:, None, :, :2] - g[:, :, None, :2]
+    cos, sin = g[:, :, None, 2].cos(), g[:, :, None, 2].sin()
+    x = cos * apart[..., 0] + sin * apart[..., 1]
+    y = -sin * apart[..., 0] + cos * apart[..., 1]
+    angle = g[:, None, :, 2] - g[:, :, None, 2]
+    # The cut is put just short of a half turn, so that rounding does not choose a side.
+    angle = torch.remainder(angle + math.pi - CUT, 2 * math.pi) - math.pi + CUT
+    half = angle / 2
+    # half / tan(half), which is 1 where the angle is 0.
+    near = half.abs() < 1e-4
+    safe = torch.where(near, torch.ones_like(half), half)
+    ratio = torch.where(near, 1 - half.square() / 3, safe / safe.tan())
+    return torch.stack((ratio * x + half * y, -half * x + ratio * y, angle), -1)
+
+
+class LieAttention(Attention):
+    """Attention among group elements: content, plus a network of how two elements stand.
+
+    `s_ij = q_i k_j / sqrt(d) + MLP(log(g_i^-1 g_j))`. Moving all elements by one changes nothing.
+    Call it with features [b, n, dim] and elements [b, n, 3]; `reach` keeps to near neighbors.
+
+    >>> layer = LieAttention(16, heads=2)
+    >>> layer.among(torch.randn(1, 5, 16), torch.randn(1, 5, 3)).shape
+    torch.Size([1, 5, 16])
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, hidden: int = 16, reach: float | None = None, **settings: Any
+    ) -> None:
+        need_size("hidden", hidden)
+        super().__init__(dim, heads, **settings)
+        self.reach = reach
+        self.of_place = nn.Sequential(nn.Linear(3, hidden), nn.SiLU(), nn.Linear(hidden, heads))
+
+    def among(self, x: Tensor, g: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Attend among elements g [b, n, 3] with features x [b, n, dim]."""
+        if list(g.shape) != [*x.shape[:2], 3]:
+            fail(
+                ShapeError, "g", shape_of(g), f"[{x.shape[0]}, {x.shape[1]}, 3]",
+                "give each feature its element: lift(points, turns)",
+            )  # fmt: skip
+        between = logarithms(g)
+        bias = self.of_place(between).permute(0, 3, 1, 2)
+        if self.reach is not None:
+            far = between.norm(dim=-1) > self.reach
+            bias = bias.masked_fill(far[:, None], -torch.inf)
+        rule = self.rule()
+        rule = rule.replace(score=rule.score + DenseBias(bias))
+        if padding is not None:
+            rule = rule.replace(support=rule.support & Padding(padding))
+        scene = Scene(x, x, False, torch.arange(x.shape[1], device=x.device), padding=padding)
+        return self.mix(self.look(Call(self.queries(x), *self.keys(x), rule), scene), scene)
+
+
+@method(
+    "lie_transformer",
+    call="import torch, regard\nfrom regard.layers.lie import LieTransformer, lift\n"
+    "model = LieTransformer(features=3, dim=64, heads=4, out=1)\n"
+    "out = model(torch.randn(2, 10, 3), torch.randn(2, 10, 2))",
+)
+class LieTransformer(nn.Module):
+    """Read a set of points by attention, the same wherever the set stands and however it is turned.
+
+    Points [b, n, 2] with features [b, n, c] are lifted to `turns` elements of SE(2) each (1: to
+    translations alone), blocks attend among them, and the mean over all gives [b, out].
+
+    >>> model = LieTransformer(features=3, dim=16, heads=2, out=2, turns=4)
+    >>> model(torch.randn(1, 5, 3), torch.randn(1, 5, 2)).shape
+    torch.Size([1, 2])
+    """
+
+    turns: Tensor
+
+    def __init__(
+        self, *, features: int, dim: int, heads: int, out: int, layers: int = 2, turns: int = 1,
+        reach: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        for name, x in (("features", features), ("out", out), ("layers", layers), ("turns", turns)):
+            need_size(name, x)
+        self.register_buffer("turns", 2 * math.pi * torch.arange(turns) / turns, persistent=False)
+        self.enter = nn.Linear(features, dim)
+        self.mixers = nn.ModuleList(LieAttention(dim, heads, reach=reach) for _ in range(layers))
+        self.maps = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
+            for _ in range(layers)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * layers))
+        self.leave = nn.Linear(dim, out)
+
+    def elements(self, f: Tensor, g: Tensor) -> Tensor:
+        """Give features [b, n, dim] of elements g [b, n, 3] that begin with f [b, n, c]."""
+        x: Tensor = self.enter(f)
+        for i, mixer in enumerate(self.mixers):
+            assert isinstance(mixer, LieAttention)
+            x = x + mixer.among(self.norms[2 * i](x), g)
+            x = x + self.maps[i](self.norms[2 * i + 1](x))
+        return x
+
+    def forward(self, f: Tensor, points: Tensor) -> Tensor:
+        """Read points [b, n, 2] with features f [b, n, c]: [b, out]."""
+        g = lift(points, self.turns)
+        wide = f.repeat_interleave(len(self.turns), dim=1)
+        out: Tensor = self.leave(self.elements(wide, g).mean(1))
+        return out
