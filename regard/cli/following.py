@@ -30,9 +30,12 @@ def follow(events: Generator[Event, None, None], total: int, *, quiet: bool) -> 
     running: list[str] = []
     console = Console(stderr=True, quiet=quiet, highlight=False)
     try:
-        with closing(events), Progress(
-            *COLUMNS, console=console, transient=True, disable=not console.is_terminal
-        ) as progress:
+        with (
+            closing(events),
+            Progress(
+                *COLUMNS, console=console, transient=True, disable=not console.is_terminal
+            ) as progress,
+        ):
             bar = progress.add_task("checking", total=total)
             for event in events:
                 if event.what == "started":
