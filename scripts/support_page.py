@@ -32,7 +32,7 @@ Written by `python scripts/support_page.py`, which runs tiny random models of ea
 a CPU in float32, with a stage that does nothing and without. The numbers are the largest
 difference of any output; decoding is 32 greedy tokens from a padded batch, through the cache.
 
-| architecture | forward | padded | decoding |
+| architecture | forward | batch of unequal lengths, padded | decoding |
 |---|---|---|---|
 """
 

@@ -63,9 +63,13 @@ class Engine:
 
     def run(self, call: Call) -> Tensor:
         """Give out [b, h, n, e] of a call."""
+        return self.followed(call)[0]
+
+    def followed(self, call: Call) -> tuple[Tensor, Call]:
+        """Give out [b, h, n, e] of a call, and the call as the stages made it."""
         stages = self.serving(call.site)
         if not stages:
-            return attended(call)
+            return attended(call), call
         now = current_moment()
         if now is not None and isinstance(call.site, Site):
             call = call.replace(site=call.site.at(now))
@@ -79,14 +83,14 @@ class Engine:
             passed.append((stage, call))
         _show(stages, call, site)
         if all(type(s).after is Stage.after for s in stages):
-            return attended(call)
+            return attended(call), call
         partial = whole(call)
         for stage, seen in reversed(passed):
             new_partial = stage.after(seen, partial)
             if new_partial is not partial:
                 _need_partial(stage, new_partial, partial, site)
             partial = new_partial
-        return partial.out
+        return partial.out, call
 
 
 def attended(call: Call) -> Tensor:

@@ -105,6 +105,8 @@ class TransformersHook:
                 held = _held.setdefault(module, _Held(site))
                 held.engines.append(engine)
                 held.joined()
+            if hasattr(model, "generate_batch"):
+                model.__dict__["generate_batch"] = _no_batching
             for config in configs:
                 _, before, count = _configs.get(
                     id(config), (config, config._attn_implementation_internal, 0)
@@ -126,6 +128,8 @@ class TransformersHook:
                         held.joined()
                     else:
                         del _held[module]
+                if not any(module in _held for module in modules):
+                    model.__dict__.pop("generate_batch", None)
                 for config in configs:
                     _, before, count = _configs.pop(id(config))
                     if count > 1:
@@ -261,13 +265,7 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Stand where transformers expects its attention: out [b, n, h, e], and weights if asked."""
     if kwargs.get("cache") is not None:
-        fail(
-            UnsupportedModelError,
-            "generate_batch",
-            "a paged cache of continuous batching",
-            "generate, whose cache is updated by the model",
-            "detach first, or call generate",
-        )
+        _no_batching()
     held = _held.get(module)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -276,9 +274,20 @@ def attention(
     )
     call = Call(query, key, value, rule, dropout=dropout, site=None if held is None else held.site)
     # A model that shares its config with an attached one is served without stages.
-    out = (Engine() if held is None else held.engine).run(call)
+    out, call = (Engine() if held is None else held.engine).followed(call)
     weights = closed_weights(call, "output_attentions") if kwargs.get("output_attentions") else None
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _no_batching(*_: Any, **__: Any) -> None:
+    """Refuse continuous batching: its threads and its paged cache pass the model by."""
+    fail(
+        UnsupportedModelError,
+        "generate_batch",
+        "continuous batching on an attached model",
+        "generate, whose cache is updated by the model",
+        "detach first, or call generate",
+    )
 
 
 def rule_of(

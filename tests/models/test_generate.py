@@ -145,6 +145,12 @@ def test_continuous_batching_is_refused_in_a_sentence() -> None:
     x = torch.randn(1, 4, 3, 8)
     with pytest.raises(UnsupportedModelError, match="continuous batching"):
         attention(model.model.layers[0].self_attn, x, x, x, None, cache=object())
+    with attach(model, [Null()], check=False):
+        with attach(model, [Null()], check=False):
+            pass
+        with pytest.raises(UnsupportedModelError, match="continuous batching"):
+            model.generate_batch([[1, 2, 3]])
+    assert "generate_batch" not in vars(model)
 
 
 def test_a_model_in_another_thread_is_left_alone() -> None:

@@ -146,6 +146,40 @@ def test_an_edit_is_felt_at_its_heads_alone(part: str) -> None:
         same(run(model, input_ids=ids), plain)
     with attach(model, [Edit(part, lambda x: x * 0.25, where={"heads": [0]})], check=False):
         assert not torch.allclose(run(model, input_ids=ids), plain)
+    # One layer deep, so that what a head says is read before any other head hears of it.
+    out: dict[str, torch.Tensor] = {}
+
+    def keep(name: str):
+        def hold(x: torch.Tensor) -> torch.Tensor:
+            out[name] = x.detach().clone()
+            return x
+
+        return hold
+
+    first = {"layers": 0}
+    with attach(model, [Edit("out", keep("plain"), where=first)], check=False):
+        run(model, input_ids=ids)
+    edits = [
+        Edit("out", keep("edited"), where=first),
+        Edit(part, lambda x: x * 0.25, where={"heads": [0], **first}),
+    ]
+    with attach(model, edits, check=False):
+        run(model, input_ids=ids)
+    assert not torch.allclose(out["edited"][:, 0], out["plain"][:, 0])
+    # A key head serves its whole group of query heads; all else is one head's own.
+    group = model.config.num_attention_heads // model.config.num_key_value_heads
+    alone = group if part in ("k", "v") else 1
+    assert torch.allclose(out["edited"][:, alone:], out["plain"][:, alone:], atol=1e-6)
+
+
+def test_weights_are_shown_as_the_stages_made_them() -> None:
+    model = build("llama", DECODERS["llama"], causal=True)
+    ids, _ = words()
+    with attach(model, [Edit("q", lambda x: 0 * x)], check=False):
+        weights = model(input_ids=ids, output_attentions=True).attentions[0]
+    n = ids.shape[1]
+    uniform = torch.tril(torch.ones(n, n)) / torch.arange(1, n + 1)[:, None]
+    assert torch.allclose(weights, uniform.expand_as(weights), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OTHERS)
