@@ -9,7 +9,12 @@ import random
 import numpy as np
 from tokenizers import Tokenizer
 
-NAMES = ["apple", "bridge", "castle", "desert", "engine", "forest", "garden", "harbor", "island", "jungle", "kettle", "ladder", "marble", "needle", "orange", "planet", "quartz", "ribbon", "silver", "temple", "valley", "window", "yellow", "zipper", "anchor", "basket", "candle", "dragon", "falcon", "guitar", "hammer", "insect", "jacket", "lemon", "mirror", "napkin", "oyster", "pencil", "rocket"]
+WORDS = """
+apple bridge castle desert engine forest garden harbor island jungle kettle ladder marble
+needle orange planet quartz ribbon silver temple valley window yellow zipper anchor basket
+candle dragon falcon guitar hammer insect jacket lemon mirror napkin oyster pencil rocket
+"""
+NAMES = WORDS.split()
 
 
 class Passages:
