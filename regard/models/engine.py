@@ -110,7 +110,9 @@ def whole(call: Call) -> Partial:
 
 
 def _show(stages: Sequence[Stage], call: Call, site: Any) -> None:
-    """Survey once for all stages that want something, and show the weights to those who ask."""
+    """Show the call, survey once for all who want something, give weights to those who ask."""
+    for stage in stages:
+        stage.observe(call)
     wanting = [s for s in stages if s.want]
     if wanting:
         from regard.run.survey import survey

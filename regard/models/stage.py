@@ -59,8 +59,11 @@ class Stage:
         """Change what came of it: out [b, h, n, e] and lse [b, h, n]."""
         return partial
 
+    def observe(self, call: Call) -> None:
+        """Look at the call as it will be run, after every stage has had its say."""
+
     def see(self, site: Site, survey: Any) -> None:
-        """Take the survey of one call."""
+        """Take the survey of one call, after `observe`."""
 
     def see_weights(self, site: Site, weights: Tensor) -> None:
         """Take the weights [b, h, n, m] of one call."""

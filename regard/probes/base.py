@@ -1,0 +1,129 @@
+"""Probes: stages that look, and say one number for each head."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, RuleError, fail
+from regard.models.site import Site, Sites
+from regard.models.stage import Stage
+from regard.probes.reading import NOTHING, Reading, counted_rows
+from regard.probes.scores import Scores, Tally
+
+
+class Probe(Stage):
+    """Base of what looks; a subclass fills `see` (or `observe`) and `result`.
+
+    `definition` picks one of `definitions` where sources differ; each is named with its source.
+    `stimulus` says what must be shown: the user's "text", tokens "repeated", or a "needle".
+    """
+
+    key: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    # definition -> where it comes from; the first is taken unless one is named.
+    definitions: ClassVar[dict[str, str]] = {"mean": ""}
+    stimulus: ClassVar[str] = "text"
+    kinds: ClassVar[tuple[str, ...]] = ("self",)
+    causal_only: ClassVar[bool] = False
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float | None] = 1.0
+
+    def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
+        super().__init__(where)
+        known = list(self.definitions)
+        if definition is not None and definition not in known:
+            fail(
+                RuleError, "definition", repr(definition), f"one of {known}",
+                f"{self.key}: " + "; ".join(f"{k!r} is {v}" for k, v in self.definitions.items()),
+            )  # fmt: skip
+        self.definition = definition or known[0]
+        self.reading = NOTHING
+        self.tally = Tally()
+        self._call: Call | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in errors."""
+        return self.key or type(self).__name__
+
+    def show(self, reading: Reading) -> None:
+        """Say what the model will be shown next."""
+        self.reading = reading
+
+    def begin(self, model: Any, sites: Sites) -> None:
+        """There must be a site of the kinds this probe can look at."""
+        if not any(site.kind in self.kinds for site in sites):
+            fail(
+                CapabilityError, f"probes: {self.name}",
+                f"sites of kind {', '.join(sorted({s.kind for s in sites}))}",
+                f"{' or '.join(self.kinds)} attention", "leave this probe out for this model",
+            )  # fmt: skip
+
+    def observe(self, call: Call) -> None:
+        """Keep the call until its survey comes."""
+        if not self._looks_at(call.site):
+            return
+        if self.causal_only and call.n > 1 and looks_ahead(call):
+            fail(
+                CapabilityError, f"probes: {self.name}",
+                f"{getattr(call.site, 'module', 'a call')}, which sees the future",
+                "causal attention: what came before is what this probe is about",
+                "leave it out for encoders",
+            )  # fmt: skip
+        self._call = call
+        if not self.want:
+            self.look(call.site, call, None)
+
+    def see(self, site: Site, survey: Any) -> None:
+        """Look at the call and its survey together."""
+        if self._looks_at(site) and self._call is not None:
+            call, self._call = self._call, None
+            self.look(site, call, survey)
+
+    def look(self, site: Site, call: Call, survey: Any) -> None:
+        """Take one call, and its survey where one is wanted."""
+
+    def _looks_at(self, site: Any) -> bool:
+        return isinstance(site, Site) and site.kind in self.kinds
+
+    def result(self) -> Scores:
+        """Say what was found."""
+        return self.scores(self.tally.means())
+
+    def scores(self, values: dict[Site, Tensor], **details: Any) -> Scores:
+        """Wrap numbers with what they mean."""
+        return Scores(
+            self.key, self.title, values, self.definition, self.definitions[self.definition],
+            self.low, self.high, details,
+        )  # fmt: skip
+
+
+class RowMean(Probe):
+    """A probe whose score is a mean over queries of something each query has."""
+
+    def look(self, site: Site, call: Call, survey: Any) -> None:
+        """Add the rows that count."""
+        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        self.tally.add(site, self.rows(call, survey), counted & self.eligible(call))
+
+    def rows(self, call: Call, survey: Any) -> Tensor:
+        """Give the number of each query [b, h, n]."""
+        raise NotImplementedError
+
+    def eligible(self, call: Call) -> Tensor:
+        """Which queries can have such a number at all, [1 or b, 1, n]."""
+        return torch.ones(1, 1, call.n, dtype=torch.bool, device=call.q.device)
+
+
+def looks_ahead(call: Call) -> bool:
+    """Whether some query may meet a key after it, by the rule."""
+    at = call.at(torch.tensor([0]), torch.arange(min(call.m, 2)))
+    allowed = call.rule.support.allows(at.b, at.h, at.i, at.j)
+    return bool((allowed & (at.j > at.i)).any())
+
+
+__all__ = ["Probe", "RowMean", "looks_ahead"]

@@ -1,0 +1,110 @@
+"""How much heads matter: by the gradient of a gate, and by taking them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import RuleError, fail
+from regard.core.method import method
+from regard.core.partial import Partial
+from regard.models.attach import attach
+from regard.models.site import Site
+from regard.models.stage import Stage
+from regard.probes.base import Probe
+from regard.probes.registry import register
+from regard.probes.scores import Scores
+
+
+@register("importance", groups=("importance",))
+@method(
+    "sixteen_heads",
+    call="import regard\nregard.see(model, text, probes=['importance']).scores['importance']",
+)
+class Importance(Probe):
+    """How much the loss feels each head: |dL / d gate|, the gate of a head being 1.
+
+    The size is taken for each example alone, then averaged, then scaled by the norm of its layer.
+    """
+
+    key, title = "importance", "importance"
+    kinds = ("self", "cross", "joint")
+    stimulus = "loss"
+    definitions: ClassVar = {
+        "layer": "mean over examples of |dL/d gate|, over the L2 norm of its layer (Michel 2019)",
+        "raw": "the same, not scaled by layer",
+    }
+
+    def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
+        super().__init__(where, definition=definition)
+        self.gates: dict[Site, Tensor] = {}
+        self.sizes: dict[Site, list[Tensor]] = {}
+
+    def observe(self, call: Call) -> None:
+        """Nothing is to be seen before the loss is known."""
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        """Put a gate of 1 on each head of each example."""
+        if not torch.is_grad_enabled():
+            return partial
+        gate = torch.ones(call.b, call.h, 1, 1, requires_grad=True, device=partial.out.device)
+        self.gates[call.site] = gate
+        return partial._replace(out=partial.out * gate.to(partial.out.dtype))
+
+    def learn(self) -> None:
+        """Read the gates after a backward pass."""
+        for site, gate in self.gates.items():
+            if gate.grad is not None:
+                self.sizes.setdefault(site, []).append(gate.grad.abs()[..., 0, 0].cpu())
+        self.gates = {}
+
+    def result(self) -> Scores:
+        """Mean size over examples."""
+        found = {site: torch.cat(x).double().mean(0) for site, x in self.sizes.items()}
+        if self.definition == "layer":
+            found = {site: x / x.norm().clamp(min=1e-30) for site, x in found.items()}
+        return self.scores(found)
+
+
+def ablation(
+    model: Any, measure: Callable[[Any], float], heads: Iterable[tuple[Site, int]]
+) -> dict[tuple[Site, int], float]:
+    """Change of `measure(model)` when each head is taken out alone."""
+    plain = measure(model)
+    changes = {}
+    for site, head in heads:
+        if not isinstance(site, Site):
+            fail(RuleError, "heads", site, "pairs of a Site and a head", "take them from .top()")
+        out = taken_out([(site, head)])
+        with attach(model, out, check=False):
+            changes[site, head] = measure(model) - plain
+    return changes
+
+
+class _Silence(Stage):
+    def __init__(self, heads: Mapping[Site, list[int]]) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        which = self.heads.get(call.site)
+        if not which:
+            return partial
+        out = partial.out.clone()
+        out[:, which] = 0
+        return partial._replace(out=out)
+
+
+def taken_out(heads: Iterable[tuple[Site, int]]) -> Stage:
+    """Make a stage in which some heads say nothing."""
+    by_site: dict[Site, list[int]] = {}
+    for site, head in heads:
+        by_site.setdefault(site, []).append(head)
+    return _Silence(by_site)
+
+
+__all__ = ["Importance", "ablation", "taken_out"]

@@ -1,0 +1,55 @@
+"""What a model is shown while it is looked at, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Inputs of one forward, and what is known of their tokens.
+
+    `tokens` [b, n] are ids, `words` how they read, `real` bool [b, n] tells tokens from padding.
+    `period` is set where the same stretch is shown again and again, `spans` names places (a needle,
+    an answer, an instruction), `grid` is that of the patches of an image.
+
+    >>> Reading({"input_ids": torch.tensor([[0, 5, 6, 5, 6]])}, period=2).tokens.shape
+    torch.Size([1, 5])
+    """
+
+    inputs: Mapping[str, Any]
+    words: list[str] = field(default_factory=list)
+    period: int | None = None
+    spans: Mapping[str, slice] = field(default_factory=dict)
+    grid: tuple[int, ...] | None = None
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Ids [b, n], where the model is shown ids."""
+        found = self.inputs.get("input_ids")
+        return found if isinstance(found, Tensor) else None
+
+    @property
+    def real(self) -> Tensor | None:
+        """Which tokens are no padding, bool [b, n]."""
+        found = self.inputs.get("attention_mask")
+        return found.bool() if isinstance(found, Tensor) and found.dim() == 2 else None
+
+
+NOTHING = Reading({})
+
+
+def counted_rows(reading: Reading, b: int, n: int, device: torch.device) -> Tensor:
+    """Which queries count [b or 1, 1, n]: all but padding."""
+    real = reading.real
+    if real is None or real.shape != (b, n):
+        return torch.ones(1, 1, n, dtype=torch.bool, device=device)
+    return real.to(device)[:, None]
+
+
+__all__ = ["NOTHING", "Reading", "counted_rows"]

@@ -1,0 +1,255 @@
+"""What heads do with tokens: look back, copy what followed, fetch, stop at marks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, RuleError, ShapeError, fail
+from regard.core.method import method
+from regard.core.support import Padding, Support, Where, Window
+from regard.models.site import Site
+from regard.probes.base import Probe, RowMean
+from regard.probes.registry import register
+from regard.probes.scores import Scores
+from regard.run.mass import at_distance, mass
+
+
+class OnPairs(RowMean):
+    """A score that is the weight on some pairs: subclasses name the pairs by a support."""
+
+    want = ("lse",)
+
+    def part(self, call: Call) -> Support:
+        """Name the pairs."""
+        raise NotImplementedError
+
+    def rows(self, call: Call, survey: Any) -> Tensor:
+        """Weight of each query on its pairs."""
+        weigh = call.rule.weigh
+        return mass(call, self.part(call), None if weigh.closes else survey.lse)
+
+    def eligible(self, call: Call) -> Tensor:
+        """Queries for which there is such a pair."""
+        return has_pair(self.part(call), call)
+
+
+def has_pair(part: Support, call: Call) -> Tensor:
+    """Which queries have an allowed pair in a part [b, 1, n], a block of rows at a time."""
+    step = max(1, (1 << 22) // max(call.m, 1))
+    found = []
+    for start in range(0, call.n, step):
+        at = call.at(torch.arange(start, min(start + step, call.n)))
+        there = (part & call.rule.support).allows(at.b, at.h, at.i, at.j).any(-1)
+        found.append(there[..., :1, :] if there.dim() == 3 else there.expand(1, 1, -1))
+    return torch.cat(found, -1)
+
+
+def words_of(probe: Probe, call: Call) -> Tensor:
+    """The token ids [b, n] the probe was shown, as many as there are keys."""
+    tokens = probe.reading.tokens
+    if tokens is None or tokens.shape[-1] != call.m:
+        fail(
+            CapabilityError, f"probes: {probe.name}",
+            "no token ids" if tokens is None else f"{tokens.shape[-1]} ids for {call.m} keys",
+            "inputs with input_ids, shown at once", "pass text or ids, not embeddings",
+        )  # fmt: skip
+    return tokens.to(call.q.device)
+
+
+@register("previous_token", groups=("roles",))
+class PreviousToken(OnPairs):
+    """Weight on the token before: the mean of A[i, i-1]."""
+
+    key, title = "previous_token", "previous token"
+    definitions: ClassVar = {"mean": "mean over queries of A[i, i-1] (TransformerLens)"}
+    distance = 1
+
+    def part(self, call: Call) -> Support:
+        """The key one before the query."""
+        return at_distance(self.distance)
+
+
+@register("next_token", groups=("roles",))
+class NextToken(PreviousToken):
+    """Weight on the token after: the mean of A[i, i+1]; nothing where the future is hidden."""
+
+    key, title, distance = "next_token", "next token", -1
+    definitions: ClassVar = {"mean": "mean over queries of A[i, i+1] (BERT's heads, Clark 2019)"}
+
+
+@register("offset")
+class Offset(PreviousToken):
+    """Weight at one distance back: the mean of A[i, i-distance]."""
+
+    key, title = "offset", "fixed distance"
+    definitions: ClassVar = {"mean": "mean over queries of A[i, i-distance]"}
+
+    def __init__(self, distance: int = 2, where: Any = None) -> None:
+        super().__init__(where)
+        self.distance = distance
+
+
+@register("local", groups=("roles",))
+class Local(OnPairs):
+    """Weight on the nearest keys, itself among them: the share within a window."""
+
+    key, title = "local", "local window"
+    definitions: ClassVar = {"mean": "mean weight within `width` keys on either side"}
+
+    def __init__(self, width: int = 16, where: Any = None) -> None:
+        super().__init__(where)
+        self.width = width
+
+    def part(self, call: Call) -> Support:
+        """The window."""
+        return Window(self.width)
+
+    def eligible(self, call: Call) -> Tensor:
+        """Queries that could look farther away."""
+        return has_pair(~self.part(call), call)
+
+
+@register("delimiter", groups=("roles",))
+class Delimiter(OnPairs):
+    """Weight on separators: punctuation, line ends, special tokens, by their ids or words."""
+
+    key, title = "delimiter", "delimiters"
+    definitions: ClassVar = {"mean": "mean weight on delimiter tokens (Clark 2019 on [SEP])"}
+    marks: ClassVar = frozenset(".,;:!?\n|()[]{}\"'`")
+
+    def __init__(self, ids: Collection[int] | None = None, where: Any = None) -> None:
+        super().__init__(where)
+        self.ids = None if ids is None else torch.tensor(sorted(ids))
+
+    def part(self, call: Call) -> Support:
+        """The keys that are delimiters, the first token left out: it is a sink by its place."""
+        tokens = words_of(self, call)
+        if self.ids is not None:
+            there = torch.isin(tokens, self.ids.to(tokens.device))
+        elif self.reading.words:
+            marks = [bool(w.strip(" ")) and set(w.strip(" ")) <= self.marks
+                     for w in self.reading.words]  # fmt: skip
+            there = torch.tensor(marks, device=tokens.device)[None].expand(len(tokens), -1)
+        else:
+            fail(
+                RuleError, "ids", "None, and no words were shown", "the ids of delimiters",
+                "pass Delimiter(ids=[...]) or text with a tokenizer",
+            )  # fmt: skip
+        there = there.clone()
+        there[:, 0] = False
+        return Padding(there)
+
+
+class OfRepeats(OnPairs):
+    """A score about tokens seen before; by stripe on a repeated stretch, or by the ids of text."""
+
+    causal_only = True
+    stimulus = "repeated"
+    back: ClassVar[int] = 0  # the key stands one after the earlier copy, or on it
+
+    def part(self, call: Call) -> Support:
+        """The pairs of a copy, by its distance or by the tokens."""
+        if self.definition == "stripe":
+            period = self.reading.period
+            if period is None:
+                fail(
+                    CapabilityError, f"probes: {self.name}", "inputs without a period",
+                    "the same stretch shown twice", "ask for definition='mask' on your own text",
+                )  # fmt: skip
+            return at_distance(period - self.back)
+        tokens, back = words_of(self, call), self.back
+
+        def copied(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            b = b.clamp(max=len(tokens) - 1)
+            last = tokens.shape[1] - 1
+            met = tokens[b, (j - back).clamp(0, last)] == tokens[b, i.clamp(0, last)]
+            return met & (j >= back) & (j < i + back)
+
+        return Where(copied)
+
+
+@register("induction", groups=("roles",))
+@method(
+    "induction_heads",
+    call="import regard\nregard.see(model, text, probes=['induction']).scores['induction']",
+)
+class Induction(OfRepeats):
+    """Weight on what followed the earlier copy of this token."""
+
+    key, title, back = "induction", "induction", 1
+    definitions: ClassVar = {
+        "stripe": "tokens shown twice: mean of A[i, i-period+1] (TransformerLens, Olsson 2022)",
+        "mask": "mean weight on all keys whose previous token equals this one",
+    }
+
+
+@register("duplicate_token", groups=("roles",))
+class DuplicateToken(OfRepeats):
+    """Weight on earlier copies of this token."""
+
+    key, title, back = "duplicate_token", "duplicate token", 0
+    definitions: ClassVar = {
+        "stripe": "tokens shown twice: mean of A[i, i-period] (TransformerLens)",
+        "mask": "mean weight on all earlier keys of the same token",
+    }
+
+
+@register("retrieval", groups=("roles",))
+@method(
+    "retrieval_head",
+    call="import regard\nregard.see(model, probes=['retrieval']).scores['retrieval']",
+)
+class Retrieval(Probe):
+    """How often a head's largest weight is on the very token of the needle that comes next."""
+
+    key, title = "retrieval", "retrieval"
+    want = ("max",)
+    causal_only = True
+    stimulus = "needle"
+    definitions: ClassVar = {
+        "set": "share of the needle's tokens that were looked at as they were said (Wu 2024)",
+        "counts": "the same, repeats counted, as the authors' program does; may exceed 1",
+    }
+
+    def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
+        super().__init__(where, definition=definition)
+        self.found: dict[Site, list[Tensor]] = {}
+
+    def look(self, site: Site, call: Call, survey: Any) -> None:
+        """Compare the key of each row's largest weight with the token said next."""
+        tokens = words_of(self, call)[0]
+        spans = self.reading.spans
+        if "needle" not in spans or "answer" not in spans:
+            fail(
+                CapabilityError, f"probes: {self.name}", f"spans {sorted(spans)}",
+                "a reading with spans 'needle' and 'answer'",
+                "let see() hide a needle, or say where yours stands",
+            )  # fmt: skip
+        needle, answer = spans["needle"], spans["answer"]
+        rows = torch.arange(answer.start - 1, answer.stop - 1)
+        key = survey.row_max_key[0][:, rows]  # [h, said]
+        said = tokens[rows + 1]
+        hit = (key >= needle.start) & (key < needle.stop) & (tokens[key] == said)
+        if self.definition == "counts":
+            score = hit.sum(1) / (needle.stop - needle.start)
+        else:
+            wanted = set(tokens[needle].tolist())
+            score = torch.tensor([len(set(said[x].tolist()) & wanted) for x in hit]) / len(wanted)
+        self.found.setdefault(site, []).append(score.double().cpu())
+
+    def result(self) -> Scores:
+        """The mean over the needles shown."""
+        many = max((len(x) for x in self.found.values()), default=0)
+        means = {site: torch.stack(x).mean(0) for site, x in self.found.items()}
+        return self.scores(means, needles=many)
+
+
+def need_positive(name: str, x: int) -> None:
+    """Raise unless x is a whole number of at least 1."""
+    if isinstance(x, bool) or not isinstance(x, int) or x < 1:
+        fail(ShapeError, name, x, "a whole number of at least 1", f"pass {name}=16, say")

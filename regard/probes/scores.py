@@ -1,0 +1,129 @@
+"""What a probe says: one number for each head of each site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard.core.errors import need
+from regard.models.site import Site
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Head(NamedTuple):
+    """A head of a site, and its score."""
+
+    site: Site
+    head: int
+    value: float
+
+    @property
+    def name(self) -> str:
+        """Layer and head, as people write them.
+
+        >>> Head(Site(1, module="h.1.attn", heads=4, kv_heads=4), 3, 0.93).name
+        'L1H3'
+        """
+        return head_name(self.site, self.head)
+
+
+def head_name(site: Site, head: int) -> str:
+    """Say which head it is: `L1H3`, with the kind of the site where it is not self-attention."""
+    layer = site.module if site.layer is None else f"L{site.layer}"
+    kind = "" if site.kind == "self" else f"{site.kind[0].upper()}"
+    return f"{layer}{kind}H{head}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Numbers of one probe, [heads] for each site, with what they mean.
+
+    >>> site = Site(0, module="attn", heads=2, kv_heads=2)
+    >>> scores = Scores("local", "local", {site: torch.tensor([0.25, 0.75])})
+    >>> [(top.name, top.value) for top in scores.top(1)]
+    [('L0H1', 0.75)]
+    >>> scores.array().tolist()
+    [[0.25, 0.75]]
+    """
+
+    name: str
+    title: str
+    values: dict[Site, Tensor] = field(repr=False)
+    definition: str = ""
+    source: str = ""
+    low: float = 0.0
+    high: float | None = 1.0
+    details: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites, in the order of the model."""
+        return list(self.values)
+
+    def array(self, sites: list[Site] | None = None) -> np.ndarray:
+        """Give [sites, most heads], NaN where there is no such head."""
+        sites = self.sites if sites is None else sites
+        wide = max((len(x) for x in self.values.values()), default=0)
+        made = np.full((len(sites), wide), np.nan, dtype=np.float32)
+        for row, site in zip(made, sites, strict=True):
+            if site in self.values:
+                row[: len(self.values[site])] = self.values[site].float().cpu().numpy()
+        return made
+
+    def heads(self) -> list[Head]:
+        """Every head with its score."""
+        return [
+            Head(site, h, float(x)) for site, values in self.values.items()
+            for h, x in enumerate(values.tolist())
+        ]  # fmt: skip
+
+    def top(self, count: int = 5) -> list[Head]:
+        """The heads with the largest scores; those without one (NaN) are left out."""
+        there = [head for head in self.heads() if head.value == head.value]
+        return sorted(there, key=lambda head: -head.value)[:count]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A pandas table: layer, kind, module, head, score."""
+        pandas = need("pandas", "see", "makes tables of scores")
+        return pandas.DataFrame(
+            [
+                {"layer": x.site.layer, "kind": x.site.kind, "module": x.site.module,
+                 "head": x.head, self.name: x.value}
+                for x in self.heads()
+            ]
+        )  # fmt: skip
+
+    def __getitem__(self, place: tuple[int, int]) -> float:
+        """Score of (layer, head), where one site has that layer."""
+        layer, head = place
+        values = next(x for site, x in self.values.items() if site.layer == layer)
+        return float(values[head])
+
+
+class Tally:
+    """Running means [heads] for each site, weighed by how many queries were counted."""
+
+    def __init__(self) -> None:
+        self.sums: dict[Site, Tensor] = {}
+        self.counts: dict[Site, Tensor] = {}
+
+    def add(self, site: Site, rows: Tensor, counted: Tensor) -> None:
+        """Add rows [b, h, n]; `counted` bool [b, h or 1, n] says which are."""
+        counted = counted.expand_as(rows)
+        total = torch.where(counted, rows, 0.0).double().sum((0, 2)).cpu()
+        many = counted.sum((0, 2)).cpu()
+        self.sums[site] = self.sums.get(site, 0.0) + total
+        self.counts[site] = self.counts.get(site, 0) + many
+
+    def means(self) -> dict[Site, Tensor]:
+        """The means; NaN where nothing was counted."""
+        return {site: total / self.counts[site] for site, total in self.sums.items()}
+
+
+__all__ = ["Head", "Scores", "Tally", "head_name"]

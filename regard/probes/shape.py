@@ -1,0 +1,203 @@
+"""The shape of attention: how spread, how far, how concentrated."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, fail
+from regard.core.method import method
+from regard.models.site import Site
+from regard.probes.base import Probe, RowMean
+from regard.probes.registry import register
+from regard.probes.scores import Scores
+from regard.run.reducers import Reducer
+from regard.run.survey import Block, survey
+
+
+@register("entropy", groups=("shape",))
+class Entropy(RowMean):
+    """How spread the weight of a query is, in nats, or as a share of the most it could be."""
+
+    key, title, high = "entropy", "entropy", None
+    kinds = ("self", "cross", "joint")
+    want = ("entropy",)
+    definitions: ClassVar = {
+        "nats": "mean over queries of -sum A log A",
+        "relative": "the same over the log of how many keys the query may meet; 1 is uniform",
+    }
+    collapsed: ClassVar[float] = 0.05
+
+    def rows(self, call: Call, survey: Any) -> Tensor:
+        """Entropy of each query [b, h, n]."""
+        if self.definition == "nats":
+            return survey.entropy
+        return survey.entropy / met_keys(call).log().clamp(min=1e-9)
+
+    def eligible(self, call: Call) -> Tensor:
+        """A query with one key has nothing to spread over."""
+        return met_keys(call) > 1 if self.definition == "relative" else super().eligible(call)
+
+    def result(self) -> Scores:
+        """Entropy by head; `details["collapsed"]` names heads whose entropy is all but nothing."""
+        scores = super().result()
+        bound = self.collapsed if self.definition == "relative" else 0.05
+        scores.details["collapsed"] = [h.name for h in scores.heads() if h.value < bound]
+        return scores
+
+
+@register("concentration", groups=("shape",))
+class Concentration(RowMean):
+    """The largest weight of a query, on average."""
+
+    key, title = "concentration", "largest weight"
+    kinds = ("self", "cross", "joint")
+    want = ("max",)
+    definitions: ClassVar = {"max": "mean over queries of max_j A[i, j]"}
+
+    def rows(self, call: Call, survey: Any) -> Tensor:
+        """Largest weight of each query."""
+        return survey.row_max
+
+
+@register("distance", groups=("shape",))
+class Distance(Probe):
+    """How far away the weight lies: in tokens, or in patches of an image."""
+
+    key, title, high = "distance", "mean distance", None
+    definitions: ClassVar = {
+        "tokens": "mean over queries of sum_j A[i, j] |i - j|",
+        "euclidean": "patches of an image: sum_j A[i, j] |xy_i - xy_j| (Raghu 2021)",
+        "hops": "patches of an image: sum_j A[i, j] max(|x_i - x_j|, |y_i - y_j|)",
+    }
+
+    def look(self, site: Site, call: Call, _: Any) -> None:
+        """Sweep once more with a reducer that knows how far apart tokens are."""
+        if self.definition == "tokens":
+            places = torch.arange(max(call.n, call.m)).view(-1, 1).double()
+            special = 0
+        else:
+            places, special = self._patches(site, call)
+        reducer = Expected(call, places, special, hops=self.definition == "hops")
+        survey(call.q, call.k, call.v, call.rule, want=(), reducers=[reducer],
+               q_positions=call.q_positions, k_positions=call.k_positions)  # fmt: skip
+        counted = torch.ones(1, 1, call.n, dtype=torch.bool, device=call.q.device)
+        counted[..., :special] = False
+        if self.reading.real is not None and self.reading.real.shape == (call.b, call.n):
+            counted = counted & self.reading.real.to(call.q.device)[:, None]
+        self.tally.add(site, reducer.found, counted)
+
+    def _patches(self, site: Site, call: Call) -> tuple[Tensor, int]:
+        grid = site.grid or self.reading.grid
+        if grid is None or call.n < math.prod(grid):
+            fail(
+                CapabilityError, f"probes: {self.name}",
+                f"{site!r} without a grid" if grid is None else f"{call.n} tokens for {grid}",
+                "patches on a grid", "ask for definition='tokens', or pass grid=(rows, columns)",
+            )  # fmt: skip
+        rows, columns = grid[-2:]
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double()
+        return places, call.n - len(places)
+
+
+class Expected(Reducer):
+    """Mean distance of what each query looks at [b, h, n]; tokens before the grid are left out.
+
+    `places` [tokens, axes] says where each token stands. Weight on special tokens is not counted,
+    and what is left is shared out again.
+    """
+
+    def __init__(self, call: Call, places: Tensor, special: int = 0, hops: bool = False) -> None:
+        self.places, self.special, self.hops = places.to(call.q.device), special, hops
+        self.found = torch.zeros(call.b, call.h, call.n, dtype=torch.float64, device=call.q.device)
+
+    def take(self, block: Block) -> None:
+        """Read one block."""
+        keys = torch.arange(block.cols.start, block.cols.stop, device=self.places.device)
+        rows = torch.arange(block.rows.start, block.rows.stop, device=self.places.device)
+        real = keys >= self.special
+        # A block may reach past the last key, with weights of nothing.
+        last = len(self.places) - 1
+        to = self.places[(keys - self.special).clamp(0, last)]
+        origin = self.places[(rows - self.special).clamp(0, last)]
+        p = torch.inf if self.hops else 2
+        apart = torch.cdist(origin[None], to[None], p=p)[0]
+        size = block.size.double() * real
+        total = size.sum(-1) if self.special else block.total.double()
+        mean = (size * apart).sum(-1) / total.clamp(min=1e-30)
+        self.found[block.b, block.h, block.rows] = mean
+
+
+@register("rings")
+@method(
+    "vit_head_profile",
+    call="import regard\nregard.see(model, image, probes=['rings']).scores['rings'].details",
+)
+class Rings(Probe):
+    """Weight by hops on the grid of an image: `details["rings"][site]` is [heads, hops].
+
+    The score of a head is the mean number of hops. Hop k is the ring at Chebyshev distance k;
+    tokens that are no patches (CLS) make a last bin.
+    """
+
+    key, title, high = "rings", "hops on the grid", None
+    definitions: ClassVar = {"hops": "mean over patches of sum_k k * weight on ring k"}
+
+    def __init__(self, where: Any = None) -> None:
+        super().__init__(where)
+        self.rings: dict[Site, Tensor] = {}
+
+    def look(self, site: Site, call: Call, _: Any) -> None:
+        """Share out the weight among rings."""
+        places, special = Distance._patches(self, site, call)  # type: ignore[arg-type]
+        reducer = RingShares(call, places, special)
+        survey(call.q, call.k, call.v, call.rule, want=(), reducers=[reducer])
+        rings = reducer.found[:, :, special:].mean((0, 2)).cpu()
+        self.rings[site] = rings
+
+    def result(self) -> Scores:
+        """Mean hops by head."""
+        values = {}
+        for site, rings in self.rings.items():
+            hops = torch.arange(rings.shape[1] - 1, dtype=rings.dtype)
+            values[site] = (rings[:, :-1] * hops).sum(1)
+        return self.scores(values, rings=self.rings)
+
+
+class RingShares(Reducer):
+    """Weight of each query by hops, special tokens last [b, h, n, hops + 1]."""
+
+    def __init__(self, call: Call, places: Tensor, special: int) -> None:
+        self.places, self.special = places.to(call.q.device), special
+        self.hops = int(places.max()) + 1
+        shape = (call.b, call.h, call.n, self.hops + 1)
+        self.found = torch.zeros(shape, dtype=torch.float64, device=call.q.device)
+
+    def take(self, block: Block) -> None:
+        """Read one block."""
+        keys = torch.arange(block.cols.start, block.cols.stop, device=self.places.device)
+        rows = torch.arange(block.rows.start, block.rows.stop, device=self.places.device)
+        # A block may reach past the last key, with weights of nothing.
+        last = len(self.places) - 1
+        to = self.places[(keys - self.special).clamp(0, last)]
+        origin = self.places[(rows - self.special).clamp(0, last)]
+        hop = (origin[:, None] - to[None]).abs().amax(-1).long()
+        hop[:, keys < self.special] = self.hops
+        weights = block.size.double() * block.share.double()[:, None]
+        into = weights.new_zeros(len(rows), self.hops + 1)
+        self.found[block.b, block.h, block.rows] = into.scatter_add(1, hop, weights)
+
+
+def met_keys(call: Call) -> Tensor:
+    """How many keys each query may meet [b or 1, h or 1, n]."""
+    found = []
+    step = max(1, (1 << 22) // max(call.m, 1))
+    for start in range(0, call.n, step):
+        at = call.at(torch.arange(start, min(start + step, call.n), device=call.q.device))
+        allowed = call.rule.support.allows(at.b, at.h, at.i, at.j)
+        found.append(allowed.expand(*allowed.shape[:-1], call.m).sum(-1).double())
+    return torch.cat([x if x.dim() == 3 else x.view(1, 1, -1) for x in found], -1)

@@ -1,0 +1,203 @@
+"""Where weight goes to rest: sinks, and the states that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.errors import ValueRangeError, fail
+from regard.core.method import method
+from regard.models.site import Site
+from regard.probes.base import Probe
+from regard.probes.registry import register
+from regard.probes.scores import Scores
+
+
+class _Received(Probe):
+    """Mean weight that each key gets of the queries that may meet it, summed over inputs."""
+
+    want = ("received",)
+
+    def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
+        super().__init__(where, definition=definition)
+        self.mean: dict[Site, list[Tensor]] = {}
+
+    def look(self, site: Site, call: Call, survey: Any) -> None:
+        """Keep the mean weight of every key [b, h, m]; at decoding steps there is too little."""
+        if call.n > 1:
+            mean = survey.received / survey.seen.clamp(min=1)
+            self.mean.setdefault(site, []).append(mean.float().cpu())
+
+
+@register("sink", groups=("sinks", "roles"))
+@method(
+    "attention_sink_metric",
+    call="import regard\nregard.see(model, text, probes=['sink']).scores['sink'].details",
+)
+class SinkRate(_Received):
+    """Mean weight on one key, of the queries that may meet it; and how often it passes a bound.
+
+    alpha_k is the mean of A[i, k] over the queries i >= k. The score of a head is alpha of the key
+    at `position`; `details["rate"]` is the share of heads and inputs with alpha_k > epsilon.
+    """
+
+    key, title = "sink", "sink"
+    definitions: ClassVar = {"alpha": "mean weight on the first key (Gu 2024)"}
+
+    def __init__(self, position: int = 0, epsilon: float = 0.3, where: Any = None) -> None:
+        super().__init__(where)
+        if not 0 < epsilon < 1:
+            fail(ValueRangeError, "epsilon", epsilon, "a share between 0 and 1", "take 0.3")
+        self.position, self.epsilon = position, epsilon
+
+    def result(self) -> Scores:
+        """Alpha by head, and the rate over heads and inputs."""
+        short = min((x.shape[-1] for each in self.mean.values() for x in each), default=0)
+        if self.mean and not -short <= self.position < short:
+            fail(
+                ValueRangeError, "position", self.position, f"a key among {short}",
+                "name a key that every input has",
+            )  # fmt: skip
+        alpha = {
+            site: torch.cat([x[..., self.position] for x in each])  # [inputs, h]
+            for site, each in self.mean.items()
+        }
+        over = [(x > self.epsilon).double().flatten() for x in alpha.values()]
+        rate = float(torch.cat(over).mean()) if over else float("nan")
+        return self.scores(
+            {site: x.mean(0) for site, x in alpha.items()}, rate=rate, epsilon=self.epsilon,
+            position=self.position,
+        )  # fmt: skip
+
+
+@register("strongest_sink", groups=("sinks",))
+class StrongestSink(_Received):
+    """The key that gets the most of the queries that may meet it; the last keys are left out.
+
+    A key that few queries meet is no sink, so only keys met by at least `least` queries count.
+    """
+
+    key, title = "strongest_sink", "strongest sink"
+    definitions: ClassVar = {"alpha": "largest mean weight on any key met by 16 queries or more"}
+
+    def __init__(self, least: int = 16, where: Any = None) -> None:
+        super().__init__(where)
+        self.least = least
+        self.seen: dict[Site, list[Tensor]] = {}
+
+    def look(self, site: Site, call: Call, survey: Any) -> None:
+        """Keep the weights, and how many queries may meet each key."""
+        super().look(site, call, survey)
+        if call.n > 1:
+            self.seen.setdefault(site, []).append(survey.seen.cpu())
+
+    def result(self) -> Scores:
+        """The largest mean weight of each head, and the key of it."""
+        values, keys = {}, {}
+        for site, each in self.mean.items():
+            best = [
+                torch.where(seen >= min(self.least, int(seen.max())), mean, -1.0).max(-1)
+                for mean, seen in zip(each, self.seen[site], strict=True)
+            ]
+            values[site] = torch.cat([x.values for x in best]).mean(0)
+            keys[site] = torch.cat([x.indices for x in best]).mode(0).values.tolist()
+        return self.scores(values, keys=keys)
+
+
+@register("massive_activations")
+@method(
+    "massive_activations",
+    call="from regard.probes.sinks import MassiveActivations\n"
+    "with MassiveActivations.of(model.model.layers) as watch:\n    model(ids)\nprint(watch.found)",
+)
+class MassiveActivations(Probe):
+    """States far larger than all others: |x| > 100 and over 1,000 times the median of the layer.
+
+    As a probe it scores a head by the weight on the tokens that carry such states; `found` lists
+    (layer, token, feature, value).
+    """
+
+    key, title = "massive_activations", "weight on massive states"
+    definitions: ClassVar = {"bound": "|x| > 100 and |x| >= 1000 median |x| (Sun 2024)"}
+    want = ("received",)
+
+    def __init__(self, where: Any = None, *, least: float = 100.0, times: float = 1000.0) -> None:
+        super().__init__(where)
+        self.least, self.times = least, times
+        self.found: list[tuple[str, int, int, float]] = []
+        self.largest: dict[str, tuple[float, float]] = {}
+        self._handles: list[Any] = []
+        self._kept: list[tuple[Site, Tensor]] = []
+
+    @classmethod
+    def of(cls, blocks: nn.ModuleList) -> MassiveActivations:
+        """Watch the outputs of blocks, apart from any attachment; use it in a `with`."""
+        watch = cls()
+        watch._watch((f"layer {i}", block) for i, block in enumerate(blocks))
+        return watch
+
+    def __enter__(self) -> MassiveActivations:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def begin(self, model: Any, sites: Any) -> None:
+        """Watch the modules that hold the attention: what they give is the state after a layer."""
+        super().begin(model, sites)
+        paths = dict.fromkeys(site.module.rpartition(".")[0] for site in sites)
+        self._watch((path, model.get_submodule(path)) for path in paths if path)
+
+    def end(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _watch(self, blocks: Any) -> None:
+        for name, block in blocks:
+            self._handles.append(block.register_forward_hook(self._seen(name)))
+
+    def _seen(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            state = output[0] if isinstance(output, tuple) else output
+            if isinstance(state, Tensor) and state.dim() == 3:
+                size = state.detach().float().abs()
+                median = float(size.median())
+                self.largest[name] = (float(size.max()), median)
+                large = (size > self.least) & (size >= self.times * median)
+                for b, token, feature in large.nonzero().tolist():
+                    x = float(state[b, token, feature])
+                    self.found.append((name, token, feature, x))
+
+        return hook
+
+    def look(self, site: Site, call: Call, survey: Any) -> None:
+        """Keep what each key got."""
+        share = survey.received / max(call.n, 1)
+        self._kept.append((site, share.float().mean(0).cpu()))
+
+    def result(self) -> Scores:
+        """Share of all weight on tokens with massive states."""
+        tokens = sorted({token for _, token, _, _ in self.found})
+        values = {
+            site: share[:, [t for t in tokens if t < share.shape[1]]].sum(1)
+            for site, share in self._kept
+        }
+        return self.scores(values, found=self.found, largest=self.largest)
+
+
+def sink_rates(probe: _Received, positions: Sequence[int], epsilon: float = 0.3) -> list[float]:
+    """Share of heads and inputs whose mean weight on each of some positions is over a bound."""
+    found = []
+    for k in positions:
+        over = [(x[..., k] > epsilon).double().flatten() for e in probe.mean.values() for x in e]
+        found.append(float(torch.cat(over).mean()))
+    return found
+
+
+__all__ = ["MassiveActivations", "SinkRate", "StrongestSink", "sink_rates"]

@@ -1,0 +1,67 @@
+"""The weight that queries put on a part of what they may meet, without a matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import RuleError, fail
+from regard.core.partial import finite
+from regard.core.support import Everything, Support, Window
+from regard.core.weigh import Softmax
+from regard.run.plan import chosen
+
+
+def log_weight(call: Call) -> Tensor:
+    """Give the log of all weight before it is shared out [b, h, n], sinks counted; -inf if none."""
+    if not isinstance(call.rule.weigh, Softmax):
+        fail(
+            RuleError, "rule.weigh", repr(call.rule.weigh), "Softmax, whose weights share one sum",
+            "survey the named keys instead: regard.survey(..., want=('sets',))",
+        )  # fmt: skip
+    with torch.no_grad():
+        partial = chosen(call, None, lse=True).run(call)
+        closed = call.rule.weigh.close(partial) if call.rule.weigh.closes else partial
+    assert closed.lse is not None
+    return closed.lse
+
+
+def mass(call: Call, part: Support, whole: Tensor | None = None) -> Tensor:
+    """Give the weight [b, h, n] that each query puts on the pairs of `part`.
+
+    Two attentions, over all pairs and over the part, differ in their log-sum-exp by the log of that
+    weight. `whole` is `log_weight(call)`, where it is known.
+
+    >>> q = torch.randn(1, 2, 6, 4)
+    >>> from regard.core.rule import Rule
+    >>> from regard.core.support import Causal
+    >>> call = Call(q, q, q, Rule(Causal()))
+    >>> mass(call, Everything()).allclose(torch.ones(1, 2, 6))
+    True
+    """
+    whole = log_weight(call) if whole is None else whole
+    kept = call.replace(rule=call.rule.replace(support=call.rule.support & part))
+    if call.rule.weigh.closes:  # what is left to no key is counted in the whole, not in the part
+        alone = call.rule.weigh.replace(plus_one=False, sink=None)
+        kept = kept.replace(rule=kept.rule.replace(weigh=alone))
+    return torch.exp(log_weight(kept) - finite(whole)).nan_to_num(0.0)
+
+
+def at_distance(distance: int) -> Support:
+    """The pairs in which the key stands exactly so far before the query; after it, if negative.
+
+    >>> at_distance(1).matrix(3)[0, 0].int().tolist()
+    [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    >>> at_distance(-1).matrix(3)[0, 0].int().tolist()
+    [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    """
+    far = abs(distance)
+    if distance >= 0:
+        wide, narrow = Window(far + 1, 1), Window(far, 1)
+    else:
+        wide, narrow = Window(1, far + 1), Window(1, far)
+    return wide if far == 0 else wide & ~narrow
+
+
+__all__ = ["at_distance", "log_weight", "mass"]
