@@ -20,6 +20,7 @@ __version__ = "0.1.0.dev0"
 
 # Where each public name lives, in reading order. Type checkers read the same from __init__.pyi.
 _HOME = {
+    "regard.verbs": ("see", "compare"),
     "regard.run.doors": ("attend", "partial", "plan"),
     "regard.run.survey": ("survey",),
     "regard.core.survey": ("Survey",),

@@ -70,5 +70,7 @@ from regard.run.doors import plan as plan
 from regard.run.scanning import scan as scan
 from regard.run.scanning import scan_momentum as scan_momentum
 from regard.run.survey import survey as survey
+from regard.verbs import compare as compare
+from regard.verbs import see as see
 
 __version__: str

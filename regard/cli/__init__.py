@@ -9,6 +9,8 @@ from regard.core.errors import RegardError, need
 
 # A module for each verb, with its `app`; they import what is heavy inside their commands.
 VERBS = ("papers",)
+# And one whose whole module is one command.
+COMMANDS = ("see",)
 
 
 def main() -> None:
@@ -25,10 +27,10 @@ def main() -> None:
             pretty_exceptions_enable=False,
             add_completion=False,
         )
-        # With one verb Typer would leave its name out; a callback keeps it a group.
-        app.callback()(lambda: None)
         for verb in VERBS:
             app.add_typer(importlib.import_module(f"regard.cli.{verb}").app, name=verb)
+        for command in COMMANDS:
+            app.command(command)(importlib.import_module(f"regard.cli.{command}").command)
         app()
     except RegardError as error:
         print(f"regard: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, RuleError, fail
+from regard.core.errors import CapabilityError, RegardError, RuleError, fail
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.probes.reading import NOTHING, Reading, counted_rows
@@ -43,6 +43,9 @@ class Probe(Stage):
         self.definition = definition or known[0]
         self.reading = NOTHING
         self.tally = Tally()
+        # What kept it from looking at a site, and whether a user named it or a group brought it.
+        self.refusal: RegardError | None = None
+        self.named = True
         self._call: Call | None = None
 
     @property
@@ -67,22 +70,30 @@ class Probe(Stage):
         """Keep the call until its survey comes."""
         if not self._looks_at(call.site):
             return
-        if self.causal_only and call.n > 1 and looks_ahead(call):
-            fail(
-                CapabilityError, f"probes: {self.name}",
-                f"{getattr(call.site, 'module', 'a call')}, which sees the future",
-                "causal attention: what came before is what this probe is about",
-                "leave it out for encoders",
-            )  # fmt: skip
         self._call = call
         if not self.want:
-            self.look(call.site, call, None)
+            self._try(call.site, None)
 
     def see(self, site: Site, survey: Any) -> None:
         """Look at the call and its survey together."""
         if self._looks_at(site) and self._call is not None:
-            call, self._call = self._call, None
+            self._try(site, survey)
+
+    def _try(self, site: Site, survey: Any) -> None:
+        """Look at one site; a model may have others that this probe can look at."""
+        call, self._call = self._call, None
+        assert call is not None
+        try:
+            if self.causal_only and call.n > 1 and looks_ahead(call):
+                fail(
+                    CapabilityError, f"probes: {self.name}",
+                    f"{site.module}, which sees the future",
+                    "causal attention: what came before is what this probe is about",
+                    "leave it out for encoders",
+                )  # fmt: skip
             self.look(site, call, survey)
+        except CapabilityError as error:
+            self.refusal = self.refusal or error
 
     def look(self, site: Site, call: Call, survey: Any) -> None:
         """Take one call, and its survey where one is wanted."""
@@ -93,6 +104,13 @@ class Probe(Stage):
     def result(self) -> Scores:
         """Say what was found."""
         return self.scores(self.tally.means())
+
+    def told(self) -> Scores:
+        """Say what was found; where no site could be looked at, raise what kept it from it."""
+        scores = self.result()
+        if not scores.values and self.refusal is not None:
+            raise self.refusal
+        return scores
 
     def scores(self, values: dict[Site, Tensor], **details: Any) -> Scores:
         """Wrap numbers with what they mean."""

@@ -73,7 +73,9 @@ def make_probes(asked: Any) -> list[Probe]:
                     RuleError, "probes", repr(name), f"one of {', '.join(sorted(every))}",
                     f"did you mean {near[0]!r}?" if near else "name a probe or a group",
                 )  # fmt: skip
-            made.setdefault(name, known()[name]())
+            if name not in made:
+                made[name] = known()[name]()
+                made[name].named = name == one
     return list(made.values())
 
 

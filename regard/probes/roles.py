@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, RuleError, ShapeError, fail
+from regard.core.errors import CapabilityError, fail
 from regard.core.method import method
 from regard.core.support import Padding, Support, Where, Window
 from regard.models.site import Site
@@ -137,7 +137,7 @@ class Delimiter(OnPairs):
             there = torch.tensor(marks, device=tokens.device)[None].expand(len(tokens), -1)
         else:
             fail(
-                RuleError, "ids", "None, and no words were shown", "the ids of delimiters",
+                CapabilityError, "ids", "None, and no words were shown", "the ids of delimiters",
                 "pass Delimiter(ids=[...]) or text with a tokenizer",
             )  # fmt: skip
         there = there.clone()
@@ -247,9 +247,3 @@ class Retrieval(Probe):
         many = max((len(x) for x in self.found.values()), default=0)
         means = {site: torch.stack(x).mean(0) for site, x in self.found.items()}
         return self.scores(means, needles=many)
-
-
-def need_positive(name: str, x: int) -> None:
-    """Raise unless x is a whole number of at least 1."""
-    if isinstance(x, bool) or not isinstance(x, int) or x < 1:
-        fail(ShapeError, name, x, "a whole number of at least 1", f"pass {name}=16, say")

@@ -56,8 +56,8 @@ def needle(
     text = ids(haystack)
     if room < 8 or not text:
         fail(
-            CapabilityError, "length", length, f"more than {length - room + 8} tokens and some text",
-            "give a longer haystack and length",
+            CapabilityError, "length", length,
+            f"more than {length - room + 8} tokens and some text", "give a longer haystack",
         )  # fmt: skip
     text = (text * (room // len(text) + 1))[:room]
     cut = int(depth * room)

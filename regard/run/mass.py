@@ -8,7 +8,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail
 from regard.core.partial import finite
-from regard.core.support import Everything, Support, Window
+from regard.core.support import Support, Window
 from regard.core.weigh import Softmax
 from regard.run.plan import chosen
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from regard.core.errors import RegardError, VersionError, fail
+from regard.core.errors import RegardError, fail
 
 FORMAT, VERSION = "regard-run", 1
 
@@ -59,7 +59,7 @@ class Run:
                 _wrong(path, "JSON that is no run of Regard")
             if manifest.get("version") != VERSION:
                 fail(
-                    VersionError, str(path.with_suffix(".json")),
+                    RunFileError, str(path.with_suffix(".json")),
                     f"a run of version {manifest.get('version')}", f"version {VERSION}",
                     "look again with this Regard, or read it with the one that wrote it",
                 )  # fmt: skip

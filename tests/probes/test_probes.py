@@ -30,7 +30,7 @@ def looked(probe, call: Call, reading: Reading | None = None, **more):
         probe.show(reading)
     place = site(call.h, **more)
     Engine([probe]).run(call.replace(site=place))
-    return probe.result().values[place]
+    return probe.told().values[place]
 
 
 def random_call(rule=CAUSAL, n: int = N, heads: int = 4, groups: int = 2, b: int = 2) -> Call:
@@ -241,7 +241,7 @@ def test_massive_states_are_found_where_they_were_planted():
          CapabilityError, "no token ids"),
         (lambda: looked(Retrieval(), random_call(), repeated()), CapabilityError, "needle"),
         (lambda: looked(Rings(), random_call()), CapabilityError, "grid"),
-        (lambda: looked(Delimiter(), random_call(), repeated()), RuleError, "ids of delimiters"),
+        (lambda: looked(Delimiter(), random_call(), repeated()), CapabilityError, "ids of delimiters"),
         (lambda: SinkRate(epsilon=2), regard.ValueRangeError, "0.3"),
     ],
 )  # fmt: skip

@@ -1,0 +1,249 @@
+"""Show a model what its probes must see, pass by pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, RuleError, fail, shape_of
+from regard.models.attach import attach
+from regard.models.site import Site
+from regard.models.stage import Stage
+from regard.probes.base import Probe
+from regard.probes.importance import Importance
+from regard.probes.maps import DeepHeads, Maps
+from regard.probes.reading import Reading
+from regard.probes.stimuli import needle, repeated
+
+# Passes: how much work was done of how much, in sites, and what is being done.
+Progress = Callable[[str, int, int], None]
+LOSS_TOKENS = 512
+DEPTHS = (0.1, 0.35, 0.6, 0.85)
+
+
+@dataclass
+class Look:
+    """A model, what it reads, and how to tell a user how far the work is."""
+
+    model: Any
+    readings: Sequence[Reading]
+    tokenizer: Any = None
+    where: Any = None
+    seed: int = 0
+    progress: Progress | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def run(self, probes: Sequence[Probe], maps: Maps | None) -> None:
+        """Show everything; Ctrl-C leaves what was found so far."""
+        by_stimulus: dict[str, list[Probe]] = {}
+        for probe in probes:
+            kind = probe.stimulus
+            if kind == "repeated" and getattr(probe, "definition", "") == "mask":
+                kind = "text"
+            by_stimulus.setdefault(kind, []).append(probe)
+        try:
+            shown: list[Stage] = [*by_stimulus.pop("text", []), *([maps] if maps else [])]
+            for reading in self.readings if shown else ():
+                self.forward("text", reading, shown)
+            for kind, some in by_stimulus.items():
+                getattr(self, f"_{kind}")(some)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def forward(self, title: str, reading: Reading, stages: Sequence[Stage]) -> Any:
+        """One forward under the eyes of some stages."""
+        for stage in stages:
+            if isinstance(stage, Probe):
+                stage.show(reading)
+        device = next(iter(self.model.parameters())).device
+        inputs = {
+            name: x.to(device) if isinstance(x, Tensor) else x for name, x in reading.inputs.items()
+        }
+        counter = Counter(title, self.progress)
+        with attach(self.model, [*stages, counter], check=False), torch.no_grad():
+            return self.model(**inputs, **({"use_cache": False} if _caches(self.model) else {}))
+
+    def deep(self, heads: Sequence[tuple[Site, int]]) -> DeepHeads:
+        """Keep chosen heads in full, on the first reading."""
+        stage = DeepHeads(heads)
+        if heads and self.readings:
+            try:
+                self.forward("chosen heads", self.readings[0], [stage])
+            except KeyboardInterrupt:
+                self.interrupted = True
+        return stage
+
+    def _repeated(self, probes: Sequence[Probe]) -> None:
+        config = getattr(self.model, "config", None)
+        vocabulary = getattr(config, "vocab_size", None)
+        if vocabulary is None or not self._reads_ids_alone():
+            return self._skip(probes, "only a model that reads tokens alone can be shown repeats")
+        longest = getattr(config, "max_position_embeddings", 128) or 128
+        reading = repeated(
+            int(vocabulary), first=_start(self.tokenizer, config), seed=self.seed,
+            period=max(4, min(64, int(longest) // 2 - 1)),
+        )  # fmt: skip
+        self.forward("repeated tokens", reading, probes)
+        return None
+
+    def _needle(self, probes: Sequence[Probe]) -> None:
+        if self.tokenizer is None:
+            return self._skip(probes, "a needle must be told in words: pass a tokenizer")
+        text = " ".join("".join(r.words) for r in self.readings if r.words)
+        if not text:
+            return self._skip(probes, "there is no text to hide a needle in")
+        recalled = 0
+        for number, depth in enumerate(DEPTHS):
+            reading = needle(
+                self.tokenizer, text, depth=depth, seed=self.seed + number,
+                length=min(512, _longest(self.model)),
+            )  # fmt: skip
+            logits = self.forward("needles, recalled or not", reading, ()).logits[0]
+            said = reading.spans["answer"]
+            guessed = logits[said.start - 1 : said.stop - 1].argmax(-1).cpu()
+            assert reading.tokens is not None
+            if (guessed == reading.tokens[0, said]).double().mean() > 0.5:
+                recalled += 1
+                self.forward("needles", reading, probes)
+        if not recalled:
+            self._skip(probes, f"none of {len(DEPTHS)} needles was recalled by the model")
+        return None
+
+    def _loss(self, probes: Sequence[Probe]) -> None:
+        ids = [r.tokens for r in self.readings if r.tokens is not None]
+        if not ids or not _caches(self.model):
+            return self._skip(probes, "only a language model has a loss on its own text")
+        pieces = ids[0][:, : min(LOSS_TOKENS, _longest(self.model))]
+        device = next(iter(self.model.parameters())).device
+        counter = Counter("gradients", self.progress)
+        with attach(self.model, [*probes, counter], check=False), torch.enable_grad():
+            for row in pieces:
+                tokens = row[None].to(device)
+                loss = self.model(input_ids=tokens, labels=tokens, use_cache=False).loss
+                gates = [g for p in probes if isinstance(p, Importance) for g in p.gates.values()]
+                for gate, grad in zip(gates, torch.autograd.grad(loss, gates), strict=True):
+                    gate.grad = grad
+                for probe in probes:
+                    if isinstance(probe, Importance):
+                        probe.learn()
+        return None
+
+    def _reads_ids_alone(self) -> bool:
+        """Whether ids are all that the model needs."""
+        if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
+            return False
+        main = getattr(self.model, "main_input_name", "input_ids")
+        given = set(self.readings[0].inputs) if self.readings else set()
+        return main == "input_ids" and given <= {"input_ids", "attention_mask"}
+
+    def _skip(self, probes: Sequence[Probe], why: str) -> None:
+        self.skipped.update({probe.name: why for probe in probes})
+
+
+class Counter(Stage):
+    """Tell how many sites were passed."""
+
+    def __init__(self, title: str, progress: Progress | None) -> None:
+        super().__init__()
+        self.title, self.progress, self.done, self.sites = title, progress, 0, 0
+
+    def begin(self, model: Any, sites: Any) -> None:
+        """Count the sites."""
+        self.sites = len(sites)
+
+    def observe(self, call: Call) -> None:
+        """One more."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.title, self.done, max(self.sites, self.done))
+
+
+def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
+    """Read what a user passes: text, texts, ids [b, n], a dict of inputs, or pixels."""
+    if isinstance(inputs, Reading):
+        return [inputs]
+    if isinstance(inputs, str) or (
+        isinstance(inputs, Sequence) and inputs and all(isinstance(x, str) for x in inputs)
+    ):
+        if tokenizer is None:
+            fail(
+                RuleError, "inputs", "text, without a tokenizer", "a tokenizer beside the text",
+                "pass tokenizer=..., or token ids",
+            )  # fmt: skip
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        return [_read_text(text, tokenizer, _longest(model)) for text in texts]
+    if isinstance(inputs, Tensor):
+        name = getattr(model, "main_input_name", "input_ids")
+        if not inputs.is_floating_point():
+            name = "input_ids"
+        inputs = {name: inputs}
+    if not isinstance(inputs, Mapping):
+        fail(
+            RuleError, "inputs", shape_of(inputs), "text, token ids, or a dict of model inputs",
+            "pass a string, ids [b, n], or what the model's processor gives",
+        )  # fmt: skip
+    words: list[str] = []
+    ids = inputs.get("input_ids")
+    if tokenizer is not None and isinstance(ids, Tensor):
+        words = [tokenizer.decode([t]) for t in ids[0].tolist()]
+    return [Reading(dict(inputs), words=words)]
+
+
+def _read_text(text: str, tokenizer: Any, longest: int) -> Reading:
+    if not text.strip():
+        fail(RuleError, "inputs", "empty text", "some words", "pass text to read")
+    ids = tokenizer(text, truncation=True, max_length=longest)["input_ids"]
+    start = tokenizer.bos_token_id
+    if start is not None and ids and ids[0] != start:
+        ids = [start, *ids][:longest]
+    tensor = torch.tensor([ids])
+    return Reading({"input_ids": tensor}, words=[tokenizer.decode([t]) for t in ids])
+
+
+def _longest(model: Any) -> int:
+    found = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return int(found) if isinstance(found, int) and found > 0 else 1 << 20
+
+
+def _start(tokenizer: Any, config: Any) -> int | None:
+    found = getattr(tokenizer, "bos_token_id", None)
+    return found if isinstance(found, int) else None
+
+
+def _caches(model: Any) -> bool:
+    """Whether it is a language model that predicts what comes next."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    return bool(getattr(model, "can_generate", lambda: False)())
+
+
+@contextlib.contextmanager
+def quiet(model: Any) -> Iterator[None]:
+    """Look at a model as it is when used: no dropout; its mode comes back."""
+    was = getattr(model, "training", False)
+    if was:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was:
+            model.train()
+
+
+def need_sites(sites: Sequence[Site]) -> None:
+    """Raise where nothing was reached."""
+    if not sites:
+        fail(
+            CapabilityError, "inputs", "a forward that reached no attention", "some attention",
+            "pass the inputs the model's attention needs",
+        )  # fmt: skip
+
+
+__all__ = ["Look", "Progress", "need_sites", "quiet", "readings_of"]

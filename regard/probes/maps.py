@@ -1,0 +1,150 @@
+"""What a view draws of each head: margins and a small map; and of chosen heads, q, k and lse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.rule import Rule
+from regard.core.score import SoftCap
+from regard.core.score.matches import DotMatch
+from regard.core.weigh import Softmax
+from regard.models.site import Site
+from regard.models.stage import Stage
+from regard.probes.base import looks_ahead
+from regard.run.mass import log_weight
+from regard.run.survey import survey
+
+THUMB, FINE = 48, 256
+
+
+@dataclass
+class Drawn:
+    """Margins and the small map of one site, of the first input [h, ...]."""
+
+    entropy: Tensor
+    received: Tensor
+    tiles: Tensor
+    n: int
+    m: int
+    rule: Rule
+
+
+class Maps(Stage):
+    """Keep entropy, received weight and the largest weight of each tile, of the first row."""
+
+    want = ("entropy", "received", "tiles")
+
+    def __init__(self, tokens: int, where: Any = None) -> None:
+        super().__init__(where)
+        self.survey_options = {"tile": max(1, math.ceil(tokens / THUMB))}  # type: ignore[misc]
+        self.found: dict[Site, Drawn] = {}
+        self._call: Call | None = None
+
+    def observe(self, call: Call) -> None:
+        """Keep the call until its survey comes."""
+        self._call = call
+
+    def see(self, site: Site, survey: Any) -> None:
+        """Keep what is drawn; of a site that attends twice, the first time."""
+        call, self._call = self._call, None
+        if call is None or site in self.found:
+            return
+        received = survey.received[0] / survey.seen[0].clamp(min=1)
+        self.found[site] = Drawn(
+            survey.entropy[0].float().cpu(), received.float().cpu(),
+            survey.tile_max[0].float().cpu(), call.n, call.m, call.rule,
+        )  # fmt: skip
+
+
+@dataclass
+class Deep:
+    """One head in full: enough to compute every weight again."""
+
+    site: Site
+    head: int
+    kv_head: int
+    q: Tensor
+    k: Tensor
+    lse: Tensor
+    map: Tensor
+    tile: int
+    facts: dict[str, Any]
+
+
+class DeepHeads(Stage):
+    """Keep q, k and lse of chosen heads, and a map of theirs; of the first row."""
+
+    def __init__(self, heads: Sequence[tuple[Site, int]]) -> None:
+        super().__init__()
+        self.heads, self.found = list(heads), list[Deep]()
+
+    def observe(self, call: Call) -> None:
+        """Keep what was chosen at this site."""
+        for site, head in self.heads:
+            if site != call.site or any((d.site, d.head) == (site, head) for d in self.found):
+                continue
+            group = head * call.g // call.h
+            one = call.replace(
+                q=call.q[:1, head : head + 1], k=call.k[:1, group : group + 1],
+                v=call.v[:1, group : group + 1],
+                rule=call.rule.take_heads([head]),
+            )  # fmt: skip
+            tile = max(1, math.ceil(max(call.n, call.m) / FINE))
+            report = survey(one.q, one.k, one.v, one.rule, want=("tiles",), tile=tile)
+            self.found.append(
+                Deep(
+                    site, head, group, one.q[0, 0].half().cpu(), one.k[0, 0].half().cpu(),
+                    log_weight(one)[0, 0].float().cpu(), report.tile_max[0, 0].float().cpu(),
+                    tile, facts_of(one),
+                )
+            )  # fmt: skip
+
+
+def facts_of(call: Call) -> dict[str, Any]:
+    """What a page must know to compute weights again; `exact` is False where it cannot."""
+    rule = call.rule
+    match, steps = rule.score.match, rule.score.steps
+    dot = isinstance(match, DotMatch)
+    scale = match.scale if isinstance(match, DotMatch) else None
+    cap = steps[0].cap if len(steps) == 1 and isinstance(steps[0], SoftCap) else None
+    plain = dot and len(steps) == (cap is not None) and isinstance(rule.weigh, Softmax)
+    causal = not looks_ahead(call)
+    rows, cols = torch.arange(call.n), torch.arange(call.m)
+    exact = plain and not call.placed and _simple(call, causal, rows, cols)
+    return {
+        "scale": float(call.d**-0.5 if scale is None else scale),
+        "softcap": cap,
+        "causal": causal,
+        "offset": rule.offset,
+        "exact": bool(exact),
+    }
+
+
+def _simple(call: Call, causal: bool, rows: Tensor, cols: Tensor) -> bool:
+    """Whether the support is everything, or everything that came before; a sample of rows."""
+    some = rows[:: max(1, len(rows) // 64)]
+    at = call.at(some, cols)
+    allowed = call.rule.support.allows(at.b, at.h, at.i, at.j)
+    wanted = at.j <= at.i if causal else torch.ones_like(at.j <= at.i)
+    return bool((allowed == wanted).all())
+
+
+def log_scale(weights: Tensor) -> np.ndarray:
+    """Weights as bytes on a log scale: 0 for 2^-16 and less, 255 for 1.
+
+    >>> log_scale(torch.tensor([0.0, 2.0**-16, 2.0**-8, 1.0])).tolist()
+    [0, 0, 128, 255]
+    """
+    logs = 255 + (255 / 16) * torch.log2(weights.clamp(min=2.0**-17))
+    return logs.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+__all__ = ["Deep", "DeepHeads", "Drawn", "Maps", "facts_of", "log_scale"]

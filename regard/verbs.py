@@ -1,0 +1,140 @@
+"""The verbs: what people do to a model's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regard.core.errors import CapabilityError
+from regard.models.attach import hook_of
+from regard.models.loading import load
+from regard.models.site import Site
+from regard.probes.base import Probe
+from regard.probes.looking import Look, Progress, quiet, readings_of
+from regard.probes.maps import Maps
+from regard.probes.registry import make_probes
+from regard.probes.scores import Scores
+from regard.views.compare import compare_runs
+from regard.views.run_file import Run
+from regard.views.seen import Seen
+
+STANDARD = ("roles", "sinks", "shape", "importance")
+DEEP_BYTES = 12 * 2**20
+
+
+def see(
+    model: Any = None,
+    inputs: Any = None,
+    probes: Any = STANDARD,
+    *,
+    tokenizer: Any = None,
+    where: Any = None,
+    heads: int | Sequence[tuple[int, int]] = 12,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Seen:
+    """Look at what the heads of a model do.
+
+    `model` is a module, a name to load, or None for the small model that ships with Regard;
+    `inputs` are text, texts, ids [b, n], or a dict of model inputs. `probes` are names, groups
+    ("roles", "sinks", "shape", "importance") or `Probe`s. `heads` says how many heads, or which
+    (layer, head) ones, are kept in full, so that a page can zoom to every weight. No matrix of
+    weights is made: memory grows with the length of the input, not with its square.
+
+        seen = regard.see(model, "some text", tokenizer=tokenizer)
+        print(seen.table())
+        seen.save("heads.html")
+    """
+    name = "the demo model" if model is None else str(model)
+    if model is None or isinstance(model, (str, Path)):
+        model, loaded = load(model)
+        tokenizer = tokenizer or loaded
+    else:
+        config = getattr(model, "config", None)
+        name = getattr(config, "_name_or_path", "") or type(model).__name__
+    made = make_probes(probes)
+    _, sites = hook_of(model)
+    readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)
+    look = Look(model, readings, tokenizer, where, seed, progress)
+    first = readings[0]
+    tokens = first.tokens.shape[1] if first.tokens is not None else 256
+    maps = Maps(tokens)
+    with quiet(model):
+        look.run(made, maps)
+        scores = _told(made, look)
+        seen = Seen(
+            {"name": name, "kind": type(model).__name__, "dtype": str(_dtype(model))},
+            [site for site in sites if site in maps.found] or list(sites),
+            scores, first.words, maps.found, (), look.skipped, look.interrupted,
+        )  # fmt: skip
+        chosen = _chosen_heads(seen, heads)
+        if chosen and not look.interrupted:
+            seen.deep = look.deep(chosen).found
+            seen.interrupted = look.interrupted
+    return seen
+
+
+def _told(probes: Sequence[Probe], look: Look) -> dict[str, Scores]:
+    """What each probe says; those that a group brought, and that could not look, are skipped."""
+    scores = {}
+    for probe in probes:
+        if probe.name in look.skipped:
+            continue
+        try:
+            said = probe.told()
+        except CapabilityError as error:
+            if probe.named:
+                raise
+            look.skipped[probe.name] = error.got
+        else:
+            if said.values and not all(bool(x.isnan().all()) for x in said.values.values()):
+                scores[said.name] = said
+    return scores
+
+
+def compare(a: Seen | Run | str | Path, b: Seen | Run | str | Path) -> Run:
+    """Compare two looks at the same tokens: `write_page(compare(a, b), "change.html")`.
+
+    Each is what `see` gave, or the name of a run file.
+    """
+    runs = [
+        x.run() if isinstance(x, Seen) else x if isinstance(x, Run) else Run.load(x) for x in (a, b)
+    ]
+    return compare_runs(*runs)
+
+
+def _chosen_heads(seen: Seen, heads: int | Sequence[tuple[int, int]]) -> list[tuple[Site, int]]:
+    """Which heads to keep in full: those asked for, or the best of each role, within a budget."""
+    if not isinstance(heads, int):
+        by_layer = {site.layer: site for site in reversed(seen.sites)}
+        return [(by_layer[layer], head) for layer, head in heads]
+    tops = [seen.scores[name].top(3) for name in seen.role_names]
+    ranked = [top[place] for place in range(3) for top in tops if place < len(top)]
+    ranked += [h for x in seen.scores.values() for h in x.top(1)]
+    found: dict[tuple[Site, int], int] = {}
+    left = DEEP_BYTES
+    for head in ranked:
+        drawn = seen.drawn.get(head.site)
+        cost = 0 if drawn is None else (2 * (drawn.n + drawn.m) * (head.site.head_size or 64))
+        if drawn is not None and (head.site, head.head) not in found and cost <= left:
+            found[head.site, head.head] = cost
+            left -= cost
+        if len(found) == heads:
+            break
+    return list(found)
+
+
+def _dtype(model: Any) -> Any:
+    return next((p.dtype for p in model.parameters()), None)
+
+
+def default_text(length: int = 6000) -> str:
+    """Text that every machine has: a module of the standard library, code and prose together."""
+    import inspect
+    import textwrap
+
+    return inspect.getsource(textwrap)[:length]
+
+
+__all__ = ["compare", "default_text", "see"]

@@ -1,0 +1,74 @@
+"""A run as one page: a single HTML file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from regard.views.colors import RAMP, ROLE_COLORS
+from regard.views.run_file import Run
+
+# In this order; one module in the page, so that it opens from a disk without a server.
+SCRIPTS = ("data", "color", "overview", "head", "pinned", "compare", "main")
+
+
+def page(run: Run, after: str = "") -> str:
+    """Write the page of a run; `after` is script of your own that runs when the page is ready.
+
+    >>> text = page(Run({"title": "none", "sites": [], "scores": {}}, {}))
+    >>> "default-src 'none'" in text
+    True
+    """
+    home = files("regard.views") / "page_files"
+    script = "\n".join((home / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    script = script.replace("$RAMP", json.dumps(RAMP)).replace("$ROLES", json.dumps(ROLE_COLORS))
+    script += f"\nawait ready;\n{after}" if after else ""
+    style = (home / "style.css").read_text(encoding="utf-8")
+    # Inline styles are set by the script as properties, which this policy does not concern.
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    manifest = json.dumps(run.manifest, ensure_ascii=False, separators=(",", ":"))
+    return Template((home / "index.html").read_text(encoding="utf-8")).substitute(
+        CSP=policy,
+        TITLE=html.escape(str(run.manifest.get("title", "Regard"))),
+        STYLE=style,
+        SCRIPT=script,
+        # Within a script element only "<" could end it.
+        MANIFEST=manifest.replace("<", "\\u003c"),
+        ARRAYS="\n".join(_element(name, x) for name, x in run.arrays.items()),
+    )
+
+
+def write_page(run: Run, path: str | Path) -> Path:
+    """Write the page of a run to a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(run), encoding="utf-8")
+    return path
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _element(name: str, x: np.ndarray) -> str:
+    packed = base64.b64encode(gzip.compress(np.ascontiguousarray(x).tobytes(), 6, mtime=0))
+    shape = ",".join(map(str, x.shape))
+    return (
+        f'<script type="text/plain" id="a:{html.escape(name)}" data-type="{x.dtype.name}" '
+        f'data-shape="{shape}">{packed.decode()}</script>'
+    )
+
+
+__all__ = ["page", "write_page"]

@@ -1,0 +1,36 @@
+// Arrays: gzip, base64, then typed. Halves become floats, since not every browser has halves.
+const manifest = JSON.parse(document.getElementById("manifest").textContent);
+const decoded = new Map();
+
+async function array(name) {
+  if (!decoded.has(name)) decoded.set(name, read(name));
+  return decoded.get(name);
+}
+
+async function read(name) {
+  const element = document.getElementById("a:" + name);
+  if (!element) return null;
+  const binary = atob(element.textContent);
+  const packed = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) packed[i] = binary.charCodeAt(i);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const bytes = await new Response(stream).arrayBuffer();
+  const shape = element.dataset.shape.split(",").filter(Boolean).map(Number);
+  const kinds = { float32: Float32Array, uint8: Uint8Array, int8: Int8Array };
+  const kind = element.dataset.type;
+  const values = kind === "float16" ? halves(new Uint16Array(bytes)) : new kinds[kind](bytes);
+  return { values, shape };
+}
+
+const exponents = new Float64Array(32);
+for (let e = 1; e < 31; e++) exponents[e] = 2 ** (e - 15);
+
+function halves(bits) {
+  const out = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) {
+    const x = bits[i], sign = x & 0x8000 ? -1 : 1, e = (x >> 10) & 31, f = x & 1023;
+    out[i] = e === 0 ? sign * f * 2 ** -24
+      : e === 31 ? (f ? NaN : sign * Infinity) : sign * exponents[e] * (1 + f / 1024);
+  }
+  return out;
+}

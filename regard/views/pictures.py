@@ -1,0 +1,69 @@
+"""Pictures of runs, for papers and for those without a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from regard.core.errors import RuleError, fail, need
+from regard.views.colors import ROLE_COLORS, ramp
+from regard.views.run_file import Run
+
+
+def draw_heads(run: Run, path: str | Path) -> Path:
+    """Draw all heads: a row for each layer, hue the role, size the importance."""
+    need("matplotlib", "see", "draws pictures")
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    role, sizes = run.arrays["role"], run.arrays["importance"]
+    rows, columns = role.shape
+    figure = Figure(figsize=(1.6 + 0.42 * columns, 1.5 + 0.42 * rows), layout="constrained")
+    axes = figure.add_subplot()
+    for s in range(rows):
+        for h in range(int(run.manifest["sites"][s]["heads"] or 0)):
+            color = ROLE_COLORS[role[s, h] % len(ROLE_COLORS)] if role[s, h] >= 0 else "none"
+            share = float(np.nan_to_num(sizes[s, h]))
+            axes.scatter(
+                h, s, s=30 + 330 * share, color=color,
+                edgecolors="#777777" if color == "none" else color,
+            )  # fmt: skip
+    axes.set(xlabel="head", xticks=range(columns), yticks=range(rows))
+    axes.set_yticklabels([f"L{x['layer']}" for x in run.manifest["sites"]])
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    marks = [
+        Line2D([], [], marker="o", linestyle="", color=ROLE_COLORS[i % len(ROLE_COLORS)],
+               label=spec["title"])
+        for i, spec in enumerate(run.manifest["roles"]) if (role == i).any()
+    ]  # fmt: skip
+    if marks:
+        axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.set_title(run.manifest.get("title", ""), fontsize=10)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def draw_map(run: Run, number: int, path: str | Path) -> Path:
+    """Draw one head that was kept in full: the map of its largest weights, on a log scale."""
+    need("matplotlib", "see", "draws pictures")
+    from matplotlib.figure import Figure
+
+    deep = run.manifest.get("deep", [])
+    if not 0 <= number < len(deep):
+        fail(
+            RuleError, "number", number, f"one of {len(deep)} heads kept in full",
+            "look with see(..., heads=[(layer, head)]) to keep one",
+        )  # fmt: skip
+    site = run.manifest["sites"][deep[number]["site"]]
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    extent = (0, site["keys"], site["queries"], 0)
+    axes.imshow(ramp(run.arrays[f"map/{number}"]), extent=extent, interpolation="nearest")
+    axes.set(xlabel="key", ylabel="query", title=f"L{site['layer']}H{deep[number]['head']}")
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+__all__ = ["draw_heads", "draw_map"]

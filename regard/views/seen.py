@@ -1,0 +1,296 @@
+"""What was seen of a model: scores, roles, findings in words; tables, pictures, files, a page."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from regard.core.errors import RuleError, fail, need
+from regard.models.site import Site
+from regard.probes.maps import Deep, Drawn, log_scale
+from regard.probes.scores import Head, Scores, head_name
+from regard.views.run_file import Run
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.table import Table
+
+# Roles a head can be given, and the score from which on it has one. A head takes the role whose
+# bound it passes by the largest factor.
+ROLES: dict[str, float] = {
+    "previous_token": 0.4,
+    "induction": 0.4,
+    "duplicate_token": 0.3,
+    "retrieval": 0.5,
+    "delimiter": 0.5,
+    "next_token": 0.4,
+    "local": 0.85,
+    "sink": 0.6,
+}
+SUFFIXES = (".html", ".json", ".npz", ".png", ".csv")
+
+
+@dataclass
+class Seen:
+    """Everything that was seen in one look; `table()`, `findings()`, `save(path)`.
+
+    `scores` holds what each probe says, by its name; `skipped` why some said nothing.
+    """
+
+    model: Mapping[str, str]
+    sites: Sequence[Site]
+    scores: dict[str, Scores]
+    words: Sequence[str] = ()
+    drawn: Mapping[Site, Drawn] = field(default_factory=dict, repr=False)
+    deep: Sequence[Deep] = field(default=(), repr=False)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+    image: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def role_names(self) -> list[str]:
+        """Roles that some probe could give."""
+        return [name for name in ROLES if name in self.scores]
+
+    def roles(self) -> dict[tuple[Site, int], str]:
+        """Give each head that has one its role."""
+        best: dict[tuple[Site, int], tuple[float, str]] = {}
+        for name in self.role_names:
+            for head in self.scores[name].heads():
+                factor = head.value / ROLES[name]
+                if factor >= max(1.0, best.get((head.site, head.head), (0.0, ""))[0]):
+                    best[head.site, head.head] = (factor, name)
+        return {place: name for place, (_, name) in best.items()}
+
+    def findings(self) -> list[str]:
+        """Say the main things in words."""
+        found = [sentence for sentence in (*self._of_roles(), *self._of_sinks()) if sentence]
+        if "entropy" in self.scores:
+            ranked = sorted(self.scores["entropy"].heads(), key=lambda head: head.value)
+            if ranked:
+                low, high = ranked[0], ranked[-1]
+                found.append(
+                    f"attention is narrowest in {low.name} ({low.value:.2f} nats) and widest in "
+                    f"{high.name} ({high.value:.2f})"
+                )
+        if "importance" in self.scores:
+            top = self.scores["importance"].top(3)
+            if top:
+                names = ", ".join(f"{x.name} ({x.value:.2f})" for x in top)
+                found.append(f"the loss feels most: {names}")
+        found += [f"{name}: not told, {why}" for name, why in self.skipped.items()]
+        if self.interrupted:
+            found.append("interrupted: what was seen up to then is kept")
+        return found
+
+    def _of_roles(self) -> list[str]:
+        roles = self.roles()
+        said = []
+        for name in self.role_names:
+            heads = [h for h in self.scores[name].top(100) if roles.get((h.site, h.head)) == name]
+            if name == "sink" or not heads:
+                continue
+            shown = ", ".join(f"{h.name} {h.value:.2f}" for h in heads[:3])
+            more = f" and {len(heads) - 3} more" if len(heads) > 3 else ""
+            said.append(f"{self.scores[name].title}: {shown}{more}")
+        return said
+
+    def _of_sinks(self) -> list[str]:
+        if "sink" not in self.scores:
+            return []
+        scores = self.scores["sink"]
+        heads = scores.top(1000)
+        total = sum(h.value for h in heads)
+        if not heads or total <= 0:
+            return []
+        few = max(1, len(heads) // 8)
+        share = sum(h.value for h in heads[:few]) / total
+        rate, bound = scores.details.get("rate", 0.0), scores.details.get("epsilon", 0.3)
+        which = f"{few} of {len(heads)} heads hold" if few > 1 else "one head holds"
+        return [
+            f"{100 * rate:.0f}% of heads rest on the first token (over {bound} of their weight); "
+            f"{which} {100 * share:.0f}% of that weight"
+        ]
+
+    def table(self) -> Table:
+        """A rich table: heads that have a role, then what each score says of them."""
+        rich = need("rich.table", "see", "draws tables")
+        roles = self.roles()
+        shown = [name for name in ("entropy", "distance", "importance") if name in self.scores]
+        table = rich.Table(title=f"Heads of {self.model.get('name', 'the model')} that have a role")
+        for column in ("head", "role", "score", *(self.scores[name].title for name in shown)):
+            table.add_column(column, justify="left" if column in ("head", "role") else "right")
+        arrays = {name: self.scores[name].array(list(self.sites)) for name in shown}
+        for row, site in enumerate(self.sites):
+            for head in range(site.heads or 0):
+                if (site, head) not in roles:
+                    continue
+                cells = [arrays[n][row, head] if head < arrays[n].shape[1] else np.nan
+                         for n in shown]  # fmt: skip
+                table.add_row(
+                    head_name(site, head), self.scores[roles[site, head]].title,
+                    f"{float(self.scores[roles[site, head]].values[site][head]):.2f}",
+                    *("-" if np.isnan(x) else f"{x:.2f}" for x in cells),
+                )  # fmt: skip
+        return table
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A pandas table with a row for each head and a column for each score."""
+        pandas = need("pandas", "see", "makes tables of scores")
+        roles, rows = self.roles(), []
+        arrays = {name: x.array(list(self.sites)) for name, x in self.scores.items()}
+        for row, site in enumerate(self.sites):
+            for head in range(site.heads or 0):
+                line: dict[str, Any] = {
+                    "head": head_name(site, head), "layer": site.layer, "kind": site.kind,
+                    "module": site.module, "role": roles.get((site, head), ""),
+                }  # fmt: skip
+                for name, values in arrays.items():
+                    line[name] = float(values[row, head]) if head < values.shape[1] else np.nan
+                rows.append(line)
+        return pandas.DataFrame(rows)
+
+    def importance(self) -> np.ndarray:
+        """How much each head matters [sites, heads], 0 to 1; by gradient where it was taken."""
+        wide = max((site.heads or 0 for site in self.sites), default=0)
+        if "importance" in self.scores and self.scores["importance"].values:
+            sizes = self.scores["importance"].array(list(self.sites))
+        else:  # a head that looks at something in particular stands out
+            sizes = np.full((len(self.sites), wide), np.nan, np.float32)
+            for row, site in zip(sizes, self.sites, strict=True):
+                if site in self.drawn:
+                    narrow = 1 / (1 + self.drawn[site].entropy.mean(-1))
+                    row[: len(narrow)] = narrow.numpy()
+        return sizes / max(float(np.nanmax(sizes)) if np.isfinite(sizes).any() else 1.0, 1e-9)
+
+    def run(self) -> Run:
+        """Everything as one run: a manifest and arrays."""
+        names, roles = self.role_names, self.roles()
+        arrays: dict[str, np.ndarray] = {}
+        for name, scores in self.scores.items():
+            arrays[f"scores/{name}"] = scores.array(list(self.sites))
+        wide = max((site.heads or 0 for site in self.sites), default=0)
+        role = np.full((len(self.sites), wide), -1, np.int8)
+        for (site, head), name in roles.items():
+            if site in self.sites:
+                role[list(self.sites).index(site), head] = names.index(name)
+        arrays["role"], arrays["importance"] = role, self.importance().astype(np.float32)
+        side = max((max(d.tiles.shape[-2:]) for d in self.drawn.values()), default=0)
+        thumbs = np.zeros((len(self.sites), wide, side, side), np.uint8)
+        described = []
+        for row, site in enumerate(self.sites):
+            drawn = self.drawn.get(site)
+            described.append(_described(site, drawn))
+            if drawn is not None:
+                h, t, s = drawn.tiles.shape
+                thumbs[row, :h, :t, :s] = log_scale(drawn.tiles)
+                arrays[f"entropy/{row}"] = drawn.entropy.half().numpy()
+                arrays[f"received/{row}"] = drawn.received.half().numpy()
+        if side:
+            arrays["thumbs"] = thumbs
+        entries = []
+        for number, deep in enumerate(self.deep):
+            row = list(self.sites).index(deep.site)
+            entries.append(
+                {"site": row, "head": deep.head, "kv_head": deep.kv_head, "tile": deep.tile,
+                 **deep.facts}
+            )  # fmt: skip
+            arrays[f"map/{number}"] = log_scale(deep.map)
+            arrays[f"q/{number}"], arrays[f"lse/{number}"] = deep.q.numpy(), deep.lse.numpy()
+            arrays[f"k/{row}.{deep.kv_head}"] = deep.k.numpy()
+        if self.image is not None:
+            arrays["image"] = self.image
+        grid = next((site.grid for site in self.sites if site.grid), None)
+        manifest = {
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "title": f"{self.model.get('name', 'model')}, {len(self.words)} tokens",
+            "model": dict(self.model), "versions": versions(), "tokens": list(self.words),
+            "modality": "image" if self.image is not None else "text",
+            "grid": None if grid is None else list(grid), "sites": described,
+            "scores": {
+                name: {"title": x.title, "definition": x.source or x.definition,
+                       "low": x.low, "high": x.high}
+                for name, x in self.scores.items()
+            },
+            "roles": [{"name": n, "title": self.scores[n].title, "threshold": ROLES[n]}
+                      for n in names],
+            "findings": self.findings(), "deep": entries,
+        }  # fmt: skip
+        return Run(manifest, arrays)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a file by its suffix: .html, .npz (and .json), .png, .csv."""
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            fail(
+                RuleError, "path", str(path), f"a name that ends in one of {', '.join(SUFFIXES)}",
+                "save('heads.html'), say",
+            )  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".html":
+            from regard.views.page import write_page
+
+            return write_page(self.run(), path)
+        if path.suffix == ".png":
+            from regard.views.pictures import draw_heads
+
+            return draw_heads(self.run(), path)
+        if path.suffix == ".csv":
+            self.to_frame().to_csv(path, index=False)
+            return path
+        self.run().save(path)
+        return path
+
+    def top(self, score: str, count: int = 5) -> list[Head]:
+        """The heads that score highest."""
+        if score not in self.scores:
+            fail(
+                RuleError, "score", repr(score), f"one of {', '.join(self.scores)}",
+                "ask see() for that probe",
+            )  # fmt: skip
+        return self.scores[score].top(count)
+
+    def __repr__(self) -> str:
+        heads = sum(site.heads or 0 for site in self.sites)
+        lines = "\n".join(f"  {sentence}" for sentence in self.findings())
+        return f"Seen({self.model.get('name', 'model')}: {heads} heads)\n{lines}"
+
+
+def _described(site: Site, drawn: Drawn | None) -> dict[str, Any]:
+    n = None if drawn is None else drawn.n
+    special = 0
+    if site.grid is not None and n is not None:
+        special = max(0, n - int(np.prod(site.grid)))
+    return {
+        "layer": site.layer, "kind": site.kind, "module": site.module, "heads": site.heads,
+        "kv_heads": site.kv_heads, "head_size": site.head_size, "causal": site.causal,
+        "queries": n, "keys": None if drawn is None else drawn.m,
+        "grid": None if site.grid is None else list(site.grid), "special_tokens": special,
+        "rule": "" if drawn is None else repr(drawn.rule)[:200],
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run was made with."""
+    import sys
+
+    from regard import __version__
+
+    found = {
+        "regard": __version__, "torch": torch.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip
+    for name in ("transformers", "diffusers", "timm"):
+        if name in sys.modules:
+            found[name] = getattr(sys.modules[name], "__version__", "")
+    return found
+
+
+__all__ = ["ROLES", "Seen", "versions"]

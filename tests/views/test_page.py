@@ -1,0 +1,188 @@
+"""The page in a real browser: it says no word to the network, and its numbers are ours."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from regard.views import Seen
+from regard.views.colors import ramp
+from regard.views.compare import compare_runs, rows_of
+from regard.views.page import page
+from tests.views.runs import seen
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+in_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on the path")
+
+# Runs in the page after it is ready, and leaves what it found where --dump-dom shows it.
+REPORT = """
+const errors = globalThis.errors || [];
+const found = await (async () => { %s })();
+found.ready = globalThis.READY;
+found.nodes = document.querySelectorAll("*").length;
+found.requests = performance.getEntriesByType("resource").map((x) => x.name);
+const place = document.createElement("pre");
+place.id = "found";
+place.textContent = JSON.stringify(found);
+document.body.append(place);
+"""
+
+
+def visited(run, script: str, tmp_path, hash_: str = "") -> dict:
+    """Open a page, run a script in it, and give what the script returns."""
+    path = tmp_path / "page.html"
+    path.write_text(page(run, REPORT % script), encoding="utf-8")
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900",
+         "--enable-logging=stderr", "--dump-dom", path.as_uri() + hash_],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    consoled = [x for x in done.stderr.splitlines() if "CONSOLE" in x]
+    assert not consoled, consoled
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    assert found, done.stderr[-2000:]
+    said = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert said["requests"] == []
+    assert said["nodes"] < 2000
+    return said
+
+
+def test_the_page_may_ask_the_network_for_nothing():
+    text = page(seen().run())
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy[1].startswith("default-src 'none'")
+    assert "unsafe" not in policy[1]
+    assert not re.search(r'(?:src|href)="?(?:https?:)?//', text)
+
+
+def test_words_cannot_break_out_of_the_page():
+    made = seen(n=40)
+    evil = "</script><script>alert(1)</script>"
+    made = Seen(made.model, made.sites, made.scores, [evil] * 40, made.drawn, made.deep)
+    assert evil not in page(made.run())
+
+
+@in_browser
+def test_exact_weights_and_colors_are_those_of_numpy(tmp_path):
+    run = seen(n=120).run()
+    script = """
+    await regard.show(regard.heads[1]);
+    const tile = regard.exactTile(20, 3, 50, 60);
+    const levels = Array.from(table);
+    const spread = await regard.array("entropy/0");
+    return { tile: Array.from(tile), levels, spread: Array.from(spread.values), note:
+      document.getElementById("note").textContent };
+    """
+    found = visited(run, script, tmp_path)
+    wanted = rows_of(run, 0, 20, 70)[:, 3:63]
+    assert np.abs(np.array(found["tile"]).reshape(50, 60) - wanted).max() < 1e-5
+    levels = ramp(np.arange(256, dtype=np.uint8)).reshape(-1)
+    assert found["levels"] == levels.tolist()
+    assert np.allclose(found["spread"], run.arrays["entropy/0"].astype(np.float32).ravel())
+
+
+@in_browser
+def test_pixels_of_the_map_are_those_of_the_ramp(tmp_path):
+    run = seen(n=64, keep=((0, 1),)).run()
+    script = """
+    await regard.show(regard.heads[1]);
+    const canvas = document.getElementById("map"), context = canvas.getContext("2d");
+    const cell = canvas.width / 64, pixels = [];
+    const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+    for (let i = 0; i < 64; i++) for (let j = 0; j < 64; j++) {
+      const at = 4 * (Math.floor((i + 0.5) * cell) * canvas.width + Math.floor((j + 0.5) * cell));
+      pixels.push(data[at], data[at + 1], data[at + 2]);
+    }
+    return { pixels };
+    """
+    found = visited(run, script, tmp_path)
+    from regard.probes.maps import log_scale
+
+    wanted = ramp(log_scale(torch.from_numpy(rows_of(run, 0, 0, 64)))).astype(int)
+    found = np.array(found["pixels"]).reshape(64, 64, 3)
+    assert (np.abs(found - wanted).max(-1) <= 3).mean() > 0.995  # a level apart at a rounding edge
+
+
+@in_browser
+def test_hiding_the_first_token_shares_its_weight_out_again(tmp_path):
+    run = seen(n=50).run()
+    script = """
+    await regard.show(regard.heads[1], 40);
+    const box = document.getElementById("hide-sink");
+    box.click();
+    return { row: Array.from(regard.exactTile(40, 0, 1, 50)),
+      tops: document.getElementById("tops").children.length,
+      note: document.getElementById("note").textContent, hash: location.hash };
+    """
+    found = visited(run, script, tmp_path)
+    row = rows_of(run, 0, 40, 41)[0]
+    row[0] = 0
+    assert np.allclose(found["row"], row / row.sum(), atol=2e-3)
+    assert "hidden" in found["note"]
+    assert found["tops"] > 3
+    assert found["hash"] == "#head=0.1&query=40"
+
+
+@in_browser
+def test_keys_walk_the_grid_and_an_address_opens_a_head(tmp_path):
+    run = seen().run()
+    script = """
+    const grid = document.getElementById("grid");
+    const press = (key, where = grid) =>
+      where.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    const opened = document.getElementById("head-name").textContent;
+    press("Escape", document.body);
+    const shut = document.getElementById("head").hidden;
+    press("ArrowRight"); press("ArrowRight"); press("ArrowDown");
+    const card = document.getElementById("card").textContent;
+    document.getElementById("table-button").click();
+    const rows = document.querySelectorAll("#table tr").length;
+    return { opened, shut, card, rows };
+    """
+    found = visited(run, script, tmp_path, "#head=1.2&query=7")
+    assert found["opened"] == "L1H2"
+    assert found["shut"]
+    assert found["card"].startswith("L1H2")
+    assert found["rows"] == 1 + 8
+
+
+@in_browser
+def test_two_runs_are_shown_side_by_side(tmp_path):
+    a, b = seen().run(), seen(keep=()).run()
+    b.arrays["thumbs"] = np.roll(b.arrays["thumbs"], 1, axis=1)
+    script = """
+    const canvases = [...document.querySelectorAll("#compare .three canvas")];
+    return { many: canvases.length, sizes: canvases.map((x) => x.width),
+      first: document.querySelector("#compare select").selectedOptions[0].textContent };
+    """
+    run = compare_runs(a, b)
+    found = visited(run, script, tmp_path)
+    assert found["many"] == 3
+    best = np.unravel_index(run.arrays["jsd"].argmax(), run.arrays["jsd"].shape)
+    assert found["first"].startswith(f"L{best[0]}H{best[1]}")
+
+
+@in_browser
+def test_patches_are_laid_over_the_picture(tmp_path):
+    import regard
+
+    made = seen(n=17, grid=(4, 4), rule=regard.Rule())
+    made.image = np.full((32, 32, 3), 128, np.uint8)
+    made = Seen(made.model, made.sites, made.scores, (), made.drawn, made.deep, image=made.image)
+    script = """
+    await regard.show(regard.heads[1], 5);
+    const canvas = document.getElementById("picture");
+    return { hidden: canvas.hidden, width: canvas.width,
+      title: document.getElementById("pin-title").textContent };
+    """
+    found = visited(made.run(), script, tmp_path)
+    assert not found["hidden"]
+    assert found["width"] > 100
+    assert "patch (1, 0)" in found["title"]
