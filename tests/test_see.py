@@ -1,8 +1,5 @@
 """`regard.see` and `regard see`, over models of many kinds."""
 
-import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from regard.probes.importance import Importance, ablation, taken_out
 
 pytest.importorskip("transformers")
 
-from regard.models.loading import DEMO, LoadingError
+from regard.models.loading import LoadingError
 from tests.architectures import DECODERS, ENCODERS, IMAGES, OTHERS, PAIRS, build, other
 
 IDS = torch.randint(5, 60, (2, 24), generator=torch.Generator().manual_seed(0))

@@ -18,6 +18,27 @@ from regard.layers.registry import register
 from regard.memories.base import Read
 
 
+class TwoScalings(nn.Module):
+    """Queries and keys as two scalings of one map of the tokens (the gated attention unit).
+
+    >>> q, k = TwoScalings(8, 4)(torch.randn(2, 5, 8))
+    >>> q.shape, k.shape
+    (torch.Size([2, 1, 5, 4]), torch.Size([2, 1, 5, 4]))
+    """
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self.to_shared = nn.Linear(dim, size)
+        self.scales = nn.Parameter(torch.ones(2, size) + 0.02 * torch.randn(2, 1))
+        self.shifts = nn.Parameter(torch.zeros(2, size))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Make q and k [b, 1, n, d] of x [b, n, dim]."""
+        shared = F.silu(self.to_shared(x))[:, None]
+        q, k = (shared * s + t for s, t in zip(self.scales, self.shifts, strict=True))
+        return q, k
+
+
 @register("mega")
 @method("mega", call='import regard\nlayer = regard.layer("mega", 512, causal=True)')
 class MovingAverageGated(Attention):
@@ -47,9 +68,7 @@ class MovingAverageGated(Attention):
 
     def make_projections(self, bias: bool) -> None:
         """Make one map for queries and keys, and the gates."""
-        self.to_shared = nn.Linear(self.dim, self.head_dim)
-        self.scales = nn.Parameter(torch.ones(2, self.head_dim) + 0.02 * torch.randn(2, 1))
-        self.shifts = nn.Parameter(torch.zeros(2, self.head_dim))
+        self.scalings = TwoScalings(self.dim, self.head_dim)
         self.to_v = nn.Linear(self.dim, self.value_dim)
         self.to_reset = nn.Linear(self.dim, self.value_dim)
         self.to_update = nn.Linear(self.dim, self.dim)
@@ -59,8 +78,7 @@ class MovingAverageGated(Attention):
     def read(self, scene: Scene) -> tuple[Tensor, Read]:
         """Average, then make queries and keys of the average and values of the tokens."""
         scene.between["average"] = averaged = self.average(scene.x, scene)
-        shared = F.silu(self.to_shared(averaged))[:, None]
-        q, k = (shared * s + t for s, t in zip(self.scales, self.shifts, strict=True))
+        q, k = self.scalings(averaged)
         return self.placed_and_kept(q, k, F.silu(self.to_v(scene.x))[:, None], scene)
 
     def mix(self, seen: Tensor, scene: Scene) -> Tensor:

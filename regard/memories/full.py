@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,8 +34,13 @@ class Full(KeyMemory):
         # Tokens seen when keys were last dropped: no query before that can be asked again.
         self._forgot_at = 0
 
-    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Append n tokens."""
+    def extend(
+        self, k: Tensor, v: Tensor, keep: Tensor | None = None, at: Tensor | None = None
+    ) -> None:
+        """Append n tokens; `at` [b, n] says where they stand, -1 at none, if not one after another.
+
+        A memory whose tokens were placed once must be told each time.
+        """
         need_keys(k, v, keep)
         if self._k is not None and self._k.shape[:2] != k.shape[:2]:
             fail(
@@ -41,10 +48,12 @@ class Full(KeyMemory):
                 f"{list(self._k.shape[:2])}, as the memory holds", "start a new memory",
             )  # fmt: skip
         n = k.shape[2]
-        if keep is not None and not bool(keep.all()) and self._positions is None:
+        partly = at is not None or (keep is not None and not bool(keep.all()))
+        if partly and self._positions is None:
             self._positions = torch.arange(self._kept, device=k.device)[None]
         if self._positions is not None:
             new = torch.arange(self.seen, self.seen + n, device=k.device)[None]
+            new = new if at is None else at
             if keep is not None:
                 new = torch.where(keep, new, -1)
             rows = max(len(self._positions), len(new))
@@ -74,12 +83,19 @@ class Full(KeyMemory):
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return Read(self._k[:, :, : self._kept], self._v[:, :, : self._kept], self._positions)
 
-    def forget(self, horizon: Spans) -> None:
-        """Drop positions outside `horizon`, once they are a third of what is held."""
+    def forget(self, horizon: Spans | Sequence[Spans]) -> None:
+        """Drop positions outside `horizon`, once they are a third of what is held.
+
+        Rows whose tokens stand at places of their own may have a horizon each.
+        """
         if self._k is None or self._v is None:
             return
         places = self._places()
-        needed = horizon.holds(places.clamp_min(0)) & (places >= 0)
+        if isinstance(horizon, Spans):
+            needed = horizon.holds(places.clamp_min(0)) & (places >= 0)
+        else:
+            rows = zip(horizon, places.expand(len(horizon), -1), strict=True)
+            needed = torch.stack([one.holds(row.clamp_min(0)) & (row >= 0) for one, row in rows])
         keep = needed.any(0)
         if 3 * int(keep.sum()) > 2 * self._kept:
             return

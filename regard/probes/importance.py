@@ -23,7 +23,8 @@ from regard.probes.scores import Scores
 @register("importance", groups=("importance",))
 @method(
     "sixteen_heads",
-    call="import regard\nregard.see(model, text, probes=['importance']).scores['importance']",
+    call="from regard.probes.importance import Importance\n"
+    "probe = Importance()  # regard.see(model, text, [probe]).scores['importance']",
 )
 class Importance(Probe):
     """How much the loss feels each head: |dL / d gate|, the gate of a head being 1.

@@ -11,16 +11,21 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.method import method
+from regard.core.partial import finite
 from regard.core.support import Padding, Support, Where, Window
 from regard.models.site import Site
-from regard.probes.base import Probe, RowMean
+from regard.probes.base import Probe
+from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores
-from regard.run.mass import at_distance, mass
+from regard.run.mass import at_distance, log_part, log_weight
 
 
-class OnPairs(RowMean):
-    """A score that is the weight on some pairs: subclasses name the pairs by a support."""
+class OnPairs(Probe):
+    """A score that is the weight on some pairs: subclasses name the pairs by a support.
+
+    Only queries that have such a pair count.
+    """
 
     want = ("lse",)
 
@@ -28,25 +33,16 @@ class OnPairs(RowMean):
         """Name the pairs."""
         raise NotImplementedError
 
-    def rows(self, call: Call, survey: Any) -> Tensor:
-        """Weight of each query on its pairs."""
-        weigh = call.rule.weigh
-        return mass(call, self.part(call), None if weigh.closes else survey.lse)
+    def look(self, site: Site, call: Call, survey: Any) -> None:
+        """Add the weight of each query on its pairs."""
+        whole = log_weight(call) if call.rule.weigh.closes else survey.lse
+        part = log_part(call, self.part(call))
+        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        self.tally.add(site, torch.exp(part - finite(whole)), counted & self.eligible(call, part))
 
-    def eligible(self, call: Call) -> Tensor:
-        """Queries for which there is such a pair."""
-        return has_pair(self.part(call), call)
-
-
-def has_pair(part: Support, call: Call) -> Tensor:
-    """Which queries have an allowed pair in a part [b, 1, n], a block of rows at a time."""
-    step = max(1, (1 << 22) // max(call.m, 1))
-    found = []
-    for start in range(0, call.n, step):
-        at = call.at(torch.arange(start, min(start + step, call.n)))
-        there = (part & call.rule.support).allows(at.b, at.h, at.i, at.j).any(-1)
-        found.append(there[..., :1, :] if there.dim() == 3 else there.expand(1, 1, -1))
-    return torch.cat(found, -1)
+    def eligible(self, call: Call, part: Tensor) -> Tensor:
+        """Queries that have such a pair, by the log of the weight on them."""
+        return part > -torch.inf
 
 
 def words_of(probe: Probe, call: Call) -> Tensor:
@@ -109,9 +105,9 @@ class Local(OnPairs):
         """The window."""
         return Window(self.width)
 
-    def eligible(self, call: Call) -> Tensor:
+    def eligible(self, call: Call, part: Tensor) -> Tensor:
         """Queries that could look farther away."""
-        return has_pair(~self.part(call), call)
+        return log_part(call, ~self.part(call)) > -torch.inf
 
 
 @register("delimiter", groups=("roles",))
@@ -176,7 +172,8 @@ class OfRepeats(OnPairs):
 @register("induction", groups=("roles",))
 @method(
     "induction_heads",
-    call="import regard\nregard.see(model, text, probes=['induction']).scores['induction']",
+    call="from regard.probes.roles import Induction\n"
+    "probe = Induction()  # regard.see(model, text, [probe]).scores['induction']",
 )
 class Induction(OfRepeats):
     """Weight on what followed the earlier copy of this token."""
@@ -202,7 +199,8 @@ class DuplicateToken(OfRepeats):
 @register("retrieval", groups=("roles",))
 @method(
     "retrieval_head",
-    call="import regard\nregard.see(model, probes=['retrieval']).scores['retrieval']",
+    call="from regard.probes.roles import Retrieval\n"
+    "probe = Retrieval()  # regard.see(model, text, [probe]).scores['retrieval']",
 )
 class Retrieval(Probe):
     """How often a head's largest weight is on the very token of the needle that comes next."""

@@ -11,8 +11,10 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.method import method
+from regard.models.engine import attended
 from regard.models.site import Site
-from regard.probes.base import Probe, RowMean
+from regard.probes.base import Probe, RowMean, looks_ahead
+from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
@@ -76,7 +78,11 @@ class Distance(Probe):
     }
 
     def look(self, site: Site, call: Call, _: Any) -> None:
-        """Sweep once more with a reducer that knows how far apart tokens are."""
+        """Attend to places where the past alone is seen; else sweep with what knows distances."""
+        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        if self.definition == "tokens" and not call.placed and not looks_ahead(call):
+            self.tally.add(site, distance_back(call), counted)
+            return
         if self.definition == "tokens":
             places = torch.arange(max(call.n, call.m)).view(-1, 1).double()
             special = 0
@@ -85,11 +91,8 @@ class Distance(Probe):
         reducer = Expected(call, places, special, hops=self.definition == "hops")
         survey(call.q, call.k, call.v, call.rule, want=(), reducers=[reducer],
                q_positions=call.q_positions, k_positions=call.k_positions)  # fmt: skip
-        counted = torch.ones(1, 1, call.n, dtype=torch.bool, device=call.q.device)
-        counted[..., :special] = False
-        if self.reading.real is not None and self.reading.real.shape == (call.b, call.n):
-            counted = counted & self.reading.real.to(call.q.device)[:, None]
-        self.tally.add(site, reducer.found, counted)
+        patches = torch.arange(call.n, device=call.q.device) >= special
+        self.tally.add(site, reducer.found, counted & patches)
 
     def _patches(self, site: Site, call: Call) -> tuple[Tensor, int]:
         grid = site.grid or self.reading.grid
@@ -102,6 +105,18 @@ class Distance(Probe):
         rows, columns = grid[-2:]
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double()
         return places, call.n - len(places)
+
+
+def distance_back(call: Call) -> Tensor:
+    """Mean distance [b, h, n] where no query sees ahead: its place less the mean place it sees."""
+    call = call.replace(q=call.q.float(), k=call.k.float())
+    places = torch.arange(call.m, dtype=torch.float32, device=call.q.device)
+    v = places[:, None].expand(call.b, call.g, call.m, call.d).contiguous()
+    seen = attended(call.replace(v=v))[..., 0]
+    rows = torch.arange(call.n, device=call.q.device) + call.rule.offset
+    # What a sink takes is looked at nowhere.
+    whole = attended(call.replace(v=torch.ones_like(v)))[..., 0] if call.rule.weigh.closes else 1.0
+    return rows * whole - seen
 
 
 class Expected(Reducer):
@@ -135,7 +150,8 @@ class Expected(Reducer):
 @register("rings")
 @method(
     "vit_head_profile",
-    call="import regard\nregard.see(model, image, probes=['rings']).scores['rings'].details",
+    call="from regard.probes.shape import Rings\n"
+    "probe = Rings()  # regard.see(model, pixels, [probe]).scores['rings'].details",
 )
 class Rings(Probe):
     """Weight by hops on the grid of an image: `details["rings"][site]` is [heads, hops].

@@ -12,9 +12,10 @@ from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.models.site import Site
-from regard.probes.base import Probe
+from regard.probes.base import Probe, looks_ahead
 from regard.probes.registry import register
 from regard.probes.scores import Scores
+from regard.run.survey import survey
 
 
 class _Received(Probe):
@@ -26,33 +27,48 @@ class _Received(Probe):
         super().__init__(where, definition=definition)
         self.mean: dict[Site, list[Tensor]] = {}
 
-    def look(self, site: Site, call: Call, survey: Any) -> None:
+    def look(self, site: Site, call: Call, report: Any) -> None:
         """Keep the mean weight of every key [b, h, m]; at decoding steps there is too little."""
         if call.n > 1:
-            mean = survey.received / survey.seen.clamp(min=1)
+            mean = report.received / report.seen.clamp(min=1)
             self.mean.setdefault(site, []).append(mean.float().cpu())
 
 
 @register("sink", groups=("sinks", "roles"))
 @method(
     "attention_sink_metric",
-    call="import regard\nregard.see(model, text, probes=['sink']).scores['sink'].details",
+    call="from regard.probes.sinks import SinkRate\n"
+    "probe = SinkRate(epsilon=0.3)  # regard.see(model, text, [probe]).scores['sink'].details",
 )
 class SinkRate(_Received):
     """Mean weight on one key, of the queries that may meet it; and how often it passes a bound.
 
-    alpha_k is the mean of A[i, k] over the queries i >= k. The score of a head is alpha of the key
-    at `position`; `details["rate"]` is the share of heads and inputs with alpha_k > epsilon.
+    alpha_k is the mean of A[i, k] over the queries i >= k among the first `length` tokens: it falls
+    as texts grow, so the length is part of the measure. The score of a head is alpha of the key at
+    `position`; `details["rate"]` is the share of heads and inputs with alpha_k > epsilon.
     """
 
     key, title = "sink", "sink"
-    definitions: ClassVar = {"alpha": "mean weight on the first key (Gu 2024)"}
+    want = ()
+    definitions: ClassVar = {"alpha": "mean weight on the first key, of 64 tokens (Gu 2024)"}
 
-    def __init__(self, position: int = 0, epsilon: float = 0.3, where: Any = None) -> None:
+    def __init__(
+        self, position: int = 0, epsilon: float = 0.3, length: int = 64, where: Any = None
+    ) -> None:
         super().__init__(where)
         if not 0 < epsilon < 1:
             fail(ValueRangeError, "epsilon", epsilon, "a share between 0 and 1", "take 0.3")
-        self.position, self.epsilon = position, epsilon
+        if length < 2:
+            fail(ValueRangeError, "length", length, "at least 2 tokens", "take 64")
+        self.position, self.epsilon, self.length = position, epsilon, length
+
+    def look(self, site: Site, call: Call, _: Any) -> None:
+        """Survey the first tokens alone; where the future is seen, all of them count."""
+        if not looks_ahead(call) and not call.placed and call.n == call.m:
+            q, k, v = (x[:, :, : self.length] for x in (call.q, call.k, call.v))
+            call = call.replace(q=q, k=k, v=v)
+        report = survey(call.q, call.k, call.v, call.rule, want=("received",))
+        super().look(site, call, report)
 
     def result(self) -> Scores:
         """Alpha by head, and the rate over heads and inputs."""
@@ -89,11 +105,11 @@ class StrongestSink(_Received):
         self.least = least
         self.seen: dict[Site, list[Tensor]] = {}
 
-    def look(self, site: Site, call: Call, survey: Any) -> None:
+    def look(self, site: Site, call: Call, report: Any) -> None:
         """Keep the weights, and how many queries may meet each key."""
-        super().look(site, call, survey)
+        super().look(site, call, report)
         if call.n > 1:
-            self.seen.setdefault(site, []).append(survey.seen.cpu())
+            self.seen.setdefault(site, []).append(report.seen.cpu())
 
     def result(self) -> Scores:
         """The largest mean weight of each head, and the key of it."""
@@ -112,7 +128,7 @@ class StrongestSink(_Received):
 @method(
     "massive_activations",
     call="from regard.probes.sinks import MassiveActivations\n"
-    "with MassiveActivations.of(model.model.layers) as watch:\n    model(ids)\nprint(watch.found)",
+    "probe = MassiveActivations()  # regard.see(model, text, [probe]); probe.found",
 )
 class MassiveActivations(Probe):
     """States far larger than all others: |x| > 100 and over 1,000 times the median of the layer.
@@ -176,9 +192,9 @@ class MassiveActivations(Probe):
 
         return hook
 
-    def look(self, site: Site, call: Call, survey: Any) -> None:
+    def look(self, site: Site, call: Call, report: Any) -> None:
         """Keep what each key got."""
-        share = survey.received / max(call.n, 1)
+        share = report.received / max(call.n, 1)
         self._kept.append((site, share.float().mean(0).cpu()))
 
     def result(self) -> Scores:

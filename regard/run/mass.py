@@ -27,6 +27,15 @@ def log_weight(call: Call) -> Tensor:
     return closed.lse
 
 
+def log_part(call: Call, part: Support) -> Tensor:
+    """Give the log of the weight on the pairs of `part` [b, h, n]; -inf where there is no pair."""
+    support = call.rule.support & part
+    # What is left to no key is counted in the whole, not in the part.
+    alone = call.rule.weigh
+    alone = alone.replace(plus_one=False, sink=None) if alone.closes else alone
+    return log_weight(call.replace(rule=call.rule.replace(support=support, weigh=alone)))
+
+
 def mass(call: Call, part: Support, whole: Tensor | None = None) -> Tensor:
     """Give the weight [b, h, n] that each query puts on the pairs of `part`.
 
@@ -35,17 +44,13 @@ def mass(call: Call, part: Support, whole: Tensor | None = None) -> Tensor:
 
     >>> q = torch.randn(1, 2, 6, 4)
     >>> from regard.core.rule import Rule
-    >>> from regard.core.support import Causal
+    >>> from regard.core.support import Causal, Everything
     >>> call = Call(q, q, q, Rule(Causal()))
     >>> mass(call, Everything()).allclose(torch.ones(1, 2, 6))
     True
     """
     whole = log_weight(call) if whole is None else whole
-    kept = call.replace(rule=call.rule.replace(support=call.rule.support & part))
-    if call.rule.weigh.closes:  # what is left to no key is counted in the whole, not in the part
-        alone = call.rule.weigh.replace(plus_one=False, sink=None)
-        kept = kept.replace(rule=kept.rule.replace(weigh=alone))
-    return torch.exp(log_weight(kept) - finite(whole)).nan_to_num(0.0)
+    return torch.exp(log_part(call, part) - finite(whole))
 
 
 def at_distance(distance: int) -> Support:
@@ -64,4 +69,4 @@ def at_distance(distance: int) -> Support:
     return wide if far == 0 else wide & ~narrow
 
 
-__all__ = ["at_distance", "log_weight", "mass"]
+__all__ = ["at_distance", "log_part", "log_weight", "mass"]

@@ -115,7 +115,8 @@ class Seen:
         rate, bound = scores.details.get("rate", 0.0), scores.details.get("epsilon", 0.3)
         which = f"{few} of {len(heads)} heads hold" if few > 1 else "one head holds"
         return [
-            f"{100 * rate:.0f}% of heads rest on the first token (over {bound} of their weight); "
+            f"{100 * rate:.0f}% of heads rest on the first token (over {bound} of their weight, "
+            f"in a text's first tokens); "
             f"{which} {100 * share:.0f}% of that weight"
         ]
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from passages import Passages
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 STEPS, WARM_UP, COOL_DOWN = 1800, 60, 0.4
 # From which share of the run on, how many rows of which length: always 16,384 tokens a step.
@@ -119,7 +120,20 @@ def main() -> None:
                 }
                 torch.save(state, checkpoint.with_suffix(".part"))
                 checkpoint.with_suffix(".part").replace(checkpoint)
-    model.to(torch.bfloat16).save_pretrained(out / "model")
+    export(model, tokenizer, out / "model")
+
+
+def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a folder that transformers loads: weights in bfloat16, and a tokenizer that begins."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=CONTEXT,
+    ).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ def test_massive_states_are_found_where_they_were_planted():
          CapabilityError, "no token ids"),
         (lambda: looked(Retrieval(), random_call(), repeated()), CapabilityError, "needle"),
         (lambda: looked(Rings(), random_call()), CapabilityError, "grid"),
-        (lambda: looked(Delimiter(), random_call(), repeated()), CapabilityError, "ids of delimiters"),
+        (lambda: looked(Delimiter(), random_call(), repeated()), CapabilityError, "ids of delim"),
         (lambda: SinkRate(epsilon=2), regard.ValueRangeError, "0.3"),
     ],
 )  # fmt: skip

@@ -1,0 +1,128 @@
+"""Attention for the tokens that ask for it, after an average that all tokens pass (SeqBoat)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.method import method
+from regard.core.support import Window
+from regard.layers.attention import Attention
+from regard.layers.averaging import DampedAverage
+from regard.layers.base import Can, Scene, need_size
+from regard.layers.gated_averages import TwoScalings
+from regard.layers.registry import register
+from regard.memories.full import Full
+
+
+class Packed(NamedTuple):
+    """The chosen tokens of each row, moved together: `order` and `there` [b, c]."""
+
+    order: Tensor
+    there: Tensor
+
+    @staticmethod
+    def of(chosen: Tensor) -> Packed:
+        """Find the chosen [b, n], in their order.
+
+        >>> Packed.of(torch.tensor([[False, True, True], [True, False, False]])).order.tolist()
+        [[1, 2], [0, 1]]
+        """
+        count = chosen.sum(1)
+        most = int(count.max()) if chosen.numel() else 0
+        order = torch.argsort(~chosen, dim=1, stable=True)[:, :most]
+        return Packed(order, torch.arange(most, device=chosen.device) < count[:, None])
+
+    def take(self, x: Tensor) -> Tensor:
+        """Take the chosen of x [b, n, c]: [b, chosen, c]."""
+        return x.gather(1, self.order[..., None].expand(-1, -1, x.shape[-1]))
+
+    def put_back(self, y: Tensor, n: int) -> Tensor:
+        """Put [b, chosen, c] back where they stood among n, zeros elsewhere."""
+        index = self.order[..., None].expand_as(y)
+        return y.new_zeros(len(y), n, y.shape[-1]).scatter(1, index, y * self.there[..., None])
+
+
+@register("seqboat_sma")
+@method("seqboat_sma", call='import regard\nlayer = regard.layer("seqboat_sma", 512, causal=True)')
+class SparseModular(Attention):
+    """A router wakes attention for some tokens; they alone attend, within a window of their own.
+
+    `h = silu(average(x))`, `p = softmax(h U / tau)`, a token is awake where its second share is the
+    larger; `y = silu(x + h R + p o)` with o from gated attention among the awake, 0 for others.
+    The window counts awake tokens, so it may reach back any time.
+
+    >>> SparseModular(32, window=4, causal=True)(torch.randn(1, 9, 32)).shape
+    torch.Size([1, 9, 32])
+    """
+
+    can: ClassVar[Can] = Can(cross=False, documents=False, linear=True, constant_memory=True)
+    tiny: ClassVar[dict[str, Any]] = {
+        "dim": 32, "head_dim": 8, "value_dim": 24, "rates": 4, "window": 6,
+    }  # fmt: skip
+
+    def __init__(
+        self, dim: int, *, window: int = 128, head_dim: int | None = None,
+        value_dim: int | None = None, rates: int = 16, position: Any = "rotary", **settings: Any,
+    ) -> None:  # fmt: skip
+        need_size("window", window)
+        super().__init__(
+            dim, 1, head_dim=max(dim // 4, 2) if head_dim is None else head_dim,
+            value_dim=2 * dim if value_dim is None else value_dim, position=position,
+            support=Window(window), **settings,
+        )  # fmt: skip
+        self.average = DampedAverage(dim, size=rates, causal=self.causal)
+        self.log_temperature = nn.Parameter(torch.tensor(0.3 * dim**0.5).log())
+
+    def make_projections(self, bias: bool) -> None:
+        """Make the router, the way past attention, and the gated unit."""
+        self.to_router = nn.Linear(self.dim, 2, bias=False)
+        self.to_plain = nn.Linear(self.dim, self.dim)
+        self.scalings = TwoScalings(self.dim, self.head_dim)
+        self.to_v = nn.Linear(self.dim, self.value_dim)
+        self.to_reset = nn.Linear(self.dim, self.value_dim)
+        self.to_out = nn.Linear(self.value_dim, self.dim, bias=False)
+
+    def act_eagerly(self, scene: Scene) -> Tensor:
+        """Average all tokens, and let the awake attend among themselves."""
+        averaged = F.silu(self.average(scene.x, scene))
+        awake, trust = self.route(averaged)
+        if scene.padding is not None:
+            awake = awake & scene.padding
+        packed = Packed.of(awake)
+        plain = scene.x + self.to_plain(averaged)
+        if packed.order.shape[1] == 0:
+            return F.silu(plain)
+        told = self.among_awake(packed.take(averaged), packed, scene)
+        seen = packed.put_back(told, awake.shape[1])
+        return F.silu(plain + trust[..., None] * seen)
+
+    def route(self, averaged: Tensor) -> tuple[Tensor, Tensor]:
+        """Say which tokens are awake, and how sure the router is of it [b, n]."""
+        shares = torch.softmax(self.to_router(averaged) / self.log_temperature.exp(), -1)
+        return shares[..., 1] > shares[..., 0], shares[..., 1]
+
+    def among_awake(self, h: Tensor, packed: Packed, scene: Scene) -> Tensor:
+        """Attend among the awake h [b, c, dim]; they stand one after another."""
+        memory = scene.memory
+        count = None if memory is None else memory.get("awake")
+        before = h.new_zeros(len(h), dtype=torch.long) if count is None else count
+        at = before[:, None] + torch.arange(h.shape[1], device=h.device)
+        q, k = (self.position.turn(x, at) for x in self.scalings(h))
+        v = F.silu(self.to_v(h))[:, None]
+        places = torch.where(packed.there, at, -1)
+        if memory is not None:
+            kept = memory.of_kind("keys", Full)
+            kept.extend(k, v, at=places)
+            kept.forget([self.rule().support.horizon(now) for now in before.tolist()])
+            memory.keep("awake", before + packed.there.sum(1))
+            k, v, held = kept.read()
+            assert held is not None
+            places = held
+        dropout = self.dropout if self.training else 0.0
+        seen = self.look(Call(q, k, v, self.rule(), at, places, dropout), scene)
+        return self.mix(F.silu(self.to_reset(h))[:, None] * seen, scene)
