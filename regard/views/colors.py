@@ -1,4 +1,4 @@
-"""Colours that the page and the pictures share."""
+"""Colors that the page and the pictures share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROLE_COLORS = (
 
 
 def ramp(levels: np.ndarray) -> np.ndarray:
-    """Colours uint8 [..., 3] of bytes; the page computes the same, whole number by whole number.
+    """Colors uint8 [..., 3] of bytes; the page computes the same, whole number by whole number.
 
     >>> ramp(np.array([0, 255], np.uint8)).tolist()
     [[13, 12, 34], [252, 253, 222]]

@@ -26,9 +26,10 @@ from tokenizers import Tokenizer
 import regard
 from regard.models.loading import load
 from regard.probes.importance import taken_out
+from regard.views.seen import ROLES
 
 LENGTHS, DEPTHS = (256, 512, 1024, 2048), (0.1, 0.5, 0.9)
-RANDOM_DRAWS = 10
+RANDOM_DRAWS = 30
 
 
 def bits_per_byte(model: Any, tokenizer: Tokenizer, tokens: np.ndarray, rows: int = 40) -> float:
@@ -90,20 +91,22 @@ def ablations(model: Any, tokenizer: Any, passages: Passages, seen: Any) -> dict
 
     plain_loss, plain_needles = measured([])
     for role in ("induction", "retrieval"):
-        chosen = [(h.site, h.head) for h in seen.top(role, 6) if h.value >= 0.3]
-        others = [place for place in everyone if place not in chosen]
+        chosen = [(h.site, h.head) for h in seen.top(role, 32) if h.value >= ROLES[role]]
         loss, fetched = measured(chosen)
+        others = [place for place in everyone if place not in chosen]
         draws = [measured(rng.sample(others, len(chosen))) for _ in range(RANDOM_DRAWS)]
         rises = [x[0] - plain_loss for x in draws]
         found[role] = {
             "heads": [f"L{s.layer}H{h}" for s, h in chosen],
             "rise of loss on repeats": round(loss - plain_loss, 3),
-            "rise with as many random heads, mean": round(statistics.mean(rises), 3),
-            "rise with as many random heads, worst": round(max(rises), 3),
             "needles found": round(fetched, 3),
-            "needles found without random heads, mean": round(
-                statistics.mean(x[1] for x in draws), 3
-            ),
+            "as many random other heads": {
+                "draws": RANDOM_DRAWS,
+                "rise, mean": round(statistics.mean(rises), 3),
+                "rise, median": round(statistics.median(rises), 3),
+                "rise, worst": round(max(rises), 3),
+                "needles found, mean": round(statistics.mean(x[1] for x in draws), 3),
+            },
         }
     found["plain"] = {"loss on repeats": round(plain_loss, 3), "needles": round(plain_needles, 3)}
     found["roles"] = {f"L{s.layer}H{h}": role for (s, h), role in roles.items()}

@@ -1,4 +1,4 @@
-// Colours: one ramp for weights, one for differences, a palette for roles that all eyes can tell.
+// Colors: one ramp for weights, one for differences, a palette for roles that all eyes can tell.
 const RAMP = $RAMP;
 const ROLE_COLORS = $ROLES;
 const dark = () => document.documentElement.dataset.theme === "dark";

@@ -57,7 +57,7 @@ function arrange() {
   }
   const room = Math.max(280, $("grid").parentElement.clientWidth) - view.left - 10;
   view.cell = $("thumbs").checked ? Math.max(30, Math.min(110, Math.floor(room / wide)))
-    : Math.max(16, Math.min(64, Math.floor(room / wide)));
+    : Math.max(16, Math.min(80, Math.floor(room / wide)));
   view.columns = by === "layer" ? wide : Math.max(1, Math.floor(room / view.cell));
   view.places = view.order.map((head, i) => by === "layer"
     ? [head.h, head.s] : [i % view.columns, Math.floor(i / view.columns)]);
