@@ -48,7 +48,7 @@ def section(name: str, kind: type) -> str:
 
 def text() -> str:
     """The whole page."""
-    return HEAD + "\n".join(section(name, kind) for name, kind in known().items())
+    return HEAD + "\n".join(section(name, kind) for name, kind in sorted(known().items()))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,8 @@ def _loss(tiny: nn.Module, rows: int) -> Tensor:
     # The period differs from batch to batch, or a head could look a fixed distance back.
     period = int(torch.randint(6, 21, ()))
     tokens = torch.randint(0, 40, (rows, period)).repeat(1, 40 // period + 1)[:, :40]
-    return F.cross_entropy(tiny(tokens)[:, period:-1].flatten(0, 1), tokens[:, period + 1 :].flatten())
+    said = tiny(tokens)[:, period:-1]
+    return F.cross_entropy(said.flatten(0, 1), tokens[:, period + 1 :].flatten())
 
 
 def _repeat_loss(tiny: nn.Module) -> float:
@@ -192,7 +193,8 @@ def importance() -> Measured:
     with attach(two, [Edit("out", keep), probe], check=False):
         loss().backward()
         gates = list(probe.gates.values())
-        by_gate = torch.stack([g.grad.abs()[..., 0, 0].mean(0) for g in gates if g.grad is not None])
+        felt = [g.grad.abs()[..., 0, 0] for g in gates if g.grad is not None]
+        by_gate = torch.stack([x.mean(0) for x in felt])
     by_output = torch.stack(
         [(x * x.grad).sum((2, 3)).abs().mean(0) for x in kept.values() if x.grad is not None]
     )
