@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,8 @@ class Look:
         }
         counter = Counter(title, self.progress)
         with attach(self.model, [*stages, counter], check=False), torch.no_grad():
+            if not _takes(self.model, inputs):  # a module that calls its tokens by another name
+                return self.model(*inputs.values())
             return self.model(**inputs, **({"use_cache": False} if _caches(self.model) else {}))
 
     def deep(self, heads: Sequence[tuple[Site, int]]) -> DeepHeads:
@@ -215,6 +218,15 @@ def _longest(model: Any) -> int:
 def _start(tokenizer: Any, config: Any) -> int | None:
     found = getattr(tokenizer, "bos_token_id", None)
     return found if isinstance(found, int) else None
+
+
+def _takes(model: Any, inputs: Mapping[str, Any]) -> bool:
+    """Whether a model takes these inputs by name; a lone tensor may be passed without one."""
+    known = inspect.signature(model.forward).parameters
+    if set(inputs) <= set(known) or len(inputs) > 1:
+        return True
+    first = next(iter(known.values()), None)
+    return first is None or first.default is not first.empty or first.kind is first.VAR_KEYWORD
 
 
 def _caches(model: Any) -> bool:

@@ -21,7 +21,7 @@ from regard.run.survey import survey
 class _Received(Probe):
     """Mean weight that each key gets of the queries that may meet it, summed over inputs."""
 
-    want = ("received",)
+    want: Sequence[str] = ("received",)
 
     def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
         super().__init__(where, definition=definition)
@@ -49,7 +49,7 @@ class SinkRate(_Received):
     """
 
     key, title = "sink", "sink"
-    want = ()
+    want: Sequence[str] = ()
     definitions: ClassVar = {"alpha": "mean weight on the first key, of 64 tokens (Gu 2024)"}
 
     def __init__(

@@ -50,10 +50,11 @@ on 4 key heads, 192 channels, a byte-level BPE of 2,048 tokens, 2,048 tokens of 
 so that it can be looked at anywhere; it knows some Python and little else, and repeats itself when
 it writes. Use it to try tools, not for answers.
 
-It read {len(log) * 10 * 16384 / 1e6:.0f} million tokens in {hours:.1f}
-hours of one CPU core, a quarter of the rows repeats, pass keys and pairs (`passages.py`), the rest
-sources and documentation under BSD, MIT, Apache, PSF and public-domain terms: {taken}. Loss by step:
-{curve}.
+It read {len(log) * 10 * 16384 / 1e6:.0f} million tokens in {hours:.1f} hours of one CPU core.
+A quarter of the rows are repeats, pass keys and pairs (`passages.py`), the rest are sources and
+documentation under BSD, MIT, Apache, PSF and public-domain terms: {taken}.
+
+Loss by step: {curve}.
 
 ## What it can do
 
