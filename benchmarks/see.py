@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+from side_by_side import save
 
 BOUND_GIB = 12
 PROBES = ["roles", "sinks", "shape"]
@@ -110,15 +110,8 @@ def main() -> None:
             lines.append(json.loads(said[-1]) if done.returncode == 0 and said else fallen)
             print(lines[-1], flush=True)
     if arguments.save:
-        import torch
-
-        found = {
-            "date": str(date.today()), "machine": f"{platform.machine()} CPU",
-            "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "bound_gib": BOUND_GIB, "lines": lines,
-        }  # fmt: skip
-        path = Path(__file__).parent / "results" / f"{arguments.save}.json"
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        rows = [{"case": f"{x['tokens']:,} tokens", "call": x.pop("what"), **x} for x in lines]
+        save(arguments.save, rows, bound_gib=BOUND_GIB)
 
 
 if __name__ == "__main__":

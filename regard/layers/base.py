@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +75,17 @@ class Scene:
     def plain(self) -> bool:
         """Whether there is nothing but tokens from the first one on."""
         return self.memory is None and self.padding is None and self.documents is None
+
+    def pieces(self, size: int, memory: LayerMemory) -> Iterator[Scene]:
+        """Give this scene `size` tokens at a time; `memory` carries on from piece to piece."""
+        for start in range(0, self.x.shape[1], size):
+            some = slice(start, start + size)
+            x = self.x[:, some]
+            yield replace(
+                self, x=x, context=x, memory=memory, offset=self.offset + start,
+                positions=self.positions[..., some],
+                padding=None if self.padding is None else self.padding[:, some],
+            )  # fmt: skip
 
     def given(self) -> tuple[Tensor, Tensor | None]:
         """Give x and context as they were passed, for a layer inside this one."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regard.core.call import Call
 from regard.core.method import method
-from regard.core.support import Window
+from regard.core.support import Padding, Window
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
 from regard.layers.base import Can, Scene, need_size
@@ -108,21 +108,25 @@ class SparseModular(Attention):
 
     def among_awake(self, h: Tensor, packed: Packed, scene: Scene) -> Tensor:
         """Attend among the awake h [b, c, dim]; they stand one after another."""
-        memory = scene.memory
+        memory, rule = scene.memory, self.rule()
         count = None if memory is None else memory.get("awake")
         before = h.new_zeros(len(h), dtype=torch.long) if count is None else count
-        at = before[:, None] + torch.arange(h.shape[1], device=h.device)
-        q, k = (self.position.turn(x, at) for x in self.scalings(h))
+        now = before[:, None] + torch.arange(h.shape[1], device=h.device)
+        q, k = (self.position.turn(x, now) for x in self.scalings(h))
         v = F.silu(self.to_v(h))[:, None]
-        places = torch.where(packed.there, at, -1)
+        at: Tensor | None = now
+        places: Tensor | None = torch.where(packed.there, now, -1)
         if memory is not None:
             kept = memory.of_kind("keys", Full)
             kept.extend(k, v, at=places)
-            kept.forget([self.rule().support.horizon(now) for now in before.tolist()])
+            kept.forget([self.rule().support.horizon(first) for first in before.tolist()])
             memory.keep("awake", before + packed.there.sum(1))
-            k, v, held = kept.read()
-            assert held is not None
-            places = held
+            k, v, places = kept.read()
+        if count is None:  # all rows begin at the first place: the window is a plain band
+            at, places = None, None
+            rule = (
+                rule if self.causal else rule.replace(support=rule.support & Padding(packed.there))
+            )
         dropout = self.dropout if self.training else 0.0
-        seen = self.look(Call(q, k, v, self.rule(), at, places, dropout), scene)
+        seen = self.look(Call(q, k, v, rule, at, places, dropout), scene)
         return self.mix(F.silu(self.to_reset(h))[:, None] * seen, scene)

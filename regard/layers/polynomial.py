@@ -27,11 +27,13 @@ class Fastmax(Linear):
 
     `a_ij = f(q_i k_j) / sum_j f(q_i k_j)` with `f(x) = 1 + x (+ x^2 / 2)` on queries and keys of
     mean 0 and deviation 1. Order 2 gives positive weights; order 1 can give negative ones.
-    Features number `1 + d + d (d + 1) / 2`.
+    Features number `1 + d + d (d + 1) / 2`; they are made for a stretch of tokens at a time.
 
     >>> Fastmax(32, heads=4, order=1)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
     """
+
+    piece: ClassVar[int | None] = 256
 
     def __init__(
         self, dim: int, heads: int, *, order: int = 2, scale: float = 1.0, standardize: bool = True,

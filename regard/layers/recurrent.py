@@ -19,6 +19,7 @@ from regard.core.scan import read, starts, summed, unordered, with_ones
 from regard.layers.attention import joined, split
 from regard.layers.base import Can, Layer, Scene, need_divisor, need_size
 from regard.layers.registry import register
+from regard.memories.layer import LayerMemory
 from regard.run.scanning import scan
 
 
@@ -35,6 +36,8 @@ class Recurrent(Layer):
     can: ClassVar[Can] = Can(cross=False, bidirectional=False, constant_memory=True, linear=True)
     # Divide by the sum of weights, held at least this far from 0; None leaves sums as they are.
     normalize: ClassVar[float | None] = None
+    # So many tokens at a time, where features are many: they are never all there at once.
+    piece: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -110,6 +113,10 @@ class Recurrent(Layer):
 
     def act(self, scene: Scene) -> Tensor:
         """Project, scan and mix."""
+        alone = self.causal and not scene.crosses and scene.documents is None
+        if self.piece is not None and alone and scene.x.shape[1] > self.piece:
+            carried = LayerMemory("pieces") if scene.memory is None else scene.memory
+            return torch.cat([self.act(part) for part in scene.pieces(self.piece, carried)], 1)
         q, memory = self.queries(scene.x), scene.memory
         if not scene.crosses or memory is None:
             return self.mix(self.look(q, *self.keys(scene.context), scene), scene)

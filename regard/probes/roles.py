@@ -106,8 +106,9 @@ class Local(OnPairs):
         return Window(self.width)
 
     def eligible(self, call: Call, part: Tensor) -> Tensor:
-        """Queries that could look farther away."""
-        return log_part(call, ~self.part(call)) > -torch.inf
+        """Queries that could look farther away: one key past the window is there to be met."""
+        past = [log_part(call, at_distance(way * self.width)) for way in (1, -1)]
+        return (past[0] > -torch.inf) | (past[1] > -torch.inf)
 
 
 @register("delimiter", groups=("roles",))

@@ -1,7 +1,7 @@
 """Recurrent layers see what flash-linear-attention's plain functions see, on the same projections.
 
 Those functions are read from their files: importing the package asks for a GPU's tools. The result
-of a run is kept in benchmarks/results/equal-to-fla.json.
+of a run is kept in benchmarks/equality/equal-to-fla.json.
 """
 
 import importlib.util

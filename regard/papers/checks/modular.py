@@ -19,7 +19,7 @@ from regard.papers.checks.recurrent import scene_of
 from regard.papers.checks.training import fit
 
 KEYS, VALUES, FILLERS, PAIRS = 8, 8, 2, 4
-STEPS = 300
+STEPS = 250
 
 
 @check("seqboat_sma")
