@@ -42,7 +42,9 @@ def test_vision_attention(bias, normed):
     for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.2)
     settings = {"bias": bias, "out_bias": True}
-    ours = with_weights_of(theirs, **settings, **({"qk_norm": torch.nn.LayerNorm} if normed else {}))
+    ours = with_weights_of(
+        theirs, **settings, **({"qk_norm": torch.nn.LayerNorm} if normed else {})
+    )
     x = torch.randn(2, N, DIM)
     assert torch.allclose(ours(x), theirs(x), atol=1e-5)
 
