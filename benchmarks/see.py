@@ -110,8 +110,7 @@ def main() -> None:
             lines.append(json.loads(said[-1]) if done.returncode == 0 and said else fallen)
             print(lines[-1], flush=True)
     if arguments.save:
-        rows = [{"case": f"{x['tokens']:,} tokens", "call": x.pop("what"), **x} for x in lines]
-        save(arguments.save, rows, bound_gib=BOUND_GIB)
+        save(arguments.save, [], facts=lines, bound_gib=BOUND_GIB)
 
 
 if __name__ == "__main__":

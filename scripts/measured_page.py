@@ -55,13 +55,15 @@ def section(path: Path) -> list[str]:
                 )
             continue
         lines += table(rows)
-    grown = said.get("settings", {}).get("growth")
-    if grown:
-        names = list(grown[0])
-        lines.append("\n**growth with the length**\n")
+    for title, name in (("growth with the length", "growth"), ("measured", "facts")):
+        grown = said.get("settings", {}).get(name)
+        if not grown:
+            continue
+        names = list(dict.fromkeys(key for row in grown for key in row))
+        lines.append(f"\n**{title}**\n")
         lines.append(f"| {' | '.join(names)} |")
         lines.append("|---" * len(names) + "|")
-        lines += [f"| {' | '.join(_said(row[name]) for name in names)} |" for row in grown]
+        lines += [f"| {' | '.join(_said(row.get(key)) for key in names)} |" for row in grown]
     return lines
 
 
