@@ -1,0 +1,188 @@
+"""The weights of a head: what makes its queries, keys and values, and what writes its output.
+
+Found by the names that modules of the field use, in any module with one linear layer each, or with
+a fused one. Grouped keys and values are given to each query head that reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.errors import CapabilityError, fail
+from regard.core.heads import expand_heads
+from regard.models.site import Site
+
+NAMES = {
+    "q": ("q_proj", "to_q", "query", "q_lin", "wq", "q"),
+    "k": ("k_proj", "to_k", "key", "k_lin", "wk", "k"),
+    "v": ("v_proj", "to_v", "value", "v_lin", "wv", "v"),
+    "o": ("o_proj", "out_proj", "to_out", "c_proj", "out_lin", "wo", "Wo", "o", "proj",
+          "dense"),  # fmt: skip
+}
+# Fused layers, and how their rows lie: q, k and v one after the other, or head by head.
+FUSED = {"c_attn": "parts", "qkv_proj": "parts", "qkv": "parts", "Wqkv": "parts",
+         "query_key_value": "heads"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """Weights of every query head of a site, in float32: q, k [h, D, d], v [h, D, e], o [h, e, D].
+
+    A head maps x [n, D] to queries x q + q_bias, and adds (A (x v + v_bias)) o to the residual, and
+    all of them together `o_bias`. What comes between, norms and rotations, is not in here.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    q_bias: Tensor | None = None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+
+    @property
+    def heads(self) -> int:
+        """How many query heads."""
+        return self.q.shape[0]
+
+    def qk(self, head: int) -> Tensor:
+        """What a pair of states scores, before scaling: W_Q W_K^T [D, D] of a head."""
+        return self.q[head] @ self.k[head].T
+
+    def ov(self, head: int) -> Tensor:
+        """What a state that is looked at adds: W_V W_O [D, D] of a head."""
+        return self.v[head] @ self.o[head]
+
+
+def head_weights(model: nn.Module, site: Site) -> HeadWeights:
+    """Give the weights of the heads of a site.
+
+    >>> import regard
+    >>> from regard.models.attach import hook_of
+    >>> model = regard.model(["gqa"], dim=32, heads=4, kv_heads=2, vocab=10)
+    >>> weights = head_weights(model, hook_of(model)[1][0])
+    >>> weights.q.shape, weights.ov(0).shape
+    (torch.Size([4, 32, 8]), torch.Size([32, 32]))
+    """
+    module = model.get_submodule(site.module)
+    found, biases = _parts(module, site)
+    out = _child(module, NAMES["o"]) or _beside(model, site.module)
+    if out is None:
+        _refuse(site, module, "an output layer")
+    h, g = site.heads or 1, site.kv_heads or site.heads or 1
+    q = _by_head(found["q"], h)
+    k, v = (expand_heads(_by_head(found[x], g)[None], h)[0] for x in "kv")
+    weight, o_bias = _matrix(out)
+    o = weight.view(h, -1, weight.shape[1])
+
+    def bias(name: str, heads: int) -> Tensor | None:
+        x = biases[name]
+        return None if x is None else expand_heads(x.view(1, heads, -1), h)[0]
+
+    return HeadWeights(q, k, v, o, bias("q", h), bias("k", g), bias("v", g), o_bias)
+
+
+def output_weights(model: nn.Module, site: Site) -> tuple[Tensor, Tensor | None]:
+    """What writes the heads' outputs: o [h, e, D], and its bias [D]."""
+    module = model.get_submodule(site.module)
+    out = _child(module, NAMES["o"]) or _beside(model, site.module)
+    if out is None:
+        _refuse(site, module, "an output layer")
+    weight, bias = _matrix(out)
+    return weight.view(site.heads or 1, -1, weight.shape[1]), bias
+
+
+def _parts(
+    module: nn.Module, site: Site
+) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """Matrices [D, heads * d] and biases of q, k and v."""
+    separate = {x: _child(module, NAMES[x]) for x in "qkv"}
+    if all(x is not None for x in separate.values()):
+        pairs = {x: _matrix(layer) for x, layer in separate.items()}
+        return {x: w for x, (w, _) in pairs.items()}, {x: b for x, (_, b) in pairs.items()}
+    for name, order in FUSED.items():
+        layer = _child(module, (name,))
+        if layer is None:
+            continue
+        weight, bias = _matrix(layer)
+        h, g = site.heads or 1, site.kv_heads or site.heads or 1
+        size = weight.shape[1] // (h + 2 * g)
+        if order == "heads" and g == h:
+            w = weight.view(len(weight), h, 3, size)
+            each = {x: w[:, :, i].flatten(1) for i, x in enumerate("qkv")}
+            some = None if bias is None else bias.view(h, 3, size)
+            return each, {
+                x: None if some is None else some[:, i].flatten() for i, x in enumerate("qkv")
+            }
+        if order == "heads":  # keys and values of each group follow its queries
+            w = weight.view(len(weight), g, h // g + 2, size)
+            each = {"q": w[:, :, :-2].flatten(1), "k": w[:, :, -2].flatten(1),
+                    "v": w[:, :, -1].flatten(1)}  # fmt: skip
+            if bias is None:
+                return each, dict.fromkeys("qkv")
+            b = bias.view(g, h // g + 2, size)
+            return each, {"q": b[:, :-2].flatten(), "k": b[:, -2].flatten(),
+                          "v": b[:, -1].flatten()}  # fmt: skip
+        sizes = [h * size, g * size, g * size]
+        biases = [None] * 3 if bias is None else list(bias.split(sizes))
+        return dict(zip("qkv", weight.split(sizes, 1), strict=True)), dict(
+            zip("qkv", biases, strict=True)
+        )
+    return _refuse(site, module, "layers that make q, k and v")
+
+
+def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """A linear layer by one of its usual names."""
+    for name in names:
+        found = getattr(module, name, None)
+        if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
+            found = found[0]  # diffusers keeps dropout beside it
+        if isinstance(found, nn.Module) and isinstance(getattr(found, "weight", None), Tensor):
+            return found
+    return None
+
+
+def _beside(model: nn.Module, path: str) -> nn.Module | None:
+    """The output layer of models that keep it beside the attention (BERT, ViT)."""
+    parent = model.get_submodule(path.rpartition(".")[0])
+    for name in ("output", "out"):
+        inside = getattr(parent, name, None)
+        if isinstance(inside, nn.Module):
+            return _child(inside, ("dense",))
+    return None
+
+
+def _matrix(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The matrix [in, out] that x is multiplied by from the left, and the bias."""
+    weight: Any = layer.weight.detach().float()
+    if type(layer).__name__ != "Conv1D":  # transformers' own is [in, out] already
+        weight = weight.T
+    bias = getattr(layer, "bias", None)
+    return weight, None if bias is None else bias.detach().float()
+
+
+def _by_head(weight: Tensor, heads: int) -> Tensor:
+    """[D, heads * d] as [heads, D, d]."""
+    return weight.view(len(weight), heads, -1).transpose(0, 1)
+
+
+def _refuse(site: Site, module: nn.Module, what: str) -> Any:
+    children = ", ".join(name for name, _ in module.named_children()) or "nothing"
+    return fail(
+        CapabilityError, site.module, f"a {type(module).__name__} of {children}",
+        f"{what}, under a name of {', '.join(sorted({*NAMES['q'], *NAMES['o'], *FUSED}))}",
+        "this module's weights cannot be read head by head",
+    )  # fmt: skip
+
+
+def named_sites(model: nn.Module, sites: Any) -> list[tuple[Site, HeadWeights]]:
+    """The weights of every self-attention of a model."""
+    return [(site, head_weights(model, site)) for site in sites if site.kind == "self"]
+
+
+__all__ = ["HeadWeights", "head_weights", "named_sites", "output_weights"]
