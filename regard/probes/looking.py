@@ -83,6 +83,17 @@ class Look:
                 self.interrupted = True
         return stage
 
+    def _weights(self, probes: Sequence[Probe]) -> None:
+        """These read weights when they are attached, and need no forward."""
+        for probe in probes:
+            try:
+                with attach(self.model, probe, check=False):
+                    pass
+            except CapabilityError as error:
+                if probe.named:
+                    raise
+                self._skip([probe], str(error.got))
+
     def _repeated(self, probes: Sequence[Probe]) -> None:
         config = getattr(self.model, "config", None)
         vocabulary = getattr(config, "vocab_size", None)

@@ -10,7 +10,8 @@ from typing import Any
 from regard.core.errors import RuleError, fail, shape_of
 from regard.probes.base import Probe
 
-MODULES = ("roles", "sinks", "shape", "importance", "spans", "rhythm", "logits")
+MODULES = ("roles", "sinks", "shape", "importance", "spans", "rhythm", "logits",
+           "parameters")  # fmt: skip
 _probes: dict[str, type[Probe]] = {}
 _groups: dict[str, list[str]] = {}
 

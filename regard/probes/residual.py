@@ -109,7 +109,7 @@ class Stream(Stage):
 
     def begin(self, model: Any, sites: Any) -> None:
         """Hang hooks on blocks, norms and the unembedding."""
-        self.head = _unembedding(model)
+        self.head = unembedding_of(model)
         self.layers = layers_of(model, sites)
         for layer in self.layers:
             site = layer.site
@@ -239,7 +239,7 @@ def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
     return found
 
 
-def _unembedding(model: Any) -> nn.Module:
+def unembedding_of(model: Any) -> nn.Module:
     make = getattr(model, "get_output_embeddings", None)
     found = make() if callable(make) else None
     if found is None:
@@ -261,4 +261,4 @@ def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
     return stream
 
 
-__all__ = ["FrozenNorm", "Layer", "Stream", "layers_of", "watched"]
+__all__ = ["FrozenNorm", "Layer", "Stream", "layers_of", "unembedding_of", "watched"]
