@@ -11,7 +11,7 @@ from regard.core.errors import RuleError, fail, shape_of
 from regard.probes.base import Probe
 
 MODULES = ("roles", "sinks", "shape", "importance", "spans", "rhythm", "logits",
-           "parameters")  # fmt: skip
+           "parameters", "positions", "rank")  # fmt: skip
 _probes: dict[str, type[Probe]] = {}
 _groups: dict[str, list[str]] = {}
 
