@@ -7,9 +7,8 @@ a fused one. Grouped keys and values are given to each query head that reads the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from regard.core.errors import CapabilityError, fail
@@ -20,8 +19,7 @@ NAMES = {
     "q": ("q_proj", "to_q", "query", "q_lin", "wq", "q"),
     "k": ("k_proj", "to_k", "key", "k_lin", "wk", "k"),
     "v": ("v_proj", "to_v", "value", "v_lin", "wv", "v"),
-    "o": ("o_proj", "out_proj", "to_out", "c_proj", "out_lin", "wo", "Wo", "o", "proj",
-          "dense"),  # fmt: skip
+    "o": ("o_proj", "out_proj", "to_out", "c_proj", "out_lin", "wo", "Wo", "o", "proj", "dense"),
 }
 # Fused layers, and how their rows lie: q, k and v one after the other, or head by head.
 FUSED = {"c_attn": "parts", "qkv_proj": "parts", "qkv": "parts", "Wqkv": "parts",
@@ -70,21 +68,18 @@ def head_weights(model: nn.Module, site: Site) -> HeadWeights:
     (torch.Size([4, 32, 8]), torch.Size([32, 32]))
     """
     module = model.get_submodule(site.module)
-    found, biases = _parts(module, site)
-    out = _child(module, NAMES["o"]) or _beside(model, site.module)
-    if out is None:
-        _refuse(site, module, "an output layer")
     h, g = site.heads or 1, site.kv_heads or site.heads or 1
-    q = _by_head(found["q"], h)
-    k, v = (expand_heads(_by_head(found[x], g)[None], h)[0] for x in "kv")
-    weight, o_bias = _matrix(out)
-    o = weight.view(h, -1, weight.shape[1])
-
-    def bias(name: str, heads: int) -> Tensor | None:
-        x = biases[name]
-        return None if x is None else expand_heads(x.view(1, heads, -1), h)[0]
-
-    return HeadWeights(q, k, v, o, bias("q", h), bias("k", g), bias("v", g), o_bias)
+    made = _separate(module) or _fused(module, h, g)
+    if made is None:
+        _refuse(site, module, "layers that make q, k and v")
+    weights, biases = {}, {}
+    for part, (weight, bias) in made.items():
+        heads = h if part == "q" else g
+        weights[part] = expand_heads(_by_head(weight, heads)[None], h)[0]
+        biases[part] = None if bias is None else expand_heads(bias.view(1, heads, -1), h)[0]
+    o, o_bias = output_weights(model, site)
+    parts = (weights["q"], weights["k"], weights["v"], o)
+    return HeadWeights(*parts, biases["q"], biases["k"], biases["v"], o_bias)
 
 
 def output_weights(model: nn.Module, site: Site) -> tuple[Tensor, Tensor | None]:
@@ -97,43 +92,38 @@ def output_weights(model: nn.Module, site: Site) -> tuple[Tensor, Tensor | None]
     return weight.view(site.heads or 1, -1, weight.shape[1]), bias
 
 
-def _parts(
-    module: nn.Module, site: Site
-) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Matrices [D, heads * d] and biases of q, k and v."""
-    separate = {x: _child(module, NAMES[x]) for x in "qkv"}
-    if all(x is not None for x in separate.values()):
-        pairs = {x: _matrix(layer) for x, layer in separate.items()}
-        return {x: w for x, (w, _) in pairs.items()}, {x: b for x, (_, b) in pairs.items()}
+# A matrix [D, heads * size], and a bias [heads * size].
+Made = dict[str, tuple[Tensor, Tensor | None]]
+
+
+def _separate(module: nn.Module) -> Made | None:
+    """Layers of their own for q, k and v."""
+    layers = {x: _child(module, NAMES[x]) for x in "qkv"}
+    found = {x: _matrix(layer) for x, layer in layers.items() if layer is not None}
+    return found if len(found) == 3 else None
+
+
+def _fused(module: nn.Module, h: int, g: int) -> Made | None:
+    """One layer for all three."""
     for name, order in FUSED.items():
         layer = _child(module, (name,))
         if layer is None:
             continue
         weight, bias = _matrix(layer)
-        h, g = site.heads or 1, site.kv_heads or site.heads or 1
-        size = weight.shape[1] // (h + 2 * g)
-        if order == "heads" and g == h:
-            w = weight.view(len(weight), h, 3, size)
-            each = {x: w[:, :, i].flatten(1) for i, x in enumerate("qkv")}
-            some = None if bias is None else bias.view(h, 3, size)
-            return each, {
-                x: None if some is None else some[:, i].flatten() for i, x in enumerate("qkv")
-            }
-        if order == "heads":  # keys and values of each group follow its queries
-            w = weight.view(len(weight), g, h // g + 2, size)
-            each = {"q": w[:, :, :-2].flatten(1), "k": w[:, :, -2].flatten(1),
-                    "v": w[:, :, -1].flatten(1)}  # fmt: skip
-            if bias is None:
-                return each, dict.fromkeys("qkv")
-            b = bias.view(g, h // g + 2, size)
-            return each, {"q": b[:, :-2].flatten(), "k": b[:, -2].flatten(),
-                          "v": b[:, -1].flatten()}  # fmt: skip
-        sizes = [h * size, g * size, g * size]
-        biases = [None] * 3 if bias is None else list(bias.split(sizes))
-        return dict(zip("qkv", weight.split(sizes, 1), strict=True)), dict(
-            zip("qkv", biases, strict=True)
-        )
-    return _refuse(site, module, "layers that make q, k and v")
+        rows = _cut(weight, order, h, g)
+        biases = [None] * 3 if bias is None else [x[0] for x in _cut(bias[None], order, h, g)]
+        return {x: (w, b) for x, w, b in zip("qkv", rows, biases, strict=True)}
+    return None
+
+
+def _cut(x: Tensor, order: str, h: int, g: int) -> list[Tensor]:
+    """Cut [rows, (h + 2 g) * size] into q, k and v [rows, heads * size]."""
+    size = x.shape[1] // (h + 2 * g)
+    if order == "parts":
+        return list(x.split([h * size, g * size, g * size], 1))
+    # Head by head: the queries of a group, then its key and its value.
+    each = x.view(len(x), g, h // g + 2, size)
+    return [each[:, :, :-2].flatten(1), each[:, :, -2].flatten(1), each[:, :, -1].flatten(1)]
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -159,10 +149,11 @@ def _beside(model: nn.Module, path: str) -> nn.Module | None:
 
 def _matrix(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The matrix [in, out] that x is multiplied by from the left, and the bias."""
-    weight: Any = layer.weight.detach().float()
+    own: Any = layer.weight
+    bias: Any = getattr(layer, "bias", None)
+    weight = own.detach().float()
     if type(layer).__name__ != "Conv1D":  # transformers' own is [in, out] already
         weight = weight.T
-    bias = getattr(layer, "bias", None)
     return weight, None if bias is None else bias.detach().float()
 
 
@@ -171,9 +162,9 @@ def _by_head(weight: Tensor, heads: int) -> Tensor:
     return weight.view(len(weight), heads, -1).transpose(0, 1)
 
 
-def _refuse(site: Site, module: nn.Module, what: str) -> Any:
+def _refuse(site: Site, module: nn.Module, what: str) -> NoReturn:
     children = ", ".join(name for name, _ in module.named_children()) or "nothing"
-    return fail(
+    fail(
         CapabilityError, site.module, f"a {type(module).__name__} of {children}",
         f"{what}, under a name of {', '.join(sorted({*NAMES['q'], *NAMES['o'], *FUSED}))}",
         "this module's weights cannot be read head by head",

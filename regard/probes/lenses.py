@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +37,9 @@ class Lenses:
     loss: dict[tuple[Site, int], float]
     curve: dict[tuple[Site, int], list[float]] = field(default_factory=dict, repr=False)
 
-    def read(self, stream: Stream, head: tuple[Site, int], row: int = -1, top: int = 5) -> list[int]:
+    def read(
+        self, stream: Stream, head: tuple[Site, int], row: int = -1, top: int = 5
+    ) -> list[int]:
         """The tokens a head says at a row, by its lens."""
         said = stream.heads(head[0])[0, head[1], row]
         with torch.no_grad():
@@ -79,12 +80,13 @@ def train_lenses(
     for ids in many:
         stream = watched(model, ids, limit=ids.shape[1])
         weight, bias = stream.unembedding
-        assert stream.norm is not None and stream.final is not None
+        assert stream.norm is not None
+        assert stream.final is not None
         with torch.no_grad():
             logits = F.linear(stream.norm(stream.final).float(), weight, bias)
         wanted.append(logits.log_softmax(-1).flatten(0, 1))
-        for site, head in heads:
-            said[site, head].append(stream.heads(site)[:, head].flatten(0, 1))
+        for site, number in heads:
+            said[site, number].append(stream.heads(site)[:, number].flatten(0, 1))
     target = torch.cat(wanted)
     found = Lenses({}, {})
     for done, head in enumerate(heads, start=1):

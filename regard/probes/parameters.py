@@ -37,7 +37,7 @@ class Vocabulary:
     def of(cls, model: Any) -> Vocabulary:
         """Find embedding, unembedding, and the norm of the first layer."""
         make = getattr(model, "get_input_embeddings", None)
-        table = make() if callable(make) else getattr(model, "embedding", None)
+        table: Any = make() if callable(make) else getattr(model, "embedding", None)
         if not isinstance(getattr(table, "weight", None), Tensor):
             fail(
                 CapabilityError, "model", f"{type(model).__name__}, which embeds no tokens",
@@ -112,7 +112,7 @@ class Copying(OfWeights):
         for tokens, logits in token_maps(words, weights):
             own = logits.gather(2, tokens[None, :, None].expand(weights.heads, -1, 1))
             if self.definition == "top5":
-                hits += ((logits > own).sum(2) < 5).sum(1)
+                hits += (place(logits, own) < 5).sum(1)
             else:
                 hits += (own[..., 0] > logits.mean(2)).sum(1)
         return hits / len(words.read)
@@ -133,7 +133,7 @@ class Suppression(OfWeights):
         words, hits = Vocabulary.of(model), torch.zeros(weights.heads)
         for tokens, logits in token_maps(words, weights):
             own = logits.gather(2, tokens[None, :, None].expand(weights.heads, -1, 1))
-            hits += ((logits < own).sum(2) < 5).sum(1)
+            hits += (place(-logits, -own) < 5).sum(1)
         return hits / len(words.read)
 
 
@@ -180,11 +180,11 @@ class Relation(OfWeights):
             )  # fmt: skip
         sign = 1.0 if self.definition == "promotes" else -1.0
         hits = torch.zeros(weights.heads)
-        for place in range(0, len(self.pairs), TOKENS):
-            some = self.pairs[place : place + TOKENS]
+        for start in range(0, len(self.pairs), TOKENS):
+            some = self.pairs[start : start + TOKENS]
             logits = sign * written(words, weights, some[:, 0])  # [h, pairs, V]
             own = logits.gather(2, some[None, :, 1:].expand(weights.heads, -1, 1))
-            hits += ((logits > own).sum(2) < self.k).sum(1)
+            hits += (place(logits, own) < self.k).sum(1)
         return hits / len(self.pairs)
 
 
@@ -218,6 +218,12 @@ def balance(matrices: Tensor) -> Tensor:
     """Sum of eigenvalues over the sum of their sizes, in [-1, 1]; matrices [h, e, e]."""
     values = torch.linalg.eigvals(matrices.double())
     return (values.sum(-1).real / values.abs().sum(-1).clamp(min=1e-30)).float()
+
+
+def place(logits: Tensor, own: Tensor) -> Tensor:
+    """How many others are as large as one's own logit, or larger: 0 is the first of all."""
+    found: Tensor = (logits >= own).sum(2) - 1
+    return found
 
 
 def written(words: Vocabulary, weights: HeadWeights, tokens: Tensor) -> Tensor:
@@ -307,8 +313,8 @@ def composition(
             if baseline:
                 chance = torch.zeros((), dtype=torch.float64)
                 for _ in range(baseline):
-                    noise = [torch.randn(x.shape, generator=generator)
-                             for x in (writer.v[:1], writer.o[:1], left[:1], right[:1])]  # fmt: skip
+                    shapes = [x[:1].shape for x in (writer.v, writer.o, left, right)]
+                    noise = [torch.randn(shape, generator=generator) for shape in shapes]
                     chance += _composed(*noise)[0, 0] / baseline
                 score = score - chance
             values[start:stop, column : column + reader.heads] = score
@@ -359,6 +365,6 @@ def singular(weights: HeadWeights, head: int, of: str = "qk") -> tuple[Tensor, T
 
 __all__ = [
     "Composition", "Copying", "OfWeights", "Operation", "Relation", "Suppression", "Vocabulary",
-    "balance", "composition", "salient", "singular", "standardized", "successors",
+    "balance", "composition", "place", "salient", "singular", "standardized", "successors",
     "token_maps", "written",
 ]  # fmt: skip

@@ -69,8 +69,7 @@ class Patched(Stage):
         part: str = "out", tokens: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if part not in PARTS:
-            fail(RuleError, "part", repr(part), f"one of {PARTS}", "name what is patched")
+        _need_part(part, PARTS)
         self.values, self.heads, self.part = values, heads, part
         self.tokens = None if tokens is None else list(tokens)
 
@@ -139,6 +138,7 @@ def activation_patching(
 
     (m - m_corrupt) / (m_clean - m_corrupt): 1 brings all back. One forward for each head.
     """
+    _need_part(part, PARTS)
     with quiet(model):
         record, m_clean = recorded(model, clean, metric)
         _, m_corrupt = recorded(model, corrupt, metric)
@@ -232,8 +232,7 @@ def path_patching(
     logits, and step 2 is all. The score is (m - m_clean) / (m_clean - m_corrupt): -1 takes all.
     With `freeze_mlp` the MLPs stay at their clean outputs too, so that paths are direct.
     """
-    if part not in PARTS[1:]:
-        fail(RuleError, "part", repr(part), "'q', 'k' or 'v'", "name what the receivers read")
+    _need_part(part, PARTS[1:])
     with quiet(model):
         blocks = layers_of(model, hook_of(model)[1])
         mlps = [m for layer in blocks for m in layer.rest] if freeze_mlp else []
@@ -283,7 +282,7 @@ def _through(
         return float(metric(_run(model, clean)))
 
 
-class _hooks:  # noqa: N801 - used as a function
+class _hooks:
     """Hang one function on modules' outputs in a `with`."""
 
     def __init__(self, modules: Sequence[nn.Module], fn: Callable[[nn.Module, Any], Any]) -> None:
@@ -332,6 +331,11 @@ def in_circuit(scores: Scores, share: float = 0.02) -> list[Head]:
     count = max(1, round(share * len(heads)))
     ranked = sorted(heads, key=lambda h: -abs(h.value))[:count]
     return [(h.site, h.head) for h in ranked]
+
+
+def _need_part(part: str, known: Sequence[str]) -> None:
+    if part not in known:
+        fail(RuleError, "part", repr(part), f"one of {', '.join(known)}", "name what is patched")
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:

@@ -34,9 +34,7 @@ class Streaming(OnPairs):
     def __init__(self, sinks: int = 4, recent: int = 64, where: Any = None) -> None:
         super().__init__(where)
         if sinks < 1 or recent < 1:
-            fail(
-                ValueRangeError, "sinks, recent", (sinks, recent), "at least 1 each", "take 4, 64"
-            )
+            fail(ValueRangeError, "sinks, recent", (sinks, recent), "at least 1 each", "take 4, 64")
         self.sinks, self.recent = sinks, recent
 
     def part(self, call: Call) -> Support:
@@ -137,7 +135,7 @@ def ranks(x: Tensor) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of columns of x [n, p] with one column y [n, 1]: [1, p]; 0 where x is constant."""
+    """Correlation of columns of x [n, p] with a column y [n, 1]: [1, p]; 0 where x is constant."""
     x, y = x - x.mean(0), y - y.mean(0)
     size = (x.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-30)
     found: Tensor = (x * y).sum(0) / size

@@ -16,7 +16,7 @@ from regard.probes.registry import register
 
 @register("rank", groups=("shape",))
 class EffectiveRank(Probe):
-    """The effective rank of a head's weights: exp of the entropy of its singular values, shared out.
+    """The effective rank of a head's weights: exp of the entropy of its singular values' shares.
 
     Read from a sketch A G with `sketch` random columns, one attention with G as values: exact for
     inputs of at most so many tokens, and of a map of larger rank at most `sketch`. Uniform

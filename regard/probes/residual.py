@@ -240,6 +240,7 @@ def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
 
 
 def unembedding_of(model: Any) -> nn.Module:
+    """Find the layer that turns final states into logits."""
     make = getattr(model, "get_output_embeddings", None)
     found = make() if callable(make) else None
     if found is None:

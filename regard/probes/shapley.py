@@ -35,7 +35,9 @@ class Shapley:
 
     def negative(self) -> list[int]:
         """Players whose interval lies below 0: without them the metric does not fall."""
-        return [i for i, (x, b) in enumerate(zip(self.values, self.bound, strict=True)) if x + b < 0]
+        return [
+            i for i, (x, b) in enumerate(zip(self.values, self.bound, strict=True)) if x + b < 0
+        ]
 
     def scores(self) -> Scores:
         """As scores of heads."""
@@ -91,9 +93,10 @@ def sampled(
         order = torch.randperm(players, generator=generator).tolist()
         for place, player in enumerate(order):
             left.discard(player)
-            if settled[player] and place + 1 < players:
-                # Its drop is known; a later one is measured from here.
-                now = value(frozenset(left)) if not settled[order[place + 1]] else now
+            if settled[player]:
+                # Its drop is known; that of the next is measured from here.
+                following = order[place + 1] if left else player
+                now = now if settled[following] else value(frozenset(left))
                 continue
             after = value(frozenset(left))
             drop, now = now - after, after
@@ -131,12 +134,12 @@ def exact(value: Value, players: int) -> Tensor:
     for size in range(players + 1):
         for some in itertools.combinations(range(players), size):
             known[frozenset(some)] = value(frozenset(some))
-    for some, worth in known.items():
+    for inside, worth in known.items():
         for player in range(players):
-            if player in some:
+            if player in inside:
                 continue
-            share = 1 / (players * math.comb(players - 1, len(some)))
-            values[player] += share * (known[some | {player}] - worth)
+            share = 1 / (players * math.comb(players - 1, len(inside)))
+            values[player] += share * (known[inside | {player}] - worth)
     return values
 
 

@@ -81,9 +81,9 @@ class Distances:
 class HeadMaps(Stage):
     """Keep calls, so that heads of all layers can be compared row by row; linear in tokens.
 
-        with regard.attach(model, maps := HeadMaps()):
-            model(ids)
-        maps.distances().nearest()
+    with regard.attach(model, maps := HeadMaps()):
+        model(ids)
+    maps.distances().nearest()
     """
 
     def __init__(self, where: Any = None, *, rows: int = 512) -> None:
@@ -235,10 +235,10 @@ def joint_embedding(
     some_q = q[torch.linspace(0, len(q) - 1, min(len(q), sample)).long()]
     some_k = moved[torch.linspace(0, len(k) - 1, min(len(k), sample)).long()]
     dots = _ranks((some_q @ some_k.T).flatten())
-    fits = [
-        float(torch.corrcoef(torch.stack([dots, _ranks(-torch.cdist(c * some_q, some_k / c).flatten())]))[0, 1])
-        for c in tried
-    ]  # fmt: skip
+    fits = []
+    for c in tried:
+        near = _ranks(-torch.cdist(c * some_q, some_k / c).flatten())
+        fits.append(float(torch.corrcoef(torch.stack([dots, near]))[0, 1]))
     best = tried[max(range(len(tried)), key=lambda i: (fits[i], tried[i] == 1.0))]
     return Joint(best * q, moved / best, best, shift)
 

@@ -22,7 +22,7 @@ from regard.models.attach import attach
 from regard.models.projections import HeadWeights, head_weights
 from regard.models.site import Site
 from regard.models.stage import Stage
-from regard.probes.residual import Stream
+from regard.probes.residual import FrozenNorm, Stream
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,22 @@ def _turned(
     w = getattr(weights, part)[head].double()
     bias = getattr(weights, f"{part}_bias")
     plain = x @ w if bias is None else x @ w + bias[head].double()
-    if torch.allclose(plain, found, atol=1e-3, rtol=1e-3):
+    moved = ((plain - found).abs() > 1e-3 * (1 + found.abs())).nonzero()
+    if not len(moved):
         return w
-    for halves in (True, False):
-        a, b = (_complex(y, halves) for y in (plain, found))
-        ratio = b / torch.where(a.abs() > 1e-12, a, torch.ones_like(a))
-        if torch.allclose(ratio.abs(), torch.ones_like(ratio.abs()), atol=1e-2):
-            turned = _complex(w, halves) * (ratio / ratio.abs())
-            return _real(turned, halves)
+    # Some models turn the first features alone.
+    turned = int(moved[-1]) // 2 * 2 + 2
+    for size in range(turned, w.shape[-1] + 1, 2):
+        for halves in (True, False):
+            a, b = (_complex(y[..., :size], halves) for y in (plain, found))
+            ratio = b / torch.where(a.abs() > 1e-12, a, torch.ones_like(a))
+            if torch.allclose(ratio.abs(), torch.ones_like(ratio.abs()), atol=1e-2):
+                new = _real(_complex(w[..., :size], halves) * (ratio / ratio.abs()), halves)
+                return torch.cat([new, w[..., size:]], -1)
     return fail(
-        CapabilityError, site.module, f"{part} that are more than a rotation of x W_{part.upper()}",
+        CapabilityError,
+        site.module,
+        f"{part} that are more than a rotation of x W_{part.upper()}",
         "queries and keys that are linear in the state, rotated or not",
         "models that norm queries and keys cannot be taken apart this way",
     )
@@ -177,6 +183,7 @@ def _real(x: Tensor, halves: bool) -> Tensor:
     return torch.cat([x.real, x.imag], -1) if halves else torch.view_as_real(x).flatten(-2)
 
 
+@torch.no_grad()
 def sources(
     seen: Watch, found: Signal, *, at: str = "key", row: int = 0
 ) -> list[tuple[str, float]]:
@@ -189,13 +196,11 @@ def sources(
     read = found.read_at_key if at == "key" else found.read_at_query
     given, state = seen.given[found.site], seen.entered[found.site].double()
     # The norm before this attention as a linear map at this token: gains times one scale.
-    from regard.probes.residual import FrozenNorm
-
     norm = _norm_before(seen, found.site)
     frozen = FrozenNorm.at(norm, state[row : row + 1, token].float())
 
     def through(part: Tensor) -> Tensor:
-        return read(frozen(part.float()[None])[0]).detach()
+        return read(frozen(part.float()[None])[0])
 
     parts = [("embedding", float(through(seen.embedding[row, token])))]
     constant = given[row, token] - frozen(state[row : row + 1, token].float())[0].double()
@@ -208,7 +213,9 @@ def sources(
             (f"L{layer.site.layer}H{h}", float(through(said[h]))) for h in range(said.shape[0])
         ]
         parts.append((f"L{layer.site.layer} bias", float(through(seen.bias(layer.site)))))
-        parts.append((f"L{layer.site.layer} MLP", float(through(seen.rest(layer.site)[row, token]))))
+        parts.append(
+            (f"L{layer.site.layer} MLP", float(through(seen.rest(layer.site)[row, token])))
+        )
     return sorted(parts, key=lambda part: -part[1])
 
 
@@ -223,8 +230,11 @@ def _norm_before(seen: Watch, site: Site) -> Any:
             if made.shape == given.shape and torch.allclose(made, given, atol=1e-2, rtol=1e-2):
                 return lambda x, m=module: m(x.to(next(m.parameters()).dtype)).float()
     return fail(
-        CapabilityError, site.module, "an attention that no norm of its block feeds",
-        "norm first, then attention", "models that norm afterwards cannot be traced this way",
+        CapabilityError,
+        site.module,
+        "an attention that no norm of its block feeds",
+        "norm first, then attention",
+        "models that norm afterwards cannot be traced this way",
     )
 
 
@@ -235,7 +245,7 @@ class Silenced(Stage):
         super().__init__()
         self.site, self.head = site, head
         # In the head's own space: o^T d are the directions it can see.
-        basis = torch.linalg.qr((written[head].double() @ directions.double())).Q
+        basis = torch.linalg.qr(written[head].double() @ directions.double()).Q
         self.basis = basis
 
     def after(self, call: Call, partial: Partial) -> Partial:

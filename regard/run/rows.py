@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
 
