@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import CapabilityError, fail
 from regard.core.heads import expand_heads
+from regard.core.partial import wide
 from regard.models.site import Site
 
 NAMES = {
@@ -28,7 +29,7 @@ FUSED = {"c_attn": "parts", "qkv_proj": "parts", "qkv": "parts", "Wqkv": "parts"
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """Weights of every query head of a site, in float32: q, k [h, D, d], v [h, D, e], o [h, e, D].
+    """Weights of every query head of a site, float32 or wider: q, k [h, D, d], v [h, D, e], o [h, e, D].
 
     A head maps x [n, D] to queries x q + q_bias, and adds (A (x v + v_bias)) o to the residual, and
     all of them together `o_bias`. What comes between, norms and rotations, is not in here.
@@ -151,10 +152,10 @@ def _matrix(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The matrix [in, out] that x is multiplied by from the left, and the bias."""
     own: Any = layer.weight
     bias: Any = getattr(layer, "bias", None)
-    weight = own.detach().float()
+    weight = own.detach().to(wide(own.dtype))
     if type(layer).__name__ != "Conv1D":  # transformers' own is [in, out] already
         weight = weight.T
-    return weight, None if bias is None else bias.detach().float()
+    return weight, None if bias is None else bias.detach().to(wide(own.dtype))
 
 
 def _by_head(weight: Tensor, heads: int) -> Tensor:

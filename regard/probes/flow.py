@@ -136,6 +136,12 @@ def flow(calls: Sequence[Call], position: int = -1, limit: int = FLOW_TOKENS) ->
     Edges from (l, i) to (l - 1, j) can carry (A_l + I)[i, j] / 2. One maximal flow for each token,
     so few tokens: the whole is exact, by networkx.
     """
+    found = maximal_flows(calls, position, limit)
+    return found / found.sum(1, keepdim=True)
+
+
+def maximal_flows(calls: Sequence[Call], position: int = -1, limit: int = FLOW_TOKENS) -> Tensor:
+    """The same, not shared out: the value of each maximal flow [b, n]."""
     networkx = need("networkx", "see", "finds maximal flows")
     n = calls[0].n
     if n > limit:
@@ -157,7 +163,7 @@ def flow(calls: Sequence[Call], position: int = -1, limit: int = FLOW_TOKENS) ->
             if (0, j) in graph:
                 top = (len(calls), start)
                 found[b, j] = networkx.maximum_flow_value(graph, top, (0, j))
-    return found / found.sum(1, keepdim=True)
+    return found
 
 
 def by_gradient(calls: Sequence[Call], grads: Sequence[Tensor], position: int = -1) -> Tensor:
@@ -302,6 +308,6 @@ def _need_one_length(calls: Sequence[Call]) -> None:
 
 
 __all__ = [
-    "BY", "Kept", "Relevance", "by_gradient", "flow", "given", "last_attention",
+    "BY", "Kept", "Relevance", "by_gradient", "flow", "given", "last_attention", "maximal_flows",
     "relevance", "rollout", "row_sums", "value_norm",
 ]  # fmt: skip

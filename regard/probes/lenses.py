@@ -13,7 +13,7 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.models.site import Site
 from regard.probes.looking import Progress
-from regard.probes.residual import Stream, watched
+from regard.probes.residual import Stream, precise, watched
 
 
 class Lens(nn.Module):
@@ -83,7 +83,7 @@ def train_lenses(
         assert stream.norm is not None
         assert stream.final is not None
         with torch.no_grad():
-            logits = F.linear(stream.norm(stream.final).float(), weight, bias)
+            logits = F.linear(precise(stream.norm(stream.final)), weight, bias)
         wanted.append(logits.log_softmax(-1).flatten(0, 1))
         for site, number in heads:
             said[site, number].append(stream.heads(site)[:, number].flatten(0, 1))

@@ -18,7 +18,7 @@ from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
 from regard.probes.registry import register
-from regard.probes.residual import Stream
+from regard.probes.residual import Stream, precise
 from regard.probes.scores import Scores
 from regard.run.rows import rows_of
 
@@ -88,7 +88,7 @@ def logit_parts(
     for layer in stream.layers:
         site = layer.site
         by_head = torch.einsum("hed,bd->bhe", stream.written[site][0], aim)
-        heads[site] = (stream.outs[site][:, :, row].float() * by_head).sum(-1)
+        heads[site] = (precise(stream.outs[site][:, :, row]) * by_head).sum(-1)
         biases[site] = aim @ stream.bias(site)
         rest[site] = (stream.rest(site)[:, row] * aim).sum(-1)
     embedding = (stream.embedding[:, row] * aim).sum(-1)
@@ -146,7 +146,7 @@ class LogitAttribution(Probe):
             site = layer.site
             self.stream.rest(site)  # says so where heads are not added as they are
             by_head = torch.einsum("hed,bnd->bhne", self.stream.written[site][0], aim)
-            added = (self.stream.outs[site][:, :, :n].float() * by_head).sum(-1)
+            added = (precise(self.stream.outs[site][:, :, :n]) * by_head).sum(-1)
             self.tally.add(site, added, count[:, None].to(added.device))
 
 
@@ -184,7 +184,7 @@ class TokenLens(Stage):
         keep = torch.zeros(call.m, 1, dtype=call.v.dtype, device=call.v.device)
         keep[self.tokens] = 1.0
         one = rows_of(call.replace(v=call.v * keep), slice(row, row + 1))
-        out = attended(one)[:, :, 0].float()
+        out = precise(attended(one)[:, :, 0])
         self.stream.after(call, partial)
         weight = self.stream.written[call.site][0]
         self.said[call.site] = torch.einsum("bhe,hed->bhd", out, weight).detach()
@@ -201,7 +201,7 @@ class TokenLens(Stage):
         assert self.stream.norm is not None
         with torch.no_grad():
             own: Tensor = self.stream.norm(brought)
-        return own.float() @ weight.T
+        return precise(own) @ weight.T
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def internal_consistency(
     assert stream.norm is not None
     states = [stream.left[layer.site][:, row] for layer in stream.layers]
     with torch.no_grad():
-        normed = torch.stack([stream.norm(x).float() for x in states], 1)  # [b, L, D]
+        normed = torch.stack([precise(stream.norm(x)) for x in states], 1)  # [b, L, D]
     logits = normed @ weight[list(options)].T
     if bias is not None:
         logits = logits + bias[list(options)]

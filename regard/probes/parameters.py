@@ -19,7 +19,7 @@ from regard.models.projections import HeadWeights, named_sites
 from regard.models.site import Site, Sites
 from regard.probes.base import Probe
 from regard.probes.registry import register
-from regard.probes.residual import unembedding_of
+from regard.probes.residual import precise, unembedding_of
 from regard.probes.scores import Scores
 
 TOKENS = 512  # of one product with the vocabulary
@@ -44,7 +44,7 @@ class Vocabulary:
                 "a language model", "pass a model of tokens, with its head",
             )  # fmt: skip
         write: Any = unembedding_of(model).weight
-        return cls(table.weight.detach().float(), write.detach().float(), standardized)
+        return cls(precise(table.weight), precise(write), standardized)
 
 
 def standardized(x: Tensor) -> Tensor:

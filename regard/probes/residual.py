@@ -16,11 +16,16 @@ from torch import Tensor, nn
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail
-from regard.core.partial import Partial
+from regard.core.partial import Partial, wide
 from regard.models.attach import attach, hook_of
 from regard.models.projections import output_weights
 from regard.models.site import Site
 from regard.models.stage import Stage
+
+
+def precise(x: Tensor) -> Tensor:
+    """The values alone, in float32 or wider."""
+    return x.detach().to(wide(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,13 @@ class FrozenNorm:
     @classmethod
     def at(cls, norm: Callable[[Tensor], Tensor], x: Tensor) -> FrozenNorm:
         """Read the map off the norm itself: any RMS or layer norm, whatever its names are."""
-        x = x.float()
-        y, bias = norm(x).float(), norm(torch.zeros_like(x)).float()
-        centered = bool(torch.allclose(norm(x + 3.0).float(), y, atol=1e-3, rtol=1e-3))
+        y, bias = precise(norm(x)), precise(norm(torch.zeros_like(x)))
+        centered = bool(torch.allclose(precise(norm(x + 3.0)), y, atol=1e-3, rtol=1e-3))
         # Of mean 0 and square 1, so that a norm gives its gains.
-        signs = torch.ones(x.shape[-1], device=x.device)
+        signs = torch.ones(x.shape[-1], device=x.device, dtype=x.dtype)
         signs[1::2] = -1.0
         signs = signs if x.shape[-1] % 2 == 0 or not centered else signs - signs.mean()
-        gain = (norm(1e3 * signs.expand_as(x)).float() - bias) / signs
+        gain = (precise(norm(1e3 * signs.expand_as(x))) - bias) / signs
         z = (x - x.mean(-1, keepdim=True) if centered else x) * gain
         size = ((y - bias) * z).sum(-1, keepdim=True) / (z * z).sum(-1, keepdim=True)
         return cls(gain * size, bias, centered)
@@ -138,8 +142,8 @@ class Stream(Stage):
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             x = args[0] if args else kwargs["hidden_states"]
             y = output[0] if isinstance(output, tuple) else output
-            self.entered[site] = x[:, : self.limit].detach().float()
-            self.left[site] = y[:, : self.limit].detach().float()
+            self.entered[site] = precise(x[:, : self.limit])
+            self.left[site] = precise(y[:, : self.limit])
 
         return hook
 
@@ -149,7 +153,7 @@ class Stream(Stage):
             # A block that holds the layers of its MLP itself: the last of them writes.
             if isinstance(y, Tensor) and y.shape[-1] == self.written[site][0].shape[2]:
                 kept = y.unflatten(0, (-1, self.rows)) if y.dim() == 2 else y
-                self.said.setdefault(site, []).append(kept[:, : self.limit].detach().float())
+                self.said.setdefault(site, []).append(precise(kept[:, : self.limit]))
 
         return hook
 
@@ -166,7 +170,7 @@ class Stream(Stage):
                 "a final norm before the unembedding", "logits of this model are no sum of parts",
             )  # fmt: skip
         self.norm, final = found
-        self.final = final[:, : self.limit].detach().float()
+        self.final = precise(final[:, : self.limit])
         self._norms = {}
 
     @property
@@ -177,7 +181,7 @@ class Stream(Stage):
     def heads(self, site: Site) -> Tensor:
         """What each head of a site adds [b, h, n, D]."""
         weight, _ = self.written[site]
-        return torch.einsum("bhne,hed->bhnd", self.outs[site].float(), weight)
+        return torch.einsum("bhne,hed->bhnd", self.outs[site].to(weight.dtype), weight)
 
     def bias(self, site: Site) -> Tensor:
         """What the output layer of a site adds to every token [D]."""
@@ -187,7 +191,7 @@ class Stream(Stage):
     def rest(self, site: Site) -> Tensor:
         """What the block of a site adds beside its heads, its MLP [b, n, D]."""
         weight, _ = self.written[site]
-        out = self.outs[site].float()
+        out = self.outs[site].to(weight.dtype)
         heads = torch.einsum("bhne,hed->bnd", out, weight) + self.bias(site)
         rest = self.left[site] - self.entered[site] - heads
         said = sum(self.said.get(site, []), torch.zeros_like(rest))
@@ -215,12 +219,13 @@ class Stream(Stage):
         assert self.head is not None
         weight: Any = self.head.weight
         bias: Any = getattr(self.head, "bias", None)
-        return weight.detach().float(), None if bias is None else bias.detach().float()
+        return precise(weight), None if bias is None else precise(bias)
 
 
 def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
     """The blocks of a stack, each with one self-attention; what else they hold that is no norm."""
     found = []
+    attends = {site.module for site in sites}
     for site in sites:
         if site.kind != "self":
             fail(
@@ -231,7 +236,7 @@ def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
         block = model.get_submodule(path)
         rest = [
             child for other, child in block.named_children()
-            if other != name and "norm" not in type(child).__name__.lower()
+            if other != name and f"{path}.{other}" not in attends and "norm" not in type(child).__name__.lower()
             and "dropout" not in type(child).__name__.lower()
             and any(True for _ in child.parameters())
         ]  # fmt: skip
@@ -262,4 +267,4 @@ def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
     return stream
 
 
-__all__ = ["FrozenNorm", "Layer", "Stream", "layers_of", "unembedding_of", "watched"]
+__all__ = ["FrozenNorm", "Layer", "Stream", "layers_of", "precise", "unembedding_of", "watched"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail
 from regard.core.heads import expand_heads
+from regard.core.method import method
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.run.reducers import Reducer
@@ -219,6 +220,11 @@ class Joint:
         return flat[: len(self.q)], flat[len(self.q) :]
 
 
+@method(
+    "attentionviz",
+    call="from regard.probes.similarity import joint_embedding\n"
+    "joint_embedding(q, k).places()  # q [n, d], k [m, d] of one head",
+)
 def joint_embedding(
     q: Tensor, k: Tensor, scales: Sequence[float] | None = None, sample: int = 512
 ) -> Joint:
@@ -258,6 +264,11 @@ class Neuron:
     weights: Tensor
 
 
+@method(
+    "bertviz",
+    call="from regard.probes.similarity import neuron_view\n"
+    "neuron_view(call, head=0, row=5)  # the page of regard.see has the other views",
+)
 def neuron_view(call: Call, head: int, row: int, scale: float | None = None) -> Neuron:
     """What each feature adds to the scores of one query: q_i * k_j, summed, scaled, softmaxed."""
     q = call.q[0, head, row].double()

@@ -252,7 +252,24 @@ class SpanShare(OfSpans):
         return scores
 
 
+@method(
+    "dbg_self_preference",
+    call="from regard.probes.spans import SpanShare, self_preference\n"
+    "self_preference(own_scores, gold); SpanShare('answer A')  # share of attention at the verdict",
+)
+def self_preference(own: Tensor, gold: Tensor) -> float:
+    """How much a judge likes its own answers beyond their worth: mean of own score - gold score.
+
+    `own` and `gold` [items] are scores, or win rates, of the judge's own answers: by itself and by
+    a trusted panel, means over both orders of the answers.
+
+    >>> self_preference(torch.tensor([0.9, 0.7]), torch.tensor([0.6, 0.6]))
+    0.2
+    """
+    return round(float((own.double() - gold.double()).mean()), 6)
+
+
 __all__ = [
     "Focus", "Lookback", "OfSpans", "SpanShare", "focus_score", "important_heads",
-    "last_row", "parts", "spans_mass",
+    "last_row", "self_preference", "parts", "spans_mass",
 ]  # fmt: skip

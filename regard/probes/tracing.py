@@ -29,7 +29,8 @@ from regard.probes.residual import FrozenNorm, Stream
 class Signal:
     """What a head reads at one query and one key, direction by direction, the largest first.
 
-    `terms` [d] sum to the raw score, biases apart; the first `kept` of them carry it. `u` and `v`
+    `terms` [d] sum to the raw score, biases apart; the first `kept` carry what this key has over
+    the mean of others. `u` and `v`
     [D, d] are directions at the query and at the key, `x_query` and `x_key` the normed states.
     """
 
@@ -108,8 +109,8 @@ def signal(
 ) -> Signal:  # fmt: skip
     """Take the score of one query and key apart into orthogonal directions.
 
-    Kept are the largest terms whose sum reaches `share` of what the score has over the mean of the
-    query's other keys (softmax does not feel what is common to all).
+    They are ordered by what each has over its mean at the query's earlier keys, since softmax does
+    not feel what is common to all; kept are the first whose sum reaches `share` of the whole.
     """
     call = seen.calls[site]
     if not (0 <= query < call.n and 0 <= key < call.m):
@@ -126,19 +127,21 @@ def signal(
     qb, rb = torch.linalg.qr(right)
     u, s, vt = torch.linalg.svd(ra @ rb.T)
     u, v = qa @ u, qb @ vt.T
-    terms = s * (x_query @ u) * (x_key @ v)
-    order = terms.argsort(descending=True)
-    terms, u, v, s = terms[order], u[:, order], v[:, order], s[order]
-    raw = call.q[row, head, query].double() @ keys[row, head].double().T
-    others = torch.ones(call.m, dtype=torch.bool)
-    others[key] = False
-    others &= torch.arange(call.m) <= query
-    over = float(raw[key] - (raw[others].mean() if bool(others.any()) else 0.0))
-    reached = terms.cumsum(0) >= share * over
+    strength = s * (x_query @ u)
+    terms = strength * (x_key @ v)
+    # The same terms at the other keys the query may meet, from their keys: v x = vt rb^-T k.
+    met = torch.arange(call.m, device=keys.device)[: query + 1]
+    others = keys[row, head, met[met != key]].double()
+    common = torch.zeros_like(terms)
+    if len(others):
+        common = strength * (vt @ torch.linalg.solve(rb.T, others.mean(0)))
+    order = (terms - common).argsort(descending=True)
+    terms, common, u, v, s = terms[order], common[order], u[:, order], v[:, order], s[order]
+    over = (terms - common).cumsum(0)
+    reached = over >= share * over[-1]
     kept = int(reached.double().argmax()) + 1 if bool(reached.any()) else len(terms)
-    return Signal(
-        site, head, query, key, terms, kept, u, v, s, x_query, x_key, float(raw[key])
-    )  # fmt: skip
+    score = float(call.q[row, head, query].double() @ keys[row, head, key].double())
+    return Signal(site, head, query, key, terms, kept, u, v, s, x_query, x_key, score)
 
 
 def _turned(
@@ -197,13 +200,13 @@ def sources(
     given, state = seen.given[found.site], seen.entered[found.site].double()
     # The norm before this attention as a linear map at this token: gains times one scale.
     norm = _norm_before(seen, found.site)
-    frozen = FrozenNorm.at(norm, state[row : row + 1, token].float())
+    frozen = FrozenNorm.at(norm, state[row : row + 1, token])
 
     def through(part: Tensor) -> Tensor:
-        return read(frozen(part.float()[None])[0])
+        return read(frozen(part[None])[0])
 
     parts = [("embedding", float(through(seen.embedding[row, token])))]
-    constant = given[row, token] - frozen(state[row : row + 1, token].float())[0].double()
+    constant = given[row, token] - frozen(state[row : row + 1, token])[0]
     parts.append(("norm's bias", float(read(constant))))
     for layer in seen.layers:
         if layer.site == found.site:
@@ -222,13 +225,13 @@ def sources(
 def _norm_before(seen: Watch, site: Site) -> Any:
     """The norm whose output the attention of a site is given."""
     block = next(layer.block for layer in seen.layers if layer.site == site)
-    state, given = seen.entered[site], seen.given[site].float()
+    state, given = seen.entered[site], seen.given[site]
     for module in block.modules():
         if "norm" in type(module).__name__.lower():
             with torch.no_grad():
-                made = module(state.to(next(module.parameters()).dtype)).float()
+                made = module(state.to(next(module.parameters()).dtype)).double()
             if made.shape == given.shape and torch.allclose(made, given, atol=1e-2, rtol=1e-2):
-                return lambda x, m=module: m(x.to(next(m.parameters()).dtype)).float()
+                return lambda x, m=module: m(x.to(next(m.parameters()).dtype)).double()
     return fail(
         CapabilityError,
         site.module,

@@ -6,7 +6,14 @@ import torch
 import regard
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError
 from regard.probes.flow import (
-    BY, Kept, by_gradient, flow, last_attention, relevance, rollout, value_norm,
+    BY,
+    Kept,
+    by_gradient,
+    flow,
+    last_attention,
+    relevance,
+    rollout,
+    value_norm,
 )  # fmt: skip
 from tests.architectures import DECODERS, ENCODERS, PAIRS, build
 from tests.probes.naive import CAUSAL, pointing, random_call, weights

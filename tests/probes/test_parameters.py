@@ -9,8 +9,16 @@ from regard.models.attach import attach, hook_of
 from regard.models.projections import HeadWeights, head_weights
 from regard.models.stage import Stage
 from regard.probes.parameters import (
-    Copying, Relation, Suppression, Vocabulary, balance, composition, salient, singular,
-    successors, written,
+    Copying,
+    Relation,
+    Suppression,
+    Vocabulary,
+    balance,
+    composition,
+    salient,
+    singular,
+    successors,
+    written,
 )  # fmt: skip
 from tests.architectures import DECODERS, ENCODERS, IMAGES, build
 
@@ -85,10 +93,12 @@ def test_queries_and_keys_are_those_of_the_model():
                 calls.append(call)
 
         site = hook_of(model)[1][0]
-        hook = model.get_submodule(site.module).register_forward_pre_hook(
-            lambda m, args, kw, inputs=inputs: inputs.append(args[0] if args else kw["hidden_states"]),
-            with_kwargs=True,
-        )  # fmt: skip
+
+        def keep(module, args, kwargs, inputs=inputs):
+            inputs.append(args[0] if args else kwargs["hidden_states"])
+
+        home = model.get_submodule(site.module)
+        hook = home.register_forward_pre_hook(keep, with_kwargs=True)
         with attach(model, Calls(), check=False), torch.no_grad():
             model(IDS)
         hook.remove()

@@ -1,16 +1,23 @@
-"""Patching: what is the same changes nothing, everything at once changes all, wired paths are found."""
+"""Patching: the same changes nothing, everything at once changes all, wired paths are found."""
 
 import pytest
 import torch
-from torch import nn
 
 import regard
 from regard.core.errors import RuleError, ShapeError, ValueRangeError
 from regard.models.attach import attach, hook_of
+from regard.papers.checks.wired import Wired
 from regard.probes.edges import LOGITS, edge_attribution, emergent
 from regard.probes.patching import (
-    Patched, activation_patching, attribution_patching, in_circuit, knockout, logit_difference,
-    overlap, path_patching, recorded,
+    Patched,
+    activation_patching,
+    attribution_patching,
+    in_circuit,
+    knockout,
+    logit_difference,
+    overlap,
+    path_patching,
+    recorded,
 )  # fmt: skip
 from regard.probes.tracing import signal, sources, watch
 from tests.architectures import DECODERS, build
@@ -103,7 +110,7 @@ def test_paths_of_the_same_input_have_no_effect_and_all_senders_have_all():
     record, clean = recorded(model, CLEAN, METRIC)
     other, _ = recorded(model, CORRUPT)
     # To the logits, with all else frozen: one sender is this, written out.
-    site = list(record.parts)[0]
+    site = next(iter(record.parts))
     frozen = {s: [h for h in range(4) if (s, h) != (site, 2)] for s in record.parts}
     kept = {}
     mlps = [m for name, m in model.named_modules() if name.endswith("mlp")]
@@ -119,59 +126,6 @@ def test_paths_of_the_same_input_have_no_effect_and_all_senders_have_all():
         handle.remove()
     wanted = (m - clean) / (clean - effect.corrupt)
     assert float(effect.scores.values[site][2]) == pytest.approx(wanted, abs=1e-5)
-
-
-class Wired(nn.Module):
-    """Two layers made by hand: L0H1 writes the previous token, L1H0 copies what followed.
-
-    States hold four parts: the token, its place, the token before, what is said. Heads other than
-    the wired two do nothing.
-    """
-
-    def __init__(self, words=6, n=8):
-        super().__init__()
-        self.words, self.n = words, n
-        self.embed = nn.Embedding(words, 2 * words + words + n)
-        dim = 3 * words + n
-        with torch.no_grad():
-            self.embed.weight.zero_()
-            self.embed.weight[:, :words] = torch.eye(words)
-        self.layers = nn.ModuleList(
-            regard.layer("mha", dim=dim, heads=2, head_dim=max(n, words), causal=True)
-            for _ in range(2)
-        )
-        self.lm_head = nn.Linear(dim, words, bias=False)
-        with torch.no_grad():
-            for p in [*self.layers.parameters(), *self.lm_head.parameters()]:
-                p.zero_()
-            d, t, at = max(n, words), slice(0, words), slice(words, words + n)
-            before = slice(words + n, 2 * words + n)
-            said = slice(2 * words + n, dim)
-            one, two = self.layers
-            # L0H1: the query of place i asks for place i - 1; it writes the token found there.
-            rows = slice(d, d + n)
-            one.to_q.weight[rows, at] = 200 * torch.eye(n).roll(-1, 0)
-            one.to_k.weight[rows, at] = torch.eye(n)
-            one.to_v.weight[d : d + words, t] = torch.eye(words)
-            one.to_out.weight[before, d : d + words] = torch.eye(words)
-            # L1H0: asks for places whose earlier token is this one; it writes the token there.
-            two.to_q.weight[:words, t] = 200 * torch.eye(words)
-            two.to_k.weight[:words, before] = torch.eye(words)
-            two.to_v.weight[:words, t] = torch.eye(words)
-            two.to_out.weight[said, :words] = torch.eye(words)
-            self.lm_head.weight[:, said] = torch.eye(words)
-
-    def get_input_embeddings(self):
-        return self.embed
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        x = x + nn.functional.pad(
-            torch.eye(self.n)[: ids.shape[1]], (self.words, 2 * self.words)
-        )  # fmt: skip
-        for layer in self.layers:
-            x = x + layer(x)
-        return self.lm_head(x)
 
 
 def test_path_patching_finds_the_two_wired_heads_of_an_induction_circuit():

@@ -9,8 +9,15 @@ from regard.models.attach import attach, hook_of
 from regard.models.stage import Edit
 from regard.probes.lenses import logit_lens, train_lenses
 from regard.probes.logits import (
-    Attenuate, LogitAttribution, TokenLens, agreement, internal_consistency, logit_parts,
-    mlp_decomposition, topic_scores, weighted_vote,
+    Attenuate,
+    LogitAttribution,
+    TokenLens,
+    agreement,
+    internal_consistency,
+    logit_parts,
+    mlp_decomposition,
+    topic_scores,
+    weighted_vote,
 )  # fmt: skip
 from regard.probes.residual import FrozenNorm, Stream, watched
 from tests.architectures import DECODERS, ENCODERS, build

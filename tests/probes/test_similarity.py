@@ -1,4 +1,4 @@
-"""Distances, clusters, Shapley values, rank and rotary pairs against what they are by definition."""
+"""Distances, clusters, Shapley values, rank and rotary pairs against their definitions."""
 
 import math
 
@@ -12,7 +12,11 @@ from regard.probes.positions import RotaryPairs, Streaming, contributions, corre
 from regard.probes.rank import EffectiveRank, singular_values
 from regard.probes.shapley import bernstein, exact, sampled, shapley_heads
 from regard.probes.similarity import (
-    Distances, HeadMaps, LayerMemories, joint_embedding, neuron_view,
+    Distances,
+    HeadMaps,
+    LayerMemories,
+    joint_embedding,
+    neuron_view,
 )  # fmt: skip
 from regard.run.rows import rows_of
 from tests.architectures import DECODERS, build

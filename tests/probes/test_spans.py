@@ -1,5 +1,7 @@
 """Weight on parts of a prompt equals the sums of the whole matrix."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -8,7 +10,13 @@ from regard.core.errors import CapabilityError, ValueRangeError
 from regard.probes import Reading, Scores
 from regard.probes.rhythm import Rhythm, amplified, marked
 from regard.probes.spans import (
-    Focus, Lookback, SpanShare, focus_score, important_heads, parts, spans_mass,
+    Focus,
+    Lookback,
+    SpanShare,
+    focus_score,
+    important_heads,
+    parts,
+    spans_mass,
 )  # fmt: skip
 from tests.probes.naive import CAUSAL, looked, pointing, random_call, site, weights
 
@@ -87,7 +95,7 @@ def test_heads_that_tell_an_attack_are_chosen():
     chosen = important_heads(normal, attacked)
     assert (chosen.values[place] > 0).nonzero().flatten().tolist() == [1, 4]
     more = [important_heads(normal, attacked, k=k).values[place] > 0 for k in (1.0, 4.0, 8.0)]
-    assert all(bool((b <= a).all()) for a, b in zip(more, more[1:], strict=False))
+    assert all(bool((b <= a).all()) for a, b in itertools.pairwise(more))
     scores = [[focus_score(x, chosen) for x in many] for many in (normal, attacked)]
     assert min(scores[0]) > max(scores[1])
     with pytest.raises(ValueRangeError, match="at least 2"):
