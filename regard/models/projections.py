@@ -29,7 +29,7 @@ FUSED = {"c_attn": "parts", "qkv_proj": "parts", "qkv": "parts", "Wqkv": "parts"
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """Weights of every query head of a site, float32 or wider: q, k [h, D, d], v [h, D, e], o [h, e, D].
+    """Weights of the query heads of a site, in float32 or wider: q, k [h, D, d], v, o [h, e, D].
 
     A head maps x [n, D] to queries x q + q_bias, and adds (A (x v + v_bias)) o to the residual, and
     all of them together `o_bias`. What comes between, norms and rotations, is not in here.

@@ -22,7 +22,7 @@ from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.looking import quiet
 from regard.probes.patching import Metric
-from regard.probes.residual import Layer, Stream, layers_of
+from regard.probes.residual import Layer, Stream, embedding_of, layers_of
 
 LOGITS = "logits"
 
@@ -83,11 +83,13 @@ class _Branches(Stage):
 
     def begin(self, model: Any, sites: Any) -> None:
         """Hang hooks on embedding, norms and the last block."""
-        table = model.get_input_embeddings()
+        table = embedding_of(model)
         self._handles.append(table.register_forward_hook(self._lean))
         for place, layer in enumerate(self.layers):
-            for module in layer.block.children():
-                if "norm" in type(module).__name__.lower():
+            attends = model.get_submodule(layer.site.module)
+            inside = {m for part in (attends, *layer.rest) for m in part.modules()}
+            for module in layer.block.modules():
+                if "norm" in type(module).__name__.lower() and module not in inside:
                     self._handles.append(module.register_forward_pre_hook(self._branch(place)))
         self._handles.append(self.layers[-1].block.register_forward_hook(self._end))
 

@@ -46,7 +46,7 @@ class Look:
         by_stimulus: dict[str, list[Probe]] = {}
         for probe in probes:
             kind = probe.stimulus
-            if kind == "repeated" and getattr(probe, "definition", "") == "mask":
+            if kind == "repeated" and probe.definition in ("mask", "share"):
                 kind = "text"
             by_stimulus.setdefault(kind, []).append(probe)
         try:

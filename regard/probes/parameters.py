@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail
+from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.core.method import method
 from regard.models.projections import HeadWeights, named_sites
 from regard.models.site import Site, Sites
 from regard.probes.base import Probe
 from regard.probes.registry import register
-from regard.probes.residual import precise, unembedding_of
+from regard.probes.residual import embedding_of, precise, unembedding_of
 from regard.probes.scores import Scores
 
 TOKENS = 512  # of one product with the vocabulary
@@ -36,15 +36,9 @@ class Vocabulary:
     @classmethod
     def of(cls, model: Any) -> Vocabulary:
         """Find embedding, unembedding, and the norm of the first layer."""
-        make = getattr(model, "get_input_embeddings", None)
-        table: Any = make() if callable(make) else getattr(model, "embedding", None)
-        if not isinstance(getattr(table, "weight", None), Tensor):
-            fail(
-                CapabilityError, "model", f"{type(model).__name__}, which embeds no tokens",
-                "a language model", "pass a model of tokens, with its head",
-            )  # fmt: skip
+        read: Any = embedding_of(model).weight
         write: Any = unembedding_of(model).weight
-        return cls(precise(table.weight), precise(write), standardized)
+        return cls(precise(read), precise(write), standardized)
 
 
 def standardized(x: Tensor) -> Tensor:

@@ -232,15 +232,35 @@ def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
                 CapabilityError, "model", f"{site.kind} attention in {site.module}",
                 "a stack of self-attention", "take a decoder-only model",
             )  # fmt: skip
-        path, _, name = site.module.rpartition(".")
+        path = site.module.rpartition(".")[0]
         block = model.get_submodule(path)
         rest = [
             child for other, child in block.named_children()
-            if other != name and f"{path}.{other}" not in attends and "norm" not in type(child).__name__.lower()
-            and "dropout" not in type(child).__name__.lower()
-            and any(True for _ in child.parameters())
+            if f"{path}.{other}" not in attends and _computes(child)
         ]  # fmt: skip
         found.append(Layer(site, block, rest))
+    return found
+
+
+def _computes(module: nn.Module) -> bool:
+    """Whether a part of a block holds more than norms."""
+    return any(
+        "norm" not in type(m).__name__.lower()
+        for m in module.modules()
+        if next(m.parameters(recurse=False), None) is not None
+    )
+
+
+def embedding_of(model: Any) -> nn.Module:
+    """Find the table that turns tokens into states."""
+    make = getattr(model, "get_input_embeddings", None)
+    table: Any = make() if callable(make) else getattr(model, "embedding", None)
+    if not isinstance(getattr(table, "weight", None), Tensor) or table.weight.dim() != 2:
+        fail(
+            CapabilityError, "model", f"{type(model).__name__}, which embeds no tokens",
+            "a language model", "pass a model of tokens, with its head",
+        )  # fmt: skip
+    found: nn.Module = table
     return found
 
 
@@ -267,4 +287,13 @@ def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
     return stream
 
 
-__all__ = ["FrozenNorm", "Layer", "Stream", "layers_of", "precise", "unembedding_of", "watched"]
+__all__ = [
+    "FrozenNorm",
+    "Layer",
+    "Stream",
+    "embedding_of",
+    "layers_of",
+    "precise",
+    "unembedding_of",
+    "watched",
+]

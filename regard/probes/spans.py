@@ -270,6 +270,14 @@ def self_preference(own: Tensor, gold: Tensor) -> float:
 
 
 __all__ = [
-    "Focus", "Lookback", "OfSpans", "SpanShare", "focus_score", "important_heads",
-    "last_row", "self_preference", "parts", "spans_mass",
+    "Focus",
+    "Lookback",
+    "OfSpans",
+    "SpanShare",
+    "focus_score",
+    "important_heads",
+    "last_row",
+    "parts",
+    "self_preference",
+    "spans_mass",
 ]  # fmt: skip

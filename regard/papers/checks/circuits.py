@@ -135,13 +135,11 @@ def signals() -> Measured:
         directions = found.v[:, : min(found.kept, 5)]
         plain = at.weight(None)
         drops.append(plain - at.weight(directions))
-        chances.append(
-            sum(plain - at.weight(torch.randn_like(directions)) for _ in range(5)) / 5
-        )
+        chances.append(sum(plain - at.weight(torch.randn_like(directions)) for _ in range(5)) / 5)
     drop, chance = (sum(x) / len(x) for x in (drops, chances))
     return Measured(
-        "all terms sum to the raw score (1e-5, of scores near 100: rotations are float32), and what embedding, heads and MLPs "
-        "write to the kept terms (1e-3 of them, the norm's scale held); taking at most five traced "
+        "all terms sum to the raw score (1e-5, of scores near 100: rotations are float32), and what "
+        "embedding, heads and MLPs write to the kept terms (the norm's scale held); taking at most five traced "
         "directions out of the head that wrote most of the signal lowers the induction head's "
         "weight by over twice what random directions of that rank do",
         max(totals) < 1e-5 and max(parts) < 1e-1 and drop > 0.05 and drop > 2 * chance,

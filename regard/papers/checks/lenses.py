@@ -21,6 +21,7 @@ from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.seeing import looked
 from regard.papers.checks.training import fit
+from regard.papers.checks.wired import PlainNorm
 from regard.probes.compress import Compressed, subspace
 from regard.probes.lenses import train_lenses
 from regard.probes.logits import (
@@ -89,9 +90,10 @@ def token_lens() -> Measured:
     return Measured(
         "what a partition of tokens brings sums to the layer's heads (1e-5); where all others are "
         "knocked out a token looks at itself with weight 1; in a model trained to list a subject's "
-        "members without repeating any, the answers given bring negative logits for themselves, "
-        "lower than for the answers left",
-        parts < 1e-5 and alone < 1e-6 and listed > 0.95 and said < 0 and said < left,
+        "members without repeating any, the answers given speak against themselves: what they "
+        "bring is a logit lower by over 1 for them than for the answers left (its sign, against "
+        "the mean of all words, is reported)",
+        parts < 1e-5 and alone < 1e-6 and listed > 0.95 and left - said > 1,
         {"partition, off by": parts, "self weight, off by": alone, "lists without repeats": listed,
          "logits of answers given": said, "logits of answers left": left},
         left_out="large models on country and city lists; MLPs, which are in logit_parts",
@@ -121,14 +123,6 @@ def _lister() -> tuple[nn.Module, Tensor]:
     return tiny.eval(), sets
 
 
-class _PlainNorm(nn.Module):
-    """A norm that does nothing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the same values."""
-        return 1.0 * x
-
-
 @check("attention_lens")
 def attention_lens() -> Measured:
     """Heads sum to the layer; the lens of the head that tells reaches the model, others do not."""
@@ -137,9 +131,7 @@ def attention_lens() -> Measured:
     whole, outs = {}, {}
     for layer in stream.layers:
         module = model.get_submodule(layer.site.module)
-        module.register_forward_hook(
-            lambda m, a, o, site=layer.site: outs.__setitem__(site, o[0])
-        )
+        module.register_forward_hook(lambda m, a, o, site=layer.site: outs.__setitem__(site, o[0]))
     with torch.no_grad():
         model(ids)
     for layer in stream.layers:
@@ -149,7 +141,7 @@ def attention_lens() -> Measured:
     tiny = stack(
         [Attention(16, heads=4, causal=True)], vocab=12, dim=16, feedforward=None, tied=False,
     )  # fmt: skip
-    tiny.norm = _PlainNorm()  # logits are linear in what is said
+    tiny.norm = PlainNorm()  # logits are linear in what is said
     mixer = tiny.stack.blocks[0].mixer
     with torch.no_grad():
         mixer.to_out.weight[:, :4] *= 30.0  # the first head alone says something
@@ -365,5 +357,3 @@ def rotary() -> Measured:
          "no positions": float(scores[2])},
         left_out="the paper's own formula, which we could not find, and its ablations",
     )  # fmt: skip
-
-
