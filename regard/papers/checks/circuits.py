@@ -138,10 +138,10 @@ def signals() -> Measured:
         chances.append(sum(plain - at.weight(torch.randn_like(directions)) for _ in range(5)) / 5)
     drop, chance = (sum(x) / len(x) for x in (drops, chances))
     return Measured(
-        "all terms sum to the raw score (1e-5, of scores near 100: rotations are float32), and what "
-        "embedding, heads and MLPs write to the kept terms (the norm's scale held); taking at most five traced "
-        "directions out of the head that wrote most of the signal lowers the induction head's "
-        "weight by over twice what random directions of that rank do",
+        "all terms sum to the raw score (1e-5, of scores near 100: rotations are float32), and "
+        "what embedding, heads and MLPs write to the kept terms (the norm's scale held); taking at "
+        "most five traced directions out of the head that wrote most of the signal lowers the "
+        "induction head's weight by over twice what random directions of that rank do",
         max(totals) < 1e-5 and max(parts) < 1e-1 and drop > 0.05 and drop > 2 * chance,
         {"terms, off by": max(totals), "sources, off by": max(parts), "reader": reader.name,
          "writers": str(sorted(set(writers))), "directions kept": str(kepts),

@@ -15,47 +15,49 @@ from regard.papers.checks.wired import PlainNorm
 from regard.probes.edges import LOGITS, edge_attribution, emergent
 from regard.probes.importance import taken_out
 
-WORDS, PAIRS = 24, 6
-AFTER, BEFORE = 0, 1  # the first token says which task it is
+WORDS, LONG = 24, 12
+AGAIN, BACK = 0, 1  # the first token says which task it is
 
 
-def batch(rows: int, task: int | None) -> tuple[Tensor, Tensor]:
-    """A task's mark, distinct words, one of them again; the answer is its neighbor."""
-    kind = torch.randint(2, (rows,)) if task is None else torch.full((rows,), task)
-    words = 2 + torch.rand(rows, WORDS).argsort(1)[:, : 2 * PAIRS]
-    place = torch.randint(1, 2 * PAIRS - 1, (rows,))
-    asked = words.gather(1, place[:, None])
-    near = torch.where(kind == AFTER, place + 1, place - 1)
-    return torch.cat([kind[:, None], words, asked], 1), words.gather(1, near[:, None])[:, 0]
+def batch(rows: int, task: int | None) -> Tensor:
+    """A task's mark, distinct words, and the words again: in order, or the last one first."""
+    kind = torch.randint(2, (rows, 1)) if task is None else torch.full((rows, 1), task)
+    words = 2 + torch.rand(rows, WORDS).argsort(1)[:, :LONG]
+    return torch.cat([kind, words, torch.where(kind == AGAIN, words, words.flip(1))], 1)
 
 
 def trained(model: nn.Module, task: int | None, steps: int) -> None:
     """Train on one task, or on both."""
 
     def loss() -> Tensor:
-        ids, answer = batch(64, task)
-        return F.cross_entropy(model(ids)[:, -1], answer)
+        ids = batch(64, task)
+        said = model(ids)[:, LONG + 1 : -1]
+        return F.cross_entropy(said.flatten(0, 1), ids[:, LONG + 2 :].flatten())
 
-    fit(model.parameters(), loss, steps, 5e-3)
+    fit(model.parameters(), loss, steps, 6e-3)
 
 
 def right(model: nn.Module, task: int) -> float:
     """Accuracy on a task."""
     torch.manual_seed(99)
-    ids, answer = batch(400, task)
+    ids = batch(200, task)
     with torch.no_grad():
-        return float((model(ids)[:, -1].argmax(-1) == answer).double().mean())
+        said = model(ids)[:, LONG + 1 : -1].argmax(-1)
+    return float((said == ids[:, LONG + 2 :]).double().mean())
 
 
 def circuit(model: nn.Module, task: int, edges: int) -> set[str]:
-    """The heads of a task's circuit: the asked word is another in the corrupted prompts."""
+    """The heads of a task's circuit; in the corrupted prompts the answer stood elsewhere."""
     torch.manual_seed(7)
-    ids, answer = batch(64, task)
+    ids = batch(64, task)
+    at = LONG + LONG // 2  # a query in the middle of the second copy
+    answer = ids[:, at + 1]
     other = ids.clone()
-    other[:, -1] = ids[:, 1:-1].gather(1, torch.randint(0, 2 * PAIRS, (64, 1)))[:, 0]
+    order = torch.rand(64, LONG).argsort(1)  # the same words, other neighbors
+    other[:, 1 : LONG + 1] = ids[:, 1 : LONG + 1].gather(1, order)
 
     def metric(output: Tensor) -> Tensor:
-        logits = output[:, -1].log_softmax(-1)
+        logits = output[:, at].log_softmax(-1)
         return logits.gather(1, answer[:, None]).mean()
 
     return edge_attribution(model, ids, other, metric, steps=5).heads(edges)
@@ -66,21 +68,21 @@ def sparks() -> Measured:
     """Heads that come with a second task matter for it, and less for the first."""
     torch.manual_seed(0)
     model = stack(
-        [Attention(64, heads=4, causal=True, position="rotary") for _ in range(3)],
+        [Attention(64, heads=4, causal=True, position="rotary") for _ in range(2)],
         vocab=WORDS + 2, dim=64, tied=False,
     )  # fmt: skip
-    trained(model, AFTER, 1500)
-    base = circuit(model, AFTER, 40)
-    first = right(model, AFTER)
-    trained(model, None, 2500)
-    post = circuit(model, BEFORE, 40) | circuit(model, AFTER, 40)
+    trained(model, AGAIN, 500)
+    base = circuit(model, AGAIN, 12)
+    first = right(model, AGAIN)
+    trained(model, None, 900)
+    post = circuit(model, BACK, 12) | circuit(model, AGAIN, 12)
     came = emergent(base, post)["emerged"]
     sites = {f"L{s.layer}H{h}": (s, h) for s in hook_of(model)[1] for h in range(4)}
-    plain = [right(model, task) for task in (AFTER, BEFORE)]
+    plain = [right(model, task) for task in (AGAIN, BACK)]
 
     def loss_of(names: list[str]) -> list[float]:
         with attach(model, taken_out([sites[x] for x in names]), check=False):
-            return [plain[task] - right(model, task) for task in (AFTER, BEFORE)]
+            return [plain[task] - right(model, task) for task in (AGAIN, BACK)]
 
     ours = loss_of(sorted(came))
     torch.manual_seed(1)
