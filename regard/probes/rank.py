@@ -14,7 +14,7 @@ from regard.probes.base import Probe
 from regard.probes.registry import register
 
 
-@register("rank", groups=("shape",))
+@register("rank", groups=("patterns",))
 class EffectiveRank(Probe):
     """The effective rank of a head's weights: exp of the entropy of its singular values' shares.
 
