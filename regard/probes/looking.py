@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
-from regard.models.attach import attach
+from regard.models.attach import attach, hook_of
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
@@ -40,11 +40,17 @@ class Look:
     progress: Progress | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    # What is called with the inputs, where it is not the model itself: a pipeline around it.
+    runs: Callable[[Mapping[str, Any]], Any] | None = None
 
     def run(self, probes: Sequence[Probe], maps: Maps | None) -> None:
         """Show everything; Ctrl-C leaves what was found so far."""
         by_stimulus: dict[str, list[Probe]] = {}
+        kinds = {site.kind for site in hook_of(self.model)[1]}
         for probe in probes:
+            if not probe.named and not kinds & set(probe.kinds):
+                self._skip([probe], f"the model has no {' or '.join(probe.kinds)} attention")
+                continue
             kind = probe.stimulus
             if kind == "repeated" and getattr(probe, "definition", "") == "mask":
                 kind = "text"
@@ -69,6 +75,8 @@ class Look:
         }
         counter = Counter(title, self.progress)
         with attach(self.model, [*stages, counter], check=False), torch.no_grad():
+            if self.runs is not None:
+                return self.runs(inputs)
             if not _takes(self.model, inputs):  # a module that calls its tokens by another name
                 return self.model(*inputs.values())
             return self.model(**inputs, **({"use_cache": False} if _caches(self.model) else {}))

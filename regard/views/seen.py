@@ -16,7 +16,9 @@ from regard.core.errors import RuleError, fail, need
 from regard.models.site import Site
 from regard.probes.maps import Deep, Drawn, log_scale
 from regard.probes.scores import Head, Scores, head_name
+from regard.probes.word_maps import WordMaps
 from regard.views.run_file import Run
+from regard.views.words import packed_words
 
 if TYPE_CHECKING:
     import pandas
@@ -53,6 +55,7 @@ class Seen:
     skipped: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
     image: np.ndarray | None = field(default=None, repr=False)
+    words_seen: WordMaps | None = field(default=None, repr=False)
 
     @property
     def role_names(self) -> list[str]:
@@ -208,6 +211,10 @@ class Seen:
             arrays[f"k/{row}.{deep.kv_head}"] = deep.k.numpy()
         if self.image is not None:
             arrays["image"] = self.image
+        words = None
+        if self.words_seen is not None:
+            words, maps = packed_words(self.words_seen)
+            arrays |= maps
         grid = next((site.grid for site in self.sites if site.grid), None)
         manifest = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -222,7 +229,7 @@ class Seen:
             },
             "roles": [{"name": n, "title": self.scores[n].title, "threshold": ROLES[n]}
                       for n in names],
-            "findings": self.findings(), "deep": entries,
+            "findings": self.findings(), "deep": entries, "words": words,
         }  # fmt: skip
         return Run(manifest, arrays)
 
