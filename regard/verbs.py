@@ -12,7 +12,7 @@ from regard.models.loading import load
 from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
 from regard.probes.base import Probe
-from regard.probes.looking import Look, Progress, quiet, readings_of
+from regard.probes.looking import Look, Progress, picture_of, quiet, readings_of
 from regard.probes.maps import Maps
 from regard.probes.reading import Reading
 from regard.probes.registry import make_probes
@@ -83,6 +83,7 @@ def see(
             look.interrupted,
         )  # fmt: skip
         looked = [probe for probe in made if isinstance(probe, Words) and probe.sums]
+        seen.image = picture_of(first)
         if looked:
             seen.words_seen = looked[0].maps()
         if runner is not None:  # a second run would make another image

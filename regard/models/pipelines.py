@@ -149,7 +149,7 @@ def telling_by_text(
 
 
 def blocks_of(text: Any, prompt: Tensor) -> tuple[str, ...]:
-    """Name equal blocks of rows of `text` [b, t, d]: those that hold `prompt` [r, t, d], and the rest.
+    """Name equal blocks of rows of `text` [b, t, d]: those that hold a `prompt` and others.
 
     >>> prompt = torch.randn(1, 3, 4)
     >>> blocks_of(torch.cat([torch.zeros(1, 3, 4), prompt]), prompt)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,6 +208,17 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
     return [Reading(dict(inputs), words=words)]
 
 
+def picture_of(reading: Reading) -> np.ndarray | None:
+    """The first picture that a model is shown, uint8 [rows, columns, 3], its colors stretched to
+    what a screen shows; None where it is shown none."""
+    pixels = reading.inputs.get("pixel_values")
+    if not isinstance(pixels, Tensor) or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+        return None
+    x = pixels[0].detach().float().cpu().expand(3, -1, -1).permute(1, 2, 0)
+    low, high = x.amin((0, 1)), x.amax((0, 1))
+    return ((x - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8).numpy()
+
+
 def _read_text(text: str, tokenizer: Any, longest: int) -> Reading:
     if not text.strip():
         fail(RuleError, "inputs", "empty text", "some words", "pass text to read")
@@ -266,4 +278,4 @@ def need_sites(sites: Sequence[Site]) -> None:
         )  # fmt: skip
 
 
-__all__ = ["Look", "Progress", "need_sites", "quiet", "readings_of"]
+__all__ = ["Look", "Progress", "need_sites", "picture_of", "quiet", "readings_of"]

@@ -27,9 +27,9 @@ from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
 from regard.probes.base import Probe
 from regard.probes.reading import Reading
+from regard.probes.regions import WordMaps
 from regard.probes.registry import register
 from regard.probes.scores import Scores
-from regard.probes.word_maps import WordMaps
 from regard.run.reducers import Reducer
 from regard.run.survey import Block, survey
 

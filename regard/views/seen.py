@@ -15,8 +15,8 @@ import torch
 from regard.core.errors import RuleError, fail, need
 from regard.models.site import Site
 from regard.probes.maps import Deep, Drawn, log_scale
+from regard.probes.regions import WordMaps
 from regard.probes.scores import Head, Scores, head_name
-from regard.probes.word_maps import WordMaps
 from regard.views.run_file import Run
 from regard.views.words import packed_words
 
@@ -218,7 +218,8 @@ class Seen:
         grid = next((site.grid for site in self.sites if site.grid), None)
         manifest = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "title": f"{self.model.get('name', 'model')}, {len(self.words)} tokens",
+            "title": self.model.get("name", "model")
+            + (f", {len(self.words)} tokens" if self.words else ""),
             "model": dict(self.model), "versions": versions(), "tokens": list(self.words),
             "modality": "image" if self.image is not None else "text",
             "grid": None if grid is None else list(grid), "sites": described,
@@ -273,14 +274,14 @@ class Seen:
 
 def _described(site: Site, drawn: Drawn | None) -> dict[str, Any]:
     n = None if drawn is None else drawn.n
-    special = 0
-    if site.grid is not None and n is not None:
-        special = max(0, n - int(np.prod(site.grid)))
+    patches = None if drawn is None else drawn.patches
+    grid = site.grid if patches is None else patches.grid
     return {
         "layer": site.layer, "kind": site.kind, "module": site.module, "heads": site.heads,
         "kv_heads": site.kv_heads, "head_size": site.head_size, "causal": site.causal,
         "queries": n, "keys": None if drawn is None else drawn.m,
-        "grid": None if site.grid is None else list(site.grid), "special_tokens": special,
+        "grid": None if grid is None else list(grid),
+        "patches": None if patches is None else {"queries": patches.queries, "keys": patches.keys},
         "rule": "" if drawn is None else repr(drawn.rule)[:200],
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.models.site import Site
-from regard.probes.word_maps import WordMaps
+from regard.probes.regions import WordMaps
 
 # Of all maps together; where they are more, steps are left out, evenly.
 WORD_BYTES = 8 * 2**20
