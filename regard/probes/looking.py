@@ -106,6 +106,8 @@ class Look:
         return None
 
     def _needle(self, probes: Sequence[Probe]) -> None:
+        if not _caches(self.model):
+            return self._skip(probes, "only a language model can be asked to recall a needle")
         if self.tokenizer is None:
             return self._skip(probes, "a needle must be told in words: pass a tokenizer")
         text = " ".join("".join(r.words) for r in self.readings if r.words)
@@ -204,13 +206,14 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
     words: list[str] = []
     ids = inputs.get("input_ids")
     if tokenizer is not None and isinstance(ids, Tensor):
-        words = [tokenizer.decode([t]) for t in ids[0].tolist()]
+        words = words_of(tokenizer, ids[0].tolist())
     return [Reading(dict(inputs), words=words)]
 
 
 def picture_of(reading: Reading) -> np.ndarray | None:
     """The first picture that a model is shown, uint8 [rows, columns, 3], its colors stretched to
-    what a screen shows; None where it is shown none."""
+    what a screen shows; None where it is shown none.
+    """
     pixels = reading.inputs.get("pixel_values")
     if not isinstance(pixels, Tensor) or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
         return None
@@ -227,7 +230,18 @@ def _read_text(text: str, tokenizer: Any, longest: int) -> Reading:
     if start is not None and ids and ids[0] != start:
         ids = [start, *ids][:longest]
     tensor = torch.tensor([ids])
-    return Reading({"input_ids": tensor}, words=[tokenizer.decode([t]) for t in ids])
+    return Reading({"input_ids": tensor}, words=words_of(tokenizer, ids))
+
+
+def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """How tokens read one by one, with the spaces between them, so that they make a text."""
+    read = [tokenizer.decode([t]) for t in ids]
+    words = read[:1]
+    for i in range(1, len(ids)):  # a space may show only between two tokens
+        pair = tokenizer.decode(list(ids[i - 1 : i + 1]), clean_up_tokenization_spaces=False)
+        there = pair.startswith(read[i - 1])
+        words.append(pair[len(read[i - 1]) :] if there else read[i])
+    return words
 
 
 def _longest(model: Any) -> int:
