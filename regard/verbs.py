@@ -43,9 +43,9 @@ def see(
     `model` is a module, a name to load, or None for the small model that ships with Regard;
     `inputs` are text, texts, ids [b, n], or a dict of model inputs; of a pipeline of diffusers, a
     prompt or a dict of its arguments. `probes` are names, groups ("roles", "sinks", "shape",
-    "importance"; "words" for models that make images) or `Probe`s. `heads` says how many heads, or
-    which (layer, head) ones, are kept in full, so that a page can zoom to every weight. No matrix
-    of weights is made: memory grows with the length of the input, not with its square.
+    "importance", "vision"; "words" for models that make images) or `Probe`s. `heads` says how many
+    heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight.
+    No matrix of weights is made: memory grows with the length of the input, not with its square.
 
         seen = regard.see(model, "some text", tokenizer=tokenizer)
         print(seen.table())
@@ -64,7 +64,10 @@ def see(
         name = getattr(config, "_name_or_path", "") or type(model).__name__
     hook, sites = hook_of(model)
     denoises = hook.name == "diffusers"
-    made = make_probes(probes or (DENOISING if denoises else STANDARD))
+    usual = DENOISING if denoises else STANDARD
+    if any(site.grid for site in sites):
+        usual = (*usual, "vision")
+    made = make_probes(probes or usual)
     if runner is None:
         readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)
     else:

@@ -75,6 +75,7 @@ class Seen:
     def findings(self) -> list[str]:
         """Say the main things in words."""
         found = [sentence for sentence in (*self._of_roles(), *self._of_sinks()) if sentence]
+        found += [said for x in self.scores.values() for said in x.details.get("said", ())]
         if "entropy" in self.scores:
             ranked = sorted(self.scores["entropy"].heads(), key=lambda head: head.value)
             if ranked:
@@ -106,7 +107,7 @@ class Seen:
         return said
 
     def _of_sinks(self) -> list[str]:
-        if "sink" not in self.scores:
+        if "sink" not in self.scores or "image_sink" in self.scores:
             return []
         scores = self.scores["sink"]
         heads = scores.top(1000)
