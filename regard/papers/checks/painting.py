@@ -1,8 +1,6 @@
-"""A tiny text-to-image model, trained here: it paints a colored square or disc, left or right."""
+"""A tiny text-to-image model, trained here: it paints two colored figures side by side."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +9,32 @@ from regard.core.errors import need
 from regard.papers.checks.training import fit
 
 COLORS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
-SHAPES, SIDES = ("square", "disc"), ("left", "right")
-VOCABULARY = ["<start>", "<end>", "a", "on", "the", *COLORS, *SHAPES, *SIDES]
-HIGH, WIDE = 12, 20
-Prompt = tuple[str, str, str]
+SHAPES = ("square", "disc")
+VOCABULARY = ["<start>", "<end>", "and", *COLORS, *SHAPES]
+HIGH, WIDE = 8, 16
+Figure = tuple[str, str]
 
 
-def tokens(prompt: Prompt) -> Tensor:
-    """Ids [9] of "a COLOR SHAPE on the SIDE"; the last words are ends."""
-    words = ["<start>", "a", prompt[0], prompt[1], "on", "the", prompt[2], "<end>"]
-    return torch.tensor([VOCABULARY.index(w) for w in words])
+def words(left: Figure, right: Figure) -> list[str]:
+    """The prompt, token by token."""
+    return ["<start>", *left, "and", *right, "<end>"]
 
 
-def painted(prompt: Prompt, row: int, column: int) -> Tensor:
-    """The image [3, 12, 20] that a prompt asks for, its figure at a place within its half."""
-    y = torch.arange(HIGH).view(-1, 1) - row - 3.5
-    x = torch.arange(WIDE).view(1, -1) - column - 3.5 - (WIDE // 2 if prompt[2] == "right" else 0)
-    there = (y.abs() < 3) & (x.abs() < 3) if prompt[1] == "square" else y**2 + x**2 < 10
-    color = torch.tensor(COLORS[prompt[0]]).view(3, 1, 1)
-    return torch.where(there[None], color, torch.zeros(3, 1, 1))
+def tokens(left: Figure, right: Figure) -> Tensor:
+    """Ids [7] of "COLOR SHAPE and COLOR SHAPE"."""
+    return torch.tensor([VOCABULARY.index(w) for w in words(left, right)])
 
 
-def prompts() -> list[Prompt]:
-    """Every prompt there is."""
-    return [(c, s, d) for c in COLORS for s in SHAPES for d in SIDES]
+def painted(left: Figure, right: Figure) -> Tensor:
+    """An image [3, 8, 16] that a prompt asks for; each figure anywhere within its half."""
+    image = torch.zeros(3, HIGH, WIDE)
+    for half, (color, shape) in enumerate((left, right)):
+        row, column = torch.randint(0, 3, (2,)).tolist()
+        y = torch.arange(HIGH).view(-1, 1) - row - 2.5
+        x = torch.arange(WIDE).view(1, -1) - column - 2.5 - half * WIDE // 2
+        there = (y.abs() < 3) & (x.abs() < 3) if shape == "square" else y**2 + x**2 < 8
+        image = torch.where(there[None], torch.tensor(COLORS[color]).view(3, 1, 1), image)
+    return image
 
 
 class Painter(nn.Module):
@@ -46,52 +46,51 @@ class Painter(nn.Module):
         diffusers = need("diffusers", "diffusers", "paints")
         self.text = transformers.CLIPTextModel(
             transformers.CLIPTextConfig(
-                vocab_size=len(VOCABULARY), hidden_size=48, intermediate_size=96,
-                num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=8,
-                bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=48,
+                vocab_size=len(VOCABULARY), hidden_size=32, intermediate_size=64,
+                num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=7,
+                bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=32,
             )
         )  # fmt: skip
         self.unet = diffusers.UNet2DConditionModel(
-            sample_size=HIGH, in_channels=3, out_channels=3, block_out_channels=(32, 48),
-            layers_per_block=1, norm_num_groups=8, cross_attention_dim=48, attention_head_dim=8,
+            sample_size=HIGH, in_channels=3, out_channels=3, block_out_channels=(24, 32),
+            layers_per_block=1, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8,
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         )  # fmt: skip
 
     def encode(self, ids: Tensor) -> Tensor:
-        """Text states [b, 8, 48]."""
+        """Text states [b, 7, 32]."""
         states: Tensor = self.text(input_ids=ids).last_hidden_state
         return states
 
     def velocity(self, x: Tensor, time: Tensor, states: Tensor) -> Tensor:
-        """Where an image [b, 3, 12, 20] flows, at a time between 0 (noise) and 1."""
+        """Where an image [b, 3, 8, 16] flows, at a time between 0 (noise) and 1."""
         found: Tensor = self.unet(x, 1000 * time, states).sample
         return found
 
-    def learn(self, steps: int, batch: int = 24) -> list[float]:
+    def learn(self, steps: int, batch: int = 16) -> list[float]:
         """Learn to paint; give the losses."""
-        every = prompts()
+        kinds = [(color, shape) for color in COLORS for shape in SHAPES]
 
         def loss() -> Tensor:
-            chosen = [every[i] for i in torch.randint(len(every), (batch,)).tolist()]
-            places = torch.randint(0, 5, (batch,)), torch.randint(0, 3, (batch,))
-            images = torch.stack(
-                [painted(p, int(r), int(c)) for p, r, c in zip(chosen, *places, strict=True)]
-            )
+            pairs = [
+                (kinds[i], kinds[j]) for i, j in torch.randint(len(kinds), (batch, 2)).tolist()
+            ]
+            images = torch.stack([painted(*pair) for pair in pairs])
             noise, time = torch.randn_like(images), torch.rand(batch)
             at = time.view(-1, 1, 1, 1)
-            states = self.encode(torch.stack([tokens(p) for p in chosen]))
+            states = self.encode(torch.stack([tokens(*pair) for pair in pairs]))
             found = self.velocity((1 - at) * noise + at * images, time, states)
             return (found - (images - noise)).square().mean()
 
         self.train()
-        losses = fit(self.parameters(), loss, steps, rate=2e-3)
+        losses = fit(self.parameters(), loss, steps, rate=3e-3)
         self.eval()
         return losses
 
     @torch.no_grad()
-    def paint(self, states: Tensor, steps: int = 10, seed: int = 0) -> Tensor:
-        """Images [b, 3, 12, 20] from text states [b, 8, 48]; noise is that of the seed."""
+    def paint(self, states: Tensor, steps: int = 8, seed: int = 0) -> Tensor:
+        """Images [b, 3, 8, 16] from text states [b, 7, 32]; noise is that of the seed."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(len(states), 3, HIGH, WIDE, generator=generator)
         for step in range(steps):
@@ -100,17 +99,16 @@ class Painter(nn.Module):
         return x
 
 
-def color_of(image: Tensor, color: str) -> float:
-    """How much of a color there is in an image [3, 12, 20]: 1 where all that is painted has it."""
-    wanted = torch.tensor(COLORS[color]).view(3, 1, 1)
-    size = image.abs().mean(0)
-    match = (image * wanted).mean(0)
-    figure = size > 0.5
+def color_of(image: Tensor, half: str, color: str) -> float:
+    """How much of a color the figure in a half of an image [3, 8, 16] has: 1 where all of it has."""
+    side = image[:, :, : WIDE // 2] if half == "left" else image[:, :, WIDE // 2 :]
+    figure = side.abs().mean(0) > 0.5
+    match = (side * torch.tensor(COLORS[color]).view(3, 1, 1)).mean(0)
     return float(match[figure].mean()) if bool(figure.any()) else 0.0
 
 
-def painter(steps: int, seed: int = 0) -> tuple[Painter, Any]:
-    """Train one."""
+def painter(steps: int, seed: int = 0) -> tuple[Painter, list[float]]:
+    """Train one; give it, and the losses."""
     torch.manual_seed(seed)
     made = Painter()
     return made, made.learn(steps)
