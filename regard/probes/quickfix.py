@@ -250,7 +250,7 @@ def _tensor(output: Any) -> Tensor:
     first = getattr(first, "last_hidden_state", getattr(first, "sample", first))
     if not isinstance(first, Tensor):
         fail(
-            RuleError, "module", f"one that gives {type(output).__name__}", "one that gives tensors",
+            RuleError, "module", f"one that gives {type(output).__name__}", "one of tensors",
             "pass a block, an attention, or an MLP",
         )  # fmt: skip
     return first

@@ -100,7 +100,7 @@ class Painter(nn.Module):
 
 
 def color_of(image: Tensor, half: str, color: str) -> float:
-    """How much of a color the figure in a half of an image [3, 8, 16] has: 1 where all of it has."""
+    """How much of a color the figure in a half of an image [3, 8, 16] has: 1 where it is whole."""
     side = image[:, :, : WIDE // 2] if half == "left" else image[:, :, WIDE // 2 :]
     figure = side.abs().mean(0) > 0.5
     match = (side * torch.tensor(COLORS[color]).view(3, 1, 1)).mean(0)

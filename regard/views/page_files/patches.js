@@ -12,19 +12,19 @@ async function pictureOf() {
   return plain;
 }
 
-// Without a picture each patch has the color of its weight, relative to the heaviest; with one, the
-// color is laid over it, the thicker the heavier. `chosen` gets a frame.
+// From the lightest patch to the heaviest: without a picture in the colors of weights, with one as
+// a veil that the heaviest patch is free of. `chosen` gets a frame.
 function drawPatches(canvas, weights, [rows, columns], picture, long, chosen) {
   const wideness = picture ? picture.width : columns, high = picture ? picture.height : rows;
   const scale = long / Math.max(wideness, high);
   const context = fit(canvas, wideness * scale, high * scale);
   const dx = (wideness * scale) / columns, dy = (high * scale) / rows;
   if (picture) context.drawImage(picture, 0, 0, wideness * scale, high * scale);
-  const highest = weights ? weights.reduce((a, x) => Math.max(a, x), 1e-9) : 1;
+  const [low, most] = weights ? rangeOf(weights) : [0, 1];
   for (let p = 0; weights && p < rows * columns; p++) {
-    const share = weights[p] / highest;
-    context.globalAlpha = picture ? 0.75 * Math.sqrt(share) : 1;
-    context.fillStyle = css(Math.round(255 * share));
+    const share = (weights[p] - low) / (most - low || 1);
+    context.globalAlpha = picture ? 0.85 * (1 - share) : 1;
+    context.fillStyle = css(picture ? 0 : Math.round(255 * share));
     context.fillRect((p % columns) * dx, Math.floor(p / columns) * dy, dx, dy);
   }
   context.globalAlpha = 1;
@@ -33,6 +33,8 @@ function drawPatches(canvas, weights, [rows, columns], picture, long, chosen) {
   context.lineWidth = 2;
   context.strokeRect((chosen % columns) * dx, Math.floor(chosen / columns) * dy, dx, dy);
 }
+
+const rangeOf = (x) => x.reduce(([a, b], y) => [Math.min(a, y), Math.max(b, y)], [Infinity, -Infinity]);
 
 function patchUnder(event, canvas, [rows, columns]) {
   const box = canvas.getBoundingClientRect();

@@ -85,7 +85,7 @@ function listWords() {
 function readPatch(p) {
   const columns = gridNow()[1], word = manifest.words.tokens[told.word], map = mapNow(told.word);
   $("patch-said").textContent = p === null
-    ? `“${word}”: ${mean(map).toPrecision(3)} on average, ${Math.max(...map).toPrecision(3)} at most`
+    ? `“${word}”: weights from ${rangeOf(map).map((x) => x.toPrecision(3)).join(" to ")}`
     : `patch (${Math.floor(p / columns)}, ${p % columns}) → “${word}”: ${map[p].toPrecision(3)}`;
 }
 
