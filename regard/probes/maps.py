@@ -35,6 +35,39 @@ class Drawn:
     n: int
     m: int
     rule: Rule
+    patches: Patches | None = None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Where patches of an image stand: their grid, the first among queries, the first among keys.
+
+    None where queries, or keys, hold no patches, as the keys of cross-attention to text do.
+    """
+
+    grid: tuple[int, int]
+    queries: int | None
+    keys: int | None
+
+
+def patches_of(site: Site, n: int, m: int) -> Patches | None:
+    """Find the patches at a site; tokens that are no patches come first where a model has some.
+
+    >>> patches_of(Site(0, module="attn", grid=(2, 3)), 7, 7)
+    Patches(grid=(2, 3), queries=1, keys=1)
+    """
+    if site.grid is not None and len(site.grid) == 2:
+        special = n - math.prod(site.grid)
+        return Patches(site.grid, special, special) if special >= 0 and n == m else None
+    now, known = site.moment, site.kind == "cross" or "image" in (site.modality or "")
+    if now is None or not known:
+        return None
+    image = slice(0, n) if site.kind == "cross" else site.span("image", n)
+    grid = None if image is None else now.grid_of(image.stop - image.start)
+    if image is None or grid is None or len(grid) != 2:
+        return None
+    keys = None if site.kind == "cross" else site.span("image", m)
+    return Patches((grid[0], grid[1]), image.start, None if keys is None else keys.start)
 
 
 class Maps(Stage):
@@ -61,6 +94,7 @@ class Maps(Stage):
         self.found[site] = Drawn(
             survey.entropy[0].float().cpu(), received.float().cpu(),
             survey.tile_max[0].float().cpu(), call.n, call.m, call.rule,
+            None if call.site is None else patches_of(call.site, call.n, call.m),
         )  # fmt: skip
 
 
@@ -147,4 +181,4 @@ def log_scale(weights: Tensor) -> np.ndarray:
     return logs.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-__all__ = ["Deep", "DeepHeads", "Drawn", "Maps", "facts_of", "log_scale"]
+__all__ = ["Deep", "DeepHeads", "Drawn", "Maps", "Patches", "facts_of", "log_scale", "patches_of"]

@@ -10,8 +10,10 @@ from typing import Any
 from regard.core.errors import RuleError, fail, shape_of
 from regard.probes.base import Probe
 
-MODULES = ("roles", "sinks", "shape", "importance", "spans", "rhythm", "logits",
-           "parameters", "positions", "rank")  # fmt: skip
+MODULES = (
+    "roles", "sinks", "shape", "importance", "spans", "rhythm", "logits", "parameters", "positions",
+    "rank", "words", "vision",
+)  # fmt: skip
 _probes: dict[str, type[Probe]] = {}
 _groups: dict[str, list[str]] = {}
 

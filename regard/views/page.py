@@ -17,7 +17,7 @@ from regard.views.colors import RAMP, ROLE_COLORS
 from regard.views.run_file import Run
 
 # In this order; one module in the page, so that it opens from a disk without a server.
-SCRIPTS = ("data", "color", "overview", "head", "pinned", "compare", "main")
+SCRIPTS = ("data", "color", "patches", "overview", "head", "pinned", "words", "compare", "main")
 
 
 def page(run: Run, after: str = "") -> str:

@@ -15,8 +15,10 @@ import torch
 from regard.core.errors import RuleError, fail, need
 from regard.models.site import Site
 from regard.probes.maps import Deep, Drawn, log_scale
+from regard.probes.regions import WordMaps
 from regard.probes.scores import Head, Scores, head_name
 from regard.views.run_file import Run
+from regard.views.words import packed_words
 
 if TYPE_CHECKING:
     import pandas
@@ -55,6 +57,7 @@ class Seen:
     skipped: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
     image: np.ndarray | None = field(default=None, repr=False)
+    words_seen: WordMaps | None = field(default=None, repr=False)
 
     @property
     def role_names(self) -> list[str]:
@@ -74,6 +77,7 @@ class Seen:
     def findings(self) -> list[str]:
         """Say the main things in words."""
         found = [sentence for sentence in (*self._of_roles(), *self._of_sinks()) if sentence]
+        found += [said for x in self.scores.values() for said in x.details.get("said", ())]
         if "entropy" in self.scores:
             ranked = sorted(self.scores["entropy"].heads(), key=lambda head: head.value)
             if ranked:
@@ -109,7 +113,7 @@ class Seen:
         return said
 
     def _of_sinks(self) -> list[str]:
-        if "sink" not in self.scores:
+        if "sink" not in self.scores or "image_sink" in self.scores:
             return []
         scores = self.scores["sink"]
         heads = scores.top(1000)
@@ -214,10 +218,15 @@ class Seen:
             arrays[f"k/{row}.{deep.kv_head}"] = deep.k.numpy()
         if self.image is not None:
             arrays["image"] = self.image
+        words = None
+        if self.words_seen is not None:
+            words, maps = packed_words(self.words_seen)
+            arrays |= maps
         grid = next((site.grid for site in self.sites if site.grid), None)
         manifest = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "title": f"{self.model.get('name', 'model')}, {len(self.words)} tokens",
+            "title": self.model.get("name", "model")
+            + (f", {len(self.words)} tokens" if self.words else ""),
             "model": dict(self.model), "versions": versions(), "tokens": list(self.words),
             "modality": "image" if self.image is not None else "text",
             "grid": None if grid is None else list(grid), "sites": described,
@@ -228,7 +237,7 @@ class Seen:
             },
             "roles": [{"name": n, "title": self.scores[n].title, "threshold": ROLES[n]}
                       for n in names],
-            "findings": self.findings(), "deep": entries,
+            "findings": self.findings(), "deep": entries, "words": words,
         }  # fmt: skip
         return Run(manifest, arrays)
 
@@ -272,14 +281,14 @@ class Seen:
 
 def _described(site: Site, drawn: Drawn | None) -> dict[str, Any]:
     n = None if drawn is None else drawn.n
-    special = 0
-    if site.grid is not None and n is not None:
-        special = max(0, n - int(np.prod(site.grid)))
+    patches = None if drawn is None else drawn.patches
+    grid = site.grid if patches is None else patches.grid
     return {
         "layer": site.layer, "kind": site.kind, "module": site.module, "heads": site.heads,
         "kv_heads": site.kv_heads, "head_size": site.head_size, "causal": site.causal,
         "queries": n, "keys": None if drawn is None else drawn.m,
-        "grid": None if site.grid is None else list(site.grid), "special_tokens": special,
+        "grid": None if grid is None else list(grid),
+        "patches": None if patches is None else {"queries": patches.queries, "keys": patches.keys},
         "rule": "" if drawn is None else repr(drawn.rule)[:200],
     }  # fmt: skip
 

@@ -1,57 +1,16 @@
 """The page in a real browser: it says no word to the network, and its numbers are ours."""
 
-import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
-import pytest
 import torch
 
 from regard.views import Seen
 from regard.views.colors import ramp
 from regard.views.compare import compare_runs, rows_of
 from regard.views.page import page
+from tests.views.browser import in_browser, visited
 from tests.views.runs import seen
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-in_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on the path")
-
-# Runs in the page after it is ready, and leaves what it found where --dump-dom shows it.
-REPORT = """
-const errors = globalThis.errors || [];
-const found = await (async () => { %s })();
-found.ready = globalThis.READY;
-found.nodes = document.querySelectorAll("*").length;
-found.requests = performance.getEntriesByType("resource").map((x) => x.name);
-const place = document.createElement("pre");
-place.id = "found";
-place.textContent = JSON.stringify(found);
-document.body.append(place);
-"""
-
-
-def visited(run, script: str, tmp_path, hash_: str = "") -> dict:
-    """Open a page, run a script in it, and give what the script returns."""
-    path = tmp_path / "page.html"
-    path.write_text(page(run, REPORT % script), encoding="utf-8")
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900",
-         "--enable-logging=stderr", "--dump-dom", path.as_uri() + hash_],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    consoled = [x for x in done.stderr.splitlines() if "CONSOLE" in x]
-    assert not consoled, consoled
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
-    assert found, done.stderr[-2000:]
-    said = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-    assert said["requests"] == []
-    assert said["nodes"] < 2000
-    return said
 
 
 def test_the_page_may_ask_the_network_for_nothing():
@@ -167,22 +126,3 @@ def test_two_runs_are_shown_side_by_side(tmp_path):
     assert found["many"] == 3
     best = np.unravel_index(run.arrays["jsd"].argmax(), run.arrays["jsd"].shape)
     assert found["first"].startswith(f"L{best[0]}H{best[1]}")
-
-
-@in_browser
-def test_patches_are_laid_over_the_picture(tmp_path):
-    import regard
-
-    made = seen(n=17, grid=(4, 4), rule=regard.Rule())
-    made.image = np.full((32, 32, 3), 128, np.uint8)
-    made = Seen(made.model, made.sites, made.scores, (), made.drawn, made.deep, image=made.image)
-    script = """
-    await regard.show(regard.heads[1], 5);
-    const canvas = document.getElementById("picture");
-    return { hidden: canvas.hidden, width: canvas.width,
-      title: document.getElementById("pin-title").textContent };
-    """
-    found = visited(made.run(), script, tmp_path)
-    assert not found["hidden"]
-    assert found["width"] > 100
-    assert "patch (1, 0)" in found["title"]

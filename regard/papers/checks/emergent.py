@@ -16,6 +16,7 @@ from regard.probes.edges import LOGITS, edge_attribution, emergent
 from regard.probes.importance import taken_out
 
 WORDS, LONG = 24, 12
+HEADS, EDGES = 8, 25
 AGAIN, BACK = 0, 1  # the first token says which task it is
 
 
@@ -68,16 +69,16 @@ def sparks() -> Measured:
     """Heads that come with a second task matter for it, and less for the first."""
     torch.manual_seed(0)
     model = stack(
-        [Attention(64, heads=4, causal=True, position="rotary") for _ in range(2)],
+        [Attention(64, heads=HEADS, causal=True, position="rotary") for _ in range(2)],
         vocab=WORDS + 2, dim=64, tied=False,
     )  # fmt: skip
     trained(model, AGAIN, 500)
-    base = circuit(model, AGAIN, 12)
+    base = circuit(model, AGAIN, EDGES)
     first = right(model, AGAIN)
-    trained(model, None, 900)
-    post = circuit(model, BACK, 12) | circuit(model, AGAIN, 12)
+    trained(model, None, 1500)
+    post = circuit(model, BACK, EDGES) | circuit(model, AGAIN, EDGES)
     came = emergent(base, post)["emerged"]
-    sites = {f"L{s.layer}H{h}": (s, h) for s in hook_of(model)[1] for h in range(4)}
+    sites = {f"L{s.layer}H{h}": (s, h) for s in hook_of(model)[1] for h in range(HEADS)}
     plain = [right(model, task) for task in (AGAIN, BACK)]
 
     def loss_of(names: list[str]) -> list[float]:

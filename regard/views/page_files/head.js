@@ -25,8 +25,12 @@ async function openHead(head) {
   $("note").textContent = now.deep ? (now.deep.exact ? "" : "This rule is drawn from its tiles alone.")
     : "A small map only: see it with --heads " + `${site.layer},${head.h}` + " to keep every weight.";
   $("hide-sink").disabled = !(now.deep && now.deep.exact);
+  $("pin-title").textContent = site.patches ? "Click a row of the map, or a patch: until then, what each patch received"
+    : "Click a row of the map, or a token";
+  $("tops").replaceChildren();
   showText();
   drawMap();
+  await overlay(null);
 }
 
 function weight(i, j) {
@@ -118,12 +122,10 @@ function drawMargin(canvas, data, row, from, count, flat) {
   });
 }
 
-const wordAt = (i) => {
-  const special = manifest.sites[now.head.s].special_tokens || 0, grid = manifest.sites[now.head.s].grid;
-  if (grid) {
-    const p = i - special;
-    return p < 0 ? "[special]" : `patch (${Math.floor(p / grid[1])}, ${p % grid[1]})`;
-  }
+const wordAt = (i, side = "keys") => {
+  const site = manifest.sites[now.head.s], p = patchOf(i, site, side);
+  if (p >= 0) return `patch (${Math.floor(p / site.grid[1])}, ${p % site.grid[1]})`;
+  if (site.patches) return site.kind === "self" ? "[special]" : "text";
   const word = manifest.tokens[i];
   return word === undefined ? "#" + i : JSON.stringify(word).slice(1, -1).replaceAll(" ", "␣");
 };
@@ -155,7 +157,7 @@ function pan(di, dj) {
 
 function readout(event) {
   const [i, j] = placeOf(event);
-  let words = `query ${i} ${wordAt(i)} → key ${j} ${wordAt(j)}`;
+  let words = `query ${i} ${wordAt(i, "queries")} → key ${j} ${wordAt(j)}`;
   if (now.deep && now.deep.exact) words += `: ${exactTile(i, j, 1, 1)[0].toPrecision(3)}`;
   $("readout").textContent = words;
 }

@@ -1,12 +1,12 @@
 // Put together: the title, the address, the keys, the mouse.
 function setHash() {
   const head = now.head;
-  const part = $("head").hidden ? "" : `#head=${head.s}.${head.h}` + (now.pin === null ? "" : `&query=${now.pin}`);
+  const part = $("head").hidden ? hashOfWords() : `#head=${head.s}.${head.h}` + (now.pin === null ? "" : `&query=${now.pin}`);
   if (location.hash !== part) history.replaceState(null, "", part || location.pathname);
 }
 
 async function show(head, query) {
-  $("overview").hidden = $("compare").hidden = true;
+  $("overview").hidden = $("compare").hidden = $("words").hidden = true;
   $("head").hidden = false;
   showCard(-1);
   await openHead(head);
@@ -17,6 +17,7 @@ async function show(head, query) {
 function back() {
   $("head").hidden = true;
   $(manifest.compare ? "compare" : "overview").hidden = false;
+  $("words").hidden = !manifest.words;
   drawOverview();
   setHash();
   $("grid").focus({ preventScroll: true });
@@ -26,6 +27,7 @@ async function fromHash() {
   const found = /head=(\d+)\.(\d+)(?:&query=(\d+))?/.exec(location.hash);
   const head = found && heads.find((x) => x.s === +found[1] && x.h === +found[2]);
   if (head) await show(head, found[3] === undefined ? undefined : +found[3]);
+  else if (told.maps && wordsOfHash()) await showWords(wordsOfHash());
 }
 
 function gridKeys(event) {
@@ -56,6 +58,7 @@ function mapKeys(event) {
 function theme(name) {
   document.documentElement.dataset.theme = name;
   if (!$("overview").hidden) drawOverview();
+  if (!$("words").hidden) showWords({});
   if (!$("head").hidden && now.head) drawMap();
 }
 
@@ -76,6 +79,7 @@ async function start() {
   await loadOverview();
   drawOverview();
   await loadCompare();
+  await loadWords();
   const grid = $("grid"), map = $("map");
   grid.onmousemove = (event) => showCard(headAt(event), event.clientX, event.clientY);
   grid.onmouseleave = () => showCard(-1);
@@ -120,6 +124,7 @@ async function start() {
   $("back").onclick = back;
   $("table-button").onclick = toggleTable;
   $("text").onclick = (event) => event.target.dataset.i && pin(+event.target.dataset.i);
+  $("picture").onclick = pinPatch;
   $("find").oninput = () => find($("find").value);
   $("find").onkeydown = (event) => {
     if (event.key !== "Enter") return;
@@ -133,7 +138,7 @@ async function start() {
   addEventListener("resize", () => ($("head").hidden ? drawOverview() : drawMap()));
   await fromHash();
   globalThis.READY = performance.now();
-  globalThis.regard = { array, exactTile, now, show, pin, heads, openHead };
+  globalThis.regard = { array, exactTile, now, show, pin, heads, openHead, showWords, mapNow, told };
 }
 
 const ready = start();

@@ -10,7 +10,7 @@ function rowWeights(i) {
 async function pin(i) {
   now.pin = i;
   const weights = rowWeights(i);
-  $("pin-title").textContent = `Query ${i}: ${wordAt(i)}`;
+  $("pin-title").textContent = `Query ${i}: ${wordAt(i, "queries")}`;
   const items = [];
   if (weights) {
     const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 12);
@@ -33,7 +33,7 @@ function showText() {
   const text = $("text");
   spans = new Map();
   text.hidden = !manifest.tokens.length;
-  if (text.hidden) return overlay(null);
+  if (text.hidden) return;
   const start = now.pin === null ? 0 : Math.max(0, Math.min(now.pin - 550, now.n - PAGE));
   const found = [];
   if (start > 0) found.push(`… ${start} tokens before\n`);
@@ -67,35 +67,20 @@ function find(words) {
   return hits;
 }
 
+// What the patches of an image get: from the pinned query, or on average where none is pinned.
 async function overlay(weights) {
-  const data = await array("image"), canvas = $("picture"), site = manifest.sites[now.head.s];
-  canvas.hidden = !data || !site.grid;
+  const canvas = $("picture"), site = manifest.sites[now.head.s], from = site.patches?.keys;
+  canvas.hidden = from === undefined || from === null;
   if (canvas.hidden) return;
-  const [high, wideness] = data.shape, size = 320, scale = size / Math.max(high, wideness);
-  const context = fit(canvas, wideness * scale, high * scale);
-  const image = new ImageData(wideness, high);
-  for (let p = 0; p < high * wideness; p++) {
-    for (let c = 0; c < 3; c++) image.data[4 * p + c] = data.values[3 * p + c];
-    image.data[4 * p + 3] = 255;
-  }
-  const plain = new OffscreenCanvas(wideness, high);
-  plain.getContext("2d").putImageData(image, 0, 0);
-  context.drawImage(plain, 0, 0, wideness * scale, high * scale);
-  if (!weights) return;
-  const [rows, columns] = site.grid, special = site.special_tokens || 0;
-  const highest = weights.subarray(special).reduce((a, x) => Math.max(a, x), 1e-9);
-  const dx = (wideness * scale) / columns, dy = (high * scale) / rows;
-  for (let p = 0; p < rows * columns; p++) {
-    const share = weights[special + p] / highest;
-    context.globalAlpha = 0.75 * Math.sqrt(share);
-    context.fillStyle = css(Math.round(255 * share));
-    context.fillRect((p % columns) * dx, Math.floor(p / columns) * dy, dx, dy);
-  }
-  context.globalAlpha = 1;
-  const at = now.pin - special;
-  if (at >= 0) {
-    context.strokeStyle = "#ffffff";
-    context.lineWidth = 2;
-    context.strokeRect((at % columns) * dx, Math.floor(at / columns) * dy, dx, dy);
-  }
+  const received = now.margins[1]?.values.subarray(now.head.h * now.m, (now.head.h + 1) * now.m);
+  const shown = weights || (now.pin === null ? received : null);
+  const part = shown?.subarray(from, from + site.grid[0] * site.grid[1]);
+  const chosen = now.pin === null ? null : patchOf(now.pin, site, "queries");
+  drawPatches(canvas, part, site.grid, await pictureOf(), 320, chosen);
+}
+
+function pinPatch(event) {
+  const site = manifest.sites[now.head.s];
+  if (site.patches?.queries === null) return;
+  pin(site.patches.queries + patchUnder(event, $("picture"), site.grid));
 }

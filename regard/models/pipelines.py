@@ -1,0 +1,174 @@
+"""Pipelines of diffusers: which model denoises, what its text tokens read, which rows hold them.
+
+Which half of a batch is the conditional one is not guessed: the rows that hold the embeddings of
+the prompt are, and text of another shape is left untold.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regard.core.errors import RuleError, fail, shape_of
+from regard.models.moment import telling, told_branches
+
+PARTS = ("transformer", "unet")
+# The start of a pipeline's name -> the tokenizers whose tokens its model attends to, one after
+# another. Pipelines that wrap the prompt in a template of their own are left out.
+TOKENIZERS = {
+    "StableDiffusion3": ("tokenizer", "tokenizer_3"),
+    "StableDiffusion": ("tokenizer",),
+    "LatentConsistency": ("tokenizer",),
+    "PixArt": ("tokenizer",),
+    "Flux": ("tokenizer_2",),
+    "Wan": ("tokenizer",),
+}
+
+
+def is_pipeline(thing: Any) -> bool:
+    """Whether this is a pipeline of diffusers.
+
+    >>> is_pipeline(nn.Linear(2, 2))
+    False
+    """
+    diffusers = sys.modules.get("diffusers")
+    return diffusers is not None and isinstance(thing, diffusers.DiffusionPipeline)
+
+
+class Runner:
+    """Runs a pipeline while its model is looked at, and keeps the picture that it makes."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.model: nn.Module = next(
+            (x for p in PARTS if isinstance(x := getattr(pipeline, p, None), nn.Module)), None
+        ) or fail(
+            RuleError, "model", type(pipeline).__name__, f"a pipeline with one of {PARTS}",
+            "pass the model that attends",
+        )  # fmt: skip
+        self.image: Any = None
+
+    def arguments(self, inputs: Any) -> dict[str, Any]:
+        """Read a prompt, or the arguments of the pipeline."""
+        if isinstance(inputs, str):
+            return {"prompt": inputs}
+        if not isinstance(inputs, Mapping):
+            fail(
+                RuleError, "inputs", shape_of(inputs), "a prompt, or a dict of arguments",
+                "pass 'a red fox' or {'prompt': 'a red fox', 'num_inference_steps': 20}",
+            )  # fmt: skip
+        return dict(inputs)
+
+    def words(self, inputs: Any) -> list[str]:
+        """How the text tokens read, '' for padding; empty where it cannot be told."""
+        prompt = self.arguments(inputs).get("prompt")
+        prompt = prompt[0] if isinstance(prompt, list | tuple) and prompt else prompt
+        kind = type(self.pipeline).__name__
+        names = next((x for start, x in TOKENIZERS.items() if kind.startswith(start)), ())
+        tokenizers: list[Any] = [getattr(self.pipeline, name, None) for name in names]
+        if not isinstance(prompt, str) or not tokenizers or None in tokenizers:
+            return []
+        found: list[str] = []
+        for number, tokenizer in enumerate(tokenizers):
+            longest = tokenizer.model_max_length
+            ids = tokenizer(prompt, truncation=True, max_length=min(longest, 512))["input_ids"]
+            words = [tokenizer.decode([t]).strip() or f"[{t}]" for t in ids]
+            if number + 1 < len(tokenizers):  # the next tokenizer's tokens come after its padding
+                words += [""] * (longest - len(words))
+            found += words
+        return found
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Any:
+        """Run the pipeline, its branches told where the text tells them."""
+        with telling_by_text(self.pipeline, self.model, arguments.get("prompt_embeds")):
+            made = self.pipeline(**arguments)
+        images = getattr(made, "images", None)
+        self.image = images[0] if isinstance(images, list) and images else None
+        return made
+
+    def picture(self) -> np.ndarray | None:
+        """The first picture of the last run, uint8 [rows, columns, 3]; None if it made none."""
+        if not hasattr(self.image, "convert"):  # latents, or pictures as arrays
+            return None
+        return np.asarray(self.image.convert("RGB"), np.uint8)
+
+
+@contextmanager
+def telling_by_text(
+    pipeline: Any, model: nn.Module, embeds: Tensor | None = None
+) -> Iterator[None]:
+    """Tell the branches of each forward by the rows of text it is given.
+
+    What `encode_prompt` first gives are the embeddings of the prompt. A block of rows that equals
+    them is conditional, any other is not; text of another shape tells nothing.
+    """
+    prompt: list[Tensor] = [] if embeds is None else [embeds]
+    within: list[Any] = []
+    encode: Any = getattr(pipeline, "encode_prompt", None)
+
+    def encoding(*args: Any, **kwargs: Any) -> Any:
+        given = encode(*args, **kwargs)
+        first = given[0] if isinstance(given, tuple) else given
+        if isinstance(first, Tensor) and first.dim() == 3 and len(prompt) == (embeds is not None):
+            prompt.append(first)
+        return given
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        text = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
+        names = () if told_branches() or not prompt else blocks_of(text, prompt[-1])
+        within.append(telling(*names) if names else None)
+        if names:
+            within[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        told = within.pop() if within else None
+        if told is not None:
+            told.__exit__(None, None, None)
+
+    # First of all hooks: the moment is read by another.
+    entered = model.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+    left = model.register_forward_hook(leave, always_call=True)
+    own = vars(pipeline).get("encode_prompt")
+    if encode is not None:
+        vars(pipeline)["encode_prompt"] = encoding
+    try:
+        yield
+    finally:
+        entered.remove()
+        left.remove()
+        if own is not None:
+            vars(pipeline)["encode_prompt"] = own
+        else:
+            vars(pipeline).pop("encode_prompt", None)
+
+
+def blocks_of(text: Any, prompt: Tensor) -> tuple[str, ...]:
+    """Name equal blocks of rows of `text` [b, t, d]: those that hold a `prompt` and others.
+
+    >>> prompt = torch.randn(1, 3, 4)
+    >>> blocks_of(torch.cat([torch.zeros(1, 3, 4), prompt]), prompt)
+    ('unconditional', 'conditional')
+    >>> blocks_of(torch.zeros(2, 5, 4), prompt)
+    ()
+    """
+    if not isinstance(text, Tensor) or text.shape[1:] != prompt.shape[1:]:
+        return ()
+    if len(text) % len(prompt):
+        return ()
+    prompt = prompt.to(text)
+    same = [torch.equal(block, prompt) for block in text.split(len(prompt))]
+    names: list[str] = []
+    for one in same:
+        name = "conditional" if one else "unconditional"
+        many = sum(x.startswith(name) for x in names)
+        names.append(f"{name} {many + 1}" if many else name)
+    return tuple(names)
+
+
+__all__ = ["Runner", "blocks_of", "is_pipeline", "telling_by_text"]

@@ -1,0 +1,52 @@
+// Patches of an image: their weights over the picture, where there is one.
+async function pictureOf() {
+  const data = await array("image");
+  if (!data) return null;
+  const [high, wideness] = data.shape, image = new ImageData(wideness, high);
+  for (let p = 0; p < high * wideness; p++) {
+    for (let c = 0; c < 3; c++) image.data[4 * p + c] = data.values[3 * p + c];
+    image.data[4 * p + 3] = 255;
+  }
+  const plain = new OffscreenCanvas(wideness, high);
+  plain.getContext("2d").putImageData(image, 0, 0);
+  return plain;
+}
+
+// From the lightest patch to the heaviest: without a picture in the colors of weights, with one as
+// a veil that the heaviest patch is free of. `chosen` gets a frame.
+function drawPatches(canvas, weights, [rows, columns], picture, long, chosen) {
+  const wideness = picture ? picture.width : columns, high = picture ? picture.height : rows;
+  const scale = long / Math.max(wideness, high);
+  const context = fit(canvas, wideness * scale, high * scale);
+  const dx = (wideness * scale) / columns, dy = (high * scale) / rows;
+  if (picture) context.drawImage(picture, 0, 0, wideness * scale, high * scale);
+  const [low, most] = weights ? rangeOf(weights) : [0, 1];
+  for (let p = 0; weights && p < rows * columns; p++) {
+    const share = (weights[p] - low) / (most - low || 1);
+    context.globalAlpha = picture ? 0.85 * (1 - share) : 1;
+    context.fillStyle = css(picture ? 0 : Math.round(255 * share));
+    context.fillRect((p % columns) * dx, Math.floor(p / columns) * dy, dx, dy);
+  }
+  context.globalAlpha = 1;
+  if (chosen === null || chosen < 0 || chosen >= rows * columns) return;
+  context.strokeStyle = "#ffffff";
+  context.lineWidth = 2;
+  context.strokeRect((chosen % columns) * dx, Math.floor(chosen / columns) * dy, dx, dy);
+}
+
+const rangeOf = (x) => x.reduce(([a, b], y) => [Math.min(a, y), Math.max(b, y)], [Infinity, -Infinity]);
+
+function patchUnder(event, canvas, [rows, columns]) {
+  const box = canvas.getBoundingClientRect();
+  const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+  const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
+  return Math.max(0, Math.min(rows - 1, row)) * columns + Math.max(0, Math.min(columns - 1, column));
+}
+
+// Which patch a token is, among the queries or the keys of a site; -1 where it is none.
+function patchOf(i, site, side) {
+  const from = site.patches?.[side];
+  if (from === undefined || from === null) return -1;
+  const p = i - from;
+  return p >= 0 && p < site.grid[0] * site.grid[1] ? p : -1;
+}

@@ -1,0 +1,118 @@
+// The words of a prompt over the image that was made: a word to its patches, a patch to its words.
+const told = { word: 0, patch: null, step: 0, site: 0, picture: null, maps: null };
+const LISTED = 200; // words in the list: the page stays light
+
+async function loadWords() {
+  const words = manifest.words;
+  $("words").hidden = !words;
+  if (!words) return;
+  told.picture = await pictureOf();
+  $("over-picture").parentElement.hidden = !told.picture;
+  $("words-title").textContent = `Where the words of the prompt go (${words.branch} branch)`;
+  $("at-step").max = words.steps.length;
+  $("at-site").max = words.sites.length;
+  for (const [id, name] of [["at-step", "step"], ["at-site", "site"]]) {
+    $(id).disabled = $(id).max === "1" && name === "step";
+    $(id).oninput = () => showWords({ [name]: Number($(id).value) });
+  }
+  $("over-picture").onchange = () => showWords({});
+  const canvas = $("patches");
+  canvas.onclick = (event) => {
+    const p = patchUnder(event, canvas, gridNow());
+    return showWords({ patch: p === told.patch ? null : p });
+  };
+  canvas.onmousemove = (event) => readPatch(patchUnder(event, canvas, gridNow()));
+  canvas.onkeydown = patchKeys;
+  await showWords(wordsOfHash() || {});
+}
+
+const gridNow = () => told.maps.shape.slice(2);
+const cellsNow = () => gridNow()[0] * gridNow()[1];
+// Weights of all patches on a token, at the step and the site that are chosen.
+const mapNow = (t) => {
+  const at = (told.step * told.maps.shape[1] + t) * cellsNow();
+  return told.maps.values.subarray(at, at + cellsNow());
+};
+const mean = (x) => x.reduce((a, y) => a + y, 0) / x.length;
+
+async function showWords(change) {
+  const before = told.maps && gridNow();
+  Object.assign(told, change);
+  const words = manifest.words;
+  told.maps = await array("words/" + told.site);
+  const [rows, columns] = gridNow();
+  if (told.patch !== null && before && before[1] !== columns && change.patch === undefined) {
+    const [r, c] = [Math.floor(told.patch / before[1]), told.patch % before[1]];
+    told.patch = Math.floor(((r + 0.5) / before[0]) * rows) * columns
+      + Math.floor(((c + 0.5) / before[1]) * columns);
+  }
+  $("at-step").value = told.step;
+  $("at-site").value = told.site;
+  const site = words.sites[told.site - 1];
+  $("step-said").textContent = told.step ? `step ${words.steps[told.step - 1]}`
+    : `all ${words.steps.length + words.left_out} steps`;
+  $("site-said").textContent = (site ? `${site.module} (${site.kind})` : `all ${words.sites.length} sites`)
+    + `, ${rows} × ${columns} patches`;
+  const over = told.picture && $("over-picture").checked ? told.picture : null;
+  drawPatches($("patches"), mapNow(told.word), [rows, columns], over,
+    Math.min(460, $("words").clientWidth - 20), told.patch);
+  listWords();
+  readPatch(told.patch);
+  if (change.word !== undefined || change.patch !== undefined) setHash();
+}
+
+function listWords() {
+  const { tokens } = manifest.words, { patch } = told;
+  const weights = tokens.map((_, t) => (patch === null ? mean(mapNow(t)) : mapNow(t)[patch]));
+  const order = [...tokens.keys()];
+  if (patch !== null || tokens.length > LISTED) order.sort((a, b) => weights[b] - weights[a]);
+  const highest = Math.max(1e-9, ...weights), columns = gridNow()[1];
+  $("patch-title").textContent = patch === null ? "Words, with their mean weight"
+    : `Patch (${Math.floor(patch / columns)}, ${patch % columns}) looks at`;
+  $("word-list").replaceChildren(...order.slice(0, LISTED).map((t) => {
+    const item = document.createElement("li"), button = document.createElement("button");
+    button.type = "button";
+    button.textContent = tokens[t];
+    button.setAttribute("aria-pressed", t === told.word);
+    button.title = `token ${t}: ${weights[t].toPrecision(3)}`;
+    button.style.backgroundSize = `${(100 * weights[t]) / highest}% 3px`;
+    button.onclick = () => showWords({ word: t });
+    item.append(button, ` ${weights[t].toFixed(3)}`);
+    return item;
+  }));
+}
+
+function readPatch(p) {
+  const columns = gridNow()[1], word = manifest.words.tokens[told.word], map = mapNow(told.word);
+  $("patch-said").textContent = p === null
+    ? `“${word}”: weights from ${rangeOf(map).map((x) => x.toPrecision(3)).join(" to ")}`
+    : `patch (${Math.floor(p / columns)}, ${p % columns}) → “${word}”: ${map[p].toPrecision(3)}`;
+}
+
+function patchKeys(event) {
+  const [rows, columns] = gridNow(), p = told.patch ?? 0;
+  const [r, c] = [Math.floor(p / columns), p % columns];
+  const to = { ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1], ArrowUp: [r - 1, c],
+    ArrowDown: [r + 1, c] }[event.key];
+  if (event.key === "Escape") showWords({ patch: null });
+  else if (!to) return;
+  else if (to[0] >= 0 && to[0] < rows && to[1] >= 0 && to[1] < columns) {
+    showWords({ patch: told.patch === null ? 0 : to[0] * columns + to[1] });
+  }
+  event.preventDefault();
+}
+
+function hashOfWords() {
+  if (!manifest.words || !told.maps) return "";
+  const { word, step, site, patch } = told;
+  if (!word && patch === null) return "";
+  return `#word=${word}&step=${step}&site=${site}` + (patch === null ? "" : `&patch=${patch}`);
+}
+
+function wordsOfHash() {
+  const found = /word=(\d+)&step=(\d+)&site=(\d+)(?:&patch=(\d+))?/.exec(location.hash);
+  if (!found || !manifest.words) return null;
+  const [word, step, site] = found.slice(1, 4).map(Number), words = manifest.words;
+  if (word >= words.tokens.length || step > words.steps.length || site > words.sites.length) return null;
+  return { word, step, site, patch: found[4] === undefined ? null : Number(found[4]) };
+}

