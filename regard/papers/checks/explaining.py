@@ -104,8 +104,8 @@ def agreeing() -> Measured:
     low = sum(tau < 0.5 for tau in others.values())
     return Measured(
         "on a linear bag of words five explainers agree (tau over 0.95) and uniform attention "
-        "ranks nothing; tau(x, x) = 1, tau(x, -x) = -1; on a trained two-layer transformer the mean tau "
-        "of attention with each of the five is below 0.5",
+        "ranks nothing; tau(x, x) = 1, tau(x, -x) = -1; on a trained two-layer transformer "
+        "the mean tau of attention with each of the five is below 0.5",
         linear > 0.95 and math.isnan(flat.mean("uniform", "occlusion"))
         and kendall(x, x) == 1 and kendall(x, -x) == -1 and max(attention.values()) < 0.5,
         {"least tau, linear": linear, "accuracy": right, "explainer pairs below 0.5, of 10": low,
@@ -157,9 +157,10 @@ def court() -> Measured:
             for i, name in enumerate(("attention", "occlusion"))}  # fmt: skip
     blind = sum(v[0].by_chance[0] for v in verdicts) / len(verdicts)
     return Measured(
-        "integrated gradients of 200 steps are complete within 2%; a method agrees with itself (tau 1); random "
-        "scores have tau 0 within two standard errors; where one word decides, the explainers name "
-        "the same top word in over 80% of texts while tau over all words stays below 0.6",
+        "integrated gradients of 200 steps are complete within 2%; a method agrees with itself "
+        "(tau 1); random scores have tau 0 within two standard errors; where one word decides, the "
+        "explainers name the same top word in over 80% of texts while tau over all words stays "
+        "below 0.6",
         complete < 0.02 and again.mean("again", "occlusion") > 1 - 1e-9
         and abs(float(chance.mean())) < 2 * error and min(overlaps) > 0.8 and max(taus) < 0.6,
         {"incomplete": complete, "tau by chance": float(chance.mean()), "standard error": error,
