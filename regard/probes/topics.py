@@ -13,7 +13,6 @@ from regard.core.method import method
 from regard.core.support import Support, Where
 from regard.models.site import Site
 from regard.probes.base import Probe
-from regard.probes.registry import register
 from regard.probes.roles import words_of
 from regard.probes.scores import Scores
 from regard.probes.shape import met_keys
@@ -22,7 +21,6 @@ from regard.run.mass import log_weight, mass
 CLASSES = ("same word", "same topic", "different topic")
 
 
-@register("topics")
 @method(
     "topic_structure_probe",
     call="import torch\n"

@@ -218,7 +218,7 @@ def topics() -> Measured:
     before, _ = ratio(topic_of)
 
     def loss() -> Tensor:
-        tokens = documents(64, count, words, length)
+        tokens = documents(32, count, words, length)
         # A masked place shows the mask, or now and then its word, or another one.
         masked, how = torch.rand(tokens.shape) < 0.15, torch.rand(tokens.shape)
         given = torch.where(how < 0.8, total, torch.where(how < 0.9, tokens,
@@ -226,7 +226,7 @@ def topics() -> Measured:
         said = model(torch.where(masked, given, tokens))
         return F.cross_entropy(said[masked], tokens[masked])
 
-    fit(model.parameters(), loss, 400, 3e-3)
+    fit(model.parameters(), loss, 300, 4e-3)
     after, means = ratio(topic_of)
     shuffled = torch.cat([topic_of[:-1][torch.randperm(total)], topic_of[-1:]])
     chance, _ = ratio(shuffled)
