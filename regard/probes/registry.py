@@ -10,7 +10,7 @@ from typing import Any
 from regard.core.errors import RuleError, fail, shape_of
 from regard.probes.base import Probe
 
-MODULES = ("roles", "sinks", "shape", "importance", "temperature", "lags")
+MODULES = ("roles", "sinks", "shape", "importance", "temperature", "lags", "parallel_context")
 _probes: dict[str, type[Probe]] = {}
 _groups: dict[str, list[str]] = {}
 

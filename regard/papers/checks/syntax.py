@@ -63,8 +63,8 @@ def grammar() -> Measured:
     return Measured(
         "of eight heads the one that puts 0.9 of its weight on the head of each word has the best "
         "accuracy in relations of any distance, and the largest weight in the probe, which is "
-        "right on over 95% of words of other sentences; two copies of one head are 0 apart; the best "
-        "fixed offset has exactly the accuracy of a planted next-word head",
+        "right on over 95% of words of other sentences; two copies of one head are 0 apart; the "
+        "best fixed offset has exactly the accuracy of a planted next-word head",
         best["back"][0] == best["any"][0] == 3 and int(sizes.argmax()) == 3 and score > 0.95
         and float(apart[1, 5]) < 1e-9 and offset == (1, by_next),
         {"planted head, back": best["back"][2], "planted head, any": best["any"][2],
