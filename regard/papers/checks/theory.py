@@ -137,7 +137,8 @@ def memory() -> Measured:
         "overlaps over 0.985 up to distance 32; 16 times the neurons bring the estimate 4 times as "
         "near, within 40%; the layer weighs patterns of 16 bits by their overlaps (1e-4)",
         wrong == 0 and apart < 1e-4 and min(alike.values()) > 0.985 and 2.4 < ratio < 5.6,
-        {"wrong counts": wrong, "layer against overlaps": apart, "least correlation": min(alike.values()),
+        {"wrong counts": wrong, "layer against overlaps": apart,
+         "least correlation": min(alike.values()),
          "beta, radius 24": betas[24], "beta, radius 30": betas[30], "error ratio": ratio},
         left_out="betas of GPT-2 and of query-key norm models; `Beta` reads those of any model",
     )  # fmt: skip
