@@ -62,9 +62,11 @@ def test_the_card_is_in_step_with_its_numbers():
     assert (DEMO.parent / "README.md").read_text(encoding="utf-8") == card.card()
 
 
-def test_the_page_of_probes_is_in_step():
-    page = script("scripts/probes_page.py")
-    assert (ROOT / "docs" / "probes.md").read_text(encoding="utf-8") == page.text()
+def test_the_pages_of_probes_are_in_step():
+    wanted = script("scripts/probes_page.py").pages()
+    assert {x.name for x in wanted} == {x.name for x in (ROOT / "docs" / "probes").glob("*.md")}
+    for path, text in wanted.items():
+        assert path.read_text(encoding="utf-8") == text, path.name
 
 
 def run(*arguments: str, **more):

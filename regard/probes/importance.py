@@ -100,6 +100,40 @@ class _Silence(Stage):
         return partial._replace(out=out)
 
 
+class Averaged(Stage):
+    """Let some heads say their mean alone, over inputs and tokens (mean ablation).
+
+    `means[site]` [h, e] is what they say on average: `means_of(model, inputs)`.
+    """
+
+    def __init__(self, heads: Iterable[tuple[Site, int]], means: Mapping[Site, Tensor]) -> None:
+        super().__init__()
+        self.heads, self.means = list(heads), means
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        """Put the mean in place of each output."""
+        which = [head for site, head in self.heads if site == call.site]
+        if not which:
+            return partial
+        out = partial.out.clone()
+        out[:, which] = self.means[call.site][which, None].to(out.dtype)
+        return partial._replace(out=out)
+
+
+def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
+    """What each head says on average [h, e], over the batch and the tokens."""
+    found: dict[Site, Tensor] = {}
+
+    class Means(Stage):
+        def after(self, call: Call, partial: Partial) -> Partial:
+            found[call.site] = partial.out.detach().float().mean((0, 2))
+            return partial
+
+    with attach(model, Means(), check=False), torch.no_grad():
+        model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    return found
+
+
 def taken_out(heads: Iterable[tuple[Site, int]]) -> Stage:
     """Make a stage in which some heads say nothing."""
     by_site: dict[Site, list[int]] = {}
@@ -108,4 +142,4 @@ def taken_out(heads: Iterable[tuple[Site, int]]) -> Stage:
     return _Silence(by_site)
 
 
-__all__ = ["Importance", "ablation", "taken_out"]
+__all__ = ["Averaged", "Importance", "ablation", "means_of", "taken_out"]

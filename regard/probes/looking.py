@@ -46,7 +46,7 @@ class Look:
         by_stimulus: dict[str, list[Probe]] = {}
         for probe in probes:
             kind = probe.stimulus
-            if kind == "repeated" and getattr(probe, "definition", "") == "mask":
+            if kind == "repeated" and probe.definition in ("mask", "share"):
                 kind = "text"
             by_stimulus.setdefault(kind, []).append(probe)
         try:
@@ -82,6 +82,17 @@ class Look:
             except KeyboardInterrupt:
                 self.interrupted = True
         return stage
+
+    def _weights(self, probes: Sequence[Probe]) -> None:
+        """These read weights when they are attached, and need no forward."""
+        for probe in probes:
+            try:
+                with attach(self.model, probe, check=False):
+                    pass
+            except CapabilityError as error:
+                if probe.named:
+                    raise
+                self._skip([probe], str(error.got))
 
     def _repeated(self, probes: Sequence[Probe]) -> None:
         config = getattr(self.model, "config", None)

@@ -10,7 +10,9 @@ from typing import Any
 from regard.core.errors import RuleError, fail, shape_of
 from regard.probes.base import Probe
 
-MODULES = ("roles", "sinks", "shape", "importance", "temperature", "lags", "parallel_context")
+MODULES = ("roles", "sinks", "shape", "importance", "spans", "rhythm", "logits",
+           "parameters", "positions", "rank", "temperature", "lags",
+           "parallel_context")  # fmt: skip
 _probes: dict[str, type[Probe]] = {}
 _groups: dict[str, list[str]] = {}
 

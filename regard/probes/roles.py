@@ -41,8 +41,8 @@ class OnPairs(Probe):
         self.tally.add(site, torch.exp(part - finite(whole)), counted & self.eligible(call, part))
 
     def eligible(self, call: Call, part: Tensor) -> Tensor:
-        """Queries that have such a pair, by the log of the weight on them."""
-        return part > -torch.inf
+        """Queries that have such a pair, by the log of the weight on them; of a share, all."""
+        return (part > -torch.inf) | (self.definition == "share")
 
 
 def words_of(probe: Probe, call: Call) -> Tensor:
@@ -62,7 +62,10 @@ class PreviousToken(OnPairs):
     """Weight on the token before: the mean of A[i, i-1]."""
 
     key, title = "previous_token", "previous token"
-    definitions: ClassVar = {"mean": "mean over queries of A[i, i-1] (TransformerLens)"}
+    definitions: ClassVar = {
+        "mean": "mean over queries of A[i, i-1] (TransformerLens)",
+        "share": "share of all weight, the first query counting too (its detect_head, 'mul')",
+    }
     distance = 1
 
     def part(self, call: Call) -> Support:
@@ -183,6 +186,8 @@ class Induction(OfRepeats):
     definitions: ClassVar = {
         "stripe": "tokens shown twice: mean of A[i, i-period+1] (TransformerLens, Olsson 2022)",
         "mask": "mean weight on all keys whose previous token equals this one",
+        "share": "the same pairs' share of all weight, queries without such a key counting too "
+        "(TransformerLens detect_head, 'mul')",
     }
 
 
@@ -194,6 +199,8 @@ class DuplicateToken(OfRepeats):
     definitions: ClassVar = {
         "stripe": "tokens shown twice: mean of A[i, i-period] (TransformerLens)",
         "mask": "mean weight on all earlier keys of the same token",
+        "share": "the same pairs' share of all weight, queries without such a key counting too "
+        "(TransformerLens detect_head, 'mul')",
     }
 
 

@@ -125,6 +125,23 @@ class Received(Reducer):
         return {"received": self.found[..., : self.m], "seen": self.seen[..., : self.m]}
 
 
+class Given(Reducer):
+    """What each key is given by queries of different weight: sum_i rows[b, h, i] w_ij, [b, h, m].
+
+    `rows` [b, h or 1, n]. The product of a row vector with a matrix of weights that is never made.
+    """
+
+    def __init__(self, call: Call, rows: Tensor) -> None:
+        self.rows = rows.to(wide(call.q.dtype)).expand(call.b, call.h, call.n)
+        self.found = _zeros(call, call.m)
+
+    def take(self, block: Block) -> None:
+        """Read one block."""
+        given = block.size.T @ (block.share * self.rows[block.b, block.h, block.rows])
+        keys = slice(block.cols.start, min(block.cols.stop, self.found.shape[2]))
+        self.found[block.b, block.h, keys] += given[: keys.stop - keys.start]
+
+
 class TileMapReducer(Reducer):
     """Sum and largest weight of each tile: a picture of the whole matrix."""
 

@@ -34,6 +34,8 @@ ROLES: dict[str, float] = {
     "local": 0.85,
     "sink": 0.6,
 }
+# Scores that a first look has anyway; others were asked for, and are told of.
+USUAL = {"sink", "strongest_sink", "entropy", "concentration", "distance", "importance"}
 SUFFIXES = (".html", ".json", ".npz", ".png", ".csv")
 
 
@@ -85,6 +87,10 @@ class Seen:
             if top:
                 names = ", ".join(f"{x.name} ({x.value:.2f})" for x in top)
                 found.append(f"the loss feels most: {names}")
+        for name, scores in self.scores.items():
+            if name not in ROLES and name not in USUAL and scores.top(1):
+                names = ", ".join(f"{x.name} {x.value:.2f}" for x in scores.top(3))
+                found.append(f"{scores.title}: {names}")
         found += [f"{name}: not told, {why}" for name, why in self.skipped.items()]
         if self.interrupted:
             found.append("interrupted: what was seen up to then is kept")

@@ -1,0 +1,299 @@
+"""What each part of a model adds to the residual stream, and to the logits.
+
+    final = embedding + sum over layers of (sum over heads + bias + the rest, which is the MLP)
+
+A final norm with its scale held still is linear, so the logit of a token is a sum over parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, RuleError, fail
+from regard.core.partial import Partial, wide
+from regard.models.attach import attach, hook_of
+from regard.models.projections import output_weights
+from regard.models.site import Site
+from regard.models.stage import Stage
+
+
+def precise(x: Tensor) -> Tensor:
+    """The values alone, in float32 or wider."""
+    return x.detach().to(wide(x.dtype))
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """The linear map that a norm is at one input, its scale held still; `bias` is added to it."""
+
+    scale: Tensor  # [..., D]
+    bias: Tensor
+    centered: bool
+
+    @classmethod
+    def at(cls, norm: Callable[[Tensor], Tensor], x: Tensor) -> FrozenNorm:
+        """Read the map off the norm itself: any RMS or layer norm, whatever its names are."""
+        y, bias = precise(norm(x)), precise(norm(torch.zeros_like(x)))
+        centered = bool(torch.allclose(precise(norm(x + 3.0)), y, atol=1e-3, rtol=1e-3))
+        # Of mean 0 and square 1, so that a norm gives its gains.
+        signs = torch.ones(x.shape[-1], device=x.device, dtype=x.dtype)
+        signs[1::2] = -1.0
+        signs = signs if x.shape[-1] % 2 == 0 or not centered else signs - signs.mean()
+        gain = (precise(norm(1e3 * signs.expand_as(x))) - bias) / signs
+        z = (x - x.mean(-1, keepdim=True) if centered else x) * gain
+        size = ((y - bias) * z).sum(-1, keepdim=True) / (z * z).sum(-1, keepdim=True)
+        return cls(gain * size, bias, centered)
+
+    def __call__(self, part: Tensor) -> Tensor:
+        """Put a part of the input through the map [..., D]."""
+        part = part - part.mean(-1, keepdim=True) if self.centered else part
+        return part * self.scale
+
+    def back(self, direction: Tensor) -> Tensor:
+        """The direction in the input that gives `direction` in the output: the transpose."""
+        back = direction * self.scale
+        return back - back.mean(-1, keepdim=True) if self.centered else back
+
+
+@dataclass
+class Layer:
+    """A block of a model: its site, where the block and its MLP stand."""
+
+    site: Site
+    block: nn.Module
+    rest: list[nn.Module]
+
+
+class Stream(Stage):
+    """Watch the residual stream of a causal language model during one forward.
+
+    As a stage it keeps the heads' outputs; hooks on blocks, final norm and unembedding keep the
+    rest. Only the first `limit` tokens are kept.
+
+        with Stream.of(model) as stream:
+            model(ids)
+        stream.heads[site]   # [b, h, n, D]
+    """
+
+    def __init__(self, limit: int = 512) -> None:
+        super().__init__()
+        self.limit, self.rows, self.precision = limit, 0, 0.0
+        self.layers: list[Layer] = []
+        self.outs: dict[Site, Tensor] = {}
+        self.entered: dict[Site, Tensor] = {}
+        self.left: dict[Site, Tensor] = {}
+        self.said: dict[Site, list[Tensor]] = {}
+        self.written: dict[Site, tuple[Tensor, Tensor | None]] = {}
+        self.final: Tensor | None = None
+        self.norm: nn.Module | None = None
+        self.head: nn.Module | None = None
+        self._norms: dict[int, tuple[nn.Module, Tensor]] = {}
+        self._handles: list[Any] = []
+        self._attached: Any = None
+
+    @classmethod
+    def of(cls, model: nn.Module, limit: int = 512) -> Stream:
+        """Watch a model in a `with`."""
+        stream = cls(limit)
+        stream._model = model  # type: ignore[attr-defined]
+        return stream
+
+    def __enter__(self) -> Self:
+        self._attached = attach(self._model, self, check=False)  # type: ignore[attr-defined]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._attached.detach()
+
+    def begin(self, model: Any, sites: Any) -> None:
+        """Hang hooks on blocks, norms and the unembedding."""
+        self.head = unembedding_of(model)
+        self.layers = layers_of(model, sites)
+        for layer in self.layers:
+            site = layer.site
+            self.written[site] = output_weights(model, site)
+            hook = layer.block.register_forward_hook(self._block(site), with_kwargs=True)
+            self._handles.append(hook)
+            for part in layer.rest:
+                self._handles.append(part.register_forward_hook(self._rest(site)))
+        norms = [m for m in model.modules() if "norm" in type(m).__name__.lower()]
+        self._handles += [m.register_forward_hook(self._norm) for m in norms]
+        self._handles.append(self.head.register_forward_pre_hook(self._unembed))
+
+    def end(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        """Keep what the heads say."""
+        self.rows, self.precision = call.n, torch.finfo(partial.out.dtype).eps
+        self.outs[call.site] = partial.out[:, :, : self.limit].detach()
+        return partial
+
+    def _block(self, site: Site) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            x = args[0] if args else kwargs["hidden_states"]
+            y = output[0] if isinstance(output, tuple) else output
+            self.entered[site] = precise(x[:, : self.limit])
+            self.left[site] = precise(y[:, : self.limit])
+
+        return hook
+
+    def _rest(self, site: Site) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            y = output[0] if isinstance(output, tuple) else output
+            # A block that holds the layers of its MLP itself: the last of them writes.
+            if isinstance(y, Tensor) and y.shape[-1] == self.written[site][0].shape[2]:
+                kept = y.unflatten(0, (-1, self.rows)) if y.dim() == 2 else y
+                self.said.setdefault(site, []).append(precise(kept[:, : self.limit]))
+
+        return hook
+
+    def _norm(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and args:
+            self._norms[output.data_ptr()] = (module, args[0])
+
+    def _unembed(self, module: nn.Module, args: Any) -> None:
+        x = args[0]
+        found = self._norms.get(x.data_ptr())
+        if found is None:
+            fail(
+                CapabilityError, "model", "an unembedding whose input no norm made",
+                "a final norm before the unembedding", "logits of this model are no sum of parts",
+            )  # fmt: skip
+        self.norm, final = found
+        self.final = precise(final[:, : self.limit])
+        self._norms = {}
+
+    @property
+    def embedding(self) -> Tensor:
+        """What the first block is given [b, n, D]."""
+        return self.entered[self.layers[0].site]
+
+    def heads(self, site: Site) -> Tensor:
+        """What each head of a site adds [b, h, n, D]."""
+        weight, _ = self.written[site]
+        return torch.einsum("bhne,hed->bhnd", self.outs[site].to(weight.dtype), weight)
+
+    def bias(self, site: Site) -> Tensor:
+        """What the output layer of a site adds to every token [D]."""
+        weight, bias = self.written[site]
+        return weight.new_zeros(weight.shape[2]) if bias is None else bias
+
+    def rest(self, site: Site) -> Tensor:
+        """What the block of a site adds beside its heads, its MLP [b, n, D]."""
+        weight, _ = self.written[site]
+        out = self.outs[site].to(weight.dtype)
+        heads = torch.einsum("bhne,hed->bnd", out, weight) + self.bias(site)
+        rest = self.left[site] - self.entered[site] - heads
+        said = sum(self.said.get(site, []), torch.zeros_like(rest))
+        # As exact as a sum of states of the model's own precision can be.
+        room = max(1e-3, 8 * self.precision) * float(self.left[site].abs().max())
+        if self.said.get(site) and float((rest - said).abs().max()) > room:
+            fail(
+                CapabilityError, "model",
+                f"a block ({site.module.rpartition('.')[0]}) whose heads and MLP are not added as "
+                "they are", "a residual stream that adds what heads write",
+                "models that norm or scale a layer's output cannot be taken apart this way",
+            )  # fmt: skip
+        return rest
+
+    def frozen(self, rows: Any = slice(None)) -> FrozenNorm:
+        """The final norm with its scale held, at some tokens."""
+        if self.final is None or self.norm is None:
+            fail(RuleError, "stream", "nothing seen", "a forward", "run the model inside the with")
+        with torch.no_grad():
+            return FrozenNorm.at(self.norm, self.final[:, rows])
+
+    @property
+    def unembedding(self) -> tuple[Tensor, Tensor | None]:
+        """W_U [V, D] and its bias [V]."""
+        assert self.head is not None
+        weight: Any = self.head.weight
+        bias: Any = getattr(self.head, "bias", None)
+        return precise(weight), None if bias is None else precise(bias)
+
+
+def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
+    """The blocks of a stack, each with one self-attention; what else they hold that is no norm."""
+    found = []
+    attends = {site.module for site in sites}
+    for site in sites:
+        if site.kind != "self":
+            fail(
+                CapabilityError, "model", f"{site.kind} attention in {site.module}",
+                "a stack of self-attention", "take a decoder-only model",
+            )  # fmt: skip
+        path = site.module.rpartition(".")[0]
+        block = model.get_submodule(path)
+        rest = [
+            child for other, child in block.named_children()
+            if f"{path}.{other}" not in attends and _computes(child)
+        ]  # fmt: skip
+        found.append(Layer(site, block, rest))
+    return found
+
+
+def _computes(module: nn.Module) -> bool:
+    """Whether a part of a block holds more than norms."""
+    return any(
+        "norm" not in type(m).__name__.lower()
+        for m in module.modules()
+        if next(m.parameters(recurse=False), None) is not None
+    )
+
+
+def embedding_of(model: Any) -> nn.Module:
+    """Find the table that turns tokens into states."""
+    make = getattr(model, "get_input_embeddings", None)
+    table: Any = make() if callable(make) else getattr(model, "embedding", None)
+    if not isinstance(getattr(table, "weight", None), Tensor) or table.weight.dim() != 2:
+        fail(
+            CapabilityError, "model", f"{type(model).__name__}, which embeds no tokens",
+            "a language model", "pass a model of tokens, with its head",
+        )  # fmt: skip
+    found: nn.Module = table
+    return found
+
+
+def unembedding_of(model: Any) -> nn.Module:
+    """Find the layer that turns final states into logits."""
+    make = getattr(model, "get_output_embeddings", None)
+    found = make() if callable(make) else None
+    if found is None:
+        found = getattr(model, "lm_head", None) or getattr(model, "head", None)
+    if not isinstance(found, nn.Module):
+        fail(
+            CapabilityError, "model", f"{type(model).__name__}, which has no unembedding",
+            "a language model with get_output_embeddings()", "pass the model with its head",
+        )  # fmt: skip
+    return found
+
+
+def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
+    """Run a model once and give its residual stream."""
+    hook_of(model)
+    stream = Stream.of(model, limit)
+    with stream, torch.no_grad():
+        model(ids[:, :limit].to(next(model.parameters()).device))
+    return stream
+
+
+__all__ = [
+    "FrozenNorm",
+    "Layer",
+    "Stream",
+    "embedding_of",
+    "layers_of",
+    "precise",
+    "unembedding_of",
+    "watched",
+]
