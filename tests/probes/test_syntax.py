@@ -19,7 +19,7 @@ from regard.probes.overview import (
     overview,
     semantic_score,
 )
-from regard.probes.words import FeltWeights, all_heads, whole_maps, word_maps
+from regard.probes.wordpieces import FeltWeights, all_heads, whole_maps, word_maps
 
 
 def rows(*shape):
