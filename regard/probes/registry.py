@@ -11,8 +11,8 @@ from regard.core.errors import RuleError, fail, shape_of
 from regard.probes.base import Probe
 
 MODULES = (
-    "roles", "sinks", "shape", "importance", "spans", "rhythm", "logits", "parameters", "positions",
-    "rank", "words", "vision",
+    "roles", "sinks", "shape", "importance", "spans", "rhythm", "logits", "parameters",
+    "positions", "rank", "words", "vision", "temperature", "lags", "parallel_context",
 )  # fmt: skip
 _probes: dict[str, type[Probe]] = {}
 _groups: dict[str, list[str]] = {}
