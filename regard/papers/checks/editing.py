@@ -11,7 +11,7 @@ from regard.papers.checks import Measured, check
 from regard.papers.checks.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
 from regard.probes.quickfix import QuickFix, corrupting, rewritten, trace
 
-STEPS = 600
+STEPS = 400
 KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
 # Tokens of "<start> COLOR SHAPE and COLOR SHAPE <end>": the attribute, and the last of the subject.
 COLOR, SUBJECT, AND = 1, 2, 3
