@@ -12,7 +12,7 @@ from regard.probes.base import Probe
 
 MODULES = (
     "roles", "sinks", "shape", "importance", "spans", "rhythm", "logits", "parameters",
-    "positions", "rank", "words", "vision", "temperature", "lags", "parallel_context",
+    "positions", "rank", "words", "vision", "prefill", "temperature", "lags", "parallel_context",
 )  # fmt: skip
 _probes: dict[str, type[Probe]] = {}
 _groups: dict[str, list[str]] = {}

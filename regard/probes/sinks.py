@@ -45,7 +45,8 @@ class SinkRate(_Received):
 
     alpha_k is the mean of A[i, k] over the queries i >= k among the first `length` tokens: it falls
     as texts grow, so the length is part of the measure. The score of a head is alpha of the key at
-    `position`; `details["rate"]` is the share of heads and inputs with alpha_k > epsilon.
+    `position`; `details["rate"]` is the share of heads and inputs with alpha_k > epsilon, and
+    `details["by_position"]` that of each of the first eight keys.
     """
 
     key, title = "sink", "sink"
@@ -86,7 +87,7 @@ class SinkRate(_Received):
         rate = float(torch.cat(over).mean()) if over else float("nan")
         return self.scores(
             {site: x.mean(0) for site, x in alpha.items()}, rate=rate, epsilon=self.epsilon,
-            position=self.position,
+            position=self.position, by_position=sink_rates(self, range(min(8, short)), self.epsilon),
         )  # fmt: skip
 
 

@@ -132,6 +132,7 @@ def test_sinks_of_known_maps():
     resting = SinkRate()
     assert float(looked(resting, pointing([0] * 64))[0]) == pytest.approx(1.0)
     assert resting.result().details["rate"] == 1.0
+    assert resting.result().details["by_position"] == [1.0] + 7 * [0.0]
     assert sink_rates(resting, [0, 1]) == [1.0, 0.0]
     strongest = StrongestSink(least=4)
     looked(strongest, pointing([min(i, 5) for i in range(64)]))

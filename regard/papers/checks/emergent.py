@@ -16,7 +16,7 @@ from regard.probes.edges import LOGITS, edge_attribution, emergent
 from regard.probes.importance import taken_out
 
 WORDS, LONG = 24, 12
-HEADS, EDGES = 8, 25
+HEADS, EDGES = 4, 12
 AGAIN, BACK = 0, 1  # the first token says which task it is
 
 
@@ -75,7 +75,7 @@ def sparks() -> Measured:
     trained(model, AGAIN, 500)
     base = circuit(model, AGAIN, EDGES)
     first = right(model, AGAIN)
-    trained(model, None, 1500)
+    trained(model, None, 900)
     post = circuit(model, BACK, EDGES) | circuit(model, AGAIN, EDGES)
     came = emergent(base, post)["emerged"]
     sites = {f"L{s.layer}H{h}": (s, h) for s in hook_of(model)[1] for h in range(HEADS)}
