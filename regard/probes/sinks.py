@@ -87,7 +87,8 @@ class SinkRate(_Received):
         rate = float(torch.cat(over).mean()) if over else float("nan")
         return self.scores(
             {site: x.mean(0) for site, x in alpha.items()}, rate=rate, epsilon=self.epsilon,
-            position=self.position, by_position=sink_rates(self, range(min(8, short)), self.epsilon),
+            position=self.position,
+            by_position=sink_rates(self, range(min(8, short)), self.epsilon),
         )  # fmt: skip
 
 
