@@ -31,6 +31,7 @@ SIDEWAYS = {
     ("verbs", "views"): "a verb shows what it found",
     ("cli", "studio"): "the shell starts the workbench",
     ("cli", "tour"): "the shell offers the tour",
+    ("papers", "bench"): "a check measures with what benchmarks measure with",
 }
 LIGHT = {"torch", "numpy", "regard"}
 # What core may load inside a function, and where: a rule draws itself.
