@@ -27,14 +27,14 @@ class Backbone(nn.Module):
 
     >>> from regard.tasks import task
     >>> job = task("mqar")
-    >>> model = Backbone("gqa", job, "cs", dim=32, heads=4, layers=2)
+    >>> model = Backbone("gqa", job, "cs", dim=32, heads=4, depth=2)
     >>> model(job.batch(3)).shape
     torch.Size([3, 64, 256])
     """
 
     def __init__(
         self, said: str, task: Task, pattern: str, *, dim: int = 64, heads: int = 4,
-        layers: int = 2, positions: str = "sinusoidal",
+        depth: int = 2, positions: str = "sinusoidal",
     ) -> None:  # fmt: skip
         super().__init__()
         if positions not in POSITIONS:
@@ -58,9 +58,12 @@ class Backbone(nn.Module):
 
         self.embed = _reader(task.inputs, dim)
         self.embed_context = _reader(task.contexts, dim) if task.contexts is not None else None
-        make: Any = {"learned": lambda: Learned(dim, longest), "sinusoidal": lambda: Sinusoidal(dim)}
+        make: Any = {
+            "learned": lambda: Learned(dim, longest),
+            "sinusoidal": lambda: Sinusoidal(dim),
+        }
         self.places = make[positions]() if positions in make else None
-        self.stack = Stack([block() for _ in range(layers)])
+        self.stack = Stack([block() for _ in range(depth)])
         self.norm = nn.RMSNorm(dim)
         kind = task.outputs
         self.head = nn.Linear(dim, kind.count if isinstance(kind, Tokens) else kind.width)
@@ -70,7 +73,9 @@ class Backbone(nn.Module):
         context = None
         if self.embed_context is not None and batch.context is not None:
             context = self._placed(self.embed_context(batch.context))
-        answered: Tensor = self.head(self.norm(self.stack(self._placed(self.embed(batch.x)), context)))
+        answered: Tensor = self.head(
+            self.norm(self.stack(self._placed(self.embed(batch.x)), context))
+        )
         return answered
 
     def _placed(self, x: Tensor) -> Tensor:
@@ -93,14 +98,14 @@ def parameters(model: nn.Module) -> int:
 
 
 def width_for(
-    target: float, said: str, task: Task, pattern: str, *, heads: int, layers: int
+    target: float, said: str, task: Task, pattern: str, *, heads: int, depth: int
 ) -> int:
     """Find the width, a multiple of the heads, whose model has nearest to `target` parameters."""
 
     def count(dim: int) -> int:
         with torch.device("meta"):
             return parameters(
-                Backbone(said, task, pattern, dim=dim, heads=heads, layers=layers, positions="none")
+                Backbone(said, task, pattern, dim=dim, heads=heads, depth=depth, positions="none")
             )
 
     step = 2 * heads

@@ -37,7 +37,7 @@ class Run:
     seed: int
     dim: int = 64
     heads: int = 4
-    layers: int = 2
+    depth: int = 2
     positions: str = "sinusoidal"
     batch: int = 64
     rate: float = 2e-3
@@ -50,7 +50,7 @@ class Run:
         """Name the run: readable, and different where any setting is.
 
         >>> Run("mha", "copy", "cs", 0).key
-        'mha-copy-cs-0-9fc6d81c'
+        'mha-copy-cs-0-99c7e735'
         """
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
         plain = re.sub(r"[^A-Za-z0-9=._]+", "-", f"{self.layer}-{self.task}")

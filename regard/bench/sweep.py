@@ -75,7 +75,9 @@ def plan(
             lacking = [x for x in left_out if x[0] == of]
             need_pattern(read_spec(of)[0], lacking[0][2])
             fail(RuleError, "tasks", list(tasks), "one in a pattern asked for", lacking[0][3])
-    return Plan(tuple(_shared_out(run, budget, len(runs), workers) for run in runs), tuple(left_out))
+    return Plan(
+        tuple(_shared_out(run, budget, len(runs), workers) for run in runs), tuple(left_out)
+    )
 
 
 def _shared_out(run: Run, budget: Budget, runs: int, workers: int) -> Run:
@@ -83,7 +85,7 @@ def _shared_out(run: Run, budget: Budget, runs: int, workers: int) -> Run:
     if budget.params is not None:
         task = task_of(run.task)
         dim = width_for(
-            budget.params, run.layer, task, run.pattern, heads=run.heads, layers=run.layers
+            budget.params, run.layer, task, run.pattern, heads=run.heads, depth=run.depth
         )
         run = replace(run, dim=dim)
     seconds = budget.seconds
@@ -104,7 +106,9 @@ class News:
     trace: str = ""
 
 
-def one(run: Run, folder: Path, device: str = "cpu", told: Callable[[News], None] | None = None) -> str:
+def one(
+    run: Run, folder: Path, device: str = "cpu", told: Callable[[News], None] | None = None
+) -> str:
     """Do a run, unless it is done or another worker is at it; say "kept", "taken" or "done"."""
     path = record_path(folder, run)
     if path.exists():
@@ -129,7 +133,9 @@ def one(run: Run, folder: Path, device: str = "cpu", told: Callable[[News], None
             ours.release()
 
 
-def _keeping(ours: Claim, run: Run, heard: Callable[[News], None]) -> Callable[[float, Progress], None]:
+def _keeping(
+    ours: Claim, run: Run, heard: Callable[[News], None]
+) -> Callable[[float, Progress], None]:
     """Touch the claim and tell of the run, no oftener than twice a second."""
     last = [0.0]
 
@@ -243,7 +249,9 @@ def _work(line: Any, runs: list[Run], folder: Path, workers: int, device: str) -
                 broken.add(run.key)
                 continue
             if outcome == "kept":
-                line.send(News(run.key, "kept", 1.0, read_record(record_path(folder, run))["score"]))
+                line.send(
+                    News(run.key, "kept", 1.0, read_record(record_path(folder, run))["score"])
+                )
             if outcome == "taken":
                 taken.append(run)
         waiting = taken

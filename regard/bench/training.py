@@ -68,7 +68,7 @@ def carry_out(
     task = task_of(run.task)
     torch.manual_seed(run.seed)
     model = Backbone(
-        run.layer, task, run.pattern, dim=run.dim, heads=run.heads, layers=run.layers,
+        run.layer, task, run.pattern, dim=run.dim, heads=run.heads, depth=run.depth,
         positions=run.positions,
     ).to(device)  # fmt: skip
     adam = torch.optim.AdamW(model.parameters(), run.rate, weight_decay=0.01)

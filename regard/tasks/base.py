@@ -115,8 +115,8 @@ class Task:
         """Draw `size` rows, by a generator or a seed.
 
         >>> from regard.tasks import task
-        >>> task("copy", length=6).batch(3, 1).x.shape
-        torch.Size([3, 13])
+        >>> task("induction", period=6).batch(3, 1).x.shape
+        torch.Size([3, 12])
         """
         need_whole("size", size)
         if isinstance(random, int):
