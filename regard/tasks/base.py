@@ -64,9 +64,8 @@ class Batch:
 class Task:
     """A generator of batches that knows how good an answer is.
 
-    A subclass gives `inputs`, `outputs` (and `contexts`, where there is a context), `draw`, `oracle`
-    and, where it is not one of many equal answers, `chance`. Its `patterns` are the ways of looking
-    that it can be posed to.
+    A subclass gives `inputs`, `outputs` (and `contexts`, where there is a context), `draw`,
+    `oracle` and `chance`. Its `patterns` are the ways of looking that it can be posed to.
     """
 
     name: ClassVar[str] = ""
@@ -154,13 +153,15 @@ class Task:
         return float(right[batch.asked].double().mean())
 
     def guess(self, batch: Batch, random: torch.Generator) -> Tensor:
-        """Answer without looking: the answers of other places at random, or the mean number."""
+        """Answer without looking: by answers to other questions, or by the mean number."""
         guessed = batch.y.clone()
-        wanted = batch.y[batch.asked]
         if isinstance(self.outputs, Tokens):
-            guessed[batch.asked] = wanted[torch.randperm(len(wanted), generator=random)]
+            other = self.batch(len(batch.y), random)
+            known = other.y[other.asked]
+            picked = whole(0, len(known), (int(batch.asked.sum()),), random)
+            guessed[batch.asked] = known[picked]
         else:
-            guessed[batch.asked] = wanted.mean(0)
+            guessed[batch.asked] = batch.y[batch.asked].mean(0)
         return guessed
 
     def knobs(self) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def need_even(name: str, x: int) -> None:
 
 
 def some_of(count: int, out_of: int, size: int, random: torch.Generator) -> Tensor:
-    """Draw `count` different whole numbers below `out_of`, in any order, for each row: [size, count].
+    """Draw `count` different whole numbers below `out_of` for each row: [size, count].
 
     >>> some_of(3, 3, 2, torch.Generator().manual_seed(0)).sort().values.tolist()
     [[0, 1, 2], [0, 1, 2]]

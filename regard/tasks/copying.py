@@ -64,8 +64,8 @@ class _Lengths(Task):
         return answers
 
     def tests(self) -> dict[str, Task]:
-        longer = {f"{n} words": replace(self, least=n, length=n)
-                  for n in (self.length, self.length + self.length // 2, 2 * self.length)}  # fmt: skip
+        lengths = (self.length, self.length + self.length // 2, 2 * self.length)
+        longer = {f"{n} words": replace(self, least=n, length=n) for n in lengths}
         return {self.name: self, **(longer if self.least < self.length else {})}
 
 
