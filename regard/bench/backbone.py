@@ -22,8 +22,8 @@ POSITIONS = ("learned", "sinusoidal", "none")
 class Backbone(nn.Module):
     """Blocks around one kind of layer, made for a task and a pattern.
 
-    Looking at itself, each block mixes by the layer. Looking at a context, each block mixes by plain
-    attention and looks at the context by the layer.
+    Looking at itself, each block mixes by the layer. Looking at a context, each block mixes by
+    plain attention and looks at the context by the layer.
 
     >>> from regard.tasks import task
     >>> job = task("mqar")
@@ -97,9 +97,7 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def width_for(
-    target: float, said: str, task: Task, pattern: str, *, heads: int, depth: int
-) -> int:
+def width_for(target: float, said: str, task: Task, pattern: str, *, heads: int, depth: int) -> int:
     """Find the width, a multiple of the heads, whose model has nearest to `target` parameters."""
 
     def count(dim: int) -> int:

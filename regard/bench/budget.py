@@ -19,8 +19,8 @@ HELP = (
 class Budget:
     """What is the same for all that is compared.
 
-    One of `seconds` (of the whole sweep, shared out evenly among runs), `flops` and `steps` (of each
-    run) ends training; `params` sets the width of each model so that all have about as many.
+    One of `seconds` (of the whole sweep, shared out evenly among runs), `flops` and `steps` (of
+    each run) ends training; `params` sets the width of each model so that all have about as many.
     """
 
     seconds: float | None = None

@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Axis:
-    """From low to high, over `size` pixels; logarithmic or not; with a title."""
+    """From low to high, logarithmic or not, with a title; of shares, or of whole numbers."""
 
     low: float
     high: float
     title: str = ""
     log: bool = False
     share: bool = False
+    whole: bool = False
 
     @classmethod
-    def around(cls, values: Sequence[float], title: str = "", *, log: bool = False) -> Axis:
+    def around(
+        cls, values: Sequence[float], title: str = "", *, log: bool = False, whole: bool = False
+    ) -> Axis:
         """Make an axis that holds all values.
 
         >>> Axis.around([3.0, 9.0]).low
@@ -32,7 +35,7 @@ class Axis:
         low, high = (min(known), max(known)) if known else (1.0, 2.0)
         if low == high:
             low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
-        return cls(low, high, title, log)
+        return cls(low, high, title, log, whole=whole)
 
     def at(self, value: float) -> float:
         """Where a value stands: 0 at low, 1 at high."""
@@ -52,13 +55,15 @@ class Axis:
                 math.ceil(math.log10(self.low) - 1e-9),
                 math.floor(math.log10(self.high) + 1e-9),
             )
-            if end - begin >= 2:
+            if end - begin >= 2 and not self.whole:
                 step = max(1, (end - begin) // 4)
                 return [10.0**k for k in range(begin, end + 1, step)]
-            doubled = [
-                2.0**k for k in range(-40, 60) if self.low * 0.999 <= 2.0**k <= self.high * 1.001
-            ]
-            return doubled[:: max(1, len(doubled) // 5)]
+            if self.whole:
+                steps = [2.0**k for k in range(60)]
+            else:
+                steps = [m * 10.0**k for k in range(-12, 20) for m in (1, 2, 5)]
+            held = [x for x in steps if self.low * 0.999 <= x <= self.high * 1.001]
+            return held[:: max(1, -(-len(held) // 6))]
         span = self.high - self.low
         raw = span / 4
         base = 10 ** math.floor(math.log10(raw))
@@ -68,6 +73,8 @@ class Axis:
 
     def said(self, value: float) -> str:
         """Write a tick."""
+        if self.whole:
+            return f"{value:,.0f}"
         return f"{100 * value:.0f}%" if self.share else short(value)
 
 
@@ -141,8 +148,10 @@ class Chart:
         marks = []
         for tick in self.y.ticks():
             (a, b), (c, _) = self._at(self.x.low, tick), self._at(self.x.high, tick)
-            marks.append(f'<line class="g" x1="{a}" x2="{c}" y1="{b}" y2="{b}"/>'
-                         f'<text class="e" x="{a - 5}" y="{b + 4}">{self.y.said(tick)}</text>')  # fmt: skip
+            marks.append(
+                f'<line class="g" x1="{a}" x2="{c}" y1="{b}" y2="{b}"/>'
+                f'<text class="e" x="{a - 5}" y="{b + 4}">{self.y.said(tick)}</text>'
+            )
         for tick in self.x.ticks():
             a, b = self._at(tick, self.y.low)
             marks.append(f'<text class="m" x="{a}" y="{b + 15}">{self.x.said(tick)}</text>')
@@ -153,7 +162,8 @@ class Chart:
         said = _plain(f"{self.title}. {self.y.title} against {self.x.title}")
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img" aria-label="{said}">{"".join(marks + self._drawn)}</svg>'
+            f'height="{self.height}" role="img" aria-label="{said}">'
+            f"{''.join(marks + self._drawn)}</svg>"
         )
 
 
@@ -174,15 +184,19 @@ def ranked(rows: Sequence[tuple[str, float, float, float, int]], width: int = 62
     drawn = []
     for tick in axis.ticks():
         a = at(tick)
-        drawn.append(f'<line class="g" x1="{a}" x2="{a}" y1="4" y2="{height - 24}"/>'
-                     f'<text class="m" x="{a}" y="{height - 8}">{axis.said(tick)}</text>')  # fmt: skip
+        drawn.append(
+            f'<line class="g" x1="{a}" x2="{a}" y1="4" y2="{height - 24}"/>'
+            f'<text class="m" x="{a}" y="{height - 8}">{axis.said(tick)}</text>'
+        )
     for i, (label, mean, under, over, color) in enumerate(rows):
         b = 28 * i + 18
         tip = _tip(f"{label}: {100 * mean:.1f}% (95%: {100 * under:.1f} to {100 * over:.1f})")
-        drawn.append(f'<text class="e n" x="{left - 10}" y="{b + 4}">{_plain(label)}</text>'
-                     f'<line class="l c{color}" x1="{at(under)}" x2="{at(over)}" y1="{b}" y2="{b}"/>'
-                     f'<circle class="p c{color}" cx="{at(mean)}" cy="{b}" r="5">{tip}</circle>'
-                     f'<text class="v" x="{width - 50}" y="{b + 4}">{100 * mean:.1f}%</text>')  # fmt: skip
+        drawn.append(
+            f'<text class="e n" x="{left - 10}" y="{b + 4}">{_plain(label)}</text>'
+            f'<line class="l c{color}" x1="{at(under)}" x2="{at(over)}" y1="{b}" y2="{b}"/>'
+            f'<circle class="p c{color}" cx="{at(mean)}" cy="{b}" r="5">{tip}</circle>'
+            f'<text class="v" x="{width - 50}" y="{b + 4}">{100 * mean:.1f}%</text>'
+        )
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="Ranking">{"".join(drawn)}</svg>'

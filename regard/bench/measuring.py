@@ -23,7 +23,9 @@ class Largest(TorchDispatchMode):
     A count, and so the same on every machine. What a kernel uses inside is not seen.
     """
 
-    bytes = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -68,13 +70,13 @@ def compared(
                 taken[name].append(took)
     base = next(iter(calls))
     rows = []
-    for name, took in taken.items():
-        ratios = [a / b for a, b in zip(taken[base], took, strict=True)]
+    for name, many in taken.items():
+        ratios = [a / b for a, b in zip(taken[base], many, strict=True)]
         rows.append(
             {
                 "case": title,
                 "call": name,
-                "median_ms": round(1e3 * statistics.median(took), 4),
+                "median_ms": round(1e3 * statistics.median(many), 4),
                 "times_faster": round(statistics.median(ratios), 3),
                 "least": round(min(ratios), 3),
                 "most": round(max(ratios), 3),

@@ -11,13 +11,14 @@ from typing import Any
 
 from regard.bench.claims import claim
 from regard.bench.records import Run, read_record, record_path, write_json
-from regard.bench.sweep import News, Plan
+from regard.bench.sweep import News, Plan, keep_plan
 from regard.bench.training import carry_out
 from regard.core.errors import need
 
 
 def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterator[News]:
     """Do what is left of a plan on the cluster that RAY_ADDRESS names, or on one made here."""
+    keep_plan(plan, folder)
     ray = need("ray", "ray", "spreads a sweep over machines")
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)

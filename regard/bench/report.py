@@ -28,7 +28,7 @@ from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
 
 
-def report(results: Results, *, budget: str = "") -> str:
+def report(results: Results) -> str:
     """Write the report of a sweep as HTML.
 
     >>> "default-src 'none'" in report(Results((), 0))
@@ -40,9 +40,9 @@ def report(results: Results, *, budget: str = "") -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     parts = [
-        _header(results, budget), _short(results), _ranking(results), _scores(results),
+        _header(results), _short(results), _ranking(results), _scores(results),
         _curves(results), _costs(results), _tests(results), _patterns(results), _speeds(results),
-        _left_out(results), _method(results, budget),
+        _left_out(results), _method(results),
     ]  # fmt: skip
     body = "\n".join(part for part in parts if part)
     return (
@@ -54,24 +54,25 @@ def report(results: Results, *, budget: str = "") -> str:
     )
 
 
-def write_report(results: Results, path: str | Path, *, budget: str = "") -> Path:
+def write_report(results: Results, path: str | Path) -> Path:
     """Write the report to a file."""
     path = Path(path)
-    replaced(path, lambda part: part.write_text(report(results, budget=budget), encoding="utf-8"))
+    replaced(path, lambda part: part.write_text(report(results), encoding="utf-8"))
     return path
 
 
-def _header(results: Results, budget: str) -> str:
+def _header(results: Results) -> str:
     legend = "".join(
         f'<li><i class="s c{_color(results, name)}"></i>{_e(name)}</li>' for name in results.layers
     )
     facts = [f"{len(results.layers)} layers", f"{len(results.cells)} tasks",
-             f"{len(results.records)} runs", budget]  # fmt: skip
+             f"{len(results.records)} runs", results.budget]  # fmt: skip
     if results.records:
         machine = results.records[0]["machine"]
         facts += [f"{machine['device']}", machine["date"]]
     said = " · ".join(_e(x) for x in facts if x)
-    return f'<header><h1>{_e(results.title)}</h1><p class="q">{said}</p><ul class="legend">{legend}</ul></header>'
+    top = f'<h1>{_e(results.title)}</h1><p class="q">{said}</p>'
+    return f'<header>{top}<ul class="legend">{legend}</ul></header>'
 
 
 def _short(results: Results) -> str:
@@ -89,7 +90,8 @@ def _ranking(results: Results) -> str:
     many = max((len(v) for by in scores.values() for v in by.values()), default=1) > 1
     of = "seeds within tasks" if many else "the test rows of one seed, which says nothing of others"
     note = (
-        f"Mean over {len(shared)} tasks that every layer has done, 0% being chance and 100% perfect. "
+        f"Mean over {len(shared)} tasks that every layer has done, where 0% is chance and 100% "
+        "perfect. "
         f"Bars are 95% intervals by the bootstrap over {of}."
     )
     return _section("Ranking", f"<p class=q>{_e(note)}</p>{ranked(rows)}")
@@ -109,7 +111,7 @@ def _scores(results: Results) -> str:
         cells.append(" to ".join(f"{x:,}" for x in sorted({min(sizes), max(sizes)})))
         rows.append(cells)
     chances = ["<i>chance</i>", *(f"{100 * _chance(results, c):.1f}%" for c in results.cells), ""]
-    return _section("Scores by task", _table(head, [*rows, chances]), wide=True)
+    return _section("Scores by task", _table(head, [*rows, chances]))
 
 
 def _cell(found: Estimate | None, chance: float) -> str:
@@ -134,7 +136,7 @@ def _curves(results: Results) -> str:
             if runs:
                 _one_curve(chart, runs, name, _color(results, name))
         charts.append(_figure(cell, chart))
-    return _section("Learning curves", _grid(charts), wide=True) if charts else ""
+    return _section("Learning curves", _grid(charts)) if charts else ""
 
 
 def _one_curve(chart: Chart, runs: Sequence[dict[str, Any]], name: str, color: int) -> None:
@@ -162,11 +164,13 @@ def _costs(results: Results) -> str:
         x = Axis(x.low / 1.3, x.high * 1.3, x.title, log=True)
         chart = Chart(x, Axis(0, 1, "score", share=True), title=cell)
         for r in mine:
-            label = (f"{r['run']['layer']}: {100 * (r['score'] or 0):.1f}% after {r['steps']:,} steps, "
-                     f"{r['seconds']:.0f} s, {r['flops']:.2g} FLOPs")  # fmt: skip
+            label = (
+                f"{r['run']['layer']}: {100 * (r['score'] or 0):.1f}% after {r['steps']:,} "
+                f"steps, {r['seconds']:.0f} s, {r['flops']:.2g} FLOPs"
+            )
             chart.point(r["flops"] or 1, r["score"] or 0, _color(results, r["run"]["layer"]), label)
         charts.append(_figure(cell, chart))
-    return _section("Accuracy against cost", _grid(charts), wide=True) if charts else ""
+    return _section("Accuracy against cost", _grid(charts)) if charts else ""
 
 
 def _tests(results: Results) -> str:
@@ -223,35 +227,34 @@ def _speeds(results: Results) -> str:
     charts = []
     for what in dict.fromkeys(r.what for r in rows):
         mine = [r for r in rows if r.what == what]
-        x = Axis.around([r.n for r in mine], "tokens", log=True)
-        for title, value in (
-            ("seconds", lambda r: r.seconds),
-            ("bytes", lambda r: max(r.bytes, 1)),
-        ):
-            y = Axis.around([value(r) for r in mine], title, log=True)
+        x = Axis.around([r.n for r in mine], "tokens", log=True, whole=True)
+        for title in ("seconds", "bytes"):
+            y = Axis.around([max(getattr(r, title), 1e-9) for r in mine], title, log=True)
             chart = Chart(
                 x, Axis(y.low / 1.2, y.high * 1.2, title, log=True), title=f"{what}, {title}"
             )
             for who in dict.fromkeys(r.who for r in mine):
-                line = [(r.n, value(r)) for r in mine if r.who == who]
+                line = [(r.n, getattr(r, title)) for r in mine if r.who == who]
                 chart.line(line, _color(results, who), who)
             charts.append(_figure(f"{what}: {title}", chart))
     head = ["layer", "what", "longest", "seconds there", "bytes there", "time exponent",
             "memory exponent", "pays from"]  # fmt: skip
     lines = []
-    for x in exponents(rows):
+    for fit in exponents(rows):
         lines.append([
-            _e(x["who"]), x["what"], f"{x['longest']:,}", short(x["seconds"]), short(x["bytes"]),
-            _number(x["time exponent"]), _number(x["memory exponent"]),
-            _pays(rows, x["who"], x["what"]),
+            _e(fit["who"]), fit["what"], f"{fit['longest']:,}", short(fit["seconds"]),
+            short(fit["bytes"]),
+            _number(fit["time exponent"]), _number(fit["memory exponent"]),
+            _pays(rows, fit["who"], fit["what"]),
         ])  # fmt: skip
     note = (
         "Bytes are those of the largest tensor on a CPU, and the peak on a GPU; of decoding, what "
-        "the memory keeps, and seconds a token. Exponents are slopes over the four longest lengths. "
+        "the memory keeps, and seconds a token. Exponents are slopes over the four longest "
+        "lengths. "
         "“Pays from” is CAB's efficiency length: where the fitted time falls below that of mha."
     )
     return _section("Speed and memory against length", f"<p class=q>{_e(note)}</p>"
-                    + _grid(charts) + _table(head, lines), wide=True)  # fmt: skip
+                    + _grid(charts) + _table(head, lines))  # fmt: skip
 
 
 def _pays(rows: Sequence[Measure], who: str, what: str) -> str:
@@ -282,19 +285,22 @@ def _left_out(results: Results) -> str:
     return _section("Left out", said) if said else ""
 
 
-def _method(results: Results, budget: str) -> str:
+def _method(results: Results) -> str:
     if not results.records:
         return ""
     run = results.records[0]["run"]
     machine = results.records[0]["machine"]
     shown = ", ".join(f"{k} {v}" for k, v in machine.items())
-    return _section("How it was measured", f"""<p>Every layer stands in the same backbone
-({run['depth']} blocks, {run['heads']} heads, width {run['dim']}, {_e(run['positions'])} positions, a gated
-feed-forward map in each block), trained by AdamW (rate {run['rate']:g}, up for a twentieth of the budget,
-down over its last third) on batches of {run['batch']} rows, which are the same rows in the same order
-for every layer. Scores are of 512 rows that were never trained on. Budget: {_e(budget)}. A setting that
-suits one layer may not suit another: a budget this small ranks how fast layers learn.</p>
-<p class=q>{_e(shown)}</p>""")  # fmt: skip
+    said = (
+        f"Every layer stands in the same backbone ({run['depth']} blocks, {run['heads']} heads, "
+        f"width {run['dim']}, {run['positions']} positions, a gated map after each), "
+        f"trained by AdamW (rate {run['rate']:g}, up for a twentieth of the budget, down over its "
+        f"last third) on batches of {run['batch']} rows, which are the same rows in the same order "
+        "for every layer. Scores are of 512 rows that were never trained on. "
+        f"Budget: {results.budget}. A setting that suits one layer may not suit another, and a "
+        "small budget ranks how fast layers learn."
+    )
+    return _section("How it was measured", f"<p>{_e(said)}</p><p class=q>{_e(shown)}</p>")
 
 
 def _learners(results: Results) -> list[str]:
@@ -321,15 +327,15 @@ def _grid(items: Iterable[str]) -> str:
     return f'<div class="grid">{"".join(items)}</div>'
 
 
-def _section(title: str, body: str, *, wide: bool = False) -> str:
-    kind = ' class="wide"' if wide else ""
-    return f"<section{kind}><h2>{_e(title)}</h2>{body}</section>"
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{_e(title)}</h2>{body}</section>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{_e(x)}</th>" for x in head)
     lines = "".join(f"<tr>{''.join(f'<td>{x}</td>' for x in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    table = f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 def _e(text: object) -> str:

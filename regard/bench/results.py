@@ -31,6 +31,7 @@ class Results:
     left_out: tuple[tuple[str, str, str, str], ...] = ()
     speed: tuple[dict[str, Any], ...] = ()
     title: str = "Layers compared"
+    budget: str = ""
 
     @property
     def layers(self) -> list[str]:
@@ -62,7 +63,7 @@ class Results:
 
     def score(self, layer: str, cell: str, test: str | None = None) -> Estimate | None:
         """The raw score of a layer on a task, or on one of its tests, with its interval."""
-        found = [list(r["tests"].values())[0] if test is None else r["tests"].get(test)
+        found = [next(iter(r["tests"].values())) if test is None else r["tests"].get(test)
                  for r in self.of(layer, cell)]  # fmt: skip
         known = [x for x in found if x is not None and x["score"] is not None]
         if not known:
@@ -80,7 +81,7 @@ def gathered(plan: Plan, folder: Path, **more: Any) -> Results:
     """Read the records of a plan that are there."""
     paths = [record_path(folder, run) for run in plan.runs]
     records = tuple(read_record(path) for path in paths if path.exists())
-    return Results(records, len(plan.runs), plan.left_out, **more)
+    return Results(records, len(plan.runs), plan.left_out, budget=plan.budget, **more)
 
 
 def read_folder(folder: Path) -> Results:
@@ -88,8 +89,8 @@ def read_folder(folder: Path) -> Results:
     path = folder / "sweep.json"
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        plan = Plan(tuple(Run(**run) for run in said["runs"]),
-                    tuple((a, b, c, d) for a, b, c, d in said["left_out"]))  # fmt: skip
+        left_out = tuple((a, b, c, d) for a, b, c, d in said["left_out"])
+        plan = Plan(tuple(Run(**run) for run in said["runs"]), left_out, said["budget"])
     except FileNotFoundError:
         records = read_all(folder)
         if not records:
@@ -102,9 +103,21 @@ def read_folder(folder: Path) -> Results:
             BenchError, str(path), f"a file that cannot be read ({broken})",
             "the plan of a sweep, as this version writes it", "give the command again",
         )  # fmt: skip
-    speed_path = folder / "speed.json"
-    speed = json.loads(speed_path.read_text(encoding="utf-8")) if speed_path.exists() else []
+    path = folder / "speed.json"
+    speed = read_speed(path)["rows"] if path.exists() else []
     return gathered(plan, folder, speed=tuple(speed))
+
+
+def read_speed(path: Path) -> dict[str, Any]:
+    """Read speeds as they were written: `settings`, and `rows` of measurements."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return {"settings": said["settings"], "rows": list(said["rows"])}
+    except (ValueError, TypeError, KeyError) as broken:
+        fail(
+            BenchError, str(path), f"a file that cannot be read ({broken})",
+            "speeds, as this version writes them", "delete it, and measure again",
+        )  # fmt: skip
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:

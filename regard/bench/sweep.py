@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Plan:
 
     runs: tuple[Run, ...]
     left_out: tuple[tuple[str, str, str, str], ...] = ()
+    budget: str = ""
 
 
 def plan(
@@ -76,7 +77,9 @@ def plan(
             need_pattern(read_spec(of)[0], lacking[0][2])
             fail(RuleError, "tasks", list(tasks), "one in a pattern asked for", lacking[0][3])
     return Plan(
-        tuple(_shared_out(run, budget, len(runs), workers) for run in runs), tuple(left_out)
+        tuple(_shared_out(run, budget, len(runs), workers) for run in runs),
+        tuple(left_out),
+        budget.said(),
     )
 
 
@@ -149,6 +152,13 @@ def _keeping(
     return told
 
 
+def keep_plan(plan: Plan, folder: Path) -> None:
+    """Write down what a sweep is to do, for its report."""
+    said = {"runs": [asdict(run) for run in plan.runs], "budget": plan.budget,
+            "left_out": [list(x) for x in plan.left_out]}  # fmt: skip
+    write_json(folder / "sweep.json", said)
+
+
 def carry_out_all(
     plan: Plan, folder: Path, *, workers: int = 1, device: str = "cpu"
 ) -> Iterator[News]:
@@ -157,9 +167,7 @@ def carry_out_all(
     Every worker is a process of its own with its share of the cores. One that dies breaks its run
     alone: the run is told as broken, and the others go on.
     """
-    write_json(folder / "sweep.json", {
-        "runs": [asdict(run) for run in plan.runs], "left_out": [list(x) for x in plan.left_out],
-    })  # fmt: skip
+    keep_plan(plan, folder)
     due = []
     for run in plan.runs:
         path = record_path(folder, run)
@@ -174,7 +182,7 @@ def carry_out_all(
 def _by_processes(runs: list[Run], folder: Path, workers: int, device: str) -> Iterator[News]:
     start = multiprocessing.get_context("spawn")
     # Each worker writes to a pipe of its own: one that is killed cannot hold a lock of the others.
-    lines: dict[Any, BaseProcess] = {}
+    lines: dict[Any, Any] = {}
     running: dict[Any, str] = {}
     with _few_threads(workers):
         for number in range(workers):
@@ -190,9 +198,9 @@ def _by_processes(runs: list[Run], folder: Path, workers: int, device: str) -> I
     told: set[str] = set()
     try:
         while lines:
-            for line in multiprocessing.connection.wait(list(lines)):
+            for line in wait(list(lines)):
                 try:
-                    news = line.recv()  # type: ignore[union-attr]
+                    news: Any = line.recv()  # type: ignore
                 except (EOFError, ConnectionError):
                     process = lines.pop(line)
                     process.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -62,8 +63,8 @@ def carry_out(
 ) -> dict[str, Any]:
     """Train and score; give the record.
 
-    `kept` is where the state of an unfinished run is kept; `told(share, progress)` is called now and
-    then with the share of the budget that is used.
+    `kept` is where the state of an unfinished run is kept; `told(share, progress)` is called now
+    and then with the share of the budget that is used.
     """
     task = task_of(run.task)
     torch.manual_seed(run.seed)
@@ -103,7 +104,7 @@ def cost_of_a_step(model: nn.Module, task: Task, run: Run, device: str) -> tuple
     batch = task.batch(run.batch, seed_of(run.seed, 0)).to(device)
     state = torch.random.get_rng_state()
     with FlopCounterMode(display=False) as counter, Largest() as largest:
-        task.loss(model(batch), batch).backward()  # type: ignore[no-untyped-call]
+        task.loss(model(batch), batch).backward()
     model.zero_grad()
     torch.random.set_rng_state(state)
     return counter.get_total_flops(), largest.bytes
@@ -114,6 +115,7 @@ def _train(
     steps: int | None, device: str, kept: Path | None, told: Told | None,
 ) -> float:  # fmt: skip
     began = saved = time.perf_counter()
+    held_out = next(iter(task.tests().values()))
     before, testing = progress.trained, 0.0
     loss = math.nan
     while True:
@@ -126,7 +128,7 @@ def _train(
             progress.curve.append({
                 "share": min(share, 1.0), "step": progress.step, "seconds": progress.trained,
                 "loss": statistics.mean(recent) if recent else math.nan,
-                "score": statistics.mean(scored(model, task, device, 2)),
+                "score": statistics.mean(scored(model, held_out, device, 2)),
             })  # fmt: skip
             testing += time.perf_counter() - paused
         if share >= 1.0:
@@ -143,7 +145,7 @@ def _train(
             progress.trained = before + saved - began - testing
             state = {"progress": asdict(progress), "model": model.state_dict(),
                      "adam": adam.state_dict(), "random": torch.random.get_rng_state()}  # fmt: skip
-            replaced(kept, lambda part: torch.save(state, part))
+            replaced(kept, functools.partial(torch.save, state))
 
 
 def step(
@@ -153,7 +155,7 @@ def step(
     batch = task.batch(run.batch, seed_of(run.seed, number)).to(device)
     loss: Tensor = task.loss(model(batch), batch)
     adam.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     adam.step()
     return float(loss.detach())

@@ -30,8 +30,10 @@ def findings(results: Results) -> list[str]:
         said += _of_task(results, cell)
     lost = [(c, n) for c, n in ((c, _fallen(results, c)) for c in results.cells) if n]
     for cell, names in lost:
-        said.append(f"{cell}: {', '.join(names)} learned it, and lost more than half of it elsewhere "
-                    "(see other lengths and depths).")  # fmt: skip
+        said.append(
+            f"{cell}: {', '.join(names)} learned it, and lost more than half of it elsewhere "
+            "(see other lengths and depths)."
+        )
     if results.planned > len(results.records):
         said.append(f"{results.planned - len(results.records)} runs are not done yet.")
     return said

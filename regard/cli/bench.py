@@ -57,7 +57,7 @@ def run(
     speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Train every layer on every task, and write a report. The same command goes on where it ended."""
+    """Train every layer on every task, and write a report; given again, go on where it ended."""
     from regard.bench.budget import read_budget
     from regard.bench.results import gathered
     from regard.bench.sweep import plan
@@ -83,7 +83,7 @@ def run(
     broken = _follow(events, planned, quiet=as_json)
     speeds = _speeds(layers, out, device, dim, heads, as_json) if speed else []
     results = gathered(planned, out, speed=tuple(speeds))
-    _finish(results, out, allowed.said(), as_json)
+    _finish(results, out, as_json)
     if broken:
         raise typer.Exit(1)
 
@@ -122,10 +122,14 @@ def speed_command(
             dim=dim, heads=heads, rounds=rounds, device=device, told=told,
         )  # fmt: skip
     found = exponents(rows)
-    write_json(out / "speed.json", as_rows(rows))
-    results = Results((), 0, speed=tuple(as_rows(rows)), title="Speed and memory")
+    settings = {"layers": layers, "dim": dim, "heads": heads, "on": device}
+    write_json(out / "speed.json", {"settings": settings, "rows": as_rows(rows)})
+    results = Results(
+        (), 0, speed=tuple(as_rows(rows)), title="Speed and memory",
+        budget=f"width {dim}, {heads} heads, batch 1",
+    )  # fmt: skip
     write_tables(results, out)
-    page = _page(results, out / "speed.html", f"width {dim}, {heads} heads, batch 1")
+    page = _page(results, out / "speed.html")
     if as_json:
         print_json({"rows": as_rows(rows), "exponents": found, "report": str(page)})
         return
@@ -138,7 +142,7 @@ def report_command(folder: Annotated[Path, typer.Argument(help="A folder of a sw
     """Write the report and the tables of a sweep again, from what is done so far."""
     from regard.bench.results import read_folder
 
-    _finish(read_folder(folder), folder, "", False)
+    _finish(read_folder(folder), folder, False)
 
 
 @app.command("tasks")
@@ -148,8 +152,10 @@ def tasks_command(as_json: Json = False) -> None:
 
     from regard.tasks import list as listing
 
-    rows = [[x.name, " ".join(x.patterns), " ".join(f"{f.name}={f.default}" for f in fields(x.kind)),
-             x.about] for x in listing()]  # fmt: skip
+    rows = []
+    for x in listing():
+        knobs = " ".join(f"{f.name}={f.default}" for f in fields(x.kind))
+        rows.append([x.name, " ".join(x.patterns), knobs, x.about])
     head = ["task", "patterns", "knobs", "what it is"]
     if as_json:
         print_json([dict(zip(head, row, strict=True)) for row in rows])
@@ -169,29 +175,31 @@ def _cores(device: str) -> int:
 
 def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, quiet: bool) -> Any:
     """Measure speeds, unless the same ones are there already."""
-    import json
-
     from regard.bench.records import write_json
+    from regard.bench.results import read_speed
     from regard.bench.speed import as_rows, measure
 
-    path = out / "speed.json"
+    path, settings = (
+        out / "speed.json",
+        {"layers": layers, "dim": dim, "heads": heads, "on": device},
+    )
     if path.exists():
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if {r["who"] for r in rows} >= set(layers):
-            return rows
+        kept = read_speed(path)
+        if kept["settings"] == settings:
+            return kept["rows"]
     with _spinning(quiet) as told:
-        rows = as_rows(measure(layers, dim=dim, heads=heads, rounds=2, device=device, told=told))
-    write_json(path, rows)
+        rows = as_rows(measure(layers, dim=dim, heads=heads, device=device, told=told))
+    write_json(path, {"settings": settings, "rows": rows})
     return rows
 
 
-def _finish(results: Any, out: Path, budget: str, as_json: bool) -> None:
+def _finish(results: Any, out: Path, as_json: bool) -> None:
     from regard.bench.results import write_tables
     from regard.bench.statistics import ranking
     from regard.bench.words import findings
 
     written = write_tables(results, out)
-    page = _page(results, out / "report.html", budget)
+    page = _page(results, out / "report.html")
     if as_json:
         ranks = [{"layer": n, "mean": x.mean, "low": x.low, "high": x.high}
                  for n, x in ranking(*results.scores())]  # fmt: skip
@@ -213,10 +221,10 @@ def _finish(results: Any, out: Path, budget: str, as_json: bool) -> None:
     )
 
 
-def _page(results: Any, path: Path, budget: str) -> Path:
+def _page(results: Any, path: Path) -> Path:
     from regard.bench.report import write_report
 
-    return write_report(results, path, budget=budget)
+    return write_report(results, path)
 
 
 def _shown(x: Any) -> str:
@@ -260,15 +268,15 @@ def _follow(events: Iterator[News], plan: Plan, *, quiet: bool) -> int:
                 else:
                     done += 1
                     word = "kept" if news.what == "kept" else "[green]done[/]"
-                    screen.print(
-                        f"{word} {name}: score {news.score if news.score is not None else float('nan'):.3f}"
-                    )
+                    # A run whose answers are no numbers has no score.
+                    score = float("nan") if news.score is None else news.score
+                    screen.print(f"{word} {name}: score {score:.3f}")
                 shown.update(
                     whole, completed=done + broken, said=f"{done + broken} of {len(plan.runs)}"
                 )
     except KeyboardInterrupt:
-        print(f"\nstopped: {done} of {len(plan.runs)} runs done and kept; the same command goes on from here",
-              file=sys.stderr)  # fmt: skip
+        kept = f"{done} of {len(plan.runs)} runs done and kept"
+        print(f"\nstopped: {kept}; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
     return broken
 

@@ -55,9 +55,8 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """Give the same batch on a device."""
-        moved = (None if x is None else x.to(device) for x in (self.x, self.y, self.asked))
         context = None if self.context is None else self.context.to(device)
-        return Batch(*moved, context)  # type: ignore[arg-type]
+        return Batch(self.x.to(device), self.y.to(device), self.asked.to(device), context)
 
 
 @dataclass(frozen=True, kw_only=True)

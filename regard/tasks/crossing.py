@@ -76,8 +76,8 @@ class Denoise(Task):
 class Translation(Task):
     """A source text is turned around and put into other words (noncausal cross).
 
-    The query at place i is told only that it is the i-th: the answer is the word that the dictionary
-    has for the source's i-th word from the end. The dictionary is the same in all texts.
+    The query at place i is told only that it is the i-th: the answer is the word that the
+    dictionary has for the source's i-th word from the end. The dictionary is the same in all texts.
 
     >>> Translation(length=8).batch(1).context.shape
     torch.Size([1, 8])
@@ -124,7 +124,7 @@ class Translation(Task):
 @register("streaming")
 @dataclass(frozen=True, kw_only=True)
 class Streaming(Task):
-    """Keys and values stream in, one pair a step; each query may see those that came (causal cross).
+    """Keys and values stream in, one pair a step; a query may see those that came (causal cross).
 
     A pair is one token of the context. In the first half of the steps every key comes once, and is
     asked after it came; in the second half it comes again with another value, which a layer that
@@ -290,4 +290,5 @@ class Forecast(Task):
             past = series[:, : i + 1].unfold(1, order + 1, 1)  # [b, windows, order + 1]
             weights = torch.linalg.lstsq(past[..., :-1], past[..., -1:]).solution
             answers[:, i] = (series[:, i - order + 1 : i + 1, None] * weights).sum((1, 2))
-        return answers[..., None].to(batch.y.dtype)
+        found: Tensor = answers[..., None].to(batch.y.dtype)
+        return found

@@ -83,7 +83,7 @@ class Hops(Task):
         """Answer by following `hops` pairs from the question: what a solver of that depth says."""
         told, at = batch.x[:, :-1], batch.x[:, -1:]
         for _ in range(hops):
-            # A name may end one pair and begin another: the one that it begins stands at even places.
+            # A name may end one pair and begin another; those that begin stand at even places.
             begins = (told[:, ::2] == at).to(torch.uint8).argmax(1, keepdim=True)
             at = told.gather(1, 2 * begins + 1)
         answers = torch.zeros_like(batch.y)

@@ -77,8 +77,9 @@ class Missing(Task):
         """Share of rows whose answer is in the list: the rate of repetition."""
         if answers.shape != batch.y.shape:
             fail(
-                RuleError, "answers", list(answers.shape), list(batch.y.shape), "one for each place"
-            )
+                RuleError, "answers", list(answers.shape), f"{list(batch.y.shape)}, as `y`",
+                "give one for each place",
+            )  # fmt: skip
         return float(self.listed(batch).gather(1, answers[:, -1:]).gt(0).double().mean())
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Parity, posed so that the next bit is found by place, by content, or not at all (random access)."""
+"""Parity, posed so that the next bit is found by place, by content, or needs no finding."""
 
 from __future__ import annotations
 
