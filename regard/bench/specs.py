@@ -10,7 +10,6 @@ from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.support import Causal
 from regard.layers.attention import Attention
 from regard.layers.base import Layer
-from regard.layers.building import known_settings
 from regard.layers.registry import get, layer
 from regard.tasks import PATTERNS, Task
 from regard.tasks.registry import task as make_task
@@ -24,8 +23,12 @@ def read_spec(said: str) -> tuple[str, dict[str, Any]]:
 
     >>> read_spec("moh:active=3:position=rotary")
     ('moh', {'active': 3, 'position': 'rotary'})
+    >>> read_spec("mine.layers:Own:size=2")  # a class of your own, by its path
+    ('mine.layers:Own', {'size': 2})
     """
     name, *settings = said.split(":")
+    if settings and "=" not in settings[0] and "." in name:
+        name = f"{name}:{settings.pop(0)}"
     found: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -95,24 +98,27 @@ def make_layer(said: str, pattern: str, dim: int, heads: int, longest: int) -> L
     name, told = read_spec(said)
     need_pattern(name, pattern)
     kind = get(name)
-    settings = {**_sizes(kind, heads, longest), **told}
+    settings = {**_sizes(name, heads, longest), **told}
     # A context of the same width; a query of a streamed context sees no farther than its own place.
     if pattern in ("nc", "cc"):
         settings["context_dim"] = dim
     if pattern == "cc":
         settings["support"] = Causal()
-    return layer(name, dim, **{**settings, **({"causal": True} if pattern == "cs" else {})})
+    if kind.can.causal:
+        settings["causal"] = pattern == "cs"
+    return layer(name, dim, **settings)
 
 
-def _sizes(kind: type[Layer], heads: int, longest: int) -> dict[str, Any]:
+def _sizes(name: str, heads: int, longest: int) -> dict[str, Any]:
     """Heads, and what else the class asks for, in proportion to its own small example."""
+    kind = get(name)
     tiny = kind.tiny
     asked: set[str] = set()
     for base in kind.__mro__:
         if "__init__" in vars(base) and issubclass(base, Layer):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             asked |= {p.name for p in parameters if p.default is p.empty}
-    sizes: dict[str, Any] = known_settings(_name(kind), {"heads": heads})
+    sizes: dict[str, Any] = {"heads": heads} if "heads" in tiny else {}
     for key in asked & set(tiny) - {"dim", "context_dim", "heads"}:
         sizes[key] = tiny[key]
         if key in _HEAD_COUNTS and "heads" in tiny:
@@ -121,8 +127,3 @@ def _sizes(kind: type[Layer], heads: int, longest: int) -> dict[str, Any]:
             sizes[key] = longest
     return sizes
 
-
-def _name(kind: type[Layer]) -> str:
-    from regard.layers.registry import names
-
-    return next(name for name in names() if get(name) is kind)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import regard
+from regard import __version__
 from regard.bench.backbone import Backbone, parameters
 from regard.bench.measuring import Largest, machine
 from regard.bench.records import FORMAT, VERSION, Run, replaced
@@ -95,7 +95,7 @@ def carry_out(
         "parameters": parameters(model), "flops_a_step": flops, "flops": flops * progress.step,
         "largest_tensor": largest, "device": device,
         "diverged": not all(math.isfinite(x) for x in progress.losses[-20:]),
-        "machine": {**machine(), "regard": regard.__version__},
+        "machine": {**machine(), "regard": __version__},
     }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def model(
             continue
         if not isinstance(one, str):
             fail(RuleError, "layers", shape_of(one), "names or Layers", 'pass "mha", say')
-        own = known_settings(one, settings)
+        own = _known(one, settings)
         known |= set(own)
         if sources is not None and sources[i] != i:
             own["owns_keys"] = False
@@ -77,12 +77,8 @@ def model(
     return LanguageModel(stack, vocab, absolute=absolute, tied=tied)
 
 
-def known_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Keep the settings that the class of a layer, or a class it passes settings on to, names.
-
-    >>> known_settings("mha", {"heads": 4, "wings": 2})
-    {'heads': 4}
-    """
+def _known(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Keep the settings that the class of a layer, or a class it passes settings on to, names."""
     named: set[str] = set()
     for kind in get(name).__mro__:
         if "__init__" not in vars(kind) or kind in (nn.Module, object):

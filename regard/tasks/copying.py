@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -204,3 +205,27 @@ class SelectiveCopy(Task):
         answers = torch.zeros_like(batch.y)
         answers[:, self.length :] = told.gather(1, order)[:, : self.words]
         return answers
+
+
+def pattern_distance(first: list[Tensor], second: list[Tensor]) -> float:
+    """How differently two models look: for each head of one, the nearest head of the other.
+
+    Both are lists of maps of weights [b, h, n, n], one a layer. The distance of two heads is the
+    mean over rows of the Jensen-Shannon divergence (in bits) of their weights; means are taken over
+    heads, layers and texts.
+
+    >>> maps = [torch.rand(2, 3, 5, 5).softmax(-1)]
+    >>> pattern_distance(maps, maps)
+    0.0
+    """
+    found = []
+    for a, b in zip(first, second, strict=True):
+        p, q = a[:, :, None].double(), b[:, None].double()  # [b, h, h', n, n]
+        middle = (p + q) / 2
+        gap = (_entropy(middle) - (_entropy(p) + _entropy(q)) / 2).mean(-1)
+        found.append(gap.clamp_min(0).min(2).values.mean())
+    return float(torch.stack(found).mean())
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.special.xlogy(p, p).sum(-1) / math.log(2)
