@@ -60,7 +60,8 @@ def _maps(layer: Attention, x: Tensor) -> Tensor:
 
 @check("pe_length_generalization", long=True)
 def positions() -> Measured:
-    """No position still counts places; relative ones do not mind a shift; copying shows the rest."""
+    """No position still counts places; relative ones do not mind a shift; copying shows the "
+    "rest."""
     n = 40
     flat, first = torch.zeros(1, 1, n, 1), torch.zeros(1, 1, n, 1)
     first[:, :, 0] = 1
@@ -84,21 +85,24 @@ def positions() -> Measured:
             task = Copy(length=length, least=length, vocab=32)
             numbers[f"{scheme}, tokens right at {length} words"] = _each(net, task)
     return Measured(
-        "a head without positions whose scores are zero, with value 1 on the first token, gives 1/t "
+        "a head without positions whose scores are zero, with value 1 on the first token, gives "
+        "1/t "
         "at place t; outputs under rotary, ALiBi and T5 positions do not change when all positions "
         "move on by 37 (under 1e-4); a model's patterns are at distance 0 from themselves and not "
         "from another's",
         place < 1e-6 and max(shifts.values()) < 1e-4 and own == 0 and other > 0,
         {"gap to 1/t": place, **{f"{k}, moved by a shift": v for k, v in shifts.items()},
          "distance to itself": own, "distance to another": other, **numbers},
-        left_out="the ranking of schemes is recorded and not asserted: one seed, 600 steps, copying "
+        left_out="the ranking of schemes is recorded and not asserted: one seed, 600 steps, "
+        "copying "
         "up to 10 words alone; scratchpads, and models of 100M parameters",
     )  # fmt: skip
 
 
 @check("random_access_parity", long=True)
 def parity() -> Measured:
-    """Every trace is right; parities that need no lookup generalize, those found by place do not."""
+    """Every trace is right; parities that need no lookup generalize, those found by place do "
+    "not."""
     kinds = ("parity", "parity_scratchpad", "parity_interleaved", "parity_mnemonics")
     traces = True
     for kind in kinds:
@@ -108,7 +112,9 @@ def parity() -> Measured:
             traces = traces and task.score(task.oracle(batch), batch) == 1.0
     numbers: dict[str, float] = {}
     whole: dict[str, float] = {}
-    posed: dict[str, tuple[type[ParityInterleaved | ParityMnemonics | ParityScratchpad], str, int]] = {
+    posed: dict[
+        str, tuple[type[ParityInterleaved | ParityMnemonics | ParityScratchpad], str, int]
+    ] = {
         "interleaved": (ParityInterleaved, "rotary", 1500),
         "mnemonics": (ParityMnemonics, "rotary", 3000),
         "scratchpad": (ParityScratchpad, "rotary", 3000),
@@ -131,7 +137,6 @@ def parity() -> Measured:
         traces and whole["interleaved, 24"] > 0.95 and whole["mnemonics, 24"] > 0.95
         and whole["scratchpad, 24"] < 0.6,
         numbers,
-        left_out="lengths over 24, the mass on the bit that is looked up, fine-tuned language models",
+        left_out="lengths over 24, the mass on the bit that is looked up, fine-tuned language "
+        "models",
     )  # fmt: skip
-
-

@@ -62,9 +62,11 @@ def patterns() -> Measured:
                 blind.append(f"{name} ({pattern})")
     crossing = efficiency_length([1, 2, 4, 8], [10, 20, 40, 80], [1, 4, 16, 64])
     return Measured(
-        "multi-head attention looks in all four patterns; of all layers, in every pattern that they "
+        "multi-head attention looks in all four patterns; of all layers, in every pattern that "
+        "they "
         "claim, causal ones have a gradient of exactly zero to later inputs, looking ahead is "
-        "possible where it is claimed (but for gaam, whose tokens never meet), and every other pattern is refused; indices average to 0, "
+        "possible where it is claimed (but for gaam, whose tokens never meet), and every other "
+        "pattern is refused; indices average to 0, "
         "and do not change when metrics are shifted and scaled; 10n pays against n² from 10",
         all("mha" in able[p] for p in PATTERNS) and not leaking and not blind and not let_in
         and abs(sum(index.values())) < 1e-6 and unchanged < 1e-6 and crossing == 10,

@@ -43,7 +43,8 @@ class GatedConvolution(Layer):
 
 @check("mqar_zoology", long=True)
 def recall() -> Measured:
-    """Attention recalls where a gated convolution of equal width does not, and told pairs decide."""
+    """Attention recalls where a gated convolution of equal width does not, and told pairs "
+    "decide."""
     task = Mqar(vocab=256, length=64, pairs=4)
     batch = task.batch(500, 3)
     told = batch.x[:, :8].view(500, 4, 2)
@@ -143,7 +144,8 @@ def hops() -> Measured:
     share, fraction = sum(found) / len(found), sum(inside) / len(inside)
     return Measured(
         "of 2,000 two-hop rows each holds its answer once; following one pair solves one hop and "
-        "following two solves two, always; following one pair is no better than chance on two hops; "
+        "following two solves two, always; following one pair is no better than chance on two "
+        "hops; "
         " recall through a window of 40 of 64 tokens is right at just the depths inside it",
         unique and solved == (1.0, 1.0) and short <= two.chance and abs(share - fraction) < 1e-9,
         {"answers told once": unique, "one hop solved": solved[0], "two hops solved": solved[1],
@@ -202,7 +204,8 @@ def verbatim() -> Measured:
     ordered = trained["repeat"] < trained["permuted"] < trained["novel"]
     lost = broken["repeat"] > 0.9 * broken["novel"]
     return Measured(
-        "the retrieval score of an ideal copy is under 1 for a repeated list and 100 for a new one, "
+        "the retrieval score of an ideal copy is under 1 for a repeated list and 100 for a new "
+        "one, "
         "and 100 everywhere for a model of single words; a small model that attends has repeat < "
         "permuted < novel, and with the rows of its query and key maps shuffled repeat is within a "
         "tenth of novel",

@@ -65,7 +65,8 @@ def regression() -> Measured:
          "values off theirs": off_value, "sum of values over their size": sums,
          "scales": str([round(x, 3) for x in read["scale"]]),
          "values": str([round(x, 3) for x in read["value"]])},
-        left_out="covariances other than the identity, several tasks in one prompt, linear attention",
+        left_out="covariances other than the identity, several tasks in one prompt, linear "
+        "attention",
     )  # fmt: skip
 
 
@@ -94,8 +95,10 @@ def random_heads() -> Measured:
             errors[name, power] = ridge_error(sides[0], sides[1], weights)
             numbers[f"{name}, power {power}: share of variance missed"] = errors[name, power]
     return Measured(
-        "features of 120 random heads do not change when keys are shuffled (under 1e-5), those of a "
-        "random net do; from 800 examples their ridge regression misses under half of what a random "
+        "features of 120 random heads do not change when keys are shuffled (under 1e-5), those "
+        "of a "
+        "random net do; from 800 examples their ridge regression misses under half of what a "
+        "random "
         "net of as many features misses, on a mean of points; on a correlation of the second power "
         "heads whose matrices match query and key on average miss less than those that do not",
         moved < 1e-5 and moved_net > 0.1 and errors["heads", 0] < 0.5 * errors["net", 0]
@@ -148,7 +151,8 @@ def rank() -> Measured:
             errors[r, heads] = float((made(test) - test.y).square().mean())
     return Measured(
         "for 8 points on the sphere in 16 dimensions the built head, scores 200 q·k, has a mean "
-        "squared error under 1e-2 a coordinate; trained alike, one head of rank 16 has less than a third of the "
+        "squared error under 1e-2 a coordinate; trained alike, one head of rank 16 has less than "
+        "a third of the "
         "error of eight heads of rank 2, which have as many weights",
         built < 1e-2 and errors[16, 1] < errors[2, 8] / 3,
         {"built head": built, **{f"rank {r}, {h} heads": e for (r, h), e in errors.items()}},
