@@ -60,8 +60,7 @@ def _maps(layer: Attention, x: Tensor) -> Tensor:
 
 @check("pe_length_generalization", long=True)
 def positions() -> Measured:
-    """No position still counts places; relative ones do not mind a shift; copying shows the "
-    "rest."""
+    """No position still counts places, and relative ones do not mind a shift."""
     n = 40
     flat, first = torch.zeros(1, 1, n, 1), torch.zeros(1, 1, n, 1)
     first[:, :, 0] = 1
@@ -101,8 +100,7 @@ def positions() -> Measured:
 
 @check("random_access_parity", long=True)
 def parity() -> Measured:
-    """Every trace is right; parities that need no lookup generalize, those found by place do "
-    "not."""
+    """Every trace is right; parities without a lookup by place generalize, others do not."""
     kinds = ("parity", "parity_scratchpad", "parity_interleaved", "parity_mnemonics")
     traces = True
     for kind in kinds:

@@ -135,8 +135,7 @@ def _without_distractors(task: Scenes, batch: Batch) -> Batch:
 
 @check("gcog", long=True)
 def scenes() -> Measured:
-    """The evaluator solves every split, answers cannot be guessed, and distractors change "
-    "nothing."""
+    """The evaluator solves every split, and neither guesses nor distractors change that."""
     solved, moved = [], 0
     splits = [Scenes(depth=d) for d in (1, 3, 5, 7)] + [
         Scenes(held_out=True),
@@ -218,8 +217,8 @@ def conflict() -> Measured:
 
     # Half of the rows ask for the fact with no passage, half with one that is true.
     learns = replace(task, swap="none", closed=0.5)
-    memory, _ = ratio(trained([learns], 300))
-    mixed, right = ratio(trained([learns, task], 500))
+    memory, _ = ratio(trained([learns], 200))
+    mixed, right = ratio(trained([learns, task], 300))
     return Measured(
         "a model that copies the passage has a memorization ratio of 0, one that ignores it of 1; "
         "aliases leave every answer's type as it was; a tiny model trained on 200 facts, with and "

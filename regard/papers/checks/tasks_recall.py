@@ -43,8 +43,7 @@ class GatedConvolution(Layer):
 
 @check("mqar_zoology", long=True)
 def recall() -> Measured:
-    """Attention recalls where a gated convolution of equal width does not, and told pairs "
-    "decide."""
+    """Attention recalls where a gated convolution of equal width does not."""
     task = Mqar(vocab=256, length=64, pairs=4)
     batch = task.batch(500, 3)
     told = batch.x[:, :8].view(500, 4, 2)
