@@ -62,7 +62,7 @@ class Mqar(_Pairs):
     """Several pairs are told, then every key is asked once, after gaps of a power law (MQAR).
 
     With keys A, B and values 4, 3: `x` is A 4 B 3 . . B . . . A ., and at the second A the answer
-    is 4. What stands between is blank, or random tokens with `noise`.
+    is 4. What stands between is blank.
 
     >>> batch = Mqar(length=16, pairs=2).batch(5)
     >>> int(batch.asked.sum())
@@ -81,10 +81,10 @@ class Mqar(_Pairs):
         keys, values = self.keys_and_values(size, random)
         told = 2 * self.pairs
         slots = (self.length - told) // 2
-        # Different slots, each as likely as p(g) ~ g^(power - 1): the largest of noisy logarithms.
+        # Different slots by p(g) ~ g^(power - 1): the largest logarithms with Gumbel noise.
         log_p = (self.power - 1) * torch.arange(1, slots + 1).float().log()
-        noise = -torch.rand(size, slots, generator=random).clamp_min(1e-30).log().clamp_min(1e-30)
-        places = told + 2 * (log_p - noise.log()).topk(self.pairs, dim=1).indices
+        waits = torch.empty(size, slots).exponential_(generator=random)
+        places = told + 2 * (log_p - waits.log()).topk(self.pairs, dim=1).indices
         x = torch.zeros(size, self.length, dtype=torch.long)
         x[:, 0:told:2], x[:, 1:told:2] = keys, values
         x.scatter_(1, places, keys)

@@ -55,7 +55,7 @@ def recall() -> Measured:
     said = f"{GatedConvolution.__module__}:GatedConvolution"
     settings = {"task": task.said(), "pattern": "cs", "seed": 0, "steps": 900}
     scores, records = {}, {}
-    for name, layer in (("attention", "mha"), ("gated convolution", said), ("linear", "linear")):
+    for name, layer in (("attention", "mha"), ("gated convolution", said)):
         records[name] = carry_out(Run(layer=layer, **settings))  # type: ignore[arg-type]
         scores[name] = records[name]["score"]
     return Measured(
