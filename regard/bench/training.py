@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import statistics
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -170,11 +172,16 @@ def _begin(kept: Path | None, model: nn.Module, adam: torch.optim.Optimizer) -> 
     """Go on from what a killed run kept, or begin."""
     if kept is None or not kept.exists():
         return Progress()
+    begun = copy.deepcopy(model.state_dict())
     try:
         state = torch.load(kept, weights_only=True)
-        model.load_state_dict(state["model"])
+        progress = Progress(**state["progress"])
         adam.load_state_dict(state["adam"])
+        model.load_state_dict(state["model"])
         torch.random.set_rng_state(state["random"])
-        return Progress(**state["progress"])
-    except (RuntimeError, KeyError, EOFError, ValueError, OSError, TypeError):
-        return Progress()  # written by another version, or damaged: the run begins again
+        return progress
+    except (RuntimeError, LookupError, EOFError, ValueError, OSError, TypeError, UnpicklingError):
+        # Written by another version, or damaged: the run begins again.
+        model.load_state_dict(begun)
+        adam.state.clear()
+        return Progress()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class GatedConvolution(Layer):
     """Zoology's BaseConv: a linear map times a convolution of three taps, `(W u + b) * conv(u)`."""
 
     can = Can(bidirectional=False, cross=False, linear=True, constant_memory=True)
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 
     def __init__(self, dim: int, *, causal: bool = True, taps: int = 3) -> None:
         super().__init__(dim, causal=causal)
