@@ -38,7 +38,7 @@ LIGHT = {"torch", "numpy", "regard"}
 LATE_IN_CORE = {("draw.py", "matplotlib")}
 OPTIONAL = {
     *("transformers", "diffusers", "accelerate", "tokenizers", "safetensors", "matplotlib"),
-    *("pandas", "pyarrow", "rich", "typer", "triton", "fla"),
+    *("pandas", "pyarrow", "rich", "typer", "triton", "fla", "sklearn", "ray"),
 }
 
 MODULES = sorted(ROOT.rglob("*.py"))

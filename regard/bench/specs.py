@@ -126,4 +126,3 @@ def _sizes(name: str, heads: int, longest: int) -> dict[str, Any]:
         if key in ("longest", "tokens") or (key == "length" and tiny[key] == kind.tiny_tokens):
             sizes[key] = longest
     return sizes
-

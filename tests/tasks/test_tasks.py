@@ -335,3 +335,13 @@ def test_answers_of_another_shape_are_refused():
     batch = Copy().batch(2)
     with pytest.raises(ShapeError, match="answers"):
         Copy().score(batch.y[:, :-1], batch)
+
+
+def test_the_page_of_tasks_is_in_step():
+    from pathlib import Path
+
+    path = Path(__file__).resolve().parents[2] / "scripts" / "tasks_page.py"
+    spec = importlib.util.spec_from_file_location("tasks_page", path)
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.page() == page.PAGE.read_text(encoding="utf-8"), "run scripts/tasks_page.py"
