@@ -224,7 +224,7 @@ def pattern_distance(first: list[Tensor], second: list[Tensor]) -> float:
         middle = (p + q) / 2
         gap = (_entropy(middle) - (_entropy(p) + _entropy(q)) / 2).mean(-1)
         found.append(gap.clamp_min(0).min(2).values.mean())
-    return float(torch.stack(found).mean())
+    return float(torch.stack(found).detach().mean())
 
 
 def _entropy(p: Tensor) -> Tensor:
