@@ -107,7 +107,7 @@ class Chart:
     _drawn: list[str] = field(default_factory=list)
 
     def _at(self, x: float, y: float) -> tuple[float, float]:
-        across, up = self.width - self.left - 10, self.height - self.bottom - 10
+        across, up = self.width - self.left - 22, self.height - self.bottom - 10
         ix = min(max(self.x.at(x), -0.02), 1.02)
         iy = min(max(self.y.at(y), -0.05), 1.05)
         return round(self.left + ix * across, 1), round(10 + (1 - iy) * up, 1)
@@ -155,7 +155,7 @@ class Chart:
         for tick in self.x.ticks():
             a, b = self._at(tick, self.y.low)
             marks.append(f'<text class="m" x="{a}" y="{b + 15}">{self.x.said(tick)}</text>')
-        middle = (self.left + self.width - 10) / 2
+        middle = (self.left + self.width - 22) / 2
         marks.append(
             f'<text class="m q" x="{middle}" y="{self.height - 4}">{_plain(self.x.title)}</text>'
         )

@@ -23,7 +23,7 @@ from regard.bench.statistics import (
     efficiency_length,
     ranking,
 )
-from regard.bench.words import findings
+from regard.bench.words import UNLEARNED, findings
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
 
@@ -203,7 +203,10 @@ def _patterns(results: Results) -> str:
         by_task = {}
         for c in cells:
             means = {n: results.score(n, c) for n in able}
-            by_task[c] = {n: [x.mean] for n, x in means.items() if x is not None}
+            known = {n: x.mean for n, x in means.items() if x is not None}
+            # Where nobody learned anything, z-scores would be of noise.
+            if max(known.values(), default=0) > _chance(results, c) + UNLEARNED:
+                by_task[c] = {n: [x] for n, x in known.items()}
         index[p] = compositional_index(by_task) if len(able) > 1 else {}
     reasons = {(of, p): why for of, _, p, why in results.left_out}
     rows = []
@@ -213,8 +216,8 @@ def _patterns(results: Results) -> str:
                  if (name, p) in reasons else "–" for p in patterns]  # fmt: skip
         rows.append([_e(name), *cells])
     note = (
-        "Compositional index: the mean z-score over the tasks of a pattern, of the layers that did "
-        "all of them; 0 is the average layer here, and the numbers mean nothing outside this table."
+        "Compositional index: the mean z-score over the tasks of a pattern that some layer learned, "
+        "of the layers that did all of them; 0 is the average layer here, and the numbers mean nothing outside this table."
     )
     head = ["layer", *(PATTERNS[p] for p in patterns)]
     return _section("By pattern of attention", f"<p class=q>{note}</p>{_table(head, rows)}")

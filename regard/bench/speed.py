@@ -20,7 +20,7 @@ from regard.run.doors import attend
 WHATS = ("forward", "backward", "decode")
 LENGTHS = (128, 256, 512, 1024, 2048)
 # A line of measurements ends where one call takes longer.
-LIMIT = 4.0
+LIMIT = 2.0
 DECODED = 16
 
 

@@ -188,7 +188,13 @@ def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, qui
         if kept["settings"] == settings:
             return kept["rows"]
     with _spinning(quiet) as told:
-        rows = as_rows(measure(layers, dim=dim, heads=heads, device=device, told=told))
+        # Short: `regard bench speed` measures longer texts, and in more rounds.
+        rows = as_rows(
+            measure(
+                layers, lengths=(128, 256, 512, 1024), dim=dim, heads=heads, rounds=2,
+                device=device, told=told,
+            )
+        )  # fmt: skip
     write_json(path, {"settings": settings, "rows": rows})
     return rows
 

@@ -166,4 +166,4 @@ def test_what_lies_on_the_axis_is_drawn_at_its_ends():
     chart.point(0, 0, 0)
     chart.point(10, 1, 0)
     assert 'cx="46.0" cy="64.0"' in chart.svg()
-    assert 'cx="190.0" cy="10.0"' in chart.svg()
+    assert 'cx="178.0" cy="10.0"' in chart.svg()
