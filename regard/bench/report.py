@@ -216,8 +216,9 @@ def _patterns(results: Results) -> str:
                  if (name, p) in reasons else "–" for p in patterns]  # fmt: skip
         rows.append([_e(name), *cells])
     note = (
-        "Compositional index: the mean z-score over the tasks of a pattern that some layer learned, "
-        "of the layers that did all of them; 0 is the average layer here, and the numbers mean nothing outside this table."
+        "Compositional index: the mean z-score over the tasks of a pattern that some layer "
+        "learned, of the layers that did all of them; 0 is the average layer here, and the "
+        "numbers mean nothing outside this table."
     )
     head = ["layer", *(PATTERNS[p] for p in patterns)]
     return _section("By pattern of attention", f"<p class=q>{note}</p>{_table(head, rows)}")
