@@ -23,7 +23,7 @@ from side_by_side import compare, save
 from torch import Tensor, nn
 
 import regard
-from regard.papers.checks.measure import Largest
+from regard.bench.measuring import Largest, slope
 
 DIM, HEADS = 512, 8
 
@@ -227,14 +227,6 @@ def growth(lengths: list[int]) -> list[dict[str, Any]]:
         rows.append(row)
         print("  ".join(f"{k}: {v}" for k, v in row.items()), flush=True)
     return rows
-
-
-def slope(lengths: list[int], values: list[float]) -> float:
-    """Least-squares slope of log value against log length."""
-    x = torch.tensor([math.log(n) for n in lengths])
-    y = torch.tensor([math.log(max(v, 1e-9)) for v in values])
-    x = x - x.mean()
-    return float((x * (y - y.mean())).sum() / (x * x).sum())
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ _HOME = {
     ),
 }
 # Rooms that are entered by name: regard.layers.list().
-_ROOMS = ("layers", "memories")
+_ROOMS = ("layers", "memories", "tasks")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -31,13 +31,14 @@ SIDEWAYS = {
     ("verbs", "views"): "a verb shows what it found",
     ("cli", "studio"): "the shell starts the workbench",
     ("cli", "tour"): "the shell offers the tour",
+    ("papers", "bench"): "a check measures with what benchmarks measure with",
 }
 LIGHT = {"torch", "numpy", "regard"}
 # What core may load inside a function, and where: a rule draws itself.
 LATE_IN_CORE = {("draw.py", "matplotlib")}
 OPTIONAL = {
     *("transformers", "diffusers", "accelerate", "tokenizers", "safetensors", "matplotlib"),
-    *("pandas", "pyarrow", "rich", "typer", "triton", "fla"),
+    *("pandas", "pyarrow", "rich", "typer", "triton", "fla", "sklearn", "ray"),
 }
 
 MODULES = sorted(ROOT.rglob("*.py"))

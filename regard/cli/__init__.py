@@ -8,7 +8,7 @@ import sys
 from regard.core.errors import RegardError, need
 
 # A module for each verb, with its `app`; they import what is heavy inside their commands.
-VERBS = ("papers",)
+VERBS = ("papers", "bench")
 # And one whose whole module is one command.
 COMMANDS = ("see",)
 

@@ -29,7 +29,7 @@ STATES = ("planned", "built", "shown", "matched", "reading")
 # Every folder whose code may claim a row: the seven places, and the ground they stand on.
 PLACES = (
     *("core", "run", "layers", "memories", "policies", "probes", "controls", "schemes"),
-    *("objectives", "tasks", "conversions"),
+    *("objectives", "tasks", "conversions", "bench"),
 )
 
 

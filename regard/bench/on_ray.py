@@ -1,0 +1,63 @@
+"""A sweep on a Ray cluster: machines train, and this one keeps what they found.
+
+Nodes need Regard, and no folder in common. A run on a node that is lost is done again by Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from regard.bench.claims import claim
+from regard.bench.records import Run, read_record, record_path, write_json
+from regard.bench.sweep import News, Plan, keep_plan
+from regard.bench.training import carry_out
+from regard.core.errors import need
+
+
+def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterator[News]:
+    """Do what is left of a plan on the cluster that RAY_ADDRESS names, or on one made here."""
+    keep_plan(plan, folder)
+    ray = need("ray", "ray", "spreads a sweep over machines")
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
+    gpus = 1 if device.startswith("cuda") else 0
+    far = ray.remote(num_cpus=1, num_gpus=gpus)(_far)
+    going: dict[Any, tuple[Run, Any]] = {}
+    for run in plan.runs:
+        path = record_path(folder, run)
+        if path.exists():
+            yield News(run.key, "kept", 1.0, read_record(path)["score"])
+            continue
+        ours = claim(folder / "claims", run.key)
+        if ours is not None:
+            going[far.remote(run, device)] = run, ours
+            yield News(run.key, "started")
+    try:
+        while going:
+            done, _ = ray.wait(list(going), num_returns=1, timeout=30)
+            for _, ours in going.values():
+                ours.touch()
+            if not done:
+                continue
+            run, ours = going.pop(done[0])
+            try:
+                record = ray.get(done[0])
+            except ray.exceptions.RayError as error:
+                yield News(run.key, "broke", trace=str(error))
+            else:
+                write_json(record_path(folder, run), record)
+                yield News(run.key, "done", 1.0, record["score"])
+            ours.release()
+    finally:
+        for _, ours in going.values():
+            ours.release()
+
+
+def _far(run: Run, device: str) -> dict[str, Any]:
+    """Train on another machine, on one core as the processes of a sweep do."""
+    import torch
+
+    torch.set_num_threads(1)
+    return carry_out(run, device=device)

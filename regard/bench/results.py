@@ -1,0 +1,147 @@
+"""What a sweep found, put together: cells of layer and task, as tables and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regard.bench.records import (
+    BenchError,
+    Run,
+    read_all,
+    read_record,
+    record_path,
+    replaced,
+    write_json,
+)
+from regard.bench.statistics import Estimate, Scores, above_chance, estimate
+from regard.bench.sweep import Plan
+from regard.core.errors import fail, need
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records of a sweep, with what was left out and how speed grows, where it was measured."""
+
+    records: tuple[dict[str, Any], ...]
+    planned: int
+    left_out: tuple[tuple[str, str, str, str], ...] = ()
+    speed: tuple[dict[str, Any], ...] = ()
+    title: str = "Layers compared"
+    budget: str = ""
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers in the order that they were asked for."""
+        asked = [r["run"]["layer"] for r in self.records] + [r["who"] for r in self.speed]
+        return list(dict.fromkeys(asked))
+
+    @property
+    def cells(self) -> list[str]:
+        """Tasks with their patterns."""
+        return list(dict.fromkeys(cell_of(r) for r in self.records))
+
+    def of(self, layer: str, cell: str) -> list[dict[str, Any]]:
+        """Records of a layer on a task, by seed."""
+        return [r for r in self.records if r["run"]["layer"] == layer and cell_of(r) == cell]
+
+    def scores(self) -> tuple[Scores, Scores]:
+        """Scores above chance, and their errors from test rows, by layer, cell and seed."""
+        scores: dict[str, dict[str, list[float]]] = {}
+        errors: dict[str, dict[str, list[float]]] = {}
+        for r in self.records:
+            layer, cell = r["run"]["layer"], cell_of(r)
+            value = 0.0 if r["score"] is None else above_chance(r["score"], r["chance"])
+            first = next(iter(r["tests"].values()))
+            scale = 1 / (1 - r["chance"])
+            scores.setdefault(layer, {}).setdefault(cell, []).append(value)
+            errors.setdefault(layer, {}).setdefault(cell, []).append((first["error"] or 0) * scale)
+        return scores, errors
+
+    def score(self, layer: str, cell: str, test: str | None = None) -> Estimate | None:
+        """The raw score of a layer on a task, or on one of its tests, with its interval."""
+        found = [next(iter(r["tests"].values())) if test is None else r["tests"].get(test)
+                 for r in self.of(layer, cell)]  # fmt: skip
+        known = [x for x in found if x is not None and x["score"] is not None]
+        if not known:
+            return None
+        return estimate([x["score"] for x in known], [x["error"] or 0 for x in known])
+
+
+def cell_of(record: dict[str, Any]) -> str:
+    """Name the task and the pattern of a record."""
+    run = record["run"]
+    return f"{run['task']} ({run['pattern']})"
+
+
+def gathered(plan: Plan, folder: Path, **more: Any) -> Results:
+    """Read the records of a plan that are there."""
+    paths = [record_path(folder, run) for run in plan.runs]
+    records = tuple(read_record(path) for path in paths if path.exists())
+    return Results(records, len(plan.runs), plan.left_out, budget=plan.budget, **more)
+
+
+def read_folder(folder: Path) -> Results:
+    """Read what a sweep wrote: its last plan's runs that are done, and its speeds."""
+    path = folder / "sweep.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        left_out = tuple((a, b, c, d) for a, b, c, d in said["left_out"])
+        plan = Plan(tuple(Run(**run) for run in said["runs"]), left_out, said["budget"])
+    except FileNotFoundError:
+        records = read_all(folder)
+        if not records:
+            fail(
+                BenchError, str(folder), "no sweep", "a folder that `regard bench` wrote", "name it"
+            )
+        return Results(tuple(records), len(records))
+    except (ValueError, TypeError, KeyError) as broken:
+        fail(
+            BenchError, str(path), f"a file that cannot be read ({broken})",
+            "the plan of a sweep, as this version writes it", "give the command again",
+        )  # fmt: skip
+    path = folder / "speed.json"
+    speed = read_speed(path)["rows"] if path.exists() else []
+    return gathered(plan, folder, speed=tuple(speed))
+
+
+def read_speed(path: Path) -> dict[str, Any]:
+    """Read speeds as they were written: `settings`, and `rows` of measurements."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return {"settings": said["settings"], "rows": list(said["rows"])}
+    except (ValueError, TypeError, KeyError) as broken:
+        fail(
+            BenchError, str(path), f"a file that cannot be read ({broken})",
+            "speeds, as this version writes them", "delete it, and measure again",
+        )  # fmt: skip
+
+
+def write_tables(results: Results, folder: Path) -> list[Path]:
+    """Write results.json, and results, curves and speed as Parquet; give their paths."""
+    need("pyarrow", "bench", "writes Parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    runs, curves = [], []
+    for r in results.records:
+        who = {key: r["run"][key] for key in ("layer", "task", "pattern", "seed", "dim")}
+        plain = {k: v for k, v in r.items() if not isinstance(v, dict | list)}
+        for test, said in r["tests"].items():
+            runs.append({**who, "test": test, **said, **{f"run_{k}": v for k, v in plain.items()}})
+        curves += [{**who, **point} for point in r["curve"]]
+    written = [folder / "results.json"]
+    write_json(written[0], {"records": list(results.records), "speed": list(results.speed)})
+    tables: list[tuple[str, Sequence[dict[str, Any]]]] = [
+        ("results", runs), ("curves", curves), ("speed", results.speed)
+    ]  # fmt: skip
+    for name, rows in tables:
+        if rows:
+            path = folder / f"{name}.parquet"
+            table = pa.Table.from_pylist(list(rows))
+            replaced(path, lambda part, table=table: pq.write_table(table, part))  # type: ignore[misc]
+            written.append(path)
+    return written

@@ -1,0 +1,277 @@
+"""A sweep: every layer on every task from every seed, by several processes that share a folder.
+
+What is done is on the disk. The same sweep given again does what is left; two at once on one folder
+share the work, for a run is done by whoever claims it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from regard.bench.backbone import width_for
+from regard.bench.budget import Budget
+from regard.bench.claims import Claim, claim
+from regard.bench.records import Run, read_record, record_path, write_json
+from regard.bench.specs import need_pattern, read_spec, task_of, why_not
+from regard.bench.training import Progress, carry_out
+from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
+from regard.layers.registry import get
+from regard.tasks import PATTERNS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep, and pairs of layer and task that were left out, with the reason."""
+
+    runs: tuple[Run, ...]
+    left_out: tuple[tuple[str, str, str, str], ...] = ()
+    budget: str = ""
+
+
+def plan(
+    layers: Sequence[str], tasks: Sequence[str], *, patterns: Sequence[str] = (),
+    seeds: int = 1, budget: Budget, workers: int = 1, **backbone: Any,
+) -> Plan:  # fmt: skip
+    """Plan a sweep: check every name before anything runs.
+
+    With no `patterns` each task is posed in the first of its own. A layer that can look in none of
+    the patterns of any task is refused; one that can do some leaves out the others.
+
+    >>> from regard.bench.budget import read_budget
+    >>> len(plan(["mha", "linear"], ["mqar", "copy"], budget=read_budget("10steps")).runs)
+    4
+    """
+    if not layers or not tasks:
+        fail(RuleError, "layers, tasks", "none", "at least one of each", "bench mha --tasks mqar")
+    if seeds < 1:
+        fail(ValueRangeError, "seeds", seeds, "at least 1", "leave it out for one")
+    for pattern in patterns:
+        need_pattern("mha", pattern)
+    runs, left_out = [], []
+    for said, of in itertools.product(dict.fromkeys(tasks), dict.fromkeys(layers)):
+        task, kind = task_of(said), get(read_spec(of)[0])
+        ways = [p for p in patterns if p in task.patterns] if patterns else task.patterns[:1]
+        if not ways:
+            posed = f"{said} is posed in {', '.join(task.patterns)}"
+            left_out += [(of, said, p, posed) for p in patterns]
+        for pattern in ways:
+            reason = why_not(kind, pattern)
+            if reason is not None:
+                left_out.append((of, said, pattern, f"{PATTERNS[pattern]}: {reason}"))
+                continue
+            runs += [Run(of, said, pattern, seed, **backbone) for seed in range(seeds)]
+    for of in dict.fromkeys(layers):
+        if not any(run.layer == of for run in runs):
+            lacking = [x for x in left_out if x[0] == of]
+            need_pattern(read_spec(of)[0], lacking[0][2])
+            fail(RuleError, "tasks", list(tasks), "one in a pattern asked for", lacking[0][3])
+    return Plan(
+        tuple(_shared_out(run, budget, len(runs), workers) for run in runs),
+        tuple(left_out),
+        budget.said(),
+    )
+
+
+def _shared_out(run: Run, budget: Budget, runs: int, workers: int) -> Run:
+    """Give a run its part of the budget, and a width where parameters are to be equal."""
+    if budget.params is not None:
+        task = task_of(run.task)
+        dim = width_for(
+            budget.params, run.layer, task, run.pattern, heads=run.heads, depth=run.depth
+        )
+        run = replace(run, dim=dim)
+    seconds = budget.seconds
+    if seconds is not None:
+        # Rounds of runs that go on at once; the last round may be smaller.
+        seconds = round(seconds / -(-runs // workers), 3)
+    return replace(run, seconds=seconds, flops=budget.flops, steps=budget.steps)
+
+
+@dataclass(frozen=True)
+class News:
+    """Something that happened to a run: `share` of its budget is used."""
+
+    key: str
+    what: str  # "kept", "started", "going", "done", "broke"
+    share: float = 0.0
+    score: float = float("nan")
+    trace: str = ""
+
+
+def one(
+    run: Run, folder: Path, device: str = "cpu", told: Callable[[News], None] | None = None
+) -> str:
+    """Do a run, unless it is done or another worker is at it; say "kept", "taken" or "done"."""
+    path = record_path(folder, run)
+    if path.exists():
+        read_record(path)
+        return "kept"
+    ours = claim(folder / "claims", run.key)
+    if ours is None:
+        return "taken"
+    try:
+        if path.exists():  # done between the two looks
+            return "kept"
+        kept = folder / "unfinished" / f"{run.key}.pt"
+        heard = told or (lambda news: None)
+        heard(News(run.key, "started"))
+        record = carry_out(run, device=device, kept=kept, told=_keeping(ours, run, heard))
+        if ours.mine():
+            write_json(path, record)
+        heard(News(run.key, "done", 1.0, record["score"]))
+        return "done"
+    finally:
+        if ours.mine():
+            ours.release()
+
+
+def _keeping(
+    ours: Claim, run: Run, heard: Callable[[News], None]
+) -> Callable[[float, Progress], None]:
+    """Touch the claim and tell of the run, no oftener than twice a second."""
+    last = [0.0]
+
+    def told(share: float, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - last[0] > 0.5:
+            last[0] = now
+            ours.touch()
+            heard(News(run.key, "going", share, progress.curve[-1]["score"]))
+
+    return told
+
+
+def keep_plan(plan: Plan, folder: Path) -> None:
+    """Write down what a sweep is to do, for its report."""
+    said = {"runs": [asdict(run) for run in plan.runs], "budget": plan.budget,
+            "left_out": [list(x) for x in plan.left_out]}  # fmt: skip
+    write_json(folder / "sweep.json", said)
+
+
+def carry_out_all(
+    plan: Plan, folder: Path, *, workers: int = 1, device: str = "cpu"
+) -> Iterator[News]:
+    """Do what is left of a plan, and tell what happens.
+
+    Every worker is a process of its own with its share of the cores. One that dies breaks its run
+    alone: the run is told as broken, and the others go on.
+    """
+    keep_plan(plan, folder)
+    due = []
+    for run in plan.runs:
+        path = record_path(folder, run)
+        if path.exists():
+            yield News(run.key, "kept", 1.0, read_record(path)["score"])
+        else:
+            due.append(run)
+    if due:
+        yield from _by_processes(due, folder, max(1, min(workers, len(due))), device)
+
+
+def _by_processes(runs: list[Run], folder: Path, workers: int, device: str) -> Iterator[News]:
+    start = multiprocessing.get_context("spawn")
+    # Each worker writes to a pipe of its own: one that is killed cannot hold a lock of the others.
+    lines: dict[Any, Any] = {}
+    running: dict[Any, str] = {}
+    with _few_threads(workers):
+        for number in range(workers):
+            far, near = start.Pipe(duplex=False)
+            # Workers begin at different places, so that they seldom want the same run.
+            part = runs[number::workers] + [r for i in range(workers) if i != number
+                                            for r in runs[i::workers]]  # fmt: skip
+            process = start.Process(target=_work, args=(near, part, folder, workers, device))
+            process.daemon = True
+            process.start()
+            near.close()
+            lines[far] = process
+    told: set[str] = set()
+    try:
+        while lines:
+            for line in wait(list(lines)):
+                try:
+                    news: Any = line.recv()  # type: ignore
+                except (EOFError, ConnectionError):
+                    process = lines.pop(line)
+                    process.join()
+                    if line in running:
+                        died = f"its process died (exit code {process.exitcode})"
+                        yield News(running.pop(line), "broke", trace=died)
+                    continue
+                if isinstance(news, RegardError):
+                    raise news
+                if news.what == "started":
+                    running[line] = news.key
+                elif news.what in ("done", "broke", "kept"):
+                    running.pop(line, None)
+                    if news.key in told:
+                        continue
+                    told.add(news.key)
+                yield news
+    finally:
+        for process in lines.values():
+            process.terminate()
+            process.join()
+
+
+@contextmanager
+def _few_threads(workers: int) -> Iterator[None]:
+    """Let processes started here have their share of the cores, and no more."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _work(line: Any, runs: list[Run], folder: Path, workers: int, device: str) -> None:
+    """Do the runs that nobody is at, then wait for those whose worker may yet die."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    waiting, broken = list(runs), set[str]()
+    while waiting:
+        taken = []
+        for run in waiting:
+            try:
+                outcome = one(run, folder, device, line.send)
+            except (RegardError, MemoryError) as error:
+                _send_error(line, run, error)
+                continue
+            except Exception:  # a broken run is told, and the others still run
+                line.send(News(run.key, "broke", trace=traceback.format_exc()))
+                broken.add(run.key)
+                continue
+            if outcome == "kept":
+                line.send(
+                    News(run.key, "kept", 1.0, read_record(record_path(folder, run))["score"])
+                )
+            if outcome == "taken":
+                taken.append(run)
+        waiting = taken
+        if waiting:
+            time.sleep(0.2)
+
+
+def _send_error(line: Any, run: Run, error: BaseException) -> None:
+    """A full disk or a foreign file ends the sweep; a layer that refuses a task breaks its run."""
+    from regard.bench.records import BenchError
+
+    if isinstance(error, BenchError):
+        line.send(error)
+    else:
+        line.send(News(run.key, "broke", trace=str(error)))

@@ -1,0 +1,296 @@
+"""`regard bench`: compare layers on tasks, and measure how their speed and memory grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from regard.cli.printing import console, print_json, print_table
+
+if TYPE_CHECKING:
+    from regard.bench.sweep import News, Plan
+
+
+class _OrRun(TyperGroup):
+    """A group whose first word may be a layer: it is `run` that is meant then."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_OrRun, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Compare layers on tasks: regard bench mha gqa linear --tasks mqar,copy --budget 5m",
+)  # fmt: skip
+Layers = Annotated[list[str], typer.Argument(help="Layers, with settings: mha gqa:kv_heads=2")]
+Out = Annotated[Path, typer.Option(help="Where runs, tables and the report are written.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
+
+
+@app.command()
+def run(
+    layers: Layers,
+    tasks: Annotated[str, typer.Option(help="Tasks by commas: mqar:length=128,copy")] = "mqar,copy",
+    patterns: Annotated[
+        str, typer.Option(help="Of cs, ns, cc, nc; each task's first if none.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="How many seeds each is trained from.")] = 1,
+    budget: Annotated[str, typer.Option(help="5m, 500steps, 2Tflops; 200kparams with one.")] = "5m",
+    workers: Annotated[int, typer.Option(help="Processes; one a core if 0.")] = 0,
+    on: Annotated[str, typer.Option(help="here, or ray: the cluster of RAY_ADDRESS.")] = "here",
+    out: Out = Path("bench"),
+    dim: Annotated[int, typer.Option(help="Width of the backbone.")] = 64,
+    heads: int = 4,
+    depth: Annotated[int, typer.Option(help="Blocks of the backbone.")] = 2,
+    positions: Annotated[str, typer.Option(help="sinusoidal, learned or none.")] = "sinusoidal",
+    batch: Annotated[int, typer.Option(help="Rows in a batch.")] = 64,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    device: Device = "cpu",
+    speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Train every layer on every task, and write a report; given again, go on where it ended."""
+    from regard.bench.budget import read_budget
+    from regard.bench.results import gathered
+    from regard.bench.sweep import plan
+    from regard.core.errors import RuleError, fail, need
+
+    need("pyarrow", "bench", "writes Parquet")
+    if on not in ("here", "ray"):
+        fail(RuleError, "--on", repr(on), "here or ray", "leave it out to train on this machine")
+    allowed, workers = read_budget(budget), workers or _cores(device)
+    planned = plan(
+        layers, _listed(tasks), patterns=_listed(patterns), seeds=seeds, budget=allowed,
+        workers=workers, dim=dim, heads=heads, depth=depth, positions=positions, batch=batch,
+        rate=rate,
+    )  # fmt: skip
+    if on == "ray":
+        from regard.bench.on_ray import carry_out_on_ray
+
+        events = carry_out_on_ray(planned, out, device=device)
+    else:
+        from regard.bench.sweep import carry_out_all
+
+        events = carry_out_all(planned, out, workers=workers, device=device)
+    broken = _follow(events, planned, quiet=as_json)
+    speeds = _speeds(layers, out, device, dim, heads, as_json) if speed else []
+    results = gathered(planned, out, speed=tuple(speeds))
+    _finish(results, out, as_json)
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command("speed")
+def speed_command(
+    layers: Layers,
+    lengths: Annotated[str, typer.Option(help="Tokens, by commas.")] = "128,256,512,1024,2048,4096",
+    what: Annotated[
+        str, typer.Option(help="Of forward, backward, decode.")
+    ] = "forward,backward,decode",
+    executors: Annotated[
+        str, typer.Option(help="Executors of plain attention beside: fused,...")
+    ] = "",
+    peers: Annotated[bool, typer.Option(help="PyTorch and x-transformers beside.")] = False,
+    dim: int = 256,
+    heads: int = 4,
+    rounds: int = 3,
+    device: Device = "cpu",
+    out: Out = Path("bench"),
+    as_json: Json = False,
+) -> None:
+    """Measure seconds and bytes against length, with fitted exponents."""
+    from regard.bench.records import write_json
+    from regard.bench.results import Results, write_tables
+    from regard.bench.speed import as_rows, exponents, measure
+    from regard.core.errors import RuleError, fail
+
+    try:
+        sizes = [int(n) for n in _listed(lengths)]
+    except ValueError:
+        fail(RuleError, "--lengths", repr(lengths), "whole numbers by commas", "write 128,256,512")
+    with _spinning(as_json) as told:
+        rows = measure(
+            layers, lengths=sizes, whats=_listed(what), executors=_listed(executors), peers=peers,
+            dim=dim, heads=heads, rounds=rounds, device=device, told=told,
+        )  # fmt: skip
+    found = exponents(rows)
+    settings = {"layers": layers, "dim": dim, "heads": heads, "on": device}
+    write_json(out / "speed.json", {"settings": settings, "rows": as_rows(rows)})
+    results = Results(
+        (), 0, speed=tuple(as_rows(rows)), title="Speed and memory",
+        budget=f"width {dim}, {heads} heads, batch 1",
+    )  # fmt: skip
+    write_tables(results, out)
+    page = _page(results, out / "speed.html")
+    if as_json:
+        print_json({"rows": as_rows(rows), "exponents": found, "report": str(page)})
+        return
+    print_table(list(found[0]), [[_shown(x) for x in row.values()] for row in found])
+    console().print(f"open {page} to see the curves", markup=False)
+
+
+@app.command("report")
+def report_command(folder: Annotated[Path, typer.Argument(help="A folder of a sweep.")]) -> None:
+    """Write the report and the tables of a sweep again, from what is done so far."""
+    from regard.bench.results import read_folder
+
+    _finish(read_folder(folder), folder, False)
+
+
+@app.command("tasks")
+def tasks_command(as_json: Json = False) -> None:
+    """List the tasks, their patterns and knobs."""
+    from dataclasses import fields
+
+    from regard.tasks import list as listing
+
+    rows = []
+    for x in listing():
+        knobs = " ".join(f"{f.name}={f.default}" for f in fields(x.kind))
+        rows.append([x.name, " ".join(x.patterns), knobs, x.about])
+    head = ["task", "patterns", "knobs", "what it is"]
+    if as_json:
+        print_json([dict(zip(head, row, strict=True)) for row in rows])
+    else:
+        print_table(head, rows, cut=["knobs", "what it is"])
+
+
+def _listed(said: str) -> list[str]:
+    return [x for x in (part.strip() for part in said.split(",")) if x]
+
+
+def _cores(device: str) -> int:
+    import os
+
+    return (os.cpu_count() or 1) if device == "cpu" else 1
+
+
+def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, quiet: bool) -> Any:
+    """Measure speeds, unless the same ones are there already."""
+    from regard.bench.records import write_json
+    from regard.bench.results import read_speed
+    from regard.bench.speed import as_rows, measure
+
+    path, settings = (
+        out / "speed.json",
+        {"layers": layers, "dim": dim, "heads": heads, "on": device},
+    )
+    if path.exists():
+        kept = read_speed(path)
+        if kept["settings"] == settings:
+            return kept["rows"]
+    with _spinning(quiet) as told:
+        # Short: `regard bench speed` measures longer texts, and in more rounds.
+        rows = as_rows(
+            measure(
+                layers, lengths=(128, 256, 512, 1024), dim=dim, heads=heads, rounds=2,
+                device=device, told=told,
+            )
+        )  # fmt: skip
+    write_json(path, {"settings": settings, "rows": rows})
+    return rows
+
+
+def _finish(results: Any, out: Path, as_json: bool) -> None:
+    from regard.bench.results import write_tables
+    from regard.bench.statistics import ranking
+    from regard.bench.words import findings
+
+    written = write_tables(results, out)
+    page = _page(results, out / "report.html")
+    if as_json:
+        ranks = [{"layer": n, "mean": x.mean, "low": x.low, "high": x.high}
+                 for n, x in ranking(*results.scores())]  # fmt: skip
+        print_json({"ranking": ranks, "findings": findings(results),
+                    "files": [str(x) for x in (page, *written)]})  # fmt: skip
+        return
+    rows = []
+    for name, x in ranking(*results.scores()):
+        shown = [results.score(name, cell) for cell in results.cells]
+        rows.append([name, f"{x.mean:.1%} ({x.low:.1%} to {x.high:.1%})",
+                     *("–" if s is None else f"{s.mean:.1%}" for s in shown)])  # fmt: skip
+    if rows:
+        print_table(["layer", "above chance (95%)", *results.cells], rows)
+    screen = console()
+    for sentence in findings(results):
+        screen.print(f"  {sentence}", markup=False)
+    screen.print(
+        f"\nopen {page} to read more; beside it: {', '.join(x.name for x in written)}", markup=False
+    )
+
+
+def _page(results: Any, path: Path) -> Path:
+    from regard.bench.report import write_report
+
+    return write_report(results, path)
+
+
+def _shown(x: Any) -> str:
+    return f"{x:.4g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x or "")
+
+
+def _follow(events: Iterator[News], plan: Plan, *, quiet: bool) -> int:
+    """Show runs as they go; give how many broke. Ctrl-C keeps what is done."""
+    import sys
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    screen = Console(stderr=True, quiet=quiet, highlight=False)
+    names = {
+        run.key: f"{run.layer} on {run.task} ({run.pattern}), seed {run.seed}" for run in plan.runs
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"),
+               TimeElapsedColumn())  # fmt: skip
+    broken, done, bars = 0, 0, dict[str, Any]()
+    try:
+        with Progress(
+            *columns, console=screen, transient=True, disable=not screen.is_terminal
+        ) as shown:
+            whole = shown.add_task("all runs", total=len(plan.runs), said="")
+            for news in events:
+                name = names[news.key]
+                if news.what in ("started", "going"):
+                    bar = bars.get(news.key)
+                    if bar is None:
+                        bar = bars[news.key] = shown.add_task(name, total=1.0, said="")
+                    score = "" if news.score != news.score else f"score {news.score:.2f}"
+                    shown.update(bar, completed=news.share, said=score)
+                    continue
+                if news.key in bars:
+                    shown.remove_task(bars.pop(news.key))
+                if news.what == "broke":
+                    broken += 1
+                    screen.print(f"[red]broke[/] {name}: {escape(news.trace.strip())}")
+                else:
+                    done += 1
+                    word = "kept" if news.what == "kept" else "[green]done[/]"
+                    # A run whose answers are no numbers has no score.
+                    score = float("nan") if news.score is None else news.score
+                    screen.print(f"{word} {name}: score {score:.3f}")
+                shown.update(
+                    whole, completed=done + broken, said=f"{done + broken} of {len(plan.runs)}"
+                )
+    except KeyboardInterrupt:
+        kept = f"{done} of {len(plan.runs)} runs done and kept"
+        print(f"\nstopped: {kept}; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    return broken
+
+
+@contextmanager
+def _spinning(quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
+
+    screen = Console(stderr=True, quiet=quiet)
+    with screen.status("measuring speed") as status:
+        yield lambda said: status.update(f"measuring speed: {said}")

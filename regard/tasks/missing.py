@@ -1,0 +1,92 @@
+"""Missing items: name what a long list leaves out, which takes a look at all of it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RuleError, fail
+from regard.core.method import method
+from regard.tasks.base import Batch, Kind, Task, Tokens, need_whole, nothing_asked, some_of
+from regard.tasks.registry import register
+
+
+@method("attention_overflow")
+@register("missing")
+@dataclass(frozen=True, kw_only=True)
+class Missing(Task):
+    """A shuffled list of all items but some, and at its end: which one is not there?
+
+    Any of the items left out is a right answer; `y` holds one of them.
+
+    >>> task = Missing(items=8)
+    >>> batch = task.batch(4)
+    >>> task.repetition(batch.x[:, :1].expand_as(batch.y), batch)
+    1.0
+    """
+
+    patterns = ("cs", "ns")
+    items: int = 32
+    out: int = 1
+
+    def __post_init__(self) -> None:
+        need_whole("items", self.items, 2)
+        need_whole("out", self.out, 1, self.items - 1)
+
+    @property
+    def inputs(self) -> Kind:
+        return Tokens(self.items + 1)  # the last one is the question
+
+    @property
+    def outputs(self) -> Kind:
+        return Tokens(self.items)
+
+    @property
+    def longest(self) -> int:
+        return self.items - self.out + 1
+
+    @property
+    def chance(self) -> float:
+        return self.out / self.items
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        order = some_of(self.items, self.items, size, random)
+        x = torch.cat((order[:, self.out :], torch.full((size, 1), self.items)), 1)
+        y, asked = nothing_asked(x)
+        y[:, -1], asked[:, -1] = order[:, 0], True
+        return Batch(x, y, asked)
+
+    def listed(self, batch: Batch) -> Tensor:
+        """How often each item is listed: [b, items]."""
+        counts = torch.zeros(len(batch.x), self.items, device=batch.x.device)
+        listed = batch.x[:, :-1]
+        return counts.scatter_add_(1, listed, torch.ones_like(listed, dtype=counts.dtype))
+
+    def oracle(self, batch: Batch) -> Tensor:
+        answers = torch.zeros_like(batch.y)
+        answers[:, -1] = (-self.listed(batch)).argmax(1)
+        return answers
+
+    def score(self, answers: Tensor, batch: Batch) -> float:
+        """Share of rows whose answer is not in the list."""
+        return 1 - self.repetition(answers, batch)
+
+    def repetition(self, answers: Tensor, batch: Batch) -> float:
+        """Share of rows whose answer is in the list: the rate of repetition."""
+        if answers.shape != batch.y.shape:
+            fail(
+                RuleError, "answers", list(answers.shape), f"{list(batch.y.shape)}, as `y`",
+                "give one for each place",
+            )  # fmt: skip
+        return float(self.listed(batch).gather(1, answers[:, -1:]).gt(0).double().mean())
+
+    @staticmethod
+    def draws_until_new(repetition: float) -> float:
+        """How often one must ask until an answer is new, where answers repeat at a rate.
+
+        >>> Missing.draws_until_new(0.5)
+        2.0
+        """
+        return float("inf") if repetition >= 1 else 1 / (1 - repetition)

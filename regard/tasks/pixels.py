@@ -1,0 +1,201 @@
+"""Pictures as sequences: handwritten digits by pixels or patches, and paths to be followed."""
+
+from __future__ import annotations
+
+import functools
+import random as plain_random
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regard.core.errors import RuleError, fail, need
+from regard.tasks.base import Batch, Kind, Numbers, Task, Tokens, need_whole, nothing_asked, whole
+from regard.tasks.registry import register
+
+PARTS = ("train", "held out")
+
+
+@functools.cache
+def _images() -> tuple[Tensor, Tensor]:
+    """All 1,797 images [1797, 8, 8] from 0 to 1 with their digits, in a fixed random order."""
+    data = need("sklearn.datasets", "bench", "has images of digits").load_digits()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(data.images).float()[order] / 16, torch.tensor(data.target).long()[order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Digits(Task):
+    """Images of scikit-learn, the last 360 of which are held out for tests."""
+
+    part: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            fail(RuleError, "part", repr(self.part), f"one of {PARTS}", "leave it out to train")
+
+    @property
+    def outputs(self) -> Kind:
+        return Tokens(10)
+
+    @property
+    def chance(self) -> float:
+        return 0.1
+
+    def sequence(self, images: Tensor) -> Tensor:
+        """Lay images [b, 8, 8] out as a sequence [b, n, c]."""
+        raise NotImplementedError
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        images, digits = _images()
+        split = len(images) - 360
+        low, high = (0, split) if self.part == "train" else (split, len(images))
+        which = whole(low, high, (size,), random)
+        x = self.sequence(images[which])
+        y, asked = nothing_asked(x[..., 0].long())
+        y[:, -1], asked[:, -1] = digits[which], True
+        return Batch(x, y, asked)
+
+    def oracle(self, batch: Batch) -> Tensor:
+        """Know every image by heart: the label of the equal one."""
+        images, digits = _images()
+        known = self.sequence(images).flatten(1)
+        answers = torch.zeros_like(batch.y)
+        answers[:, -1] = digits[torch.cdist(batch.x.flatten(1), known).argmin(1)]
+        return answers
+
+    def tests(self) -> dict[str, Task]:
+        return {self.name: replace(self, part="held out")}
+
+
+@register("pixel_digits")
+@dataclass(frozen=True, kw_only=True)
+class PixelDigits(_Digits):
+    """A handwritten digit, pixel by pixel: which one is it? (needs scikit-learn)"""
+
+    patterns = ("cs", "ns")
+
+    @property
+    def inputs(self) -> Kind:
+        return Numbers(1)
+
+    @property
+    def longest(self) -> int:
+        return 64
+
+    def sequence(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[..., None]
+
+
+@register("patch_digits")
+@dataclass(frozen=True, kw_only=True)
+class PatchDigits(_Digits):
+    """A handwritten digit in 16 patches of 2 x 2 pixels, and a token to answer at (as for ViT)."""
+
+    patterns = ("ns", "cs")
+
+    @property
+    def inputs(self) -> Kind:
+        return Numbers(5)
+
+    @property
+    def longest(self) -> int:
+        return 17
+
+    def sequence(self, images: Tensor) -> Tensor:
+        patches = F.unfold(images[:, None], 2, stride=2).mT  # [b, 16, 4]
+        return F.pad(F.pad(patches, (0, 1)), (0, 0, 0, 1), value=1.0)
+
+
+@register("pathfinder")
+@dataclass(frozen=True, kw_only=True)
+class Pathfinder(Task):
+    """Two winding paths on a grid, and two marked ends: do they belong to one path?
+
+    Cells are read row by row, and a last token asks. Paths never touch one another.
+
+    >>> Pathfinder(side=8, steps=5).batch(2).x.shape
+    torch.Size([2, 65])
+    """
+
+    patterns = ("ns", "cs")
+    side: int = 10
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        need_whole("side", self.side, 6)
+        need_whole("steps", self.steps, 3, self.side)
+
+    @property
+    def inputs(self) -> Kind:
+        return Tokens(4)  # empty, path, end, the question
+
+    @property
+    def outputs(self) -> Kind:
+        return Tokens(2)
+
+    @property
+    def longest(self) -> int:
+        return self.side**2 + 1
+
+    @property
+    def chance(self) -> float:
+        return 0.5
+
+    def _path(self, rng: plain_random.Random, taken: set[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Walk without touching what is taken, or the path's own cells but the last."""
+        for _ in range(200):
+            path = [(rng.randrange(self.side), rng.randrange(self.side))]
+            while len(path) <= self.steps:
+                r, c = path[-1]
+                nexts = [(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)]
+                free = [p for p in nexts if self._free(p, taken, path)]
+                if not free:
+                    break
+                path.append(rng.choice(free))
+            if len(path) > self.steps and self._free(path[0], taken, []):
+                return path
+        return []
+
+    def _free(
+        self, p: tuple[int, int], taken: set[tuple[int, int]], path: list[tuple[int, int]]
+    ) -> bool:
+        r, c = p
+        if not (0 <= r < self.side and 0 <= c < self.side) or p in path:
+            return False
+        near = [(r + i, c + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        own = {(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)} & set(path[:-1])
+        return not own and not any(q in taken for q in near)
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        rng = plain_random.Random(int(torch.randint(0, 2**62, (), generator=random)))
+        x = torch.zeros(size, self.longest, dtype=torch.long)
+        x[:, -1] = 3
+        y, asked = nothing_asked(x)
+        asked[:, -1] = True
+        for row in range(size):
+            second: list[tuple[int, int]] = []
+            while not second:
+                first = self._path(rng, set())
+                second = self._path(rng, set(first)) if first else []
+            for r, c in (*first, *second):
+                x[row, r * self.side + c] = 1
+            joined = rng.random() < 0.5
+            for r, c in (first[0], first[-1] if joined else second[-1]):
+                x[row, r * self.side + c] = 2
+            y[row, -1] = int(joined)
+        return Batch(x, y, asked)
+
+    def oracle(self, batch: Batch) -> Tensor:
+        cells = batch.x[:, :-1].view(-1, 1, self.side, self.side)
+        ends = cells == 2
+        first = ends.flatten(1).to(torch.uint8).argmax(1)
+        reached = F.one_hot(first, self.side**2).view_as(cells).bool()
+        for _ in range(self.steps + 1):  # walk on by one cell, up, down, left or right
+            step = reached.float()
+            spread = F.max_pool2d(step, (3, 1), 1, (1, 0)) + F.max_pool2d(step, (1, 3), 1, (0, 1))
+            reached = (spread > 0) & (cells > 0)
+        answers = torch.zeros_like(batch.y)
+        answers[:, -1] = ((reached & ends).flatten(1).sum(1) == 2).long()
+        return answers

@@ -1,0 +1,288 @@
+"""Small programs to be followed: nested lists, brackets, swaps and steps."""
+
+from __future__ import annotations
+
+import random as plain_random
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from regard.core.method import method
+from regard.tasks.base import (
+    Batch,
+    Kind,
+    Task,
+    Tokens,
+    need_even,
+    need_whole,
+    nothing_asked,
+    some_of,
+    whole,
+)
+from regard.tasks.registry import register
+
+
+def _python_random(random: torch.Generator) -> plain_random.Random:
+    """Draw what torch has no generator for, from the same seed."""
+    return plain_random.Random(int(torch.randint(0, 2**62, (), generator=random)))
+
+
+@register("list_ops")
+@dataclass(frozen=True, kw_only=True)
+class ListOps(Task):
+    """Nested operations on digits, such as [MAX 2 9 [MIN 4 7]]: what is the value?
+
+    Operations are MIN, MAX, MED (the lower median) and SM (the sum modulo 10). Texts are padded in
+    front, and the last token asks. Values are drawn evenly, so that no digit is the better guess.
+
+    >>> ListOps(length=32).batch(2).x.shape
+    torch.Size([2, 32])
+    """
+
+    patterns = ("cs", "ns")
+    length: int = 48
+    depth: int = 2
+    most: int = 4
+
+    # Tokens: digits 0 to 9, four operations that open a bracket, the closing one, a blank, the ask.
+    def __post_init__(self) -> None:
+        need_whole("length", self.length, 8)
+        need_whole("depth", self.depth)
+        need_whole("most", self.most, 2)
+
+    @property
+    def inputs(self) -> Kind:
+        return Tokens(17)
+
+    @property
+    def outputs(self) -> Kind:
+        return Tokens(10)
+
+    @property
+    def chance(self) -> float:
+        return 0.1
+
+    def _written(self, rng: plain_random.Random, depth: int) -> list[int]:
+        if depth == 0 or (depth < self.depth and rng.random() < 0.5):
+            return [rng.randrange(10)]
+        parts = [self._written(rng, depth - 1) for _ in range(rng.randint(2, self.most))]
+        return [10 + rng.randrange(4), *(t for part in parts for t in part), 14]
+
+    @staticmethod
+    def value(text: list[int]) -> int:
+        """Work a text out.
+
+        >>> ListOps.value([11, 2, 9, 10, 4, 7, 14, 14])
+        9
+        """
+        open_lists: list[list[int]] = [[]]
+        for token in text:
+            if token < 10:
+                open_lists[-1].append(token)
+            elif token < 14:
+                open_lists.append([token])
+            elif token == 14:
+                operation, *of = open_lists.pop()
+                of.sort()
+                made = (of[0], of[-1], of[(len(of) - 1) // 2], sum(of) % 10)
+                open_lists[-1].append(made[operation - 10])
+        return open_lists[0][0]
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        rng = _python_random(random)
+        x = torch.full((size, self.length), 15)
+        x[:, -1] = 16
+        y, asked = nothing_asked(x)
+        asked[:, -1] = True
+        for row in range(size):
+            wanted = rng.randrange(10)
+            while True:
+                text = self._written(rng, self.depth)
+                if len(text) < self.length and self.value(text) == wanted:
+                    break
+            x[row, self.length - 1 - len(text) : -1] = torch.tensor(text)
+            y[row, -1] = wanted
+        return Batch(x, y, asked)
+
+    def oracle(self, batch: Batch) -> Tensor:
+        answers = torch.zeros_like(batch.y)
+        answers[:, -1] = torch.tensor([self.value(row) for row in batch.x.tolist()])
+        return answers
+
+
+@method("big_bench")
+@register("dyck")
+@dataclass(frozen=True, kw_only=True)
+class Dyck(Task):
+    """Brackets of several kinds, nested up to a depth: which kind closes at each closing place?
+
+    Opening brackets are told by kind; where one is to be closed stands one sign for all kinds, and
+    the answer is the kind of the last bracket that is still open.
+
+    >>> batch = Dyck(length=16).batch(2)
+    >>> bool((batch.x[batch.asked] == 4).all())
+    True
+    """
+
+    kinds: int = 4
+    length: int = 32
+    depth: int = 6
+
+    def __post_init__(self) -> None:
+        need_whole("kinds", self.kinds, 2)
+        need_whole("length", self.length, 2)
+        need_whole("depth", self.depth)
+
+    @property
+    def inputs(self) -> Kind:
+        return Tokens(self.kinds + 1)
+
+    @property
+    def outputs(self) -> Kind:
+        return Tokens(self.kinds)
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.kinds
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        coins = torch.rand(size, self.length, generator=random)
+        kinds = whole(0, self.kinds, (size, self.length), random)
+        x, level = torch.zeros_like(kinds), torch.zeros(size, dtype=torch.long)
+        for i in range(self.length):
+            opens = ((coins[:, i] < 0.5) & (level < self.depth)) | (level == 0)
+            x[:, i] = torch.where(opens, kinds[:, i], self.kinds)
+            level = level + torch.where(opens, 1, -1)
+        batch = Batch(x, torch.zeros_like(x), x == self.kinds)
+        return Batch(x, self.oracle(batch), batch.asked)
+
+    def oracle(self, batch: Batch) -> Tensor:
+        x, rows = batch.x, torch.arange(len(batch.x))
+        stack = torch.zeros(len(x), x.shape[1] + 1, dtype=torch.long)
+        level, answers = torch.zeros(len(x), dtype=torch.long), torch.zeros_like(x)
+        for i in range(x.shape[1]):
+            opens = x[:, i] < self.kinds
+            top = (level - 1).clamp_min(0)
+            answers[:, i] = torch.where(opens, 0, stack[rows, top])
+            place = torch.where(opens, level, top)
+            stack[rows, place] = torch.where(opens, x[:, i], stack[rows, place])
+            level = torch.where(opens, level + 1, top)
+        return answers
+
+    def tests(self) -> dict[str, Task]:
+        longer = {f"length {n}": replace(self, length=n) for n in (2 * self.length,)}
+        return {self.name: self, **longer}
+
+
+@register("tracking")
+@dataclass(frozen=True, kw_only=True)
+class Tracking(Task):
+    """Each of some people holds a thing, pairs of them swap: who holds what in the end?
+
+    The text is the things in the order of their holders, the swaps, and a person that is asked.
+
+    >>> Tracking(people=3, swaps=2).batch(1).x.shape
+    torch.Size([1, 8])
+    """
+
+    patterns = ("cs", "ns")
+    people: int = 5
+    swaps: int = 3
+
+    def __post_init__(self) -> None:
+        need_whole("people", self.people, 2)
+        need_whole("swaps", self.swaps)
+
+    @property
+    def inputs(self) -> Kind:
+        return Tokens(2 * self.people)  # things, then people
+
+    @property
+    def outputs(self) -> Kind:
+        return Tokens(self.people)
+
+    @property
+    def longest(self) -> int:
+        return self.people + 2 * self.swaps + 1
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.people
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        things = some_of(self.people, self.people, size, random)
+        pairs = [some_of(2, self.people, size, random) for _ in range(self.swaps)]
+        last = whole(0, self.people, (size, 1), random)
+        x = torch.cat((things, *(self.people + p for p in (*pairs, last))), 1)
+        y, asked = nothing_asked(x)
+        asked[:, -1] = True
+        batch = Batch(x, y, asked)
+        return Batch(x, self.oracle(batch), asked)
+
+    def oracle(self, batch: Batch) -> Tensor:
+        holds = batch.x[:, : self.people].clone()
+        for i in range(self.swaps):
+            start = self.people + 2 * i
+            pair = batch.x[:, start : start + 2] - self.people
+            holds = holds.scatter(1, pair, holds.gather(1, pair.flip(1)))
+        answers = torch.zeros_like(batch.y)
+        answers[:, -1:] = holds.gather(1, batch.x[:, -1:] - self.people)
+        return answers
+
+
+@register("navigate")
+@dataclass(frozen=True, kw_only=True)
+class Navigate(Task):
+    """Steps north, east, south and west: has one come back to the start?
+
+    Half of the rows end where they began.
+
+    >>> Navigate(steps=6).batch(1).x.shape
+    torch.Size([1, 7])
+    """
+
+    patterns = ("cs", "ns")
+    steps: int = 16
+
+    def __post_init__(self) -> None:
+        need_whole("steps", self.steps, 2)
+        need_even("steps", self.steps)
+
+    @property
+    def inputs(self) -> Kind:
+        return Tokens(5)
+
+    @property
+    def outputs(self) -> Kind:
+        return Tokens(2)
+
+    @property
+    def longest(self) -> int:
+        return self.steps + 1
+
+    @property
+    def chance(self) -> float:
+        return 0.5
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        half = self.steps // 2
+        there = whole(0, 4, (size, half), random)
+        order = some_of(self.steps, self.steps, size, random)
+        # The way and its opposite, shuffled, come back; turning one step of theirs does not.
+        walk = torch.cat((there, (there + 2) % 4), 1).gather(1, order)
+        strays = torch.rand(size, generator=random) < 0.5
+        place = whole(0, self.steps, (size, 1), random)
+        turned = (walk.gather(1, place) + whole(1, 4, (size, 1), random)) % 4
+        walk = torch.where(strays[:, None], walk.scatter(1, place, turned), walk)
+        x = torch.cat((walk, torch.full((size, 1), 4)), 1)
+        y, asked = nothing_asked(x)
+        y[:, -1], asked[:, -1] = (~strays).long(), True
+        return Batch(x, y, asked)
+
+    def oracle(self, batch: Batch) -> Tensor:
+        steps = torch.nn.functional.one_hot(batch.x[:, :-1], 4).sum(1)
+        back = (steps[:, 0] == steps[:, 2]) & (steps[:, 1] == steps[:, 3])
+        answers = torch.zeros_like(batch.y)
+        answers[:, -1] = back.long()
+        return answers

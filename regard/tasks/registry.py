@@ -1,0 +1,117 @@
+"""Find tasks by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from regard.core.errors import RuleError, fail
+from regard.tasks.base import PATTERNS, Task
+
+T = TypeVar("T", bound=type[Task])
+_tasks: dict[str, type[Task]] = {}
+
+
+def register(name: str) -> Callable[[T], T]:
+    """Make a class of tasks known by a name."""
+
+    def keep(kind: T) -> T:
+        before = _tasks.get(name)
+        if before is not None and before.__qualname__ != kind.__qualname__:
+            fail(
+                RuleError, "name", f"{name!r}, which {before.__qualname__} has",
+                "a name of its own", "choose another name",
+            )  # fmt: skip
+        kind.name = name
+        _tasks[name] = kind
+        return kind
+
+    return keep
+
+
+@functools.cache
+def _load() -> None:
+    package = importlib.import_module("regard.tasks")
+    for found in pkgutil.iter_modules(package.__path__, "regard.tasks."):
+        importlib.import_module(found.name)
+
+
+def names() -> list[str]:
+    """List the names of all tasks."""
+    _load()
+    return sorted(_tasks)
+
+
+def get(name: str) -> type[Task]:
+    """Give the class of a name.
+
+    >>> get("mqar").__name__
+    'Mqar'
+    """
+    _load()
+    if name not in _tasks:
+        near = difflib.get_close_matches(name, _tasks, n=3, cutoff=0.5)
+        fail(
+            RuleError, "task", repr(name),
+            f"a task; near: {', '.join(near)}" if near else f"one of {', '.join(names())}",
+            "take one of regard.tasks.list()",
+        )  # fmt: skip
+    return _tasks[name]
+
+
+def task(name: str, **knobs: Any) -> Task:
+    """Make a task by its name, with its knobs.
+
+    >>> task("needle", length=64).length
+    64
+    """
+    kind = get(name)
+    known = [field.name for field in fields(kind)]
+    for knob in knobs:
+        if knob not in known:
+            near = difflib.get_close_matches(knob, known, n=1)
+            fail(
+                RuleError, "knobs", repr(knob), f"a knob of {name}: {', '.join(known) or 'none'}",
+                f"did you mean {near[0]!r}?" if near else "leave it out",
+            )  # fmt: skip
+    return kind(**knobs)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a name, its class, its patterns, and what it is in a sentence."""
+
+    name: str
+    kind: type[Task]
+    patterns: tuple[str, ...]
+    about: str
+
+
+class Listing(tuple[Entry, ...]):
+    """Every task; printed, a table in Markdown."""
+
+    def __repr__(self) -> str:
+        lines = ["| task | patterns | knobs | what it is |", "|---|---|---|---|"]
+        for entry in self:
+            ways = ", ".join(PATTERNS[p] for p in entry.patterns)
+            knobs = ", ".join(f"`{f.name}={f.default}`" for f in fields(entry.kind))
+            lines.append(f"| `{entry.name}` | {ways} | {knobs} | {entry.about} |")
+        return "\n".join(lines)
+
+
+def listing() -> Listing:
+    """List every task.
+
+    >>> print(repr(listing())[:40])
+    | task | patterns | knobs | what it is |
+    """
+    kinds = {name: get(name) for name in names()}
+    return Listing(
+        Entry(name, kind, kind.patterns, (kind.__doc__ or "").split("\n")[0].rstrip("."))
+        for name, kind in kinds.items()
+    )

@@ -1,0 +1,87 @@
+"""Language modeling by characters, on text that every machine has: Python's own library."""
+
+from __future__ import annotations
+
+import functools
+import sysconfig
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RuleError, fail
+from regard.tasks.base import Batch, Kind, Task, Tokens, need_whole, whole
+from regard.tasks.pixels import PARTS
+from regard.tasks.registry import register
+
+# Modules that have long been there and change little; the last of them are held out.
+SOURCES = (
+    "argparse", "ast", "bdb", "calendar", "cmd", "codecs", "configparser", "csv", "difflib", "dis",
+    "doctest", "ftplib", "gettext", "heapq", "inspect", "optparse", "pdb", "pickle", "shutil",
+    "statistics", "string", "tarfile", "textwrap", "threading", "tokenize", "traceback", "uuid",
+)  # fmt: skip
+HELD_OUT = 4
+
+
+@functools.cache
+def _codes(part: str) -> Tensor:
+    """The text of a part as codes of characters below 128."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    names = SOURCES[:-HELD_OUT] if part == "train" else SOURCES[-HELD_OUT:]
+    texts = [p.read_text(encoding="utf-8", errors="ignore")
+             for p in (library / f"{name}.py" for name in names) if p.exists()]  # fmt: skip
+    if not texts:
+        fail(
+            RuleError, "characters", f"no sources in {library}", "the standard library's sources",
+            "install Python with them",
+        )  # fmt: skip
+    data = "\n".join(texts).encode("ascii", "ignore")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
+
+
+@register("characters")
+@dataclass(frozen=True, kw_only=True)
+class Characters(Task):
+    """Say the next character of Python source, which holds code and prose.
+
+    Tested on modules that were not trained on. The oracle knows the texts by heart: 100% is out of
+    reach, and what scores compare is how fast layers learn.
+
+    >>> Characters(length=32).batch(2).x.shape
+    torch.Size([2, 32])
+    """
+
+    length: int = 128
+    part: str = "train"
+
+    def __post_init__(self) -> None:
+        need_whole("length", self.length, 2)
+        if self.part not in PARTS:
+            fail(RuleError, "part", repr(self.part), f"one of {PARTS}", "leave it out to train")
+
+    @property
+    def inputs(self) -> Kind:
+        return Tokens(128)
+
+    @property
+    def chance(self) -> float:
+        share = torch.bincount(_codes(self.part), minlength=128).double()
+        return float((share / share.sum()).square().sum())
+
+    def draw(self, size: int, random: torch.Generator) -> Batch:
+        codes = _codes(self.part)
+        starts = whole(0, len(codes) - self.length, (size, 1), random)
+        rows = codes[starts + torch.arange(self.length + 1)]
+        return Batch(rows[:, :-1], rows[:, 1:], torch.ones(size, self.length, dtype=torch.bool))
+
+    def oracle(self, batch: Batch) -> Tensor:
+        text = bytes(_codes(self.part).tolist())
+        last = []
+        for row in batch.x.tolist():
+            at = text.index(bytes(row)) + self.length
+            last.append(text[at])
+        return torch.cat((batch.x[:, 1:], torch.tensor(last)[:, None]), 1)
+
+    def tests(self) -> dict[str, Task]:
+        return {self.name: replace(self, part="held out")}
