@@ -18,6 +18,7 @@ from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
 from regard.memories.ring import Ring
 from regard.memories.shared import Shared
+from regard.memories.split import Split
 from regard.memories.stores import Hosted, Plain, Store
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Read",
     "Ring",
     "Shared",
+    "Split",
     "Store",
     "load",
     "save",
