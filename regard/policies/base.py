@@ -37,6 +37,8 @@ class Step:
     layer: KeyLayer | None = None
     # Pairs of one head and row that were computed, if a policy chose fewer.
     pairs: float | None = None
+    # Where the keys of the memory stand, [b, m] or [b, g, m]; None where key j stands at j.
+    at: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -62,7 +64,7 @@ class Step:
     @property
     def positions(self) -> Tensor:
         """Where each key stands, [b, g, m]; -1 where none is."""
-        at, call = self.call.k_positions, self.call
+        at, call = self.at, self.call
         if at is None:
             return torch.arange(call.m, device=call.k.device).expand(call.b, call.g, -1)
         return (at[:, None] if at.dim() == 2 else at).expand(call.b, call.g, -1)

@@ -195,9 +195,12 @@ class Shrinking(Stage):
         if self.paused:
             return call
         layer = self._layer_of(call)
+        at = None
         if layer is not None:
-            call = placed(call, *layer.memory.read())
+            k, v, at = layer.memory.read()
+            call = placed(call, k, v, at)
         step = self._step(call, layer)
+        step.at = at
         step.call = self._selected(step)
         held = getattr(self._steps, "held", None)
         if held is None:
