@@ -59,9 +59,7 @@ class Split(KeyMemory):
         found = list(self.groups())
         first = found[0][1]
         b, longest = first.k.shape[0], max(read.k.shape[2] for _, read in found)
-        k, v = (
-            x.new_zeros(b, self._heads, longest, x.shape[3]) for x in (first.k, first.v)
-        )
+        k, v = (x.new_zeros(b, self._heads, longest, x.shape[3]) for x in (first.k, first.v))
         at = torch.full((b, self._heads, longest), -1, device=k.device)
         for heads, read in found:
             m = read.k.shape[2]

@@ -14,6 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 from regard.core.errors import CapabilityError, fail
 from regard.memories.base import KeyMemory
 from regard.memories.layer import LayerMemory
+from regard.memories.stores import Store
 
 # The attribute of a key tensor that says which layer of a cache it was given to: the only channel
 # from a cache to the attention function.
@@ -95,11 +96,15 @@ class KeyLayer(HoldingLayer):
         self.valid: Tensor | None = None
         # Real tokens that each row has seen [b].
         self.real: Tensor | None = None
+        # What policies keep beside the memory: stores, by name, and of which keys they are.
+        self.extra: dict[str, Store] = {}
+        self.extra_at: dict[str, int] = {}
         self.reset()
 
     def reset(self) -> None:
         """Begin anew."""
         self.real = None
+        self.extra, self.extra_at = {}, {}
         self.memory = self.owner.new_memory(self)
 
     @property
@@ -126,9 +131,16 @@ class KeyLayer(HoldingLayer):
         setattr(key_states, TAG, self)
         return key_states, value_states
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory, and of what policies keep beside it."""
+        return self.memory.nbytes + sum(x.nbytes for x in self.extra.values())
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
         super().reorder_cache(beam_idx)
+        for store in self.extra.values():
+            store.reorder(beam_idx)
         if self.real is not None:
             self.real = self.real.index_select(0, beam_idx.to(self.real.device))
 
@@ -136,6 +148,9 @@ class KeyLayer(HoldingLayer):
         """Go back; what is cropped is taken to be real."""
         before = self.memory.seen
         super().crop(tokens_to_remove)
+        for store in self.extra.values():
+            if len(store) > 1:
+                store.crop(self.memory.seen)
         if self.real is not None:
             self.real = self.real - (before - self.memory.seen)
 

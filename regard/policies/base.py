@@ -106,7 +106,8 @@ class Policy:
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
         """Make a memory for a site, if the policy needs one of its own; `before` are those of
-        earlier layers."""
+        earlier layers.
+        """
         return None
 
     def stores(self, site: Site) -> tuple[StoreKind, StoreKind] | None:

@@ -33,7 +33,7 @@ class Budget:
         if isinstance(keep, Budget):
             return keep
         if isinstance(keep, bool):
-            fail(ValueRangeError, "keep", keep, 'a share, tokens or bytes', "pass keep=0.25, say")
+            fail(ValueRangeError, "keep", keep, "a share, tokens or bytes", "pass keep=0.25, say")
         if isinstance(keep, float) and 0 < keep <= 1:
             return Budget(share=keep)
         if isinstance(keep, int) and keep >= 1:
@@ -43,7 +43,9 @@ class Budget:
             if found and float(found[1]) > 0:
                 return Budget(bytes=int(float(found[1]) * UNITS[found[2].upper()]))
         return fail(
-            ValueRangeError, "keep", shape_of(keep),
+            ValueRangeError,
+            "keep",
+            shape_of(keep),
             'a share from above 0 to 1, a number of tokens, or bytes such as "2 MiB"',
             "pass keep=0.25, keep=512 or keep='2 MiB'",
         )

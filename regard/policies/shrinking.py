@@ -82,7 +82,9 @@ class Shrinking(Stage):
     def _need_company(self) -> None:
         """Refuse policies that want the same thing in different ways."""
         for what, hook in (("memories", "memory"), ("stores", "stores"), ("keys", "slots")):
-            own = [p.name for p in self.policies if getattr(type(p), hook) is not getattr(Policy, hook)]
+            own = [
+                p.name for p in self.policies if getattr(type(p), hook) is not getattr(Policy, hook)
+            ]
             if len(own) > 1:
                 fail(
                     CapabilityError, "policies", f"{' and '.join(own)}, each with its own {what}",

@@ -143,7 +143,7 @@ class Shrunk:
             token = read.k[:, :, :1].nbytes + read.v[:, :, :1].nbytes
             spent = self.stage.spent[site]
             found.append(LayerReport(
-                site, memory.seen, tuple(kept.tolist()), memory.nbytes, token * memory.seen,
+                site, memory.seen, tuple(kept.tolist()), layer.nbytes, token * memory.seen,
                 memory.file_bytes, spent.flops, spent.dense,
             ))  # fmt: skip
         names = tuple(p.name for p in self.policies)

@@ -14,8 +14,20 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, RegardError
 from regard.memories import (
-    Full, Hosted, Kept, KeyMemory, LowRank, Mapped, Paged, Plain, Pool, Quantized, Ring, Shared,
-    load, save,
+    Full,
+    Hosted,
+    Kept,
+    KeyMemory,
+    LowRank,
+    Mapped,
+    Paged,
+    Plain,
+    Pool,
+    Quantized,
+    Ring,
+    Shared,
+    load,
+    save,
 )  # fmt: skip
 
 G, D = 2, 8
@@ -183,7 +195,7 @@ def tensors_in(x: Any, found: dict[int, int]) -> dict[int, int]:
     elif isinstance(x, list | tuple):
         for y in x:
             tensors_in(y, found)
-    elif type(x).__module__.startswith(("regard.memories", "tests.")):
+    elif type(x).__module__.startswith(("regard.memories", "regard.policies", "tests.")):
         tensors_in(vars(x), found)
     return found
 
