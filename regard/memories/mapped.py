@@ -109,6 +109,12 @@ class Mapped(Store):
         # The file is ours now: `other` must not take it along when it goes.
         self._keeps = other
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mapped:
+        made = self.empty()
+        if self._x is not None:
+            made.append(self.read())
+        return made
+
     @property
     def nbytes(self) -> int:
         """Nothing that the system cannot take back."""

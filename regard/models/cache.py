@@ -5,6 +5,7 @@ Imported where a cache of transformers is at hand, never before.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -130,6 +131,14 @@ class KeyLayer(HoldingLayer):
         key_states = key_states.view_as(key_states)
         setattr(key_states, TAG, self)
         return key_states, value_states
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeyLayer:
+        # A copy of a cache is served by the same stage.
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        for name, x in self.__dict__.items():
+            made.__dict__[name] = x if name == "owner" else copy.deepcopy(x, memo)
+        return made
 
     @property
     def nbytes(self) -> int:

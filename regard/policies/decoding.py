@@ -237,7 +237,7 @@ class DoubleSparsity(Selecting):
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
         """Take the chosen channels, which the first prompt chooses."""
-        layer, call = step.layer, step.call
+        layer = step.layer
         assert layer is not None
         chosen = layer.extra.get(f"{self.name} channels")
         if chosen is None:
