@@ -27,9 +27,11 @@ DRAWN = ("streaming", "h2o", "snapkv", "pyramid_kv", "ada_kv", "knorm", "random"
 def named(name: str, model: Any) -> Any:
     """Make a policy, with its calibration of the demo model where there is one."""
     made = policy(name)
-    path = CALIBRATIONS / f"{name}.demo"
-    if path.exists():
-        load_calibration([made], model, path)
+    for one in (name, *made.takes):
+        path = CALIBRATIONS / f"{one}.demo"
+        if path.exists():
+            load_calibration([made], model, path)
+            break
     return made
 
 

@@ -33,7 +33,8 @@ MEASURES = ("needle", "recall", "ppl")
 @dataclass(frozen=True)
 class Cell:
     """One policy at one budget: `needle` and `recall` are shares of keys said right, `bits` are
-    bits per byte of text, `bytes` and `flops` shares of what the full model takes."""
+    bits per byte of text, `bytes` and `flops` shares of what the full model takes.
+    """
 
     policy: str
     keep: float | None
@@ -65,6 +66,12 @@ def haystack() -> str:
     import textwrap
 
     return "\n".join(inspect.getsource(x) for x in (argparse, difflib, own, textwrap))
+
+
+def _cut(start: int, size: int) -> str:
+    """Some of the text, from the front again where it ends."""
+    text = haystack()
+    return (text * 2)[start % len(text) :][:size]
 
 
 def measure(
@@ -171,7 +178,7 @@ def keys_and_questions(
     told = [ids_of(TOLD.format(name=n, key=k)) for n, k in facts.items()]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room = setting.length - sum(map(len, told)) - len(start) - 24
-    text = ids_of(haystack()[3000 * (seed + 1) :][: 8 * setting.length])[:room]
+    text = ids_of(_cut(3000 * (seed + 1), 8 * setting.length))[:room]
     for place, fact in zip(
         sorted((rng.randrange(1, room) for _ in told), reverse=True), told, strict=True
     ):
@@ -180,6 +187,19 @@ def keys_and_questions(
         (torch.tensor([ids_of(ASKED.format(name=n))]), ids_of(k)) for n, k in facts.items()
     ]
     return torch.tensor([start + text]), questions
+
+
+def pass_keys(
+    tokenizer: Any, length: int = 512, rows: int = 16, keys: int = 4
+) -> list[tuple[Tensor, int]]:
+    """Rows that hide pass keys in text and say them all at the end: (ids [1, n], answer tokens)."""
+    setting, found = Setting(length=length - 24 * keys, keys=keys), []
+    for seed in range(rows):
+        ids, questions = keys_and_questions(tokenizer, setting, 100 + seed)
+        tail = [x for q, answer in questions for x in (q, torch.tensor([answer]))]
+        told = torch.cat(tail, 1)
+        found.append((torch.cat((ids, told), 1), told.shape[1]))
+    return found
 
 
 def bits_per_byte(model: Any, tokenizer: Any, setting: Setting) -> float:
@@ -264,7 +284,9 @@ def picture(cells: Sequence[Cell], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     full = next((c for c in cells if c.policy == "full"), None)
-    shown = [m for m in ("needle", "recall", "bits") if any(getattr(c, m) is not None for c in cells)]
+    shown = [
+        m for m in ("needle", "recall", "bits") if any(getattr(c, m) is not None for c in cells)
+    ]
     titles = {"needle": "needles found", "recall": "keys recalled, asked for later",
               "bits": "bits per byte"}  # fmt: skip
     figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 4.2), squeeze=False)

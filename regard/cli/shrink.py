@@ -13,7 +13,9 @@ Model = Annotated[
     str | None,
     typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
 ]
-Policies = Annotated[str, typer.Option("--policy", help="Policies, by commas: snapkv,h2o,streaming")]
+Policies = Annotated[
+    str, typer.Option("--policy", help="Policies, by commas: snapkv,h2o,streaming")
+]
 Keeps = Annotated[str, typer.Option("--keep", help="Budgets, by commas: shares, or tokens.")]
 Asked = Annotated[str, typer.Option("--eval", help="What to measure: needle, recall, ppl.")]
 
@@ -115,6 +117,9 @@ def _budget(word: str) -> float | int:
         return float(word) if "." in word else int(word)
     except ValueError:
         return fail(
-            RuleError, "--keep", repr(word), "shares such as 0.25, or tokens such as 256",
+            RuleError,
+            "--keep",
+            repr(word),
+            "shares such as 0.25, or tokens such as 256",
             "pass --keep 0.1,0.25",
         )

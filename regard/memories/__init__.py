@@ -18,6 +18,7 @@ from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
 from regard.memories.ring import Ring
 from regard.memories.shared import Shared
+from regard.memories.some_keys import SomeKeys
 from regard.memories.split import Split
 from regard.memories.stores import Hosted, Plain, Store
 
@@ -37,6 +38,7 @@ __all__ = [
     "Read",
     "Ring",
     "Shared",
+    "SomeKeys",
     "Split",
     "Store",
     "load",

@@ -5,6 +5,7 @@
 
 from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
+from regard.policies.calibration import calibrate
 from regard.policies.registry import known, make_policies, policy, register
 
-__all__ = ["Budget", "Policy", "Step", "known", "make_policies", "policy", "register"]
+__all__ = ["Budget", "Policy", "Step", "calibrate", "known", "make_policies", "policy", "register"]

@@ -87,6 +87,8 @@ class Policy:
     every_step: ClassVar[bool] = False
     # Whether the policy must be calibrated before it can run.
     calibrated: ClassVar[bool] = False
+    # Policies whose calibrations serve this one as well.
+    takes: ClassVar[tuple[str, ...]] = ()
 
     keep: Any = field(default=None, kw_only=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
         )  # fmt: skip
     content = read(path)
     names = [p.name for p in policies]
-    if content.get("policy") not in names:
+    taker = next((p for p in policies if content.get("policy") in (p.name, *p.takes)), None)
+    if taker is None:
         fail(
             CalibrationError, "calibrate", f"{path}, a calibration of {content.get('policy')!r}",
             f"one of {', '.join(names)}", "name the file of this policy",
@@ -60,7 +61,54 @@ def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
             "a calibration of this model, weights and all",
             "calibrate this one: regard.policies.calibrate(model, policy, to=...)",
         )  # fmt: skip
-    policies[names.index(content["policy"])].take(content["found"])
+    taker.take(content["found"])
 
 
-__all__ = ["CalibrationError", "fingerprint", "load_calibration", "save_calibration"]
+def calibrate(
+    model: Any,
+    policy: Any,
+    inputs: Any,
+    *,
+    to: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Let a policy find out about a model, and write what it found to a file.
+
+    What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there.
+
+        rows = regard.bench.shrinking.pass_keys(tokenizer)
+        file = calibrate(model, "duo_attention", rows, to="heads.cal")
+        regard.shrink(model, "duo_attention", keep=0.5, calibrate=file)
+    """
+    from regard.policies.registry import policy as make
+
+    made: Policy = make(policy) if isinstance(policy, str) else policy
+    learn = getattr(made, "learn", None)
+    if learn is None:
+        fail(
+            RuleError, "policy", repr(made.name), "one that learns of a model",
+            "use it as it is: it needs no calibration",
+        )  # fmt: skip
+    path = Path(to)
+    part = path.with_name(path.name + ".part")
+    about = {"policy": made.name, "model": fingerprint(model), "settings": made.settings()}
+    state: dict[str, Any] = {}
+    if part.exists():
+        held = read(part)
+        if held["about"] != about:
+            fail(
+                CalibrationError, "to", f"{part}, begun for another model or with other settings",
+                f"a run of {made.name} like this one", "remove it, or name another file",
+            )  # fmt: skip
+        state = held["state"]
+    for done, whole in learn(
+        model, inputs, state, lambda s: write(part, {"about": about, "state": s})
+    ):
+        if progress is not None:
+            progress(done, whole)
+    save_calibration(made, model, path)
+    part.unlink(missing_ok=True)
+    return path
+
+
+__all__ = ["CalibrationError", "calibrate", "fingerprint", "load_calibration", "save_calibration"]

@@ -52,9 +52,13 @@ class Selecting(Policy):
         if worth is None:
             return call
         at = step.positions
-        chosen = best(worth, rows[:, None].expand(-1, call.g), at)
+        chosen = best(worth, self.select_counts(step, rows), at)
         step.pairs = float(chosen.shape[-1])
         return taken(call, chosen, at)
+
+    def select_counts(self, step: Step, rows: Tensor) -> Tensor:
+        """Say how many keys each key head reads, [b, g], of `rows` [b] on average."""
+        return rows[:, None].expand(-1, step.call.g)
 
     def passed(self, step: Step) -> None:
         """Note what a step that read everything can tell."""
