@@ -137,7 +137,9 @@ class Quantized(Store):
             return
         whole = m // self.group * self.group
         self._tail = self.read()[:, :, whole:m].clone()
-        assert self._codes is not None and self._low is not None and self._step is not None
+        assert self._codes is not None
+        assert self._low is not None
+        assert self._step is not None
         scales = whole // self.group if self.by == "channel" else whole
         self._codes = self._codes[:, :, :whole].clone()
         self._low, self._step = (x[:, :, :scales].clone() for x in (self._low, self._step))

@@ -56,6 +56,7 @@ class Store(ABC):
 
     def settle(self) -> None:
         """Make small what no longer needs to be exact; called when attention has read it."""
+        return
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

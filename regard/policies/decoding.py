@@ -53,7 +53,7 @@ class Selecting(Policy):
             return call
         at = step.positions
         chosen = best(worth, self.select_counts(step, rows), at)
-        step.pairs = float(chosen.shape[-1])
+        step.pairs = float((chosen >= 0).sum(-1).float().mean())
         return taken(call, chosen, at)
 
     def select_counts(self, step: Step, rows: Tensor) -> Tensor:

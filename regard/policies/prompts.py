@@ -7,6 +7,7 @@ all kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,10 @@ from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.support import Tiles
+from regard.models.attach import attach
+from regard.models.engine import attended
 from regard.models.site import Sites
+from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
 from regard.policies.registry import register
 from regard.run.executor import Answer, No, Yes
@@ -249,6 +253,32 @@ class MInference(SparsePrompt):
         stacked = [made[name].expand(b, -1, -1, -1)[:, head] for head, name in enumerate(own)]
         return torch.stack(stacked, 1)
 
+    def best_patterns(self, call: Call, keep: float) -> list[str]:
+        """Name for each head the pattern whose output is nearest to the dense one."""
+        dense = attended(call)
+        errors = []
+        for kind in self.kinds.values():
+            chosen = kind.always(call) | kind.tiles(call, keep)
+            chosen = chosen & causal_tiles(call, self.block)
+            rule = call.rule.replace(support=call.rule.support & Tiles(chosen, self.block))
+            off = attended(call.replace(rule=rule)) - dense
+            errors.append(off.flatten(2).norm(dim=2).mean(0))
+        best = torch.stack(errors).argmin(0)
+        return [list(self.kinds)[i] for i in best.tolist()]
+
+    def learn(
+        self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Search on one text (ids [1, n]), layer by layer, in one forward."""
+        share = 0.1 if self.keep is None else float(self.keep)
+        search = _Search(self, share)
+        with attach(model, [search], check=False), torch.no_grad():
+            model(inputs[0], use_cache=False)
+        self.patterns = search.patterns
+        keep({"patterns": self.patterns})
+        yield 1, 1
+
     def found(self) -> dict[str, Any]:
         """Give the pattern of each head."""
         return {"patterns": self.patterns}
@@ -301,6 +331,18 @@ class Hip(SparsePrompt):
         keys = k.gather(2, index).view(*middle.shape, -1)  # [b, h, t, c, d]
         score = (q @ keys.transpose(3, 4)).amax(3)
         return torch.where(high > low, score, -torch.inf)
+
+
+class _Search(Stage):
+    """Find the pattern of every head while a text is read."""
+
+    def __init__(self, maker: MInference, keep: float) -> None:
+        super().__init__()
+        self.maker, self.keep, self.patterns = maker, keep, dict[int, list[str]]()
+
+    def observe(self, call: Call) -> None:
+        """Compare the patterns of one layer."""
+        self.patterns[call.site.layer] = self.maker.best_patterns(call, self.keep)
 
 
 __all__ = [

@@ -280,7 +280,7 @@ class LServe(DuoAttention):
     def select_counts(self, step: Step, rows: Tensor) -> Tensor:
         """Streaming heads read every key they keep."""
         dense, _ = self.heads(step.site)
-        counts = torch.full((step.call.b, step.call.g), step.call.m)
+        counts = (step.positions >= 0).sum(-1)
         counts[:, dense] = rows[:, None]
         return counts
 

@@ -47,6 +47,8 @@ def model() -> Any:
 
 def prepared(name: str, model: Any, **settings: Any) -> Policy:
     """A policy, with what calibration would give it."""
+    if name in ("duo_attention", "lserve"):
+        settings = {"recent": 8, "sinks": 2, **settings}
     made = policy(name, **{**LOSSLESS.get(name, {}), **settings})
     if made.calibrated:
         made.take(made.guess(model))  # type: ignore[attr-defined]
