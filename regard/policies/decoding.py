@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.heads import take_keys
 from regard.core.method import method
 from regard.core.support import Everything
 from regard.memories.stores import Plain, Store
@@ -48,6 +49,8 @@ class Selecting(Policy):
             return call
         if not isinstance(call.rule.support, Everything):  # a window reads little as it is
             return call
+        if step.at is None and type(self).select_counts is Selecting.select_counts:
+            return self._plainly(step, index, int(rows[0]))
         worth = self.worth(step, index)
         if worth is None:
             return call
@@ -55,6 +58,20 @@ class Selecting(Policy):
         chosen = best(worth, self.select_counts(step, rows), at)
         step.pairs = float((chosen >= 0).sum(-1).float().mean())
         return taken(call, chosen, at)
+
+    def _plainly(self, step: Step, index: Any, count: int) -> Call:
+        """Choose where every head holds every key, and reads equally many: in any order."""
+        slots = self.quickly(step, index, count)
+        if slots is None:
+            return step.call
+        call = step.call
+        step.pairs = float(slots.shape[-1])
+        return call.replace(k=take_keys(call.k, slots), v=take_keys(call.v, slots))
+
+    def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
+        """Choose `count` keys for each key head, [b, g, count]; None to read all."""
+        worth = self.worth(step, index)
+        return None if worth is None else worth.topk(count, dim=-1, sorted=False).indices
 
     def select_counts(self, step: Step, rows: Tensor) -> Tensor:
         """Say how many keys each key head reads, [b, g], of `rows` [b] on average."""
@@ -89,7 +106,7 @@ class Selecting(Policy):
 def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
     """Give a decoding call with the keys of some slots [b, g, c] that stand `at` [b, g, m]."""
     index = slots.clamp(min=0)
-    k, v = (x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[3])) for x in (call.k, call.v))
+    k, v = take_keys(call.k, index), take_keys(call.v, index)
     if bool((slots >= 0).all()):
         return call.replace(k=k, v=v, k_positions=None)
     return call.replace(k=k, v=v, k_positions=torch.where(slots >= 0, at.gather(2, index), -1))
@@ -209,8 +226,21 @@ class Quest(Selecting):
         return Bounds(min(self.logical, self.page))
 
     def worth(self, step: Step, index: Bounds) -> Tensor:
-        """Score pages, and give each key the score of its page."""
-        call = step.call
+        """Give each key the score of its page."""
+        score = self.pages(step.call, index)
+        return score.repeat_interleave(self.page, -1)[..., : step.call.m]
+
+    def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
+        """Choose whole pages; the newest may not be full, so keys past the end are the last."""
+        score = self.pages(step.call, index)
+        pages = min(max(2, -(-count // self.page)), score.shape[-1])
+        best_pages = score.topk(pages, dim=-1, sorted=False).indices
+        slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
+        slots = slots.flatten(2).sort(-1).values
+        return slots[..., : slots.shape[-1] - (-step.call.m % self.page)]
+
+    def pages(self, call: Call, index: Bounds) -> Tensor:
+        """Score pages [b, g, pages]; the first and the newest are best."""
         score = page_scores(call.q, index.low, index.high)[:, :, 0]
         score = score.unflatten(1, (call.g, -1)).amax(2)
         each = max(1, self.page // index.page)
@@ -218,7 +248,7 @@ class Quest(Selecting):
         score = torch.nn.functional.pad(score, (0, short), value=-torch.inf)
         score = score.unflatten(-1, (-1, each)).amax(-1)
         score[..., 0] = score[..., -1] = torch.finfo(score.dtype).max
-        return score.repeat_interleave(self.page, -1)[..., : call.m]
+        return score
 
 
 @register("double_sparsity")
@@ -271,7 +301,8 @@ class DoubleSparsity(Selecting):
         at = layer.extra[f"{self.name} channels"].read()
         q = call.q[:, :, 0].unflatten(1, (call.g, -1))
         q = q.gather(3, at.expand(-1, -1, q.shape[2], -1))
-        worth = (q @ labels.transpose(2, 3)).amax(2)
+        worth = (q @ labels.transpose(2, 3))
+        worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
         worth[..., -1] = torch.finfo(worth.dtype).max
         return worth
 
