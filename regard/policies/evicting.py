@@ -58,7 +58,7 @@ class Evicting(Policy):
 
     def newest(self, step: Step, rows: Tensor) -> Tensor:
         """Say how many of the newest tokens each row keeps in any case, [b]."""
-        return (rows - self.sinks).clamp(min=1, max=max(self.recent, 1))
+        return (rows - self.sinks).clamp(min=min(1, self.recent), max=self.recent)
 
     @property
     def uniform(self) -> bool:
