@@ -11,7 +11,7 @@ from regard.memories.layer import LayerMemory
 from regard.models.cache import HoldingLayer
 
 
-class OwnCacheLayer(HoldingLayer):
+class OwnCacheLayer(HoldingLayer):  # type: ignore[no-untyped-call]
     """Hold a `LayerMemory` among the layers of a transformers cache."""
 
     memory: LayerMemory | None

@@ -70,6 +70,7 @@ class KeyMemory(ABC):
 
     def settle(self) -> None:
         """Make small what attention has read; a memory that has nothing to do does nothing."""
+        return
 
     def repeat(self, times: int, batch: int) -> None:
         """Repeat each of the rows of a batch, as beams and several answers ask."""

@@ -68,7 +68,7 @@ class Kept(KeyMemory):
         b, g, n = k.shape[:3]
         if self._shape is None:
             self._shape = b, g
-            self._parts = [_Part(tuple(range(g)), *(kind() for kind in self._kinds))]
+            self._parts = [_Part(tuple(range(g)), self._kinds[0](), self._kinds[1]())]
         elif self._shape != (b, g):
             fail(
                 ShapeError, "k", f"batch and heads {[b, g]}", f"{list(self._shape)}, as before",
@@ -264,10 +264,10 @@ class Kept(KeyMemory):
         self._shape = None if state["shape"] is None else tuple(state["shape"])
         self._parts = []
         for held in state["parts"]:
-            stores = [kind() for kind in self._kinds]
-            for name, store in zip("kv", stores, strict=True):
-                store.restore(held[name])
-            part = _Part(tuple(held["heads"]), *stores, held["at"])
+            k, v = self._kinds[0](), self._kinds[1]()
+            k.restore(held["k"])
+            v.restore(held["v"])
+            part = _Part(tuple(held["heads"]), k, v, held["at"])
             part.notes = dict(held["notes"])
             self._parts.append(part)
 

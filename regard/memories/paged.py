@@ -88,7 +88,8 @@ class Pool:
         if self.counts[page] == 1:
             return page
         copy = self.take()
-        assert self.k is not None and self.v is not None
+        assert self.k is not None
+        assert self.v is not None
         self.k[copy], self.v[copy] = self.k[page], self.v[page]
         self.drop(page)
         return copy
@@ -150,7 +151,8 @@ class Paged(KeyMemory):
                 else:
                     table[-1] = pool.own(table[-1])
                 some = min(size - slot, n - done)
-                assert pool.k is not None and pool.v is not None
+                assert pool.k is not None
+                assert pool.v is not None
                 pool.k[table[-1], :, slot : slot + some] = k[row, :, done : done + some].detach()
                 pool.v[table[-1], :, slot : slot + some] = v[row, :, done : done + some].detach()
                 done += some

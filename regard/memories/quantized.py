@@ -22,7 +22,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     each = 8 // bits
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % each))
     parts = codes.unflatten(-1, (-1, each))
-    found = parts[..., 0].clone()
+    found: Tensor = parts[..., 0].clone()
     for place in range(1, each):
         found |= parts[..., place] << (bits * place)
     return found

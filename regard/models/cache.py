@@ -83,7 +83,7 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             self.memory.crop(seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
 
 
-class KeyLayer(HoldingLayer):
+class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
     """Hold a memory of keys for a stage: the stage reads it, when attention comes."""
 
     memory: KeyMemory

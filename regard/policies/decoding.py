@@ -301,7 +301,7 @@ class DoubleSparsity(Selecting):
         at = layer.extra[f"{self.name} channels"].read()
         q = call.q[:, :, 0].unflatten(1, (call.g, -1))
         q = q.gather(3, at.expand(-1, -1, q.shape[2], -1))
-        worth = (q @ labels.transpose(2, 3))
+        worth = q @ labels.transpose(2, 3)
         worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
         worth[..., -1] = torch.finfo(worth.dtype).max
         return worth

@@ -77,9 +77,7 @@ def pyramid() -> Measured:
     pyramid_, flat = PyramidKV(window=w), PyramidKV(window=w, beta=1.0)
     sizes = [kept(pyramid_, s).shape[-1] for s in sites]
     steps = torch.tensor(sizes).diff()
-    same = all(
-        torch.equal(kept(flat, s), kept(SnapKV(window=w), s)) for s in sites
-    )
+    same = all(torch.equal(kept(flat, s), kept(SnapKV(window=w), s)) for s in sites)
     planted = torch.tensor([30, 150, 290])
     survive = all(
         set(planted.tolist()) <= set(own.tolist())
@@ -117,9 +115,7 @@ def _repeated(rows: int, period: int | None = None, n: int = 64) -> tuple[Tensor
 def _loss(tiny: torch.nn.Module, shown: tuple[Tensor, int]) -> Tensor:
     tokens, period = shown
     said = tiny(tokens)[:, period:-1]
-    return torch.nn.functional.cross_entropy(
-        said.flatten(0, 1), tokens[:, period + 1 :].flatten()
-    )
+    return torch.nn.functional.cross_entropy(said.flatten(0, 1), tokens[:, period + 1 :].flatten())
 
 
 @check("duo_attention", long=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -127,9 +129,7 @@ def hip() -> Measured:
     # The same number of segments at 4 times the length.
     few, many = tree(1024, True, 0.25)[1], tree(4096, True, 0.0625)[1]
     x = torch.randn(1, 1, 512, 16)
-    whole = sparse_gap(
-        Call(x, x, x, CAUSAL), Hip(block).tiles(Call(x, x, x, CAUSAL), 2.0), block
-    )
+    whole = sparse_gap(Call(x, x, x, CAUSAL), Hip(block).tiles(Call(x, x, x, CAUSAL), 2.0), block)
     return Measured(
         "with a segment for each block it is dense attention (1e-5); at 4 times the length and as "
         "many segments, rounds of scoring grow by 2; with keys that change slowly it finds over 90% "
@@ -227,14 +227,14 @@ def recycled() -> Measured:
     _, reads = run(stride, 16)
     # After the prompt, steps between read 16 keys and each (stride + 1)-th reads all.
     full_at = [t for t, r in enumerate(reads) if r > 100]
-    steady = {b - a for a, b in zip(full_at, full_at[1:], strict=False)}
+    steady = {b - a for a, b in pairwise(full_at)}
     between = {round(r) for t, r in enumerate(reads) if t not in full_at}
 
     # A needle that the prompt's last query ignores, and a later query wants.
     hit_recycled, hit_evicted = 0, 0
     for seed in range(20):
         torch.manual_seed(seed)
-        k, v = torch.randn(1, 1, 256, 32), torch.randn(1, 1, 256, 32)
+        k = torch.randn(1, 1, 256, 32)
         early, late = torch.randn(2, 32)
         place = 100
         k[0, 0, place] = 2 * (late - early * (late @ early) / (early @ early))
@@ -369,5 +369,3 @@ def shared_weights() -> Measured:
         {"empty": empty, "copies": copies, "bytes of full": late_share, "a random model": late},
         left_out="score FLOPs, which are made again rather than saved; spans of large models",
     )  # fmt: skip
-
-
