@@ -81,7 +81,8 @@ def pyramid() -> Measured:
     planted = torch.tensor([30, 150, 290])
     survive = all(
         set(planted.tolist()) <= set(own.tolist())
-        for s in sites for own in kept(pyramid_, s, planted)[0] if kept(pyramid_, s).shape[-1] > w + 15
+        for s, size in zip(sites, sizes, strict=True) if size > w + 15
+        for own in kept(pyramid_, s, planted)[0]
     )  # fmt: skip
     older = sum(x - w for x in sizes)
     return Measured(

@@ -132,8 +132,8 @@ def hip() -> Measured:
     whole = sparse_gap(Call(x, x, x, CAUSAL), Hip(block).tiles(Call(x, x, x, CAUSAL), 2.0), block)
     return Measured(
         "with a segment for each block it is dense attention (1e-5); at 4 times the length and as "
-        "many segments, rounds of scoring grow by 2; with keys that change slowly it finds over 90% "
-        "of the weight that the best tiles have at 4,096 tokens, with noise less",
+        "many segments, rounds of scoring grow by 2; with keys that change slowly it finds over "
+        "90% of the weight that the best tiles have at 4,096 tokens, with noise less",
         whole < 1e-5 and mass > 0.9 and noise < mass - 0.05 and many - few == 2,
         {"whole": whole, "of best, smooth": mass, "of best, noise": noise,
          "rounds at 1,024": few, "rounds at 4,096": many},
