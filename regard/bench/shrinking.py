@@ -27,6 +27,8 @@ from regard.probes.stimuli import ASKED, NAMES, TOLD, needle
 from regard.verbs import shrink
 
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 0.75)
+# Policies that share by a map of their own, whatever the budget.
+UNBUDGETED = ("kv_sharer", "shared_weights")
 MEASURES = ("needle", "recall", "ppl")
 
 
@@ -86,7 +88,8 @@ def measure(
         if made is None:
             found = _measured(model, tokenizer, asked, setting)
             return Cell(name, None, **found, bytes=1.0, flops=1.0, seconds=_since(began))
-        with shrink(model, made, keep=1.0 if keep is None else keep, check=False) as shrunk:
+        # Without a budget anything but a whole one will do: a whole one means to change nothing.
+        with shrink(model, made, keep=0.5 if keep is None else keep, check=False) as shrunk:
             found = _measured(model, tokenizer, asked, setting)
             ids = _tokens(tokenizer, setting.length)
             model(ids[:, :-1])
@@ -242,7 +245,7 @@ def curves(
     for one in policies:
         made = policy(one) if isinstance(one, str) else one()
         label = one if isinstance(one, str) else made.name
-        own = [None] if made.what in ("stores", "shares") else budgets
+        own = [None] if made.what == "stores" or made.name in UNBUDGETED else budgets
         todo += [(label, one, keep) for keep in own]
     for label, one, keep in todo:
         cell = done.get((label, keep))
