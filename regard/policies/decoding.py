@@ -252,7 +252,7 @@ class Quest(Selecting):
 
 
 @register("double_sparsity")
-@method("double_sparsity", call='regard.shrink(model, "double_sparsity", keep=0.1)')
+@method("double_sparsity", call='from regard.policies import policy; policy("double_sparsity")')
 @dataclass
 class DoubleSparsity(Selecting):
     """Read the keys that match best on a few channels, which lie in a small cache of their own.
@@ -308,7 +308,7 @@ class DoubleSparsity(Selecting):
 
 
 @register("recycled", "recycled_attention")
-@method("recycled_attention", call='regard.shrink(model, "recycled", keep=0.1)')
+@method("recycled_attention", call='from regard.policies import policy; policy("recycled")')
 @dataclass
 class Recycled(Selecting):
     """Read everything each `every`-th step; between, the keys that the last full step liked best.

@@ -155,7 +155,7 @@ class SnapKV(Evicting):
         return torch.nn.functional.pad(own, (0, w))
 
 
-@method("pyramid_kv", call='regard.shrink(model, "pyramid_kv", keep=0.25)')
+@method("pyramid_kv", call='from regard.policies import policy; policy("pyramid_kv")')
 @register("pyramid_kv", "pyramidkv")
 @dataclass
 class PyramidKV(SnapKV):

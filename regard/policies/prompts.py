@@ -224,7 +224,7 @@ def pooled(x: Tensor, block: int) -> Tensor:
     return padded.sum(3) / count
 
 
-@method("minference", call='regard.shrink(model, "minference", keep=0.1)')
+@method("minference", call='from regard.policies import policy; policy("minference")')
 @register("minference")
 @dataclass
 class MInference(SparsePrompt):
@@ -288,7 +288,7 @@ class MInference(SparsePrompt):
         self.patterns = dict(found["patterns"])
 
 
-@method("hip_attention", call='regard.shrink(model, "hip", keep=0.1)')
+@method("hip_attention", call='from regard.policies import policy; policy("hip")')
 @register("hip")
 @dataclass
 class Hip(SparsePrompt):

@@ -44,7 +44,7 @@ class Sharing(Stage):
         return call
 
 
-@method("kv_sharer", call='regard.shrink(model, "kv_sharer", calibrate=file)')
+@method("kv_sharer", call='from regard.policies import policy; policy("kv_sharer")')
 @register("kv_sharer")
 @dataclass
 class KVSharer(Policy):
@@ -178,7 +178,9 @@ def ranked_pairs(means: Sequence[Sequence[Tensor]], order: str) -> list[tuple[in
 
 
 @register("shared_weights", "shared_attention")
-@method("shared_attention_weights", call='regard.shrink(model, "shared_weights")')
+@method(
+    "shared_attention_weights", call='from regard.policies import policy; policy("shared_weights")'
+)
 @dataclass
 class SharedWeights(Policy):
     """Let layers `first` to `last` use the attention weights of the layer before, on own values.
@@ -220,7 +222,7 @@ class SharedWeights(Policy):
 
 
 @register("chai")
-@method("chai", call='regard.shrink(model, "chai", keep=0.5)')
+@method("chai", call='from regard.policies import policy; policy("chai")')
 @dataclass
 class Chai(Policy):
     """Let heads that look alike use the weights of one of them, each with its own values.

@@ -36,7 +36,7 @@ def near(window: int, sinks: int) -> Support:
     return Window(window, 1) | Sinks(sinks) if sinks else Window(window, 1)
 
 
-@method("duo_attention", call='regard.shrink(model, "duo_attention", keep=0.5, calibrate=file)')
+@method("duo_attention", call='from regard.policies import policy; policy("duo_attention")')
 @register("duo_attention", "duo")
 @dataclass
 class DuoAttention(Selecting):
@@ -201,7 +201,7 @@ class Gates(Stage):
         return Partial(gate * partial.out + (1 - gate) * streaming, None)
 
 
-@method("lserve", call='regard.shrink(model, "lserve", keep=512, calibrate=file)')
+@method("lserve", call='from regard.policies import policy; policy("lserve")')
 @register("lserve")
 @dataclass
 class LServe(DuoAttention):
