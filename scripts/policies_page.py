@@ -1,4 +1,4 @@
-"""Write docs/policies.md: every policy with its formula, its source, its settings and its limits."""
+"""Write docs/policies.md: every policy with its formula, its source, settings and limits."""
 
 from __future__ import annotations
 

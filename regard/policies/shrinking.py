@@ -301,7 +301,7 @@ def without_padding(rule: Rule) -> Rule:
 
     >>> from regard.core.support import Causal
     >>> without_padding(Rule(Causal() & Padding(torch.tensor([True, False]))))
-    Rule(Causal(), Dot(), Softmax())
+    Rule(Causal())
     """
     support = rule.support
     if isinstance(support, Padding):
