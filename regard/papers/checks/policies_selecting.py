@@ -294,7 +294,7 @@ def sharer() -> Measured:
         {"map": str(one.sources), "cosine": cosine, "bytes of full": share,
          "cache against stage": gap(cached, by_stage), "identity": identity},
         left_out="skipping the key and value products of layers that share; far first against "
-        "other orders on a trained model is measured on the demo model in benchmarks/",
+        "other orders on a trained model",
     )  # fmt: skip
 
 
