@@ -72,5 +72,6 @@ from regard.run.scanning import scan_momentum as scan_momentum
 from regard.run.survey import survey as survey
 from regard.verbs import compare as compare
 from regard.verbs import see as see
+from regard.verbs import shrink as shrink
 
 __version__: str

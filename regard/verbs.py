@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from regard.core.errors import CapabilityError
-from regard.models.attach import hook_of
+from regard.models.attach import attach, hook_of
 from regard.models.loading import load
 from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
+from regard.policies.calibration import load_calibration
+from regard.policies.registry import make_policies
+from regard.policies.shrinking import Shrinking
+from regard.policies.shrunk import Shrunk
 from regard.probes.base import Probe
 from regard.probes.looking import Look, Progress, picture_of, quiet, readings_of
 from regard.probes.maps import Maps
@@ -128,6 +132,33 @@ def compare(a: Seen | Run | str | Path, b: Seen | Run | str | Path) -> Run:
     return compare_runs(*runs)
 
 
+def shrink(
+    model: Any,
+    policies: Any,
+    *,
+    keep: Any = 0.25,
+    calibrate: Any = None,
+    tokenizer: Any = None,
+    check: Any = True,
+) -> Shrunk:
+    """Make a trained model keep less, or attend to less, until it is detached.
+
+    `policies` is a name, a `regard.policies.Policy`, or a list of these that stack: one that
+    evicts, one that stores, one for prompts. `keep` is a share of the tokens seen, a number of
+    tokens, or bytes ("2 MiB") for one row over all layers. `calibrate` is a calibration file, for
+    policies that need one. At `keep=1.0` the model gives what it gave.
+
+        with regard.shrink(model, "snapkv", keep=0.25) as shrunk:
+            model.generate(ids)
+            print(shrunk.report())
+    """
+    made = make_policies(policies)
+    if calibrate is not None:
+        load_calibration(made, model, calibrate)
+    stage = Shrinking(made, keep)
+    return Shrunk(attach(model, [stage], check=check), stage, tokenizer)
+
+
 def _chosen_heads(seen: Seen, heads: int | Sequence[tuple[int, int]]) -> list[tuple[Site, int]]:
     """Which heads to keep in full: those asked for, or the best of each role, within a budget."""
     if not isinstance(heads, int):
@@ -161,4 +192,4 @@ def default_text(length: int = 6000) -> str:
     return inspect.getsource(textwrap)[:length]
 
 
-__all__ = ["compare", "default_text", "see"]
+__all__ = ["compare", "default_text", "see", "shrink"]

@@ -1,4 +1,5 @@
-"""Measure layers: same backbone, same budget, same data in the same order.
+"""Measure layers and policies: what they cost, and what they keep of a model's quality.
 
-`regard bench mha gqa linear --tasks mqar,copy` from the shell; `sweep.carry_out` from Python.
+`regard bench mha gqa linear --tasks mqar,copy` trains layers alike; `sweep.carry_out` from Python.
+`shrinking` draws the quality of a shrunk model against its memory.
 """

@@ -47,3 +47,23 @@ def gather_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
     if list(heads) == list(range(first, first + count)):
         return x[:, first : first + count]
     return x.index_select(1, torch.tensor(heads, device=x.device))
+
+
+def take_keys(x: Tensor, index: Tensor) -> Tensor:
+    """Take keys index [b, g, c] of x [b, g, m, d], row by row: [b, g, c, d].
+
+    Whole rows are copied, which is many times as fast as gathering them entry by entry.
+
+    >>> take_keys(torch.arange(6.0).view(1, 1, 3, 2), torch.tensor([[[2, 0]]])).tolist()
+    [[[[4.0, 5.0], [0.0, 1.0]]]]
+    """
+    b, g, m, d = x.shape
+    over_b, over_g, over_m, over_d = x.stride()
+    even = over_m > 0 and over_b % over_m == 0 and over_g % over_m == 0
+    if over_d != 1 or not even or x.requires_grad or m == 0:
+        return x.gather(2, index[..., None].expand(-1, -1, -1, d))
+    last = ((b - 1) * over_b + (g - 1) * over_g) // over_m + m
+    rows = x.as_strided((last, d), (over_m, 1), x.storage_offset())
+    first = torch.arange(b, device=x.device)[:, None] * (over_b // over_m)
+    first = first + torch.arange(g, device=x.device) * (over_g // over_m)
+    return rows.index_select(0, (index + first[..., None]).flatten()).view(b, g, -1, d)

@@ -1,12 +1,46 @@
 """What is kept between calls: keys and values, scan states, the tails of convolutions.
 
-`KeyMemory` is the protocol of memories of keys, `Full` the plain one. `LayerMemory` is all that
-one layer keeps, under names of its own.
+`KeyMemory` is the protocol of memories of keys. `Full` is the plain one of layers that train;
+`Kept` lets every head keep its own keys, in stores that may be small (`Quantized`, `LowRank`) or
+elsewhere (`Hosted`, `Mapped`); `Ring` holds sinks and a window; `Paged` shares pages; `Shared`
+reads another layer's. `LayerMemory` is all that one layer keeps, under names of its own.
 """
 
 from regard.memories.base import KeyMemory, Read
+from regard.memories.files import load, save
 from regard.memories.full import Full
 from regard.memories.heads import HeadMemories
+from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
+from regard.memories.low_rank import LowRank
+from regard.memories.mapped import Mapped
+from regard.memories.paged import Paged, Pool
+from regard.memories.quantized import Quantized
+from regard.memories.ring import Ring
+from regard.memories.shared import Shared
+from regard.memories.some_keys import SomeKeys
+from regard.memories.split import Split
+from regard.memories.stores import Hosted, Plain, Store
 
-__all__ = ["Full", "HeadMemories", "KeyMemory", "LayerMemory", "Read"]
+__all__ = [
+    "Full",
+    "HeadMemories",
+    "Hosted",
+    "Kept",
+    "KeyMemory",
+    "LayerMemory",
+    "LowRank",
+    "Mapped",
+    "Paged",
+    "Plain",
+    "Pool",
+    "Quantized",
+    "Read",
+    "Ring",
+    "Shared",
+    "SomeKeys",
+    "Split",
+    "Store",
+    "load",
+    "save",
+]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from regard.core.errors import DtypeError, ShapeError, fail, shape_of
+from regard.core.errors import CapabilityError, DtypeError, ShapeError, fail, shape_of
 from regard.core.spans import Spans
 
 
@@ -55,6 +55,37 @@ class KeyMemory(ABC):
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes of every tensor held, tables and positions included."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes held in files, beside `nbytes`."""
+        return 0
+
+    def choose(self, slots: Tensor) -> None:
+        """Keep the slots [b, g, c] of what `read` gives, in order; -1 is none. The rest goes."""
+        fail(
+            CapabilityError, "memory", f"{type(self).__name__}, which keeps what it must",
+            "a memory that can choose among its keys", "use regard.memories.Kept",
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """Make small what attention has read; a memory that has nothing to do does nothing."""
+        return
+
+    def repeat(self, times: int, batch: int) -> None:
+        """Repeat each of the rows of a batch, as beams and several answers ask."""
+        self.reorder(torch.arange(batch).repeat_interleave(times))
+
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold: tensors, numbers, lists and dicts of these."""
+        fail(
+            CapabilityError, "memory", f"a {type(self).__name__}", "a memory that has a state",
+            "save a Kept, a Ring or a Paged",
+        )  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held."""
+        self.state()
 
 
 def need_keys(k: Tensor, v: Tensor, keep: Tensor | None) -> None:

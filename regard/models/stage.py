@@ -59,6 +59,13 @@ class Stage:
         """Change what came of it: out [b, h, n, e] and lse [b, h, n]."""
         return partial
 
+    def stand_in(self, call: Call) -> Tensor | None:
+        """Run a call alone, or None: asked of a stage that no other stage stands beside.
+
+        What it gives must be what `before`, the run and `after` would give, only sooner.
+        """
+        return None
+
     def observe(self, call: Call) -> None:
         """Look at the call as it will be run, after every stage has had its say."""
 

@@ -21,6 +21,8 @@ from regard.core.support.chosen import Tiles
 from regard.core.support.lattice import Neighborhood
 from regard.core.tilemap import EMPTY, FULL, PARTIAL, Grid, tile_states
 
+# Pairs from which on a few partial tiles are split off from many full ones.
+SPLIT_ENTRIES = 1 << 21
 # Masks that differ from tile to tile are split off from full tiles beyond this many entries.
 MASK_ENTRIES = 1 << 24
 # Pairs that are asked about to make masks, at most.
@@ -162,10 +164,13 @@ def _layers(
 ) -> tuple[tuple[Group, ...], ...]:
     """Group the query tiles; where masks would be large, full tiles are a layer of their own."""
     full = states == FULL
-    if int((states != EMPTY).sum()) * i.shape[1] * j.shape[1] <= LOOK_ENTRIES:
+    met, area = int((states != EMPTY).sum()), i.shape[1] * j.shape[1]
+    # Looking at every pair costs more than merging two layers, where few tiles are partial.
+    mostly = 4 * int(full.sum()) >= 3 * met and met * area > SPLIT_ENTRIES
+    if met * area <= LOOK_ENTRIES and not mostly:
         groups = _grouped(call, states, i, j, batch, head)
         entries = sum(g.mask.numel() for g in groups if g.mask is not None)
-        if entries <= MASK_ENTRIES or int(full.sum()) * 2 < int((states != EMPTY).sum()):
+        if entries <= MASK_ENTRIES or int(full.sum()) * 2 < met:
             return _without_shared(groups, j.shape[1])
     whole = _grouped(call, torch.where(full, states, 0), i, j, batch, head)
     part = _grouped(call, torch.where(full, 0, states), i, j, batch, head)

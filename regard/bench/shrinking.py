@@ -1,0 +1,323 @@
+"""What a shrunk model still can do, against what it keeps: needles, recall, bits per byte.
+
+Every number comes from decoding one token at a time after a prompt, so that policies that act when
+decoding, when a prompt ends, or within a prompt, are all felt.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RuleError, fail
+from regard.policies.base import Policy
+from regard.policies.registry import policy
+from regard.probes.stimuli import ASKED, NAMES, TOLD, needle
+from regard.verbs import shrink
+
+BUDGETS = (0.05, 0.1, 0.25, 0.5, 0.75)
+# Policies that share by a map of their own, whatever the budget.
+UNBUDGETED = ("kv_sharer", "shared_weights")
+MEASURES = ("needle", "recall", "ppl")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy at one budget: `needle` and `recall` are shares of keys said right, `bits` are
+    bits per byte of text, `bytes` and `flops` shares of what the full model takes.
+    """
+
+    policy: str
+    keep: float | None
+    needle: float | None = None
+    recall: float | None = None
+    bits: float | None = None
+    bytes: float | None = None
+    flops: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is asked: length of a prompt in tokens, prompts for each depth, rows of text."""
+
+    length: int = 1024
+    depths: tuple[float, ...] = (0.1, 0.5, 0.9)
+    draws: int = 4
+    keys: int = 4
+    texts: int = 8
+    steps: int = 64
+
+
+def haystack() -> str:
+    """Text that every machine has: sources of the standard library."""
+    import argparse
+    import difflib
+    import inspect as own
+    import textwrap
+
+    return "\n".join(inspect.getsource(x) for x in (argparse, difflib, own, textwrap))
+
+
+def _cut(start: int, size: int) -> str:
+    """Some of the text, from the front again where it ends."""
+    text = haystack()
+    return (text * 2)[start % len(text) :][:size]
+
+
+def measure(
+    model: Any, tokenizer: Any, made: Policy | None, keep: float | None, asked: Sequence[str],
+    setting: Setting,
+) -> Cell:  # fmt: skip
+    """Measure one policy at one budget (no policy: the full model)."""
+    began = time.perf_counter()
+    name = "full" if made is None else made.name
+    found: dict[str, float] = {}
+    with torch.no_grad():
+        if made is None:
+            found = _measured(model, tokenizer, asked, setting)
+            return Cell(name, None, **found, bytes=1.0, flops=1.0, seconds=_since(began))
+        # Without a budget anything but a whole one will do: a whole one means to change nothing.
+        with shrink(model, made, keep=0.5 if keep is None else keep, check=False) as shrunk:
+            found = _measured(model, tokenizer, asked, setting)
+            ids = _tokens(tokenizer, setting.length)
+            model(ids[:, :-1])
+            report = shrunk.report()
+        share = report.flops / report.dense_flops
+    return Cell(
+        name, keep, **found, bytes=report.bytes / report.full_bytes, flops=share,
+        seconds=_since(began),
+    )  # fmt: skip
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 2)
+
+
+def _measured(
+    model: Any, tokenizer: Any, asked: Sequence[str], setting: Setting
+) -> dict[str, float]:
+    found = {}
+    for one in asked:
+        if one not in MEASURES:
+            fail(RuleError, "eval", repr(one), f"some of {', '.join(MEASURES)}", "name these")
+        if one == "needle":
+            found["needle"] = needles(model, tokenizer, setting)
+        elif one == "recall":
+            found["recall"] = recall(model, tokenizer, setting)
+        else:
+            found["bits"] = bits_per_byte(model, tokenizer, setting)
+    return found
+
+
+def said(model: Any, prompt: Tensor, count: int, cache: Any = None) -> list[int]:
+    """Tokens that the model says after a prompt [1, n], one at a time, the likeliest first."""
+    out = model(prompt, past_key_values=cache, use_cache=True)
+    tokens: list[int] = []
+    for _ in range(count):
+        token = out.logits[:, -1:].argmax(-1)
+        tokens.append(int(token))
+        if len(tokens) < count:
+            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+    return tokens
+
+
+def needles(model: Any, tokenizer: Any, setting: Setting) -> float:
+    """Share of pass keys said right, asked for at the end of the prompt that hides them."""
+    right = total = 0
+    text = haystack()
+    for depth in setting.depths:
+        for draw in range(setting.draws):
+            start = 2000 * (draw + 1)
+            reading = needle(
+                tokenizer, text[start : start + 8 * setting.length], length=setting.length,
+                depth=depth, seed=draw,
+            )  # fmt: skip
+            assert reading.tokens is not None
+            answer = reading.spans["answer"]
+            ids, wanted = reading.tokens[:, : answer.start], reading.tokens[0, answer].tolist()
+            right += said(model, ids, len(wanted)) == wanted
+            total += 1
+    return right / total
+
+
+def recall(model: Any, tokenizer: Any, setting: Setting) -> float:
+    """Share of several hidden keys said right, each asked for after the text was read and shrunk.
+
+    No policy knows the question when it chooses what to keep of the text.
+    """
+    right = total = 0
+    for draw in range(setting.draws):
+        ids, questions = keys_and_questions(tokenizer, setting, draw)
+        cache = model(ids, use_cache=True).past_key_values
+        for question, answer in questions:
+            right += said(model, question, len(answer), copy.deepcopy(cache)) == answer
+            total += 1
+    return right / total
+
+
+def keys_and_questions(
+    tokenizer: Any, setting: Setting, seed: int
+) -> tuple[Tensor, list[tuple[Tensor, list[int]]]]:
+    """A text that hides several keys, and for each its question [1, n] and its answer."""
+    rng = random.Random(seed)
+
+    def ids_of(words: str) -> list[int]:
+        return list(tokenizer(words, add_special_tokens=False)["input_ids"])
+
+    names = rng.sample(NAMES, setting.keys)
+    facts = {name: "".join(rng.choices("0123456789", k=5)) for name in names}
+    told = [ids_of(TOLD.format(name=n, key=k)) for n, k in facts.items()]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    room = setting.length - sum(map(len, told)) - len(start) - 24
+    text = ids_of(_cut(3000 * (seed + 1), 8 * setting.length))[:room]
+    for place, fact in zip(
+        sorted((rng.randrange(1, room) for _ in told), reverse=True), told, strict=True
+    ):
+        text[place:place] = fact
+    questions = [
+        (torch.tensor([ids_of(ASKED.format(name=n))]), ids_of(k)) for n, k in facts.items()
+    ]
+    return torch.tensor([start + text]), questions
+
+
+def pass_keys(
+    tokenizer: Any, length: int = 512, rows: int = 16, keys: int = 4
+) -> list[tuple[Tensor, int]]:
+    """Rows that hide pass keys in text and say them all at the end: (ids [1, n], answer tokens)."""
+    setting, found = Setting(length=length - 24 * keys, keys=keys), []
+    for seed in range(rows):
+        ids, questions = keys_and_questions(tokenizer, setting, 100 + seed)
+        tail = [x for q, answer in questions for x in (q, torch.tensor([answer]))]
+        told = torch.cat(tail, 1)
+        found.append((torch.cat((ids, told), 1), told.shape[1]))
+    return found
+
+
+def bits_per_byte(model: Any, tokenizer: Any, setting: Setting) -> float:
+    """Bits a byte of the last `steps` tokens of some texts, read one at a time after the rest."""
+    ids = _tokens(tokenizer, setting.length, setting.texts)
+    first = setting.length - setting.steps
+    out = model(ids[:, :first], use_cache=True)
+    nats = torch.zeros(())
+    for step in range(first, setting.length):
+        wanted = ids[:, step : step + 1]
+        nats += -out.logits[:, -1].float().log_softmax(-1).gather(1, wanted).sum()
+        out = model(wanted, past_key_values=out.past_key_values, use_cache=True)
+    size = sum(len(tokenizer.decode(row[first:]).encode()) for row in ids)
+    return float(nats) / math.log(2) / size
+
+
+def _tokens(tokenizer: Any, length: int, rows: int = 1) -> Tensor:
+    """Rows of text [rows, length], each after the start token where there is one."""
+    text = haystack()
+    found = tokenizer(text[: 8 * length * rows], add_special_tokens=False)["input_ids"]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    each = length - len(start)
+    if len(found) < rows * each:
+        found = found * (rows * each // len(found) + 1)
+    return torch.tensor([start + found[i * each : (i + 1) * each] for i in range(rows)])
+
+
+def curves(
+    model: Any, tokenizer: Any, policies: Sequence[str | Callable[[], Policy]],
+    budgets: Sequence[float] = BUDGETS, asked: Sequence[str] = MEASURES,
+    setting: Setting | None = None, kept_in: Path | None = None,
+) -> Iterator[Cell]:  # fmt: skip
+    """Measure policies at budgets, the full model first; what a file already has is not measured.
+
+    A policy that has no budget (it stores) is measured once.
+    """
+    setting = Setting() if setting is None else setting
+    done = {(c.policy, c.keep): c for c in read_cells(kept_in)} if kept_in else {}
+    todo: list[tuple[str, Any, float | None]] = [("full", None, None)]
+    for one in policies:
+        made = policy(one) if isinstance(one, str) else one()
+        label = one if isinstance(one, str) else made.name
+        own = [None] if made.what == "stores" or made.name in UNBUDGETED else budgets
+        todo += [(label, one, keep) for keep in own]
+    for label, one, keep in todo:
+        cell = done.get((label, keep))
+        if cell is None:
+            made = None if one is None else policy(one) if isinstance(one, str) else one()
+            cell = measure(model, tokenizer, made, keep, asked, setting)
+            done[cell.policy, keep] = cell
+            if kept_in is not None:
+                write_cells(kept_in, list(done.values()), setting)
+        yield cell
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Read cells that were measured before."""
+    if not path.exists():
+        return []
+    return [Cell(**row) for row in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+
+
+def write_cells(path: Path, cells: Sequence[Cell], setting: Setting) -> None:
+    """Write cells, all or none."""
+    rows = [
+        {k: round(x, 4) if isinstance(x, float) else x for k, x in asdict(c).items()} for c in cells
+    ]
+    new = path.with_suffix(".new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new.write_text(json.dumps({"setting": asdict(setting), "cells": rows}, indent=1) + "\n")
+    new.replace(path)
+
+
+def picture(cells: Sequence[Cell], path: Path) -> Path:
+    """Draw quality against memory (or FLOPs, for policies that keep all), one line a policy."""
+    from regard.core.errors import need
+
+    need("matplotlib", "see", "draws curves")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    full = next((c for c in cells if c.policy == "full"), None)
+    shown = [
+        m for m in ("needle", "recall", "bits") if any(getattr(c, m) is not None for c in cells)
+    ]
+    titles = {"needle": "needles found", "recall": "keys recalled, asked for later",
+              "bits": "bits per byte"}  # fmt: skip
+    figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 4.2), squeeze=False)
+    names = list(dict.fromkeys(c.policy for c in cells if c.policy != "full"))
+    colors = plt.get_cmap("tab20")
+    for axis, measured in zip(axes[0], shown, strict=True):
+        for i, name in enumerate(names):
+            own = sorted((c for c in cells if c.policy == name), key=lambda c: c.bytes or 0)
+            saves = min((c.bytes or 1.0) for c in own) < 0.97
+            xs = [c.bytes if saves else c.flops for c in own]
+            ys = [getattr(c, measured) for c in own]
+            style = "-" if saves else "--"
+            axis.plot(xs, ys, style, marker="o", ms=3.5, lw=1.4, color=colors(i % 20), label=name)
+        if full is not None and getattr(full, measured) is not None:
+            axis.axhline(getattr(full, measured), color="black", lw=0.8, ls=":")
+        axis.set_xscale("log")
+        axis.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["5%", "10%", "25%", "50%", "100%"])
+        axis.set_title(titles[measured], fontsize=10)
+        axis.set_xlabel("bytes kept of full (dashed: FLOPs of full)", fontsize=8)
+        axis.grid(alpha=0.25)
+    axes[0][-1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+__all__ = [
+    "BUDGETS", "MEASURES", "Cell", "Setting", "curves", "measure", "picture", "read_cells",
+]  # fmt: skip

@@ -1,0 +1,302 @@
+"""Keys of which each head may keep its own: ragged, without paying for what is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
+from regard.core.heads import gather_heads
+from regard.core.spans import Spans
+from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.stores import Plain, Store, StoreKind
+
+# Heads whose counts differ by less than this share one tensor.
+ALIKE = 1 / 64
+
+
+class _Part:
+    """Heads that keep equally many keys."""
+
+    def __init__(
+        self, heads: tuple[int, ...], k: Store, v: Store, at: Tensor | None = None
+    ) -> None:
+        self.heads, self.k, self.v = heads, k, v
+        # Positions int32 [b, heads, m], -1 where a slot is empty; None where slot j holds j.
+        self.at = at
+        # What policies note about each slot, [b, heads, m] each.
+        self.notes: dict[str, Tensor] = {}
+
+    def places(self, b: int, device: torch.device) -> Tensor:
+        """Positions, written out."""
+        if self.at is not None:
+            return self.at
+        line = torch.arange(len(self.k), dtype=torch.int32, device=device)
+        return line.expand(b, len(self.heads), -1)
+
+
+class Kept(KeyMemory):
+    """Every key, until `choose` says which slots of which head stay.
+
+    Heads that keep equally many keys stand in one tensor, so that ragged heads cost what they keep.
+    `k` and `v` say what the tensors are: `Plain`, or fewer bits, lower rank, a file.
+
+    >>> memory = Kept()
+    >>> memory.extend(torch.randn(1, 2, 100, 4), torch.randn(1, 2, 100, 4))
+    >>> slots = torch.full((1, 2, 50), -1)
+    >>> slots[0, 0], slots[0, 1, :10] = torch.arange(50, 100), torch.arange(90, 100)
+    >>> memory.choose(slots)
+    >>> memory.counts.tolist(), memory.nbytes == 60 * (2 * 16 + 4)
+    ([[50, 10]], True)
+    """
+
+    def __init__(self, k: StoreKind = Plain, v: StoreKind | None = None) -> None:
+        self.seen = 0
+        self._kinds = (k, k if v is None else v)
+        self._parts: list[_Part] = []
+        self._shape: tuple[int, int] | None = None
+        # Tokens seen when keys were last dropped: no query before that can be asked again.
+        self._dropped_at = 0
+
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Append n tokens to every head."""
+        need_keys(k, v, keep)
+        b, g, n = k.shape[:3]
+        if self._shape is None:
+            self._shape = b, g
+            self._parts = [_Part(tuple(range(g)), self._kinds[0](), self._kinds[1]())]
+        elif self._shape != (b, g):
+            fail(
+                ShapeError, "k", f"batch and heads {[b, g]}", f"{list(self._shape)}, as before",
+                "start a new memory",
+            )  # fmt: skip
+        partly = keep is not None and not bool(keep.all())
+        new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=k.device)
+        new = new.expand(b, n) if keep is None else torch.where(keep, new, -1)
+        for part in self._parts:
+            if partly and part.at is None:
+                part.at = part.places(b, k.device)
+            if part.at is not None:
+                part.at = torch.cat((part.at, new[:, None].expand(b, len(part.heads), n)), 2)
+            part.k.append(gather_heads(k, part.heads))
+            part.v.append(gather_heads(v, part.heads))
+            part.notes = {x: pad(t, (0, n)) for x, t in part.notes.items()}
+        self.seen += n
+
+    def groups(self) -> Iterator[tuple[tuple[int, ...], Read]]:
+        """Give the heads that keep equally many keys, and their keys; nothing is copied."""
+        for part in self._parts:
+            yield part.heads, Read(part.k.read(), part.v.read(), part.at)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether heads keep different numbers of keys."""
+        return len(self._parts) > 1
+
+    def read(self) -> Read:
+        """Give the keys of all heads, shorter ones filled up with empty slots."""
+        if not self._parts:
+            fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
+        if not self.ragged:
+            part = self._parts[0]
+            at = None if part.at is None else part.at.long()
+            return Read(part.k.read(), part.v.read(), at)
+        return Read(
+            self._padded([p.k.read() for p in self._parts]),
+            self._padded([p.v.read() for p in self._parts]), self.positions,
+        )  # fmt: skip
+
+    def _padded(self, found: Sequence[Tensor], empty: int = 0) -> Tensor:
+        """Put x [b, heads, m, ...] of each part in one tensor, by head."""
+        assert self._shape is not None
+        longest = max(x.shape[2] for x in found)
+        shape = (*self._shape, longest, *found[0].shape[3:])
+        made = found[0].new_full(shape, empty)
+        for part, x in zip(self._parts, found, strict=True):
+            made[:, list(part.heads), : x.shape[2]] = x
+        return made
+
+    @property
+    def positions(self) -> Tensor:
+        """Where each slot of `read` stands, [b, g, m], -1 at empty ones."""
+        assert self._shape is not None
+        b = self._shape[0]
+        places = [p.places(b, p.k.read().device) for p in self._parts]
+        return (places[0] if not self.ragged else self._padded(places, -1)).long()
+
+    @property
+    def counts(self) -> Tensor:
+        """Keys that each head keeps, [b, g]."""
+        return (self.positions >= 0).sum(-1)
+
+    def note(self, name: str) -> Tensor:
+        """Give what was noted of each slot of `read`, [b, g, m]; zeros before anything was."""
+        assert self._shape is not None
+        found = [
+            p.notes.get(name, torch.zeros(self._shape[0], len(p.heads), len(p.k)))
+            for p in self._parts
+        ]
+        return found[0] if not self.ragged else self._padded(found)
+
+    def set_note(self, name: str, x: Tensor) -> None:
+        """Note x [b, g, m] of each slot of `read`; it goes where the slots go."""
+        for part in self._parts:
+            part.notes[name] = x[:, list(part.heads), : len(part.k)].float()
+
+    def choose(self, slots: Tensor) -> None:
+        """Keep these slots; heads are grouped anew by how many they keep."""
+        if self._shape is None or slots.dim() != 3 or slots.shape[:2] != self._shape:
+            fail(
+                ShapeError, "slots", list(slots.shape), f"[b, g, c] with {self._shape}",
+                "choose slots for every row and head",
+            )  # fmt: skip
+        at, b = self.positions, self._shape[0]
+        real = slots >= 0
+        # Rows of a batch may have fewer real keys; a slot that is empty is not worth keeping.
+        real &= at.gather(2, slots.clamp(min=0)) >= 0
+        slots = torch.where(real, slots, at.shape[2]).sort(-1).values
+        counts = real.sum(-1).amax(0).tolist()
+        made: list[_Part] = []
+        for heads in _alike(counts):
+            c = max(max(counts[h] for h in heads), 1)
+            own = slots[:, list(heads), :c]
+            held = own < at.shape[2]
+            own = own.clamp(max=at.shape[2] - 1)
+            own_at = torch.where(held, at[:, list(heads)].gather(2, own), -1).to(torch.int32)
+            k, v = self._taken(heads, own, 0), self._taken(heads, own, 1)
+            part = _Part(tuple(heads), k, v, own_at)
+            names = {name for p in self._parts for name in p.notes}
+            part.notes = {x: self.note(x)[:, list(heads)].gather(2, own) for x in names}
+            made.append(part)
+        self._parts, self._dropped_at = made, self.seen
+        assert all(len(p.k) == len(p.v) and p.k.read().shape[0] == b for p in made)
+
+    def _taken(self, heads: Sequence[int], slots: Tensor, which: int) -> Store:
+        """Put slots of some heads in a store of their own."""
+        found = []
+        for place, head in enumerate(heads):
+            part = next(p for p in self._parts if head in p.heads)
+            x = (part.k, part.v)[which].read()[:, part.heads.index(head)]
+            index = slots[:, place].clamp(max=x.shape[1] - 1)[..., None].expand(-1, -1, x.shape[2])
+            found.append(x.gather(1, index))
+        store = (self._parts[0].k, self._parts[0].v)[which].empty()
+        store.append(torch.stack(found, 1))
+        return store
+
+    def forget(self, horizon: Spans) -> None:
+        """Drop what no later query can need, once it is a third of what is held."""
+        if not self._parts:
+            return
+        at = self.positions
+        needed = horizon.holds(at.clamp_min(0)) & (at >= 0)
+        if 3 * int(needed.sum()) > 2 * needed.numel():
+            return
+        line = torch.arange(at.shape[2], device=at.device)
+        self.choose(torch.where(needed, line, -1))
+
+    def settle(self) -> None:
+        """Let the stores make themselves small."""
+        for part in self._parts:
+            part.k.settle()
+            part.v.settle()
+            if part.at is not None and part.at.untyped_storage().nbytes() > part.at.nbytes:
+                part.at = part.at.clone()
+
+    def crop(self, length: int) -> None:
+        """Go back to when `length` tokens had been seen."""
+        need_crop(length, self.seen, self._dropped_at)
+        if self._shape is not None:
+            for part in self._parts:
+                m = length
+                if part.at is not None:
+                    m = len(part.k) - (self.seen - length)
+                    part.at = part.at[:, :, :m]
+                part.k.crop(m)
+                part.v.crop(m)
+                part.notes = {x: t[:, :, :m] for x, t in part.notes.items()}
+        self.seen = length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows of the batch."""
+        if self._shape is None:
+            return
+        for part in self._parts:
+            part.k.reorder(rows)
+            part.v.reorder(rows)
+            part.at = None if part.at is None else part.at.index_select(0, rows)
+            part.notes = {x: t.index_select(0, rows) for x, t in part.notes.items()}
+        self._shape = len(rows), self._shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values, positions and notes."""
+        total = 0
+        for part in self._parts:
+            tables = [part.at, *part.notes.values()]
+            total += part.k.nbytes + part.v.nbytes
+            total += sum(x.untyped_storage().nbytes() for x in tables if x is not None)
+        return total
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of files."""
+        return sum(p.k.file_bytes + p.v.file_bytes for p in self._parts)
+
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold."""
+        parts = [
+            {"heads": list(p.heads), "k": p.k.state(), "v": p.v.state(), "at": p.at,
+             "notes": p.notes}
+            for p in self._parts
+        ]  # fmt: skip
+        shape = None if self._shape is None else list(self._shape)
+        return {
+            "seen": self.seen, "dropped": self._dropped_at, "shape": shape, "parts": parts,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held."""
+        self.seen, self._dropped_at = state["seen"], state["dropped"]
+        self._shape = None if state["shape"] is None else tuple(state["shape"])
+        self._parts = []
+        for held in state["parts"]:
+            k, v = self._kinds[0](), self._kinds[1]()
+            k.restore(held["k"])
+            v.restore(held["v"])
+            part = _Part(tuple(held["heads"]), k, v, held["at"])
+            part.notes = dict(held["notes"])
+            self._parts.append(part)
+
+
+def _alike(counts: Sequence[int]) -> list[list[int]]:
+    """Group heads whose counts differ by little.
+
+    >>> _alike([10, 99, 100, 10])
+    [[0, 3], [1, 2]]
+    """
+    found: list[list[int]] = []
+    for head in sorted(range(len(counts)), key=lambda h: counts[h]):
+        if found and counts[head] - counts[found[-1][0]] <= ALIKE * counts[head]:
+            found[-1].append(head)
+        else:
+            found.append([head])
+    return [sorted(heads) for heads in found]
+
+
+def need_crop(length: int, seen: int, dropped_at: int) -> None:
+    """Raise unless a memory can go back to `length`."""
+    if not 0 <= length <= seen:
+        fail(ValueRangeError, "length", length, f"0 to {seen}", "crop to what was seen")
+    if length < dropped_at and length < seen:
+        fail(
+            CapabilityError, "length", length,
+            f"at least {dropped_at}: keys that earlier queries need are forgotten",
+            "decode without guessing ahead, or keep every key",
+        )  # fmt: skip
+
+
+__all__ = ["Kept", "need_crop"]

@@ -1,0 +1,143 @@
+"""Tokens in a file that is mapped into memory: the system holds in memory what is being read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RegardError, ValueRangeError, fail
+from regard.memories.stores import Store
+
+# A file grows by so many bytes at least.
+STEP = 1 << 16
+
+
+class DiskError(RegardError, OSError):
+    """A file could not be made as large as it must be, or could not be read."""
+
+
+class Mapped(Store):
+    """Tokens in a file of their own in `folder` (the system's, where none is named).
+
+    The file goes when the store does. Room is claimed before it is written to, so that a full disk
+    is an error here and no crash later.
+
+    >>> store = Mapped()
+    >>> store.append(torch.ones(1, 2, 3, 4)); store.append(torch.zeros(1, 2, 1, 4))
+    >>> store.read().shape, store.nbytes, store.file_bytes >= 128
+    (torch.Size([1, 2, 4, 4]), 0, True)
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._path: str | None = None
+        self._x: Tensor | None = None  # [room, b, h, d]: tokens first, so that a file can grow
+        self._m = 0
+
+    def __len__(self) -> int:
+        return self._m
+
+    def append(self, x: Tensor) -> None:
+        """Write behind the last token."""
+        n = x.shape[2]
+        shape = (x.shape[0], x.shape[1], x.shape[3])
+        if self._x is None or self._x.shape[0] < self._m + n:
+            self._map(self._m + n, shape, x.dtype)
+        assert self._x is not None
+        self._x[self._m : self._m + n] = x.detach().permute(2, 0, 1, 3)
+        self._m += n
+
+    def _map(self, tokens: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Make the file long enough, and map it anew."""
+        token = shape[0] * shape[1] * shape[2] * dtype.itemsize
+        tokens = tokens + max(tokens // 2, STEP // token + 1)
+        try:
+            if self._path is None:
+                handle, self._path = tempfile.mkstemp(".keys", "regard-", self.folder)
+                weakref.finalize(self, _remove, self._path)
+            else:
+                handle = os.open(self._path, os.O_RDWR)
+            try:
+                # On a full disk this fails, where writing to the map would end the process.
+                os.posix_fallocate(handle, 0, tokens * token)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            where = self.folder or tempfile.gettempdir()
+            fail(
+                DiskError, "folder", f"{where} ({error.strerror})",
+                f"room for {tokens * token:,} bytes that can be written",
+                "name a folder on a larger disk, or keep fewer tokens",
+            )  # fmt: skip
+        size = tokens * token // dtype.itemsize
+        flat = torch.from_file(self._path, shared=True, size=size, dtype=dtype)
+        self._x = flat.view(tokens, *shape)
+
+    def read(self) -> Tensor:
+        """Give a view of the map; pages are read when they are used."""
+        if self._x is None:
+            fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
+        return self._x[: self._m].permute(1, 2, 0, 3)
+
+    def empty(self) -> Mapped:
+        """Make another in the same folder."""
+        return Mapped(self.folder)
+
+    def crop(self, m: int) -> None:
+        """Forget the end; the file stays as long as it is."""
+        self._m = min(self._m, m)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows, into a new file."""
+        if self._x is not None:
+            x = self.read().index_select(0, rows)
+            other = self.empty()
+            other.append(x)
+            self._become(other)
+
+    def _become(self, other: Mapped) -> None:
+        if self._path is not None:
+            _remove(self._path)
+        self._path, self._x, self._m = other._path, other._x, other._m
+        # The file is ours now: `other` must not take it along when it goes.
+        self._keeps = other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mapped:
+        made = self.empty()
+        if self._x is not None:
+            made.append(self.read())
+        return made
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing that the system cannot take back."""
+        return 0
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file, room to grow included."""
+        return 0 if self._x is None else self._x.nbytes
+
+    def state(self) -> dict[str, Any]:
+        """Give a copy of the tokens."""
+        return {"x": None if self._x is None else self.read().clone()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Write the tokens to a file."""
+        if state["x"] is not None:
+            self.append(state["x"])
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+__all__ = ["DiskError", "Mapped"]

@@ -1,0 +1,259 @@
+"""Pages of keys in a shared pool: rows that begin alike share pages, and copy when they part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
+from regard.core.method import method
+from regard.core.partial import Partial
+from regard.core.spans import Spans
+from regard.core.support.bands import need_count
+from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.kept import need_crop
+from regard.run.paged import paged_partial
+
+
+class PoolError(CapabilityError):
+    """The pool has no page left."""
+
+
+class Pool:
+    """Pages of `size` tokens: k [pages, g, size, d], v [pages, g, size, e], and who holds them.
+
+    It doubles when it is full, up to `limit` pages. A page is free, or held by one table or more.
+
+    >>> pool = Pool(size=16, limit=2)
+    >>> pages = [pool.take(), pool.take()]
+    >>> pool.hold(pages[0]); pool.drop(pages[0]); pool.held
+    2
+    """
+
+    def __init__(self, size: int = 16, limit: int | None = None) -> None:
+        need_count("size", size)
+        self.size, self.limit = size, limit
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+        self.counts: list[int] = []
+        self.free: list[int] = []
+
+    def fit(self, k: Tensor, v: Tensor) -> None:
+        """Make the tensors, of the kind of the first keys."""
+        if self.k is None or self.v is None:
+            shape = len(self.counts), k.shape[1], self.size
+            self.k, self.v = (x.new_empty(*shape, x.shape[3]) for x in (k, v))
+        elif self.k.shape[1] != k.shape[1] or self.k.shape[3] != k.shape[3]:
+            fail(
+                ShapeError, "k", f"{k.shape[1]} heads of {k.shape[3]}",
+                f"{self.k.shape[1]} heads of {self.k.shape[3]}, as the pool holds",
+                "give layers of another shape a pool of their own",
+            )  # fmt: skip
+
+    def take(self) -> int:
+        """Give a free page, held once."""
+        if not self.free:
+            have = len(self.counts)
+            more = max(have, 1) if self.limit is None else min(max(have, 1), self.limit - have)
+            if more < 1:
+                fail(
+                    PoolError, "pool", f"{have} pages, all held", "a free page",
+                    "end or swap out a sequence, or raise the limit",
+                )  # fmt: skip
+            self.free = list(range(have + more - 1, have - 1, -1))
+            self.counts += [0] * more
+            if self.k is not None and self.v is not None:
+                self.k, self.v = (
+                    torch.cat((x, x.new_empty(more, *x.shape[1:]))) for x in (self.k, self.v)
+                )
+        page = self.free.pop()
+        self.counts[page] = 1
+        return page
+
+    def hold(self, page: int) -> None:
+        """Hold a page once more."""
+        self.counts[page] += 1
+
+    def drop(self, page: int) -> None:
+        """Let go of a page; it is free when no one holds it."""
+        self.counts[page] -= 1
+        if not self.counts[page]:
+            self.free.append(page)
+
+    def own(self, page: int) -> int:
+        """Give a page that its one holder may write to: the page itself, or a copy of it."""
+        if self.counts[page] == 1:
+            return page
+        copy = self.take()
+        assert self.k is not None
+        assert self.v is not None
+        self.k[copy], self.v[copy] = self.k[page], self.v[page]
+        self.drop(page)
+        return copy
+
+    @property
+    def held(self) -> int:
+        """Count the pages that are held."""
+        return len(self.counts) - len(self.free)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+        return sum(x[:1].nbytes for x in (self.k, self.v) if x is not None and len(x))
+
+
+@method("paged_attention")
+class Paged(KeyMemory):
+    """Rows of pages. `fork` and `reorder` copy tables alone; a shared page is copied when written.
+
+    `attend(q)` attends over the pages where they lie.
+
+    >>> pool = Pool(size=16)
+    >>> memory = Paged(pool)
+    >>> memory.extend(torch.randn(1, 2, 100, 4), torch.randn(1, 2, 100, 4))
+    >>> memory.repeat(4, batch=1)                       # four beams
+    >>> memory.seen, pool.held
+    (100, 7)
+    >>> memory.extend(torch.randn(4, 2, 1, 4), torch.randn(4, 2, 1, 4)); pool.held
+    10
+    """
+
+    def __init__(self, pool: Pool | None = None) -> None:
+        self.pool = Pool() if pool is None else pool
+        self.seen = 0
+        self.tables: list[list[int]] | None = None
+        self._at: Tensor | None = None  # positions [b, seen], where some are padding
+
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Write n tokens of each row behind its last one."""
+        need_keys(k, v, keep)
+        b, n = k.shape[0], k.shape[2]
+        if self.tables is None:
+            self.tables = [[] for _ in range(b)]
+        if len(self.tables) != b:
+            fail(ShapeError, "k", f"batch {b}", f"{len(self.tables)}", "start a new memory")
+        if (keep is not None and not bool(keep.all())) or self._at is not None:
+            held = torch.arange(self.seen, device=k.device).expand(b, -1)
+            new = torch.arange(self.seen, self.seen + n, device=k.device).expand(b, n)
+            new = new if keep is None else torch.where(keep, new, -1)
+            self._at = torch.cat((held if self._at is None else self._at, new), 1)
+        pool, size = self.pool, self.pool.size
+        pool.fit(k, v)
+        for row, table in enumerate(self.tables):
+            done = 0
+            while done < n:
+                slot = (self.seen + done) % size
+                if slot == 0:
+                    table.append(pool.take())
+                else:
+                    table[-1] = pool.own(table[-1])
+                some = min(size - slot, n - done)
+                assert pool.k is not None
+                assert pool.v is not None
+                pool.k[table[-1], :, slot : slot + some] = k[row, :, done : done + some].detach()
+                pool.v[table[-1], :, slot : slot + some] = v[row, :, done : done + some].detach()
+                done += some
+        self.seen += n
+
+    def _table(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.tables, dtype=torch.int32, device=device)
+
+    def read(self) -> Read:
+        """Gather the pages of each row in one tensor."""
+        if not self.tables or self.pool.k is None or self.pool.v is None:
+            fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
+        table = self._table(self.pool.k.device).long()
+        k, v = (
+            x[table].transpose(1, 2).flatten(2, 3)[:, :, : self.seen]
+            for x in (self.pool.k, self.pool.v)
+        )
+        return Read(k, v, self._at)
+
+    def attend(self, q: Tensor, *, scale: float | None = None) -> Partial:
+        """Attend causally from the last n positions q [b, h, n, d], page by page."""
+        if self._at is not None or not self.tables or self.pool.k is None or self.pool.v is None:
+            fail(
+                CapabilityError, "memory", "padding, or nothing", "rows without padding",
+                "read it, and attend with positions",
+            )  # fmt: skip
+        lengths = torch.full((len(self.tables),), self.seen, dtype=torch.int32, device=q.device)
+        return paged_partial(
+            q, self.pool.k, self.pool.v, self._table(q.device), lengths, scale=scale
+        )
+
+    def fork(self) -> Paged:
+        """Make a second memory of the same tokens; nothing is copied until one of them goes on."""
+        other = Paged(self.pool)
+        other.seen, other._at = self.seen, self._at
+        other.tables = None if self.tables is None else [list(table) for table in self.tables]
+        for table in other.tables or ():
+            for page in table:
+                self.pool.hold(page)
+        return other
+
+    def free(self) -> None:
+        """Let go of every page."""
+        for table in self.tables or ():
+            for page in table:
+                self.pool.drop(page)
+        self.tables, self.seen, self._at = None, 0, None
+
+    def forget(self, horizon: Spans) -> None:
+        """Keep all: a page stays until its row ends."""
+
+    def crop(self, length: int) -> None:
+        """Drop the pages past `length` tokens."""
+        need_crop(length, self.seen, 0)
+        for table in self.tables or ():
+            while len(table) > -(-length // self.pool.size):
+                self.pool.drop(table.pop())
+        self._at = None if self._at is None else self._at[:, :length]
+        self.seen = length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let rows go on from others: their tables are copied, their pages are not."""
+        if self.tables is None:
+            return
+        new = [list(self.tables[row]) for row in rows.tolist()]
+        _swap(self.pool, self.tables, new)
+        self.tables = new
+        self._at = None if self._at is None else self._at.index_select(0, rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pages that this memory holds, each counted once, and of its tables."""
+        pages = {page for table in self.tables or () for page in table}
+        entries = sum(len(table) for table in self.tables or ())
+        at = 0 if self._at is None else self._at.untyped_storage().nbytes()
+        return len(pages) * self.pool.page_bytes + 4 * entries + at
+
+    def state(self) -> dict[str, Any]:
+        """Give the tokens, without the pool."""
+        read = None if self.tables is None else self.read()
+        return {
+            "seen": self.seen, "at": self._at,
+            "k": None if read is None else read.k, "v": None if read is None else read.v,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Write the tokens to pages of our pool."""
+        self.free()
+        if state["k"] is not None:
+            self.extend(state["k"], state["v"])
+        self._at = state["at"]
+
+
+def _swap(pool: Pool, old: Sequence[Sequence[int]], new: Sequence[Sequence[int]]) -> None:
+    """Hold the new pages before the old ones go, so that none is free in between."""
+    for table in new:
+        for page in table:
+            pool.hold(page)
+    for table in old:
+        for page in table:
+            pool.drop(page)
+
+
+__all__ = ["Paged", "Pool", "PoolError"]

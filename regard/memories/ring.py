@@ -1,0 +1,198 @@
+"""Sinks and a window, in as much room as they need and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.rule import Rule
+from regard.core.spans import Spans
+from regard.core.support.bands import need_count
+from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.kept import Kept, need_crop
+
+# Where a rule is asked what later queries need: far past any start.
+FAR = 1 << 24
+
+
+class Ring(KeyMemory):
+    """The first `sinks` real tokens of each row, and the last `window` tokens.
+
+    Once more has been seen than that, the window is a ring: token t is written over token
+    t - window, so a step costs the same at every length.
+
+    >>> memory = Ring(window=4, sinks=1)
+    >>> for t in range(9):
+    ...     memory.extend(torch.full((1, 1, 1, 2), t), torch.full((1, 1, 1, 2), t))
+    ...     memory.settle()
+    >>> memory.read().positions.tolist(), memory.read().k[0, 0, :, 0].tolist()
+    ([[0, 5, 6, 7, 8]], [0, 5, 6, 7, 8])
+    """
+
+    def __init__(self, window: int, sinks: int = 0) -> None:
+        need_count("window", window)
+        need_count("sinks", sinks, 0)
+        self.window, self.sinks = window, sinks
+        # All there is, until it is more than sinks and window; then None.
+        self._young: Kept | None = Kept()
+        self._first: list[Tensor] = []  # k, v of the sinks, and their positions [b, sinks]
+        self._ring: list[Tensor] = []  # k, v [b, g, window, d], and positions [b, window]
+        self._new: list[Tensor] = []  # k, v and positions of a piece that is still to be read
+        self._seen = 0
+        self._dropped_at = 0
+
+    @staticmethod
+    def of(rule: Rule) -> Ring:
+        """Make the ring that a rule needs, by what its horizon says of late queries.
+
+        >>> from regard.core.support import Causal, Sinks, Window
+        >>> ring = Ring.of(Rule(Causal() & (Window(64) | Sinks(4))))
+        >>> ring.window, ring.sinks
+        (64, 4)
+        """
+        needed = rule.horizon(FAR).spans
+        last = needed[-1] if needed else (0, None)
+        if last[1] is not None or last[0] == 0 or len(needed) > 2 or (needed[:-1] and needed[0][0]):
+            fail(
+                CapabilityError, "rule", f"{rule}, whose late queries need {rule.horizon(FAR)}",
+                "a rule that needs a window, and perhaps the first keys",
+                "keep every key: regard.memories.Kept()",
+            )  # fmt: skip
+        sinks = needed[0][1] if len(needed) == 2 else 0
+        assert sinks is not None
+        return Ring(FAR + 1 - last[0], sinks)
+
+    @property
+    def seen(self) -> int:  # type: ignore[override]
+        """Tokens that came by."""
+        return self._seen
+
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Take in n tokens: one at a time goes into the ring, a piece waits until `settle`."""
+        need_keys(k, v, keep)
+        if self._young is not None:
+            self._young.extend(k, v, keep)
+            self._seen += k.shape[2]
+            return
+        if self._new:
+            self.settle()
+        b, n = k.shape[0], k.shape[2]
+        at = torch.arange(self._seen, self._seen + n, device=k.device).expand(b, n)
+        at = at if keep is None else torch.where(keep, at, -1)
+        self._seen += n
+        self._new = [k, v, at]
+        if n == 1:
+            self.settle()
+
+    def settle(self) -> None:
+        """Put what was read in its place, and drop what no later query needs."""
+        if self._young is not None:
+            if self._young.seen > self.window + self.sinks:
+                self._found(self._young)
+            return
+        if not self._new:
+            return
+        k, v, at = self._new
+        self._new = []
+        n = min(k.shape[2], self.window)
+        slots = torch.arange(self._seen - n, self._seen, device=k.device) % self.window
+        for held, x, axis in zip(self._ring, (k, v, at), (2, 2, 1), strict=True):
+            held.index_copy_(axis, slots, x.narrow(axis, x.shape[axis] - n, n).to(held.dtype))
+        self._dropped_at = self._seen
+
+    def _found(self, young: Kept) -> None:
+        """Begin the ring: sinks are the first tokens of each row that are real."""
+        read = young.read()
+        b, _, m = read.k.shape[:3]
+        at = torch.arange(m, device=read.k.device).expand(b, m)
+        at = at if read.positions is None else read.positions[:, 0]
+        order = torch.where(at >= 0, at, m + 1).sort(1)
+        slots = order.indices[:, : self.sinks]
+        first = torch.where(order.values[:, : self.sinks] <= m, at.gather(1, slots), -1)
+
+        def sunk(x: Tensor) -> Tensor:
+            index = slots[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+            return x.gather(2, index)
+
+        self._first = [sunk(read.k), sunk(read.v), first.to(torch.int32)]
+        w = self.window
+        ring_at = torch.full((b, w), -1, dtype=torch.int32, device=at.device)
+        self._ring = [x.new_zeros(*x.shape[:2], w, x.shape[3]) for x in (read.k, read.v)]
+        self._ring.append(ring_at)
+        self._young, self._new = None, [read.k, read.v, at]
+        self.settle()
+
+    def read(self) -> Read:
+        """Give sinks that have left the window, then the window, then a new piece, by position."""
+        if self._young is not None:
+            read = self._young.read()
+            at = read.positions
+            return Read(read.k, read.v, None if at is None else at[:, 0])
+        last = self._seen - (self._new[0].shape[2] if self._new else 0)
+        turn = last % self.window
+        k, v, at = (
+            torch.cat((x.narrow(axis, turn, self.window - turn), x.narrow(axis, 0, turn)), axis)
+            for x, axis in zip(self._ring, (2, 2, 1), strict=True)
+        )
+        first = self._first[2]
+        first = torch.where(first < last - self.window, first, -1)
+        pieces = [(self._first[0], self._first[1], first), (k, v, at)]
+        if self._new:
+            pieces.append((self._new[0], self._new[1], self._new[2]))
+        ks, vs, ats = zip(*pieces, strict=True)
+        return Read(torch.cat(ks, 2), torch.cat(vs, 2), torch.cat(ats, 1).long())
+
+    def forget(self, horizon: Spans) -> None:
+        """Forget what the ring forgets; it cannot keep what an other rule would need."""
+        self.settle()
+
+    def crop(self, length: int) -> None:
+        """Go back, while nothing has been written over."""
+        if self._young is not None:
+            self._young.crop(length)
+        else:
+            need_crop(length, self._seen, self._seen)
+        self._seen = length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows of the batch."""
+        if self._young is not None:
+            self._young.reorder(rows)
+        self._first, self._ring, self._new = (
+            [x.index_select(0, rows) for x in held] for held in (self._first, self._ring, self._new)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of sinks, ring and what waits."""
+        held = (*self._first, *self._ring, *self._new)
+        young = 0 if self._young is None else self._young.nbytes
+        return young + sum(x.untyped_storage().nbytes() for x in held)
+
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold."""
+        young = None if self._young is None else self._young.state()
+        return {
+            "window": self.window, "sinks": self.sinks, "seen": self._seen, "young": young,
+            "first": self._first, "ring": self._ring, "new": self._new,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held."""
+        if (state["window"], state["sinks"]) != (self.window, self.sinks):
+            fail(
+                ValueRangeError, "state", f"window {state['window']}, sinks {state['sinks']}",
+                f"window {self.window}, sinks {self.sinks}", "make the ring that was saved",
+            )  # fmt: skip
+        self._seen = state["seen"]
+        self._young = None
+        if state["young"] is not None:
+            self._young = Kept()
+            self._young.restore(state["young"])
+        self._first, self._ring, self._new = (list(state[x]) for x in ("first", "ring", "new"))
+
+
+__all__ = ["Ring"]

@@ -1,0 +1,123 @@
+"""Heads in memories of different kinds: some keep all, some a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import RuleError, fail
+from regard.core.heads import gather_heads
+from regard.core.spans import Spans
+from regard.memories.base import KeyMemory, Read, need_keys
+
+
+class Split(KeyMemory):
+    """One memory for each group of key heads.
+
+    >>> from regard.memories.kept import Kept
+    >>> from regard.memories.ring import Ring
+    >>> memory = Split([((1,), Kept()), ((0, 2), Ring(window=4, sinks=1))])
+    >>> for _ in range(9):
+    ...     memory.extend(torch.ones(1, 3, 1, 2), torch.ones(1, 3, 1, 2)); memory.settle()
+    >>> memory.counts.tolist()
+    [[5, 9, 5]]
+    """
+
+    def __init__(self, parts: Sequence[tuple[Sequence[int], KeyMemory]]) -> None:
+        self.parts = [(tuple(heads), memory) for heads, memory in parts if heads]
+        heads = sorted(h for own, _ in self.parts for h in own)
+        if not heads or heads != list(range(len(heads))):
+            fail(RuleError, "parts", f"heads {heads}", "each head once", "name heads from 0 on")
+        self._heads = len(heads)
+
+    @property
+    def seen(self) -> int:  # type: ignore[override]
+        """Tokens that came by."""
+        return self.parts[0][1].seen
+
+    @property
+    def ragged(self) -> bool:
+        """Whether heads keep different keys."""
+        return len(self.parts) > 1
+
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Give every head its keys."""
+        need_keys(k, v, keep)
+        for heads, memory in self.parts:
+            memory.extend(gather_heads(k, heads), gather_heads(v, heads), keep)
+
+    def groups(self) -> Iterator[tuple[tuple[int, ...], Read]]:
+        """Give the keys of each group of heads."""
+        for heads, memory in self.parts:
+            yield heads, memory.read()
+
+    def read(self) -> Read:
+        """Give the keys of all heads, shorter ones filled up with empty slots in front."""
+        found = list(self.groups())
+        first = found[0][1]
+        b, longest = first.k.shape[0], max(read.k.shape[2] for _, read in found)
+        k, v = (x.new_zeros(b, self._heads, longest, x.shape[3]) for x in (first.k, first.v))
+        at = torch.full((b, self._heads, longest), -1, device=k.device)
+        for heads, read in found:
+            m = read.k.shape[2]
+            own = torch.arange(m, device=k.device) if read.positions is None else read.positions
+            own = own[:, None] if own.dim() == 2 else own
+            k[:, list(heads), longest - m :] = read.k
+            v[:, list(heads), longest - m :] = read.v
+            at[:, list(heads), longest - m :] = own
+        return Read(k, v, at)
+
+    @property
+    def counts(self) -> Tensor:
+        """Keys that each head keeps, [b, g]."""
+        at = self.read().positions
+        assert at is not None
+        return (at >= 0).sum(-1)
+
+    def forget(self, horizon: Spans) -> None:
+        """Drop what no later query can need."""
+        for _, memory in self.parts:
+            memory.forget(horizon)
+
+    def settle(self) -> None:
+        """Let the memories make themselves small."""
+        for _, memory in self.parts:
+            memory.settle()
+
+    def crop(self, length: int) -> None:
+        """Go back to when `length` tokens had been seen, if every part can."""
+        # Those that refuse come first, so that either all go back or none does.
+        for _, memory in sorted(self.parts, key=lambda x: type(x[1]).__name__ != "Ring"):
+            memory.crop(length)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows of the batch."""
+        for _, memory in self.parts:
+            memory.reorder(rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(memory.nbytes for _, memory in self.parts)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of files of all parts."""
+        return sum(memory.file_bytes for _, memory in self.parts)
+
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold."""
+        return {"parts": [[list(heads), memory.state()] for heads, memory in self.parts]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held."""
+        for (heads, memory), (own, held) in zip(self.parts, state["parts"], strict=True):
+            if list(heads) != own:
+                fail(RuleError, "state", f"heads {own}", f"{list(heads)}", "make it as it was")
+            memory.restore(held)
+
+
+__all__ = ["Split"]

@@ -1,0 +1,176 @@
+"""Where tokens are put: plain tensors, tensors on another device, files mapped into memory.
+
+A store holds x [b, h, m, d], the keys or the values of some heads, and knows nothing of attention.
+Memories are made of stores, so what one store learns (fewer bits, lower rank, a disk), every
+memory can do.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import ValueRangeError, fail
+
+
+class Store(ABC):
+    """Tokens of some heads, in the order in which they came."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the tokens held."""
+
+    @abstractmethod
+    def append(self, x: Tensor) -> None:
+        """Take in x [b, h, n, d]."""
+
+    @abstractmethod
+    def read(self) -> Tensor:
+        """Give all that is held, [b, h, m, d]."""
+
+    @abstractmethod
+    def empty(self) -> Store:
+        """Make a store of this kind that holds nothing."""
+
+    @abstractmethod
+    def crop(self, m: int) -> None:
+        """Keep the first m tokens."""
+
+    @abstractmethod
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i of the batch be what row `rows[i]` was."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes held in files."""
+        return 0
+
+    def settle(self) -> None:
+        """Make small what no longer needs to be exact; called when attention has read it."""
+        return
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold: tensors and plain values."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held."""
+
+
+StoreKind = Callable[[], Store]
+
+
+class Plain(Store):
+    """Tokens as they came, with a little room to grow: 1/32 of what is held, at least 8 tokens.
+
+    >>> store = Plain()
+    >>> store.append(torch.ones(1, 2, 100, 4)); store.append(torch.zeros(1, 2, 1, 4))
+    >>> len(store), store.read().shape, store.nbytes
+    (101, torch.Size([1, 2, 101, 4]), 3488)
+    """
+
+    def __init__(self) -> None:
+        self._x: Tensor | None = None
+        self._m = 0
+        # Whether the tensor is ours to write to: the first one is as it was given.
+        self._ours = False
+
+    def __len__(self) -> int:
+        return self._m
+
+    def append(self, x: Tensor) -> None:
+        """Write behind the last token, or move to a larger room."""
+        n = x.shape[2]
+        if self._x is None:
+            self._x, self._m, self._ours = x.contiguous(), n, False
+            return
+        room = self._x.shape[2] >= self._m + n
+        # A tensor made under inference mode can't be written outside of it, so it is copied.
+        if not (room and self._ours) or self._x.is_inference() != torch.is_inference_mode_enabled():
+            whole = self._m + n
+            made = x.new_empty(*x.shape[:2], whole + max(8, whole // 32), x.shape[3])
+            made[:, :, : self._m] = self.read()
+            self._x, self._ours = made, True
+        self._x[:, :, self._m : self._m + n] = x
+        self._m += n
+
+    def read(self) -> Tensor:
+        """Give a view."""
+        if self._x is None:
+            fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
+        return self._x[:, :, : self._m]
+
+    def empty(self) -> Plain:
+        """Make another."""
+        return Plain()
+
+    def crop(self, m: int) -> None:
+        """Forget the end."""
+        self._m = min(self._m, m)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows."""
+        if self._x is not None:
+            self._x, self._ours = self.read().index_select(0, rows), True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, room to grow included."""
+        return 0 if self._x is None else self._x.untyped_storage().nbytes()
+
+    def settle(self) -> None:
+        """Let go of a larger tensor that what is held is only a part of."""
+        if self._x is not None and self.nbytes > self._x.nbytes:
+            self._x, self._ours = self._x.clone(), True
+
+    def state(self) -> dict[str, Any]:
+        """Give the tokens."""
+        return {"x": None if self._x is None else self.read().clone()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the tokens."""
+        self._x = state["x"]
+        self._m, self._ours = 0 if self._x is None else self._x.shape[2], True
+
+
+class Hosted(Plain):
+    """Tokens on another device (the host), brought over when they are read.
+
+    >>> store = Hosted("cpu")
+    >>> store.append(torch.ones(1, 1, 3, 2)); store.read().device.type
+    'cpu'
+    """
+
+    def __init__(self, home: str = "cpu") -> None:
+        super().__init__()
+        self.home, self._device = home, torch.device(home)
+
+    def append(self, x: Tensor) -> None:
+        """Send it home."""
+        self._device = x.device
+        super().append(x.to(self.home))
+
+    def read(self) -> Tensor:
+        """Bring it over."""
+        return super().read().to(self._device)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows, at home."""
+        super().reorder(rows.to(self.home))
+
+    def empty(self) -> Hosted:
+        """Make another."""
+        return Hosted(self.home)
+
+
+__all__ = ["Hosted", "Plain", "Store", "StoreKind"]

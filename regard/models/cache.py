@@ -1,0 +1,167 @@
+"""Layers of a transformers cache that hold memories of ours.
+
+Imported where a cache of transformers is at hand, never before.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from regard.core.errors import CapabilityError, fail
+from regard.memories.base import KeyMemory
+from regard.memories.layer import LayerMemory
+from regard.memories.stores import Store
+
+# The attribute of a key tensor that says which layer of a cache it was given to: the only channel
+# from a cache to the attention function.
+TAG = "_regard_layer"
+
+
+class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """What all layers do that hold a memory: count, follow beams, go back."""
+
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.memory: KeyMemory | LayerMemory | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """Rows of the batch."""
+        return None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Do nothing: a memory begins by itself."""
+
+    def get_seq_length(self) -> int:
+        """Count the tokens seen, kept or not."""
+        return 0 if self.memory is None else self.memory.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Ask for masks over all tokens seen: they are rules, which cost nothing."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Say that there is no end."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """Say that there is no end, as older versions ask."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.memory = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        if self.memory is not None:
+            self.memory.reorder(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        if self.memory is not None and self.batch is not None:
+            self.reorder_cache(torch.arange(self.batch).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        self.reorder_cache(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Go back by some tokens (a negative number), or to a length."""
+        if self.memory is not None and tokens_to_remove:
+            seen = self.memory.seen
+            self.memory.crop(seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
+
+
+class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
+    """Hold a memory of keys for a stage: the stage reads it, when attention comes."""
+
+    memory: KeyMemory
+
+    def __init__(self, owner: Any, number: int, cache: list[Any]) -> None:
+        super().__init__()
+        self.owner, self.number, self.cache = owner, number, cache
+        # Whether keys went in that the stage has not seen since.
+        self.untold = False
+        # Which of the tokens of the running forward are real [b, n]; None where all are.
+        self.valid: Tensor | None = None
+        # Real tokens that each row has seen [b].
+        self.real: Tensor | None = None
+        # What policies keep beside the memory: stores, by name, and of which keys they are.
+        self.extra: dict[str, Store] = {}
+        self.extra_at: dict[str, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.real = None
+        self.extra, self.extra_at = {}, {}
+        self.memory = self.owner.new_memory(self)
+
+    @property
+    def batch(self) -> int | None:
+        """Rows of the batch."""
+        return None if self.real is None else len(self.real)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
+        """Extend the memory, and send the new keys on with the name of the layer they went to."""
+        if not self.owner.active:
+            fail(
+                CapabilityError, "past_key_values", "a cache of a model that was shrunk",
+                "the model as it was shrunk, or a new cache",
+                "go on within `with regard.shrink(...)`, or start the text again",
+            )  # fmt: skip
+        b, n = key_states.shape[0], key_states.shape[2]
+        keep = self.valid if self.valid is not None and self.valid.shape == (b, n) else None
+        if self.real is None:
+            self.real = torch.zeros(b, dtype=torch.long, device=key_states.device)
+        self.real = self.real + (n if keep is None else keep.sum(1))
+        self.memory.extend(key_states, value_states, keep)
+        self.is_initialized = self.untold = True
+        key_states = key_states.view_as(key_states)
+        setattr(key_states, TAG, self)
+        return key_states, value_states
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeyLayer:
+        # A copy of a cache is served by the same stage.
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        for name, x in self.__dict__.items():
+            made.__dict__[name] = x if name == "owner" else copy.deepcopy(x, memo)
+        return made
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory, and of what policies keep beside it."""
+        return self.memory.nbytes + sum(x.nbytes for x in self.extra.values())
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        super().reorder_cache(beam_idx)
+        for store in self.extra.values():
+            store.reorder(beam_idx)
+        if self.real is not None:
+            self.real = self.real.index_select(0, beam_idx.to(self.real.device))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Go back; what is cropped is taken to be real."""
+        before = self.memory.seen
+        super().crop(tokens_to_remove)
+        for store in self.extra.values():
+            if len(store) > 1:
+                store.crop(self.memory.seen)
+        if self.real is not None:
+            self.real = self.real - (before - self.memory.seen)
+
+
+__all__ = ["TAG", "HoldingLayer", "KeyLayer"]

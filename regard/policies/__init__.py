@@ -1,0 +1,11 @@
+"""Make a model that is trained cheaper: policies, by name or by class.
+
+`regard.shrink(model, "snapkv", keep=0.25)` puts one to work; `known()` lists them.
+"""
+
+from regard.policies.base import Policy, Step
+from regard.policies.budget import Budget
+from regard.policies.calibration import calibrate
+from regard.policies.registry import known, make_policies, policy, register
+
+__all__ = ["Budget", "Policy", "Step", "calibrate", "known", "make_policies", "policy", "register"]

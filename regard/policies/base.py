@@ -1,0 +1,148 @@
+"""What a policy is: how a model that is already trained keeps less, or attends to less."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.memories.base import KeyMemory
+from regard.memories.stores import StoreKind
+from regard.models.site import Site, Sites
+from regard.policies.budget import Budget
+from regard.run.executor import Answer, Yes
+
+if TYPE_CHECKING:
+    from regard.models.cache import KeyLayer
+
+
+@dataclass
+class Step:
+    """One call of attention at one site: what a policy may know.
+
+    `call` has every key that is kept, this forward's among them; the last `n` tokens of the `seen`
+    ones are this forward's. `real` [b] counts the tokens of each row that are no padding.
+    `layer` is None where the model runs without a cache.
+    """
+
+    site: Site
+    call: Call
+    seen: int
+    real: Tensor
+    layer: KeyLayer | None = None
+    # Pairs of one head and row that were computed, if a policy chose fewer.
+    pairs: float | None = None
+    # Where the keys of the memory stand, [b, m] or [b, g, m]; None where key j stands at j.
+    at: Tensor | None = None
+
+    @property
+    def n(self) -> int:
+        """Queries of this forward."""
+        return self.call.n
+
+    @property
+    def prompt(self) -> bool:
+        """Whether this is a prompt, or a piece of one."""
+        return self.n > 1 or self.seen == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether nothing was kept before this forward."""
+        return self.seen == self.n
+
+    @property
+    def memory(self) -> Any:
+        """The memory of the layer."""
+        assert self.layer is not None
+        return self.layer.memory
+
+    @property
+    def positions(self) -> Tensor:
+        """Where each key stands, [b, g, m]; -1 where none is."""
+        at, call = self.at, self.call
+        if at is None:
+            return torch.arange(call.m, device=call.k.device).expand(call.b, call.g, -1)
+        return (at[:, None] if at.dim() == 2 else at).expand(call.b, call.g, -1)
+
+
+@dataclass
+class Policy:
+    """Base of all policies; override what the paper changes.
+
+    `keep` is this policy's own budget (a share, tokens or bytes), where it differs from that of
+    `shrink`. What `what` names: "evicts" keys, "stores" them smaller, computes less of a
+    "prompt", reads fewer keys when "decoding", or "shares" among layers and heads.
+    """
+
+    what: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    # Whether the policy does something to what is kept, and so asks for a cache.
+    needs_cache: ClassVar[bool] = True
+    # Whether `slots` has something to say at every step, and not after prompts alone.
+    every_step: ClassVar[bool] = False
+    # Whether the policy must be calibrated before it can run.
+    calibrated: ClassVar[bool] = False
+    # Policies whose calibrations serve this one as well.
+    takes: ClassVar[tuple[str, ...]] = ()
+
+    keep: Any = field(default=None, kw_only=True)
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Say whether the policy can serve a model, or why not."""
+        return Yes()
+
+    def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
+        """Get ready; `budget` is this policy's."""
+        self.model, self.sites = model, sites
+        self.budget = budget if self.keep is None else Budget.of(self.keep)
+        size = next((p.element_size() for p in model.parameters()), 4)
+        self.token_bytes = float(
+            sum(2 * size * (s.kv_heads or 1) * (s.head_size or 64) for s in sites)
+        )
+        self.depth = {s.layer: place for place, s in enumerate(sites)}
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Make a memory for a site, if the policy needs one of its own; `before` are those of
+        earlier layers.
+        """
+        return None
+
+    def stores(self, site: Site) -> tuple[StoreKind, StoreKind] | None:
+        """Say what keys and values are put in, if the policy has its own way."""
+        return None
+
+    def select(self, step: Step) -> Call:
+        """Choose what is attended to: give the call with a smaller support, or fewer keys."""
+        return step.call
+
+    def slots(self, step: Step) -> Tensor | None:
+        """Choose the slots [b, g, c] that stay after this call; None where all do."""
+        return None
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self.model = None
+
+    def found(self) -> dict[str, Any]:
+        """Give what calibration found, as a file keeps it."""
+        return {}
+
+    def take(self, found: dict[str, Any]) -> None:
+        """Take what a calibration found."""
+
+    def rows(self, step: Step) -> Tensor:
+        """Tokens that a head may keep now, [b]."""
+        return self.budget.of_rows(step.real, self.token_bytes)
+
+    def settings(self) -> dict[str, Any]:
+        """Give the settings, as a calibration file keeps them."""
+        held = dataclasses.fields(self)
+        return {f.name: getattr(self, f.name) for f in held if f.name != "keep"}
+
+
+__all__ = ["Policy", "Step"]

@@ -1,0 +1,76 @@
+"""How much may be kept: a share, a number of tokens, or bytes over all layers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import ValueRangeError, fail, shape_of
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_BYTES = re.compile(r"([0-9]*\.?[0-9]+)\s*([KMGT]?)i?B", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share of the tokens seen, a number of tokens, or bytes for one row over all layers.
+
+    >>> Budget.of(0.25), Budget.of(512), Budget.of("2 MiB")
+    (Budget(share=0.25), Budget(tokens=512), Budget(bytes=2097152))
+    """
+
+    share: float | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+
+    @staticmethod
+    def of(keep: Any) -> Budget:
+        """Read what a user says: 0.25, 512 or "2 MiB"."""
+        if isinstance(keep, Budget):
+            return keep
+        if isinstance(keep, bool):
+            fail(ValueRangeError, "keep", keep, "a share, tokens or bytes", "pass keep=0.25, say")
+        if isinstance(keep, float) and 0 < keep <= 1:
+            return Budget(share=keep)
+        if isinstance(keep, int) and keep >= 1:
+            return Budget(tokens=keep)
+        if isinstance(keep, str):
+            found = _BYTES.fullmatch(keep.strip())
+            if found and float(found[1]) > 0:
+                return Budget(bytes=int(float(found[1]) * UNITS[found[2].upper()]))
+        return fail(
+            ValueRangeError,
+            "keep",
+            shape_of(keep),
+            'a share from above 0 to 1, a number of tokens, or bytes such as "2 MiB"',
+            "pass keep=0.25, keep=512 or keep='2 MiB'",
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything may stay."""
+        return self.share == 1.0
+
+    def of_rows(self, real: Tensor, token_bytes: float) -> Tensor:
+        """Give the tokens that a head may keep on average, [b], of so many `real` ones [b].
+
+        `token_bytes` is what one token costs over all layers and heads. At least one token stays.
+        """
+        if self.share is not None:
+            kept = torch.ceil(real * self.share - 1e-9).long()
+        elif self.tokens is not None:
+            kept = torch.full_like(real, self.tokens)
+        else:
+            kept = torch.full_like(real, int((self.bytes or 0) / max(token_bytes, 1.0)))
+        return kept.clamp(min=1).minimum(real)
+
+    def __repr__(self) -> str:
+        said = {"share": self.share, "tokens": self.tokens, "bytes": self.bytes}
+        return f"Budget({', '.join(f'{k}={x}' for k, x in said.items() if x is not None)})"
+
+
+__all__ = ["Budget"]

@@ -1,0 +1,348 @@
+"""Policies that read fewer keys when decoding: all are kept, each step reads those it wants.
+
+A policy keeps an index beside the memory (`index`), and asks it at each step which keys are worth
+reading (`worth`). The choice is free at each step: nothing is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.heads import take_keys
+from regard.core.method import method
+from regard.core.support import Everything
+from regard.memories.stores import Plain, Store
+from regard.policies.base import Policy, Step
+from regard.policies.registry import register
+from regard.policies.scoring import best
+
+
+@dataclass
+class Selecting(Policy):
+    """Base of policies for decoding: override `index` and `worth`."""
+
+    what: ClassVar[str] = "decoding"
+
+    def index(self) -> Store | None:
+        """Make what is kept of every key beside the memory."""
+        return None
+
+    def worth(self, step: Step, index: Any) -> Tensor | None:
+        """Say what each key is worth to this query, [b, g, m]; None to read all."""
+        raise NotImplementedError
+
+    def select(self, step: Step) -> Call:
+        """Read the keys that are worth most."""
+        call, layer = step.call, step.layer
+        if layer is None or self.budget.whole:
+            return call
+        index = self._index(step)
+        rows = self.rows(step)
+        if step.n > 1 or bool((rows >= call.m).all()):
+            self.passed(step)
+            return call
+        if not isinstance(call.rule.support, Everything):  # a window reads little as it is
+            return call
+        if step.at is None and type(self).select_counts is Selecting.select_counts:
+            return self._plainly(step, index, int(rows[0]))
+        worth = self.worth(step, index)
+        if worth is None:
+            return call
+        at = step.positions
+        chosen = best(worth, self.select_counts(step, rows), at)
+        step.pairs = float((chosen >= 0).sum(-1).float().mean())
+        return taken(call, chosen, at)
+
+    def _plainly(self, step: Step, index: Any, count: int) -> Call:
+        """Choose where every head holds every key, and reads equally many: in any order."""
+        slots = self.quickly(step, index, count)
+        if slots is None:
+            return step.call
+        call = step.call
+        step.pairs = float(slots.shape[-1])
+        return call.replace(k=take_keys(call.k, slots), v=take_keys(call.v, slots))
+
+    def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
+        """Choose `count` keys for each key head, [b, g, count]; None to read all."""
+        worth = self.worth(step, index)
+        return None if worth is None else worth.topk(count, dim=-1, sorted=False).indices
+
+    def select_counts(self, step: Step, rows: Tensor) -> Tensor:
+        """Say how many keys each key head reads, [b, g], of `rows` [b] on average."""
+        return rows[:, None].expand(-1, step.call.g)
+
+    def passed(self, step: Step) -> None:
+        """Note what a step that read everything can tell."""
+
+    def _index(self, step: Step) -> Any:
+        """Bring the index up to the keys that are kept."""
+        layer, memory = step.layer, step.memory
+        assert layer is not None
+        made = self.index()
+        if made is None:
+            return None
+        index = layer.extra.setdefault(self.name, made)
+        k = step.call.k
+        have, dropped = len(index), getattr(memory, "_dropped_at", 0)
+        if have > k.shape[2] - step.n or layer.extra_at.get(self.name, 0) != dropped:
+            # Keys have gone since: the index is made anew of those that stayed.
+            index = layer.extra[self.name] = made
+            have = 0
+        layer.extra_at[self.name] = dropped
+        index.append(self.seen_by_index(step, k[:, :, have:]))
+        return index
+
+    def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
+        """Give what of new keys the index takes in."""
+        return k
+
+
+def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
+    """Give a decoding call with the keys of some slots [b, g, c] that stand `at` [b, g, m]."""
+    index = slots.clamp(min=0)
+    k, v = take_keys(call.k, index), take_keys(call.v, index)
+    if bool((slots >= 0).all()):
+        return call.replace(k=k, v=v, k_positions=None)
+    return call.replace(k=k, v=v, k_positions=torch.where(slots >= 0, at.gather(2, index), -1))
+
+
+class Bounds(Store):
+    """Least and largest key of each page, channel by channel: low, high [b, g, pages, d].
+
+    >>> bounds = Bounds(4)
+    >>> bounds.append(torch.arange(6.0).view(1, 1, 6, 1))
+    >>> bounds.low.flatten().tolist(), bounds.high.flatten().tolist(), len(bounds)
+    ([0.0, 4.0], [3.0, 5.0], 6)
+    """
+
+    def __init__(self, page: int) -> None:
+        self.page, self._m = page, 0
+        self._low, self._high = Plain(), Plain()
+
+    def __len__(self) -> int:
+        return self._m
+
+    @property
+    def low(self) -> Tensor:
+        """Least keys."""
+        return self._low.read()
+
+    @property
+    def high(self) -> Tensor:
+        """Largest keys."""
+        return self._high.read()
+
+    def append(self, x: Tensor) -> None:
+        """Take in keys [b, g, n, d]; the last page grows until it is full."""
+        open_ = self._m % self.page
+        if open_:
+            some = min(self.page - open_, x.shape[2])
+            for held, least in ((self._low, True), (self._high, False)):
+                last = held.read()[:, :, -1:].clone()
+                both = torch.cat((last, x[:, :, :some]), 2)
+                held.crop(len(held) - 1)
+                held.append(both.amin(2, True) if least else both.amax(2, True))
+            self._m += some
+            x = x[:, :, some:]
+        n = x.shape[2]
+        if not n:
+            return
+        self._m += n
+        short = -n % self.page
+        filled = torch.cat((x, x[:, :, -1:].expand(-1, -1, short, -1)), 2)
+        low, high = filled.unflatten(2, (-1, self.page)).aminmax(dim=3)
+        self._low.append(low)
+        self._high.append(high)
+
+    def read(self) -> Tensor:
+        """Give both bounds, [b, g, pages, 2 d]."""
+        return torch.cat((self.low, self.high), -1)
+
+    def empty(self) -> Bounds:
+        """Make another."""
+        return Bounds(self.page)
+
+    def crop(self, m: int) -> None:
+        """Forget the end; bounds of a page that is cut stay as wide as they were."""
+        if m < self._m:
+            self._m = m
+            for held in (self._low, self._high):
+                held.crop(-(-m // self.page))
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows."""
+        self._low.reorder(rows)
+        self._high.reorder(rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both bounds."""
+        return self._low.nbytes + self._high.nbytes
+
+    def state(self) -> dict[str, Any]:
+        """Give the bounds."""
+        return {"m": self._m, "low": self._low.state(), "high": self._high.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take them."""
+        self._m = state["m"]
+        self._low.restore(state["low"])
+        self._high.restore(state["high"])
+
+
+def page_scores(q: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Bound of q . k over each page: sum over channels of max(q low, q high), [b, h, n, pages].
+
+    q [b, h, n, d]; low and high [b, g, pages, d]. With q split by sign the sum is two products.
+    """
+    b, h, n, _ = q.shape
+    grouped = q.unflatten(1, (low.shape[1], -1)).flatten(2, 3)
+    up, down = grouped.clamp(min=0), grouped.clamp(max=0)
+    found = up @ high.transpose(2, 3) + down @ low.transpose(2, 3)
+    return found.view(b, h, n, -1)
+
+
+@register("quest", "pages")
+@dataclass
+class Quest(Selecting):
+    """Read the pages whose keys may match best, told by the least and largest of each channel.
+
+    s(page) = sum_c max(q_c min_c, q_c max_c) bounds q . k from above; the maximum over the query
+    heads of a key head; the first and the newest page are always read. (Quest, Tang et al. 2024)
+    """
+
+    page: int = 16
+    # Tokens whose bounds are one: smaller than a page, they tell a needle from its neighbors.
+    logical: int = 16
+
+    def index(self) -> Store:
+        """Keep bounds."""
+        return Bounds(min(self.logical, self.page))
+
+    def worth(self, step: Step, index: Bounds) -> Tensor:
+        """Give each key the score of its page."""
+        score = self.pages(step.call, index)
+        return score.repeat_interleave(self.page, -1)[..., : step.call.m]
+
+    def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
+        """Choose whole pages; the newest may not be full, so keys past the end are the last."""
+        score = self.pages(step.call, index)
+        pages = min(max(2, -(-count // self.page)), score.shape[-1])
+        best_pages = score.topk(pages, dim=-1, sorted=False).indices
+        slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
+        slots = slots.flatten(2).sort(-1).values
+        return slots[..., : slots.shape[-1] - (-step.call.m % self.page)]
+
+    def pages(self, call: Call, index: Bounds) -> Tensor:
+        """Score pages [b, g, pages]; the first and the newest are best."""
+        score = page_scores(call.q, index.low, index.high)[:, :, 0]
+        score = score.unflatten(1, (call.g, -1)).amax(2)
+        each = max(1, self.page // index.page)
+        short = -score.shape[-1] % each
+        score = torch.nn.functional.pad(score, (0, short), value=-torch.inf)
+        score = score.unflatten(-1, (-1, each)).amax(-1)
+        score[..., 0] = score[..., -1] = torch.finfo(score.dtype).max
+        return score
+
+
+@register("double_sparsity")
+@method("double_sparsity", call='from regard.policies import policy; policy("double_sparsity")')
+@dataclass
+class DoubleSparsity(Selecting):
+    """Read the keys that match best on a few channels, which lie in a small cache of their own.
+
+    Channels c of each head by mean |q_c k_c| over the prompt, `channels` of them (a share of the
+    head size); s_j = sum over these of q_c k_jc; the best over the query heads of a key head.
+    `random_channels` draws them instead. (Double Sparsity, Yang et al. 2024)
+    """
+
+    channels: float = 0.25
+    random_channels: bool = False
+
+    def index(self) -> Store:
+        """Keep labels."""
+        return Plain()
+
+    def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
+        """Take the chosen channels, which the first prompt chooses."""
+        layer = step.layer
+        assert layer is not None
+        chosen = layer.extra.get(f"{self.name} channels")
+        if chosen is None:
+            chosen = Plain()
+            chosen.append(self.chosen(step)[:, :, None])
+            layer.extra[f"{self.name} channels"] = chosen
+        at = chosen.read().expand(-1, -1, k.shape[2], -1)
+        return k.gather(3, at)
+
+    def chosen(self, step: Step) -> Tensor:
+        """Rank channels by the mean size of their products: [b, g, r]."""
+        call = step.call
+        r = max(1, round(self.channels * call.d))
+        if self.random_channels:
+            draw = torch.Generator().manual_seed(0)
+            order = torch.rand(call.g, call.d, generator=draw).argsort(-1)[:, :r]
+            return order.expand(call.b, -1, -1).contiguous()
+        real = (step.positions >= 0)[..., None]  # padding has channels of its own
+        q = call.q.abs().unflatten(1, (call.g, -1)).mean(2) * real[:, :, call.m - call.n :]
+        return (q.sum(2) * (call.k.abs() * real).sum(2)).topk(r, dim=-1).indices
+
+    def worth(self, step: Step, index: Plain) -> Tensor:
+        """Match on the labels."""
+        call, layer = step.call, step.layer
+        assert layer is not None
+        labels = index.read()
+        at = layer.extra[f"{self.name} channels"].read()
+        q = call.q[:, :, 0].unflatten(1, (call.g, -1))
+        q = q.gather(3, at.expand(-1, -1, q.shape[2], -1))
+        worth = q @ labels.transpose(2, 3)
+        worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
+        worth[..., -1] = torch.finfo(worth.dtype).max
+        return worth
+
+
+@register("recycled", "recycled_attention")
+@method("recycled_attention", call='from regard.policies import policy; policy("recycled")')
+@dataclass
+class Recycled(Selecting):
+    """Read everything each `every`-th step; between, the keys that the last full step liked best.
+
+    A full step ranks keys by the weight its query gave them (the mean over the query heads of a key
+    head); steps between read the best of these, and all that came since.
+    (Recycled Attention, Xu et al. 2024)
+    """
+
+    every: int = 8
+
+    def worth(self, step: Step, index: None) -> Tensor | None:
+        """Look up what the last full step gave, or make it now."""
+        layer, call = step.layer, step.call
+        assert layer is not None
+        held = layer.extra.get(self.name)
+        since = call.m - (0 if held is None else len(held))
+        if held is None or since > self.every:
+            self.passed(step)
+            return None
+        weight = held.read()[..., 0]
+        new = weight.new_full((*weight.shape[:2], since), torch.finfo(weight.dtype).max)
+        return torch.cat((weight, new), -1)
+
+    def passed(self, step: Step) -> None:
+        """Keep the weights of the newest query."""
+        call, layer = step.call, step.layer
+        assert layer is not None
+        q = call.q[:, :, -1].unflatten(1, (call.g, -1))
+        score = q @ call.k.transpose(2, 3) / math.sqrt(call.d)
+        weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
+        held = Plain()
+        held.append(weight[..., None])
+        layer.extra[self.name] = held
+
+
+__all__ = ["Bounds", "DoubleSparsity", "Quest", "Recycled", "Selecting", "page_scores", "taken"]

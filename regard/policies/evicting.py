@@ -1,0 +1,276 @@
+"""Policies that evict: after a prompt (or each step) every head keeps its best keys.
+
+A policy says what a key is worth (`score`), and perhaps how many each head may keep (`counts`).
+The newest `recent` tokens and the first `sinks` are kept before all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from regard.core.method import method
+from regard.memories.base import KeyMemory
+from regard.memories.ring import Ring
+from regard.models.site import Site
+from regard.policies.base import Policy, Step
+from regard.policies.registry import register
+from regard.policies.scoring import best, by_key_head, rank_of, received, smooth
+
+
+@dataclass
+class Evicting(Policy):
+    """Base of policies that evict: override `score`, higher for keys that are worth more."""
+
+    what: ClassVar[str] = "evicts"
+    # Whether keys are evicted at every step, or after prompts (and pieces of prompts) alone.
+    every_step: ClassVar[bool] = False
+    sinks: int = 0
+    recent: int = 0
+
+    def score(self, step: Step) -> Tensor:
+        """Say what each key is worth, [b, g, m]."""
+        raise NotImplementedError
+
+    def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
+        """Say how many keys each head keeps, [b, g], of `rows` [b] on average."""
+        return rows[:, None].expand(-1, step.call.g)
+
+    def slots(self, step: Step) -> Tensor | None:
+        """Keep what is protected, then what is worth most."""
+        self.watch(step)
+        if not (step.prompt or self.every_step) or self.budget.whole:
+            return None
+        rows, at = self.rows(step), step.positions
+        if not bool(((at >= 0).sum(-1) > rows[:, None]).any()) and self.uniform:
+            return None
+        score = self.score(step).clone()
+        rank, real = rank_of(at), (at >= 0)
+        newest = at >= step.seen - self.newest(step, rows)[:, None, None]
+        top = torch.finfo(score.dtype).max
+        score = torch.where(real & ((rank < self.sinks) | newest), top, score)
+        return best(score, self.counts(step, rows, score), at)
+
+    def newest(self, step: Step, rows: Tensor) -> Tensor:
+        """Say how many of the newest tokens each row keeps in any case, [b]."""
+        return (rows - self.sinks).clamp(min=min(1, self.recent), max=self.recent)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every head of every layer keeps equally many."""
+        return type(self).counts is Evicting.counts
+
+    def watch(self, step: Step) -> None:
+        """Note what later scores need; called for every forward."""
+
+
+@register("streaming", "streaming_llm", "sinks_and_window")
+@dataclass
+class Streaming(Evicting):
+    """Keep the first tokens (sinks) and the newest: score(j) = j.
+
+    A budget in tokens or bytes is a ring of fixed size, so that a step costs the same at every
+    length; a share grows with what was seen. Keys keep the positions they were made with.
+    (StreamingLLM, Xiao et al. 2023)
+    """
+
+    every_step: ClassVar[bool] = True
+    sinks: int = 4
+    recent: int = 1
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Keep a ring where the size is fixed."""
+        if self.budget.share is not None:
+            return None
+        room = torch.tensor([1 << 40])
+        tokens = int(self.budget.of_rows(room, self.token_bytes))
+        sinks = min(self.sinks, tokens - 1)
+        return Ring(tokens - sinks, sinks)
+
+    def slots(self, step: Step) -> Tensor | None:
+        """Leave a ring to itself."""
+        return None if isinstance(step.memory, Ring) else super().slots(step)
+
+    def score(self, step: Step) -> Tensor:
+        """Score by position."""
+        return step.positions.float()
+
+
+@register("h2o", "heavy_hitters")
+@dataclass
+class HeavyHitters(Evicting):
+    """Keep the newest tokens and those that have received most weight so far, half and half.
+
+    score(j) = sum of A[i, j] over all queries i up to now, mean over the query heads of a key head;
+    at each step the lowest goes. (H2O, Zhang et al. 2023)
+    """
+
+    every_step: ClassVar[bool] = True
+    recent_share: float = 0.5
+
+    def watch(self, step: Step) -> None:
+        """Add up what every key receives."""
+        if self.budget.whole:
+            return
+        got = by_key_head(received(step), step.call.g)
+        step.memory.set_note("received", step.memory.note("received") + got)
+
+    def newest(self, step: Step, rows: Tensor) -> Tensor:
+        """Half of what may be kept."""
+        return (rows * self.recent_share).long().clamp(min=1)
+
+    def score(self, step: Step) -> Tensor:
+        """Score by what was received."""
+        found: Tensor = step.memory.note("received")
+        return found
+
+
+@register("snapkv", "snap_kv")
+@dataclass
+class SnapKV(Evicting):
+    """Keep what the last `window` tokens of the prompt look at, neighbors together.
+
+    score(j) = sum over the last w queries of A[i, j], smoothed over `kernel` positions, mean over
+    the query heads of a key head; the window itself stays. What is generated later stays too.
+    (SnapKV, Li et al. 2024)
+    """
+
+    window: int = 16
+    kernel: int = 5
+
+    def newest(self, step: Step, rows: Tensor) -> Tensor:
+        """Keep the window."""
+        return rows.clamp(max=self.window)
+
+    def score(self, step: Step) -> Tensor:
+        """Ask the last queries."""
+        w, m = min(self.window, step.n), step.call.m
+        votes = received(step, w)[..., : m - w]
+        own = by_key_head(smooth(votes, self.kernel) if m > w else votes, step.call.g)
+        return torch.nn.functional.pad(own, (0, w))
+
+
+@method("pyramid_kv", call='from regard.policies import policy; policy("pyramid_kv")')
+@register("pyramid_kv", "pyramidkv")
+@dataclass
+class PyramidKV(SnapKV):
+    """As SnapKV, with budgets that fall in even steps from the first layer to the last.
+
+    With an average of C keys a layer, w of them the window: the last layer keeps
+    min = (C - w) / beta older keys, the first 2 (C - w) - min. (PyramidKV, Cai et al. 2024)
+    """
+
+    beta: float = 20.0
+
+    def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
+        """Take this layer's step of the pyramid."""
+        last = max(len(self.sites) - 1, 1)
+        w = torch.full_like(rows, self.window).minimum(rows)
+        average, room = (rows - w).double(), (step.real - w).double()
+        least = average / self.beta
+        most = (2 * average - least).minimum(room)
+        least = (2 * average - most).minimum(room)
+        share = self.depth[step.site.layer] / last if len(self.sites) > 1 else 0.5
+        own = torch.floor(most - (most - least) * share + 0.5).long() + w
+        return own.clamp(min=1)[:, None].expand(-1, step.call.g)
+
+
+@register("ada_kv", "adakv")
+@dataclass
+class AdaKV(SnapKV):
+    """As SnapKV, with the budget of a layer shared out among its heads by what they look at.
+
+    The best g * C keys of all heads of the layer stay, but each head keeps at least a share `floor`
+    of C; heads become ragged, and cost what they keep. (Ada-KV, Feng et al. 2024)
+    """
+
+    floor: float = 0.2
+
+    def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
+        """Count the keys of each head among the best of the layer."""
+        b, g, m = score.shape
+        at = step.positions
+        score = torch.where(at >= 0, score, -torch.inf)
+        least = torch.ceil(self.floor * rows).long().clamp(min=1)
+        # The best of each head up to the floor are in, whatever the other heads have.
+        order = score.argsort(dim=-1, descending=True, stable=True)
+        place = torch.empty_like(order).scatter_(2, order, torch.arange(m).expand_as(order))
+        top = torch.finfo(score.dtype).max
+        score = torch.where((place < least[:, None, None]) & (at >= 0), top, score)
+        order = score.flatten(1).argsort(dim=-1, descending=True, stable=True)
+        total = (rows * g).minimum((at >= 0).flatten(1).sum(1))
+        chosen = torch.arange(g * m) < total[:, None]
+        marked = torch.zeros(b, g * m, dtype=torch.bool).scatter_(1, order, chosen)
+        return marked.view(b, g, m).sum(-1)
+
+
+@register("tova")
+@dataclass
+class Tova(Evicting):
+    """Keep what the newest token looks at, the same keys in all heads of a layer, at every step.
+
+    score(j) = mean over all heads of A[last, j]. (TOVA, Oren et al. 2024)
+    """
+
+    every_step: ClassVar[bool] = True
+    recent: int = 1
+
+    def score(self, step: Step) -> Tensor:
+        """Ask the newest query."""
+        votes = received(step, 1).mean(1, keepdim=True)
+        return votes.expand(-1, step.call.g, -1)
+
+
+@register("knorm")
+@dataclass
+class KeyNorm(Evicting):
+    """Keep the keys of small norm, which receive most weight: score(j) = -|k_j|.
+
+    (Devoto et al. 2024)
+    """
+
+    def score(self, step: Step) -> Tensor:
+        """Score by the norm alone."""
+        return -step.call.k.float().norm(dim=-1)
+
+
+@register("keydiff")
+@dataclass
+class KeyDiff(Evicting):
+    """Keep keys that differ from the mean direction of all: score(j) = -cos(k_j, mean of k / |k|).
+
+    (KeyDiff, Park et al. 2025)
+    """
+
+    def score(self, step: Step) -> Tensor:
+        """Score by the cosine with the anchor."""
+        k, real = step.call.k.float(), (step.positions >= 0)[..., None]
+        anchor = (normalize(k, dim=-1) * real).sum(2, keepdim=True) / real.sum(2, keepdim=True)
+        return -torch.cosine_similarity(k, anchor, dim=-1)
+
+
+@register("random")
+@dataclass
+class Random(Evicting):
+    """Keep keys by chance: what any other policy must beat."""
+
+    seed: int = 0
+
+    def score(self, step: Step) -> Tensor:
+        """Draw by position and head, so that a run can be repeated."""
+        draw = torch.Generator().manual_seed(self.seed + (step.site.layer or 0))
+        # By token first, so that what came is drawn alike however much comes.
+        table = torch.rand(step.seen, step.call.g, generator=draw).T
+        at = rank_of(step.positions).clamp(min=0)
+        return table.expand(step.call.b, -1, -1).gather(2, at)
+
+
+__all__ = [
+    "AdaKV", "Evicting", "HeavyHitters", "KeyDiff", "KeyNorm", "PyramidKV", "Random", "SnapKV",
+    "Streaming", "Tova",
+]  # fmt: skip

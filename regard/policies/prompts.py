@@ -1,0 +1,350 @@
+"""Policies that compute less of a prompt: each head attends to chosen tiles of its causal triangle.
+
+A policy says which tiles each head computes (`tiles`); `keep` is the share of the causal pairs. The
+diagonal and the first tile are always computed, short prompts and decoding are dense, and keys are
+all kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.heads import expand_heads
+from regard.core.method import method
+from regard.core.support import Tiles
+from regard.models.attach import attach
+from regard.models.engine import attended
+from regard.models.site import Sites
+from regard.models.stage import Stage
+from regard.policies.base import Policy, Step
+from regard.policies.registry import register
+from regard.run.executor import Answer, No, Yes
+from regard.run.reference import weight_matrix
+
+
+@dataclass
+class SparsePrompt(Policy):
+    """Base of policies for prompts: override `tiles`."""
+
+    what: ClassVar[str] = "prompt"
+    needs_cache: ClassVar[bool] = False
+    block: int = 64
+    # Prompts of fewer tiles than this are dense.
+    least: int = 4
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Causal self-attention only."""
+        other = next((s for s in sites if s.kind != "self" or s.causal is False), None)
+        return Yes() if other is None else No(f"which is not causal at {other.module}")
+
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Say which tiles each head computes, bool [b or 1, h, t_q, t_k]."""
+        raise NotImplementedError
+
+    def density(self, call: Call) -> float:
+        """Share of the causal pairs that may be computed."""
+        budget = self.budget
+        if budget.share is not None:
+            return budget.share
+        tokens = int(budget.of_rows(torch.tensor([call.m]), self.token_bytes))
+        return min(1.0, 2 * tokens / call.m)
+
+    def select(self, step: Step) -> Call:
+        """Add the chosen tiles to the rule of a prompt."""
+        call = step.call
+        # A key must stand in its own place: where some were evicted, tiles of places mean nothing.
+        moved = call.m != step.seen or call.rule.offset + call.n != call.m
+        if self.budget.whole or moved or call.n < self.least * self.block:
+            return call
+        chosen = self.always(call) | self.tiles(call, self.density(call))
+        chosen = chosen & causal_tiles(call, self.block)
+        step.pairs = pairs_of(chosen, call, self.block)
+        support = Tiles(chosen, self.block, _start(call, self.block))
+        return call.replace(rule=call.rule.replace(support=call.rule.support & support))
+
+    def always(self, call: Call) -> Tensor:
+        """The tiles that are computed in any case: the diagonal and the first."""
+        rows, cols = tile_places(call, self.block)
+        return ((rows[:, None] == cols) | (cols == 0))[None, None]
+
+
+def _start(call: Call, block: int) -> int:
+    """Position of the first row of tiles."""
+    return call.rule.offset // block * block
+
+
+def tile_places(call: Call, block: int) -> tuple[Tensor, Tensor]:
+    """Number the tiles of queries and of keys, counted from position 0."""
+    first = call.rule.offset // block
+    last = -(-call.m // block)
+    return torch.arange(first, last), torch.arange(last)
+
+
+def causal_tiles(call: Call, block: int) -> Tensor:
+    """Tiles that hold a causal pair, bool [1, 1, t_q, t_k]."""
+    rows, cols = tile_places(call, block)
+    return (cols <= rows[:, None])[None, None]
+
+
+def pairs_of(chosen: Tensor, call: Call, block: int) -> float:
+    """Causal pairs in chosen tiles, for one row and head on average."""
+    rows, cols = tile_places(call, block)
+    first, last = call.rule.offset, call.rule.offset + call.n
+    height = (rows * block + block).clamp(max=last) - (rows * block).clamp(min=first)
+    width = (cols * block + block).clamp(max=call.m) - cols * block
+    area = height[:, None] * width.double()
+    side = width[rows].double()
+    # Rows of a tile on the diagonal that begins with query r of it: r + 1, ..., side.
+    area[torch.arange(len(rows)), rows] = (2 * side - height + 1) * height / 2
+    return float((chosen * area).sum() / (chosen.shape[0] * chosen.shape[1]))
+
+
+def last_rows(call: Call, rows: int = 64) -> Tensor:
+    """Weights of the last queries, [b, h, rows, m]."""
+    rows = min(rows, call.n)
+    rule = call.rule.shift(call.n - rows)
+    return weight_matrix(call.replace(q=call.q[:, :, call.n - rows :], rule=rule))[0]
+
+
+def lines(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum weights [b, h, r, m] of the last r queries by key, and by distance: [b, h, m] each.
+
+    Distances reach from 0 (the diagonal) to m - 1.
+
+    >>> w = torch.zeros(1, 1, 2, 4); w[0, 0, 0, 1] = w[0, 0, 1, 2] = 1.0
+    >>> columns, slashes = lines(w)
+    >>> columns.tolist(), slashes.tolist()
+    ([[[0.0, 1.0, 1.0, 0.0]]], [[[0.0, 2.0, 0.0, 0.0]]])
+    """
+    b, h, r, m = weights.shape
+    flipped = weights.flip(2, 3)  # row i from the last one up: key 0 is the last
+    slashes = weights.new_zeros(b, h, m)
+    for i in range(r):
+        slashes[..., : m - i] += flipped[:, :, i, i:]
+    return weights.sum(2), slashes
+
+
+def affordable(score: Tensor, cost: Tensor, budget: float) -> Tensor:
+    """Choose the best-scored things, as many as `budget` pays for: bool like score [b, h, c].
+
+    >>> affordable(torch.tensor([[[5.0, 1.0, 3.0]]]), torch.tensor([2.0, 2.0, 2.0]), 4).tolist()
+    [[[True, False, True]]]
+    """
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    paid = cost[order].cumsum(-1) <= budget
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, paid)
+
+
+def by_block(x: Tensor, block: int) -> Tensor:
+    """Sum x [..., m] over blocks."""
+    short = -x.shape[-1] % block
+    return torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, block)).sum(-1)
+
+
+@register("a_shape")
+@dataclass
+class AShape(SparsePrompt):
+    """Compute the first tile and a window before each query, the same for all heads.
+
+    The window is as wide as the share allows: w = T (1 - sqrt(1 - keep)) tiles of T.
+    (MInference, Jiang et al. 2024; StreamingLLM's shape)
+    """
+
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Take the tiles near the diagonal."""
+        rows, cols = tile_places(call, self.block)
+        wide = max(1, int(len(cols) * (1 - (1 - keep) ** 0.5)))
+        return (rows[:, None] - cols < wide)[None, None].expand(1, call.h, -1, -1)
+
+
+@register("vertical_slash")
+@dataclass
+class VerticalSlash(SparsePrompt):
+    """Compute the columns and the diagonals that the last queries put most weight on.
+
+    With A of the last `rows` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o],
+    blocks of each, best first, half of the share for each kind. (MInference, Jiang et al. 2024)
+    """
+
+    rows: int = 64
+
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Find the lines, and pay for the best of them."""
+        rows, cols = tile_places(call, self.block)
+        columns, slashes = lines(last_rows(call, self.rows))
+        columns = by_block(columns, self.block)[..., : len(cols)]
+        # A diagonal at distance o runs through two tiles of each row: those of o and of o + block.
+        near = by_block(slashes, self.block)[..., : len(cols)]
+        near = near + torch.nn.functional.pad(near, (1, 0))[..., :-1]
+        total = len(rows) * (len(cols) - (len(rows) - 1) / 2)
+        half = max(keep * total - 2 * len(rows), 0.0) / 2
+        cost = (len(cols) - torch.arange(len(cols))).clamp(max=len(rows)).float()
+        columns[..., 0] = -1.0  # computed in any case
+        near[..., 0] = -1.0
+        vertical = affordable(columns, cost, half)
+        slash = affordable(near, cost, half)
+        distance = (rows[:, None] - cols).clamp(min=0)
+        return vertical[:, :, None] | slash[:, :, distance]
+
+
+@register("block_sparse")
+@dataclass
+class BlockSparse(SparsePrompt):
+    """Compute for each tile of queries the key tiles whose mean key its mean query likes best.
+
+    softmax(mean q . mean k) over causal tiles; each row of tiles computes a share `keep` of those
+    before it. (MInference, Jiang et al. 2024)
+    """
+
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Pool, compare, take the best."""
+        rows, cols = tile_places(call, self.block)
+        k = pooled(expand_heads(call.k, call.h), self.block)
+        before = call.rule.offset % self.block
+        q = pooled(torch.nn.functional.pad(call.q, (0, 0, before, 0)), self.block)
+        scores = q @ k.transpose(2, 3)
+        scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
+        count = ((rows + 1) * keep).ceil()
+        place = scores.argsort(dim=-1, descending=True).argsort(dim=-1)
+        return place < count[:, None]
+
+
+def pooled(x: Tensor, block: int) -> Tensor:
+    """Mean of x [b, h, m, d] over blocks; what fills the last one up counts for nothing."""
+    m = x.shape[2]
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -m % block)).unflatten(2, (-1, block))
+    count = torch.full((padded.shape[2], 1), float(block))
+    count[-1] -= -m % block
+    return padded.sum(3) / count
+
+
+@method("minference", call='from regard.policies import policy; policy("minference")')
+@register("minference")
+@dataclass
+class MInference(SparsePrompt):
+    """Compute for each head the pattern that suits it: A-shape, vertical and slash, or blocks.
+
+    The pattern of a head is the one whose output is nearest to the dense one at equal cost, on one
+    sample: `regard.policies.calibrate(model, "minference", ids, to=...)`. Without a calibration
+    every head takes vertical and slash, as most do. (MInference, Jiang et al. 2024)
+    """
+
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        self.kinds = {
+            "a_shape": AShape(self.block, self.least),
+            "vertical_slash": VerticalSlash(self.block, self.least, self.rows),
+            "block_sparse": BlockSparse(self.block, self.least),
+        }
+        self.patterns: dict[int, list[str]] = {}
+
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Ask each head's own pattern."""
+        own = self.patterns.get(getattr(call.site, "layer", None), ["vertical_slash"] * call.h)
+        made = {name: self.kinds[name].tiles(call, keep) for name in dict.fromkeys(own)}
+        b = max(x.shape[0] for x in made.values())
+        stacked = [made[name].expand(b, -1, -1, -1)[:, head] for head, name in enumerate(own)]
+        return torch.stack(stacked, 1)
+
+    def best_patterns(self, call: Call, keep: float) -> list[str]:
+        """Name for each head the pattern whose output is nearest to the dense one."""
+        dense = attended(call)
+        errors = []
+        for kind in self.kinds.values():
+            chosen = kind.always(call) | kind.tiles(call, keep)
+            chosen = chosen & causal_tiles(call, self.block)
+            rule = call.rule.replace(support=call.rule.support & Tiles(chosen, self.block))
+            off = attended(call.replace(rule=rule)) - dense
+            errors.append(off.flatten(2).norm(dim=2).mean(0))
+        best = torch.stack(errors).argmin(0)
+        return [list(self.kinds)[i] for i in best.tolist()]
+
+    def learn(
+        self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Search on one text (ids [1, n]), layer by layer, in one forward."""
+        share = 0.1 if self.keep is None else float(self.keep)
+        search = _Search(self, share)
+        with attach(model, [search], check=False), torch.no_grad():
+            model(inputs[0], use_cache=False)
+        self.patterns = search.patterns
+        keep({"patterns": self.patterns})
+        yield 1, 1
+
+    def found(self) -> dict[str, Any]:
+        """Give the pattern of each head."""
+        return {"patterns": self.patterns}
+
+    def take(self, found: dict[str, Any]) -> None:
+        """Take them."""
+        self.patterns = dict(found["patterns"])
+
+
+@method("hip_attention", call='from regard.policies import policy; policy("hip")')
+@register("hip")
+@dataclass
+class Hip(SparsePrompt):
+    """Find key blocks by halving: keep the better halves, told by one key in the middle of each.
+
+    Each tile of queries begins with its causal range cut in n segments; each round splits them in
+    two and keeps the n whose middle key has the largest q . k with any (every `stride`-th) query of
+    the tile, until segments are single blocks: 2 n log2(T / n) scores in place of T.
+    (HiP, Lee et al. 2024)
+    """
+
+    stride: int = 8
+
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Walk down the halves, all tiles of queries at once."""
+        rows, cols = tile_places(call, self.block)
+        before = call.rule.offset % self.block
+        q = torch.nn.functional.pad(call.q, (0, 0, before, -(before + call.n) % self.block))
+        q = q.unflatten(2, (-1, self.block))[:, :, :, :: self.stride]  # [b, h, t, s, d]
+        n = max(1, int(keep * len(cols) / 2))
+        edges = torch.linspace(0, 1, n + 1)
+        ends = ((rows[:, None] + 1) * edges).round().long()  # [t, n + 1], in key blocks
+        low = ends[:, :-1].expand(call.b, call.h, -1, -1)
+        high = ends[:, 1:].expand(call.b, call.h, -1, -1)
+        k = expand_heads(call.k, call.h)
+        while bool((high - low > 1).any()):
+            middle = torch.div(low + high + 1, 2, rounding_mode="floor")
+            lows, highs = torch.cat((low, middle), -1), torch.cat((middle, high), -1)
+            score = self._score(q, k, lows, highs)
+            best = score.topk(n, dim=-1).indices
+            low, high = lows.gather(-1, best), highs.gather(-1, best)
+        chosen = torch.zeros(call.b, call.h, len(rows), len(cols) + 1, dtype=torch.bool)
+        index = torch.where(high > low, low, len(cols))
+        return chosen.scatter_(-1, index, True)[..., :-1]
+
+    def _score(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Largest q . k of each tile of queries with the middle key of each segment."""
+        middle = ((low + high) * self.block // 2).clamp(max=k.shape[2] - 1)
+        index = middle.flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
+        keys = k.gather(2, index).view(*middle.shape, -1)  # [b, h, t, c, d]
+        score = (q @ keys.transpose(3, 4)).amax(3)
+        return torch.where(high > low, score, -torch.inf)
+
+
+class _Search(Stage):
+    """Find the pattern of every head while a text is read."""
+
+    def __init__(self, maker: MInference, keep: float) -> None:
+        super().__init__()
+        self.maker, self.keep, self.patterns = maker, keep, dict[int, list[str]]()
+
+    def observe(self, call: Call) -> None:
+        """Compare the patterns of one layer."""
+        self.patterns[call.site.layer] = self.maker.best_patterns(call, self.keep)
+
+
+__all__ = [
+    "AShape", "BlockSparse", "Hip", "MInference", "SparsePrompt", "VerticalSlash", "lines",
+]  # fmt: skip

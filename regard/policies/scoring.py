@@ -1,0 +1,74 @@
+"""What keys are worth: parts that policies which evict, and those that select, share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool1d
+
+from regard.policies.base import Step
+from regard.run.survey import survey
+
+
+def received(step: Step, last: int | None = None) -> Tensor:
+    """Weight that each key receives from the last queries (all where not said), [b, h, m].
+
+    Queries at padding do not count where the padding is on the left, as generate has it: they
+    stand before the last ones, and meet no key.
+    """
+    call = step.call
+    last = call.n if last is None else min(last, call.n)
+    rule = call.rule.shift(call.n - last)
+    q = call.q[:, :, call.n - last :]
+    found = survey(
+        q.detach(), call.k.detach(), call.v.detach(), rule, want=("received",),
+        k_positions=call.k_positions,
+    )  # fmt: skip
+    return found.found["received"]
+
+
+def by_key_head(x: Tensor, g: int) -> Tensor:
+    """Mean over the query heads that share a key head: x [b, h, ...] gives [b, g, ...]."""
+    return x.unflatten(1, (g, -1)).mean(2)
+
+
+def smooth(x: Tensor, kernel: int) -> Tensor:
+    """Mean over neighbors in the last axis; beyond the ends there are zeros.
+
+    >>> smooth(torch.tensor([[0.0, 3.0, 0.0, 0.0]]), 3).tolist()
+    [[1.0, 1.0, 1.0, 0.0]]
+    """
+    flat = x.flatten(0, -2)[:, None]
+    return avg_pool1d(flat, kernel, 1, kernel // 2)[:, 0].view_as(x)
+
+
+def rank_of(positions: Tensor) -> Tensor:
+    """Count the real keys before each, [b, g, m]: 0 for the first that is no padding.
+
+    >>> rank_of(torch.tensor([[[-1, 3, 7]]])).tolist()
+    [[[-1, 0, 1]]]
+    """
+    real = positions >= 0
+    return torch.where(real, real.long().cumsum(-1) - 1, -1)
+
+
+def best(score: Tensor, count: Tensor, positions: Tensor) -> Tensor:
+    """Slots of the best-scored keys, `count` [b, g] of each row and head, as [b, g, c] in order.
+
+    >>> score, at = torch.tensor([[[1.0, 9.0, 5.0, 7.0]]]), torch.tensor([[[0, 1, 2, -1]]])
+    >>> best(score, torch.tensor([[2]]), at).tolist()
+    [[[1, 2]]]
+    """
+    real = positions >= 0
+    score = torch.where(real, score.float(), -torch.inf)
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    c = max(int(count.max()), 1)
+    order = order[..., :c]
+    kept = torch.arange(order.shape[-1], device=score.device) < count[..., None]
+    kept &= real.gather(2, order)
+    m = score.shape[-1]
+    order = torch.where(kept, order, m).sort(-1).values
+    return torch.where(order < m, order, -1)
+
+
+__all__ = ["best", "by_key_head", "rank_of", "received", "smooth"]

@@ -1,0 +1,309 @@
+"""Policies that share: keys and values among layers, weights among layers or among heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from regard.core.call import Call
+from regard.core.errors import ValueRangeError, fail
+from regard.core.heads import expand_heads
+from regard.core.method import method
+from regard.memories.base import KeyMemory
+from regard.memories.shared import Shared
+from regard.memories.some_keys import SomeKeys
+from regard.models.attach import attach, hook_of
+from regard.models.site import Site, Sites
+from regard.models.stage import Stage
+from regard.policies.base import Policy, Step
+from regard.policies.calibration import CalibrationError
+from regard.policies.registry import register
+from regard.run.reference import weight_matrix
+
+
+class Sharing(Stage):
+    """Let layers read the keys and values of others: `sources` maps a layer to an earlier one."""
+
+    def __init__(self, sources: dict[int, int]) -> None:
+        super().__init__()
+        self.sources, self._held = sources, dict[int, tuple[Tensor, Tensor]]()
+
+    def before(self, call: Call) -> Call:
+        """Hold the keys of sources, and give them to those who share."""
+        layer = call.site.layer
+        if layer in self.sources:
+            k, v = self._held[self.sources[layer]]
+            return call.replace(k=k, v=v)
+        if layer in self.sources.values():
+            self._held[layer] = call.k, call.v
+        return call
+
+
+@method("kv_sharer", call='from regard.policies import policy; policy("kv_sharer")')
+@register("kv_sharer")
+@dataclass
+class KVSharer(Policy):
+    """Let some layers read the keys and values of earlier, dissimilar ones, and keep none.
+
+    Pairs of layers by the distance of their mean keys and values, the most dissimilar first
+    (`order="near"` for the opposite, "random"); a pair (later, earlier) is taken if the last hidden
+    states of calibration texts stay within a mean cosine of `least`, until a share `share` of the
+    layers shares: `regard.policies.calibrate(model, "kv_sharer", texts, to=...)` with texts as ids.
+    (KVSharer, Yang et al. 2024)
+    """
+
+    what: ClassVar[str] = "shares"
+    calibrated: ClassVar[bool] = True
+    share: float = 0.25
+    least: float = 0.5
+    order: str = "far"
+    sources: dict[int, int] = field(default_factory=dict, init=False)
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Ask for a map, unless nothing is to be shared."""
+        super().begin(model, sites, budget)
+        if not self.sources and not self.budget.whole:
+            fail(
+                CalibrationError, "calibrate", "nothing", "which layers share",
+                'regard.policies.calibrate(model, "kv_sharer", texts, to="layers.cal")',
+            )  # fmt: skip
+        if self.budget.whole:
+            self.sources = {}
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Read another layer's memory."""
+        source = self.sources.get(site.layer or 0)
+        return None if source is None else Shared(before[source])
+
+    def found(self) -> dict[str, Any]:
+        """Give the map."""
+        return {"sources": self.sources}
+
+    def take(self, found: dict[str, Any]) -> None:
+        """Take a map."""
+        self.sources = dict(found["sources"])
+
+    def guess(self, model: Any) -> dict[str, Any]:
+        """Let the last layer share with the first."""
+        last = len(hook_of(model)[1]) - 1
+        return {"sources": {last: 0}}
+
+    def learn(
+        self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Try pairs in their order; tell each."""
+        means = _MeanKeys()
+        with torch.no_grad():
+            with attach(model, [means], check=False) as bare:
+                layers = len(bare.sites)
+                for ids in inputs:
+                    model(ids, use_cache=False)
+            plain = [_last(model, ids) for ids in inputs]
+        pairs = ranked_pairs(means.mean(), self.order)
+        want = max(1, int(self.share * layers))
+        done = state.get("step", 0)
+        self.sources = {int(a): b for a, b in state.get("sources", {}).items()}
+        self.cosines = list(state.get("cosines", []))
+        for step, (later, earlier) in enumerate(pairs):
+            if step < done or len(self.sources) >= want:
+                continue
+            taken = later in self.sources or later in self.sources.values()
+            if not taken:
+                # Chains are followed to who keeps keys of its own.
+                trial = {**self.sources, later: self.sources.get(earlier, earlier)}
+                cosine = self.closeness(model, inputs, plain, trial)
+                if cosine > self.least:
+                    self.sources = trial
+                    self.cosines.append(cosine)
+            keep({"step": step + 1, "sources": self.sources, "cosines": self.cosines})
+            yield step + 1, len(pairs)
+
+    @staticmethod
+    @torch.no_grad()
+    def closeness(
+        model: Any, inputs: Sequence[Tensor], plain: Sequence[Tensor], sources: dict[int, int]
+    ) -> float:
+        """Mean cosine of the last hidden states with and without sharing."""
+        with attach(model, [Sharing(sources)], check=False):
+            shared = [_last(model, ids) for ids in inputs]
+        each = [
+            torch.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
+            for a, b in zip(plain, shared, strict=True)
+        ]
+        return float(torch.stack(each).mean())
+
+
+def _last(model: Any, ids: Tensor) -> Tensor:
+    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+    return found
+
+
+class _MeanKeys(Stage):
+    """Mean keys and values of each layer over texts, position by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: dict[int, list[Any]] = {}
+
+    def observe(self, call: Call) -> None:
+        """Add them up."""
+        total = self.sums.setdefault(call.site.layer, [0.0, 0.0])
+        for place, x in enumerate((call.k, call.v)):
+            total[place] = total[place] + x.detach().mean(0)
+
+    def mean(self) -> list[list[Tensor]]:
+        """Give (keys, values) [g, n, d] of each layer."""
+        return [self.sums[layer] for layer in sorted(self.sums)]
+
+
+def ranked_pairs(means: Sequence[Sequence[Tensor]], order: str) -> list[tuple[int, int]]:
+    """Order pairs (later, earlier) of layers by how far their keys and values are apart."""
+    if order not in ("far", "near", "random"):
+        fail(ValueRangeError, "order", repr(order), "'far', 'near' or 'random'", "pass order='far'")
+    found = []
+    for i in range(len(means)):
+        for j in range(i):
+            apart = [(a - b).norm(dim=-1).mean() for a, b in zip(means[i], means[j], strict=True)]
+            found.append((float(sum(apart)) / 2, i, j))
+    if order == "random":
+        place = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+        return [found[p][1:] for p in place]
+    return [(i, j) for _, i, j in sorted(found, reverse=order == "far")]
+
+
+@register("shared_weights", "shared_attention")
+@method(
+    "shared_attention_weights", call='from regard.policies import policy; policy("shared_weights")'
+)
+@dataclass
+class SharedWeights(Policy):
+    """Let layers `first` to `last` use the attention weights of the layer before, on own values.
+
+    Layers of the span keep values alone. Their weights are made again from the queries and keys of
+    the layer before, which is exact and writes no matrix, but saves no products.
+    (Shared Attention, Liao and Vargas 2024)
+    """
+
+    what: ClassVar[str] = "shares"
+    first: int = -1
+    last: int = -1
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Read the span."""
+        super().begin(model, sites, budget)
+        n = len(sites)
+        span = range(self.first % n, self.last % n + 1)
+        self.span = [] if self.budget.whole else [x for x in span if x > 0]
+        self._source: Call | None = None
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Keep values alone."""
+        return SomeKeys(heads=()) if site.layer in self.span else None
+
+    def select(self, step: Step) -> Call:
+        """Note queries and keys before the span, and use them in it."""
+        layer, call = step.site.layer or 0, step.call
+        if layer in self.span and self._source is not None:
+            return call.replace(q=self._source.q, k=self._source.k)
+        if layer + 1 in self.span:
+            self._source = call
+        return call
+
+    def end(self) -> None:
+        """Let go of the queries and keys as well."""
+        super().end()
+        self._source = None
+
+
+@register("chai")
+@method("chai", call='from regard.policies import policy; policy("chai")')
+@dataclass
+class Chai(Policy):
+    """Let heads that look alike use the weights of one of them, each with its own values.
+
+    The first `watch` tokens of a prompt tell: heads are clustered by the correlation of their rows
+    of weights, `keep` of them (a share of the heads) as clusters; from then on q k is computed for
+    the head nearest each center alone, and where every query head of a key head is led by others,
+    its keys are dropped. (CHAI, Agarwal et al. 2024)
+    """
+
+    what: ClassVar[str] = "shares"
+    watch: int = 16
+    random_clusters: bool = False
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Keep keys of the heads that lead."""
+        return None if self.budget.whole else SomeKeys()
+
+    def select(self, step: Step) -> Call:
+        """Find the leaders in the first prompt; give every head its leader's query and keys."""
+        call, layer = step.call, step.layer
+        if self.budget.whole or layer is None:
+            return call
+        memory, share = step.memory, call.h // call.g
+        if memory.leaders is None:
+            seen = min(self.watch, call.n)
+            early = call.replace(q=call.q[:, :, :seen])
+            count = max(1, round((self.budget.share or 0.5) * call.h))
+            memory.leaders = leaders(weight_matrix(early)[0], count, self.random_clusters)
+            # A head of keys may go where no query head of it leads.
+            memory.keep_keys_of(sorted({int(x) // share for x in memory.leaders}))
+        led = memory.leaders.tolist()
+        step.pairs = pairs_of_prompt(call.n, call.m) * (1 + len(set(led)) / call.h) / 2
+        k, v = expand_heads(call.k, call.h), expand_heads(call.v, call.h)
+        at = call.k_positions
+        at = expand_heads(at, call.h)[:, led] if at is not None and at.dim() == 3 else at
+        return call.replace(q=call.q[:, led], k=k[:, led], v=v, k_positions=at)
+
+
+def pairs_of_prompt(n: int, m: int) -> float:
+    """Causal pairs of the last n of m tokens."""
+    return n * (m - n) + n * (n + 1) / 2
+
+
+def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
+    """Give each head the head that leads its cluster, [h], from weights [b, h, n, m].
+
+    k-means over unit rows, begun at heads far from one another.
+
+    >>> w = torch.rand(1, 2, 4, 4).repeat_interleave(2, 1)
+    >>> leaders(w, 2).tolist()
+    [0, 0, 2, 2]
+    """
+    x = weights.transpose(0, 1).flatten(1).float()
+    x = normalize(x - x.mean(1, keepdim=True), dim=1)
+    h = len(x)
+    if by_chance:
+        draw = torch.Generator().manual_seed(0)
+        first = torch.randperm(h, generator=draw)[:count]
+        own = first[torch.randint(count, (h,), generator=draw)]
+        own[first] = first
+        return own
+    chosen = [0]
+    while len(chosen) < count:  # the head farthest from those chosen
+        nearest = (x @ x[chosen].T).amax(1)
+        nearest[chosen] = torch.inf
+        chosen.append(int(nearest.argmin()))
+    centers = x[chosen]
+    for _ in range(10):
+        cluster = (x @ centers.T).argmax(1)
+        centers = torch.stack([
+            normalize(x[cluster == c].mean(0), dim=0) if bool((cluster == c).any()) else centers[c]
+            for c in range(count)
+        ])  # fmt: skip
+    cluster = (x @ centers.T).argmax(1)
+    near = x @ centers.T
+    head_of = {
+        c: int(torch.where(cluster == c, near[:, c], -torch.inf).argmax())
+        for c in cluster.unique().tolist()
+    }
+    return torch.tensor([head_of[c] for c in cluster.tolist()])
+
+
+__all__ = ["Chai", "KVSharer", "SharedWeights", "Sharing", "leaders", "ranked_pairs"]

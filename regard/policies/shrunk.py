@@ -1,0 +1,186 @@
+"""A model that is shrunk: what it keeps, what it costs, and what it loses by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.models.attach import Attached
+from regard.models.site import Site
+from regard.policies.shrinking import Shrinking
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one layer keeps and costs: `kept` keys by key head, a mean over the batch."""
+
+    site: Site
+    seen: int
+    kept: tuple[float, ...]
+    bytes: int
+    full_bytes: int
+    file_bytes: int
+    flops: float
+    dense_flops: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a shrunk model keeps and costs, measured: bytes are those of the tensors held.
+
+    `kl` is the mean divergence (nats) of next-token distributions from those of the full model,
+    over the second half of the probe text, read after the first half; `agree` the share of tokens
+    on which both would go on alike.
+    """
+
+    policies: tuple[str, ...]
+    layers: tuple[LayerReport, ...]
+    kl: float | None = None
+    agree: float | None = None
+    ids: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory held."""
+        return sum(x.bytes for x in self.layers)
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes that keys and values of all tokens seen would take."""
+        return sum(x.full_bytes for x in self.layers)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of attention so far."""
+        return sum(x.flops for x in self.layers)
+
+    @property
+    def dense_flops(self) -> float:
+        """FLOPs that full causal attention would have taken."""
+        return sum(x.dense_flops for x in self.layers)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Give one row of words for each layer, after a row of headings."""
+        head = ("layer", "seen", "kept by head", "bytes", "of full", "FLOPs of dense")
+        return [head, *(
+            (str(x.site.layer), str(x.seen), " ".join(f"{c:.0f}" for c in x.kept), f"{x.bytes:,}",
+             _share(x.bytes, x.full_bytes), _share(x.flops, x.dense_flops))
+            for x in self.layers
+        )]  # fmt: skip
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
+        said = f"{' + '.join(self.policies)}: {self.bytes:,} of {self.full_bytes:,} bytes"
+        said += f" ({_share(self.bytes, self.full_bytes)})"
+        files = sum(x.file_bytes for x in self.layers)
+        said += f", {files:,} in files" if files else ""
+        said += f", {_share(self.flops, self.dense_flops)} of the FLOPs of attention"
+        if self.kl is not None:
+            said += f"; KL {self.kl:.4f} nats, next tokens agree {self.agree:.1%}"
+        return "\n".join([said, *lines])
+
+
+def _share(a: float, b: float) -> str:
+    return f"{a / b:.1%}" if b else "-"
+
+
+class Shrunk:
+    """A shrunk model, until `detach()` or the end of the `with`."""
+
+    def __init__(self, attached: Attached, stage: Shrinking, tokenizer: Any = None) -> None:
+        self.attached, self.stage, self.tokenizer = attached, stage, tokenizer
+
+    @property
+    def model(self) -> Any:
+        """The model, which is the one that was given."""
+        return self.attached.model
+
+    @property
+    def policies(self) -> list[Any]:
+        """The policies at work."""
+        return self.stage.policies
+
+    def detach(self) -> None:
+        """Give the model back as it was."""
+        self.attached.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def report(self, text: Any = None) -> Report:
+        """Say what is kept and what it costs; with a probe text (or ids), what is lost as well.
+
+        Without a text it tells of the cache that was used last, and of all FLOPs so far.
+        """
+        kl = agree = ids = None
+        if text is not None:
+            ids = self._ids(text)
+            kl, agree = self._loss(ids)
+        found = []
+        for layer in self.stage.layers:
+            memory, site = layer.memory, self.stage._by_layer[layer.number]
+            if not memory.seen:
+                continue
+            read = memory.read()
+            at = read.positions
+            if at is None:
+                kept = torch.full((read.k.shape[1],), float(read.k.shape[2]))
+            else:
+                at = at[:, None] if at.dim() == 2 else at
+                kept = (at >= 0).sum(-1).float().mean(0).expand(read.k.shape[1])
+            token = read.k[:, :, :1].nbytes + read.v[:, :, :1].nbytes
+            spent = self.stage.spent[site]
+            found.append(LayerReport(
+                site, memory.seen, tuple(kept.tolist()), layer.nbytes, token * memory.seen,
+                memory.file_bytes, spent.flops, spent.dense,
+            ))  # fmt: skip
+        names = tuple(p.name for p in self.policies)
+        return Report(names, tuple(found), kl, agree, ids)
+
+    def _ids(self, text: Any) -> Tensor:
+        if isinstance(text, Tensor):
+            ids = text if text.dim() == 2 else text[None]
+        elif isinstance(text, str) and self.tokenizer is not None:
+            ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        else:
+            fail(
+                ValueRangeError, "text", shape_of(text), "ids [b, n], or text beside a tokenizer",
+                "pass shrink(..., tokenizer=tokenizer), or ids",
+            )  # fmt: skip
+        if ids.shape[1] < 4:
+            fail(ValueRangeError, "text", f"{ids.shape[1]} tokens", "at least 4", "give more")
+        return ids
+
+    @torch.no_grad()
+    def _loss(self, ids: Tensor) -> tuple[float, float]:
+        """Compare next tokens on the second half, read after the first half was shrunk."""
+        half = ids.shape[1] // 2
+        cache = self.model(ids[:, :half], use_cache=True).past_key_values
+        ours = self.model(ids[:, half:], past_key_values=cache).logits.float()
+        self.stage.paused = True
+        try:
+            theirs = self.model(ids, use_cache=False).logits[:, half:].float()
+        finally:
+            self.stage.paused = False
+        a, b = theirs.log_softmax(-1), ours.log_softmax(-1)
+        kl = (a.exp() * (a - b)).sum(-1).mean()
+        agree = (a.argmax(-1) == b.argmax(-1)).float().mean()
+        return float(kl), float(agree)
+
+    def __repr__(self) -> str:
+        return f"Shrunk({self.stage.name} on {type(self.model).__name__})"
+
+
+__all__ = ["LayerReport", "Report", "Shrunk"]

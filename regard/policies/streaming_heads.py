@@ -1,0 +1,288 @@
+"""Policies that give some heads all keys and others a window: DuoAttention, LServe, MoA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, fail
+from regard.core.heads import expand_heads
+from regard.core.method import method
+from regard.core.partial import Partial
+from regard.core.support import Everything, Keys, PerHead, Sinks, Support, Window
+from regard.memories.base import KeyMemory
+from regard.memories.kept import Kept
+from regard.memories.ring import Ring
+from regard.memories.split import Split
+from regard.memories.stores import Plain, Store
+from regard.models.attach import attach, hook_of
+from regard.models.engine import attended
+from regard.models.site import Site, Sites
+from regard.models.stage import Stage
+from regard.policies.base import Step
+from regard.policies.calibration import CalibrationError
+from regard.policies.decoding import Bounds, Selecting, page_scores
+from regard.policies.registry import register
+from regard.policies.scoring import rank_of
+
+
+def near(window: int, sinks: int) -> Support:
+    """The newest `window` keys and the first `sinks`, beside what is causal anyway."""
+    return Window(window, 1) | Sinks(sinks) if sinks else Window(window, 1)
+
+
+@method("duo_attention", call='from regard.policies import policy; policy("duo_attention")')
+@register("duo_attention", "duo")
+@dataclass
+class DuoAttention(Selecting):
+    """Keep every key for retrieval heads; sinks and a window for all others, prompts included.
+
+    `keep` is the share of key heads that retrieve: those of the highest gates a. Gates are found by
+    making out = a full + (1 - a) streaming in every head, and lowering the squared difference of
+    the last hidden states on answers to pass keys + `weight` mean a:
+    `regard.policies.calibrate(model, "duo_attention", rows, to=...)`.
+    (DuoAttention, Xiao et al. 2024)
+    """
+
+    what: ClassVar[str] = "evicts"
+    calibrated: ClassVar[bool] = True
+    sinks: int = 4
+    recent: int = 64
+    weight: float = 0.1
+    steps: int = 150
+    rate: float = 0.02
+    gates: dict[int, list[float]] = field(default_factory=dict, init=False)
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Turn gates into roles."""
+        super().begin(model, sites, budget)
+        if self.budget.share is None:
+            fail(
+                CapabilityError, "keep", f"{self.budget}", "a share: of the heads that retrieve",
+                "pass keep=0.5, say",
+            )  # fmt: skip
+        if not self.gates and not self.budget.whole:
+            fail(
+                CalibrationError, "calibrate", "nothing", "which heads retrieve",
+                f'regard.policies.calibrate(model, "{self.name}", rows, to="heads.cal"), and '
+                f'shrink(..., calibrate="heads.cal")',
+            )  # fmt: skip
+        self.roles = self._roles()
+
+    def _roles(self) -> dict[int, list[bool]]:
+        """Say of each key head whether it retrieves: the best gates, as many as `keep` allows."""
+        ranked = sorted(
+            ((a, -layer, -head) for layer, own in self.gates.items() for head, a in enumerate(own)),
+            reverse=True,
+        )
+        share = self.budget.share or 0.0
+        chosen = {(-la, -h) for _, la, h in ranked[: max(1, round(share * len(ranked)))]}
+        return {
+            layer: [(layer, head) in chosen for head in range(len(own))]
+            for layer, own in self.gates.items()
+        }
+
+    def heads(self, site: Site) -> tuple[list[int], list[int]]:
+        """Give the key heads of a site that retrieve, and those that stream."""
+        roles = self.roles.get(site.layer or 0, [True] * (site.kv_heads or 1))
+        return [h for h, x in enumerate(roles) if x], [h for h, x in enumerate(roles) if not x]
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Put the heads in memories of their kinds."""
+        if self.budget.whole:
+            return None
+        retrieve, stream = self.heads(site)
+        return Split([(retrieve, Kept()), (stream, Ring(self.recent, self.sinks))])
+
+    def select(self, step: Step) -> Call:
+        """Hide from streaming heads, in a prompt, what they will not keep."""
+        call, layer = step.call, step.layer
+        if self.budget.whole or layer is None or call.n == 1:
+            return call
+        _, stream = self.heads(step.site)
+        if not stream:
+            return call
+        window: Support = near(self.recent, self.sinks)
+        if bool((step.real < step.seen).any()):
+            # The first tokens of a row are those after its padding.
+            at = step.positions[:, :1]
+            first = torch.where((rank_of(at) >= 0) & (rank_of(at) < self.sinks), at, 1 << 60)
+            first = first.sort(-1).values[..., : self.sinks]
+            listed = torch.where(first < 1 << 60, first, -1)[:, :, None]
+            window = Window(self.recent, 1) | Keys(listed)
+        share = call.h // call.g
+        own = tuple(window if h // share in stream else Everything() for h in range(call.h))
+        return call.replace(rule=call.rule.replace(support=call.rule.support & PerHead(own)))
+
+    # Calibration
+
+    def found(self) -> dict[str, Any]:
+        """Give the gates."""
+        return {"gates": self.gates}
+
+    def take(self, found: dict[str, Any]) -> None:
+        """Take gates."""
+        self.gates = {int(layer): list(own) for layer, own in found["gates"].items()}
+
+    def guess(self, model: Any) -> dict[str, Any]:
+        """Give gates that know nothing: later heads first."""
+        sites = hook_of(model)[1]
+        return {"gates": {s.layer: [h / 9 for h in range(s.kv_heads or 1)] for s in sites}}
+
+    def learn(
+        self, model: Any, inputs: Sequence[tuple[Tensor, int]], state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Optimize the gates on rows (ids [b, n], answer tokens at the end); tell each step."""
+        sites = hook_of(model)[1]
+        gated = Gates(sites, self.sinks, self.recent)
+        for parameter in gated.gates.values():
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(list(gated.gates.values()), lr=self.rate)
+        done = 0
+        if state:
+            done = state["step"]
+            for layer, held in state["gates"].items():
+                gated.gates[layer].data.copy_(held)
+            optimizer.load_state_dict(state["optimizer"])
+        frozen = [p for p in model.parameters() if p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(False)
+        try:
+            for step in range(done, self.steps):
+                ids, answer = inputs[step % len(inputs)]
+                with torch.no_grad():
+                    full = _hidden(model, ids)[:, -answer - 1 : -1]
+                with attach(model, [gated], check=False):
+                    ours = _hidden(model, ids)[:, -answer - 1 : -1]
+                apart = (ours - full).square().mean() / full.square().mean()
+                size = torch.cat(list(gated.gates.values())).mean()
+                optimizer.zero_grad()
+                (apart + self.weight * size).backward()
+                optimizer.step()
+                for parameter in gated.gates.values():
+                    parameter.data.clamp_(0, 1)
+                held = {layer: p.detach().clone() for layer, p in gated.gates.items()}
+                keep({"step": step + 1, "gates": held, "optimizer": optimizer.state_dict()})
+                yield step + 1, self.steps
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+        self.gates = {layer: p.detach().tolist() for layer, p in gated.gates.items()}
+
+
+def _hidden(model: Any, ids: Tensor) -> Tensor:
+    """Last hidden states [b, n, d]."""
+    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+    return found
+
+
+class Gates(Stage):
+    """Mix full and streaming attention in every head: out = a full + (1 - a) streaming."""
+
+    def __init__(self, sites: Sites, sinks: int, recent: int, start: float = 1.0) -> None:
+        super().__init__()
+        self.sinks, self.recent = sinks, recent
+        self.gates = {
+            s.layer or 0: nn.Parameter(torch.full((s.kv_heads or 1,), start)) for s in sites
+        }
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        """Run the call again under the window, and mix."""
+        support = call.rule.support & near(self.recent, self.sinks)
+        streaming = attended(call.replace(rule=call.rule.replace(support=support)))
+        gate = expand_heads(self.gates[call.site.layer or 0][None], call.h)[..., None, None]
+        gate = gate.to(partial.out.dtype)
+        return Partial(gate * partial.out + (1 - gate) * streaming, None)
+
+
+@method("lserve", call='from regard.policies import policy; policy("lserve")')
+@register("lserve")
+@dataclass
+class LServe(DuoAttention):
+    """Half the key heads stream; the others read, when decoding, the best pages of all keys.
+
+    Pages of `page` tokens are scored by the largest bound sum_c max(q_c min_c, q_c max_c) of their
+    logical pages of `logical` tokens; the first and the newest are always read; the choice is used
+    again for `every` steps. `keep` is the budget of tokens that a dense head reads; `streaming` the
+    share of heads that stream, by DuoAttention's gates. (LServe, Yang et al. 2025)
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("duo_attention",)
+    page: int = 64
+    logical: int = 16
+    every: int = 4
+    streaming: float = 0.5
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Turn gates into roles, whatever the budget of pages."""
+        Selecting.begin(self, model, sites, budget)
+        if not self.gates and not self.budget.whole and self.streaming:
+            fail(
+                CalibrationError, "calibrate", "nothing", "which heads retrieve",
+                'regard.policies.calibrate(model, "lserve", rows, to="heads.cal")',
+            )  # fmt: skip
+        pages, self.budget = self.budget, type(self.budget)(share=1.0 - self.streaming)
+        self.roles = self._roles()
+        self.budget = pages
+
+    def select(self, step: Step) -> Call:
+        """Choose pages for the dense heads when decoding."""
+        if step.n > 1 or self.budget.whole:
+            return DuoAttention.select(self, step)
+        return Selecting.select(self, step)
+
+    def index(self) -> Store:
+        """Keep bounds of logical pages."""
+        return Bounds(self.logical)
+
+    def _index(self, step: Step) -> Any:
+        dense, _ = self.heads(step.site)
+        return super()._index(step) if dense else None
+
+    def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
+        """Bounds of the dense heads alone."""
+        dense, _ = self.heads(step.site)
+        return k[:, dense]
+
+    def worth(self, step: Step, index: Any) -> Tensor | None:
+        """Score pages for dense heads; streaming heads read all they have."""
+        call, layer = step.call, step.layer
+        dense, _ = self.heads(step.site)
+        if not dense or layer is None:
+            return None
+        top = torch.finfo(torch.float32).max
+        held = layer.extra.get(f"{self.name} pages")
+        since = call.m - (0 if held is None else len(held))
+        if held is None or since >= self.every or since < 0:
+            q = call.q.unflatten(1, (call.g, -1))[:, dense].flatten(1, 2)
+            score = page_scores(q, index.low, index.high)[:, :, 0]
+            score = score.unflatten(1, (len(dense), -1)).amax(2)
+            each = max(1, self.page // self.logical)
+            score = torch.nn.functional.pad(score, (0, -score.shape[-1] % each), value=-torch.inf)
+            score = score.unflatten(-1, (-1, each)).amax(-1)
+            score[..., 0] = score[..., -1] = top
+            own = score.repeat_interleave(self.page, -1)[..., : call.m]
+            held = Plain()
+            held.append(own[..., None])
+            layer.extra[f"{self.name} pages"], since = held, 0
+        own = held.read()[..., 0]
+        own = torch.cat((own, own.new_full((*own.shape[:2], since), top)), -1)
+        worth = torch.full((call.b, call.g, call.m), top)
+        worth[:, dense] = own.float()
+        return worth
+
+    def select_counts(self, step: Step, rows: Tensor) -> Tensor:
+        """Streaming heads read every key they keep."""
+        dense, _ = self.heads(step.site)
+        counts = (step.positions >= 0).sum(-1)
+        counts[:, dense] = rows[:, None]
+        return counts
+
+
+__all__ = ["DuoAttention", "Gates", "LServe", "near"]
