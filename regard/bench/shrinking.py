@@ -250,8 +250,8 @@ def curves(
     for label, one, keep in todo:
         cell = done.get((label, keep))
         if cell is None:
-            made = None if one is None else policy(one) if isinstance(one, str) else one()
-            cell = measure(model, tokenizer, made, keep, asked, setting)
+            fresh = None if one is None else policy(one) if isinstance(one, str) else one()
+            cell = measure(model, tokenizer, fresh, keep, asked, setting)
             done[cell.policy, keep] = cell
             if kept_in is not None:
                 write_cells(kept_in, list(done.values()), setting)

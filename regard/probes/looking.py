@@ -80,7 +80,8 @@ class Look:
                 return self.runs(inputs)
             if not _takes(self.model, inputs):  # a module that calls its tokens by another name
                 return self.model(*inputs.values())
-            return self.model(**inputs, **({"use_cache": False} if _caches(self.model) else {}))
+            # Keys that nobody will decode with are not kept.
+            return self.model(**({"use_cache": False} if _keeps(self.model) else {}) | inputs)
 
     def deep(self, heads: Sequence[tuple[Site, int]]) -> DeepHeads:
         """Keep chosen heads in full, on the first reading."""
@@ -272,6 +273,12 @@ def _takes(model: Any, inputs: Mapping[str, Any]) -> bool:
         return True
     first = next(iter(known.values()), None)
     return first is None or first.default is not first.empty or first.kind is first.VAR_KEYWORD
+
+
+def _keeps(model: Any) -> bool:
+    """Whether a model would keep keys and values for decoding, unless it is told not to."""
+    wishes = getattr(getattr(model, "config", None), "use_cache", False)
+    return bool(wishes) and "use_cache" in inspect.signature(model.forward).parameters
 
 
 def _caches(model: Any) -> bool:
