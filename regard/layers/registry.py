@@ -58,12 +58,17 @@ def names() -> list[str]:
 def get(name: str) -> type[Layer]:
     """Give the class of a name; `package.module:Class` finds one that is not registered.
 
+    The word attention may be left out at the end of a name.
+
     >>> get("gqa").__name__
     'GroupedQuery'
+    >>> get("sigmoid") is get("sigmoid_attention")
+    True
     """
     _load()
-    if name in _layers:
-        return _layers[name]
+    for full in (name, f"{name}_attention"):
+        if full in _layers:
+            return _layers[full]
     module, _, attribute = name.partition(":")
     if attribute:
         try:
