@@ -36,7 +36,7 @@ SHOWN = {
 def page(name: str, kind: type) -> str:
     """One probe."""
     doc = inspect.cleandoc(kind.__doc__ or "")
-    member = [group for group, members in groups().items() if name in members]
+    member = sorted(group for group, members in groups().items() if name in members)
     lines = [f"# {name}", "", doc, "", "| definition | formula and source |", "|---|---|"]
     lines += [f"| `{key}` | {text.replace('|', chr(92) + '|')} |"
               for key, text in kind.definitions.items()]  # fmt: skip
@@ -62,7 +62,8 @@ def index() -> str:
     """All probes by group."""
     lines = []
     listed = {name for members in groups().values() for name in members}
-    by_group = {**groups(), "by name": [name for name in known() if name not in listed]}
+    by_group = {name: sorted(members) for name, members in sorted(groups().items())}
+    by_group["by name"] = sorted(name for name in known() if name not in listed)
     for group, members in by_group.items():
         lines += [f"## {group}", "", "| probe | what it says |", "|---|---|"]
         for name in members:

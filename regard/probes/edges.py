@@ -158,8 +158,13 @@ def _grad(value: Tensor, at: Tensor) -> Tensor:
 
 @method(
     "thinking_sparks",
-    call="from regard.probes.edges import edge_attribution, emergent\n"
-    "edges = edge_attribution(model, clean, corrupt, metric, steps=5); edges.heads(50)",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.probes.edges import edge_attribution\n"
+    "from regard.probes.patching import logit_difference\n"
+    "edges = edge_attribution(model, ids, other, logit_difference(7, 8), steps=2)\n"
+    "print(edges.heads(20))",
 )
 def edge_attribution(
     model: nn.Module, clean: Tensor, corrupt: Tensor, metric: Metric, *, steps: int = 5

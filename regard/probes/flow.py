@@ -22,7 +22,7 @@ from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
-from regard.probes.looking import quiet, readings_of
+from regard.probes.looking import quiet, readings_of, run_on
 from regard.probes.reading import Reading
 from regard.run.reducers import Given, Reducer
 from regard.run.survey import Block, survey
@@ -112,8 +112,11 @@ def row_sums(call: Call) -> Tensor:
 
 @method(
     "attention_rollout",
-    call="from regard.probes.flow import relevance\n"
-    "relevance(model, text, tokenizer=tokenizer, by='rollout').table()",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.probes.flow import relevance\n"
+    "print(relevance(model, ids, by='rollout').top(3))",
 )
 def rollout(calls: Sequence[Call], position: int = -1, residual: float = 0.5) -> Tensor:
     """Row `position` of the product of (1 - residual) A_l + residual I, rows summing to 1: [b, n].
@@ -253,7 +256,7 @@ def relevance(
     reading = readings_of(model, inputs, tokenizer)[0]
     kept = Kept(where, graded=by == "gradient")
     with quiet(model), torch.set_grad_enabled(by == "gradient"), attach(model, kept, check=False):
-        output = model(**_on_device(model, reading))
+        output = run_on(model, _on_device(model, reading))
         n = kept.calls[0].n if kept.calls else 0
         if not -n <= position < n:
             fail(ValueRangeError, "position", position, f"one of {n} tokens", "take -1, the last")

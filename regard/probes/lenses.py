@@ -56,8 +56,13 @@ def logit_lens(stream: Stream, head: tuple[Site, int], row: int = -1, top: int =
 
 @method(
     "attention_lens",
-    call="from regard.probes.lenses import train_lenses\n"
-    "lenses = train_lenses(model, ids, heads, steps=200); lenses.read(stream, heads[0])",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.models.attach import hook_of\n"
+    "from regard.probes.lenses import train_lenses\n"
+    "head = (hook_of(model)[1][1], 0)\n"
+    "lenses = train_lenses(model, ids, [head], steps=2)",
 )
 def train_lenses(
     model: nn.Module, texts: Tensor | Sequence[Tensor], heads: Sequence[tuple[Site, int]], *,

@@ -51,9 +51,12 @@ class LogitParts:
 
 @method(
     "chinchilla_mcq_circuit",
-    call="from regard.probes.logits import logit_parts\n"
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.probes.logits import logit_parts\n"
     "from regard.probes.residual import watched\n"
-    "parts = logit_parts(watched(model, ids), right, wrong); parts.scores().top()",
+    "print(logit_parts(watched(model, ids), 7, against=8).scores().top(3))",
 )
 def logit_parts(
     stream: Stream, token: Tensor | int, against: Tensor | int | None = None, row: int = -1
@@ -215,8 +218,12 @@ class Latent:
 
 @method(
     "internal_consistency",
-    call="from regard.probes.logits import internal_consistency\n"
-    "internal_consistency(watched(model, ids), options=[yes, no]).agreement",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.probes.logits import internal_consistency\n"
+    "from regard.probes.residual import watched\n"
+    "print(internal_consistency(watched(model, ids), options=[7, 8]).agreement)",
 )
 def internal_consistency(
     stream: Stream, options: Sequence[int], row: int = -1, balance: Tensor | None = None
@@ -258,8 +265,12 @@ def weighted_vote(answers: Sequence[int], weights: Sequence[float]) -> int:
 
 @method(
     "factual_recall_mechanism",
-    call="from regard.probes.logits import topic_scores, mlp_decomposition\n"
-    "topic_scores(watched(model, ids), topic=token).top()",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.probes.logits import topic_scores\n"
+    "from regard.probes.residual import watched\n"
+    "print(topic_scores(watched(model, ids), topic=7).top(3))",
 )
 def topic_scores(stream: Stream, topic: Tensor | int, row: int = -1) -> Scores:
     """How much each head writes a topic's token: (out W_O through the norm) . W_U[topic]."""

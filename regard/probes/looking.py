@@ -78,10 +78,7 @@ class Look:
         with attach(self.model, [*stages, counter], check=False), torch.no_grad():
             if self.runs is not None:
                 return self.runs(inputs)
-            if not _takes(self.model, inputs):  # a module that calls its tokens by another name
-                return self.model(*inputs.values())
-            # Keys that nobody will decode with are not kept.
-            return self.model(**({"use_cache": False} if _keeps(self.model) else {}) | inputs)
+            return run_on(self.model, inputs)
 
     def deep(self, heads: Sequence[tuple[Site, int]]) -> DeepHeads:
         """Keep chosen heads in full, on the first reading."""
@@ -275,6 +272,14 @@ def _takes(model: Any, inputs: Mapping[str, Any]) -> bool:
     return first is None or first.default is not first.empty or first.kind is first.VAR_KEYWORD
 
 
+def run_on(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """Run a model once on named inputs; a lone one may have another name in the model."""
+    if not _takes(model, inputs):
+        return model(*inputs.values())
+    # Keys that nobody will decode with are not kept.
+    return model(**({"use_cache": False} if _keeps(model) else {}) | dict(inputs))
+
+
 def _keeps(model: Any) -> bool:
     """Whether a model would keep keys and values for decoding, unless it is told not to."""
     wishes = getattr(getattr(model, "config", None), "use_cache", False)
@@ -310,4 +315,4 @@ def need_sites(sites: Sequence[Site]) -> None:
         )  # fmt: skip
 
 
-__all__ = ["Look", "Progress", "need_sites", "picture_of", "quiet", "readings_of"]
+__all__ = ["Look", "Progress", "need_sites", "picture_of", "quiet", "readings_of", "run_on"]

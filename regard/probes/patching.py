@@ -127,8 +127,12 @@ def recorded(model: nn.Module, inputs: Any, metric: Metric | None = None) -> tup
 
 @method(
     "head_role_survey",
-    call="from regard.probes.patching import activation_patching, logit_difference\n"
-    "activation_patching(model, clean_ids, corrupt_ids, logit_difference(a, b)).scores.top()",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.probes.patching import activation_patching, logit_difference\n"
+    "effect = activation_patching(model, ids, other, logit_difference(7, 8))\n"
+    "print(effect.scores.top(3))",
 )
 def activation_patching(
     model: nn.Module, clean: Any, corrupt: Any, metric: Metric, *, part: str = "out",
@@ -216,8 +220,12 @@ def _slopes(
 
 @method(
     "circuit_reuse",
-    call="from regard.probes.patching import path_patching, logit_difference\n"
-    "path_patching(model, clean, corrupt, logit_difference(a, b), senders=None).scores.top()",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.probes.patching import logit_difference, path_patching\n"
+    "effect = path_patching(model, ids, other, logit_difference(7, 8))\n"
+    "print(effect.scores.top(3))",
 )
 def path_patching(
     model: nn.Module, clean: Any, corrupt: Any, metric: Metric, *,

@@ -161,11 +161,12 @@ def rewritten(weight: Tensor, inputs: Tensor, wanted: Tensor, strength: float = 
 
 @method(
     "diff_quickfix",
-    call="from regard.probes.quickfix import QuickFix, trace\n"
-    "layer = pipe.text_encoder.text_model.encoder.layers[0].self_attn.out_proj\n"
-    "old = [(lambda: encode('a house by X'), 4)]  # what is run, and its last subject token\n"
-    "with QuickFix(layer, old, new=[(lambda: encode('a house'), 2)]):\n"
-    "    image = pipe(...)",
+    call="import torch\n"
+    "from regard.probes.quickfix import QuickFix\n"
+    "layer = torch.nn.Linear(8, 8)  # of a text encoder: its first attention's out_proj\n"
+    "by_x, plain = torch.randn(2, 1, 5, 8)  # for lambda: encode('a house by X'), and the like\n"
+    "with QuickFix(layer, [(lambda: layer(by_x), 4)], new=[(lambda: layer(plain), 2)]):\n"
+    "    print(layer(by_x)[0, 4] - layer(plain)[0, 2])",
 )
 class QuickFix:
     """Make a linear layer treat some tokens as it treats others; in a `with`, or for good.

@@ -145,8 +145,13 @@ def exact(value: Value, players: int) -> Tensor:
 
 @method(
     "shapley_head_pruning",
-    call="from regard.probes.shapley import shapley_heads\n"
-    "found = shapley_heads(model, accuracy, heads); found.scores().top(); found.negative()",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.models.attach import hook_of\n"
+    "from regard.probes.shapley import shapley_heads\n"
+    "heads = [(hook_of(model)[1][0], h) for h in range(4)]\n"
+    "worth = shapley_heads(model, lambda m: m(ids)[0, -1, 7], heads, permutations=2)",
 )
 def shapley_heads(
     model: Any, metric: Callable[[Any], float], heads: Sequence[tuple[Site, int]], **options: Any

@@ -222,8 +222,10 @@ class Joint:
 
 @method(
     "attentionviz",
-    call="from regard.probes.similarity import joint_embedding\n"
-    "joint_embedding(q, k).places()  # q [n, d], k [m, d] of one head",
+    call="import torch\n"
+    "from regard.probes.similarity import joint_embedding\n"
+    "q, k = torch.randn(2, 20, 8)  # of one head, after rotation\n"
+    "print(joint_embedding(q, k).places()[0].shape)",
 )
 def joint_embedding(
     q: Tensor, k: Tensor, scales: Sequence[float] | None = None, sample: int = 512
@@ -266,8 +268,11 @@ class Neuron:
 
 @method(
     "bertviz",
-    call="from regard.probes.similarity import neuron_view\n"
-    "neuron_view(call, head=0, row=5)  # the page of regard.see has the other views",
+    call="import torch\n"
+    "from regard.core.call import Call\n"
+    "from regard.probes.similarity import neuron_view\n"
+    "q, k, v = torch.randn(3, 1, 2, 9, 8)\n"
+    "print(neuron_view(Call(q, k, v), head=0, row=5).weights)",
 )
 def neuron_view(call: Call, head: int, row: int, scale: float | None = None) -> Neuron:
     """What each feature adds to the scores of one query: q_i * k_j, summed, scaled, softmaxed."""

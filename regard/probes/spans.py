@@ -254,8 +254,9 @@ class SpanShare(OfSpans):
 
 @method(
     "dbg_self_preference",
-    call="from regard.probes.spans import SpanShare, self_preference\n"
-    "self_preference(own_scores, gold); SpanShare('answer A')  # share of attention at the verdict",
+    call="import torch\n"
+    "from regard.probes.spans import self_preference\n"
+    "print(self_preference(torch.tensor([0.9, 0.7]), torch.tensor([0.6, 0.6])))",
 )
 def self_preference(own: Tensor, gold: Tensor) -> float:
     """How much a judge likes its own answers beyond their worth: mean of own score - gold score.

@@ -99,9 +99,13 @@ def watch(model: nn.Module, ids: Tensor, limit: int = 512) -> Watch:
 
 @method(
     "sparse_attention_decomposition",
-    call="from regard.probes.tracing import signal, sources, watch\n"
-    "seen = watch(model, ids); found = signal(model, seen, site, head, query=40, key=12)\n"
-    "sources(seen, found)",
+    call="import regard, torch\n"
+    "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
+    "ids, other = torch.randint(50, (2, 1, 12))\n"
+    "from regard.models.attach import hook_of\n"
+    "from regard.probes.tracing import signal, sources, watch\n"
+    "seen, site = watch(model, ids), hook_of(model)[1][1]\n"
+    "print(sources(seen, signal(model, seen, site, 0, query=9, key=3))[:3])",
 )
 def signal(
     model: nn.Module, seen: Watch, site: Site, head: int, query: int, key: int, *,
