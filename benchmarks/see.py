@@ -6,7 +6,8 @@
 The model is a random Llama of 8 layers, 8 heads of 64. Each line runs in a process of its own, so
 that its peak of memory is its own. `matrices` is what BertViz and TransformerLens ask of a model:
 every layer's weights at once (transformers' `output_attentions`); its memory is bounded, and a line
-that passes the bound is reported as such.
+that passes the bound is reported as such. `transformerlens` (asked for by `--kinds`, where it is
+installed) runs that library itself, which keeps the weights alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,26 @@ def line(kind: str, tokens: int) -> dict[str, Any]:
         with torch.no_grad():
             base(input_ids=ids, use_cache=False)
         facts = {}
+    elif kind == "transformerlens":
+        from transformer_lens.model_bridge import TransformerBridge
+
+        from regard.models.loading import load
+
+        with tempfile.TemporaryDirectory() as folder:
+            held.config.architectures = ["LlamaForCausalLM"]
+            held.config.save_pretrained(folder)
+            bridge = TransformerBridge.boot_transformers(
+                folder, hf_model=held, tokenizer=load()[1], device="cpu"
+            )
+        began = time.perf_counter()
+        room = int(BOUND_GIB * 2**30) + before * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (room, room))
+        try:
+            with torch.no_grad():
+                bridge.run_with_cache(ids, names_filter=lambda name: name.endswith("hook_pattern"))
+            facts = {}
+        except (RuntimeError, MemoryError) as error:
+            facts = {"failed": str(error).splitlines()[0][:80]}
     else:
         base.set_attn_implementation("eager")
         room = int(BOUND_GIB * 2**30) + before * 1024
