@@ -2,8 +2,8 @@
 
     python benchmarks/needle_heads.py --save needle-heads
 
-36 pass keys are hidden in 256 tokens at three depths; a needle counts as found if every token of the
-answer is the likeliest. Retrieval scores come from `regard.see` on other text.
+36 pass keys are hidden in 256 tokens at three depths; a needle counts as found if every token of
+its answer is the likeliest. Retrieval scores come from `regard.see` on other needles.
 """
 
 from __future__ import annotations
