@@ -110,8 +110,8 @@ $(VENV)/.ready-demo: $(VENV)/.ready-torch
 
 # The hub libraries are here so that the tests can show that importing Regard does not need them.
 $(VENV)/.ready-dev: $(VENV)/.ready-torch
-	@echo "installing regard[dev,see,hf,diffusers] (once) ..."
-	@$(INSTALL) -e '.[dev,see,hf,diffusers]'
+	@echo "installing regard[dev,see,bench,hf,diffusers] (once) ..."
+	@$(INSTALL) -e '.[dev,see,bench,hf,diffusers]'
 	@touch $@ $(VENV)/.ready-demo
 
 $(VENV)/.ready-bench: $(VENV)/.ready-torch
