@@ -290,7 +290,7 @@ def test_a_run_that_was_taken_over_does_not_write(tmp_path, monkeypatch):
 
 def test_unknown_names_suggest_near_ones():
     with pytest.raises(RuleError, match="sigmoid_attention"):
-        tiny(["sigmoid"])
+        tiny(["sigmoid_atention"])
     with pytest.raises(RuleError, match="mqar"):
         tiny(tasks=["mqra"])
     with pytest.raises(RuleError, match="did you mean 'length'"):
