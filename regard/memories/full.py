@@ -121,7 +121,10 @@ class Full(KeyMemory):
                 "start a new memory",
             )  # fmt: skip
         if self._k is not None:
-            self._kept = int((self._places().amax(0) < length).sum())
+            # Columns follow in the order they came; one that is padding in every row goes with
+            # those around it.
+            later = (self._places() >= length).any(0).nonzero()
+            self._kept = int(later[0]) if len(later) else self._kept
             if self._positions is not None:
                 self._positions = self._positions[:, : self._kept]
         self.seen = length
