@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail
+from regard.core.registry import Registry
 from regard.layers.base import Can, Layer
 
 L = TypeVar("L", bound=type[Layer])
-_layers: dict[str, type[Layer]] = {}
+_layers = Registry[Layer](
+    "layer", "regard.layers", "take one of regard.layers.list()", argument="name"
+)
 
 
 def register(*names: str) -> Callable[[L], L]:
@@ -22,37 +22,21 @@ def register(*names: str) -> Callable[[L], L]:
 
     >>> @register("example")
     ... class Example(Layer): ...
-    >>> get("example") is Example, _layers.pop("example") is Example
+    >>> get("example") is Example, _layers.kinds.pop("example") is Example
     (True, True)
     """
 
     def keep(kind: L) -> L:
         if not (isinstance(kind, type) and issubclass(kind, Layer)):
             fail(RuleError, "layer", repr(kind), "a subclass of Layer", "derive from Layer")
-        for name in names:
-            before = _layers.get(name)
-            if before is not None and before.__qualname__ != kind.__qualname__:
-                fail(
-                    RuleError, "name", f"{name!r}, which {before.__qualname__} has",
-                    "a name of its own", "choose another name",
-                )  # fmt: skip
-            _layers[name] = kind
-        return kind
+        return _layers.add(*names)(kind)
 
     return keep
 
 
-@functools.cache
-def _load() -> None:
-    package = importlib.import_module("regard.layers")
-    for found in pkgutil.iter_modules(package.__path__, "regard.layers."):
-        importlib.import_module(found.name)
-
-
 def names() -> list[str]:
     """List the names of all layers."""
-    _load()
-    return sorted(_layers)
+    return list(_layers.all())
 
 
 def get(name: str) -> type[Layer]:
@@ -65,10 +49,10 @@ def get(name: str) -> type[Layer]:
     >>> get("sigmoid") is get("sigmoid_attention")
     True
     """
-    _load()
+    kinds = _layers.all()
     for full in (name, f"{name}_attention"):
-        if full in _layers:
-            return _layers[full]
+        if full in kinds:
+            return kinds[full]
     module, _, attribute = name.partition(":")
     if attribute:
         try:
@@ -77,12 +61,7 @@ def get(name: str) -> type[Layer]:
             fail(RuleError, "name", f"{name!r} ({broken})", "an importable class", "check the path")
         kind: type[Layer] = register()(found)
         return kind
-    near = difflib.get_close_matches(name, _layers, n=3, cutoff=0.5)
-    fail(
-        RuleError, "name", repr(name),
-        f"a layer; near: {', '.join(near)}" if near else "one of regard.layers.names()",
-        "take one of regard.layers.list()",
-    )  # fmt: skip
+    return _layers.get(name)
 
 
 def layer(name: str, *args: Any, **settings: Any) -> Layer:

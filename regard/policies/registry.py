@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail, shape_of
+from regard.core.registry import Registry
 from regard.policies.base import Policy
 
 P = TypeVar("P", bound=type[Policy])
-_policies: dict[str, type[Policy]] = {}
+_policies = Registry[Policy]("policy", "regard.policies", "take one of regard.policies.known()")
 
 
 def register(*names: str) -> Callable[[P], P]:
@@ -21,30 +19,15 @@ def register(*names: str) -> Callable[[P], P]:
 
     >>> @register("example")
     ... class Example(Policy): ...
-    >>> type(policy("example")) is Example, _policies.pop("example") is Example
+    >>> type(policy("example")) is Example, _policies.kinds.pop("example") is Example
     (True, True)
     """
 
     def add(kind: P) -> P:
         kind.name = names[0]
-        for name in names:
-            before = _policies.get(name)
-            if before is not None and before.__qualname__ != kind.__qualname__:
-                fail(
-                    RuleError, "name", f"{name!r}, which {before.__qualname__} has",
-                    "a name of its own", "choose another name",
-                )  # fmt: skip
-            _policies[name] = kind
-        return kind
+        return _policies.add(*names)(kind)
 
     return add
-
-
-@functools.cache
-def _load() -> None:
-    package = importlib.import_module("regard.policies")
-    for found in pkgutil.iter_modules(package.__path__, "regard.policies."):
-        importlib.import_module(found.name)
 
 
 def known() -> dict[str, type[Policy]]:
@@ -53,8 +36,7 @@ def known() -> dict[str, type[Policy]]:
     >>> "snapkv" in known()
     True
     """
-    _load()
-    return dict(sorted(_policies.items()))
+    return _policies.all()
 
 
 def policy(name: str, **settings: Any) -> Policy:
@@ -67,15 +49,7 @@ def policy(name: str, **settings: Any) -> Policy:
       ...
     regard.core.errors.RuleError: `policy`: got 'snapvk'; expected a policy; near: snapkv...
     """
-    kinds = known()
-    if name not in kinds:
-        near = difflib.get_close_matches(str(name), kinds, n=3, cutoff=0.5)
-        fail(
-            RuleError, "policy", repr(name),
-            f"a policy; near: {', '.join(near)}" if near else f"one of {', '.join(kinds)}",
-            "take one of regard.policies.known()",
-        )  # fmt: skip
-    kind = kinds[name]
+    kind = _policies.get(name)
     fields = {f for f in kind.__dataclass_fields__ if kind.__dataclass_fields__[f].init}
     unknown = set(settings) - fields
     if unknown:

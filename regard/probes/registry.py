@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from regard.core.errors import RuleError, fail, shape_of
+from regard.core.registry import Registry
 from regard.probes.base import Probe
 
-MODULES = (
-    "roles", "sinks", "shape", "importance", "spans", "rhythm", "logits", "parameters",
-    "positions", "rank", "words", "vision", "prefill", "temperature", "lags", "parallel_context",
-)  # fmt: skip
-_probes: dict[str, type[Probe]] = {}
-_groups: dict[str, list[str]] = {}
+_probes = Registry[Probe]("probe", "regard.probes", "name a probe or a group", argument="probes")
+_groups: dict[str, set[str]] = {}
 
 
 def register(name: str, groups: Iterable[str] = ()) -> Callable[[type[Any]], type[Any]]:
     """Make a probe known by a name, and as one of some groups."""
 
     def add(kind: type[Any]) -> type[Any]:
-        _probes[name] = kind
         for group in groups:
-            _groups.setdefault(group, []).append(name)
-        return kind
+            _groups.setdefault(group, set()).add(name)
+        return _probes.add(name)(kind)
 
     return add
 
@@ -36,9 +30,7 @@ def known() -> dict[str, type[Probe]]:
     >>> "induction" in known()
     True
     """
-    for module in MODULES:
-        importlib.import_module(f"regard.probes.{module}")
-    return dict(_probes)
+    return _probes.all()
 
 
 def groups() -> dict[str, list[str]]:
@@ -48,7 +40,7 @@ def groups() -> dict[str, list[str]]:
     True
     """
     known()
-    return {name: list(members) for name, members in _groups.items()}
+    return {name: sorted(members) for name, members in sorted(_groups.items())}
 
 
 def make_probes(asked: Any) -> list[Probe]:
@@ -70,12 +62,7 @@ def make_probes(asked: Any) -> list[Probe]:
             )  # fmt: skip
         for name in groups().get(one, [one]):
             if name not in known():
-                every = [*known(), *groups()]
-                near = difflib.get_close_matches(name, every, n=1)
-                fail(
-                    RuleError, "probes", repr(name), f"one of {', '.join(sorted(every))}",
-                    f"did you mean {near[0]!r}?" if near else "name a probe or a group",
-                )  # fmt: skip
+                _probes.fail_unknown(name, [*known(), *groups()])
             if name not in made:
                 made[name] = known()[name]()
                 made[name].named = name == one

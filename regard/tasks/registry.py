@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail
+from regard.core.registry import Registry
 from regard.tasks.base import PATTERNS, Task
 
 T = TypeVar("T", bound=type[Task])
-_tasks: dict[str, type[Task]] = {}
+_tasks = Registry[Task]("task", "regard.tasks", "take one of regard.tasks.list()")
 
 
 def register(name: str) -> Callable[[T], T]:
     """Make a class of tasks known by a name."""
 
     def keep(kind: T) -> T:
-        before = _tasks.get(name)
-        if before is not None and before.__qualname__ != kind.__qualname__:
-            fail(
-                RuleError, "name", f"{name!r}, which {before.__qualname__} has",
-                "a name of its own", "choose another name",
-            )  # fmt: skip
         kind.name = name
-        _tasks[name] = kind
-        return kind
+        return _tasks.add(name)(kind)
 
     return keep
 
 
-@functools.cache
-def _load() -> None:
-    package = importlib.import_module("regard.tasks")
-    for found in pkgutil.iter_modules(package.__path__, "regard.tasks."):
-        importlib.import_module(found.name)
-
-
 def names() -> list[str]:
     """List the names of all tasks."""
-    _load()
-    return sorted(_tasks)
+    return list(_tasks.all())
 
 
 def get(name: str) -> type[Task]:
@@ -53,15 +36,7 @@ def get(name: str) -> type[Task]:
     >>> get("mqar").__name__
     'Mqar'
     """
-    _load()
-    if name not in _tasks:
-        near = difflib.get_close_matches(name, _tasks, n=3, cutoff=0.5)
-        fail(
-            RuleError, "task", repr(name),
-            f"a task; near: {', '.join(near)}" if near else f"one of {', '.join(names())}",
-            "take one of regard.tasks.list()",
-        )  # fmt: skip
-    return _tasks[name]
+    return _tasks.get(name)
 
 
 def task(name: str, **knobs: Any) -> Task:

@@ -24,14 +24,14 @@ def load(path):
 @pytest.fixture
 def clean_registry():
     registry.names()  # loads them all
-    before = dict(registry._layers)
+    before = dict(registry._layers.kinds)
     yield
-    registry._layers.clear()
-    registry._layers.update(before)
+    registry._layers.kinds.clear()
+    registry._layers.kinds.update(before)
 
 
 def test_the_table_of_layers_is_in_step(clean_registry):
-    registry._layers.pop("near", None)
+    registry._layers.kinds.pop("near", None)
     page = load(ROOT / "scripts" / "layers_page.py")
     assert page.PAGE.read_text(encoding="utf-8") == page.page()
 

@@ -1,0 +1,78 @@
+"""Classes by name: layers, policies, probes and tasks are found, and misspelt, in one way."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from regard.core.errors import RuleError, fail
+
+T = TypeVar("T")
+K = TypeVar("K", bound=type[Any])
+
+
+class Registry(Generic[T]):
+    """Classes of one kind, `what`, in the modules of one package.
+
+    `fix` says in errors what to do; `argument` is what a caller passes the name as.
+
+    >>> colors = Registry("color", "regard.core", "take one of these")
+    >>> @colors.add("red")
+    ... class Red: ...
+    >>> colors.kinds["red"] is Red
+    True
+    """
+
+    def __init__(self, what: str, package: str, fix: str, argument: str | None = None) -> None:
+        self.what, self.package, self.fix = what, package, fix
+        self.argument = argument or what
+        self.kinds: dict[str, type[T]] = {}
+        self._loaded = False
+
+    def add(self, *names: str) -> Callable[[K], K]:
+        """Make a class known by one or more names, each its own alone."""
+
+        def keep(kind: K) -> K:
+            for name in names:
+                before = self.kinds.get(name)
+                if before is not None and before.__qualname__ != kind.__qualname__:
+                    fail(
+                        RuleError, "name", f"{name!r}, which {before.__qualname__} has",
+                        "a name of its own", "choose another name",
+                    )  # fmt: skip
+                self.kinds[name] = kind
+            return kind
+
+        return keep
+
+    def all(self) -> dict[str, type[T]]:
+        """Every class by name, in order; imports the modules of the package once."""
+        if not self._loaded:
+            package = importlib.import_module(self.package)
+            for found in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+                importlib.import_module(found.name)
+            # At last: a module that asks while it is imported must find those before it.
+            self._loaded = True
+        return dict(sorted(self.kinds.items()))
+
+    def get(self, name: str) -> type[T]:
+        """Give the class of a name, or say which names are near."""
+        kinds = self.all()
+        if name not in kinds:
+            self.fail_unknown(name, kinds)
+        return kinds[name]
+
+    def fail_unknown(self, name: Any, known: Any) -> None:
+        """Raise for a name that is not known."""
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        fail(
+            RuleError, self.argument, repr(name),
+            f"a {self.what}; near: {', '.join(near)}" if near else f"one of {', '.join(known)}",
+            f"did you mean {near[0]!r}?" if near else self.fix,
+        )  # fmt: skip
+
+
+__all__ = ["Registry"]
