@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.heads import take_keys
+from regard.core.heads import Room, take_keys
 from regard.core.method import method
 from regard.core.support import Everything
 from regard.memories.stores import Plain, Store
+from regard.models.site import Sites
 from regard.policies.base import Policy, Step
+from regard.policies.budget import Budget
 from regard.policies.registry import register
 from regard.policies.scoring import best
 
@@ -28,6 +30,11 @@ class Selecting(Policy):
     """Base of policies for decoding: override `index` and `worth`."""
 
     what: ClassVar[str] = "decoding"
+
+    def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
+        """Get ready; layers follow one another, so that they share the room that is read from."""
+        super().begin(model, sites, budget)
+        self._rooms = Room(), Room()
 
     def index(self) -> Store | None:
         """Make what is kept of every key beside the memory."""
@@ -66,7 +73,8 @@ class Selecting(Policy):
             return step.call
         call = step.call
         step.pairs = float(slots.shape[-1])
-        return call.replace(k=take_keys(call.k, slots), v=take_keys(call.v, slots))
+        k, v = (take_keys(x, slots, r) for x, r in zip((call.k, call.v), self._rooms, strict=True))
+        return call.replace(k=k, v=v)
 
     def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
         """Choose `count` keys for each key head, [b, g, count]; None to read all."""
@@ -234,9 +242,9 @@ class Quest(Selecting):
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
         score = self.pages(step.call, index)
         pages = min(max(2, -(-count // self.page)), score.shape[-1])
-        best_pages = score.topk(pages, dim=-1, sorted=False).indices
+        best_pages = score.topk(pages, dim=-1, sorted=False).indices.sort(-1).values
         slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
-        slots = slots.flatten(2).sort(-1).values
+        slots = slots.flatten(2)
         return slots[..., : slots.shape[-1] - (-step.call.m % self.page)]
 
     def pages(self, call: Call, index: Bounds) -> Tensor:
