@@ -17,14 +17,22 @@ def read(name: str) -> Any:
 
 
 def quality() -> str:
-    """Every policy at every budget."""
-    lines = ["| policy | keep | needles | recalled | bits a byte | bytes | FLOPs |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for c in read("shrink-demo")["cells"]:
-        keep = "" if c["keep"] is None else c["keep"]
+    """Every policy in a line: needles at three budgets, the rest at the middle one."""
+    by_policy: dict[str, dict[float | None, Any]] = {}
+    for cell in read("shrink-demo")["cells"]:
+        by_policy.setdefault(cell["policy"], {})[cell["keep"]] = cell
+    lines = ["| policy | needles at 10%, 25%, 50% | recalled | bits a byte | bytes | FLOPs |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for name in ("full", *sorted(x for x in by_policy if x != "full")):
+        own = by_policy[name]
+        c = own.get(0.25, own.get(None))
+        if c is None:
+            continue
+        found = [own[k]["needle"] for k in (0.1, 0.25, 0.5) if k in own] or [c["needle"]]
+        link = name if name == "full" else f"[{name}](policies/{name}.md)"
         lines.append(
-            f"| {c['policy']} | {keep} | {c['needle']:.2f} | {c['recall']:.2f} | {c['bits']:.3f} | "
-            f"{c['bytes']:.0%} | {c['flops']:.0%} |"
+            f"| {link} | {', '.join(f'{x:.2f}' for x in found)} | {c['recall']:.2f} | "
+            f"{c['bits']:.3f} | {c['bytes']:.0%} | {c['flops']:.0%} |"
         )
     return "\n".join(lines)
 

@@ -87,6 +87,9 @@ class Policy:
     every_step: ClassVar[bool] = False
     # Whether the policy must be calibrated before it can run.
     calibrated: ClassVar[bool] = False
+    # What a calibration reads: "texts" (ids [1, n] each), or "answers" (ids, and how many tokens at
+    # their end answer what the text has hidden).
+    learns_from: ClassVar[str] = "texts"
     # Policies whose calibrations serve this one as well.
     takes: ClassVar[tuple[str, ...]] = ()
 
