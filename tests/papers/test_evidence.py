@@ -173,7 +173,9 @@ def test_committed_evidence_is_fresh_or_shown_as_stale(key):
 @pytest.mark.parametrize("key", COMMITTED)
 def test_committed_evidence_of_a_quick_check_was_quick(key):
     found = load(key)
-    assert found.long or found.seconds < 60
+    # CPU seconds do not grow with what else the machine does; older files have the wall's alone.
+    spent = found.seconds if found.cpu_seconds is None else found.cpu_seconds
+    assert found.long or spent < 60
     assert found.long == checks()[key].long
     assert found.numbers
     assert found.claim
