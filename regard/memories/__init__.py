@@ -3,10 +3,12 @@
 `KeyMemory` is the protocol of memories of keys. `Full` is the plain one of layers that train;
 `Kept` lets every head keep its own keys, in stores that may be small (`Quantized`, `LowRank`) or
 elsewhere (`Hosted`, `Mapped`); `Ring` holds sinks and a window; `Paged` shares pages; `Shared`
-reads another layer's. `LayerMemory` is all that one layer keeps, under names of its own.
+reads another layer's. `Blocks` are texts that were read once. `LayerMemory` is all that one layer
+keeps, under names of its own.
 """
 
 from regard.memories.base import KeyMemory, Read
+from regard.memories.blocks import Block, Blocks
 from regard.memories.files import load, save
 from regard.memories.full import Full
 from regard.memories.heads import HeadMemories
@@ -23,6 +25,8 @@ from regard.memories.split import Split
 from regard.memories.stores import Hosted, Plain, Store
 
 __all__ = [
+    "Block",
+    "Blocks",
     "Full",
     "HeadMemories",
     "Hosted",
