@@ -117,7 +117,8 @@ def _keys_at(model: Any) -> list[tuple[Tensor, Tensor]]:
         else:  # a text of one token only: whatever is attended to, values are the same
             ids = torch.ones(1, TRIED[-1] + 1, dtype=torch.long, device=device)
             model(ids, past_key_values=cache, use_cache=True)
-        pairs: Any = [(layer.keys, layer.values) for layer in cache.layers]
+        layers: Any = cache.layers
+        pairs = [(layer.keys, layer.values) for layer in layers]
         if not all(isinstance(x, Tensor) and x.dim() == 4 for pair in pairs for x in pair):
             raise TypeError("its cache holds no keys by head")
     except RegardError:
