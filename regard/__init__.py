@@ -44,6 +44,7 @@ _HOME = {
     "regard.conversions.swapping": ("swap",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
+    "regard.policies.passages": ("Passages",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
         *("RuleError", "ExecutorError", "CapabilityError", "MissingExtraError"),

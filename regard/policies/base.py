@@ -123,6 +123,14 @@ class Policy:
         """Choose what is attended to: give the call with a smaller support, or fewer keys."""
         return step.call
 
+    def attend(self, step: Step) -> Tensor | None:
+        """Attend by itself, [b, h, n, e], where no call can say what is meant; None to leave it.
+
+        Asked only where no other stage stands beside. The call has the new keys, as the model made
+        them: what is kept is in `step.memory`.
+        """
+        return None
+
     def slots(self, step: Step) -> Tensor | None:
         """Choose the slots [b, g, c] that stay after this call; None where all do."""
         return None

@@ -18,6 +18,7 @@ from regard.core.heads import Room, take_keys
 from regard.core.method import method
 from regard.core.support import Everything
 from regard.memories.stores import Plain, Store
+from regard.memories.summaries import Bounds
 from regard.models.site import Sites
 from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
@@ -118,90 +119,6 @@ def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
     if bool((slots >= 0).all()):
         return call.replace(k=k, v=v, k_positions=None)
     return call.replace(k=k, v=v, k_positions=torch.where(slots >= 0, at.gather(2, index), -1))
-
-
-class Bounds(Store):
-    """Least and largest key of each page, channel by channel: low, high [b, g, pages, d].
-
-    >>> bounds = Bounds(4)
-    >>> bounds.append(torch.arange(6.0).view(1, 1, 6, 1))
-    >>> bounds.low.flatten().tolist(), bounds.high.flatten().tolist(), len(bounds)
-    ([0.0, 4.0], [3.0, 5.0], 6)
-    """
-
-    def __init__(self, page: int) -> None:
-        self.page, self._m = page, 0
-        self._low, self._high = Plain(), Plain()
-
-    def __len__(self) -> int:
-        return self._m
-
-    @property
-    def low(self) -> Tensor:
-        """Least keys."""
-        return self._low.read()
-
-    @property
-    def high(self) -> Tensor:
-        """Largest keys."""
-        return self._high.read()
-
-    def append(self, x: Tensor) -> None:
-        """Take in keys [b, g, n, d]; the last page grows until it is full."""
-        open_ = self._m % self.page
-        if open_:
-            some = min(self.page - open_, x.shape[2])
-            for held, least in ((self._low, True), (self._high, False)):
-                last = held.read()[:, :, -1:].clone()
-                both = torch.cat((last, x[:, :, :some]), 2)
-                held.crop(len(held) - 1)
-                held.append(both.amin(2, True) if least else both.amax(2, True))
-            self._m += some
-            x = x[:, :, some:]
-        n = x.shape[2]
-        if not n:
-            return
-        self._m += n
-        short = -n % self.page
-        filled = torch.cat((x, x[:, :, -1:].expand(-1, -1, short, -1)), 2)
-        low, high = filled.unflatten(2, (-1, self.page)).aminmax(dim=3)
-        self._low.append(low)
-        self._high.append(high)
-
-    def read(self) -> Tensor:
-        """Give both bounds, [b, g, pages, 2 d]."""
-        return torch.cat((self.low, self.high), -1)
-
-    def empty(self) -> Bounds:
-        """Make another."""
-        return Bounds(self.page)
-
-    def crop(self, m: int) -> None:
-        """Forget the end; bounds of a page that is cut stay as wide as they were."""
-        if m < self._m:
-            self._m = m
-            for held in (self._low, self._high):
-                held.crop(-(-m // self.page))
-
-    def reorder(self, rows: Tensor) -> None:
-        """Take rows."""
-        self._low.reorder(rows)
-        self._high.reorder(rows)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both bounds."""
-        return self._low.nbytes + self._high.nbytes
-
-    def state(self) -> dict[str, Any]:
-        """Give the bounds."""
-        return {"m": self._m, "low": self._low.state(), "high": self._high.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take them."""
-        self._m = state["m"]
-        self._low.restore(state["low"])
-        self._high.restore(state["high"])
 
 
 def page_scores(q: Tensor, low: Tensor, high: Tensor) -> Tensor:

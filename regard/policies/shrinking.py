@@ -178,7 +178,7 @@ class Shrinking(Stage):
         n = x.shape[1]
         valid = None if mask is None or bool(mask[:, -n:].all()) else mask[:, -n:].bool()
         for layer in cache.layers:
-            layer.valid = valid
+            layer.valid, layer.places = valid, given.get("position_ids")
         self.layers = cache.layers
         return args, kwargs
 
@@ -247,7 +247,16 @@ class Shrinking(Stage):
     def stand_in(self, call: Call) -> Tensor | None:
         """Attend by groups of heads that keep equally many keys, without filling them up."""
         layer = self._layer_of(call)
-        if layer is None or not getattr(layer.memory, "ragged", False) or call.n > 1:
+        if layer is None:
+            return None
+        step = self._step(call, layer)
+        for one in self.policies:
+            found = one.attend(step)
+            if found is not None:
+                self._count(call, step.seen, float(step.pairs or 0))
+                self._close(step)
+                return found
+        if not getattr(layer.memory, "ragged", False) or call.n > 1:
             return None
         if any(p.every_step or type(p).select is not Policy.select for p in self.policies):
             return None
