@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +17,30 @@ from regard.core.errors import CapabilityError, fail, shape_of
 from regard.core.heads import gather_heads
 from regard.core.partial import Partial
 from regard.core.rule import Rule
-from regard.core.support import Both, Everything, Padding, Support
+from regard.core.support import Both, Causal, Everything, Padding, Support
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain
 from regard.models.engine import attended
+from regard.models.pipelines import telling_by_text
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
-from regard.run.executor import No
+from regard.policies.standing import stand
+from regard.run.executor import No, Yes
 
 
 @dataclass
 class Spent:
-    """What one site has cost so far: FLOPs of attention, and what dense ones would have been."""
+    """What one site has cost so far: FLOPs of attention, and what dense ones would have been.
+
+    `last` are the FLOPs that its last call would have taken densely.
+    """
 
     flops: float = 0.0
     dense: float = 0.0
+    last: float = 0.0
 
 
 class Shrinking(Stage):
@@ -51,6 +58,9 @@ class Shrinking(Stage):
         self._by_layer: dict[int | None, Site] = {}
         self._steps = threading.local()
         self._hook: Any = None
+        # The pipeline that the model is part of, if it was given.
+        self.pipeline: Any = None
+        self._undo = ExitStack()
 
     @property
     def name(self) -> str:
@@ -77,11 +87,16 @@ class Shrinking(Stage):
             one.begin(model, sites, self.budget)
         if not isinstance(self.caching, No):
             self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._undo.callback(stand(model, sites, self))
+        if self.pipeline is not None:
+            self._undo.enter_context(telling_by_text(self.pipeline, model))
         self.active = True
 
     def _need_company(self) -> None:
         """Refuse policies that want the same thing in different ways."""
-        for what, hook in (("memories", "memory"), ("stores", "stores"), ("keys", "slots")):
+        for what, hook in (
+            ("memories", "memory"), ("stores", "stores"), ("keys", "slots"), ("weights", "attend"),
+        ):  # fmt: skip
             own = [
                 p.name for p in self.policies if getattr(type(p), hook) is not getattr(Policy, hook)
             ]
@@ -98,6 +113,7 @@ class Shrinking(Stage):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        self._undo.close()
         for one in self.policies:
             one.end()
 
@@ -215,18 +231,30 @@ class Shrinking(Stage):
         for one in self.policies:
             step.call = one.select(step)
         chosen, step.call = step.call, whole
-        n, m = whole.n, chosen.m
-        causal = n * (m - n) + n * (n + 1) / 2 if m >= n else n * m
-        self._count(whole, step.seen, causal if step.pairs is None else step.pairs)
+        pairs = self._pairs(chosen, chosen.m) if step.pairs is None else step.pairs
+        self._count(whole, step.seen, pairs, step.dense)
         return chosen
 
-    def _count(self, call: Call, seen: int, pairs: float) -> None:
+    def _count(self, call: Call, seen: int, pairs: float, dense: float | None = None) -> None:
         """Add up FLOPs: of the pairs that are computed, and of all that a full model computes."""
-        n, each = call.n, 2.0 * call.b * call.h * (call.d + call.e)
-        dense = n * (seen - n) + n * (n + 1) / 2
+        each, whole = 2.0 * call.b * call.h * (call.d + call.e), self._pairs(call, seen)
         spent = self.spent.setdefault(call.site, Spent())
         spent.flops += each * pairs
-        spent.dense += each * dense
+        spent.dense += each * (whole if dense is None else dense)
+        spent.last = each * whole
+
+    def _pairs(self, call: Call, m: int) -> float:
+        """Pairs of one head and row among the newest queries and m keys: causal, or all."""
+        n, support = call.n, call.rule.support
+        parts = support.parts if isinstance(support, Both) else (support,)
+        causal = isinstance(self.caching, Yes) or any(isinstance(p, Causal) for p in parts)
+        return n * (m - n) + n * (n + 1) / 2 if causal and m >= n else float(n * m)
+
+    def skipped(self, module: str) -> None:
+        """Count what was not run: the sites of a module, or of the whole model where it is ""."""
+        for site, spent in self.spent.items():
+            if site.module == module or not module:
+                spent.dense += spent.last
 
     def after(self, call: Call, partial: Partial) -> Partial:
         """Let policies choose what stays, and the memory make itself small."""
@@ -235,7 +263,13 @@ class Shrinking(Stage):
         step = self._steps.held.pop()
         if step.layer is not None:
             self._close(step)
-        return partial
+        out = self._made(call)
+        return partial if out is None else Partial(out, None)
+
+    def _made(self, call: Call) -> Tensor | None:
+        """What a policy makes of a call in its own way."""
+        made = (p.attend(call) for p in self.policies if type(p).attend is not Policy.attend)
+        return next((x for x in made if x is not None), None)
 
     def _close(self, step: Step) -> None:
         for one in self.policies:
@@ -245,7 +279,16 @@ class Shrinking(Stage):
         step.memory.settle()
 
     def stand_in(self, call: Call) -> Tensor | None:
-        """Attend by groups of heads that keep equally many keys, without filling them up."""
+        """Attend by groups of heads that keep equally many keys, without filling them up.
+
+        A model that keeps nothing is asked for no log-sum-exp either.
+        """
+        if self.paused:
+            return None
+        if isinstance(self.caching, No):
+            chosen = self._selected(self._step(call, None))
+            out = self._made(chosen)
+            return attended(chosen) if out is None else out
         layer = self._layer_of(call)
         if layer is None or not getattr(layer.memory, "ragged", False) or call.n > 1:
             return None
@@ -338,8 +381,6 @@ def _caches(model: Any, sites: Sites) -> Any:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if getattr(text, "num_kv_shared_layers", 0):
         return No("whose layers share keys by design")
-    from regard.run.executor import Yes
-
     return Yes()
 
 
