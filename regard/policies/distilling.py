@@ -66,7 +66,7 @@ def distill(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            yield float(loss)
+            yield float(loss.detach())
 
 
 def first_tensor(out: Any) -> Tensor:

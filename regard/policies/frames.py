@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,6 @@ class AttentionTile(OnGrid):
     difference away. (Efficient-vDiT, Ding et al. 2025)
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("attention_tile",)
     error: float = 0.01
     references: dict[int, int] = field(default_factory=dict, init=False)
 
