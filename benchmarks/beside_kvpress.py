@@ -104,16 +104,19 @@ def times(one: Any, whole: Any, ids: torch.Tensor) -> dict[str, float]:
     return found
 
 
-def quality(model: Any, tokenizer: Any, setting: Setting) -> dict[str, float]:
-    """What a model still can do."""
-    return {
-        "needle": needles(model, tokenizer, setting),
-        "recall": recall(model, tokenizer, setting),
-        "bits": bits_per_byte(model, tokenizer, setting),
-    }
+def quality(model: Any, tokenizer: Any, setting: Setting) -> dict[str, Any]:
+    """What a model still can do; where it breaks, what it said."""
+    found: dict[str, Any] = {}
+    for name, measure in (("needle", needles), ("recall", recall), ("bits", bits_per_byte)):
+        try:
+            found[name] = measure(model, tokenizer, setting)
+        except RuntimeError as error:
+            found[name] = None
+            found[f"{name}_broke"] = f"{error}".splitlines()[0]
+    return found
 
 
-def theirs(method: str, keep: float, setting: Setting) -> dict[str, float]:
+def theirs(method: str, keep: float, setting: Setting) -> dict[str, Any]:
     """Measure a press."""
     model, tokenizer = loaded(eager=method == "h2o")
     placed = Placed(model, press_of(method, keep))
@@ -126,7 +129,7 @@ def theirs(method: str, keep: float, setting: Setting) -> dict[str, float]:
     return {**found, "bytes": sum(held.values())}
 
 
-def ours(method: str, keep: float, setting: Setting) -> dict[str, float]:
+def ours(method: str, keep: float, setting: Setting) -> dict[str, Any]:
     """Measure a policy."""
     import regard
     from regard.policies import policy

@@ -144,18 +144,21 @@ def shrink(
     """Make a trained model keep less, or attend to less, until it is detached.
 
     `policies` is a name, a `regard.policies.Policy`, or a list of these that stack: one that
-    evicts, one that stores, one for prompts. `keep` is a share of the tokens seen, a number of
-    tokens, or bytes ("2 MiB") for one row over all layers. `calibrate` is a calibration file, for
-    policies that need one. At `keep=1.0` the model gives what it gave.
+    evicts, one that stores, one for prompts. `model` may be a pipeline of diffusers. `keep` is a
+    share of the tokens seen, a number of tokens, or bytes ("2 MiB") for one row over all layers.
+    `calibrate` is a calibration file, for policies that need one. At `keep=1.0` the model gives what it gave.
 
         with regard.shrink(model, "snapkv", keep=0.25) as shrunk:
             model.generate(ids)
             print(shrunk.report())
     """
     made = make_policies(policies)
+    runner = Runner(model) if is_pipeline(model) else None
+    model = model if runner is None else runner.model
     if calibrate is not None:
         load_calibration(made, model, calibrate)
     stage = Shrinking(made, keep)
+    stage.pipeline = None if runner is None else runner.pipeline
     return Shrunk(attach(model, [stage], check=check), stage, tokenizer)
 
 

@@ -34,6 +34,7 @@ WHAT = {
     "prompt": "computes less of a prompt; keys are all kept, with a cache or without",
     "decoding": "reads fewer keys at each step; all are kept, and an index beside them",
     "shares": "shares keys or weights among layers or heads",
+    "images": "serves models that make images and videos, step by step",
 }
 TITLES = {
     "evicts": "Evict keys",
@@ -41,6 +42,7 @@ TITLES = {
     "prompt": "Compute less of a prompt",
     "decoding": "Read fewer keys when decoding",
     "shares": "Share among layers and heads",
+    "images": "Make images and videos cheaper",
 }
 
 

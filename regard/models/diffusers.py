@@ -110,7 +110,7 @@ class DiffusersHook(FunctionalHook):
             order = "image"
         size = getattr(module, "inner_dim", None)
         size = size // heads if isinstance(size, int) and heads else None
-        return Site(index, kind, path, heads, heads, size, modality=order)
+        return Site(index, kind, path, heads, heads, size, causal=False, modality=order)
 
     def read(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]

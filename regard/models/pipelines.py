@@ -106,20 +106,28 @@ def telling_by_text(
     """Tell the branches of each forward by the rows of text it is given.
 
     What `encode_prompt` first gives are the embeddings of the prompt. A block of rows that equals
-    them is conditional, any other is not; text of another shape tells nothing.
+    them is conditional, any other is not; text of another shape tells nothing. After forwards of
+    the model, the next prompt takes the place of the last.
     """
     prompt: list[Tensor] = [] if embeds is None else [embeds]
     within: list[Any] = []
+    ran = False
     encode: Any = getattr(pipeline, "encode_prompt", None)
 
     def encoding(*args: Any, **kwargs: Any) -> Any:
+        nonlocal ran
         given = encode(*args, **kwargs)
         first = given[0] if isinstance(given, tuple) else given
+        if ran and embeds is None:
+            prompt.clear()
+            ran = False
         if isinstance(first, Tensor) and first.dim() == 3 and len(prompt) == (embeds is not None):
             prompt.append(first)
         return given
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal ran
+        ran = True
         text = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
         names = () if told_branches() or not prompt else blocks_of(text, prompt[-1])
         within.append(telling(*names) if names else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +37,8 @@ class Step:
     layer: KeyLayer | None = None
     # Pairs of one head and row that were computed, if a policy chose fewer.
     pairs: float | None = None
+    # Pairs that the whole model would have computed here, if others than these queries and keys.
+    dense: float | None = None
     # Where the keys of the memory stand, [b, m] or [b, g, m]; None where key j stands at j.
     at: Tensor | None = None
 
@@ -76,7 +78,8 @@ class Policy:
 
     `keep` is this policy's own budget (a share, tokens or bytes), where it differs from that of
     `shrink`. What `what` names: "evicts" keys, "stores" them smaller, computes less of a
-    "prompt", reads fewer keys when "decoding", or "shares" among layers and heads.
+    "prompt", reads fewer keys when "decoding", "shares" among layers and heads, or serves models
+    that make "images".
     """
 
     what: ClassVar[str] = ""
@@ -90,6 +93,8 @@ class Policy:
     # What a calibration reads: "texts" (ids [1, n] each), or "answers" (ids, and how many tokens at
     # their end answer what the text has hidden).
     learns_from: ClassVar[str] = "texts"
+    # Kinds of sites whose modules `stand_in` runs; "model" is the whole forward.
+    stands: ClassVar[tuple[str, ...]] = ()
     # Policies whose calibrations serve this one as well.
     takes: ClassVar[tuple[str, ...]] = ()
 
@@ -130,6 +135,19 @@ class Policy:
         them: what is kept is in `step.memory`.
         """
         return None
+
+    def run(self, call: Call) -> Tensor | None:
+        """Give what a call gives [b, h, n, e], if the policy runs it in a way of its own."""
+        return None
+
+    def stand_in(
+        self, site: Site | None, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the module of a site (None: the model), or give something in its place.
+
+        Asked of the kinds of sites in `stands`: the projections of what is not run are saved too.
+        """
+        return run(*args, **kwargs)
 
     def slots(self, step: Step) -> Tensor | None:
         """Choose the slots [b, g, c] that stay after this call; None where all do."""

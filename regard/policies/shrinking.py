@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +17,30 @@ from regard.core.errors import CapabilityError, fail, shape_of
 from regard.core.heads import gather_heads
 from regard.core.partial import Partial
 from regard.core.rule import Rule
-from regard.core.support import Both, Everything, Padding, Support
+from regard.core.support import Both, Causal, Everything, Padding, Support
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain
 from regard.models.engine import attended
+from regard.models.pipelines import telling_by_text
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
-from regard.run.executor import No
+from regard.policies.standing import stand
+from regard.run.executor import No, Yes
 
 
 @dataclass
 class Spent:
-    """What one site has cost so far: FLOPs of attention, and what dense ones would have been."""
+    """What one site has cost so far: FLOPs of attention, and what dense ones would have been.
+
+    `last` are the FLOPs that its last call would have taken densely.
+    """
 
     flops: float = 0.0
     dense: float = 0.0
+    last: float = 0.0
 
 
 class Shrinking(Stage):
@@ -51,6 +58,9 @@ class Shrinking(Stage):
         self._by_layer: dict[int | None, Site] = {}
         self._steps = threading.local()
         self._hook: Any = None
+        # The pipeline that the model is part of, if it was given.
+        self.pipeline: Any = None
+        self._undo = ExitStack()
 
     @property
     def name(self) -> str:
@@ -77,11 +87,16 @@ class Shrinking(Stage):
             one.begin(model, sites, self.budget)
         if not isinstance(self.caching, No):
             self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._undo.callback(stand(model, sites, self))
+        if self.pipeline is not None:
+            self._undo.enter_context(telling_by_text(self.pipeline, model))
         self.active = True
 
     def _need_company(self) -> None:
         """Refuse policies that want the same thing in different ways."""
-        for what, hook in (("memories", "memory"), ("stores", "stores"), ("keys", "slots")):
+        for what, hook in (
+            ("memories", "memory"), ("stores", "stores"), ("keys", "slots"), ("weights", "run"),
+        ):  # fmt: skip
             own = [
                 p.name for p in self.policies if getattr(type(p), hook) is not getattr(Policy, hook)
             ]
@@ -98,6 +113,7 @@ class Shrinking(Stage):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        self._undo.close()
         for one in self.policies:
             one.end()
 
@@ -196,7 +212,15 @@ class Shrinking(Stage):
         """Read the memory in place of the new keys, and let policies choose among them."""
         if self.paused:
             return call
-        layer = self._layer_of(call)
+        step = self._opened(call, self._layer_of(call))
+        held = getattr(self._steps, "held", None)
+        if held is None:
+            held = self._steps.held = []
+        held.append(step)
+        return step.call
+
+    def _opened(self, call: Call, layer: Any) -> Step:
+        """Read the memory, and let policies choose."""
         at = None
         if layer is not None:
             k, v, at = layer.memory.read()
@@ -204,40 +228,54 @@ class Shrinking(Stage):
         step = self._step(call, layer)
         step.at = at
         step.call = self._selected(step)
-        held = getattr(self._steps, "held", None)
-        if held is None:
-            held = self._steps.held = []
-        held.append(step)
-        return step.call
+        return step
 
     def _selected(self, step: Step) -> Call:
         whole = step.call
         for one in self.policies:
             step.call = one.select(step)
         chosen, step.call = step.call, whole
-        n, m = whole.n, chosen.m
-        causal = n * (m - n) + n * (n + 1) / 2 if m >= n else n * m
-        self._count(whole, step.seen, causal if step.pairs is None else step.pairs)
+        pairs = self._pairs(chosen, chosen.m) if step.pairs is None else step.pairs
+        self._count(whole, step.seen, pairs, step.dense)
         return chosen
 
-    def _count(self, call: Call, seen: int, pairs: float) -> None:
+    def _count(self, call: Call, seen: int, pairs: float, dense: float | None = None) -> None:
         """Add up FLOPs: of the pairs that are computed, and of all that a full model computes."""
-        n, each = call.n, 2.0 * call.b * call.h * (call.d + call.e)
-        dense = n * (seen - n) + n * (n + 1) / 2
+        each, whole = 2.0 * call.b * call.h * (call.d + call.e), self._pairs(call, seen)
         spent = self.spent.setdefault(call.site, Spent())
         spent.flops += each * pairs
-        spent.dense += each * dense
+        spent.dense += each * (whole if dense is None else dense)
+        spent.last = each * whole
+
+    def _pairs(self, call: Call, m: int) -> float:
+        """Pairs of one head and row among the newest queries and m keys: causal, or all."""
+        n, support = call.n, call.rule.support
+        parts = support.parts if isinstance(support, Both) else (support,)
+        causal = isinstance(self.caching, Yes) or any(isinstance(p, Causal) for p in parts)
+        return n * (m - n) + n * (n + 1) / 2 if causal and m >= n else float(n * m)
+
+    def skipped(self, module: str) -> None:
+        """Count what was not run: the sites of a module, or of the whole model where it is ""."""
+        for site, spent in self.spent.items():
+            if site.module == module or not module:
+                spent.dense += spent.last
 
     def after(self, call: Call, partial: Partial) -> Partial:
         """Let policies choose what stays, and the memory make itself small."""
         if self.paused:
             return partial
-        step = self._steps.held.pop()
-        if step.layer is not None:
-            self._close(step)
-        return partial
+        self._close(self._steps.held.pop())
+        out = self._made(call)
+        return partial if out is None else Partial(out, None)
+
+    def _made(self, call: Call) -> Tensor | None:
+        """What a policy makes of a call in its own way."""
+        made = (p.run(call) for p in self.policies if type(p).run is not Policy.run)
+        return next((x for x in made if x is not None), None)
 
     def _close(self, step: Step) -> None:
+        if step.layer is None:
+            return
         for one in self.policies:
             slots = one.slots(step)
             if slots is not None:
@@ -245,10 +283,23 @@ class Shrinking(Stage):
         step.memory.settle()
 
     def stand_in(self, call: Call) -> Tensor | None:
-        """Attend by groups of heads that keep equally many keys, without filling them up."""
-        layer = self._layer_of(call)
-        if layer is None:
-            return None
+        """Run a call that no other stage looks at: nobody asks for its log-sum-exp."""
+        if self.paused:
+            return attended(call)
+        layer = None if isinstance(self.caching, No) else self._layer_of(call)
+        if layer is not None:
+            out = self._by_policy(call, layer)
+            out = self._by_groups(call, layer) if out is None else out
+            if out is not None:
+                return out
+        step = self._opened(call, layer)
+        out = self._made(step.call)
+        out = attended(step.call) if out is None else out
+        self._close(step)
+        return out
+
+    def _by_policy(self, call: Call, layer: Any) -> Tensor | None:
+        """Let a policy attend by itself."""
         step = self._step(call, layer)
         for one in self.policies:
             found = one.attend(step)
@@ -256,11 +307,15 @@ class Shrinking(Stage):
                 self._count(call, step.seen, float(step.pairs or 0))
                 self._close(step)
                 return found
-        if not getattr(layer.memory, "ragged", False) or call.n > 1:
+        return None
+
+    def _by_groups(self, call: Call, layer: Any) -> Tensor | None:
+        """Attend by groups of heads that keep equally many keys, without filling them up."""
+        memory, share = layer.memory, call.h // call.g
+        if not getattr(memory, "ragged", False) or call.n > 1:
             return None
         if any(p.every_step or type(p).select is not Policy.select for p in self.policies):
             return None
-        memory, share = layer.memory, call.h // call.g
         out = call.q.new_empty(call.b, call.h, call.n, call.e)
         for heads, read in memory.groups():
             queries = [h * share + i for h in heads for i in range(share)]
@@ -269,7 +324,7 @@ class Shrinking(Stage):
             )  # fmt: skip
             out[:, queries] = attended(placed(own, read.k, read.v, read.positions))
         self._count(call, memory.seen, float(memory.counts.float().mean()))
-        layer.memory.settle()
+        memory.settle()
         return out
 
     def _layer_of(self, call: Call) -> Any:
@@ -346,8 +401,6 @@ def _caches(model: Any, sites: Sites) -> Any:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if getattr(text, "num_kv_shared_layers", 0):
         return No("whose layers share keys by design")
-    from regard.run.executor import Yes
-
     return Yes()
 
 

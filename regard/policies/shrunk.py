@@ -9,10 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.models.attach import Attached
 from regard.models.site import Site
 from regard.policies.shrinking import Shrinking
+from regard.run.executor import No
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,17 @@ class Report:
 
     @property
     def dense_flops(self) -> float:
-        """FLOPs that full causal attention would have taken."""
+        """FLOPs that full attention would have taken."""
         return sum(x.dense_flops for x in self.layers)
 
     def rows(self) -> list[tuple[str, ...]]:
         """Give one row of words for each layer, after a row of headings."""
+        if not self.full_bytes:
+            told = [("layer", "kind", "module", "FLOPs", "of dense")]
+            return told + [
+                (str(x.site.layer), x.site.kind, x.site.module, f"{x.flops:.3g}",
+                 _share(x.flops, x.dense_flops)) for x in self.layers
+            ]  # fmt: skip
         head = ("layer", "seen", "kept by head", "bytes", "of full", "FLOPs of dense")
         return [head, *(
             (str(x.site.layer), str(x.seen), " ".join(f"{c:.0f}" for c in x.kept), f"{x.bytes:,}",
@@ -77,11 +84,13 @@ class Report:
         rows = self.rows()
         wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
-        said = f"{' + '.join(self.policies)}: {self.bytes:,} of {self.full_bytes:,} bytes"
-        said += f" ({_share(self.bytes, self.full_bytes)})"
-        files = sum(x.file_bytes for x in self.layers)
-        said += f", {files:,} in files" if files else ""
-        said += f", {_share(self.flops, self.dense_flops)} of the FLOPs of attention"
+        said = f"{' + '.join(self.policies)}: "
+        if self.full_bytes:
+            said += f"{self.bytes:,} of {self.full_bytes:,} bytes"
+            said += f" ({_share(self.bytes, self.full_bytes)}), "
+            files = sum(x.file_bytes for x in self.layers)
+            said += f"{files:,} in files, " if files else ""
+        said += f"{_share(self.flops, self.dense_flops)} of the FLOPs of attention"
         if self.kl is not None:
             said += f"; KL {self.kl:.4f} nats, next tokens agree {self.agree:.1%}"
         return "\n".join([said, *lines])
@@ -122,9 +131,21 @@ class Shrunk:
     def report(self, text: Any = None) -> Report:
         """Say what is kept and what it costs; with a probe text (or ids), what is lost as well.
 
-        Without a text it tells of the cache that was used last, and of all FLOPs so far.
+        Without a text it tells of the cache that was used last, and of all FLOPs so far. A model
+        without a cache, as those that make images, is told of by its FLOPs alone.
         """
         kl = agree = ids = None
+        names = tuple(p.name for p in self.policies)
+        if isinstance(self.stage.caching, No):
+            if text is not None:
+                fail(
+                    CapabilityError, "text", shape_of(text), "nothing: the model tells no next token",
+                    "call report() after the model has run",
+                )  # fmt: skip
+            spent = self.stage.spent.items()
+            return Report(names, tuple(
+                LayerReport(site, 0, (), 0, 0, 0, x.flops, x.dense) for site, x in spent if x.dense
+            ))  # fmt: skip
         if text is not None:
             ids = self._ids(text)
             kl, agree = self._loss(ids)
@@ -146,7 +167,6 @@ class Shrunk:
                 site, memory.seen, tuple(kept.tolist()), layer.nbytes, token * memory.seen,
                 memory.file_bytes, spent.flops, spent.dense,
             ))  # fmt: skip
-        names = tuple(p.name for p in self.policies)
         return Report(names, tuple(found), kl, agree, ids)
 
     def _ids(self, text: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """How a support is folded: each tile of queries with just the tiles of keys it may meet.
 
 Queries are cut into tiles, keys into smaller ones, and tiles of queries that meet equally many
-tiles of keys are put in one batch. Where positions lie on a lattice (neighbourhoods, dilation)
-they are first put in an order in which neighbours are together.
+tiles of keys are put in one batch. Where positions lie on a lattice (neighbourhoods, dilation) or
+are of kinds, they are first put in an order in which neighbours, or kinds, are together.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from regard.core.support.bands import Dilated
 from regard.core.support.base import Both, Support
 from regard.core.support.chosen import Tiles
 from regard.core.support.lattice import Neighborhood
+from regard.core.support.tokens import Kinds
 from regard.core.tilemap import EMPTY, FULL, PARTIAL, Grid, tile_states
 
 # Pairs from which on a few partial tiles are split off from many full ones.
@@ -83,6 +84,8 @@ def lattice_of(support: Support) -> Support | None:
     for part in parts:
         if isinstance(part, Dilated) or (isinstance(part, Neighborhood) and _spread(part)):
             return part
+        if isinstance(part, Kinds) and part.mixed:
+            return part
     return None
 
 
@@ -108,6 +111,8 @@ def order_of(part: Support | None, n: int, side: int, device: torch.device) -> T
     position = torch.arange(n, device=device)
     if isinstance(part, Dilated):
         return torch.argsort(position % part.step, stable=True)
+    if isinstance(part, Kinds):
+        return torch.argsort(part.kinds[0, :n].to(device), stable=True)
     assert isinstance(part, Neighborhood)
     axes = len(part.lattice)
     box = max(1, round(side ** (1 / axes)))

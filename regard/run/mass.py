@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail
-from regard.core.partial import finite
+from regard.core.heads import expand_heads
+from regard.core.partial import finite, wide
 from regard.core.support import Support, Window
 from regard.core.weigh import Softmax
 from regard.run.plan import chosen
+
+# Scores held at a time.
+SCORES = 1 << 22
 
 
 def log_weight(call: Call) -> Tensor:
@@ -53,6 +58,34 @@ def mass(call: Call, part: Support, whole: Tensor | None = None) -> Tensor:
     return torch.exp(log_part(call, part) - finite(whole))
 
 
+def tile_mass(call: Call, tile: int, lse: Tensor | None = None) -> Tensor:
+    """Sum the weights of each tile, [b, h, t_q, t_k], from the log of all weight of each row.
+
+        M_IJ = sum over i in I, j in J of exp(score_ij - lse_i)
+
+    `lse` [b, h, n] is `log_weight(call)`, or what it was a little earlier: then no pass looks for
+    tops and sums, and rows of tiles sum to about the queries in them.
+
+    >>> q = torch.randn(1, 1, 6, 4)
+    >>> tile_mass(Call(q, q, q), 2).sum(-1)[0, 0].round().tolist()
+    [2.0, 2.0, 2.0]
+    """
+    lse = log_weight(call) if lse is None else lse
+    dtype = wide(call.q.dtype)
+    q, k = call.q.to(dtype), expand_heads(call.k, call.h).to(dtype)
+    change, score = call.rule.score.bind(q, k), call.rule.score
+    at_once = max(1, SCORES // max(1, call.b * call.h * call.m) // tile) * tile
+    rows_of_tiles = []
+    for rows in torch.arange(call.n, device=q.device).split(at_once):
+        at = call.at(rows)
+        allowed = call.allowed(at)
+        scores = change(score.match.between(q[:, :, rows], k), at._replace(allowed=allowed))
+        weights = call.rule.weigh.weights(scores, allowed, lse[:, :, rows])
+        full = pad(weights, (0, -call.m % tile, 0, -len(rows) % tile))
+        rows_of_tiles.append(full.unflatten(3, (-1, tile)).sum(4).unflatten(2, (-1, tile)).sum(3))
+    return torch.cat(rows_of_tiles, 2)
+
+
 def at_distance(distance: int) -> Support:
     """The pairs in which the key stands exactly so far before the query; after it, if negative.
 
@@ -69,4 +102,4 @@ def at_distance(distance: int) -> Support:
     return wide if far == 0 else wide & ~narrow
 
 
-__all__ = ["at_distance", "log_part", "log_weight", "mass"]
+__all__ = ["at_distance", "log_part", "log_weight", "mass", "tile_mass"]

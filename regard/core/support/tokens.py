@@ -174,6 +174,13 @@ class Kinds(Support):
                 "add rows to the table",
             )
 
+    @property
+    def mixed(self) -> bool:
+        """Whether sorting brings kinds together that stand apart, in one order for all rows."""
+        return len(self.kinds) == 1 and self.memo(
+            "mixed", lambda: bool((self.kinds.diff() < 0).any())
+        )
+
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Ask the table."""
         return self.table[look_up(self.kinds, b, i), look_up(self.kinds, b, j)]

@@ -24,7 +24,6 @@ from regard.probes.pixel_words import RowWeights, aligned, word_weights
 from regard.tasks.typeset import shares_of
 from regard.tasks.written import PATCH, WrittenPixels, as_tokens
 
-
 STEPS = 1000
 
 

@@ -1,0 +1,82 @@
+"""Train a shrunk model towards the whole one: the outputs of its attention, and its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.partial import Partial
+from regard.models.attach import attach
+from regard.models.stage import Stage
+from regard.policies.registry import make_policies
+from regard.policies.shrinking import Shrinking
+
+
+class Outputs(Stage):
+    """Hold what each call of attention gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Tensor] = []
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        """Take the output."""
+        self.held.append(partial.out)
+        return partial
+
+
+def distill(
+    model: Any,
+    policies: Any,
+    inputs: Sequence[Mapping[str, Any]],
+    *,
+    keep: Any = 0.25,
+    steps: int = 100,
+    rate: float = 1e-4,
+    teacher: Any = None,
+) -> Iterator[float]:
+    """Fine-tune `model` under policies towards a `teacher` (a copy of it before), step by step.
+
+    loss = sum over layers of the mean squared difference of attention outputs
+           + the mean squared difference of the outputs of the model
+
+    `inputs` are arguments of forwards, taken in turn. Each step gives its loss.
+    (Efficient-vDiT, Ding et al. 2025)
+
+        for loss in distill(transformer, made, inputs, steps=1000): ...
+    """
+    teacher = copy.deepcopy(model) if teacher is None else teacher
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    shrinking = Shrinking(make_policies(policies), keep)
+    ours, theirs = Outputs(), Outputs()
+    with attach(teacher, [theirs], check=False), attach(model, [ours, shrinking], check=False):
+        for step in range(steps):
+            ours.held, theirs.held = [], []
+            one = inputs[step % len(inputs)]
+            with torch.no_grad():
+                aim = first_tensor(teacher(**one))
+            loss = (first_tensor(model(**one)) - aim).square().mean()
+            for a, b in zip(ours.held, theirs.held, strict=True):
+                loss = loss + (a - b).square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            yield float(loss.detach())
+
+
+def first_tensor(out: Any) -> Tensor:
+    """The first tensor of what a model gives.
+
+    >>> first_tensor((torch.ones(2), 3)).tolist()
+    [1.0, 1.0]
+    """
+    found: Tensor = out if isinstance(out, Tensor) else out[0]
+    return found
+
+
+__all__ = ["Outputs", "distill", "first_tensor"]

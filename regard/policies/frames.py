@@ -1,0 +1,154 @@
+"""Videos by frames: each frame meets itself and a few frames of reference, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.method import method
+from regard.models.attach import attach
+from regard.models.engine import attended
+from regard.models.stage import Stage
+from regard.policies.grids import Image, OnGrid, image_of, with_rest
+from regard.policies.registry import register
+
+
+@method(
+    "efficient_vdit_tile",
+    call='from regard.policies import policy; policy("efficient_vdit_tile")',
+)
+@register("efficient_vdit_tile", "attention_tile")
+@dataclass
+class AttentionTile(OnGrid):
+    """Let each frame meet itself and `k` frames of reference, which meet all and are met by all.
+
+    Of F frames every (F / k)-th is one of reference: F + 2 k (F - k) + k (k - 1) tiles of frames
+    are computed, linear in F. Each layer takes the smallest k at which the squared difference of
+    its output from the dense one is, in the mean, within `error` of the squared output itself:
+    `regard.policies.calibrate(model, "efficient_vdit_tile", inputs, to=...)` with the arguments of
+    forwards at some timesteps. Without a calibration every layer takes the largest k that computes
+    at most `keep` of the tiles. `regard.policies.distilling.distill` trains the rest of the
+    difference away. (Efficient-vDiT, Ding et al. 2025)
+    """
+
+    error: float = 0.01
+    references: dict[int, int] = field(default_factory=dict, init=False)
+
+    def key(self, image: Image, call: Call) -> Any:
+        """A layer has its own k."""
+        return image, self.count(image, call)
+
+    def count(self, image: Image, call: Call) -> int:
+        """Frames of reference that a layer takes."""
+        frames = _frames(image)
+        layer = getattr(call.site, "layer", None)
+        if layer in self.references:
+            return min(self.references[layer], frames)
+        share = 1.0 if self.budget.share is None else self.budget.share
+        within = [k for k in range(1, frames + 1) if tiles(frames, k) <= share * frames**2]
+        return max(within, default=1)
+
+    def groups(self, image: Image, call: Call) -> tuple[Tensor, Tensor]:
+        """Tokens by frame, and which frames meet."""
+        frames = _frames(image)
+        return image.coordinates()[0], meeting(frames, self.count(image, call))
+
+    # Calibration
+
+    def found(self) -> dict[str, Any]:
+        """Give the k of each layer."""
+        return {"references": self.references}
+
+    def take(self, found: dict[str, Any]) -> None:
+        """Take them."""
+        self.references = {int(layer): int(k) for layer, k in found["references"].items()}
+
+    def learn(
+        self, model: Any, inputs: Sequence[Mapping[str, Any]], state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Try every k at every layer on one forward after another; tell each."""
+        if not self.error > 0:
+            fail(ValueRangeError, "error", self.error, "more than 0", "pass error=0.01, say")
+        errors = {int(layer): list(x) for layer, x in state.get("errors", {}).items()}
+        done = int(state.get("step", 0))
+        for step, one in enumerate(inputs):
+            if step < done:
+                continue
+            search = _Search(errors)
+            with attach(model, [search], check=False), torch.no_grad():
+                model(**one)
+            keep({"step": step + 1, "errors": errors})
+            yield step + 1, len(inputs)
+        self.references = {
+            layer: next((k for k, e in enumerate(x, 1) if e / len(inputs) <= self.error), len(x))
+            for layer, x in errors.items()
+        }
+
+
+def _frames(image: Image) -> int:
+    if len(image.grid) != 3:
+        fail(
+            CapabilityError, "grid", f"{image.grid}, an image", "a video of several frames",
+            'take "grat" for images',
+        )  # fmt: skip
+    return image.grid[0]
+
+
+def tiles(frames: int, k: int) -> int:
+    """Tiles of frames that k frames of reference make.
+
+    >>> [tiles(8, k) for k in (1, 8)], int(meeting(8, 3).sum()) == tiles(8, 3)
+    ([22, 64], True)
+    """
+    return frames + 2 * k * (frames - k) + k * (k - 1)
+
+
+def meeting(frames: int, k: int) -> Tensor:
+    """Which frames meet, bool [frames, frames]: itself, and those of reference.
+
+    >>> meeting(4, 1).int().tolist()
+    [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    """
+    reference = torch.zeros(frames, dtype=torch.bool)
+    reference[torch.arange(k) * frames // k] = True
+    return torch.eye(frames, dtype=torch.bool) | reference | reference[:, None]
+
+
+def tile_errors(call: Call, image: Image) -> list[float]:
+    """Squared difference from dense, over the squared output, for k = 1, ..., F."""
+    dense = attended(call)
+    size = float(dense.square().mean())
+    frame, found = image.coordinates()[0], []
+    for k in range(1, _frames(image) + 1):
+        support, _ = with_rest(image, frame, meeting(image.grid[0], k))
+        rule = call.rule.replace(support=call.rule.support & support)
+        off = attended(call.replace(rule=rule)) - dense
+        found.append(float(off.square().mean()) / max(size, 1e-30))
+    return found
+
+
+class _Search(Stage):
+    """Add up the errors of every k at every layer."""
+
+    def __init__(self, errors: dict[int, list[float]]) -> None:
+        super().__init__()
+        self.errors = errors
+
+    def observe(self, call: Call) -> None:
+        """Try every k."""
+        image = image_of(call)
+        if image is None:
+            return
+        new = tile_errors(call, image)
+        before = self.errors.get(call.site.layer, [0.0] * len(new))
+        self.errors[call.site.layer] = [a + b for a, b in zip(before, new, strict=True)]
+
+
+__all__ = ["AttentionTile", "meeting", "tile_errors", "tiles"]

@@ -1,0 +1,219 @@
+"""Policies for models that make images and videos: tokens on a grid meet by where they stand.
+
+Each gives the tokens of the image groups by their place, and says which groups meet; text beside
+them meets everything and is met by everything. Groups are put together before they are run, so that
+a choice of groups leaves whole tiles out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, shape_of
+from regard.core.method import method
+from regard.core.support import Kinds, Support
+from regard.models.attach import hook_of
+from regard.models.site import Site, Sites
+from regard.policies.base import Policy, Step
+from regard.policies.registry import register
+from regard.run.executor import Answer, No, Yes
+
+
+class Image(NamedTuple):
+    """Where the image of a call is: its grid (frames first, in a video), its tokens among `n`."""
+
+    grid: tuple[int, ...]
+    first: int
+    n: int
+
+    @property
+    def span(self) -> slice:
+        """The tokens of the image."""
+        return slice(self.first, self.first + prod(self.grid))
+
+    @property
+    def rest(self) -> int:
+        """Tokens that are no image: text, a class token."""
+        return self.n - prod(self.grid)
+
+    def coordinates(self) -> list[Tensor]:
+        """Give the place of each image token on each axis, [tokens] each."""
+        axes = [torch.arange(size) for size in self.grid]
+        return [x.flatten() for x in torch.meshgrid(*axes, indexing="ij")]
+
+
+def image_of(call: Call) -> Image | None:
+    """Find the image in a call of self or joint attention; None in a call of something else."""
+    site: Site = call.site
+    if site.kind == "cross" or call.n != call.m or "refiner" in site.module:
+        return None
+    if site.grid is not None:  # of a model that reads images: what is no image stands before it
+        return Image(site.grid, call.n - prod(site.grid), call.n)
+    now = site.moment
+    if now is None or now.grid is None:
+        fail(
+            CapabilityError, "grid", f"{site.module}, whose image has no grid that is told",
+            "a model that is told the shape of its image",
+            "pass latents as they are [b, c, (f,) h, w], or img_ids, img_shapes, height and width",
+        )  # fmt: skip
+    if site.kind == "joint":
+        found = site.span("image", call.n)
+        fits = found is not None and found.stop - found.start == prod(now.grid)
+        return Image(now.grid, found.start, call.n) if found is not None and fits else None
+    # The lower resolutions of a UNet are those of its blocks for images alone.
+    grid = now.grid_of(call.n) if site.modality == "image" else now.grid
+    return Image(grid, 0, call.n) if grid is not None and prod(grid) == call.n else None
+
+
+@dataclass
+class OnGrid(Policy):
+    """Base of policies by place: override `groups`."""
+
+    what: ClassVar[str] = "images"
+    needs_cache: ClassVar[bool] = False
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Models whose tokens stand on a grid."""
+        if not any(s.grid for s in sites) and hook_of(model)[0].name != "diffusers":
+            return No("whose tokens stand on no grid")
+        if not any(s.kind in ("self", "joint") for s in sites):
+            return No("which has no self-attention")
+        return Yes()
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Forget the supports of another model."""
+        super().begin(model, sites, budget)
+        self._made: dict[Any, tuple[Support, float]] = {}
+
+    def groups(self, image: Image, call: Call) -> tuple[Tensor, Tensor]:
+        """Give the group of each image token, [tokens], and which meet, bool [groups, groups]."""
+        raise NotImplementedError
+
+    def key(self, image: Image, call: Call) -> Any:
+        """Say what the groups depend on."""
+        return image
+
+    def select(self, step: Step) -> Call:
+        """Add which groups meet to the rule of a call."""
+        call = step.call
+        image = None if self.budget.whole else image_of(call)
+        if image is None:
+            return call
+        key = (self.key(image, call), call.rule.support)
+        if key not in self._made:
+            support, pairs = with_rest(image, *self.groups(image, call))
+            self._made[key] = call.rule.support & support, pairs
+        support, step.pairs = self._made[key]
+        return call.replace(rule=call.rule.replace(support=support))
+
+
+def with_rest(image: Image, groups: Tensor, meets: Tensor) -> tuple[Support, float]:
+    """Make a support of groups of image tokens; all else meets all. Give it with its pairs."""
+    count = len(meets)
+    kinds = torch.full((image.n,), count)
+    kinds[image.span] = groups
+    table = torch.ones(count + 1, count + 1, dtype=torch.bool)
+    table[:count, :count] = meets
+    sizes = torch.bincount(kinds, minlength=count + 1).double()
+    return Kinds(kinds, table), float(sizes @ table.double() @ sizes)
+
+
+def boxes(image: Image, group: tuple[int, ...]) -> tuple[Tensor, list[Tensor], tuple[int, ...]]:
+    """Cut a grid into boxes: the box of each token, the place of each box, and boxes on each axis.
+
+    >>> boxes(Image((2, 4), 0, 8), (2, 2))[0].tolist()
+    [0, 0, 1, 1, 0, 0, 1, 1]
+    """
+    counts = tuple(-(-s // g) for s, g in zip(image.grid, group, strict=True))
+    box = torch.zeros(prod(image.grid), dtype=torch.long)
+    for x, g, many in zip(image.coordinates(), group, counts, strict=True):
+        box = box * many + x // g
+    return box, Image(counts, 0, prod(counts)).coordinates(), counts
+
+
+@method("grat", call='from regard.policies import policy; policy("grat")')
+@register("grat", "grat_surrounding")
+@dataclass
+class Grat(OnGrid):
+    """Let the queries of a group share keys: those of the groups around, `radius` on each axis.
+
+    Groups are boxes of the grid, (4, 8, 8) tokens in a video and (8, 8) in an image. At the edges
+    the surrounding moves inward, so that all groups meet equally many: 2 radius + 1 on each axis.
+    Without a radius it is the largest that computes at most `keep` of the pairs, and at least 1.
+    (GRAT, Ren et al. 2025)
+    """
+
+    group: tuple[int, ...] | None = None
+    radius: int | None = None
+
+    def key(self, image: Image, call: Call) -> Any:
+        """The same for every layer and step."""
+        return image
+
+    def size(self, image: Image) -> tuple[int, ...]:
+        """Sides of a group, within the grid."""
+        usual = (4, 8, 8)[-len(image.grid) :]
+        sides = usual if self.group is None else self.group
+        good = isinstance(sides, tuple | list) and all(isinstance(s, int) for s in sides)
+        if not good or len(sides) != len(image.grid) or min(sides) < 1:
+            fail(
+                RuleError, "group", shape_of(self.group), f"{len(image.grid)} sides of at least 1",
+                f"pass group={usual}, or leave it out",
+            )  # fmt: skip
+        return tuple(min(s, g) for s, g in zip(sides, image.grid, strict=True))
+
+    def groups(self, image: Image, call: Call) -> tuple[Tensor, Tensor]:
+        """Cut boxes, and let those meet that are near."""
+        box, places, counts = boxes(image, self.size(image))
+        if self.radius is not None:
+            if self.radius < 0:
+                fail(ValueRangeError, "radius", self.radius, "0 or more", "pass radius=1")
+            return box, surrounding(places, counts, self.radius)
+        share = 1.0 if self.budget.share is None else self.budget.share
+        sizes = torch.bincount(box).double()
+        best = surrounding(places, counts, 1)
+        for radius in range(2, max(counts)):
+            meets = surrounding(places, counts, radius)
+            if float(sizes @ meets.double() @ sizes) > share * float(sizes.sum()) ** 2:
+                break
+            best = meets
+        return box, best
+
+
+@register("grat_criss_cross")
+@dataclass
+class GratCrissCross(Grat):
+    """Let the queries of a group share keys: those of groups that lie level with it on some axis.
+
+    In an image its row and its column of groups; in a video the groups of the same time, or the
+    same height, or the same width. What it computes follows from the grid, whatever `keep` is.
+    (GRAT, Ren et al. 2025)
+    """
+
+    def groups(self, image: Image, call: Call) -> tuple[Tensor, Tensor]:
+        """Cut boxes, and let those meet that share a coordinate."""
+        box, places, _ = boxes(image, self.size(image))
+        return box, torch.stack([x[:, None] == x for x in places]).any(0)
+
+
+def surrounding(places: list[Tensor], counts: tuple[int, ...], radius: int) -> Tensor:
+    """Which boxes are within a radius on every axis, bool [boxes, boxes]; inward at the edges.
+
+    >>> surrounding([torch.arange(4)], (4,), 1).int().tolist()
+    [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
+    """
+    meets = torch.ones(len(places[0]), len(places[0]), dtype=torch.bool)
+    for x, many in zip(places, counts, strict=True):
+        first = (x - radius).clamp(max=max(many - 2 * radius - 1, 0)).clamp(min=0)
+        last = (first + 2 * radius).clamp(max=many - 1)
+        meets &= (x >= first[:, None]) & (x <= last[:, None])
+    return meets
+
+
+__all__ = ["Grat", "GratCrissCross", "Image", "OnGrid", "boxes", "image_of", "surrounding"]

@@ -1,0 +1,179 @@
+"""Blocks that a denoising model itself shows to matter: found at a few steps, used in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.method import method
+from regard.core.support import Tiles
+from regard.models.attach import hook_of
+from regard.models.engine import whole
+from regard.models.site import Site, Sites
+from regard.policies.base import Policy, Step
+from regard.policies.registry import register
+from regard.run.executor import Answer, No, Yes
+from regard.run.mass import tile_mass
+
+
+@dataclass
+class Found:
+    """What a search found at one site: which tiles matter, and the log of all weight of each row.
+
+    `due` says that the call that is running searches.
+    """
+
+    chosen: Tensor | None = None
+    lse: Tensor | None = None
+    pairs: float = 0.0
+    due: bool = False
+
+
+@method("adaspa", call='from regard.policies import policy; policy("adaspa")')
+@register("adaspa")
+@dataclass
+class AdaSpa(Policy):
+    """Compute the tiles of most weight, found at the steps of `searches` and used until the next.
+
+    Before the first search all is dense. The first one runs densely, keeps the log-sum-exp of each
+    row, and sums the weights of each tile, M_IJ = sum exp(q_i k_j - lse_i); later ones take the
+    log-sum-exp that was kept, and run on what they find. Each row of tiles computes the best `keep`
+    of them; heads whose best tiles hold more than others' give up to `spread` of that share to
+    those, so that the mean stays. Tiles with text in them are always computed. Each guidance branch
+    has tiles of its own, where branches are told. (AdaSpa, Xia et al. 2025)
+    """
+
+    what: ClassVar[str] = "images"
+    needs_cache: ClassVar[bool] = False
+    block: int = 64
+    searches: tuple[int, ...] = (10, 30)
+    spread: float = 0.1
+    # Calls of fewer tiles than this are dense.
+    least: int = 4
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Models that denoise, and attend to themselves."""
+        if hook_of(model)[0].name != "diffusers":
+            return No("which does not denoise step by step")
+        if not any(s.kind in ("self", "joint") for s in sites):
+            return No("which has no self-attention")
+        return Yes()
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Forget what was found in another model."""
+        super().begin(model, sites, budget)
+        steps = self.searches
+        good = isinstance(steps, tuple | list) and all(isinstance(s, int) for s in steps)
+        if not good or not steps or min(steps) < 0 or list(steps) != sorted(set(steps)):
+            fail(
+                ValueRangeError, "searches", repr(steps), "rising steps from 0",
+                "pass searches=(10, 30)",
+            )  # fmt: skip
+        if self.budget.share is None:
+            fail(
+                CapabilityError, "keep", f"{self.budget}", "a share of the pairs",
+                "pass keep=0.2, say",
+            )  # fmt: skip
+        self._found: dict[Any, Found] = {}
+
+    def end(self) -> None:
+        """Let go of what was found."""
+        super().end()
+        self._found = {}
+
+    def select(self, step: Step) -> Call:
+        """Use the tiles that were found; search where it is time."""
+        call, site = step.call, step.site
+        served = site.kind != "cross" and call.n == call.m and call.n >= self.least * self.block
+        now = site.moment
+        if self.budget.whole or not served or now is None:
+            return call
+        found = self._found.setdefault((site, now.branches), Found())
+        if now.step < self.searches[0]:
+            return call
+        extra = call.n * call.m * call.d / (call.d + call.e)  # scores once more, and no values
+        missing = found.chosen is None or found.lse is None
+        if missing or found.lse.shape != call.q.shape[:3] or now.step == self.searches[0]:  # type: ignore[union-attr]
+            found.due = True
+            step.pairs = call.n * call.m + extra
+            return call
+        searching = now.step in self.searches
+        if searching:
+            self.search(call, found)
+        step.pairs = found.pairs + (extra if searching else 0.0)
+        assert found.chosen is not None
+        tiles = Tiles(found.chosen, self.block)
+        return call.replace(rule=call.rule.replace(support=call.rule.support & tiles))
+
+    def run(self, call: Call) -> Tensor | None:
+        """Run a first search: densely, with the log-sum-exp kept."""
+        now = getattr(call.site, "moment", None)
+        found = self._found.get((call.site, now.branches)) if now is not None else None
+        if found is None or not found.due:
+            return None
+        found.due = False
+        partial = whole(call)
+        found.lse = partial.lse
+        self.search(call, found)
+        return partial.out
+
+    def search(self, call: Call, found: Found) -> None:
+        """Choose tiles by their weight, given the log-sum-exp."""
+        mass = tile_mass(call, self.block, found.lse)
+        share = self.budget.share or 1.0
+        found.chosen = choose(mass, always(call, self.block), share, self.spread)
+        found.pairs = tile_pairs(found.chosen, call.n, self.block)
+
+
+def always(call: Call, block: int) -> Tensor:
+    """Tiles that hold text, bool [t]."""
+    site: Site = call.site
+    held = torch.zeros(call.n + -call.n % block, dtype=torch.bool)
+    span = site.span("image", call.n)
+    if site.kind == "joint" and span is not None:
+        held[: call.n] = True
+        held[span] = False
+    return held.view(-1, block).any(1)
+
+
+def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tensor:
+    """Choose the tiles of most weight in each row, [b, h, t, t], a share `keep` on average.
+
+    `text` [t] are chosen in any case, and beside the share. Heads are ranked by the recall of the
+    share: the upper half gives up to `spread` of the tiles to the lower.
+
+    >>> mass = torch.tensor([[[[5.0, 1.0], [2.0, 9.0]]]])
+    >>> choose(mass, torch.tensor([False, False]), 0.5).int().tolist()
+    [[[[1, 0], [0, 1]]]]
+    """
+    text = text.to(mass.device)
+    free = ~(text[:, None] | text)
+    worth = mass.masked_fill(~free, -torch.inf)
+    place = worth.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    most = int((~text).sum())
+    if not most:
+        return torch.ones_like(mass, dtype=torch.bool)
+    count = max(1, round(keep * most))
+    counts = torch.full(mass.shape[:2], count, device=mass.device)
+    by = min(round(spread * most), count - 1, most - count)
+    if by > 0 and mass.shape[1] > 1:
+        held = torch.where((place < count) & free, mass, 0.0).sum((2, 3))
+        recall = held / torch.where(free, mass, 0.0).sum((2, 3)).clamp(min=1e-30)
+        rank, half = recall.argsort(1).argsort(1), mass.shape[1] // 2
+        counts = counts + by * ((rank < half).int() - (rank >= mass.shape[1] - half).int())
+    return (place < counts[..., None, None]) & free | ~free
+
+
+def tile_pairs(chosen: Tensor, n: int, block: int) -> float:
+    """Pairs in chosen tiles, for one row and head on average."""
+    side = torch.full((chosen.shape[-1],), float(block), device=chosen.device)
+    side[-1] -= -n % block
+    return float(torch.einsum("bhqk,q,k->bh", chosen.float(), side, side).mean())
+
+
+__all__ = ["AdaSpa", "always", "choose", "tile_pairs"]
