@@ -220,7 +220,7 @@ class Attention(Layer):
         q = self.queries(scene.x)
         return self.norm_q(q) if self._normed else q
 
-    def run(self, call: Call) -> Tensor:
+    def attend(self, call: Call) -> Tensor:
         """Run one call of attention; hooks see it here."""
         seen: Tensor = attend(
             call.q, call.k, call.v, call.rule,
