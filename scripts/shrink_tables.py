@@ -50,9 +50,10 @@ def speed() -> str:
 
 def peers() -> str:
     """Keys kept by both."""
-    lines = ["| method | keys kept | the same in both |", "|---|---|---|"]
+    lines = ["| method | keys kept | the same in both | others of the same score |",
+             "|---|---|---|---|"]  # fmt: skip
     for r in read("kept-as-kvpress")["rows"]:
-        lines.append(f"| {r['method']} | {r['kept']:,} | {r['same']:,} |")
+        lines.append(f"| {r['method']} | {r['kept']:,} | {r['same']:,} | {r['tied']} |")
     return "\n".join(lines)
 
 
