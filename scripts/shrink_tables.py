@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "shrink.md"
-MARKS = ("TABLE", "SPEED", "PEERS")
+MARKS = ("TABLE", "SPEED", "PEERS", "BESIDE", "CACHES")
 
 
 def read(name: str) -> Any:
@@ -57,9 +57,44 @@ def peers() -> str:
     return "\n".join(lines)
 
 
+def said(x: float | None) -> str:
+    """A number, or that there is none."""
+    return "broke" if x is None else f"{x:.2f}"
+
+
+def beside() -> str:
+    """Each method as kvpress has it, and as we have it."""
+    lines = ["| method | keep | by | needles | recalled | bits a byte | bytes | prompt | step |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in read("beside-kvpress")["rows"]:
+        bits = "broke" if r["bits"] is None else f"{r['bits']:.3f}"
+        lines.append(
+            f"| {r['method']} | {r['keep']} | {r['by']} | {said(r['needle'])} | "
+            f"{said(r['recall'])} | {bits} | {r['bytes']:,} | {r['prompt_of_full']:.2f}x | "
+            f"{r['step_of_full']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+def caches() -> str:
+    """Quantized and offloaded, ours and those of transformers."""
+    lines = ["| what | by | needles | recalled | bits a byte | bytes | in files | step |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in read("beside-transformers")["rows"]:
+        if "refused" in r:
+            lines.append(f"| {r['what']} | {r['by']} | {r['refused']} | | | | | |")
+            continue
+        lines.append(
+            f"| {r['what']} | {r['by']} | {said(r['needle'])} | {said(r['recall'])} | "
+            f"{r['bits']:.3f} | {r['bytes']:,} | {r['file_bytes']:,} | {r['step_of_full']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for mark, made in zip(MARKS, (quality(), speed(), peers()), strict=True):
+    tables = (quality(), speed(), peers(), beside(), caches())
+    for mark, made in zip(MARKS, tables, strict=True):
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
         block = f"{begin}\n\n{made}\n\n{end}"
         if begin in text:
