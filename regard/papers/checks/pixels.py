@@ -124,7 +124,7 @@ def _weights(
 def peap() -> Measured:
     """Without blank patches the rest is what it was; words are weighed alike in text and pixels."""
     task = WrittenPixels(pairs=4, names=6)
-    seer, reader = _trained(task, STEPS), _reader(task, STEPS)
+    seer, reader = _trained(task, STEPS), _reader(task, 2 * STEPS)
     pages = _pages(task, 64, 1)[0].double()
     blank = BlankPatches()
     seer.double()
