@@ -27,8 +27,8 @@ from regard.papers.evidence_files import save
 from regard.papers.runner import measure
 
 CHECKS = (
-    "rank_vs_heads", "icl_multihead_regression", "random_feature_attention_theory", "big_bench",
-    "knowledge_conflict_swap", "verbatim_recall", "mqar_zoology", "gcog",
+    "rank_vs_heads", "icl_multihead_regression", "big_bench", "knowledge_conflict_swap",
+    "verbatim_recall", "mqar_zoology", "gcog",
 )  # fmt: skip
 
 
