@@ -84,7 +84,7 @@ Taken out together, against as many other heads (with all heads there: loss on r
 {plain["loss on repeats"]}, needles found {plain["needles found"]}, loss on needles
 {plain["loss on needles"]}); `taken_out.py` measures it again in a quarter of an hour:
 
-| taken out | rise of | | against (draws) | mean rise (95%) | median | times the mean | 5x or more in |
+| taken out | what | | against (draws) | mean (95%) | median | times the mean | 5x in |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
