@@ -45,6 +45,7 @@ _HOME = {
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
     "regard.policies.passages": ("Passages",),
+    "regard.policies.conversations": ("Conversations",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
         *("RuleError", "ExecutorError", "CapabilityError", "MissingExtraError"),

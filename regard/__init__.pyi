@@ -64,6 +64,7 @@ from regard.layers.building import model as model
 from regard.layers.registry import layer as layer
 from regard.models.attach import attach as attach
 from regard.models.estimate import estimate as estimate
+from regard.policies.conversations import Conversations as Conversations
 from regard.policies.passages import Passages as Passages
 from regard.run.doors import attend as attend
 from regard.run.doors import partial as partial

@@ -26,6 +26,7 @@ from regard.memories.some_keys import SomeKeys
 from regard.memories.split import Split
 from regard.memories.stores import Hosted, Plain, Store
 from regard.memories.summaries import Bounds, Landmarks, Summaries
+from regard.memories.tiers import Tiers
 
 __all__ = [
     "Bare",
@@ -52,6 +53,7 @@ __all__ = [
     "Split",
     "Store",
     "Summaries",
+    "Tiers",
     "load",
     "save",
 ]
