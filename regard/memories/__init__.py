@@ -20,6 +20,7 @@ from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
 from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
+from regard.memories.reserved import Reservation, Reserved
 from regard.memories.ring import Ring
 from regard.memories.shared import Shared
 from regard.memories.some_keys import SomeKeys
@@ -47,6 +48,8 @@ __all__ = [
     "Pool",
     "Quantized",
     "Read",
+    "Reservation",
+    "Reserved",
     "Ring",
     "Shared",
     "SomeKeys",

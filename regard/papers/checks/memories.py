@@ -16,6 +16,7 @@ from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.memories.bare import Bare
+from regard.memories.reserved import Reservation, Reserved
 from regard.memories.tiers import Cost, Tiers, Worth, least_recent, per_idle_time
 from regard.models.attach import attach
 from regard.models.loading import load
@@ -29,6 +30,7 @@ from regard.policies.budget import Budget
 from regard.policies.conversations import Conversations
 from regard.policies.long_heads import LongHeads
 from regard.policies.passages import Blockwise, Passages
+from regard.run.doors import attend
 from regard.verbs import shrink
 
 
@@ -253,4 +255,59 @@ def pensieve() -> Measured:
          "worst share of LRU, talks of up to 1,000 tokens": max(share["short"])},
         left_out="transfers that overlap with layers, ragged batches of many conversations, and "
         "throughput on a GPU",
+    )  # fmt: skip
+
+
+def resident(size: int) -> int:
+    """Bytes in memory of the range of addresses of this process that is so large."""
+    found = False
+    with open("/proc/self/smaps", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("Size:"):
+                found = int(line.split()[1]) << 10 >= size
+            elif found and line.startswith("Rss:"):
+                return int(line.split()[1]) << 10
+    return -1
+
+
+@check("vattention")
+def vattention() -> Measured:
+    """64 GiB of addresses take the memory of the tokens written, and attention sees tensors."""
+    layers, heads, size, group = 4, 8, 64, 1 << 16
+    slots, longest = 16, 1 << 18
+    rooms = Reservation(slots, longest, layers, heads, size, group=group)
+    reserved = resident(rooms.reserved)
+    lengths, used, same = [3000, 700, 1500], 0, True
+    for n in lengths:
+        slot = rooms.open()
+        memories = [Reserved(rooms, layer, [slot]) for layer in range(layers)]
+        for memory in memories:
+            k, v = torch.randn(1, heads, n, size), torch.randn(1, heads, n, size)
+            memory.extend(k[:, :, :-5], v[:, :, :-5])
+            for t in range(n - 5, n):
+                memory.extend(k[:, :, t : t + 1], v[:, :, t : t + 1])
+            q, read = torch.randn(1, heads, 1, size), memory.read()
+            same &= torch.equal(attend(q, read.k, read.v), attend(q, k, v))
+            used += k.nbytes + v.nbytes
+            del k, v
+    grown, most = resident(rooms.reserved), len(lengths) * 2 * layers * group
+    mapped, maps = rooms.nbytes, rooms.maps
+    rooms.close(0)
+    rooms.need(rooms.open(), 3000)
+    again = rooms.maps - maps
+    for slot in range(slots):
+        rooms.close(slot)
+    rooms.reclaim()
+    left = resident(rooms.reserved)
+    return Measured(
+        "64 GiB of addresses take no memory; resident memory of the range is what was mapped, which "
+        "is what was written within a group of 64 KiB for each tensor and slot; attention over "
+        "the view equals attention over a tensor bit for bit; a slot that is used again maps "
+        "nothing; what is reclaimed is given back",
+        rooms.reserved == 64 << 30 and reserved == left == 0 and used <= mapped < used + most
+        and grown == mapped and same and again == 0,
+        {"bytes reserved": rooms.reserved, "resident for that": reserved, "bytes written": used,
+         "bytes mapped": mapped, "resident growth": grown, "bit for bit": same,
+         "maps of a used slot": again, "resident after reclaiming": left},
+        left_out="virtual memory of a GPU, and throughput",
     )  # fmt: skip
