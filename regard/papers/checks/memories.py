@@ -16,6 +16,7 @@ from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.memories.bare import Bare
+from regard.memories.remote import AttentionWorkers, staggered, wire_bytes
 from regard.memories.reserved import Reservation, Reserved
 from regard.memories.tiers import Cost, Tiers, Worth, least_recent, per_idle_time
 from regard.models.attach import attach
@@ -30,6 +31,7 @@ from regard.policies.budget import Budget
 from regard.policies.conversations import Conversations
 from regard.policies.long_heads import LongHeads
 from regard.policies.passages import Blockwise, Passages
+from regard.policies.remote_attention import RemoteAttention
 from regard.policies.thinking import think_together
 from regard.run.doors import attend
 from regard.verbs import shrink
@@ -246,9 +248,9 @@ def pensieve() -> Measured:
     return Measured(
         "for random turns and tiers (dropped, disk, host, device) the logits of each turn are "
         "those of a forward over the whole history (1e-5), and dropped and new tokens alone are "
-        "run; on each of three traces of talks of up to 8,000 tokens, dropping by cost over idle time "
-        "makes less again than dropping the least recently used, where attention dominates the "
-        "cost (20 times as much at 16,000 tokens)",
+        "run; on each of three traces of talks of up to 8,000 tokens, dropping by cost over idle "
+        "time makes less again than dropping the least recently used, where attention dominates "
+        "the cost (20 times as much at 16,000 tokens)",
         wrong < 1e-5 and counted and max(share["pairs"]) < 1,
         {"largest difference": wrong, "tokens run as counted": counted, "splits met": len(splits),
          "worst share of LRU, attention dear": max(share["pairs"]),
@@ -256,8 +258,8 @@ def pensieve() -> Measured:
          "worst share of LRU, weights dear": max(share["weights"]),
          "worst share of LRU, talks of up to 1,000 tokens": max(share["short"])},
         left_out="where weights dominate the cost, or talks are short, nothing dependable is saved "
-        "(the shares above); transfers that overlap with layers, ragged batches of many conversations, and "
-        "throughput on a GPU",
+        "(the shares above); transfers that overlap with layers, ragged batches of many "
+        "conversations, and throughput on a GPU",
     )  # fmt: skip
 
 
@@ -385,4 +387,40 @@ def group_think() -> Measured:
          "one thread as generate": alone.ids[0] == plain,
          "steps of 1, 2, 4 threads": " ".join(map(str, taken))},
         left_out="whether trained models share work by themselves: the rule of the toy is given",
+    )  # fmt: skip
+
+
+@check("lamina_attention_offloading")
+@torch.no_grad()
+def attention_offloading() -> Measured:
+    """Two processes attend: the same tokens, bytes by the formula, both sides busy."""
+    model: Any = llama()
+    ids = torch.randint(3, 64, (2, 50))
+    how = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    plain = model.generate(ids, **how)
+    with AttentionWorkers(2) as workers:
+        with shrink(model, RemoteAttention(workers=workers), check=False):
+            same = torch.equal(model.generate(ids, **how), plain)
+            cache = model(ids).past_key_values
+            before = workers.sent + workers.received
+            model(ids[:, :1], past_key_values=cache)
+            moved = workers.sent + workers.received - before
+        memory = workers.remote()
+        q, k, v = torch.randn(1, 8, 99, 32), torch.randn(1, 2, 99, 32), torch.randn(1, 2, 99, 32)
+        memory.append(k[:, :, :-1], v[:, :, :-1])
+        memory.append(k[:, :, -1:], v[:, :, -1:])
+        wrong = gap(memory.attend(q[:, :, -1:]), attend(q[:, :, -1:], k, v))
+    formula = wire_bytes(heads=4, kv_heads=2, size=16, batch=2, layers=4, item=4)
+    idle = max(max(staggered(n, 1.0, 1.0 / (n - 1))) for n in (2, 4, 8))
+    uneven = staggered(4, 3.0, 2.0)[0]
+    return Measured(
+        "with two processes that keep one key head each, 20 tokens of two texts are those of the "
+        "model alone; a step moves (2 + 2/G) e d B L bytes, to the byte; what was kept and what is "
+        "new merge to full softmax (1e-6); in the staggered schedule neither side is idle (under "
+        "0.1%) where t_attention = t_model / (n - 1), and replicas are where it is twice that",
+        same and moved == formula and wrong < 1e-6 and idle < 1e-3 and uneven > 0.3,
+        {"same tokens": same, "bytes of a step": moved, "by the formula": formula,
+         "merge against softmax": wrong, "idle": idle, "idle replicas, twice the time": uneven},
+        left_out="sending q before k and v are projected (all three are made when attention is "
+        "called; q goes out first); links between machines, and throughput for money",
     )  # fmt: skip
