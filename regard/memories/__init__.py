@@ -20,12 +20,14 @@ from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
 from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
+from regard.memories.reserved import Reservation, Reserved
 from regard.memories.ring import Ring
 from regard.memories.shared import Shared
 from regard.memories.some_keys import SomeKeys
 from regard.memories.split import Split
 from regard.memories.stores import Hosted, Plain, Store
 from regard.memories.summaries import Bounds, Landmarks, Summaries
+from regard.memories.tiers import Tiers
 
 __all__ = [
     "Bare",
@@ -46,12 +48,15 @@ __all__ = [
     "Pool",
     "Quantized",
     "Read",
+    "Reservation",
+    "Reserved",
     "Ring",
     "Shared",
     "SomeKeys",
     "Split",
     "Store",
     "Summaries",
+    "Tiers",
     "load",
     "save",
 ]
