@@ -74,7 +74,7 @@ class AttentionTile(OnGrid):
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
         """Try every k at every layer on one forward after another; tell each."""
-        if not 0 < self.error:
+        if not self.error > 0:
             fail(ValueRangeError, "error", self.error, "more than 0", "pass error=0.01, say")
         errors = {int(layer): list(x) for layer, x in state.get("errors", {}).items()}
         done = int(state.get("step", 0))

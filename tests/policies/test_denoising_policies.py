@@ -1,4 +1,4 @@
-"""Policies over the steps of denoising: gates, windows, blocks found online, weights in few bits."""
+"""Policies over the steps of denoising: gates, windows, blocks found online, few bits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+
+import functools
+import operator
 
 import regard
 from regard.core.call import Call
@@ -45,10 +48,13 @@ SHARP: dict[str, dict[str, Any]] = {
     "adaspa": {"block": 2, "searches": (0, 2), "least": 2}, "tgate": {"gate": 2},
     "freeswim": {"window": (1, 1)}, "dgq": {"bits": 2}, "efficient_vdit_tile": {},
 }  # fmt: skip
+REFUSED = [(unet, "freeswim"), *((hunyuan, name) for name in ("tgate", "freeswim", "dgq"))]
 every = pytest.mark.parametrize("name", SHARP)
 
 
-def denoised(make: Callable[..., Any], model: Any, inputs: dict[str, Any], steps: int = 4) -> Tensor:
+def denoised(
+    make: Callable[..., Any], model: Any, inputs: dict[str, Any], steps: int = 4
+) -> Tensor:
     """Outputs of some forwards, one after another: [steps, ...]."""
     return torch.stack([run(make, model, inputs, 9 - i) for i in range(steps)])
 
@@ -77,11 +83,11 @@ def test_at_full_budget_a_model_is_itself(make: Callable[..., Any], name: str) -
     model, inputs = build(make, 2)
     plain = denoised(make, model, inputs)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    try:
-        shrunk = regard.shrink(model, policy(name, **SHARP[name]), keep=1.0, check=False)
-    except CapabilityError as error:
-        assert "cross-attention" in str(error) or "resolutions" in str(error)
+    if (make, name) in REFUSED:
+        with pytest.raises(CapabilityError, match=r"cross-attention|resolutions"):
+            regard.shrink(model, policy(name, **SHARP[name]), keep=1.0, check=False)
         return
+    shrunk = regard.shrink(model, policy(name, **SHARP[name]), keep=1.0, check=False)
     with shrunk, branches(*HALVES):
         found = denoised(make, model, inputs)
         if make in (pixart, ltx):
@@ -100,7 +106,10 @@ def test_at_full_budget_a_model_is_itself(make: Callable[..., Any], name: str) -
 def test_a_stage_beside_it_changes_nothing(name: str) -> None:
     torch.manual_seed(0)
     model, inputs = build(wan, 2)
-    with regard.shrink(model, policy(name, **SHARP[name]), keep=0.5, check=False), branches(*HALVES):
+    with (
+        regard.shrink(model, policy(name, **SHARP[name]), keep=0.5, check=False),
+        branches(*HALVES),
+    ):
         alone = denoised(wan, model, inputs)
     stage = Shrinking([policy(name, **SHARP[name])], 0.5)
     with attach(model, [stage, Null()], check=False), branches(*HALVES):
@@ -117,14 +126,17 @@ def test_behind_the_gate_words_have_no_say_and_half_the_rows_run(make: Callable[
     layers = sum(s.kind == "cross" for s in attach(model).sites)
     plain = denoised(make, model, inputs)
     words = inputs["encoder_hidden_states"]
-    with counted(model, "cross") as cross, counted(model, "self") as own:
-        with regard.shrink(model, policy("tgate", gate=2), check=False) as shrunk:
-            with branches(*HALVES):
-                found = [run(make, model, inputs, 9 - i) for i in range(2)]
-                inputs["encoder_hidden_states"] = words + 5
-                found += [run(make, model, inputs, 7 - i) for i in range(2)]
-                report = shrunk.report()
-                again = denoised(make, model, {**inputs, "encoder_hidden_states": words})
+    with (
+        counted(model, "cross") as cross,
+        counted(model, "self") as own,
+        regard.shrink(model, policy("tgate", gate=2), check=False) as shrunk,
+        branches(*HALVES),
+    ):
+        found = [run(make, model, inputs, 9 - i) for i in range(2)]
+        inputs["encoder_hidden_states"] = words + 5
+        found += [run(make, model, inputs, 7 - i) for i in range(2)]
+        report = shrunk.report()
+        again = denoised(make, model, {**inputs, "encoder_hidden_states": words})
     torch.testing.assert_close(torch.stack(found[:2]), plain[:2], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(again, torch.stack(found), atol=1e-6, rtol=1e-5)
     assert not torch.allclose(found[3], plain[3], atol=1e-4)
@@ -192,7 +204,7 @@ def test_a_pipeline_drops_its_guidance(make: Callable[[], Any]) -> None:
     told["guidance_scale"] = 4.0
     layers = sum(s.kind == "self" for s in attach(model).sites)
     each = [[2] * layers] * 2 if make is with_unet else [[1] * 2 * layers] * 2
-    assert rows == sum([*each, [1] * layers], [])
+    assert rows == functools.reduce(operator.iadd, [*each, [1] * layers], [])
     for a, b in zip(found[:2], plain[:2], strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found[2], plain[2], atol=1e-4)
@@ -205,9 +217,11 @@ def test_a_pipeline_drops_its_guidance(make: Callable[[], Any]) -> None:
 def test_gates_tell_what_they_need() -> None:
     torch.manual_seed(0)
     model, inputs = build(pixart, 2)
-    with regard.shrink(model, policy("tgate", gate=1), check=False):
-        with pytest.raises(CapabilityError, match="guidance"):
-            run(pixart, model, inputs)
+    with (
+        regard.shrink(model, policy("tgate", gate=1), check=False),
+        pytest.raises(CapabilityError, match="guidance"),
+    ):
+        run(pixart, model, inputs)
     with regard.shrink(model, policy("tgate", gate=1), check=False), branches(*HALVES):
         denoised(pixart, model, inputs, 2)
         _, more = build(pixart, 4)
@@ -248,7 +262,8 @@ def test_every_query_meets_a_window_of_the_trained_size(h: int, w: int, a: int, 
     sides = [min(2 * (t // 2) + 1, s) for t, s in ((a, h), (b, w))]
     assert counts == [2 * sides[0] * sides[1]]
     if sides == [h, w]:
-        assert chosen is call and step.pairs is None
+        assert chosen is call
+        assert step.pairs is None
 
 
 @pytest.mark.parametrize("make", [pixart, wan, ltx], **by_name)
@@ -327,12 +342,14 @@ def test_choices_are_of_the_share_and_have_the_text(
     torch.manual_seed(seed)
     mass, words = torch.rand(2, h, t, t), torch.arange(t) < text
     chosen = choose(mass, words, keep, spread)
-    assert bool(chosen[..., words].all()) and bool(chosen[:, :, words].all())
+    assert bool(chosen[..., words].all())
+    assert bool(chosen[:, :, words].all())
     free = chosen[:, :, ~words][..., ~words]
     rows = int((~words).sum())
     if rows:
         per_row = free.sum(-1)
-        assert bool((per_row == per_row[..., :1]).all()) and int(per_row.min()) >= 1
+        assert bool((per_row == per_row[..., :1]).all())
+        assert int(per_row.min()) >= 1
         assert float(per_row.float().mean()) == max(1, round(keep * rows))
 
 
@@ -431,7 +448,8 @@ def test_errors_of_tiles_are_those_of_masks() -> None:
     image = image_of(call)
     assert image is not None
     errors = tile_errors(call, image)
-    assert len(errors) == 5 and errors[-1] < 1e-10 < errors[0]
+    assert len(errors) == 5
+    assert errors[-1] < 1e-10 < errors[0]
     frame = torch.cat((torch.zeros(3), torch.arange(5).repeat_interleave(4))).long()
     mask = meeting(5, 2)[frame[:, None], frame]
     mask[:3], mask[:, :3] = True, True
@@ -467,7 +485,8 @@ def test_weights_on_a_log_scale_are_within_a_factor(bits: int, start: Any, seed:
     kept = (weights > top * 2.0 ** -(2**bits - 1)) & (weights > 0)
     kept[..., [c for c in range(5) if c == start]] = False
     ratio = (found / weights)[kept]
-    assert float(ratio.max()) <= 2**0.5 + 1e-4 and float(ratio.min()) >= 2**-0.5 - 1e-4
+    assert float(ratio.max()) <= 2**0.5 + 1e-4
+    assert float(ratio.min()) >= 2**-0.5 - 1e-4
     steps = (found / top)[..., rest]
     steps = steps[steps > 0].unique().log2()
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
