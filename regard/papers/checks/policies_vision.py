@@ -147,7 +147,7 @@ def grat() -> Measured:
     return Measured(
         "one group, or a radius over all, is dense attention (1e-5); so are ragged groups in 2 and "
         "3 axes with text under the mask written pair by pair; criss-cross computes the pairs of "
-        "the closed form; the order of groups goes back to the identity, and leaves no tile partial",
+        "the closed form; the order of groups goes back to the identity, and no tile is partial",
         whole < 1e-5 and off < 1e-5 and all(counts) and all(closed) and back and blocks
         and near < 1 / 400 and cross < 1 / 32,
         {"one group": whole, "under the mask": off, "surrounding, share at 512 x 512 tokens": near,
@@ -257,7 +257,7 @@ def adaspa() -> Measured:
         kept_lse.append(recall(choose(tile_mass(now, block, lse), none, keep, 0.1), true))
         if len(held) == 1:
             lost = fresh[0] - held[0]
-    uneven = blocky(n, block, (0.4, 0.5, 0.6, 4.0, 5.0, 6.0))
+    uneven = blocky(n, block, (0.4, 0.5, 0.6, 8.0, 10.0, 12.0))
     true = tile_mass(uneven, block)
     uniform = recall(choose(true, none, keep), true)
     adaptive = recall(choose(true, none, keep, 0.1), true)
@@ -281,7 +281,7 @@ def adaspa() -> Measured:
          kept_lse[-1], "lost by one turn where half the heads are sharp": sharp,
          "even budgets": uniform, "budgets by head": adaptive},
         left_out="trained video models; a fused kernel of the search; the loss grows with "
-        "sharpness: see the number for heads of sharpness 4 to 6",
+        "sharpness: see the number for heads of sharpness 8 to 12",
     )  # fmt: skip
 
 
@@ -344,7 +344,8 @@ def tgate() -> Measured:
     steps, gate = 6, 2
     rows: list[int] = []
     cross: dict[str, int] = {}
-    handles = [model.conv_in.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))]  # type: ignore[union-attr]
+    first = model.get_submodule("conv_in")
+    handles = [first.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))]
     for name, module in model.named_modules():
         if name.endswith("attn2"):
             handles.append(module.to_q.register_forward_hook(
@@ -449,5 +450,5 @@ def dgq() -> Measured:
          "largest factor": factor, "6 bits, one scale": group[1], "6 bits, 8 groups": group[8]},
         left_out="what the row says of 4 bits against one log scale holds only in the mean here: "
         "its 16 octaves reach a peak of 0.02 as they are, and all it loses is the start column; "
-        "images of trained models, weights in 4 bits, and the speed of shifts: nothing is made faster",
+        "images of trained models, weights in 4 bits, and shifts for products; nothing is faster",
     )  # fmt: skip
