@@ -6,6 +6,7 @@ A machine that slows down slows every call of a round alike, so ratios hold wher
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def compare(
-    title: str, calls: dict[str, Callable[[], object]], rounds: int = 5, times: int = 1
+    title: str,
+    calls: dict[str, Callable[[], object]],
+    rounds: int = 5,
+    times: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Time each call, and print the rows as a table."""
-    rows = compared(title, calls, rounds, times)
+    rows = compared(title, calls, rounds, times, clock)
     show(rows)
     return rows
 

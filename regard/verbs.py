@@ -143,10 +143,11 @@ def shrink(
 ) -> Shrunk:
     """Make a trained model keep less, or attend to less, until it is detached.
 
-    `policies` is a name, a `regard.policies.Policy`, or a list of these that stack: one that
-    evicts, one that stores, one for prompts. `model` may be a pipeline of diffusers. `keep` is a
-    share of the tokens seen, a number of tokens, or bytes ("2 MiB") for one row over all layers.
-    `calibrate` is a calibration file, for policies that need one. At `keep=1.0` the model gives what it gave.
+    `model` may be a pipeline of diffusers. `policies` is a name, a `regard.policies.Policy`, or a
+    list of these that stack: one that evicts, one that stores, one for prompts. `keep` is a share
+    of the tokens seen, a number of tokens, or bytes ("2 MiB") for one row over all layers.
+    `calibrate` is a calibration file, for policies that need one. At `keep=1.0` the model gives
+    what it gave.
 
         with regard.shrink(model, "snapkv", keep=0.25) as shrunk:
             model.generate(ids)

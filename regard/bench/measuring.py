@@ -38,20 +38,26 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def seconds(call: Callable[[], object], times: int = 1) -> float:
-    """Wall time of one call, the device drained before and after."""
+def seconds(
+    call: Callable[[], object], times: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Time of one call by a clock (wall time), the device drained before and after."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times
 
 
 def compared(
-    title: str, calls: dict[str, Callable[[], object]], rounds: int = 5, times: int = 1
+    title: str,
+    calls: dict[str, Callable[[], object]],
+    rounds: int = 5,
+    times: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Time each call once a round (after one that does not count); the first is the measure.
 
@@ -65,7 +71,7 @@ def compared(
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            took = seconds(call, times)
+            took = seconds(call, times, clock)
             if turn:
                 taken[name].append(took)
     base = next(iter(calls))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import log, prod, sqrt
 from typing import Any, ClassVar
 
 import torch
@@ -15,13 +13,11 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.partial import Partial
-from regard.core.support import Neighborhood
 from regard.models.attach import hook_of
 from regard.models.moment import Moment, changed, current_moment
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
-from regard.policies.grids import image_of
 from regard.policies.registry import register
 from regard.run.executor import Answer, No, Yes
 
@@ -222,113 +218,4 @@ class Settling(Stage):
         return [sum(x) / len(x) for _, x in sorted(self._found.items())]
 
 
-@method("freeswim", call='from regard.policies import policy; policy("freeswim", window=(30, 52))')
-@register("freeswim")
-@dataclass
-class FreeSwim(OverSteps):
-    """Larger images and videos than a model was trained for, with windows of the trained size.
-
-    `window` is the trained grid (h, w) in tokens. A query meets all frames, and on each axis of the
-    picture the 2 (h // 2) + 1 places around it, moved inward at the edges. Scores are multiplied by
-    sqrt(log(`ratio` L) / log L), L = h w. At every `every`-th step the conditional branch is run
-    with full attention first, and what its cross-attention gives (with queries that saw the whole)
-    stands in for that of the windowed run, until it is made anew; unconditional forwards have the
-    windows alone. Where the window covers the grid nothing is changed. Upsampling a first result
-    and adding noise to it, as the paper does before, is up to the pipeline (video to video).
-    (FreeSwim, Wu et al. 2025)
-    """
-
-    window: tuple[int, int] | None = None
-    every: int = 2
-    ratio: float = 2.0
-
-    def can(self, model: Any, sites: Sites) -> Answer:
-        """Transformers of one resolution."""
-        if any(s.module.startswith(("down_blocks", "up_blocks")) for s in sites):
-            return No("whose blocks run at several resolutions")
-        return super().can(model, sites)
-
-    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Check the window."""
-        super().begin(model, sites, budget)
-        w = self.window
-        good = isinstance(w, tuple | list) and len(w) == 2 and all(isinstance(x, int) for x in w)
-        if not self.budget.whole and (not good or min(w or (0,)) < 1):
-            fail(
-                ValueRangeError, "window", shape_of(w), "the trained grid (h, w), in tokens",
-                "pass window=(30, 52), say: latent sides over the patch",
-            )  # fmt: skip
-        if not isinstance(self.every, int) or self.every < 1 or self.ratio < 1:
-            fail(
-                ValueRangeError, "every", f"{self.every}, with ratio {self.ratio}",
-                "a number of steps, and a ratio of at least 1", "leave them out",
-            )  # fmt: skip
-        self._full = False
-        self._rows: slice | None = None
-
-    def kernel(self, grid: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Sides of the window on a grid; None where it covers all."""
-        assert self.window is not None
-        sides = [min(2 * (w // 2) + 1, s) for w, s in zip(self.window, grid[-2:], strict=True)]
-        return None if sides == list(grid[-2:]) else (*grid[:-2], *sides)
-
-    def select(self, step: Step) -> Call:
-        """Put windows on self-attention, or count a branch that is run beside."""
-        call = step.call
-        if self._full:
-            step.dense = 0.0
-        image = None if self.budget.whole else image_of(call)
-        kernel = None if image is None else self.kernel(image.grid)
-        if image is None or kernel is None:
-            return call
-        size = prod(self.window or (1,))
-        call = call.replace(q=call.q * sqrt(log(self.ratio * size) / log(max(size, 2))))
-        if self._full:
-            return call
-        step.pairs = float(call.n * prod(kernel))
-        support = call.rule.support & Neighborhood(kernel, image.grid)
-        return call.replace(rule=call.rule.replace(support=support))
-
-    def forward(self, now: Moment, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run the full branch where it is time, then the windows."""
-        names = now.branches or ()
-        small = now.grid is not None and self.kernel(now.grid) is None
-        if small or names == ("unconditional",):
-            return run(*args, **kwargs)
-        b = rows_of(args, kwargs)
-        rows = now.rows("conditional", b) if len(names) > 1 else slice(0, b)
-        if now.step % self.every == 0 or not self.kept:
-            told = {"branches": ("conditional",)} if len(names) > 1 else {}
-            with self._fully(), changed(**told):
-                run(*taken(args, rows, b), **taken(kwargs, rows, b))
-        self._rows = rows
-        try:
-            return run(*args, **kwargs)
-        finally:
-            self._rows = None
-
-    @contextmanager
-    def _fully(self) -> Iterator[None]:
-        self.kept, self._full = {}, True
-        try:
-            yield
-        finally:
-            self._full = False
-
-    def cross(self, now: Moment, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Keep the output of the full branch; put it in the place of the windowed one."""
-        if self._full:
-            out = self.kept[site.module] = run(*args, **kwargs)
-            return out
-        kept = self.kept.get(site.module)
-        if self._rows is None or kept is None:
-            return run(*args, **kwargs)
-        x = kwargs.get("hidden_states", args[0] if args else None)
-        if isinstance(x, Tensor) and len(x) == len(kept):
-            return kept
-        out = run(*args, **kwargs).clone()
-        out[self._rows] = kept
-        return out
-
-
-__all__ = ["FreeSwim", "OverSteps", "Settling", "TGate", "repeated", "taken"]
+__all__ = ["OverSteps", "Run", "Settling", "TGate", "repeated", "rows_of", "taken"]

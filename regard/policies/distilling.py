@@ -64,7 +64,7 @@ def distill(
             for a, b in zip(ours.held, theirs.held, strict=True):
                 loss = loss + (a - b).square().mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             yield float(loss.detach())
 

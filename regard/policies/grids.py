@@ -107,8 +107,11 @@ class OnGrid(Policy):
             return call
         key = (self.key(image, call), call.rule.support)
         if key not in self._made:
-            support, pairs = with_rest(image, *self.groups(image, call))
-            self._made[key] = call.rule.support & support, pairs
+            groups, meets = self.groups(image, call)
+            support, pairs = with_rest(image, groups, meets)
+            # Where all meet, nothing is to be put in an order.
+            whole = call.rule.support if bool(meets.all()) else call.rule.support & support
+            self._made[key] = whole, pairs
         support, step.pairs = self._made[key]
         return call.replace(rule=call.rule.replace(support=support))
 

@@ -86,9 +86,7 @@ class Dgq(Policy):
         return out.to(call.q.dtype)
 
 
-def group_quantized(
-    x: Tensor, bits: int = 8, groups: int = 8, dim: int | None = None
-) -> Tensor:
+def group_quantized(x: Tensor, bits: int = 8, groups: int = 8, dim: int | None = None) -> Tensor:
     """Round activations x [..., n, c] to `bits` bits, with one scale for each group of `dim`.
 
     Channels (-1) or pixels (-2) are sorted by their largest size, and cut into `groups` of equally
@@ -112,12 +110,14 @@ def group_quantized(
     top = size.new_zeros(groups).scatter_reduce(0, group, size, "amax")
     scale = (top / (2 ** (bits - 1) - 1)).clamp(min=torch.finfo(x.dtype).tiny)[group]
     scale = scale if dim == -1 else scale[:, None]
-    return (x / scale).round() * scale
+    found: Tensor = (x / scale).round() * scale
+    return found
 
 
 def sizes_along(x: Tensor, dim: int) -> Tensor:
     """Largest size in each channel (-1) or pixel (-2)."""
-    return x.abs().transpose(dim, -1).flatten(0, -2).amax(0)
+    sizes: Tensor = x.abs().transpose(dim, -1).flatten(0, -2).amax(0)
+    return sizes
 
 
 def outlier_dim(x: Tensor) -> int:

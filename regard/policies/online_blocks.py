@@ -43,9 +43,10 @@ class AdaSpa(Policy):
     Before the first search all is dense. The first one runs densely, keeps the log-sum-exp of each
     row, and sums the weights of each tile, M_IJ = sum exp(q_i k_j - lse_i); later ones take the
     log-sum-exp that was kept, and run on what they find. Each row of tiles computes the best `keep`
-    of them; heads whose best tiles hold more than others' give up to `spread` of that share to
-    those, so that the mean stays. Tiles with text in them are always computed. Each guidance branch
-    has tiles of its own, where branches are told. (AdaSpa, Xia et al. 2025)
+    of them; heads whose best tiles hold more than others' give tiles to those, up to `spread` of
+    all, where the heads together hold more by it; the mean stays. Tiles with text in them are
+    always computed. Each guidance branch has tiles of its own, where it is told.
+    (AdaSpa, Xia et al. 2025)
     """
 
     what: ClassVar[str] = "images"
@@ -107,7 +108,7 @@ class AdaSpa(Policy):
             self.search(call, found)
         step.pairs = found.pairs + (extra if searching else 0.0)
         assert found.chosen is not None
-        tiles = Tiles(found.chosen, self.block)
+        tiles = Tiles(found.chosen, (self.block, self.block))
         return call.replace(rule=call.rule.replace(support=call.rule.support & tiles))
 
     def run(self, call: Call) -> Tensor | None:
@@ -145,7 +146,8 @@ def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tens
     """Choose the tiles of most weight in each row, [b, h, t, t], a share `keep` on average.
 
     `text` [t] are chosen in any case, and beside the share. Heads are ranked by the recall of the
-    share: the upper half gives up to `spread` of the tiles to the lower.
+    share: each of the upper half gives tiles to one of the lower, up to `spread` of all, as many
+    as make the heads together hold the most.
 
     >>> mass = torch.tensor([[[[5.0, 1.0], [2.0, 9.0]]]])
     >>> choose(mass, torch.tensor([False, False]), 0.5).int().tolist()
@@ -153,19 +155,23 @@ def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tens
     """
     text = text.to(mass.device)
     free = ~(text[:, None] | text)
-    worth = mass.masked_fill(~free, -torch.inf)
-    place = worth.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     most = int((~text).sum())
     if not most:
         return torch.ones_like(mass, dtype=torch.bool)
+    ranked, order = mass.masked_fill(~free, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    place = order.argsort(dim=-1)
     count = max(1, round(keep * most))
     counts = torch.full(mass.shape[:2], count, device=mass.device)
     by = min(round(spread * most), count - 1, most - count)
     if by > 0 and mass.shape[1] > 1:
-        held = torch.where((place < count) & free, mass, 0.0).sum((2, 3))
-        recall = held / torch.where(free, mass, 0.0).sum((2, 3)).clamp(min=1e-30)
-        rank, half = recall.argsort(1).argsort(1), mass.shape[1] // 2
-        counts = counts + by * ((rank < half).int() - (rank >= mass.shape[1] - half).int())
+        # Share of a head's mass that its best 1, 2, ... tiles of each row hold, [b, h, most].
+        curve = ranked[:, :, ~text, :most].cumsum(-1).sum(2)
+        curve = curve / curve[..., -1:].clamp(min=1e-30)
+        rank, half = curve[..., count - 1].argsort(1).argsort(1), mass.shape[1] // 2
+        change = (rank < half).int() - (rank >= mass.shape[1] - half).int()
+        tried = [counts + move * change for move in range(by + 1)]
+        held = torch.stack([curve.gather(2, x[..., None] - 1).sum((1, 2)) for x in tried])
+        counts = torch.stack(tried)[held.argmax(0), torch.arange(len(mass), device=mass.device)]
     return (place < counts[..., None, None]) & free | ~free
 
 

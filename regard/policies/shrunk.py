@@ -68,11 +68,10 @@ class Report:
     def rows(self) -> list[tuple[str, ...]]:
         """Give one row of words for each layer, after a row of headings."""
         if not self.full_bytes:
-            told = [("layer", "kind", "module", "FLOPs", "of dense")]
-            return told + [
+            return [("layer", "kind", "module", "FLOPs", "of dense"), *(
                 (str(x.site.layer), x.site.kind, x.site.module, f"{x.flops:.3g}",
                  _share(x.flops, x.dense_flops)) for x in self.layers
-            ]  # fmt: skip
+            )]  # fmt: skip
         head = ("layer", "seen", "kept by head", "bytes", "of full", "FLOPs of dense")
         return [head, *(
             (str(x.site.layer), str(x.seen), " ".join(f"{c:.0f}" for c in x.kept), f"{x.bytes:,}",
@@ -139,12 +138,12 @@ class Shrunk:
         if isinstance(self.stage.caching, No):
             if text is not None:
                 fail(
-                    CapabilityError, "text", shape_of(text), "nothing: the model tells no next token",
+                    CapabilityError, "text", shape_of(text), "nothing: it tells no next token",
                     "call report() after the model has run",
                 )  # fmt: skip
-            spent = self.stage.spent.items()
+            costs = self.stage.spent.items()
             return Report(names, tuple(
-                LayerReport(site, 0, (), 0, 0, 0, x.flops, x.dense) for site, x in spent if x.dense
+                LayerReport(site, 0, (), 0, 0, 0, x.flops, x.dense) for site, x in costs if x.dense
             ))  # fmt: skip
         if text is not None:
             ids = self._ids(text)
