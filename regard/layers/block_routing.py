@@ -12,7 +12,7 @@ from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.parts import choose_tiles, pooled
 from regard.core.score import Landmarks, Score
-from regard.core.support import Causal
+from regard.core.support import Causal, Tiles
 from regard.layers.attention import Attention
 from regard.layers.base import Can, Scene, need_size
 from regard.layers.registry import register
@@ -47,23 +47,27 @@ class BlockRouting(Attention):
         super().__init__(dim, heads, causal=causal, **settings)
         self.block, self.blocks = block, blocks
 
-    @torch.no_grad()
-    def gates(self, call: Call) -> Tensor:
-        """Score blocks of keys for each query: [b, h, n, blocks], the own block above all."""
-        scores = call.q @ expand_heads(pooled(call.k, self.block), call.h).mT
-        places = torch.arange(call.n, device=call.q.device)[:, None] + call.rule.offset
-        own = torch.div(places, self.block, rounding_mode="floor")
-        return scores.masked_fill(
-            own == torch.arange(scores.shape[-1], device=own.device), torch.inf
-        )
-
     def look(self, call: Call, scene: Scene) -> Tensor:
         """Choose blocks, and attend to their past."""
-        chosen = choose_tiles(
-            self.gates(call), self.blocks, (1, self.block), within=Causal().shift(call.rule.offset)
-        ).replace(start=call.rule.offset)
+        chosen = routed(call, self.block, self.blocks)
         rule = call.rule.replace(support=call.rule.support & chosen)
         return super().look(call.replace(rule=rule), scene)
+
+
+@torch.no_grad()
+def gates(call: Call, block: int) -> Tensor:
+    """Score blocks of keys for each query: [b, h, n, blocks], the own block above all."""
+    scores = call.q @ expand_heads(pooled(call.k, block), call.h).mT
+    places = torch.arange(call.n, device=call.q.device)[:, None] + call.rule.offset
+    own = torch.div(places, block, rounding_mode="floor")
+    return scores.masked_fill(own == torch.arange(scores.shape[-1], device=own.device), torch.inf)
+
+
+def routed(call: Call, block: int, count: int) -> Tiles:
+    """Choose for each query its own block and the best of those before it, `count` in all."""
+    before = Causal().shift(call.rule.offset)
+    chosen = choose_tiles(gates(call, block), count, (1, block), within=before)
+    return chosen.replace(start=call.rule.offset)
 
 
 @register("landmark_attention")

@@ -27,7 +27,10 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "low_rank": {"rank": 1.0},
 }
 # Policies that stand on a grid of columns: a row of a padded batch has other tiles than alone.
-GRID = {"a_shape", "vertical_slash", "block_sparse", "minference", "hip", "quest", "lserve"}
+GRID = {
+    "a_shape", "vertical_slash", "block_sparse", "minference", "hip", "quest", "lserve", "moba",
+    "s2",
+}  # fmt: skip
 NAMES = sorted(
     {
         kind.name
@@ -54,6 +57,8 @@ def prepared(name: str, model: Any, **settings: Any) -> Policy:
     """A policy, with what calibration would give it."""
     if name in ("duo_attention", "lserve"):
         settings = {"recent": 8, "sinks": 2, **settings}
+    if name == "s2":
+        settings = {"block": 4, **settings}
     made = policy(name, **{**LOSSLESS.get(name, {}), **settings})
     if made.calibrated:
         made.take(made.guess(model))  # type: ignore[attr-defined]

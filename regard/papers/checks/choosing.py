@@ -12,7 +12,7 @@ from regard.core.partial import Partial, merge, merge_stacked
 from regard.core.support import Blocks, Causal, Strided
 from regard.layers.agents import AgentAttention
 from regard.layers.attention import Attention
-from regard.layers.block_routing import BlockRouting, LandmarkAttention
+from regard.layers.block_routing import BlockRouting, LandmarkAttention, gates
 from regard.layers.hashing import HashedInterest
 from regard.layers.pooling import EfficientProbing
 from regard.papers.checks import Measured, check
@@ -34,7 +34,7 @@ def block_routing() -> Measured:
 
     layer = BlockRouting(32, heads=4, block=block, blocks=3)
     call = layer.call(scene_of(x))
-    top = layer.gates(call)
+    top = gates(call, layer.block)
     past = torch.arange(7) <= (torch.arange(n) // block)[:, None]
     best = top.masked_fill(~past, -torch.inf).topk(3).indices
     open_ = torch.zeros_like(top, dtype=torch.bool).scatter(-1, best, True) & past
