@@ -26,6 +26,7 @@ WHAT = {
     "prompt": "computes less of a prompt; keys are all kept, with a cache or without",
     "decoding": "reads fewer keys at each step; all are kept, and an index beside them",
     "shares": "shares keys or weights among layers or heads",
+    "images": "serves models of diffusers that make images or videos; keeps no keys",
 }
 
 
