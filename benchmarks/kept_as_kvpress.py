@@ -42,9 +42,15 @@ def presses() -> Any:
     raise ImportError("kvpress could not be imported")
 
 
-def theirs(model: Any, ids: torch.Tensor, press: Any, per_layer: bool) -> list[set[Any]]:
-    """Places (head, position) that a press keeps in each layer."""
-    kept: list[set[Any]] = []
+def theirs(
+    model: Any, ids: torch.Tensor, press: Any, per_layer: bool
+) -> list[tuple[set[Any], set[Any]]]:
+    """Places (head, position) that a press keeps in each layer, and those it might as well have.
+
+    Keys of one score are kept or not as the sorting has it: one token's keys in the first layer
+    have one norm, wherever it stands.
+    """
+    kept: list[tuple[set[Any], set[Any]]] = []
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         cache = kwargs["past_key_values"]
@@ -58,10 +64,14 @@ def theirs(model: Any, ids: torch.Tensor, press: Any, per_layer: bool) -> list[s
             top = scores.topk(least, dim=-1).indices
             scores = scores.scatter(-1, top, torch.finfo(scores.dtype).max)
             flat = scores[0].flatten().topk(g * count).indices
-            kept.append({(int(x) // m, int(x) % m) for x in flat})
+            least = scores[0].flatten()[flat].min().expand(g, 1)
+            own = {(int(x) // m, int(x) % m) for x in flat}
         else:
-            best = scores[0].topk(count, dim=-1).indices
-            kept.append({(h, int(x)) for h in range(g) for x in best[h]})
+            found = scores[0].topk(count, dim=-1)
+            least = found.values.min(-1, keepdim=True).values
+            own = {(h, int(x)) for h in range(g) for x in found.indices[h]}
+        tied = {(int(h), int(x)) for h, x in (scores[0] == least).nonzero()}
+        kept.append((own, tied))
 
     hooks = [
         layer.self_attn.register_forward_hook(hook, with_kwargs=True)
@@ -105,14 +115,16 @@ def main() -> None:
     rows = []
     with torch.no_grad():
         for name, (settings, press, per_layer) in pairs.items():
-            same = total = 0
+            same = tied = total = 0
             for start in (0, 9000, 18000):
                 ids = tokenizer(haystack()[start : start + 6 * LENGTH], return_tensors="pt")
                 ids = ids["input_ids"][:, :LENGTH]
                 a, b = ours(model, ids, name, settings), theirs(model, ids, press, per_layer)
-                same += sum(len(x & y) for x, y in zip(a, b, strict=True))
-                total += sum(max(len(x), len(y)) for x, y in zip(a, b, strict=True))
-            rows.append({"method": name, "kept": total, "same": same, "share": same / total})
+                for x, (y, level) in zip(a, b, strict=True):
+                    same += len(x & y)
+                    tied += len((x - y) & level)
+                    total += max(len(x), len(y))
+            rows.append({"method": name, "kept": total, "same": same, "tied": tied})
             print(rows[-1], flush=True)
     if arguments.save:
         save(arguments.save, rows, tokens=LENGTH, keep=KEEP, window=WINDOW, kvpress="0.5.5")

@@ -44,6 +44,9 @@ _HOME = {
     "regard.conversions.swapping": ("swap",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
+    "regard.policies.passages": ("Passages",),
+    "regard.policies.conversations": ("Conversations",),
+    "regard.policies.thinking": ("think_together",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
         *("RuleError", "ExecutorError", "CapabilityError", "MissingExtraError"),

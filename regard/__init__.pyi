@@ -64,6 +64,9 @@ from regard.layers.building import model as model
 from regard.layers.registry import layer as layer
 from regard.models.attach import attach as attach
 from regard.models.estimate import estimate as estimate
+from regard.policies.conversations import Conversations as Conversations
+from regard.policies.passages import Passages as Passages
+from regard.policies.thinking import think_together as think_together
 from regard.run.doors import attend as attend
 from regard.run.doors import partial as partial
 from regard.run.doors import plan as plan

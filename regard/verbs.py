@@ -98,7 +98,7 @@ def see(
             return seen
         chosen = _chosen_heads(seen, heads)
         if chosen and not look.interrupted:
-            seen.deep = look.deep(chosen).found
+            seen.deep = look.deep(chosen, maps).found
             seen.interrupted = look.interrupted
     return seen
 

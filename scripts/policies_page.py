@@ -1,22 +1,30 @@
-"""Write docs/policies.md: every policy with its formula, its source, settings and limits."""
+"""Write docs/policies/: an index, and for each policy its formula, source, settings and numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from page_folder import write  # noqa: E402
 
 from regard.core.method import claims  # noqa: E402
 from regard.policies import known  # noqa: E402
 
+FOLDER = ROOT / "docs" / "policies"
+MEASURED = ROOT / "benchmarks" / "results" / "shrink-demo.json"
 HEAD = """# Policies
 
 Written by `python scripts/policies_page.py` from the policies themselves. Ask for them by name, or
 make one with settings of its own: `regard.shrink(model, policy("snapkv", window=32))`.
+[Make my model cheaper](../shrink.md) says which to take.
 
 """
 WHAT = {
@@ -26,37 +34,95 @@ WHAT = {
     "prompt": "computes less of a prompt; keys are all kept, with a cache or without",
     "decoding": "reads fewer keys at each step; all are kept, and an index beside them",
     "shares": "shares keys or weights among layers or heads",
-    "images": "serves models of diffusers that make images or videos; keeps no keys",
+    "images": "serves models that make images and videos, step by step",
+}
+TITLES = {
+    "evicts": "Evict keys",
+    "stores": "Store them smaller, or elsewhere",
+    "prompt": "Compute less of a prompt",
+    "decoding": "Read fewer keys when decoding",
+    "shares": "Share among layers and heads",
+    "images": "Make images and videos cheaper",
 }
 
 
-def section(kind: type) -> str:
+def kinds() -> dict[str, Any]:
+    """Every policy by its own name."""
+    return {kind.name: kind for kind in sorted(known().values(), key=lambda k: k.name)}
+
+
+def page(kind: Any) -> str:
     """One policy."""
     names = [name for name, other in known().items() if other is kind and name != kind.name]
-    doc = inspect.cleandoc(kind.__doc__ or "")
+    lines = [f"# {kind.name}", "", inspect.cleandoc(kind.__doc__ or ""), ""]
+    lines += [f'`regard.shrink(model, "{kind.name}", keep=0.25)`', ""]
     fields = [f for f in dataclasses.fields(kind) if f.init and f.name != "keep"]
-    lines = [f"## {kind.name}", "", doc, ""]
     if fields:
         lines += ["| setting | default |", "|---|---|"]
         lines += [f"| `{f.name}` | `{f.default!r}` |" for f in fields]
         lines.append("")
-    lines.append(f"- {WHAT[kind.what]}")
+    lines.append(f"- {WHAT.get(kind.what, kind.what)}")
     if kind.calibrated:
-        lines.append("- needs a calibration: `regard.policies.calibrate(model, name, ..., to=...)`")
-    rows = [c.key for c in claims() if c.obj is kind]
-    if rows:
-        lines.append(f"- paper: `regard papers {rows[0]}`")
+        lines.append(
+            f"- needs a calibration: `regard calibrate MODEL {kind.name} --to FILE`, or "
+            "`regard.policies.calibrate`"
+        )
+    elif hasattr(kind, "learn"):
+        lines.append(
+            f"- can be calibrated: `regard calibrate MODEL {kind.name} --to FILE`, or "
+            "`regard.policies.calibrate`"
+        )
+    lines += [f"- paper: `regard papers show {c.key}`" for c in claims() if c.obj is kind]
     if names:
         lines.append(f"- also: {', '.join(names)}")
-    lines += [f"- class: `{kind.__module__}.{kind.__name__}`", ""]
-    return "\n".join(lines)
+    lines += [f"- class: `{kind.__module__}.{kind.__name__}`", "", *measured(kind.name)]
+    return "\n".join([*lines, "[All policies](index.md)", ""])
 
 
-def text() -> str:
-    """The whole page."""
-    kinds = {kind.name: kind for kind in known().values()}
-    return HEAD + "\n".join(section(kinds[name]) for name in sorted(kinds))
+def measured(name: str) -> list[str]:
+    """What it kept of the model that ships."""
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    length = found["setting"]["length"]
+    cells = [c for c in found["cells"] if c["policy"] == name]
+    if not cells:
+        return []
+    full = next(c for c in found["cells"] if c["policy"] == "full")
+    cells.sort(key=lambda c: c["keep"] or 0)
+    return [
+        f"On the model that ships, prompts of {length:,} tokens (`python benchmarks/shrink.py`):",
+        "", "| keep | needles | recalled | bits a byte | bytes | FLOPs |", "|---" * 6 + "|",
+        *(row(c) for c in (*cells, full)), "",
+    ]  # fmt: skip
+
+
+def row(cell: dict[str, Any]) -> str:
+    """One budget."""
+    keep = "full model" if cell["policy"] == "full" else cell["keep"] or ""
+    return (
+        f"| {keep} | {cell['needle']:.2f} | {cell['recall']:.2f} | {cell['bits']:.3f} | "
+        f"{cell['bytes']:.0%} | {cell['flops']:.0%} |"
+    )
+
+
+def index() -> str:
+    """All policies, by what they do."""
+    lines = []
+    for what, title in TITLES.items():
+        lines += [f"## {title}", "", "| policy | what it does |", "|---|---|"]
+        for name, kind in kinds().items():
+            if kind.what == what:
+                first = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
+                said = " ".join(first.split()).replace("|", chr(92) + "|")
+                lines.append(f"| [{name}]({name}.md) | {said} |")
+        lines.append("")
+    return HEAD + "\n".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Every file, and what is to be in it."""
+    made = {FOLDER / f"{name}.md": page(kind) for name, kind in kinds().items()}
+    return {FOLDER / "index.md": index(), **made}
 
 
 if __name__ == "__main__":
-    (ROOT / "docs" / "policies.md").write_text(text(), encoding="utf-8")
+    write(FOLDER, pages())

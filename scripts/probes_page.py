@@ -8,6 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from page_folder import write  # noqa: E402
 
 from regard.probes import groups, known  # noqa: E402
 from regard.views.seen import ROLES  # noqa: E402
@@ -81,9 +84,4 @@ def pages() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    wanted = pages()
-    for path in set(FOLDER.glob("*.md")) - set(wanted):
-        path.unlink()
-    for path, text in wanted.items():
-        path.write_text(text, encoding="utf-8")
+    write(FOLDER, pages())

@@ -17,14 +17,22 @@ def read(name: str) -> Any:
 
 
 def quality() -> str:
-    """Every policy at every budget."""
-    lines = ["| policy | keep | needles | recalled | bits a byte | bytes | FLOPs |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for c in read("shrink-demo")["cells"]:
-        keep = "" if c["keep"] is None else c["keep"]
+    """Every policy in a line: needles at three budgets, the rest at the middle one."""
+    by_policy: dict[str, dict[float | None, Any]] = {}
+    for cell in read("shrink-demo")["cells"]:
+        by_policy.setdefault(cell["policy"], {})[cell["keep"]] = cell
+    lines = ["| policy | needles at 10%, 25%, 50% | recalled | bits a byte | bytes | FLOPs |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for name in ("full", *sorted(x for x in by_policy if x != "full")):
+        own = by_policy[name]
+        c = own.get(0.25, own.get(None))
+        if c is None:
+            continue
+        found = [own[k]["needle"] for k in (0.1, 0.25, 0.5) if k in own] or [c["needle"]]
+        link = name if name == "full" else f"[{name}](policies/{name}.md)"
         lines.append(
-            f"| {c['policy']} | {keep} | {c['needle']:.2f} | {c['recall']:.2f} | {c['bits']:.3f} | "
-            f"{c['bytes']:.0%} | {c['flops']:.0%} |"
+            f"| {link} | {', '.join(f'{x:.2f}' for x in found)} | {c['recall']:.2f} | "
+            f"{c['bits']:.3f} | {c['bytes']:.0%} | {c['flops']:.0%} |"
         )
     return "\n".join(lines)
 
@@ -42,9 +50,44 @@ def speed() -> str:
 
 def peers() -> str:
     """Keys kept by both."""
-    lines = ["| method | keys kept | the same in both |", "|---|---|---|"]
+    lines = ["| method | keys kept | the same in both | others of the same score |",
+             "|---|---|---|---|"]  # fmt: skip
     for r in read("kept-as-kvpress")["rows"]:
-        lines.append(f"| {r['method']} | {r['kept']:,} | {r['same']:,} |")
+        lines.append(f"| {r['method']} | {r['kept']:,} | {r['same']:,} | {r['tied']} |")
+    return "\n".join(lines)
+
+
+def said(x: float | None) -> str:
+    """A number, or that there is none."""
+    return "broke" if x is None else f"{x:.2f}"
+
+
+def beside() -> str:
+    """Each method as kvpress has it, and as we have it."""
+    lines = ["| method | keep | by | needles | recalled | bits a byte | bytes | prompt | step |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in read("beside-kvpress")["rows"]:
+        bits = "broke" if r["bits"] is None else f"{r['bits']:.3f}"
+        lines.append(
+            f"| {r['method']} | {r['keep']} | {r['by']} | {said(r['needle'])} | "
+            f"{said(r['recall'])} | {bits} | {r['bytes']:,} | {r['prompt_of_full']:.2f}x | "
+            f"{r['step_of_full']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+def caches() -> str:
+    """Quantized and offloaded, ours and those of transformers."""
+    lines = ["| what | by | needles | recalled | bits a byte | bytes | in files | step |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in read("beside-transformers")["rows"]:
+        if "refused" in r:
+            lines.append(f"| {r['what']} | {r['by']} | {r['refused']} | | | | | |")
+            continue
+        lines.append(
+            f"| {r['what']} | {r['by']} | {said(r['needle'])} | {said(r['recall'])} | "
+            f"{r['bits']:.3f} | {r['bytes']:,} | {r['file_bytes']:,} | {r['step_of_full']:.2f}x |"
+        )
     return "\n".join(lines)
 
 
@@ -75,7 +118,10 @@ def put(page: Path, tables: dict[str, str]) -> None:
 
 
 def main() -> None:
-    put(PAGE, {"TABLE": quality(), "SPEED": speed(), "PEERS": peers()})
+    put(PAGE, {
+        "TABLE": quality(), "SPEED": speed(), "PEERS": peers(), "BESIDE": beside(),
+        "CACHES": caches(),
+    })  # fmt: skip
     put(VISION, {"SPEED": vision()})
 
 

@@ -1,6 +1,5 @@
 """`regard.see` and `regard see`, over models of many kinds."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -143,3 +142,28 @@ def test_progress_is_told_site_by_site():
 def test_bad_questions_are_answered_clearly(ask, error, says):
     with pytest.raises(error, match=says):
         ask()
+
+
+def test_chosen_heads_are_the_same_kept_or_looked_at_again(monkeypatch):
+    from regard.probes import maps
+
+    looks = []
+    for room in (maps.KEPT_BYTES, 10):
+        monkeypatch.setattr(maps, "KEPT_BYTES", room)
+        told: list[tuple[str, int, int]] = []
+        seen = regard.see(
+            inputs="import os\nimport sys\n" * 20, probes=["entropy"], heads=[(1, 0), (2, 3)],
+            progress=lambda *said, told=told: told.append(said),
+        )  # fmt: skip
+        looks.append((seen.deep, told))
+    (kept, once), (again, twice) = looks
+    assert [t for t in once if t[0] == "chosen heads"] == []
+    # The second forward ends at the last of the chosen heads.
+    assert [t for t in twice if t[0] == "chosen heads"] == [
+        ("chosen heads", 1, 4), ("chosen heads", 2, 4),
+    ]  # fmt: skip
+    for x, y in zip(kept, again, strict=True):
+        assert (x.site, x.head, x.facts) == (y.site, y.head, y.facts)
+        assert all(
+            torch.equal(getattr(x, part), getattr(y, part)) for part in ("q", "k", "lse", "map")
+        )

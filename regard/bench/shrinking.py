@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.core.errors import RuleError, fail
+from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.policies.base import Policy
 from regard.policies.registry import policy
 from regard.probes.stimuli import ASKED, NAMES, TOLD, needle
@@ -70,9 +70,9 @@ def haystack() -> str:
     return "\n".join(inspect.getsource(x) for x in (argparse, difflib, own, textwrap))
 
 
-def _cut(start: int, size: int) -> str:
+def _cut(start: int, size: int, text: str | None = None) -> str:
     """Some of the text, from the front again where it ends."""
-    text = haystack()
+    text = haystack() if text is None else text
     return (text * 2)[start % len(text) :][:size]
 
 
@@ -91,7 +91,7 @@ def measure(
         # Without a budget anything but a whole one will do: a whole one means to change nothing.
         with shrink(model, made, keep=0.5 if keep is None else keep, check=False) as shrunk:
             found = _measured(model, tokenizer, asked, setting)
-            ids = _tokens(tokenizer, setting.length)
+            ids = texts(tokenizer, setting.length)
             model(ids[:, :-1])
             report = shrunk.report()
         share = report.flops / report.dense_flops
@@ -168,7 +168,7 @@ def recall(model: Any, tokenizer: Any, setting: Setting) -> float:
 
 
 def keys_and_questions(
-    tokenizer: Any, setting: Setting, seed: int
+    tokenizer: Any, setting: Setting, seed: int, text: str | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, list[int]]]]:
     """A text that hides several keys, and for each its question [1, n] and its answer."""
     rng = random.Random(seed)
@@ -181,24 +181,30 @@ def keys_and_questions(
     told = [ids_of(TOLD.format(name=n, key=k)) for n, k in facts.items()]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room = setting.length - sum(map(len, told)) - len(start) - 24
-    text = ids_of(_cut(3000 * (seed + 1), 8 * setting.length))[:room]
+    if room < 2:
+        fail(
+            ValueRangeError, "length", setting.length,
+            f"more than {setting.length - room + 2} tokens, to hide {setting.keys} keys in",
+            "take longer prompts, or fewer keys",
+        )  # fmt: skip
+    around = ids_of(_cut(3000 * (seed + 1), 8 * setting.length, text))[:room]
     for place, fact in zip(
         sorted((rng.randrange(1, room) for _ in told), reverse=True), told, strict=True
     ):
-        text[place:place] = fact
+        around[place:place] = fact
     questions = [
         (torch.tensor([ids_of(ASKED.format(name=n))]), ids_of(k)) for n, k in facts.items()
     ]
-    return torch.tensor([start + text]), questions
+    return torch.tensor([start + around]), questions
 
 
 def pass_keys(
-    tokenizer: Any, length: int = 512, rows: int = 16, keys: int = 4
+    tokenizer: Any, length: int = 512, rows: int = 16, keys: int = 4, text: str | None = None
 ) -> list[tuple[Tensor, int]]:
     """Rows that hide pass keys in text and say them all at the end: (ids [1, n], answer tokens)."""
     setting, found = Setting(length=length - 24 * keys, keys=keys), []
     for seed in range(rows):
-        ids, questions = keys_and_questions(tokenizer, setting, 100 + seed)
+        ids, questions = keys_and_questions(tokenizer, setting, 100 + seed, text)
         tail = [x for q, answer in questions for x in (q, torch.tensor([answer]))]
         told = torch.cat(tail, 1)
         found.append((torch.cat((ids, told), 1), told.shape[1]))
@@ -207,7 +213,7 @@ def pass_keys(
 
 def bits_per_byte(model: Any, tokenizer: Any, setting: Setting) -> float:
     """Bits a byte of the last `steps` tokens of some texts, read one at a time after the rest."""
-    ids = _tokens(tokenizer, setting.length, setting.texts)
+    ids = texts(tokenizer, setting.length, setting.texts)
     first = setting.length - setting.steps
     out = model(ids[:, :first], use_cache=True)
     nats = torch.zeros(())
@@ -219,9 +225,9 @@ def bits_per_byte(model: Any, tokenizer: Any, setting: Setting) -> float:
     return float(nats) / math.log(2) / size
 
 
-def _tokens(tokenizer: Any, length: int, rows: int = 1) -> Tensor:
+def texts(tokenizer: Any, length: int, rows: int = 1, text: str | None = None) -> Tensor:
     """Rows of text [rows, length], each after the start token where there is one."""
-    text = haystack()
+    text = haystack() if text is None else text
     found = tokenizer(text[: 8 * length * rows], add_special_tokens=False)["input_ids"]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     each = length - len(start)

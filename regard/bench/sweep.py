@@ -19,11 +19,13 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from regard.bench.backbone import width_for
 from regard.bench.budget import Budget
 from regard.bench.claims import Claim, claim
 from regard.bench.records import Run, read_record, record_path, write_json
-from regard.bench.specs import need_pattern, read_spec, task_of, why_not
+from regard.bench.specs import make_layer, need_pattern, read_spec, task_of, why_not
 from regard.bench.training import Progress, carry_out
 from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
 from regard.layers.registry import get
@@ -76,11 +78,26 @@ def plan(
             lacking = [x for x in left_out if x[0] == of]
             need_pattern(read_spec(of)[0], lacking[0][2])
             fail(RuleError, "tasks", list(tasks), "one in a pattern asked for", lacking[0][3])
+    _try_settings(runs)
     return Plan(
         tuple(_shared_out(run, budget, len(runs), workers) for run in runs),
         tuple(left_out),
         budget.said(),
     )
+
+
+def _try_settings(runs: Sequence[Run]) -> None:
+    """Make each layer once, without memory, so that a misspelt setting is told before the sweep."""
+    for run in {run.layer: run for run in runs}.values():
+        try:
+            with torch.device("meta"):
+                longest = task_of(run.task).longest
+                make_layer(run.layer, run.pattern, run.dim, run.heads, longest)
+        except RegardError as wrong:
+            if wrong.argument == "settings":
+                raise
+        except Exception:  # what else may be wrong breaks its runs alone, and is told there
+            continue
 
 
 def _shared_out(run: Run, budget: Budget, runs: int, workers: int) -> Run:
@@ -239,8 +256,6 @@ def _few_threads(workers: int) -> Iterator[None]:
 
 def _work(line: Any, runs: list[Run], folder: Path, workers: int, device: str) -> None:
     """Do the runs that nobody is at, then wait for those whose worker may yet die."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     waiting, broken = list(runs), set[str]()

@@ -10,7 +10,7 @@ from regard.core.errors import RegardError, need
 # A module for each verb, with its `app`; they import what is heavy inside their commands.
 VERBS = ("papers", "bench")
 # And one whose whole module is one command.
-COMMANDS = ("see", "shrink")
+COMMANDS = ("see", "shrink", "calibrate")
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def _said(event: Event) -> str:
     if event.evidence is None:
         return f"[red]broke[/] {event.key}: {escape(event.trace.strip())}"
     found = event.evidence
-    note = " (fresh evidence)" if event.what == "fresh" else f" in {found.seconds:.1f} s"
+    note = " (fresh evidence)" if event.what == "fresh" else f" in {found.cost}"
     if found.held:
         return f"[green]held[/] {event.key}{note}"
     numbers = "".join(f"\n  {name}: {shown(n)}" for name, n in found.numbers.items())

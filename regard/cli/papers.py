@@ -250,7 +250,7 @@ def _show(one: Standing) -> None:
         numbers = "\n".join(f"  {name}: {shown(n)}" for name, n in found.numbers.items())
         why = f" ({one.why})" if one.why else ""
         left = f"\nnot measured: {found.left_out}" if found.left_out else ""
-        about = f"{found.date}, {found.seconds:.1f} s, commit {found.commit or 'unknown'}"
+        about = f"{found.date}, {found.cost}, commit {found.commit or 'unknown'}"
         part("Evidence", f"{one.verdict}{why}: {found.claim}\n{numbers}\n{about}{left}")
     part("The paper's own number", row.headline)
     part("Papers like this one", ", ".join(hit.row.key for hit in find(row.key, 5)))

@@ -51,6 +51,7 @@ def command(
 
     from regard.bench.shrinking import MEASURES, Setting, curves, picture
     from regard.models.loading import load
+    from regard.policies.calibration import load_calibration, serves
 
     need("transformers", "hf", "loads models").utils.logging.disable_progress_bar()
     names = [x for x in policies.replace(",", " ").split() if x]
@@ -69,15 +70,12 @@ def command(
         )  # fmt: skip
 
     def made(name: str) -> object:
-        if calibrate is None:
+        if calibrate is None or not serves(calibrate, policy(name)):
             return name
 
         def make() -> object:
-            from regard.policies.calibration import load_calibration
-
             one = policy(name)
-            if one.calibrated or type(one).take is not type(one).__mro__[-2].take:
-                load_calibration([one], loaded, calibrate)
+            load_calibration([one], loaded, calibrate)
             return one
 
         return make

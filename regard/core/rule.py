@@ -121,6 +121,16 @@ class Rule(Value):
         """
         return self if offset == 0 else self.replace(offset=self.offset + offset)
 
+    @property
+    def placeless(self) -> bool:
+        """Whether it is all the same where tokens stand: all may meet, and no step alters scores.
+
+        >>> from regard.core.support import Causal
+        >>> Rule().shift(9000).placeless, Rule(Causal()).placeless
+        (True, False)
+        """
+        return isinstance(self.support, Everything) and not self.score.steps
+
     def draw(self, n: int, m: int | None = None, *, to: str | None = None, head: int = 0) -> str:
         """Draw the mask of the rule: as text, or as a picture where `to` names a file.
 

@@ -8,6 +8,7 @@ With weights w_ij of query i on key j (what the keys get; a sink's share is left
     top          the largest weights and their keys              [b, h, n, top]
     received_j   sum_i |w_ij|, and seen: how many queries may meet key j   [b, h, m]
     distance     mass by j - i: one by one up to `near`, beyond in octaves of past and future
+    apart_i      sum_j |w_ij| |i - j|: how far away what it looks at stands    [b, h, n]
     sets         mass of each query on named sets of keys        [b, h, n, sets]
     sinks        mass on chosen keys, a mean over the queries that may meet them   [b, h, len]
     tile_sum, tile_max   sum and largest |w| of each tile        [b, h, t_q, t_k]
@@ -35,6 +36,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "top": ("top_weights", "top_keys"),
     "received": ("received", "seen"),
     "distance": ("distance_near", "distance_far"),
+    "apart": ("apart",),
     "sets": ("sets",),
     "sinks": ("sinks",),
     "sink_share": ("sink_share",),
@@ -49,7 +51,7 @@ WANTS = tuple(FIELDS)
 # How the fields of two surveys of later and later queries combine.
 _PER_QUERY = {
     "lse", "entropy", "row_max", "row_max_key", "top_weights", "top_keys", "sets",
-    "sets_by_value", "sink_share",
+    "sets_by_value", "sink_share", "apart",
 }  # fmt: skip
 _PER_KEY = {"received", "seen", "received_by_value"}
 _PER_TILE = {"tile_sum", "tile_max", "tile_sum_by_value", "tile_max_by_value"}

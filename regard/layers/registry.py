@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -76,13 +79,33 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
     try:
         return kind(*args, **settings)
     except TypeError as wrong:
-        said = str(wrong).replace(f"{kind.__name__}.__init__() ", "")
+        said = re.sub(r"^\w+\.\w+\(\) ", "", str(wrong))
         if "argument" not in said:
             raise
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
+        if unknown:
+            known = _settings_of(kind)
+            near = difflib.get_close_matches(unknown[1], known, n=1)
+            fail(
+                RuleError, "settings", repr(unknown[1]),
+                f"a setting of {name}: {', '.join(known)}",
+                f"did you mean {near[0]!r}?" if near else "leave it out",
+            )  # fmt: skip
         fail(
             RuleError, "settings", said, f"the arguments of {kind.__name__}",
             f"see help({kind.__module__}.{kind.__name__})",
         )  # fmt: skip
+
+
+def _settings_of(kind: type[Layer]) -> list[str]:
+    """Name the settings that a class takes, in `__init__` and in the `make` of some."""
+    found: dict[str, None] = {}
+    for base in kind.__mro__:
+        for name in ("__init__", "make"):
+            if name in vars(base) and issubclass(base, Layer):
+                given = list(inspect.signature(vars(base)[name]).parameters.values())[1:]
+                found |= {p.name: None for p in given if "VAR" not in p.kind.name}
+    return list(found)
 
 
 @dataclass(frozen=True)

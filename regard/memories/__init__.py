@@ -2,11 +2,15 @@
 
 `KeyMemory` is the protocol of memories of keys. `Full` is the plain one of layers that train;
 `Kept` lets every head keep its own keys, in stores that may be small (`Quantized`, `LowRank`) or
-elsewhere (`Hosted`, `Mapped`); `Ring` holds sinks and a window; `Paged` shares pages; `Shared`
-reads another layer's. `LayerMemory` is all that one layer keeps, under names of its own.
+elsewhere (`Hosted`, `Mapped`); `Bare` keeps keys without positions; `Ring` holds sinks and a
+window; `Paged` shares pages; `Shared` reads another layer's. `Summaries` tell which pages are worth
+reading. `Blocks` are texts that were read once. `LayerMemory` is all that one layer keeps, under
+names of its own.
 """
 
+from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory, Read
+from regard.memories.blocks import Block, Blocks
 from regard.memories.files import load, save
 from regard.memories.full import Full
 from regard.memories.heads import HeadMemories
@@ -16,18 +20,26 @@ from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
 from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
+from regard.memories.reserved import Reservation, Reserved
 from regard.memories.ring import Ring
 from regard.memories.shared import Shared
 from regard.memories.some_keys import SomeKeys
 from regard.memories.split import Split
 from regard.memories.stores import Hosted, Plain, Store
+from regard.memories.summaries import Bounds, Landmarks, Summaries
+from regard.memories.tiers import Tiers
 
 __all__ = [
+    "Bare",
+    "Block",
+    "Blocks",
+    "Bounds",
     "Full",
     "HeadMemories",
     "Hosted",
     "Kept",
     "KeyMemory",
+    "Landmarks",
     "LayerMemory",
     "LowRank",
     "Mapped",
@@ -36,11 +48,15 @@ __all__ = [
     "Pool",
     "Quantized",
     "Read",
+    "Reservation",
+    "Reserved",
     "Ring",
     "Shared",
     "SomeKeys",
     "Split",
     "Store",
+    "Summaries",
+    "Tiers",
     "load",
     "save",
 ]

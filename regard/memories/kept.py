@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
-from regard.core.heads import gather_heads
+from regard.core.heads import gather_heads, take_keys
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, Read, need_keys
 from regard.memories.stores import Plain, Store, StoreKind
@@ -177,14 +177,19 @@ class Kept(KeyMemory):
 
     def _taken(self, heads: Sequence[int], slots: Tensor, which: int) -> Store:
         """Put slots of some heads in a store of their own."""
-        found = []
-        for place, head in enumerate(heads):
-            part = next(p for p in self._parts if head in p.heads)
-            x = (part.k, part.v)[which].read()[:, part.heads.index(head)]
-            index = slots[:, place].clamp(max=x.shape[1] - 1)[..., None].expand(-1, -1, x.shape[2])
-            found.append(x.gather(1, index))
-        store = (self._parts[0].k, self._parts[0].v)[which].empty()
-        store.append(torch.stack(found, 1))
+        first = self._parts[0]
+        if self.ragged:
+            found = []
+            for place, head in enumerate(heads):
+                part = next(p for p in self._parts if head in p.heads)
+                own = part.heads.index(head)
+                x = (part.k, part.v)[which].read()[:, own : own + 1]
+                found.append(take_keys(x, slots[:, place : place + 1].clamp(max=x.shape[2] - 1)))
+            taken = torch.cat(found, 1)
+        else:
+            taken = take_keys(gather_heads((first.k, first.v)[which].read(), heads), slots)
+        store = (first.k, first.v)[which].empty()
+        store.append(taken)
         return store
 
     def forget(self, horizon: Spans) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from regard.core.errors import CapabilityError, fail
+from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
 from regard.memories.layer import LayerMemory
 from regard.memories.stores import Store
@@ -95,6 +96,8 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         self.untold = False
         # Which of the tokens of the running forward are real [b, n]; None where all are.
         self.valid: Tensor | None = None
+        # Where they stand, [b, n], if the model was told.
+        self.places: Tensor | None = None
         # Real tokens that each row has seen [b].
         self.real: Tensor | None = None
         # What policies keep beside the memory: stores, by name, and of which keys they are.
@@ -126,6 +129,8 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         if self.real is None:
             self.real = torch.zeros(b, dtype=torch.long, device=key_states.device)
         self.real = self.real + (n if keep is None else keep.sum(1))
+        if isinstance(self.memory, Bare):
+            self.memory.stand(self.places)
         self.memory.extend(key_states, value_states, keep)
         self.is_initialized = self.untold = True
         key_states = key_states.view_as(key_states)

@@ -65,15 +65,19 @@ class Engine:
         """Give out [b, h, n, e] of a call."""
         return self.followed(call)[0]
 
-    def followed(self, call: Call) -> tuple[Tensor, Call]:
-        """Give out [b, h, n, e] of a call, and the call as the stages made it."""
+    def followed(self, call: Call, *, alone: bool = True) -> tuple[Tensor, Call]:
+        """Give out [b, h, n, e] of a call, and the call as the stages made it.
+
+        A stage that is the only one may run the call by itself, unless `alone` is false: then
+        the call that is given is the one that was run.
+        """
         stages = self.serving(call.site)
         if not stages:
             return attended(call), call
         now = current_moment()
         if now is not None and isinstance(call.site, Site):
             call = call.replace(site=call.site.at(now))
-        if len(stages) == 1:
+        if alone and len(stages) == 1:
             out = stages[0].stand_in(call)
             if out is not None:
                 return out, call

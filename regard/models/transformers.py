@@ -274,8 +274,9 @@ def attention(
     )
     call = Call(query, key, value, rule, dropout=dropout, site=None if held is None else held.site)
     # A model that shares its config with an attached one is served without stages.
-    out, call = (Engine() if held is None else held.engine).followed(call)
-    weights = closed_weights(call, "output_attentions") if kwargs.get("output_attentions") else None
+    shown = bool(kwargs.get("output_attentions"))
+    out, call = (Engine() if held is None else held.engine).followed(call, alone=not shown)
+    weights = closed_weights(call, "output_attentions") if shown else None
     return out.transpose(1, 2).contiguous(), weights
 
 

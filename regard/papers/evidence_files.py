@@ -22,7 +22,11 @@ FOLDER = Path(__file__).parent / "evidence"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured for one row, when, where, and by which code."""
+    """What was measured for one row, when, where, and by which code.
+
+    `seconds` are those of a clock on the wall, `cpu_seconds` those of processors (None in files
+    written before they were counted).
+    """
 
     key: str
     claim: str
@@ -38,7 +42,15 @@ class Evidence:
     commit: str
     check_hash: str
     method_hash: str
+    cpu_seconds: float | None = None
     format: int = FORMAT
+
+    @property
+    def cost(self) -> str:
+        """Say how long it took: in seconds of processors, where they were counted."""
+        if self.cpu_seconds is None:
+            return f"{self.seconds:.1f} s"
+        return f"{self.cpu_seconds:.1f} CPU s"
 
 
 def save(evidence: Evidence, folder: Path = FOLDER) -> Path:

@@ -144,7 +144,7 @@ def _evidence(one: Standing) -> list[str]:
         "|---|---|",
         *(f"| {_plain(name)} | {shown(number)} |" for name, number in found.numbers.items()),
         "",
-        f"{found.date}, {found.seconds:.1f} s on {found.machine['cores']} cores of "
+        f"{found.date}, {found.cost} on {found.machine['cores']} cores of "
         f"{_plain(str(found.machine['cpu']))}; {about}; commit `{found.commit}`.",
     ]
     if found.left_out:

@@ -90,6 +90,9 @@ class Policy:
     every_step: ClassVar[bool] = False
     # Whether the policy must be calibrated before it can run.
     calibrated: ClassVar[bool] = False
+    # What a calibration reads: "texts" (ids [1, n] each), or "answers" (ids, and how many tokens at
+    # their end answer what the text has hidden).
+    learns_from: ClassVar[str] = "texts"
     # Kinds of sites whose modules `stand_in` runs; "model" is the whole forward.
     stands: ClassVar[tuple[str, ...]] = ()
     # Policies whose calibrations serve this one as well.
@@ -125,8 +128,16 @@ class Policy:
         """Choose what is attended to: give the call with a smaller support, or fewer keys."""
         return step.call
 
-    def attend(self, call: Call) -> Tensor | None:
-        """Give what a call gives [b, h, n, e], if the policy makes it in a way of its own."""
+    def attend(self, step: Step) -> Tensor | None:
+        """Attend by itself, [b, h, n, e], where no call can say what is meant; None to leave it.
+
+        Asked only where no other stage stands beside. The call has the new keys, as the model made
+        them: what is kept is in `step.memory`.
+        """
+        return None
+
+    def run(self, call: Call) -> Tensor | None:
+        """Give what a call gives [b, h, n, e], if the policy runs it in a way of its own."""
         return None
 
     def stand_in(

@@ -40,6 +40,11 @@ def save_calibration(policy: Policy, model: Any, path: str | Path) -> Path:
     })  # fmt: skip
 
 
+def serves(path: str | Path, policy: Policy) -> bool:
+    """Whether a calibration file is one that a policy takes."""
+    return read(path).get("policy") in (policy.name, *policy.takes)
+
+
 def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
     """Give a file to the policy it is of."""
     if not isinstance(path, str | Path):
@@ -111,4 +116,7 @@ def calibrate(
     return path
 
 
-__all__ = ["CalibrationError", "calibrate", "fingerprint", "load_calibration", "save_calibration"]
+__all__ = [
+    "CalibrationError", "calibrate", "fingerprint", "load_calibration", "save_calibration",
+    "serves",
+]  # fmt: skip

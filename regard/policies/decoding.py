@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.heads import take_keys
+from regard.core.heads import Room, take_keys
 from regard.core.method import method
 from regard.core.support import Everything
 from regard.memories.stores import Plain, Store
+from regard.memories.summaries import Bounds
+from regard.models.site import Sites
 from regard.policies.base import Policy, Step
+from regard.policies.budget import Budget
 from regard.policies.registry import register
 from regard.policies.scoring import best
 
@@ -28,6 +31,11 @@ class Selecting(Policy):
     """Base of policies for decoding: override `index` and `worth`."""
 
     what: ClassVar[str] = "decoding"
+
+    def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
+        """Get ready; layers follow one another, so that they share the room that is read from."""
+        super().begin(model, sites, budget)
+        self._rooms = Room(), Room()
 
     def index(self) -> Store | None:
         """Make what is kept of every key beside the memory."""
@@ -66,7 +74,8 @@ class Selecting(Policy):
             return step.call
         call = step.call
         step.pairs = float(slots.shape[-1])
-        return call.replace(k=take_keys(call.k, slots), v=take_keys(call.v, slots))
+        k, v = (take_keys(x, slots, r) for x, r in zip((call.k, call.v), self._rooms, strict=True))
+        return call.replace(k=k, v=v)
 
     def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
         """Choose `count` keys for each key head, [b, g, count]; None to read all."""
@@ -112,90 +121,6 @@ def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
     return call.replace(k=k, v=v, k_positions=torch.where(slots >= 0, at.gather(2, index), -1))
 
 
-class Bounds(Store):
-    """Least and largest key of each page, channel by channel: low, high [b, g, pages, d].
-
-    >>> bounds = Bounds(4)
-    >>> bounds.append(torch.arange(6.0).view(1, 1, 6, 1))
-    >>> bounds.low.flatten().tolist(), bounds.high.flatten().tolist(), len(bounds)
-    ([0.0, 4.0], [3.0, 5.0], 6)
-    """
-
-    def __init__(self, page: int) -> None:
-        self.page, self._m = page, 0
-        self._low, self._high = Plain(), Plain()
-
-    def __len__(self) -> int:
-        return self._m
-
-    @property
-    def low(self) -> Tensor:
-        """Least keys."""
-        return self._low.read()
-
-    @property
-    def high(self) -> Tensor:
-        """Largest keys."""
-        return self._high.read()
-
-    def append(self, x: Tensor) -> None:
-        """Take in keys [b, g, n, d]; the last page grows until it is full."""
-        open_ = self._m % self.page
-        if open_:
-            some = min(self.page - open_, x.shape[2])
-            for held, least in ((self._low, True), (self._high, False)):
-                last = held.read()[:, :, -1:].clone()
-                both = torch.cat((last, x[:, :, :some]), 2)
-                held.crop(len(held) - 1)
-                held.append(both.amin(2, True) if least else both.amax(2, True))
-            self._m += some
-            x = x[:, :, some:]
-        n = x.shape[2]
-        if not n:
-            return
-        self._m += n
-        short = -n % self.page
-        filled = torch.cat((x, x[:, :, -1:].expand(-1, -1, short, -1)), 2)
-        low, high = filled.unflatten(2, (-1, self.page)).aminmax(dim=3)
-        self._low.append(low)
-        self._high.append(high)
-
-    def read(self) -> Tensor:
-        """Give both bounds, [b, g, pages, 2 d]."""
-        return torch.cat((self.low, self.high), -1)
-
-    def empty(self) -> Bounds:
-        """Make another."""
-        return Bounds(self.page)
-
-    def crop(self, m: int) -> None:
-        """Forget the end; bounds of a page that is cut stay as wide as they were."""
-        if m < self._m:
-            self._m = m
-            for held in (self._low, self._high):
-                held.crop(-(-m // self.page))
-
-    def reorder(self, rows: Tensor) -> None:
-        """Take rows."""
-        self._low.reorder(rows)
-        self._high.reorder(rows)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both bounds."""
-        return self._low.nbytes + self._high.nbytes
-
-    def state(self) -> dict[str, Any]:
-        """Give the bounds."""
-        return {"m": self._m, "low": self._low.state(), "high": self._high.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take them."""
-        self._m = state["m"]
-        self._low.restore(state["low"])
-        self._high.restore(state["high"])
-
-
 def page_scores(q: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Bound of q . k over each page: sum over channels of max(q low, q high), [b, h, n, pages].
 
@@ -234,9 +159,9 @@ class Quest(Selecting):
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
         score = self.pages(step.call, index)
         pages = min(max(2, -(-count // self.page)), score.shape[-1])
-        best_pages = score.topk(pages, dim=-1, sorted=False).indices
+        best_pages = score.topk(pages, dim=-1, sorted=False).indices.sort(-1).values
         slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
-        slots = slots.flatten(2).sort(-1).values
+        slots = slots.flatten(2)
         return slots[..., : slots.shape[-1] - (-step.call.m % self.page)]
 
     def pages(self, call: Call, index: Bounds) -> Tensor:

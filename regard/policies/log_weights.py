@@ -77,7 +77,7 @@ class Dgq(Policy):
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             fail(ValueRangeError, "bits", self.bits, "1 to 8", "pass bits=4")
 
-    def attend(self, call: Call) -> Tensor | None:
+    def run(self, call: Call) -> Tensor | None:
         """Weigh values with rounded weights."""
         if self.budget.whole or call.site.kind != "cross":
             return None

@@ -111,7 +111,7 @@ class AdaSpa(Policy):
         tiles = Tiles(found.chosen, (self.block, self.block))
         return call.replace(rule=call.rule.replace(support=call.rule.support & tiles))
 
-    def attend(self, call: Call) -> Tensor | None:
+    def run(self, call: Call) -> Tensor | None:
         """Run a first search: densely, with the log-sum-exp kept."""
         now = getattr(call.site, "moment", None)
         found = self._found.get((call.site, now.branches)) if now is not None else None

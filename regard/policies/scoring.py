@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from regard.models.weights import closed_weights
 from regard.policies.base import Step
 from regard.run.survey import survey
+
+# Weights that may be held at once; a survey holds fewer, and walks over them.
+FEW = 1 << 22
 
 
 def received(step: Step, last: int | None = None) -> Tensor:
@@ -18,10 +22,14 @@ def received(step: Step, last: int | None = None) -> Tensor:
     """
     call = step.call
     last = call.n if last is None else min(last, call.n)
-    rule = call.rule.shift(call.n - last)
-    q = call.q[:, :, call.n - last :]
+    rows = call.replace(
+        q=call.q[:, :, call.n - last :].detach(), k=call.k.detach(),
+        rule=call.rule.shift(call.n - last),
+    )  # fmt: skip
+    if call.b * call.h * last * call.m <= FEW:
+        return closed_weights(rows, "received").sum(2)
     found = survey(
-        q.detach(), call.k.detach(), call.v.detach(), rule, want=("received",),
+        rows.q, rows.k, call.v.detach(), rows.rule, want=("received",),
         k_positions=call.k_positions,
     )  # fmt: skip
     return found.found["received"]

@@ -95,7 +95,7 @@ class Shrinking(Stage):
     def _need_company(self) -> None:
         """Refuse policies that want the same thing in different ways."""
         for what, hook in (
-            ("memories", "memory"), ("stores", "stores"), ("keys", "slots"), ("weights", "attend"),
+            ("memories", "memory"), ("stores", "stores"), ("keys", "slots"), ("weights", "run"),
         ):  # fmt: skip
             own = [
                 p.name for p in self.policies if getattr(type(p), hook) is not getattr(Policy, hook)
@@ -194,7 +194,7 @@ class Shrinking(Stage):
         n = x.shape[1]
         valid = None if mask is None or bool(mask[:, -n:].all()) else mask[:, -n:].bool()
         for layer in cache.layers:
-            layer.valid = valid
+            layer.valid, layer.places = valid, given.get("position_ids")
         self.layers = cache.layers
         return args, kwargs
 
@@ -212,7 +212,15 @@ class Shrinking(Stage):
         """Read the memory in place of the new keys, and let policies choose among them."""
         if self.paused:
             return call
-        layer = self._layer_of(call)
+        step = self._opened(call, self._layer_of(call))
+        held = getattr(self._steps, "held", None)
+        if held is None:
+            held = self._steps.held = []
+        held.append(step)
+        return step.call
+
+    def _opened(self, call: Call, layer: Any) -> Step:
+        """Read the memory, and let policies choose."""
         at = None
         if layer is not None:
             k, v, at = layer.memory.read()
@@ -220,11 +228,7 @@ class Shrinking(Stage):
         step = self._step(call, layer)
         step.at = at
         step.call = self._selected(step)
-        held = getattr(self._steps, "held", None)
-        if held is None:
-            held = self._steps.held = []
-        held.append(step)
-        return step.call
+        return step
 
     def _selected(self, step: Step) -> Call:
         whole = step.call
@@ -260,18 +264,18 @@ class Shrinking(Stage):
         """Let policies choose what stays, and the memory make itself small."""
         if self.paused:
             return partial
-        step = self._steps.held.pop()
-        if step.layer is not None:
-            self._close(step)
+        self._close(self._steps.held.pop())
         out = self._made(call)
         return partial if out is None else Partial(out, None)
 
     def _made(self, call: Call) -> Tensor | None:
         """What a policy makes of a call in its own way."""
-        made = (p.attend(call) for p in self.policies if type(p).attend is not Policy.attend)
+        made = (p.run(call) for p in self.policies if type(p).run is not Policy.run)
         return next((x for x in made if x is not None), None)
 
     def _close(self, step: Step) -> None:
+        if step.layer is None:
+            return
         for one in self.policies:
             slots = one.slots(step)
             if slots is not None:
@@ -279,22 +283,39 @@ class Shrinking(Stage):
         step.memory.settle()
 
     def stand_in(self, call: Call) -> Tensor | None:
-        """Attend by groups of heads that keep equally many keys, without filling them up.
-
-        A model that keeps nothing is asked for no log-sum-exp either.
-        """
+        """Run a call that no other stage looks at: nobody asks for its log-sum-exp."""
         if self.paused:
-            return None
-        if isinstance(self.caching, No):
-            chosen = self._selected(self._step(call, None))
-            out = self._made(chosen)
-            return attended(chosen) if out is None else out
-        layer = self._layer_of(call)
-        if layer is None or not getattr(layer.memory, "ragged", False) or call.n > 1:
+            return attended(call)
+        layer = None if isinstance(self.caching, No) else self._layer_of(call)
+        if layer is not None:
+            out = self._by_policy(call, layer)
+            out = self._by_groups(call, layer) if out is None else out
+            if out is not None:
+                return out
+        step = self._opened(call, layer)
+        out = self._made(step.call)
+        out = attended(step.call) if out is None else out
+        self._close(step)
+        return out
+
+    def _by_policy(self, call: Call, layer: Any) -> Tensor | None:
+        """Let a policy attend by itself."""
+        step = self._step(call, layer)
+        for one in self.policies:
+            found = one.attend(step)
+            if found is not None:
+                self._count(call, step.seen, float(step.pairs or 0))
+                self._close(step)
+                return found
+        return None
+
+    def _by_groups(self, call: Call, layer: Any) -> Tensor | None:
+        """Attend by groups of heads that keep equally many keys, without filling them up."""
+        memory, share = layer.memory, call.h // call.g
+        if not getattr(memory, "ragged", False) or call.n > 1:
             return None
         if any(p.every_step or type(p).select is not Policy.select for p in self.policies):
             return None
-        memory, share = layer.memory, call.h // call.g
         out = call.q.new_empty(call.b, call.h, call.n, call.e)
         for heads, read in memory.groups():
             queries = [h * share + i for h in heads for i in range(share)]
@@ -303,7 +324,7 @@ class Shrinking(Stage):
             )  # fmt: skip
             out[:, queries] = attended(placed(own, read.k, read.v, read.positions))
         self._count(call, memory.seen, float(memory.counts.float().mean()))
-        layer.memory.settle()
+        memory.settle()
         return out
 
     def _layer_of(self, call: Call) -> Any:
@@ -330,8 +351,7 @@ def placed(call: Call, k: Tensor, v: Tensor, positions: Tensor | None) -> Call:
         return call.replace(k=k, v=v)
     # Padding is no key of the memory, so the rule need not look for it.
     rule = without_padding(call.rule)
-    last = call.n == 1 and isinstance(rule.support, Everything)
-    if last and bool((positions >= 0).all()):
+    if call.n == 1 and rule.placeless and bool((positions >= 0).all()):
         return call.replace(k=k, v=v, rule=rule)
     positions = positions.long()
     if positions.dim() == 3 and k.shape[1] == 1:

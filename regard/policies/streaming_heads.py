@@ -51,6 +51,7 @@ class DuoAttention(Selecting):
 
     what: ClassVar[str] = "evicts"
     calibrated: ClassVar[bool] = True
+    learns_from: ClassVar[str] = "answers"
     sinks: int = 4
     recent: int = 64
     weight: float = 0.1

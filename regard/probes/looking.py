@@ -80,14 +80,18 @@ class Look:
                 return self.runs(inputs)
             return run_on(self.model, inputs)
 
-    def deep(self, heads: Sequence[tuple[Site, int]]) -> DeepHeads:
-        """Keep chosen heads in full, on the first reading."""
+    def deep(self, heads: Sequence[tuple[Site, int]], maps: Maps) -> DeepHeads:
+        """Keep chosen heads in full, of the first reading: from what was kept of it, or again."""
         stage = DeepHeads(heads)
-        if heads and self.readings:
-            try:
-                self.forward("chosen heads", self.readings[0], [stage])
-            except KeyboardInterrupt:
-                self.interrupted = True
+        try:
+            if maps.kept is not None:
+                for call in maps.kept.values():
+                    stage.observe(call)
+            elif heads and self.readings:
+                with contextlib.suppress(_Enough):
+                    self.forward("chosen heads", self.readings[0], [stage, _Until(stage)])
+        except KeyboardInterrupt:
+            self.interrupted = True
         return stage
 
     def _weights(self, probes: Sequence[Probe]) -> None:
@@ -168,6 +172,23 @@ class Look:
 
     def _skip(self, probes: Sequence[Probe], why: str) -> None:
         self.skipped.update({probe.name: why for probe in probes})
+
+
+class _Enough(Exception):
+    """A forward has shown all that was asked for."""
+
+
+class _Until(Stage):
+    """End a forward when the chosen heads were met: nothing behind them is worth running."""
+
+    def __init__(self, chosen: DeepHeads) -> None:
+        super().__init__()
+        self.chosen = chosen
+
+    def observe(self, call: Call) -> None:
+        """Look whether all are there."""
+        if len(self.chosen.found) == len(set(self.chosen.heads)):
+            raise _Enough
 
 
 class Counter(Stage):

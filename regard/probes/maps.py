@@ -23,6 +23,8 @@ from regard.run.mass import log_weight
 from regard.run.survey import survey
 
 THUMB, FINE = 48, 256
+# What a first look may keep of queries and keys, so that chosen heads need no second forward.
+KEPT_BYTES = 128 * 2**20
 
 
 @dataclass
@@ -79,7 +81,9 @@ class Maps(Stage):
         super().__init__(where)
         self.survey_options = {"tile": max(1, math.ceil(tokens / THUMB))}  # type: ignore[misc]
         self.found: dict[Site, Drawn] = {}
+        self.kept: dict[Site, Call] | None = {}  # None: too much to keep
         self._call: Call | None = None
+        self._left = KEPT_BYTES
 
     def observe(self, call: Call) -> None:
         """Keep the call until its survey comes."""
@@ -96,6 +100,18 @@ class Maps(Stage):
             survey.tile_max[0].float().cpu(), call.n, call.m, call.rule,
             None if call.site is None else patches_of(call.site, call.n, call.m),
         )  # fmt: skip
+        self._keep(site, call)
+
+    def _keep(self, site: Site, call: Call) -> None:
+        """Keep the first row of a call while there is room; heads are chosen when all was seen."""
+        if self.kept is None:
+            return
+        q, k = call.q[:1], call.k[:1]
+        self._left -= sum(x.numel() * x.element_size() for x in (q, k)) * call.b
+        if self._left < 0:
+            self.kept = None
+        else:
+            self.kept[site] = call.replace(q=q, k=k, v=k)
 
 
 @dataclass

@@ -14,7 +14,6 @@ from regard.models.site import Site
 from regard.probes.base import Probe
 from regard.probes.registry import register
 from regard.probes.scores import Scores
-from regard.probes.shape import distance_back
 from regard.run.reducers import Reducer
 from regard.run.survey import Block, survey
 
@@ -54,9 +53,9 @@ class Rhythm(Probe):
     def look(self, site: Site, call: Call, _: Any) -> None:
         """Sweep once: distances, capped distances, and what later queries give each key."""
         counted = torch.ones(call.b, 1, call.n, dtype=torch.bool, device=call.q.device)
-        self.tally.add(site, distance_back(call), counted)
         sweep = _Sweep(call, self.width, self.near, self.far)
-        survey(call.q, call.k, call.v, call.rule, want=(), reducers=[sweep])
+        report = survey(call.q, call.k, call.v, call.rule, want=("apart",), reducers=[sweep])
+        self.tally.add(site, report.apart, counted)
         self.back[site] = sweep.back.mean(0).cpu()
         self.later[site] = (sweep.given / sweep.queries.clamp(min=1)).mean(0).cpu()
 

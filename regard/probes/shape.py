@@ -11,9 +11,8 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.method import method
-from regard.models.engine import attended
 from regard.models.site import Site
-from regard.probes.base import Probe, RowMean, looks_ahead
+from regard.probes.base import Probe, RowMean
 from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores
@@ -77,17 +76,17 @@ class Distance(Probe):
         "hops": "patches of an image: sum_j A[i, j] max(|x_i - x_j|, |y_i - y_j|)",
     }
 
-    def look(self, site: Site, call: Call, _: Any) -> None:
-        """Attend to places where the past alone is seen; else sweep with what knows distances."""
+    def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
+        super().__init__(where, definition=definition)
+        self.want = ("apart",) if self.definition == "tokens" else ()
+
+    def look(self, site: Site, call: Call, report: Any) -> None:
+        """Read it off the survey; for patches, sweep with what knows where they stand."""
         counted = counted_rows(self.reading, call.b, call.n, call.q.device)
-        if self.definition == "tokens" and not call.placed and not looks_ahead(call):
-            self.tally.add(site, distance_back(call), counted)
-            return
         if self.definition == "tokens":
-            places = torch.arange(max(call.n, call.m)).view(-1, 1).double()
-            special = 0
-        else:
-            places, special = self._patches(site, call)
+            self.tally.add(site, report.apart, counted)
+            return
+        places, special = self._patches(site, call)
         reducer = Expected(call, places, special, hops=self.definition == "hops")
         survey(call.q, call.k, call.v, call.rule, want=(), reducers=[reducer],
                q_positions=call.q_positions, k_positions=call.k_positions)  # fmt: skip
@@ -105,18 +104,6 @@ class Distance(Probe):
         rows, columns = grid[-2:]
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double()
         return places, call.n - len(places)
-
-
-def distance_back(call: Call) -> Tensor:
-    """Mean distance [b, h, n] where no query sees ahead: its place less the mean place it sees."""
-    call = call.replace(q=call.q.float(), k=call.k.float())
-    places = torch.arange(call.m, dtype=torch.float32, device=call.q.device)
-    v = places[:, None].expand(call.b, call.g, call.m, call.d).contiguous()
-    seen = attended(call.replace(v=v))[..., 0]
-    rows = torch.arange(call.n, device=call.q.device) + call.rule.offset
-    # What a sink takes is looked at nowhere.
-    whole = attended(call.replace(v=torch.ones_like(v)))[..., 0] if call.rule.weigh.closes else 1.0
-    return rows * whole - seen
 
 
 class Expected(Reducer):

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -152,9 +152,17 @@ def chosen(call: Call, forced: str | None = None, *, lse: bool = False) -> Execu
 
 def _kind(call: Call, forced: str | None, lse: bool) -> Hashable:
     """What a plan depends on."""
+    tensors = (call.q, call.k, call.v, call.q_positions, call.k_positions)
+    rule = call.rule.signature
+    kinds: Iterable[Hashable] = map(_tensor_kind, tensors)
+    if call.n == 1 and not call.rule.tensors():
+        # A text that grows by a token must not be planned anew at each: lengths come in steps.
+        kinds = (_decoding_kind(t, call.m) for t in tensors)
+        if call.rule.placeless:
+            rule = call.rule.score.signature, call.rule.weigh.signature
     return (
-        call.rule.signature,
-        *(_tensor_kind(t) for t in (call.q, call.k, call.v, call.q_positions, call.k_positions)),
+        rule,
+        *kinds,
         call.needs_grad,
         call.dropout,
         forced,
@@ -164,6 +172,17 @@ def _kind(call: Call, forced: str | None, lse: bool) -> Hashable:
 
 def _tensor_kind(t: Tensor | None) -> Hashable:
     return None if t is None else (t.shape, t.dtype, t.device)
+
+
+def _decoding_kind(t: Tensor | None, m: int) -> Hashable:
+    """The kind of a tensor, with the number of keys in steps of 128."""
+    if t is None:
+        return None
+    shape: list[Hashable] = list(t.shape)
+    axis = 2 if t.dim() == 4 else -1
+    if shape[axis] == m:
+        shape[axis] = "keys", -(-m // 128)
+    return tuple(shape), t.dtype, t.device
 
 
 def _tell_once(call: Call, plan: Plan, forced: str | None) -> None:

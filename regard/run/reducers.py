@@ -91,7 +91,7 @@ class Top(Reducer):
         count = min(self.count, block.size.shape[1])
         if not count:
             return
-        size, key = block.size.topk(count, dim=1)
+        size, key = block.largest if count == 1 else block.size.topk(count, dim=1)
         where = (block.b, block.h, block.rows, slice(0, count))
         self.weights[where] = size * block.share[:, None]
         self.keys[where] = torch.where(size > 0, key + block.cols.start, -1)
@@ -195,6 +195,23 @@ class Distance(Reducer):
         return {"distance_near": self.at, "distance_far": self.far}
 
 
+class Apart(_Rows):
+    """Mean distance of what each query looks at, without a matrix of distances where it can."""
+
+    def take(self, block: Block) -> None:
+        """Read one block; counted from its first row, so that small distances are exact."""
+        first = block.i[:1]
+        behind = (first - block.j).to(block.size)
+        found = torch.mv(block.size, behind)
+        found += block.total * (block.i - first).to(block.size)
+        late = (block.j > block.i.amin()).nonzero()
+        if len(late):  # a key that stands k after a query was counted as -k
+            ahead = slice(int(late[0]), int(late[-1]) + 1)
+            after = (block.j[ahead] - block.i[:, None]).clamp(min=0)
+            found += 2 * torch.linalg.vecdot(block.size[:, ahead], after.to(found))
+        self.found[block.b, block.h, block.rows] = found * block.share
+
+
 class Sets(_Rows):
     """Mass of each query on sets of keys, given as columns [m, sets]."""
 
@@ -255,6 +272,7 @@ def _make(call: Call, name: str, columns: Tensor, tile: int, top: int, near: int
         "received": lambda: Received(call, tile),
         "tiles": lambda: TileMapReducer(call, tile),
         "distance": lambda: Distance(call, near),
+        "apart": lambda: Apart(call, "apart"),
         "sets": lambda: Sets(call, columns, tile),
     }
     return makers[name]() if name in makers else None

@@ -30,8 +30,9 @@ from regard.run.fused import product, why_not_product
 from regard.run.reducers import Reducer, make_reducers
 from regard.run.triton.here import why_not_here
 
-# A block has about this many scores: with their exponentials they stay in the cache.
-SCORES = 1 << 19
+# A block has about this many scores: with their exponentials they stay in the cache. But a product
+# of fewer rows than these costs more than what the cache saves.
+SCORES, LEAST_ROWS = 1 << 19, 64
 # Stands for -inf where 0 x -inf would be no number.
 REMOVED = -1e30
 
@@ -188,6 +189,18 @@ class Block:
         return tops
 
     @cached_property
+    def largest(self) -> tuple[Tensor, Tensor]:
+        """Largest `size` of each row and its column, [r, 1] each: by way of its tile."""
+        if self.tops is None:
+            size, key = self.size.max(1, keepdim=True)
+            return size, key
+        tile = self.tops.argmax(1)
+        row = torch.arange(len(tile), device=tile.device)
+        within = self.scores.unflatten(1, (-1, self.tile))[row, tile].argmax(1)
+        key = tile * self.tile + within
+        return self.size[row, key][:, None], key[:, None]
+
+    @cached_property
     def weights(self) -> Tensor:
         """The weights themselves, [r, c]."""
         return self.size * self.share[:, None]
@@ -201,7 +214,7 @@ def _sweep(
 ) -> None:
     """Walk over heads and blocks of rows, and show each block to every reducer."""
     width = -(-call.m // tile) * tile
-    side = max(1, min(call.n, SCORES // max(width, 1)))
+    side = max(1, min(call.n, max(LEAST_ROWS, SCORES // max(width, 1))))
     if side > 16:
         side -= side % 16
     blocks = -(-call.n // side) if call.n else 0

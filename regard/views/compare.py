@@ -28,6 +28,8 @@ def compare_runs(a: Run, b: Run) -> Run:
         distance[site, head] = _exact_distance(a, one, b, two)
         exact += 1
     arrays = dict(a.arrays)
+    for _, _, one, two in _both_in_full(a, b):
+        arrays[f"other/map/{one}"] = b.arrays[f"map/{two}"]
     for name in ("thumbs", "role", "importance"):
         if name in b.arrays:
             arrays[f"other/{name}"] = b.arrays[name]
@@ -69,7 +71,8 @@ def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
     def apart(x: np.ndarray) -> np.ndarray:
         safe = np.where(x > 0, x, 1.0)
-        return np.where(x > 0, x * np.log2(safe / np.where(x > 0, middle, 1.0)), 0.0).sum(-1)
+        half = np.where(middle > 0, middle, 1.0)  # half of the smallest weight is nothing
+        return np.where(x > 0, x * np.log2(safe / half), 0.0).sum(-1)
 
     each = np.sqrt(np.clip((apart(p) + apart(q)) / 2, 0, 1))
     return np.where(there, each, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)

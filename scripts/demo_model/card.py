@@ -27,15 +27,22 @@ def card() -> str:
         roles.setdefault(role, []).append(head)
     heads = "\n".join(f"| {role} | {', '.join(names)} |" for role, names in roles.items())
     rows = []
+    measures = {
+        "rise of loss on repeats": "loss on repeats", "needles lost": "needles lost",
+        "rise of loss on needles": "loss on needles",
+    }  # fmt: skip
     for role in ("induction", "retrieval"):
         x = facts["ablation"][role]
-        other = x["as many random other heads"]
-        rows.append(
-            f"| the {len(x['heads'])} heads that score as {role} | {x['rise of loss on repeats']} "
-            f"| {x['needles found']} |\n| as many others, mean of {other['draws']} draws (median, "
-            f"worst) | {other['rise, mean']} ({other['rise, median']}, {other['rise, worst']}) | "
-            f"{other['needles found, mean']} |"
-        )
+        for key, words in measures.items():
+            for against, drawn in x["against"].items():
+                y = drawn[key]
+                low, high = y["95% of the mean"]
+                times = "none" if y["times the mean"] is None else f"{y['times the mean']}x"
+                rows.append(
+                    f"| {len(x['heads'])} {role} | {words} | {x[key]:.2f} | {against} "
+                    f"({drawn['draws']}) | {y['mean']:.2f} ({low:.2f} to {high:.2f}) | "
+                    f"{y['median']:.2f} | {times} | {y['share of draws it is 5 times']:.0%} |"
+                )
     plain = facts["ablation"]["plain"]
     changes = ", ".join(
         f"{name} {x}" for name, x in facts["change of scores between three texts"].items()
@@ -73,15 +80,18 @@ Loss by step: {curve}.
 |---|---|
 {heads}
 
-Taken out, against as many other heads (loss on repeats {plain["loss on repeats"]}, needles
-{plain["needles"]} with all heads there):
+Taken out together, against as many other heads (with all heads there: loss on repeats
+{plain["loss on repeats"]}, needles found {plain["needles found"]}, loss on needles
+{plain["loss on needles"]}); `taken_out.py` measures it again in a quarter of an hour:
 
-| taken out | rise of the loss on repeats | needles found |
-|---|---|---|
+| taken out | what | | against (draws) | mean (95%) | median | times the mean | 5x in |
+|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-The same heads copy and fetch here. Random draws that meet the previous-token heads, or what feeds
-them, break copying as well; that is why their mean is far above their median. Largest change of a
+The same heads copy and fetch here, and they all stand in the last layer. Draws that meet the
+previous-token heads, or what feeds them, break copying as well; so do sets of the last layer, most
+of which share heads with the role.
+Largest change of a
 head's score between three kinds of text: {changes}.
 """
 

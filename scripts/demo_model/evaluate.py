@@ -4,7 +4,7 @@
 
 Bits per byte on text it never saw; copying; needles by depth and length; and whether the heads
 that score as induction and retrieval heads are those that copying and fetching need: taken out,
-against as many random heads.
+against as many random heads (`taken_out.py`, which runs alone where there is no corpus).
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ import json
 import math
 import platform
 import random
-import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from passages import Passages
+from taken_out import ablations
 from tokenizers import Tokenizer
 
 import regard
 from regard.models.loading import load
-from regard.probes.importance import taken_out
-from regard.views.seen import ROLES
 
 LENGTHS, DEPTHS = (256, 512, 1024, 2048), (0.1, 0.5, 0.9)
-RANDOM_DRAWS = 30
 
 
 def bits_per_byte(model: Any, tokenizer: Tokenizer, tokens: np.ndarray, rows: int = 40) -> float:
@@ -78,41 +75,6 @@ def needle_row(passages: Passages, length: int, depth: float, rng: random.Random
     return text[:cut] + fact + text[cut:] + question + answer, answer
 
 
-def ablations(model: Any, tokenizer: Any, passages: Passages, seen: Any) -> dict[str, Any]:
-    """Take out the heads of a role, then as many random others, and measure what it costs."""
-    vocabulary, roles = model.config.vocab_size, seen.roles()
-    everyone = [(site, head) for site in seen.sites for head in range(site.heads)]
-    rng, found = random.Random(0), {}
-
-    def measured(heads: Any) -> tuple[float, float]:
-        with regard.attach(model, taken_out(heads), check=False):
-            fetched = statistics.mean(needles(model, passages, 512, d, 6) for d in DEPTHS)
-            return copying(model, vocabulary)[1], fetched
-
-    plain_loss, plain_needles = measured([])
-    for role in ("induction", "retrieval"):
-        chosen = [(h.site, h.head) for h in seen.top(role, 32) if h.value >= ROLES[role]]
-        loss, fetched = measured(chosen)
-        others = [place for place in everyone if place not in chosen]
-        draws = [measured(rng.sample(others, len(chosen))) for _ in range(RANDOM_DRAWS)]
-        rises = [x[0] - plain_loss for x in draws]
-        found[role] = {
-            "heads": [f"L{s.layer}H{h}" for s, h in chosen],
-            "rise of loss on repeats": round(loss - plain_loss, 3),
-            "needles found": round(fetched, 3),
-            "as many random other heads": {
-                "draws": RANDOM_DRAWS,
-                "rise, mean": round(statistics.mean(rises), 3),
-                "rise, median": round(statistics.median(rises), 3),
-                "rise, worst": round(max(rises), 3),
-                "needles found, mean": round(statistics.mean(x[1] for x in draws), 3),
-            },
-        }
-    found["plain"] = {"loss on repeats": round(plain_loss, 3), "needles": round(plain_needles, 3)}
-    found["roles"] = {f"L{s.layer}H{h}": role for (s, h), role in roles.items()}
-    return found
-
-
 def stability(model: Any, tokenizer: Any, texts: list[str]) -> dict[str, float]:
     """Largest change of each score of a head between kinds of text."""
     looks = [regard.see(model, text, ["roles"], tokenizer=tokenizer, heads=0) for text in texts]
@@ -150,7 +112,7 @@ def main() -> None:
         }
     seen = regard.see(model, texts[0], tokenizer=tokenizer, heads=0)
     with torch.no_grad():
-        facts["ablation"] = ablations(model, tokenizer, passages, seen)
+        facts["ablation"] = ablations(model, tokenizer)
     facts["change of scores between three texts"] = stability(model, tokenizer, texts)
     facts["findings"] = seen.findings()
     facts["machine"] = f"{platform.machine()}, torch {torch.__version__}"

@@ -141,5 +141,14 @@ def test_the_error_names_the_argument(name):
     assert raised.value.argument == argument, str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "near"),
+    [("mha", "positon", "position"), ("moh", "activ", "active"), ("luong_local_m", "reech", "reach")],
+)
+def test_a_misspelt_setting_is_told_with_the_one_that_is_meant(name, wrong, near):
+    with pytest.raises(RegardError, match=f"{wrong}.*did you mean '{near}'"):
+        regard.layer(name, 32, **{wrong: 1, **({"context_dim": 8} if "luong" in name else {})})
+
+
 def test_there_are_many():
     assert len(WRONG) >= 50

@@ -1,6 +1,7 @@
 """The shell says what was asked, as a table or as JSON, and errors in one line."""
 
 import json
+import runpy
 import sys
 
 import pytest
@@ -150,6 +151,13 @@ def test_an_error_is_one_line_and_exit_code_two(shell, words, said):
     assert err.startswith("regard: ")
     assert len(err.splitlines()) == 1
     assert said in err
+
+
+def test_python_m_regard_is_regard(monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "main", lambda: called.append(True))
+    runpy.run_module("regard", run_name="__main__")
+    assert called == [True]
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])

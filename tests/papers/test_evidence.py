@@ -4,8 +4,12 @@ import dataclasses
 import json
 import os
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
+import torch
 
 from regard.core import method as registry
 from regard.core.errors import RegardError
@@ -121,6 +125,46 @@ def test_evidence_comes_back_as_it_was_saved(toy, tmp_path):
     assert load("mqa", tmp_path) is None
 
 
+def test_waiting_costs_no_seconds_of_a_processor_and_children_do(toy, monkeypatch):
+    toy()
+    spends = "import time\nwhile time.process_time() < 0.3: pass"
+
+    def waits():
+        time.sleep(0.5)
+        return Measured("waits", True)
+
+    def has_a_child():
+        subprocess.run([sys.executable, "-c", spends], check=True)
+        return Measured("has a child", True)
+
+    monkeypatch.setitem(checks_module._checks, "moh", checks_module.Check("moh", waits, False))
+    waited = measure("moh")
+    assert waited.seconds >= 0.5 > waited.cpu_seconds + 0.2
+    monkeypatch.setitem(checks_module._checks, "moh", checks_module.Check("moh", has_a_child, False))
+    assert measure("moh").cpu_seconds >= 0.29
+
+
+def test_evidence_from_before_cpu_seconds_is_read(toy, tmp_path):
+    toy()
+    fields = json.loads(save(measure("moh"), tmp_path).read_text())
+    del fields["cpu_seconds"]
+    (tmp_path / "moh.json").write_text(json.dumps(fields))
+    found = load("moh", tmp_path)
+    assert found.cpu_seconds is None
+    assert found.cost == f"{found.seconds:.1f} s"
+    assert stand("moh", tmp_path).verdict == "held"
+
+
+def test_a_seed_is_the_one_asked_for(toy, monkeypatch):
+    toy()
+
+    def drawn():
+        return Measured("drawn", True, {"first": float(torch.rand(()))})
+
+    monkeypatch.setitem(checks_module._checks, "moh", checks_module.Check("moh", drawn, False))
+    assert measure("moh").numbers == measure("moh", 0).numbers != measure("moh", 1).numbers
+
+
 def test_a_broken_write_leaves_the_old_evidence(toy, tmp_path, monkeypatch):
     toy()
     found = measure("moh")
@@ -173,7 +217,9 @@ def test_committed_evidence_is_fresh_or_shown_as_stale(key):
 @pytest.mark.parametrize("key", COMMITTED)
 def test_committed_evidence_of_a_quick_check_was_quick(key):
     found = load(key)
-    assert found.long or found.seconds < 60
+    # CPU seconds do not grow with what else the machine does; older files have the wall's alone.
+    spent = found.seconds if found.cpu_seconds is None else found.cpu_seconds
+    assert found.long or spent < 60
     assert found.long == checks()[key].long
     assert found.numbers
     assert found.claim

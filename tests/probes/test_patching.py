@@ -8,6 +8,7 @@ from regard.core.errors import RuleError, ShapeError, ValueRangeError
 from regard.models.attach import attach, hook_of
 from regard.papers.checks.wired import Wired
 from regard.probes.edges import LOGITS, edge_attribution, emergent
+from regard.probes.naming import naming_circuit
 from regard.probes.patching import (
     Patched,
     activation_patching,
@@ -246,3 +247,18 @@ def test_normed_queries_and_wrong_places_are_refused():
     model = small()
     with pytest.raises(ValueRangeError, match="query, key"):
         signal(model, watch(model, CLEAN), hook_of(model)[1][1], 0, 30, 3)
+
+
+def test_roles_of_a_naming_circuit_are_those_that_were_wired():
+    model = Wired()
+    sites = hook_of(model)[1]
+    ids = torch.tensor([[0, 3, 1, 4, 2, 5, 0, 3]])
+    corrupt = torch.tensor([[0, 4, 1, 3, 2, 5, 0, 3]])  # another word stands before the answer
+    metric = logit_difference(1, 2)
+    circuit = naming_circuit(model, ids, corrupt, metric, share=0.25, freeze_mlp=False)
+    assert circuit.movers == [(sites[1], 0)]
+    assert circuit.negative == []
+    assert circuit.feeds == {"q": [], "k": [(sites[0], 1)], "v": []}
+    assert [row[:2] for row in circuit.table()] == [("mover", "L1H0"), ("feeds movers' k", "L0H1")]
+    with pytest.raises(ValueRangeError, match="share"):
+        naming_circuit(model, ids, corrupt, metric, share=2)

@@ -39,6 +39,7 @@ def naive(call: Call, sets: torch.Tensor, sinks: list[int]) -> dict[str, torch.T
     met = call.allowed(at).expand_as(w)
     found["entropy"] = -torch.special.xlogy(p, p).sum(-1)
     found["row_max"] = w.amax(-1)
+    found["apart"] = (w * apart.abs()).sum(-1)
     found["top_weights"] = w.topk(min(TOP, call.m), -1).values
     found["received"], found["seen"] = w.sum(2), met.sum(2).to(w.dtype)
     found["sets"] = w @ sets.to(w.dtype)

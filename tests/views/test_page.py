@@ -118,11 +118,26 @@ def test_two_runs_are_shown_side_by_side(tmp_path):
     b.arrays["thumbs"] = np.roll(b.arrays["thumbs"], 1, axis=1)
     script = """
     const canvases = [...document.querySelectorAll("#compare .three canvas")];
-    return { many: canvases.length, sizes: canvases.map((x) => x.width),
-      first: document.querySelector("#compare select").selectedOptions[0].textContent };
+    const [color, list] = document.querySelectorAll("#compare select");
+    const pixels = () => canvases.map((x) => x.toDataURL());
+    const before = pixels(), grid = document.querySelector("#compare > canvas");
+    const first = list.selectedOptions[0].textContent;
+    canvases[0].dispatchEvent(new KeyboardEvent("keydown", { key: "+", bubbles: true }));
+    const zoomed = pixels().map((x, i) => x !== before[i]);
+    const was = grid.toDataURL();
+    color.value = "entropy";
+    color.onchange();
+    return { many: canvases.length, first, zoomed, recolored: was !== grid.toDataURL(),
+      colors: [...color.options].map((x) => x.value),
+      said: [...document.querySelectorAll("#compare p")].map((x) => x.textContent) };
     """
+    b.arrays["scores/entropy"] = b.arrays["scores/entropy"] + np.float32([[0.5], [-0.25]])
     run = compare_runs(a, b)
     found = visited(run, script, tmp_path)
+    assert found["zoomed"] == [True, True, True]  # the three zoom as one
+    assert found["colors"] == ["jsd", "previous_token", "sink", "entropy"]
+    assert found["recolored"]
+    assert any("full color is 0.50" in x for x in found["said"])
     assert found["many"] == 3
     best = np.unravel_index(run.arrays["jsd"].argmax(), run.arrays["jsd"].shape)
     assert found["first"].startswith(f"L{best[0]}H{best[1]}")

@@ -18,7 +18,7 @@ from regard.layers.base import Can, Layer, Scene
 from regard.layers.building import model
 from regard.layers.convolution import DepthwiseConvolution
 from regard.papers.checks import Measured, check
-from regard.papers.checks.training import fit
+from regard.papers.checks.training import draws, fit
 from regard.run.doors import attend
 from regard.tasks.hops import Hops, seen_by_window
 from regard.tasks.missing import Missing
@@ -55,7 +55,7 @@ def recall() -> Measured:
     once = bool((batch.asked.sum(1) == 4).all()) and len(earlier) == len(rows)
 
     said = f"{GatedConvolution.__module__}:GatedConvolution"
-    settings = {"task": task.said(), "pattern": "cs", "seed": 0, "steps": 900}
+    settings = {"task": task.said(), "pattern": "cs", "seed": torch.initial_seed(), "steps": 900}
     scores, records = {}, {}
     for name, layer in (("attention", "mha"), ("gated convolution", said)):
         records[name] = carry_out(Run(layer=layer, **settings))  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def recall() -> Measured:
          **{f"parameters, {name}": r["parameters"] for name, r in records.items()},
          "chance": task.chance},
         left_out="the sweep over widths and rates, hits of real text, and hybrids that attend at "
-        "chosen places; one seed",
+        "chosen places; other seeds are in benchmarks/results/orderings.json",
     )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def verbatim() -> Measured:
     unigram = {c: _surprise(even, task, c, 99) for c in CONDITIONS}
 
     net = model(["mha"] * 2, dim=64, heads=4, vocab=49, position="rotary", tied=False)
-    step = iter(range(10**6))
+    step = draws()
 
     def loss() -> Tensor:
         batch = task.batch(64, next(step))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
+from regard.papers.checks.training import draws, fit
 from regard.run.doors import attend
 from regard.tasks.averages import KeyAverage, RandomHeads, RandomNet, ridge_error
 from regard.tasks.base import Batch
@@ -19,10 +21,10 @@ from regard.tasks.regression import InContextRegression, RegressionHeads, debias
 
 def _trained(task: InContextRegression, heads: int, steps: int) -> RegressionHeads:
     made = RegressionHeads(task.width, heads, start=0.1)
-    draws = iter(range(10**6))
+    drawn = draws()
 
     def loss() -> Tensor:
-        batch = task.batch(128, next(draws))
+        batch = task.batch(128, next(drawn))
         return (made(batch.x) - batch.y[:, -1, 0]).square().mean()
 
     fit(made.parameters(), loss, steps, 5e-3)
@@ -140,10 +142,10 @@ def rank() -> Measured:
     errors = {}
     for r, heads in ((16, 1), (4, 4), (2, 8)):
         made = _Ranked(16, r, heads)
-        draws = iter(range(10**6))
+        drawn = draws()
 
-        def loss(made: nn.Module = made, draws: object = draws) -> Tensor:
-            batch = task.batch(64, next(draws))  # type: ignore[call-overload]
+        def loss(made: nn.Module = made, drawn: Iterator[int] = drawn) -> Tensor:
+            batch = task.batch(64, next(drawn))
             return (made(batch) - batch.y).square().mean()
 
         fit(made.parameters(), loss, 800, 1e-2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -32,3 +33,13 @@ def fit(
         schedule.step()
         losses.append(float(now.detach()))
     return losses
+
+
+def draws() -> Iterator[int]:
+    """Number the batches to train on: others for each seed that the runner set."""
+    return itertools.count(10**6 * torch.initial_seed())
+
+
+def seed_again() -> None:
+    """Go back to the seed that the runner set, so that two nets start alike."""
+    torch.manual_seed(torch.initial_seed())

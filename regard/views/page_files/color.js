@@ -16,6 +16,7 @@ for (let x = 0; x < 256; x++) {
 }
 
 const css = (byte) => `rgb(${table[3 * byte]} ${table[3 * byte + 1]} ${table[3 * byte + 2]})`;
+const rampCss = () => `linear-gradient(90deg,${[0, 64, 128, 192, 255].map(css).join(",")})`;
 const logByte = (w) => Math.max(0, Math.min(255,
   Math.round(255 + (255 / 16) * Math.log2(Math.max(w, 2 ** -17)))));
 

@@ -1,62 +1,179 @@
 // Two runs: what changed in each head, and the two maps of one beside their difference.
+const two = { key: 0, box: null, parts: [], canvases: [] };
+
+function part(kind, text, ...children) {
+  const made = document.createElement(kind);
+  made.textContent = text;
+  made.append(...children);
+  return made;
+}
+
 async function loadCompare() {
   const other = manifest.compare;
   $("compare").hidden = !other;
   if (!other) return;
   $("overview").hidden = true;
-  const [a, b, jsd] = await Promise.all([array("thumbs"), array("other/thumbs"), array("jsd")]);
-  const title = document.createElement("h2");
-  title.textContent = `A: ${other.names[0]} | B: ${other.names[1]}`;
-  const words = document.createElement("p");
-  words.className = "quiet";
-  words.textContent = other.note;
-  const list = document.createElement("select");
-  const ranked = heads.filter((head) => jsd.values[head.s * wide + head.h] >= 0)
-    .sort((x, y) => jsd.values[y.s * wide + y.h] - jsd.values[x.s * wide + x.h]);
-  for (const head of ranked.slice(0, 300)) {
-    const option = document.createElement("option");
-    option.value = head.s * wide + head.h;
-    option.textContent = `${nameOf(head)}: ${jsd.values[head.s * wide + head.h].toFixed(4)}`;
-    list.append(option);
+  const jsd = await array("jsd");
+  const title = part("h2", `A: ${other.names[0]} | B: ${other.names[1]}`);
+  const words = part("p", other.note), legend = part("p", ""), help = part("p", "");
+  words.className = legend.className = help.className = "quiet";
+  const heading = part("ul", "");
+  heading.replaceChildren(...(manifest.findings || []).map((x) => part("li", x)));
+  const color = document.createElement("select"), list = document.createElement("select");
+  color.append(new Option("Jensen-Shannon distance", "jsd"));
+  const changes = {};
+  for (const name of scoreNames) {
+    changes[name] = await array("change/" + name);
+    if (changes[name]) color.append(new Option("change of " + manifest.scores[name].title, name));
   }
-  const label = document.createElement("label");
-  label.append("heads by mean Jensen-Shannon distance ", list);
-  const grid = document.createElement("canvas");
-  const three = document.createElement("div");
+  const at = (head) => head.s * wide + head.h;
+  const ranked = heads.filter((head) => jsd.values[at(head)] >= 0)
+    .sort((x, y) => jsd.values[at(y)] - jsd.values[at(x)]);
+  for (const head of ranked.slice(0, 300)) {
+    list.append(new Option(`${nameOf(head)}: ${jsd.values[at(head)].toFixed(4)}`, at(head)));
+  }
+  const grid = document.createElement("canvas"), three = document.createElement("div");
+  grid.tabIndex = 0;
+  grid.setAttribute("role", "img");
+  grid.setAttribute("aria-label", "Change of each head: a row for each layer. Arrow keys move; the list beside gives the same in words.");
   three.className = "three";
-  const canvases = ["A", "B", "B - A"].map((name) => {
-    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+  two.canvases = ["A", "B", "B - A"].map((name) => {
     const canvas = document.createElement("canvas");
-    caption.textContent = name;
-    figure.append(caption, canvas);
-    three.append(figure);
+    canvas.tabIndex = 0;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `Weights, ${name}: queries down, keys across. Drag, wheel, + and - zoom all three.`);
+    three.append(part("figure", "", part("figcaption", name), canvas));
+    zoomable(canvas);
     return canvas;
   });
-  $("compare").replaceChildren(title, words, grid, label, three);
-  const cell = Math.max(14, Math.min(36, Math.floor(($("compare").clientWidth - 40) / wide)));
-  const most = jsd.values.reduce((x, y) => Math.max(x, y), 1e-9);
-  const context = fit(grid, wide * cell, manifest.sites.length * cell);
-  for (const head of heads) {
-    const change = jsd.values[head.s * wide + head.h];
-    context.fillStyle = css(Math.round((255 * Math.max(0, change)) / most));
-    context.fillRect(head.h * cell + 1, head.s * cell + 1, cell - 2, cell - 2);
+  const bar = document.createElement("div"), whole = part("button", "whole map");
+  bar.className = "bar";
+  whole.type = "button";
+  bar.append(part("label", "color ", color), part("label", "heads by mean Jensen-Shannon distance ", list), whole);
+  const said = part("p", "A and B: the largest weight of each tile, on a log scale from 2⁻¹⁶ (dark) to 1 "
+    + "(light). B - A: red is more in B, blue is less; full color is 256 times. The three zoom as one.");
+  said.className = "quiet";
+  $("compare").replaceChildren(title, words, heading, bar, legend, grid, help, three, said);
+  const left = 34, top = 18;
+  const cell = Math.max(14, Math.min(36, Math.floor(($("compare").clientWidth - 60 - left) / wide)));
+
+  function drawGrid() {
+    const by = color.value, values = by === "jsd" ? jsd.values : changes[by].values;
+    const columns = by === "jsd" ? wide : changes[by].shape[1];
+    const valued = (head) => values[head.s * columns + head.h];
+    const most = heads.reduce((x, head) => Math.max(x, Math.abs(valued(head)) || 0), 1e-9);
+    const context = fit(grid, left + wide * cell, top + manifest.sites.length * cell);
+    context.fillStyle = ink("--quiet");
+    context.font = "11px system-ui";
+    context.textAlign = "center";
+    for (let h = 0; h < wide; h++) context.fillText(String(h), left + (h + 0.5) * cell, 12);
+    for (const head of heads) {
+      if (head.h === 0) context.fillText("L" + (manifest.sites[head.s].layer ?? head.s), 14, top + (head.s + 0.65) * cell);
+    }
+    for (const head of heads) {
+      const x = valued(head), box = [left + head.h * cell + 1, top + head.s * cell + 1, cell - 2, cell - 2];
+      context.strokeStyle = at(head) === two.key ? ink("--accent") : ink("--line");
+      context.fillStyle = by === "jsd" ? css(Math.round((255 * Math.max(0, x)) / most)) : difference(x / most);
+      if (x === x) context.fillRect(...box);
+      context.lineWidth = at(head) === two.key ? 3 : 1;
+      context.strokeRect(...box);
+    }
+    legend.textContent = by === "jsd"
+      ? `Dark: the head looks as it did; the lightest, ${most.toFixed(3)}, is the largest mean distance (0 the same, 1 nothing shared).`
+      : `Red: the score is higher in B, blue: lower; full color is ${most.toPrecision(2)}.`;
+    const chosen = heads.find((head) => at(head) === two.key);
+    help.textContent = chosen ? `${nameOf(chosen)}: distance ${jsd.values[two.key].toFixed(3)}`
+      + scoreNames.filter((name) => changes[name]).map((name) => {
+        const x = changes[name].values[chosen.s * changes[name].shape[1] + chosen.h];
+        return x === x ? ` · ${manifest.scores[name].title} ${x > 0 ? "+" : ""}${x.toPrecision(2)}` : "";
+      }).join("") : "";
+  }
+  async function show(key) {
+    two.key = key;
+    list.value = key;
+    const index = manifest.deep.findIndex((d) => d.site * wide + d.head === key);
+    const fine = index < 0 ? null : await array("other/map/" + index);
+    const pair = fine ? [await array("map/" + index), fine] : [await array("thumbs"), await array("other/thumbs")];
+    two.parts = pair.map((x) => {
+      const [t, s] = x.shape.slice(-2), from = fine ? 0 : key * t * s;
+      return { bytes: x.values.subarray(from, from + t * s), t, s };
+    });
+    two.box = { i: 0, j: 0, n: two.parts[0].t, m: two.parts[0].s };
+    drawGrid();
+    drawThree();
   }
   grid.onclick = (event) => {
     const box = grid.getBoundingClientRect();
-    const s = Math.floor((event.clientY - box.top) / cell), h = Math.floor((event.clientX - box.left) / cell);
-    list.value = s * wide + h;
-    show();
+    const s = Math.floor((event.clientY - box.top - top) / cell), h = Math.floor((event.clientX - box.left - left) / cell);
+    if (heads.some((head) => head.s === s && head.h === h)) show(s * wide + h);
   };
-  function show() {
-    const key = Number(list.value), [, , t, s] = a.shape, size = 300;
-    const parts = [a, b].map((x) => x.values.subarray(key * t * s, (key + 1) * t * s));
-    parts.forEach((part, p) => fit(canvases[p], size, size).drawImage(bitmap(part, t, s), 0, 0, size, size));
-    const last = fit(canvases[2], size, size), dx = size / s, dy = size / t;
-    for (let i = 0; i < t * s; i++) {
-      last.fillStyle = difference((parts[1][i] - parts[0][i]) / 128);
-      last.fillRect((i % s) * dx, Math.floor(i / s) * dy, dx + 0.5, dy + 0.5);
-    }
+  grid.onkeydown = (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wide, ArrowDown: wide }[event.key];
+    const next = heads.find((head) => at(head) === two.key + step);
+    if (!step || !next) return;
+    event.preventDefault();
+    show(at(next));
+  };
+  list.onchange = () => show(Number(list.value));
+  color.onchange = drawGrid;
+  whole.onclick = () => zoomThree(1e9, 0, 0);
+  two.redraw = () => {
+    drawGrid();
+    drawThree();
+  };
+  if (ranked.length) await show(at(ranked[0]));
+}
+
+function drawThree() {
+  const [a, b] = two.parts, box = two.box;
+  const size = Math.max(200, Math.min(400, Math.floor(($("compare").clientWidth - 40) / 3)));
+  const apart = document.createElement("canvas"), context = apart.getContext("2d");
+  [apart.width, apart.height] = [a.s, a.t];
+  for (let p = 0; p < a.t * a.s; p++) {
+    context.fillStyle = difference((b.bytes[p] - a.bytes[p]) / 128);
+    context.fillRect(p % a.s, Math.floor(p / a.s), 1, 1);
   }
-  list.onchange = show;
-  show();
+  [bitmap(a.bytes, a.t, a.s), bitmap(b.bytes, b.t, b.s), apart].forEach((image, p) =>
+    fit(two.canvases[p], size, size).drawImage(image, box.j, box.i, box.m, box.n, 0, 0, size, size));
+}
+
+function zoomThree(factor, y, x) {
+  const { t, s } = two.parts[0], b = two.box;
+  const n = Math.max(4, Math.min(t, b.n * factor)), m = Math.max(4, Math.min(s, b.m * factor));
+  const within = (v, most) => Math.max(0, Math.min(most, v));
+  two.box = { n, m, i: within(b.i + y * (b.n - n), t - n), j: within(b.j + x * (b.m - m), s - m) };
+  drawThree();
+}
+
+function panThree(di, dj) {
+  const { t, s } = two.parts[0], b = two.box;
+  b.i = Math.max(0, Math.min(t - b.n, b.i + di * b.n));
+  b.j = Math.max(0, Math.min(s - b.m, b.j + dj * b.m));
+  drawThree();
+}
+
+function zoomable(canvas) {
+  let held = null;
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    const box = canvas.getBoundingClientRect();
+    zoomThree(event.deltaY > 0 ? 1.4 : 1 / 1.4, (event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width);
+  }, { passive: false });
+  canvas.onpointerdown = (event) => {
+    held = [event.clientX, event.clientY];
+    canvas.setPointerCapture(event.pointerId);
+  };
+  canvas.onpointermove = (event) => {
+    if (!held) return;
+    panThree((held[1] - event.clientY) / canvas.clientHeight, (held[0] - event.clientX) / canvas.clientWidth);
+    held = [event.clientX, event.clientY];
+  };
+  canvas.onpointerup = canvas.onpointercancel = () => { held = null; };
+  canvas.onkeydown = (event) => {
+    const moves = { ArrowLeft: [0, -0.1], ArrowRight: [0, 0.1], ArrowUp: [-0.1, 0], ArrowDown: [0.1, 0] }[event.key];
+    if (moves) panThree(...moves);
+    else if (event.key === "+" || event.key === "-") zoomThree(event.key === "+" ? 0.5 : 2, 0.5, 0.5);
+    else return;
+    event.preventDefault();
+  };
 }

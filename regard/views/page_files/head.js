@@ -88,6 +88,10 @@ function drawMap() {
     }
   }
   now.close = close;
+  const per = pooled()?.tile;
+  $("shown").textContent = close ? "every weight, exact" : per === 1 ? "every weight"
+    : per ? `the largest of each ${per} x ${per} tile` + (now.deep?.exact ? `; exact from ${EXACT} tokens on` : "") : "";
+  $("ramp").style.background = rampCss();
   if ($("hide-sink").checked) {
     $("note").textContent = close ? "The first token is hidden; each row is shared out again to 1."
       : "The first token is hidden where weights are exact: zoom in to 256 tokens.";
@@ -97,8 +101,10 @@ function drawMap() {
     context.strokeStyle = "#ffffffaa";
     context.strokeRect(-1, y - Math.max(2, high / box.n / 2), wideness + 2, Math.max(4, high / box.n));
   }
-  drawMargin($("received"), now.margins[1], now.head.h, box.j, box.m, true);
-  drawMargin($("entropy"), now.margins[0], now.head.h, box.i, box.n, false);
+  const got = drawMargin($("received"), now.margins[1], now.head.h, box.j, box.m, true);
+  const spread = drawMargin($("entropy"), now.margins[0], now.head.h, box.i, box.n, false);
+  $("margin-said").textContent = got === undefined ? "" : `above: mean weight each key received, up to ${said(got)}; `
+    + `at the side: entropy of each query, up to ${said(spread)} nats`;
 }
 
 // A margin: how much each key received (on top), how spread each query is (at the side).
@@ -120,6 +126,7 @@ function drawMargin(canvas, data, row, from, count, flat) {
     if (flat) context.fillRect(at, thick - size, step, size);
     else context.fillRect(0, at, size, step);
   });
+  return highest;
 }
 
 const wordAt = (i, side = "keys") => {

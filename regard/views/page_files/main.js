@@ -60,6 +60,8 @@ function theme(name) {
   if (!$("overview").hidden) drawOverview();
   if (!$("words").hidden) showWords({});
   if (!$("head").hidden && now.head) drawMap();
+  if (now.pin !== null && !$("head").hidden) highlight(rowWeights(now.pin));
+  if (!$("compare").hidden) two.redraw?.();
 }
 
 async function start() {
@@ -135,7 +137,7 @@ async function start() {
     if (event.key === "Escape" && !$("head").hidden) back();
   });
   addEventListener("hashchange", fromHash);
-  addEventListener("resize", () => ($("head").hidden ? drawOverview() : drawMap()));
+  addEventListener("resize", () => ($("head").hidden ? ($("compare").hidden ? drawOverview() : two.redraw?.()) : drawMap()));
   await fromHash();
   globalThis.READY = performance.now();
   globalThis.regard = { array, exactTile, now, show, pin, heads, openHead, showWords, mapNow, told };

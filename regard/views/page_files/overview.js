@@ -144,11 +144,18 @@ function drawLegend() {
       const many = heads.filter((head) => roleOf(head) === r).length;
       if (many) part(`${role.title} (${many})`, ROLE_COLORS[r % ROLE_COLORS.length]);
     });
-    part("size: importance", "transparent");
+    const none = heads.filter((head) => roleOf(head) < 0).length;
+    if (none) part(`no role (${none})`, "transparent", "ring");
   } else {
-    const spec = manifest.scores[by], stops = [0, 64, 128, 192, 255].map(css).join(",");
+    const spec = manifest.scores[by];
     const high = spec.high === null ? spec.top : spec.high;
-    part(`${spec.low} to ${said(high)}: ${spec.definition}`, `linear-gradient(90deg,${stops})`, "ramp");
+    part(`${spec.low} to ${said(high)}: ${spec.definition}`, rampCss(), "ramp");
+  }
+  if ($("thumbs").checked) {
+    part("map: queries down, keys across; the largest weight of each tile, 2⁻¹⁶ to 1 on a log scale; its frame is the role", rampCss(), "ramp");
+  } else {
+    part(manifest.scores.importance ? "size: how much the loss feels the head (importance)"
+      : "size: how narrow the head looks (low entropy)", "transparent", "none");
   }
   $("legend").replaceChildren(...parts);
 }

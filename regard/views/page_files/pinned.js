@@ -51,6 +51,8 @@ function highlight(weights) {
   for (const [j, span] of spans) {
     const level = weights && j < weights.length ? logByte(weights[j]) : 0;
     span.style.background = level > 100 ? `color-mix(in srgb, ${css(level)} 65%, transparent)` : "";
+    span.style.color = level > 170 && dark() ? "#111318" : ""; // light marks want dark letters
+    if (span.style.color) span.style.background = css(level);
     span.style.outline = j === now.pin ? "2px solid var(--accent)" : "";
   }
   const text = $("text"), chosen = spans.get(now.pin);
@@ -70,13 +72,17 @@ function find(words) {
 // What the patches of an image get: from the pinned query, or on average where none is pinned.
 async function overlay(weights) {
   const canvas = $("picture"), site = manifest.sites[now.head.s], from = site.patches?.keys;
-  canvas.hidden = from === undefined || from === null;
+  canvas.hidden = $("picture-said").hidden = from === undefined || from === null;
   if (canvas.hidden) return;
   const received = now.margins[1]?.values.subarray(now.head.h * now.m, (now.head.h + 1) * now.m);
   const shown = weights || (now.pin === null ? received : null);
   const part = shown?.subarray(from, from + site.grid[0] * site.grid[1]);
   const chosen = now.pin === null ? null : patchOf(now.pin, site, "queries");
-  drawPatches(canvas, part, site.grid, await pictureOf(), 320, chosen);
+  const picture = await pictureOf();
+  drawPatches(canvas, part, site.grid, picture, 320, chosen);
+  const [low, high] = part ? rangeOf(part) : [];
+  $("picture-said").textContent = !part ? "" : `${weights ? "Weight of the pinned query on" : "Mean weight received by"} each patch: `
+    + `${said(low)} (${picture ? "veiled" : "dark"}) to ${said(high)} (${picture ? "clear" : "light"}). Click one to pin it.`;
 }
 
 function pinPatch(event) {

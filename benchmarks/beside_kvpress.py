@@ -1,0 +1,198 @@
+"""Quality, memory and speed beside NVIDIA's kvpress: same model, budgets, texts and measures.
+
+    python -m venv peers && peers/bin/pip install torch==2.13.0 kvpress==0.5.5
+    python benchmarks/beside_kvpress.py --peer peers/bin/python --save beside-kvpress
+
+kvpress asks for transformers below 5.3 and Regard for a later one, so each side runs in its own
+environment, turn by turn on one machine and one thread, beside the full model of its own
+environment. Its presses act on prompts alone; after them it is given the right positions, as its
+own pipeline gives them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from regard.bench.shrinking import Setting, bits_per_byte, needles, recall, texts
+from regard.models.loading import DEMO
+
+WINDOW, STEPS = 64, 32
+METHODS = ("full", "knorm", "keydiff", "streaming", "snapkv", "tova", "pyramid_kv", "ada_kv", "h2o",
+           "random")  # fmt: skip
+SETTINGS = {
+    "snapkv": {"window": WINDOW}, "pyramid_kv": {"window": WINDOW}, "ada_kv": {"window": WINDOW},
+}  # fmt: skip
+
+
+def loaded(eager: bool) -> tuple[Any, Any]:
+    """The model that ships, in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    how = "eager" if eager else "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(DEMO, attn_implementation=how).float().eval()
+    return model, AutoTokenizer.from_pretrained(DEMO)
+
+
+class Placed:
+    """A model under a press, told where tokens stand: the cache no longer knows."""
+
+    def __init__(self, model: Any, press: Any) -> None:
+        self.model, self.press = model, press
+
+    def __call__(self, ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> Any:
+        seen = getattr(past_key_values, "told", 0)
+        at = torch.arange(seen, seen + ids.shape[1]).expand(len(ids), -1)
+        begins = past_key_values is None
+        with self.press(self.model) if begins and self.press is not None else nullcontext():
+            out = self.model(
+                ids, past_key_values=past_key_values, position_ids=at, use_cache=True
+            )  # fmt: skip
+        out.past_key_values.told = seen + ids.shape[1]
+        return out
+
+
+def press_of(method: str, keep: float) -> Any:
+    """The press of a method."""
+    import kvpress as kv
+
+    less = 1 - keep
+    return {
+        "full": lambda: None,
+        "knorm": lambda: kv.KnormPress(less),
+        "keydiff": lambda: kv.KeyDiffPress(less),
+        "streaming": lambda: kv.StreamingLLMPress(less, n_sink=4),
+        "snapkv": lambda: kv.SnapKVPress(less, window_size=WINDOW),
+        "tova": lambda: kv.TOVAPress(less),
+        "pyramid_kv": lambda: kv.PyramidKVPress(less, window_size=WINDOW),
+        "ada_kv": lambda: kv.AdaKVPress(kv.SnapKVPress(less, window_size=WINDOW)),
+        "h2o": lambda: kv.ObservedAttentionPress(less),
+        "random": lambda: kv.RandomPress(less, seed=0),
+    }[method]()
+
+
+def spent(model: Any, ids: torch.Tensor) -> tuple[float, float]:
+    """CPU seconds of a prompt, and of a step after it."""
+    first = time.process_time()
+    cache = model(ids, use_cache=True).past_key_values
+    second = time.process_time()
+    for step in range(STEPS):
+        model(ids[:, step : step + 1], past_key_values=cache, use_cache=True)
+    return second - first, (time.process_time() - second) / STEPS
+
+
+def times(one: Any, whole: Any, ids: torch.Tensor) -> dict[str, float]:
+    """CPU seconds of a prompt and of a step, and medians of their ratio to the full model's.
+
+    Both take turns, so that a machine that slows down slows both.
+    """
+    pairs = [(spent(one, ids), spent(whole, ids)) for _ in range(9)]
+    found = {}
+    for which, name in enumerate(("prompt", "step")):
+        found[name] = median(a[which] for a, _ in pairs)
+        found[f"{name}_of_full"] = median(a[which] / b[which] for a, b in pairs)
+    return found
+
+
+def quality(model: Any, tokenizer: Any, setting: Setting) -> dict[str, Any]:
+    """What a model still can do; where it breaks, what it said."""
+    found: dict[str, Any] = {}
+    for name, measure in (("needle", needles), ("recall", recall), ("bits", bits_per_byte)):
+        try:
+            found[name] = measure(model, tokenizer, setting)
+        except RuntimeError as error:
+            found[name] = None
+            found[f"{name}_broke"] = f"{error}".splitlines()[0]
+    return found
+
+
+def theirs(method: str, keep: float, setting: Setting) -> dict[str, Any]:
+    """Measure a press."""
+    model, tokenizer = loaded(eager=method == "h2o")
+    placed = Placed(model, press_of(method, keep))
+    ids = texts(tokenizer, setting.length)
+    found = quality(placed, tokenizer, setting) | times(placed, loaded(eager=False)[0], ids)
+    held = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for layer in placed(ids).past_key_values.layers for x in (layer.keys, layer.values)
+    }  # fmt: skip
+    return {**found, "bytes": sum(held.values())}
+
+
+def ours(method: str, keep: float, setting: Setting) -> dict[str, Any]:
+    """Measure a policy."""
+    import regard
+    from regard.policies import policy
+
+    model, tokenizer = loaded(eager=False)
+    whole = loaded(eager=False)[0]
+    ids = texts(tokenizer, setting.length)
+    if method == "full":
+        found = quality(model, tokenizer, setting) | times(model, whole, ids)
+        layers = model(ids, use_cache=True).past_key_values.layers
+        return {**found, "bytes": sum(x.keys.nbytes + x.values.nbytes for x in layers)}
+    made = policy(method, **SETTINGS.get(method, {}))
+    with regard.shrink(model, made, keep=keep, check=False) as shrunk:
+        found = quality(model, tokenizer, setting) | times(model, whole, ids)
+        model(ids)
+        return {**found, "bytes": shrunk.report().bytes}
+
+
+def asked(python: str, side: str, method: str, keep: float) -> dict[str, Any]:
+    """Measure one side in an environment of its own."""
+    root = Path(__file__).parents[1]
+    ran = subprocess.run(
+        [python, __file__, "--side", side, "--method", method, "--keep", str(keep)],
+        capture_output=True, text=True, cwd=root, check=False,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    if ran.returncode:
+        raise SystemExit(ran.stderr)
+    return dict(json.loads(ran.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", help="a Python that has kvpress")
+    parser.add_argument("--side", choices=("ours", "theirs"))
+    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5])
+    parser.add_argument("--save", help="name of the file in benchmarks/results")
+    arguments = parser.parse_args()
+    setting = Setting(draws=8)
+    if arguments.side:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            run = ours if arguments.side == "ours" else theirs
+            print(json.dumps(run(arguments.method, arguments.keep[0], setting)))
+        return
+    if not arguments.peer:
+        parser.error("name a Python that has kvpress: --peer")
+    rows = []
+    for method in METHODS:
+        for keep in arguments.keep if method != "full" else [1.0]:
+            for side, python in (("regard", sys.executable), ("kvpress", arguments.peer)):
+                found = asked(python, "ours" if side == "regard" else "theirs", method, keep)
+                rows.append({"method": method, "keep": keep, "by": side, **found})
+                print(rows[-1], flush=True)
+    if arguments.save:
+        from side_by_side import save
+
+        save(
+            arguments.save, rows, length=setting.length, window=WINDOW, steps=STEPS,
+            kvpress="0.5.5, transformers 5.2.0", seconds="CPU seconds, medians of 9 rounds",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Keys as they are before positions turn them: turned when they are read, for any place."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import ShapeError, fail
+from regard.memories.base import Read
+from regard.memories.kept import Kept
+from regard.memories.stores import Plain, StoreKind
+
+
+class Turning(Protocol):
+    """What positions do to keys x [b, g, n, d] at places [n] or [b, n], and how it is undone."""
+
+    def turn(self, x: Tensor, at: Tensor) -> Tensor: ...  # noqa: D102
+    def back(self, x: Tensor, at: Tensor) -> Tensor: ...  # noqa: D102
+
+
+class Bare(Kept):
+    """Every key without its position: `read` turns keys to where they stood, `bare` does not.
+
+    Keys come turned, at their number unless `stand` told where. Who numbers them anew (chunks,
+    blocks, parallel contexts) reads them bare.
+
+    >>> from regard.core.rotary import Rotation, turned
+    >>> class Turn:
+    ...     def turn(self, x, at): return turned(x, Rotation().angles(at, 4))
+    ...     def back(self, x, at): return turned(x, Rotation().angles(-at, 4))
+    >>> memory, k = Bare(Turn()), torch.randn(1, 1, 6, 4)
+    >>> memory.extend(Turn().turn(k, torch.arange(6)), k)
+    >>> torch.allclose(memory.bare().k, k, atol=1e-5)
+    True
+    """
+
+    def __init__(self, turning: Turning, k: StoreKind = Plain, v: StoreKind | None = None) -> None:
+        super().__init__(k, v)
+        self.turning = turning
+        self._next: Tensor | None = None
+        # Where tokens stand, int32 [b, seen], once they stand elsewhere than at their number.
+        self._where: Tensor | None = None
+
+    def stand(self, at: Tensor | None) -> None:
+        """Say where the tokens of the next `extend` stand, [n], [1, n] or [b, n]."""
+        self._next = at
+
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Take their positions from the keys, and append them."""
+        b, n = k.shape[0], k.shape[2]
+        numbers = torch.arange(self.seen, self.seen + n, device=k.device)
+        at, self._next = numbers if self._next is None else self._next, None
+        if at.shape not in ((n,), (1, n), (b, n)):
+            fail(ShapeError, "at", list(at.shape), f"[{n}] or [{b}, {n}]", "say where each stands")
+        if self._where is None and not bool((at == numbers).all()):
+            self._where = torch.arange(self.seen, dtype=torch.int32).to(k.device).expand(b, -1)
+        if self._where is not None:
+            new = at.to(torch.int32).expand(b, n)
+            self._where = torch.cat((self._where, new), 1)
+        super().extend(self.turning.back(k, at), v, keep)
+
+    @property
+    def where(self) -> Tensor:
+        """Where tokens stand, [m] or [b, m]."""
+        if self._where is None:
+            return torch.arange(self.seen, device=self.bare().k.device)
+        return self._where
+
+    @property
+    def in_order(self) -> bool:
+        """Whether every token stands at its number, and none is padding."""
+        return self._where is None and self.bare().positions is None
+
+    def bare(self) -> Read:
+        """Give the keys without positions."""
+        return super().read()
+
+    def read(self) -> Read:
+        """Give the keys turned to where they stood."""
+        read = self.bare()
+        return read._replace(k=self.turning.turn(read.k, self.where))
+
+    def choose(self, slots: Tensor) -> None:
+        """Refuse: where a key stands is known by its slot."""
+        super(Kept, self).choose(slots)
+
+    def forget(self, horizon: Any) -> None:
+        """Keep all."""
+
+    def crop(self, length: int) -> None:
+        """Go back to when `length` tokens had been seen."""
+        super().crop(length)
+        self._where = None if self._where is None else self._where[:, :length]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows of the batch."""
+        super().reorder(rows)
+        self._where = None if self._where is None else self._where.index_select(0, rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and places."""
+        where = 0 if self._where is None else self._where.untyped_storage().nbytes()
+        return super().nbytes + where
+
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold."""
+        return {**super().state(), "where": self._where}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held."""
+        super().restore(state)
+        self._where = state["where"]
+
+
+__all__ = ["Bare", "Turning"]

@@ -1,0 +1,128 @@
+"""Keys and values of texts that are read again and again: made once, kept by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from regard.core.errors import ValueRangeError, fail
+from regard.memories.files import FileError, read, write
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What a model made of one text that it read alone: k [1, g, m, d], v [1, g, m, e] by layer.
+
+    Keys stand at 0, 1, 2, ...: who puts the block elsewhere turns them.
+    """
+
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.k[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(x.untyped_storage().nbytes() for x in (*self.k, *self.v))
+
+
+class Blocks:
+    """Blocks by name, of one model: `of` tells which.
+
+    Past `limit` bytes the one that was longest unused goes. With a `folder`, each is a file there
+    too, from which it comes back.
+
+    >>> import torch
+    >>> blocks, x = Blocks(limit=100), (torch.ones(1, 1, 3, 4),)
+    >>> for name in "ab":
+    ...     blocks.keep(name, Block(x, tuple(t.clone() for t in x)))
+    >>> blocks.nbytes, blocks.find("a") is None, len(blocks.find("b"))
+    (96, True, 3)
+    """
+
+    def __init__(
+        self, of: str = "", *, limit: int | None = None, folder: str | Path | None = None
+    ) -> None:
+        if limit is not None and limit < 1:
+            fail(ValueRangeError, "limit", limit, "bytes, at least 1", "leave it out for no limit")
+        self.of, self.limit = of, limit
+        self.folder = None if folder is None else Path(folder)
+        self._held: OrderedDict[str, Block] = OrderedDict()
+
+    def name(self, tokens: Sequence[int]) -> str:
+        """Name a block by the model and the tokens."""
+        said = f"{self.of} {','.join(map(str, tokens))}"
+        return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._held or (self.folder is not None and self._file(name).exists())
+
+    def find(self, name: str) -> Block | None:
+        """Give a block, from memory or from the folder; None where there is none."""
+        if name in self._held:
+            self._held.move_to_end(name)
+            return self._held[name]
+        if self.folder is None or not self._file(name).exists():
+            return None
+        block = self._made(read(self._file(name)), self._file(name))
+        self._hold(name, block)
+        return block
+
+    def keep(self, name: str, block: Block) -> None:
+        """Keep a block; others may go for it."""
+        if self.folder is not None:
+            write(self._file(name), {"of": self.of, "k": list(block.k), "v": list(block.v)})
+        self._hold(name, block)
+
+    def _hold(self, name: str, block: Block) -> None:
+        self._held[name] = block
+        self._held.move_to_end(name)
+        while self.limit is not None and self.nbytes > self.limit and len(self._held) > 1:
+            self._held.popitem(last=False)
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.block"
+
+    def _made(self, content: dict[str, Any], path: object) -> Block:
+        if content.get("of") != self.of:
+            fail(
+                FileError, "path", f"{path}, made by another model", f"one made by {self.of}",
+                "encode the texts again, or load the model that made it",
+            )  # fmt: skip
+        return Block(tuple(content["k"]), tuple(content["v"]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held in memory."""
+        return sum(block.nbytes for block in self._held.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files in the folder."""
+        files = [] if self.folder is None else list(self.folder.glob("*.block"))
+        return sum(file.stat().st_size for file in files)
+
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold."""
+        held = {name: {"k": list(b.k), "v": list(b.v)} for name, b in self._held.items()}
+        return {"of": self.of, "blocks": held}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held, beside what is held already."""
+        for name, content in state["blocks"].items():
+            self._hold(name, self._made({"of": state["of"], **content}, "the file"))
+
+
+__all__ = ["Block", "Blocks"]

@@ -1,0 +1,167 @@
+"""What stands for a page of keys: enough to tell whether it is worth reading.
+
+One store cuts the keys into pages; what is kept of a page is the difference between methods.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import CapabilityError, fail
+from regard.memories.stores import Plain, Store
+
+
+class Summaries(Store):
+    """One row of numbers for each page of `page` tokens; override `summary`.
+
+    The newest page stays open, as tokens, until it is full; `shows_open` says whether it has a
+    summary before that. Going back into a page that was full forgets it: its tokens must be
+    appended again, as `len` tells.
+    """
+
+    shows_open: ClassVar[bool] = True
+
+    def __init__(self, page: int) -> None:
+        self.page, self._m = page, 0
+        self._rows = Plain()  # [b, h, pages, c], the open one last where it is shown
+        self._open: Tensor | None = None
+
+    @abstractmethod
+    def summary(self, pages: Tensor) -> Tensor:
+        """Sum up pages [b, h, t, page, d]: [b, h, t, c]; an open one ends with repeats."""
+
+    def __len__(self) -> int:
+        return self._m
+
+    def append(self, x: Tensor) -> None:
+        """Take in tokens [b, h, n, d]."""
+        if not x.shape[2]:
+            return
+        x = x if self._open is None else torch.cat((self._open, x), 2)
+        self._hide()
+        self._m = self._m // self.page * self.page + x.shape[2]
+        full = x.shape[2] // self.page * self.page
+        if full:
+            self._rows.append(self.summary(x[:, :, :full].unflatten(2, (-1, self.page))))
+        self._open = x[:, :, full:].clone() if x.shape[2] > full else None
+        if self._open is not None and self.shows_open:
+            short = self.page - self._open.shape[2]
+            last = self._open[:, :, -1:].expand(-1, -1, short, -1)
+            self._rows.append(self.summary(torch.cat((self._open, last), 2)[:, :, None]))
+
+    def _hide(self) -> None:
+        if self._open is not None and self.shows_open:
+            self._rows.crop(len(self._rows) - 1)
+
+    def read(self) -> Tensor:
+        """Give the summaries, [b, h, pages, c]."""
+        return self._rows.read()
+
+    @property
+    def pages(self) -> int:
+        """Count the summaries."""
+        return len(self._rows)
+
+    def crop(self, m: int) -> None:
+        """Forget the end, and the page it is cut in."""
+        if m >= self._m:
+            return
+        self._hide()
+        self._m = m // self.page * self.page
+        self._rows.crop(self._m // self.page)
+        self._open = None
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows."""
+        self._rows.reorder(rows)
+        self._open = None if self._open is None else self._open.index_select(0, rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the summaries and of the open page."""
+        open_ = 0 if self._open is None else self._open.untyped_storage().nbytes()
+        return self._rows.nbytes + open_
+
+    def state(self) -> dict[str, Any]:
+        """Give summaries and open page."""
+        return {"m": self._m, "rows": self._rows.state(), "open": self._open}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take them."""
+        self._m, self._open = state["m"], state["open"]
+        self._rows.restore(state["rows"])
+
+
+class Bounds(Summaries):
+    """Least and largest key of each page, channel by channel: low, high [b, g, pages, d].
+
+    >>> bounds = Bounds(4)
+    >>> bounds.append(torch.arange(6.0).view(1, 1, 6, 1))
+    >>> bounds.low.flatten().tolist(), bounds.high.flatten().tolist(), len(bounds)
+    ([0.0, 4.0], [3.0, 5.0], 6)
+    """
+
+    def summary(self, pages: Tensor) -> Tensor:
+        """Take both bounds."""
+        return torch.cat(pages.aminmax(dim=3), -1)
+
+    @property
+    def low(self) -> Tensor:
+        """Least keys."""
+        rows = self.read()
+        return rows[..., : rows.shape[3] // 2]
+
+    @property
+    def high(self) -> Tensor:
+        """Largest keys."""
+        rows = self.read()
+        return rows[..., rows.shape[3] // 2 :]
+
+    def empty(self) -> Bounds:
+        """Make another."""
+        return Bounds(self.page)
+
+
+class Landmarks(Summaries):
+    """One key for each full page: `make(pages)` gives it, of whatever tokens were appended.
+
+    Going back into a full page is refused: what its landmark was made of is gone.
+
+    >>> marks = Landmarks(2, lambda pages: pages.mean(3))
+    >>> marks.append(torch.arange(5.0).view(1, 1, 5, 1)); marks.read().flatten().tolist()
+    [0.5, 2.5]
+    """
+
+    shows_open = False
+
+    def __init__(self, page: int, make: Any) -> None:
+        super().__init__(page)
+        self.make = make
+
+    def summary(self, pages: Tensor) -> Tensor:
+        """Ask who made it."""
+        made: Tensor = self.make(pages)
+        return made
+
+    def crop(self, m: int) -> None:
+        """Forget tokens of the open page."""
+        if m < self._m // self.page * self.page:
+            fail(
+                CapabilityError, "length", m,
+                f"at least {self._m // self.page * self.page}: what landmarks were made of is "
+                "forgotten", "decode without guessing ahead, or keep everything",
+            )  # fmt: skip
+        if m < self._m and self._open is not None:
+            left = m - self._m // self.page * self.page
+            self._m, self._open = m, self._open[:, :, :left].clone() if left else None
+
+    def empty(self) -> Landmarks:
+        """Make another."""
+        return Landmarks(self.page, self.make)
+
+
+__all__ = ["Bounds", "Landmarks", "Summaries"]
