@@ -1,4 +1,4 @@
-"""Write the measured tables of docs/shrink.md in their places."""
+"""Write the measured tables of docs/shrink.md and docs/shrink-vision.md in their places."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "shrink.md"
-MARKS = ("TABLE", "SPEED", "PEERS", "BESIDE", "CACHES")
+VISION = ROOT / "docs" / "shrink-vision.md"
 
 
 def read(name: str) -> Any:
@@ -91,10 +91,22 @@ def caches() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    tables = (quality(), speed(), peers(), beside(), caches())
-    for mark, made in zip(MARKS, tables, strict=True):
+def vision() -> str:
+    """Times as fast as dense, beside the pairs that are computed."""
+    lines = ["| case | call | pairs | times as fast | least to most |", "|---|---|---|---|---|"]
+    for r in read("shrink-vision")["rows"]:
+        pairs = f"{r['pairs']:.0%}" if "pairs" in r else ""
+        lines.append(
+            f"| {r['case']} | {r['call']} | {pairs} | {r['times_faster']:.2f} | "
+            f"{r['least']:.2f} to {r['most']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def put(page: Path, tables: dict[str, str]) -> None:
+    """Write tables between their marks."""
+    text = page.read_text(encoding="utf-8")
+    for mark, made in tables.items():
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
         block = f"{begin}\n\n{made}\n\n{end}"
         if begin in text:
@@ -102,7 +114,15 @@ def main() -> None:
             text = before + block + rest.split(end, 1)[1]
         else:
             text = text.replace(f"\n{mark}\n", f"\n{block}\n", 1)
-    PAGE.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    put(PAGE, {
+        "TABLE": quality(), "SPEED": speed(), "PEERS": peers(), "BESIDE": beside(),
+        "CACHES": caches(),
+    })  # fmt: skip
+    put(VISION, {"SPEED": vision()})
 
 
 if __name__ == "__main__":

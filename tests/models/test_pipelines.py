@@ -114,3 +114,33 @@ def test_an_error_leaves_the_pipeline_as_it_was(pipeline: Any) -> None:
     assert "encode_prompt" not in vars(pipeline)
     hooks = [*pipeline.unet._forward_hooks, *pipeline.unet._forward_pre_hooks]
     assert hooks == []
+
+
+def test_a_shrunk_pipeline_knows_the_rows_of_each_prompt(pipeline: Any) -> None:
+    """One after another, guided and not: the branches are those of the prompt that is painted."""
+    seen: list[Any] = []
+
+    class Diary(regard.policies.Policy):
+        needs_cache = False
+        name = "diary"
+
+        def select(self, step: Any) -> Any:
+            seen.append(step.site.moment.branches)
+            return step.call
+
+    runs = [{"prompt": "a red fox"}, {"prompt": "red"}, {"prompt": "fox", "guidance_scale": 1.0}]
+    with regard.shrink(pipeline, Diary(), check=False):
+        found = []
+        for more in runs:
+            seen.clear()
+            pipeline(**told(**{"guidance_scale": 4.0, **more}), output_type="latent")
+            found.append(set(seen))
+    both = {("unconditional", "conditional")}
+    assert found == [both, both, {("conditional",)}]
+    assert "encode_prompt" not in vars(pipeline)
+    with regard.shrink(pipeline, regard.policies.policy("tgate", gate=1), check=False):
+        words = [
+            pipeline(**told(**more, guidance_scale=4.0), output_type="latent").images
+            for more in runs[:2]
+        ]
+    assert not torch.equal(words[0], words[1])
