@@ -38,6 +38,16 @@ class Largest(TorchDispatchMode):
         return made
 
 
+def threads_each(workers: int) -> int:
+    """Threads of each worker: its share of the cores, or fewer where OMP_NUM_THREADS says so.
+
+    Two threads that wait for one another on a core that others use are slower than one.
+    """
+    share = max(1, (os.cpu_count() or 1) // workers)
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(share, int(said))) if said.isdigit() else share
+
+
 def seconds(
     call: Callable[[], object], times: int = 1, clock: Callable[[], float] = time.perf_counter
 ) -> float:

@@ -24,6 +24,7 @@ import torch
 from regard.bench.backbone import width_for
 from regard.bench.budget import Budget
 from regard.bench.claims import Claim, claim
+from regard.bench.measuring import threads_each
 from regard.bench.records import Run, read_record, record_path, write_json
 from regard.bench.specs import make_layer, need_pattern, read_spec, task_of, why_not
 from regard.bench.training import Progress, carry_out
@@ -245,7 +246,7 @@ def _by_processes(runs: list[Run], folder: Path, workers: int, device: str) -> I
 def _few_threads(workers: int) -> Iterator[None]:
     """Let processes started here have their share of the cores, and no more."""
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    os.environ["OMP_NUM_THREADS"] = str(threads_each(workers))
     try:
         yield
     finally:
@@ -257,7 +258,7 @@ def _few_threads(workers: int) -> Iterator[None]:
 def _work(line: Any, runs: list[Run], folder: Path, workers: int, device: str) -> None:
     """Do the runs that nobody is at, then wait for those whose worker may yet die."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(threads_each(workers))
     waiting, broken = list(runs), set[str]()
     while waiting:
         taken = []

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
+from regard.bench.measuring import threads_each
 from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.papers.catalogue import row
 from regard.papers.checks import checks
@@ -185,7 +186,7 @@ def _work(line: Connection, jobs: int) -> None:
 
     # Ctrl-C reaches the whole group; the parent decides what happens to us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    torch.set_num_threads(threads_each(jobs))
     while True:
         try:
             key = line.recv()

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -155,8 +156,8 @@ def test_an_error_is_one_line_and_exit_code_two(shell, words, said):
 
 def test_python_m_regard_is_regard(monkeypatch):
     called = []
-    monkeypatch.setattr(cli, "main", lambda: called.append(True))
-    runpy.run_module("regard", run_name="__main__")
+    monkeypatch.setattr("regard.cli.main", lambda: called.append(True))
+    runpy.run_path(str(Path(cli.__file__).parents[1] / "__main__.py"), run_name="__main__")
     assert called == [True]
 
 
