@@ -36,6 +36,12 @@ def card() -> str:
         for key, words in measures.items():
             for against, drawn in x["against"].items():
                 y = drawn[key]
+                if drawn["draws"] == 1:
+                    rows.append(
+                        f"| {len(x['heads'])} {role} | {words} | {x[key]:.2f} | {against} "
+                        f"({drawn['of heads']} heads) | {y['mean']:.2f} | | | |"
+                    )
+                    continue
                 low, high = y["95% of the mean"]
                 times = "none" if y["times the mean"] is None else f"{y['times the mean']}x"
                 rows.append(
@@ -88,9 +94,13 @@ Taken out together, against as many other heads (with all heads there: loss on r
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-The same heads copy and fetch here, and they all stand in the last layer. Draws that meet the
-previous-token heads, or what feeds them, break copying as well; so do sets of the last layer, most
-of which share heads with the role.
+The same heads copy and fetch here, and they all stand in the last layer. Five times the mean of
+random others holds for copying only where the heads that score as copiers, and previous-token heads,
+are left out of the draw; against any others the mean is pulled up by draws that meet the
+previous-token heads or what feeds them (its median is far lower). For needles found it holds against
+none: so few are found to begin with that random heads lose a third of them. What is left of the
+last layer does no harm when it is taken out, and other sets of that layer share heads with the role.
+
 Largest change of a
 head's score between three kinds of text: {changes}.
 """
