@@ -94,12 +94,12 @@ Taken out together, against as many other heads (with all heads there: loss on r
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-The same heads copy and fetch here, and they all stand in the last layer. Five times the mean of
-random others holds for copying only where the heads that score as copiers, and previous-token heads,
-are left out of the draw; against any others the mean is pulled up by draws that meet the
-previous-token heads or what feeds them (its median is far lower). For needles found it holds against
-none: so few are found to begin with that random heads lose a third of them. What is left of the
-last layer does no harm when it is taken out, and other sets of that layer share heads with the role.
+The same heads copy and fetch here, and they all stand in the last layer. For copying, the induction
+heads cost five times the mean of random others only where heads that score as copiers, or as
+previous-token heads, are left out of the draw: draws that meet these, or what feeds them, pull the
+mean far above the median. For needles found it holds against no draw: few are found to begin with,
+and random heads lose a third to a half of them. What is left of the last layer does no harm when it
+is taken out; other sets of that layer share heads with the role.
 
 Largest change of a
 head's score between three kinds of text: {changes}.
