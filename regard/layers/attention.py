@@ -191,7 +191,9 @@ class Attention(Layer):
             k = self.position.turn(k, scene.positions)
         if scene.memory is None:
             return q, Read(k, v, None)
-        kept: KeyMemory = scene.memory.of_kind("keys", self.key_memory)
+        chosen = None if scene.crosses else scene.memory.keys
+        make = self.key_memory if chosen is None else lambda: chosen(self.rule())
+        kept: KeyMemory = scene.memory.of_kind("keys", make)
         kept.extend(k, v, scene.padding)
         if not scene.crosses:
             # What this call's own first query may need stays until the next call.

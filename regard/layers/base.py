@@ -18,6 +18,7 @@ from regard.core.errors import (
     fail,
     shape_of,
 )
+from regard.memories.choosing import key_maker
 from regard.memories.layer import LayerMemory
 
 
@@ -190,6 +191,8 @@ class Layer(nn.Module):
         y = self.act(scene)
         if memory is not None:
             memory.seen += x.shape[1]
+            if memory.keys is not None:
+                memory.settle()
         return y
 
     def _crossing(self, context: Tensor | None, memory: LayerMemory | None) -> bool:
@@ -206,10 +209,12 @@ class Layer(nn.Module):
             )  # fmt: skip
         return crosses
 
-    def memory(self) -> LayerMemory:
+    def memory(self, keys: Any = None) -> LayerMemory:
         """Make an empty memory, to decode with.
 
-        Looking at itself a layer must be causal to have one.
+        Looking at itself a layer must be causal to have one. `keys` says what keys are kept in, if
+        not what the layer would take: a name ("int4", "ring", "paged", ...), a class of
+        `regard.memories`, or a function that makes one of the layer's rule.
         """
         if not self.can.decode:
             self.cannot("memory", "asked for", "go on token by token", "run it on whole sequences")
@@ -218,7 +223,7 @@ class Layer(nn.Module):
                 RuleError, "memory", "asked of a layer that looks ahead", "a causal layer",
                 "make the layer with causal=True",
             )  # fmt: skip
-        return LayerMemory(self.said(), self)
+        return made_with(LayerMemory(self.said(), self), keys)
 
     def said(self) -> str:
         """Say in a line what the layer is: its class and its sizes."""
@@ -287,6 +292,12 @@ class Layer(nn.Module):
                 RuleError, "context_documents", "None", "ids [b, m], beside documents",
                 "say which document each token of the context belongs to",
             )  # fmt: skip
+
+
+def made_with(memory: LayerMemory, keys: Any) -> LayerMemory:
+    """Give a memory that keeps keys as a user asks."""
+    memory.keys = None if keys is None else key_maker(keys)
+    return memory
 
 
 def _need_rows(name: str, x: Tensor | None, like: Tensor, kinds: tuple[torch.dtype, ...]) -> None:

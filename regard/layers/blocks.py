@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
-from regard.layers.base import Layer, need_share, need_size
+from regard.layers.base import Layer, made_with, need_share, need_size
 from regard.memories.layer import LayerMemory
 
 
@@ -163,9 +163,9 @@ class Stack(nn.Module):
             memory.seen += x.shape[1]
         return x
 
-    def memory(self) -> LayerMemory:
-        """Make an empty memory for all blocks."""
-        return LayerMemory("stack", self)
+    def memory(self, keys: Any = None) -> LayerMemory:
+        """Make an empty memory for all blocks; `keys` as in `Layer.memory`."""
+        return made_with(LayerMemory("stack", self), keys)
 
 
 def need_sources(sources: Sequence[int], layers: int) -> None:
@@ -231,9 +231,14 @@ class LanguageModel(nn.Module):
         )
         return scores
 
-    def memory(self) -> LayerMemory:
-        """Make an empty memory to decode with."""
-        return self.stack.memory()
+    def memory(self, keys: Any = None) -> LayerMemory:
+        """Make an empty memory to decode with.
+
+        `keys` says what keys are kept in: a name ("int8", "int4", "int2", "low_rank", "ring",
+        "paged", "hosted", "mapped"), a class of `regard.memories`, or a function of the layer's
+        rule.
+        """
+        return self.stack.memory(keys)
 
     @torch.no_grad()
     def generate(
@@ -247,16 +252,19 @@ class LanguageModel(nn.Module):
         stop: int | None = None,
         padding: Tensor | None = None,
         generator: torch.Generator | None = None,
+        memory: Any = None,
     ) -> Tensor:
         """Go on from tokens [b, n] by `count` tokens: greedily, or sampled at a temperature.
 
         A prompt shorter than others is padded on the left, with `padding` [b, n] true at its real
-        tokens. After `stop` a row repeats it. Gives [b, n + count].
+        tokens. After `stop` a row repeats it. `memory` is what `self.memory` takes, or a memory,
+        which goes on from what it has seen. Gives [b, n + count].
         """
         need_size("count", count, 0)
         if temperature < 0:
             fail(ValueRangeError, "temperature", temperature, "0 or more", "0 takes the best token")
-        memory, fed, wanted = self.memory(), tokens, tokens.shape[1] + count
+        memory = memory if isinstance(memory, LayerMemory) else self.memory(memory)
+        fed, wanted = tokens, tokens.shape[1] + count
         positions = None if padding is None else (padding.long().cumsum(1) - 1).clamp_min(0)
         done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for _ in range(count):

@@ -97,11 +97,11 @@ class EncoderDecoder(nn.Module):
     @torch.no_grad()
     def generate(
         self, source: Tensor, *, start: int, count: int, padding: Tensor | None = None,
-        temperature: float = 0.0, generator: torch.Generator | None = None,
+        temperature: float = 0.0, generator: torch.Generator | None = None, memory: Any = None,
     ) -> Tensor:  # fmt: skip
-        """Write `count` tokens after `start`: [b, 1 + count]."""
+        """Write `count` tokens after `start`: [b, 1 + count]; `memory` as in `Layer.memory`."""
         context: Tensor | None = self.encode(source, padding)
-        memory = self.decoder.memory()
+        memory = self.decoder.memory(memory)
         fed = torch.full_like(source[:, :1], start)
         made = [fed]
         for _ in range(count):

@@ -13,7 +13,7 @@ from regard.layers.attention import Attention, split
 from regard.layers.base import Can, Scene, need_size
 from regard.layers.positions import Rotary
 from regard.layers.registry import register
-from regard.memories.base import Read
+from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
 
 
@@ -86,7 +86,10 @@ class LatentKeys(Attention):
         k = torch.cat((self.norm_latent(latent), shared), dim=-1)
         if memory is None:
             return q, self._values(Read(k, k, None))
-        kept = memory.of_kind("keys", Full)
+        chosen = None if scene.crosses else memory.keys
+        kept: KeyMemory = memory.of_kind(
+            "keys", Full if chosen is None else lambda: chosen(self.rule())
+        )
         kept.extend(k, k[..., :0], scene.padding)
         if not scene.crosses:
             kept.forget(self.rule().horizon(scene.offset))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.memories.base import KeyMemory
+from regard.memories.choosing import KeyMaker
 
 T = TypeVar("T")
 
@@ -34,6 +35,8 @@ class LayerMemory:
         # The rows it serves and whether it keeps a context, once something was seen.
         self.batch: int | None = None
         self.crosses: bool | None = None
+        # What makes the memories of keys, of a layer's rule; None where layers make their own.
+        self.keys: KeyMaker | None = None
         self._layer = None if layer is None else weakref.ref(layer)
         self._parts: dict[str, Any] = {}
 
@@ -48,9 +51,17 @@ class LayerMemory:
     def of_kind(self, name: str, make: Callable[[], T]) -> T:
         """Give what is kept under a name, made on first use."""
         if name not in self._parts:
-            self._parts[name] = make()
+            self._parts[name] = made = make()
+            if isinstance(made, LayerMemory) and made.keys is None:
+                made.keys = self.keys
         found: T = self._parts[name]
         return found
+
+    def settle(self) -> None:
+        """Make small what attention has read."""
+        for x in self._parts.values():
+            if isinstance(x, KeyMemory):
+                x.settle()
 
     def serves(self, of: str, layer: object) -> bool:
         """Say whether this memory was made by that layer, or loaded for one like it."""
@@ -104,13 +115,13 @@ class LayerMemory:
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerMemory:
         made = LayerMemory(self.of)
         made.seen, made.batch, made.crosses = self.seen, self.batch, self.crosses
-        made._layer = self._layer
+        made._layer, made.keys = self._layer, self.keys
         made._parts = {name: deepcopy(x, memo) for name, x in self._parts.items()}
         return made
 
     def __getstate__(self) -> dict[str, Any]:
         # A file knows no layers: the memory serves one like the layer it was made by.
-        return {**self.__dict__, "_layer": None}
+        return {**self.__dict__, "_layer": None, "keys": None}
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:

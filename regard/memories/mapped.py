@@ -47,6 +47,10 @@ class Mapped(Store):
     def append(self, x: Tensor) -> None:
         """Write behind the last token."""
         n = x.shape[2]
+        if not x.shape[3]:  # values of no width, as latents have
+            self._m += n
+            self._x = x.new_empty(self._m, x.shape[0], x.shape[1], 0)
+            return
         shape = (x.shape[0], x.shape[1], x.shape[3])
         if self._x is None or self._x.shape[0] < self._m + n:
             self._map(self._m + n, shape, x.dtype)

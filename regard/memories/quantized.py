@@ -83,7 +83,7 @@ class Quantized(Store):
 
     def settle(self) -> None:
         """Pack all full groups but the newest tokens."""
-        if self._tail is None:
+        if self._tail is None or not self._tail.shape[3]:
             return
         n = max(self._tail.shape[2] - self.residual, 0) // self.group * self.group
         if n:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
-import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
 import weakref
 from collections.abc import Sequence
 from itertools import count, pairwise
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import torch
@@ -24,27 +27,37 @@ from regard.memories.kept import Kept
 from regard.run.doors import partial
 
 
+def _say(line: Connection, x: Any) -> None:
+    """Send a value by plain pickling: tensors go as bytes, not as memory that is shared."""
+    line.send_bytes(pickle.dumps(x))
+
+
+def _hear(line: Connection) -> Any:
+    return pickle.loads(line.recv_bytes())
+
+
 def _send(line: Connection, x: Tensor) -> int:
     """Send the numbers of a tensor, and give how many bytes they were."""
     x = x.detach().cpu().contiguous()
-    line.send((list(x.shape), x.dtype))
+    _say(line, (list(x.shape), x.dtype))
     numbers: Any = x.view(torch.uint8).numpy().reshape(-1)
     line.send_bytes(numbers)
     return x.nbytes
 
 
 def _receive(line: Connection) -> Tensor:
-    shape, dtype = line.recv()
+    shape, dtype = _hear(line)
     return torch.frombuffer(bytearray(line.recv_bytes()), dtype=dtype).view(shape)
 
 
-def _work(line: Connection) -> None:
-    """Keep keys and attend to them until the other end hangs up."""
+def serve(handle: int) -> None:
+    """Keep keys and attend to them until the other end of a pipe hangs up."""
+    line = Connection(handle)
     torch.set_num_threads(1)
     kept: dict[int, Kept] = {}
     while True:
         try:
-            what, name, told = line.recv()
+            what, name, told = _hear(line)
         except EOFError:
             return
         if what == "attend":
@@ -81,21 +94,25 @@ class AttentionWorkers:
 
     `remote()` gives a memory whose keys are there. `sent` counts the bytes of queries, keys and
     values that went out, `received` those of outputs that came back. Use it as a context, or
-    `close` it; started from a script, it must stand under `if __name__ == "__main__"`.
+    `close` it.
     """
 
     def __init__(self, workers: int = 2) -> None:
         need_count("workers", workers)
-        start = multiprocessing.get_context("spawn")
+        # Plain processes: those of multiprocessing run the caller's script again, and may not be
+        # started by workers of others.
+        code = "import sys; from regard.memories.remote import serve; serve(int(sys.argv[1]))"
+        around = {**os.environ, "PYTHONPATH": os.pathsep.join(x for x in sys.path if x)}
         self.lines: list[Any] = []
         self._processes: list[Any] = []
         for _ in range(workers):
-            ours, theirs = start.Pipe()
-            process = start.Process(target=_work, args=(theirs,), daemon=True)
-            process.start()
+            ours, theirs = Pipe()
+            handle = theirs.fileno()
+            self._processes.append(subprocess.Popen(
+                [sys.executable, "-c", code, str(handle)], pass_fds=[handle], env=around
+            ))  # fmt: skip
             theirs.close()
             self.lines.append(ours)
-            self._processes.append(process)
         self._names = count()
         self.sent = self.received = 0
         self.close = weakref.finalize(self, _end, self.lines, self._processes)
@@ -124,7 +141,7 @@ class AttentionWorkers:
         """Say something to every worker, with its part of tensors: `xs` have one for each."""
         try:
             for line in self.lines:
-                line.send((what, name, told))
+                _say(line, (what, name, told))
             for x in xs:
                 for line, own in zip(self.lines, x, strict=True):
                     self.sent += _send(line, own)
@@ -141,7 +158,7 @@ class AttentionWorkers:
         return found
 
     def _dead(self) -> Any:
-        codes = [p.exitcode for p in self._processes]
+        codes = [p.poll() for p in self._processes]
         fail(
             CapabilityError, "workers", f"one that ended (exit codes {codes})", "workers that live",
             "start them anew, and the text as well: its keys are gone",
@@ -155,9 +172,10 @@ def _end(lines: Sequence[Any], processes: Sequence[Any]) -> None:
     for line in lines:
         line.close()
     for process in processes:
-        process.join(5)
-        if process.is_alive():
-            process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 class Remote(KeyMemory):

@@ -146,8 +146,7 @@ class Ring(KeyMemory):
         return Read(torch.cat(ks, 2), torch.cat(vs, 2), torch.cat(ats, 1).long())
 
     def forget(self, horizon: Spans) -> None:
-        """Forget what the ring forgets; it cannot keep what an other rule would need."""
-        self.settle()
+        """Forget when what is new was read (`settle`): the ring keeps no other rule's keys."""
 
     def crop(self, length: int) -> None:
         """Go back, while nothing has been written over."""
