@@ -47,6 +47,8 @@ def model() -> Any:
 
 def prepared(name: str, model: Any, **settings: Any) -> Policy:
     """A policy, with what calibration would give it."""
+    if name == "moa_sparse":
+        settings = {"block": 8, "sinks": 2, **settings}
     if name in ("duo_attention", "lserve"):
         settings = {"recent": 8, "sinks": 2, **settings}
     made = policy(name, **{**LOSSLESS.get(name, {}), **settings})
@@ -117,7 +119,7 @@ def test_turns_go_on_from_what_is_kept(name: str, model: Any) -> None:
 
 
 # Policies that choose one thing for all rows of a batch.
-JOINT = {"chai"}
+JOINT = {"chai", "moa_sparse"}
 
 
 @pytest.mark.parametrize("keep", [0.3, 12])
