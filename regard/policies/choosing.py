@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.core.errors import ShapeError, ValueRangeError, fail
 
 # Partial choices that are followed at most; with more than these, the bound tells the doubt.
-FOLLOWED = 1 << 15
+FOLLOWED = 1 << 11
 ROUNDS = 400
 
 
@@ -120,10 +120,8 @@ def _afforded(loss: Tensor, cost: Tensor, prices: Tensor) -> Tensor:
     return chosen
 
 
-def _followed(
-    loss: Tensor, cost: Tensor, prices: Tensor, best: Tensor
-) -> tuple[Tensor, bool]:
-    """Follow all partial choices that may still be better than `best`; whether none was left out."""
+def _followed(loss: Tensor, cost: Tensor, prices: Tensor, best: Tensor) -> tuple[Tensor, bool]:
+    """Follow all partial choices that may be better than `best`; say if none was left out."""
     h, c = loss.shape
     k = cost.shape[2]
     lines = torch.arange(h)
@@ -166,8 +164,6 @@ def _unbeaten(total: Tensor, paid: Tensor) -> Tensor:
         so_far = both[order, 0].cummin(0).values
         first = torch.cat((so_far.new_full((1,), torch.inf), so_far[:-1]))
         return order[both[order, 0] < first - 1e-12]
-    if len(both) > 2048:
-        return order
     beats = (both[:, None] <= both[None] + 1e-12).all(2)
     twins = beats & beats.T & (order[:, None] > order[None])
     lost = (beats & ~beats.T).any(0) | (beats.T & twins).any(1)

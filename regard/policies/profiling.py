@@ -33,29 +33,27 @@ def masking_effect(weights: Tensor, pull: Tensor, mean: Tensor) -> Tensor:
 class Effects(Reducer):
     """Sum `masking_effect` by distance: [b, h, ceil(n / size)], keys before `first` left out.
 
-    `grad` [b, h, n, e] is the gradient of the loss at the output of a call, `out` that output: G is
-    grad v^T, and D is grad . out, so that nothing of n x m is kept.
+    `grad` [b, h, n, e] is the gradient of the loss at the output of a call: G is grad v^T, row by
+    row of what passes, so that nothing of n x m is kept.
     """
 
-    def __init__(self, call: Call, out: Tensor, grad: Tensor, size: int, first: int = 0) -> None:
+    def __init__(self, call: Call, grad: Tensor, size: int, first: int = 0) -> None:
         dtype = wide(call.q.dtype)
         self.v, self.grad = call.v.to(dtype), grad.to(dtype)
-        self.mean = (self.grad * out.to(dtype)).sum(-1, keepdim=True)
         self.size, self.first, self.share = size, first, call.h // call.g
         count = -(-call.m // size)
         self.found = torch.zeros(call.b, call.h, count, dtype=dtype, device=call.q.device)
 
     def take(self, block: Block) -> None:
-        """Read one block of rows."""
-        b, h, m = block.b, block.h, self.v.shape[2]
-        cols = slice(max(block.cols.start, self.first), min(block.cols.stop, m))
-        if cols.stop <= cols.start:
-            return
-        lead = cols.start - block.cols.start
-        own = slice(lead, lead + cols.stop - cols.start)
-        pull = self.grad[b, h, block.rows] @ self.v[b, h // self.share, cols].T
-        found = masking_effect(block.weights[:, own], pull, self.mean[b, h, block.rows])
-        apart = (block.i[:, None] - block.j[own]).clamp(min=0) // self.size
+        """Read one block of rows, which has every key that they may meet."""
+        b, h, start = block.b, block.h, block.cols.start
+        real = slice(start, min(block.cols.stop, self.v.shape[2]))
+        weights = block.weights[:, : real.stop - start]
+        pull = self.grad[b, h, block.rows] @ self.v[b, h // self.share, real].T
+        mean = (weights * pull).sum(-1, keepdim=True)
+        found = masking_effect(weights, pull, mean)[:, max(self.first - start, 0) :]
+        later = block.j[max(self.first - start, 0) : real.stop - start]
+        apart = (block.i[:, None] - later).clamp(min=0) // self.size
         self.found[b, h].index_add_(0, apart.flatten(), found.flatten())
 
 
@@ -72,10 +70,9 @@ class Profile(Stage):
 
     def after(self, call: Call, partial: Partial) -> Partial:
         """Wait for the gradient of the output."""
-        out = partial.out
 
         def told(grad: Tensor) -> None:
-            effects = Effects(call, out.detach(), grad, self.size, self.first)
+            effects = Effects(call, grad, self.size, self.first)
             survey(
                 call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=(),
                 reducers=[effects], q_positions=call.q_positions, k_positions=call.k_positions,
@@ -84,8 +81,8 @@ class Profile(Stage):
             layer = call.site.layer or 0
             self.found[layer] = self.found.get(layer, 0) + by_key
 
-        if out.requires_grad:
-            out.register_hook(told)
+        if partial.out.requires_grad:
+            partial.out.register_hook(told)
         return partial
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail
@@ -132,14 +132,16 @@ class MoASparse(Policy):
             ]).double() for n in lengths
         }  # fmt: skip
         heads = len(losses[last])
-        costs = torch.tensor([[self.kept(x, n) / n for n in told] for x in lines])
+        costs = torch.tensor([[self.kept(x, n) / n for n in lengths] for x in lines])
         costs = costs.double().expand(heads, -1, -1)
         found: dict[tuple[int, ...], float] = {}
         for weights in _weights(len(told)):
-            scaled = [w / (float(losses[n].std()) + 1e-12) for w, n in zip(weights, told, strict=True)]
-            mixed = sum(w * losses[n] for w, n in zip(scaled, told, strict=True))
+            mixed = sum(
+                w / (float(losses[n].std()) + 1e-12) * losses[n]
+                for w, n in zip(weights, told, strict=True)
+            )
             assert isinstance(mixed, Tensor)
-            chosen = cheapest(mixed, costs, [share * heads] * len(told)).chosen
+            chosen = cheapest(mixed, costs, [share * heads] * len(lengths)).chosen
             at_last = losses[last].gather(1, torch.tensor(chosen)[:, None])
             found[chosen] = float(at_last.sum())
         plans = []
@@ -214,10 +216,11 @@ class MoASparse(Policy):
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
         """Profile each row, then run the plans of each share at the longest length."""
-        lengths = {ids.shape[1] for ids, _ in inputs}
-        if len(lengths) < 2:
+        length_of = _grouped([ids.shape[1] for ids, _ in inputs])
+        last = max(length_of.values())
+        if len(set(length_of.values())) < 2:
             fail(
-                ValueRangeError, "inputs", f"rows of {sorted(lengths)} tokens",
+                ValueRangeError, "inputs", f"rows of {sorted(length_of)} tokens",
                 "rows of two lengths or more: the longest is to choose among plans",
                 "add longer rows",
             )  # fmt: skip
@@ -230,8 +233,10 @@ class MoASparse(Policy):
         try:
             for step in range(done, len(inputs)):
                 effects = self._effects(model, *inputs[step])
-                held = profile.setdefault(inputs[step][0].shape[1], {})
+                n = length_of[inputs[step][0].shape[1]]
+                held = profile.setdefault(n, {})
                 for layer, own in effects.items():
+                    own = pad(own, (0, -(-n // self.block) - own.shape[1]))
                     held[layer] = held.get(layer, 0) + own
                 keep({"step": step + 1, "profile": profile, "plans": plans})
                 yield step + 1, whole
@@ -239,7 +244,7 @@ class MoASparse(Policy):
             for p in weights:
                 p.requires_grad_(True)
         self.profile = profile
-        longest = [row for row in inputs if row[0].shape[1] == max(lengths)]
+        longest = [row for row in inputs if length_of[row[0].shape[1]] == last]
         for step in range(max(done, len(inputs)), whole):
             share = self.shares[step - len(inputs)]
             if share >= self._least():
@@ -252,8 +257,7 @@ class MoASparse(Policy):
 
     def _least(self) -> float:
         """The smallest share that there are rules for."""
-        told = sorted(self.profile)[:-1]
-        return max(min(self.kept(x, n) / n for x in self.lines()) for n in told)
+        return max(min(self.kept(x, n) / n for x in self.lines()) for n in self.profile)
 
     def _effects(self, model: Any, ids: Tensor, answer: int) -> dict[int, Tensor]:
         """Differentiate the loss on the model's own answer."""
@@ -294,12 +298,27 @@ def _loss(logits: Tensor, ids: Tensor, answer: int) -> Tensor:
     return cross_entropy(said, ids[:, -answer:].flatten())
 
 
+def _grouped(lengths: Sequence[int]) -> dict[int, int]:
+    """Take lengths that differ by less than an eighth for one: the longest of them.
+
+    >>> _grouped([250, 256, 510, 512])
+    {512: 512, 510: 512, 256: 256, 250: 256}
+    """
+    found: dict[int, int] = {}
+    for n in sorted(set(lengths), reverse=True):
+        last = min(found.values(), default=n)
+        found[n] = last if 8 * n > 7 * last else n
+    return found
+
+
 def _weights(many: int) -> list[tuple[float, ...]]:
     """Ways to weigh so many lengths."""
-    steps = (0.01, 0.25, 0.5, 0.75, 0.99)
     if many < 2:
         return [(1.0,) * many]
-    return [w for w in product(steps, repeat=many) if max(w) > 0.5 or len(set(w)) == 1]
+    total = 4
+    shares = [w for w in product(range(total + 1), repeat=many) if sum(w) == total]
+    # A little of each, so that what is equal at one length is told by the others.
+    return [tuple(x / total + 0.01 for x in w) for w in shares]
 
 
 class Spans(Stage):

@@ -15,9 +15,7 @@ from regard.policies.choosing import cheapest
 
 @given(st.integers(0, 1 << 30), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3),
        st.floats(0.05, 0.95), st.booleans())  # fmt: skip
-def test_no_choice_is_cheaper(
-    seed: int, h: int, c: int, k: int, share: float, whole: bool
-) -> None:
+def test_no_choice_is_cheaper(seed: int, h: int, c: int, k: int, share: float, whole: bool) -> None:
     draw = torch.Generator().manual_seed(seed)
     losses = torch.randn(h, c, generator=draw).double()
     costs = torch.rand(h, c, k, generator=draw).double()
