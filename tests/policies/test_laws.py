@@ -27,7 +27,16 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "low_rank": {"rank": 1.0},
 }
 # Policies that stand on a grid of columns: a row of a padded batch has other tiles than alone.
-GRID = {"a_shape", "vertical_slash", "block_sparse", "minference", "hip", "quest", "lserve"}
+GRID = {
+    "a_shape",
+    "vertical_slash",
+    "block_sparse",
+    "minference",
+    "hip",
+    "quest",
+    "lserve",
+    "seer_attention",
+}
 NAMES = sorted(
     {kind.name for kind in known().values() if kind.__module__.startswith("regard.policies")}
 )
