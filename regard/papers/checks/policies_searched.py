@@ -102,7 +102,7 @@ def hot_keys(n: int = 256, block: int = 16, d: int = 16) -> Call:
     """Two heads whose blocks of keys hide one loud key each, of eight kinds that queries ask for."""
     t = n // block
     kinds = torch.eye(d)[:8]
-    k = 0.3 * torch.randn(1, 2, n, d)
+    k = 0.6 * torch.randn(1, 2, n, d)
     spot = torch.arange(t) * block + torch.randint(block, (2, t))
     for head in range(2):
         k[0, head, spot[head]] += 3 * kinds[torch.randint(8, (t,))]
