@@ -14,6 +14,7 @@ from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
 from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
+from regard.memories.near_keys import NearKeys
 from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
 from regard.memories.ring import Ring
@@ -31,6 +32,7 @@ __all__ = [
     "LayerMemory",
     "LowRank",
     "Mapped",
+    "NearKeys",
     "Paged",
     "Plain",
     "Pool",

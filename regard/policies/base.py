@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.partial import Partial
 from regard.memories.base import KeyMemory
 from regard.memories.stores import StoreKind
 from regard.models.site import Site, Sites
@@ -119,6 +120,10 @@ class Policy:
     def select(self, step: Step) -> Call:
         """Choose what is attended to: give the call with a smaller support, or fewer keys."""
         return step.call
+
+    def joined(self, step: Step, partial: Partial) -> Partial:
+        """Add what the call that `select` gave has left out."""
+        return partial
 
     def slots(self, step: Step) -> Tensor | None:
         """Choose the slots [b, g, c] that stay after this call; None where all do."""

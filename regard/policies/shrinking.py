@@ -233,6 +233,8 @@ class Shrinking(Stage):
         if self.paused:
             return partial
         step = self._steps.held.pop()
+        for one in self.policies:
+            partial = one.joined(step, partial)
         if step.layer is not None:
             self._close(step)
         return partial

@@ -58,6 +58,8 @@ def prepared(name: str, model: Any, **settings: Any) -> Policy:
     """A policy, with what calibration would give it."""
     if name == "moa_sparse":
         settings = {"block": 8, "sinks": 2, **settings}
+    if name == "pod":
+        settings = {"window": 8, "sinks": 2, **settings}
     if name in ("duo_attention", "lserve"):
         settings = {"recent": 8, "sinks": 2, **settings}
     made = policy(name, **{**LOSSLESS.get(name, {}), **settings})

@@ -6,17 +6,26 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.heads import expand_heads
+from regard.core.partial import Partial
 from regard.core.rule import Rule
 from regard.core.support import Causal, Tiles
+from regard.models.attach import attach
 from regard.models.rotations import Rotations
 from regard.models.site import Site
+from regard.models.stage import Stage
 from regard.papers.checks import Measured, check
+from regard.papers.checks.measure import gap
+from regard.papers.checks.policies_evicting import llama
+from regard.policies.distant import PoD, alike, grouped
 from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled, tile_targets
 from regard.policies.profiling import Effects, masking_effect
+from regard.policies.shrinking import Shrinking
 from regard.policies.spans import MoASparse
 from regard.run.doors import attend
-from regard.run.reference import weight_matrix
+from regard.run.reference import score_matrix, weight_matrix
 from regard.run.survey import survey
+from regard.verbs import shrink
 
 CAUSAL = Rule(Causal())
 
@@ -99,7 +108,7 @@ def moa() -> Measured:
 
 
 def hot_keys(n: int = 256, block: int = 16, d: int = 16) -> Call:
-    """Two heads whose blocks of keys hide one loud key each, of eight kinds that queries ask for."""
+    """Two heads whose blocks of keys hide a loud key each, of eight kinds that queries ask for."""
     t = n // block
     kinds = torch.eye(d)[:8]
     k = 0.6 * torch.randn(1, 2, n, d)
@@ -118,7 +127,7 @@ def best_of(scores: Tensor, count: int) -> Tensor:
 
 @check("seer_attention")
 def seer() -> Measured:
-    """A gate learns where loud keys are, as means of blocks cannot; its target is the pooled map."""
+    """A gate learns where loud keys are, as means cannot; its target is the pooled map."""
     block, count = 16, 4
     plain = Rotations(torch.nn.Linear(1, 1))
     first = hot_keys()
@@ -162,4 +171,88 @@ def seer() -> Measured:
         {"target": off, "of weight, gate": learned, "of weight, means": mean,
          "of weight, best": oracle, "loss, first": losses[0], "loss, last": losses[-1]},
         left_out="fine-tuning with YaRN at 32K, and kernels",
+    )  # fmt: skip
+
+
+class Passing(Stage):
+    """Holds the calls and the outputs of every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[int, Call] = {}
+        self.outs: dict[int, Tensor] = {}
+
+    def before(self, call: Call) -> Call:
+        """Hold the call."""
+        self.calls[call.site.layer] = call
+        return call
+
+    def after(self, call: Call, partial: Partial) -> Partial:
+        """Hold the output."""
+        self.outs[call.site.layer] = partial.out
+        return partial
+
+
+def shared_by_hand(own: Call, first: Call, sinks: int, window: int) -> Tensor:
+    """One softmax over a layer's own near scores and another layer's distant ones."""
+    near, allowed = score_matrix(own)
+    far = score_matrix(first)[0]
+    i, j = torch.arange(own.n)[:, None], torch.arange(own.m)
+    close = (i - j < window) | (j < sinks)
+    scores = torch.where(close, near, far).masked_fill(~allowed, -torch.inf)
+    return torch.softmax(scores, -1) @ expand_heads(own.v, own.h)
+
+
+@check("pod_proximal_distant")
+@torch.no_grad()
+def pod() -> Measured:
+    """Shared distant scores are one softmax; copied layers are grouped, and share without error."""
+    sinks, window, n = 4, 32, 200
+    ids = torch.randint(3, 60, (1, n))
+    model = llama(4)
+    inner: torch.nn.ModuleList = model.model.layers  # type: ignore[assignment, union-attr]
+    for layer in inner:
+        layer.self_attn.q_proj.weight *= 8  # layers of sharp weights look at different keys
+
+    def made(sources: dict[int, int]) -> PoD:
+        one = PoD(sinks=sinks, window=window)
+        one.take({"sources": sources})
+        return one
+
+    look, bare = Passing(), Passing()
+    with attach(model, [bare], check=False):
+        plain = model(ids).logits
+    with attach(model, [look, Shrinking([made({1: 0})], 0.5)], check=False):
+        model(ids)
+    wanted = shared_by_hand(bare.calls[1], bare.calls[0], sinks, window)
+    merged = gap(look.outs[1], wanted)
+    with shrink(model, made({1: 0, 3: 2}), keep=0.5, check=False) as shrunk:
+        short = gap(model(ids[:, : sinks + window]).logits, plain[:, : sinks + window])
+        model(ids)
+        held = [x.memory.nbytes for x in shrunk.stage.layers]
+    token = 2 * 16 * 4  # two key heads of 16 channels, four bytes each
+    counted = [2 * n * token, (n + sinks + window) * token + 4 * (sinks + window)] * 2
+
+    # Layer 1 is made a copy of layer 0, which adds nothing to the stream: they see the same.
+    inner[1].self_attn.load_state_dict(inner[0].self_attn.state_dict())
+    inner[1].input_layernorm.load_state_dict(inner[0].input_layernorm.state_dict())
+    for x in (inner[0].self_attn.o_proj, inner[0].mlp.down_proj):
+        x.weight.zero_()
+    with attach(model, [bare], check=False):
+        plain = model(ids).logits
+    with shrink(model, made({1: 0}), keep=0.5, check=False):
+        twin = gap(model(ids).logits, plain)
+    rows = torch.stack([weight_matrix(bare.calls[x])[0][0, :, -8:, :160] for x in range(4)])
+    likeness = alike((rows / rows.sum(-1, keepdim=True)).double())
+    groups = grouped((likeness > 0.9).float().mean(-1), 0.5)
+    return Measured(
+        "a layer's near and its group's distant scores give one softmax (1e-5 against the matrix); "
+        "a context that is all near is untouched (1e-5); a copied layer is grouped with its twin, "
+        "and no other, and shares without error (1e-4); bytes held are those of leaders T + others "
+        "(s + w) keys, all values, and the positions of the ring",
+        merged < 1e-5 and short < 1e-5 and twin < 1e-4 and groups == {1: 0} and held == counted,
+        {"against the matrix": merged, "all near": short, "twins": twin, "groups": str(groups),
+         "least like": float(likeness[0].mean(-1).min()),
+         "bytes": str(held), "counted": str(counted)},
+        left_out="training that adapts the model, needle tests at scale, and the 35% saved there",
     )  # fmt: skip
