@@ -28,7 +28,7 @@ from regard.verbs import shrink
 
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 0.75)
 # Policies that share by a map of their own, whatever the budget.
-UNBUDGETED = ("kv_sharer", "shared_weights")
+UNBUDGETED = ("kv_sharer", "shared_weights", "pod")
 MEASURES = ("needle", "recall", "ppl")
 
 

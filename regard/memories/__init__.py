@@ -18,6 +18,7 @@ from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
 from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
+from regard.memories.near_keys import NearKeys
 from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
 from regard.memories.reserved import Reservation, Reserved
@@ -43,6 +44,7 @@ __all__ = [
     "LayerMemory",
     "LowRank",
     "Mapped",
+    "NearKeys",
     "Paged",
     "Plain",
     "Pool",

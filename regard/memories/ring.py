@@ -145,6 +145,40 @@ class Ring(KeyMemory):
         ks, vs, ats = zip(*pieces, strict=True)
         return Read(torch.cat(ks, 2), torch.cat(vs, 2), torch.cat(ats, 1).long())
 
+    def widen(self, window: int) -> None:
+        """Make the window larger (or, while all is still there, any size); what is gone stays gone.
+
+        >>> memory, token = Ring(window=2), torch.ones(1, 1, 1, 2)
+        >>> for t in range(6):
+        ...     memory.extend(token, token)
+        ...     memory.settle()
+        ...     if t == 3:
+        ...         memory.widen(4)
+        >>> memory.read().positions.tolist()
+        [[2, 3, 4, 5]]
+        """
+        need_count("window", window)
+        if self._young is None and window < self.window:
+            fail(
+                ValueRangeError, "window", window, f"at least {self.window}", "widen it, or make "
+                "another",
+            )  # fmt: skip
+        if self._young is None and window > self.window:
+            new, self._new = self._new, []
+            last = self._seen - (new[0].shape[2] if new else 0)
+            slots = torch.arange(last - self.window, last, device=self._ring[2].device)
+            held = [
+                x.index_select(axis, slots % self.window)
+                for x, axis in zip(self._ring, (2, 2, 1), strict=True)
+            ]
+            shape = (held[2].shape[0], window)
+            ring = [x.new_zeros(*x.shape[:2], window, x.shape[3]) for x in held[:2]]
+            ring.append(held[2].new_full(shape, -1))
+            for room, x, axis in zip(ring, held, (2, 2, 1), strict=True):
+                room.index_copy_(axis, slots % window, x)
+            self._ring, self._new = ring, new
+        self.window = window
+
     def forget(self, horizon: Spans) -> None:
         """Forget when what is new was read (`settle`): the ring keeps no other rule's keys."""
 

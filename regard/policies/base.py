@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.partial import Partial
 from regard.memories.base import KeyMemory
 from regard.memories.stores import StoreKind
 from regard.models.site import Site, Sites
@@ -148,6 +149,10 @@ class Policy:
         Asked of the kinds of sites in `stands`: the projections of what is not run are saved too.
         """
         return run(*args, **kwargs)
+
+    def joined(self, step: Step, partial: Partial) -> Partial:
+        """Add what the call that `select` gave has left out."""
+        return partial
 
     def slots(self, step: Step) -> Tensor | None:
         """Choose the slots [b, g, c] that stay after this call; None where all do."""

@@ -21,7 +21,7 @@ from regard.core.support import Both, Causal, Everything, Padding, Support
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain
-from regard.models.engine import attended
+from regard.models.engine import attended, whole
 from regard.models.pipelines import telling_by_text
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
@@ -264,9 +264,17 @@ class Shrinking(Stage):
         """Let policies choose what stays, and the memory make itself small."""
         if self.paused:
             return partial
-        self._close(self._steps.held.pop())
+        step = self._steps.held.pop()
+        partial = self._joined(step, partial)
+        self._close(step)
         out = self._made(call)
         return partial if out is None else Partial(out, None)
+
+    def _joined(self, step: Step, partial: Partial) -> Partial:
+        """Let policies add what the call has left out."""
+        for one in self.policies:
+            partial = one.joined(step, partial)
+        return partial
 
     def _made(self, call: Call) -> Tensor | None:
         """What a policy makes of a call in its own way."""
@@ -283,7 +291,7 @@ class Shrinking(Stage):
         step.memory.settle()
 
     def stand_in(self, call: Call) -> Tensor | None:
-        """Run a call that no other stage looks at: nobody asks for its log-sum-exp."""
+        """Run a call that no other stage looks at: few policies ask for its log-sum-exp."""
         if self.paused:
             return attended(call)
         layer = None if isinstance(self.caching, No) else self._layer_of(call)
@@ -294,6 +302,8 @@ class Shrinking(Stage):
                 return out
         step = self._opened(call, layer)
         out = self._made(step.call)
+        if out is None and any(type(p).joined is not Policy.joined for p in self.policies):
+            out = self._joined(step, whole(step.call)).out
         out = attended(step.call) if out is None else out
         self._close(step)
         return out

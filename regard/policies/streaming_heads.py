@@ -36,6 +36,17 @@ def near(window: int, sinks: int) -> Support:
     return Window(window, 1) | Sinks(sinks) if sinks else Window(window, 1)
 
 
+def near_rows(step: Step, window: int, sinks: int) -> Support:
+    """The same for rows that may begin with padding: their first tokens are those after it."""
+    if not sinks or not bool((step.real < step.seen).any()):
+        return near(window, sinks)
+    rank = rank_of(step.positions[:, :1])
+    first = torch.where((rank >= 0) & (rank < sinks), step.positions[:, :1], 1 << 60)
+    first = first.sort(-1).values[..., :sinks]
+    listed = torch.where(first < 1 << 60, first, -1)[:, :, None]
+    return Window(window, 1) | Keys(listed)
+
+
 @method("duo_attention", call='from regard.policies import policy; policy("duo_attention")')
 @register("duo_attention", "duo")
 @dataclass
@@ -108,14 +119,7 @@ class DuoAttention(Selecting):
         _, stream = self.heads(step.site)
         if not stream:
             return call
-        window: Support = near(self.recent, self.sinks)
-        if bool((step.real < step.seen).any()):
-            # The first tokens of a row are those after its padding.
-            at = step.positions[:, :1]
-            first = torch.where((rank_of(at) >= 0) & (rank_of(at) < self.sinks), at, 1 << 60)
-            first = first.sort(-1).values[..., : self.sinks]
-            listed = torch.where(first < 1 << 60, first, -1)[:, :, None]
-            window = Window(self.recent, 1) | Keys(listed)
+        window = near_rows(step, self.recent, self.sinks)
         share = call.h // call.g
         own = tuple(window if h // share in stream else Everything() for h in range(call.h))
         return call.replace(rule=call.rule.replace(support=call.rule.support & PerHead(own)))
@@ -286,4 +290,4 @@ class LServe(DuoAttention):
         return counts
 
 
-__all__ = ["DuoAttention", "Gates", "LServe", "near"]
+__all__ = ["DuoAttention", "Gates", "LServe", "near", "near_rows"]

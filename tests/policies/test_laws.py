@@ -29,7 +29,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {
 # Policies that stand on a grid of columns: a row of a padded batch has other tiles than alone.
 GRID = {
     "a_shape", "vertical_slash", "block_sparse", "minference", "hip", "quest", "lserve", "moba",
-    "s2",
+    "s2", "seer_attention",
 }  # fmt: skip
 NAMES = sorted(
     {
@@ -55,6 +55,10 @@ def model() -> Any:
 
 def prepared(name: str, model: Any, **settings: Any) -> Policy:
     """A policy, with what calibration would give it."""
+    if name == "moa_sparse":
+        settings = {"block": 8, "sinks": 2, **settings}
+    if name == "pod":
+        settings = {"window": 8, "sinks": 2, **settings}
     if name in ("duo_attention", "lserve"):
         settings = {"recent": 8, "sinks": 2, **settings}
     if name == "s2":
@@ -127,7 +131,7 @@ def test_turns_go_on_from_what_is_kept(name: str, model: Any) -> None:
 
 
 # Policies that choose one thing for all rows of a batch.
-JOINT = {"chai"}
+JOINT = {"chai", "moa_sparse"}
 
 
 @pytest.mark.parametrize("keep", [0.3, 12])

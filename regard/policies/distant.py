@@ -1,0 +1,203 @@
+"""Groups of layers that look at distant tokens alike, and keep their keys once: PoD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, fail
+from regard.core.method import method
+from regard.core.partial import Partial, merge
+from regard.memories.base import KeyMemory
+from regard.memories.near_keys import NearKeys
+from regard.models.attach import attach, hook_of
+from regard.models.engine import whole
+from regard.models.site import Site, Sites
+from regard.models.stage import Stage
+from regard.policies.base import Policy, Step
+from regard.policies.calibration import CalibrationError
+from regard.policies.prompts import last_rows
+from regard.policies.registry import register
+from regard.policies.shrinking import without_padding
+from regard.policies.streaming_heads import near_rows
+
+
+@method("pod_proximal_distant", call='from regard.policies import policy; policy("pod")')
+@register("pod", "pod_proximal_distant")
+@dataclass
+class PoD(Policy):
+    """Keep keys of distant tokens once for a group of layers that weigh them alike.
+
+    Every layer has its own keys of the first `sinks` and the last `window` tokens, and its own
+    values. For the others it takes the scores of the first layer of its group (queries and keys):
+    one softmax over both, which is the merge of two partials. Groups grow from the first layer up
+    while at least a share `share` of the heads look at distant tokens as that layer's do: 1 - JS of
+    the last queries' weights, in bits, above `like`:
+    `regard.policies.calibrate(model, "pod", texts, to=...)` with texts as ids longer than sinks and
+    window. The paper trains the model on a little, which is left to you. (PoD, Ma et al. 2024)
+    """
+
+    what: ClassVar[str] = "shares"
+    calibrated: ClassVar[bool] = True
+    sinks: int = 16
+    window: int = 4080
+    like: float = 0.5
+    share: float = 0.5
+    queries: int = 16
+    sources: dict[int, int] = field(default_factory=dict, init=False)
+    found_none: bool = field(default=False, init=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Give what a calibration depends on."""
+        return {x: getattr(self, x) for x in ("sinks", "window", "like", "share", "queries")}
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Ask for groups, unless nothing is to be shared."""
+        super().begin(model, sites, budget)
+        if not self.sources and not self.budget.whole and not self.found_none:
+            fail(
+                CalibrationError, "calibrate", "nothing", "which layers look alike",
+                f'regard.policies.calibrate(model, "{self.name}", texts, to="layers.cal")',
+            )  # fmt: skip
+        self.shared = {} if self.budget.whole else self.sources
+        self._source: Call | None = None
+        self._far: Call | None = None
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Keep near keys alone, where another layer has the others."""
+        return NearKeys(self.window, self.sinks) if site.layer in self.shared else None
+
+    def select(self, step: Step) -> Call:
+        """Hold the call of the first layer of a group; give the others their near keys."""
+        layer, call = step.site.layer or 0, step.call
+        self._far = None
+        if not self.shared or step.layer is None:
+            return call
+        if call.n == 1:  # where the query stands must be said, for windows to be told
+            call = call.replace(q_positions=torch.tensor([step.seen - 1 - call.rule.offset]))
+        if layer not in self.shared:
+            self._source = call
+            return step.call
+        if call.rule.weigh.closes:
+            fail(
+                CapabilityError, f"policy {self.name!r}", "weights with a sink of their own",
+                "a plain softmax", "take another policy",
+            )  # fmt: skip
+        k, v, at = step.memory.near()
+        rule = call.rule if at is None else without_padding(call.rule)
+        close = call.replace(k=k, v=v, rule=rule, k_positions=at)
+        if step.seen <= self.window:
+            return close
+        beside = near_rows(step, self.window, self.sinks)
+        source, support = self._source, call.rule.support
+        assert source is not None
+        self._far = call.replace(
+            q=source.q, k=source.k, k_positions=source.k_positions,
+            rule=call.rule.replace(support=support & ~beside),
+        )  # fmt: skip
+        rule = close.rule.replace(support=close.rule.support & beside)
+        return close.replace(rule=rule, q_positions=call.q_positions)
+
+    def joined(self, step: Step, partial: Partial) -> Partial:
+        """Merge what the first layer of the group finds far away."""
+        far, self._far = self._far, None
+        return partial if far is None else merge(partial, whole(far))
+
+    def end(self) -> None:
+        """Let go of the calls as well."""
+        super().end()
+        self._source = self._far = None
+
+    # Calibration
+
+    def found(self) -> dict[str, Any]:
+        """Give the groups."""
+        return {"sources": self.sources}
+
+    def take(self, found: dict[str, Any]) -> None:
+        """Take groups."""
+        self.sources = {int(a): int(b) for a, b in found["sources"].items()}
+        self.found_none = not self.sources
+
+    def guess(self, model: Any) -> dict[str, Any]:
+        """Let the last layer share with the one before."""
+        last = len(hook_of(model)[1]) - 1
+        return {"sources": {last: last - 1}}
+
+    def learn(
+        self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Compare layers on one text after the other; tell each."""
+        least = self.sinks + self.window
+        total: Any = state.get("total", 0.0)
+        for step in range(state.get("step", 0), len(inputs)):
+            if inputs[step].shape[1] <= least:
+                fail(
+                    CapabilityError, "inputs", f"a text of {inputs[step].shape[1]} tokens",
+                    f"more than the {least} that are near", "give longer texts",
+                )  # fmt: skip
+            stage = _Distant(self.sinks, self.window, self.queries)
+            with attach(model, [stage], check=False), torch.no_grad():
+                model(inputs[step], use_cache=False)
+            total = total + alike(torch.stack([stage.found[x] for x in sorted(stage.found)]))
+            keep({"step": step + 1, "total": total})
+            yield step + 1, len(inputs)
+        self.sources = grouped((total / len(inputs) > self.like).float().mean(-1), self.share)
+        self.found_none = not self.sources
+
+
+class _Distant(Stage):
+    """Weights of the last queries on distant tokens, shared out anew: {layer: [h, rows, m]}."""
+
+    def __init__(self, sinks: int, window: int, rows: int) -> None:
+        super().__init__()
+        self.sinks, self.window, self.rows = sinks, window, rows
+        self.found: dict[int, Tensor] = {}
+
+    def observe(self, call: Call) -> None:
+        """Take the rows of one layer."""
+        weights = last_rows(call, self.rows)[0, :, :, self.sinks :]
+        far = weights[..., : call.m - self.sinks - self.window - self.rows + 1].double()
+        far = far if far.shape[-1] else weights[..., :1].double()
+        self.found[call.site.layer or 0] = far / far.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def alike(p: Tensor) -> Tensor:
+    """Likeness 1 - JS (bits) of the rows of any two layers, a mean: p [l, h, r, m] to [l, l, h].
+
+    >>> p = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).view(3, 1, 1, 2)
+    >>> alike(p)[0].flatten().tolist()
+    [1.0, 1.0, 0.0]
+    """
+
+    def size(x: Tensor) -> Tensor:
+        return -torch.xlogy(x, x).sum(-1) / torch.log(torch.tensor(2.0))
+
+    own = size(p)
+    both = torch.stack([size((p + one) / 2) for one in p])
+    return (1 - (both - (own[:, None] + own) / 2)).mean(-1)
+
+
+def grouped(likeness: Tensor, least: float) -> dict[int, int]:
+    """Let layers in a row share with the first of them, while they are like it: {layer: first}.
+
+    >>> grouped(torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.9], [0.1, 0.9, 1.0]]), 0.5)
+    {1: 0}
+    """
+    found: dict[int, int] = {}
+    first = 0
+    for layer in range(1, len(likeness)):
+        if float(likeness[first, layer]) > least:
+            found[layer] = first
+        else:
+            first = layer
+    return found
+
+
+__all__ = ["PoD", "alike", "grouped"]

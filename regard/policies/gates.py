@@ -1,0 +1,277 @@
+"""Learned gates that say which tiles of a prompt to compute: SeerAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from regard.core.call import Call
+from regard.core.errors import fail
+from regard.core.heads import expand_heads
+from regard.core.method import method
+from regard.memories.stores import Plain
+from regard.models.attach import attach, hook_of
+from regard.models.rotations import Rotations, need_rotations
+from regard.models.site import Site, Sites
+from regard.models.stage import Stage
+from regard.policies.base import Step
+from regard.policies.calibration import CalibrationError
+from regard.policies.prompts import SparsePrompt, causal_tiles, tile_places
+from regard.policies.registry import register
+from regard.run.executor import Answer, No
+from regard.run.survey import survey
+
+
+def pooled(x: Tensor, block: int, start: int, how: str) -> Tensor:
+    """Pool x [b, h, n, d] over blocks, its first token at `start`: "mean", "amax" or "amin".
+
+    >>> pooled(torch.arange(3.0).view(1, 1, 3, 1), 2, 1, "mean").flatten().tolist()
+    [0.0, 1.5]
+    """
+    before, after = start % block, -(start + x.shape[2]) % block
+    fill = {"mean": 0.0, "amax": -torch.inf, "amin": torch.inf}[how]
+    tiles = pad(x, (0, 0, before, after), value=fill).unflatten(2, (-1, block))
+    if how != "mean":
+        found: Tensor = tiles.amax(3) if how == "amax" else tiles.amin(3)
+        return found
+    real = pad(torch.ones(x.shape[2]), (before, after)).view(-1, block).sum(1)
+    mean: Tensor = tiles.sum(3) / real[:, None].to(x)
+    return mean
+
+
+@dataclass
+class Gate:
+    """The gate of one layer: maps of pooled queries [h, d, r] and of pooled keys [g, 3 d, r]."""
+
+    q: Tensor
+    k: Tensor
+
+    @staticmethod
+    def of(site: Site, size: int) -> Gate:
+        """Begin with the products of means."""
+        h, g = site.heads or 1, site.kv_heads or site.heads or 1
+        one = torch.eye(size)
+        return Gate(one.repeat(h, 1, 1), torch.cat((0 * one, 0 * one, one)).repeat(g, 1, 1))
+
+    def scores(self, q: Tensor, k: Tensor, start: int, block: int, turn: Rotations) -> Tensor:
+        """Log-probabilities [b, h, t_q, t_k] of tiles, from q, k [b, h or g, n, d] not yet turned.
+
+        G = softmax(turned(Q W_q) turned(K W_k)^T / sqrt(r)), Q the means of blocks, K the largest,
+        the least and the mean of each channel, turned to where their blocks begin.
+        """
+        q_mean = pooled(q.float(), block, start, "mean")
+        k_all = torch.cat([pooled(k.float(), block, 0, x) for x in ("amax", "amin", "mean")], -1)
+        rows = torch.arange(q_mean.shape[2]) + start // block
+        cols = torch.arange(k_all.shape[2])
+        q_made = turn.forth(q_mean @ self.q, rows[None] * block)
+        k_made = turn.forth(k_all @ self.k, cols[None] * block)
+        scores = q_made @ expand_heads(k_made, q.shape[1]).transpose(2, 3) * q.shape[3] ** -0.5
+        scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
+        said: Tensor = scores.log_softmax(-1)
+        return said
+
+
+@method("seer_attention", call='from regard.policies import policy; policy("seer_attention")')
+@register("seer_attention", "seer")
+@dataclass
+class SeerAttention(SparsePrompt):
+    """Compute the tiles that a gate of each head, which has learned the map of tiles, expects.
+
+    Gates see pooled queries and keys from before their rotation (see `Gate.scores`). They learn the
+    largest weight of each tile, shared out by row: KL(target || gate), the model itself unchanged:
+    `regard.policies.calibrate(model, "seer_attention", texts, to=...)` with texts as ids [b, n].
+    A row of tiles takes the best (1 - sqrt(1 - keep)) of all, so that `keep` of the triangle is
+    computed; with a `threshold`, those of a probability above it. The last row is always whole.
+    (SeerAttention, Gao et al. 2024)
+    """
+
+    calibrated: ClassVar[bool] = True
+    threshold: float | None = None
+    rate: float = 1e-3
+    steps: int = 200
+    gates: dict[int, Gate] = field(default_factory=dict, init=False, repr=False)
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Causal self-attention, all layers turned alike."""
+        answer = super().can(model, sites)
+        if isinstance(answer, No):
+            return answer
+        sizes = {s.head_size for s in sites}
+        return No(f"whose heads have sizes {sizes}") if len(sizes) > 1 else answer
+
+    def begin(self, model: Any, sites: Sites, budget: Any) -> None:
+        """Ask for gates, and learn how the model turns."""
+        super().begin(model, sites, budget)
+        if self.budget.whole:
+            return
+        if not self.gates:
+            fail(
+                CalibrationError, "calibrate", "nothing", "gates that have learned",
+                f'regard.policies.calibrate(model, "{self.name}", texts, to="gates.cal"), and '
+                f'shrink(..., calibrate="gates.cal")',
+            )  # fmt: skip
+        self.turn = Rotations(model)
+
+    def end(self) -> None:
+        """Let go of the model."""
+        super().end()
+        if hasattr(self, "turn"):
+            self.turn.close()
+
+    def select(self, step: Step) -> Call:
+        """Note where keys were turned to, and choose tiles in a prompt."""
+        if self.budget.whole:
+            return step.call
+        self._at = self._places(step)
+        return super().select(step)
+
+    def _places(self, step: Step) -> Tensor:
+        """Where the keys were turned to, [b or 1, m]."""
+        now = self.turn.positions
+        if now is None:
+            return torch.arange(step.call.m)[None]
+        if step.layer is None:
+            return now
+        held = step.layer.extra.setdefault(f"{self.name} places", Plain())
+        held.append(now.expand(step.call.b, -1)[:, None, :, None].to(torch.int32))
+        return held.read()[:, 0, :, 0].long()
+
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Ask the gate."""
+        gate = self.gates[call.site.layer or 0]
+        q = self.turn.back(call.q, self._at[:, call.m - call.n :])
+        k = self.turn.back(call.k, self._at)
+        found = gate.scores(q, k, call.rule.offset, self.block, self.turn)
+        if self.threshold is not None:
+            chosen = found > torch.tensor(max(self.threshold, 0.0)).log()
+        else:
+            count = max(1, round((1 - (1 - keep) ** 0.5) * found.shape[3]))
+            place = found.argsort(dim=-1, descending=True).argsort(dim=-1)
+            chosen = place < count
+        chosen[:, :, -1] = True
+        return chosen
+
+    # Calibration
+
+    def found(self) -> dict[str, Any]:
+        """Give the gates."""
+        return {"gates": {layer: [gate.q, gate.k] for layer, gate in self.gates.items()}}
+
+    def take(self, found: dict[str, Any]) -> None:
+        """Take gates."""
+        self.gates = {int(layer): Gate(*own) for layer, own in found["gates"].items()}
+
+    def guess(self, model: Any) -> dict[str, Any]:
+        """Give gates that have not learned: they compare means."""
+        sites = hook_of(model)[1]
+        made = {s.layer or 0: Gate.of(s, s.head_size or 64) for s in sites}
+        return {"gates": {layer: [gate.q, gate.k] for layer, gate in made.items()}}
+
+    def settings(self) -> dict[str, Any]:
+        """Give what a calibration depends on."""
+        return {x: getattr(self, x) for x in ("block", "rate", "steps")}
+
+    def learn(
+        self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Let all gates learn from one text a step; tell each."""
+        self.take(state if state else self.guess(model))
+        maps = [x.requires_grad_(True) for g in self.gates.values() for x in (g.q, g.k)]
+        optimizer = torch.optim.AdamW(maps, lr=self.rate, weight_decay=0.0)
+        if state:
+            optimizer.load_state_dict(state["optimizer"])
+        self.turn = Rotations(model)
+        teacher = Distilling(self.gates, self.block, self.turn)
+        try:
+            with attach(model, [teacher], check=False):
+                if self.turn.module is not None:
+                    need_rotations(model, lambda ids: teacher.keys(model, ids))
+                for step in range(state.get("step", 0), self.steps):
+                    optimizer.zero_grad()
+                    with torch.no_grad():
+                        model(inputs[step % len(inputs)], use_cache=False)
+                    optimizer.step()
+                    held = {
+                        x: [t.detach().clone() for t in y] for x, y in self.found()["gates"].items()
+                    }
+                    keep({"step": step + 1, "gates": held, "optimizer": optimizer.state_dict()})
+                    yield step + 1, self.steps
+        finally:
+            self.turn.close()
+            for x in maps:
+                x.requires_grad_(False)
+
+
+class Distilling(Stage):
+    """Pull gates to the maps of tiles that pass: KL(target || G), target from a survey."""
+
+    def __init__(self, gates: dict[int, Gate], block: int, turn: Rotations) -> None:
+        super().__init__()
+        self.gates, self.block, self.turn = gates, block, turn
+        self.losses: dict[int, float] = {}
+        self._keys: list[Tensor] | None = None
+
+    def keys(self, model: Any, ids: Tensor) -> Tensor:
+        """Keys of the first layer for some ids, turned back."""
+        self._keys = []
+        with torch.no_grad():
+            model(ids, use_cache=False)
+        found, self._keys = self._keys, None
+        return found[0]
+
+    def observe(self, call: Call) -> None:
+        """Take the gradient of one layer's gate."""
+        at = self.turn.positions
+        at = torch.arange(call.m)[None] if at is None else at
+        q, k = self.turn.back(call.q.detach(), at), self.turn.back(call.k.detach(), at)
+        if self._keys is not None:
+            self._keys.append(k)
+            return
+        with torch.enable_grad():
+            said = self.gates[call.site.layer or 0].scores(q, k, 0, self.block, self.turn)
+            loss = distance(tile_targets(call, self.block), said)
+            loss.backward()
+        self.losses[call.site.layer or 0] = float(loss.detach())
+
+
+def tile_targets(call: Call, block: int) -> Tensor:
+    """Largest weight of each tile, shared out by row of tiles, [b, h, t_q, t_k]; one pass."""
+    found = survey(
+        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
+    ).tile_max  # fmt: skip
+    return found / found.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def distance(target: Tensor, said: Tensor) -> Tensor:
+    """KL(target || exp(said)), a mean over rows of tiles."""
+    some = target > 0
+    part = torch.xlogy(target, target) - target * torch.where(some, said, 0.0)
+    return torch.where(some, part, 0.0).sum(-1).mean()
+
+
+def mass_found(call: Call, chosen: Tensor, block: int) -> float:
+    """Share of all weight that lies in chosen tiles, for a mean row."""
+    found = survey(
+        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
+    ).tile_sum  # fmt: skip
+    chosen = chosen & causal_tiles(call, block)
+    return float((found * chosen).sum() / found.sum())
+
+
+def best_tiles(call: Call, block: int, count: Tensor | int) -> Tensor:
+    """Choose in each row the tiles that hold most weight: what no choice can better."""
+    found = survey(
+        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
+    ).tile_sum  # fmt: skip
+    rows, cols = tile_places(call, block)
+    found = found.masked_fill(cols > rows[:, None], -torch.inf)
+    return found.argsort(dim=-1, descending=True).argsort(dim=-1) < count
+
+
+__all__ = ["Distilling", "Gate", "SeerAttention", "best_tiles", "mass_found", "tile_targets"]
