@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail
+from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, need
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.models.site import Site
@@ -217,6 +217,14 @@ class Joint:
         both = both - both.mean(0)
         _, _, vt = torch.linalg.svd(both, full_matrices=False)
         flat = both @ vt[:2].T
+        return flat[: len(self.q)], flat[len(self.q) :]
+
+    def neighborhoods(self, near: int = 15, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Places in the plane that keep the `near` nearest together (UMAP): [n, 2] and [m, 2]."""
+        umap = need("umap", "explain", "draws neighborhoods")
+        both = torch.cat([self.q, self.k]).float().cpu().numpy()
+        made = umap.UMAP(n_neighbors=min(near, len(both) - 1), random_state=seed, n_jobs=1)
+        flat = torch.from_numpy(made.fit_transform(both)).double()
         return flat[: len(self.q)], flat[len(self.q) :]
 
 

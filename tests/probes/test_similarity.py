@@ -95,6 +95,19 @@ def test_memories_of_layers_are_compared_by_their_means():
     assert most[2] == pytest.approx(float(torch.cdist(means, means).max()))
 
 
+def test_neighborhoods_keep_what_matches_together():
+    """Queries that look for one of three far keys lie beside it in the plane."""
+    pytest.importorskip("umap", reason="pip install umap-learn")
+    torch.manual_seed(0)
+    centers = 8 * torch.eye(3, 16)
+    group = torch.arange(60) % 3
+    q, k = (centers[group] + 0.3 * torch.randn(60, 16) for _ in range(2))
+    a, b = joint_embedding(q, k).neighborhoods(near=10)
+    assert a.shape == b.shape == (60, 2)
+    nearest = torch.cdist(a, b).argmin(1)
+    assert float((group[nearest] == group).float().mean()) > 0.95
+
+
 def test_joint_embedding_leaves_the_weights_and_follows_distances_better():
     torch.manual_seed(0)
     q, k = 0.2 * torch.randn(60, 8) + 3, 4 * torch.randn(80, 8) - 1
