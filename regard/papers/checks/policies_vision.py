@@ -150,7 +150,7 @@ def video(frames: int, side: int, diagonal: float | None) -> Call:
     return call.replace(q=q, k=torch.cat((alike[1], own), -1))
 
 
-@check("efficient_vdit_tile")
+@check("efficient_vdit_tile", long=True)
 def attention_tile() -> Measured:
     """Tiles are linear in frames, the search tells maps apart, and distilling closes the gap."""
     call = on_grid((6, 4, 4), 5)
