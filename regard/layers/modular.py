@@ -117,11 +117,6 @@ class SparseModular(Attention):
         at: Tensor | None = now
         places: Tensor | None = torch.where(packed.there, now, -1)
         if memory is not None:
-            if memory.keys is not None:
-                self.cannot(
-                    "memory", "of other keys", "keep awake tokens in another memory",
-                    "leave the choice of memory out",
-                )  # fmt: skip
             kept = memory.of_kind("keys", Full)
             kept.extend(k, v, at=places)
             kept.forget([self.rule().support.horizon(first) for first in before.tolist()])

@@ -121,12 +121,10 @@ def test_layers_without_keys_are_as_they_were_and_wrong_uses_are_told() -> None:
     assert torch.equal(hybrid.generate(IDS[:, :9], 5, memory="paged"), plain)
     layer = regard.layer("gqa", dim=32, heads=4, kv_heads=2, causal=True)
     assert layer.memory(Full).nbytes == 0
-    awake = regard.layer("seqboat_sma", dim=32, causal=True)
     wrong: list[Any] = [
         lambda: layer.memory("int5"), lambda: layer.memory(3),
         lambda: layer(torch.randn(1, 3, 32), memory=layer.memory(lambda rule: 3)),
         lambda: layer(torch.randn(1, 3, 32), memory=layer.memory(Ring.of)),
-        lambda: awake(torch.randn(1, 3, 32), memory=awake.memory("int8")),
     ]  # fmt: skip
     for use in wrong:
         with pytest.raises(RegardError):
