@@ -22,7 +22,7 @@ FLOORS = (
     {"probes", "policies", "controls", "schemes", "conversions", "objectives", "tasks"},
     {"views", "verbs"},
     {"bench", "papers"},
-    {"studio", "cli", "tour"},
+    {"studio", "cli", "tour", "__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Doors between rooms of one floor, each with its reason.
@@ -31,6 +31,7 @@ SIDEWAYS = {
     ("verbs", "views"): "a verb shows what it found",
     ("cli", "studio"): "the shell starts the workbench",
     ("cli", "tour"): "the shell offers the tour",
+    ("__main__", "cli"): "`python -m regard` is the shell",
     ("papers", "bench"): "a check measures with what benchmarks measure with",
 }
 LIGHT = {"torch", "numpy", "regard"}
