@@ -49,6 +49,8 @@ class Axis:
 
         >>> Axis(0, 1).ticks()
         [0.0, 0.25, 0.5, 0.75, 1.0]
+        >>> Axis(2.1e8, 4.9e8, log=True).ticks() == [2.5e8, 3e8, 4e8]
+        True
         """
         if self.log:
             begin, end = (
@@ -58,11 +60,16 @@ class Axis:
             if end - begin >= 2 and not self.whole:
                 step = max(1, (end - begin) // 4)
                 return [10.0**k for k in range(begin, end + 1, step)]
-            if self.whole:
-                steps = [2.0**k for k in range(60)]
-            else:
-                steps = [m * 10.0**k for k in range(-12, 20) for m in (1, 2, 5)]
-            held = [x for x in steps if self.low * 0.999 <= x <= self.high * 1.001]
+            tens = [10.0**k for k in range(-12, 20)]
+            coarse = [m * ten for ten in tens for m in (1, 2, 5)]
+            fine = [m * ten for ten in tens for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)]
+            held: list[float] = []
+            for steps in ([2.0**k for k in range(60)],) if self.whole else (coarse, fine):
+                held = [x for x in steps if self.low * 0.999 <= x <= self.high * 1.001]
+                if len(held) > 1:
+                    break
+            # Of values that are nearly one, both ends.
+            held = held if len(held) > 1 or self.whole else [self.low, self.high]
             return held[:: max(1, -(-len(held) // 6))]
         span = self.high - self.low
         raw = span / 4

@@ -49,10 +49,9 @@ def blank_patches(pixels: Tensor, patch: int, threshold: float = 1e-4) -> Tensor
 
 @method(
     "pixelworld_peap",
-    call="import regard\n"
-    "from regard.policies.blank_patches import BlankPatches\n"
-    "with regard.attach(vit, blank := BlankPatches(threshold=1e-4)):\n"
-    "    out = vit(pixel_values=pixels)  # blank.places: where each token of out stood",
+    call="from regard.policies.blank_patches import BlankPatches\n"
+    "blank = BlankPatches(threshold=1e-4)\n"
+    "# with regard.attach(vit, blank): out = vit(pixel_values=pixels); blank.places tells which",
 )
 class BlankPatches(Stage):
     """Run a vision transformer without the patches that show nothing.
