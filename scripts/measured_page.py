@@ -71,6 +71,8 @@ def section(path: Path) -> list[str]:
 
 def _said(x: Any) -> str:
     """Write a cell: nothing for None, yes or no for a truth."""
+    if isinstance(x, float):
+        return f"{x:.4g}"
     return "" if x is None else ("no", "yes")[x] if isinstance(x, bool) else str(x)
 
 
@@ -99,8 +101,8 @@ def page() -> str:
     """Write the whole page."""
     lines = [HEAD]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        if "cells" in json.loads(path.read_text()):
-            continue  # docs/shrink.md has it
+        if json.loads(path.read_text()).keys() & {"cells", "sweeps"}:
+            continue  # docs/shrink.md and docs/bench.md have them
         lines += section(path)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -55,7 +55,8 @@ class Shared(nn.Module):
             place, count = home.own.index(place), len(home.own)
         else:
             count = self.heads
-        return held.unflatten(0, (count, -1))[place]
+        own: Tensor = held.unflatten(0, (count, -1))[place]
+        return own
 
     def forward(self, x: Tensor) -> Tensor:
         """Make all heads, [.., heads * size]."""
