@@ -64,12 +64,12 @@ def page(kind: Any) -> str:
     lines.append(f"- {WHAT.get(kind.what, kind.what)}")
     if kind.calibrated:
         lines.append(
-            f"- needs a calibration: `regard calibrate MODEL {kind.name} --to FILE`, or "
+            f"- needs a calibration: `regard calibrate {kind.name} MODEL --to FILE`, or "
             "`regard.policies.calibrate`"
         )
     elif hasattr(kind, "learn"):
         lines.append(
-            f"- can be calibrated: `regard calibrate MODEL {kind.name} --to FILE`, or "
+            f"- can be calibrated: `regard calibrate {kind.name} MODEL --to FILE`, or "
             "`regard.policies.calibrate`"
         )
     lines += [f"- paper: `regard papers show {c.key}`" for c in claims() if c.obj is kind]

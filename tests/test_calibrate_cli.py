@@ -33,6 +33,9 @@ def run(module: str, *words: str) -> tuple[int, str, BaseException | None]:
         ("duo_attention", ("--set", "steps=3"), "gates"),
         ("kv_sharer", ("--set", "share=0.25"), "sources"),
         ("minference", ("--set", "block=32"), "patterns"),
+        ("moa_sparse", ("--length", "256,384", "--set", "block=16"), "plans"),
+        ("seer_attention", ("--set", "steps=2", "--set", "block=32"), "gates"),
+        ("pod", ("--set", "window=32"), "sources"),
     ],
 )
 def test_what_it_writes_is_used(
@@ -46,9 +49,9 @@ def test_what_it_writes_is_used(
     )  # fmt: skip
     assert code == 0, error
     assert str(path) in said.replace("\n", "")
-    assert read(path)["found"][held]
+    assert held in read(path)["found"]
     code, said, error = run(
-        "shrink", "--policy", f"{name},streaming", "--keep", "0.5", "--eval", "needle",
+        "shrink", "--policy", f"{name},streaming", "--keep", "0.75", "--eval", "needle",
         "--length", "200", "--draws", "1", "--calibrate", str(path), "--out", str(tmp_path),
         "--json",
     )  # fmt: skip
@@ -64,6 +67,8 @@ def test_what_it_writes_is_used(
         (("duo_attention", "--set", "steps"), "--set"),
         (("duo_attention", "--set", "step=3"), "steps"),
         (("duo_attention", "--rows", "0"), "--rows"),
+        (("duo_attention", "--length", "many"), "--length"),
+        (("moa_sparse", "--rows", "1"), "two lengths"),
         (("duo_attention", "--length", "40"), "length"),
         (("duo_attention", "--file", "no-such-file.txt"), "--file"),
         (("duo_attention", "nowhere/at-all"), "model"),

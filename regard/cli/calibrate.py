@@ -24,8 +24,8 @@ def command(
     model: Model = None,
     to: Annotated[Path | None, typer.Option(help="The file; by default POLICY.cal.")] = None,
     file: Annotated[Path | None, typer.Option(help="Text to learn from.")] = None,
-    rows: Annotated[int, typer.Option(help="Texts to learn from.")] = 16,
-    length: Annotated[int, typer.Option(help="Tokens of each.")] = 512,
+    rows: Annotated[int, typer.Option(help="Texts to learn from, of each length.")] = 16,
+    length: Annotated[str, typer.Option(help="Tokens of each; several lengths by commas.")] = "512",
     settings: Settings = None,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
 ) -> None:
@@ -59,23 +59,28 @@ def command(
     screen.print(f"use it: regard shrink{named} --policy {name} --calibrate {path}", markup=False)
 
 
-def _inputs(made: Any, tokenizer: Any, file: Path | None, rows: int, length: int) -> Any:
+def _inputs(made: Any, tokenizer: Any, file: Path | None, rows: int, length: str) -> list[Any]:
     """What a policy of this kind learns from."""
     from regard.bench.shrinking import pass_keys, texts
     from regard.core.errors import RuleError, ValueRangeError, fail
 
-    for named, x in (("--rows", rows), ("--length", length)):
+    sizes = [int(x) if x.isdigit() else 0 for x in length.replace(",", " ").split()]
+    for named, x in (("--rows", rows), ("--length", min(sizes, default=0))):
         if x < 1:
-            fail(ValueRangeError, named, x, "at least 1", "name a larger number")
+            fail(ValueRangeError, named, x, "whole numbers from 1", "say --length 256,512")
     text = None
     if file is not None:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             fail(RuleError, "--file", f"{file} ({error})", "a file of text", "name one")
-    if made.learns_from == "answers":
-        return pass_keys(tokenizer, length, rows, text=text)
-    return list(texts(tokenizer, length, rows, text).split(1))
+    found: list[Any] = []
+    for size in sizes:
+        if made.learns_from == "answers":
+            found += pass_keys(tokenizer, size, rows, text=text)
+        else:
+            found += texts(tokenizer, size, rows, text).split(1)
+    return found
 
 
 def _settings(words: list[str]) -> dict[str, Any]:

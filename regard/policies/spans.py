@@ -52,6 +52,7 @@ class MoASparse(Policy):
 
     what: ClassVar[str] = "evicts"
     calibrated: ClassVar[bool] = True
+    learns_from: ClassVar[str] = "answers"
     sinks: int = 64
     block: int = 64
     alphas: tuple[int, ...] = (-1024, -512, -256, -128, 0, 128, 256, 512, 1024)
