@@ -20,13 +20,15 @@ from regard.policies.calibration import load_calibration
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATIONS = Path(__file__).parent / "calibrations"
+# Windows that are small against the prompts.
+SETTINGS = {"pod": {"window": 64}}
 DRAWN = ("streaming", "h2o", "snapkv", "pyramid_kv", "ada_kv", "knorm", "random", "duo_attention",
          "quantized", "quest", "double_sparsity")  # fmt: skip
 
 
 def named(name: str, model: Any) -> Any:
     """Make a policy, with its calibration of the demo model where there is one."""
-    made = policy(name)
+    made = policy(name, **SETTINGS.get(name, {}))
     for one in (name, *made.takes):
         path = CALIBRATIONS / f"{one}.demo"
         if path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,9 +42,9 @@ class Sharded(Policy):
     """Let each key head keep the newest blocks and a share of the others, each head another.
 
     Head h meets block j of a query in block i if i - j < `local`, if j = h (mod stride), or if j is
-    the first; stride = 1 / `keep`. Heads enough, all blocks are kept by some head. The layers named
-    in `dense` keep everything, as the authors advise for one in six. (S2-Attention, Lin et al.
-    2024, where models are trained so)
+    the first; stride = 1 / `keep`, rounded up. Heads enough, all blocks are kept by some head. The
+    layers named in `dense` keep everything, as the authors advise for one in six.
+    (S2-Attention, Lin et al. 2024, where models are trained so)
     """
 
     what: ClassVar[str] = "evicts"
@@ -62,7 +63,7 @@ class Sharded(Policy):
                 CapabilityError, "keep", f"{self.budget}", "a share of the blocks",
                 "pass keep=0.25, say: what a head keeps grows with the text",
             )  # fmt: skip
-        stride = max(1, round(1 / self.budget.share))
+        stride = math.ceil(1 / self.budget.share - 1e-9)
         return [shard(h, stride, self.local, self.block) for h in range(heads)]
 
     def _idle(self, step: Step) -> bool:

@@ -91,12 +91,12 @@ def test_decoding_over_what_is_kept_is_the_masked_whole() -> None:
 
 
 @torch.no_grad()
-def test_dense_layers_and_a_stride_of_one_keep_everything() -> None:
+def test_dense_layers_and_a_whole_budget_keep_everything() -> None:
     made = model()
     plain = made(IDS).logits
     every = tuple(range(made.config.num_hidden_layers))
-    for how in ({"dense": every, "keep": 0.25}, {"keep": 0.9}):
-        one = policy("s2", block=BLOCK, **how)
+    for dense, keep in ((every, 0.25), ((), 1.0)):
+        one = policy("s2", block=BLOCK, dense=dense, keep=keep)
         with regard.shrink(made, one, check=False) as shrunk:
             torch.testing.assert_close(made(IDS).logits, plain, atol=2e-5, rtol=2e-5)
             assert all(kept == N for layer in shrunk.report().layers for kept in layer.kept)
