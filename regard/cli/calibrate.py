@@ -30,8 +30,8 @@ def command(
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
 ) -> None:
     """Calibrate a policy on a model. A run that is broken off, or killed, goes on where it was."""
-    from regard.core.errors import CapabilityError, RuleError, fail, need
-    from regard.models.loading import load
+    from regard.cli.texts import text_model
+    from regard.core.errors import RuleError, fail
     from regard.policies import calibrate, policy
 
     made = policy(name, **_settings(settings or []))
@@ -40,18 +40,15 @@ def command(
             RuleError, "policy", repr(name), "one that learns of a model",
             "use it as it is: it needs no calibration",
         )  # fmt: skip
-    need("transformers", "hf", "loads models").utils.logging.disable_progress_bar()
-    loaded, tokenizer = load(model, revision)
-    if tokenizer is None:
-        fail(
-            CapabilityError, "model", f"{model}, which has no tokenizer", "a model of text",
-            "calibrate it from Python: regard.policies.calibrate(model, policy, inputs, to=...)",
-        )  # fmt: skip
+    loaded, tokenizer = text_model(
+        model, revision,
+        "calibrate it from Python: regard.policies.calibrate(model, policy, inputs, to=...)",
+    )  # fmt: skip
     shown = _inputs(made, tokenizer, file, rows, length)
     path = Path(f"{name}.cal") if to is None else to
     with bars("steps") as tell:
         calibrate(
-            loaded.float(), made, shown, to=path,
+            loaded, made, shown, to=path,
             progress=lambda done, whole: tell(f"calibrating {name}", done, whole),
         )  # fmt: skip
     screen, named = console(), f" {model}" if model else ""

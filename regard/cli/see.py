@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regard.cli.printing import console, print_json
+from regard.cli.printing import bars, console, print_json
 
 if TYPE_CHECKING:
-    from regard.probes.looking import Progress
+    pass
 
 Model = Annotated[
     str | None,
@@ -50,7 +49,7 @@ def command(
     need("transformers", "hf", "loads models").utils.logging.disable_progress_bar()
     inputs, picture = _inputs(model, text, file, image)
     loaded, tokenizer = load(model, revision)
-    with _progress(as_json) as progress:
+    with nullcontext() if as_json else bars("sites") as progress:
         seen = see(
             loaded, inputs, probes.replace(",", " ").split() or None, tokenizer=tokenizer,
             heads=_heads(heads), progress=progress,
@@ -119,24 +118,3 @@ def _heads(asked: str) -> int | list[tuple[int, int]]:
             RuleError, "--heads", repr(asked), "a number, or pairs such as '1,3 2,0'",
             "name heads as LAYER,HEAD",
         )  # fmt: skip
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Progress | None]:
-    """A bar for each pass over the model, with the time that is left."""
-    if silent:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} sites"), TimeRemainingColumn())  # fmt: skip  # noqa: E501
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = bar.add_task(title, total=total)
-            bar.update(tasks[title], completed=done, total=total)
-
-        yield tell

@@ -37,7 +37,7 @@ def command(
 
     Measuring can be broken off: what OUT already holds is not measured again.
     """
-    from regard.core.errors import CapabilityError, RuleError, fail, need
+    from regard.core.errors import RuleError, fail
     from regard.policies.registry import known, policy
 
     if list_them:
@@ -50,10 +50,9 @@ def command(
     from dataclasses import asdict
 
     from regard.bench.shrinking import MEASURES, Setting, curves, picture
-    from regard.models.loading import load
+    from regard.cli.texts import text_model
     from regard.policies.calibration import load_calibration, serves
 
-    need("transformers", "hf", "loads models").utils.logging.disable_progress_bar()
     names = [x for x in policies.replace(",", " ").split() if x]
     measures = asked.replace(",", " ").split()
     for one in measures:
@@ -62,12 +61,9 @@ def command(
     budgets = [_budget(x) for x in keep.replace(",", " ").split()]
     for name in names:
         policy(name)  # a wrong name is told before a model is loaded
-    loaded, tokenizer = load(model, revision)
-    if tokenizer is None:
-        fail(
-            CapabilityError, "model", f"{model}, which has no tokenizer", "a model of text",
-            "measure it from Python: regard.shrink(model, ...).report(ids)",
-        )  # fmt: skip
+    loaded, tokenizer = text_model(
+        model, revision, "measure it from Python: regard.shrink(model, ...).report(ids)"
+    )
 
     def made(name: str) -> object:
         if calibrate is None or not serves(calibrate, policy(name)):
@@ -84,7 +80,7 @@ def command(
     key = f"{(model or 'demo').replace('/', '--')}-{length}-{draws}-{'+'.join(measures)}.json"
     cells = []
     for cell in curves(
-        loaded.float(), tokenizer, [made(n) for n in names], budgets, measures, setting, out / key
+        loaded, tokenizer, [made(n) for n in names], budgets, measures, setting, out / key
     ):
         cells.append(cell)
         if not as_json:
