@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from regard.cli.printing import bars, console, print_json
-
-if TYPE_CHECKING:
-    pass
 
 Model = Annotated[
     str | None,
