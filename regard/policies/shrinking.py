@@ -53,6 +53,8 @@ class Shrinking(Stage):
         # Whether forwards pass as if the model were whole, for comparison.
         self.paused = False
         self.spent: dict[Site, Spent] = {}
+        # Calls of attention that were counted.
+        self.counted = 0
         # The layers of the cache that was used last, by layer of the model.
         self.layers: list[Any] = []
         self._by_layer: dict[int | None, Site] = {}
@@ -241,6 +243,7 @@ class Shrinking(Stage):
 
     def _count(self, call: Call, seen: int, pairs: float, dense: float | None = None) -> None:
         """Add up FLOPs: of the pairs that are computed, and of all that a full model computes."""
+        self.counted += 1
         each, whole = 2.0 * call.b * call.h * (call.d + call.e), self._pairs(call, seen)
         spent = self.spent.setdefault(call.site, Spent())
         spent.flops += each * pairs

@@ -40,7 +40,7 @@ def _wrap(
     def forward(*args: Any, **kwargs: Any) -> Any:
         if stage.paused:
             return plain(*args, **kwargs)
-        ran = False
+        ran, counted = False, stage.counted
 
         def whole(*given: Any, **named: Any) -> Any:
             nonlocal ran
@@ -51,7 +51,8 @@ def _wrap(
         for one in reversed(policies):
             run = partial(_asked, one, site, run)
         out = run(*args, **kwargs)
-        if not ran:
+        # A policy may have attended by itself, which was counted.
+        if not ran and stage.counted == counted:
             stage.skipped("" if site is None else site.module)
         return out
 
