@@ -65,7 +65,7 @@ class SparsePrompt(Policy):
         chosen = self.always(call) | self.tiles(call, self.density(call))
         chosen = chosen & causal_tiles(call, self.block)
         step.pairs = pairs_of(chosen, call, self.block)
-        support = Tiles(chosen, self.block, _start(call, self.block))
+        support = Tiles(chosen, (self.block, self.block), _start(call, self.block))
         return call.replace(rule=call.rule.replace(support=call.rule.support & support))
 
     def always(self, call: Call) -> Tensor:
@@ -168,16 +168,16 @@ class AShape(SparsePrompt):
 class VerticalSlash(SparsePrompt):
     """Compute the columns and the diagonals that the last queries put most weight on.
 
-    With A of the last `rows` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o],
+    With A of the `last` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o],
     blocks of each, best first, half of the share for each kind. (MInference, Jiang et al. 2024)
     """
 
-    rows: int = 64
+    last: int = 64
 
     def tiles(self, call: Call, keep: float) -> Tensor:
         """Find the lines, and pay for the best of them."""
         rows, cols = tile_places(call, self.block)
-        columns, slashes = lines(last_rows(call, self.rows))
+        columns, slashes = lines(last_rows(call, self.last))
         columns = by_block(columns, self.block)[..., : len(cols)]
         # A diagonal at distance o runs through two tiles of each row: those of o and of o + block.
         near = by_block(slashes, self.block)[..., : len(cols)]
@@ -235,19 +235,20 @@ class MInference(SparsePrompt):
     every head takes vertical and slash, as most do. (MInference, Jiang et al. 2024)
     """
 
-    rows: int = 64
+    last: int = 64
 
     def __post_init__(self) -> None:
         self.kinds = {
             "a_shape": AShape(self.block, self.least),
-            "vertical_slash": VerticalSlash(self.block, self.least, self.rows),
+            "vertical_slash": VerticalSlash(self.block, self.least, self.last),
             "block_sparse": BlockSparse(self.block, self.least),
         }
         self.patterns: dict[int, list[str]] = {}
 
     def tiles(self, call: Call, keep: float) -> Tensor:
         """Ask each head's own pattern."""
-        own = self.patterns.get(getattr(call.site, "layer", None), ["vertical_slash"] * call.h)
+        layer = getattr(call.site, "layer", None)
+        own = self.patterns.get(-1 if layer is None else layer, ["vertical_slash"] * call.h)
         made = {name: self.kinds[name].tiles(call, keep) for name in dict.fromkeys(own)}
         b = max(x.shape[0] for x in made.values())
         stacked = [made[name].expand(b, -1, -1, -1)[:, head] for head, name in enumerate(own)]
@@ -260,7 +261,8 @@ class MInference(SparsePrompt):
         for kind in self.kinds.values():
             chosen = kind.always(call) | kind.tiles(call, keep)
             chosen = chosen & causal_tiles(call, self.block)
-            rule = call.rule.replace(support=call.rule.support & Tiles(chosen, self.block))
+            some = Tiles(chosen, (self.block, self.block))
+            rule = call.rule.replace(support=call.rule.support & some)
             off = attended(call.replace(rule=rule)) - dense
             errors.append(off.flatten(2).norm(dim=2).mean(0))
         best = torch.stack(errors).argmin(0)

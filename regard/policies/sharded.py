@@ -78,7 +78,7 @@ class Sharded(Policy):
         step.pairs = self.pairs(step, own)
         if step.n == 1:
             return call
-        heads = PerHead([own[h * call.g // call.h] for h in range(call.h)])
+        heads = PerHead(tuple(own[h * call.g // call.h] for h in range(call.h)))
         return call.replace(rule=call.rule.replace(support=call.rule.support & heads))
 
     def slots(self, step: Step) -> Tensor | None:

@@ -73,8 +73,8 @@ class Shrinking(Stage):
         """Ask every policy whether it can serve the model, then stand before its forwards."""
         self.caching = _caches(model, sites)
         for one in self.policies:
-            answer = self.caching if one.needs_cache and isinstance(self.caching, No) else None
-            answer = one.can(model, sites) if answer is None else answer
+            lacking = one.needs_cache and isinstance(self.caching, No)
+            answer = self.caching if lacking else one.can(model, sites)
             if isinstance(answer, No):
                 fail(
                     CapabilityError, f"policy {one.name!r}",
@@ -192,12 +192,12 @@ class Shrinking(Stage):
                 "which tokens are real, [b, tokens], or nothing",
                 "masks by pair need every key in its place: detach for this call",
             )  # fmt: skip
-        x = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
-        n = x.shape[1]
+        x: Any = given.get("inputs_embeds")
+        n = (given["input_ids"] if x is None else x).shape[1]
         valid = None if mask is None or bool(mask[:, -n:].all()) else mask[:, -n:].bool()
-        for layer in cache.layers:
+        self.layers = list[Any](cache.layers)
+        for layer in self.layers:
             layer.valid, layer.places = valid, given.get("position_ids")
-        self.layers = cache.layers
         return args, kwargs
 
     # The stage
