@@ -20,8 +20,8 @@ from regard.policies.calibration import load_calibration
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATIONS = Path(__file__).parent / "calibrations"
-# Windows that are small against the prompts.
-SETTINGS = {"pod": {"window": 64}}
+# Windows and blocks that are small against the prompts.
+SETTINGS = {"pod": {"window": 64}, "moa_sparse": {"sinks": 4, "block": 16}}
 DRAWN = ("streaming", "h2o", "snapkv", "pyramid_kv", "ada_kv", "knorm", "random", "duo_attention",
          "quantized", "quest", "double_sparsity")  # fmt: skip
 
