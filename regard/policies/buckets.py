@@ -80,7 +80,12 @@ def merged(logits: Tensor) -> Tensor:
 
 @method(
     "attention_buckets",
-    call="from regard.policies.buckets import Buckets\nwith Buckets(model): model.generate(ids)",
+    call="from regard.models.loading import load\n"
+    "from regard.policies.buckets import Buckets\n\n"
+    "model, tokenizer = load()\n"
+    "ids = tokenizer('def first(', return_tensors='pt').input_ids\n"
+    "with Buckets(model):\n"
+    "    print(tokenizer.decode(model.generate(ids, max_new_tokens=4)[0]))",
 )
 class Buckets:
     """Run a model of transformers at several rotary bases at once, until `close()`.
