@@ -97,7 +97,7 @@ def line(kind: str, tokens: int, name: str, gib: float) -> dict[str, Any]:
             told.append((time.perf_counter() - began, done, total))
 
         seen = regard.see(base, ids, PROBES, heads=1, progress=progress)
-        page = seen.save("/tmp/regard-see-benchmark.html")
+        page = seen.save(Path(tempfile.gettempdir()) / "regard-see-benchmark.html")
         facts = {"page_mb": round(page.stat().st_size / 1e6, 1), "progress_lines": len(told)}
     elif kind == "plain":
         with torch.no_grad():
