@@ -83,7 +83,7 @@ def main() -> None:
         one = Caching(model, make)
         try:
             note("transformers", what, one, lambda: (held(one(ids).past_key_values.layers), 0))
-        except Exception as error:  # what it says is the result
+        except Exception as error:  # any way in which a peer's cache breaks is a row of the result
             said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             rows.append({"by": "transformers", "what": what, "refused": said})
             print(rows[-1], flush=True)

@@ -28,6 +28,7 @@ class NearKeys(KeyMemory):
         self._keys, self._values = Ring(window, sinks), SomeKeys(heads=())
 
     @property
+    # An attribute of other memories: here the parts know, and two counts could differ.
     def seen(self) -> int:  # type: ignore[override]
         """Tokens that came by."""
         return self._values.seen

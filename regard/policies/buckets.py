@@ -126,6 +126,7 @@ class Buckets:
             return ours(plain, *args, **kwargs)
 
         # What runs a module reads names of its arguments off its forward.
+        # So that `inspect.signature` still sees what the model takes.
         forward.__wrapped__ = plain  # type: ignore[attr-defined]
         module.__dict__["forward"] = forward
 

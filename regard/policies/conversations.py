@@ -26,8 +26,9 @@ def flops_of_chunks(model: Any, size: int = 32, longest: int = 1 << 17) -> Cost:
     weights = sum(p.numel() for p in model.parameters()) - sum(t.numel() for t in tables)
     pair = sum(4.0 * (s.heads or 1) * (s.head_size or 64) for s in sites)
     points = [
-        (l, 2.0 * weights * size + pair * size * (l + size / 2)) for l in (0, longest)  # noqa: E741
-    ]  # fmt: skip
+        (before, 2.0 * weights * size + pair * size * (before + size / 2))
+        for before in (0, longest)
+    ]
     return Cost(points)
 
 

@@ -62,11 +62,11 @@ class OverSteps(Policy):
         return self.cross(now, site, run, args, kwargs)
 
     def forward(self, now: Moment, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run the model."""
+        """Run the model; asked of those that name it in `stands`."""
         raise NotImplementedError
 
     def cross(self, now: Moment, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run a cross-attention."""
+        """Run a cross-attention; asked of those that name it in `stands`."""
         raise NotImplementedError
 
 

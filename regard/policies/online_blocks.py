@@ -99,6 +99,7 @@ class AdaSpa(Policy):
             return call
         extra = call.n * call.m * call.d / (call.d + call.e)  # scores once more, and no values
         missing = found.chosen is None or found.lse is None
+        # `missing` says that the log-sum-exp is there, which the type checker cannot follow.
         if missing or found.lse.shape != call.q.shape[:3] or now.step == self.searches[0]:  # type: ignore[union-attr]
             found.due = True
             step.pairs = call.n * call.m + extra

@@ -173,6 +173,7 @@ class MoASparse(Policy):
         # One length for all rows of a batch: that of the longest.
         n = int(step.real.max())
         lines = self.rules[step.site.layer or 0]
+        # The Split that `memory` made: a KeyLayer knows only that it holds some memory.
         for heads, ring in layer.memory.parts:  # type: ignore[attr-defined]
             if isinstance(ring, Ring):
                 ring.widen(max(self.span(lines[heads[0]], n), ring.window))

@@ -57,6 +57,7 @@ def _wrap(
         return out
 
     # What runs a module reads names of its arguments off its forward.
+    # So that `inspect.signature` still sees what the module takes.
     forward.__wrapped__ = plain  # type: ignore[attr-defined]
     module.__dict__["forward"] = forward
 

@@ -213,6 +213,7 @@ def pod() -> Measured:
     sinks, window, n = 4, 32, 200
     ids = torch.randint(3, 60, (1, n))
     model = llama(4)
+    # `llama` says Module, whose parts the type checker takes for tensors.
     inner: torch.nn.ModuleList = model.model.layers  # type: ignore[assignment, union-attr]
     for layer in inner:
         layer.self_attn.q_proj.weight *= 8  # layers of sharp weights look at different keys
@@ -268,6 +269,7 @@ def shared_heads() -> Measured:
 
     ids = torch.randint(3, 60, (2, 24))
     model = llama(4)
+    # `llama` says Module, whose parts the type checker takes for tensors.
     inner: torch.nn.ModuleList = model.model.layers  # type: ignore[assignment, union-attr]
     with torch.no_grad():
         for name, size in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16)):
