@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+# Rows from which bags are worth their setting up.
+MANY = 256
 
 
 def expand_heads(x: Tensor, h: int) -> Tensor:
@@ -50,54 +53,39 @@ def gather_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
     return x.index_select(1, torch.tensor(heads, device=x.device))
 
 
-class Room:
-    """Memory that each use writes over: what a step needs, without asking the system anew.
-
-    Fresh megabytes cost as much as reading them, where a process gives them back at each step.
-
-    >>> room = Room()
-    >>> room.take((2, 3), torch.ones(1)).shape, room.nbytes
-    (torch.Size([2, 3]), 36)
-    """
-
-    def __init__(self) -> None:
-        self._held: Tensor | None = None
-
-    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Give a tensor of a shape, with the dtype and device of another; half as much is spare."""
-        held, count = self._held, math.prod(shape)
-        fits = held is not None and held.dtype == like.dtype and held.device == like.device
-        if held is None or not fits or len(held) < count or held.is_inference():
-            held = self._held = like.new_empty(count + count // 2)
-        return held[:count].view(shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return 0 if self._held is None else self._held.nbytes
-
-
-def take_keys(x: Tensor, index: Tensor, room: Room | None = None) -> Tensor:
+def take_keys(x: Tensor, index: Tensor) -> Tensor:
     """Take keys index [b, g, c] of x [b, g, m, d], row by row: [b, g, c, d].
 
-    Whole rows are copied, which is many times as fast as gathering them entry by entry; with a
-    `room` they are copied into it, where its next user writes.
+    Whole rows are copied, which is many times as fast as gathering them entry by entry.
 
     >>> take_keys(torch.arange(6.0).view(1, 1, 3, 2), torch.tensor([[[2, 0]]])).tolist()
     [[[[4.0, 5.0], [0.0, 1.0]]]]
     """
+    found = None if x.requires_grad else key_rows(x, index)
+    if found is None:
+        return x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[3]))
+    rows, at = found
+    if x.device.type != "cpu" or x.dtype != torch.float32 or len(at) < MANY:
+        return rows.index_select(0, at).view(*index.shape, -1)
+    # Bags of one row each fetch ahead, which index_select does not.
+    made = embedding_bag(at, rows, torch.arange(len(at)), mode="sum")
+    return made.view(*index.shape, -1)
+
+
+def key_rows(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Give the keys x [b, g, m, d] of all heads as rows [r, d], and which rows index [b, g, c] is.
+
+    Nothing is copied; None where the keys do not lie in rows.
+    """
     b, g, m, d = x.shape
     over_b, over_g, over_m, over_d = x.stride()
     even = over_m > 0 and over_b % over_m == 0 and over_g % over_m == 0
-    if over_d != 1 or not even or x.requires_grad or m == 0:
-        return x.gather(2, index[..., None].expand(-1, -1, -1, d))
+    if over_d != 1 or not even or m == 0:
+        return None
     last = ((b - 1) * over_b + (g - 1) * over_g) // over_m + m
     rows = x.as_strided((last, d), (over_m, 1), x.storage_offset())
+    if b * g == 1:
+        return rows, index.flatten()
     first = torch.arange(b, device=x.device)[:, None] * (over_b // over_m)
     first = first + torch.arange(g, device=x.device) * (over_g // over_m)
-    at = (index + first[..., None]).flatten()
-    if room is None:
-        return rows.index_select(0, at).view(b, g, -1, d)
-    made = room.take((len(at), d), x)
-    torch.index_select(rows, 0, at, out=made)
-    return made.view(b, g, -1, d)
+    return rows, (index + first[..., None]).flatten()

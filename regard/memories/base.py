@@ -39,6 +39,14 @@ class KeyMemory(ABC):
     def read(self) -> Read:
         """Give what is kept, to be attended to."""
 
+    def unplaced(self) -> tuple[Tensor, Tensor] | None:
+        """Give keys and values alone, in any order, where every slot holds a real key; else None.
+
+        It is enough for rules that do not ask where keys stand, and costs less than `read`.
+        """
+        k, v, at = self.read()
+        return (k, v) if at is None or bool((at >= 0).all()) else None
+
     @abstractmethod
     def forget(self, horizon: Spans) -> None:
         """Drop what no later query can need: positions outside `horizon`."""

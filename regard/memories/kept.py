@@ -26,17 +26,20 @@ class _Part:
         self, heads: tuple[int, ...], k: Store, v: Store, at: Tensor | None = None
     ) -> None:
         self.heads, self.k, self.v = heads, k, v
-        # Positions int32 [b, heads, m], -1 where a slot is empty; None where slot j holds j.
+        # Positions int32 [b, heads, c] of the first slots, -1 at empty ones. The slots behind hold
+        # the newest tokens, one after another: so a step has nothing to write here.
         self.at = at
+        self.real = at is None or bool((at >= 0).all())
         # What policies note about each slot, [b, heads, m] each.
         self.notes: dict[str, Tensor] = {}
 
-    def places(self, b: int, device: torch.device) -> Tensor:
-        """Positions, written out."""
-        if self.at is not None:
-            return self.at
-        line = torch.arange(len(self.k), dtype=torch.int32, device=device)
-        return line.expand(b, len(self.heads), -1)
+    def places(self, b: int, seen: int, device: torch.device) -> Tensor:
+        """Positions of all slots, written out, once `seen` tokens have been seen."""
+        written = 0 if self.at is None else self.at.shape[2]
+        first = seen - (len(self.k) - written)
+        line = torch.arange(first, seen, dtype=torch.int32, device=device)
+        line = line.expand(b, len(self.heads), -1)
+        return line if self.at is None else torch.cat((self.at, line), 2)
 
 
 class Kept(KeyMemory):
@@ -61,36 +64,52 @@ class Kept(KeyMemory):
         self._shape: tuple[int, int] | None = None
         # Tokens seen when keys were last dropped: no query before that can be asked again.
         self._dropped_at = 0
+        self._device = torch.device("cpu")
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
         """Append n tokens to every head."""
         need_keys(k, v, keep)
         b, g, n = k.shape[:3]
         if self._shape is None:
-            self._shape = b, g
+            self._shape, self._device = (b, g), k.device
             self._parts = [_Part(tuple(range(g)), self._kinds[0](), self._kinds[1]())]
         elif self._shape != (b, g):
             fail(
                 ShapeError, "k", f"batch and heads {[b, g]}", f"{list(self._shape)}, as before",
                 "start a new memory",
             )  # fmt: skip
-        partly = keep is not None and not bool(keep.all())
-        new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=k.device)
-        new = new.expand(b, n) if keep is None else torch.where(keep, new, -1)
+        if keep is not None and not bool(keep.all()):
+            self._place(keep)
         for part in self._parts:
-            if partly and part.at is None:
-                part.at = part.places(b, k.device)
-            if part.at is not None:
-                part.at = torch.cat((part.at, new[:, None].expand(b, len(part.heads), n)), 2)
-            part.k.append(gather_heads(k, part.heads))
-            part.v.append(gather_heads(v, part.heads))
-            part.notes = {x: pad(t, (0, n)) for x, t in part.notes.items()}
+            alone = len(self._parts) == 1
+            part.k.append(k if alone else gather_heads(k, part.heads))
+            part.v.append(v if alone else gather_heads(v, part.heads))
+            if part.notes:
+                part.notes = {x: pad(t, (0, n)) for x, t in part.notes.items()}
         self.seen += n
 
-    def groups(self) -> Iterator[tuple[tuple[int, ...], Read]]:
+    def _place(self, keep: Tensor) -> None:
+        """Write down where tokens stand that are about to come, some of them padding."""
+        b, n = keep.shape
+        new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=keep.device)
+        new = torch.where(keep, new, -1)[:, None]
+        for part in self._parts:
+            old = part.places(b, self.seen, keep.device)
+            part.at = torch.cat((old, new.expand(b, len(part.heads), n)), 2)
+            part.real = False
+
+    def groups(self) -> Iterator[tuple[tuple[int, ...], KeyMemory]]:
         """Give the heads that keep equally many keys, and their keys; nothing is copied."""
         for part in self._parts:
-            yield part.heads, Read(part.k.read(), part.v.read(), part.at)
+            own = Kept(*self._kinds)
+            own.seen, own._parts, own._device = self.seen, [part], self._device
+            own._shape = self._shape and (self._shape[0], len(part.heads))
+            yield part.heads, own
+
+    def unplaced(self) -> tuple[Tensor, Tensor] | None:
+        """Give keys and values alone, where heads keep equally many and no slot is empty."""
+        part = self._parts[0] if len(self._parts) == 1 else None
+        return (part.k.read(), part.v.read()) if part is not None and part.real else None
 
     @property
     def ragged(self) -> bool:
@@ -103,8 +122,9 @@ class Kept(KeyMemory):
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         if not self.ragged:
             part = self._parts[0]
-            at = None if part.at is None else part.at.long()
-            return Read(part.k.read(), part.v.read(), at)
+            return Read(
+                part.k.read(), part.v.read(), None if part.at is None else self.positions
+            )  # fmt: skip
         return Read(
             self._padded([p.k.read() for p in self._parts]),
             self._padded([p.v.read() for p in self._parts]), self.positions,
@@ -121,11 +141,16 @@ class Kept(KeyMemory):
         return made
 
     @property
+    def width(self) -> int:
+        """Slots of `read`, empty ones included."""
+        return max((len(part.k) for part in self._parts), default=0)
+
+    @property
     def positions(self) -> Tensor:
         """Where each slot of `read` stands, [b, g, m], -1 at empty ones."""
         assert self._shape is not None
         b = self._shape[0]
-        places = [p.places(b, p.k.read().device) for p in self._parts]
+        places = [p.places(b, self.seen, self._device) for p in self._parts]
         return (places[0] if not self.ragged else self._padded(places, -1)).long()
 
     @property
@@ -137,7 +162,9 @@ class Kept(KeyMemory):
         """Give what was noted of each slot of `read`, [b, g, m]; zeros before anything was."""
         assert self._shape is not None
         found = [
-            p.notes.get(name, torch.zeros(self._shape[0], len(p.heads), len(p.k)))
+            p.notes.get(
+                name, torch.zeros(self._shape[0], len(p.heads), len(p.k), device=self._device)
+            )
             for p in self._parts
         ]
         return found[0] if not self.ragged else self._padded(found)
@@ -145,7 +172,7 @@ class Kept(KeyMemory):
     def set_note(self, name: str, x: Tensor) -> None:
         """Note x [b, g, m] of each slot of `read`; it goes where the slots go."""
         for part in self._parts:
-            part.notes[name] = x[:, list(part.heads), : len(part.k)].float()
+            part.notes[name] = gather_heads(x, part.heads)[:, :, : len(part.k)].float()
 
     def choose(self, slots: Tensor) -> None:
         """Keep these slots; heads are grouped anew by how many they keep."""
@@ -154,7 +181,7 @@ class Kept(KeyMemory):
                 ShapeError, "slots", list(slots.shape), f"[b, g, c] with {self._shape}",
                 "choose slots for every row and head",
             )  # fmt: skip
-        at, b = self.positions, self._shape[0]
+        at = self.positions
         real = slots >= 0
         # Rows of a batch may have fewer real keys; a slot that is empty is not worth keeping.
         real &= at.gather(2, slots.clamp(min=0)) >= 0
@@ -173,7 +200,6 @@ class Kept(KeyMemory):
             part.notes = {x: self.note(x)[:, list(heads)].gather(2, own) for x in names}
             made.append(part)
         self._parts, self._dropped_at = made, self.seen
-        assert all(len(p.k) == len(p.v) and p.k.read().shape[0] == b for p in made)
 
     def _taken(self, heads: Sequence[int], slots: Tensor, which: int) -> Store:
         """Put slots of some heads in a store of their own."""
@@ -220,6 +246,7 @@ class Kept(KeyMemory):
                 if part.at is not None:
                     m = len(part.k) - (self.seen - length)
                     part.at = part.at[:, :, :m]
+                    part.real = bool((part.at >= 0).all())
                 part.k.crop(m)
                 part.v.crop(m)
                 part.notes = {x: t[:, :, :m] for x, t in part.notes.items()}
@@ -275,6 +302,7 @@ class Kept(KeyMemory):
             part = _Part(tuple(held["heads"]), k, v, held["at"])
             part.notes = dict(held["notes"])
             self._parts.append(part)
+            self._device = k.read().device
 
 
 def _alike(counts: Sequence[int]) -> list[list[int]]:

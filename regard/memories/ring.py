@@ -38,11 +38,13 @@ class Ring(KeyMemory):
         self.window, self.sinks = window, sinks
         # All there is, until it is more than sinks and window; then None.
         self._young: Kept | None = Kept()
-        self._first: list[Tensor] = []  # k, v of the sinks, and their positions [b, sinks]
-        self._ring: list[Tensor] = []  # k, v [b, g, window, d], and positions [b, window]
-        self._new: list[Tensor] = []  # k, v and positions of a piece that is still to be read
+        # k, v [b, g, sinks + window, d] and positions int32 [b, sinks + window]: sinks, then the
+        # ring. What a piece brings, int64, waits beside them until it has been read.
+        self._held: list[Tensor] = []
+        self._new: list[Tensor] = []
+        # Whether every slot holds a real key, and every sink has left the window.
+        self._full = False
         self._seen = 0
-        self._dropped_at = 0
 
     @staticmethod
     def of(rule: Rule) -> Ring:
@@ -81,7 +83,8 @@ class Ring(KeyMemory):
             self.settle()
         b, n = k.shape[0], k.shape[2]
         at = torch.arange(self._seen, self._seen + n, device=k.device).expand(b, n)
-        at = at if keep is None else torch.where(keep, at, -1)
+        if keep is not None and not bool(keep.all()):
+            at, self._full = torch.where(keep, at, -1), False
         self._seen += n
         self._new = [k, v, at]
         if n == 1:
@@ -98,10 +101,19 @@ class Ring(KeyMemory):
         k, v, at = self._new
         self._new = []
         n = min(k.shape[2], self.window)
-        slots = torch.arange(self._seen - n, self._seen, device=k.device) % self.window
-        for held, x, axis in zip(self._ring, (k, v, at), (2, 2, 1), strict=True):
-            held.index_copy_(axis, slots, x.narrow(axis, x.shape[axis] - n, n).to(held.dtype))
-        self._dropped_at = self._seen
+        if n == 1:
+            slot = self.sinks + (self._seen - 1) % self.window
+            for held, x, axis in zip(self._held, (k, v, at), (2, 2, 1), strict=True):
+                held.narrow(axis, slot, 1).copy_(x.narrow(axis, x.shape[axis] - 1, 1))
+        else:
+            slots = torch.arange(self._seen - n, self._seen, device=k.device) % self.window
+            for held, x, axis in zip(self._held, (k, v, at), (2, 2, 1), strict=True):
+                new = x.narrow(axis, x.shape[axis] - n, n).to(held.dtype)
+                held.index_copy_(axis, slots + self.sinks, new)
+        if not self._full:
+            at = self._held[2]
+            left = at[:, : self.sinks] < self._seen - self.window
+            self._full = bool((at >= 0).all()) and bool(left.all())
 
     def _found(self, young: Kept) -> None:
         """Begin the ring: sinks are the first tokens of each row that are real."""
@@ -112,18 +124,21 @@ class Ring(KeyMemory):
         order = torch.where(at >= 0, at, m + 1).sort(1)
         slots = order.indices[:, : self.sinks]
         first = torch.where(order.values[:, : self.sinks] <= m, at.gather(1, slots), -1)
-
-        def sunk(x: Tensor) -> Tensor:
+        room = self.sinks + self.window
+        self._held = [x.new_zeros(*x.shape[:2], room, x.shape[3]) for x in (read.k, read.v)]
+        self._held.append(torch.full((b, room), -1, dtype=torch.int32, device=at.device))
+        for held, x in zip(self._held, (read.k, read.v), strict=False):
             index = slots[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-            return x.gather(2, index)
-
-        self._first = [sunk(read.k), sunk(read.v), first.to(torch.int32)]
-        w = self.window
-        ring_at = torch.full((b, w), -1, dtype=torch.int32, device=at.device)
-        self._ring = [x.new_zeros(*x.shape[:2], w, x.shape[3]) for x in (read.k, read.v)]
-        self._ring.append(ring_at)
+            held[:, :, : self.sinks] = x.gather(2, index)
+        self._held[2][:, : self.sinks] = first
         self._young, self._new = None, [read.k, read.v, at]
         self.settle()
+
+    def unplaced(self) -> tuple[Tensor, Tensor] | None:
+        """Give sinks and ring as they lie, once both are full."""
+        if self._young is not None:
+            return self._young.unplaced()
+        return (self._held[0], self._held[1]) if self._full and not self._new else None
 
     def read(self) -> Read:
         """Give sinks that have left the window, then the window, then a new piece, by position."""
@@ -133,17 +148,16 @@ class Ring(KeyMemory):
             return Read(read.k, read.v, None if at is None else at[:, 0])
         last = self._seen - (self._new[0].shape[2] if self._new else 0)
         turn = last % self.window
-        k, v, at = (
-            torch.cat((x.narrow(axis, turn, self.window - turn), x.narrow(axis, 0, turn)), axis)
-            for x, axis in zip(self._ring, (2, 2, 1), strict=True)
-        )
-        first = self._first[2]
-        first = torch.where(first < last - self.window, first, -1)
-        pieces = [(self._first[0], self._first[1], first), (k, v, at)]
-        if self._new:
-            pieces.append((self._new[0], self._new[1], self._new[2]))
-        ks, vs, ats = zip(*pieces, strict=True)
-        return Read(torch.cat(ks, 2), torch.cat(vs, 2), torch.cat(ats, 1).long())
+        pieces = []
+        for held, axis in zip(self._held, (2, 2, 1), strict=True):
+            sinks, old, new = held.split((self.sinks, turn, self.window - turn), axis)
+            pieces.append([sinks, new, old])
+        first = pieces[2][0]
+        pieces[2][0] = torch.where(first < last - self.window, first, -1)
+        for own, x in zip(pieces, self._new, strict=False):
+            own.append(x)
+        k, v, at = (torch.cat(own, axis) for own, axis in zip(pieces, (2, 2, 1), strict=True))
+        return Read(k, v, at.long())
 
     def widen(self, window: int) -> None:
         """Make the window larger (or, while all is still there, any size); what is gone stays gone.
@@ -164,19 +178,17 @@ class Ring(KeyMemory):
                 "another",
             )  # fmt: skip
         if self._young is None and window > self.window:
-            new, self._new = self._new, []
-            last = self._seen - (new[0].shape[2] if new else 0)
-            slots = torch.arange(last - self.window, last, device=self._ring[2].device)
-            held = [
-                x.index_select(axis, slots % self.window)
-                for x, axis in zip(self._ring, (2, 2, 1), strict=True)
-            ]
-            shape = (held[2].shape[0], window)
-            ring = [x.new_zeros(*x.shape[:2], window, x.shape[3]) for x in held[:2]]
-            ring.append(held[2].new_full(shape, -1))
-            for room, x, axis in zip(ring, held, (2, 2, 1), strict=True):
-                room.index_copy_(axis, slots % window, x)
-            self._ring, self._new = ring, new
+            last = self._seen - (self._new[0].shape[2] if self._new else 0)
+            slots = torch.arange(last - self.window, last, device=self._held[2].device)
+            made = []
+            for held, axis in zip(self._held, (2, 2, 1), strict=True):
+                shape = list(held.shape)
+                shape[axis] = self.sinks + window
+                room = held.new_full(shape, -1 if axis == 1 else 0)
+                room.narrow(axis, 0, self.sinks).copy_(held.narrow(axis, 0, self.sinks))
+                old = held.index_select(axis, self.sinks + slots % self.window)
+                made.append(room.index_copy_(axis, self.sinks + slots % window, old))
+            self._held, self._full = made, False
         self.window = window
 
     def forget(self, horizon: Spans) -> None:
@@ -194,14 +206,14 @@ class Ring(KeyMemory):
         """Take rows of the batch."""
         if self._young is not None:
             self._young.reorder(rows)
-        self._first, self._ring, self._new = (
-            [x.index_select(0, rows) for x in held] for held in (self._first, self._ring, self._new)
+        self._held, self._new = (
+            [x.index_select(0, rows) for x in held] for held in (self._held, self._new)
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of sinks, ring and what waits."""
-        held = (*self._first, *self._ring, *self._new)
+        held = (*self._held, *self._new)
         young = 0 if self._young is None else self._young.nbytes
         return young + sum(x.untyped_storage().nbytes() for x in held)
 
@@ -210,7 +222,7 @@ class Ring(KeyMemory):
         young = None if self._young is None else self._young.state()
         return {
             "window": self.window, "sinks": self.sinks, "seen": self._seen, "young": young,
-            "first": self._first, "ring": self._ring, "new": self._new,
+            "held": self._held, "new": self._new,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -225,7 +237,9 @@ class Ring(KeyMemory):
         if state["young"] is not None:
             self._young = Kept()
             self._young.restore(state["young"])
-        self._first, self._ring, self._new = (list(state[x]) for x in ("first", "ring", "new"))
+        self._held, self._new = list(state["held"]), list(state["new"])
+        # Found out anew at the next step.
+        self._full = False
 
 
 __all__ = ["Ring"]

@@ -49,14 +49,17 @@ class Split(KeyMemory):
         for heads, memory in self.parts:
             memory.extend(gather_heads(k, heads), gather_heads(v, heads), keep)
 
-    def groups(self) -> Iterator[tuple[tuple[int, ...], Read]]:
-        """Give the keys of each group of heads."""
-        for heads, memory in self.parts:
-            yield heads, memory.read()
+    def groups(self) -> Iterator[tuple[tuple[int, ...], KeyMemory]]:
+        """Give the memory of each group of heads."""
+        yield from self.parts
+
+    def unplaced(self) -> tuple[Tensor, Tensor] | None:
+        """Give nothing: heads hold different keys."""
+        return None
 
     def read(self) -> Read:
         """Give the keys of all heads, shorter ones filled up with empty slots in front."""
-        found = list(self.groups())
+        found = [(heads, memory.read()) for heads, memory in self.parts]
         first = found[0][1]
         b, longest = first.k.shape[0], max(read.k.shape[2] for _, read in found)
         k, v = (x.new_zeros(b, self._heads, longest, x.shape[3]) for x in (first.k, first.v))

@@ -6,7 +6,7 @@ One store cuts the keys into pages; what is kept of a page is the difference bet
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,23 +16,20 @@ from regard.memories.stores import Plain, Store
 
 
 class Summaries(Store):
-    """One row of numbers for each page of `page` tokens; override `summary`.
+    """One row of numbers for each full page of `page` tokens; override `summary`.
 
-    The newest page stays open, as tokens, until it is full; `shows_open` says whether it has a
-    summary before that. Going back into a page that was full forgets it: its tokens must be
-    appended again, as `len` tells.
+    The newest page stays open, as tokens, until it is full. Going back into a page that was full
+    forgets it: its tokens must be appended again, as `len` tells.
     """
-
-    shows_open: ClassVar[bool] = True
 
     def __init__(self, page: int) -> None:
         self.page, self._m = page, 0
-        self._rows = Plain()  # [b, h, pages, c], the open one last where it is shown
+        self._rows = Plain()  # [b, h, pages, c]
         self._open: Tensor | None = None
 
     @abstractmethod
     def summary(self, pages: Tensor) -> Tensor:
-        """Sum up pages [b, h, t, page, d]: [b, h, t, c]; an open one ends with repeats."""
+        """Sum up pages [b, h, t, page, d]: [b, h, t, c]."""
 
     def __len__(self) -> int:
         return self._m
@@ -42,20 +39,11 @@ class Summaries(Store):
         if not x.shape[2]:
             return
         x = x if self._open is None else torch.cat((self._open, x), 2)
-        self._hide()
         self._m = self._m // self.page * self.page + x.shape[2]
         full = x.shape[2] // self.page * self.page
         if full:
             self._rows.append(self.summary(x[:, :, :full].unflatten(2, (-1, self.page))))
         self._open = x[:, :, full:].clone() if x.shape[2] > full else None
-        if self._open is not None and self.shows_open:
-            short = self.page - self._open.shape[2]
-            last = self._open[:, :, -1:].expand(-1, -1, short, -1)
-            self._rows.append(self.summary(torch.cat((self._open, last), 2)[:, :, None]))
-
-    def _hide(self) -> None:
-        if self._open is not None and self.shows_open:
-            self._rows.crop(len(self._rows) - 1)
 
     def read(self) -> Tensor:
         """Give the summaries, [b, h, pages, c]."""
@@ -70,7 +58,6 @@ class Summaries(Store):
         """Forget the end, and the page it is cut in."""
         if m >= self._m:
             return
-        self._hide()
         self._m = m // self.page * self.page
         self._rows.crop(self._m // self.page)
         self._open = None
@@ -97,13 +84,21 @@ class Summaries(Store):
 
 
 class Bounds(Summaries):
-    """Least and largest key of each page, channel by channel: low, high [b, g, pages, d].
+    """Least and largest key of each full page, by channel: low, high [b, g, pages, d].
+
+    Tokens that fill no page are not held: they must be appended again, as `len` tells.
 
     >>> bounds = Bounds(4)
     >>> bounds.append(torch.arange(6.0).view(1, 1, 6, 1))
     >>> bounds.low.flatten().tolist(), bounds.high.flatten().tolist(), len(bounds)
-    ([0.0, 4.0], [3.0, 5.0], 6)
+    ([0.0], [3.0], 4)
     """
+
+    def append(self, x: Tensor) -> None:
+        """Take in the pages that tokens [b, h, n, d] fill."""
+        full = x.shape[2] // self.page * self.page
+        if full:
+            super().append(x[:, :, :full])
 
     def summary(self, pages: Tensor) -> Tensor:
         """Take both bounds."""
@@ -135,8 +130,6 @@ class Landmarks(Summaries):
     >>> marks.append(torch.arange(5.0).view(1, 1, 5, 1)); marks.read().flatten().tolist()
     [0.5, 2.5]
     """
-
-    shows_open = False
 
     def __init__(self, page: int, make: Any) -> None:
         super().__init__(page)

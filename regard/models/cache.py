@@ -98,8 +98,11 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         self.valid: Tensor | None = None
         # Where they stand, [b, n], if the model was told.
         self.places: Tensor | None = None
-        # Real tokens that each row has seen [b].
-        self.real: Tensor | None = None
+        # Real tokens that each row has seen [b], but for `_since` later ones that are real in all.
+        self._real: Tensor | None = None
+        self._since = 0
+        # Whether any of what came was padding.
+        self.padded = False
         # What policies keep beside the memory: stores, by name, and of which keys they are.
         self.extra: dict[str, Store] = {}
         self.extra_at: dict[str, int] = {}
@@ -107,14 +110,20 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         """Begin anew."""
-        self.real = None
+        self._real, self._since, self.padded = None, 0, False
         self.extra, self.extra_at = {}, {}
         self.memory = self.owner.new_memory(self)
 
     @property
     def batch(self) -> int | None:
         """Rows of the batch."""
-        return None if self.real is None else len(self.real)
+        return None if self._real is None else len(self._real)
+
+    @property
+    def real(self) -> Tensor:
+        """Real tokens that each row has seen, [b]."""
+        assert self._real is not None
+        return self._real + self._since
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
         """Extend the memory, and send the new keys on with the name of the layer they went to."""
@@ -126,9 +135,13 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
             )  # fmt: skip
         b, n = key_states.shape[0], key_states.shape[2]
         keep = self.valid if self.valid is not None and self.valid.shape == (b, n) else None
-        if self.real is None:
-            self.real = torch.zeros(b, dtype=torch.long, device=key_states.device)
-        self.real = self.real + (n if keep is None else keep.sum(1))
+        if self._real is None:
+            self._real = torch.zeros(b, dtype=torch.long, device=key_states.device)
+        if keep is None:
+            self._since += n
+        else:
+            self.padded = True
+            self._real = self._real + keep.sum(1)
         if isinstance(self.memory, Bare):
             self.memory.stand(self.places)
         self.memory.extend(key_states, value_states, keep)
@@ -155,8 +168,8 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         super().reorder_cache(beam_idx)
         for store in self.extra.values():
             store.reorder(beam_idx)
-        if self.real is not None:
-            self.real = self.real.index_select(0, beam_idx.to(self.real.device))
+        if self._real is not None:
+            self._real = self._real.index_select(0, beam_idx.to(self._real.device))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Go back; what is cropped is taken to be real."""
@@ -165,8 +178,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         for store in self.extra.values():
             if len(store) > 1:
                 store.crop(self.memory.seen)
-        if self.real is not None:
-            self.real = self.real - (before - self.memory.seen)
+        self._since -= before - self.memory.seen
 
 
 __all__ = ["TAG", "HoldingLayer", "KeyLayer"]

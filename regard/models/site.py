@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -52,7 +52,10 @@ class Site:
 
     def at(self, moment: Moment) -> Site:
         """Give this site at a moment."""
-        return replace(self, moment=moment)
+        # Asked at every call: what was checked once is not checked again.
+        made = object.__new__(Site)
+        made.__dict__.update(self.__dict__, moment=moment)
+        return made
 
     def span(self, modality: str, n: int) -> slice | None:
         """Say where the tokens of a modality stand among `n`; None where the model does not tell.

@@ -42,6 +42,10 @@ class Step:
     dense: float | None = None
     # Where the keys of the memory stand, [b, m] or [b, g, m]; None where key j stands at j.
     at: Tensor | None = None
+    # Slots [b, g, c] of the keys that a single query reads, in any order; None for all of them.
+    slots: Tensor | None = None
+    # Weights of a single step [b, h, 1, m], where a policy `weighs`.
+    weights: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -89,6 +93,10 @@ class Policy:
     needs_cache: ClassVar[bool] = True
     # Whether `slots` has something to say at every step, and not after prompts alone.
     every_step: ClassVar[bool] = False
+    # Whether `slots` of single steps looks at their weights.
+    weighs: ClassVar[bool] = False
+    # Whether what a call attends to is changed at single steps after the prompt, too.
+    at_steps: ClassVar[bool] = True
     # Whether the policy must be calibrated before it can run.
     calibrated: ClassVar[bool] = False
     # What a calibration reads: "texts" (ids [1, n] each), or "answers" (ids, and how many tokens at
@@ -150,6 +158,14 @@ class Policy:
         """
         return run(*args, **kwargs)
 
+    def due(self, layer: KeyLayer) -> bool:
+        """Say whether `slots` is to be asked after a single step; where not, nothing is prepared.
+
+        >>> Policy().due(None)
+        False
+        """
+        return self.every_step
+
     def joined(self, step: Step, partial: Partial) -> Partial:
         """Add what the call that `select` gave has left out."""
         return partial
@@ -157,6 +173,14 @@ class Policy:
     def slots(self, step: Step) -> Tensor | None:
         """Choose the slots [b, g, c] that stay after this call; None where all do."""
         return None
+
+    def has(self, *hooks: str) -> bool:
+        """Whether the policy says something of its own at one of these hooks.
+
+        >>> Policy().has("select", "slots")
+        False
+        """
+        return any(getattr(type(self), hook) is not getattr(Policy, hook) for hook in hooks)
 
     def end(self) -> None:
         """Let go of the model."""

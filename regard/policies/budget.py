@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -61,12 +62,26 @@ class Budget:
         `token_bytes` is what one token costs over all layers and heads. At least one token stays.
         """
         if self.share is not None:
-            kept = torch.ceil(real * self.share - 1e-9).long()
-        elif self.tokens is not None:
-            kept = torch.full_like(real, self.tokens)
+            kept = torch.ceil(real.double() * self.share - 1e-9).long()
         else:
-            kept = torch.full_like(real, int((self.bytes or 0) / max(token_bytes, 1.0)))
+            kept = torch.full_like(real, self._fixed(token_bytes))
         return kept.clamp(min=1).minimum(real)
+
+    def of_row(self, real: int, token_bytes: float) -> int:
+        """Give the tokens that a head may keep of one row's `real` ones.
+
+        >>> Budget.of(0.25).of_row(10, 1.0), Budget.of(512).of_row(10, 1.0)
+        (3, 10)
+        """
+        share = self.share
+        kept = self._fixed(token_bytes) if share is None else ceil(real * share - 1e-9)
+        return min(max(kept, 1), real)
+
+    def _fixed(self, token_bytes: float) -> int:
+        """Tokens that tokens or bytes amount to."""
+        if self.tokens is not None:
+            return self.tokens
+        return int((self.bytes or 0) / max(token_bytes, 1.0))
 
     def __repr__(self) -> str:
         said = {"share": self.share, "tokens": self.tokens, "bytes": self.bytes}

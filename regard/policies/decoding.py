@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.heads import Room, take_keys
+from regard.core.heads import take_keys
 from regard.core.method import method
 from regard.core.support import Everything
+from regard.core.top import top_slots
 from regard.memories.stores import Plain, Store
 from regard.memories.summaries import Bounds
 from regard.models.site import Sites
@@ -31,11 +32,6 @@ class Selecting(Policy):
     """Base of policies for decoding: override `index` and `worth`."""
 
     what: ClassVar[str] = "decoding"
-
-    def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
-        """Get ready; layers follow one another, so that they share the room that is read from."""
-        super().begin(model, sites, budget)
-        self._rooms = Room(), Room()
 
     def index(self) -> Store | None:
         """Make what is kept of every key beside the memory."""
@@ -72,15 +68,13 @@ class Selecting(Policy):
         slots = self.quickly(step, index, count)
         if slots is None:
             return step.call
-        call = step.call
-        step.pairs = float(slots.shape[-1])
-        k, v = (take_keys(x, slots, r) for x, r in zip((call.k, call.v), self._rooms, strict=True))
-        return call.replace(k=k, v=v)
+        step.pairs, step.slots = float(slots.shape[-1]), slots
+        return step.call
 
     def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
         """Choose `count` keys for each key head, [b, g, count]; None to read all."""
         worth = self.worth(step, index)
-        return None if worth is None else worth.topk(count, dim=-1, sorted=False).indices
+        return None if worth is None else top_slots(worth, count)
 
     def select_counts(self, step: Step, rows: Tensor) -> Tensor:
         """Say how many keys each key head reads, [b, g], of `rows` [b] on average."""
@@ -121,16 +115,35 @@ def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
     return call.replace(k=k, v=v, k_positions=torch.where(slots >= 0, at.gather(2, index), -1))
 
 
-def page_scores(q: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def page_scores(q: Tensor, bounds: Tensor) -> Tensor:
     """Bound of q . k over each page: sum over channels of max(q low, q high), [b, h, n, pages].
 
-    q [b, h, n, d]; low and high [b, g, pages, d]. With q split by sign the sum is two products.
+    q [b, h, n, d]; bounds [b, g, pages, 2 d], the least of each channel before the largest. With q
+    split by sign it is one product.
     """
     b, h, n, _ = q.shape
-    grouped = q.unflatten(1, (low.shape[1], -1)).flatten(2, 3)
-    up, down = grouped.clamp(min=0), grouped.clamp(max=0)
-    found = up @ high.transpose(2, 3) + down @ low.transpose(2, 3)
-    return found.view(b, h, n, -1)
+    grouped = q.unflatten(1, (bounds.shape[1], -1)).flatten(2, 3)
+    split = torch.cat((grouped.clamp(max=0), grouped.clamp(min=0)), -1)
+    # In this order the rows of bounds are read as they lie.
+    found = bounds @ split.transpose(2, 3)
+    return found.transpose(2, 3).reshape(b, h, n, -1)
+
+
+def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
+    """What each page of `page` of the m keys is worth to queries q [b, h, 1, d]: [b, g, pages].
+
+    The best bound of its tokens, over the query heads of a key head; the first page and the newest,
+    which may not be full, are best.
+    """
+    score = page_scores(q, index.read())[:, :, 0] if index.pages else q.new_empty(*q.shape[:2], 0)
+    score = score.unflatten(1, (g, -1)).amax(2)
+    each = max(1, page // index.page)
+    pages = -(-m // page)
+    score = torch.nn.functional.pad(score, (0, pages * each - score.shape[-1]), value=-torch.inf)
+    if each > 1:
+        score = score.unflatten(-1, (-1, each)).amax(-1)
+    score[..., 0] = score[..., -1] = torch.finfo(score.dtype).max
+    return score
 
 
 @register("quest", "pages")
@@ -152,28 +165,19 @@ class Quest(Selecting):
 
     def worth(self, step: Step, index: Bounds) -> Tensor:
         """Give each key the score of its page."""
-        score = self.pages(step.call, index)
-        return score.repeat_interleave(self.page, -1)[..., : step.call.m]
+        call = step.call
+        score = page_worth(call.q, index, self.page, call.m, call.g)
+        return score.repeat_interleave(self.page, -1)[..., : call.m]
 
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
-        score = self.pages(step.call, index)
+        call = step.call
+        score = page_worth(call.q, index, self.page, call.m, call.g)
         pages = min(max(2, -(-count // self.page)), score.shape[-1])
         best_pages = score.topk(pages, dim=-1, sorted=False).indices.sort(-1).values
         slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
         slots = slots.flatten(2)
-        return slots[..., : slots.shape[-1] - (-step.call.m % self.page)]
-
-    def pages(self, call: Call, index: Bounds) -> Tensor:
-        """Score pages [b, g, pages]; the first and the newest are best."""
-        score = page_scores(call.q, index.low, index.high)[:, :, 0]
-        score = score.unflatten(1, (call.g, -1)).amax(2)
-        each = max(1, self.page // index.page)
-        short = -score.shape[-1] % each
-        score = torch.nn.functional.pad(score, (0, short), value=-torch.inf)
-        score = score.unflatten(-1, (-1, each)).amax(-1)
-        score[..., 0] = score[..., -1] = torch.finfo(score.dtype).max
-        return score
+        return slots[..., : slots.shape[-1] - (-call.m % self.page)]
 
 
 @register("double_sparsity")
@@ -270,4 +274,7 @@ class Recycled(Selecting):
         layer.extra[self.name] = held
 
 
-__all__ = ["Bounds", "DoubleSparsity", "Quest", "Recycled", "Selecting", "page_scores", "taken"]
+__all__ = [
+    "Bounds", "DoubleSparsity", "Quest", "Recycled", "Selecting", "page_scores",
+    "page_worth", "taken",
+]  # fmt: skip

@@ -23,7 +23,7 @@ from regard.policies.base import Policy, Step
 from regard.policies.calibration import CalibrationError
 from regard.policies.prompts import last_rows
 from regard.policies.registry import register
-from regard.policies.shrinking import without_padding
+from regard.policies.placing import without_padding
 from regard.policies.streaming_heads import near_rows
 
 

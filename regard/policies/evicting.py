@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,15 @@ from torch.nn.functional import normalize
 
 from regard.core.method import method
 from regard.memories.base import KeyMemory
+from regard.memories.kept import Kept
 from regard.memories.ring import Ring
 from regard.models.site import Site
 from regard.policies.base import Policy, Step
 from regard.policies.registry import register
 from regard.policies.scoring import best, by_key_head, rank_of, received, smooth
+
+if TYPE_CHECKING:
+    from regard.models.cache import KeyLayer
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Evicting(Policy):
     every_step: ClassVar[bool] = False
     sinks: int = 0
     recent: int = 0
+    # Once a step passes the budget, this share of it is freed at once: so few steps evict.
+    spare: float = 1 / 32
 
     def score(self, step: Step) -> Tensor:
         """Say what each key is worth, [b, g, m]."""
@@ -49,12 +55,23 @@ class Evicting(Policy):
         rows, at = self.rows(step), step.positions
         if not bool(((at >= 0).sum(-1) > rows[:, None]).any()) and self.uniform:
             return None
+        if not step.prompt:
+            rows = (rows - (rows * self.spare).long()).clamp(min=1)
         score = self.score(step).clone()
         rank, real = rank_of(at), (at >= 0)
         newest = at >= step.seen - self.newest(step, rows)[:, None, None]
         top = torch.finfo(score.dtype).max
         score = torch.where(real & ((rank < self.sinks) | newest), top, score)
         return best(score, self.counts(step, rows, score), at)
+
+    def due(self, layer: KeyLayer) -> bool:
+        """Say whether a step has passed the budget, as far as can be told without looking."""
+        if not self.every_step or self.budget.whole:
+            return False
+        if not self.uniform or layer.padded or type(self).watch is not Evicting.watch:
+            return True
+        most = self.budget.of_row(layer.memory.seen, self.token_bytes)
+        return not isinstance(layer.memory, Kept) or layer.memory.width > most
 
     def newest(self, step: Step, rows: Tensor) -> Tensor:
         """Say how many of the newest tokens each row keeps in any case, [b]."""
@@ -111,6 +128,7 @@ class HeavyHitters(Evicting):
     """
 
     every_step: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     recent_share: float = 0.5
 
     def watch(self, step: Step) -> None:
@@ -218,6 +236,7 @@ class Tova(Evicting):
     """
 
     every_step: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     recent: int = 1
 
     def score(self, step: Step) -> Tensor:

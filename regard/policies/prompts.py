@@ -34,6 +34,7 @@ class SparsePrompt(Policy):
 
     what: ClassVar[str] = "prompt"
     needs_cache: ClassVar[bool] = False
+    at_steps: ClassVar[bool] = False
     block: int = 64
     # Prompts of fewer tiles than this are dense.
     least: int = 4

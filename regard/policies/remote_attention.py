@@ -49,7 +49,7 @@ class RemoteAttention(Policy):
 
     def attend(self, step: Step) -> Tensor | None:
         """Ask the workers."""
-        from regard.policies.shrinking import without_padding
+        from regard.policies.placing import without_padding
 
         if step.layer is None or not isinstance(step.memory, Remote):
             return None

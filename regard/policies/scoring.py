@@ -20,6 +20,8 @@ def received(step: Step, last: int | None = None) -> Tensor:
     Queries at padding do not count where the padding is on the left, as generate has it: they
     stand before the last ones, and meet no key.
     """
+    if step.weights is not None:
+        return step.weights.sum(2)
     call = step.call
     last = call.n if last is None else min(last, call.n)
     rows = call.replace(

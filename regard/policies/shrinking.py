@@ -6,7 +6,6 @@ import inspect
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail, shape_of
-from regard.core.heads import gather_heads
+from regard.core.heads import gather_heads, take_keys
 from regard.core.partial import Partial
-from regard.core.rule import Rule
-from regard.core.support import Both, Causal, Everything, Padding, Support
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain
@@ -27,20 +24,15 @@ from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
+from regard.policies.caching import can_cache
+from regard.policies.counting import Costs
+from regard.policies.placing import placed, without_padding
 from regard.policies.standing import stand
-from regard.run.executor import No, Yes
+from regard.run.executor import No
+from regard.run.few import over_slots, weighed
 
-
-@dataclass
-class Spent:
-    """What one site has cost so far: FLOPs of attention, and what dense ones would have been.
-
-    `last` are the FLOPs that its last call would have taken densely.
-    """
-
-    flops: float = 0.0
-    dense: float = 0.0
-    last: float = 0.0
+# Hooks with which a policy changes what a call attends to, or how.
+CHOOSING = ("select", "attend", "run", "joined")
 
 
 class Shrinking(Stage):
@@ -52,9 +44,6 @@ class Shrinking(Stage):
         self.active = False
         # Whether forwards pass as if the model were whole, for comparison.
         self.paused = False
-        self.spent: dict[Site, Spent] = {}
-        # Calls of attention that were counted.
-        self.counted = 0
         # The layers of the cache that was used last, by layer of the model.
         self.layers: list[Any] = []
         self._by_layer: dict[int | None, Site] = {}
@@ -71,7 +60,7 @@ class Shrinking(Stage):
 
     def begin(self, model: Any, sites: Sites) -> None:
         """Ask every policy whether it can serve the model, then stand before its forwards."""
-        self.caching = _caches(model, sites)
+        self.caching = can_cache(model, sites)
         for one in self.policies:
             lacking = one.needs_cache and isinstance(self.caching, No)
             answer = self.caching if lacking else one.can(model, sites)
@@ -84,9 +73,13 @@ class Shrinking(Stage):
         self._need_company()
         self.model, self.sites = model, sites
         self._by_layer = {site.layer: site for site in sites}
-        self.spent = {site: Spent() for site in sites}
+        self.costs = Costs(sites, causal=not isinstance(self.caching, No))
+        # Those that have something to say of a single step after the prompt, and of what it keeps.
+        self._at_steps = [p for p in self.policies if p.at_steps and p.has(*CHOOSING)]
+        self._keeping = [p for p in self.policies if p.has("slots")]
         for one in self.policies:
             one.begin(model, sites, self.budget)
+        self._takes = list(inspect.signature(model.forward).parameters)
         if not isinstance(self.caching, No):
             self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
         self._undo.callback(stand(model, sites, self))
@@ -99,9 +92,7 @@ class Shrinking(Stage):
         for what, hook in (
             ("memories", "memory"), ("stores", "stores"), ("keys", "slots"), ("weights", "run"),
         ):  # fmt: skip
-            own = [
-                p.name for p in self.policies if getattr(type(p), hook) is not getattr(Policy, hook)
-            ]
+            own = [p.name for p in self.policies if p.has(hook)]
             if len(own) > 1:
                 fail(
                     CapabilityError, "policies", f"{' and '.join(own)}, each with its own {what}",
@@ -153,8 +144,7 @@ class Shrinking(Stage):
         self._steps.held = []
         if self.paused:
             return None
-        names = list(inspect.signature(model.forward).parameters)
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
         cache, use = given.get("past_key_values"), given.get("use_cache")
         if cache is None and use is None:
             use = getattr(model.config, "use_cache", True)
@@ -215,6 +205,9 @@ class Shrinking(Stage):
         if self.paused:
             return call
         step = self._opened(call, self._layer_of(call))
+        if step.slots is not None:
+            k, v = (take_keys(x, step.slots) for x in (step.call.k, step.call.v))
+            step.call = step.call.replace(k=k, v=v)
         held = getattr(self._steps, "held", None)
         if held is None:
             held = self._steps.held = []
@@ -237,31 +230,9 @@ class Shrinking(Stage):
         for one in self.policies:
             step.call = one.select(step)
         chosen, step.call = step.call, whole
-        pairs = self._pairs(chosen, chosen.m) if step.pairs is None else step.pairs
-        self._count(whole, step.seen, pairs, step.dense)
+        pairs = self.costs.pairs(chosen, chosen.m) if step.pairs is None else step.pairs
+        self.costs.add(whole, step.seen, pairs, step.dense)
         return chosen
-
-    def _count(self, call: Call, seen: int, pairs: float, dense: float | None = None) -> None:
-        """Add up FLOPs: of the pairs that are computed, and of all that a full model computes."""
-        self.counted += 1
-        each, whole = 2.0 * call.b * call.h * (call.d + call.e), self._pairs(call, seen)
-        spent = self.spent.setdefault(call.site, Spent())
-        spent.flops += each * pairs
-        spent.dense += each * (whole if dense is None else dense)
-        spent.last = each * whole
-
-    def _pairs(self, call: Call, m: int) -> float:
-        """Pairs of one head and row among the newest queries and m keys: causal, or all."""
-        n, support = call.n, call.rule.support
-        parts = support.parts if isinstance(support, Both) else (support,)
-        causal = isinstance(self.caching, Yes) or any(isinstance(p, Causal) for p in parts)
-        return n * (m - n) + n * (n + 1) / 2 if causal and m >= n else float(n * m)
-
-    def skipped(self, module: str) -> None:
-        """Count what was not run: the sites of a module, or of the whole model where it is ""."""
-        for site, spent in self.spent.items():
-            if site.module == module or not module:
-                spent.dense += spent.last
 
     def after(self, call: Call, partial: Partial) -> Partial:
         """Let policies choose what stays, and the memory make itself small."""
@@ -281,17 +252,21 @@ class Shrinking(Stage):
 
     def _made(self, call: Call) -> Tensor | None:
         """What a policy makes of a call in its own way."""
-        made = (p.run(call) for p in self.policies if type(p).run is not Policy.run)
+        made = (p.run(call) for p in self.policies if p.has("run"))
         return next((x for x in made if x is not None), None)
 
     def _close(self, step: Step) -> None:
         if step.layer is None:
             return
-        for one in self.policies:
+        self._keep(step, self._keeping)
+        step.memory.settle()
+
+    def _keep(self, step: Step, policies: Sequence[Policy]) -> None:
+        """Let policies choose what stays."""
+        for one in policies:
             slots = one.slots(step)
             if slots is not None:
                 step.memory.choose(slots)
-        step.memory.settle()
 
     def stand_in(self, call: Call) -> Tensor | None:
         """Run a call that no other stage looks at: few policies ask for its log-sum-exp."""
@@ -299,44 +274,76 @@ class Shrinking(Stage):
             return attended(call)
         layer = None if isinstance(self.caching, No) else self._layer_of(call)
         if layer is not None:
-            out = self._by_policy(call, layer)
-            out = self._by_groups(call, layer) if out is None else out
+            plain = call.n == 1 and not self._at_steps
+            out = self._plain_step(call, layer) if plain else self._by_policy(call, layer)
             if out is not None:
                 return out
         step = self._opened(call, layer)
         out = self._made(step.call)
-        if out is None and any(type(p).joined is not Policy.joined for p in self.policies):
+        if out is None and any(p.has("joined") for p in self.policies):
             out = self._joined(step, whole(step.call)).out
-        out = attended(step.call) if out is None else out
+        if out is None:
+            some = step.slots
+            out = attended(step.call) if some is None else over_slots(step.call, some)
         self._close(step)
         return out
 
     def _by_policy(self, call: Call, layer: Any) -> Tensor | None:
         """Let a policy attend by itself."""
-        step = self._step(call, layer)
-        for one in self.policies:
+        able = [p for p in self.policies if p.has("attend")]
+        step = self._step(call, layer) if able else None
+        for one in able:
+            assert step is not None
             found = one.attend(step)
             if found is not None:
-                self._count(call, step.seen, float(step.pairs or 0))
+                self.costs.add(call, step.seen, float(step.pairs or 0))
                 self._close(step)
                 return found
         return None
 
-    def _by_groups(self, call: Call, layer: Any) -> Tensor | None:
+    def _plain_step(self, call: Call, layer: Any) -> Tensor | None:
+        """Attend to all that is kept, with no word on where it stands, if the rule allows that.
+
+        Most steps of most policies are this, so it does as little as it can.
+        """
+        memory, rule = layer.memory, without_padding(call.rule)
+        if memory.seen == 1 or not rule.placeless:
+            return None
+        due = [p for p in self._keeping if p.due(layer)]
+        if getattr(memory, "ragged", False):
+            return None if due else self._by_groups(call.replace(rule=rule), memory)
+        kept = memory.unplaced()
+        if kept is None:
+            return None
+        call = Call(call.q, *kept, rule, call.q_positions, None, call.dropout, call.site)
+        both = weighed(call) if any(p.weighs for p in due) else None
+        out, weights = (attended(call), None) if both is None else both
+        self.costs.add(call, memory.seen)
+        if due:
+            step = self._step(call, layer)
+            step.at, step.weights = memory.read().positions, weights
+            self._keep(step, due)
+        memory.settle()
+        return out
+
+    def _by_groups(self, call: Call, memory: Any) -> Tensor | None:
         """Attend by groups of heads that keep equally many keys, without filling them up."""
-        memory, share = layer.memory, call.h // call.g
-        if not getattr(memory, "ragged", False) or call.n > 1:
-            return None
-        if any(p.every_step or type(p).select is not Policy.select for p in self.policies):
-            return None
-        out = call.q.new_empty(call.b, call.h, call.n, call.e)
-        for heads, read in memory.groups():
+        share, kept = call.h // call.g, []
+        for heads, own in memory.groups():
+            pair = own.unplaced()
+            if pair is None:
+                return None
+            kept.append((heads, *pair))
+        out = call.q.new_empty(call.b, call.h, call.n, kept[0][2].shape[3])
+        pairs = 0
+        for heads, k, v in kept:
             queries = [h * share + i for h in heads for i in range(share)]
             own = call.replace(
-                q=gather_heads(call.q, queries), rule=call.rule.take_heads(queries),
+                q=gather_heads(call.q, queries), k=k, v=v, rule=call.rule.take_heads(queries)
             )  # fmt: skip
-            out[:, queries] = attended(placed(own, read.k, read.v, read.positions))
-        self._count(call, memory.seen, float(memory.counts.float().mean()))
+            out[:, queries] = attended(own)
+            pairs += len(heads) * k.shape[2]
+        self.costs.add(call, memory.seen, pairs / call.g)
         memory.settle()
         return out
 
@@ -358,63 +365,4 @@ class Shrinking(Stage):
         return next((i for i, s in enumerate(self.sites) if s == site), 0)
 
 
-def placed(call: Call, k: Tensor, v: Tensor, positions: Tensor | None) -> Call:
-    """Give a call with the keys of a memory, in the simplest form that means the same."""
-    if positions is None:
-        return call.replace(k=k, v=v)
-    # Padding is no key of the memory, so the rule need not look for it.
-    rule = without_padding(call.rule)
-    if call.n == 1 and rule.placeless and bool((positions >= 0).all()):
-        return call.replace(k=k, v=v, rule=rule)
-    positions = positions.long()
-    if positions.dim() == 3 and k.shape[1] == 1:
-        positions = positions[:, 0]
-    return call.replace(k=k, v=v, rule=rule, k_positions=positions)
-
-
-def without_padding(rule: Rule) -> Rule:
-    """Give a rule less its padding.
-
-    >>> from regard.core.support import Causal
-    >>> without_padding(Rule(Causal() & Padding(torch.tensor([True, False]))))
-    Rule(Causal())
-    """
-    support = rule.support
-    if isinstance(support, Padding):
-        return rule.replace(support=Everything())
-    if not isinstance(support, Both) or not any(isinstance(p, Padding) for p in support.parts):
-        return rule
-    left: Support = Everything()
-    for part in support.parts:
-        left = left if isinstance(part, Padding) else left & part
-    return rule.replace(support=left)
-
-
-def _caches(model: Any, sites: Sites) -> Any:
-    """Say whether the cache of a model can hold our memories, or why not."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "register_forward_pre_hook"):
-        return No("which keeps no cache that is known")
-    if getattr(config, "is_encoder_decoder", False):
-        return No("which has an encoder: only decoders are served")
-    try:
-        named = inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
-        return No("whose forward cannot be read")
-    if "past_key_values" not in named and "kwargs" not in named:
-        return No("whose forward takes no cache")
-    if "transformers" not in type(model).__module__ and not hasattr(config, "num_hidden_layers"):
-        return No("which is no model of transformers")
-    other = next((s for s in sites if s.kind != "self" or s.causal is False), None)
-    if other is not None:
-        return No(f"which attends otherwise than causally to itself at {other.module}")
-    layers = [s.layer for s in sites]
-    if layers != list(range(len(layers))):
-        return No(f"whose attention layers are {layers}: layers of other kinds keep states")
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if getattr(text, "num_kv_shared_layers", 0):
-        return No("whose layers share keys by design")
-    return Yes()
-
-
-__all__ = ["Shrinking", "Spent", "placed", "without_padding"]
+__all__ = ["Shrinking"]

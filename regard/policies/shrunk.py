@@ -141,7 +141,7 @@ class Shrunk:
                     CapabilityError, "text", shape_of(text), "nothing: it tells no next token",
                     "call report() after the model has run",
                 )  # fmt: skip
-            costs = self.stage.spent.items()
+            costs = self.stage.costs.items()
             return Report(names, tuple(
                 LayerReport(site, 0, (), 0, 0, 0, x.flops, x.dense) for site, x in costs if x.dense
             ))  # fmt: skip
@@ -161,7 +161,7 @@ class Shrunk:
                 at = at[:, None] if at.dim() == 2 else at
                 kept = (at >= 0).sum(-1).float().mean(0).expand(read.k.shape[1])
             token = read.k[:, :, :1].nbytes + read.v[:, :, :1].nbytes
-            spent = self.stage.spent[site]
+            spent = self.stage.costs[site]
             found.append(LayerReport(
                 site, memory.seen, tuple(kept.tolist()), layer.nbytes, token * memory.seen,
                 memory.file_bytes, spent.flops, spent.dense,

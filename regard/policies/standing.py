@@ -40,7 +40,7 @@ def _wrap(
     def forward(*args: Any, **kwargs: Any) -> Any:
         if stage.paused:
             return plain(*args, **kwargs)
-        ran, counted = False, stage.counted
+        ran, counted = False, stage.costs.calls
 
         def whole(*given: Any, **named: Any) -> Any:
             nonlocal ran
@@ -52,8 +52,8 @@ def _wrap(
             run = partial(_asked, one, site, run)
         out = run(*args, **kwargs)
         # A policy may have attended by itself, which was counted.
-        if not ran and stage.counted == counted:
-            stage.skipped("" if site is None else site.module)
+        if not ran and stage.costs.calls == counted:
+            stage.costs.skip("" if site is None else site.module)
         return out
 
     # What runs a module reads names of its arguments off its forward.

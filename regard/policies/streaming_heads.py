@@ -26,7 +26,7 @@ from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
 from regard.policies.calibration import CalibrationError
-from regard.policies.decoding import Bounds, Selecting, page_scores
+from regard.policies.decoding import Bounds, Selecting, page_worth
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of
 
@@ -266,12 +266,7 @@ class LServe(DuoAttention):
         since = call.m - (0 if held is None else len(held))
         if held is None or since >= self.every or since < 0:
             q = call.q.unflatten(1, (call.g, -1))[:, dense].flatten(1, 2)
-            score = page_scores(q, index.low, index.high)[:, :, 0]
-            score = score.unflatten(1, (len(dense), -1)).amax(2)
-            each = max(1, self.page // self.logical)
-            score = torch.nn.functional.pad(score, (0, -score.shape[-1] % each), value=-torch.inf)
-            score = score.unflatten(-1, (-1, each)).amax(-1)
-            score[..., 0] = score[..., -1] = top
+            score = page_worth(q, index, self.page, call.m, len(dense))
             own = score.repeat_interleave(self.page, -1)[..., : call.m]
             held = Plain()
             held.append(own[..., None])

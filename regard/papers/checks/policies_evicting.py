@@ -218,7 +218,7 @@ def lserve() -> Measured:
     q, k = torch.randn(2, 4, 1, 32), torch.randn(2, 2, 512, 32)
     bounds = Bounds(16)
     bounds.append(k)
-    score = page_scores(q, bounds.low, bounds.high)[:, :, 0]
+    score = page_scores(q, bounds.read())[:, :, 0]
     exact = (q @ k.repeat_interleave(2, 1).transpose(2, 3))[:, :, 0]
     slack = float((score - exact.unflatten(-1, (-1, 16)).amax(-1)).min())
 
@@ -231,7 +231,7 @@ def lserve() -> Measured:
             keys[0, 0, place] = 1.4 * query[0, 0, 0]
             held = Bounds(logical)
             held.append(keys)
-            pages = page_scores(query, held.low, held.high)[0, 0, 0]
+            pages = page_scores(query, held.read())[0, 0, 0]
             pages = pages.unflatten(0, (-1, 64 // logical)).amax(-1)
             hits += place // 64 in pages.topk(8).indices.tolist()
         return hits / tries
@@ -247,9 +247,9 @@ def lserve() -> Measured:
         one.take(gates)
         with shrink(made, one, keep=keep, check=False) as shrunk, torch.no_grad():
             cache = made(ids[:, : n - 1]).past_key_values
-            before = sum(x.flops for x in shrunk.stage.spent.values())
+            before = sum(x.flops for x in shrunk.stage.costs.values())
             logits = made(ids[:, n - 1 : n], past_key_values=cache).logits
-            after = sum(x.flops for x in shrunk.stage.spent.values())
+            after = sum(x.flops for x in shrunk.stage.costs.values())
         return logits, after - before
 
     with torch.no_grad():

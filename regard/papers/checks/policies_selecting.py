@@ -181,9 +181,9 @@ def double() -> Measured:
         def last(keep: float | int) -> tuple[Tensor, float]:
             with shrink(made, "double_sparsity", keep=keep, check=False) as shrunk:
                 cache = made(ids[:, :-1]).past_key_values
-                before = sum(x.flops for x in shrunk.stage.spent.values())
+                before = sum(x.flops for x in shrunk.stage.costs.values())
                 out = made(ids[:, -1:], past_key_values=cache).logits[:, -1]
-                spent = sum(x.flops for x in shrunk.stage.spent.values()) - before
+                spent = sum(x.flops for x in shrunk.stage.costs.values()) - before
             return out, spent / (4 * 4 * 2.0 * 32)  # keys read by a head, in 4 layers of 4 heads
 
         dense, (_, read) = gap(last(300)[0], plain), last(40)
@@ -214,9 +214,9 @@ def recycled() -> Measured:
         ):
             cache = made(ids[:, :150]).past_key_values
             for t in range(150, 200):
-                before = sum(x.flops for x in shrunk.stage.spent.values())
+                before = sum(x.flops for x in shrunk.stage.costs.values())
                 out.append(made(ids[:, t : t + 1], past_key_values=cache).logits)
-                spent = sum(x.flops for x in shrunk.stage.spent.values()) - before
+                spent = sum(x.flops for x in shrunk.stage.costs.values()) - before
                 reads.append(spent / (4 * 4 * 2.0 * 32))
         return torch.cat(out, 1), reads
 

@@ -1,0 +1,82 @@
+"""A single query for each row, as in decoding: with its weights, or over some of the keys alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from regard.core.call import Call
+from regard.core.heads import key_rows, take_keys
+from regard.core.partial import wide
+from regard.run.fused import product, why_not_product
+from regard.run.plan import chosen
+
+
+def weighed(call: Call) -> tuple[Tensor, Tensor] | None:
+    """Give out [b, h, n, e] and the weights [b, h, n, m], under a rule that is blind to place.
+
+    None where the rule is no plain softmax of a product. Queries that share a key head are taken
+    together, so that no head is expanded.
+
+    >>> q, k = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 9, 8)
+    >>> out, weights = weighed(Call(q, k, k))
+    >>> out.shape, weights.shape
+    (torch.Size([1, 4, 1, 8]), torch.Size([1, 4, 1, 9]))
+    """
+    if _why_not_plain(call):
+        return None
+    q, k, scale = product(call)
+    scores = _by_key_head(q, call.g) @ k.transpose(2, 3)
+    weights = (scores * scale).softmax(-1, dtype=wide(call.q.dtype))
+    out = weights.to(call.v.dtype) @ call.v
+    return out.view(call.b, call.h, call.n, call.e), weights.view(call.b, call.h, call.n, call.m)
+
+
+def over_slots(call: Call, slots: Tensor) -> Tensor:
+    """Give out [b, h, 1, e] of single queries over the keys of slots [b, g, c] alone.
+
+    The rule must be blind to place, and every slot hold a real key. On a CPU, values are summed
+    where they lie by PyTorch's embedding bags: a copy would be written and read once more.
+
+    >>> q, k = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 9, 8)
+    >>> some = torch.tensor([[[0, 3], [8, 1]]])
+    >>> torch.allclose(over_slots(Call(q, k, k), some), over_slots(Call(q, k, k), some.flip(2)))
+    True
+    """
+    k = take_keys(call.k, slots)
+    found = None if _copies(call) else key_rows(call.v, slots)
+    if found is None:
+        call = call.replace(k=k, v=take_keys(call.v, slots))
+        return chosen(call).out(call)
+    q, k, scale = product(call.replace(k=k, v=k))
+    weights = ((q @ k.transpose(2, 3)) * scale).softmax(-1)
+    rows, at = found
+    starts = torch.arange(0, len(at), slots.shape[2])
+    out = embedding_bag(at, rows, starts, mode="sum", per_sample_weights=weights.flatten())
+    return out.view(call.b, call.h, 1, call.e)
+
+
+def _copies(call: Call) -> bool:
+    """Whether values must be copied: elsewhere, for gradients, or for several queries a key."""
+    return (
+        call.q.device.type != "cpu" or call.q.dtype != torch.float32 or call.needs_grad
+        or call.h != call.g or bool(call.dropout) or _why_not_plain(call) != ""
+    )  # fmt: skip
+
+
+def _why_not_plain(call: Call) -> str:
+    """Say why a call is no softmax of a product with nothing beside, or nothing if it is."""
+    if call.rule.weigh.closes:
+        return "has a sink"
+    if not call.rule.placeless:
+        return "asks where tokens stand"
+    return why_not_product(call)
+
+
+def _by_key_head(q: Tensor, g: int) -> Tensor:
+    """Queries [b, h, n, d] that share a key head in one: [b, g, h / g * n, d]."""
+    return q.unflatten(1, (g, -1)).flatten(2, 3)
+
+
+__all__ = ["over_slots", "weighed"]
