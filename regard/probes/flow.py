@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, need
+from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, nearest, need
 from regard.core.method import method
 from regard.core.partial import Partial
 from regard.models.attach import attach
@@ -246,13 +246,8 @@ def relevance(
     given), or, of the last layer alone, "attention" or "value_norm". Models of self-attention.
     """
     if by not in BY:
-        import difflib
-
-        near = difflib.get_close_matches(by, BY, n=1)
-        fail(
-            RuleError, "by", repr(by), f"one of {', '.join(BY)}",
-            f"did you mean {near[0]!r}?" if near else "name one of these",
-        )  # fmt: skip
+        one = f"one of {', '.join(BY)}"
+        fail(RuleError, "by", repr(by), one, nearest(by, BY, "name one of these"))
     reading = readings_of(model, inputs, tokenizer)[0]
     kept = Kept(where, graded=by == "gradient")
     with quiet(model), torch.set_grad_enabled(by == "gradient"), attach(model, kept, check=False):
