@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from regard.core.call import Call
-from regard.core.errors import fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.memories.stores import Plain
@@ -20,7 +19,7 @@ from regard.models.rotary import Turn, rotations_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
-from regard.policies.calibration import CalibrationError
+from regard.policies.calibration import need_calibration
 from regard.policies.prompts import SparsePrompt, causal_tiles, tile_places
 from regard.policies.registry import register
 from regard.run.survey import survey
@@ -101,11 +100,7 @@ class SeerAttention(SparsePrompt):
         if self.budget.whole:
             return
         if not self.gates:
-            fail(
-                CalibrationError, "calibrate", "nothing", "gates that have learned",
-                f'regard.policies.calibrate(model, "{self.name}", texts, to="gates.cal"), and '
-                f'shrink(..., calibrate="gates.cal")',
-            )  # fmt: skip
+            need_calibration(self, "gates that have learned")
         self.turns = rotations_of(model, self.gates)
 
     def select(self, step: Step) -> Call:
