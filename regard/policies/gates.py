@@ -22,7 +22,7 @@ from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
 from regard.policies.prompts import SparsePrompt, causal_tiles, tile_places
 from regard.policies.registry import register
-from regard.run.survey import survey
+from regard.run.survey import survey_call
 
 
 def pooled(x: Tensor, block: int, start: int, how: str) -> Tensor:
@@ -207,9 +207,7 @@ class Distilling(Stage):
 
 def tile_targets(call: Call, block: int) -> Tensor:
     """Largest weight of each tile, shared out by row of tiles, [b, h, t_q, t_k]; one pass."""
-    found = survey(
-        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
-    ).tile_max  # fmt: skip
+    found = survey_call(call, ("tiles",), tile=block).tile_max
     return found / found.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
@@ -222,18 +220,14 @@ def distance(target: Tensor, said: Tensor) -> Tensor:
 
 def mass_found(call: Call, chosen: Tensor, block: int) -> float:
     """Share of all weight that lies in chosen tiles, for a mean row."""
-    found = survey(
-        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
-    ).tile_sum  # fmt: skip
+    found = survey_call(call, ("tiles",), tile=block).tile_sum
     chosen = chosen & causal_tiles(call, block)
     return float((found * chosen).sum() / found.sum())
 
 
 def best_tiles(call: Call, block: int, count: Tensor | int) -> Tensor:
     """Choose in each row the tiles that hold most weight: what no choice can better."""
-    found = survey(
-        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
-    ).tile_sum  # fmt: skip
+    found = survey_call(call, ("tiles",), tile=block).tile_sum
     rows, cols = tile_places(call, block)
     found = found.masked_fill(cols > rows[:, None], -torch.inf)
     return found.argsort(dim=-1, descending=True).argsort(dim=-1) < count
