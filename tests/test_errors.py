@@ -242,3 +242,9 @@ def test_there_are_sixty_and_more():
 def test_a_missing_extra_is_one_sentence_with_the_command():
     with pytest.raises(e.MissingExtraError, match=r"pip install 'regard\[see\]'"):
         e.need("no_such_package", "see", "draws pictures")
+
+
+@pytest.mark.parametrize("fix", ["pass 3", "pass 3.", "did you mean 'x'?", "stop!"])
+def test_an_error_ends_in_one_mark(fix: str) -> None:
+    said = str(e.RuleError("x", 1, "2", fix))
+    assert said.endswith(fix if fix[-1] in ".?!" else f"{fix}.")

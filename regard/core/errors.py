@@ -6,7 +6,9 @@ what was expected, and what to do about it.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -20,8 +22,9 @@ class RegardError(Exception):
 
     def __init__(self, argument: str, got: object, expected: str, fix: str) -> None:
         self.argument, self.got, self.expected, self.fix = argument, got, expected, fix
+        end = "" if fix.endswith((".", "?", "!")) else "."
         super().__init__(
-            f"`{argument}`: got {got}; expected {expected}. To put it right: {fix.rstrip('.')}."
+            f"`{argument}`: got {got}; expected {expected}. To put it right: {fix}{end}"
         )
 
 
@@ -64,6 +67,16 @@ class VersionError(RegardError, ImportError):
 def fail(kind: type[RegardError], argument: str, got: object, expected: str, fix: str) -> NoReturn:
     """Raise `kind` with its four parts (an expression, so that checks stay one line)."""
     raise kind(argument, got, expected, fix)
+
+
+def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
+    """Ask whether the name most alike was meant, for the `fix` of an error; `otherwise` if none is.
+
+    >>> nearest("windw", ["sinks", "window"], "leave it out")
+    "did you mean 'window'?"
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def shape_of(x: Any) -> str:

@@ -18,7 +18,6 @@ With weights w_ij of query i on key j (what the keys get; a sink's share is left
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regard.core.errors import RuleError, ShapeError, fail
+from regard.core.errors import RuleError, ShapeError, fail, nearest
 
 # What can be asked for, and the fields that answer it.
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -154,9 +153,8 @@ def need_wants(want: tuple[str, ...], has_value: bool, has_sets: bool, has_sinks
     """Raise unless each thing wanted exists and has what it needs."""
     for one in want:
         if one not in FIELDS:
-            near = difflib.get_close_matches(str(one), WANTS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"want some of {', '.join(WANTS)}"
-            fail(RuleError, "want", repr(one), f"one of {', '.join(WANTS)}", hint)
+            some = f"one of {', '.join(WANTS)}"
+            fail(RuleError, "want", repr(one), some, nearest(one, WANTS, f"want {some}"))
         for needs, has, name in (
             (one.endswith("_by_value"), has_value, "v"),
             (one.startswith("sets"), has_sets, "sets"),

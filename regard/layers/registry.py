@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from regard.core.errors import RuleError, fail
+from regard.core.errors import RuleError, fail, nearest
 from regard.core.registry import Registry
 from regard.layers.base import Can, Layer
 
@@ -85,11 +84,10 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
         if unknown:
             known = _settings_of(kind)
-            near = difflib.get_close_matches(unknown[1], known, n=1)
             fail(
                 RuleError, "settings", repr(unknown[1]),
                 f"a setting of {name}: {', '.join(known)}",
-                f"did you mean {near[0]!r}?" if near else "leave it out",
+                nearest(unknown[1], known, "leave it out"),
             )  # fmt: skip
         fail(
             RuleError, "settings", said, f"the arguments of {kind.__name__}",

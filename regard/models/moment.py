@@ -6,6 +6,7 @@ engine puts it on the site of each call (`call.site.moment`).
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ class Moment:
     `branches` names equal blocks of the rows of the batch, in their order, where guidance is told;
     `grid` is the image in tokens (frames first, in a video), `images` how many tokens that makes.
     `image_tokens` bool [b, n] marks those of a prompt that stand for an image, where the model's
-    config names their id.
+    config names their id. `positions` [b or 1, n] are those of the tokens, where they were told.
 
     >>> now = Moment(3, branches=("unconditional", "conditional"), grid=(4, 6))
     >>> now.rows("conditional", 8), now.images
@@ -41,6 +42,7 @@ class Moment:
     grid: tuple[int, ...] | None = None
     packed: int | None = None
     image_tokens: Any = None
+    positions: Any = None
 
     @property
     def images(self) -> int | None:
@@ -192,12 +194,16 @@ def follow(
     return remove
 
 
-def by_cache(_: nn.Module, __: Any, kwargs: dict[str, Any], keep: dict[Any, Any]) -> Moment:
+def by_cache(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]
+) -> Moment:
     """Count the forwards that fill one cache; without one, or with an empty one, it is step 0."""
-    cache = kwargs.get("past_key_values")
+    names = inspect.signature(model.forward).parameters if args else ()
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    cache, positions = given.get("past_key_values"), given.get("position_ids")
     length = getattr(cache, "get_seq_length", None)
     if length is None:
-        return Moment(0)
+        return Moment(0, positions=positions)
     counts = keep.setdefault("caches", WeakKeyDictionary())
     counts[cache] = counts.get(cache, 0) + 1 if int(length()) else 0
-    return Moment(counts[cache])
+    return Moment(counts[cache], positions=positions)

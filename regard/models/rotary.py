@@ -1,7 +1,8 @@
 """How each layer of a model puts positions in its queries and keys, found out by trying.
 
 A key that was turned for one place can be turned for another, or turned back: so keys that were
-made once serve at any place (`Passages`), and a policy may number tokens anew (`longheads`).
+made once serve at any place (`Passages`), a policy may number tokens anew (`longheads`), and what
+learns of keys learns of what they say, wherever they stand (`seer_attention`).
 
     turns = turns_of(model)
     k = turns[layer].turn(turns[layer].back(k, at=old), at=new)
@@ -10,7 +11,7 @@ made once serve at any place (`Passages`), and a policy may number tokens anew (
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,21 @@ def turns_of(model: Any) -> Turns:
     return Turns(found)
 
 
+def rotations_of(model: Any, layers: Collection[int]) -> dict[int, Turn]:
+    """Find how each of the `layers` turns its keys; a model that has no rotations turns none.
+
+    Positions that are added to tokens stay in their keys.
+    """
+    rotary = any(turn.speeds is not None for turn in _rivals(model))
+    found = turns_of(model) if rotary else [Turn()] * len(layers)
+    if len(found) != len(layers):
+        fail(
+            CapabilityError, "model", f"{type(model).__name__}, which keeps {len(found)} layers",
+            f"keys of each of its {len(layers)} layers", "take a policy that needs no bare keys",
+        )  # fmt: skip
+    return dict(zip(layers, found, strict=True))
+
+
 def _keys_at(model: Any) -> list[tuple[Tensor, Tensor]]:
     """Keys [places, g, 1, d] and values of one token, at each layer."""
     from transformers.cache_utils import DynamicCache
@@ -171,4 +187,4 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).abs().max()) <= 32 * torch.finfo(a.dtype).eps * float(b.abs().max())
 
 
-__all__ = ["MOVING", "TRIED", "Turn", "Turns", "turns_of"]
+__all__ = ["MOVING", "TRIED", "Turn", "Turns", "rotations_of", "turns_of"]

@@ -13,6 +13,7 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.rotary import Rotation
 from regard.models.rotary import MOVING
+from regard.policies.standing import put_before
 
 # Candidates are the trained base times 1.05, 1.10, ... 2.50: farther ones harm a model.
 CANDIDATES = tuple(1 + step / 20 for step in range(1, 31))
@@ -116,27 +117,7 @@ class Buckets:
             for c in self.bases
         ]  # fmt: skip
         self._rows = 0
-        self._undo = [self._put(self.rotary, self._turn), self._put(model, self._run)]
-
-    def _put(self, module: Any, ours: Callable[..., Any]) -> Callable[[], None]:
-        """Put a forward of ours before that of a module; give what undoes it."""
-        before, plain = module.__dict__.get("forward"), module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return ours(plain, *args, **kwargs)
-
-        # What runs a module reads names of its arguments off its forward.
-        # So that `inspect.signature` still sees what the model takes.
-        forward.__wrapped__ = plain  # type: ignore[attr-defined]
-        module.__dict__["forward"] = forward
-
-        def remove() -> None:
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = before
-
-        return remove
+        self._undo = [put_before(self.rotary, self._turn), put_before(model, self._run)]
 
     def _turn(self, plain: Callable[..., Any], x: Tensor, position_ids: Tensor) -> Any:
         """Cosines and sines of all copies, each made at its base."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from regard.core.errors import RegardError, RuleError, fail
 from regard.memories.files import read, write
@@ -14,6 +15,29 @@ from regard.policies.base import Policy
 
 class CalibrationError(RegardError):
     """A calibration is missing, or is that of another model or policy."""
+
+
+def need_calibration(policy: Policy, lacking: str) -> NoReturn:
+    """Raise: a policy was used without what a calibration finds, "which layers share" say."""
+    inputs, file = "rows" if policy.learns_from == "answers" else "texts", f"{policy.name}.cal"
+    fail(
+        CalibrationError, "calibrate", "nothing", lacking,
+        f'regard.policies.calibrate(model, "{policy.name}", {inputs}, to="{file}"), and '
+        f'shrink(..., calibrate="{file}")',
+    )  # fmt: skip
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Let gradients pass the weights of a model by, while something else learns."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for p in weights:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
 
 
 def fingerprint(model: Any) -> str:
@@ -117,6 +141,6 @@ def calibrate(
 
 
 __all__ = [
-    "CalibrationError", "calibrate", "fingerprint", "load_calibration", "save_calibration",
-    "serves",
+    "CalibrationError", "calibrate", "fingerprint", "frozen", "load_calibration",
+    "need_calibration", "save_calibration", "serves",
 ]  # fmt: skip

@@ -20,9 +20,7 @@ from regard.core.support import Everything
 from regard.core.top import top_slots
 from regard.memories.stores import Plain, Store
 from regard.memories.summaries import Bounds
-from regard.models.site import Sites
 from regard.policies.base import Policy, Step
-from regard.policies.budget import Budget
 from regard.policies.registry import register
 from regard.policies.scoring import best
 

@@ -26,6 +26,14 @@ WITHOUT_ROWS = ("img_ids", "txt_ids")
 Run = Callable[..., Any]
 
 
+def denoises(model: Any, sites: Sites, *kinds: str) -> Answer:
+    """Whether a model makes images step by step, and attends in one of some ways."""
+    if hook_of(model)[0].name != "diffusers":
+        return No("which does not denoise step by step")
+    found = any(s.kind in kinds for s in sites)
+    return Yes() if found else No(f"which has no {kinds[0]}-attention")
+
+
 @dataclass
 class OverSteps(Policy):
     """Base of policies that keep outputs of cross-attention from step to step."""
@@ -36,11 +44,7 @@ class OverSteps(Policy):
 
     def can(self, model: Any, sites: Sites) -> Answer:
         """Models that denoise, with words in a cross-attention of their own."""
-        if hook_of(model)[0].name != "diffusers":
-            return No("which does not denoise step by step")
-        if not any(s.kind == "cross" for s in sites):
-            return No("which has no cross-attention")
-        return Yes()
+        return denoises(model, sites, "cross")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Forget the outputs of another model."""

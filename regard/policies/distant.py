@@ -20,10 +20,10 @@ from regard.models.engine import whole
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
-from regard.policies.calibration import CalibrationError
+from regard.policies.calibration import need_calibration
+from regard.policies.placing import without_padding
 from regard.policies.prompts import last_rows
 from regard.policies.registry import register
-from regard.policies.placing import without_padding
 from regard.policies.streaming_heads import near_rows
 
 
@@ -60,10 +60,7 @@ class PoD(Policy):
         """Ask for groups, unless nothing is to be shared."""
         super().begin(model, sites, budget)
         if not self.sources and not self.budget.whole and not self.found_none:
-            fail(
-                CalibrationError, "calibrate", "nothing", "which layers look alike",
-                f'regard.policies.calibrate(model, "{self.name}", texts, to="layers.cal")',
-            )  # fmt: skip
+            need_calibration(self, "which layers look alike")
         self.shared = {} if self.budget.whole else self.sources
         self._source: Call | None = None
         self._far: Call | None = None

@@ -11,20 +11,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from regard.core.call import Call
-from regard.core.errors import fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.memories.stores import Plain
 from regard.models.attach import attach, hook_of
-from regard.models.rotations import Rotations, need_rotations
+from regard.models.rotary import Turn, rotations_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
-from regard.policies.calibration import CalibrationError
+from regard.policies.calibration import need_calibration
 from regard.policies.prompts import SparsePrompt, causal_tiles, tile_places
 from regard.policies.registry import register
-from regard.run.executor import Answer, No
-from regard.run.survey import survey
+from regard.run.survey import survey_call
 
 
 def pooled(x: Tensor, block: int, start: int, how: str) -> Tensor:
@@ -58,7 +56,7 @@ class Gate:
         one = torch.eye(size)
         return Gate(one.repeat(h, 1, 1), torch.cat((0 * one, 0 * one, one)).repeat(g, 1, 1))
 
-    def scores(self, q: Tensor, k: Tensor, start: int, block: int, turn: Rotations) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, start: int, block: int, turn: Turn) -> Tensor:
         """Log-probabilities [b, h, t_q, t_k] of tiles, from q, k [b, h or g, n, d] not yet turned.
 
         G = softmax(turned(Q W_q) turned(K W_k)^T / sqrt(r)), Q the means of blocks, K the largest,
@@ -68,8 +66,8 @@ class Gate:
         k_all = torch.cat([pooled(k.float(), block, 0, x) for x in ("amax", "amin", "mean")], -1)
         rows = torch.arange(q_mean.shape[2]) + start // block
         cols = torch.arange(k_all.shape[2])
-        q_made = turn.forth(q_mean @ self.q, rows[None] * block)
-        k_made = turn.forth(k_all @ self.k, cols[None] * block)
+        q_made = turn.turn(q_mean @ self.q, rows * block)
+        k_made = turn.turn(k_all @ self.k, cols * block)
         scores = q_made @ expand_heads(k_made, q.shape[1]).transpose(2, 3) * q.shape[3] ** -0.5
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
         said: Tensor = scores.log_softmax(-1)
@@ -96,32 +94,14 @@ class SeerAttention(SparsePrompt):
     steps: int = 200
     gates: dict[int, Gate] = field(default_factory=dict, init=False, repr=False)
 
-    def can(self, model: Any, sites: Sites) -> Answer:
-        """Causal self-attention, all layers turned alike."""
-        answer = super().can(model, sites)
-        if isinstance(answer, No):
-            return answer
-        sizes = {s.head_size for s in sites}
-        return No(f"whose heads have sizes {sizes}") if len(sizes) > 1 else answer
-
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Ask for gates, and learn how the model turns."""
+        """Ask for gates, and find how the model turns."""
         super().begin(model, sites, budget)
         if self.budget.whole:
             return
         if not self.gates:
-            fail(
-                CalibrationError, "calibrate", "nothing", "gates that have learned",
-                f'regard.policies.calibrate(model, "{self.name}", texts, to="gates.cal"), and '
-                f'shrink(..., calibrate="gates.cal")',
-            )  # fmt: skip
-        self.turn = Rotations(model)
-
-    def end(self) -> None:
-        """Let go of the model."""
-        super().end()
-        if hasattr(self, "turn"):
-            self.turn.close()
+            need_calibration(self, "gates that have learned")
+        self.turns = rotations_of(model, self.gates)
 
     def select(self, step: Step) -> Call:
         """Note where keys were turned to, and choose tiles in a prompt."""
@@ -132,9 +112,10 @@ class SeerAttention(SparsePrompt):
 
     def _places(self, step: Step) -> Tensor:
         """Where the keys were turned to, [b or 1, m]."""
-        now = self.turn.positions
+        moment = step.site.moment
+        now = None if moment is None else moment.positions
         if now is None:
-            return torch.arange(step.call.m)[None]
+            now = torch.arange(step.seen - step.n, step.seen, device=step.call.k.device)[None]
         if step.layer is None:
             return now
         held = step.layer.extra.setdefault(f"{self.name} places", Plain())
@@ -143,10 +124,10 @@ class SeerAttention(SparsePrompt):
 
     def tiles(self, call: Call, keep: float) -> Tensor:
         """Ask the gate."""
-        gate = self.gates[call.site.layer or 0]
-        q = self.turn.back(call.q, self._at[:, call.m - call.n :])
-        k = self.turn.back(call.k, self._at)
-        found = gate.scores(q, k, call.rule.offset, self.block, self.turn)
+        gate, turn = self.gates[call.site.layer or 0], self.turns[call.site.layer or 0]
+        q = turn.back(call.q, self._at[:, call.m - call.n :])
+        k = turn.back(call.k, self._at)
+        found = gate.scores(q, k, call.rule.offset, self.block, turn)
         if self.threshold is not None:
             chosen = found > torch.tensor(max(self.threshold, 0.0)).log()
         else:
@@ -186,12 +167,9 @@ class SeerAttention(SparsePrompt):
         optimizer = torch.optim.AdamW(maps, lr=self.rate, weight_decay=0.0)
         if state:
             optimizer.load_state_dict(state["optimizer"])
-        self.turn = Rotations(model)
-        teacher = Distilling(self.gates, self.block, self.turn)
+        teacher = Distilling(self.gates, self.block, rotations_of(model, self.gates))
         try:
             with attach(model, [teacher], check=False):
-                if self.turn.module is not None:
-                    need_rotations(model, lambda ids: teacher.keys(model, ids))
                 for step in range(state.get("step", 0), self.steps):
                     optimizer.zero_grad()
                     with torch.no_grad():
@@ -203,7 +181,6 @@ class SeerAttention(SparsePrompt):
                     keep({"step": step + 1, "gates": held, "optimizer": optimizer.state_dict()})
                     yield step + 1, self.steps
         finally:
-            self.turn.close()
             for x in maps:
                 x.requires_grad_(False)
 
@@ -211,40 +188,26 @@ class SeerAttention(SparsePrompt):
 class Distilling(Stage):
     """Pull gates to the maps of tiles that pass: KL(target || G), target from a survey."""
 
-    def __init__(self, gates: dict[int, Gate], block: int, turn: Rotations) -> None:
+    def __init__(self, gates: dict[int, Gate], block: int, turns: dict[int, Turn]) -> None:
         super().__init__()
-        self.gates, self.block, self.turn = gates, block, turn
+        self.gates, self.block, self.turns = gates, block, turns
         self.losses: dict[int, float] = {}
-        self._keys: list[Tensor] | None = None
-
-    def keys(self, model: Any, ids: Tensor) -> Tensor:
-        """Keys of the first layer for some ids, turned back."""
-        self._keys = []
-        with torch.no_grad():
-            model(ids, use_cache=False)
-        found, self._keys = self._keys, None
-        return found[0]
 
     def observe(self, call: Call) -> None:
         """Take the gradient of one layer's gate."""
-        at = self.turn.positions
-        at = torch.arange(call.m)[None] if at is None else at
-        q, k = self.turn.back(call.q.detach(), at), self.turn.back(call.k.detach(), at)
-        if self._keys is not None:
-            self._keys.append(k)
-            return
+        layer, at = call.site.layer or 0, torch.arange(call.m)
+        turn = self.turns[layer]
+        q, k = turn.back(call.q.detach(), at), turn.back(call.k.detach(), at)
         with torch.enable_grad():
-            said = self.gates[call.site.layer or 0].scores(q, k, 0, self.block, self.turn)
+            said = self.gates[layer].scores(q, k, 0, self.block, turn)
             loss = distance(tile_targets(call, self.block), said)
             loss.backward()
-        self.losses[call.site.layer or 0] = float(loss.detach())
+        self.losses[layer] = float(loss.detach())
 
 
 def tile_targets(call: Call, block: int) -> Tensor:
     """Largest weight of each tile, shared out by row of tiles, [b, h, t_q, t_k]; one pass."""
-    found = survey(
-        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
-    ).tile_max  # fmt: skip
+    found = survey_call(call, ("tiles",), tile=block).tile_max
     return found / found.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
@@ -257,18 +220,14 @@ def distance(target: Tensor, said: Tensor) -> Tensor:
 
 def mass_found(call: Call, chosen: Tensor, block: int) -> float:
     """Share of all weight that lies in chosen tiles, for a mean row."""
-    found = survey(
-        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
-    ).tile_sum  # fmt: skip
+    found = survey_call(call, ("tiles",), tile=block).tile_sum
     chosen = chosen & causal_tiles(call, block)
     return float((found * chosen).sum() / found.sum())
 
 
 def best_tiles(call: Call, block: int, count: Tensor | int) -> Tensor:
     """Choose in each row the tiles that hold most weight: what no choice can better."""
-    found = survey(
-        call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=("tiles",), tile=block,
-    ).tile_sum  # fmt: skip
+    found = survey_call(call, ("tiles",), tile=block).tile_sum
     rows, cols = tile_places(call, block)
     found = found.masked_fill(cols > rows[:, None], -torch.inf)
     return found.argsort(dim=-1, descending=True).argsort(dim=-1) < count

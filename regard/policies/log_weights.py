@@ -12,12 +12,12 @@ from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
-from regard.models.attach import hook_of
 from regard.models.site import Sites
 from regard.models.weights import closed_weights
 from regard.policies.base import Policy
+from regard.policies.denoising import denoises
 from regard.policies.registry import register
-from regard.run.executor import Answer, No, Yes
+from regard.run.executor import Answer
 
 
 def log2_quantized(
@@ -65,11 +65,7 @@ class Dgq(Policy):
 
     def can(self, model: Any, sites: Sites) -> Answer:
         """Models that denoise, with words in a cross-attention of their own."""
-        if hook_of(model)[0].name != "diffusers":
-            return No("which makes no images from words")
-        if not any(s.kind == "cross" for s in sites):
-            return No("which has no cross-attention")
-        return Yes()
+        return denoises(model, sites, "cross")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Check the bits."""

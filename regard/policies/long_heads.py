@@ -23,7 +23,6 @@ from regard.models.engine import attended
 from regard.models.rotary import Turn, turns_of
 from regard.models.site import Site, Sites
 from regard.policies.base import Policy, Step
-from regard.policies.budget import Budget
 from regard.policies.registry import register
 from regard.run.doors import attend
 from regard.run.executor import Answer, No, Yes
@@ -60,14 +59,12 @@ class LongHeads(Policy):
             return No(f"whose keys cannot be numbered anew ({why})")
         return Yes()
 
-    def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
-        """Get ready."""
-        super().begin(model, sites, budget)
-        self._turn = {site.layer: self.turns[place] for place, site in enumerate(sites)}
+    def _turn(self, site: Site) -> Turn:
+        return self.turns[self.depth[site.layer]]
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
         """Keep keys without their positions."""
-        return None if self.budget.whole else Bare(self._turn[site.layer])
+        return None if self.budget.whole else Bare(self._turn(site))
 
     def select(self, step: Step) -> Call:
         """Leave a text that fits as it is; a longer one was read already, if nobody looks on."""
@@ -94,7 +91,7 @@ class LongHeads(Policy):
         layer = step.layer
         if layer is None or self.budget.whole:
             return None
-        turn, call, n = self._turn[step.site.layer], step.call, step.n
+        turn, call, n = self._turn(step.site), step.call, step.n
         marks = layer.extra.setdefault(self.name, self._marks(turn, call))
         at = torch.arange(step.seen - n, step.seen, device=call.q.device)
         if step.memory.in_order:
@@ -141,7 +138,7 @@ class LongHeads(Policy):
         self, call: Call, q: Tensor, k: Tensor, v: Tensor, chunks: Tensor, at: Tensor, count: int
     ) -> Tensor:
         """Attend from each query to its own chunks, as if they were the whole text."""
-        turn, w, (b, h, p, _) = self._turn[call.site.layer], self.chunk, q.shape
+        turn, w, (b, h, p, _) = self._turn(call.site), self.chunk, q.shape
         line = torch.arange(count * w, device=at.device)
         slots = (chunks[..., None] * w + line[:w]).flatten(3)  # [b, h, p, count w]
         slots = slots.clamp(max=k.shape[2] - 1).unflatten(1, (call.g, -1)).flatten(2)

@@ -12,12 +12,12 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Tiles
-from regard.models.attach import hook_of
 from regard.models.engine import whole
 from regard.models.site import Site, Sites
 from regard.policies.base import Policy, Step
+from regard.policies.denoising import denoises
 from regard.policies.registry import register
-from regard.run.executor import Answer, No, Yes
+from regard.run.executor import Answer
 from regard.run.mass import tile_mass
 
 
@@ -59,11 +59,7 @@ class AdaSpa(Policy):
 
     def can(self, model: Any, sites: Sites) -> Answer:
         """Models that denoise, and attend to themselves."""
-        if hook_of(model)[0].name != "diffusers":
-            return No("which does not denoise step by step")
-        if not any(s.kind in ("self", "joint") for s in sites):
-            return No("which has no self-attention")
-        return Yes()
+        return denoises(model, sites, "self", "joint")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Forget what was found in another model."""

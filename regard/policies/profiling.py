@@ -9,7 +9,7 @@ from regard.core.call import Call
 from regard.core.partial import Partial, wide
 from regard.models.stage import Stage
 from regard.run.reducers import Reducer
-from regard.run.survey import Block, survey
+from regard.run.survey import Block, survey_call
 
 
 def masking_effect(weights: Tensor, pull: Tensor, mean: Tensor) -> Tensor:
@@ -73,10 +73,7 @@ class Profile(Stage):
 
         def told(grad: Tensor) -> None:
             effects = Effects(call, grad, self.size, self.first)
-            survey(
-                call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=(),
-                reducers=[effects], q_positions=call.q_positions, k_positions=call.k_positions,
-            )  # fmt: skip
+            survey_call(call, reducers=[effects])
             by_key = effects.found.sum(0).unflatten(0, (call.g, -1)).sum(1)
             layer = call.site.layer or 0
             self.found[layer] = self.found.get(layer, 0) + by_key

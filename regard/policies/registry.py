@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from regard.core.errors import RuleError, fail, shape_of
+from regard.core.errors import RuleError, fail, nearest, shape_of
 from regard.core.registry import Registry
 from regard.policies.base import Policy
 
@@ -53,10 +52,9 @@ def policy(name: str, **settings: Any) -> Policy:
     fields = {f for f in kind.__dataclass_fields__ if kind.__dataclass_fields__[f].init}
     unknown = set(settings) - fields
     if unknown:
-        near = difflib.get_close_matches(min(unknown), fields, n=1)
         fail(
             RuleError, "settings", f"{sorted(unknown)} for {name}", f"some of {sorted(fields)}",
-            f"did you mean {near[0]!r}?" if near else "leave it out",
+            nearest(min(unknown), fields, "leave it out"),
         )  # fmt: skip
     return kind(**settings)
 

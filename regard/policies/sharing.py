@@ -21,7 +21,7 @@ from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
-from regard.policies.calibration import CalibrationError
+from regard.policies.calibration import need_calibration
 from regard.policies.registry import register
 from regard.run.reference import weight_matrix
 
@@ -68,10 +68,7 @@ class KVSharer(Policy):
         """Ask for a map, unless nothing is to be shared."""
         super().begin(model, sites, budget)
         if not self.sources and not self.budget.whole:
-            fail(
-                CalibrationError, "calibrate", "nothing", "which layers share",
-                'regard.policies.calibrate(model, "kv_sharer", texts, to="layers.cal")',
-            )  # fmt: skip
+            need_calibration(self, "which layers share")
         if self.budget.whole:
             self.sources = {}
 

@@ -23,7 +23,7 @@ from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
-from regard.policies.calibration import CalibrationError
+from regard.policies.calibration import frozen, need_calibration
 from regard.policies.choosing import cheapest
 from regard.policies.profiling import Profile
 from regard.policies.registry import register
@@ -79,11 +79,7 @@ class MoASparse(Policy):
         if self.budget.whole:
             return
         if not self.profile:
-            fail(
-                CalibrationError, "calibrate", "nothing", "what each head loses by a shorter span",
-                f'regard.policies.calibrate(model, "{self.name}", rows, to="spans.cal"), and '
-                f'shrink(..., calibrate="spans.cal")',
-            )  # fmt: skip
+            need_calibration(self, "what each head loses by a shorter span")
         share = self.budget.share
         if share < self._least():
             fail(
@@ -229,10 +225,7 @@ class MoASparse(Policy):
         profile: dict[int, dict[int, Tensor]] = state.get("profile", {})
         plans: dict[float, Rules] = state.get("plans", {})
         done, whole = state.get("step", 0), len(inputs) + len(self.shares)
-        weights = [p for p in model.parameters() if p.requires_grad]
-        for p in weights:
-            p.requires_grad_(False)
-        try:
+        with frozen(model):
             for step in range(done, len(inputs)):
                 effects = self._effects(model, *inputs[step])
                 n = length_of[inputs[step][0].shape[1]]
@@ -242,9 +235,6 @@ class MoASparse(Policy):
                     held[layer] = held.get(layer, 0) + own
                 keep({"step": step + 1, "profile": profile, "plans": plans})
                 yield step + 1, whole
-        finally:
-            for p in weights:
-                p.requires_grad_(True)
         self.profile = profile
         longest = [row for row in inputs if length_of[row[0].shape[1]] == last]
         for step in range(max(done, len(inputs)), whole):

@@ -35,9 +35,8 @@ def _wrap(
     module: nn.Module, site: Site | None, policies: list[Any], stage: Shrinking
 ) -> Callable[[], None]:
     """Put policies around the forward of one module, the first outermost."""
-    own, plain = module.__dict__.get("forward"), module.forward
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if stage.paused:
             return plain(*args, **kwargs)
         ran, counted = False, stage.costs.calls
@@ -55,6 +54,16 @@ def _wrap(
         if not ran and stage.costs.calls == counted:
             stage.costs.skip("" if site is None else site.module)
         return out
+
+    return put_before(module, forward)
+
+
+def put_before(module: nn.Module, ours: Callable[..., Any]) -> Callable[[], None]:
+    """Run `ours(forward, ...)` in place of a module's own forward; give what undoes it."""
+    own, plain = module.__dict__.get("forward"), module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return ours(plain, *args, **kwargs)
 
     # What runs a module reads names of its arguments off its forward.
     # So that `inspect.signature` still sees what the module takes.
@@ -74,4 +83,4 @@ def _asked(policy: Any, site: Site | None, run: Callable[..., Any], *args: Any, 
     return policy.stand_in(site, run, args, kw)
 
 
-__all__ = ["stand"]
+__all__ = ["put_before", "stand"]

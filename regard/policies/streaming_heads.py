@@ -25,7 +25,7 @@ from regard.models.engine import attended
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
-from regard.policies.calibration import CalibrationError
+from regard.policies.calibration import frozen, need_calibration
 from regard.policies.decoding import Bounds, Selecting, page_worth
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of
@@ -79,11 +79,7 @@ class DuoAttention(Selecting):
                 "pass keep=0.5, say",
             )  # fmt: skip
         if not self.gates and not self.budget.whole:
-            fail(
-                CalibrationError, "calibrate", "nothing", "which heads retrieve",
-                f'regard.policies.calibrate(model, "{self.name}", rows, to="heads.cal"), and '
-                f'shrink(..., calibrate="heads.cal")',
-            )  # fmt: skip
+            need_calibration(self, "which heads retrieve")
         self.roles = self._roles()
 
     def _roles(self) -> dict[int, list[bool]]:
@@ -155,10 +151,7 @@ class DuoAttention(Selecting):
             for layer, held in state["gates"].items():
                 gated.gates[layer].data.copy_(held)
             optimizer.load_state_dict(state["optimizer"])
-        frozen = [p for p in model.parameters() if p.requires_grad]
-        for p in frozen:
-            p.requires_grad_(False)
-        try:
+        with frozen(model):
             for step in range(done, self.steps):
                 ids, answer = inputs[step % len(inputs)]
                 with torch.no_grad():
@@ -175,9 +168,6 @@ class DuoAttention(Selecting):
                 held = {layer: p.detach().clone() for layer, p in gated.gates.items()}
                 keep({"step": step + 1, "gates": held, "optimizer": optimizer.state_dict()})
                 yield step + 1, self.steps
-        finally:
-            for p in frozen:
-                p.requires_grad_(True)
         self.gates = {layer: p.detach().tolist() for layer, p in gated.gates.items()}
 
 
@@ -228,10 +218,7 @@ class LServe(DuoAttention):
         """Turn gates into roles, whatever the budget of pages."""
         Selecting.begin(self, model, sites, budget)
         if not self.gates and not self.budget.whole and self.streaming:
-            fail(
-                CalibrationError, "calibrate", "nothing", "which heads retrieve",
-                'regard.policies.calibrate(model, "lserve", rows, to="heads.cal")',
-            )  # fmt: skip
+            need_calibration(self, "which heads retrieve")
         pages, self.budget = self.budget, type(self.budget)(share=1.0 - self.streaming)
         self.roles = self._roles()
         self.budget = pages

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, need
+from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, nearest, need
 from regard.core.method import method
 from regard.core.partial import Partial
 from regard.models.attach import attach
@@ -25,7 +25,7 @@ from regard.models.weights import closed_weights
 from regard.probes.looking import quiet, readings_of, run_on
 from regard.probes.reading import Reading
 from regard.run.reducers import Given, Reducer
-from regard.run.survey import Block, survey
+from regard.run.survey import Block, survey_call
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,19 +94,13 @@ class Kept(Stage):
 def given(call: Call, rows: Tensor, make: Callable[..., Reducer] | None = None) -> Tensor:
     """The row vector rows [b, n] times the mean over heads of the weights: [b, m]."""
     reducer = Given(call, rows[:, None]) if make is None else make(call, rows[:, None])
-    survey(
-        call.q, call.k, call.v, call.rule, want=(), reducers=[reducer],
-        q_positions=call.q_positions, k_positions=call.k_positions,
-    )  # fmt: skip
+    survey_call(call, reducers=[reducer])
     return reducer.found.mean(1)  # type: ignore[attr-defined]
 
 
 def row_sums(call: Call) -> Tensor:
     """What the keys get of each query, mean over heads [b, n]: 1, less what sinks take."""
-    sink = survey(
-        call.q, call.k, call.v, call.rule, want=("sets",), sets={"all": torch.arange(call.m)},
-        q_positions=call.q_positions, k_positions=call.k_positions,
-    )  # fmt: skip
+    sink = survey_call(call, ("sets",), sets={"all": torch.arange(call.m)})
     return sink.named("all").mean(1)
 
 
@@ -213,10 +207,7 @@ def value_norm(calls: Sequence[Call], position: int = -1) -> Tensor:
 
     lengths = expand_heads(call.v, call.h).double().norm(dim=-1)  # [b, h, m]
     reducer = Given(call, _one_hot(calls, position)[:, None])
-    survey(
-        call.q, call.k, call.v, call.rule, want=(), reducers=[reducer],
-        q_positions=call.q_positions, k_positions=call.k_positions,
-    )  # fmt: skip
+    survey_call(call, reducers=[reducer])
     moved = (reducer.found * lengths).mean(1)
     return moved / moved.sum(-1, keepdim=True).clamp(min=1e-30)
 
@@ -246,13 +237,8 @@ def relevance(
     given), or, of the last layer alone, "attention" or "value_norm". Models of self-attention.
     """
     if by not in BY:
-        import difflib
-
-        near = difflib.get_close_matches(by, BY, n=1)
-        fail(
-            RuleError, "by", repr(by), f"one of {', '.join(BY)}",
-            f"did you mean {near[0]!r}?" if near else "name one of these",
-        )  # fmt: skip
+        one = f"one of {', '.join(BY)}"
+        fail(RuleError, "by", repr(by), one, nearest(by, BY, "name one of these"))
     reading = readings_of(model, inputs, tokenizer)[0]
     kept = Kept(where, graded=by == "gradient")
     with quiet(model), torch.set_grad_enabled(by == "gradient"), attach(model, kept, check=False):

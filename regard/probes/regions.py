@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from regard.core.errors import RuleError, ValueRangeError, fail, need
+from regard.core.errors import RuleError, ValueRangeError, fail, nearest, need
 from regard.models.site import Site
 
 if TYPE_CHECKING:
@@ -96,10 +95,9 @@ class WordMaps:
                     return list(range(start, stop + 1))
                 if not wanted.startswith(joined):
                     break
-        near = difflib.get_close_matches(wanted, plain, n=1)
         return fail(
             RuleError, "word", repr(word), f"one of {', '.join(dict.fromkeys(self.words))}"[:300],
-            f"did you mean {near[0]!r}?" if near else "name a word of the prompt, or its number",
+            nearest(wanted, plain, "name a word of the prompt, or its number"),
         )  # fmt: skip
 
     def of(

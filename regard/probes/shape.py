@@ -17,7 +17,7 @@ from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
-from regard.run.survey import Block, survey
+from regard.run.survey import Block, survey_call
 
 
 @register("entropy", groups=("shape",))
@@ -88,8 +88,7 @@ class Distance(Probe):
             return
         places, special = self._patches(site, call)
         reducer = Expected(call, places, special, hops=self.definition == "hops")
-        survey(call.q, call.k, call.v, call.rule, want=(), reducers=[reducer],
-               q_positions=call.q_positions, k_positions=call.k_positions)  # fmt: skip
+        survey_call(call, reducers=[reducer])
         patches = torch.arange(call.n, device=call.q.device) >= special
         self.tally.add(site, reducer.found, counted & patches)
 
@@ -158,7 +157,7 @@ class Rings(Probe):
         """Share out the weight among rings."""
         places, special = Distance._patches(self, site, call)  # type: ignore[arg-type]
         reducer = RingShares(call, places, special)
-        survey(call.q, call.k, call.v, call.rule, want=(), reducers=[reducer])
+        survey_call(call, reducers=[reducer])
         rings = reducer.found[:, :, special:].mean((0, 2)).cpu()
         self.rings[site] = rings
 

@@ -31,7 +31,7 @@ from regard.probes.regions import WordMaps
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
-from regard.run.survey import Block, survey
+from regard.run.survey import Block, survey_call
 
 
 class _Columns(Reducer):
@@ -129,10 +129,7 @@ class Words(Probe):
             call = call.replace(**{x: getattr(call, x)[row : row + 1] for x in "qkv"})
             row = 0
         columns = _Columns(call, row, queries, keys, chosen)
-        survey(
-            call.q.detach(), call.k.detach(), call.v.detach(), call.rule, want=(),
-            q_positions=call.q_positions, k_positions=call.k_positions, reducers=[columns],
-        )  # fmt: skip
+        survey_call(call, reducers=[columns])
         found = (columns.total / len(chosen)).T.float().cpu()  # [text, image]
         found = found[self._kept(site, len(found))]
         found = found.unflatten(1, (-1, *grid[-2:])).mean(1)  # over the frames of a video

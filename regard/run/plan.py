@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import warnings
 from collections import OrderedDict
@@ -13,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import ExecutorError, fail
+from regard.core.errors import ExecutorError, fail, nearest
 from regard.run.executor import Cost, Executor, No
 
 # A fallback that costs more than this many times the work of the pairs that meet is told once.
@@ -98,9 +97,9 @@ def make_plan(call: Call, forced: str | None = None) -> Plan:
     """Check a call, ask every executor, and choose the cheapest that can."""
     call.checked()
     if forced is not None and forced not in EXECUTORS:
-        near = difflib.get_close_matches(str(forced), list(EXECUTORS), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"pass one of {', '.join(EXECUTORS)}"
-        fail(ExecutorError, "executor", repr(forced), f"one of {', '.join(EXECUTORS)}", hint)
+        some = f"one of {', '.join(EXECUTORS)}"
+        hint = nearest(forced, EXECUTORS, f"pass {some}")
+        fail(ExecutorError, "executor", repr(forced), some, hint)
     considered: dict[str, Cost] = {}
     ruled_out: dict[str, str] = {}
     notes: dict[str, str] = {}

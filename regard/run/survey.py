@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,6 +94,14 @@ def survey(
     for reducer in made:
         found.update(reducer.finish())
     return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
+
+
+def survey_call(call: Call, want: Sequence[str] = (), **how: Any) -> Survey:
+    """Survey a call as it stands, at its positions; `how` is what `survey` takes beside."""
+    return survey(
+        call.q, call.k, call.v, call.rule, want,
+        q_positions=call.q_positions, k_positions=call.k_positions, **how,
+    )  # fmt: skip
 
 
 def _by_kernel(

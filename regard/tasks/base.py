@@ -234,6 +234,18 @@ def nothing_asked(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
 
 
+def asked_at_end(x: Tensor, answers: Tensor) -> Batch:
+    """Ask at the last token of x [b, n] or [b, n, c], for answers [b]; at the last c for [b, c].
+
+    >>> asked_at_end(torch.zeros(2, 3, dtype=torch.long), torch.tensor([7, 8])).y.tolist()
+    [[0, 0, 7], [0, 0, 8]]
+    """
+    answers = answers.view(len(x), -1)
+    y, asked = nothing_asked(x if x.dim() == 2 else x[..., 0].long())
+    y[:, -answers.shape[1] :], asked[:, -answers.shape[1] :] = answers, True
+    return Batch(x, y, asked)
+
+
 def next_after_match(x: Tensor) -> Tensor:
     """At each place: the token that follows the first showing of the same token in x [b, n].
 

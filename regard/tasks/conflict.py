@@ -14,9 +14,9 @@ from regard.tasks.base import (
     Kind,
     Task,
     Tokens,
+    asked_at_end,
     need_share,
     need_whole,
-    nothing_asked,
     whole,
 )
 from regard.tasks.registry import register
@@ -119,9 +119,7 @@ class Conflict(Task):
         x[rows[open_book], place[open_book]] = first + subject[open_book]
         x[rows[open_book], place[open_book] + 1] = stated[open_book]
         x[:, -2], x[:, -1] = words + 8, first + subject
-        y, asked = nothing_asked(x)
-        y[:, -1], asked[:, -1] = torch.where(open_book, stated, learned), True
-        return Batch(x, y, asked)
+        return asked_at_end(x, torch.where(open_book, stated, learned))
 
     def _swapped(self, learned: Tensor, random: torch.Generator) -> Tensor:
         kind, which = learned // self.entities, learned % self.entities

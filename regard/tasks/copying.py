@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Task, Tokens, need_whole, nothing_asked, one, whole
+from regard.tasks.base import Batch, Kind, Task, Tokens, asked_at_end, need_whole, one, whole
 from regard.tasks.registry import register
 
 # Tokens that mean something; words come after them.
@@ -54,9 +54,7 @@ class _Lengths(Task):
         words = whole(2, self.vocab, (size, n), random)
         said = self.answer(words)
         x = torch.cat((words, torch.full((size, 1), GO), said[:, :-1]), 1)
-        y, asked = nothing_asked(x)
-        y[:, n:], asked[:, n:] = said, True
-        return Batch(x, y, asked)
+        return asked_at_end(x, said)
 
     def oracle(self, batch: Batch) -> Tensor:
         n = int((batch.x[0] == GO).nonzero()[0])
@@ -150,9 +148,7 @@ class Lookup(Task):
         items = whole(0, self.vocab, (size, self.length), random)
         places = whole(0, self.length, (size, self.asks), random)
         x = torch.cat((items, self.vocab + places), 1)
-        y, asked = nothing_asked(x)
-        y[:, self.length :], asked[:, self.length :] = items.gather(1, places), True
-        return Batch(x, y, asked)
+        return asked_at_end(x, items.gather(1, places))
 
     def oracle(self, batch: Batch) -> Tensor:
         places = (batch.x - self.vocab).clamp_min(0)
@@ -194,9 +190,7 @@ class SelectiveCopy(Task):
         x = torch.full((size, self.length), BLANK).scatter_(1, places.sort(1).values, words)
         # The words come again as they are written, after GO.
         x = torch.cat((x, torch.full((size, 1), GO), words[:, :-1]), 1)
-        y, asked = nothing_asked(x)
-        y[:, self.length :], asked[:, self.length :] = words, True
-        return Batch(x, y, asked)
+        return asked_at_end(x, words)
 
     def oracle(self, batch: Batch) -> Tensor:
         told = batch.x[:, : self.length]

@@ -13,10 +13,10 @@ from regard.tasks.base import (
     Kind,
     Task,
     Tokens,
+    asked_at_end,
     need_even,
     need_whole,
     next_after_match,
-    nothing_asked,
     some_of,
     whole,
 )
@@ -75,9 +75,7 @@ class Hops(Task):
         which = whole(0, self.chains, (size,), random)
         asked_chain = chains[torch.arange(size), which]
         x[:, -1] = asked_chain[:, 0]
-        y, asked = nothing_asked(x)
-        y[:, -1], asked[:, -1] = asked_chain[:, -1], True
-        return Batch(x, y, asked)
+        return asked_at_end(x, asked_chain[:, -1])
 
     def followed(self, batch: Batch, hops: int) -> Tensor:
         """Answer by following `hops` pairs from the question: what a solver of that depth says."""

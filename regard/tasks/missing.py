@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Task, Tokens, need_whole, nothing_asked, some_of
+from regard.tasks.base import Batch, Kind, Task, Tokens, asked_at_end, need_whole, some_of
 from regard.tasks.registry import register
 
 
@@ -54,9 +54,7 @@ class Missing(Task):
     def draw(self, size: int, random: torch.Generator) -> Batch:
         order = some_of(self.items, self.items, size, random)
         x = torch.cat((order[:, self.out :], torch.full((size, 1), self.items)), 1)
-        y, asked = nothing_asked(x)
-        y[:, -1], asked[:, -1] = order[:, 0], True
-        return Batch(x, y, asked)
+        return asked_at_end(x, order[:, 0])
 
     def listed(self, batch: Batch) -> Tensor:
         """How often each item is listed: [b, items]."""

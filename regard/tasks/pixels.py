@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regard.core.errors import RuleError, fail, need
-from regard.tasks.base import Batch, Kind, Numbers, Task, Tokens, need_whole, nothing_asked, whole
+from regard.tasks.base import Batch, Kind, Numbers, Task, Tokens, asked_at_end, need_whole, whole
 from regard.tasks.registry import register
+from regard.tasks.typeset import patches_of, with_question
 
 PARTS = ("train", "held out")
 
@@ -53,9 +54,7 @@ class _Digits(Task):
         low, high = (0, split) if self.part == "train" else (split, len(images))
         which = whole(low, high, (size,), random)
         x = self.sequence(images[which])
-        y, asked = nothing_asked(x[..., 0].long())
-        y[:, -1], asked[:, -1] = digits[which], True
-        return Batch(x, y, asked)
+        return asked_at_end(x, digits[which])
 
     def oracle(self, batch: Batch) -> Tensor:
         """Know every image by heart: the label of the equal one."""
@@ -104,8 +103,7 @@ class PatchDigits(_Digits):
         return 17
 
     def sequence(self, images: Tensor) -> Tensor:
-        patches = F.unfold(images[:, None], 2, stride=2).mT  # [b, 16, 4]
-        return F.pad(F.pad(patches, (0, 1)), (0, 0, 0, 1), value=1.0)
+        return with_question(patches_of(images, 2))
 
 
 @register("pathfinder")
@@ -171,9 +169,7 @@ class Pathfinder(Task):
     def draw(self, size: int, random: torch.Generator) -> Batch:
         rng = plain_random.Random(int(torch.randint(0, 2**62, (), generator=random)))
         x = torch.zeros(size, self.longest, dtype=torch.long)
-        x[:, -1] = 3
-        y, asked = nothing_asked(x)
-        asked[:, -1] = True
+        x[:, -1], same = 3, []
         for row in range(size):
             second: list[tuple[int, int]] = []
             while not second:
@@ -181,11 +177,10 @@ class Pathfinder(Task):
                 second = self._path(rng, set(first)) if first else []
             for r, c in (*first, *second):
                 x[row, r * self.side + c] = 1
-            joined = rng.random() < 0.5
-            for r, c in (first[0], first[-1] if joined else second[-1]):
+            same.append(rng.random() < 0.5)
+            for r, c in (first[0], first[-1] if same[row] else second[-1]):
                 x[row, r * self.side + c] = 2
-            y[row, -1] = int(joined)
-        return Batch(x, y, asked)
+        return asked_at_end(x, torch.tensor(same))
 
     def oracle(self, batch: Batch) -> Tensor:
         cells = batch.x[:, :-1].view(-1, 1, self.side, self.side)

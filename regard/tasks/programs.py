@@ -14,9 +14,9 @@ from regard.tasks.base import (
     Kind,
     Task,
     Tokens,
+    asked_at_end,
     need_even,
     need_whole,
-    nothing_asked,
     some_of,
     whole,
 )
@@ -93,17 +93,15 @@ class ListOps(Task):
         rng = _python_random(random)
         x = torch.full((size, self.length), 15)
         x[:, -1] = 16
-        y, asked = nothing_asked(x)
-        asked[:, -1] = True
+        wanted = []
         for row in range(size):
-            wanted = rng.randrange(10)
+            wanted.append(rng.randrange(10))
             while True:
                 text = self._written(rng, self.depth)
-                if len(text) < self.length and self.value(text) == wanted:
+                if len(text) < self.length and self.value(text) == wanted[row]:
                     break
             x[row, self.length - 1 - len(text) : -1] = torch.tensor(text)
-            y[row, -1] = wanted
-        return Batch(x, y, asked)
+        return asked_at_end(x, torch.tensor(wanted))
 
     def oracle(self, batch: Batch) -> Tensor:
         answers = torch.zeros_like(batch.y)
@@ -215,10 +213,8 @@ class Tracking(Task):
         pairs = [some_of(2, self.people, size, random) for _ in range(self.swaps)]
         last = whole(0, self.people, (size, 1), random)
         x = torch.cat((things, *(self.people + p for p in (*pairs, last))), 1)
-        y, asked = nothing_asked(x)
-        asked[:, -1] = True
-        batch = Batch(x, y, asked)
-        return Batch(x, self.oracle(batch), asked)
+        batch = asked_at_end(x, torch.zeros_like(x[:, -1]))
+        return replace(batch, y=self.oracle(batch))
 
     def oracle(self, batch: Batch) -> Tensor:
         holds = batch.x[:, : self.people].clone()
@@ -276,9 +272,7 @@ class Navigate(Task):
         turned = (walk.gather(1, place) + whole(1, 4, (size, 1), random)) % 4
         walk = torch.where(strays[:, None], walk.scatter(1, place, turned), walk)
         x = torch.cat((walk, torch.full((size, 1), 4)), 1)
-        y, asked = nothing_asked(x)
-        y[:, -1], asked[:, -1] = (~strays).long(), True
-        return Batch(x, y, asked)
+        return asked_at_end(x, (~strays).long())
 
     def oracle(self, batch: Batch) -> Tensor:
         steps = torch.nn.functional.one_hot(batch.x[:, :-1], 4).sum(1)

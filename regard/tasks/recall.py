@@ -14,6 +14,7 @@ from regard.tasks.base import (
     Kind,
     Task,
     Tokens,
+    asked_at_end,
     need_even,
     need_share,
     need_whole,
@@ -117,9 +118,7 @@ class Recall(_Pairs):
         keys, values = self.keys_and_values(size, random)
         which = whole(0, self.pairs, (size, 1), random)
         x = torch.cat((torch.stack((keys, values), 2).flatten(1), keys.gather(1, which)), 1)
-        y, asked = nothing_asked(x)
-        y[:, -1], asked[:, -1] = values.gather(1, which)[:, 0], True
-        return Batch(x, y, asked)
+        return asked_at_end(x, values.gather(1, which)[:, 0])
 
 
 @register("multi_key")
@@ -153,9 +152,7 @@ class MultiKey(_Pairs):
         x.scatter_(1, places, keys).scatter_(1, places + 1, values)
         which = some_of(self.asks, self.pairs, size, random)
         x[:, room:] = keys.gather(1, which)
-        y, asked = nothing_asked(x)
-        y[:, room:], asked[:, room:] = values.gather(1, which), True
-        return Batch(x, y, asked)
+        return asked_at_end(x, values.gather(1, which))
 
 
 @register("needle")
@@ -198,9 +195,7 @@ class Needle(Task):
             places = torch.full((size,), round(self.depth * last))
         rows = torch.arange(size)
         x[rows, places], x[rows, places + 1], x[:, -1] = 1, value, 1
-        y, asked = nothing_asked(x)
-        y[:, -1], asked[:, -1] = value, True
-        return Batch(x, y, asked)
+        return asked_at_end(x, value)
 
     def oracle(self, batch: Batch) -> Tensor:
         return next_after_match(batch.x)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from regard.core.errors import RuleError, fail
+from regard.core.errors import RuleError, fail, nearest
 from regard.core.registry import Registry
 from regard.tasks.base import PATTERNS, Task
 
@@ -49,10 +48,9 @@ def task(name: str, **knobs: Any) -> Task:
     known = [field.name for field in fields(kind)]
     for knob in knobs:
         if knob not in known:
-            near = difflib.get_close_matches(knob, known, n=1)
             fail(
                 RuleError, "knobs", repr(knob), f"a knob of {name}: {', '.join(known) or 'none'}",
-                f"did you mean {near[0]!r}?" if near else "leave it out",
+                nearest(knob, known, "leave it out"),
             )  # fmt: skip
     return kind(**knobs)
 

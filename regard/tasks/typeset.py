@@ -146,4 +146,14 @@ def patches_of(images: Tensor, patch: int) -> Tensor:
     return cut.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-__all__ = ["CHARACTERS", "Page", "drawn", "glyphs", "patches_of", "read", "shares_of", "typeset"]
+def with_question(patches: Tensor) -> Tensor:
+    """Put a last token after patches [b, n, c], which one more number marks: [b, n + 1, c + 1]."""
+    x = torch.nn.functional.pad(patches, (0, 1, 0, 1))
+    x[:, -1, -1] = 1
+    return x
+
+
+__all__ = [
+    "CHARACTERS", "Page", "drawn", "glyphs", "patches_of", "read", "shares_of", "typeset",
+    "with_question",
+]  # fmt: skip

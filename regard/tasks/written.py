@@ -15,14 +15,14 @@ from regard.tasks.base import (
     Numbers,
     Task,
     Tokens,
+    asked_at_end,
     need_even,
     need_whole,
-    nothing_asked,
     some_of,
     whole,
 )
 from regard.tasks.registry import register
-from regard.tasks.typeset import CHARACTERS, HIGH, WIDE, drawn, patches_of, read
+from regard.tasks.typeset import CHARACTERS, HIGH, WIDE, drawn, patches_of, read, with_question
 
 LETTER, DIGIT, ASK = (CHARACTERS.index(c) for c in "a0?")
 PATCH = HIGH
@@ -146,11 +146,7 @@ class WrittenPixels(_Written):
         patches = patches_of(self.images(items), PATCH)
         if self.noise:
             patches = patches + self.noise * torch.randn(patches.shape, generator=random)
-        x = torch.nn.functional.pad(patches, (0, 1, 0, 1))
-        x[:, -1, -1] = 1
-        y, asked = nothing_asked(x[..., 0].long())
-        y[:, -1], asked[:, -1] = items.answer, True
-        return Batch(x, y, asked)
+        return asked_at_end(with_question(patches), items.answer)
 
     def oracle(self, batch: Batch) -> Tensor:
         """Read the characters off the page, and look the name up."""
@@ -191,9 +187,7 @@ class WrittenTokens(_Written):
     def draw(self, size: int, random: torch.Generator) -> Batch:
         items = self.items(size, random)
         x = torch.nn.functional.pad(items.words.flatten(1), (0, 1))
-        y, asked = nothing_asked(x)
-        y[:, -1], asked[:, -1] = items.answer, True
-        return Batch(x, y, asked)
+        return asked_at_end(x, items.answer)
 
     def oracle(self, batch: Batch) -> Tensor:
         words = batch.x[:, :-1].unflatten(1, (-1, self.letters + 1))

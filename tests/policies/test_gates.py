@@ -13,10 +13,8 @@ pytest.importorskip("transformers")
 import regard
 from regard.core.errors import RegardError
 from regard.memories.files import read
-from regard.models.attach import attach
-from regard.models.rotations import Rotations
-from regard.models.stage import Stage
 from regard.policies import calibrate, policy
+from regard.policies.gates import Gate
 from tests.architectures import DECODERS, build
 
 TEXTS = [torch.randint(5, 60, (1, 64), generator=torch.Generator().manual_seed(i))
@@ -31,42 +29,62 @@ def seer(**settings: Any) -> Any:
     return policy("seer_attention", block=8, steps=4, **settings)
 
 
-class Calls(Stage):
-    """Holds what passes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Any] = []
-
-    def observe(self, call: Any) -> None:
-        self.calls.append(call)
-
-
-@pytest.mark.parametrize("name", ["llama", "phi", "qwen2", "stablelm"])
-def test_keys_turned_back_are_those_of_the_projection(name: str) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(
+    "name", ["llama", "phi", "qwen2", "stablelm", "glm", "cohere", "gemma3_text"]
+)
+def test_gates_read_what_stood_before_the_rotation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cached: bool
+) -> None:
+    # Gemma turns its layers differently; GLM and Cohere pair neighbors.
     made, ids = model(name), torch.cat(TEXTS[:2])
+    path = calibrate(made, seer(), TEXTS, to=tmp_path / "gates")
     real = torch.ones_like(ids)
     real[0, :9] = 0
     at = (real.cumsum(1) - 1).clamp(min=0)
-    made_keys: list[torch.Tensor] = []
-    layer = made.model.layers[0].self_attn.k_proj
-    hook = layer.register_forward_hook(lambda _, __, out: made_keys.append(out))
-    turns, calls = Rotations(made), Calls()
-    with attach(made, [calls], check=False), torch.no_grad():
-        made(ids, attention_mask=real, position_ids=at)
-    hook.remove()
-    k = calls.calls[0].k
-    wanted = made_keys[0].view(2, 64, k.shape[1], -1).transpose(1, 2)
-    assert turns.positions is not None
-    torch.testing.assert_close(turns.back(k, turns.positions), wanted, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(turns.forth(wanted, at), k, atol=1e-5, rtol=1e-4)
-    turns.close()
+    wanted: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
+    for layer in made.model.layers:
+        for x, own in wanted.items():
+            last = getattr(layer.self_attn, f"{x}_norm", getattr(layer.self_attn, f"{x}_proj"))
+            last.register_forward_hook(lambda _, __, out, own=own: own.append(out))
+    found: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
+    scores = Gate.scores
+
+    def noted(self: Gate, q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
+        found["q"].append(q)
+        found["k"].append(k)
+        return scores(self, q, k, *rest)
+
+    monkeypatch.setattr(Gate, "scores", noted)
+    with (
+        regard.shrink(made, seer(least=1), keep=0.5, calibrate=path, check=False),
+        torch.no_grad(),
+    ):
+        for own in wanted.values():
+            own.clear()
+        made(ids, real, at, use_cache=cached)
+    for x in ("q", "k"):
+        assert len(found[x]) == len(wanted[x]) == len(made.model.layers)
+        for ours, theirs in zip(found[x], wanted[x], strict=True):
+            heads = theirs if theirs.dim() == 4 else theirs.unflatten(2, (-1, ours.shape[3]))
+            heads = heads if heads.shape[1] == ours.shape[1] else heads.transpose(1, 2)
+            torch.testing.assert_close(ours, heads, atol=1e-5, rtol=1e-4)
 
 
-def test_models_that_turn_otherwise_are_told(tmp_path: Path) -> None:
-    for name in ("glm", "cohere", "gemma3_text"):
-        with pytest.raises(RegardError, match=r"turn.* (differently|otherwise)"):
-            calibrate(model(name), seer(), TEXTS, to=tmp_path / name)
+def test_a_model_without_rotations_keeps_its_keys_as_they_are(tmp_path: Path) -> None:
+    made = model("gpt2")
+    path = calibrate(made, seer(), TEXTS, to=tmp_path / "gates")
+    with regard.shrink(made, seer(least=1), keep=0.5, calibrate=path, check=False) as shrunk:
+        made(TEXTS[0])
+        report = shrunk.report()
+    assert report.flops < report.dense_flops
+
+
+def test_speeds_that_hang_on_the_length_are_told(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    made = build("llama", {**DECODERS["llama"], "rope_parameters": rope}, causal=True)
+    with pytest.raises(RegardError, match="dynamic rotary positions"):
+        calibrate(made, seer(), TEXTS, to=tmp_path / "gates")
 
 
 def test_a_run_that_was_broken_off_gives_what_it_would_have_given(tmp_path: Path) -> None:

@@ -80,9 +80,7 @@ def test_decoding_over_what_is_kept_is_the_masked_whole() -> None:
     last = N // BLOCK
     for layer in report.layers:
         for h, kept in enumerate(layer.kept):
-            stays = [
-                j for j in range(last + 1) if last - j < LOCAL or j % STRIDE == h or j == 0
-            ]
+            stays = [j for j in range(last + 1) if last - j < LOCAL or j % STRIDE == h or j == 0]
             assert kept == sum(min(BLOCK, N - j * BLOCK) for j in stays)
     # All that was computed: the pairs of the masks.
     pairs = sum(int(shard(h, STRIDE, LOCAL, BLOCK).matrix(N).sum()) for h in range(4)) / 4

@@ -14,7 +14,7 @@ from regard.core.partial import Partial
 from regard.core.rule import Rule
 from regard.core.support import Causal, Tiles
 from regard.models.attach import attach
-from regard.models.rotations import Rotations
+from regard.models.rotary import Turn
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.papers.checks import Measured, check
@@ -132,7 +132,6 @@ def best_of(scores: Tensor, count: int) -> Tensor:
 def seer() -> Measured:
     """A gate learns where loud keys are, as means cannot; its target is the pooled map."""
     block, count = 16, 4
-    plain = Rotations(torch.nn.Linear(1, 1))
     first = hot_keys()
     weights = weight_matrix(first)[0]
     tiles = weights.unflatten(3, (-1, block)).unflatten(2, (-1, block)).amax((3, 5))
@@ -147,7 +146,7 @@ def seer() -> Measured:
     losses = []
     for _ in range(120):
         call = hot_keys()
-        loss = distance(tile_targets(call, block), gate.scores(call.q, call.k, 0, block, plain))
+        loss = distance(tile_targets(call, block), gate.scores(call.q, call.k, 0, block, Turn()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,7 +155,7 @@ def seer() -> Measured:
     for _ in range(4):
         call = hot_keys()
         with torch.no_grad():
-            said = gate.scores(call.q, call.k, 0, block, plain)
+            said = gate.scores(call.q, call.k, 0, block, Turn())
         means = pooled(call.q, block, 0, "mean") @ pooled(call.k, block, 0, "mean").mT
         rows = torch.arange(means.shape[2])
         means = means.masked_fill(rows > rows[:, None], -torch.inf)
