@@ -61,31 +61,36 @@ def take_keys(x: Tensor, index: Tensor) -> Tensor:
     >>> take_keys(torch.arange(6.0).view(1, 1, 3, 2), torch.tensor([[[2, 0]]])).tolist()
     [[[[4.0, 5.0], [0.0, 1.0]]]]
     """
-    found = None if x.requires_grad else key_rows(x, index)
-    if found is None:
+    rows = None if x.requires_grad else as_rows(x)
+    if rows is None:
         return x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[3]))
-    rows, at = found
-    if x.device.type != "cpu" or x.dtype != torch.float32 or len(at) < MANY:
-        return rows.index_select(0, at).view(*index.shape, -1)
-    # Bags of one row each fetch ahead, which index_select does not.
-    made = embedding_bag(at, rows, torch.arange(len(at)), mode="sum")
-    return made.view(*index.shape, -1)
+    return take_rows(rows, rows_of(x, index)).view(*index.shape, -1)
 
 
-def key_rows(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Give the keys x [b, g, m, d] of all heads as rows [r, d], and which rows index [b, g, c] is.
-
-    Nothing is copied; None where the keys do not lie in rows.
-    """
+def as_rows(x: Tensor) -> Tensor | None:
+    """Give the keys x [b, g, m, d] of all heads as rows [r, d]; None where they do not lie so."""
     b, g, m, d = x.shape
     over_b, over_g, over_m, over_d = x.stride()
-    even = over_m > 0 and over_b % over_m == 0 and over_g % over_m == 0
-    if over_d != 1 or not even or m == 0:
+    if over_d != 1 or m == 0 or over_m <= 0 or over_b % over_m or over_g % over_m:
         return None
     last = ((b - 1) * over_b + (g - 1) * over_g) // over_m + m
-    rows = x.as_strided((last, d), (over_m, 1), x.storage_offset())
+    return x.as_strided((last, d), (over_m, 1), x.storage_offset())
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """Say which of the rows of `as_rows(x)` keys index [b, g, c] are, [b g c]."""
+    b, g = x.shape[:2]
     if b * g == 1:
-        return rows, index.flatten()
+        return index.flatten()
+    over_b, over_g, over_m = x.stride()[:3]
     first = torch.arange(b, device=x.device)[:, None] * (over_b // over_m)
     first = first + torch.arange(g, device=x.device) * (over_g // over_m)
-    return rows, (index + first[..., None]).flatten()
+    return (index + first[..., None]).flatten()
+
+
+def take_rows(rows: Tensor, at: Tensor) -> Tensor:
+    """Take some rows of many."""
+    if rows.device.type != "cpu" or rows.dtype != torch.float32 or len(at) < MANY:
+        return rows.index_select(0, at)
+    # Bags of one row each fetch ahead, which index_select does not.
+    return embedding_bag(at, rows, torch.arange(len(at)), mode="sum")

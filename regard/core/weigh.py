@@ -68,9 +68,14 @@ class Weigh(Value):
         """
         raise NotImplementedError
 
+    def rows(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Give the weights of whole rows, and their lse: by plain differentiable operations."""
+        return self.weights(scores, allowed, None), None
+
     def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:
-        """Weigh a whole row at once, by plain differentiable operations: the meaning."""
-        raise NotImplementedError
+        """Weigh whole rows, and sum their values: the meaning."""
+        weights, lse = self.rows(scores, allowed)
+        return Partial(weights @ v, lse)
 
     def close(self, partial: Partial) -> Partial:
         """Add what belongs to no key; done once, after all parts are merged."""
@@ -110,15 +115,17 @@ class Normalised(Weigh):
         sign = self.sign(scores)
         return weights if sign is None else weights * sign
 
-    def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:
+    def rows(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Normalise each row."""
-        lse = log_sum_exp(self._masked(scores, allowed), dim=-1)
-        return Partial(self.weights(scores, allowed, lse) @ v, lse)
+        masked = self._masked(scores, allowed)
+        lse = log_sum_exp(masked, dim=-1)
+        return self._signed(torch.exp(masked - finite(lse)[..., None]), scores), lse
 
     def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
         """Divide by all weight of the row."""
+        if lse is None:
+            return self.rows(scores, allowed)[0]
         masked = self._masked(scores, allowed)
-        lse = log_sum_exp(masked, dim=-1) if lse is None else lse
         return self._signed(torch.exp(masked - finite(lse)[..., None]), scores)
 
     def update(self, state: Running, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Running:
@@ -167,10 +174,6 @@ class Summed(Weigh):
     def slope(self, scores: Tensor) -> Tensor:
         """Derivative of `amount`."""
         raise NotImplementedError
-
-    def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:
-        """Weigh each key."""
-        return Partial(self.weights(scores, allowed, None) @ v, None)
 
     def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
         """Judge each key alone."""

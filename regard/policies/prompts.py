@@ -70,7 +70,7 @@ class SparsePrompt(Policy):
         return call.replace(rule=call.rule.replace(support=call.rule.support & support))
 
     def always(self, call: Call) -> Tensor:
-        """The tiles that are computed in any case: the diagonal and the first."""
+        """The tiles that are computed in any case, of the share: the diagonal and the first."""
         rows, cols = tile_places(call, self.block)
         return ((rows[:, None] == cols) | (cols == 0))[None, None]
 
@@ -161,7 +161,7 @@ class AShape(SparsePrompt):
         """Take the tiles near the diagonal."""
         rows, cols = tile_places(call, self.block)
         wide = max(1, int(len(cols) * (1 - (1 - keep) ** 0.5)))
-        return (rows[:, None] - cols < wide)[None, None].expand(1, call.h, -1, -1)
+        return (rows[:, None] - cols < wide)[None, None]
 
 
 @register("vertical_slash")
@@ -208,10 +208,11 @@ class BlockSparse(SparsePrompt):
         rows, cols = tile_places(call, self.block)
         k = pooled(expand_heads(call.k, call.h), self.block)
         before = call.rule.offset % self.block
-        q = pooled(torch.nn.functional.pad(call.q, (0, 0, before, 0)), self.block)
+        q = pooled(padded(call.q, before, 0), self.block)
         scores = q @ k.transpose(2, 3)
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
-        count = ((rows + 1) * keep).ceil()
+        scores = scores.masked_fill(self.always(call), torch.inf)
+        count = ((rows + 1) * keep).ceil().clamp(min=2)
         place = scores.argsort(dim=-1, descending=True).argsort(dim=-1)
         return place < count[:, None]
 
@@ -219,10 +220,15 @@ class BlockSparse(SparsePrompt):
 def pooled(x: Tensor, block: int) -> Tensor:
     """Mean of x [b, h, m, d] over blocks; what fills the last one up counts for nothing."""
     m = x.shape[2]
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -m % block)).unflatten(2, (-1, block))
-    count = torch.full((padded.shape[2], 1), float(block))
+    pages = padded(x, 0, -m % block).unflatten(2, (-1, block))
+    count = torch.full((pages.shape[2], 1), float(block))
     count[-1] -= -m % block
-    return padded.sum(3) / count
+    return pages.sum(3) / count
+
+
+def padded(x: Tensor, before: int, after: int) -> Tensor:
+    """Put zeros around the tokens of x [b, h, n, d]; nothing is copied where there are none."""
+    return torch.nn.functional.pad(x, (0, 0, before, after)) if before or after else x
 
 
 @method("minference", call='from regard.policies import policy; policy("minference")')
@@ -252,7 +258,7 @@ class MInference(SparsePrompt):
         own = self.patterns.get(-1 if layer is None else layer, ["vertical_slash"] * call.h)
         made = {name: self.kinds[name].tiles(call, keep) for name in dict.fromkeys(own)}
         b = max(x.shape[0] for x in made.values())
-        stacked = [made[name].expand(b, -1, -1, -1)[:, head] for head, name in enumerate(own)]
+        stacked = [made[name].expand(b, call.h, -1, -1)[:, h] for h, name in enumerate(own)]
         return torch.stack(stacked, 1)
 
     def best_patterns(self, call: Call, keep: float) -> list[str]:
@@ -309,7 +315,7 @@ class Hip(SparsePrompt):
         """Walk down the halves, all tiles of queries at once."""
         rows, cols = tile_places(call, self.block)
         before = call.rule.offset % self.block
-        q = torch.nn.functional.pad(call.q, (0, 0, before, -(before + call.n) % self.block))
+        q = padded(call.q, before, -(before + call.n) % self.block)
         q = q.unflatten(2, (-1, self.block))[:, :, :, :: self.stride]  # [b, h, t, s, d]
         n = max(1, int(keep * len(cols) / 2))
         edges = torch.linspace(0, 1, n + 1)

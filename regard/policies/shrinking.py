@@ -315,7 +315,8 @@ class Shrinking(Stage):
         kept = memory.unplaced()
         if kept is None:
             return None
-        call = Call(call.q, *kept, rule, call.q_positions, None, call.dropout, call.site)
+        k, v = kept
+        call = Call(call.q, k, v, rule, call.q_positions, None, call.dropout, call.site)
         both = weighed(call) if any(p.weighs for p in due) else None
         out, weights = (attended(call), None) if both is None else both
         self.costs.add(call, memory.seen)

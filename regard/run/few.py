@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from regard.core.call import Call
-from regard.core.heads import key_rows, take_keys
+from regard.core.heads import as_rows, rows_of, take_keys, take_rows
 from regard.core.partial import wide
 from regard.run.fused import product, why_not_product
 from regard.run.plan import chosen
@@ -44,24 +44,29 @@ def over_slots(call: Call, slots: Tensor) -> Tensor:
     >>> torch.allclose(over_slots(Call(q, k, k), some), over_slots(Call(q, k, k), some.flip(2)))
     True
     """
-    k = take_keys(call.k, slots)
-    found = None if _copies(call) else key_rows(call.v, slots)
-    if found is None:
-        call = call.replace(k=k, v=take_keys(call.v, slots))
+    keys, values = as_rows(call.k), as_rows(call.v)
+    if _elsewhere(call) or keys is None or values is None:
+        call = call.replace(k=take_keys(call.k, slots), v=take_keys(call.v, slots))
         return chosen(call).out(call)
+    at = rows_of(call.k, slots)
+    k = take_rows(keys, at).view(*slots.shape, -1)
     q, k, scale = product(call.replace(k=k, v=k))
-    weights = ((q @ k.transpose(2, 3)) * scale).softmax(-1)
-    rows, at = found
-    starts = torch.arange(0, len(at), slots.shape[2])
-    out = embedding_bag(at, rows, starts, mode="sum", per_sample_weights=weights.flatten())
+    weights = ((_by_key_head(q, call.g) @ k.transpose(2, 3)) * scale).softmax(-1)
+    if call.v.stride() != call.k.stride():
+        at = rows_of(call.v, slots)
+    if call.h == call.g:
+        starts = torch.arange(0, len(at), slots.shape[2])
+        out = embedding_bag(at, values, starts, mode="sum", per_sample_weights=weights.flatten())
+    else:  # several queries read each value
+        out = weights @ take_rows(values, at).view(*slots.shape, -1)
     return out.view(call.b, call.h, 1, call.e)
 
 
-def _copies(call: Call) -> bool:
-    """Whether values must be copied: elsewhere, for gradients, or for several queries a key."""
+def _elsewhere(call: Call) -> bool:
+    """Whether a call over some keys is for the executors: off the CPU, say, or with gradients."""
     return (
         call.q.device.type != "cpu" or call.q.dtype != torch.float32 or call.needs_grad
-        or call.h != call.g or bool(call.dropout) or _why_not_plain(call) != ""
+        or bool(call.dropout) or _why_not_plain(call) != ""
     )  # fmt: skip
 
 
@@ -76,7 +81,8 @@ def _why_not_plain(call: Call) -> str:
 
 def _by_key_head(q: Tensor, g: int) -> Tensor:
     """Queries [b, h, n, d] that share a key head in one: [b, g, h / g * n, d]."""
-    return q.unflatten(1, (g, -1)).flatten(2, 3)
+    made: Tensor = q.unflatten(1, (g, -1)).flatten(2, 3)
+    return made
 
 
 __all__ = ["over_slots", "weighed"]

@@ -8,7 +8,7 @@ are of kinds, they are first put in an order in which neighbours, or kinds, are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -131,21 +131,59 @@ def order_of(part: Support | None, n: int, side: int, device: torch.device) -> T
     return torch.argsort(key, stable=True)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A support cut into tiles, for all rows and heads at once.
+
+    `i`, `j` [t, side] are the positions in each tile; `states` int8 [b or 1, h or 1, t_q, t_k] are
+    those of each of the `parts` that must all allow a pair.
+    """
+
+    size: tuple[int, int]
+    orders: tuple[Tensor | None, Tensor | None]
+    i: Tensor
+    j: Tensor
+    parts: tuple[Support, ...]
+    states: tuple[Tensor, ...]
+
+    def at(self, batch: int, head: int) -> list[Tensor]:
+        """Give the states [t_q, t_k] of each part, for one row of the batch and one head."""
+        return [x[min(batch, len(x) - 1), min(head, x.shape[1] - 1)] for x in self.states]
+
+
+def cut(call: Call) -> Cut:
+    """Cut the support of a call; calls of one shape share it."""
+    key = ("cut", call.n, call.m, call.rule.offset, str(call.q.device))
+    return call.rule.support.memo(key, lambda: _cut(call))
+
+
+def _cut(call: Call) -> Cut:
+    support, device = call.rule.support, call.q.device
+    size, special = tile_size(support), lattice_of(support)
+    orders = tuple(
+        order_of(special, n, side, device)
+        for n, side in zip((call.n, call.m), size, strict=True)
+    )  # fmt: skip
+    i, j = (
+        _tiles(n, side, order, device)
+        for n, side, order in zip((call.n, call.m), size, orders, strict=True)
+    )
+    if support.tensors():
+        support = support.to(device)
+    parts = support.parts if isinstance(support, Both) else (support,)
+    states = tuple(
+        tile_states(part, Grid.of(i, j, *part.extent()).shift(call.rule.offset)) for part in parts
+    )
+    return Cut(size, (orders[0], orders[1]), i, j, parts, states)
+
+
 def make_fold(call: Call, batch: int, head: int) -> Fold:
     """Fold the support of a call for one row of the batch and one head."""
-    support = call.rule.support
-    device = call.q.device
-    size = tile_size(support)
-    part = lattice_of(support)
-    orders = [order_of(part, n, s, device) for n, s in zip((call.n, call.m), size, strict=True)]
-    i, j = (
-        _tiles(n, s, order, device)
-        for n, s, order in zip((call.n, call.m), size, orders, strict=True)
-    )
-    states = _states(call, i, j, batch, head)
-    if call.m % size[1]:  # the last tile of keys is filled up, and must be masked
+    made = cut(call)
+    states = torch.stack(made.at(batch, head)).amin(0)
+    if call.m % made.size[1]:  # the last tile of keys is filled up, and must be masked
         states[:, -1] = states[:, -1].clamp(max=PARTIAL)
-    return Fold(call.n, size, _layers(call, states, i, j, batch, head), *orders)
+    return Fold(call.n, made.size, _layers(call, made, states, batch, head), *made.orders)
 
 
 def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Tensor:
@@ -155,30 +193,21 @@ def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Ten
     return torch.cat([position, position[-1:].expand(short)]).view(-1, size)
 
 
-def _states(call: Call, i: Tensor, j: Tensor, batch: int, head: int) -> Tensor:
-    support = call.rule.support
-    if support.tensors():
-        support = support.to(call.q.device)
-    grid = Grid.of(i, j, *support.extent()).shift(call.rule.offset)
-    states = tile_states(support, grid)
-    return states[min(batch, states.shape[0] - 1), min(head, states.shape[1] - 1)].clone()
-
-
 def _layers(
-    call: Call, states: Tensor, i: Tensor, j: Tensor, batch: int, head: int
+    call: Call, cut: Cut, states: Tensor, batch: int, head: int
 ) -> tuple[tuple[Group, ...], ...]:
     """Group the query tiles; where masks would be large, full tiles are a layer of their own."""
-    full = states == FULL
+    full, i, j = states == FULL, cut.i, cut.j
     met, area = int((states != EMPTY).sum()), i.shape[1] * j.shape[1]
     # Looking at every pair costs more than merging two layers, where few tiles are partial.
     mostly = 4 * int(full.sum()) >= 3 * met and met * area > SPLIT_ENTRIES
     if met * area <= LOOK_ENTRIES and not mostly:
-        groups = _grouped(call, states, i, j, batch, head)
+        groups = _grouped(call, cut, states, batch, head)
         entries = sum(g.mask.numel() for g in groups if g.mask is not None)
         if entries <= MASK_ENTRIES or int(full.sum()) * 2 < met:
             return _without_shared(groups, j.shape[1])
-    whole = _grouped(call, torch.where(full, states, 0), i, j, batch, head)
-    part = _grouped(call, torch.where(full, 0, states), i, j, batch, head)
+    whole = _grouped(call, cut, torch.where(full, states, 0), batch, head)
+    part = _grouped(call, cut, torch.where(full, 0, states), batch, head)
     return (whole, part)
 
 
@@ -190,10 +219,8 @@ def _without_shared(groups: tuple[Group, ...], side: int) -> tuple[tuple[Group, 
     return (main, extra) if extra else (main,)
 
 
-def _grouped(
-    call: Call, states: Tensor, i: Tensor, j: Tensor, batch: int, head: int
-) -> tuple[Group, ...]:
-    met = states != EMPTY
+def _grouped(call: Call, cut: Cut, states: Tensor, batch: int, head: int) -> tuple[Group, ...]:
+    met, side = states != EMPTY, cut.size[1]
     counts = met.sum(1)
     # Tiles of keys in rising order first, the empty ones after them.
     ranked = torch.argsort((~met).to(torch.int8), dim=1, stable=True)
@@ -203,9 +230,9 @@ def _grouped(
         keys = ranked[units, :count]
         filled = torch.arange(count, device=keys.device) < counts[units, None]
         if bool((states[units[:, None], keys] == FULL).all()):
-            groups.append(_regular(units, keys, None, j.shape[1]))
+            groups.append(_regular(units, keys, None, side))
             continue
-        groups += _masked(call, units, keys, filled, i, j, batch, head)
+        groups += _masked(call, cut, units, keys, filled, batch, head)
     return tuple(groups)
 
 
@@ -223,16 +250,10 @@ def _buckets(counts: Tensor, most: int = 64) -> list[tuple[int, int]]:
 
 
 def _masked(
-    call: Call,
-    units: Tensor,
-    keys: Tensor,
-    filled: Tensor,
-    i: Tensor,
-    j: Tensor,
-    batch: int,
-    head: int,
+    call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor, batch: int, head: int
 ) -> list[Group]:
     """Make the masks of some units, and put units of equal mask together."""
+    i, j = cut.i, cut.j
     rows, cols = i[units], j[keys].flatten(1)  # [u, q], [u, c k]
     device = rows.device
     at = At(
@@ -243,7 +264,14 @@ def _masked(
         rows[:, :, None] + call.rule.offset,
         cols[:, None],
     )
-    mask = call.allowed(at).expand(len(units), i.shape[1], cols.shape[1])
+    # Parts that allow all of these tiles need not be asked about their pairs.
+    asked = [
+        part.allows(at.b, at.h, at.i, at.j)
+        for part, states in zip(cut.parts, cut.at(batch, head), strict=True)
+        if bool((states[units[:, None], keys][filled] != FULL).any())
+    ]
+    mask = rows.new_ones((), dtype=torch.bool) if not asked else reduce(torch.logical_and, asked)
+    mask = mask.expand(len(units), i.shape[1], cols.shape[1])
     real = filled[:, :, None].expand(*filled.shape, j.shape[1]).flatten(1)
     last = len(j) - 1
     short = j.numel() - call.m

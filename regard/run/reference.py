@@ -49,5 +49,4 @@ def score_matrix(call: Call) -> tuple[Tensor, Tensor]:
 def weight_matrix(call: Call) -> tuple[Tensor, Tensor | None]:
     """Every weight [b, h, n, m], without the sink, and the lse."""
     scores, allowed = score_matrix(call)
-    lse = call.rule.weigh.whole(scores, allowed, scores.new_zeros(call.b, call.h, call.m, 1)).lse
-    return call.rule.weigh.weights(scores, allowed, lse), lse
+    return call.rule.weigh.rows(scores, allowed)

@@ -368,10 +368,9 @@ class _Scorer:
             share = scores.new_ones(r)
         else:
             real = scores.masked_fill(scores <= REMOVED / 2, -torch.inf)
-            whole = weigh.whole(real[None, None], None, scores.new_zeros(1, 1, scores.shape[1], 1))
-            lse = None if whole.lse is None else whole.lse[0, 0]
-            weights = weigh.weights(real[None, None], None, whole.lse)[0, 0]
-            torch.abs(weights, out=size)
+            weights, total = weigh.rows(real[None, None], None)
+            lse = None if total is None else total[0, 0]
+            torch.abs(weights[0, 0], out=size)
             share = scores.new_ones(r)
         block = Block(
             b, h, rows, cols, at.i.flatten(), at.j, scores, size, share, lse, top, sink, met,
