@@ -27,7 +27,7 @@ import torch
 from regard.bench.shrinking import Setting, bits_per_byte, needles, recall, texts
 from regard.models.loading import DEMO
 
-WINDOW, STEPS = 64, 32
+WINDOW, STEPS, ROUNDS = 64, 32, 15
 METHODS = ("full", "knorm", "keydiff", "streaming", "snapkv", "tova", "pyramid_kv", "ada_kv", "h2o",
            "random")  # fmt: skip
 SETTINGS = {
@@ -94,13 +94,17 @@ def spent(model: Any, ids: torch.Tensor) -> tuple[float, float]:
 def times(one: Any, whole: Any, ids: torch.Tensor) -> dict[str, float]:
     """CPU seconds of a prompt and of a step, and medians of their ratio to the full model's.
 
-    Both take turns, so that a machine that slows down slows both.
+    The full model is asked before and after, so that a machine that slows down slows both.
     """
-    pairs = [(spent(one, ids), spent(whole, ids)) for _ in range(9)]
+    before, rounds = spent(whole, ids), []
+    for _ in range(ROUNDS):
+        own, after = spent(one, ids), spent(whole, ids)
+        rounds.append((own, [(a + b) / 2 for a, b in zip(before, after, strict=True)]))
+        before = after
     found = {}
     for which, name in enumerate(("prompt", "step")):
-        found[name] = median(a[which] for a, _ in pairs)
-        found[f"{name}_of_full"] = median(a[which] / b[which] for a, b in pairs)
+        found[name] = median(own[which] for own, _ in rounds)
+        found[f"{name}_of_full"] = median(own[which] / full[which] for own, full in rounds)
     return found
 
 
@@ -190,7 +194,7 @@ def main() -> None:
 
         save(
             arguments.save, rows, length=setting.length, window=WINDOW, steps=STEPS,
-            kvpress="0.5.5, transformers 5.2.0", seconds="CPU seconds, medians of 9 rounds",
+            kvpress="0.5.5, transformers 5.2.0", seconds="CPU seconds, medians of 15 rounds",
         )  # fmt: skip
 
 
