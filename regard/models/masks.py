@@ -24,6 +24,9 @@ from regard.core.support import (
     Window,
 )
 
+# Every forward makes masks; what they share is made once.
+EVERYTHING, CAUSAL = Everything(), Causal()
+
 
 class Mask:
     """Lengths, offsets, the mask function and the padding of one forward.
@@ -60,7 +63,7 @@ class Mask:
 
     def _read(self) -> Support:
         function = self.pieces.get("mask_function")
-        found: Support = Everything() if function is None else self._of(function)
+        found: Support = EVERYTHING if function is None else self._of(function)
         padding = self.pieces.get("attention_mask")
         if padding is not None:
             valid = padding[:, self.start : self.start + self.m].bool()
@@ -77,12 +80,12 @@ class Mask:
         last = self.offset + self.n - 1
         if name == "causal_mask_function":
             # One query that stands at or past the last key sees them all.
-            return Everything() if self.offset >= self.m - 1 else Causal()
+            return EVERYTHING if self.offset >= self.m - 1 else CAUSAL
         if name == "bidirectional_mask_function":
-            return Everything()
+            return EVERYTHING
         if name == "sliding_window_overlay":  # j > i - w; how far ahead is for others to say
             width = int(inside["sliding_window"])
-            return Everything() if width > last else Window(width, self.m + last + 1)
+            return EVERYTHING if width > last else Window(width, self.m + last + 1)
         if name == "sliding_window_bidirectional_overlay":  # |i - j| <= w
             return Window(int(inside["sliding_window"]) + 1)
         if name in ("and_masks", "or_masks"):

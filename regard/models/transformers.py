@@ -6,6 +6,7 @@ import inspect
 import re
 import threading
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from regard.core.call import Call
 from regard.core.errors import fail
 from regard.core.rule import Rule
 from regard.core.score import Dot, SoftCap
-from regard.core.score.base import At
+from regard.core.score.base import At, Score
 from regard.core.score.biases import PlaceStep
 from regard.core.support import Causal, Everything, Support, Where
 from regard.core.support.chosen import pick
@@ -313,23 +314,21 @@ def rule_of(
     if plain and home is not None and kind in home:
         found: Rule = home[kind]
         return found
-    support: Support = Everything()
+    support: Support = EVERYTHING
     offset = 0
-    score = Dot(scaling)
-    if softcap is not None:
-        score = score >> SoftCap(softcap)
+    score = _score(scaling, softcap)
     if isinstance(mask, Mask):
         support, offset = mask.support, max(mask.offset, 0)
     elif mask is None:
         # As under sdpa: no mask means causal from the first key, where the module is causal.
-        support = Causal() if is_causal and n > 1 else Everything()
+        support = Causal() if is_causal and n > 1 else EVERYTHING
     elif mask.dtype == torch.bool:
         support = Where(_looked_up(mask))
     else:
         score = score + Table(mask[..., :m])
     if bias is not None:
         score = score + Table(bias[..., :m])
-    weigh = Softmax() if sink is None else Softmax(sink=sink.reshape(-1))
+    weigh = SOFTMAX if sink is None else Softmax(sink=sink.reshape(-1))
     rule = Rule(support, score, weigh, offset)
     if plain and home is not None:
         if len(home) > 64:
@@ -339,6 +338,14 @@ def rule_of(
 
 
 _plain: dict[Any, Rule] = {}
+# Each step makes a rule; what does not change from step to step is made once.
+EVERYTHING, SOFTMAX = Everything(), Softmax()
+
+
+@lru_cache(maxsize=64)
+def _score(scaling: float | None, softcap: float | None) -> Score:
+    """Make the score of a scale and a soft cap."""
+    return Dot(scaling) if softcap is None else Dot(scaling) >> SoftCap(softcap)
 
 
 def _looked_up(mask: Tensor) -> Any:

@@ -77,6 +77,7 @@ class Shrinking(Stage):
         # Those that have something to say of a single step after the prompt, and of what it keeps.
         self._at_steps = [p for p in self.policies if p.at_steps and p.has(*CHOOSING)]
         self._keeping = [p for p in self.policies if p.has("slots")]
+        self._keeping_on = [p for p in self._keeping if p.every_step]
         for one in self.policies:
             one.begin(model, sites, self.budget)
         self._takes = list(inspect.signature(model.forward).parameters)
@@ -309,12 +310,11 @@ class Shrinking(Stage):
         memory, rule = layer.memory, without_padding(call.rule)
         if memory.seen == 1 or not rule.placeless:
             return None
-        due = [p for p in self._keeping if p.due(layer)]
-        if getattr(memory, "ragged", False):
-            return None if due else self._by_groups(call.replace(rule=rule), memory)
+        due = [p for p in self._keeping_on if p.due(layer)]
         kept = memory.unplaced()
         if kept is None:
-            return None
+            ragged = getattr(memory, "ragged", False) and not due
+            return self._by_groups(call.replace(rule=rule), memory) if ragged else None
         k, v = kept
         call = Call(call.q, k, v, rule, call.q_positions, None, call.dropout, call.site)
         both = weighed(call) if any(p.weighs for p in due) else None

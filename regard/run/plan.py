@@ -151,22 +151,29 @@ def chosen(call: Call, forced: str | None = None, *, lse: bool = False) -> Execu
 
 def _kind(call: Call, forced: str | None, lse: bool) -> Hashable:
     """What a plan depends on."""
+    rule = call.rule
+    if call.n == 1 and not call.placed and rule.placeless and not rule.tensors():
+        return _step_kind(call, forced, lse)
     tensors = (call.q, call.k, call.v, call.q_positions, call.k_positions)
-    rule = call.rule.signature
     kinds: Iterable[Hashable] = map(_tensor_kind, tensors)
-    if call.n == 1 and not call.rule.tensors():
+    said = rule.signature
+    if call.n == 1 and not rule.tensors():
         # A text that grows by a token must not be planned anew at each: lengths come in steps.
         kinds = (_decoding_kind(t, call.m) for t in tensors)
-        if call.rule.placeless:
-            rule = call.rule.score.signature, call.rule.weigh.signature
+        if rule.placeless:
+            said = rule.score.signature, rule.weigh.signature
+    return (said, *kinds, call.needs_grad, call.dropout, forced, lse)
+
+
+def _step_kind(call: Call, forced: str | None, lse: bool) -> Hashable:
+    """The kind of a single query under a rule that is blind to place: asked at every step."""
+    q, k, v = call.q, call.k, call.v
+    b, g, m, d = k.shape
     return (
-        rule,
-        *kinds,
-        call.needs_grad,
-        call.dropout,
-        forced,
-        lse,
-    )
+        call.rule.score.signature, call.rule.weigh.signature, q.shape, b, g, -(-m // 128), d,
+        v.shape[:2], v.shape[2] == m, v.shape[3], q.dtype, k.dtype, v.dtype, q.device, k.device,
+        v.device, call.needs_grad, call.dropout, forced, lse,
+    )  # fmt: skip
 
 
 def _tensor_kind(t: Tensor | None) -> Hashable:
