@@ -6,7 +6,7 @@
 kvpress asks for transformers below 5.3 and Regard for a later one, so each side runs in its own
 environment, turn by turn on one machine and one thread, beside the full model of its own
 environment. Its presses act on prompts alone; after them it is given the right positions, as its
-own pipeline gives them.
+own pipeline gives them. Policies of ours that go on evicting at every step are measured both ways.
 """
 
 from __future__ import annotations
@@ -30,9 +30,15 @@ from regard.models.loading import DEMO
 WINDOW, STEPS, ROUNDS = 64, 32, 15
 METHODS = ("full", "knorm", "keydiff", "streaming", "snapkv", "tova", "pyramid_kv", "ada_kv", "h2o",
            "random")  # fmt: skip
-SETTINGS = {
-    "snapkv": {"window": WINDOW}, "pyramid_kv": {"window": WINDOW}, "ada_kv": {"window": WINDOW},
-}  # fmt: skip
+GO_ON = ("streaming", "tova", "h2o")
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{name: {"window": WINDOW} for name in ("snapkv", "pyramid_kv", "ada_kv")},
+    **{name: {"every_step": False} for name in GO_ON},
+}
+
+
+# Who measures, and how the tables name it.
+SIDES = {"ours": "regard", "theirs": "kvpress", "ours, at every step": "regard, at every step"}
 
 
 def loaded(eager: bool) -> tuple[Any, Any]:
@@ -133,8 +139,8 @@ def theirs(method: str, keep: float, setting: Setting) -> dict[str, Any]:
     return {**found, "bytes": sum(held.values())}
 
 
-def ours(method: str, keep: float, setting: Setting) -> dict[str, Any]:
-    """Measure a policy."""
+def ours(method: str, keep: float, setting: Setting, *, go_on: bool) -> dict[str, Any]:
+    """Measure a policy; one that goes on evicting does so if `go_on`."""
     import regard
     from regard.policies import policy
 
@@ -145,7 +151,7 @@ def ours(method: str, keep: float, setting: Setting) -> dict[str, Any]:
         found = quality(model, tokenizer, setting) | times(model, whole, ids)
         layers = model(ids, use_cache=True).past_key_values.layers
         return {**found, "bytes": sum(x.keys.nbytes + x.values.nbytes for x in layers)}
-    made = policy(method, **SETTINGS.get(method, {}))
+    made = policy(method, **({} if go_on else SETTINGS.get(method, {})))
     with regard.shrink(model, made, keep=keep, check=False) as shrunk:
         found = quality(model, tokenizer, setting) | times(model, whole, ids)
         model(ids)
@@ -168,7 +174,7 @@ def asked(python: str, side: str, method: str, keep: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="a Python that has kvpress")
-    parser.add_argument("--side", choices=("ours", "theirs"))
+    parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--method", choices=METHODS)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--save", help="name of the file in benchmarks/results")
@@ -177,17 +183,24 @@ def main() -> None:
     if arguments.side:
         torch.set_num_threads(1)
         with torch.no_grad():
-            run = ours if arguments.side == "ours" else theirs
-            print(json.dumps(run(arguments.method, arguments.keep[0], setting)))
+            method, keep = arguments.method, arguments.keep[0]
+            if arguments.side == "theirs":
+                found = theirs(method, keep, setting)
+            else:
+                found = ours(method, keep, setting, go_on=arguments.side != "ours")
+            print(json.dumps(found))
         return
     if not arguments.peer:
         parser.error("name a Python that has kvpress: --peer")
     rows = []
     for method in METHODS:
         for keep in arguments.keep if method != "full" else [1.0]:
-            for side, python in (("regard", sys.executable), ("kvpress", arguments.peer)):
-                found = asked(python, "ours" if side == "regard" else "theirs", method, keep)
-                rows.append({"method": method, "keep": keep, "by": side, **found})
+            for side, name in SIDES.items():
+                if side == "ours, at every step" and method not in GO_ON:
+                    continue
+                python = arguments.peer if side == "theirs" else sys.executable
+                found = asked(python, side, method, keep)
+                rows.append({"method": method, "keep": keep, "by": name, **found})
                 print(rows[-1], flush=True)
     if arguments.save:
         from side_by_side import save

@@ -3,9 +3,9 @@
 `KeyMemory` is the protocol of memories of keys. `Full` is the plain one of layers that train;
 `Kept` lets every head keep its own keys, in stores that may be small (`Quantized`, `LowRank`) or
 elsewhere (`Hosted`, `Mapped`); `Bare` keeps keys without positions; `Ring` holds sinks and a
-window; `Paged` shares pages; `Shared` reads another layer's. `Summaries` tell which pages are worth
-reading. `Blocks` are texts that were read once. `LayerMemory` is all that one layer keeps, under
-names of its own.
+window; `Paged` shares pages, `HeadPages` has them for each head; `Shared` reads another layer's.
+`Summaries` tell which pages are worth reading. `Blocks` are texts that were read once.
+`LayerMemory` is all that one layer keeps, under names of its own.
 """
 
 from regard.memories.bare import Bare
@@ -13,6 +13,7 @@ from regard.memories.base import KeyMemory, Read
 from regard.memories.blocks import Block, Blocks
 from regard.memories.files import load, save
 from regard.memories.full import Full
+from regard.memories.head_pages import HeadPages
 from regard.memories.heads import HeadMemories
 from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
@@ -37,6 +38,7 @@ __all__ = [
     "Bounds",
     "Full",
     "HeadMemories",
+    "HeadPages",
     "Hosted",
     "Kept",
     "KeyMemory",

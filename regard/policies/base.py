@@ -92,7 +92,7 @@ class Policy:
     # Whether the policy does something to what is kept, and so asks for a cache.
     needs_cache: ClassVar[bool] = True
     # Whether `slots` has something to say at every step, and not after prompts alone.
-    every_step: ClassVar[bool] = False
+    every_step = False
     # Whether `slots` of single steps looks at their weights.
     weighs: ClassVar[bool] = False
     # Whether what a call attends to is changed at single steps after the prompt, too.

@@ -45,14 +45,18 @@ class Selecting(Policy):
         if layer is None or self.budget.whole:
             return call
         index = self._index(step)
+        # A window reads little as it is.
+        windowed = step.n == 1 and not isinstance(call.rule.support, Everything)
+        if step.n == 1 and step.at is None and not windowed and self.alike:
+            count = self.budget.of_row(step.seen, self.token_bytes)
+            if count < call.m:
+                return self._plainly(step, index, count)
         rows = self.rows(step)
         if step.n > 1 or bool((rows >= call.m).all()):
             self.passed(step)
             return call
-        if not isinstance(call.rule.support, Everything):  # a window reads little as it is
+        if windowed:
             return call
-        if step.at is None and type(self).select_counts is Selecting.select_counts:
-            return self._plainly(step, index, int(rows[0]))
         worth = self.worth(step, index)
         if worth is None:
             return call
@@ -68,6 +72,11 @@ class Selecting(Policy):
             return step.call
         step.pairs, step.slots = float(slots.shape[-1]), slots
         return step.call
+
+    @property
+    def alike(self) -> bool:
+        """Whether every key head reads equally many keys."""
+        return type(self).select_counts is Selecting.select_counts
 
     def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
         """Choose `count` keys for each key head, [b, g, count]; None to read all."""
@@ -166,6 +175,11 @@ class Quest(Selecting):
         call = step.call
         score = page_worth(call.q, index, self.page, call.m, call.g)
         return score.repeat_interleave(self.page, -1)[..., : call.m]
+
+    @property
+    def alike(self) -> bool:
+        """Whether every key head reads equally many keys."""
+        return type(self).select_counts is Selecting.select_counts
 
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from regard.core.method import method
 from regard.memories.base import KeyMemory
+from regard.memories.head_pages import HeadPages
 from regard.memories.kept import Kept
 from regard.memories.ring import Ring
 from regard.models.site import Site
@@ -32,10 +33,10 @@ class Evicting(Policy):
     """Base of policies that evict: override `score`, higher for keys that are worth more."""
 
     what: ClassVar[str] = "evicts"
-    # Whether keys are evicted at every step, or after prompts (and pieces of prompts) alone.
-    every_step: ClassVar[bool] = False
     sinks: int = 0
     recent: int = 0
+    # Whether keys are evicted at every step, or after prompts (and pieces of prompts) alone.
+    every_step: bool = False
     # Once a step passes the budget, this share of it is freed at once: so few steps evict.
     spare: float = 1 / 32
 
@@ -96,13 +97,13 @@ class Streaming(Evicting):
     (StreamingLLM, Xiao et al. 2023)
     """
 
-    every_step: ClassVar[bool] = True
+    every_step: bool = True
     sinks: int = 4
     recent: int = 1
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
         """Keep a ring where the size is fixed."""
-        if self.budget.share is not None:
+        if self.budget.share is not None or not self.every_step:
             return None
         room = torch.tensor([1 << 40])
         tokens = int(self.budget.of_rows(room, self.token_bytes))
@@ -127,7 +128,7 @@ class HeavyHitters(Evicting):
     at each step the lowest goes. (H2O, Zhang et al. 2023)
     """
 
-    every_step: ClassVar[bool] = True
+    every_step: bool = True
     weighs: ClassVar[bool] = True
     recent_share: float = 0.5
 
@@ -208,6 +209,13 @@ class AdaKV(SnapKV):
     """
 
     floor: float = 0.2
+    # Whether heads lie in pages that one kernel reads (`HeadPages`): None says on GPUs alone.
+    pages: bool | None = None
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Put heads in pages where one launch for all is worth it."""
+        pages = next(self.model.parameters()).is_cuda if self.pages is None else self.pages
+        return HeadPages() if pages and not self.budget.whole else None
 
     def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
         """Count the keys of each head among the best of the layer."""
@@ -235,7 +243,7 @@ class Tova(Evicting):
     score(j) = mean over all heads of A[last, j]. (TOVA, Oren et al. 2024)
     """
 
-    every_step: ClassVar[bool] = True
+    every_step: bool = True
     weighs: ClassVar[bool] = True
     recent: int = 1
 

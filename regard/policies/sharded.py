@@ -48,7 +48,7 @@ class Sharded(Policy):
     """
 
     what: ClassVar[str] = "evicts"
-    every_step: ClassVar[bool] = True
+    every_step = True
     block: int = 64
     local: int = 2
     dense: tuple[int, ...] = ()

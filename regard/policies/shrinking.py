@@ -16,6 +16,7 @@ from regard.core.errors import CapabilityError, fail, shape_of
 from regard.core.heads import gather_heads, take_keys
 from regard.core.partial import Partial
 from regard.memories.base import KeyMemory
+from regard.memories.head_pages import HeadPages
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain
 from regard.models.engine import attended, whole
@@ -29,7 +30,7 @@ from regard.policies.counting import Costs
 from regard.policies.placing import placed, without_padding
 from regard.policies.standing import stand
 from regard.run.executor import No
-from regard.run.few import over_slots, weighed
+from regard.run.few import over_slots, plain_scale, weighed
 
 # Hooks with which a policy changes what a call attends to, or how.
 CHOOSING = ("select", "attend", "run", "joined")
@@ -329,6 +330,8 @@ class Shrinking(Stage):
 
     def _by_groups(self, call: Call, memory: Any) -> Tensor | None:
         """Attend by groups of heads that keep equally many keys, without filling them up."""
+        if isinstance(memory, HeadPages):
+            return self._by_pages(call, memory)
         share, kept = call.h // call.g, []
         for heads, own in memory.groups():
             pair = own.unplaced()
@@ -347,6 +350,15 @@ class Shrinking(Stage):
         self.costs.add(call, memory.seen, pairs / call.g)
         memory.settle()
         return out
+
+    def _by_pages(self, call: Call, memory: HeadPages) -> Tensor | None:
+        """Attend to the pages of all heads at once."""
+        scale = plain_scale(call)
+        found = None if scale is None else memory.attend(call.q, scale)
+        if found is None:
+            return None
+        self.costs.add(call, memory.seen, sum(memory.lengths) / len(memory.lengths))
+        return found.out
 
     def _layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""

@@ -13,6 +13,11 @@ from regard.run.fused import product, why_not_product
 from regard.run.plan import chosen
 
 
+def plain_scale(call: Call) -> float | None:
+    """Give the scale of a call that is a softmax of scale q . k, and nothing else; or None."""
+    return None if _why_not_plain(call) or call.rule.score.steps else product(call)[2]
+
+
 def weighed(call: Call) -> tuple[Tensor, Tensor] | None:
     """Give out [b, h, n, e] and the weights [b, h, n, m], under a rule that is blind to place.
 
@@ -85,4 +90,4 @@ def _by_key_head(q: Tensor, g: int) -> Tensor:
     return made
 
 
-__all__ = ["over_slots", "weighed"]
+__all__ = ["over_slots", "plain_scale", "weighed"]

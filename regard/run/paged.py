@@ -86,6 +86,8 @@ def paged_partial(
     k, v = (pages[table.long()].transpose(1, 2).flatten(2, 3) for pages in (k_pages, v_pages))
     place = torch.arange(k.shape[2], device=q.device).expand(b, -1)
     where = torch.where(place < lengths[:, None], place, -1)
+    # Behind the end of a row a page holds anything, and nothing times no number is no number.
+    k, v = (x.masked_fill((where < 0)[:, None, :, None], 0) for x in (k, v))
     now = lengths.long()[:, None] - n + torch.arange(n, device=q.device)
     call = Call(q, k, v, Rule(_support(window, sinks, h), Dot(scale)), now, where)
     return chosen(call, lse=True).run(call)

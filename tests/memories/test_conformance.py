@@ -15,6 +15,7 @@ from torch import Tensor
 from regard.core.errors import CapabilityError, RegardError
 from regard.memories import (
     Full,
+    HeadPages,
     Hosted,
     Kept,
     KeyMemory,
@@ -51,6 +52,7 @@ MAKERS: dict[str, tuple[Callable[[], KeyMemory], float]] = {
     "hosted": (lambda: Kept(Hosted), EXACT),
     "mapped": (lambda: Kept(Mapped), EXACT),
     "paged": (lambda: Paged(Pool(size=4)), EXACT),
+    "pages of heads": (lambda: HeadPages(size=4), EXACT),
     "shared": (shared, EXACT),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", MAKERS)

@@ -10,6 +10,7 @@ import regard
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.score import Alibi, Dot, RelativeBias, SoftCap
+from regard.run.paged import paged_partial
 from regard.run.plan import EXECUTORS
 from tests.strategies import supports
 
@@ -79,3 +80,12 @@ def test_an_empty_slot_is_never_met(seed):
         q, poisoned, v, regard.Causal(), q_positions=torch.tensor([4, 5, 6]), k_positions=places
     )
     torch.testing.assert_close(full, again)
+
+
+def test_what_lies_behind_the_end_of_a_row_is_not_read() -> None:
+    pages = torch.randn(4, 2, 8, 16)
+    pages[1, :, 3:] = torch.nan
+    table = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
+    lengths = torch.tensor([11, 16], dtype=torch.int32)
+    out = paged_partial(torch.randn(2, 4, 1, 16), pages, pages, table, lengths).out
+    assert bool(out.isfinite().all())

@@ -1,0 +1,271 @@
+"""Every head of every row a sequence of its own, in pages: one kernel attends over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from regard.core.errors import ShapeError, ValueRangeError, fail
+from regard.core.partial import Partial
+from regard.core.spans import Spans
+from regard.core.support.bands import need_count
+from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.kept import need_crop
+from regard.run.paged import paged_partial
+
+
+class HeadPages(KeyMemory):
+    """Keys of which each head may keep its own, for a GPU: as `Kept`, but one launch for all heads.
+
+    A key head of a row is a sequence: a table says which pages of `size` tokens are its own, and
+    `choose` packs them anew, so that ragged heads cost what they keep and half a page. `attend`
+    reads the pages where they lie (`regard.run.paged`).
+
+    >>> memory = HeadPages(size=4)
+    >>> memory.extend(torch.randn(1, 2, 100, 8), torch.randn(1, 2, 100, 8))
+    >>> slots = torch.full((1, 2, 50), -1)
+    >>> slots[0, 0], slots[0, 1, :10] = torch.arange(50, 100), torch.arange(90, 100)
+    >>> memory.choose(slots)
+    >>> memory.lengths, memory.attend(torch.randn(1, 4, 1, 8)).out.shape
+    ([50, 10], torch.Size([1, 4, 1, 8]))
+    """
+
+    # Heads hold different keys, as far as anybody may tell.
+    ragged = True
+
+    def __init__(self, size: int = 16) -> None:
+        need_count("size", size)
+        self.size, self.seen = size, 0
+        # Keys that each sequence holds, row by row and head by head.
+        self.lengths: list[int] = []
+        self._shape: tuple[int, int] | None = None
+        # Pages k, v [pages, size, d], and which are whose: int32 [b g, pages of a sequence].
+        self._pages: list[Tensor] = []
+        self._table = torch.zeros(0, 0, dtype=torch.int32)
+        # Positions int32 [b g, c] of the first slots, -1 at none; the newest tokens follow.
+        self._at: Tensor | None = None
+        self._written: list[int] = []
+        # Whether some slot may hold no real key.
+        self._holes = False
+        self._dropped_at = 0
+
+    def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
+        """Append n tokens to every head."""
+        need_keys(k, v, keep)
+        b, g, n = k.shape[:3]
+        if self._shape is None:
+            self._shape, self.lengths, self._written = (b, g), [0] * (b * g), [0] * (b * g)
+            self._pages = [x.new_empty(0, self.size, x.shape[3]) for x in (k, v)]
+            self._table = self._table.to(k.device).new_zeros(b * g, 0)
+        elif self._shape != (b, g):
+            fail(
+                ShapeError, "k", f"batch and heads {[b, g]}", f"{list(self._shape)}, as before",
+                "start a new memory",
+            )  # fmt: skip
+        if keep is not None and not bool(keep.all()):
+            self._place(keep)
+        self._make_room(n)
+        first = torch.tensor(self.lengths, device=k.device)
+        self._write(first[:, None] + torch.arange(n, device=k.device), k.flatten(0, 1), v)
+        self.lengths = [x + n for x in self.lengths]
+        self.seen += n
+
+    def _place(self, keep: Tensor) -> None:
+        """Write down where tokens stand that are about to come, some of them padding."""
+        new = torch.arange(self.seen, self.seen + keep.shape[1], device=keep.device)
+        new = torch.where(keep, new, -1).repeat_interleave((self._shape or (1, 1))[1], 0)
+        old = self._positions()
+        where = torch.tensor(self.lengths, device=keep.device)[:, None]
+        made = pad(old, (0, keep.shape[1]), value=-1)
+        made.scatter_(1, where + torch.arange(keep.shape[1], device=keep.device), new.int())
+        self._holes = True
+        self._at, self._written = made, [x + keep.shape[1] for x in self.lengths]
+
+    def _make_room(self, n: int) -> None:
+        """Give sequences the pages that n more tokens need."""
+        size, have = self.size, len(self._pages[0])
+        more = [-(-(x + n) // size) - -(-x // size) for x in self.lengths]
+        if not any(more):
+            return
+        device = self._table.device
+        wide = max(-(-(x + n) // size) for x in self.lengths)
+        self._table = pad(self._table, (0, max(wide - self._table.shape[1], 0)))
+        rows = [i for i, count in enumerate(more) for _ in range(count)]
+        places = [-(-self.lengths[i] // size) + c for i, x in enumerate(more) for c in range(x)]
+        new = torch.arange(have, have + len(rows), dtype=torch.int32, device=device)
+        self._table[torch.tensor(rows), torch.tensor(places)] = new
+        self._pages = [torch.cat((x, x.new_empty(len(rows), *x.shape[1:]))) for x in self._pages]
+
+    def _write(self, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put k, v of every sequence at its places [b g, n]."""
+        page = self._table.gather(1, (places // self.size).clamp(min=0)).long()
+        slot = (page * self.size + places % self.size).flatten()
+        for held, x in zip(self._pages, (k, v.flatten(0, 1)), strict=True):
+            held.view(-1, held.shape[2])[slot] = x.flatten(0, 1).detach()
+
+    def _positions(self) -> Tensor:
+        """Where the slots of each sequence stand, int32 [b g, longest], -1 behind its end."""
+        device = self._table.device
+        line = torch.arange(max(self.lengths, default=0), device=device)
+        length = torch.tensor(self.lengths, device=device)[:, None]
+        found = torch.where(line < length, line + self.seen - length, -1).int()
+        if self._at is None:
+            return found
+        written = torch.tensor(self._written, device=device)[:, None]
+        known = pad(self._at, (0, found.shape[1] - self._at.shape[1]), value=-1)
+        return torch.where(line < written, known, found)
+
+    def read(self) -> Read:
+        """Give the keys of all heads, shorter ones filled up with empty slots."""
+        if self._shape is None:
+            fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
+        at = self._positions()
+        k, v = (
+            x[self._table.long()].flatten(1, 2)[:, : at.shape[1]].unflatten(0, self._shape)
+            for x in self._pages
+        )
+        # What lies behind the end of a sequence is anything, and may be no number.
+        real = (at >= 0).unflatten(0, self._shape)
+        plain = bool(real.all()) and self._at is None
+        empty = ~real[..., None]
+        return Read(
+            k.masked_fill(empty, 0), v.masked_fill(empty, 0),
+            None if plain else at.long().unflatten(0, self._shape),
+        )  # fmt: skip
+
+    def unplaced(self) -> tuple[Tensor, Tensor] | None:
+        """Give nothing: `attend` reads the pages where they lie."""
+        return None
+
+    def attend(self, q: Tensor, scale: float | None = None) -> Partial | None:
+        """Attend from queries q [b, h, 1, d] to all that is held; None if some of it is padding."""
+        if self._shape is None or self._holes:
+            return None
+        b, h = q.shape[:2]
+        g = self._shape[1]
+        lengths = torch.tensor(self.lengths, dtype=torch.int32, device=q.device)
+        k, v = (x[:, None] for x in self._pages)
+        own = q.reshape(b * g, h // g, 1, q.shape[3])
+        found = paged_partial(own, k, v, self._table, lengths, scale=scale)
+        assert found.lse is not None
+        return Partial(found.out.view(b, h, 1, -1), found.lse.view(b, h, 1))
+
+    @property
+    def counts(self) -> Tensor:
+        """Keys that each head keeps, [b, g]."""
+        return (self._positions() >= 0).sum(-1).view(self._shape or (0, 0))
+
+    def choose(self, slots: Tensor) -> None:
+        """Keep these slots; what is kept is packed anew."""
+        if self._shape is None or slots.dim() != 3 or slots.shape[:2] != self._shape:
+            fail(
+                ShapeError, "slots", list(slots.shape), f"[b, g, c] with {self._shape}",
+                "choose slots for every row and head",
+            )  # fmt: skip
+        at = self._positions()
+        own = slots.flatten(0, 1)
+        real = (own >= 0) & (at.gather(1, own.clamp(min=0)) >= 0)
+        own = torch.where(real, own, at.shape[1]).sort(-1).values
+        counts = real.sum(-1).clamp(min=1)
+        own = own[:, : int(counts.max())].clamp(max=at.shape[1] - 1)
+        filled = torch.arange(own.shape[1], device=own.device) < real.sum(-1, keepdim=True)
+        page = self._table.gather(1, own // self.size).long()
+        from_slot = page * self.size + own % self.size
+        each = -(-counts // self.size)
+        first = each.cumsum(0) - each
+        table = first[:, None] + torch.arange(int(each.max()), device=own.device)
+        line = torch.arange(own.shape[1], device=own.device)
+        to_slot = (first[:, None] * self.size + line)[filled]
+        made = []
+        for held in self._pages:
+            new = held.new_zeros(int(each.sum()), self.size, held.shape[2])
+            new.view(-1, held.shape[2])[to_slot] = held.view(-1, held.shape[2])[from_slot[filled]]
+            made.append(new)
+        self._pages, self.lengths = made, counts.tolist()
+        self._table = torch.where(
+            torch.arange(table.shape[1], device=own.device) < each[:, None], table, 0
+        ).int()
+        self._at = torch.where(filled, at.gather(1, own), -1)
+        self._written, self._dropped_at = list(self.lengths), self.seen
+        self._holes = not bool(real.any(-1).all())
+
+    def forget(self, horizon: Spans) -> None:
+        """Drop what no later query can need, once it is a third of what is held."""
+        if self._shape is None:
+            return
+        at = self._positions().unflatten(0, self._shape)
+        needed = horizon.holds(at.clamp_min(0)) & (at >= 0)
+        if 3 * int(needed.sum()) <= 2 * sum(self.lengths):
+            line = torch.arange(at.shape[2], device=at.device)
+            self.choose(torch.where(needed, line, -1))
+
+    def crop(self, length: int) -> None:
+        """Go back to when `length` tokens had been seen."""
+        need_crop(length, self.seen, self._dropped_at)
+        self.lengths = [max(x - (self.seen - length), 0) for x in self.lengths]
+        self._written = [min(a, b) for a, b in zip(self._written, self.lengths, strict=True)]
+        if self._at is not None:
+            self._at = self._at[:, : max(self._written, default=0)]
+        self.seen = length
+        self._pack()
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take rows of the batch."""
+        if self._shape is None:
+            return
+        g = self._shape[1]
+        own = (rows[:, None] * g + torch.arange(g, device=rows.device)).flatten()
+        self._table = self._table.index_select(0, own)
+        self._at = None if self._at is None else self._at.index_select(0, own)
+        order = own.tolist()
+        self.lengths = [self.lengths[i] for i in order]
+        self._written = [self._written[i] for i in order]
+        self._shape = len(rows), g
+        self._pack()
+
+    def _pack(self) -> None:
+        """Give every sequence pages of its own, in order, and let the others go."""
+        counts = [-(-x // self.size) for x in self.lengths]
+        wide = max(counts, default=0)
+        device = self._table.device
+        line = torch.arange(wide, device=device)
+        filled = line < torch.tensor(counts, device=device)[:, None]
+        taken = self._table[:, :wide][filled].long()
+        self._pages = [x.index_select(0, taken) for x in self._pages]
+        self._table = torch.zeros(len(counts), wide, dtype=torch.int32, device=device)
+        self._table[filled] = torch.arange(len(taken), dtype=torch.int32, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pages, tables and positions."""
+        held = [*self._pages, self._table, *([] if self._at is None else [self._at])]
+        return sum(x.untyped_storage().nbytes() for x in held)
+
+    def state(self) -> dict[str, Any]:
+        """Give what a file must hold."""
+        return {
+            "seen": self.seen, "dropped": self._dropped_at, "lengths": list(self.lengths),
+            "shape": None if self._shape is None else list(self._shape), "pages": self._pages,
+            "table": self._table, "at": self._at, "written": list(self._written),
+            "holes": self._holes,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a file held."""
+        pages = state["pages"]
+        if pages and pages[0].shape[1] != self.size:
+            fail(
+                ValueRangeError, "state", f"pages of {pages[0].shape[1]}", f"{self.size}",
+                "make the memory that was saved",
+            )  # fmt: skip
+        self.seen, self._dropped_at = state["seen"], state["dropped"]
+        self.lengths, self._written = list(state["lengths"]), list(state["written"])
+        self._shape = None if state["shape"] is None else tuple(state["shape"])
+        self._pages, self._table, self._at = list(pages), state["table"], state["at"]
+        self._holes = state["holes"]
+
+
+__all__ = ["HeadPages"]
