@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import count
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, fail, shape_of
 from regard.core.score.base import Match, Score
-from regard.core.score.matches import Dot
+from regard.core.score.matches import Dot, DotMatch
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
 from regard.core.support.base import Everything, Support
@@ -130,6 +131,16 @@ class Rule(Value):
         (True, False)
         """
         return isinstance(self.support, Everything) and not self.score.steps
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether it is a softmax of scale q . k over all keys, and nothing else.
+
+        >>> Rule().plain, Rule(weigh=Softmax(plus_one=True)).plain
+        (True, False)
+        """
+        dot = type(self.score.match) is DotMatch
+        return self.placeless and dot and type(self.weigh) is Softmax and not self.weigh.closes
 
     def draw(self, n: int, m: int | None = None, *, to: str | None = None, head: int = 0) -> str:
         """Draw the mask of the rule: as text, or as a picture where `to` names a file.

@@ -17,6 +17,8 @@ from regard.memories.stores import Plain, Store, StoreKind
 
 # Heads whose counts differ by less than this share one tensor.
 ALIKE = 1 / 64
+# Positions below this are kept in 16 bits.
+SHORT = 1 << 15
 
 
 class _Part:
@@ -26,8 +28,8 @@ class _Part:
         self, heads: tuple[int, ...], k: Store, v: Store, at: Tensor | None = None
     ) -> None:
         self.heads, self.k, self.v = heads, k, v
-        # Positions int32 [b, heads, c] of the first slots, -1 at empty ones. The slots behind hold
-        # the newest tokens, one after another: so a step has nothing to write here.
+        # Positions [b, heads, c] of the first slots, -1 at empty ones, in 16 bits if these do. The
+        # slots behind hold the newest tokens, one after another: a step writes nothing here.
         self.at = at
         self.real = at is None or bool((at >= 0).all())
         # What policies note about each slot, [b, heads, m] each.
@@ -39,7 +41,7 @@ class _Part:
         first = seen - (len(self.k) - written)
         line = torch.arange(first, seen, dtype=torch.int32, device=device)
         line = line.expand(b, len(self.heads), -1)
-        return line if self.at is None else torch.cat((self.at, line), 2)
+        return line if self.at is None else torch.cat((self.at.int(), line), 2)
 
 
 class Kept(KeyMemory):
@@ -53,7 +55,7 @@ class Kept(KeyMemory):
     >>> slots = torch.full((1, 2, 50), -1)
     >>> slots[0, 0], slots[0, 1, :10] = torch.arange(50, 100), torch.arange(90, 100)
     >>> memory.choose(slots)
-    >>> memory.counts.tolist(), memory.nbytes == 60 * (2 * 16 + 4)
+    >>> memory.counts.tolist(), memory.nbytes == 60 * (2 * 16 + 2)
     ([[50, 10]], True)
     """
 
@@ -193,7 +195,8 @@ class Kept(KeyMemory):
             own = slots[:, list(heads), :c]
             held = own < at.shape[2]
             own = own.clamp(max=at.shape[2] - 1)
-            own_at = torch.where(held, at[:, list(heads)].gather(2, own), -1).to(torch.int32)
+            own_at = torch.where(held, at[:, list(heads)].gather(2, own), -1)
+            own_at = own_at.to(torch.int16 if self.seen <= SHORT else torch.int32)
             k, v = self._taken(heads, own, 0), self._taken(heads, own, 1)
             part = _Part(tuple(heads), k, v, own_at)
             names = {name for p in self._parts for name in p.notes}

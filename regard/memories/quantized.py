@@ -28,15 +28,19 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return found
 
 
-def unpack(packed: Tensor, bits: int, d: int) -> Tensor:
-    """Take codes [..., d] apart again.
+def spread(packed: Tensor, bits: int, out: Tensor) -> Tensor:
+    """Take codes apart again, and write them as numbers to out [..., d].
 
-    >>> unpack(torch.tensor([33, 3], dtype=torch.uint8), 4, 3).tolist()
-    [1, 2, 3]
+    >>> spread(torch.tensor([33, 3], dtype=torch.uint8), 4, torch.empty(3)).tolist()
+    [1.0, 2.0, 3.0]
     """
-    mask = (1 << bits) - 1
-    parts = [(packed >> (bits * place)) & mask for place in range(8 // bits)]
-    return torch.stack(parts, -1).flatten(-2)[..., :d]
+    each, mask = 8 // bits, (1 << bits) - 1
+    for place in range(each):
+        part = packed >> (bits * place) if place else packed
+        part = part & mask if place < each - 1 else part
+        own = out[..., place::each]
+        own.copy_(part[..., : own.shape[-1]])
+    return out
 
 
 class Quantized(Store):
@@ -98,7 +102,7 @@ class Quantized(Store):
             self._tail = self._tail.clone()
 
     def _coded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.float()
+        x = x.detach().float()
         grouped = x.unflatten(2, (-1, self.group))  # [b, h, groups, group, d]
         axis = 3 if self.by == "channel" else 4
         low, high = grouped.aminmax(dim=axis, keepdim=True)
@@ -116,13 +120,19 @@ class Quantized(Store):
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         if self._codes is None or self._low is None or self._step is None:
             return self._tail
-        d = self._tail.shape[3]
-        codes = unpack(self._codes, self.bits, d).to(self._tail.dtype)
-        low, step = (
-            x.repeat_interleave(self.group, 2) if self.by == "channel" else x
-            for x in (self._low.to(codes.dtype), self._step.to(codes.dtype))
-        )
-        return torch.cat((torch.addcmul(low, codes, step), self._tail), 2)
+        tail, m = self._tail, self._packed
+        made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
+        spread(self._codes, self.bits, made[:, :, :m])
+        low, step = self._low.to(made.dtype), self._step.to(made.dtype)
+        if self.by == "channel":
+            codes = made[:, :, :m].unflatten(2, (-1, self.group))
+            torch.addcmul(low[:, :, :, None], codes, step[:, :, :, None], out=codes)
+        else:  # one number for all channels: here two passes are faster than one
+            made[:, :, :m].mul_(step).add_(low)
+        if tail.requires_grad:
+            return torch.cat((made[:, :, :m], tail), 2)
+        made[:, :, m:] = tail
+        return made
 
     def empty(self) -> Quantized:
         """Make another with the same settings."""
@@ -168,4 +178,4 @@ class Quantized(Store):
         )
 
 
-__all__ = ["BITS", "Quantized", "pack", "unpack"]
+__all__ = ["BITS", "Quantized", "pack", "spread"]

@@ -74,13 +74,11 @@ class Engine:
         stages = self.serving(call.site)
         if not stages:
             return attended(call), call
-        now = current_moment()
-        if now is not None and isinstance(call.site, Site):
-            call = call.replace(site=call.site.at(now))
         if alone and len(stages) == 1:
             out = stages[0].stand_in(call)
             if out is not None:
                 return out, call
+        call = timed(call)
         site = call.site
         passed: list[tuple[Stage, Call]] = []
         for stage in stages:
@@ -99,6 +97,14 @@ class Engine:
                 _need_partial(stage, new_partial, partial, site)
             partial = new_partial
         return partial.out, call
+
+
+def timed(call: Call) -> Call:
+    """Let the site of a call know the moment that it comes at."""
+    now = current_moment()
+    if now is None or not isinstance(call.site, Site):
+        return call
+    return call.replace(site=call.site.at(now))
 
 
 def attended(call: Call) -> Tensor:

@@ -45,6 +45,10 @@ class Site:
         if self.kind not in KINDS:
             fail(RuleError, "kind", repr(self.kind), f"one of {KINDS}", "name the kind of site")
 
+    def __hash__(self) -> int:
+        # Sites are looked up at every call; a module and the number of its call tell them apart.
+        return hash((self.module, self.index))
+
     def __repr__(self) -> str:
         heads = f"{self.heads}/{self.kv_heads} heads"
         call = f", call {self.index}" if self.index else ""

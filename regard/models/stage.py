@@ -62,7 +62,8 @@ class Stage:
     def stand_in(self, call: Call) -> Tensor | None:
         """Run a call alone, or None: asked of a stage that no other stage stands beside.
 
-        What it gives must be what `before`, the run and `after` would give, only sooner.
+        What it gives must be what `before`, the run and `after` would give, only sooner. The site
+        of the call does not know its moment yet: ask `regard.models.engine.timed(call)`.
         """
         return None
 

@@ -19,7 +19,7 @@ from regard.memories.base import KeyMemory
 from regard.memories.head_pages import HeadPages
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain
-from regard.models.engine import attended, whole
+from regard.models.engine import attended, timed, whole
 from regard.models.pipelines import telling_by_text
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
@@ -31,6 +31,7 @@ from regard.policies.placing import placed, without_padding
 from regard.policies.standing import stand
 from regard.run.executor import No
 from regard.run.few import over_slots, plain_scale, weighed
+from regard.run.fused import single
 
 # Hooks with which a policy changes what a call attends to, or how.
 CHOOSING = ("select", "attend", "run", "joined")
@@ -275,9 +276,13 @@ class Shrinking(Stage):
         if self.paused:
             return attended(call)
         layer = None if isinstance(self.caching, No) else self._layer_of(call)
-        if layer is not None:
-            plain = call.n == 1 and not self._at_steps
-            out = self._plain_step(call, layer) if plain else self._by_policy(call, layer)
+        plain = call.n == 1 and not self._at_steps and layer is not None
+        out = self._plain_step(call, layer) if plain else None
+        if out is not None:
+            return out
+        call = timed(call)
+        if layer is not None and not plain:
+            out = self._by_policy(call, layer)
             if out is not None:
                 return out
         step = self._opened(call, layer)
@@ -318,8 +323,13 @@ class Shrinking(Stage):
             return self._by_groups(call.replace(rule=rule), memory) if ragged else None
         k, v = kept
         call = Call(call.q, k, v, rule, call.q_positions, None, call.dropout, call.site)
+        scale = None if due else plain_scale(call)
         both = weighed(call) if any(p.weighs for p in due) else None
-        out, weights = (attended(call), None) if both is None else both
+        if both is not None:
+            out, weights = both
+        else:
+            weights = None
+            out = attended(call) if scale is None else single(call.q, k, v, scale, call.dropout)
         self.costs.add(call, memory.seen)
         if due:
             step = self._step(call, layer)

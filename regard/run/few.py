@@ -15,7 +15,8 @@ from regard.run.plan import chosen
 
 def plain_scale(call: Call) -> float | None:
     """Give the scale of a call that is a softmax of scale q . k, and nothing else; or None."""
-    return None if _why_not_plain(call) or call.rule.score.steps else product(call)[2]
+    made = call.rule.score.match.prepare(call.q, call.k) if call.rule.plain else None
+    return None if made is None else made[2]
 
 
 def weighed(call: Call) -> tuple[Tensor, Tensor] | None:

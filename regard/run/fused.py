@@ -61,6 +61,8 @@ class Fused(Executor):
         if q.shape[-1] != call.e and not call.dropout:  # PyTorch would write the matrix out
             return self.run(call).out
         kind = pattern(call)
+        if call.n == 1 and kind == "all":
+            return single(q, k, call.v, scale, call.dropout)
         mask = None if kind else additive_mask(call)
         return scaled_dot_product_attention(
             q,
@@ -72,6 +74,19 @@ class Fused(Executor):
             scale=scale,
             enable_gqa=call.h != call.g,
         )
+
+
+def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float = 0.0) -> Tensor:
+    """Attend from single queries q [b, h, 1, d] to all keys: [b, h, 1, e]."""
+    b, h, n, d = q.shape
+    if q.device.type != "cpu" or h == k.shape[1]:
+        return scaled_dot_product_attention(
+            q, k, v, None, dropout, scale=scale, enable_gqa=h != k.shape[1]
+        )  # fmt: skip
+    # Queries that share a key head are rows of one: the kernel of the CPU reads its keys once.
+    rows = q.reshape(b, k.shape[1], -1, d)
+    out = scaled_dot_product_attention(rows, k, v, None, dropout, scale=scale)
+    return out.reshape(b, h, n, -1)
 
 
 def why_not_product(call: Call) -> str:
