@@ -64,16 +64,24 @@ def said(x: float | None) -> str:
 
 def beside() -> str:
     """Each method as kvpress has it, and as we have it."""
-    lines = ["| method | keep | by | needles | recalled | bits a byte | bytes | prompt | step |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| method | keep | by | needles | recalled | bits a byte | bytes | prompt | step "
+             "| 50M: prompt | step |", "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in read("beside-kvpress")["rows"]:
         bits = "broke" if r["bits"] is None else f"{r['bits']:.3f}"
         lines.append(
             f"| {r['method']} | {r['keep']} | {r['by']} | {said(r['needle'])} | "
             f"{said(r['recall'])} | {bits} | {r['bytes']:,} | {r['prompt_of_full']:.2f}x | "
-            f"{r['step_of_full']:.2f}x |"
+            f"{r['step_of_full']:.2f}x | {larger(r)} |"
         )
     return "\n".join(lines)
+
+
+def larger(row: dict[str, Any]) -> str:
+    """Times on the larger model, where they were taken."""
+    found = row.get("larger")
+    if found is None:
+        return " | "
+    return f"{found['prompt_of_full']:.2f}x | {found['step_of_full']:.2f}x"
 
 
 def caches() -> str:
