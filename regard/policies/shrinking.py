@@ -13,11 +13,11 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail, shape_of
-from regard.core.heads import gather_heads, take_keys
+from regard.core.heads import take_keys
 from regard.core.partial import Partial
 from regard.memories.base import KeyMemory
-from regard.memories.head_pages import HeadPages
 from regard.memories.kept import Kept
+from regard.memories.meeting import meet
 from regard.memories.stores import Plain
 from regard.models.engine import attended, timed, whole
 from regard.models.pipelines import telling_by_text
@@ -30,8 +30,7 @@ from regard.policies.counting import Costs
 from regard.policies.placing import placed, without_padding
 from regard.policies.standing import stand
 from regard.run.executor import No
-from regard.run.few import over_slots, plain_scale, weighed
-from regard.run.fused import single
+from regard.run.few import over_slots
 
 # Hooks with which a policy changes what a call attends to, or how.
 CHOOSING = ("select", "attend", "run", "joined")
@@ -309,66 +308,24 @@ class Shrinking(Stage):
         return None
 
     def _plain_step(self, call: Call, layer: Any) -> Tensor | None:
-        """Attend to all that is kept, with no word on where it stands, if the rule allows that.
-
-        Most steps of most policies are this, so it does as little as it can.
-        """
+        """Attend to all that is kept, with no word on where it stands, if the rule allows that."""
         memory, rule = layer.memory, without_padding(call.rule)
         if memory.seen == 1 or not rule.placeless:
             return None
+        if rule is not call.rule:
+            call = call.replace(rule=rule)
         due = [p for p in self._keeping_on if p.due(layer)]
-        kept = memory.unplaced()
-        if kept is None:
-            ragged = getattr(memory, "ragged", False) and not due
-            return self._by_groups(call.replace(rule=rule), memory) if ragged else None
-        k, v = kept
-        call = Call(call.q, k, v, rule, call.q_positions, None, call.dropout, call.site)
-        scale = None if due else plain_scale(call)
-        both = weighed(call) if any(p.weighs for p in due) else None
-        if both is not None:
-            out, weights = both
-        else:
-            weights = None
-            out = attended(call) if scale is None else single(call.q, k, v, scale, call.dropout)
-        self.costs.add(call, memory.seen)
+        met = meet(call, memory, weigh=any(p.weighs for p in due))
+        if met is None:
+            return None
+        self.costs.add(call, memory.seen, met.keys)
         if due:
-            step = self._step(call, layer)
-            step.at, step.weights = memory.read().positions, weights
+            k, v, at = memory.read()
+            step = self._step(call.replace(k=k, v=v), layer)
+            step.at, step.weights = at, met.weights
             self._keep(step, due)
         memory.settle()
-        return out
-
-    def _by_groups(self, call: Call, memory: Any) -> Tensor | None:
-        """Attend by groups of heads that keep equally many keys, without filling them up."""
-        if isinstance(memory, HeadPages):
-            return self._by_pages(call, memory)
-        share, kept = call.h // call.g, []
-        for heads, own in memory.groups():
-            pair = own.unplaced()
-            if pair is None:
-                return None
-            kept.append((heads, *pair))
-        out = call.q.new_empty(call.b, call.h, call.n, kept[0][2].shape[3])
-        pairs = 0
-        for heads, k, v in kept:
-            queries = [h * share + i for h in heads for i in range(share)]
-            own = call.replace(
-                q=gather_heads(call.q, queries), k=k, v=v, rule=call.rule.take_heads(queries)
-            )  # fmt: skip
-            out[:, queries] = attended(own)
-            pairs += len(heads) * k.shape[2]
-        self.costs.add(call, memory.seen, pairs / call.g)
-        memory.settle()
-        return out
-
-    def _by_pages(self, call: Call, memory: HeadPages) -> Tensor | None:
-        """Attend to the pages of all heads at once."""
-        scale = plain_scale(call)
-        found = None if scale is None else memory.attend(call.q, scale)
-        if found is None:
-            return None
-        self.costs.add(call, memory.seen, sum(memory.lengths) / len(memory.lengths))
-        return found.out
+        return met.out
 
     def _layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""
