@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
 from regard.core.heads import gather_heads, take_keys
+from regard.core.partial import Partial
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, Read, need_keys
 from regard.memories.stores import Plain, Store, StoreKind
@@ -110,6 +111,14 @@ class Kept(KeyMemory):
         """Give keys and values alone, where heads keep equally many and no slot is empty."""
         part = self._parts[0] if len(self._parts) == 1 else None
         return (part.k.read(), part.v.read()) if part is not None and part.real else None
+
+    def attend(self, q: Tensor, scale: float) -> Partial | None:
+        """Attend from single queries [b, h, 1, d] to all that is held as it lies (packed, say).
+
+        None where stores must be read first, heads keep different keys, or slots are empty.
+        """
+        part = self._parts[0] if len(self._parts) == 1 else None
+        return part.k.attend(part.v, q, scale) if part is not None and part.real else None
 
     @property
     def ragged(self) -> bool:

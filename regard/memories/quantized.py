@@ -8,35 +8,9 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
+from regard.core.partial import Partial
 from regard.memories.stores import Store
-
-BITS = (8, 4, 2)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Put codes uint8 [..., d] below 2 ** bits together, 8 // bits to a byte.
-
-    >>> pack(torch.tensor([1, 2, 3], dtype=torch.uint8), 4).tolist()
-    [33, 3]
-    """
-    each = 8 // bits
-    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % each))
-    parts = codes.unflatten(-1, (-1, each))
-    found: Tensor = parts[..., 0].clone()
-    for place in range(1, each):
-        found |= parts[..., place] << (bits * place)
-    return found
-
-
-def unpack(packed: Tensor, bits: int, d: int) -> Tensor:
-    """Take codes [..., d] apart again.
-
-    >>> unpack(torch.tensor([33, 3], dtype=torch.uint8), 4, 3).tolist()
-    [1, 2, 3]
-    """
-    mask = (1 << bits) - 1
-    parts = [(packed >> (bits * place)) & mask for place in range(8 // bits)]
-    return torch.stack(parts, -1).flatten(-2)[..., :d]
+from regard.run.packed import BITS, Packed, pack, packed_partial
 
 
 class Quantized(Store):
@@ -114,15 +88,31 @@ class Quantized(Store):
         """Give low + code * step, and the exact tokens behind."""
         if self._tail is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
-        if self._codes is None or self._low is None or self._step is None:
-            return self._tail
-        d = self._tail.shape[3]
-        codes = unpack(self._codes, self.bits, d).to(self._tail.dtype)
-        low, step = (
-            x.repeat_interleave(self.group, 2) if self.by == "channel" else x
-            for x in (self._low.to(codes.dtype), self._step.to(codes.dtype))
+        packed = self._held
+        return (
+            self._tail
+            if packed is None
+            else torch.cat((packed.read(self._tail.dtype), self._tail), 2)
         )
-        return torch.cat((torch.addcmul(low, codes, step), self._tail), 2)
+
+    @property
+    def _held(self) -> Packed | None:
+        """What is packed."""
+        if self._codes is None or self._low is None or self._step is None or self._tail is None:
+            return None
+        return Packed(self._codes, self._low, self._step, self.bits, self._tail.shape[3])
+
+    def attend(self, values: Store, q: Tensor, scale: float) -> Partial | None:
+        """Read the codes where they lie: keys by channel, values by token, equally many packed."""
+        if not isinstance(values, Quantized) or (self.by, values.by) != ("channel", "token"):
+            return None
+        k, v = self._held, values._held
+        if k is None or v is None or self._tail is None or values._tail is None:
+            return None
+        if self._packed != values._packed or not self._packed:
+            return None
+        tail = (self._tail, values._tail) if self._tail.shape[2] else None
+        return packed_partial(q, k, v, tail, scale=scale)
 
     def empty(self) -> Quantized:
         """Make another with the same settings."""
@@ -168,4 +158,4 @@ class Quantized(Store):
         )
 
 
-__all__ = ["BITS", "Quantized", "pack", "unpack"]
+__all__ = ["BITS", "Quantized"]

@@ -312,6 +312,10 @@ class Shrinking(Stage):
         if memory.seen == 1 or not rule.placeless:
             return None
         due = [p for p in self._keeping_on if p.due(layer)]
+        if isinstance(memory, Kept) and not due and on_gpu(call):
+            out = self._as_it_lies(call.replace(rule=rule), memory)
+            if out is not None:
+                return out
         kept = memory.unplaced()
         if kept is None:
             ragged = getattr(memory, "ragged", False) and not due
@@ -331,7 +335,7 @@ class Shrinking(Stage):
     def _by_groups(self, call: Call, memory: Any) -> Tensor | None:
         """Attend by groups of heads that keep equally many keys, without filling them up."""
         if isinstance(memory, HeadPages):
-            return self._by_pages(call, memory)
+            return self._as_it_lies(call, memory)
         share, kept = call.h // call.g, []
         for heads, own in memory.groups():
             pair = own.unplaced()
@@ -351,13 +355,16 @@ class Shrinking(Stage):
         memory.settle()
         return out
 
-    def _by_pages(self, call: Call, memory: HeadPages) -> Tensor | None:
-        """Attend to the pages of all heads at once."""
-        scale = plain_scale(call)
+    def _as_it_lies(self, call: Call, memory: HeadPages | Kept) -> Tensor | None:
+        """Attend to pages, or to packed tokens, of all heads at once."""
+        scale = None if call.dropout else plain_scale(call)
         found = None if scale is None else memory.attend(call.q, scale)
         if found is None:
             return None
-        self.costs.add(call, memory.seen, sum(memory.lengths) / len(memory.lengths))
+        pages = isinstance(memory, HeadPages)
+        each = sum(memory.lengths) / len(memory.lengths) if pages else memory.width
+        self.costs.add(call, memory.seen, each)
+        memory.settle()
         return found.out
 
     def _layer_of(self, call: Call) -> Any:
@@ -376,6 +383,11 @@ class Shrinking(Stage):
 
     def _number(self, site: Any) -> int:
         return next((i for i, s in enumerate(self.sites) if s == site), 0)
+
+
+def on_gpu(call: Call) -> bool:
+    """Whether kernels that read what a memory holds are the way of a call."""
+    return call.q.device.type == "cuda"
 
 
 __all__ = ["Shrinking"]
