@@ -21,7 +21,7 @@ COLUMNS = {64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3), 256: Launch(64
 # Decoding: columns are keys, rows the queries of the heads that share them.
 DECODE = {64: Launch(16, 128, 4, 3), 128: Launch(16, 64, 4, 3), 256: Launch(16, 32, 4, 3)}
 # Decoding packed tokens: columns are tokens, a quarter to a whole byte for each channel.
-PACKED = {64: Launch(16, 128, 4, 3), 128: Launch(16, 128, 4, 3), 256: Launch(16, 64, 4, 3)}
+PACKED = {64: Launch(16, 128, 4, 3), 128: Launch(16, 64, 4, 3), 256: Launch(16, 32, 4, 3)}
 # Programs to aim for when keys are split: three fit on each of the 132 multiprocessors of a Hopper
 # GPU by registers and shared memory (as compiled), so that all run at once.
 PROGRAMS = 396
