@@ -17,7 +17,10 @@ from tests.pretend import Pretend, on_gpu
 SMALL = {"block": 16}
 NAMES: dict[str, dict[str, Any]] = {
     "a_shape": SMALL, "vertical_slash": SMALL, "block_sparse": SMALL, "hip": SMALL,
-    "minference": SMALL, "quest": {}, "double_sparsity": {}, "quantized": {},
+    "minference": SMALL, "moba": {}, "s2": {}, "quest": {}, "double_sparsity": {}, "recycled": {},
+    "quantized": {}, "low_rank": {}, "offloaded": {}, "snapkv": {}, "pyramid_kv": {}, "ada_kv": {},
+    "h2o": {}, "tova": {}, "knorm": {}, "keydiff": {}, "streaming": {}, "random": {}, "chai": {},
+    "longheads": {}, "remote_attention": {},
 }  # fmt: skip
 
 
