@@ -361,8 +361,10 @@ class Shrinking(Stage):
         found = None if scale is None else memory.attend(call.q, scale)
         if found is None:
             return None
-        pages = isinstance(memory, HeadPages)
-        each = sum(memory.lengths) / len(memory.lengths) if pages else memory.width
+        if isinstance(memory, Kept):
+            each = float(memory.width)
+        else:
+            each = sum(memory.lengths) / len(memory.lengths)
         self.costs.add(call, memory.seen, each)
         memory.settle()
         return found.out
