@@ -40,13 +40,22 @@ HEADS, KEY_HEADS, SIZE = 32, 8, 128
 WHERE = Site(0, "self", "layer", HEADS, KEY_HEADS, SIZE, causal=True)
 # Layers that take turns over selected keys, so that no step finds them in the cache of the device.
 LAYERS = 4
-CLOSE = {"atol": 2e-2, "rtol": 2e-2}
 Calls = dict[str, Callable[[], Tensor]]
 Rows = list[dict[str, Any]]
 
 
 def make(device: str, *shape: int) -> Tensor:
     return torch.randn(*shape, device=device, dtype=torch.bfloat16)
+
+
+def need_same(got: Tensor, want: Tensor) -> None:
+    """Raise unless two ways differ by less than 5% of what they give, in bf16.
+
+    Over many random keys outputs are small: no absolute difference would tell.
+    """
+    off = float((got.float() - want.float()).norm() / want.float().norm())
+    if not off < 0.05:
+        raise RuntimeError(f"two ways of the same call differ by {off:.1%}")
 
 
 def timed(case: str, calls: Calls, rounds: int, device: str, replayed: bool = True) -> Rows:
@@ -105,9 +114,7 @@ def prompts(n: int, keep: float, rounds: int, device: str, block: int = 128) -> 
         calls[title] = run
         try:
             small = selected(min(n, 4096))[0]
-            torch.testing.assert_close(
-                attended(small), EXECUTORS["chunked"].run(small).out, **CLOSE
-            )
+            need_same(attended(small), EXECUTORS["chunked"].run(small).out)
             call, step = selected()
             share = (step.pairs or 0) / (n * (n + 1) / 2)
             said[title] = {"share_of_pairs": round(share, 4), "executor": chosen(call).name}
@@ -148,8 +155,7 @@ def selected(b: int, n: int, keep: float, rounds: int, device: str) -> Rows:
         return lambda: [step(*given) for given in zip(*lists, strict=True)][-1]
 
     for slots in (alone, pages):
-        got, want = (over_slots(steps[0], slots, x) for x in (None, "gathered"))
-        torch.testing.assert_close(got, want, **CLOSE)
+        need_same(*(over_slots(steps[0], slots, x) for x in (None, "gathered")))
     keys = 2 * alone.numel() * SIZE * q.element_size()
     moved = keys + alone.numel() * alone.element_size()
     bounds = indexes[0].read().numel() * q.element_size()
@@ -194,7 +200,7 @@ def packed(b: int, n: int, rounds: int, device: str, piece: int = 4096) -> Rows:
             return found.out
 
         want = sdpa(q, *(x.to(q.dtype) for x in memory.unplaced() or ()), enable_gqa=True)
-        torch.testing.assert_close(step(), want, **CLOSE)
+        need_same(step(), want)
         calls[f"{bits} bits"], must[f"{bits} bits"] = step, memory.nbytes
     rows = timed(f"a step over {n:,} tokens, batch {b}", calls, rounds, device)
     for row in rows:

@@ -55,9 +55,9 @@ class Packed(NamedTuple):
     by token.
 
     >>> codes = pack(torch.tensor([[[[0, 1, 2], [3, 4, 5]]]], dtype=torch.uint8), 4)
-    >>> low, step = torch.tensor([1.0, 2.0]).view(2, 1, 1, 2, 1)
+    >>> low, step = torch.tensor([[1.0, 1.0], [2.0, 2.0]]).view(2, 1, 1, 2, 1)
     >>> Packed(codes, low, step, 4, 3).read(torch.float32)[0, 0].tolist()
-    [[1.0, 2.0, 3.0], [8.0, 10.0, 12.0]]
+    [[1.0, 3.0, 5.0], [7.0, 9.0, 11.0]]
     """
 
     codes: Tensor
