@@ -154,6 +154,11 @@ class HeadPages(KeyMemory):
         return Partial(found.out.view(b, h, 1, -1), found.lse.view(b, h, 1))
 
     @property
+    def held(self) -> float:
+        """Slots that a head holds, on average."""
+        return sum(self.lengths) / max(len(self.lengths), 1)
+
+    @property
     def counts(self) -> Tensor:
         """Keys that each head keeps, [b, g]."""
         return (self._positions() >= 0).sum(-1).view(self._shape or (0, 0))

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
 from regard.core.heads import gather_heads, take_keys
+from regard.core.partial import Partial
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, Read, need_keys
 from regard.memories.stores import Plain, Store, StoreKind
@@ -113,6 +114,14 @@ class Kept(KeyMemory):
         part = self._parts[0] if len(self._parts) == 1 else None
         return (part.k.read(), part.v.read()) if part is not None and part.real else None
 
+    def attend(self, q: Tensor, scale: float) -> Partial | None:
+        """Attend from single queries [b, h, 1, d] to all that is held as it lies (packed, say).
+
+        None where stores must be read first, heads keep different keys, or slots are empty.
+        """
+        part = self._parts[0] if len(self._parts) == 1 else None
+        return part.k.attend(part.v, q, scale) if part is not None and part.real else None
+
     @property
     def ragged(self) -> bool:
         """Whether heads keep different numbers of keys."""
@@ -146,6 +155,12 @@ class Kept(KeyMemory):
     def width(self) -> int:
         """Slots of `read`, empty ones included."""
         return max((len(part.k) for part in self._parts), default=0)
+
+    @property
+    def held(self) -> float:
+        """Slots that a head holds, on average."""
+        counts = [len(part.heads) * len(part.k) for part in self._parts]
+        return sum(counts) / max(sum(len(part.heads) for part in self._parts), 1)
 
     @property
     def positions(self) -> Tensor:

@@ -40,13 +40,15 @@ class Mapped(Store):
         self._path: str | None = None
         self._x: Tensor | None = None  # [room, b, h, d]: tokens first, so that a file can grow
         self._m = 0
+        # Where tokens came from, and where they are read to.
+        self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return self._m
 
     def append(self, x: Tensor) -> None:
         """Write behind the last token."""
-        n = x.shape[2]
+        n, self._device = x.shape[2], x.device
         if not x.shape[3]:  # values of no width, as latents have
             self._m += n
             self._x = x.new_empty(self._m, x.shape[0], x.shape[1], 0)
@@ -85,10 +87,10 @@ class Mapped(Store):
         self._x = flat.view(tokens, *shape)
 
     def read(self) -> Tensor:
-        """Give a view of the map; pages are read when they are used."""
+        """Give a view of the map, whose pages are read when they are used; a copy on a GPU."""
         if self._x is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
-        return self._x[: self._m].permute(1, 2, 0, 3)
+        return self._x[: self._m].permute(1, 2, 0, 3).to(device=self._device)
 
     def empty(self) -> Mapped:
         """Make another in the same folder."""
@@ -101,7 +103,7 @@ class Mapped(Store):
     def reorder(self, rows: Tensor) -> None:
         """Take rows, into a new file."""
         if self._x is not None:
-            x = self.read().index_select(0, rows)
+            x = self.read().index_select(0, rows.to(device=self._device))
             other = self.empty()
             other.append(x)
             self._become(other)

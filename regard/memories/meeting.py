@@ -41,21 +41,26 @@ def meet(call: Call, memory: KeyMemory, *, weigh: bool = False) -> Met | None:
     >>> found.out.shape, found.keys, found.weights.shape
     (torch.Size([1, 4, 1, 8]), 9.0, torch.Size([1, 4, 1, 9]))
     """
+    if not weigh and (isinstance(memory, HeadPages) or (on_gpu(call) and isinstance(memory, Kept))):
+        scale = None if call.dropout else plain_scale(call)
+        found = None if scale is None else memory.attend(call.q, scale)
+        if found is not None:
+            return Met(found.out, memory.held)
     kept = memory.unplaced()
     if kept is not None:
         k, v = kept
         call = Call(call.q, k, v, call.rule, call.q_positions, None, call.dropout, call.site)
         both = weighed(call) if weigh else None
-        return (
-            Met(_out(call), float(call.m)) if both is None else Met(both[0], float(call.m), both[1])
-        )
+        out, weights = (_out(call), None) if both is None else both
+        return Met(out, float(call.m), weights)
     if weigh:
         return None
-    if isinstance(memory, HeadPages):
-        scale = plain_scale(call)
-        found = None if scale is None else memory.attend(call.q, scale)
-        return None if found is None else Met(found.out, sum(memory.lengths) / len(memory.lengths))
     return _by_groups(call, memory) if isinstance(memory, Kept | Split) else None
+
+
+def on_gpu(call: Call) -> bool:
+    """Whether kernels that read keys as they lie, packed or in pages, are the way of a call."""
+    return call.q.device.type == "cuda"
 
 
 def _out(call: Call) -> Tensor:
@@ -79,13 +84,11 @@ def _by_groups(call: Call, memory: Kept | Split) -> Met | None:
     if not kept:
         return None
     out = call.q.new_empty(call.b, call.h, call.n, kept[0][2].shape[3])
-    met = 0
     for heads, k, v in kept:
         queries = [h * share + i for h in heads for i in range(share)]
         rule = call.rule.take_heads(queries)
         out[:, queries] = _out(call.replace(q=gather_heads(call.q, queries), k=k, v=v, rule=rule))
-        met += len(heads) * k.shape[2]
-    return Met(out, met / call.g)
+    return Met(out, sum(len(heads) * k.shape[2] for heads, k, _ in kept) / call.g)
 
 
-__all__ = ["Met", "meet"]
+__all__ = ["Met", "meet", "on_gpu"]

@@ -8,39 +8,9 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
+from regard.core.partial import Partial
 from regard.memories.stores import Store
-
-BITS = (8, 4, 2)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Put codes uint8 [..., d] below 2 ** bits together, 8 // bits to a byte.
-
-    >>> pack(torch.tensor([1, 2, 3], dtype=torch.uint8), 4).tolist()
-    [33, 3]
-    """
-    each = 8 // bits
-    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % each))
-    parts = codes.unflatten(-1, (-1, each))
-    found: Tensor = parts[..., 0].clone()
-    for place in range(1, each):
-        found |= parts[..., place] << (bits * place)
-    return found
-
-
-def spread(packed: Tensor, bits: int, out: Tensor) -> Tensor:
-    """Take codes apart again, and write them as numbers to out [..., d].
-
-    >>> spread(torch.tensor([33, 3], dtype=torch.uint8), 4, torch.empty(3)).tolist()
-    [1.0, 2.0, 3.0]
-    """
-    each, mask = 8 // bits, (1 << bits) - 1
-    for place in range(each):
-        part = packed >> (bits * place) if place else packed
-        part = part & mask if place < each - 1 else part
-        own = out[..., place::each]
-        own.copy_(part[..., : own.shape[-1]])
-    return out
+from regard.run.packed import BITS, Packed, pack, packed_partial
 
 
 class Quantized(Store):
@@ -118,21 +88,34 @@ class Quantized(Store):
         """Give low + code * step, and the exact tokens behind."""
         if self._tail is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
-        if self._codes is None or self._low is None or self._step is None:
-            return self._tail
-        tail, m = self._tail, self._packed
-        made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
-        spread(self._codes, self.bits, made[:, :, :m])
-        low, step = self._low.to(made.dtype), self._step.to(made.dtype)
-        if self.by == "channel":
-            codes = made[:, :, :m].unflatten(2, (-1, self.group))
-            torch.addcmul(low[:, :, :, None], codes, step[:, :, :, None], out=codes)
-        else:  # one number for all channels: here two passes are faster than one
-            made[:, :, :m].mul_(step).add_(low)
+        packed, tail, m = self._held, self._tail, self._packed
+        if packed is None:
+            return tail
         if tail.requires_grad:
-            return torch.cat((made[:, :, :m], tail), 2)
+            return torch.cat((packed.read(tail.dtype), tail), 2)
+        made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
+        packed.write(made[:, :, :m])
         made[:, :, m:] = tail
         return made
+
+    @property
+    def _held(self) -> Packed | None:
+        """What is packed."""
+        if self._codes is None or self._low is None or self._step is None or self._tail is None:
+            return None
+        return Packed(self._codes, self._low, self._step, self.bits, self._tail.shape[3])
+
+    def attend(self, values: Store, q: Tensor, scale: float) -> Partial | None:
+        """Read the codes where they lie: keys by channel, values by token, equally many packed."""
+        if not isinstance(values, Quantized) or (self.by, values.by) != ("channel", "token"):
+            return None
+        k, v = self._held, values._held
+        if k is None or v is None or self._tail is None or values._tail is None:
+            return None
+        if self._packed != values._packed or not self._packed:
+            return None
+        tail = (self._tail, values._tail) if self._tail.shape[2] else None
+        return packed_partial(q, k, v, tail, scale=scale)
 
     def empty(self) -> Quantized:
         """Make another with the same settings."""
@@ -178,4 +161,4 @@ class Quantized(Store):
         )
 
 
-__all__ = ["BITS", "Quantized", "pack", "spread"]
+__all__ = ["BITS", "Quantized"]

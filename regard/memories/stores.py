@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
+from regard.core.partial import Partial
 
 
 class Store(ABC):
@@ -57,6 +58,13 @@ class Store(ABC):
     def settle(self) -> None:
         """Make small what no longer needs to be exact; called when attention has read it."""
         return
+
+    def attend(self, values: Store, q: Tensor, scale: float) -> Partial | None:
+        """Attend from single queries q [b, h, 1, d] to these keys and their values as they lie.
+
+        None where they must be read first.
+        """
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -225,13 +225,14 @@ class AdaKV(SnapKV):
         least = torch.ceil(self.floor * rows).long().clamp(min=1)
         # The best of each head up to the floor are in, whatever the other heads have.
         order = score.argsort(dim=-1, descending=True, stable=True)
-        place = torch.empty_like(order).scatter_(2, order, torch.arange(m).expand_as(order))
+        line = torch.arange(m, device=order.device).expand_as(order)
+        place = torch.empty_like(order).scatter_(2, order, line)
         top = torch.finfo(score.dtype).max
         score = torch.where((place < least[:, None, None]) & (at >= 0), top, score)
         order = score.flatten(1).argsort(dim=-1, descending=True, stable=True)
         total = (rows * g).minimum((at >= 0).flatten(1).sum(1))
-        chosen = torch.arange(g * m) < total[:, None]
-        marked = torch.zeros(b, g * m, dtype=torch.bool).scatter_(1, order, chosen)
+        chosen = torch.arange(g * m, device=order.device) < total[:, None]
+        marked = torch.zeros_like(chosen).scatter_(1, order, chosen)
         return marked.view(b, g, m).sum(-1)
 
 
@@ -292,7 +293,7 @@ class Random(Evicting):
         """Draw by position and head, so that a run can be repeated."""
         draw = torch.Generator().manual_seed(self.seed + (step.site.layer or 0))
         # By token first, so that what came is drawn alike however much comes.
-        table = torch.rand(step.seen, step.call.g, generator=draw).T
+        table = torch.rand(step.seen, step.call.g, generator=draw).T.to(device=step.call.k.device)
         at = rank_of(step.positions).clamp(min=0)
         return table.expand(step.call.b, -1, -1).gather(2, at)
 

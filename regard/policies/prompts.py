@@ -83,8 +83,8 @@ def _start(call: Call, block: int) -> int:
 def tile_places(call: Call, block: int) -> tuple[Tensor, Tensor]:
     """Number the tiles of queries and of keys, counted from position 0."""
     first = call.rule.offset // block
-    last = -(-call.m // block)
-    return torch.arange(first, last), torch.arange(last)
+    cols = torch.arange(-(-call.m // block), device=call.q.device)
+    return cols[first:], cols
 
 
 def causal_tiles(call: Call, block: int) -> Tensor:
@@ -102,7 +102,7 @@ def pairs_of(chosen: Tensor, call: Call, block: int) -> float:
     area = height[:, None] * width.double()
     side = width[rows].double()
     # Rows of a tile on the diagonal that begins with query r of it: r + 1, ..., side.
-    area[torch.arange(len(rows)), rows] = (2 * side - height + 1) * height / 2
+    area[rows - rows[0], rows] = (2 * side - height + 1) * height / 2
     return float((chosen * area).sum() / (chosen.shape[0] * chosen.shape[1]))
 
 
@@ -185,7 +185,7 @@ class VerticalSlash(SparsePrompt):
         near = near + torch.nn.functional.pad(near, (1, 0))[..., :-1]
         total = len(rows) * (len(cols) - (len(rows) - 1) / 2)
         half = max(keep * total - 2 * len(rows), 0.0) / 2
-        cost = (len(cols) - torch.arange(len(cols))).clamp(max=len(rows)).float()
+        cost = (len(cols) - cols).clamp(max=len(rows)).float()
         columns[..., 0] = -1.0  # computed in any case
         near[..., 0] = -1.0
         vertical = affordable(columns, cost, half)
@@ -221,7 +221,7 @@ def pooled(x: Tensor, block: int) -> Tensor:
     """Mean of x [b, h, m, d] over blocks; what fills the last one up counts for nothing."""
     m = x.shape[2]
     pages = padded(x, 0, -m % block).unflatten(2, (-1, block))
-    count = torch.full((pages.shape[2], 1), float(block))
+    count = torch.full((pages.shape[2], 1), float(block), device=x.device)
     count[-1] -= -m % block
     return pages.sum(3) / count
 
@@ -318,7 +318,7 @@ class Hip(SparsePrompt):
         q = padded(call.q, before, -(before + call.n) % self.block)
         q = q.unflatten(2, (-1, self.block))[:, :, :, :: self.stride]  # [b, h, t, s, d]
         n = max(1, int(keep * len(cols) / 2))
-        edges = torch.linspace(0, 1, n + 1)
+        edges = torch.linspace(0, 1, n + 1, device=call.q.device)
         ends = ((rows[:, None] + 1) * edges).round().long()  # [t, n + 1], in key blocks
         low = ends[:, :-1].expand(call.b, call.h, -1, -1)
         high = ends[:, 1:].expand(call.b, call.h, -1, -1)
@@ -329,7 +329,7 @@ class Hip(SparsePrompt):
             score = self._score(q, k, lows, highs)
             best = score.topk(n, dim=-1).indices
             low, high = lows.gather(-1, best), highs.gather(-1, best)
-        chosen = torch.zeros(call.b, call.h, len(rows), len(cols) + 1, dtype=torch.bool)
+        chosen = low.new_zeros(call.b, call.h, len(rows), len(cols) + 1, dtype=torch.bool)
         index = torch.where(high > low, low, len(cols))
         return chosen.scatter_(-1, index, True)[..., :-1]
 

@@ -99,12 +99,12 @@ class Sharded(Policy):
         """Pairs of one head and row on average: whole blocks before a query's own, and its own."""
         at, size = step.positions, self.block
         blocks = -(-step.seen // size)
-        held = torch.zeros(step.call.b, step.call.g, blocks + 1)
+        held = torch.zeros(step.call.b, step.call.g, blocks + 1, device=at.device)
         number = torch.where(at >= 0, torch.div(at, size, rounding_mode="floor"), blocks)
         held.scatter_add_(2, number, torch.ones_like(number, dtype=held.dtype))
-        i = torch.arange(step.seen - step.n, step.seen)
-        mine, j = torch.div(i, size, rounding_mode="floor"), torch.arange(blocks)
-        zero = torch.zeros(1, dtype=torch.long)
+        i = torch.arange(step.seen - step.n, step.seen, device=at.device)
+        mine, j = torch.div(i, size, rounding_mode="floor"), torch.arange(blocks, device=at.device)
+        zero = i.new_zeros(1)
         total = float((i % size + 1).sum())
         for h, one in enumerate(own):
             met = one.allows(zero, zero, i[:, None], j * size) & (j < mine[:, None])

@@ -10,6 +10,7 @@ from regard.core.call import Call
 from regard.core.heads import as_rows, rows_of, take_keys, take_rows
 from regard.core.partial import wide
 from regard.run.fused import product, why_not_product
+from regard.run.paged import by_kernel, selected_partial
 from regard.run.plan import chosen
 
 
@@ -39,17 +40,24 @@ def weighed(call: Call) -> tuple[Tensor, Tensor] | None:
     return out.view(call.b, call.h, call.n, call.e), weights.view(call.b, call.h, call.n, call.m)
 
 
-def over_slots(call: Call, slots: Tensor) -> Tensor:
+def over_slots(call: Call, slots: Tensor, executor: str | None = None) -> Tensor:
     """Give out [b, h, 1, e] of single queries over the keys of slots [b, g, c] alone.
 
-    The rule must be blind to place, and every slot hold a real key. On a CPU, values are summed
-    where they lie by PyTorch's embedding bags: a copy would be written and read once more.
+    The rule must be blind to place, and every slot hold a real key. Keys are read where they lie,
+    for a copy would be written and read once more: on a GPU by the kernel of `selected_partial`, on
+    a CPU by PyTorch's embedding bags. `executor=` forces "triton" or "gathered", as there.
 
     >>> q, k = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 9, 8)
     >>> some = torch.tensor([[[0, 3], [8, 1]]])
     >>> torch.allclose(over_slots(Call(q, k, k), some), over_slots(Call(q, k, k), some.flip(2)))
     True
     """
+    if executor == "triton" or call.q.device.type == "cuda":
+        scale = None if call.dropout else plain_scale(call)
+        if scale is not None and by_kernel(executor, call.q, call.k, call.v):
+            return selected_partial(
+                call.q, call.k, call.v, slots, scale=scale, executor=executor
+            ).out  # fmt: skip
     keys, values = as_rows(call.k), as_rows(call.v)
     if _elsewhere(call) or keys is None or values is None:
         call = call.replace(k=take_keys(call.k, slots), v=take_keys(call.v, slots))

@@ -70,16 +70,17 @@ def paged_partial(
             f"{n} to {k_pages.shape[2] * table.shape[1]} keys", "the new tokens count as keys",
         )  # fmt: skip
     scale = d**-0.5 if scale is None else scale
-    if _by_kernel(q, executor):
+    if by_kernel(executor, q, k_pages, v_pages):
         from regard.run.triton.decode import decode, per_head
 
+        banded = window is not None or isinstance(sinks, Tensor) or sinks > 0
         return decode(
             q, k_pages, v_pages,
             scale=scale,
             first=(lengths - n).to(torch.int32),
             lengths=lengths.to(torch.int32),
-            window=per_head(window, h, FAR, q.device),
-            sinks=per_head(sinks, h, 0, q.device),
+            window=per_head(window, h, FAR, q.device) if banded else None,
+            sinks=per_head(sinks, h, 0, q.device) if banded else None,
             table=table.to(torch.int32),
             splits=splits,
         )  # fmt: skip
@@ -113,7 +114,7 @@ def selected_partial(
     >>> selected_partial(q, k, k, torch.tensor([[[0, 17, 99]]])).lse.shape
     torch.Size([1, 4, 1])
     """
-    (b, h, n, d), (g, m) = q.shape, k.shape[1:3]
+    (b, _, n, d), (g, m) = q.shape, k.shape[1:3]
     if index.dim() != 3 or index.shape[0] != b or index.shape[1] not in (1, g):
         fail(ShapeError, "index", shape_of(index), f"[{b}, {g} or 1, c]", "choose keys by key head")
     if index.device.type == "cpu" and index.numel() and int(index.max()) >= m:
@@ -121,20 +122,10 @@ def selected_partial(
     scale = d**-0.5 if scale is None else scale
     offset = m - n if offset is None else offset
     index = index.expand(b, g, -1)
-    if _by_kernel(q, executor):
-        from regard.run.triton.decode import decode, per_head
+    if by_kernel(executor, q, k, v):
+        from regard.run.triton.decode import decode
 
-        whole = torch.full((b,), m, dtype=torch.int32, device=q.device)
-        return decode(
-            q, k, v,
-            scale=scale,
-            first=torch.full_like(whole, offset),
-            lengths=whole,
-            window=per_head(None, h, FAR, q.device),
-            sinks=per_head(0, h, 0, q.device),
-            index=index.to(torch.int32),
-            splits=splits,
-        )  # fmt: skip
+        return decode(q, k, v, scale=scale, first=offset, lengths=m, index=index, splits=splits)
     # Calls want positions that increase; absent keys go last and are marked.
     order = torch.where(index < 0, m, index).long().sort(-1).values
     take = order.clamp(max=m - 1)[..., None]
@@ -145,13 +136,16 @@ def selected_partial(
     return chosen(call, lse=True).run(call)
 
 
-def _by_kernel(q: Tensor, executor: str | None) -> bool:
-    """Decide between the kernel and gathering."""
+def by_kernel(executor: str | None, *tensors: Tensor) -> bool:
+    """Decide between a kernel of decoding and gathering, for a call over q and other tensors."""
     if executor not in (None, "triton", "gathered"):
         fail(
             ExecutorError, "executor", repr(executor), "'triton' or 'gathered'", "pass one of these"
         )
+    q = tensors[0]
     reason = why_not_here(q.device) or ("it sums in float32" if q.dtype == torch.float64 else "")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        reason = reason or "a gradient is wanted, and decoding has none"
     if executor == "triton" and reason:
         fail(
             ExecutorError,

@@ -1,18 +1,20 @@
 """Laws of single queries: their weights, the keys they read, and the largest of many."""
 
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regard.core.call import Call
 from regard.core.heads import take_keys
 from regard.core.rule import Rule
-from regard.core.score import Dot
+from regard.core.score import Dot, Gaussian
 from regard.core.support import Causal
 from regard.core.top import LONG, top_slots
 from regard.core.weigh import Softmax
-from regard.run.few import over_slots, weighed
+from regard.run.few import over_slots, plain_scale, weighed
 from regard.run.reference import Reference, weight_matrix
+from regard.run.triton.here import why_not_here
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {
@@ -51,6 +53,23 @@ def test_slots_are_read_as_if_they_were_all(count: int, dtype: torch.dtype, **si
     exact = EXACT if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
     wanted = Reference().run(taken).out
     torch.testing.assert_close(over_slots(low, slots).float(), wanted, **exact)
+
+
+@settings(max_examples=25)
+@given(**SIZES, count=st.integers(1, 300))
+def test_the_kernel_reads_slots_where_they_lie(count: int, **sizes: int) -> None:
+    call = drawn(**sizes)
+    if why_not_here(call.q.device):
+        pytest.skip(why_not_here(call.q.device))
+    slots = torch.rand(call.b, call.g, call.m).argsort(-1)[..., :count]
+    found = over_slots(call, slots, executor="triton")
+    torch.testing.assert_close(found, over_slots(call, slots), **EXACT)
+
+
+def test_a_match_that_changes_keys_is_no_plain_product() -> None:
+    call = drawn(1, 2, 2, 30, 8, 8, 0)
+    assert plain_scale(call) == 0.3
+    assert plain_scale(call.replace(rule=Rule(score=Gaussian(1.0)))) is None
 
 
 def test_gradients_pass_through_slots() -> None:

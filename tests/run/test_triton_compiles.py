@@ -19,7 +19,12 @@ from regard.core.score import Alibi, Dot, SoftCap
 from regard.core.support import Causal, Everything, Sinks, Window
 
 pytest.importorskip("triton")
-CASES = ("decode", "paged", "chosen", "survey", "survey-steps", "survey-small")
+CASES = ("decode", "paged", "chosen", "packed", "survey", "survey-steps", "survey-small")
+# Bits, head size, tokens of a group, dtype
+PACKINGS = (
+    (4, 128, 32, torch.bfloat16), (8, 128, 32, torch.float16), (2, 128, 32, torch.bfloat16),
+    (4, 80, 256, torch.bfloat16), (4, 256, 16, torch.bfloat16), (2, 64, 1, torch.float32),
+)  # fmt: skip
 SHARED_BYTES = 227 * 1024  # of a Hopper multiprocessor
 
 
@@ -39,6 +44,7 @@ def made(*shape: int) -> torch.Tensor:
 
 def run(case: str) -> None:
     from regard.run.triton.decode import decode, per_head
+    from regard.run.triton.packed import decode_packed
     from regard.run.triton.survey import run_survey
 
     if case.startswith("survey"):
@@ -70,6 +76,18 @@ def run(case: str) -> None:
             index = torch.zeros(b, g, count, dtype=torch.int32)
             keys = made(b, g, 4096, d)
             decode(made(b, h, 1, d), keys, keys, index=index, **given)
+            plain = {"scale": 0.1, "first": 4095, "lengths": 4096}
+            decode(made(b, h, 1, d), keys, keys, index=index.long(), **plain)
+    if case == "packed":
+        for bits, size, group, dtype in PACKINGS:
+            m, wide = 4096, -(-size * bits // 8)
+            codes = torch.zeros(b, g, m, wide, dtype=torch.uint8)
+            k_scale, v_scale = (
+                torch.zeros(b, g, *x, dtype=torch.float16) for x in ((m // group, size), (m, 1))
+            )
+            q, tail = made(b, h, 1, size).to(dtype), made(b, g, 40, size).to(dtype)
+            k, v = (codes, k_scale, k_scale), (codes, v_scale, v_scale)
+            decode_packed(q, k, v, (bits, bits), (tail, tail), size=size, scale=0.1)
 
 
 def compile_instead_of_launching() -> None:
@@ -78,7 +96,10 @@ def compile_instead_of_launching() -> None:
     from triton.compiler import ASTSource
     from triton.runtime.jit import JITFunction
 
-    names = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+    names = {
+        torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32",
+        torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+    }  # fmt: skip
 
     def compiled(self, *args, grid, warmup, **kwargs):
         options = {x: kwargs.pop(x) for x in ("num_warps", "num_stages") if x in kwargs}
@@ -86,13 +107,14 @@ def compile_instead_of_launching() -> None:
         signature, fixed, attrs = {}, {}, {}
         for place, name in enumerate(self.arg_names):
             x = given[name]
-            if self.params[place].is_constexpr or (isinstance(x, int) and x == 1):
+            varies = self.params[place].do_not_specialize
+            if self.params[place].is_constexpr or (isinstance(x, int) and x == 1 and not varies):
                 signature[name], fixed[(place,)] = "constexpr", x
             elif isinstance(x, float):
                 signature[name] = "fp32"
             else:
                 signature[name] = names[x.dtype] if torch.is_tensor(x) else "i32"
-                if torch.is_tensor(x) or x % 16 == 0:
+                if torch.is_tensor(x) or (x % 16 == 0 and not varies):
                     attrs[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(self, signature, fixed, attrs)
         kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

@@ -16,29 +16,34 @@ from torch import Tensor
 from regard.core.partial import Partial
 from regard.run.bands import FAR
 from regard.run.triton.here import interpreting
-from regard.run.triton.launch import DECODE, PROGRAMS, least_power, of_size
-from regard.run.triton.loops import LN_2, LOG2_E, REMOVED, START, steps
-from regard.run.triton.merging import merge_splits
+from regard.run.triton.launch import DECODE, Launch, least_power, of_size, splits_of
+from regard.run.triton.loops import LOG2_E, REMOVED, START, steps
+from regard.run.triton.merging import made_whole, room
+from regard.run.triton.online import weighed, written
 
 
-@triton.jit
+# Numbers that change from step to step make no kernel of their own.
+@triton.jit(do_not_specialize=["first", "length", "chosen"])
 def _decode_kernel(
     p_q, p_k, p_v, p_table, p_index, p_first, p_lengths, p_window, p_sinks, p_out, p_lse,
-    scale, n, share, chosen,
+    scale, n, share, first, length, chosen,
     s_qb, s_qh, s_qn, s_kb, s_kg, s_kn, s_vb, s_vg, s_vn, s_table, s_index_b, s_index_g,
     s_ob, s_oh, s_os, s_on, s_lb, s_lh, s_ls,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_M: tl.constexpr, PAGE: tl.constexpr,
-    PAGED: tl.constexpr, INDEXED: tl.constexpr, WIDE: tl.constexpr,
+    PAGED: tl.constexpr, INDEXED: tl.constexpr, PLACED: tl.constexpr, BANDED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     split, g, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     o_row = tl.arange(0, ROWS)
     o_head, o_query, m_row = g * share + o_row // n, o_row % n, o_row < share * n
     o_d, o_e = tl.arange(0, D_PAD), tl.arange(0, E_PAD)
-    length, first = tl.load(p_lengths + b), tl.load(p_first + b)
+    if PLACED:
+        length, first = tl.load(p_lengths + b), tl.load(p_first + b)
     o_i = first + o_query
-    b_window = tl.load(p_window + o_head, mask=m_row, other=0)
-    b_sinks = tl.load(p_sinks + o_head, mask=m_row, other=0)
+    if BANDED:
+        b_window = tl.load(p_window + o_head, mask=m_row, other=0)
+        b_sinks = tl.load(p_sinks + o_head, mask=m_row, other=0)
     # [ROWS, D_PAD]
     b_q = tl.load(
         p_q + b * s_qb + o_head[:, None] * s_qh + o_query[:, None] * s_qn + o_d[None, :],
@@ -54,11 +59,12 @@ def _decode_kernel(
         count, near, early = chosen, 0, 0
         blocks = tl.cdiv(chosen, BLOCK_M)
     else:
-        count = tl.minimum(length, first + n)
-        reach = tl.min(tl.where(m_row, o_i - b_window + 1, 1 << 30), 0)
+        count, near, early = tl.minimum(length, first + n), 0, 0
         blocks = tl.cdiv(count, BLOCK_M)
-        near = tl.minimum(tl.maximum(reach, 0) // BLOCK_M, blocks)
-        early = tl.minimum(tl.cdiv(tl.max(b_sinks, 0), BLOCK_M), near)
+        if BANDED:
+            reach = tl.min(tl.where(m_row, o_i - b_window + 1, 1 << 30), 0)
+            near = tl.minimum(tl.maximum(reach, 0) // BLOCK_M, blocks)
+            early = tl.minimum(tl.cdiv(tl.max(b_sinks, 0), BLOCK_M), near)
     seen = early + blocks - near
     each = tl.cdiv(seen, tl.num_programs(0))
     for step in steps(split * each, tl.minimum(split * each + each, seen)):
@@ -66,6 +72,7 @@ def _decode_kernel(
         m_m = o_m < count
         if INDEXED:
             o_j = tl.load(p_index + b * s_index_b + g * s_index_g + o_m, mask=m_m, other=-1)
+            o_j = o_j.to(tl.int32)
             m_m = m_m & (o_j >= 0) & (o_j < length)
             o_j = tl.where(m_m, o_j, 0)
         else:
@@ -90,23 +97,15 @@ def _decode_kernel(
         # [ROWS, BLOCK_M]
         b_s = tl.dot(b_q, b_k, input_precision="ieee") * scale
         apart = o_i[:, None] - o_j[None, :]
-        met = (apart < b_window[:, None]) | (o_j[None, :] < b_sinks[:, None])
-        b_s = tl.where(met & (apart >= 0) & m_m[None, :], b_s, REMOVED)
-        b_new = tl.maximum(b_top, tl.max(b_s, 1))
-        b_p = tl.exp2(b_s - b_new[:, None])
-        b_old = tl.exp2(b_top - b_new)
-        b_total = b_total * b_old + tl.sum(b_p, 1)
+        met = (apart >= 0) & m_m[None, :]
+        if BANDED:
+            met = met & ((apart < b_window[:, None]) | (o_j[None, :] < b_sinks[:, None]))
+        b_top, b_total, b_p, b_old = weighed(b_top, b_total, tl.where(met, b_s, REMOVED))
         # [ROWS, E_PAD]
         b_out = b_out * b_old[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
-        b_top = b_new
-    some = b_total > 0
-    b_safe = tl.where(some, b_total, 1.0)
-    b_lse = tl.where(some, (b_top + tl.log2(b_safe)) * LN_2, float("-inf"))
-    tl.store(p_lse + b * s_lb + o_head * s_lh + split * s_ls + o_query, b_lse, mask=m_row)
     p_row = p_out + b * s_ob + o_head[:, None] * s_oh + split * s_os + o_query[:, None] * s_on
-    tl.store(
-        p_row + o_e[None, :], b_out / b_safe[:, None], mask=m_row[:, None] & (o_e[None, :] < E)
-    )
+    p_rows = p_lse + b * s_lb + o_head * s_lh + split * s_ls + o_query
+    written(p_row + o_e[None, :], p_rows, b_out, b_top, b_total, m_row, o_e < E)
 
 
 def decode(
@@ -115,10 +114,10 @@ def decode(
     v: Tensor,
     *,
     scale: float,
-    first: Tensor,
-    lengths: Tensor,
-    window: Tensor,
-    sinks: Tensor,
+    first: Tensor | int,
+    lengths: Tensor | int,
+    window: Tensor | None = None,
+    sinks: Tensor | None = None,
     table: Tensor | None = None,
     index: Tensor | None = None,
     splits: int | None = None,
@@ -127,39 +126,76 @@ def decode(
 
     k, v are [b, g, m, d], or [pages, g, page, d] with `table` [b, pages of a row]; `lengths` [b]
     keys are real; `index` [b, g, c] chooses key positions (-1 for none). `window` and `sinks` [h]
-    are the numbers of each head.
+    are the numbers of each head. A number in place of `first` and `lengths` is that of all rows:
+    nothing is written for the kernel to read.
     """
+    launch, most = _launch(q, k, v, table, index)
+    splits = splits_of(most, launch.cols, q.shape[0] * k.shape[1], splits)
+    parts = room(q, v.shape[3], splits)
+    decode_into(
+        parts, q, k, v, scale=scale, first=first, lengths=lengths, window=window, sinks=sinks,
+        table=table, index=index,
+    )  # fmt: skip
+    return made_whole(parts, q.dtype)
+
+
+def decode_into(
+    parts: Partial,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    first: Tensor | int,
+    lengths: Tensor | int,
+    window: Tensor | None = None,
+    sinks: Tensor | None = None,
+    table: Tensor | None = None,
+    index: Tensor | None = None,
+) -> None:
+    """Write what splits of `decode` find to parts [b, h, splits, n, e], as many as there are."""
     b, h, n, d = q.shape
-    g, e = k.shape[1], v.shape[3]
-    share, page = h // g, k.shape[2]
-    most = page if table is None else page * table.shape[1]
-    most = most if index is None else index.shape[2]
-    launch = of_size(DECODE, max(d, e), q.element_size())
+    g, e, page = k.shape[1], v.shape[3], k.shape[2]
+    share = h // g
+    launch, _ = _launch(q, k, v, table, index)
     # A table or a list is one more load to wait for: keys come as far ahead only with more stages.
     ahead = launch.stages + 2 * (table is not None or index is not None)
-    block = min(launch.cols, least_power(most))
-    splits = splits or PROGRAMS // max(b * g, 1)
-    splits = max(1, min(-(-most // block), splits))
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    # A split alone is the whole, in the dtype that is asked for.
-    out = q.new_empty(b, h, splits, n, e, dtype=torch.float32 if splits > 1 else q.dtype)
-    lse = q.new_empty(b, h, splits, n, dtype=torch.float32)
-    table_, index_ = (lengths if x is None else x.contiguous() for x in (table, index))
+    out, lse = parts
+    assert lse is not None
+    placed, banded = isinstance(first, Tensor), window is not None or sinks is not None
+    if banded:
+        window = per_head(window, h, FAR, q.device)
+        sinks = per_head(sinks, h, 0, q.device)
+    if index is not None and index.stride(-1) != 1:
+        index = index.contiguous()
+    table = None if table is None else table.contiguous()
     if out.numel():
-        _decode_kernel[(splits, g, b)](
-            q, k, v, table_, index_, first, lengths, window, sinks, out, lse,
-            scale * LOG2_E, n, share, 0 if index is None else index.shape[2],
+        # Where a kernel reads nothing, any tensor stands.
+        _decode_kernel[(out.shape[2], g, b)](
+            q, k, v, *(q if x is None else x for x in (table, index)),
+            *((first, lengths) if placed else (q, q)), *((window, sinks) if banded else (q, q)),
+            out, lse, scale * LOG2_E, n, share, *((0, 0) if placed else (first, lengths)),
+            0 if index is None else index.shape[2],
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            0 if table is None else table_.stride(0),
-            *((0, 0) if index is None else index_.stride()[:2]),
+            0 if table is None else table.stride(0),
+            *((0, 0) if index is None else index.stride()[:2]),
             *out.stride()[:4], *lse.stride()[:3],
             D=d, E=e, D_PAD=least_power(d), E_PAD=least_power(e), ROWS=least_power(share * n),
-            BLOCK_M=block, PAGE=page, PAGED=table is not None, INDEXED=index is not None,
-            WIDE=interpreting(), num_warps=launch.warps, num_stages=ahead,
+            BLOCK_M=launch.cols, PAGE=page, PAGED=table is not None,
+            INDEXED=index is not None, PLACED=placed, BANDED=banded, WIDE=interpreting(),
+            num_warps=launch.warps, num_stages=ahead,
         )  # fmt: skip
-    if splits == 1:
-        return Partial(out[:, :, 0], lse[:, :, 0])
-    return merge_splits(out, lse, q.dtype)
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, index: Tensor | None
+) -> tuple[Launch, int]:
+    """Say how to launch, and how many keys a row may have."""
+    most = k.shape[2] if table is None else k.shape[2] * table.shape[1]
+    most = most if index is None else index.shape[2]
+    launch = of_size(DECODE, max(q.shape[3], v.shape[3]), q.element_size())
+    return launch._replace(cols=min(launch.cols, least_power(most))), most
 
 
 def per_head(x: int | Tensor | None, h: int, otherwise: int, device: torch.device) -> Tensor:

@@ -74,8 +74,8 @@ class TritonExecutor(Executor):
         return decode(
             call.q, call.k, call.v,
             scale=made[2],
-            first=torch.full((call.b,), call.rule.offset, dtype=torch.int32, device=device),
-            lengths=torch.full((call.b,), call.m, dtype=torch.int32, device=device),
+            first=call.rule.offset,
+            lengths=call.m,
             window=wide[0],
             sinks=wide[1],
         )  # fmt: skip

@@ -20,6 +20,8 @@ ROWS = {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 3), 256: Launch(128
 COLUMNS = {64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3), 256: Launch(64, 64, 4, 2)}
 # Decoding: columns are keys, rows the queries of the heads that share them.
 DECODE = {64: Launch(16, 128, 4, 3), 128: Launch(16, 64, 4, 3), 256: Launch(16, 32, 4, 3)}
+# Decoding packed tokens: columns are tokens, a quarter to a whole byte for each channel.
+PACKED = {64: Launch(16, 128, 4, 3), 128: Launch(16, 64, 4, 3), 256: Launch(16, 32, 4, 3)}
 # Programs to aim for when keys are split: three fit on each of the 132 multiprocessors of a Hopper
 # GPU by registers and shared memory (as compiled), so that all run at once.
 PROGRAMS = 396
@@ -43,3 +45,13 @@ def least_power(x: int, least: int = 16) -> int:
     (16, 32)
     """
     return max(least, 1 << max(x - 1, 0).bit_length())
+
+
+def splits_of(most: int, block: int, heads: int, asked: int | None = None) -> int:
+    """Say in how many splits `heads` key heads (of all rows) are to read `most` keys each.
+
+    >>> splits_of(4096, 64, 8), splits_of(4096, 64, 396), splits_of(10, 64, 1)
+    (49, 1, 1)
+    """
+    wanted = asked or PROGRAMS // max(heads, 1)
+    return max(1, min(-(-most // block), wanted))

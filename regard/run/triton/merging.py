@@ -53,3 +53,23 @@ def merge_splits(parts: Tensor, lses: Tensor, dtype: torch.dtype) -> Partial:
         E=e, E_PAD=least_power(e), SPLITS=least_power(splits, 1), AT_ONCE=16,
     )  # fmt: skip
     return Partial(out, lse)
+
+
+def room(q: Tensor, e: int, splits: int) -> Partial:
+    """Make room for what splits find: out [b, h, splits, n, e] and its lse.
+
+    A split alone is the whole, in the dtype that is asked for.
+    """
+    b, h, n = q.shape[:3]
+    dtype = torch.float32 if splits > 1 else q.dtype
+    out = q.new_empty(b, h, splits, n, e, dtype=dtype)
+    return Partial(out, q.new_empty(b, h, splits, n, dtype=torch.float32))
+
+
+def made_whole(parts: Partial, dtype: torch.dtype) -> Partial:
+    """Merge what was written to `room`."""
+    out, lse = parts
+    assert lse is not None
+    if out.shape[2] == 1:
+        return Partial(out[:, :, 0], lse[:, :, 0])
+    return merge_splits(out, lse, dtype)
