@@ -259,3 +259,12 @@ def build(name: str, options: dict[str, Any], causal: bool = False) -> Any:
 
         return AutoModelForSeq2SeqLM.from_config(config).eval()
     return (AutoModelForCausalLM if causal else AutoModel).from_config(config).eval()
+
+
+def sharp_llama(layers: int) -> Any:
+    """Make a tiny Llama of sharper attention than at random: no choice hangs on rounding."""
+    made = build("llama", {**DECODERS["llama"], "num_hidden_layers": layers}, causal=True)
+    with torch.no_grad():
+        for layer in made.model.layers:
+            layer.self_attn.q_proj.weight *= 20
+    return made

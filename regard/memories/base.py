@@ -115,3 +115,12 @@ def need_keys(k: Tensor, v: Tensor, keep: Tensor | None) -> None:
         )  # fmt: skip
     if keep.dtype is not torch.bool:
         fail(DtypeError, "keep", f"{keep.dtype}", "bool", "pass mask.bool()")
+
+
+def need_same_heads(k: Tensor, shape: tuple[int, ...] | None) -> None:
+    """Raise unless k has the batch and heads of what came before, if anything did."""
+    if shape is not None and tuple(k.shape[:2]) != tuple(shape):
+        fail(
+            ShapeError, "k", f"batch and heads {list(k.shape[:2])}", f"{list(shape)}, as before",
+            "start a new memory",
+        )  # fmt: skip

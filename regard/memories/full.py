@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
+from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
 
 
 class Full(KeyMemory):
@@ -42,11 +42,7 @@ class Full(KeyMemory):
         A memory whose tokens were placed once must be told each time.
         """
         need_keys(k, v, keep)
-        if self._k is not None and self._k.shape[:2] != k.shape[:2]:
-            fail(
-                ShapeError, "k", f"batch and heads {list(k.shape[:2])}",
-                f"{list(self._k.shape[:2])}, as the memory holds", "start a new memory",
-            )  # fmt: skip
+        need_same_heads(k, None if self._k is None else self._k.shape[:2])
         n = k.shape[2]
         partly = at is not None or (keep is not None and not bool(keep.all()))
         if partly and self._positions is None:

@@ -12,7 +12,7 @@ from regard.core.errors import ShapeError, ValueRangeError, fail
 from regard.core.partial import Partial
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
 from regard.memories.kept import need_crop
 from regard.run.paged import paged_partial
 
@@ -55,16 +55,12 @@ class HeadPages(KeyMemory):
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
         """Append n tokens to every head."""
         need_keys(k, v, keep)
+        need_same_heads(k, self._shape)
         b, g, n = k.shape[:3]
         if self._shape is None:
             self._shape, self.lengths, self._written = (b, g), [0] * (b * g), [0] * (b * g)
             self._pages = [x.new_empty(0, self.size, x.shape[3]) for x in (k, v)]
             self._table = self._table.to(k.device).new_zeros(b * g, 0)
-        elif self._shape != (b, g):
-            fail(
-                ShapeError, "k", f"batch and heads {[b, g]}", f"{list(self._shape)}, as before",
-                "start a new memory",
-            )  # fmt: skip
         if keep is not None and not bool(keep.all()):
             self._place(keep)
         self._make_room(n)

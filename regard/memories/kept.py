@@ -13,7 +13,7 @@ from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fai
 from regard.core.heads import gather_heads, take_keys
 from regard.core.partial import Partial
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
 from regard.memories.stores import Plain, Store, StoreKind
 
 # Heads whose counts differ by less than this share one tensor.
@@ -72,15 +72,11 @@ class Kept(KeyMemory):
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
         """Append n tokens to every head."""
         need_keys(k, v, keep)
+        need_same_heads(k, self._shape)
         b, g, n = k.shape[:3]
         if self._shape is None:
             self._shape, self._device = (b, g), k.device
             self._parts = [_Part(tuple(range(g)), self._kinds[0](), self._kinds[1]())]
-        elif self._shape != (b, g):
-            fail(
-                ShapeError, "k", f"batch and heads {[b, g]}", f"{list(self._shape)}, as before",
-                "start a new memory",
-            )  # fmt: skip
         if keep is not None and not bool(keep.all()):
             self._place(keep)
         for part in self._parts:

@@ -38,7 +38,7 @@ class Evicting(Policy):
     # Whether keys are evicted at every step, or after prompts (and pieces of prompts) alone.
     every_step: bool = False
     # Once a step passes the budget, this share of it is freed at once: so few steps evict.
-    spare: float = 1 / 32
+    spare: float = 1 / 64
 
     def score(self, step: Step) -> Tensor:
         """Say what each key is worth, [b, g, m]."""

@@ -15,7 +15,7 @@ from regard.models import Null
 from regard.models.attach import attach
 from regard.policies import Policy, known, policy
 from regard.policies.shrinking import Shrinking
-from tests.architectures import DECODERS, ENCODERS, PAIRS, build
+from tests.architectures import DECODERS, ENCODERS, PAIRS, build, sharp_llama
 
 IDS = torch.randint(5, 60, (2, 70), generator=torch.Generator().manual_seed(0))
 REAL = torch.ones_like(IDS)
@@ -47,13 +47,7 @@ every = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    torch.manual_seed(1)
-    made = build("llama", {**DECODERS["llama"], "num_hidden_layers": 4}, causal=True)
-    # Sharper attention than at random, so that no choice hangs on rounding.
-    with torch.no_grad():
-        for layer in made.model.layers:
-            layer.self_attn.q_proj.weight *= 20
-    return made
+    return sharp_llama(4)
 
 
 def prepared(name: str, model: Any, **settings: Any) -> Policy:

@@ -256,7 +256,7 @@ def _auc(score: Tensor, label: Tensor) -> float:
     return float(max(wins, 1 - wins))
 
 
-@check("fixed_head_size")
+@check("fixed_head_size", long=True)
 def wide_heads() -> Measured:
     """Heads at least as wide as the text can write any attention; narrow ones cannot."""
     n, dim = 16, 32

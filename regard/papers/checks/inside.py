@@ -70,7 +70,7 @@ def binding() -> Measured:
     )  # fmt: skip
 
 
-@check("sae_circuit_discovery")
+@check("sae_circuit_discovery", long=True)
 def circuits() -> Measured:
     """Heads that tell task from corruption are found from ten prompts of each."""
     d, heads, planted = 16, 28, torch.arange(28) < 4

@@ -51,7 +51,7 @@ def block_mask(lengths: list[int]) -> Tensor:
     return own & (i <= i[:, None])
 
 
-@check("block_attention_rag")
+@check("block_attention_rag", long=True)
 @torch.no_grad()
 def block_attention() -> Measured:
     """Passages read once are what a forward with the block mask makes of them, in any order."""

@@ -112,7 +112,7 @@ def retrieval() -> Measured:
     )  # fmt: skip
 
 
-@check("induction_heads")
+@check("induction_heads", long=True)
 def induction() -> Measured:
     """Two layers learn to copy what followed, by a head that can be found; one layer does not."""
     two, loss_two = _copier(2)

@@ -157,7 +157,7 @@ def retrieved() -> Measured:
     )  # fmt: skip
 
 
-@check("attention_lag_crp")
+@check("attention_lag_crp", long=True)
 def episodes() -> Measured:
     """Planted heads have their lags; without induction heads serial recall is gone."""
     items = 16
