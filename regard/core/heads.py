@@ -53,6 +53,15 @@ def gather_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
     return x.index_select(1, torch.tensor(heads, device=x.device))
 
 
+def take_batch(x: Tensor, rows: Tensor) -> Tensor:
+    """Take rows of the batch from x [b, ...], on whatever device their numbers are.
+
+    >>> take_batch(torch.tensor([[1], [2]]), torch.tensor([1, 1])).tolist()
+    [[2], [2]]
+    """
+    return x.index_select(0, rows.to(x.device))
+
+
 def take_keys(x: Tensor, index: Tensor) -> Tensor:
     """Take keys index [b, g, c] of x [b, g, m, d], row by row: [b, g, c, d].
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ShapeError, fail
+from regard.core.heads import take_batch
 from regard.memories.base import Read
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain, StoreKind
@@ -97,7 +98,7 @@ class Bare(Kept):
     def reorder(self, rows: Tensor) -> None:
         """Take rows of the batch."""
         super().reorder(rows)
-        self._where = None if self._where is None else self._where.index_select(0, rows)
+        self._where = None if self._where is None else take_batch(self._where, rows)
 
     @property
     def nbytes(self) -> int:

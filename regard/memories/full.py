@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
 
@@ -128,9 +129,9 @@ class Full(KeyMemory):
     def reorder(self, rows: Tensor) -> None:
         """Take rows of the batch."""
         if self._k is not None and self._v is not None:
-            self._k, self._v = self._k.index_select(0, rows), self._v.index_select(0, rows)
+            self._k, self._v = take_batch(self._k, rows), take_batch(self._v, rows)
         if self._positions is not None and len(self._positions) > 1:
-            self._positions = self._positions.index_select(0, rows)
+            self._positions = take_batch(self._positions, rows)
 
     @property
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from regard.core.errors import ShapeError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.partial import Partial
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
@@ -219,8 +220,8 @@ class HeadPages(KeyMemory):
             return
         g = self._shape[1]
         own = (rows[:, None] * g + torch.arange(g, device=rows.device)).flatten()
-        self._table = self._table.index_select(0, own)
-        self._at = None if self._at is None else self._at.index_select(0, own)
+        self._table = take_batch(self._table, own)
+        self._at = None if self._at is None else take_batch(self._at, own)
         order = own.tolist()
         self.lengths = [self.lengths[i] for i in order]
         self._written = [self._written[i] for i in order]

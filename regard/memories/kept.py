@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
-from regard.core.heads import gather_heads, take_keys
+from regard.core.heads import gather_heads, take_batch, take_keys
 from regard.core.partial import Partial
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
@@ -273,8 +273,8 @@ class Kept(KeyMemory):
         for part in self._parts:
             part.k.reorder(rows)
             part.v.reorder(rows)
-            part.at = None if part.at is None else part.at.index_select(0, rows)
-            part.notes = {x: t.index_select(0, rows) for x, t in part.notes.items()}
+            part.at = None if part.at is None else take_batch(part.at, rows)
+            part.notes = {x: take_batch(t, rows) for x, t in part.notes.items()}
         self._shape = len(rows), self._shape[1]
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from regard.core.errors import RuleError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.memories.base import KeyMemory
 from regard.memories.choosing import KeyMaker
 
@@ -74,7 +75,7 @@ class LayerMemory:
             if isinstance(x, KeyMemory | LayerMemory):
                 x.reorder(rows)
             else:
-                self._parts[name] = _mapped(x, lambda t: t.index_select(0, rows))
+                self._parts[name] = _mapped(x, lambda t: take_batch(t, rows))
         self.batch = len(rows)
 
     def crop(self, length: int) -> None:

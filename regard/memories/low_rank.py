@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.memories.stores import Store
 
 
@@ -86,7 +87,7 @@ class LowRank(Store):
         """Take rows."""
         held = (self._basis, self._parts, self._tail)
         self._basis, self._parts, self._tail = (
-            None if x is None else x.index_select(0, rows) for x in held
+            None if x is None else take_batch(x, rows) for x in held
         )
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import RegardError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.memories.stores import Store
 
 # A file grows by so many bytes at least.
@@ -103,7 +104,7 @@ class Mapped(Store):
     def reorder(self, rows: Tensor) -> None:
         """Take rows, into a new file."""
         if self._x is not None:
-            x = self.read().index_select(0, rows.to(device=self._device))
+            x = take_batch(self.read(), rows)
             other = self.empty()
             other.append(x)
             self._become(other)

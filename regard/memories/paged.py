@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.method import method
 from regard.core.partial import Partial
 from regard.core.spans import Spans
@@ -220,7 +221,7 @@ class Paged(KeyMemory):
         new = [list(self.tables[row]) for row in rows.tolist()]
         _swap(self.pool, self.tables, new)
         self.tables = new
-        self._at = None if self._at is None else self._at.index_select(0, rows)
+        self._at = None if self._at is None else take_batch(self._at, rows)
 
     @property
     def nbytes(self) -> int:

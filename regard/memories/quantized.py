@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.partial import Partial
 from regard.memories.stores import Store
 from regard.run.packed import BITS, Packed, pack, packed_partial
@@ -141,7 +142,7 @@ class Quantized(Store):
         """Take rows."""
         held = (self._codes, self._low, self._step, self._tail)
         self._codes, self._low, self._step, self._tail = (
-            None if x is None else x.index_select(0, rows) for x in held
+            None if x is None else take_batch(x, rows) for x in held
         )
 
     @property

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.partial import Partial, merge
 from regard.core.rule import Rule
 from regard.core.spans import Spans
@@ -263,7 +264,7 @@ class Remote(KeyMemory):
         self._flush()
         if self.seen:
             self.workers.tell("reorder", self.name, rows.cpu())
-        self._at = None if self._at is None else self._at.index_select(0, rows)
+        self._at = None if self._at is None else take_batch(self._at, rows)
 
     def free(self) -> None:
         """Let the workers forget it."""

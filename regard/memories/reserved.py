@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.method import method
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
@@ -239,10 +240,10 @@ class Reserved(KeyMemory):
         if not self.seen:
             return
         for x in self.rooms.tensors(self.layer):
-            held = self._rows(x)[:, : self.seen].index_select(0, rows)
+            held = take_batch(self._rows(x)[:, : self.seen], rows)
             for row, slot in enumerate(self.slots):
                 x[slot, : self.seen] = held[row]
-        self._at = None if self._at is None else self._at.index_select(0, rows)
+        self._at = None if self._at is None else take_batch(self._at, rows)
 
     @property
     def nbytes(self) -> int:

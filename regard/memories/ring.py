@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.rule import Rule
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
@@ -207,7 +208,7 @@ class Ring(KeyMemory):
         if self._young is not None:
             self._young.reorder(rows)
         self._held, self._new = (
-            [x.index_select(0, rows) for x in held] for held in (self._held, self._new)
+            [take_batch(x, rows) for x in held] for held in (self._held, self._new)
         )
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
-from regard.core.heads import gather_heads
+from regard.core.heads import gather_heads, take_batch
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, Read, need_keys
 from regard.memories.kept import need_crop
@@ -94,7 +94,7 @@ class SomeKeys(KeyMemory):
         """Take rows of the batch."""
         self._k.reorder(rows)
         self._v.reorder(rows)
-        self._at = None if self._at is None else self._at.index_select(0, rows)
+        self._at = None if self._at is None else take_batch(self._at, rows)
 
     @property
     def nbytes(self) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
+from regard.core.heads import take_batch
 from regard.core.partial import Partial
 
 
@@ -129,7 +130,7 @@ class Plain(Store):
     def reorder(self, rows: Tensor) -> None:
         """Take rows."""
         if self._x is not None:
-            self._x, self._ours = self.read().index_select(0, rows), True
+            self._x, self._ours = take_batch(self.read(), rows), True
 
     @property
     def nbytes(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, fail
+from regard.core.heads import take_batch
 from regard.memories.stores import Plain, Store
 
 
@@ -65,7 +66,7 @@ class Summaries(Store):
     def reorder(self, rows: Tensor) -> None:
         """Take rows."""
         self._rows.reorder(rows)
-        self._open = None if self._open is None else self._open.index_select(0, rows)
+        self._open = None if self._open is None else take_batch(self._open, rows)
 
     @property
     def nbytes(self) -> int:
