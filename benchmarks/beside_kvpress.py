@@ -131,6 +131,11 @@ def times(one: Any, whole: Any, ids: torch.Tensor, count: int = ROUNDS) -> dict[
     return found
 
 
+def on_larger(one: Any) -> dict[str, float]:
+    """The same on the larger model."""
+    return {f"larger_{name}": x for name, x in times(one, larger(), LONG, 3).items()}
+
+
 def quality(model: Any, tokenizer: Any, setting: Setting) -> dict[str, Any]:
     """What a model still can do; where it breaks, what it said."""
     found: dict[str, Any] = {}
@@ -155,7 +160,7 @@ def theirs(method: str, keep: float, setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
     if method == "full" or (keep == TIMED and method in LARGER):
         placed = Placed(larger(), press_of(method, keep))
-        found["larger"] = times(placed, larger(), LONG, 3)
+        found |= on_larger(placed)
     return {**found, "bytes": sum(held.values())}
 
 
@@ -169,7 +174,7 @@ def ours(method: str, keep: float, setting: Setting, *, go_on: bool) -> dict[str
     ids = texts(tokenizer, setting.length)
     if method == "full":
         found = quality(model, tokenizer, setting) | times(model, whole, ids)
-        found["larger"] = times(larger(), larger(), LONG, 3)
+        found |= on_larger(larger())
         layers = model(ids, use_cache=True).past_key_values.layers
         return {**found, "bytes": sum(x.keys.nbytes + x.values.nbytes for x in layers)}
 
@@ -183,7 +188,7 @@ def ours(method: str, keep: float, setting: Setting, *, go_on: bool) -> dict[str
     if keep == TIMED and method in LARGER:
         big = larger()
         with regard.shrink(big, made(), keep=keep, check=False):
-            found["larger"] = times(big, larger(), LONG, 3)
+            found |= on_larger(big)
     return found
 
 

@@ -78,10 +78,8 @@ def beside() -> str:
 
 def larger(row: dict[str, Any]) -> str:
     """Times on the larger model, where they were taken."""
-    found = row.get("larger")
-    if found is None:
-        return " | "
-    return f"{found['prompt_of_full']:.2f}x | {found['step_of_full']:.2f}x"
+    found = [row.get(f"larger_{name}_of_full") for name in ("prompt", "step")]
+    return " | ".join("" if x is None else f"{x:.2f}x" for x in found)
 
 
 def caches() -> str:
