@@ -107,12 +107,29 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     """Log of the sum of exponentials, -inf and with zero gradient where all of x is -inf."""
     if x.shape[dim] == 0:
         return x.sum(dim) - torch.inf
+    _, total, top = _sized(x, dim)
+    return _log(total, top).squeeze(dim)
+
+
+def softmax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Give exp(x) over its sum along `dim`, 0 where all of x is -inf, and the log of the sum."""
+    if x.shape[dim] == 0:
+        return x, x.sum(dim) - torch.inf
+    size, total, top = _sized(x, dim)
+    return size / torch.where(total > 0, total, 1.0), _log(total, top).squeeze(dim)
+
+
+def _sized(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Exponentials against the top, their sum, and the top: both keep `dim`."""
     top = finite(x.detach().amax(dim, keepdim=True))
-    total = torch.exp(x - top).sum(dim)
+    size = torch.exp(x - top)
+    return size, size.sum(dim, keepdim=True), top
+
+
+def _log(total: Tensor, top: Tensor) -> Tensor:
+    """Log of a sum that was taken against the top; -inf, without a gradient, where it is none."""
     some = total > 0
-    return torch.where(
-        some, torch.log(torch.where(some, total, 1.0)) + top.squeeze(dim), -torch.inf
-    )
+    return torch.where(some, torch.log(torch.where(some, total, 1.0)) + top, -torch.inf)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
-from regard.core.partial import Partial, finite
+from regard.core.partial import Partial, finite, softmax
 from regard.core.score.base import need_heads, need_number, need_tensor
 from regard.core.value import Value, value
 
@@ -118,15 +118,8 @@ class Normalised(Weigh):
     def rows(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Normalise each row."""
         masked = self._masked(scores, allowed)
-        if masked.shape[-1] == 0:
-            return masked, masked.sum(-1) - torch.inf
-        top = finite(masked.detach().amax(-1, keepdim=True))
-        size = torch.exp(masked - top)
-        total = size.sum(-1, keepdim=True)
-        some = total > 0
-        total = torch.where(some, total, 1.0)
-        lse = torch.where(some, torch.log(total) + top, -torch.inf)[..., 0]
-        return self._signed(size / total, scores), lse
+        weights, lse = softmax(masked, -1)
+        return self._signed(weights, scores), lse
 
     def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
         """Divide by all weight of the row."""

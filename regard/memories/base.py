@@ -124,3 +124,12 @@ def need_same_heads(k: Tensor, shape: tuple[int, ...] | None) -> None:
             ShapeError, "k", f"batch and heads {list(k.shape[:2])}", f"{list(shape)}, as before",
             "start a new memory",
         )  # fmt: skip
+
+
+def need_slots(slots: Tensor, shape: tuple[int, int] | None) -> None:
+    """Raise unless slots [b, g, c] are of the rows and heads of a memory."""
+    if shape is None or slots.dim() != 3 or slots.shape[:2] != shape:
+        fail(
+            ShapeError, "slots", list(slots.shape), f"[b, g, c] with {shape}",
+            "choose slots for every row and head",
+        )  # fmt: skip

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regard.core.errors import ShapeError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
 from regard.core.partial import Partial
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
+from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads, need_slots
 from regard.memories.kept import need_crop
 from regard.run.paged import paged_partial
 
@@ -162,11 +162,7 @@ class HeadPages(KeyMemory):
 
     def choose(self, slots: Tensor) -> None:
         """Keep these slots; what is kept is packed anew."""
-        if self._shape is None or slots.dim() != 3 or slots.shape[:2] != self._shape:
-            fail(
-                ShapeError, "slots", list(slots.shape), f"[b, g, c] with {self._shape}",
-                "choose slots for every row and head",
-            )  # fmt: skip
+        need_slots(slots, self._shape)
         at = self._positions()
         own = slots.flatten(0, 1)
         real = (own >= 0) & (at.gather(1, own.clamp(min=0)) >= 0)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
+from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import gather_heads, take_batch, take_keys
 from regard.core.partial import Partial
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
+from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads, need_slots
 from regard.memories.stores import Plain, Store, StoreKind
 
 # Heads whose counts differ by less than this share one tensor.
@@ -189,11 +189,8 @@ class Kept(KeyMemory):
 
     def choose(self, slots: Tensor) -> None:
         """Keep these slots; heads are grouped anew by how many they keep."""
-        if self._shape is None or slots.dim() != 3 or slots.shape[:2] != self._shape:
-            fail(
-                ShapeError, "slots", list(slots.shape), f"[b, g, c] with {self._shape}",
-                "choose slots for every row and head",
-            )  # fmt: skip
+        need_slots(slots, self._shape)
+        assert self._shape is not None
         at = self.positions
         real = slots >= 0
         # Rows of a batch may have fewer real keys; a slot that is empty is not worth keeping.

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from regard.core.errors import CapabilityError, fail
+from regard.core.heads import take_batch
 from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
 from regard.memories.layer import LayerMemory
@@ -169,7 +170,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         for store in self.extra.values():
             store.reorder(beam_idx)
         if self._real is not None:
-            self._real = self._real.index_select(0, beam_idx.to(self._real.device))
+            self._real = take_batch(self._real, beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Go back; what is cropped is taken to be real."""

@@ -176,11 +176,6 @@ class Quest(Selecting):
         score = page_worth(call.q, index, self.page, call.m, call.g)
         return score.repeat_interleave(self.page, -1)[..., : call.m]
 
-    @property
-    def alike(self) -> bool:
-        """Whether every key head reads equally many keys."""
-        return type(self).select_counts is Selecting.select_counts
-
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
         call = step.call
