@@ -17,7 +17,7 @@ from regard.layers.attention import split
 from regard.layers.base import Can, Scene, need_size
 from regard.layers.recurrent import Linear
 from regard.layers.registry import register
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @register("fastmax")

@@ -70,7 +70,7 @@ def call_of(
         else:
             support = support & DenseMask(mask)
         rule = Rule(support, score)
-    return Call(q, k, v, rule, dropout=dropout_p, site=site), shape
+    return Call.of(q, k, v, rule, dropout=dropout_p, site=site), shape
 
 
 _rules: dict[tuple[bool, float | None], Rule] = {}

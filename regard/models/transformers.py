@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from regard.core.call import Call
 from regard.core.errors import fail
+from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.score import Dot, SoftCap
 from regard.core.score.base import At, Score
@@ -29,7 +30,6 @@ from regard.models.masks import Mask, make_mask
 from regard.models.moment import Moment, by_cache
 from regard.models.site import Site, Sites
 from regard.models.versions import supported
-from regard.models.weights import closed_weights
 
 NAME = "regard"
 _lock = threading.RLock()
@@ -273,12 +273,13 @@ def attention(
     rule = rule_of(
         attention_mask, query, key, scaling, bool(is_causal), position_bias, softcap, s_aux
     )
-    call = Call(query, key, value, rule, dropout=dropout, site=None if held is None else held.site)
+    site = None if held is None else held.site
+    call = Call(query, Dense(key, value), rule, None, dropout, site)
     # A model that shares its config with an attached one is served without stages.
     shown = bool(kwargs.get("output_attentions"))
-    out, call = (Engine() if held is None else held.engine).followed(call, alone=not shown)
-    weights = closed_weights(call, "output_attentions") if shown else None
-    return out.transpose(1, 2).contiguous(), weights
+    want = ("out", "weights") if shown else ("out",)
+    result, _ = (Engine() if held is None else held.engine).result(call, want)
+    return result.out.transpose(1, 2).contiguous(), result.weights
 
 
 def _no_batching(*_: Any, **__: Any) -> None:

@@ -19,7 +19,7 @@ from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.recurrent import flops_ratio, scene_of
 from regard.papers.checks.training import fit
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 
 @check("moba")

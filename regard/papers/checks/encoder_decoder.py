@@ -12,7 +12,7 @@ from regard.layers.encoder_decoder import EncoderDecoder
 from regard.layers.positions import Sinusoidal
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
-from regard.run.doors import plan
+from regard.run.api import plan
 
 
 def _torch_says(layer: Attention, x: Tensor, mask: Tensor) -> Tensor:

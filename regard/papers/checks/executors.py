@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import Largest, gap
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

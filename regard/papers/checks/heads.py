@@ -18,7 +18,7 @@ from regard.layers.sharing import AddedHeadEmbeddings, HeadEmbeddings, MultiQuer
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _equal_key_heads(plain: Attention) -> None:

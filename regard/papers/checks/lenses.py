@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.core.call import Call
+from regard.core.result import Result
 from regard.core.rule import Rule
 from regard.core.support import Causal
 from regard.layers.attention import Attention
@@ -68,7 +69,7 @@ def token_lens() -> Measured:
         alone = max(alone, float((closed_weights(call, "check")[0, :, -1, -1] - 1).abs().max()))
 
     class Look(Stage):
-        def observe(self, call: Call) -> None:
+        def see(self, call: Call, result: Result) -> None:
             own(call)
 
     others = knockout([n - 1], range(n - 1))
@@ -229,7 +230,7 @@ def compression() -> Measured:
 
     def right(rank: int) -> tuple[float, float]:
         stage = Compressed({(site, 0): subspace(q[:, 0], k.flatten(0, 1), rank)})
-        plain = Call(q[:, None], k[:, None], k[:, None], Rule(), site=site)
+        plain = Call.of(q[:, None], k[:, None], k[:, None], Rule(), site=site)
         less = stage.before(plain)
         maps = [closed_weights(c, "check")[:, 0, 0] for c in (plain, less)]
         return float((maps[1].argmax(1) == which).double().mean()), gap(*maps)
@@ -343,7 +344,7 @@ def rotary() -> Measured:
     q = torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
     k = q.clone()
     q[:, 2], k[:, 2] = x[:, 2], torch.randn(n, d)  # not turned
-    call = Call(q.double(), k.double(), k.double(), Rule(Causal()))
+    call = Call.of(q.double(), k.double(), k.double(), Rule(Causal()))
     scores = looked(RotaryPairs(), call)
     i, j = torch.tensor([200, 9, 31]), torch.tensor([3, 9, 30])
     whole = (call.q @ call.k.transpose(-1, -2)) * d**-0.5

@@ -11,7 +11,7 @@ from regard.core.support import Causal, Documents, PrefixLM, Window, documents_f
 from regard.core.tilemap import EMPTY
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @check("flex_attention")

@@ -14,7 +14,7 @@ from regard.core.tilemap import EMPTY
 from regard.core.weigh import Signed, Softmax, Weigh
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import Largest, gap
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:

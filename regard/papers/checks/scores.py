@@ -20,7 +20,7 @@ from regard.layers.relative import ContextualPositions, RelativeAttention
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import Largest, gap
 from regard.papers.checks.training import fit
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 
 @check("sigmoid_attention")

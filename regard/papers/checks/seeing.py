@@ -26,7 +26,7 @@ from regard.probes.roles import DuplicateToken, Induction, PreviousToken, Retrie
 from regard.probes.shape import Rings
 from regard.probes.sinks import MassiveActivations, SinkRate
 from regard.probes.stimuli import repeated
-from regard.run.doors import attend
+from regard.run.api import attend
 
 CAUSAL = Rule(Causal())
 
@@ -44,13 +44,13 @@ def pointing(keys: Tensor, sharp: float = 1e4) -> Call:
     """Heads whose query i looks at keys[h, i] alone."""
     h, n = keys.shape
     eye = torch.eye(n)
-    return Call(sharp * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), CAUSAL)
+    return Call.of(sharp * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), CAUSAL)
 
 
 @check("attention_sink_metric")
 def sinks() -> Measured:
     """Known maps have their known rates, and a key of no value takes weight and gives nothing."""
-    uniform = Call(*(torch.zeros(2, 3, 64, 4),) * 3, CAUSAL)
+    uniform = Call.of(*(torch.zeros(2, 3, 64, 4),) * 3, CAUSAL)
     alpha = float(looked(SinkRate(), uniform).mean())
     wanted = sum(1 / i for i in range(1, 65)) / 64
     resting, none = SinkRate(), SinkRate()
@@ -255,7 +255,7 @@ def rings() -> Measured:
     site = Site(0, module="attention", heads=2, kv_heads=2, grid=(rows, columns))
     q, k, v = torch.randn(3, 1, 2, n, 8)
     probe = Rings()
-    looked(probe, Call(q, k, v, Rule(), site=site))
+    looked(probe, Call.of(q, k, v, Rule(), site=site))
     total = next(iter(probe.told().details["rings"].values())).sum(1)
     whole = float((total - 1).abs().max())
 
@@ -267,7 +267,7 @@ def rings() -> Measured:
     near = float(next(iter(one.told().details["rings"].values()))[:, 1].min())
 
     even = Rings()
-    looked(even, Call(*(torch.zeros(1, 2, n, 4),) * 3, Rule(), site=site))
+    looked(even, Call.of(*(torch.zeros(1, 2, n, 4),) * 3, Rule(), site=site))
     place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
     hops = (place[:, None] - place).abs().amax(-1)
     wanted = torch.stack([(hops == h).double().sum(1).mean() for h in range(rows)]) / n

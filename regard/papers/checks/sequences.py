@@ -13,7 +13,7 @@ from regard.core.support import Causal, SharedPrefix, Support
 from regard.core.tilemap import EMPTY
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import Largest, gap
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.scanning import scan
 
 

@@ -12,7 +12,7 @@ from regard.core.support import Causal
 from regard.layers.attention import Attention
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.copying import pattern_distance
 from regard.tasks.parity import ParityMnemonics
 from regard.tasks.registry import task as make_task

@@ -19,7 +19,7 @@ from regard.layers.building import model
 from regard.layers.convolution import DepthwiseConvolution
 from regard.papers.checks import Measured, check
 from regard.papers.checks.training import draws, fit
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.hops import Hops, seen_by_window
 from regard.tasks.missing import Missing
 from regard.tasks.recall import Mqar, Needle

@@ -12,7 +12,7 @@ from regard.core.score import Dot
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import draws, fit
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.averages import KeyAverage, RandomHeads, RandomNet, ridge_error
 from regard.tasks.base import Batch
 from regard.tasks.nearest import Nearest

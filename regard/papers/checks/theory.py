@@ -20,7 +20,7 @@ from regard.probes.linear_systems import gated, linear_attention, selective, tay
 from regard.probes.reading import Reading
 from regard.probes.scan_and_snap import Growth, ScanAndSnap, descend, growth
 from regard.probes.topics import CLASSES, TopicAttention, topic_similarity
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.scanning import scan
 
 

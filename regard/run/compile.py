@@ -16,7 +16,8 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.partial import Partial, wide
 from regard.core.rule import Rule
-from regard.run.plan import EXECUTORS, chosen
+from regard.run.plan import EXECUTORS
+from regard.run.runner import run
 
 
 def _run(
@@ -24,8 +25,9 @@ def _run(
 ) -> Partial:
     rule = Rule.numbered(number)
     executor = list(EXECUTORS)[forced] if forced >= 0 else None
-    call = Call(q, k, v, rule.with_tensors(held) if held else rule)
-    return chosen(call, executor, lse=True).run(call)
+    call = Call.of(q, k, v, rule.with_tensors(held) if held else rule)
+    result = run(call, ("lse",), executor)
+    return Partial(result.out, result.lse)
 
 
 @torch.library.custom_op("regard::attend", mutates_args=())
@@ -121,8 +123,4 @@ def attend_compiled(
 
     `forced` is the place of the executor in EXECUTORS, -1 for none: a graph carries no None.
     """
-    rule = Rule.numbered(number)
-    out, lse = opaque_attend(q, k, v, held, number, forced)
-    if held:
-        rule = rule.with_tensors(held)
-    return rule.weigh.close(Partial(out, None if rule.weigh.sums else lse)).out
+    return opaque_attend(q, k, v, held, number, forced)[0]
