@@ -305,7 +305,7 @@ def read_json(path: str | Path, kind: FileKind, limit: int = JSON_LIMIT) -> dict
 
 def parse_json(body: bytes, path: str | Path, kind: FileKind) -> dict[str, Any]:
     """Check and return what JSON of `kind` says (inside of `reading`)."""
-    said = json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_no_constant)
+    said: Any = json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_no_constant)
     if not isinstance(said, dict) or said.get("format") != kind.name:
         kind.bad(path, f"JSON that is no {kind.name}")
     if said.get("version") != kind.version:
@@ -313,7 +313,7 @@ def parse_json(body: bytes, path: str | Path, kind: FileKind) -> dict[str, Any]:
                        f"reads version {kind.version}")  # fmt: skip
     if said.pop("checksum", None) != json_checksum(said):
         kind.bad(path, "a damaged file (its checksum is wrong: it was cut off or changed)")
-    return said
+    return dict(said)
 
 
 def _no_constant(word: str) -> None:

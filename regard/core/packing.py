@@ -83,7 +83,8 @@ def _dtype(x: Tensor) -> str:
 
 def _bytes(x: Tensor) -> Buffer:
     x = x.detach().cpu().contiguous().resolve_conj().resolve_neg()
-    return memoryview(x.reshape(-1).view(torch.uint8).numpy())
+    raw: Any = x.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(raw)
 
 
 def _tensor(raw: memoryview, dtype: str, shape: list[int], device: str) -> Tensor:
