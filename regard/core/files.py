@@ -155,6 +155,18 @@ def disk_errors(path: Path, error: type[FileError] = FileError) -> Iterator[None
         )  # fmt: skip
 
 
+def set_aside(path: str | Path) -> Path:
+    """Move a file that is no longer trusted to `older/` beside it, and return its new path."""
+    path = Path(path)
+    with disk_errors(path):
+        with open(path, "rb") as file:
+            mark = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        make_folder(path.parent / "older")
+        moved = path.parent / "older" / f"{path.stem}.{mark}{path.suffix}"
+        os.replace(path, moved)
+    return moved
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes out while a file is read, changed and written again.
@@ -333,5 +345,5 @@ def _finite(content: Any) -> Any:
 __all__ = [
     "KINDS", "FileError", "FileKind", "disk_errors", "json_bytes", "json_checksum", "locked",
     "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
-    "refuse_to_replace", "write_bytes", "write_json", "write_packed",
+    "refuse_to_replace", "set_aside", "write_bytes", "write_json", "write_packed",
 ]  # fmt: skip
