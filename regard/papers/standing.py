@@ -32,8 +32,8 @@ from regard.papers.evidence_files import FOLDER, SEEDS, Evidence, load
 STATES = ("planned", "built", "partly", "shown", "matched", "failed", "reading")
 # Every folder whose code may claim a row: the seven places, and the ground they stand on.
 PLACES = (
-    *("core", "run", "layers", "memories", "policies", "probes", "controls", "schemes"),
-    *("objectives", "tasks", "conversions", "bench"),
+    *("core", "run", "layers", "memories", "policies", "probes", "circuits"),
+    *("analysis", "controls", "schemes", "objectives", "tasks", "conversions", "bench"),
 )
 
 
