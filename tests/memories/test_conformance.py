@@ -298,6 +298,28 @@ def test_a_ring_costs_the_same_at_every_length() -> None:
     assert memory.read().k.shape[2] == 20
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("pads", [(0, 17), (3, 9), (12, 13), (1, 25)])
+def test_sinks_are_the_first_real_tokens_however_late_they_come(
+    pads: tuple[int, int], piece: int
+) -> None:
+    """A row may begin with whole pieces of padding: its sinks come with later ones."""
+    memory, n, sinks, window = Ring(window=6, sinks=3), 40, 3, 6
+    x = torch.arange(float(n)).view(1, 1, n, 1).expand(2, 1, n, 2).contiguous()
+    keep = torch.arange(n) >= torch.tensor(pads)[:, None]
+    for start in range(0, n, piece):
+        part = slice(start, start + piece)
+        memory.extend(x[:, :, part], x[:, :, part], keep[:, part])
+        memory.settle()
+    read = memory.read()
+    assert read.positions is not None
+    for row, pad in enumerate(pads):
+        want = [*range(pad, min(pad + sinks, n - window)), *range(max(pad, n - window), n)]
+        held = read.positions[row] >= 0
+        assert read.positions[row][held].tolist() == want
+        assert read.k[row, 0, held, 0].tolist() == want
+
+
 def test_copies_are_apart() -> None:
     memory = Kept()
     x = torch.randn(1, 2, 6, 4)
