@@ -193,7 +193,8 @@ class PyramidKV(SnapKV):
     """As SnapKV, with budgets that fall in even steps from the first layer to the last.
 
     With an average of C keys a layer, w of them the window: the last layer keeps
-    min = (C - w) / beta older keys, the first 2 (C - w) - min. (PyramidKV, Cai et al. 2024)
+    min = (C - w) / beta older keys, the first 2 (C - w) - min. Where min is less than the window, all
+    layers keep C: at small budgets the last ones would see nothing else. (PyramidKV, Cai et al. 2024)
     """
 
     beta: float = 20.0
@@ -207,7 +208,8 @@ class PyramidKV(SnapKV):
         most = (2 * average - least).minimum(room)
         least = (2 * average - most).minimum(room)
         share = self.depth[step.site.layer] / last if len(self.sites) > 1 else 0.5
-        own = torch.floor(most - (most - least) * share + 0.5).long() + w
+        own = torch.where(least < w, average, most - (most - least) * share)
+        own = torch.floor(own + 0.5).long() + w
         return own.clamp(min=1)[:, None].expand(-1, step.call.g)
 
 

@@ -218,6 +218,21 @@ def test_bytes_are_those_of_every_tensor_held(name: str, pieces: list[int]) -> N
         assert memory.nbytes == sum(reached.values())
 
 
+@given(pieces=st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_bytes_of_pages_are_those_of_the_pool(pieces: list[int]) -> None:
+    """The room that a pool has to spare is held as well; two memories share it."""
+    one = Paged()
+    two = Paged(one.pool)
+    for n in pieces:
+        one.extend(torch.randn(2, G, n, D), torch.randn(2, G, n, D))
+        held = sum(tensors_in(vars(one), {}).values())
+        assert one.nbytes - 4 * sum(map(len, one.tables or ())) == held
+    two.extend(torch.randn(1, G, 20, D), torch.randn(1, G, 20, D))
+    held = sum(tensors_in(vars(one), {}).values())
+    tables = sum(len(t) for m in (one, two) for t in m.tables or ())
+    assert abs(one.nbytes + two.nbytes - 4 * tables - held) <= 1
+
+
 def test_pages_are_counted_once_and_come_back() -> None:
     pool = Pool(size=16)
     first = Paged(pool)
@@ -225,7 +240,7 @@ def test_pages_are_counted_once_and_come_back() -> None:
     first.extend(k, k)
     first.repeat(4, 1)
     assert pool.held == 7
-    assert first.nbytes == 7 * 2 * 16 * G * D * 4 + 4 * 28
+    assert first.nbytes == 8 * 2 * 16 * G * D * 4 + 4 * 28  # one page is free
     second = first.fork()
     second.extend(*torch.randn(2, 4, G, 1, D))
     assert torch.equal(first.read().k, k.expand(4, -1, -1, -1))
