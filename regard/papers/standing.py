@@ -28,8 +28,8 @@ from regard.papers.source import hash_of_function, hash_of_modules
 STATES = ("planned", "built", "shown", "matched", "reading")
 # Every folder whose code may claim a row: the seven places, and the ground they stand on.
 PLACES = (
-    *("core", "run", "layers", "memories", "policies", "probes", "controls", "schemes"),
-    *("objectives", "tasks", "conversions", "bench"),
+    *("core", "run", "layers", "memories", "policies", "probes", "circuits"),
+    *("analysis", "controls", "schemes", "objectives", "tasks", "conversions", "bench"),
 )
 
 
