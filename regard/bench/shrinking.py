@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
+import io
 import math
 import random
 import time
@@ -20,11 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.bench.kept_cells import CELLS, KeptCells, hash_of_policy, read_rows
 from regard.core.errors import RuleError, ValueRangeError, fail
+from regard.core.files import reading, write_bytes
+from regard.core.hashes import hash_of, hash_of_code
+from regard.models.fingerprint import fingerprint
 from regard.policies.base import Policy
 from regard.policies.registry import policy
 from regard.probes.stimuli import ASKED, NAMES, TOLD, needle
 from regard.verbs import shrink
+from regard.views.overwrite import MADE_BY, is_ours
 
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 0.75)
 # Policies that share by a map of their own, whatever the budget.
@@ -243,10 +248,15 @@ def curves(
 ) -> Iterator[Cell]:  # fmt: skip
     """Measure policies at budgets, the full model first; what a file already has is not measured.
 
-    A policy that has no budget (it stores) is measured once.
+    A policy that has no budget (it stores) is measured once. A cell of the file is trusted if the
+    model, text, code and setting are the same by their hashes, and the policy with its settings
+    and calibration too. A file of others is moved to `older/`.
     """
     setting = Setting() if setting is None else setting
-    done = {(c.policy, c.keep): c for c in read_cells(kept_in)} if kept_in else {}
+    kept = None if kept_in is None else KeptCells(kept_in, {
+        "model": fingerprint(model), "text": hash_of(haystack()), "code": hash_of_code(),
+        "setting": asdict(setting), "asked": list(asked),
+    })  # fmt: skip
     todo: list[tuple[str, Any, float | None]] = [("full", None, None)]
     for one in policies:
         made = policy(one) if isinstance(one, str) else one()
@@ -254,32 +264,22 @@ def curves(
         own = [None] if made.what == "stores" or made.name in UNBUDGETED else budgets
         todo += [(label, one, keep) for keep in own]
     for label, one, keep in todo:
-        cell = done.get((label, keep))
-        if cell is None:
-            fresh = None if one is None else policy(one) if isinstance(one, str) else one()
-            cell = measure(model, tokenizer, fresh, keep, asked, setting)
-            done[cell.policy, keep] = cell
-            if kept_in is not None:
-                write_cells(kept_in, list(done.values()), setting)
+        fresh = None if one is None else policy(one) if isinstance(one, str) else one()
+        of = hash_of_policy(fresh)
+        row = None if kept is None else kept.find(label, keep, of)
+        if row is not None:
+            yield Cell(**row)
+            continue
+        cell = measure(model, tokenizer, fresh, keep, asked, setting)
+        if kept is not None:
+            kept.add(asdict(cell), of)
         yield cell
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """Read cells that were measured before."""
-    if not path.exists():
-        return []
-    return [Cell(**row) for row in json.loads(path.read_text(encoding="utf-8"))["cells"]]
-
-
-def write_cells(path: Path, cells: Sequence[Cell], setting: Setting) -> None:
-    """Write cells, all or none."""
-    rows = [
-        {k: round(x, 4) if isinstance(x, float) else x for k, x in asdict(c).items()} for c in cells
-    ]
-    new = path.with_suffix(".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new.write_text(json.dumps({"setting": asdict(setting), "cells": rows}, indent=1) + "\n")
-    new.replace(path)
+    """Read cells that were measured before, of whatever model."""
+    with reading(path, CELLS):
+        return [Cell(**row) for row in read_rows(path)]
 
 
 def picture(cells: Sequence[Cell], path: Path) -> Path:
@@ -318,10 +318,12 @@ def picture(cells: Sequence[Cell], path: Path) -> Path:
         axis.grid(alpha=0.25)
     axes[0][-1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    held = io.BytesIO()
+    kind = path.suffix.removeprefix(".") or "png"
+    said = {"Software": MADE_BY} if kind == "png" else None
+    figure.savefig(held, dpi=130, format=kind, metadata=said)
     plt.close(figure)
-    return path
+    return write_bytes(path, held.getvalue(), may_replace=is_ours)
 
 
 __all__ = [
