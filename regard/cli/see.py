@@ -34,6 +34,9 @@ def command(
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files that Regard did not write.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """See what the heads of a model do: a table, findings in words, and a page to look closer."""
@@ -53,7 +56,8 @@ def command(
         )  # fmt: skip
     seen.model = {**seen.model, "name": model or "the demo model"}
     seen.image = picture
-    files = [seen.save(out / f"heads{suffix}") for suffix in (".html", ".npz", ".png", ".csv")]
+    endings = (".html", ".npz", ".png", ".csv")
+    files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]
     if as_json:
         print_json({"findings": seen.findings(), "files": [str(x) for x in files]})
     else:
@@ -96,7 +100,7 @@ def _inputs(model: str | None, text: str | None, file: Path | None, image: Path 
         picture = Image.open(image).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         fail(RuleError, "--image", f"{image} ({error})", "a picture", "name a PNG or JPEG file")
-    processor = transformers.AutoImageProcessor.from_pretrained(model)
+    processor = transformers.AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
     pixels = processor(picture, return_tensors="pt")
     side = pixels["pixel_values"].shape[-2:]
     return dict(pixels), np.asarray(picture.resize((side[1], side[0])), np.uint8)
