@@ -169,7 +169,7 @@ def needles(model: Any, tokenizer: Any, setting: Setting) -> Count:
 
 
 def recall(model: Any, tokenizer: Any, setting: Setting) -> Count:
-    """Count which of several hidden keys are said right, each asked for after the text was read and shrunk.
+    """Count which of several hidden keys are said right, each asked for after the text was shrunk.
 
     No policy knows the question when it chooses what to keep of the text.
     """
