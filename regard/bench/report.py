@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.bench.drawing import Axis, Chart, ranked, short
-from regard.bench.records import replaced
+from regard.bench.records import BenchError
 from regard.bench.results import Results, cell_of
 from regard.bench.speed import Measure, exponents, pays_from
 from regard.bench.statistics import (
@@ -23,6 +23,7 @@ from regard.bench.statistics import (
     ranking,
 )
 from regard.bench.words import UNLEARNED, findings
+from regard.core.files import write_bytes
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
 
@@ -55,9 +56,7 @@ def report(results: Results) -> str:
 
 def write_report(results: Results, path: str | Path) -> Path:
     """Write the report to a file."""
-    path = Path(path)
-    replaced(path, lambda part: part.write_text(report(results), encoding="utf-8"))
-    return path
+    return write_bytes(path, report(results).encode("utf-8", "replace"), error=BenchError)
 
 
 def _header(results: Results) -> str:

@@ -16,7 +16,7 @@ from regard.core.rule import Rule
 from regard.core.score import Score
 from regard.core.score.dense import DenseBias
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -34,7 +34,7 @@ class AgentAttention(Attention):
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, decode=False, padding=False, left_padding=False, documents=False, linear=True,
         multihead_weights=True,
     )  # fmt: skip
@@ -55,12 +55,12 @@ class AgentAttention(Attention):
         """Say how agents match keys, or queries agents."""
         return self.score()
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Let agents read, and read the agents."""
         agents = self.pool(call.q)
-        told = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), scene)
+        told = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), input)
         rule = Rule(score=self.scores_of(False))
-        return super().look(call.replace(k=agents, v=told, rule=rule), scene)
+        return super().look(call.replace(k=agents, v=told, rule=rule), input)
 
 
 @register("agent_attention_image")
@@ -74,7 +74,7 @@ class ImageAgents(AgentAttention):
     torch.Size([1, 24, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, decode=False, padding=False, left_padding=False,
         documents=False, linear=True, any_length=False,
     )  # fmt: skip
@@ -111,8 +111,8 @@ class ImageAgents(AgentAttention):
         bias = (stretched + self.rows[which] + self.columns[which]).flatten(2)
         return self.score() + DenseBias((bias if agents_ask else bias.mT)[None])
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Add the convolution of the values."""
         values = joined(call.v).mT.unflatten(2, self.grid)
         near = self.beside(values).flatten(2).mT
-        return super().look(call, scene) + split(near, self.heads)
+        return super().look(call, input) + split(near, self.heads)

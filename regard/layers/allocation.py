@@ -12,7 +12,7 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import gather_heads
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -49,7 +49,7 @@ class KeyDriven(Attention):
     8
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "kv_heads": 2}
     allocation: Tensor
 
@@ -65,7 +65,7 @@ class KeyDriven(Attention):
         norms = torch.linalg.matrix_norm(k.float()).sum(0)
         self.allocation.copy_(allocated(norms - norms.min(), self.heads))
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Give each query head the key head it was allocated."""
         if self.training:
             self.allocate(call.k)
@@ -73,7 +73,7 @@ class KeyDriven(Attention):
             torch.arange(self.kv_heads), self.allocation.cpu()
         ).tolist()  # fmt: skip
         k, v = gather_heads(call.k, groups), gather_heads(call.v, groups)
-        return super().look(call.replace(k=k, v=v), scene)
+        return super().look(call.replace(k=k, v=v), input)
 
 
 @register("dgqa_ema")

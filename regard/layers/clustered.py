@@ -16,7 +16,7 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -39,7 +39,7 @@ class RoutedAttention(Attention):
     torch.Size([1, 12, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, decode=False, padding=False, left_padding=False,
         documents=False,
     )  # fmt: skip
@@ -84,7 +84,7 @@ class RoutedAttention(Attention):
         means = torch.where(counts > 0, sums / counts.clamp_min(1), self.centers)
         self.centers.lerp_(means.to(self.centers), 1 - self.keep)
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Gather clusters, attend inside them, and average what each token got."""
         if self.training:
             self.follow(call.q)

@@ -13,7 +13,7 @@ from regard.core.parts import mixed
 from regard.core.score import Dot
 from regard.core.weigh import Softmax, Weigh
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Can, Scene, need_share
+from regard.layers.base import Capabilities, LayerInput, need_share
 from regard.layers.registry import register
 
 
@@ -28,7 +28,7 @@ class Differential(Attention):
     torch.Size([1, 5, 64])
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, dim: int, heads: int, *, start: float = 0.8, **settings: Any) -> None:
         need_share("start", start)
@@ -60,9 +60,9 @@ class Differential(Attention):
         strength: Tensor = (a @ b).exp() - (c @ d).exp() + self.start
         return strength
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Take the second of each pair of heads from the first."""
-        first, second = super().look(call, scene).unflatten(1, (self.heads, 2)).unbind(2)
+        first, second = super().look(call, input).unflatten(1, (self.heads, 2)).unbind(2)
         minus = -self.strength().expand(self.heads)
         found: Tensor = self.norm(mixed((first, second), (1.0, minus))) * (1 - self.start)
         return found
@@ -80,7 +80,7 @@ class TalkingHeads(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
 
     def __init__(self, dim: int, heads: int, **settings: Any) -> None:
         super().__init__(dim, heads, **settings)
@@ -89,12 +89,12 @@ class TalkingHeads(Attention):
         self.of_scores = nn.Parameter(torch.eye(heads))
         self.of_weights = nn.Parameter(torch.eye(heads))
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend with heads side by side."""
         h = call.h
         k, v = (joined(expand_heads(x, h))[:, None] for x in (call.k, call.v))
         q = torch.einsum("ij,bjnd->binjd", self.of_scores, call.q).flatten(3)
-        seen = super().look(call.replace(q=q, k=k, v=v), scene).unflatten(3, (h, -1))
+        seen = super().look(call.replace(q=q, k=k, v=v), input).unflatten(3, (h, -1))
         # seen [b, j, n, i, e]: weights of head j over the values of head i.
         return torch.einsum("ij,bjnie->bine", self.of_weights, seen)
 
@@ -109,7 +109,7 @@ class SoftmaxPlusOne(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
 
     def weigh(self) -> Weigh:
         """Add one to the sum."""

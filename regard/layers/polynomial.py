@@ -14,7 +14,7 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Blocks, Causal, Padding
 from regard.layers.attention import split
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.recurrent import Linear
 from regard.layers.registry import register
 from regard.run.doors import attend
@@ -65,7 +65,7 @@ class LogNormal(Linear):
     torch.Size([1, 10, 32])
     """
 
-    can: ClassVar[Can] = Can(constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(constant_memory=True, linear=True)
     alphas: Tensor
 
     def __init__(self, dim: int, heads: int, *, keep: float = 0.9, **settings: Any) -> None:
@@ -85,13 +85,13 @@ class LogNormal(Linear):
         k = split(self.to_k(context), self.heads)
         return exponential(k, self.alphas[1]), split(self.to_v(context), self.heads)
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Measure while training, then attend."""
         if self.training:
             with torch.no_grad():
-                rates = matched_rates(self.to_q(scene.x), self.to_k(scene.context))
+                rates = matched_rates(self.to_q(input.x), self.to_k(input.context))
                 self.alphas.lerp_(torch.stack(rates).to(self.alphas), 1 - self.keep)
-        return super().act(scene)
+        return super().compute(input)
 
 
 @register("lln_diag")
@@ -102,7 +102,7 @@ class LogNormalWithBlocks(LogNormal):
     torch.Size([1, 10, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         cross=False, decode=False, left_padding=False, documents=False, linear=True
     )
 
@@ -112,11 +112,11 @@ class LogNormalWithBlocks(LogNormal):
         near = Blocks(blocks)
         self.near = Rule(Causal() & near if self.causal else near)
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
         """Take the mean of both attentions."""
-        far = super().look(q, k, v, scene)
-        plain = split(self.to_q(scene.x), self.heads), split(self.to_k(scene.x), self.heads)
+        far = super().look(q, k, v, input)
+        plain = split(self.to_q(input.x), self.heads), split(self.to_k(input.x), self.heads)
         rule = self.near
-        if scene.padding is not None:
-            rule = rule.replace(support=rule.support & Padding(scene.padding))
+        if input.padding is not None:
+            rule = rule.replace(support=rule.support & Padding(input.padding))
         return (far + attend(*plain, v, rule)) / 2

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail, nearest
 from regard.core.registry import Registry
-from regard.layers.base import Can, Layer
+from regard.layers.base import Capabilities, Layer
 
 L = TypeVar("L", bound=type[Layer])
 _layers = Registry[Layer](
@@ -106,7 +106,7 @@ class Entry:
 
     name: str
     kind: type[Layer]
-    can: Can
+    can: Capabilities
     about: str
 
 
@@ -114,7 +114,7 @@ class Listing(tuple[Entry, ...]):
     """Every layer with what it can do; printed, a table in Markdown."""
 
     def __repr__(self) -> str:
-        columns = list(asdict(Can()))
+        columns = list(asdict(Capabilities()))
         heads = " | ".join(c.replace("_", " ") for c in columns)
         lines = [f"| layer | {heads} | what it is |", "|" + "---|" * (len(columns) + 2)]
         for entry in self:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -27,7 +27,7 @@ class RelationalAttention(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(
         self, dim: int, heads: int, *, relations: int | None = None, width: int | None = None,
@@ -71,13 +71,13 @@ class RelationalAttention(Attention):
         told = torch.cat((self.to_v(context), self.symbols(context)), -1)
         return k, told[:, None].expand(-1, self.kv_heads, -1, -1)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Relate each query to what it averaged."""
         wide = self.relations * self.width
         other, symbol = seen.split([wide, self.dim], -1)
-        own = self.to_relation(scene.x)[:, None].unflatten(-1, (self.relations, self.width))
+        own = self.to_relation(input.x)[:, None].unflatten(-1, (self.relations, self.width))
         related = (own * other.unflatten(-1, (self.relations, self.width))).sum(-1)
-        return super().mix(related @ self.of_relations + symbol @ self.of_symbols, scene)
+        return super().mix(related @ self.of_relations + symbol @ self.of_symbols, input)
 
 
 @register("dual_attention")
@@ -94,7 +94,7 @@ class DualAttention(Layer):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(
         self, dim: int, heads: int, *, relational: int | None = None,
@@ -123,11 +123,11 @@ class DualAttention(Layer):
             else None
         )
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Add what both kinds of heads say."""
         said = []
         for name, part in (("sensory", self.sensory), ("relational", self.relational)):
             if part is not None:
-                said.append(part(*scene.given(), **scene.told(name, part)))
+                said.append(part(*input.as_passed(), **input.for_part(name, part)))
         both: Tensor = sum(said[1:], said[0])
         return both
