@@ -28,7 +28,7 @@ def run(*words: str) -> tuple[int, str, BaseException | None]:
 
 
 def test_it_measures_and_draws_and_does_not_measure_twice(tmp_path: Path) -> None:
-    words = ("--policy", "streaming,quantized", "--keep", "64", "--eval", "needle", "--length",
+    words = ("--policy", "streaming,quantized", "--keep", "64tok", "--eval", "needle", "--length",
              "160", "--draws", "1", "--out", str(tmp_path), "--json")  # fmt: skip
     code, text, error = run(*words)
     assert code == 0, error
