@@ -26,6 +26,7 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.seeing import looked
 from regard.papers.checks.training import fit
 from regard.papers.checks.wired import PlainNorm
+from regard.papers.seeding import restart
 from regard.probes.logits import (
     TokenLens,
     agreement,
@@ -108,7 +109,7 @@ def _lists(sets: Tensor, rows: int) -> Tensor:
 
 
 def _lister() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
+    restart()
     sets = torch.stack([8 + torch.randperm(16)[:5] for _ in range(8)])
     tiny = stack(
         [Attention(48, heads=4, causal=True, position="rotary") for _ in range(2)],
@@ -137,7 +138,7 @@ def attention_lens() -> Measured:
     for layer in stream.layers:
         made = stream.heads(layer.site).sum(1) + stream.bias(layer.site)
         whole[layer.site] = gap(made, outs[layer.site])
-    torch.manual_seed(0)
+    restart()
     tiny = stack(
         [Attention(16, heads=4, causal=True)], vocab=12, dim=16, feedforward=None, tied=False,
     )  # fmt: skip
@@ -174,7 +175,7 @@ def attention_lens() -> Measured:
 @check("internal_consistency")
 def consistency() -> Measured:
     """Layers that add to one answer agree, a last layer that flips agrees with none."""
-    torch.manual_seed(0)
+    restart()
     steps = torch.rand(32, 12, 1).cumsum(1)
     direction = torch.randn(32, 1, 4)
     steady = float(agreement(steps * direction).agreement.mean())
@@ -218,7 +219,7 @@ def compression() -> Measured:
         abs(float(logit_parts(stream, int(t)).total[0]) - float(logits[t])) for t in letters
     )
     site = Site(0, module="attention", heads=1, kv_heads=1)
-    torch.manual_seed(0)
+    restart()
     # Four labels that differ along three directions, in 16 dimensions of noise.
     corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]).double()
     frame = torch.linalg.qr(torch.randn(16, 16).double()).Q
@@ -256,7 +257,7 @@ def recall() -> Measured:
     token = int(logits.argmax())
     found = logit_parts(stream, token)
     off = abs(float(found.total[0]) - float(logits[token]))
-    torch.manual_seed(0)
+    restart()
     one, two, answer = torch.randn(3, 50, 24).double()
     noise = 1e-3 * torch.randn(50, 24).double()
     planted = 2 * one - two + 0.5 * answer + noise
@@ -301,7 +302,7 @@ def relations() -> Measured:
     with torch.no_grad():
         copy, other = (Relation(pairs, k=1).read(model, weights) for pairs in (own, mapped))
         against = Relation(own, k=1, definition="suppresses").read(model, weights)
-    torch.manual_seed(1)
+    restart()
     heads = 24
     strength = torch.rand(heads)[:, None, None]
     noisy = 0.25 * strength * eye[turn] + 0.06 * torch.randn(heads, count, count)
@@ -333,7 +334,7 @@ def relations() -> Measured:
 def rotary() -> Measured:
     """Pairs sum to the score; slow pairs tell distance; the model that ships reads far by them."""
     n, d = 256, 32
-    torch.manual_seed(0)
+    restart()
     x = torch.zeros(1, 3, n, d)
     x[:, 0, :, d // 2 - 3 : d // 2] = 1.0
     x[:, 1, :, :3] = 1.0

@@ -19,6 +19,7 @@ from regard.models.stage import Edit
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
+from regard.papers.seeding import restart
 from regard.probes.base import Probe
 from regard.probes.importance import Importance, taken_out
 from regard.probes.reading import Reading
@@ -147,7 +148,7 @@ def induction() -> Measured:
 
 def _copier(layers: int) -> tuple[nn.Module, float]:
     """Train attention-only layers on random tokens shown twice; give the loss on the repeat."""
-    torch.manual_seed(0)
+    restart()
     tiny = model(
         [Attention(64, heads=4, causal=True, position="rotary") for _ in range(layers)],
         vocab=40, dim=64, feedforward=None, tied=False,
@@ -165,7 +166,7 @@ def _loss(tiny: nn.Module, rows: int) -> Tensor:
 
 
 def _repeat_loss(tiny: nn.Module) -> float:
-    torch.manual_seed(1)
+    restart()
     with torch.no_grad():
         return sum(float(_loss(tiny, 32)) for _ in range(12)) / 12
 
@@ -174,7 +175,7 @@ def _repeat_loss(tiny: nn.Module) -> float:
 def importance() -> Measured:
     """The gradient of a gate is <out, dL/dout>, and its order prunes better than chance."""
     two, _ = _copier(2)
-    torch.manual_seed(2)
+    restart()
     stretch = torch.randint(0, 40, (6, 16))
     tokens = torch.cat([stretch, stretch], 1)
     probe, kept = Importance(definition="raw"), dict[Site, Tensor]()
