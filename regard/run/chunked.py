@@ -17,7 +17,7 @@ from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.partial import Partial, nothing, wide
-from regard.core.score.base import At, Change, Score, keeping
+from regard.core.score.base import At, Change, keeping
 from regard.core.score.biases import PlaceStep
 from regard.core.score.matches import DotMatch, folded
 from regard.core.value import Value
@@ -35,7 +35,7 @@ class Chunked(Executor):
         """Any rule; not dropout."""
         if call.dropout:
             return No("dropout: the weights of a tile are computed twice and must not differ")
-        unseen = learns_unseen(call.rule.score) if torch.is_grad_enabled() else ""
+        unseen = learns_unseen(call) if torch.is_grad_enabled() else ""
         if unseen:
             return No(f"{unseen}; make them fields of a step")
         return Yes(
@@ -306,11 +306,12 @@ def reached_learned(part: Value) -> tuple[Tensor, ...]:
     return tuple(found.values())
 
 
-def learns_unseen(score: Score) -> str:
-    """Say what a function of a score learns beside the tensors that it can be found to reach.
+def learns_unseen(call: Call) -> str:
+    """Say what a function of the score learns beside the tensors that it can be found to reach.
 
     Each function is asked about one pair, and its graph followed to where its gradient would go.
     """
+    score, q = call.rule.score, call.q
     if not score.functions():
         return ""
     known = {id(x) for x in score.reads().tensors}
@@ -318,11 +319,10 @@ def learns_unseen(score: Score) -> str:
     for step in score.steps:
         if not step.functions() or not isinstance(step, PlaceStep):
             continue
-        own = step.reads().tensors
-        zero = torch.zeros(1, dtype=torch.long, device=own[0].device if own else "cpu")
+        zero = torch.zeros(1, dtype=torch.long, device=q.device)
         at = At(zero.view(1, 1, 1, 1), zero.view(1, 1, 1), zero.view(1, 1), zero, zero, zero)
         with torch.enable_grad(), unrecorded():
-            made = step.change(torch.zeros(1, 1, 1, 1, device=zero.device), at)
+            made = step.change(zero.view(1, 1, 1, 1).to(wide(q.dtype)), at)
         todo, seen = [made.grad_fn], set(nodes)
         while todo:
             node = todo.pop()

@@ -50,11 +50,16 @@ class PlaceStep(Step):
 
     def asks_heads(self) -> bool:
         """Whether it makes different scores of one score at one place, for two heads."""
-        own = self.reads().tensors
-        device = own[0].device if own else torch.device("cpu")
-        zero = torch.zeros(1, dtype=torch.long, device=device)
+        own = [x for x in self.reads().tensors if x.is_floating_point()]
+        score = (
+            torch.zeros((), device=own[0].device, dtype=own[0].dtype) if own else torch.zeros(())
+        )
+        zero = torch.zeros(1, dtype=torch.long, device=score.device)
         at = At(zero.view(1, 1, 1, 1), zero.expand(2, 1, 1), zero.view(1, 1), zero, zero, zero)
-        return self.change(torch.zeros((), device=device), at).numel() > 1
+        try:
+            return self.change(score, at).numel() > 1
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return True  # it wants more than one pair: told the old numbers, it is right anyway
 
 
 @value

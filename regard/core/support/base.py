@@ -82,8 +82,11 @@ class Support(Value):
         if self._asks_parts or self._head_axis or numbered_alike:
             return super().take_heads(heads)
         own = self.reads().tensors
-        if self._asked(1, 2, own[0].device if own else torch.device("cpu")) < 2:
-            return self
+        try:
+            if self._asked(1, 2, own[0].device if own else torch.device("cpu")) < 2:
+                return self
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            pass  # it wants more than one pair: told the old numbers, it is right anyway
         from regard.core.support.heads import OfHeads  # which is a support
 
         return OfHeads(self, tuple(heads))  # type: ignore[return-value]
