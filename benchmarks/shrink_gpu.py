@@ -203,7 +203,7 @@ def packed(b: int, n: int, rounds: int, device: str, piece: int = 4096) -> Rows:
             assert found is not None
             return found.out
 
-        want = sdpa(q, *(x.to(q.dtype) for x in memory.unplaced() or ()), enable_gqa=True)
+        want = sdpa(q, *(x.to(q.dtype) for x in memory.read().tensors()), enable_gqa=True)
         need_same(step(), want)
         calls[f"{bits} bits"], must[f"{bits} bits"] = step, memory.nbytes
     rows = timed(f"a step over {n:,} tokens, batch {b}", calls, rounds, device)

@@ -108,7 +108,7 @@ def decoding(n: int, keep: float, rounds: int, heads: int) -> list[dict[str, Any
         def run(i: int, made: Any = made, layers: Any = layers) -> Tensor:
             layer = layers[i]
             layer.update(new, new)
-            k, v = layer.memory.unplaced()
+            k, v = layer.memory.read().tensors()
             seen = layer.memory.seen
             step = Step(where, Call.of(q, k, v, rule, site=where), seen, layer.real, layer)
             call = made.select(step)
@@ -133,7 +133,7 @@ def ring(lengths: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
 
         def step(memory: Ring = memory) -> Tensor:
             memory.extend(x, x)
-            k, v = memory.unplaced() or memory.read()[:2]
+            k, v = memory.read().tensors()
             return sdpa(q, k, v)
 
         calls[f"after {n:,} tokens"] = step

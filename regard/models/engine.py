@@ -11,7 +11,7 @@ from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.partial import Partial
 from regard.core.result import Result
-from regard.models.moment import current_moment
+from regard.models.forward import current_forward
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.run.runner import OUT, run
@@ -57,7 +57,7 @@ class Engine:
         stages = self.at(site) if self.stages else ()
         if not self._by_step:
             return stages
-        now = current_moment()
+        now = current_forward()
         step = 0 if now is None else now.step
         return tuple(s for s in stages if s.where.steps is None or step in s.where.steps)
 
@@ -123,7 +123,7 @@ class Running:
 
 def timed(call: Call) -> Call:
     """Note on a call the forward that it comes in."""
-    now = current_moment()
+    now = current_forward()
     if now is None or not isinstance(call.site, Site):
         return call
     return Call(

@@ -13,6 +13,7 @@ from regard.core.rule import Rule
 from regard.core.score.base import Score
 from regard.core.support.base import Support
 from regard.core.weigh import Weigh
+from regard.run.isolation import one_dtype
 from regard.run.plan import EXECUTORS, Plan, make_plan
 from regard.run.runner import OUT, partial_of, run
 
@@ -45,6 +46,8 @@ def attend(
     >>> attend(q, Dense(k, k).take(torch.tensor([[[0, 5], [7, 8]]])), rule=Causal()).shape
     torch.Size([1, 4, 32, 16])
     """
+    if isinstance(k, Tensor) and v is not None:
+        q, k, v = one_dtype(q, k, v)
     if (
         torch.compiler.is_compiling()
         and isinstance(k, Tensor)
@@ -90,6 +93,8 @@ def partial(
     >>> partial(q, q, q).lse.shape
     torch.Size([1, 2, 3])
     """
+    if isinstance(k, Tensor) and v is not None:
+        q, k, v = one_dtype(q, k, v)
     return partial_of(Call(q, _keys(k, v, k_positions), Rule.of(rule), q_positions), executor)
 
 

@@ -13,6 +13,7 @@ from regard.core.heads import expand_heads
 from regard.core.partial import Partial, wide
 from regard.run.counting import count
 from regard.run.executor import Answer, Executor, Yes
+from regard.run.isolation import contained
 
 
 class Reference(Executor):
@@ -26,15 +27,7 @@ class Reference(Executor):
 
     def run(self, call: Call) -> Partial:
         """Scores [b, h, n, m] -> weights [b, h, n, m] -> out [b, h, n, e]."""
-        scores, allowed = score_matrix(call)
-        count(scores.numel(), call.d + call.e, 4.0 * scores.nbytes + 2.0 * call.q.nbytes)
-        values = expand_heads(call.v, call.h).to(scores.dtype)
-        if call.dropout:
-            weights, lse = call.rule.weigh.rows(scores, allowed)
-            weights = torch.nn.functional.dropout(weights, call.dropout)
-            return Partial((weights @ values).to(call.q.dtype), lse)
-        out, lse = call.rule.weigh.whole(scores, allowed, values)
-        return Partial(out.to(call.q.dtype), lse)
+        return contained(call, _run)
 
     def weighed(self, call: Call) -> tuple[Partial, Tensor]:
         """Run it, and return the weights [b, h, n, m]."""
@@ -43,6 +36,18 @@ class Reference(Executor):
         weights, lse = call.rule.weigh.rows(scores, allowed)
         values = expand_heads(call.v, call.h).to(weights.dtype)
         return Partial((weights @ values).to(call.q.dtype), lse), weights
+
+
+def _run(call: Call) -> Partial:
+    scores, allowed = score_matrix(call)
+    count(scores.numel(), call.d + call.e, 4.0 * scores.nbytes + 2.0 * call.q.nbytes)
+    values = expand_heads(call.v, call.h).to(scores.dtype)
+    if call.dropout:
+        weights, lse = call.rule.weigh.rows(scores, allowed)
+        weights = torch.nn.functional.dropout(weights, call.dropout)
+        return Partial((weights @ values).to(call.q.dtype), lse)
+    out, lse = call.rule.weigh.whole(scores, allowed, values)
+    return Partial(out.to(call.q.dtype), lse)
 
 
 def score_matrix(call: Call) -> tuple[Tensor, Tensor]:
