@@ -14,6 +14,7 @@ from regard.core.result import Result
 from regard.models.forward import current_forward
 from regard.models.site import Site
 from regard.models.stage import Stage
+from regard.run.counting import COUNT
 from regard.run.runner import OUT, run
 
 
@@ -77,31 +78,39 @@ class Engine:
         passed: list[tuple[Stage, Call]] = []
         around = None
         options: dict[str, Any] = {}
-        for stage in stages:
-            new = stage.before(call)
-            if new is not call:
-                _need_call(stage, new, call)
-                call = new
-            passed.append((stage, call))
-            more = stage.wants(call)
-            if more:
-                want = tuple(dict.fromkeys((*want, *more)))
-                if stage.survey_options:
-                    _agree(stage, options)
-            if stage.runs:
-                around = _alone(stage, around, call)
-        if around is None:
-            result = run(call, want, **options)
-        else:
-            result = around.around(call, Running(want, options))
-            _need_result(around, "around", result, None, call.site)
-        for stage, own in passed:
-            stage.see(own if stage is around else call, result)
-        for stage, seen in reversed(passed):
-            new_result = stage.after(seen, result)
-            if new_result is not result:
-                _need_result(stage, "after", new_result, result, call.site)
-                result = new_result
+        depth = COUNT.depth
+        # What stages compute on the side is no call of the model: it is counted, and not recorded.
+        COUNT.depth = depth + 1
+        try:
+            for stage in stages:
+                new = stage.before(call)
+                if new is not call:
+                    _need_call(stage, new, call)
+                    call = new
+                passed.append((stage, call))
+                more = stage.wants(call)
+                if more:
+                    want = tuple(dict.fromkeys((*want, *more)))
+                    if stage.survey_options:
+                        _agree(stage, options)
+                if stage.runs:
+                    around = _alone(stage, around, call)
+            COUNT.depth = depth
+            if around is None:
+                result = run(call, want, **options)
+            else:
+                result = around.around(call, Running(want, options))
+                _need_result(around, "around", result, None, call.site)
+            COUNT.depth = depth + 1
+            for stage in stages:
+                stage.see(call, result)
+            for stage, seen in reversed(passed):
+                new_result = stage.after(seen, result)
+                if new_result is not result:
+                    _need_result(stage, "after", new_result, result, call.site)
+                    result = new_result
+        finally:
+            COUNT.depth = depth
         return result, call
 
 
