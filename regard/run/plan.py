@@ -111,11 +111,14 @@ def _said(x: float, unit: str) -> str:
     return f"{x:.3g} P{unit}"
 
 
-def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -> Plan:
+def make_plan(
+    call: Call, forced: str | None = None, *, weights: bool = False, all_asked: bool = True
+) -> Plan:
     """Check a call, ask every executor, and choose the cheapest that can.
 
-    One that reads the keys as they are stored goes before all that need them dense. With `weights`
-    those that do not return the weights beside the output pay for them.
+    One that reads the keys as they are stored goes before all that need them dense: unless
+    `all_asked`, these are not asked then, for asking makes keys dense. With `weights` those that do
+    not return the weights beside the output pay for them.
     """
     call = simplified(call.checked())
     if forced is not None and forced not in EXECUTORS:
@@ -128,11 +131,16 @@ def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -
     notes: dict[str, str] = {}
     needs_dense: set[str] = set()
     as_dense: Call | None = None
-    for name, executor in EXECUTORS.items():
-        asked = call
+    # Those that read the keys as they are come first.
+    for name in sorted(EXECUTORS, key=lambda x: form not in EXECUTORS[x].reads):
+        executor, asked = EXECUTORS[name], call
         if form not in executor.reads:
             if "dense" not in executor.reads:
                 ruled_out[name] = f"reads {' and '.join(sorted(executor.reads))} keys, not {form}"
+                continue
+            able = [x for x in considered if not EXECUTORS[x].avoid_reason(call)]
+            native = forced in considered or bool(able and not forced)
+            if native and not all_asked:
                 continue
             as_dense = as_dense or densified(call)
             asked = as_dense
@@ -205,7 +213,7 @@ def executor_for(
     found = _chosen.get(key)
     if found is not None:
         return found
-    plan = make_plan(call, forced, weights=weights)
+    plan = make_plan(call, forced, weights=weights, all_asked=False)
     _tell_once(call, plan, forced)
     executor = EXECUTORS[plan.executor]
     found = _chosen[key] = executor, call.keys.form not in executor.reads
