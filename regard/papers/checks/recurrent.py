@@ -12,8 +12,9 @@ from regard.core.features import matched_rates
 from regard.core.partial import Partial, merge
 from regard.core.scan import prefix_softmax
 from regard.layers.attention import joined, split
-from regard.layers.base import Layer, LayerInput
+from regard.layers.base import Layer
 from regard.layers.flow_attention import EPS, FlowAttention
+from regard.layers.inputs import LayerInput
 from regard.layers.latent import Aaren, Latte
 from regard.layers.lightning import LightningAttention
 from regard.layers.polynomial import Fastmax, LogNormal, LogNormalWithBlocks

@@ -14,9 +14,10 @@ from regard.bench.training import carry_out
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything, Support, Window
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, Layer, LayerInput
+from regard.layers.base import Layer
 from regard.layers.building import model
 from regard.layers.convolution import DepthwiseConvolution
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.papers.checks import Measured, check
 from regard.papers.checks.training import draws, fit
 from regard.run.doors import attend
