@@ -92,7 +92,8 @@ class Attention(Layer):
         if isinstance(position, str):
             position = position_named(position, heads, self.head_dim, causal)
         self.position = Position() if position is None else position
-        self._support = (Causal() if causal else Everything()) & (support or Everything())
+        own = Everything() if support is None else support
+        self._support = (Causal() if causal else Everything()) & own
         self._score, self._weigh = score or Dot(), weigh or Softmax()
         self._fixed: Rule | None = None
         self.to_out: nn.Linear

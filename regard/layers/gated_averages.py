@@ -89,8 +89,8 @@ class MovingAverageGated(Attention):
         reset = F.silu(self.to_reset(averaged))
         new = F.silu(self.to_new(averaged) + self.to_out(reset * seen[:, 0]))
         update = self.to_update(averaged).sigmoid()
-        y: Tensor = input.x + update * (new - input.x)
-        return y
+        made: Tensor = input.x + update * (new - input.x)
+        return made
 
 
 @register("mega_chunk")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -56,13 +55,8 @@ def get(name: str) -> type[Layer]:
     for full in (name, f"{name}_attention"):
         if full in kinds:
             return kinds[full]
-    module, _, attribute = name.partition(":")
-    if attribute:
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as broken:
-            fail(RuleError, "name", f"{name!r} ({broken})", "an importable class", "check the path")
-        kind: type[Layer] = register()(found)
+    if ":" in name:
+        kind: type[Layer] = register()(_layers.imported(name))
         return kind
     return _layers.get(name)
 
