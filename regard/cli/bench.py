@@ -107,7 +107,7 @@ def speed_command(
     as_json: Json = False,
 ) -> None:
     """Measure seconds and bytes against length, with fitted exponents."""
-    from regard.bench.records import write_json
+    from regard.bench.records import write_speed
     from regard.bench.results import Results, write_tables
     from regard.bench.speed import as_rows, exponents, measure
     from regard.core.errors import RuleError, fail
@@ -123,7 +123,7 @@ def speed_command(
         )  # fmt: skip
     found = exponents(rows)
     settings = {"layers": layers, "dim": dim, "heads": heads, "on": device}
-    write_json(out / "speed.json", {"settings": settings, "rows": as_rows(rows)})
+    write_speed(out / "speed.json", settings, as_rows(rows))
     results = Results(
         (), 0, speed=tuple(as_rows(rows)), title="Speed and memory",
         budget=f"width {dim}, {heads} heads, batch 1",
@@ -175,18 +175,16 @@ def _cores(device: str) -> int:
 
 def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, quiet: bool) -> Any:
     """Measure speeds, unless the same ones are there already."""
-    from regard.bench.records import write_json
-    from regard.bench.results import read_speed
+    from regard.bench.records import kept_speed, write_speed
     from regard.bench.speed import as_rows, measure
 
     path, settings = (
         out / "speed.json",
         {"layers": layers, "dim": dim, "heads": heads, "on": device},
     )
-    if path.exists():
-        kept = read_speed(path)
-        if kept["settings"] == settings:
-            return kept["rows"]
+    kept = kept_speed(path, settings)
+    if kept is not None:
+        return kept
     with _spinning(quiet) as told:
         # Short: `regard bench speed` measures longer texts, and in more rounds.
         rows = as_rows(
@@ -195,7 +193,7 @@ def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, qui
                 device=device, told=told,
             )
         )  # fmt: skip
-    write_json(path, {"settings": settings, "rows": rows})
+    write_speed(path, settings, rows)
     return rows
 
 

@@ -103,6 +103,8 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         self._since = 0
         # Whether any of what came was padding.
         self.padded = False
+        # Whether the last forward went on from others with several tokens at once.
+        self._several = False
         # What policies keep beside the memory: stores, by name, and of which keys they are.
         self.extra: dict[str, Store] = {}
         self.extra_at: dict[str, int] = {}
@@ -142,6 +144,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         else:
             self.padded = True
             self._real = self._real + keep.sum(1)
+        self._several = n > 1 and self.memory.seen > 0
         if isinstance(self.memory, Bare):
             self.memory.stand(self.places)
         self.memory.extend(key_states, value_states, keep)
@@ -174,6 +177,8 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Go back; what is cropped is taken to be real."""
+        if self._several:
+            self.owner.tokens_were_checked()
         before = self.memory.seen
         super().crop(tokens_to_remove)
         for store in self.extra.values():

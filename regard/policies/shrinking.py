@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -44,6 +45,8 @@ class Shrinking(Stage):
         super().__init__()
         self.policies, self.budget = list(policies), Budget.of(keep)
         self.active = False
+        # Whether the user was told that guessed tokens may come out otherwise.
+        self._told = False
         # Whether forwards pass as if the model were whole, for comparison.
         self.paused = False
         # The layers of the cache that was used last, by layer of the model.
@@ -131,6 +134,23 @@ class Shrinking(Stage):
         for number in range(len(self.sites)):
             made.append(KeyLayer(self, number, made))
         return made
+
+    def tokens_were_checked(self) -> None:
+        """Warn once that guessed tokens, which are checked together, may come out otherwise.
+
+        A cache cropped after several tokens at once is one of prompt lookup or an assistant.
+        """
+        lossy = [p.name for p in self.policies if not p.budget.whole]
+        if self._told or not lossy:
+            return
+        self._told = True
+        warnings.warn(
+            f"{self.name}: several tokens were checked at once, as prompt lookup and assistants "
+            f"do. {' and '.join(lossy)} may attend to other keys for several tokens than for one "
+            "at a time, so the text may differ from that of generate() without them. "
+            "Fix: generate without prompt_lookup_num_tokens and assistant_model to get that text.",
+            stacklevel=2,
+        )  # fmt: skip
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Put our layers in the cache of a forward that begins, and tell them what is padding."""

@@ -271,7 +271,8 @@ class Cope(Step):
             if at.allowed is not None:
                 gates = gates * at.allowed
             position = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=last)
-            low, high = position.floor().long(), position.ceil().long()
+            index = position.nan_to_num()  # a NaN is no index; it stays in the share
+            low, high = index.floor().long(), index.ceil().long()
             share = position - low
             below, above = met[at.b, at.h, at.row, low], met[at.b, at.h, at.row, high]
             return scores + torch.lerp(below.to(scores), above.to(scores), share)

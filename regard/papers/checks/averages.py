@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from regard.core.features import unit
 from regard.core.support import Window
 from regard.layers.averaging import DampedAverage
-from regard.layers.blocks import Block
 from regard.layers.gated_averages import ChunkedMovingAverageGated, MovingAverageGated
 from regard.layers.neural_memory import Titans
 from regard.layers.registry import layer as layer_named
+from regard.layers.stack import Block
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.recurrent import scene_of

@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from regard.circuits.patching import (
+    Patched,
+    in_circuit,
+    logit_difference,
+    overlap,
+    path_patching,
+    recorded,
+)
+from regard.circuits.shapley import exact, sampled, shapley_heads
+from regard.circuits.tracing import Silenced, signal, sources, watch
 from regard.models.attach import attach, hook_of
 from regard.models.loading import load
 from regard.models.projections import output_weights
@@ -15,20 +25,10 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.seeing import _copier
 from regard.papers.checks.wired import Wired
 from regard.probes.importance import Averaged, means_of, taken_out
-from regard.probes.patching import (
-    Patched,
-    in_circuit,
-    logit_difference,
-    overlap,
-    path_patching,
-    recorded,
-)
 from regard.probes.reading import Reading
 from regard.probes.roles import DuplicateToken, Induction, PreviousToken
 from regard.probes.scores import Head
-from regard.probes.shapley import exact, sampled, shapley_heads
 from regard.probes.stimuli import repeated
-from regard.probes.tracing import Silenced, signal, sources, watch
 
 CLEAN = torch.tensor([[0, 3, 1, 4, 2, 5, 0, 3]])
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regard.layers.attention import Attention, joined
 from regard.layers.clustered import RoutedAttention
-from regard.layers.spans import Combiner
+from regard.layers.combiner import Combiner
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 

@@ -7,9 +7,9 @@ import time
 import torch
 from torch import Tensor, nn
 
+from regard.circuits.quickfix import QuickFix, corrupting, rewritten, trace
 from regard.papers.checks import Measured, check
 from regard.papers.checks.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
-from regard.probes.quickfix import QuickFix, corrupting, rewritten, trace
 
 STEPS = 400
 KINDS = [(color, shape) for color in COLORS for shape in SHAPES]

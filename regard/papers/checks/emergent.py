@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.circuits.edges import LOGITS, edge_attribution, emergent
 from regard.layers.attention import Attention
 from regard.layers.building import model as stack
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Measured, check
 from regard.papers.checks.training import fit
 from regard.papers.checks.wired import PlainNorm
-from regard.probes.edges import LOGITS, edge_attribution, emergent
 from regard.probes.importance import taken_out
 
 WORDS, LONG = 24, 12

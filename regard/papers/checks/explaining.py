@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.circuits.explaining import EXPLAINERS, Question, integrated_gradients, occlusion
+from regard.circuits.faithfulness import HeadRows, agreement, judged, kendall
 from regard.layers.attention import Attention
 from regard.models.attach import attach
 from regard.papers.checks import Measured, check
 from regard.papers.checks.training import fit
-from regard.probes.explaining import EXPLAINERS, Question, integrated_gradients, occlusion
-from regard.probes.faithfulness import HeadRows, agreement, judged, kendall
 
 TOLD = ("gradient_x_input", "integrated_gradients", "gradient_shap", "occlusion", "lime")
 VOCABULARY, TOKENS, KEYWORDS = 60, 16, 6

@@ -13,13 +13,13 @@ from regard.layers.attention_free import (
     LocalAttentionFree,
     SimpleAttentionFree,
 )
-from regard.layers.blocks import Block
 from regard.layers.building import model
 from regard.layers.dynamic_convolution import SpanConvolution
-from regard.layers.gates import GaussianGate, MixerGate
+from regard.layers.gate_networks import GaussianGate, MixerGate
 from regard.layers.registry import layer as layer_named
 from regard.layers.relational import DualAttention, RelationalAttention
 from regard.layers.selective import SelectiveAttention
+from regard.layers.stack import Block
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.recurrent import decode_bytes, scene_of
@@ -298,12 +298,12 @@ def _digits(name: str) -> float:
 def span_convolution() -> Measured:
     """Kernels at the center give the values; reach is the kernel's; the span makes the kernel."""
     layer, x = SpanConvolution(32, heads=4, kernel=5), torch.randn(1, 20, 32)
-    scene = scene_of(x)
+    input = scene_of(x)
     with torch.no_grad():
         saved = layer.to_kernel.weight.clone()
         layer.to_kernel.weight.zero_()
         layer.to_kernel.bias.copy_(torch.tensor([0.0, 0.0, 200.0, 0.0, 0.0]).repeat(2))
-        center = gap(layer.convolved(scene), layer.to_value(x))
+        center = gap(layer.convolved(input), layer.to_value(x))
         layer.to_kernel.weight.copy_(saved)
         layer.to_kernel.bias.zero_()
     y = x.clone().requires_grad_()

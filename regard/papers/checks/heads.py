@@ -12,9 +12,14 @@ from regard.core.heads import expand_heads, gate_heads
 from regard.layers.allocation import KeyDriven, MovingAllocation, allocated
 from regard.layers.attention import Attention, joined, split
 from regard.layers.building import model
+from regard.layers.grouped_query import (
+    AddedHeadEmbeddings,
+    HeadEmbeddings,
+    MultiQuery,
+    pooled_heads,
+)
 from regard.layers.mixtures import AttentiveExperts, MixtureOfHeads, MixtureOfTrainedHeads
 from regard.layers.registry import layer as layer_named
-from regard.layers.sharing import AddedHeadEmbeddings, HeadEmbeddings, MultiQuery, pooled_heads
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit

@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.core.errors import need
-from regard.models.loading import load
-from regard.papers.checks import Measured, check
-from regard.probes.binding import (
+from regard.analysis.binding import (
     DiagonalPair,
     LinearPair,
     QuadraticPair,
     shuffled,
     without,
 )
-from regard.probes.codes import area_under, discover_circuit
-from regard.probes.scan_and_snap import rank_correlation
-from regard.probes.tuning_shift import blanked, by_gradient, density, left_out, word_pairs
+from regard.analysis.scan_and_snap import rank_correlation
+from regard.analysis.tuning_shift import blanked, by_gradient, density, left_out, word_pairs
+from regard.circuits.codes import area_under, discover_circuit
+from regard.core.errors import need
+from regard.models.loading import load
+from regard.papers.checks import Measured, check
 
 
 @check("is_same_object")

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.analysis.compress import Compressed, subspace
+from regard.circuits.lenses import train_lenses
+from regard.circuits.patching import knockout
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
@@ -14,6 +17,7 @@ from regard.layers.building import model as stack
 from regard.models.attach import attach, hook_of
 from regard.models.loading import load
 from regard.models.projections import HeadWeights
+from regard.models.residual import watched
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -22,8 +26,6 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.seeing import looked
 from regard.papers.checks.training import fit
 from regard.papers.checks.wired import PlainNorm
-from regard.probes.compress import Compressed, subspace
-from regard.probes.lenses import train_lenses
 from regard.probes.logits import (
     TokenLens,
     agreement,
@@ -32,10 +34,8 @@ from regard.probes.logits import (
     weighted_vote,
 )
 from regard.probes.parameters import Relation, Vocabulary, written
-from regard.probes.patching import knockout
 from regard.probes.positions import RotaryPairs, contributions
 from regard.probes.reading import Reading
-from regard.probes.residual import watched
 from regard.probes.spans import SpanShare
 
 TEXT = "def wrap(text, width=70):\n    return text\n\ndef fill(text, width=70):\n    return "

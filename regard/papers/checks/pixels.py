@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from regard.analysis.pixel_words import RowWeights, aligned, word_weights
 from regard.bench.backbone import Backbone
 from regard.core.call import Call
 from regard.core.errors import need
@@ -20,7 +21,6 @@ from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import draws, fit, seed_again
 from regard.policies.blank_patches import BlankPatches, blank_patches
-from regard.probes.pixel_words import RowWeights, aligned, word_weights
 from regard.tasks.typeset import shares_of
 from regard.tasks.written import PATCH, WrittenPixels, as_tokens
 

@@ -59,7 +59,7 @@ def step_of(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Step:
 @check("pyramid_kv")
 def pyramid() -> Measured:
     """Budgets fall in even steps and add up; without the slope it is SnapKV; planted keys stay."""
-    layers, n, w, c = 8, 400, 8, 40
+    layers, n, w, c = 8, 2000, 8, 200
     sites = sites_of(layers, 4, 2, 16)
     none = torch.nn.Linear(1, 1)
 

@@ -12,8 +12,8 @@ from regard.core.features import matched_rates
 from regard.core.partial import Partial, merge
 from regard.core.scan import prefix_softmax
 from regard.layers.attention import joined, split
-from regard.layers.base import Layer, Scene
-from regard.layers.flow import EPS, FlowAttention
+from regard.layers.base import Layer, LayerInput
+from regard.layers.flow_attention import EPS, FlowAttention
 from regard.layers.latent import Aaren, Latte
 from regard.layers.lightning import LightningAttention
 from regard.layers.polynomial import Fastmax, LogNormal, LogNormalWithBlocks
@@ -22,9 +22,9 @@ from regard.papers.checks.measure import gap
 from regard.run.scanning import scan
 
 
-def scene_of(x: Tensor) -> Scene:
-    """Put tokens in a scene without anything else."""
-    return Scene(x, x, False, torch.arange(x.shape[1]))
+def scene_of(x: Tensor) -> LayerInput:
+    """Put tokens in a input without anything else."""
+    return LayerInput(x, x, False, torch.arange(x.shape[1]))
 
 
 def flops_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:

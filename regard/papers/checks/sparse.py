@@ -12,7 +12,7 @@ from regard.core.support import Neighborhood
 from regard.core.tilemap import EMPTY
 from regard.layers.attention import Attention, joined
 from regard.layers.neighborhood import NeighborhoodAttention
-from regard.layers.sharded import ShardedAttention
+from regard.layers.s2 import ShardedAttention
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit

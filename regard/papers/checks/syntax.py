@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regard.analysis.dependency import AttentionProbe, Tree, dependency_skill
+from regard.analysis.head_distance import head_distances
+from regard.analysis.overview import exported, overview
+from regard.analysis.recall import fit_recall, recalled
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
@@ -14,13 +18,9 @@ from regard.models.site import Site
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.seeing import _copier, pointing
-from regard.probes.dependency import AttentionProbe, Tree, dependency_skill
-from regard.probes.head_distance import head_distances
 from regard.probes.importance import taken_out
 from regard.probes.lags import LagProfile, said_by_lag, study_list
-from regard.probes.overview import exported, overview
 from regard.probes.reading import Reading
-from regard.probes.recall import fit_recall, recalled
 from regard.probes.roles import Induction
 
 

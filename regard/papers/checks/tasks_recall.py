@@ -14,7 +14,7 @@ from regard.bench.training import carry_out
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything, Support, Window
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Layer, Scene
+from regard.layers.base import Capabilities, Layer, LayerInput
 from regard.layers.building import model
 from regard.layers.convolution import DepthwiseConvolution
 from regard.papers.checks import Measured, check
@@ -29,7 +29,7 @@ from regard.tasks.verbatim import CONDITIONS, Verbatim, retrieval
 class GatedConvolution(Layer):
     """Zoology's BaseConv: a linear map times a convolution of three taps, `(W u + b) * conv(u)`."""
 
-    can = Can(bidirectional=False, cross=False, linear=True, constant_memory=True)
+    can = Capabilities(bidirectional=False, cross=False, linear=True, constant_memory=True)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 
     def __init__(self, dim: int, *, causal: bool = True, taps: int = 3) -> None:
@@ -37,9 +37,9 @@ class GatedConvolution(Layer):
         self.gate = nn.Linear(dim, dim)
         self.near = DepthwiseConvolution(dim, size=taps, causal=causal, name="taps", bias=True)
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Gate the neighborhood of each token."""
-        gated: Tensor = self.gate(scene.x) * self.near(scene.x, scene)
+        gated: Tensor = self.gate(input.x) * self.near(input.x, input)
         return gated
 
 
