@@ -28,7 +28,7 @@ def run(*words: str) -> tuple[int, str, BaseException | None]:
 
 
 def test_it_measures_and_draws_and_does_not_measure_twice(tmp_path: Path) -> None:
-    words = ("--policy", "streaming,quantized", "--keep", "64", "--eval", "needle", "--length",
+    words = ("--policy", "streaming,quantized", "--keep", "64tok", "--eval", "needle", "--length",
              "160", "--draws", "1", "--out", str(tmp_path), "--json")  # fmt: skip
     code, text, error = run(*words)
     assert code == 0, error
@@ -47,9 +47,10 @@ def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
     import torch
 
     from regard.bench import shrinking
-    from regard.bench.kept_cells import read_rows
+    from regard.bench.shrunk_cells import read_cells
     from regard.models.loading import load
     from regard.policies import policy
+    from regard.policies.budget import Budget
 
     model, tokenizer = load()
     model = model.float()
@@ -58,7 +59,8 @@ def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
 
     def count(model: object, tokens: object, made: object, keep: object, *_: object) -> object:
         counted.append(keep)
-        return shrinking.Cell("full" if made is None else "streaming", keep, bits=len(counted))
+        spelled = None if keep is None else Budget.of(keep).label
+        return shrinking.Cell("full" if made is None else "streaming", spelled, bits=len(counted))
 
     monkeypatch.setattr(shrinking, "measure", count)
 
@@ -77,7 +79,7 @@ def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
     assert [measured(), measured()] == [2, 0]
     monkeypatch.setattr(shrinking, "haystack", lambda: "another text")
     assert [measured(), measured()] == [2, 0]
-    assert len(read_rows(place)) == 2
+    assert len(read_cells(place)) == 2
     assert len(list((tmp_path / "older").iterdir())) == 3
 
 

@@ -39,7 +39,6 @@ class KeptCells:
 
     def add(self, cell: dict[str, Any], of: str | None) -> None:
         """Add a cell; the one it takes the place of goes."""
-        cell = {k: round(x, 4) if isinstance(x, float) else x for k, x in cell.items()}
         named = ("policy", "keep")
         with locked(self.path):
             rows = [r for r in self._read() if [r[n] for n in named] != [cell[n] for n in named]]
@@ -58,13 +57,6 @@ class KeptCells:
             return [{"of": None, **row} for row in said["cells"]]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the fields of every cell in a file, whatever it was made from."""
-    with reading(path, CELLS):
-        said = read_json(path, CELLS)
-        return [{k: x for k, x in row.items() if k != "of"} for row in said["cells"]]
-
-
 def hash_of_policy(policy: Policy | None) -> str | None:
     """Hash a policy: its class, settings and what its calibration found; None if it has no hash."""
     if policy is None:
@@ -76,4 +68,4 @@ def hash_of_policy(policy: Policy | None) -> str | None:
         return None
 
 
-__all__ = ["CELLS", "KeptCells", "hash_of_policy", "read_rows"]
+__all__ = ["CELLS", "KeptCells", "hash_of_policy"]
