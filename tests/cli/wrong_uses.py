@@ -19,7 +19,7 @@ from regard.models.loading import DEMO
 SETTINGS = [
     # the shell itself
     ("shrnk", "shrink"), ("se", "see"), ("--verison", "--version"), ("bench report", "folder"),
-    ("papers srch x", "KEY"), ("papers mohh", "moh"), ("papers show", "key"),
+    ("papers srch x", "extra"), ("papers mohh", "moh"), ("papers show", "key"),
     ("papers search", "question"), ("papers search x -n 0", "-n"),
     ("papers search x --limit many", "--limit"), ("papers like nothing_such", "KEY"),
     ("papers --state x", "--state"), ("papers --kind x", "--kind"), ("papers check", "--all"),
@@ -30,7 +30,8 @@ SETTINGS = [
     ("papers docs --readme {tmp}", "--readme"), ("papers docs --readme {tmp}/text.txt", "--readme"),
     ("papers show moh extra", "extra"), ("papers status --colour", "--colour"),
     # see
-    ("see --heads 99,99", "--heads"), ("see --heads 0,8", "--heads"), ("see --heads 4,0", "--heads"),
+    ("see --heads 99,99", "--heads"), ("see --heads 0,8", "--heads"),
+    ("see --heads 4,0", "--heads"),
     ("see --heads one", "--heads"), ("see --heads 1,2,3", "--heads"), ("see --heads -1", "--heads"),
     ("see --heads 1.5", "--heads"), ("see --heads=", "--heads"), ("see --heads 1,", "--heads"),
     ("see --heads 0,-1", "--heads"), ("see --probes entropie", "--probes"),
@@ -40,7 +41,8 @@ SETTINGS = [
     ("see --out /proc/nothing", "--out"), ("see --file {tmp}/none.txt", "--file"),
     ("see --file {tmp}", "--file"), ("see --file {tmp}/binary", "--file"),
     ("see --file {tmp}/latin.txt", "--file"), ("see --file {tmp}/empty.txt", "--file"),
-    ("see --file {tmp}/blank.txt", "--file"), ("see --text=", "--text"), ("see --text ' '", "--text"),
+    ("see --file {tmp}/blank.txt", "--file"), ("see --text=", "--text"),
+    ("see --text ' '", "--text"),
     ("see --text a --file {tmp}/text.txt", "--file"), ("see --image {tmp}/none.png", "--image"),
     ("see --image {tmp}/text.txt", "--image"), ("see --image {tmp}/cut.png", "--image"),
     ("see --image {tmp}/a.png", "--image"), ("see --image {tmp}", "--image"),
@@ -73,7 +75,7 @@ SETTINGS = [
     ("shrink --calibrate {tmp}/text.txt", "--calibrate"), ("shrink --out {tmp}/text.txt", "--out"),
     ("shrink --out /proc/nothing", "--out"),
     # calibrate
-    ("calibrate", "name"), ("calibrate duo", "NAME"), ("calibrate snapkv", "NAME"),
+    ("calibrate", "name"), ("calibrate duu", "NAME"), ("calibrate snapkv", "NAME"),
     ("calibrate duo_attention --set steps", "--set"),
     ("calibrate duo_attention --set stpes=3", "steps"),
     ("calibrate duo_attention --set steps=many", "--set"),
@@ -91,7 +93,8 @@ SETTINGS = [
     # bench
     ("bench mhaa", "mha"), ("bench mha mhaa", "mhaa"), ("bench nothing.such:Layer", "nothing.such"),
     ("bench os:getcwd", "os:getcwd"), ("bench collections:OrderedDict", "OrderedDict"),
-    ("bench mha:hedas=2", "heads"), ("bench mha:heads=x", "heads"), ("bench mha:heads", "mha:heads"),
+    ("bench mha:hedas=2", "heads"), ("bench mha:heads=x", "heads"),
+    ("bench mha:heads", "mha:heads"),
     ("bench mha --tasks cpoy", "--tasks"), ("bench mha --tasks=", "--tasks"),
     ("bench mha --tasks mqar:lenth=3", "length"), ("bench mha --tasks mqar:length=-3", "length"),
     ("bench mha --tasks mqar:length=x", "length"), ("bench mha --patterns zz", "--patterns"),
@@ -99,7 +102,8 @@ SETTINGS = [
     ("bench mha --budget 5", "--budget"), ("bench mha --budget 3apples", "--budget"),
     ("bench mha --budget 1m,2m", "--budget"), ("bench mha --budget=", "--budget"),
     ("bench mha --workers -1", "--workers"), ("bench mha --on mars", "--on"),
-    ("bench mha --dim 63", "--dim"), ("bench mha --dim 0", "--dim"), ("bench mha --heads 0", "--heads"),
+    ("bench mha --dim 63", "--dim"), ("bench mha --dim 0", "--dim"),
+    ("bench mha --heads 0", "--heads"),
     ("bench mha --depth 0", "--depth"), ("bench mha --batch 0", "--batch"),
     ("bench mha --rate 0", "--rate"), ("bench mha --rate fast", "--rate"),
     ("bench mha --positions rotary_", "--positions"), ("bench mha --device gpu", "--device"),
@@ -150,7 +154,7 @@ def verbs(model, tokenizer):
         "see text without a tokenizer": (lambda: see(model, "words"), "tokenizer"),
         "see by no probe": (lambda: see(model, IDS, ["entropie"]), "entropy"),
         "see by a number": (lambda: see(model, IDS, 3), "probes"),
-        "see heads that are not there": (lambda: see(model, IDS, "entropy", heads=[(99, 0)]), "heads"),
+        "see heads of no layer": (lambda: see(model, IDS, "entropy", heads=[(99, 0)]), "heads"),
         "see heads beyond": (lambda: see(model, IDS, "entropy", heads=[(0, 99)]), "heads"),
         "see heads in words": (lambda: see(model, IDS, "entropy", heads="all"), "heads"),
         "see heads of one number": (lambda: see(model, IDS, "entropy", heads=[3]), "heads"),
@@ -186,8 +190,16 @@ def verbs(model, tokenizer):
 def broken_files(tmp: Path) -> None:
     """Make the files that wrong uses name."""
     from PIL import Image
-    from transformers import BertConfig, LlamaConfig, T5Config, ViTConfig
-    from transformers import BertModel, LlamaForCausalLM, T5ForConditionalGeneration, ViTModel
+    from transformers import (
+        BertConfig,
+        BertModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+        ViTConfig,
+        ViTModel,
+    )
 
     (tmp / "text.txt").write_text("some words\n")
     (tmp / "empty.txt").write_text("")
