@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from regard.bench.kept_cells import CELLS
 from regard.bench.statistics import Count
+from regard.core.files import read_json, reading
 from regard.policies.budget import Budget
 
 COUNTS = ("needle", "recall")
@@ -192,23 +193,14 @@ def cell_of(row: dict[str, Any], setting: dict[str, Any]) -> Cell:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """Read cells that were measured before."""
-    if not path.exists():
-        return []
-    said = json.loads(path.read_text(encoding="utf-8"))
-    return [cell_of(row, said["setting"]) for row in said["cells"]]
-
-
-def write_cells(path: Path, cells: Sequence[Cell], setting: Any) -> None:
-    """Write cells, all or none."""
-    new = path.with_suffix(".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"setting": asdict(setting), "cells": [as_fields(c) for c in cells]}
-    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)
+    """Read cells that were measured before, of whatever model."""
+    with reading(path, CELLS):
+        said = read_json(path, CELLS)
+        rows = [{k: x for k, x in row.items() if k != "of"} for row in said["cells"]]
+        return [cell_of(row, said["setting"]) for row in rows]
 
 
 __all__ = [
     "COUNTS", "HEADINGS", "Cell", "advice", "as_fields", "fails", "lost", "read_cells",
-    "recommended", "rows", "write_cells",
+    "recommended", "rows",
 ]  # fmt: skip

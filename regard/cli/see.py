@@ -41,6 +41,9 @@ def command(
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files that Regard did not write.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """See what the heads of a model do: a table, findings in words, and a page to look closer."""
@@ -84,7 +87,8 @@ def command(
     seen.model = {**seen.model, "name": model or "the demo model"}
     if shown is not None:
         seen.image = shown
-    files = [seen.save(out / f"heads{suffix}") for suffix in (".html", ".npz", ".png", ".csv")]
+    endings = (".html", ".npz", ".png", ".csv")
+    files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]
     if as_json:
         print_json({"findings": seen.findings(), "files": [str(x) for x in files]})
     else:

@@ -41,9 +41,11 @@ class AgentAttention(Attention):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "agents": 5}
 
     def __init__(self, dim: int, heads: int, *, agents: int = 49, **settings: Any) -> None:
+        self.decides(settings, "support", "weigh")
         need_size("agents", agents)
         super().__init__(dim, heads, **settings)
         self.agents = agents
+        self.takes_no_bias_of_position("agents have no position")
 
     def pool(self, q: Tensor) -> Tensor:
         """Average queries [b, h, n, d] into agents [b, h, a, d]."""
@@ -83,6 +85,7 @@ class ImageAgents(AgentAttention):
     def __init__(
         self, dim: int, heads: int, *, grid: Sequence[int], side: int = 7, **settings: Any
     ) -> None:
+        self.decides(settings, "kv_heads")
         need_size("side", side)
         super().__init__(dim, heads, agents=side * side, **settings)
         self.grid, self.side = tuple(grid), side

@@ -14,6 +14,7 @@ from regard.core.method import method
 from regard.layers.attention import Attention
 from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
+from regard.layers.statistics import keeps_statistics
 
 
 def allocated(shares: Tensor, heads: int) -> Tensor:
@@ -67,7 +68,7 @@ class KeyDriven(Attention):
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
         """Give each query head the key head it was allocated."""
-        if self.training:
+        if keeps_statistics(self):
             self.allocate(call.k)
         groups = torch.repeat_interleave(
             torch.arange(self.kv_heads), self.allocation.cpu()

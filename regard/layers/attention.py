@@ -27,6 +27,7 @@ from regard.core.support import Causal, Documents, Everything, Padding, PerHead,
 from regard.core.weigh import Softmax, Weigh
 from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_share, need_size
 from regard.layers.positions import Position, position_named
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
@@ -89,7 +90,8 @@ class Attention(Layer):
         if isinstance(position, str):
             position = position_named(position, heads, self.head_dim, causal)
         self.position = Position() if position is None else position
-        self._support = (Causal() if causal else Everything()) & (support or Everything())
+        own = Everything() if support is None else support
+        self._support = (Causal() if causal else Everything()) & own
         self._score, self._weigh = score or Dot(), weigh or Softmax()
         self._fixed: Rule | None = None
         self.to_out: nn.Linear
@@ -149,6 +151,14 @@ class Attention(Layer):
 
     # What surrounds the steps.
 
+    def takes_no_bias_of_position(self, why: str) -> None:
+        """Raise if the position adds to scores, for a layer whose keys are not all tokens."""
+        if type(self.position).steps is not Position.steps:
+            self.cannot(
+                "position", f"{self.position}", f"bias its scores by position: {why}",
+                "use rotary positions, or none",
+            )  # fmt: skip
+
     def compute(self, input: LayerInput) -> Tensor:
         """Project, look and mix."""
         if torch.compiler.is_compiling() and not (input.plain and self._fixed is not None):
@@ -191,6 +201,7 @@ class Attention(Layer):
         q = self.position.turn(q, input.positions)
         if not input.crosses:
             k = self.position.turn(k, input.positions)
+        q, k, v = autocast_alike(q, k, v)
         if input.memory is None:
             return q, Read(k, v, None)
         chosen = None if input.crosses else input.memory.keys

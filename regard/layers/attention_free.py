@@ -36,6 +36,7 @@ class AttentionFree(Attention):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "longest": 128, "rank": 4}
 
     def __init__(self, dim: int, *, longest: int, rank: int = 128, **settings: Any) -> None:
+        self.decides(settings, "head_dim", "value_dim", "kv_heads", "score", "support")
         need_size("longest", longest)
         need_size("rank", rank)
         super().__init__(dim, dim, head_dim=1, score=Dot(1.0), **settings)
@@ -82,6 +83,7 @@ class LocalAttentionFree(AttentionFree):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "longest": 128, "rank": 4, "window": 4}
 
     def __init__(self, dim: int, *, longest: int, window: int, **settings: Any) -> None:
+        self.decides(settings, "dropout")
         super().__init__(dim, longest=longest, **settings)
         self.near = Window(window)
 

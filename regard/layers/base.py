@@ -18,6 +18,7 @@ from regard.core.errors import (
     fail,
     shape_of,
 )
+from regard.layers.precision import autocast_dtype
 from regard.memories.choosing import key_maker
 from regard.memories.layer import LayerMemory
 
@@ -145,6 +146,13 @@ class Layer(nn.Module):
         """Raise a `CapabilityError`: this kind of layer cannot do something."""
         fail(CapabilityError, argument, got, f"nothing, since {cls.__name__} cannot {what}", fix)
 
+    @classmethod
+    def decides(cls, settings: dict[str, Any], *names: str) -> None:
+        """Raise if `settings` hold one of those that this kind of layer decides itself."""
+        for name in names:
+            if settings.get(name) is not None:
+                cls.cannot(name, settings[name], f"take {name}: it decides that", f"drop {name}")
+
     def compute(self, input: LayerInput) -> Tensor:
         """Compute y [b, n, dim] from a checked input."""
         raise NotImplementedError
@@ -165,7 +173,9 @@ class Layer(nn.Module):
 
         `padding` [b, m] is true at real keys, `documents` [b, n] are ids of packed documents,
         `positions` [n] or [b, n] are those of tokens if not 0, 1, 2, ...; `memory`, made by
-        `layer.memory()`, carries on from earlier tokens.
+        `layer.memory()`, carries on from earlier tokens. What stands in padded tokens never
+        matters, NaN included. Under autocast the output has autocast's dtype, as that of a linear
+        map.
         """
         self._need_tokens("x", x, self.dim)
         begun = isinstance(memory, LayerMemory) and memory.seen > 0
@@ -189,6 +199,10 @@ class Layer(nn.Module):
             self.cannot("padding", "tokens that begin after it", "begin later", "pad at the end")
         if documents is not None:
             self._need_documents(crosses, context_documents, memory)
+        if padding is not None and (context is not None or not crosses):
+            # Whatever stands in padding, NaN included, reaches neither outputs nor gradients.
+            real = seen.masked_fill(~padding[..., None], 0)
+            x, seen = real if x is seen else x, real
         offset = 0 if memory is None or crosses else memory.seen
         where = _positions(x, positions, documents, offset)
         input = LayerInput(
@@ -196,6 +210,7 @@ class Layer(nn.Module):
             {} if between is None else between,
         )  # fmt: skip
         y = self.compute(input)
+        y = y.to(autocast_dtype(y))
         if memory is not None:
             memory.seen += x.shape[1]
             if memory.keys is not None:
@@ -245,9 +260,8 @@ class Layer(nn.Module):
                 f"make the layer for {x.shape[2]} channels, or project to {dim}",
             )  # fmt: skip
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
-        autocast = torch.is_autocast_enabled(x.device.type)
         if not x.is_floating_point() or (
-            weight is not None and weight.dtype != x.dtype and not autocast
+            weight is not None and autocast_dtype(weight) != autocast_dtype(x)
         ):
             wanted = "a float type" if weight is None else f"{weight.dtype}, as the weights"
             fail(DtypeError, name, f"{x.dtype}", wanted, "cast the tokens, or the layer")

@@ -42,6 +42,7 @@ class BlockRouting(Attention):
         self, dim: int, heads: int, *, block: int = 64, blocks: int = 4, causal: bool = True,
         **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         need_size("block", block)
         need_size("blocks", blocks)
         super().__init__(dim, heads, causal=causal, **settings)
@@ -93,6 +94,7 @@ class LandmarkAttention(Attention):
         self, dim: int, heads: int, *, block: int = 51, retrieve: int | None = None,
         causal: bool = True, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         super().__init__(dim, heads, causal=causal, **settings)
         self.landmarks = Landmarks(block, retrieve)
 

@@ -41,9 +41,11 @@ class Combiner(Attention):
     def __init__(
         self, dim: int, heads: int, *, block: int = 32, causal: bool = True, **settings: Any
     ) -> None:
+        self.decides(settings, "support", "weigh", "dropout")
         need_size("block", block)
         super().__init__(dim, heads, causal=causal, **settings)
         self.block = block
+        self.takes_no_bias_of_position("summaries of blocks have no position")
 
     def spans(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Summarize whole blocks of q, k, v [b, h, n, d]: kbar and vbar [b, h, blocks, d]."""

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.parts import mixed
-from regard.core.score import Dot
+from regard.core.rule import Rule
+from regard.core.score import Dot, Score
 from regard.core.weigh import Softmax, Weigh
 from regard.layers.attention import Attention, joined, split
 from regard.layers.base import Capabilities, LayerInput, need_share
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 
 
@@ -53,6 +55,15 @@ class Differential(Attention):
         """Make k [b, 2 g, m, d], and the same v [b, 2 g, m, e] for both of a pair."""
         k = split(self.to_k(context), 2 * self.kv_heads)
         return k, expand_heads(split(self.to_v(context), self.kv_heads), 2 * self.kv_heads)
+
+    def rule(self) -> Rule:
+        """Make the rule, with what its position says of a head for both of its queries."""
+        rule = super().rule()
+        if not rule.score.steps:
+            return rule
+        pairs = [head for head in range(self.heads) for _ in range(2)]
+        steps = tuple(step.take_heads(pairs) for step in rule.score.steps)
+        return rule.replace(score=Score(rule.score.match, steps))
 
     def strength(self) -> Tensor:
         """How much of the second attention is taken away."""
@@ -94,6 +105,7 @@ class TalkingHeads(Attention):
         h = call.h
         k, v = (joined(expand_heads(x, h))[:, None] for x in (call.k, call.v))
         q = torch.einsum("ij,bjnd->binjd", self.of_scores, call.q).flatten(3)
+        q, k, v = autocast_alike(q, k, v)
         seen = super().look(call.replace(q=q, k=k, v=v), input).unflatten(3, (h, -1))
         # seen [b, j, n, i, e]: weights of head j over the values of head i.
         return torch.einsum("ij,bjnie->bine", self.of_weights, seen)
@@ -110,6 +122,10 @@ class SoftmaxPlusOne(Attention):
     """
 
     can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
+
+    def __init__(self, dim: int, heads: int, **settings: Any) -> None:
+        self.decides(settings, "weigh")
+        super().__init__(dim, heads, **settings)
 
     def weigh(self) -> Weigh:
         """Add one to the sum."""

@@ -33,6 +33,7 @@ class SpanConvolution(Attention):
     def __init__(
         self, dim: int, heads: int, *, kernel: int = 9, reduction: int = 2, **settings: Any
     ) -> None:
+        self.decides(settings, "head_dim", "value_dim", "out_bias")
         need_size("reduction", reduction)
         need_size("kernel", kernel)
         need_divisor("reduction", reduction, "heads", heads)

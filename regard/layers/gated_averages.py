@@ -58,6 +58,7 @@ class MovingAverageGated(Attention):
         self, dim: int, *, head_dim: int | None = None, value_dim: int | None = None,
         rates: int = 16, reach: int = 128, position: Position | str | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "bias")
         head_dim = max(dim // 4, 1) if head_dim is None else head_dim
         value_dim = 2 * dim if value_dim is None else value_dim
         position = Relative(1, reach) if position is None else position
@@ -86,7 +87,9 @@ class MovingAverageGated(Attention):
         averaged = input.between.pop("average")
         reset = F.silu(self.to_reset(averaged))
         new = F.silu(self.to_new(averaged) + self.to_out(reset * seen[:, 0]))
-        return torch.lerp(input.x, new, self.to_update(averaged).sigmoid())
+        update = self.to_update(averaged).sigmoid()
+        made: Tensor = input.x + update * (new - input.x)
+        return made
 
 
 @register("mega_chunk")

@@ -42,6 +42,7 @@ class MultiQuery(Attention):
     can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, dim: int, heads: int, **settings: Any):
+        self.decides(settings, "kv_heads")
         super().__init__(dim, heads, kv_heads=1, **settings)
 
 

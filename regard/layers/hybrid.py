@@ -87,6 +87,7 @@ class Hymba(Layer):
         states: int = 16, causal: bool = True, context_dim: int | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, causal=causal, context_dim=context_dim)
+        self.decides(settings, "support")
         need_size("meta", meta)
         near = None if window is None else Window(window) | Sinks(meta)
         settings.setdefault("position", "rotary")

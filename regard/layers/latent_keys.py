@@ -11,7 +11,7 @@ from regard.core.rotary import Rotation
 from regard.core.score import Dot, Score
 from regard.layers.attention import Attention, split
 from regard.layers.base import Capabilities, LayerInput, need_size
-from regard.layers.positions import Rotary
+from regard.layers.positions import Position, Rotary
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
@@ -41,10 +41,16 @@ class LatentKeys(Attention):
         self, dim: int, heads: int, *, latent: int, rotary: int = 0,
         query_latent: int | None = None, rotation: Rotation | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "kv_heads", "score", "qk_norm")
         need_size("latent", latent)
         need_size("rotary", rotary, 0)
         self.latent, self.rotary, self.query_latent = latent, rotary, query_latent
         super().__init__(dim, heads, kv_heads=1, **settings)
+        if type(self.position).turn is not Position.turn:
+            self.cannot(
+                "position", f"{self.position}", "turn whole heads",
+                "set rotary= to how many channels turn, and rotation= to how",
+            )  # fmt: skip
         self.turns = Rotary(rotation)
         self._score = Dot((self.head_dim + rotary) ** -0.5)
 

@@ -15,6 +15,7 @@ from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
 from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.gated_averages import TwoScalings
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.full import Full
 
@@ -71,6 +72,7 @@ class SparseModular(Attention):
         self, dim: int, *, window: int = 128, head_dim: int | None = None,
         value_dim: int | None = None, rates: int = 16, position: Any = "rotary", **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support", "bias")
         need_size("window", window)
         super().__init__(
             dim, 1, head_dim=max(dim // 4, 2) if head_dim is None else head_dim,
@@ -115,7 +117,7 @@ class SparseModular(Attention):
         before = h.new_zeros(len(h), dtype=torch.long) if count is None else count
         now = before[:, None] + torch.arange(h.shape[1], device=h.device)
         q, k = (self.position.turn(x, now) for x in self.scalings(h))
-        v = F.silu(self.to_v(h))[:, None]
+        q, k, v = autocast_alike(q, k, F.silu(self.to_v(h))[:, None])
         at: Tensor | None = now
         places: Tensor | None = torch.where(packed.there, now, -1)
         if memory is not None:

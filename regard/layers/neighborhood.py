@@ -46,6 +46,7 @@ class NeighborhoodAttention(Attention):
         dilation: int | Sequence[int] = 1, stride: int | Sequence[int] = 1,
         relative: bool = False, causal: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         near = Neighborhood(window, tuple(grid), dilation, stride, causal)  # type: ignore[arg-type]
         super().__init__(dim, heads, causal=causal, support=near, **settings)
         self.near = near

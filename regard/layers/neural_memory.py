@@ -80,12 +80,15 @@ class PersistentWindow(Attention):
     """Attention to a window of the past, and to learned tokens that are always there."""
 
     def __init__(self, dim: int, heads: int, *, window: int, persistent: int, **settings: Any):
+        self.decides(settings, "weigh")
         super().__init__(dim, heads, support=Window(window), **settings)
+        self.takes_no_bias_of_position("persistent tokens have no position")
         self.persistent = nn.Parameter(0.02 * torch.randn(1, persistent, dim))
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
         """Let the learned tokens share the softmax."""
         k, v = (t.expand(call.b, -1, -1, -1) for t in self.keys(self.persistent.to(call.q.dtype)))
+        k = self.norm_k(k) if self._normed else k
         if call.k_positions is None:
             return super().look(with_extra_keys(call, k, v), input)
         # Beside keys that have positions, they are a part of their own, merged by what it weighs.
@@ -114,6 +117,7 @@ class Titans(Layer):
         causal: bool = True, context_dim: int | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, causal=causal, context_dim=context_dim)
+        self.decides(settings, "support")
         need_size("window", window)
         need_size("persistent", persistent)
         self.near = PersistentWindow(

@@ -38,6 +38,7 @@ class SigmoidAttention(Attention):
         self, dim: int, heads: int, *, length: int, bias_of_scores: float | None = None,
         hybrid_norm: bool = False, scale: float | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "weigh")
         need_size("length", length)
         super().__init__(dim, heads, **{"qk_norm": nn.LayerNorm, **settings})
         self.bias_of_scores = -math.log(length) if bias_of_scores is None else bias_of_scores

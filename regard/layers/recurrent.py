@@ -8,6 +8,7 @@ ahead.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.core.features import elu_plus_one, unit
-from regard.core.scan import read, starts, summed, unordered, with_ones
+from regard.core.scan import read as read_sum
+from regard.core.scan import starts, summed, unordered, with_ones
 from regard.layers.attention import joined, split
 from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.layer import LayerMemory
 from regard.run.scanning import scan
@@ -88,6 +91,7 @@ class Recurrent(Layer):
     def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
         """Read the running sums, or the sum of everything: [b, h, n, e]."""
         memory, reset = input.memory, input.documents
+        q, k, v = autocast_alike(q, k, v)
         if not self.causal:
             return unordered(
                 q, k, v,
@@ -119,14 +123,20 @@ class Recurrent(Layer):
         if self.piece is not None and alone and input.x.shape[1] > self.piece:
             carried = LayerMemory("pieces") if input.memory is None else input.memory
             return torch.cat([self.compute(part) for part in input.pieces(self.piece, carried)], 1)
-        q, memory = self.queries(input.x), input.memory
+        return self.read(self.queries(input.x), self.keys, input)
+
+    def read(
+        self, q: Tensor, keys: Callable[[Tensor], tuple[Tensor, Tensor]], input: LayerInput
+    ) -> Tensor:
+        """Read with q [b, h, n, d] what `keys(context)` write, a context's only once: y."""
+        memory = input.memory
         if not input.crosses or memory is None:
-            return self.mix(self.look(q, *self.keys(input.context), input), input)
+            return self.mix(self.look(q, *keys(input.context), input), input)
         if not memory.seen:
-            k, v = self.keys(input.context)
+            k, v = keys(input.context)
             v = v if self.normalize is None else with_ones(v)
             memory.keep("context", summed(k, v, keep=input.padding))
-        return self.mix(read(q, memory.get("context"), self.normalize), input)
+        return self.mix(read_sum(q, memory.get("context"), self.normalize), input)
 
     def describe(self) -> str:
         """Say in a line what the layer is."""

@@ -77,7 +77,7 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
             raise
         unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
         if unknown:
-            known = _settings_of(kind)
+            known = settings_of(kind)
             fail(
                 RuleError, "settings", repr(unknown[1]),
                 f"a setting of {name}: {', '.join(known)}",
@@ -89,7 +89,7 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
         )  # fmt: skip
 
 
-def _settings_of(kind: type[Layer]) -> list[str]:
+def settings_of(kind: type[Layer]) -> list[str]:
     """Name the settings that a class takes, in `__init__` and in the `make` of some."""
     found: dict[str, None] = {}
     for base in kind.__mro__:

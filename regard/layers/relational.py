@@ -33,6 +33,7 @@ class RelationalAttention(Attention):
         self, dim: int, heads: int, *, relations: int | None = None, width: int | None = None,
         symbols: int = 16, symmetric: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "value_dim")
         need_size("symbols", symbols)
         self.relations = heads if relations is None else relations
         self.width = max(dim // self.relations // 2, 1) if width is None else width
@@ -49,7 +50,7 @@ class RelationalAttention(Attention):
             torch.randn(heads, self.relations, self.head_dim) * self.relations**-0.5
         )
         self.of_symbols = nn.Parameter(torch.randn(heads, dim, self.head_dim) * dim**-0.5)
-        self.to_out = nn.Linear(heads * self.head_dim, dim, settings.get("bias", False))
+        self.to_out = nn.Linear(heads * self.head_dim, dim, self.to_out.bias is not None)
 
     def make_projections(self, bias: bool) -> None:
         """Make maps for queries, keys, relations and symbols."""
@@ -102,6 +103,7 @@ class DualAttention(Layer):
         symmetric: bool = False, causal: bool = False, context_dim: int | None = None,
         **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "value_dim")
         super().__init__(dim, causal=causal, context_dim=context_dim)
         count = heads // 2 if relational is None else relational
         need_size("relational", count, 0)

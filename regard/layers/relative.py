@@ -33,6 +33,7 @@ class RelativeAttention(Attention):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "reach": 8}
 
     def __init__(self, dim: int, heads: int, *, reach: int, **settings: Any) -> None:
+        self.decides(settings, "position")
         need_size("reach", reach)
         super().__init__(dim, heads, **settings)
         self.position = Shaw(self.head_dim, reach, heads=heads)
@@ -59,6 +60,7 @@ class ContextualPositions(Attention):
     def __init__(
         self, dim: int, heads: int, *, furthest: int = 64, causal: bool = True, **settings: Any
     ) -> None:
+        self.decides(settings, "position")
         need_size("furthest", furthest)
         super().__init__(dim, heads, causal=causal, **settings)
         self.position = Cope(self.head_dim, furthest)

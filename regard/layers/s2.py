@@ -42,6 +42,7 @@ class ShardedAttention(Attention):
         sinks: bool = False, offsets: list[int] | None = None, causal: bool = True,
         **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         for name, x in (("block", block), ("stride", stride), ("local", local)):
             need_size(name, x)
         super().__init__(dim, heads, causal=causal, **settings)

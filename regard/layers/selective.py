@@ -40,6 +40,7 @@ class SelectiveAttention(Attention):
     )  # fmt: skip
 
     def __init__(self, dim: int, heads: int, *, causal: bool = True, **settings: Any) -> None:
+        self.decides(settings, "support")
         super().__init__(dim, heads, causal=causal, **settings)
 
     def votes(self, call: Call) -> Tensor:

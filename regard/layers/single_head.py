@@ -31,6 +31,7 @@ class SingleHead(Attention):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 
     def __init__(self, dim: int, *, span: int = 5000, causal: bool = True, **settings: Any) -> None:
+        self.decides(settings, "support", "kv_heads", "head_dim", "value_dim", "out_bias")
         need_size("span", span)
         super().__init__(dim, 1, causal=causal, support=Window(span), **settings)
 

@@ -110,7 +110,7 @@ def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
         if last == "Random" or (last == "Generator" and not name.startswith("seeding.")):
             yield node.lineno, f"{name}(...): use seeding.generator() or seeding.seed()"
         for given in node.keywords:
-            if given.arg in ("seed", "random_state") and _literal(given.value):
+            if given.arg in ("seed", "random_state") and isinstance(given.value, ast.Constant):
                 yield node.lineno, f"{name}({given.arg}=literal): use seeding.seed()"
 
 
@@ -120,6 +120,8 @@ def _thresholds(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str]]
             sides = [node.left, *node.comparators]
             numbers = [one for one in sides if isinstance(one, ast.Constant) and _real(one.value)]
             near = lines[max(node.lineno - 2, 0) : (node.end_lineno or node.lineno)]
+            if "rand" in ast.unparse(node):
+                continue  # a probability to draw with
             if numbers and not any(REASON in line.partition("#")[2] for line in near):
                 yield node.lineno, "a comparison with a literal: say `# because ...`, or claim it"
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -154,7 +156,9 @@ def _is_claim(node: ast.AST) -> bool:
 
 
 def _literal(node: ast.expr) -> bool:
-    """Whether an expression is made of numbers alone."""
+    """Whether an expression is a number that somebody chose; zero is none."""
+    if isinstance(node, ast.Constant) and node.value == 0:
+        return False
     return not any(isinstance(one, ast.Name | ast.Call | ast.Attribute) for one in ast.walk(node))
 
 

@@ -252,7 +252,9 @@ def need_ids(model: Any, ids: Any) -> None:
         )  # fmt: skip
     if ids.is_floating_point() or ids.dtype is torch.bool:
         fail(RuleError, "inputs", f"input_ids of {ids.dtype}", "whole numbers", "pass ids.long()")
-    table = getattr(model, "get_input_embeddings", lambda: None)()
+    table = None
+    with contextlib.suppress(NotImplementedError):  # a model of several towers has several tables
+        table = getattr(model, "get_input_embeddings", lambda: None)()
     known = getattr(table, "num_embeddings", None)
     low, high = int(ids.min()), int(ids.max())
     if known is not None and not 0 <= low <= high < known:
