@@ -107,7 +107,8 @@ def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 node.lineno,
                 f"{name}(...): randomness comes from the runner",
             )
-        if last == "Random" or (last == "Generator" and not name.startswith("seeding.")):
+        drawn = node.args and not isinstance(node.args[0], ast.Constant)
+        if (last == "Random" and not drawn) or last == "Generator":
             yield node.lineno, f"{name}(...): use seeding.generator() or seeding.seed()"
         for given in node.keywords:
             if given.arg in ("seed", "random_state") and isinstance(given.value, ast.Constant):

@@ -43,4 +43,4 @@ def sinks() -> Claims:
     yield claim("With K bias", "largest output beside it", gone).within(
         1e-6, "zero", because=FLOAT32
     )
-    yield claim("With K bias", "largest sum of weights on tokens", on_tokens).below(1, "1")
+    yield claim("With K bias", "largest sum of weights on tokens", on_tokens).below(1, "1", because="what the sink takes is missing")

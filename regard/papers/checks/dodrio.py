@@ -27,6 +27,7 @@ def viewer() -> Claims:
     for name, each in edges.items():
         for i, j, weight in each:
             back[int(name.split(".")[1]), i, j] = weight
+    # because: exported with this threshold
     exact = torch.equal(back, torch.where(maps[0] >= 0.2, maps[0], 0.0))
     even = abs(cells[2].confidence - 1 / trees[0].words)
     yield claim("Planted head following", "syntactic score", cells[0].syntactic).equals(1.0, "1")

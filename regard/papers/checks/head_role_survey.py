@@ -31,6 +31,7 @@ def roles() -> Claims:
         probe.show(reading)
     with attach(model, probes, check=False), torch.no_grad():
         model(ids)
+    # because: planted heads have 1
     named = {p.name: [h.name for h in p.told().heads() if h.value > 0.5] for p in probes}
     metric = logit_difference(1, 2)
     told = CLEAN.clone()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import need
 from regard.papers.checks.training import fit
+from regard.papers.seeding import generator, restart
 
 COLORS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 SHAPES = ("square", "disc")
@@ -91,7 +92,7 @@ class Painter(nn.Module):
     @torch.no_grad()
     def paint(self, states: Tensor, steps: int = 8, seed: int = 0) -> Tensor:
         """Images [b, 3, 8, 16] from text states [b, 7, 32]; noise is that of the seed."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator(f"paint {seed}")
         x = torch.randn(len(states), 3, HIGH, WIDE, generator=generator)
         for step in range(steps):
             time = torch.full((len(x),), step / steps)
@@ -102,13 +103,13 @@ class Painter(nn.Module):
 def color_of(image: Tensor, half: str, color: str) -> float:
     """How much of a color the figure in a half of an image [3, 8, 16] has: 1 where it is whole."""
     side = image[:, :, : WIDE // 2] if half == "left" else image[:, :, WIDE // 2 :]
-    figure = side.abs().mean(0) > 0.5
+    figure = side.abs().mean(0) > 0.5  # because: half of full color
     match = (side * torch.tensor(COLORS[color]).view(3, 1, 1)).mean(0)
     return float(match[figure].mean()) if bool(figure.any()) else 0.0
 
 
 def painter(steps: int, seed: int = 0) -> tuple[Painter, list[float]]:
     """Train one; give it, and the losses."""
-    torch.manual_seed(seed)
+    restart(f"painter {seed}")
     made = Painter()
     return made, made.learn(steps)
