@@ -17,7 +17,8 @@ import torch
 SMALLEST = 2**30
 # Modules that draw data or random controls: a small seed in one of them was pinned by the check.
 DRAWS_DATA = (
-    *("regard.papers.checks", "regard.tasks.base", "regard.tasks.written", "regard.tasks.typeset"),
+    *("regard.papers.checks", "regard.papers.shared", "regard.tasks.base", "regard.tasks.written"),
+    "regard.tasks.typeset",
     *("regard.probes", "regard.bench"),
 )
 _current = 0

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_vision import tiny_wan, wan_out
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.diffusion_models import tiny_wan, wan_out
+from regard.papers.shared.measure import gap
 from regard.policies.online_blocks import choose
 from regard.policies.registry import policy
 from regard.run.mass import log_weight, tile_mass

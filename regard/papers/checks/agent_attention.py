@@ -6,9 +6,9 @@ import torch
 
 from regard.layers.agents import AgentAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import flops_ratio, scene_of
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.linear_cost import flops_ratio, scene_of
+from regard.papers.shared.measure import gap
 
 
 @check("agent_attention")
@@ -28,7 +28,9 @@ def agents() -> Claims:
     yield claim("Rows of softmax", "distance of row sums from 1", sums).within(
         1e-5, "1", because=FLOAT32
     )
-    yield claim("Rows of softmax", "rank of 6 agents", rank).at_most(6, "the number of agents", because="6 are asked for")
+    yield claim("Rows of softmax", "rank of 6 agents", rank).at_most(
+        6, "the number of agents", because="6 are asked for"
+    )
     yield claim("Rows of softmax", "difference of the layer", written).within(
         1e-5, "the weights written out", because=FLOAT32
     )

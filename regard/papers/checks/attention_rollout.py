@@ -9,10 +9,10 @@ from regard.circuits.flow import maximal_flows, rollout
 from regard.core.rule import Rule
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.prompts import even, random
-from regard.papers.checks.seeing import pointing
 from regard.papers.claims import FLOAT32, FLOAT64, claim
+from regard.papers.shared.copying import pointing
+from regard.papers.shared.measure import gap
+from regard.papers.shared.random_calls import even, random
 
 
 @check("attention_rollout")

@@ -8,10 +8,10 @@ import torch
 
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.prompts import PLACE, random
-from regard.papers.checks.seeing import looked
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.copying import looked
+from regard.papers.shared.measure import gap
+from regard.papers.shared.random_calls import PLACE, random
 from regard.probes.reading import Reading
 from regard.probes.scores import Scores
 from regard.probes.spans import Focus, focus_score, important_heads

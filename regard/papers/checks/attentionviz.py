@@ -6,8 +6,8 @@ import torch
 
 from regard.analysis.similarity import joint_embedding
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.measure import gap
 from regard.probes.positions import correlation, ranks
 
 

@@ -6,10 +6,10 @@ from regard.analysis.similarity import neuron_view
 from regard.core.rule import Rule
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.prompts import random
-from regard.papers.checks.seeing import CAUSAL
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.copying import CAUSAL
+from regard.papers.shared.measure import gap
+from regard.papers.shared.random_calls import random
 from regard.probes.spans import spans_mass
 
 

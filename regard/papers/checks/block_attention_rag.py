@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from regard.models.attach import attach
 from regard.models.loading import load
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.memories import dense_mask
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import generator
+from regard.papers.shared.attending import dense_mask
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.passages import Blockwise, Passages
 
 

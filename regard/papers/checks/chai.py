@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import FLOAT32, FLOAT64, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.registry import policy
 from regard.policies.sharing import leaders
 from regard.verbs import shrink
@@ -15,7 +15,7 @@ from regard.verbs import shrink
 
 @check(
     "chai",
-    narrowed={"duplicating heads": "1e-5"},
+    narrowed={"duplicating heads": "1e-5, of logits after two layers"},
     beyond="the elbow that chooses the number of clusters by layer: here it is the budget",
 )
 def clustered() -> Claims:

@@ -6,9 +6,9 @@ import torch
 
 from regard.core.rule import Rule
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.prompts import random
 from regard.papers.claims import FLOAT64, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.random_calls import random
 from regard.probes.spans import self_preference, spans_mass
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from regard.circuits.quickfix import QuickFix, corrupting, rewritten, trace
 from regard.papers.checks import Claims, check
-from regard.papers.checks.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
 from regard.papers.claims import FLOAT64, claim
+from regard.papers.shared.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
 
 STEPS = 400
 FIGURES = 1  # which stream of the runner's seed figures are painted from

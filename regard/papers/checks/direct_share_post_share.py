@@ -9,10 +9,13 @@ from torch import Tensor
 
 from regard.conversions.head_sharing import apart, chosen_matches, post_share, share_heads
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
+
+# Which stream of the runner's seed the second model is made from.
+OTHER = 1
 
 
 @check("direct_share_post_share", beyond="large models")
@@ -40,7 +43,7 @@ def shared_heads() -> Claims:
 
     # A small model that has learned to go on counting.
     restart()
-    small = llama(3, seed=1)
+    small = llama(3, seed=OTHER)
 
     def rows() -> Tensor:
         start, pace = torch.randint(48, (16, 1)), torch.randint(1, 5, (16, 1))

@@ -6,8 +6,8 @@ import torch
 
 from regard.analysis.overview import exported, overview
 from regard.papers.checks import Claims, check
-from regard.papers.checks.syntax import sentence
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.sentences import sentence
 
 
 @check("dodrio", beyond="the interactive page; how it scales the scores is not known for sure")

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama, step_of
-from regard.papers.checks.policies_selecting import SITE
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.attending import SITE
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama, step_of
 from regard.policies.decoding import DoubleSparsity
 from regard.verbs import shrink
 

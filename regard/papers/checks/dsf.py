@@ -10,8 +10,8 @@ from regard.analysis.linear_systems import gated, linear_attention, selective, t
 from regard.core.features import elu_plus_one
 from regard.core.support import Causal
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.measure import gap
 from regard.run.doors import attend
 from regard.run.scanning import scan
 

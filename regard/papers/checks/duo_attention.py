@@ -12,10 +12,10 @@ from regard.memories import Kept, Ring, Split
 from regard.models.attach import attach
 from regard.models.site import Sites
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 from regard.policies.streaming_heads import Gates, near
 
 

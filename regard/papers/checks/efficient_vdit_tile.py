@@ -9,9 +9,9 @@ import torch
 from regard.core.call import Call
 from regard.models.engine import attended
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_vision import chosen, on_grid, tiny_wan, wan_out
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.diffusion_models import chosen, on_grid, tiny_wan, wan_out
+from regard.papers.shared.measure import gap
 from regard.policies.distilling import distill
 from regard.policies.frames import AttentionTile, meeting, tile_errors, tiles
 from regard.policies.grids import image_of

@@ -7,9 +7,9 @@ from math import prod
 import torch
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_vision import chosen, on_grid, tiny_wan, wan_out
 from regard.papers.claims import FLOAT32, FLOAT64, claim
+from regard.papers.shared.diffusion_models import chosen, on_grid, tiny_wan, wan_out
+from regard.papers.shared.measure import gap
 from regard.policies.larger import FreeSwim
 from regard.policies.registry import policy
 from regard.verbs import shrink

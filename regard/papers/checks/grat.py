@@ -12,9 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from regard.core.call import Call
 from regard.models.engine import attended
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_vision import chosen, on_grid
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.diffusion_models import chosen, on_grid
+from regard.papers.shared.measure import gap
 from regard.policies.grids import Grat, GratCrissCross
 from regard.run.doors import attend
 from regard.run.executor import Yes

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.memories import dense_mask
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.attending import dense_mask
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.thinking import think_together
 
 

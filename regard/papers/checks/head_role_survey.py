@@ -7,9 +7,8 @@ import torch
 from regard.circuits.patching import Patched, logit_difference, recorded
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
-from regard.papers.checks.circuits import CLEAN
-from regard.papers.checks.wired import Wired
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.wired import CLEAN, Wired
 from regard.probes.importance import Averaged, means_of
 from regard.probes.reading import Reading
 from regard.probes.roles import DuplicateToken, Induction, PreviousToken

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.papers.checks import Claims, check
-from regard.papers.checks.policies_selecting import CAUSAL, SITE, sparse_gap
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.attending import CAUSAL, SITE, sparse_gap
 from regard.policies.prompts import Hip, causal_tiles, last_rows
 
 

@@ -6,10 +6,10 @@ import torch
 
 from regard.models.attach import attach
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.calibration import calibrate
 from regard.policies.registry import policy
 from regard.policies.sharing import KVSharer, Sharing

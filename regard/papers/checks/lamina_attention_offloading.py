@@ -8,9 +8,9 @@ import torch
 
 from regard.memories.remote import AttentionWorkers, staggered, wire_bytes
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.remote_attention import RemoteAttention
 from regard.run.doors import attend
 from regard.verbs import shrink

@@ -16,9 +16,9 @@ from regard.memories.bare import Bare
 from regard.models.rotary import Turn, Turns
 from regard.models.site import Site, Sites
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.base import Step
 from regard.policies.budget import Budget
 from regard.policies.long_heads import LongHeads

@@ -6,9 +6,9 @@ import torch
 
 from regard.core.call import Call
 from regard.papers.checks import Claims, check
-from regard.papers.checks.policies_selecting import CAUSAL, SITE, sparse_gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.attending import CAUSAL, SITE, sparse_gap
 from regard.policies.prompts import MInference, VerticalSlash, last_rows, lines
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
-from regard.papers.checks.policies_searched import CAUSAL
 from regard.papers.claims import FLOAT32, FLOAT64, claim
+from regard.papers.shared.attending import CAUSAL
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.profiling import Effects, masking_effect
 from regard.policies.spans import MoASparse
 from regard.run.doors import attend

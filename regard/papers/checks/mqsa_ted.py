@@ -10,10 +10,10 @@ from torch import Tensor
 
 from regard.layers.averaged_queries import Recommender, transitions
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 
 def _majority(length: int) -> float:

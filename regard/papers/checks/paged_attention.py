@@ -9,9 +9,9 @@ from torch import Tensor
 
 from regard.memories import Paged, Pool
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed
+from regard.papers.shared.measure import gap
 from regard.run.doors import attend
 
 
@@ -24,18 +24,18 @@ def pages() -> Claims:
     worst, most_waste, sound = 0.0, 0, True
     for turn in range(200):
         act = rng.random()
-        if not live or act < 0.15:
+        if not live or act < 0.15:  # because: a mix of all acts
             x = torch.randn(1, heads, rng.randint(1, 40), d)
             memory = Paged(pool)
             memory.extend(x, x)
             live.append((memory, x))
-        elif act < 0.65:
+        elif act < 0.65:  # because: a mix of all acts
             place = rng.randrange(len(live))
             memory, held = live[place]
             x = torch.randn(1, heads, rng.randint(1, 5), d)
             memory.extend(x, x)
             live[place] = memory, torch.cat((held, x), 2)
-        elif act < 0.85:
+        elif act < 0.85:  # because: a mix of all acts
             memory, held = rng.choice(live)
             live.append((memory.fork(), held))
         else:

@@ -10,10 +10,10 @@ import torch
 
 from regard.memories.tiers import Cost, Tiers, Worth, least_recent, per_idle_time
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.conversations import Conversations
 
 

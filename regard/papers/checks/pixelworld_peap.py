@@ -17,10 +17,10 @@ from regard.core.support import Padding
 from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart, seed, seeds
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 from regard.policies.blank_patches import BlankPatches, blank_patches
 from regard.tasks.typeset import shares_of
 from regard.tasks.written import PATCH, WrittenPixels, as_tokens
@@ -79,9 +79,9 @@ def _accuracy(net: Any, task: WrittenPixels, *stages: Stage) -> float:
 
 def _cost(net: Any, pages: Tensor, *stages: Stage) -> int:
     """FLOPs of a forward."""
-    with torch.no_grad(), attach(net, list(stages), check=False):
-        with FlopCounterMode(display=False) as counter:
-            net(pixel_values=pages)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), attach(net, list(stages), check=False), counter:
+        net(pixel_values=pages)
     return counter.get_total_flops()
 
 

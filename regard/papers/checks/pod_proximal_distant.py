@@ -11,9 +11,9 @@ from regard.core.partial import Partial
 from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.distant import PoD, alike, grouped
 from regard.policies.shrinking import Shrinking
 from regard.run.reference import score_matrix, weight_matrix
@@ -97,6 +97,7 @@ def pod() -> Claims:
         twin = gap(model(ids).logits, plain)
     rows = torch.stack([weight_matrix(bare.calls[x])[0][0, :, -8:, :160] for x in range(4)])
     likeness = alike((rows / rows.sum(-1, keepdim=True)).double())
+    # because: the search's own threshold
     groups = grouped((likeness > 0.9).float().mean(-1), 0.5)
     yield claim("Groups of size one", "difference of a prompt", single).within(
         1e-5, "full attention", because=FLOAT32

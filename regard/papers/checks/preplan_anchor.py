@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.prompts import PLACE, even, random
-from regard.papers.checks.seeing import looked, pointing
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.copying import looked, pointing
+from regard.papers.shared.measure import gap
+from regard.papers.shared.random_calls import PLACE, even, random
 from regard.probes.rhythm import Rhythm, amplified
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from regard.models.site import Site, Sites
 from regard.papers.checks import Claims, check
-from regard.papers.checks.policies_evicting import llama, step_of
 from regard.papers.claims import claim
 from regard.papers.seeding import restart
+from regard.papers.shared.small_llama import llama, step_of
 from regard.policies.budget import Budget
 from regard.policies.evicting import PyramidKV, SnapKV
 from regard.verbs import shrink

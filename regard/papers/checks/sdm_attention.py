@@ -8,8 +8,8 @@ import torch
 
 from regard.layers.sparse_distributed import SparseDistributed, fitted_beta, overlap
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.measure import gap
 
 
 @check(

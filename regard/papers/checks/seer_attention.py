@@ -11,8 +11,8 @@ from regard.core.support import Causal, Tiles
 from regard.models.rotary import Turn
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.checks.policies_searched import CAUSAL
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.attending import CAUSAL
 from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled, tile_targets
 from regard.run.doors import attend
 from regard.run.reference import weight_matrix

@@ -14,11 +14,11 @@ from regard.core.support import Causal
 from regard.layers.building import model
 from regard.layers.modular import Packed, SparseModular
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import scene_of
-from regard.papers.checks.training import fit
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.linear_cost import scene_of
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 KEYS, VALUES, FILLERS, PAIRS = 8, 8, 2, 4
 

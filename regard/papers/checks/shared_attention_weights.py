@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.policies_evicting import llama
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
 from regard.policies.registry import policy
 from regard.verbs import shrink
 

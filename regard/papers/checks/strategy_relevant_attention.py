@@ -8,9 +8,9 @@ from regard.core.rule import Rule
 from regard.core.score import Alibi, Dot
 from regard.core.support import Causal, Support, Where
 from regard.papers.checks import Claims, check
-from regard.papers.checks.prompts import even, random
-from regard.papers.checks.seeing import looked
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.copying import looked
+from regard.papers.shared.random_calls import even, random
 from regard.probes.reading import Reading
 from regard.probes.spans import SpanShare
 

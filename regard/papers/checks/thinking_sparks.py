@@ -11,10 +11,10 @@ from regard.layers.attention import Attention
 from regard.layers.building import model as stack
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
-from regard.papers.checks.training import fit
-from regard.papers.checks.wired import PlainNorm
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.training import fit
+from regard.papers.shared.wired import PlainNorm
 from regard.probes.importance import taken_out
 
 WORDS, LONG = 24, 12

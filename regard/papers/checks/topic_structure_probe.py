@@ -10,8 +10,8 @@ from regard.analysis.topics import CLASSES, TopicAttention
 from regard.layers.attention import Attention
 from regard.models.attach import attach
 from regard.papers.checks import Claims, check
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.training import fit
 from regard.probes.reading import Reading
 
 

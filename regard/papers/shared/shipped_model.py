@@ -1,4 +1,4 @@
-"""Checks of rows that read heads in words: lenses, logits, weights, positions."""
+"""The model that ships, with a text to read."""
 
 from __future__ import annotations
 

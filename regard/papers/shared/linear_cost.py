@@ -1,4 +1,4 @@
-"""Checks of rows about layers that carry a running state."""
+"""What layers with a running state cost, and their weights written out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of rows about what is kept: evicted keys, streaming heads, pages of a pool."""
+"""A small random Llama of transformers, and a prompt at one of its sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of rows about parts of prompts, and about relevance that flows down the layers."""
+"""Calls of random heads, and of even ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.models.site import Site
-from regard.papers.checks.seeing import CAUSAL
+from regard.papers.shared.copying import CAUSAL
 
 PLACE = Site(0, module="attention", heads=4, kv_heads=4)
 

@@ -72,3 +72,6 @@ class PlainNorm(nn.Module):
 
 
 __all__ = ["PlainNorm", "Wired"]
+
+# Prompts whose answer follows an earlier token.
+CLEAN = torch.tensor([[0, 3, 1, 4, 2, 5, 0, 3]])

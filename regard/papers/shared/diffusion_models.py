@@ -1,4 +1,4 @@
-"""Checks of rows that make diffusion transformers cheaper: by place, by frame, by step, by bits."""
+"""Small diffusion transformers, and calls on grids."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.errors import need
-from regard.papers.checks.training import fit
 from regard.papers.seeding import generator, restart
+from regard.papers.shared.training import fit
 
 COLORS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 SHAPES = ("square", "disc")
@@ -92,8 +92,8 @@ class Painter(nn.Module):
     @torch.no_grad()
     def paint(self, states: Tensor, steps: int = 8, seed: int = 0) -> Tensor:
         """Images [b, 3, 8, 16] from text states [b, 7, 32]; noise is that of the seed."""
-        generator = generator(f"paint {seed}")
-        x = torch.randn(len(states), 3, HIGH, WIDE, generator=generator)
+        drawn = generator(f"paint {seed}")
+        x = torch.randn(len(states), 3, HIGH, WIDE, generator=drawn)
         for step in range(steps):
             time = torch.full((len(x),), step / steps)
             x = x + self.velocity(x, time, states) / steps

@@ -1,4 +1,4 @@
-"""Checks of rows about attention as explanation."""
+"""A classifier of texts by keywords, and questions about what it says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from regard.circuits.explaining import Question
 from regard.circuits.faithfulness import HeadRows
 from regard.layers.attention import Attention
 from regard.models.attach import attach
-from regard.papers.checks.training import fit
+from regard.papers.shared.training import fit
 
 VOCABULARY, TOKENS, KEYWORDS = 60, 16, 6
 

@@ -1,4 +1,4 @@
-"""Checks of rows in which a decoder looks along its source."""
+"""A small copier whose decoder looks along its source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from regard.layers.alignment import (
     SourceAttention,
 )
-from regard.papers.checks.training import fit
+from regard.papers.shared.training import fit
 
 
 class Copier(nn.Module):

@@ -1,4 +1,4 @@
-"""Checks of rows that compare heads with grammar, saliency and memory."""
+"""Made-up parse trees, and profiles of heads by lag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of rows about what heads share, and how they are weighed."""
+"""The loss of tiny language models, and layers whose key heads are alike."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.core.heads import expand_heads
-from regard.layers.attention import Attention, joined
+from regard.layers.attention import Attention
 from regard.layers.building import model
-from regard.papers.checks.training import fit
 from regard.papers.seeding import restart
+from regard.papers.shared.training import fit
 
 
-def _equal_key_heads(plain: Attention) -> None:
+def equal_key_heads(plain: Attention) -> None:
     """Make all key heads of a layer the same, and all value heads."""
     with torch.no_grad():
         for map_ in (plain.to_k, plain.to_v):
@@ -21,12 +20,7 @@ def _equal_key_heads(plain: Attention) -> None:
             map_.weight.copy_(one.expand(plain.kv_heads, -1, -1).flatten(0, 1))
 
 
-def _grouped(x: Tensor, layer: Attention) -> Tensor:
-    k, v = (expand_heads(t, layer.heads) for t in layer.keys(x))
-    return joined(F.scaled_dot_product_attention(layer.queries(x), k, v, is_causal=True))
-
-
-def _language(steps: int = 150, **settings: object) -> float:
+def language_loss(steps: int = 150, **settings: object) -> float:
     """Loss of a tiny language model on repeated words, the mean of its last steps."""
     restart()
     words = torch.randint(0, 32, (24, 4))

@@ -1,3 +1,0 @@
-"""The check of the row about tokens that wake attention."""
-
-from __future__ import annotations
