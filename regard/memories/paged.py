@@ -101,9 +101,9 @@ class Pool:
         return len(self.counts) - len(self.free)
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of one page."""
-        return sum(x[:1].nbytes for x in (self.k, self.v) if x is not None and len(x))
+    def nbytes(self) -> int:
+        """Bytes of all pages, free ones included."""
+        return sum(x.untyped_storage().nbytes() for x in (self.k, self.v) if x is not None)
 
 
 @method("paged_attention")
@@ -225,11 +225,15 @@ class Paged(KeyMemory):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pages that this memory holds, each counted once, and of its tables."""
+        """Bytes of the pages that this memory holds, each counted once, and of its tables.
+
+        Free pages of the pool are room that is held too: memories share them by what they hold.
+        """
         pages = {page for table in self.tables or () for page in table}
         entries = sum(len(table) for table in self.tables or ())
         at = 0 if self._at is None else self._at.untyped_storage().nbytes()
-        return len(pages) * self.pool.page_bytes + 4 * entries + at
+        own = len(pages) * self.pool.nbytes / max(self.pool.held, 1)
+        return round(own) + 4 * entries + at
 
     def state(self) -> dict[str, Any]:
         """Give the tokens, without the pool."""

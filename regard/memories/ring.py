@@ -101,6 +101,12 @@ class Ring(KeyMemory):
             return
         k, v, at = self._new
         self._new = []
+        if self.sinks and not self._full:
+            self._sink(k, v, at)
+        self._write(k, v, at)
+
+    def _write(self, k: Tensor, v: Tensor, at: Tensor) -> None:
+        """Put the last tokens of what came in the ring."""
         n = min(k.shape[2], self.window)
         if n == 1:
             slot = self.sinks + (self._seen - 1) % self.window
@@ -115,6 +121,17 @@ class Ring(KeyMemory):
             at = self._held[2]
             left = at[:, : self.sinks] < self._seen - self.window
             self._full = bool((at >= 0).all()) and bool(left.all())
+
+    def _sink(self, k: Tensor, v: Tensor, at: Tensor) -> None:
+        """Put what comes in the sinks of rows that have seen fewer real tokens than there are."""
+        first = self._held[2][:, : self.sinks]
+        have = (first >= 0).sum(1, keepdim=True)  # all that the row has seen, in order
+        place = have + (at >= 0).cumsum(1) - 1
+        rows, tokens = ((at >= 0) & (place < self.sinks)).nonzero(as_tuple=True)
+        slots = place[rows, tokens]
+        for held, x in zip(self._held, (k, v), strict=False):
+            held[rows, :, slots] = x[rows, :, tokens]
+        self._held[2][rows, slots] = at[rows, tokens].to(torch.int32)
 
     def _found(self, young: Kept) -> None:
         """Begin the ring: sinks are the first tokens of each row that are real."""
@@ -132,8 +149,8 @@ class Ring(KeyMemory):
             index = slots[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
             held[:, :, : self.sinks] = x.gather(2, index)
         self._held[2][:, : self.sinks] = first
-        self._young, self._new = None, [read.k, read.v, at]
-        self.settle()
+        self._young = None
+        self._write(read.k, read.v, at)
 
     def unplaced(self) -> tuple[Tensor, Tensor] | None:
         """Give sinks and ring as they lie, once both are full."""

@@ -57,13 +57,11 @@ class Selecting(Policy):
             return call
         if windowed:
             return call
-        worth = self.worth(step, index)
-        if worth is None:
+        slots = self.choose(step, index, rows)
+        if slots is None:
             return call
-        at = step.positions
-        chosen = best(worth, self.select_counts(step, rows), at)
-        step.pairs = float((chosen >= 0).sum(-1).float().mean())
-        return taken(call, chosen, at)
+        step.pairs = float((slots >= 0).sum(-1).float().mean())
+        return taken(call, slots, step.positions)
 
     def _plainly(self, step: Step, index: Any, count: int) -> Call:
         """Choose where every head holds every key, and reads equally many: in any order."""
@@ -76,16 +74,19 @@ class Selecting(Policy):
     @property
     def alike(self) -> bool:
         """Whether every key head reads equally many keys."""
-        return type(self).select_counts is Selecting.select_counts
+        return True
 
     def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
         """Choose `count` keys for each key head, [b, g, count]; None to read all."""
         worth = self.worth(step, index)
         return None if worth is None else top_slots(worth, count)
 
-    def select_counts(self, step: Step, rows: Tensor) -> Tensor:
-        """Say how many keys each key head reads, [b, g], of `rows` [b] on average."""
-        return rows[:, None].expand(-1, step.call.g)
+    def choose(self, step: Step, index: Any, rows: Tensor) -> Tensor | None:
+        """Choose `rows` [b] keys for each key head where some slots are empty: [b, g, c]."""
+        worth = self.worth(step, index)
+        if worth is None:
+            return None
+        return best(worth, rows[:, None].expand(-1, step.call.g), step.positions)
 
     def passed(self, step: Step) -> None:
         """Note what a step that read everything can tell."""
@@ -140,7 +141,7 @@ def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
     """What each page of `page` of the m keys is worth to queries q [b, h, 1, d]: [b, g, pages].
 
     The best bound of its tokens, over the query heads of a key head; the first page and the newest,
-    which may not be full, are best.
+    which may not be full, are above all others.
     """
     score = page_scores(q, index.read())[:, :, 0] if index.pages else q.new_empty(*q.shape[:2], 0)
     score = score.unflatten(1, (g, -1)).amax(2)
@@ -151,6 +152,32 @@ def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
         score = score.unflatten(-1, (-1, each)).amax(-1)
     score[..., 0] = score[..., -1] = torch.finfo(score.dtype).max
     return score
+
+
+def whole_pages(score: Tensor, rows: Tensor, page: int, positions: Tensor) -> Tensor:
+    """Slots [b, g, c] of the best pages by score [b, g, pages]: as many as hold `rows` [b] keys.
+
+    Two at least: the first that holds a key (`positions` [b, g, m] are -1 at padding), and the
+    newest, whatever their scores.
+
+    >>> score = torch.tensor([[[0.0, 1.0, 2.0, 1.0]]])
+    >>> at = torch.tensor([[[-1, -1, 2, 3, 4, 5, 6]]])
+    >>> whole_pages(score, torch.tensor([4]), 2, at).tolist()
+    [[[2, 3, 6, -1]]]
+    """
+    b, g, m = positions.shape
+    pages = score.shape[-1]
+    real = torch.nn.functional.pad(positions, (0, pages * page - m), value=-1) >= 0
+    held = real.unflatten(-1, (pages, page)).any(-1)
+    number = torch.arange(pages, device=score.device)
+    first = held & (held.cumsum(-1) == 1)
+    score = torch.where(first | (number == pages - 1), torch.finfo(score.dtype).max, score)
+    count = (-(-rows // page)).clamp(min=2)[:, None].expand(b, g)
+    chosen = best(score, count, torch.where(held, number, -1))
+    slots = chosen[..., None] * page + torch.arange(page, device=score.device)
+    slots = torch.where(chosen[..., None] < 0, -1, slots).flatten(2)
+    slots = torch.where(slots < m, slots, -1)
+    return torch.where(positions.gather(2, slots.clamp(min=0)) >= 0, slots, -1)
 
 
 @register("quest", "pages")
@@ -170,11 +197,11 @@ class Quest(Selecting):
         """Keep bounds."""
         return Bounds(min(self.logical, self.page))
 
-    def worth(self, step: Step, index: Bounds) -> Tensor:
-        """Give each key the score of its page."""
+    def choose(self, step: Step, index: Bounds, rows: Tensor) -> Tensor:
+        """Choose whole pages, for rows that begin with padding."""
         call = step.call
         score = page_worth(call.q, index, self.page, call.m, call.g)
-        return score.repeat_interleave(self.page, -1)[..., : call.m]
+        return whole_pages(score, rows, self.page, step.positions)
 
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
@@ -283,5 +310,5 @@ class Recycled(Selecting):
 
 __all__ = [
     "Bounds", "DoubleSparsity", "Quest", "Recycled", "Selecting", "page_scores",
-    "page_worth", "taken",
+    "page_worth", "taken", "whole_pages",
 ]  # fmt: skip

@@ -53,7 +53,7 @@ class Evicting(Policy):
         self.watch(step)
         if not (step.prompt or self.every_step) or self.budget.whole:
             return None
-        rows, at = self.rows(step), step.positions
+        rows, at = self.room(step), step.positions
         if not bool(((at >= 0).sum(-1) > rows[:, None]).any()) and self.uniform:
             return None
         if not step.prompt:
@@ -62,8 +62,19 @@ class Evicting(Policy):
         rank, real = rank_of(at), (at >= 0)
         newest = at >= step.seen - self.newest(step, rows)[:, None, None]
         top = torch.finfo(score.dtype).max
-        score = torch.where(real & ((rank < self.sinks) | newest), top, score)
+        score = torch.where(real & newest, top / 2, score)
+        score = torch.where(real & (rank < self.sinks), top, score)
         return best(score, self.counts(step, rows, score), at)
+
+    def room(self, step: Step) -> Tensor:
+        """Count the tokens that a head may keep now, [b]: never so few that sinks go.
+
+        A share of the few tokens of a first piece would evict the sinks for good.
+        """
+        rows = self.rows(step)
+        if self.budget.share is None or not self.sinks:
+            return rows
+        return rows.clamp(min=self.sinks + 1).minimum(step.real)
 
     def due(self, layer: KeyLayer) -> bool:
         """Say whether a step has passed the budget, as far as can be told without looking."""
@@ -72,6 +83,7 @@ class Evicting(Policy):
         if not self.uniform or layer.padded or type(self).watch is not Evicting.watch:
             return True
         most = self.budget.of_row(layer.memory.seen, self.token_bytes)
+        most = most if self.budget.share is None else max(most, self.sinks + 1)
         return not isinstance(layer.memory, Kept) or layer.memory.width > most
 
     def newest(self, step: Step, rows: Tensor) -> Tensor:
@@ -164,7 +176,7 @@ class SnapKV(Evicting):
 
     def newest(self, step: Step, rows: Tensor) -> Tensor:
         """Keep the window."""
-        return rows.clamp(max=self.window)
+        return (rows - self.sinks).clamp(min=1, max=self.window)
 
     def score(self, step: Step) -> Tensor:
         """Ask the last queries."""
@@ -181,7 +193,9 @@ class PyramidKV(SnapKV):
     """As SnapKV, with budgets that fall in even steps from the first layer to the last.
 
     With an average of C keys a layer, w of them the window: the last layer keeps
-    min = (C - w) / beta older keys, the first 2 (C - w) - min. (PyramidKV, Cai et al. 2024)
+    min = (C - w) / beta older keys, the first 2 (C - w) - min. Where min is less than the window,
+    all layers keep C: at small budgets the last ones would see nothing else.
+    (PyramidKV, Cai et al. 2024)
     """
 
     beta: float = 20.0
@@ -195,7 +209,8 @@ class PyramidKV(SnapKV):
         most = (2 * average - least).minimum(room)
         least = (2 * average - most).minimum(room)
         share = self.depth[step.site.layer] / last if len(self.sites) > 1 else 0.5
-        own = torch.floor(most - (most - least) * share + 0.5).long() + w
+        own = torch.where(least < w, average, most - (most - least) * share)
+        own = torch.floor(own + 0.5).long() + w
         return own.clamp(min=1)[:, None].expand(-1, step.call.g)
 
 

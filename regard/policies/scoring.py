@@ -65,15 +65,18 @@ def rank_of(positions: Tensor) -> Tensor:
 def best(score: Tensor, count: Tensor, positions: Tensor) -> Tensor:
     """Slots of the best-scored keys, `count` [b, g] of each row and head, as [b, g, c] in order.
 
+    Of keys with equal scores the newest stay.
+
     >>> score, at = torch.tensor([[[1.0, 9.0, 5.0, 7.0]]]), torch.tensor([[[0, 1, 2, -1]]])
     >>> best(score, torch.tensor([[2]]), at).tolist()
     [[[1, 2]]]
     """
     real = positions >= 0
     score = torch.where(real, score.float(), -torch.inf)
-    order = score.argsort(dim=-1, descending=True, stable=True)
-    c = max(int(count.max()), 1)
-    order = order[..., :c]
+    # Read from the end, so that a stable sort puts the newest of equal ones first.
+    last = score.shape[-1] - 1
+    order = last - score.flip(-1).argsort(dim=-1, descending=True, stable=True)
+    order = order[..., : max(int(count.max()), 1)]
     kept = torch.arange(order.shape[-1], device=score.device) < count[..., None]
     kept &= real.gather(2, order)
     m = score.shape[-1]
@@ -81,4 +84,16 @@ def best(score: Tensor, count: Tensor, positions: Tensor) -> Tensor:
     return torch.where(order < m, order, -1)
 
 
-__all__ = ["best", "by_key_head", "rank_of", "received", "smooth"]
+def together(slots: Tensor) -> Tensor:
+    """Put empty slots (-1) of slots [b, g, c] last, and leave out those that all heads have empty.
+
+    >>> together(torch.tensor([[[3, -1, 5], [-1, -1, 1]]])).tolist()
+    [[[3, 5], [1, -1]]]
+    """
+    last = torch.iinfo(slots.dtype).max
+    slots = torch.where(slots < 0, last, slots).sort(-1).values
+    slots = slots[..., : max(int((slots < last).sum(-1).max()), 1)]
+    return torch.where(slots < last, slots, -1)
+
+
+__all__ = ["best", "by_key_head", "rank_of", "received", "smooth", "together"]

@@ -26,9 +26,9 @@ from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
 from regard.policies.calibration import frozen, need_calibration
-from regard.policies.decoding import Bounds, Selecting, page_worth
+from regard.policies.decoding import Bounds, Selecting, page_worth, whole_pages
 from regard.policies.registry import register
-from regard.policies.scoring import rank_of
+from regard.policies.scoring import rank_of, together
 
 
 def near(window: int, sinks: int) -> Support:
@@ -242,13 +242,16 @@ class LServe(DuoAttention):
         dense, _ = self.heads(step.site)
         return k[:, dense]
 
-    def worth(self, step: Step, index: Any) -> Tensor | None:
-        """Score pages for dense heads; streaming heads read all they have."""
+    @property
+    def alike(self) -> bool:
+        """Streaming heads read every key they keep."""
+        return False
+
+    def worth(self, step: Step, index: Any) -> Tensor:
+        """Score each key of the dense heads by its page, [b, dense, m]; newer ones are above."""
         call, layer = step.call, step.layer
         dense, _ = self.heads(step.site)
-        if not dense or layer is None:
-            return None
-        top = torch.finfo(torch.float32).max
+        assert layer is not None
         held = layer.extra.get(f"{self.name} pages")
         since = call.m - (0 if held is None else len(held))
         if held is None or since >= self.every or since < 0:
@@ -259,17 +262,24 @@ class LServe(DuoAttention):
             held.append(own[..., None])
             layer.extra[f"{self.name} pages"], since = held, 0
         own = held.read()[..., 0]
-        own = torch.cat((own, own.new_full((*own.shape[:2], since), top)), -1)
-        worth = torch.full((call.b, call.g, call.m), top)
-        worth[:, dense] = own.float()
-        return worth
+        top = torch.finfo(own.dtype).max
+        return torch.cat((own, own.new_full((*own.shape[:2], since), top)), -1)
 
-    def select_counts(self, step: Step, rows: Tensor) -> Tensor:
-        """Streaming heads read every key they keep."""
+    def choose(self, step: Step, index: Any, rows: Tensor) -> Tensor | None:
+        """Choose whole pages for the dense heads; streaming heads read all they have."""
         dense, _ = self.heads(step.site)
-        counts = (step.positions >= 0).sum(-1)
-        counts[:, dense] = rows[:, None]
-        return counts
+        if not dense or step.layer is None:
+            return None
+        at, page = step.positions, self.page
+        worth = self.worth(step, index)
+        score = torch.nn.functional.pad(worth, (0, -worth.shape[-1] % page), value=-torch.inf)
+        score = score.unflatten(-1, (-1, page)).amax(-1)
+        slots = torch.where(at >= 0, torch.arange(at.shape[2], device=at.device), -1)
+        own = whole_pages(score, rows, page, at[:, dense])
+        slots[:, dense] = -1
+        slots = torch.nn.functional.pad(slots, (0, max(0, own.shape[2] - slots.shape[2])), value=-1)
+        slots[:, dense, : own.shape[2]] = own
+        return together(slots)
 
 
 __all__ = ["DuoAttention", "Gates", "LServe", "near", "near_rows"]

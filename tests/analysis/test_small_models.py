@@ -8,7 +8,7 @@ import regard
 from regard.analysis.scan_and_snap import ScanAndSnap, descend, growth, rank_correlation
 from regard.analysis.topics import CLASSES, TopicAttention, topic_similarity
 from regard.layers.attention import Attention
-from regard.layers.base import Scene
+from regard.layers.base import LayerInput
 from regard.models.weights import closed_weights
 from regard.probes.reading import Reading
 
@@ -68,7 +68,7 @@ def test_attention_within_topics_is_that_of_the_matrix(causal):
     probe.show(Reading({"input_ids": tokens}))
     with regard.attach(layer, probe, check=False):
         layer(x)
-    call = layer.call(Scene(x, x, False, torch.arange(14)))
+    call = layer.call(LayerInput(x, x, False, torch.arange(14)))
     weights = closed_weights(call, "test")
     topics = topic_of[tokens]
     met = torch.ones(14, 14).tril().bool() if causal else torch.ones(14, 14).bool()
@@ -78,7 +78,7 @@ def test_attention_within_topics_is_that_of_the_matrix(causal):
     other_word = tokens[:, :, None] != tokens[:, None]
     wanted = {"same word": word, "same topic": same & known & other_word,
               "different topic": ~same & known}  # fmt: skip
-    details = probe.told().details
+    details = probe.for_part().details
     for name in CLASSES:
         pairs = wanted[name]
         mean = (weights * pairs[:, None]).sum((0, 2, 3)) / pairs.sum()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.layers.attention import Attention, joined
-from regard.layers.spans import Combiner
+from regard.layers.combiner import Combiner
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.measure import gap

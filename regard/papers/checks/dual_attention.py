@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.layers.attention import Attention
-from regard.layers.blocks import Block
 from regard.layers.registry import layer as layer_named
 from regard.layers.relational import DualAttention, RelationalAttention
+from regard.layers.stack import Block
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from regard.layers.flow import EPS, FlowAttention
+from regard.layers.flow_attention import EPS, FlowAttention
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.shared.linear_cost import flops_ratio, scene_of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.layers.attention import joined, split
-from regard.layers.sharing import AddedHeadEmbeddings, HeadEmbeddings
+from regard.layers.grouped_query import AddedHeadEmbeddings, HeadEmbeddings
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.measure import gap

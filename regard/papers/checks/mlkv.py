@@ -6,8 +6,8 @@ import torch
 
 from regard.layers.attention import Attention
 from regard.layers.building import model
+from regard.layers.grouped_query import pooled_heads
 from regard.layers.registry import layer as layer_named
-from regard.layers.sharing import pooled_heads
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart

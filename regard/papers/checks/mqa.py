@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from regard.layers.attention import Attention
-from regard.layers.sharing import MultiQuery, pooled_heads
+from regard.layers.grouped_query import MultiQuery, pooled_heads
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.languages import equal_key_heads

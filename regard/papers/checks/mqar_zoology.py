@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from regard.bench.records import Run
 from regard.bench.training import carry_out
-from regard.layers.base import Can, Layer, Scene
+from regard.layers.base import Capabilities, Layer, LayerInput
 from regard.layers.convolution import DepthwiseConvolution
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
@@ -19,7 +19,7 @@ from regard.tasks.recall import Mqar
 class GatedConvolution(Layer):
     """Zoology's BaseConv: a linear map times a convolution of three taps, `(W u + b) * conv(u)`."""
 
-    can = Can(bidirectional=False, cross=False, linear=True, constant_memory=True)
+    can = Capabilities(bidirectional=False, cross=False, linear=True, constant_memory=True)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 
     def __init__(self, dim: int, *, causal: bool = True, taps: int = 3) -> None:
@@ -27,7 +27,7 @@ class GatedConvolution(Layer):
         self.gate = nn.Linear(dim, dim)
         self.near = DepthwiseConvolution(dim, size=taps, causal=causal, name="taps", bias=True)
 
-    def act(self, scene: Scene) -> Tensor:
+    def act(self, scene: LayerInput) -> Tensor:
         """Gate the neighborhood of each token."""
         gated: Tensor = self.gate(scene.x) * self.near(scene.x, scene)
         return gated

@@ -30,7 +30,7 @@ def sites_of(layers: int, heads: int, kv_heads: int, size: int) -> Sites:
 )
 def pyramid() -> Claims:
     """Budgets fall in even steps and add up; without the slope it is SnapKV; planted keys stay."""
-    layers, n, w, c = 8, 400, 8, 40
+    layers, n, w, c = 8, 2000, 8, 200
     sites = sites_of(layers, 4, 2, 16)
     none = torch.nn.Linear(1, 1)
 
@@ -58,7 +58,7 @@ def pyramid() -> Claims:
     ids = torch.randint(3, 64, (1, 60))
     with torch.no_grad():
         plain = made(ids).logits
-        with shrink(made, "pyramid_kv", keep=400, check=False):
+        with shrink(made, "pyramid_kv", keep=4000, check=False):
             identical = bool(torch.equal(made(ids).logits, plain))
     older = sum(x - w for x in sizes)
     yield claim("Sum of kept old", "older keys of all layers", older).within(

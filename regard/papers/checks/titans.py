@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from regard.core.features import unit
 from regard.core.support import Window
-from regard.layers.blocks import Block
 from regard.layers.neural_memory import Titans
 from regard.layers.registry import layer as layer_named
+from regard.layers.stack import Block
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from regard.layers.base import Layer, Scene
+from regard.layers.base import Layer, LayerInput
 
 
-def scene_of(x: Tensor) -> Scene:
+def scene_of(x: Tensor) -> LayerInput:
     """Put tokens in a scene without anything else."""
-    return Scene(x, x, False, torch.arange(x.shape[1]))
+    return LayerInput(x, x, False, torch.arange(x.shape[1]))
 
 
 def flops_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:

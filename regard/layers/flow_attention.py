@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from regard.core.method import method
-from regard.layers.averages import running_sum
-from regard.layers.base import Can, Scene
+from regard.layers.base import Capabilities, LayerInput
+from regard.layers.document_sums import running_sum
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
 
@@ -45,26 +45,28 @@ class FlowAttention(Recurrent):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False, documents=False, constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        cross=False, documents=False, constant_memory=True, linear=True
+    )
 
     def features(self, x: Tensor) -> Tensor:
         """Take the sigmoid."""
         return x.sigmoid()
 
-    def _sum(self, x: Tensor, scene: Scene, name: str) -> Tensor:
+    def _sum(self, x: Tensor, input: LayerInput, name: str) -> Tensor:
         """Sum over the past, or over everything: [b, h, n or 1, c]."""
         if self.causal:
-            return running_sum(x, scene, name)
-        real = 1.0 if scene.padding is None else scene.padding[:, None, :, None]
+            return running_sum(x, input, name)
+        real = 1.0 if input.padding is None else input.padding[:, None, :, None]
         return (x * real).sum(2, keepdim=True)
 
-    def flows(self, q: Tensor, k: Tensor, scene: Scene) -> Flows:
+    def flows(self, q: Tensor, k: Tensor, input: LayerInput) -> Flows:
         """Measure the flows of q and k [b, h, n, d]."""
-        count = self._sum(torch.ones_like(q[..., :1]), scene, "count").clamp_min(1)
+        count = self._sum(torch.ones_like(q[..., :1]), input, "count").clamp_min(1)
         share = 1 / count if self.causal else torch.ones_like(count)
 
         def met(x: Tensor, y: Tensor, name: str) -> Tensor:
-            total = self._sum(y, scene, name)
+            total = self._sum(y, input, name)
             return ((x + EPS) * (total + EPS)).sum(-1, keepdim=True) * share
 
         incoming, outgoing = met(q, k, "keys"), met(k, q, "queries")
@@ -72,12 +74,12 @@ class FlowAttention(Recurrent):
         conserved_out = met(k, q / incoming, "queries over flow").clamp(-1, 1)
         return Flows(incoming, outgoing, conserved_in, conserved_out, count)
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
         """Let sources compete, read, and let sinks share out."""
-        flows = self.flows(q, k, scene)
+        flows = self.flows(q, k, input)
         strength = flows.conserved_out.exp()
-        total = self._sum(strength, scene, "strength").clamp_min(EPS)  # 0 before any real token
+        total = self._sum(strength, input, "strength").clamp_min(EPS)  # 0 before any real token
         competing = strength / total * flows.tokens
         flow_of = flows.incoming * (flows.tokens if self.causal else 1.0)
-        seen = super().look(q / flow_of, k, v * competing, scene)
+        seen = super().look(q / flow_of, k, v * competing, input)
         return seen * flows.conserved_in.sigmoid()

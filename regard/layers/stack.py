@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
-from regard.layers.base import Layer, made_with, need_share, need_size
+from regard.layers.base import Layer, need_share, need_size, with_keys
 from regard.memories.layer import LayerMemory
 
 
@@ -165,7 +165,7 @@ class Stack(nn.Module):
 
     def memory(self, keys: Any = None) -> LayerMemory:
         """Make an empty memory for all blocks; `keys` as in `Layer.memory`."""
-        return made_with(LayerMemory("stack", self), keys)
+        return with_keys(LayerMemory("stack", self), keys)
 
 
 def need_sources(sources: Sequence[int], layers: int) -> None:

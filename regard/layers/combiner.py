@@ -13,7 +13,7 @@ from regard.core.partial import merge
 from regard.core.rule import Rule
 from regard.core.support import Blocks, Causal
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
 from regard.run.doors import attend, partial
 
@@ -32,7 +32,7 @@ class Combiner(Attention):
     torch.Size([1, 11, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         bidirectional=False, cross=False, left_padding=False, documents=False,
         multihead_weights=True,
     )  # fmt: skip
@@ -41,9 +41,11 @@ class Combiner(Attention):
     def __init__(
         self, dim: int, heads: int, *, block: int = 32, causal: bool = True, **settings: Any
     ) -> None:
+        self.decides(settings, "support", "weigh", "dropout")
         need_size("block", block)
         super().__init__(dim, heads, causal=causal, **settings)
         self.block = block
+        self.takes_no_bias_of_position("summaries of blocks have no position")
 
     def spans(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Summarize whole blocks of q, k, v [b, h, n, d]: kbar and vbar [b, h, blocks, d]."""
@@ -57,12 +59,12 @@ class Combiner(Attention):
         told = attend(asks, k.flatten(0, 1), v.flatten(0, 1), self.score())
         return k.amax(3), told.unflatten(0, q.shape[:2])[:, :, :, 0]
 
-    def act_eagerly(self, scene: Scene) -> Tensor:
+    def compute_eagerly(self, input: LayerInput) -> Tensor:
         """Attend to the own block and to the spans before it, and merge."""
-        memory, n = scene.memory, scene.x.shape[1]
-        q = self.position.turn(self.normed_queries(scene), scene.positions)
-        k, v = self.keys(scene.x)
-        k = self.position.turn(self.norm_k(k) if self._normed else k, scene.positions)
+        memory, n = input.memory, input.x.shape[1]
+        q = self.position.turn(self.normed_queries(input), input.positions)
+        k, v = self.keys(input.x)
+        k = self.position.turn(self.norm_k(k) if self._normed else k, input.positions)
         q, k, v = q, expand_heads(k, self.heads), expand_heads(v, self.heads)
         kbar, vbar = (x[:, :, :0] for x in (k, v))
         if memory is not None and memory.seen:
@@ -83,4 +85,4 @@ class Combiner(Attention):
             places = (torch.arange(kbar.shape[2], device=q.device) + 1) * self.block
             far = Rule(Causal(), self.score()).shift(start)
             seen = merge(seen, partial(q, kbar, vbar, far, k_positions=places))
-        return self.mix(seen.out[:, :, -n:], scene)
+        return self.mix(seen.out[:, :, -n:], input)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.method import method
-from regard.layers.base import Can, Layer, Scene, need_divisor, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
 from regard.layers.registry import register
 
 
@@ -25,7 +25,7 @@ class GaussianGate(Layer):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False, constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(cross=False, constant_memory=True, linear=True)
 
     def __init__(
         self, dim: int, heads: int = 1, *, gaussians: int = 3, causal: bool = False,
@@ -49,9 +49,9 @@ class GaussianGate(Layer):
         gate: Tensor = log_density.softmax(-1)
         return gate
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Gate the features."""
-        return scene.x * self.gate(scene.x).flatten(-2)
+        return input.x * self.gate(input.x).flatten(-2)
 
 
 @register("ninformer")
@@ -66,7 +66,7 @@ class MixerGate(Layer):
     torch.Size([1, 24, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, decode=False, padding=False, left_padding=False,
         documents=False, any_length=False,
     )  # fmt: skip
@@ -94,12 +94,12 @@ class MixerGate(Layer):
         gate: Tensor = x + self.over_channels(self.norms[1](x))
         return gate
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Gate a linear map of the tokens."""
-        if scene.x.shape[1] != self.tokens:
+        if input.x.shape[1] != self.tokens:
             self.cannot(
-                "x", f"{scene.x.shape[1]} tokens", f"mix other than {self.tokens}",
+                "x", f"{input.x.shape[1]} tokens", f"mix other than {self.tokens}",
                 "make it for that many, or pad",
             )  # fmt: skip
-        gated: Tensor = self.to_value(scene.x) * self.gate(scene.x)
+        gated: Tensor = self.to_value(input.x) * self.gate(input.x)
         return gated

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.core.scan import starts
-from regard.layers.base import Scene
+from regard.layers.base import LayerInput
 
 
 def document_means(
@@ -32,23 +32,23 @@ def document_means(
     return torch.gather(sums / counts.clamp_min(1), 1, places.expand_as(x))
 
 
-def running_sum(x: Tensor, scene: Scene, name: str) -> Tensor:
+def running_sum(x: Tensor, input: LayerInput, name: str) -> Tensor:
     """Sum x [b, h, n, c] over each token and those before it, in its own document.
 
-    Padding counts as zero; what earlier calls summed is kept in the scene's memory under `name`.
+    Padding counts as zero; what earlier calls summed is kept in the input's memory under `name`.
     """
-    if scene.padding is not None:
-        x = x * scene.padding[:, None, :, None]
+    if input.padding is not None:
+        x = x * input.padding[:, None, :, None]
     total = x.cumsum(2)
-    if scene.documents is not None:
-        first = starts(scene.documents)[:, None, :, None]
+    if input.documents is not None:
+        first = starts(input.documents)[:, None, :, None]
         before = torch.where(first, total - x, 0.0)
         # Each token takes away what was summed before its document began.
         place = torch.where(first, torch.arange(x.shape[2], device=x.device)[:, None], 0)
         begun = place.cummax(2).values.expand_as(x)
         return total - before.gather(2, begun)
-    if scene.memory is not None:
-        kept = scene.memory.get(name)
+    if input.memory is not None:
+        kept = input.memory.get(name)
         total = total if kept is None else total + kept
-        scene.memory.keep(name, total[:, :, -1:])
+        input.memory.keep(name, total[:, :, -1:])
     return total

@@ -8,7 +8,7 @@ from regard.core.errors import ShapeError, fail
 from regard.core.method import method
 from regard.core.support import Blocks, Causal, PerHead, Sinks, Strided, Support
 from regard.layers.attention import Attention
-from regard.layers.base import Can, need_size
+from regard.layers.base import Capabilities, need_size
 from regard.layers.registry import register
 
 
@@ -31,7 +31,7 @@ class ShardedAttention(Attention):
     torch.Size([1, 24, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         bidirectional=False, cross=False, left_padding=False, documents=False,
         multihead_weights=True,
     )  # fmt: skip
@@ -42,6 +42,7 @@ class ShardedAttention(Attention):
         sinks: bool = False, offsets: list[int] | None = None, causal: bool = True,
         **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         for name, x in (("block", block), ("stride", stride), ("local", local)):
             need_size(name, x)
         super().__init__(dim, heads, causal=causal, **settings)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
 from regard.layers.attention import Attention, split
-from regard.layers.base import Can, Scene
+from regard.layers.base import Capabilities, LayerInput
 from regard.layers.registry import register
 
 
@@ -23,7 +23,7 @@ class GroupedQuery(Attention):
     torch.Size([1, 5, 64])
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, dim: int, heads: int, *, kv_heads: int | None = None, **settings: Any):
         groups = max(heads // 4, 1) if kv_heads is None else kv_heads
@@ -39,9 +39,10 @@ class MultiQuery(Attention):
     8
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, dim: int, heads: int, **settings: Any):
+        self.decides(settings, "kv_heads")
         super().__init__(dim, heads, kv_heads=1, **settings)
 
 
@@ -71,9 +72,9 @@ class HeadEmbeddings(MultiQuery):
         """Scale the one query for each head: [b, h, n, d]."""
         return split(self.to_q(x), 1) * (1 + self.of_query) * (1 + self.of_key)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Scale what each head saw."""
-        return super().mix(seen * (1 + self.of_value), scene)
+        return super().mix(seen * (1 + self.of_value), input)
 
 
 @register("mhe_add")
@@ -98,9 +99,9 @@ class AddedHeadEmbeddings(MultiQuery):
         """Add each head's vector to the one query: [b, h, n, d]."""
         return split(self.to_q(x), 1) + self.of_query
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Add each head's vector to what it saw: weights sum to 1."""
-        return super().mix(seen + self.of_value, scene)
+        return super().mix(seen + self.of_value, input)
 
 
 def pooled_heads(weight: Tensor, heads: int, kv_heads: int) -> Tensor:

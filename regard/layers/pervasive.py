@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.method import method
 from regard.layers.base import need_size
-from regard.layers.blocks import pick
 from regard.layers.positions import Sinusoidal
+from regard.layers.stack import pick
 
 # The rows of each layer's inner features that later target rows still see.
 Rows = list[Tensor]
@@ -40,7 +40,7 @@ class GridLayer(nn.Module):
 
 @method(
     "pervasive_attention",
-    call="import regard\nfrom regard.layers.grids import PervasiveAttention\n"
+    call="import regard\nfrom regard.layers.pervasive import PervasiveAttention\n"
     "model = PervasiveAttention(source_vocab=1000, target_vocab=1000)",
 )
 class PervasiveAttention(nn.Module):
