@@ -167,7 +167,6 @@ def check(
             {
                 "key": key,
                 "long": one.long,
-                "form": "claims" if one.yields_claims else "old",
                 "evidence": standing(key, folder).verdict,
             }
             for key, one in checks().items()
