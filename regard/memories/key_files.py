@@ -32,15 +32,16 @@ def forks() -> int:
     return _forks
 
 
-def _forking() -> None:
+def _before_fork() -> None:
+    """Count it, and hold the lock, so that no child inherits it from a thread that is gone."""
     global _forks
+    _guard.acquire()
     _forks += 1
 
 
 if hasattr(os, "register_at_fork"):
-    # The lock is taken around a fork, so that no child inherits it from a thread that is gone.
     os.register_at_fork(
-        before=lambda: (_guard.acquire(), _forking()),
+        before=_before_fork,
         after_in_parent=_guard.release,
         after_in_child=_guard.release,
     )
