@@ -9,7 +9,7 @@ from pathlib import Path
 from regard.papers.catalogue import row
 from regard.papers.checks import Check
 from regard.papers.claims import sentences
-from regard.papers.closure import CHECKS, closure, path_of
+from regard.papers.closure import CHECKS, OWN, closure, path_of
 from regard.papers.evidence_files import Evidence
 from regard.papers.standing import verdict_of
 
@@ -29,7 +29,7 @@ def of_check(made: Check) -> list[str]:
             f"{made.key}: its check is in {module}: one file for each row, named by its key"
         )
     for name in sorted(closure([module])):
-        if name.startswith(CHECKS):
+        if name.startswith(OWN):
             found += of_text(path_of(name))
     quotes = quoted(ast.parse(path.read_text(encoding="utf-8")))
     return found + of_sentences(made.key, quotes, made.narrowed, made.left_out)
@@ -107,7 +107,8 @@ def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 node.lineno,
                 f"{name}(...): randomness comes from the runner",
             )
-        if last == "Random" or (last == "Generator" and not name.startswith("seeding.")):
+        drawn = node.args and not isinstance(node.args[0], ast.Constant)
+        if (last == "Random" and not drawn) or last == "Generator":
             yield node.lineno, f"{name}(...): use seeding.generator() or seeding.seed()"
         for given in node.keywords:
             if given.arg in ("seed", "random_state") and isinstance(given.value, ast.Constant):

@@ -8,10 +8,10 @@ from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import looked
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.copying import looked
+from regard.papers.shared.measure import gap
 from regard.probes.positions import RotaryPairs, contributions
 
 
