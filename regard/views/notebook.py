@@ -25,9 +25,8 @@ def table(
     True
     """
     top = "".join(f'<th style="{_CELL}">{_plain(x)}</th>' for x in head)
-    lines = "".join(
-        f"<tr>{''.join(f'<td style="{_CELL}">{_plain(x)}</td>' for x in row)}</tr>" for row in rows
-    )
+    cells = ("".join(f'<td style="{_CELL}">{_plain(x)}</td>' for x in row) for row in rows)
+    lines = "".join(f"<tr>{row}</tr>" for row in cells)
     said = "".join(f"<div>{_plain(x)}</div>" for x in notes if x)
     return (
         f"<div><strong>{_plain(title)}</strong>{said}"
