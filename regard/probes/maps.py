@@ -142,9 +142,11 @@ class DeepHeads(Stage):
             if site != call.site or any((d.site, d.head) == (site, head) for d in self.found):
                 continue
             group = head * call.g // call.h
+            # A rule that holds tensors may hold those of each row.
+            rows = slice(None) if call.rule.tensors() else slice(1)
             one = call.replace(
-                q=call.q[:1, head : head + 1], k=call.k[:1, group : group + 1],
-                v=call.v[:1, group : group + 1],
+                q=call.q[rows, head : head + 1], k=call.k[rows, group : group + 1],
+                v=call.v[rows, group : group + 1],
                 rule=call.rule.take_heads([head]),
             )  # fmt: skip
             tile = max(1, math.ceil(max(call.n, call.m) / FINE))
