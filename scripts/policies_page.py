@@ -92,7 +92,9 @@ def measured(name: str) -> list[str]:
     cells.sort(key=lambda c: 0 if c.keep is None else Budget.of(c.keep).share or 0)
     return [
         f"On the model that ships, prompts of {length:,} tokens (`python benchmarks/shrink.py`):",
-        "", "| keep | needles (95%) | keys recalled (95%) | bits a byte | bytes | FLOPs |", "|---" * 6 + "|",
+        "",
+        "| keep | needles (95%) | keys recalled (95%) | bits a byte | bytes | FLOPs |",
+        "|---" * 6 + "|",
         *(row(c) for c in (*cells, full)), "",
     ]  # fmt: skip
 

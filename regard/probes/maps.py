@@ -106,8 +106,10 @@ class Maps(Stage):
         """Keep the first row of a call while there is room; heads are chosen when all was seen."""
         if self.kept is None:
             return
-        q, k = call.q[:1], call.k[:1]
-        self._left -= sum(x.numel() * x.element_size() for x in (q, k)) * call.b
+        # A rule that holds tensors may hold those of each row, and needs them all.
+        rows = slice(None) if call.rule.tensors() else slice(1)
+        q, k = call.q[rows], call.k[rows]
+        self._left -= sum(x.numel() * x.element_size() for x in (call.q, call.k))
         if self._left < 0:
             self.kept = None
         else:

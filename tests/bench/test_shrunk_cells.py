@@ -7,7 +7,16 @@ import json
 import pytest
 
 from regard.bench.shrinking import Setting, curves, fit_positions
-from regard.bench.shrunk_cells import Cell, advice, as_fields, cell_of, fails, lost, recommended, rows
+from regard.bench.shrunk_cells import (
+    Cell,
+    advice,
+    as_fields,
+    cell_of,
+    fails,
+    lost,
+    recommended,
+    rows,
+)
 from regard.bench.statistics import Count
 from regard.core.errors import CapabilityError, RegardError, ValueRangeError
 from regard.policies.budget import Budget
