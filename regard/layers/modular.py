@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from regard.core.call import Call
 from regard.core.method import method
 from regard.core.support import Padding, Window
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
-from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.gated_averages import TwoScalings
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.full import Full

@@ -111,10 +111,20 @@ def broken_keys(call: Call) -> Tensor | None:
     k, v = call.k.detach(), call.v.detach()
     if not masks_something(call) or not _can_be_read(k):
         return None
+    some = None
+    removing = any(s.may_remove for s in call.rule.score.steps)
+    if call.n == 1 and not removing:  # one row of pairs is less to look at than every key
+        masked = ~call.allowed(call.at()).flatten(0, -2).all(0)
+        some = masked.nonzero().flatten()
+        k, v = k.index_select(2, some), v.index_select(2, some)
     if bool((k.sum() + v.sum()).isfinite()):
         return None
     bad = ~(k.isfinite().all(-1) & v.isfinite().all(-1))
-    return bad if bool(bad.any()) else None
+    if not bool(bad.any()):
+        return None
+    if some is None:
+        return bad
+    return bad.new_zeros(*bad.shape[:2], call.m).index_copy(2, some, bad)
 
 
 def masks_something(call: Call) -> bool:
@@ -127,8 +137,6 @@ def masks_something(call: Call) -> bool:
             return False
         if isinstance(support, Causal) and call.q_positions is None:
             return call.rule.offset < call.m - 1
-    if call.n == 1:  # to look at one row of pairs is less than to look at every key
-        return not bool(call.allowed(call.at()).all())
     return True
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from regard.layers.base import Layer, LayerInput
+from regard.layers.base import Layer
+from regard.layers.inputs import LayerInput
 
 
 def scene_of(x: Tensor) -> LayerInput:
