@@ -52,6 +52,7 @@ def episodes() -> Claims:
     with attach(model, probes, check=False), torch.no_grad():
         model(reading.tokens)
     ranked = probes[0].told()
+    # because: chance is 1/16
     induction = [(h.site, h.head) for h in ranked.heads() if h.value > 0.3]
     layer = induction[0][0]
     others = [(h.site, h.head) for h in ranked.heads() if h.site != layer]
