@@ -58,7 +58,7 @@ def see(
         seen.save("heads.html")
     """
     count = heads if isinstance(heads, int) else 0
-    if isinstance(heads, bool) or isinstance(heads, str) or count < 0:
+    if isinstance(heads, bool | str) or count < 0:
         fail(RuleError, "heads", repr(heads), "a number, or pairs (layer, head)", "pass heads=12")
     name = "the demo model" if model is None else str(model)
     runner = None

@@ -152,8 +152,9 @@ def test_generate_is_interrupted_sixty_times() -> None:
     model, _ = llama()
     before = registrations(model)
     for at in range(1, 61):
-        with pytest.raises(KeyboardInterrupt), attach(
-            model, [Seen(at, KeyboardInterrupt)], check=False
+        with (
+            pytest.raises(KeyboardInterrupt),
+            attach(model, [Seen(at, KeyboardInterrupt)], check=False),
         ):
             model.generate(torch.arange(5, 10)[None], max_new_tokens=32, pad_token_id=0)
         assert registrations(model) == before
