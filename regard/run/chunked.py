@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail
 from regard.core.heads import gather_heads, key_heads_of
@@ -22,7 +23,8 @@ from regard.core.score.biases import PlaceStep
 from regard.core.score.matches import DotMatch, folded
 from regard.core.value import Value
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
-from regard.run.isolation import contained, unrecorded, without_autocast
+from regard.run.isolation import contained, unrecorded
+from regard.run.transforms import Transforms
 from regard.run.walk import ROWS, SCORES, Lane, Row, tile_share, walk
 
 
@@ -30,6 +32,7 @@ class Chunked(Executor):
     """Stream tiles of keys past tiles of queries."""
 
     name = "chunked"
+    transforms = Transforms.NONE
 
     def can(self, call: Call) -> Answer:
         """Any rule; not dropout."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from regard.core.autocast import without_autocast
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, finite, wide
-from regard.run.isolation import without_autocast
 
 _aten = torch.ops.aten
 

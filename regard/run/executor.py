@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.partial import Partial
+from regard.run.transforms import Transforms
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Executor(ABC):
     """A way to run a call. It must equal the reference: output, lse, every gradient."""
 
     name: ClassVar[str]
+    # Which transforms of torch.func it goes through.
+    transforms: ClassVar[Transforms] = Transforms.FIRST
 
     @abstractmethod
     def can(self, call: Call) -> Answer:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, RuleError, fail
 from regard.core.partial import Partial, wide
@@ -29,7 +30,6 @@ from regard.core.rule import Rule
 from regard.core.value import types
 from regard.core.value_text import built, plain
 from regard.run.chunked import reached_learned
-from regard.run.isolation import without_autocast
 from regard.run.plan import EXECUTORS, chosen
 
 # This process among all there are, and forks of it.

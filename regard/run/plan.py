@@ -14,9 +14,14 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
 from regard.run.executor import Cost, Executor, No
+from regard.run.transforms import Transforms, transforms_around
 
 # A fallback that costs more than this many times the work of the pairs that meet is told once.
 DEAR = 4.0
+TRANSFORMS = {
+    Transforms.FIRST: "a transform of torch.func",
+    Transforms.ANY: "forward-mode or second derivatives of torch.func",
+}
 
 
 class Executors(Mapping[str, Executor]):
@@ -93,8 +98,11 @@ def _said(x: float, unit: str) -> str:
     return f"{x:.3g} P{unit}"
 
 
-def make_plan(call: Call, forced: str | None = None) -> Plan:
-    """Check a call, ask every executor, and choose the cheapest that can."""
+def make_plan(call: Call, forced: str | None = None, *, lse: bool = False) -> Plan:
+    """Check a call, ask every executor, and choose the cheapest that can.
+
+    `lse` says that the log-sum-exp is wanted, which PyTorch's own call does not return.
+    """
     call.checked()
     if forced is not None and forced not in EXECUTORS:
         some = f"one of {', '.join(EXECUTORS)}"
@@ -103,8 +111,14 @@ def make_plan(call: Call, forced: str | None = None) -> Plan:
     considered: dict[str, Cost] = {}
     ruled_out: dict[str, str] = {}
     notes: dict[str, str] = {}
+    around = transforms_around()
+    if around and (lse or call.rule.weigh.closes):
+        around = Transforms.ANY
     for name in EXECUTORS:
-        answer = EXECUTORS[name].can(call)
+        executor = EXECUTORS[name]
+        answer = executor.can(call)
+        if answer and executor.transforms < around:
+            answer = No(f"under {TRANSFORMS[around]}, of which its kernels know nothing")
         if isinstance(answer, No):
             ruled_out[name] = answer.reason
         else:
@@ -138,10 +152,12 @@ def chosen(call: Call, forced: str | None = None, *, lse: bool = False) -> Execu
     except AttributeError:  # something is no tensor; a look at each call would cost all calls
         call.checked()
         raise
+    if around := transforms_around():
+        key = key, around
     found = _chosen.get(key)
     if found is not None:
         return found
-    plan = make_plan(call, forced)
+    plan = make_plan(call, forced, lse=lse)
     _tell_once(call, plan, forced)
     found = _chosen[key] = EXECUTORS[plan.executor]
     if len(_chosen) > _KEPT:

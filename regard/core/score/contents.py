@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ShapeError, fail
+from regard.core.readable import can_be_read
 from regard.core.score.base import (
     At,
     Change,
@@ -116,7 +117,9 @@ class KeyWeights(PlaceStep):
 
     def fold(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """Append a channel of ones to q. An infinite weight cannot ride: 0 x inf is no number."""
-        finite = self.memo("finite", lambda: bool(self.log_weight.detach().isfinite().all()))
+        finite = can_be_read(self.log_weight) and self.memo(
+            "finite", lambda: bool(self.log_weight.detach().isfinite().all())
+        )
         if not finite or not _heads_fit(self.log_weight, k) or scale == 0:
             return None
         ones = q.new_full((1, 1, 1, 1), 1.0)
