@@ -28,7 +28,7 @@ from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
 from regard.run.fused import pattern, product, why_not_product
 from regard.run.isolation import contained
 from regard.run.pieces import Piecewise
-from regard.run.transforms import Transforms
+from regard.run.transforms import Transforms, no_second_derivative
 
 # Bytes of keys and values gathered at a time, so that they stay in the cache.
 GATHERED = 1 << 24
@@ -147,6 +147,8 @@ class _Folded(Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            no_second_derivative("folded")
         grads = [torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v)]
         with without_autocast(q.device):
             for one in _rows_and_heads(q, k, v, ctx.work):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NoReturn
 
 import torch
+
+from regard.core.errors import ExecutorError, fail
 
 
 class Transforms(IntEnum):
@@ -32,3 +35,11 @@ def transforms_around() -> Transforms:
     gradients = kinds.count(functorch.TransformType.Grad)
     forward = functorch.TransformType.Jvp in kinds
     return Transforms.ANY if forward or gradients > 1 else Transforms.FIRST
+
+
+def no_second_derivative(executor: str) -> NoReturn:
+    """Raise that the backward of an executor has no derivative of its own."""
+    fail(
+        ExecutorError, "create_graph", f"True: a second derivative through '{executor}'",
+        "first derivatives only", "take executor='reference' where you need more",
+    )  # fmt: skip
