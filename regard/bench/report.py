@@ -26,6 +26,7 @@ from regard.bench.words import UNLEARNED, findings
 from regard.core.files import write_bytes
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
+from regard.views.overwrite import is_ours, sealed_page
 
 
 def report(results: Results) -> str:
@@ -55,8 +56,9 @@ def report(results: Results) -> str:
 
 
 def write_report(results: Results, path: str | Path) -> Path:
-    """Write the report to a file."""
-    return write_bytes(path, report(results).encode("utf-8", "replace"), error=BenchError)
+    """Write the report to a file; a report of Regard that is there is replaced, nothing else."""
+    body = sealed_page(report(results))
+    return write_bytes(path, body, may_replace=is_ours, error=BenchError)
 
 
 def _header(results: Results) -> str:

@@ -12,16 +12,19 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regard.bench.shrunk_cells import Cell, read_cells, write_cells
+from regard.bench.kept_cells import KeptCells, hash_of_policy
+from regard.bench.shrunk_cells import Cell, as_fields, cell_of
 from regard.bench.statistics import Count
 from regard.core.errors import CapabilityError, RegardError, RuleError, ValueRangeError, fail
+from regard.core.hashes import hash_of, hash_of_code
+from regard.models.fingerprint import fingerprint
 from regard.policies.base import Policy
 from regard.policies.budget import Budget
 from regard.policies.registry import policy
@@ -169,7 +172,7 @@ def needles(model: Any, tokenizer: Any, setting: Setting) -> Count:
 
 
 def recall(model: Any, tokenizer: Any, setting: Setting) -> Count:
-    """Count which of several hidden keys are said right, each asked for after the text was read and shrunk.
+    """Count which of several hidden keys are said right, each asked for after the text was shrunk.
 
     No policy knows the question when it chooses what to keep of the text.
     """
@@ -260,11 +263,17 @@ def curves(
     """Measure policies at budgets, the full model first; what a file already has is not measured.
 
     A policy that has no budget (it stores) is measured once. One that cannot serve this model is a
-    cell that says why, and is tried anew the next time.
+    cell that says why, and is tried anew the next time. A cell of the file is trusted if the model,
+    text, code and setting are the same by their hashes, and the policy with its settings and
+    calibration too. A file of others is moved to `older/`.
     """
     setting = Setting() if setting is None else setting
     _need_decoder(model)
-    done = {(c.policy, c.keep): c for c in read_cells(kept_in)} if kept_in else {}
+    asks = asdict(setting)
+    kept = None if kept_in is None else KeptCells(kept_in, {
+        "model": fingerprint(model), "text": hash_of(haystack()), "code": hash_of_code(),
+        "setting": asks, "asked": list(asked),
+    })  # fmt: skip
     todo: list[tuple[str, Any, Any]] = [("full", None, None)]
     for one in policies:
         made = policy(one) if isinstance(one, str) else one()
@@ -273,19 +282,21 @@ def curves(
         todo += [(label, one, keep) for keep in own]
     for label, one, keep in todo:
         spelled = None if keep is None else Budget.of(keep).label
-        cell = done.get((label, spelled))
-        if cell is None:
-            try:
-                fresh = None if one is None else policy(one) if isinstance(one, str) else one()
-                cell = measure(model, tokenizer, fresh, keep, asked, setting)
-            except RegardError as error:
-                if one is None:
-                    raise
-                yield Cell(label, spelled, refused=str(error))
+        try:
+            fresh = None if one is None else policy(one) if isinstance(one, str) else one()
+            of = hash_of_policy(fresh)
+            row = None if kept is None else kept.find(label, spelled, of)
+            if row is not None:
+                yield cell_of(row, asks)
                 continue
-            done[label, spelled] = cell
-            if kept_in is not None:
-                write_cells(kept_in, list(done.values()), setting)
+            cell = measure(model, tokenizer, fresh, keep, asked, setting)
+        except RegardError as error:
+            if one is None:
+                raise
+            yield Cell(label, spelled, refused=str(error))
+            continue
+        if kept is not None:
+            kept.add(as_fields(cell), of)
         yield cell
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from regard.bench.kept_cells import CELLS
 from regard.bench.statistics import Count
+from regard.core.files import read_json, reading
 from regard.policies.budget import Budget
 
 COUNTS = ("needle", "recall")
@@ -55,18 +56,27 @@ def fails(full: Cell, measure: str) -> bool:
     return isinstance(found, Count) and found.share < 0.5
 
 
-def lost(cell: Cell, full: Cell) -> list[str]:
-    """Name what a cell loses against the full model, beyond what chance explains."""
-    names = []
+def lost(cell: Cell, full: Cell) -> tuple[list[str], list[str]]:
+    """Name what a cell loses against the full model, and what it may lose.
+
+    A count that is lower is a loss where the two 95% intervals are apart; where they overlap, the
+    prompts are too few to tell.
+
+    >>> lost(Cell("h2o", "5%", needle=Count(1, 12)), Cell("full", None, needle=Count(12, 12)))
+    (['needles (1 of 12, not 12)'], [])
+    """
+    sure: list[str] = []
+    maybe: list[str] = []
     for measure in COUNTS:
         here, there = getattr(cell, measure), getattr(full, measure)
-        if here is not None and there is not None and not fails(full, measure):
-            overlap = there.interval[0] <= here.interval[1]
-            if here.share < there.share and not (overlap and here.interval[1] >= there.share):
-                names.append(f"{WHAT[measure]} ({here.right} of {here.total}, not {there.right})")
+        if here is None or there is None or fails(full, measure) or here.right >= there.right:
+            continue
+        apart = here.interval[1] < there.interval[0]
+        said = f"{WHAT[measure]} ({here.right} of {here.total}, not {there.right})"
+        (sure if apart else maybe).append(said)
     if cell.bits is not None and full.bits and cell.bits > full.bits * (1 + MORE_BITS):
-        names.append(f"{cell.bits / full.bits - 1:.0%} more bits a byte")
-    return names
+        sure.append(f"{cell.bits / full.bits - 1:.0%} more bits a byte")
+    return sure, maybe
 
 
 def advice(cell: Cell, full: Cell) -> str:
@@ -74,7 +84,7 @@ def advice(cell: Cell, full: Cell) -> str:
 
     >>> full = Cell("full", None, Count(12, 12), bits=0.8, bytes=1.0, flops=1.0)
     >>> advice(Cell("h2o", "25%", Count(11, 12), bits=0.801, bytes=0.26, flops=0.9), full)
-    '11 of 12 needles, as the full model by this count, with 26% of the bytes'
+    'may lose needles (11 of 12, not 12): too few to tell, with 26% of the bytes'
     >>> advice(Cell("h2o", "5%", Count(1, 12), bits=0.9, bytes=0.06, flops=0.9), full)
     'loses needles (1 of 12, not 12) and 12% more bits a byte, with 6% of the bytes'
     """
@@ -91,9 +101,11 @@ def advice(cell: Cell, full: Cell) -> str:
         cost = f"with {share:.0%} of the bytes"
     elif cell.flops is not None and cell.flops < 0.97:
         cost = f"with {cell.flops:.0%} of the FLOPs of attention"
-    gone = lost(cell, full)
-    if gone:
-        return f"loses {' and '.join(gone)}, {cost}"
+    sure, maybe = lost(cell, full)
+    if sure or maybe:
+        parts = [f"loses {' and '.join(sure)}"] if sure else []
+        parts += [f"may lose {' and '.join(maybe)}: too few to tell"] if maybe else []
+        return f"{'; '.join(parts)}, {cost}"
     counts = [getattr(cell, m) for m in tests if m not in blind]
     names = [WHAT[m] for m in tests if m not in blind]
     told = [f"{c.right} of {c.total} {name}" for c, name in zip(counts, names, strict=True)]
@@ -101,7 +113,7 @@ def advice(cell: Cell, full: Cell) -> str:
         return f"nothing measured that the full model passes, {cost}"
     if cell.bits is not None and not told:
         told = [f"{cell.bits:.3f} bits a byte"]
-    return f"{' and '.join(told)}, as the full model by this count, {cost}"
+    return f"{' and '.join(told)}, as the full model, {cost}"
 
 
 def recommended(cells: Sequence[Cell]) -> str:
@@ -115,11 +127,13 @@ def recommended(cells: Sequence[Cell]) -> str:
     )  # fmt: skip
     if not judged:
         return "the full model fails every test that was asked: nothing here tells policies apart"
-    good = [c for c in measured if not lost(c, full) and (c.bytes or 1.0) < 0.97]
-    if not good:
+    saving = [c for c in measured if (c.bytes or 1.0) < 0.97 and not lost(c, full)[0]]
+    good = [c for c in saving if not lost(c, full)[1]]
+    if not saving:
         return "no policy here saves memory and is as good as the full model"
-    best = min(good, key=lambda c: c.bytes or 1.0)
-    return f"{best.label} keeps least of those as good as the full model: {advice(best, full)}"
+    best = min(good or saving, key=lambda c: c.bytes or 1.0)
+    claim = "as good as the full model" if good else "that may be as good as the full model"
+    return f"{best.label} keeps least of those {claim}: {advice(best, full)}"
 
 
 def rows(cells: Sequence[Cell], measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -179,23 +193,14 @@ def cell_of(row: dict[str, Any], setting: dict[str, Any]) -> Cell:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """Read cells that were measured before."""
-    if not path.exists():
-        return []
-    said = json.loads(path.read_text(encoding="utf-8"))
-    return [cell_of(row, said["setting"]) for row in said["cells"]]
-
-
-def write_cells(path: Path, cells: Sequence[Cell], setting: Any) -> None:
-    """Write cells, all or none."""
-    new = path.with_suffix(".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"setting": asdict(setting), "cells": [as_fields(c) for c in cells]}
-    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)
+    """Read cells that were measured before, of whatever model."""
+    with reading(path, CELLS):
+        said = read_json(path, CELLS)
+        rows = [{k: x for k, x in row.items() if k != "of"} for row in said["cells"]]
+        return [cell_of(row, said["setting"]) for row in rows]
 
 
 __all__ = [
     "COUNTS", "HEADINGS", "Cell", "advice", "as_fields", "fails", "lost", "read_cells",
-    "recommended", "rows", "write_cells",
+    "recommended", "rows",
 ]  # fmt: skip

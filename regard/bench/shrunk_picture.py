@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from regard.bench.shrunk_cells import COUNTS, Cell
 from regard.bench.statistics import Count
 from regard.core.errors import need
+from regard.core.files import write_bytes
+from regard.views.overwrite import MADE_BY, is_ours
 
 TITLES = {"needle": "share of needles found", "recall": "share of keys recalled, asked for later",
           "bits": "bits per byte"}  # fmt: skip
@@ -54,10 +57,12 @@ def picture(cells: Sequence[Cell], path: Path) -> Path:
         axis.grid(alpha=0.25)
     axes[0][-1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    held = io.BytesIO()
+    kind = path.suffix.removeprefix(".") or "png"
+    said = {"Software": MADE_BY} if kind == "png" else None
+    figure.savefig(held, dpi=130, format=kind, metadata=said)
     plt.close(figure)
-    return path
+    return write_bytes(path, held.getvalue(), may_replace=is_ours)
 
 
 __all__ = ["picture"]

@@ -99,6 +99,10 @@ def _try_settings(runs: Sequence[Run]) -> None:
         except RegardError as wrong:
             if wrong.argument == "settings":
                 raise
+            if wrong.argument in read_spec(run.layer)[1]:
+                raise type(wrong)(
+                    f"layers: {wrong.argument} of {run.layer}", wrong.got, wrong.expected, wrong.fix
+                ) from None
         except Exception:  # what else may be wrong breaks its runs alone, and is told there
             continue
 

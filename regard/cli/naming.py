@@ -12,7 +12,9 @@ from regard.core.errors import RegardError, nearest
 # What functions call it -> what the shell calls it, where the two differ.
 SAID = {
     "inputs": ("text", "file", "image"), "whats": ("what",), "policies": ("policy",),
-    "name": ("layers", "name"), "path": ("out",), "to": ("to", "out"), "question": ("question",),
+    "name": ("layers", "name"), "task": ("tasks",), "pattern": ("patterns",),
+    "executor": ("executors",), "policy": ("policies", "policy", "name"), "knobs": ("tasks",),
+    "settings": ("set", "layers"),
 }  # fmt: skip
 
 
@@ -20,16 +22,15 @@ def name_flags(command: Any) -> Any:
     """Let every command below, and itself, name flags in the errors that it raises."""
     for below in getattr(command, "commands", {}).values():
         name_flags(below)
-    if not hasattr(command, "commands"):
-        run = command.invoke
+    run = command.invoke
 
-        def invoke(ctx: Any) -> Any:
-            try:
-                return run(ctx)
-            except RegardError as error:
-                raise by_flag(error, command.params, sys.argv[1:]) from error.__cause__
+    def invoke(ctx: Any) -> Any:
+        try:
+            return run(ctx)
+        except RegardError as error:
+            raise by_flag(error, command.params, sys.argv[1:]) from error.__cause__
 
-        command.invoke = invoke
+    command.invoke = invoke
     return command
 
 
@@ -44,7 +45,8 @@ def by_flag(error: RegardError, params: Sequence[Any], typed: Sequence[str]) -> 
         wanted = [*SAID.get(name, ()), *wanted]
     known = {key: p for p in params for key in _names(p)}
     found = [known[x] for x in wanted if x in known]
-    if not found:
+    # What a command below has named already is upper-case, or a flag of its own.
+    if not found or name.isupper():
         return error
     flags = [flag for p in found for flag in (_typed(p, typed),) if flag]
     flag = flags[0] if flags else _flag(found[0])

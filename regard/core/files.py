@@ -169,10 +169,10 @@ def set_aside(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out while a file is read, changed and written again.
+    """Keep other processes out while files beside `path` are read, changed and written again.
 
-    The lock is a file `.NAME.lock` beside it; the system lets it go when its process ends. Where
-    there are no such locks, as on Windows, nothing is locked.
+    What is locked is the folder, so that nothing is left in it; the system lets it go when its
+    process ends. Where there are no such locks, as on Windows, nothing is locked.
     """
     try:
         import fcntl
@@ -181,9 +181,10 @@ def locked(path: Path) -> Iterator[None]:
         return
     with disk_errors(path):
         make_folder(path.parent)
-        handle = os.open(path.with_name(f".{path.name[:200]}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network folders have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -193,7 +194,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, kind: FileKind) -> Iterator[None]:
+def reading(path: object, kind: FileKind) -> Iterator[None]:
     """Raise the error of `kind` for whatever goes wrong while a file is read and understood."""
     try:
         yield

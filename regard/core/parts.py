@@ -25,7 +25,7 @@ def with_extra_keys(call: Call, k: Tensor, v: Tensor, log_weight: Tensor | None 
     to keys by place must already be made for m + x keys.
 
     >>> x = torch.randn(1, 2, 4, 8)
-    >>> with_extra_keys(Call(x, x, x), x[:, :, :1], x[:, :, :1]).m
+    >>> with_extra_keys(Call.of(x, x, x), x[:, :, :1], x[:, :, :1]).m
     5
     """
     if k.shape[:2] != call.k.shape[:2] or k.shape[3] != call.d or v.shape[:3] != k.shape[:3]:
@@ -101,7 +101,7 @@ def choose_tiles(
         fail(ValueRangeError, "count", count, "at least 1 tile", "keep a tile for each query")
     sides = (size, size) if isinstance(size, int) else size
     t_q, t_k = scores.shape[2:]
-    states = (within or Everything()).tiles(
+    states = (Everything() if within is None else within).tiles(
         t_q * sides[0], t_k * sides[1], sides, device=scores.device
     )
     open_ = (states.state != EMPTY).expand(scores.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cached_property
 from itertools import count
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from regard.core.score.base import Match, Score
 from regard.core.score.matches import Dot, DotMatch
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.core.support.base import Everything, Support
+from regard.core.support.base import Everything, Support, common_shift
 from regard.core.tilemap import TileMap
 from regard.core.value import Value, value
 from regard.core.weigh import Softmax, Weigh
@@ -36,6 +37,8 @@ class Rule(Value):
     >>> Rule(Causal() & Window(1024), Dot() >> SoftCap(30))
     Rule(Causal() & Window(1024), Dot() >> SoftCap(30))
     >>> Rule.of(Causal()) == Rule(support=Causal())
+    True
+    >>> Rule(Causal().shift(3)) == Rule(Causal()).shift(3)
     True
     """
 
@@ -63,6 +66,11 @@ class Rule(Value):
                     f"pass {name}={example}, say",
                 )
         need_count("offset", self.offset, 0)
+        # What only moves the support is the offset of the rule where no step asks for positions.
+        later = 0 if any(s.asks_positions for s in self.score.steps) else common_shift(self.support)
+        if later > 0:
+            object.__setattr__(self, "support", self.support.shift(-later))
+            object.__setattr__(self, "offset", self.offset + later)
         # Compiled code cannot carry a rule, but it can carry a number, and tensors.
         object.__setattr__(self, "number", next(_count))
         object.__setattr__(self, "traced", torch.compiler.is_compiling())
@@ -122,12 +130,12 @@ class Rule(Value):
         """
         return self if offset == 0 else self.replace(offset=self.offset + offset)
 
-    @property
-    def placeless(self) -> bool:
-        """Whether it is all the same where tokens stand: all may meet, and no step alters scores.
+    @cached_property
+    def position_free(self) -> bool:
+        """Whether positions do not matter: every key may be attended to, and no step alters scores.
 
         >>> from regard.core.support import Causal
-        >>> Rule().shift(9000).placeless, Rule(Causal()).placeless
+        >>> Rule().shift(9000).position_free, Rule(Causal()).position_free
         (True, False)
         """
         return isinstance(self.support, Everything) and not self.score.steps
@@ -140,7 +148,14 @@ class Rule(Value):
         (True, False)
         """
         dot = type(self.score.match) is DotMatch
-        return self.placeless and dot and type(self.weigh) is Softmax and not self.weigh.closes
+        return (
+            self.position_free and dot and type(self.weigh) is Softmax and not self.weigh.has_sink
+        )
+
+    @cached_property
+    def step_key(self) -> Hashable:
+        """What a plan of a single query knows of the rule, where positions do not matter."""
+        return self.score.signature, self.weigh.signature
 
     def draw(self, n: int, m: int | None = None, *, to: str | None = None, head: int = 0) -> str:
         """Draw the mask of the rule: as text, or as a picture where `to` names a file.

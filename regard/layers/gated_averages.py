@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.core.support import Blocks
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, Relative
 from regard.layers.registry import register
 from regard.memories.base import Read
@@ -88,7 +89,8 @@ class MovingAverageGated(Attention):
         reset = F.silu(self.to_reset(averaged))
         new = F.silu(self.to_new(averaged) + self.to_out(reset * seen[:, 0]))
         update = self.to_update(averaged).sigmoid()
-        return input.x + update * (new - input.x)
+        made: Tensor = input.x + update * (new - input.x)
+        return made
 
 
 @register("mega_chunk")

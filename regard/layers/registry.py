@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -11,7 +10,8 @@ from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail, nearest
 from regard.core.registry import Registry
-from regard.layers.base import Capabilities, Layer
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities
 
 L = TypeVar("L", bound=type[Layer])
 _layers = Registry[Layer](
@@ -55,13 +55,8 @@ def get(name: str) -> type[Layer]:
     for full in (name, f"{name}_attention"):
         if full in kinds:
             return kinds[full]
-    module, _, attribute = name.partition(":")
-    if attribute:
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as broken:
-            fail(RuleError, "name", f"{name!r} ({broken})", "an importable class", "check the path")
-        kind: type[Layer] = register()(found)
+    if ":" in name:
+        kind: type[Layer] = register()(_layers.imported(name))
         return kind
     return _layers.get(name)
 

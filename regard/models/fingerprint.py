@@ -20,6 +20,7 @@ from regard.core.errors import DeviceError, fail
 
 # Bytes that are brought to the CPU and hashed at a time.
 BLOCK = 64 << 20
+HALVES = (torch.float16, torch.bfloat16)
 # What a config says of how a model is run or where it came from, and not of what it computes.
 PASSING = {
     "transformers_version", "name_or_path", "dtype", "torch_dtype", "attn_implementation",
@@ -33,7 +34,8 @@ def fingerprint(model: torch.nn.Module) -> str:
 
     Every byte is read once. As long as no tensor has been written to since, by its storage, its
     version counter and 16 of its numbers, the name found last is returned. Writes through `.data`
-    do not count versions: one that misses those 16 numbers is seen by a new process alone.
+    do not count versions: one that misses those 16 numbers is seen by a new process alone. Half
+    precision counts as the float32 numbers that it stands for.
 
     >>> a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     >>> fingerprint(a) == fingerprint(a), fingerprint(a) == fingerprint(b)
@@ -46,7 +48,8 @@ def fingerprint(model: torch.nn.Module) -> str:
         return _known[model][1]
     found = hashlib.sha256(about.encode())
     for name, x in tensors.items():
-        found.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
+        kind = torch.float32 if x.dtype in HALVES else x.dtype
+        found.update(f"{name} {list(x.shape)} {kind}\n".encode())
         for block in _blocks(x):
             found.update(block)
     digest = found.hexdigest()[:32]
@@ -78,7 +81,7 @@ def _about(model: torch.nn.Module) -> str:
 
 
 def _config(model: Any) -> Any:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         return config.to_dict()
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -103,7 +106,9 @@ def _blocks(x: Tensor) -> Any:
     flat = x.reshape(-1)
     step = max(BLOCK // x.element_size(), 1)
     for start in range(0, flat.numel(), step):
-        raw: Any = flat[start : start + step].cpu().contiguous().view(torch.uint8).numpy()
+        block = flat[start : start + step].cpu()
+        block = block.float() if x.dtype in HALVES else block
+        raw: Any = block.contiguous().view(torch.uint8).numpy()
         yield memoryview(raw)
 
 
@@ -115,7 +120,7 @@ def _state(tensors: dict[str, Tensor], about: str) -> Any:
             return None
         flat = x.reshape(-1) if x.is_contiguous() else x[:0].reshape(-1)
         some = flat[:: max(1, flat.numel() // 16)][:16].cpu().contiguous()
-        raw = bytes(memoryview(some.view(torch.uint8).numpy()))
+        raw = some.view(torch.uint8).numpy().tobytes()
         found.append((name, x.data_ptr(), x._version, x.shape, x.stride(), x.dtype, raw))
     return about, tuple(found)
 

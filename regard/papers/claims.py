@@ -219,8 +219,14 @@ def sentences(check: str) -> tuple[str, ...]:
     >>> sentences("Rows sum to 1; a gate of 0 is exact. (b) It beats chance by 5 points.")
     ('Rows sum to 1', 'a gate of 0 is exact', '(b) It beats chance by 5 points')
     """
-    parts = re.split(r";\s+|(?<=[\w)%\]])\.\s+(?=[A-Z(0-9])|\.$", check)
-    return tuple(part.strip() for part in parts if part and part.strip())
+    parts, begin, depth = [], 0, 0
+    for i, letter in enumerate(check):
+        depth += (letter == "(") - (letter == ")")
+        ends = letter == ";" or (letter == "." and re.match(r"\s+[A-Z(0-9]|$", check[i + 1 :]))
+        if ends and depth <= 0 and re.match(r"\s|$", check[i + 1 :]):
+            parts.append(check[begin:i].strip())
+            begin = i + 1
+    return tuple(part for part in (*parts, check[begin:].strip()) if part)
 
 
 def sentence_of(words: str, check: str) -> str:

@@ -9,11 +9,19 @@ from pathlib import Path
 from regard.papers.catalogue import row
 from regard.papers.checks import Check
 from regard.papers.claims import sentences
-from regard.papers.closure import CHECKS, closure, path_of
+from regard.papers.closure import CHECKS, OWN, closure, path_of
 from regard.papers.evidence_files import Evidence
 from regard.papers.standing import verdict_of
 
-SEEDING = {"manual_seed", "default_rng", "seed_everything", "set_seed", "fork_rng", "RandomState"}
+SEEDING = {
+    "manual_seed",
+    "manual_seed_all",
+    "default_rng",
+    "seed_everything",
+    "set_seed",
+    "fork_rng",
+    "RandomState",
+}
 COMPARED = {"below", "at_most", "above", "at_least", "within", "equals"}
 # Whoever compares with a literal says on the line, or on the one above, what the number is.
 REASON = "because"
@@ -29,7 +37,7 @@ def of_check(made: Check) -> list[str]:
             f"{made.key}: its check is in {module}: one file for each row, named by its key"
         )
     for name in sorted(closure([module])):
-        if name.startswith(CHECKS):
+        if name.startswith(OWN):
             found += of_text(path_of(name))
     quotes = quoted(ast.parse(path.read_text(encoding="utf-8")))
     return found + of_sentences(made.key, quotes, made.narrowed, made.left_out)
@@ -85,8 +93,8 @@ def of_evidence(found: Evidence) -> list[str]:
 
 def quoted(tree: ast.Module) -> list[str]:
     """List the words of the catalogue that the claims of a file quote."""
-    return [
-        node.args[0].value
+    found = [
+        (node.lineno, node.col_offset, node.args[0].value)
         for node in ast.walk(tree)
         if _is_claim(node)
         and isinstance(node, ast.Call)
@@ -94,6 +102,7 @@ def quoted(tree: ast.Module) -> list[str]:
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
     ]
+    return [words for _, _, words in sorted(found)]
 
 
 def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -107,10 +116,11 @@ def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 node.lineno,
                 f"{name}(...): randomness comes from the runner",
             )
-        if last == "Random" or (last == "Generator" and not name.startswith("seeding.")):
+        drawn = node.args and not isinstance(node.args[0], ast.Constant)
+        if (last == "Random" and not drawn) or last == "Generator":
             yield node.lineno, f"{name}(...): use seeding.generator() or seeding.seed()"
         for given in node.keywords:
-            if given.arg in ("seed", "random_state") and _literal(given.value):
+            if given.arg in ("seed", "random_state") and isinstance(given.value, ast.Constant):
                 yield node.lineno, f"{name}({given.arg}=literal): use seeding.seed()"
 
 
@@ -120,6 +130,8 @@ def _thresholds(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str]]
             sides = [node.left, *node.comparators]
             numbers = [one for one in sides if isinstance(one, ast.Constant) and _real(one.value)]
             near = lines[max(node.lineno - 2, 0) : (node.end_lineno or node.lineno)]
+            if "rand" in ast.unparse(node):
+                continue  # a probability to draw with
             if numbers and not any(REASON in line.partition("#")[2] for line in near):
                 yield node.lineno, "a comparison with a literal: say `# because ...`, or claim it"
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -154,7 +166,9 @@ def _is_claim(node: ast.AST) -> bool:
 
 
 def _literal(node: ast.expr) -> bool:
-    """Whether an expression is made of numbers alone."""
+    """Whether an expression is a number that somebody chose; zero is none."""
+    if isinstance(node, ast.Constant) and node.value == 0:
+        return False
     return not any(isinstance(one, ast.Name | ast.Call | ast.Attribute) for one in ast.walk(node))
 
 

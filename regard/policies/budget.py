@@ -124,7 +124,8 @@ def _meant(keep: Any) -> str:
         return f"write {Budget(share=float(number)).label} for a share"
     if "." in number or not int(number):
         return "write 25%, 256tok or 4MiB"
-    return f"write {number}tok for tokens, {number}% for a share, or {number}MiB for bytes"
+    share = "100% for all" if int(number) == 1 else f"{number}% for a share"
+    return f"write {number}tok for tokens, {share}, or {number}MiB for bytes"
 
 
 __all__ = ["Budget"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -35,6 +35,7 @@ class Importance(Probe):
     key, title = "importance", "importance"
     kinds = ("self", "cross", "joint")
     stimulus = "loss"
+    chance_free = "a gradient is that of the head itself"
     definitions: ClassVar = {
         "layer": "mean over examples of |dL/d gate|, over the L2 norm of its layer (Michel 2019)",
         "raw": "the same, not scaled by layer",
@@ -45,15 +46,16 @@ class Importance(Probe):
         self.gates: dict[Site, Tensor] = {}
         self.sizes: dict[Site, list[Tensor]] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Nothing is to be seen before the loss is known."""
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Put a gate of 1 on each head of each example."""
         if not torch.is_grad_enabled():
             return partial
         gate = torch.ones(call.b, call.h, 1, 1, requires_grad=True, device=partial.out.device)
         self.gates[call.site] = gate
+        self._counted[call.site] = self._counted.get(call.site, 0) + call.b * call.n
         return partial._replace(out=partial.out * gate.to(partial.out.dtype))
 
     def learn(self) -> None:
@@ -66,9 +68,10 @@ class Importance(Probe):
     def result(self) -> Scores:
         """Mean size over examples."""
         found = {site: torch.cat(x).double().mean(0) for site, x in self.sizes.items()}
+        raw = dict(found)
         if self.definition == "layer":
             found = {site: x / x.norm().clamp(min=1e-30) for site, x in found.items()}
-        return self.scores(found)
+        return self.scores(found, raw=raw)
 
 
 def ablation(
@@ -91,7 +94,7 @@ class _Silence(Stage):
         super().__init__()
         self.heads = heads
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         which = self.heads.get(call.site)
         if not which:
             return partial
@@ -110,7 +113,7 @@ class Averaged(Stage):
         super().__init__()
         self.heads, self.means = list(heads), means
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Put the mean in place of each output."""
         which = [head for site, head in self.heads if site == call.site]
         if not which:
@@ -125,7 +128,7 @@ def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
     found: dict[Site, Tensor] = {}
 
     class Means(Stage):
-        def after(self, call: Call, partial: Partial) -> Partial:
+        def after(self, call: Call, partial: Result) -> Result:
             found[call.site] = partial.out.detach().float().mean((0, 2))
             return partial
 

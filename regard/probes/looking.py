@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
+from regard.core.result import Result
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -86,7 +87,7 @@ class Look:
         try:
             if maps.kept is not None:
                 for call in maps.kept.values():
-                    stage.observe(call)
+                    stage.keep(call)
             elif heads and self.readings:
                 with contextlib.suppress(_Enough):
                     self.forward("chosen heads", self.readings[0], [stage, _Until(stage)])
@@ -110,10 +111,9 @@ class Look:
         vocabulary = getattr(config, "vocab_size", None)
         if vocabulary is None or not self._reads_ids_alone():
             return self._skip(probes, "only a model that reads tokens alone can be shown repeats")
-        longest = getattr(config, "max_position_embeddings", 128) or 128
         reading = repeated(
             int(vocabulary), first=_start(self.tokenizer, config), seed=self.seed,
-            period=max(4, min(64, int(longest) // 2 - 1)),
+            period=max(4, min(64, (positions_of(config) or 128) // 2 - 1)),
         )  # fmt: skip
         self.forward("repeated tokens", reading, probes)
         return None
@@ -130,7 +130,7 @@ class Look:
         for number, depth in enumerate(DEPTHS):
             reading = needle(
                 self.tokenizer, text, depth=depth, seed=self.seed + number,
-                length=min(512, _longest(self.model)),
+                length=min(512, longest(self.model)),
             )  # fmt: skip
             logits = self.forward("needles, recalled or not", reading, ()).logits[0]
             said = reading.spans["answer"]
@@ -147,7 +147,7 @@ class Look:
         ids = [r.tokens for r in self.readings if r.tokens is not None]
         if not ids or not _caches(self.model):
             return self._skip(probes, "only a language model has a loss on its own text")
-        pieces = ids[0][:, : min(LOSS_TOKENS, _longest(self.model))]
+        pieces = ids[0][:, : min(LOSS_TOKENS, longest(self.model))]
         device = next(iter(self.model.parameters())).device
         counter = Counter("gradients", self.progress)
         with attach(self.model, [*probes, counter], check=False), torch.enable_grad():
@@ -185,7 +185,7 @@ class _Until(Stage):
         super().__init__()
         self.chosen = chosen
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Look whether all are there."""
         if len(self.chosen.found) == len(set(self.chosen.heads)):
             raise _Enough
@@ -202,7 +202,7 @@ class Counter(Stage):
         """Count the sites."""
         self.sites = len(sites)
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """One more."""
         self.done += 1
         if self.progress is not None:
@@ -212,6 +212,7 @@ class Counter(Stage):
 def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
     """Read what a user passes: text, texts, ids [b, n], a dict of inputs, or pixels."""
     if isinstance(inputs, Reading):
+        need_ids(model, inputs.tokens)
         return [inputs]
     if isinstance(inputs, str) or (
         isinstance(inputs, Sequence) and inputs and all(isinstance(x, str) for x in inputs)
@@ -222,7 +223,7 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
                 "pass tokenizer=..., or token ids",
             )  # fmt: skip
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        return [_read_text(text, tokenizer, _longest(model)) for text in texts]
+        return [_read_text(text, tokenizer, longest(model)) for text in texts]
     if isinstance(inputs, Tensor):
         name = getattr(model, "main_input_name", "input_ids")
         if not inputs.is_floating_point():
@@ -235,9 +236,39 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
         )  # fmt: skip
     words: list[str] = []
     ids = inputs.get("input_ids")
+    need_ids(model, ids)
     if tokenizer is not None and isinstance(ids, Tensor):
         words = words_of(tokenizer, ids[0].tolist())
     return [Reading(dict(inputs), words=words)]
+
+
+def need_ids(model: Any, ids: Any) -> None:
+    """Raise unless ids [b, n] are words that the model knows, and places that it has."""
+    if ids is None:
+        return
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
+        fail(
+            RuleError, "inputs", f"input_ids of {shape_of(ids)}", "ids [b, n], one token at least",
+            "pass ids[None] for one text",
+        )  # fmt: skip
+    if ids.is_floating_point() or ids.dtype is torch.bool:
+        fail(RuleError, "inputs", f"input_ids of {ids.dtype}", "whole numbers", "pass ids.long()")
+    table = None
+    with contextlib.suppress(NotImplementedError):  # a model of several towers has several tables
+        table = getattr(model, "get_input_embeddings", lambda: None)()
+    known = getattr(table, "num_embeddings", None)
+    low, high = int(ids.min()), int(ids.max())
+    if known is not None and not 0 <= low <= high < known:
+        fail(
+            RuleError, "inputs", f"ids from {low} to {high}", f"ids from 0 to {known - 1}",
+            "use the tokenizer of this model",
+        )  # fmt: skip
+    most = longest(model)
+    if ids.shape[1] > most:
+        fail(
+            RuleError, "inputs", f"{ids.shape[1]:,} ids in a row",
+            f"at most {most:,}, the positions that the model was made for", f"pass ids[:, :{most}]",
+        )  # fmt: skip
 
 
 def picture_of(reading: Reading) -> np.ndarray | None:
@@ -252,15 +283,22 @@ def picture_of(reading: Reading) -> np.ndarray | None:
     return ((x - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8).numpy()
 
 
-def _read_text(text: str, tokenizer: Any, longest: int) -> Reading:
+def _read_text(text: str, tokenizer: Any, most: int) -> Reading:
     if not text.strip():
         fail(RuleError, "inputs", "empty text", "some words", "pass text to read")
-    ids = tokenizer(text, truncation=True, max_length=longest)["input_ids"]
+    ids = tokenizer(text, truncation=True, max_length=most)["input_ids"]
     start = tokenizer.bos_token_id
-    if start is not None and ids and ids[0] != start:
-        ids = [start, *ids][:longest]
+    added = start is not None and bool(ids) and ids[0] != start
+    if added:
+        ids = [start, *ids][:most]
+    whole = len(ids)
+    if len(ids) >= most:  # the same special tokens stand around the whole text
+        whole = len(tokenizer(text, verbose=False)["input_ids"]) + added
     tensor = torch.tensor([ids])
-    return Reading({"input_ids": tensor}, words=words_of(tokenizer, ids))
+    return Reading(
+        {"input_ids": tensor}, words=words_of(tokenizer, ids),
+        whole=whole if whole > len(ids) else None,
+    )  # fmt: skip
 
 
 def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -274,9 +312,17 @@ def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return words
 
 
-def _longest(model: Any) -> int:
-    found = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return int(found) if isinstance(found, int) and found > 0 else 1 << 20
+def positions_of(config: Any) -> int | None:
+    """How many tokens a model of this config was made for; None where it names no bound."""
+    inner = getattr(config, "get_text_config", None)
+    text = config if inner is None else inner()
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def longest(model: Any) -> int:
+    """The most tokens that a model is shown at once."""
+    return positions_of(getattr(model, "config", None)) or 1 << 20
 
 
 def _start(tokenizer: Any, config: Any) -> int | None:
@@ -336,4 +382,7 @@ def need_sites(sites: Sequence[Site]) -> None:
         )  # fmt: skip
 
 
-__all__ = ["Look", "Progress", "need_sites", "picture_of", "quiet", "readings_of", "run_on"]
+__all__ = [
+    "Look", "Progress", "longest", "need_sites", "picture_of", "positions_of", "quiet",
+    "readings_of", "run_on",
+]  # fmt: skip

@@ -13,8 +13,9 @@ from regard.core.score.matches import GaussianMatch, folded
 from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
-from regard.run.dense import Shape, dense
+from regard.run.dense import Shape, count_dense, dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.isolation import contained, contained_out, unrecorded
 
 # A mask of at most this many entries is written out; beyond it, folding takes over.
 MASK_ENTRIES = 1 << 22
@@ -48,22 +49,31 @@ class Fused(Executor):
 
     def run(self, call: Call) -> Partial:
         """Run the kernel, with the lse."""
+        return contained(call, self._run)
+
+    def _run(self, call: Call) -> Partial:
         q, k, scale = product(call)
         kind = pattern(call)
-        if call.dropout:
-            return Partial(self.out(call), None)
+        if call.dropout and not call.rule.weigh.has_sink:
+            return Partial(self._out(call), None)
         mask = None if kind else additive_mask(call)
-        return dense(q, k, call.v, Shape(scale, kind == "causal"), mask)
+        made = dense(q, k, call.v, Shape(scale, kind == "causal"), mask)
+        # A sink takes its share of the weights before any is dropped: by the lse of all of them.
+        return Partial(self._out(call), made.lse) if call.dropout else made
 
     def out(self, call: Call) -> Tensor:
         """Run the kernel without the lse: one call, no overhead."""
+        return contained_out(call, self._out)
+
+    def _out(self, call: Call) -> Tensor:
         q, k, scale = product(call)
         if q.shape[-1] != call.e and not call.dropout:  # PyTorch would write the matrix out
-            return self.run(call).out
+            return self._run(call).out
         kind = pattern(call)
         if call.n == 1 and kind == "all":
             return single(q, k, call.v, scale, call.dropout)
         mask = None if kind else additive_mask(call)
+        count_dense(q, k, call.v, causal=kind == "causal")
         return scaled_dot_product_attention(
             q,
             k,
@@ -79,6 +89,7 @@ class Fused(Executor):
 def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float = 0.0) -> Tensor:
     """Attend from single queries q [b, h, 1, d] to all keys: [b, h, 1, e]."""
     b, h, n, d = q.shape
+    count_dense(q, k, v, causal=False)
     if q.device.type != "cpu" or h == k.shape[1]:
         return scaled_dot_product_attention(
             q, k, v, None, dropout, scale=scale, enable_gqa=h != k.shape[1]
@@ -111,20 +122,25 @@ def why_not_product(call: Call) -> str:
 
 def product_left_over(call: Call) -> tuple[object, ...]:
     """Give the steps that did not fold into q and k."""
-    made = folded(call.rule.score, call.q, call.k)
+    with unrecorded():
+        made = folded(call.rule.score, call.q, call.k)
     return made[3].steps if made else call.rule.score.steps
 
 
 def product(call: Call) -> tuple[Tensor, Tensor, float]:
-    """Give q, k and scale that hold the whole score."""
+    """Return q, k and a scale above 0 that hold the whole score."""
     score: Score = call.rule.score
     if not score.steps:
         made = score.match.prepare(call.q, call.k)
         assert made is not None
-        return made
-    folding = folded(score, call.q, call.k)
-    assert folding is not None
-    return folding[:3]
+        q, k, scale = made
+    else:
+        folding = folded(score, call.q, call.k)
+        assert folding is not None
+        q, k, scale, _ = folding
+    if scale <= 0:  # a kernel would scale the -inf of its mask, too, and get +inf or NaN
+        return q * scale, k, 1.0
+    return q, k, scale
 
 
 def pattern(call: Call) -> str | None:

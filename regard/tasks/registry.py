@@ -35,7 +35,12 @@ def get(name: str) -> type[Task]:
     >>> get("mqar").__name__
     'Mqar'
     """
-    return _tasks.get(name)
+    kind = _tasks.get(name)
+    if ":" in name:
+        if not issubclass(kind, Task):
+            fail(RuleError, "task", repr(name), "a subclass of Task", "derive from Task")
+        kind.name = name
+    return kind
 
 
 def task(name: str, **knobs: Any) -> Task:
@@ -51,6 +56,14 @@ def task(name: str, **knobs: Any) -> Task:
             fail(
                 RuleError, "knobs", repr(knob), f"a knob of {name}: {', '.join(known) or 'none'}",
                 nearest(knob, known, "leave it out"),
+            )  # fmt: skip
+    for field in fields(kind):
+        value, usual = knobs.get(field.name), field.default
+        kinds = (int, float) if isinstance(usual, float) else type(usual)
+        if field.name in knobs and type(usual) in (int, float) and not isinstance(value, kinds):
+            fail(
+                RuleError, f"knobs: {field.name}", repr(value),
+                f"a {type(usual).__name__}, as {usual} is", f"say {name}:{field.name}={usual}",
             )  # fmt: skip
     return kind(**knobs)
 

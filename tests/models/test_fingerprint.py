@@ -59,6 +59,13 @@ def test_how_a_model_is_run_is_no_part_of_its_name() -> None:
     assert fingerprint(model) == before
 
 
+def test_a_model_in_half_precision_is_the_same_in_float32() -> None:
+    model = net().bfloat16()
+    before = fingerprint(model)
+    assert fingerprint(model.float()) == before
+    assert fingerprint(net()) != before  # its numbers were not rounded
+
+
 def test_strided_empty_and_inference_weights_have_a_name() -> None:
     model = nn.Linear(3, 3)
     model.weight = nn.Parameter(torch.arange(9.0).view(3, 3).T)
