@@ -39,7 +39,8 @@ def load(memory: Any, path: str | Path) -> Any:
             )  # fmt: skip
         memory.restore(content["state"])
         if isinstance(memory, KeyMemory) and memory.seen != 0:
-            need_keys(*memory.read()[:2], None)  # what cannot be read is told here, not later
+            held = memory.read()
+            need_keys(held.k, held.v, None)  # what cannot be read is told here, not later
     return memory
 
 

@@ -13,7 +13,15 @@ from regard.papers.closure import CHECKS, OWN, closure, path_of
 from regard.papers.evidence_files import Evidence
 from regard.papers.standing import verdict_of
 
-SEEDING = {"manual_seed", "default_rng", "seed_everything", "set_seed", "fork_rng", "RandomState"}
+SEEDING = {
+    "manual_seed",
+    "manual_seed_all",
+    "default_rng",
+    "seed_everything",
+    "set_seed",
+    "fork_rng",
+    "RandomState",
+}
 COMPARED = {"below", "at_most", "above", "at_least", "within", "equals"}
 # Whoever compares with a literal says on the line, or on the one above, what the number is.
 REASON = "because"
@@ -85,8 +93,8 @@ def of_evidence(found: Evidence) -> list[str]:
 
 def quoted(tree: ast.Module) -> list[str]:
     """List the words of the catalogue that the claims of a file quote."""
-    return [
-        node.args[0].value
+    found = [
+        (node.lineno, node.col_offset, node.args[0].value)
         for node in ast.walk(tree)
         if _is_claim(node)
         and isinstance(node, ast.Call)
@@ -94,6 +102,7 @@ def quoted(tree: ast.Module) -> list[str]:
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
     ]
+    return [words for _, _, words in sorted(found)]
 
 
 def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -39,7 +39,7 @@ def episodes() -> Claims:
         torch.where(place < items, place, place - items + lag) for lag in (1, 0)
     ])  # fmt: skip
     found = profile_of(pointing(keys), planted)
-    flat = profile_of(Call(*(torch.zeros(1, 1, 2 * items, 4),) * 3, Rule(Causal())), planted)
+    flat = profile_of(Call.of(*(torch.zeros(1, 1, 2 * items, 4),) * 3, Rule(Causal())), planted)
     peaks = float(torch.minimum(found[0, 6], found[1, 5]))
     uniform = gap(flat, torch.full_like(flat, 1 / 11))
 
@@ -52,6 +52,7 @@ def episodes() -> Claims:
     with attach(model, probes, check=False), torch.no_grad():
         model(reading.tokens)
     ranked = probes[0].told()
+    # because: chance is 1/16
     induction = [(h.site, h.head) for h in ranked.heads() if h.value > 0.3]
     layer = induction[0][0]
     others = [(h.site, h.head) for h in ranked.heads() if h.site != layer]

@@ -35,6 +35,7 @@ def induction() -> Claims:
     with attach(two, probes, check=False), torch.no_grad():
         two(reading.tokens)
     best = [probe.told().top(1)[0] for probe in probes[:2]]
+    # because: chance is 1/16
     found = [(h.site, h.head) for h in probes[0].told().heads() if h.value > 0.3]
     gone = taken_out(found)
     with attach(two, gone, check=False):
