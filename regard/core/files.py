@@ -355,7 +355,7 @@ def _finite(content: Any) -> Any:
 
 
 __all__ = [
-    "KINDS", "FileError", "FileKind", "disk_errors", "is_packed", "json_bytes", "json_checksum", "locked",
-    "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
+    "KINDS", "FileError", "FileKind", "disk_errors", "is_packed", "json_bytes", "json_checksum",
+    "locked", "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
     "refuse_to_replace", "set_aside", "write_bytes", "write_json", "write_packed",
 ]  # fmt: skip
