@@ -157,7 +157,7 @@ def check(
     from regard.cli.following import as_fields, follow
     from regard.core.errors import RuleError, fail
     from regard.papers.checks import checks
-    from regard.papers.evidence_files import FOLDER
+    from regard.papers.evidence_files import FOLDER, load
     from regard.papers.runner import cheapest_first, choose, run
     from regard.papers.standing import standing
 
@@ -167,7 +167,7 @@ def check(
             {
                 "key": key,
                 "long": one.long,
-                "form": "claims" if one.yields_claims else "old",
+                "CPU s a seed": getattr(load(key, folder), "cpu_seconds", ""),
                 "evidence": standing(key, folder).verdict,
             }
             for key, one in checks().items()

@@ -13,8 +13,9 @@ from regard.core.method import method
 from regard.core.parts import choose_tiles, pooled
 from regard.core.score import Landmarks, Score
 from regard.core.support import Causal, Tiles
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 PLACED = Capabilities(

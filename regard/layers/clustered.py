@@ -15,8 +15,9 @@ from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.layers.statistics import keeps_statistics
 

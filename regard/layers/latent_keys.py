@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from regard.core.rotary import Rotation
 from regard.core.score import Dot, Score
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention, split
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, Rotary
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
@@ -102,7 +103,7 @@ class LatentKeys(Attention):
         return q, self._values(kept.read())
 
     def _values(self, read: Read) -> Read:
-        return read._replace(v=read.k[..., : self.latent])
+        return read.replace(v=read.k[..., : self.latent])
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Read each head's values from the latents it saw."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import gate_heads
 from regard.core.method import method
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.document_sums import document_means
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.core.support import Window
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, Layer, LayerInput, need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

@@ -83,7 +83,7 @@ def contained(call: Call, run: Callable[[Call], Partial]) -> Partial:
     >>> from regard.run.plan import EXECUTORS
     >>> q, bad = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4)
     >>> bad[:, :, 1] = torch.nan
-    >>> EXECUTORS["reference"].run(Call(q, bad, bad, Rule(Causal()))).out.isnan().all(-1)[0, 0]
+    >>> EXECUTORS["reference"].run(Call.of(q, bad, bad, Rule(Causal()))).out.isnan().all(-1)[0, 0]
     tensor([False,  True])
     """
     with without_autocast(call.q.device):
@@ -111,10 +111,20 @@ def broken_keys(call: Call) -> Tensor | None:
     k, v = call.k.detach(), call.v.detach()
     if not masks_something(call) or not _can_be_read(k):
         return None
+    some = None
+    removing = any(s.may_remove for s in call.rule.score.steps)
+    if call.n == 1 and not removing:  # one row of pairs is less to look at than every key
+        masked = ~call.allowed(call.at()).flatten(0, -2).all(0)
+        some = masked.nonzero().flatten()
+        k, v = k.index_select(2, some), v.index_select(2, some)
     if bool((k.sum() + v.sum()).isfinite()):
         return None
     bad = ~(k.isfinite().all(-1) & v.isfinite().all(-1))
-    return bad if bool(bad.any()) else None
+    if not bool(bad.any()):
+        return None
+    if some is None:
+        return bad
+    return bad.new_zeros(*bad.shape[:2], call.m).index_copy(2, some, bad)
 
 
 def masks_something(call: Call) -> bool:
@@ -122,13 +132,11 @@ def masks_something(call: Call) -> bool:
     support = call.rule.support
     if call.m == 0 or call.n == 0:
         return False
-    if call.k_positions is None and not any(s.may_remove for s in call.rule.score.steps):
+    if not call.placed and not any(s.may_remove for s in call.rule.score.steps):
         if isinstance(support, Everything):
             return False
         if isinstance(support, Causal) and call.q_positions is None:
             return call.rule.offset < call.m - 1
-    if call.n == 1:  # to look at one row of pairs is less than to look at every key
-        return not bool(call.allowed(call.at()).all())
     return True
 
 

@@ -8,9 +8,9 @@ from regard.core.partial import Partial, merge
 from regard.core.scan import prefix_softmax
 from regard.layers.latent import Aaren
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import decode_bytes
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.linear_cost import decode_bytes
+from regard.papers.shared.measure import gap
 
 
 @check("aaren")

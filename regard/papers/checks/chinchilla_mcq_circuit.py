@@ -11,10 +11,10 @@ from regard.models.residual import watched
 from regard.models.site import Site
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.lenses import demo
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.shipped_model import demo
 from regard.probes.logits import logit_parts
 
 
@@ -41,7 +41,7 @@ def compression() -> Claims:
 
     def right(rank: int) -> tuple[float, float]:
         stage = Compressed({(site, 0): subspace(q[:, 0], k.flatten(0, 1), rank)})
-        plain = Call(q[:, None], k[:, None], k[:, None], Rule(), site=site)
+        plain = Call.of(q[:, None], k[:, None], k[:, None], Rule(), site=site)
         less = stage.before(plain)
         maps = [closed_weights(c, "check")[:, 0, 0] for c in (plain, less)]
         return float((maps[1].argmax(1) == which).double().mean()), gap(*maps)

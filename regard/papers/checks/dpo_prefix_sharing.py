@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from regard.core.support import Causal, SharedPrefix, Support
 from regard.core.tilemap import EMPTY
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
-from regard.run.doors import attend
+from regard.papers.shared.measure import gap
+from regard.run.api import attend
 
 
 class _Toy(nn.Module):

@@ -8,10 +8,10 @@ from torch import Tensor
 from regard.core.rule import Rule
 from regard.core.score import Dot, LowRankBias
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import Largest, gap
-from regard.papers.checks.rules import _explicit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.run.doors import attend
+from regard.papers.shared.attending import explicit
+from regard.papers.shared.measure import Largest, gap
+from regard.run.api import attend
 
 
 def _bias_gap(u: Tensor, w: Tensor) -> tuple[float, float]:
@@ -24,7 +24,7 @@ def _bias_gap(u: Tensor, w: Tensor) -> tuple[float, float]:
     way = torch.randn(1, 2, n, 32)
     rule = Rule(score=Dot() + LowRankBias(u, w))
     ours = attend(*leaves, rule, executor="fused")
-    theirs = _explicit(*leaves, u @ w.mT)
+    theirs = explicit(*leaves, u @ w.mT)
     ours_grad = torch.autograd.grad(ours, leaves, way)
     theirs_grad = torch.autograd.grad(theirs, leaves, way)
     grads = [gap(a, b) / float(b.abs().max()) for a, b in zip(ours_grad, theirs_grad, strict=True)]
@@ -58,7 +58,7 @@ def bias_in_channels() -> Claims:
     table = torch.randn(2 * n - 1)[(place[:, None] - place).long() + n - 1]
     left, power, right = torch.linalg.svd(table)
     q, k, v = (torch.randn(1, 1, n, 32) for _ in range(3))
-    whole = _explicit(q, k, v, table)
+    whole = explicit(q, k, v, table)
     errors = []
     for rank in (1, 8, 32, n):
         u = (left * power)[None, None, :, :rank].contiguous()

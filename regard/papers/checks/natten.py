@@ -12,10 +12,10 @@ from regard.core.tilemap import EMPTY
 from regard.layers.attention import joined
 from regard.layers.neighborhood import NeighborhoodAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.sparse import dense
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.run.doors import attend
+from regard.papers.shared.attending import dense
+from regard.papers.shared.measure import gap
+from regard.run.api import attend
 
 
 def _along(n: int, k: int, d: int, causal: bool) -> Tensor:

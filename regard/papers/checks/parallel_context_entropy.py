@@ -15,8 +15,8 @@ from regard.models.engine import Engine
 from regard.models.loading import load
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, FLOAT64, claim
+from regard.papers.shared.measure import gap
 from regard.probes.base import Probe
 from regard.probes.parallel_context import ParallelContext, TailEntropy, parallel_positions
 from regard.run.survey import survey
@@ -53,7 +53,7 @@ def pieces() -> Claims:
 
     # Copies of one piece, read by queries that see nothing else.
     q, k, v = torch.randn(3, 1, 4, 20, 8, dtype=torch.float64)
-    once = Call(q[:, :, -1:], k[:, :, :16], v[:, :, :16], Rule(Causal()).shift(64), site=PLACE)
+    once = Call.of(q[:, :, -1:], k[:, :, :16], v[:, :, :16], Rule(Causal()).shift(64), site=PLACE)
     many = once.replace(k=once.k.repeat(1, 1, 4, 1), v=once.v.repeat(1, 1, 4, 1))
     moved = gap(Engine().run(once), Engine().run(many))
     entropy = [survey(c.q, c.k, c.v, c.rule, want=("entropy",)).entropy for c in (once, many)]

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from regard.layers.attention import joined
 from regard.layers.clustered import RoutedAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
 
 
 @check("routing_transformer", beyond="a causal choice of clusters")

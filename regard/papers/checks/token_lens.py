@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,11 +17,11 @@ from regard.models.residual import watched
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.lenses import demo
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.shipped_model import demo
+from regard.papers.shared.training import fit
 from regard.probes.logits import TokenLens
 
 
@@ -66,7 +68,7 @@ def token_lens() -> Claims:
         alone = max(alone, float((closed_weights(call, "check")[0, :, -1, -1] - 1).abs().max()))
 
     class Look(Stage):
-        def observe(self, call: Call) -> None:
+        def see(self, call: Call, result: Any) -> None:
             own(call)
 
     others = knockout([n - 1], range(n - 1))
