@@ -136,7 +136,11 @@ def _may_import_optional_packages(path: Path) -> bool:
     if relative[:2] == ("run", "triton") or room(path) in ("cli", "studio"):
         return True  # imported only when asked for by name
     # Subclasses of transformers' own, imported where one of its models or caches is at hand.
-    held = {("conversions", "cache.py"), ("models", "cache.py"), ("models", "attention_interface.py")}
+    held = {
+        ("conversions", "cache.py"),
+        ("models", "cache.py"),
+        ("models", "attention_interface.py"),
+    }
     return relative in held
 
 

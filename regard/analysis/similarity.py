@@ -14,6 +14,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, need
 from regard.core.heads import expand_heads
 from regard.core.method import method
+from regard.core.result import Result
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -93,7 +94,7 @@ class HeadMaps(Stage):
         super().__init__(where)
         self.rows, self.calls = rows, list[Call]()
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep the call."""
         if isinstance(call.site, Site):
             self.calls.append(call)
@@ -178,7 +179,7 @@ class LayerMemories(Stage):
         self.sums: dict[Site, Tensor] = {}
         self.counts: dict[Site, int] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Add the keys and values of a call."""
         both = torch.cat([call.k, call.v], -1).double().sum((0, 2)).flatten().cpu()
         self.sums[call.site] = self.sums.get(call.site, 0.0) + both
@@ -282,7 +283,7 @@ class Neuron:
     "from regard.core.call import Call\n"
     "from regard.analysis.similarity import neuron_view\n"
     "q, k, v = torch.randn(3, 1, 2, 9, 8)\n"
-    "print(neuron_view(Call(q, k, v), head=0, row=5).weights)",
+    "print(neuron_view(Call.of(q, k, v), head=0, row=5).weights)",
 )
 def neuron_view(call: Call, head: int, row: int) -> Neuron:
     """What each feature adds to one query's scores: q_i * k_j, then the scores of the rule (scale,

@@ -16,7 +16,7 @@ from regard.layers.arguments import need_size
 from regard.layers.base import Layer
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 SOURCE = Capabilities(
     causal=False, bidirectional=False, documents=False, constant_memory=True

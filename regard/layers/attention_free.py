@@ -19,7 +19,7 @@ from regard.layers.base import Layer
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.latent import averaged
 from regard.layers.registry import register
-from regard.run.doors import partial
+from regard.run.api import partial
 
 
 @register("aft")

@@ -16,7 +16,7 @@ from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 
 @register("combiner")

@@ -23,7 +23,7 @@ from regard.layers.attention import joined, split
 from regard.layers.base import Layer
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def averaged(scores: Tensor, v: Tensor, input: LayerInput) -> Tensor:

@@ -126,12 +126,13 @@ class SparseModular(Attention):
             kept.extend(k, v, at=places)
             kept.forget([self.rule().support.horizon(first) for first in before.tolist()])
             memory.keep("awake", before + packed.there.sum(1))
-            k, v, places = kept.read()
+            held = kept.read()
+            k, v, places = held.k, held.v, held.positions
         if count is None:  # all rows begin at the first place: the window is a plain band
             at, places = None, None
             rule = (
                 rule if self.causal else rule.replace(support=rule.support & Padding(packed.there))
             )
         dropout = self.dropout if self.training else 0.0
-        seen = self.look(Call(q, k, v, rule, at, places, dropout), input)
+        seen = self.look(Call.of(q, k, v, rule, at, places, dropout), input)
         return self.mix(F.silu(self.to_reset(h))[:, None] * seen, input)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
+from regard.memories.base import KeyMemory, need_keys
 
 MEMORY = FileKind("regard-memory", 2, "a memory that `save` wrote", "save it again")
 
@@ -33,6 +34,9 @@ def load(memory: Any, path: str | Path) -> Any:
                 "load it into a memory of its own kind",
             )  # fmt: skip
         memory.restore(content["state"])
+        if isinstance(memory, KeyMemory) and memory.seen != 0:
+            held = memory.read()
+            need_keys(held.k, held.v, None)  # what cannot be read is told here, not later
     return memory
 
 

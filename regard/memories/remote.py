@@ -10,10 +10,11 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import take_batch
+from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.spans import Spans
 from regard.core.support import Causal, Everything
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 from regard.memories.workers import AttentionWorkers
 
 
@@ -75,7 +76,7 @@ class Remote(KeyMemory):
         k, v, keep = self._new
         self._new = None
         rule = Rule() if rule is None else rule
-        if rule.weigh.closes or not isinstance(rule.support, Everything | Causal):
+        if rule.weigh.has_sink or not isinstance(rule.support, Everything | Causal):
             fail(
                 CapabilityError, "rule", f"{rule}", "causal softmax",
                 "attend to windows and sinks here, where their keys are few",
@@ -91,14 +92,14 @@ class Remote(KeyMemory):
         new = [{"k": x, "v": y} for x, y in zip(self._cut(k), self._cut(v), strict=True)]
         return torch.cat([x for (x,) in self.workers.ask(asked, new)], 1).to(q.device)
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Bring everything back."""
         self._flush()
         if self._kind is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         found = self.workers.ask(self._all("read"))
         k, v = (torch.cat(x, 1).to(self._kind[0]) for x in zip(*found, strict=True))
-        return Read(k, v, self._at)
+        return Dense(k, v, self._at)
 
     def forget(self, horizon: Spans) -> None:
         """Keep all."""

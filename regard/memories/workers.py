@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, fail
+from regard.core.keys import Dense
 from regard.core.partial import Partial, merge
 from regard.core.rule import Rule
 from regard.core.support import Causal
 from regard.core.support.bands import need_count
-from regard.memories.base import Read
 from regard.memories.kept import Kept
 from regard.memories.wire import KEY, Line, WireError, new_key
-from regard.run.doors import partial
+from regard.run.api import partial
 
 if TYPE_CHECKING:
     from regard.memories.remote import Remote
@@ -98,12 +98,12 @@ def _attended(line: Line, asked: dict[str, Any], kept: dict[int, Kept]) -> list[
     k, v, keep = new["k"], new["v"], asked["keep"]
     at = torch.arange(k.shape[2]).expand(len(k), -1)
     at = at if keep is None else torch.where(keep, at, -1)
-    parts.append(_look(q, Read(k, v, at), rule.replace(support=Causal())))
+    parts.append(_look(q, Dense(k, v, at), rule.replace(support=Causal())))
     memory.extend(k, v, keep)
     return [merge(*parts).out]
 
 
-def _look(q: Tensor, read: Read, rule: Rule) -> Partial:
+def _look(q: Tensor, read: Dense, rule: Rule) -> Partial:
     found: Partial = partial(q, read.k, read.v, rule, k_positions=read.positions)
     return found
 

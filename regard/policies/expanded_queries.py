@@ -11,11 +11,12 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ShapeError, fail
+from regard.core.keys import Dense
 from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.core.support import Everything, Support
-from regard.memories.base import KeyMemory, Read
+from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.stores import StoreKind
 from regard.models.masks import Mask
@@ -23,7 +24,7 @@ from regard.models.projections import HeadWeights, head_weights
 from regard.models.site import Site, Sites
 from regard.policies.base import Policy, Step
 from regard.policies.registry import register
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.executor import Answer, No, Yes
 
 # Models of transformers whose attention is plain: projections, scores, projection.
@@ -109,10 +110,10 @@ def beams_of(x: Tensor, hidden: Tensor) -> int:
 class States(Kept):
     """Hidden states [b, 1, m, D], kept once and read as keys and as values."""
 
-    def read(self) -> Read:
-        """Give the states twice."""
+    def read(self) -> Dense:
+        """Return the states twice."""
         found = super().read()
-        return found._replace(v=found.k)
+        return found.replace(v=found.k)
 
 
 @method("el_attention", call='from regard.policies import policy; policy("el_attention")')

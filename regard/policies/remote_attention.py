@@ -15,6 +15,7 @@ from regard.models.site import Site, Sites
 from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
 from regard.policies.registry import register
+from regard.run.counting import count
 
 
 @register("remote_attention")
@@ -54,7 +55,9 @@ class RemoteAttention(Policy):
         if step.layer is None or not isinstance(step.memory, Remote):
             return None
         call = step.call
-        step.pairs = float(call.n * (step.seen - call.n) + call.n * (call.n + 1) / 2)
+        # Workers count in processes of their own: what they compute is told by the shapes.
+        pairs = call.n * (step.seen - call.n) + call.n * (call.n + 1) / 2
+        count(call.b * call.h * pairs, call.d + call.e, 0.0)
         out: Tensor = step.memory.attend(call.q, without_padding(call.rule))
         return out
 

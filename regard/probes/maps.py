@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.result import Result
 from regard.core.rule import Rule
 from regard.core.score import SoftCap
 from regard.core.score.matches import DotMatch
@@ -82,17 +83,12 @@ class Maps(Stage):
         self.survey_options = {"tile": max(1, math.ceil(tokens / THUMB))}  # type: ignore[misc]
         self.found: dict[Site, Drawn] = {}
         self.kept: dict[Site, Call] | None = {}  # None: too much to keep
-        self._call: Call | None = None
         self._left = KEPT_BYTES
 
-    def observe(self, call: Call) -> None:
-        """Keep the call until its survey comes."""
-        self._call = call
-
-    def see(self, site: Site, survey: Any) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep what is drawn; of a site that attends twice, the first time."""
-        call, self._call = self._call, None
-        if call is None or site in self.found:
+        site, survey = call.site, result.survey
+        if survey is None or site in self.found:
             return
         received = survey.received[0] / survey.seen[0].clamp(min=1)
         self.found[site] = Drawn(
@@ -106,8 +102,10 @@ class Maps(Stage):
         """Keep the first row of a call while there is room; heads are chosen when all was seen."""
         if self.kept is None:
             return
-        q, k = call.q[:1], call.k[:1]
-        self._left -= sum(x.numel() * x.element_size() for x in (q, k)) * call.b
+        # A rule that holds tensors may hold those of each row, and needs them all.
+        rows = slice(None) if call.rule.tensors() else slice(1)
+        q, k = call.q[rows], call.k[rows]
+        self._left -= sum(x.numel() * x.element_size() for x in (call.q, call.k))
         if self._left < 0:
             self.kept = None
         else:
@@ -136,15 +134,21 @@ class DeepHeads(Stage):
         super().__init__()
         self.heads, self.found = list(heads), list[Deep]()
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep what was chosen at this site."""
+        self.keep(call)
+
+    def keep(self, call: Call) -> None:
+        """Keep the chosen heads of a call."""
         for site, head in self.heads:
             if site != call.site or any((d.site, d.head) == (site, head) for d in self.found):
                 continue
             group = head * call.g // call.h
+            # A rule that holds tensors may hold those of each row.
+            rows = slice(None) if call.rule.tensors() else slice(1)
             one = call.replace(
-                q=call.q[:1, head : head + 1], k=call.k[:1, group : group + 1],
-                v=call.v[:1, group : group + 1],
+                q=call.q[rows, head : head + 1], k=call.k[rows, group : group + 1],
+                v=call.v[rows, group : group + 1],
                 rule=call.rule.take_heads([head]),
             )  # fmt: skip
             tile = max(1, math.ceil(max(call.n, call.m) / FINE))

@@ -24,9 +24,8 @@ def table(
     >>> "&lt;b&gt;" in table("heads", ["name"], [["<b>"]])
     True
     """
-    top = "".join(f'<th style="{_CELL}">{_plain(x)}</th>' for x in head)
-    cells = ("".join(f'<td style="{_CELL}">{_plain(x)}</td>' for x in row) for row in rows)
-    lines = "".join(f"<tr>{row}</tr>" for row in cells)
+    top = "".join(_cell("th", x) for x in head)
+    lines = "".join("<tr>" + "".join(_cell("td", x) for x in row) + "</tr>" for row in rows)
     said = "".join(f"<div>{_plain(x)}</div>" for x in notes if x)
     return (
         f"<div><strong>{_plain(title)}</strong>{said}"
@@ -78,6 +77,10 @@ def show_seen(seen: Seen) -> str:
         f"<div><strong>{_plain(title)}</strong><div>{legend}</div>{heads_grid(seen)}"
         f"<ul>{said}</ul></div>"
     )
+
+
+def _cell(kind: str, content: object) -> str:
+    return f'<{kind} style="{_CELL}">{_plain(content)}</{kind}>'
 
 
 def _plain(text: object) -> str:

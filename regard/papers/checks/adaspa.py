@@ -25,7 +25,7 @@ def blocky(n: int, block: int, sharpness: tuple[float, ...]) -> Call:
         for _ in "qk"
     )
     sharp = torch.tensor(sharpness).view(1, h, 1, 1)
-    return Call(q.flatten(2, 3) * sharp, k.flatten(2, 3), torch.randn(1, h, n, 32))
+    return Call.of(q.flatten(2, 3) * sharp, k.flatten(2, 3), torch.randn(1, h, n, 32))
 
 
 def turned(call: Call, cosine: float) -> Call:

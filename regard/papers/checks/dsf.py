@@ -12,7 +12,7 @@ from regard.core.support import Causal
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.measure import gap
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.scanning import scan
 
 

@@ -16,7 +16,7 @@ from regard.papers.claims import FLOAT32, claim
 from regard.papers.shared.diffusion_models import chosen, on_grid
 from regard.papers.shared.measure import gap
 from regard.policies.grids import Grat, GratCrissCross
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.executor import Yes
 from regard.run.folding import make_fold
 from regard.run.plan import EXECUTORS

@@ -45,7 +45,7 @@ def hip() -> Claims:
             walk = 6 * walk / walk.std()
         # Each query looks for a key far back: the keys there are much alike, or not at all.
         q = 2 * walk.roll(n // 3, 2)
-        call = Call(q, walk, walk, CAUSAL, site=SITE)
+        call = Call.of(q, walk, walk, CAUSAL, site=SITE)
         counting = _Counted(block)
         chosen = counting.tiles(call, keep) & causal_tiles(call, block)
         # Mass of the tiles chosen, for the last row of tiles, against the best as many.
@@ -61,7 +61,9 @@ def hip() -> Claims:
     # The same number of segments at 4 times the length.
     few, many = tree(1024, True, 0.25)[1], tree(4096, True, 0.0625)[1]
     x = torch.randn(1, 1, 512, 16)
-    whole = sparse_gap(Call(x, x, x, CAUSAL), Hip(block).tiles(Call(x, x, x, CAUSAL), 2.0), block)
+    whole = sparse_gap(
+        Call.of(x, x, x, CAUSAL), Hip(block).tiles(Call.of(x, x, x, CAUSAL), 2.0), block
+    )
     yield claim("k >= T equals", "relative difference", whole).within(
         1e-5, "dense causal attention", because=CATALOGUE
     )

@@ -12,7 +12,7 @@ from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
 from regard.policies.remote_attention import RemoteAttention
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.verbs import shrink
 
 

@@ -86,12 +86,14 @@ def long_heads() -> Claims:
     layer: Any = SimpleNamespace(memory=memory, extra={}, valid=None)
     turned = turn.turn(q, at)
     memory.extend(turn.turn(k[:, :, :-1], at[:-1]), v[:, :, :-1])
-    marks = layer.extra["longheads"] = own._marks(turn, Call(q, k, v, Rule(Causal())))
+    marks = layer.extra["longheads"] = own._marks(turn, Call.of(q, k, v, Rule(Causal())))
     marks.append(torch.cat((q, k, v), 1)[:, :, :-1])
     new = turn.turn(k[:, :, -1:], at[-1:])
     memory.extend(new, v[:, :, -1:])
     _Spy.furthest = 0
-    call = Call(turned[:, :, -1:], new, v[:, :, -1:], Rule(Everything(), offset=n - 1), site=site)
+    call = Call.of(
+        turned[:, :, -1:], new, v[:, :, -1:], Rule(Everything(), offset=n - 1), site=site
+    )
     step = Step(site, call, n, torch.tensor([n]), layer)
     out = own.attend(step)
     assert out is not None

@@ -13,7 +13,7 @@ from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.copying import CAUSAL
 from regard.papers.shared.measure import gap
 from regard.probes.sinks import MassiveActivations
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @check(

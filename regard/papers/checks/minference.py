@@ -29,7 +29,7 @@ def with_lines(n: int, columns: list[int], offsets: list[int], sharp: float = 2.
     q[:, 40] = 1.0
     k[columns, 40] = 60.0
     v = torch.randn(n, d)
-    return Call(sharp * q[None, None], k[None, None], v[None, None], CAUSAL, site=SITE)
+    return Call.of(sharp * q[None, None], k[None, None], v[None, None], CAUSAL, site=SITE)
 
 
 @check("minference", beyond="a kernel that reads single columns: here lines are widened to tiles")
@@ -50,7 +50,7 @@ def minference() -> Claims:
 
     restart()
     x = torch.randn(1, 1, n, 64)
-    dense = sparse_gap(Call(x, x, x, CAUSAL), torch.ones(1, 1, 64, 64, dtype=torch.bool), block)
+    dense = sparse_gap(Call.of(x, x, x, CAUSAL), torch.ones(1, 1, 64, 64, dtype=torch.bool), block)
 
     # Three heads: near keys; lines; blocks that are alike.
     q, k = (torch.zeros(1, 3, n, 64) for _ in range(2))
@@ -61,7 +61,7 @@ def minference() -> Claims:
     groups = torch.eye(64)[of_block]
     q[:, 2], k[:, 2] = 40 * groups, groups + 0.05 * torch.randn(n, 64)
     v = torch.randn(1, 3, n, 64)
-    heads = Call(q, k, v, CAUSAL, site=SITE)
+    heads = Call.of(q, k, v, CAUSAL, site=SITE)
     one = MInference(block)
     named = one.best_patterns(heads, 0.3)
     yield claim("k_v=T (or all blocks)", "relative difference of all tiles", dense).within(

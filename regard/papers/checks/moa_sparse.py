@@ -15,7 +15,7 @@ from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
 from regard.policies.profiling import Effects, masking_effect
 from regard.policies.spans import MoASparse
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.reference import weight_matrix
 from regard.run.survey import survey
 from regard.verbs import shrink
@@ -78,7 +78,7 @@ def moa() -> Claims:
     k[:, 0] = walk
     q[:, 0, 400:] = 4 * walk[: n - 400]
     q[:, 1:, :, 0], k[:, 1:, :, 0] = 8.0, torch.arange(n) / 20
-    call = Call(q.double(), k.double(), torch.randn(1, 4, n, 16).double(), CAUSAL)
+    call = Call.of(q.double(), k.double(), torch.randn(1, 4, n, 16).double(), CAUSAL)
     goal_ = attend(call.q, call.k, call.v, CAUSAL).clone()
     goal_[:, 0, :400] = 0  # before that the far head sees nothing it looks for
     streamed = effects_of(call, goal_, block)

@@ -15,7 +15,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.attending import dense
 from regard.papers.shared.measure import gap
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _along(n: int, k: int, d: int, causal: bool) -> Tensor:

@@ -12,7 +12,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed
 from regard.papers.shared.measure import gap
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @check("paged_attention", beyond="scheduling and swapping of a server, and its throughput")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.heads import expand_heads
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.papers.checks import Claims, check
@@ -33,7 +33,7 @@ class Passing(Stage):
         self.calls[call.site.layer] = call
         return call
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Hold the output."""
         self.outs[call.site.layer] = partial.out
         return partial

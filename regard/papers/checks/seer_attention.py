@@ -14,7 +14,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.attending import CAUSAL
 from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled, tile_targets
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.reference import weight_matrix
 
 
@@ -28,7 +28,7 @@ def hot_keys(n: int = 256, block: int = 16, d: int = 16) -> Call:
         k[0, head, spot[head]] += 3 * kinds[torch.randint(8, (t,))]
     asked = kinds[torch.randint(8, (2, t))].repeat_interleave(block, 1)
     q = 6 * asked[None] + torch.randn(1, 2, n, d)
-    return Call(q, k, torch.randn(1, 2, n, d), CAUSAL)
+    return Call.of(q, k, torch.randn(1, 2, n, d), CAUSAL)
 
 
 def best_of(scores: Tensor, count: int) -> Tensor:

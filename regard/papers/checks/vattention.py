@@ -7,7 +7,7 @@ import torch
 from regard.memories.reserved import Reservation, Reserved
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def resident(size: int) -> int:

@@ -14,7 +14,7 @@ from regard.core.support import Causal, Tiles
 from regard.layers.attention import Attention, joined
 from regard.models.site import Site
 from regard.policies.prompts import causal_tiles
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
