@@ -104,6 +104,9 @@ class Policy:
     learns_from: ClassVar[str] = "texts"
     # Kinds of sites whose modules `stand_in` runs; "model" is the whole forward.
     stands: ClassVar[tuple[str, ...]] = ()
+    # What is counted by columns of the batch, padding included ("tiles", "pages"): a row that
+    # begins with padding may come out otherwise than alone. "" where a row is what it is alone.
+    columns: ClassVar[str] = ""
     # Policies whose calibrations serve this one as well.
     takes: ClassVar[tuple[str, ...]] = ()
 

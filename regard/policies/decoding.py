@@ -189,6 +189,7 @@ class Quest(Selecting):
     heads of a key head; the first and the newest page are always read. (Quest, Tang et al. 2024)
     """
 
+    columns: ClassVar[str] = "pages"
     page: int = 16
     # Tokens whose bounds are one: smaller than a page, they tell a needle from its neighbors.
     logical: int = 16
@@ -253,8 +254,8 @@ class DoubleSparsity(Selecting):
             order = torch.rand(call.g, call.d, generator=draw).argsort(-1)[:, :r]
             return order.expand(call.b, -1, -1).contiguous()
         real = (step.positions >= 0)[..., None]  # padding has channels of its own
-        q = call.q.abs().unflatten(1, (call.g, -1)).mean(2) * real[:, :, call.m - call.n :]
-        return (q.sum(2) * (call.k.abs() * real).sum(2)).topk(r, dim=-1).indices
+        q = call.q.float().abs().unflatten(1, (call.g, -1)).mean(2) * real[:, :, call.m - call.n :]
+        return (q.sum(2) * (call.k.float().abs() * real).sum(2)).topk(r, dim=-1).indices
 
     def worth(self, step: Step, index: Plain) -> Tensor:
         """Match on the labels."""
@@ -263,8 +264,9 @@ class DoubleSparsity(Selecting):
         labels = index.read()
         at = layer.extra[f"{self.name} channels"].read()
         q = call.q[:, :, 0].unflatten(1, (call.g, -1))
-        q = q.gather(3, at.expand(-1, -1, q.shape[2], -1))
-        worth = q @ labels.transpose(2, 3)
+        # In float32, as scores of few bits tie.
+        q = q.gather(3, at.expand(-1, -1, q.shape[2], -1)).float()
+        worth = q @ labels.float().transpose(2, 3)
         worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
         worth[..., -1] = torch.finfo(worth.dtype).max
         return worth
@@ -300,8 +302,9 @@ class Recycled(Selecting):
         """Keep the weights of the newest query."""
         call, layer = step.call, step.layer
         assert layer is not None
-        q = call.q[:, :, -1].unflatten(1, (call.g, -1))
-        score = q @ call.k.transpose(2, 3) / math.sqrt(call.d)
+        # In float32: weights of few bits tie, and which of equal ones is read would be chance.
+        q = call.q[:, :, -1].unflatten(1, (call.g, -1)).float()
+        score = q @ call.k.float().transpose(2, 3) / math.sqrt(call.d)
         weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
         held = Plain()
         held.append(weight[..., None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ def pooled(x: Tensor, block: int, start: int, how: str) -> Tensor:
     if how != "mean":
         found: Tensor = tiles.amax(3) if how == "amax" else tiles.amin(3)
         return found
-    real = pad(torch.ones(x.shape[2]), (before, after)).view(-1, block).sum(1)
+    real = pad(torch.ones(x.shape[2], device=x.device), (before, after)).view(-1, block).sum(1)
     mean: Tensor = tiles.sum(3) / real[:, None].to(x)
     return mean
 
@@ -64,10 +65,10 @@ class Gate:
         """
         q_mean = pooled(q.float(), block, start, "mean")
         k_all = torch.cat([pooled(k.float(), block, 0, x) for x in ("amax", "amin", "mean")], -1)
-        rows = torch.arange(q_mean.shape[2]) + start // block
-        cols = torch.arange(k_all.shape[2])
-        q_made = turn.turn(q_mean @ self.q, rows * block)
-        k_made = turn.turn(k_all @ self.k, cols * block)
+        rows = torch.arange(q_mean.shape[2], device=q.device) + start // block
+        cols = torch.arange(k_all.shape[2], device=q.device)
+        q_made = turn.turn(q_mean @ self.q.to(q.device), rows * block)
+        k_made = turn.turn(k_all @ self.k.to(q.device), cols * block)
         scores = q_made @ expand_heads(k_made, q.shape[1]).transpose(2, 3) * q.shape[3] ** -0.5
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
         said: Tensor = scores.log_softmax(-1)
@@ -129,7 +130,7 @@ class SeerAttention(SparsePrompt):
         k = turn.back(call.k, self._at)
         found = gate.scores(q, k, call.rule.offset, self.block, turn)
         if self.threshold is not None:
-            chosen = found > torch.tensor(max(self.threshold, 0.0)).log()
+            chosen = found > (math.log(self.threshold) if self.threshold > 0 else -math.inf)
         else:
             count = max(1, round((1 - (1 - keep) ** 0.5) * found.shape[3]))
             place = found.argsort(dim=-1, descending=True).argsort(dim=-1)
@@ -195,7 +196,7 @@ class Distilling(Stage):
 
     def observe(self, call: Call) -> None:
         """Take the gradient of one layer's gate."""
-        layer, at = call.site.layer or 0, torch.arange(call.m)
+        layer, at = call.site.layer or 0, torch.arange(call.m, device=call.q.device)
         turn = self.turns[layer]
         q, k = turn.back(call.q.detach(), at), turn.back(call.k.detach(), at)
         with torch.enable_grad():

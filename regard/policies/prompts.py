@@ -32,6 +32,7 @@ from regard.run.reference import weight_matrix
 class SparsePrompt(Policy):
     """Base of policies for prompts: override `tiles`."""
 
+    columns: ClassVar[str] = "tiles"
     what: ClassVar[str] = "prompt"
     needs_cache: ClassVar[bool] = False
     at_steps: ClassVar[bool] = False

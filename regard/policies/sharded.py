@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Blocks, Causal, PerHead, Sinks, Strided, Support
 from regard.layers.block_routing import routed
+from regard.models.site import Sites
 from regard.policies.base import Policy, Step
+from regard.policies.budget import Budget
 from regard.policies.prompts import SparsePrompt
 from regard.policies.registry import register
 
@@ -47,14 +49,16 @@ class Sharded(Policy):
     (S2-Attention, Lin et al. 2024, where models are trained so)
     """
 
+    columns: ClassVar[str] = "blocks"
     what: ClassVar[str] = "evicts"
     every_step = True
     block: int = 64
     local: int = 2
     dense: tuple[int, ...] = ()
 
-    def supports(self, heads: int) -> list[Support]:
-        """What each key head meets."""
+    def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
+        """Check the settings."""
+        super().begin(model, sites, budget)
         for name in ("block", "local"):
             if getattr(self, name) < 1:
                 fail(ValueRangeError, name, getattr(self, name), "at least 1", "take one more")
@@ -63,6 +67,10 @@ class Sharded(Policy):
                 CapabilityError, "keep", f"{self.budget}", "a share of the blocks",
                 "pass keep=0.25, say: what a head keeps grows with the text",
             )  # fmt: skip
+
+    def supports(self, heads: int) -> list[Support]:
+        """Return what each key head may attend to."""
+        assert self.budget.share is not None
         stride = math.ceil(1 / self.budget.share - 1e-9)
         return [shard(h, stride, self.local, self.block) for h in range(heads)]
 

@@ -50,6 +50,7 @@ class MoASparse(Policy):
     Spans are whole blocks, and as long as the last prompt says. (MoA, Fu et al. 2024)
     """
 
+    columns: ClassVar[str] = "spans"
     what: ClassVar[str] = "evicts"
     calibrated: ClassVar[bool] = True
     learns_from: ClassVar[str] = "answers"

@@ -23,6 +23,7 @@ class Quantized(Policy):
     (values); the newest `residual` tokens stay exact. (KIVI, Liu et al. 2024)
     """
 
+    columns: ClassVar[str] = "groups of tokens"
     what: ClassVar[str] = "stores"
     bits: int = 4
     group: int = 32

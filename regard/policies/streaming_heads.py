@@ -208,6 +208,7 @@ class LServe(DuoAttention):
     share of heads that stream, by DuoAttention's gates. (LServe, Yang et al. 2025)
     """
 
+    columns: ClassVar[str] = "pages"
     takes: ClassVar[tuple[str, ...]] = ("duo_attention",)
     page: int = 64
     logical: int = 16

@@ -320,8 +320,8 @@ def clustered() -> Measured:
 
         whole, (twins, share), chance = cost(1.0)[0], cost(0.5), cost(0.5, random_clusters=True)[0]
         led = leaders(torch.rand(1, 3, 8, 8).repeat_interleave(2, 1), 3).tolist()
-    # Which head leads each query head is kept beside: 8 numbers of 8 bytes for each layer.
-    table = 8 * 8 / (2 * 8 * 60 * 8 * 4)
+    # Kept beside, in 8 bytes each: the leader of each query head, and the 4 heads whose keys stay.
+    table = (8 + 4) * 8 / (2 * 8 * 60 * 8 * 4)
     # A trained model is needed for chance to be worse by much; here twins alone are alike.
     return Measured(
         "as many clusters as heads change nothing; of 8 heads that are 4 pairs of twins with "
