@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regard.bench.shrinking import BUDGETS, MEASURES, Setting, curves, picture, read_cells
+from regard.bench.shrinking import BUDGETS, MEASURES, Setting, curves
+from regard.bench.shrunk_cells import read_cells
+from regard.bench.shrunk_picture import picture
 from regard.models.loading import load
 from regard.policies import known, policy
 from regard.policies.calibration import load_calibration

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from regard.core.call import Call
 from regard.models.diffusers import branches
 from regard.models.engine import attended
-from regard.models.moment import Moment
+from regard.models.forward import Forward
 from regard.models.site import Site, Sites
 from regard.policies import Budget, policy
 from regard.policies.base import Step
@@ -57,7 +57,7 @@ def layer(grid: tuple[int, ...], text: int, contenders: dict[str, Contender], ro
         made.begin(torch.nn.Linear(1, 1), Sites([site]), Budget.of(keep))
 
         def run(made: Any = made, at: int = at, name: str = name) -> Tensor:
-            call = Call(q, k, v, site=site.at(Moment(at, grid=grid)))
+            call = Call(q, k, v, site=site.at(Forward(at, grid=grid)))
             step = Step(call.site, call, n, torch.tensor([n]))
             chosen = made.select(step)
             shares[name] = round((step.pairs or n * n) / n**2, 4)

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from regard import DistanceBias
-from regard.layers import Attention, Can, register
+from regard.layers import Attention, Capabilities, register
 
 
 @register("near")
 class NearAttention(Attention):
     """Scores fall off with distance, at a width that each head learns: `s - (i - j)^2 / 2 w^2`."""
 
-    can = Can(cross=False, multihead_weights=True)
+    can = Capabilities(cross=False, multihead_weights=True)
 
     def __init__(self, dim, heads, *, width=16.0, **settings):
         super().__init__(dim, heads, **settings)

@@ -20,6 +20,7 @@ FLOORS = (
     {"layers", "memories"},
     {"models", "demo", "conformance"},
     {"probes", "policies", "controls", "schemes", "conversions", "objectives", "tasks"},
+    {"circuits", "analysis"},
     {"views", "verbs"},
     {"bench", "papers"},
     {"studio", "cli", "tour", "__main__"},
@@ -43,8 +44,6 @@ OPTIONAL = {
 }
 
 MODULES = sorted(ROOT.rglob("*.py"))
-MODULE_IDS = [str(path.relative_to(ROOT)) for path in MODULES]
-every_module = pytest.mark.parametrize("path", MODULES, ids=MODULE_IDS)
 
 
 def room(path: Path) -> str:
@@ -81,8 +80,12 @@ def test_every_room_has_a_floor() -> None:
     assert not unknown, f"put {sorted(unknown)} on a floor of FLOORS, or move it"
 
 
-@every_module
-def test_imports_go_down_only(path: Path) -> None:
+def test_imports_go_down_only() -> None:
+    wrong = [at for path in MODULES for at in _imports_that_go_up(path)]
+    assert not wrong, "\n".join(wrong)
+
+
+def _imports_that_go_up(path: Path) -> Iterator[str]:
     source = room(path)
     for line, name in imports(path):
         top, _, rest = name.partition(".")
@@ -90,11 +93,11 @@ def test_imports_go_down_only(path: Path) -> None:
             continue
         if not rest and FLOOR_OF.get(source) == len(FLOORS) - 1:
             continue  # the top floor may use the face, as users do
-        target = rest.partition(".")[0]
-        assert target in FLOOR_OF, (
-            f"{path.name}:{line} imports {name}: name the module it lives in, not the face"
-        )
-        assert may_import(source, target), f"{path.name}:{line}: {source} may not import {target}"
+        target, at = rest.partition(".")[0], f"{path.relative_to(ROOT)}:{line}"
+        if target not in FLOOR_OF:
+            yield f"{at} imports {name}: name the module it lives in, not the face"
+        elif not may_import(source, target):
+            yield f"{at}: {source} may not import {target}"
 
 
 @pytest.mark.parametrize(
@@ -114,32 +117,43 @@ def test_the_rule_for_imports_can_say_no(source: str, target: str, allowed: bool
     assert may_import(source, target) is allowed
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room(p) == "core"], ids=lambda p: p.stem)
-def test_core_imports_torch_numpy_and_the_standard_library_only(path: Path) -> None:
-    for line, name in imports(path):
-        top = name.partition(".")[0]
-        if (path.name, top) in LATE_IN_CORE:
-            continue  # the test below holds that it is not at the top
-        assert top in LIGHT or top in sys.stdlib_module_names, f"{path.name}:{line} imports {name}"
+def test_core_imports_torch_numpy_and_the_standard_library_only() -> None:
+    # That what may come late (LATE_IN_CORE) is not at the top is held by the test below.
+    heavy = [
+        f"{path.name}:{line} imports {name}"
+        for path in MODULES
+        if room(path) == "core"
+        for line, name in imports(path)
+        if (top := name.partition(".")[0]) not in LIGHT
+        and top not in sys.stdlib_module_names
+        and (path.name, top) not in LATE_IN_CORE
+    ]
+    assert not heavy, "\n".join(heavy)
 
 
-@every_module
-def test_optional_packages_are_not_imported_at_the_top(path: Path) -> None:
+def _may_import_optional_packages(path: Path) -> bool:
     relative = path.relative_to(ROOT).parts
     if relative[:2] == ("run", "triton") or room(path) in ("cli", "studio"):
-        return  # imported only when asked for by name
-    if relative in (("conversions", "cache.py"), ("models", "cache.py")):
-        return  # a subclass of transformers' own, imported where one of its caches is at hand
-    for line, name in imports(path, top_level_only=True):
-        assert name.partition(".")[0] not in OPTIONAL, (
-            f"{path.name}:{line} imports {name} at the top: use need(...) where it is used"
-        )
+        return True  # imported only when asked for by name
+    # Subclasses of transformers' own, imported where one of its caches is at hand.
+    return relative in (("conversions", "cache.py"), ("models", "cache.py"))
 
 
-@every_module
-def test_a_file_is_short_enough_to_read_in_one_sitting(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, f"{lines} lines: split it by idea"
+def test_optional_packages_are_not_imported_at_the_top() -> None:
+    early = [
+        f"{path.relative_to(ROOT)}:{line} imports {name} at the top: use need(...) where it is used"
+        for path in MODULES
+        if not _may_import_optional_packages(path)
+        for line, name in imports(path, top_level_only=True)
+        if name.partition(".")[0] in OPTIONAL
+    ]
+    assert not early, "\n".join(early)
+
+
+def test_a_file_is_short_enough_to_read_in_one_sitting() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    long = [f"{p.relative_to(ROOT)}: {n} lines" for p, n in lines.items() if n > LONGEST_FILE]
+    assert not long, "split by idea: " + "; ".join(long)
 
 
 def test_no_public_name_hides_a_module() -> None:

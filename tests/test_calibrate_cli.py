@@ -13,7 +13,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from regard.core.errors import RegardError
-from regard.memories.files import read
+from regard.policies.calibration import read_calibration as read
 
 
 def run(module: str, *words: str) -> tuple[int, str, BaseException | None]:

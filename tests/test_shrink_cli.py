@@ -28,7 +28,7 @@ def run(*words: str) -> tuple[int, str, BaseException | None]:
 
 
 def test_it_measures_and_draws_and_does_not_measure_twice(tmp_path: Path) -> None:
-    words = ("--policy", "streaming,quantized", "--keep", "64", "--eval", "needle", "--length",
+    words = ("--policy", "streaming,quantized", "--keep", "64tok", "--eval", "needle", "--length",
              "160", "--draws", "1", "--out", str(tmp_path), "--json")  # fmt: skip
     code, text, error = run(*words)
     assert code == 0, error
@@ -38,6 +38,49 @@ def test_it_measures_and_draws_and_does_not_measure_twice(tmp_path: Path) -> Non
     assert (tmp_path / "quality-memory.png").stat().st_size > 5000
     again = json.loads(run(*words)[1])["cells"]
     assert [c["seconds"] for c in again] == [round(c["seconds"], 4) for c in cells]
+
+
+def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old numbers are never handed out: not after weights, calibration, code or text changed."""
+    import torch
+
+    from regard.bench import shrinking
+    from regard.bench.shrunk_cells import read_cells
+    from regard.models.loading import load
+    from regard.policies import policy
+    from regard.policies.budget import Budget
+
+    model, tokenizer = load()
+    model = model.float()
+    setting = shrinking.Setting(length=160, draws=1, texts=1, steps=4)
+    place, counted = tmp_path / "cells.json", []
+
+    def count(model: object, tokens: object, made: object, keep: object, *_: object) -> object:
+        counted.append(keep)
+        spelled = None if keep is None else Budget.of(keep).label
+        return shrinking.Cell("full" if made is None else "streaming", spelled, bits=len(counted))
+
+    monkeypatch.setattr(shrinking, "measure", count)
+
+    def measured(budgets: tuple[float, ...] = (0.5,), sinks: int = 4) -> int:
+        before = len(counted)
+        own = [lambda: policy("streaming", sinks=sinks)]
+        list(shrinking.curves(model, tokenizer, own, budgets, ["ppl"], setting, place))
+        return len(counted) - before
+
+    assert [measured(), measured(), measured((0.5, 1)), measured((1.0,))] == [2, 0, 1, 1]
+    assert measured(sinks=5) == 1  # other settings: the full model is not measured again
+    with torch.no_grad():
+        next(model.parameters())[3, 5] += 1  # a number that no sample reaches
+    assert [measured(), measured()] == [2, 0]
+    monkeypatch.setattr(shrinking, "hash_of_code", lambda: "another")
+    assert [measured(), measured()] == [2, 0]
+    monkeypatch.setattr(shrinking, "haystack", lambda: "another text")
+    assert [measured(), measured()] == [2, 0]
+    assert len(read_cells(place)) == 2
+    assert len(list((tmp_path / "older").iterdir())) == 3
 
 
 def test_it_lists_the_policies() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from regard.bench.specs import make_layer
 from regard.core.errors import RuleError, fail
 from regard.layers.attention import Attention
-from regard.layers.blocks import Block, Stack
 from regard.layers.positions import Learned, Sinusoidal
+from regard.layers.stack import Block, Stack
 from regard.tasks import Batch, Task, Tokens
 from regard.tasks.base import Kind
 

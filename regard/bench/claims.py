@@ -81,18 +81,24 @@ def claim(folder: Path, key: str, stale_after: float = STALE_AFTER) -> Claim | N
         return ours
 
 
+def sweep(folder: Path, key: str) -> None:
+    """Remove the claim of a worker that was killed after its run was written."""
+    newest = _newest(folder, key)
+    if newest is not None and stale(folder / f"{key}.{newest}"):
+        Claim(folder, key, newest, "").release()
+
+
 def stale(path: Path, stale_after: float = STALE_AFTER) -> bool:
     """Whether the worker that made a claim is gone."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         age = time.time() - path.stat().st_mtime
+        gone = said["host"] == platform.node() and not _alive(int(said["pid"]))
     except FileNotFoundError:
         return False  # given back just now: look again on the next round
-    except (ValueError, OSError):
+    except Exception:  # a damaged claim is nobody's
         return True
-    if said.get("host") == platform.node() and not _alive(int(said.get("pid", 0))):
-        return True
-    return age > stale_after
+    return gone or age > stale_after
 
 
 def _newest(folder: Path, key: str) -> int | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from regard.bench.claims import claim
-from regard.bench.records import Run, read_record, record_path, write_json
+from regard.bench.records import RECORD, Run, kept_record, record_path
 from regard.bench.sweep import News, Plan, keep_plan
 from regard.bench.training import carry_out
 from regard.core.errors import need
+from regard.core.files import set_aside, write_json
 
 
 def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterator[News]:
@@ -26,9 +27,9 @@ def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterat
     far = ray.remote(num_cpus=1, num_gpus=gpus)(_far)
     going: dict[Any, tuple[Run, Any]] = {}
     for run in plan.runs:
-        path = record_path(folder, run)
-        if path.exists():
-            yield News(run.key, "kept", 1.0, read_record(path)["score"])
+        record = kept_record(folder, run, device)
+        if record is not None:
+            yield News(run.key, "kept", 1.0, record["score"])
             continue
         ours = claim(folder / "claims", run.key)
         if ours is not None:
@@ -47,7 +48,9 @@ def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterat
             except ray.exceptions.RayError as error:
                 yield News(run.key, "broke", trace=str(error))
             else:
-                write_json(record_path(folder, run), record)
+                if record_path(folder, run).exists():
+                    set_aside(record_path(folder, run))
+                write_json(record_path(folder, run), record, RECORD)
                 yield News(run.key, "done", 1.0, record["score"])
             ours.release()
     finally:

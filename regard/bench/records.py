@@ -1,27 +1,32 @@
-"""The record of a run: one JSON file, written whole or not at all."""
+"""Files of a sweep: what each run is, what it found, and what that was made from."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import math
-import os
 import re
-import uuid
-from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from regard.core.errors import RegardError, fail
+from regard.bench.specs import read_spec, task_of
+from regard.core.files import FileError, FileKind, disk_errors, read_json, reading, write_json
+from regard.core.hashes import hash_of_code, hash_of_modules
+from regard.layers.registry import get
 
-FORMAT, VERSION = "regard-bench", 1
 
-
-class BenchError(RegardError):
+class BenchError(FileError):
     """A file of a sweep cannot be read or written."""
+
+
+_AGAIN = "delete it, and give the same command again"
+RECORD = FileKind("regard-bench", 2, "the record of a run", _AGAIN, BenchError)
+SWEEP = FileKind("regard-bench-sweep", 2, "the plan of a sweep", _AGAIN, BenchError)
+SPEED = FileKind("regard-bench-speed", 2, "measured speeds", _AGAIN, BenchError)
+RESULTS = FileKind("regard-bench-results", 2, "the results of a sweep", _AGAIN, BenchError)
+# What a run that was killed goes on from.
+BEGUN = FileKind("regard-bench-begun", 2, "a run that was broken off", _AGAIN, BenchError)
 
 
 @dataclass(frozen=True)
@@ -62,84 +67,62 @@ def record_path(folder: Path, run: Run) -> Path:
     return folder / "runs" / f"{run.key}.json"
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a half."""
+def inputs_of(run: Run, device: str = "cpu") -> dict[str, str]:
+    """Hash what the numbers of a run depend on, beside its settings: code, and the device.
 
-    def write(part: Path) -> None:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(_finite(content), file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    replaced(path, write)
-
-
-def _finite(content: Any) -> Any:
-    """Write what is no number as null: JSON has no word for it."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: _finite(x) for key, x in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(x) for x in content]
-    return content
-
-
-def replaced(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, and put it there in one step."""
-    with told_of_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            write(part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def told_of_disk(path: Path) -> Iterator[None]:
-    """Say in one sentence that a disk is full, or that a folder may not be written."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch.save says a full disk as a RuntimeError of its writer.
-        number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if isinstance(error, RuntimeError) and not full and "write" not in str(error):
-            raise
-        said = "no space left on its disk" if full else str(error)
-        fail(
-            BenchError, str(path), said, "room to write to",
-            "make room, and give the same command again: finished runs are kept"
-            if full else "choose another --out, or its permissions",
-        )  # fmt: skip
+    `layer` is the code of a layer and a task that lie outside of the package.
+    """
+    own = [get(read_spec(run.layer)[0]).__module__, type(task_of(run.task)).__module__]
+    return {"code": hash_of_code(), "layer": hash_of_modules(own), "device": device}
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read the record of a run."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as broken:
-        fail(
-            BenchError, str(path), f"a file that cannot be read ({broken})", "the record of a run",
-            "delete it, and give the same command again",
-        )  # fmt: skip
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        fail(
-            BenchError, str(path), "JSON that is no record of a run", f"format {FORMAT!r}",
-            "keep other files out of the folder `runs`",
-        )  # fmt: skip
-    if record.get("version") != VERSION:
-        fail(
-            BenchError, str(path), f"a record of version {record.get('version')}",
-            f"version {VERSION}", "choose another --out, or use the Regard that wrote it",
-        )  # fmt: skip
+    record = read_json(path, RECORD)
+    with reading(path, RECORD):
+        Run(**record["run"])
+        if not isinstance(record["tests"], dict) or not isinstance(record["inputs"], dict):
+            RECORD.bad(path, "a record without tests or inputs")
+        for name in ("key", "score", "chance", "curve", "steps", "machine"):
+            record[name]
     return record
+
+
+def kept_record(folder: Path, run: Run, device: str = "cpu") -> dict[str, Any] | None:
+    """Read the record of a run if it is of the same settings, code and device, else None."""
+    path = record_path(folder, run)
+    if not path.exists():
+        return None
+    record = read_record(path)
+    same = record["run"] == asdict(run) and record["inputs"] == inputs_of(run, device)
+    return record if same else None
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
     """Read every record in the folder of a sweep, by name."""
     paths = sorted(p for p in (folder / "runs").glob("*.json") if not p.name.startswith("."))
     return [read_record(path) for path in paths]
+
+
+def write_speed(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write measured speeds, with the settings and the code that they are of."""
+    write_json(path, {"settings": settings, "code": hash_of_code(), "rows": rows}, SPEED)
+
+
+def read_speed(path: Path) -> dict[str, Any]:
+    """Read speeds as they were written: `settings`, `code`, and `rows` of measurements."""
+    said = read_json(path, SPEED)
+    with reading(path, SPEED):
+        return {"settings": said["settings"], "code": said["code"], "rows": list(said["rows"])}
+
+
+def kept_speed(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Read the rows of speeds if they are of the same settings and code, else None."""
+    said = read_speed(path) if path.exists() else None
+    same = said is not None and said["settings"] == settings and said["code"] == hash_of_code()
+    return said["rows"] if said is not None and same else None
+
+
+def told_of_disk(path: Path) -> AbstractContextManager[None]:
+    """Say in one sentence that a disk is full, or that a folder may not be written."""
+    return disk_errors(path, BenchError)

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from regard.bench.drawing import Axis, Chart, ranked, short
-from regard.bench.records import replaced
+from regard.bench.records import BenchError
 from regard.bench.results import Results, cell_of
-from regard.bench.speed import Measure, exponents
+from regard.bench.speed import Measure, exponents, pays_from
 from regard.bench.statistics import (
     Estimate,
     above_chance,
     common,
     compositional_index,
-    efficiency_length,
     ranking,
 )
 from regard.bench.words import UNLEARNED, findings
+from regard.core.files import write_bytes
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
+from regard.views.overwrite import is_ours, sealed_page
 
 
 def report(results: Results) -> str:
@@ -55,10 +56,9 @@ def report(results: Results) -> str:
 
 
 def write_report(results: Results, path: str | Path) -> Path:
-    """Write the report to a file."""
-    path = Path(path)
-    replaced(path, lambda part: part.write_text(report(results), encoding="utf-8"))
-    return path
+    """Write the report to a file; a report of Regard that is there is replaced, nothing else."""
+    body = sealed_page(report(results))
+    return write_bytes(path, body, may_replace=is_ours, error=BenchError)
 
 
 def _header(results: Results) -> str:
@@ -242,33 +242,25 @@ def _speeds(results: Results) -> str:
                 chart.line(line, _color(results, who), who)
             charts.append(_figure(f"{what}: {title}", chart))
     head = ["layer", "what", "longest", "seconds there", "bytes there", "time exponent",
-            "memory exponent", "pays from"]  # fmt: skip
+            "memory exponent", "faster than mha from"]  # fmt: skip
     lines = []
     for fit in exponents(rows):
         lines.append([
             _e(fit["who"]), fit["what"], f"{fit['longest']:,}", short(fit["seconds"]),
             short(fit["bytes"]),
             _number(fit["time exponent"]), _number(fit["memory exponent"]),
-            _pays(rows, fit["who"], fit["what"]),
+            pays_from(rows, fit["who"], fit["what"]),
         ])  # fmt: skip
     note = (
         "Bytes are those of the largest tensor on a CPU, and the peak on a GPU; of decoding, what "
         "the memory keeps, and seconds a token. Exponents are slopes over the four longest "
         "lengths. "
-        "“Pays from” is CAB's efficiency length: where the fitted time falls below that of mha."
+        "“Faster than mha from” is the shortest length from which on a layer was faster at every "
+        "length measured; where it was slower at the longest, CAB's efficiency length: where the "
+        "fitted time falls below that of mha for good."
     )
     return _section("Speed and memory against length", f"<p class=q>{_e(note)}</p>"
                     + _grid(charts) + _table(head, lines))  # fmt: skip
-
-
-def _pays(rows: Sequence[Measure], who: str, what: str) -> str:
-    mine = {r.n: r.seconds for r in rows if (r.who, r.what) == (who, what)}
-    plain = {r.n: r.seconds for r in rows if (r.who, r.what) == ("mha", what)}
-    shared = sorted(set(mine) & set(plain))
-    if who == "mha" or len(shared) < 3 or what == "decode":
-        return ""
-    n = efficiency_length(shared, [mine[k] for k in shared], [plain[k] for k in shared])
-    return "never" if n is None else "always" if n <= 1 else f"{n:,.0f} tokens"
 
 
 def _left_out(results: Results) -> str:

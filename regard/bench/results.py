@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from regard.bench.records import (
+    RESULTS,
+    SWEEP,
     BenchError,
     Run,
     read_all,
     read_record,
+    read_speed,
     record_path,
-    replaced,
-    write_json,
 )
 from regard.bench.statistics import Estimate, Scores, above_chance, estimate
 from regard.bench.sweep import Plan
 from regard.core.errors import fail, need
+from regard.core.files import read_json, reading, write_bytes, write_json
+from regard.core.hashes import hash_of_code
 
 
 @dataclass(frozen=True)
@@ -77,47 +80,33 @@ def cell_of(record: dict[str, Any]) -> str:
     return f"{run['task']} ({run['pattern']})"
 
 
-def gathered(plan: Plan, folder: Path, **more: Any) -> Results:
-    """Read the records of a plan that are there."""
+def gathered(plan: Plan, folder: Path, *, code: str | None = None, **more: Any) -> Results:
+    """Read the records of a plan that are there, of one generation: those of the same code."""
+    code = hash_of_code() if code is None else code
     paths = [record_path(folder, run) for run in plan.runs]
     records = tuple(read_record(path) for path in paths if path.exists())
+    records = tuple(r for r in records if r["inputs"].get("code") == code)
     return Results(records, len(plan.runs), plan.left_out, budget=plan.budget, **more)
 
 
 def read_folder(folder: Path) -> Results:
     """Read what a sweep wrote: its last plan's runs that are done, and its speeds."""
     path = folder / "sweep.json"
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        left_out = tuple((a, b, c, d) for a, b, c, d in said["left_out"])
-        plan = Plan(tuple(Run(**run) for run in said["runs"]), left_out, said["budget"])
-    except FileNotFoundError:
+    if not path.exists():
         records = read_all(folder)
         if not records:
             fail(
                 BenchError, str(folder), "no sweep", "a folder that `regard bench` wrote", "name it"
             )
         return Results(tuple(records), len(records))
-    except (ValueError, TypeError, KeyError) as broken:
-        fail(
-            BenchError, str(path), f"a file that cannot be read ({broken})",
-            "the plan of a sweep, as this version writes it", "give the command again",
-        )  # fmt: skip
+    said = read_json(path, SWEEP)
+    with reading(path, SWEEP):
+        left_out = tuple((a, b, c, d) for a, b, c, d in said["left_out"])
+        plan = Plan(tuple(Run(**run) for run in said["runs"]), left_out, said["budget"])
+        code = str(said["code"])
     path = folder / "speed.json"
     speed = read_speed(path)["rows"] if path.exists() else []
-    return gathered(plan, folder, speed=tuple(speed))
-
-
-def read_speed(path: Path) -> dict[str, Any]:
-    """Read speeds as they were written: `settings`, and `rows` of measurements."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return {"settings": said["settings"], "rows": list(said["rows"])}
-    except (ValueError, TypeError, KeyError) as broken:
-        fail(
-            BenchError, str(path), f"a file that cannot be read ({broken})",
-            "speeds, as this version writes them", "delete it, and measure again",
-        )  # fmt: skip
+    return gathered(plan, folder, code=code, speed=tuple(speed))
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
@@ -134,14 +123,15 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
             runs.append({**who, "test": test, **said, **{f"run_{k}": v for k, v in plain.items()}})
         curves += [{**who, **point} for point in r["curve"]]
     written = [folder / "results.json"]
-    write_json(written[0], {"records": list(results.records), "speed": list(results.speed)})
+    found = {"records": list(results.records), "speed": list(results.speed)}
+    write_json(written[0], found, RESULTS)
     tables: list[tuple[str, Sequence[dict[str, Any]]]] = [
         ("results", runs), ("curves", curves), ("speed", results.speed)
     ]  # fmt: skip
     for name, rows in tables:
         if rows:
             path = folder / f"{name}.parquet"
-            table = pa.Table.from_pylist(list(rows))
-            replaced(path, lambda part, table=table: pq.write_table(table, part))  # type: ignore[misc]
-            written.append(path)
+            table, held = pa.Table.from_pylist(list(rows)), io.BytesIO()
+            pq.write_table(table, held)
+            written.append(write_bytes(path, held.getvalue(), error=BenchError))
     return written

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import math
 import random
 import time
@@ -20,8 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.core.errors import RuleError, ValueRangeError, fail
+from regard.bench.kept_cells import KeptCells, hash_of_policy
+from regard.bench.shrunk_cells import Cell, as_fields, cell_of
+from regard.bench.statistics import Count
+from regard.core.errors import CapabilityError, RegardError, RuleError, ValueRangeError, fail
+from regard.core.hashes import hash_of, hash_of_code
+from regard.models.fingerprint import fingerprint
 from regard.policies.base import Policy
+from regard.policies.budget import Budget
 from regard.policies.registry import policy
 from regard.probes.stimuli import ASKED, NAMES, TOLD, needle
 from regard.verbs import shrink
@@ -29,23 +34,7 @@ from regard.verbs import shrink
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 0.75)
 # Policies that share by a map of their own, whatever the budget.
 UNBUDGETED = ("kv_sharer", "shared_weights", "pod")
-MEASURES = ("needle", "recall", "ppl")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One policy at one budget: `needle` and `recall` are shares of keys said right, `bits` are
-    bits per byte of text, `bytes` and `flops` shares of what the full model takes.
-    """
-
-    policy: str
-    keep: float | None
-    needle: float | None = None
-    recall: float | None = None
-    bits: float | None = None
-    bytes: float | None = None
-    flops: float | None = None
-    seconds: float = 0.0
+MEASURES = ("needle", "recall", "bits")
 
 
 @dataclass(frozen=True)
@@ -77,13 +66,14 @@ def _cut(start: int, size: int, text: str | None = None) -> str:
 
 
 def measure(
-    model: Any, tokenizer: Any, made: Policy | None, keep: float | None, asked: Sequence[str],
+    model: Any, tokenizer: Any, made: Policy | None, keep: Any, asked: Sequence[str],
     setting: Setting,
 ) -> Cell:  # fmt: skip
     """Measure one policy at one budget (no policy: the full model)."""
     began = time.perf_counter()
     name = "full" if made is None else made.name
-    found: dict[str, float] = {}
+    label = None if keep is None else Budget.of(keep).label
+    found: dict[str, Any] = {}
     with torch.no_grad():
         if made is None:
             found = _measured(model, tokenizer, asked, setting)
@@ -96,7 +86,7 @@ def measure(
             report = shrunk.report()
         share = report.flops / report.dense_flops
     return Cell(
-        name, keep, **found, bytes=report.bytes / report.full_bytes, flops=share,
+        name, label, **found, bytes=report.bytes / report.full_bytes, flops=share,
         seconds=_since(began),
     )  # fmt: skip
 
@@ -105,13 +95,42 @@ def _since(began: float) -> float:
     return round(time.perf_counter() - began, 2)
 
 
-def _measured(
-    model: Any, tokenizer: Any, asked: Sequence[str], setting: Setting
-) -> dict[str, float]:
-    found = {}
+def need_measures(asked: Sequence[str]) -> None:
+    """Raise unless every measure is one of MEASURES."""
+    if not asked:
+        fail(RuleError, "eval", "none", f"some of {', '.join(MEASURES)}", "name one at least")
     for one in asked:
         if one not in MEASURES:
-            fail(RuleError, "eval", repr(one), f"some of {', '.join(MEASURES)}", "name these")
+            said = "bits, for bits per byte" if one in ("ppl", "perplexity") else "these"
+            fail(RuleError, "eval", repr(one), f"some of {', '.join(MEASURES)}", f"name {said}")
+
+
+def fit_positions(setting: Setting, positions: int | None, measures: Sequence[str]) -> None:
+    """Raise where prompts would be longer than the positions of a model, or too short to measure.
+
+    >>> fit_positions(Setting(length=512), 2048, ["needle"])
+    """
+    if positions is not None and setting.length > positions:
+        fail(
+            ValueRangeError, "length", setting.length,
+            f"at most {positions}, the positions that the model was made for",
+            f"pass {positions}, or a model of more positions",
+        )  # fmt: skip
+    least = {"needle": 96, "recall": 160, "bits": setting.steps + 8}
+    short = max(least[one] for one in measures)
+    if setting.length < short:
+        fail(
+            ValueRangeError, "length", setting.length,
+            f"at least {short} tokens, to measure {', '.join(measures)}", "take longer prompts",
+        )  # fmt: skip
+    if setting.draws < 1:
+        fail(ValueRangeError, "draws", setting.draws, "at least 1", "leave it out for 4")
+
+
+def _measured(model: Any, tokenizer: Any, asked: Sequence[str], setting: Setting) -> dict[str, Any]:
+    need_measures(asked)
+    found: dict[str, Any] = {}
+    for one in asked:
         if one == "needle":
             found["needle"] = needles(model, tokenizer, setting)
         elif one == "recall":
@@ -133,8 +152,8 @@ def said(model: Any, prompt: Tensor, count: int, cache: Any = None) -> list[int]
     return tokens
 
 
-def needles(model: Any, tokenizer: Any, setting: Setting) -> float:
-    """Share of pass keys said right, asked for at the end of the prompt that hides them."""
+def needles(model: Any, tokenizer: Any, setting: Setting) -> Count:
+    """Count pass keys said right, asked for at the end of the prompt that hides them."""
     right = total = 0
     text = haystack()
     for depth in setting.depths:
@@ -149,11 +168,11 @@ def needles(model: Any, tokenizer: Any, setting: Setting) -> float:
             ids, wanted = reading.tokens[:, : answer.start], reading.tokens[0, answer].tolist()
             right += said(model, ids, len(wanted)) == wanted
             total += 1
-    return right / total
+    return Count(right, total)
 
 
-def recall(model: Any, tokenizer: Any, setting: Setting) -> float:
-    """Share of several hidden keys said right, each asked for after the text was read and shrunk.
+def recall(model: Any, tokenizer: Any, setting: Setting) -> Count:
+    """Count which of several hidden keys are said right, each asked for after the text was shrunk.
 
     No policy knows the question when it chooses what to keep of the text.
     """
@@ -164,7 +183,7 @@ def recall(model: Any, tokenizer: Any, setting: Setting) -> float:
         for question, answer in questions:
             right += said(model, question, len(answer), copy.deepcopy(cache)) == answer
             total += 1
-    return right / total
+    return Count(right, total)
 
 
 def keys_and_questions(
@@ -238,92 +257,59 @@ def texts(tokenizer: Any, length: int, rows: int = 1, text: str | None = None) -
 
 def curves(
     model: Any, tokenizer: Any, policies: Sequence[str | Callable[[], Policy]],
-    budgets: Sequence[float] = BUDGETS, asked: Sequence[str] = MEASURES,
+    budgets: Sequence[Any] = BUDGETS, asked: Sequence[str] = MEASURES,
     setting: Setting | None = None, kept_in: Path | None = None,
 ) -> Iterator[Cell]:  # fmt: skip
     """Measure policies at budgets, the full model first; what a file already has is not measured.
 
-    A policy that has no budget (it stores) is measured once.
+    A policy that has no budget (it stores) is measured once. One that cannot serve this model is a
+    cell that says why, and is tried anew the next time. A cell of the file is trusted if the model,
+    text, code and setting are the same by their hashes, and the policy with its settings and
+    calibration too. A file of others is moved to `older/`.
     """
     setting = Setting() if setting is None else setting
-    done = {(c.policy, c.keep): c for c in read_cells(kept_in)} if kept_in else {}
-    todo: list[tuple[str, Any, float | None]] = [("full", None, None)]
+    _need_decoder(model)
+    asks = asdict(setting)
+    kept = None if kept_in is None else KeptCells(kept_in, {
+        "model": fingerprint(model), "text": hash_of(haystack()), "code": hash_of_code(),
+        "setting": asks, "asked": list(asked),
+    })  # fmt: skip
+    todo: list[tuple[str, Any, Any]] = [("full", None, None)]
     for one in policies:
         made = policy(one) if isinstance(one, str) else one()
         label = one if isinstance(one, str) else made.name
         own = [None] if made.what == "stores" or made.name in UNBUDGETED else budgets
         todo += [(label, one, keep) for keep in own]
     for label, one, keep in todo:
-        cell = done.get((label, keep))
-        if cell is None:
+        spelled = None if keep is None else Budget.of(keep).label
+        try:
             fresh = None if one is None else policy(one) if isinstance(one, str) else one()
+            of = hash_of_policy(fresh)
+            row = None if kept is None else kept.find(label, spelled, of)
+            if row is not None:
+                yield cell_of(row, asks)
+                continue
             cell = measure(model, tokenizer, fresh, keep, asked, setting)
-            done[cell.policy, keep] = cell
-            if kept_in is not None:
-                write_cells(kept_in, list(done.values()), setting)
+        except RegardError as error:
+            if one is None:
+                raise
+            yield Cell(label, spelled, refused=str(error))
+            continue
+        if kept is not None:
+            kept.add(as_fields(cell), of)
         yield cell
 
 
-def read_cells(path: Path) -> list[Cell]:
-    """Read cells that were measured before."""
-    if not path.exists():
-        return []
-    return [Cell(**row) for row in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+def _need_decoder(model: Any) -> None:
+    """Raise unless a model says what comes next, from keys that it keeps."""
+    config = getattr(model, "config", None)
+    generates = bool(getattr(model, "can_generate", lambda: False)())
+    if not generates or getattr(config, "is_encoder_decoder", False):
+        fail(
+            CapabilityError, "model", f"{type(model).__name__}, which has no cache of its own text",
+            "a decoder that generates text",
+            "measure it from Python: with regard.shrink(model, ...) as shrunk: ...",
+        )  # fmt: skip
 
 
-def write_cells(path: Path, cells: Sequence[Cell], setting: Setting) -> None:
-    """Write cells, all or none."""
-    rows = [
-        {k: round(x, 4) if isinstance(x, float) else x for k, x in asdict(c).items()} for c in cells
-    ]
-    new = path.with_suffix(".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new.write_text(json.dumps({"setting": asdict(setting), "cells": rows}, indent=1) + "\n")
-    new.replace(path)
-
-
-def picture(cells: Sequence[Cell], path: Path) -> Path:
-    """Draw quality against memory (or FLOPs, for policies that keep all), one line a policy."""
-    from regard.core.errors import need
-
-    need("matplotlib", "see", "draws curves")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    full = next((c for c in cells if c.policy == "full"), None)
-    shown = [
-        m for m in ("needle", "recall", "bits") if any(getattr(c, m) is not None for c in cells)
-    ]
-    titles = {"needle": "needles found", "recall": "keys recalled, asked for later",
-              "bits": "bits per byte"}  # fmt: skip
-    figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 4.2), squeeze=False)
-    names = list(dict.fromkeys(c.policy for c in cells if c.policy != "full"))
-    colors = plt.get_cmap("tab20")
-    for axis, measured in zip(axes[0], shown, strict=True):
-        for i, name in enumerate(names):
-            own = sorted((c for c in cells if c.policy == name), key=lambda c: c.bytes or 0)
-            saves = min((c.bytes or 1.0) for c in own) < 0.97
-            xs = [c.bytes if saves else c.flops for c in own]
-            ys = [getattr(c, measured) for c in own]
-            style = "-" if saves else "--"
-            axis.plot(xs, ys, style, marker="o", ms=3.5, lw=1.4, color=colors(i % 20), label=name)
-        if full is not None and getattr(full, measured) is not None:
-            axis.axhline(getattr(full, measured), color="black", lw=0.8, ls=":")
-        axis.set_xscale("log")
-        axis.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["5%", "10%", "25%", "50%", "100%"])
-        axis.set_title(titles[measured], fontsize=10)
-        axis.set_xlabel("bytes kept of full (dashed: FLOPs of full)", fontsize=8)
-        axis.grid(alpha=0.25)
-    axes[0][-1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
-
-
-__all__ = [
-    "BUDGETS", "MEASURES", "Cell", "Setting", "curves", "measure", "picture", "read_cells",
-]  # fmt: skip
+__all__ = ["BUDGETS", "MEASURES", "Setting", "curves", "fit_positions", "measure"]

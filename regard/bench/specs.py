@@ -23,11 +23,11 @@ def read_spec(said: str) -> tuple[str, dict[str, Any]]:
 
     >>> read_spec("moh:active=3:position=rotary")
     ('moh', {'active': 3, 'position': 'rotary'})
-    >>> read_spec("mine.layers:Own:size=2")  # a class of your own, by its path
-    ('mine.layers:Own', {'size': 2})
+    >>> read_spec("mine:Own:size=2")  # a class of your own, by its path
+    ('mine:Own', {'size': 2})
     """
     name, *settings = said.split(":")
-    if settings and "=" not in settings[0] and "." in name:
+    if settings and settings[0].isidentifier():
         name = f"{name}:{settings.pop(0)}"
     found: dict[str, Any] = {}
     for setting in settings:

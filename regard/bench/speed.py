@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regard.bench.measuring import Largest, seconds, slope
 from regard.bench.specs import make_layer, read_spec
+from regard.bench.statistics import efficiency_length
 from regard.core.errors import RuleError, fail
 from regard.core.support import Causal
 from regard.layers.registry import get
@@ -98,6 +99,33 @@ def exponents(rows: Sequence[Measure]) -> list[dict[str, Any]]:
             if len(n) > 1 else None,
         })  # fmt: skip
     return found
+
+
+def pays_from(rows: Sequence[Measure], who: str, what: str) -> str:
+    """Say from which length on a layer is faster than mha: as measured, and beyond by the fit.
+
+    >>> slow, fast = [9e-3, 1e-2, 2e-2], [1e-3, 4e-3, 1.6e-2]
+    >>> rows = [Measure(who, "forward", n, x, 1) for who, times in (("a", slow), ("mha", fast))
+    ...         for n, x in zip((64, 128, 256), times)]
+    >>> pays_from(rows, "a", "forward")
+    'about 342 tokens, by the fit; slower up to 256'
+    """
+    mine = {r.n: r.seconds for r in rows if (r.who, r.what) == (who, what)}
+    plain = {r.n: r.seconds for r in rows if (r.who, r.what) == ("mha", what)}
+    shared = sorted(set(mine) & set(plain))
+    if who == "mha" or len(shared) < 3 or what == "decode":
+        return ""
+    ahead = [k for k in shared if mine[k] < plain[k]]
+    if len(ahead) == len(shared):
+        return f"every length measured ({shared[0]:,} to {shared[-1]:,})"
+    behind = max(k for k in shared if k not in ahead)
+    if behind < shared[-1]:  # measured beats fitted
+        return f"{min(k for k in ahead if k > behind):,} tokens, as measured"
+    n = efficiency_length(shared, [mine[k] for k in shared], [plain[k] for k in shared])
+    if n is None or n <= shared[-1]:
+        some = f"; faster at {', '.join(f'{k:,}' for k in ahead)}" if ahead else ""
+        return f"not up to {shared[-1]:,} tokens{some}"
+    return f"about {n:,.0f} tokens, by the fit; slower up to {shared[-1]:,}"
 
 
 def as_rows(rows: Sequence[Measure]) -> list[dict[str, Any]]:

@@ -41,6 +41,38 @@ def estimate(values: Sequence[float], errors: Sequence[float] = ()) -> Estimate:
     return Estimate(round(mean, 6), round(mean - half, 6), round(mean + half, 6))
 
 
+@dataclass(frozen=True)
+class Count:
+    """How many were right, of how many, with the 95% interval of the share.
+
+    >>> print(Count(2, 6))
+    2 of 6 (10% to 70%)
+    >>> Count(0, 12).share, Count(0, 12).interval
+    (0.0, (0.0, 0.2425))
+    """
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """The share that was right."""
+        return self.right / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the share, by Wilson's score, which holds for few and for 0 too."""
+        n, p, z = self.total, self.share, 1.959964
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+        return round(low, 4), round(high, 4)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.right} of {self.total} ({100 * low:.0f}% to {100 * high:.0f}%)"
+
+
 def above_chance(score: float, chance: float) -> float:
     """Put a score on a scale where 0 is chance and 1 is perfect.
 
@@ -119,24 +151,24 @@ def efficiency_length(
 ) -> float | None:
     """CAB's efficiency length: where a fitted cost falls below that of plain attention.
 
-    Both are fitted as parabolas, a n² + b n + c with nothing below zero. None where it never falls
-    below.
+    Both are fitted as parabolas, a n² + b n + c with nothing below zero. From the length that is
+    given on it stays below, however long the text: 0.0 where it is below at every length, None
+    where it is above in the end.
 
     >>> efficiency_length([1, 2, 4, 8], [10, 20, 40, 80], [1, 4, 16, 64])
     10.0
     """
     a, b = _parabola(lengths, costs), _parabola(lengths, plain)
     two, one, zero = (x - y for x, y in zip(a, b, strict=True))
+    last = next((x for x in (two, one, zero) if abs(x) > 1e-18), 0.0)
+    if last >= 0:  # the part that grows fastest decides of the longest texts
+        return None
     if abs(two) < 1e-18:
         roots = [-zero / one] if abs(one) > 1e-18 else []
     else:
         under = one * one - 4 * two * zero
         roots = [(-one + s * math.sqrt(under)) / (2 * two) for s in (-1, 1)] if under >= 0 else []
-    crossing = sorted(x for x in roots if x > 0)
-    begin = two * 1e-6 + one * 1e-3 + zero  # which is cheaper near no tokens at all
-    if begin < 0:
-        return 0.0
-    return round(crossing[0], 6) if crossing else None
+    return round(max([0.0, *roots]), 6)
 
 
 def _parabola(lengths: Sequence[float], costs: Sequence[float]) -> tuple[float, float, float]:

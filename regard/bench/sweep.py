@@ -23,12 +23,14 @@ import torch
 
 from regard.bench.backbone import width_for
 from regard.bench.budget import Budget
-from regard.bench.claims import Claim, claim
+from regard.bench.claims import Claim, claim, sweep
 from regard.bench.measuring import threads_each
-from regard.bench.records import Run, read_record, record_path, write_json
+from regard.bench.records import RECORD, SWEEP, Run, kept_record, record_path
 from regard.bench.specs import make_layer, need_pattern, read_spec, task_of, why_not
 from regard.bench.training import Progress, carry_out
 from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
+from regard.core.files import set_aside, write_json
+from regard.core.hashes import hash_of_code
 from regard.layers.registry import get
 from regard.tasks import PATTERNS
 
@@ -97,6 +99,10 @@ def _try_settings(runs: Sequence[Run]) -> None:
         except RegardError as wrong:
             if wrong.argument == "settings":
                 raise
+            if wrong.argument in read_spec(run.layer)[1]:
+                raise type(wrong)(
+                    f"layers: {wrong.argument} of {run.layer}", wrong.got, wrong.expected, wrong.fix
+                ) from None
         except Exception:  # what else may be wrong breaks its runs alone, and is told there
             continue
 
@@ -132,21 +138,22 @@ def one(
 ) -> str:
     """Do a run, unless it is done or another worker is at it; say "kept", "taken" or "done"."""
     path = record_path(folder, run)
-    if path.exists():
-        read_record(path)
+    if kept_record(folder, run, device) is not None:
         return "kept"
     ours = claim(folder / "claims", run.key)
     if ours is None:
         return "taken"
     try:
-        if path.exists():  # done between the two looks
+        if kept_record(folder, run, device) is not None:  # done between the two looks
             return "kept"
+        if path.exists():  # of other code, or of another device
+            set_aside(path)
         kept = folder / "unfinished" / f"{run.key}.pt"
         heard = told or (lambda news: None)
         heard(News(run.key, "started"))
         record = carry_out(run, device=device, kept=kept, told=_keeping(ours, run, heard))
         if ours.mine():
-            write_json(path, record)
+            write_json(path, record, RECORD)
         heard(News(run.key, "done", 1.0, record["score"]))
         return "done"
     finally:
@@ -173,8 +180,8 @@ def _keeping(
 def keep_plan(plan: Plan, folder: Path) -> None:
     """Write down what a sweep is to do, for its report."""
     said = {"runs": [asdict(run) for run in plan.runs], "budget": plan.budget,
-            "left_out": [list(x) for x in plan.left_out]}  # fmt: skip
-    write_json(folder / "sweep.json", said)
+            "left_out": [list(x) for x in plan.left_out], "code": hash_of_code()}  # fmt: skip
+    write_json(folder / "sweep.json", said, SWEEP)
 
 
 def carry_out_all(
@@ -188,9 +195,10 @@ def carry_out_all(
     keep_plan(plan, folder)
     due = []
     for run in plan.runs:
-        path = record_path(folder, run)
-        if path.exists():
-            yield News(run.key, "kept", 1.0, read_record(path)["score"])
+        record = kept_record(folder, run, device)
+        if record is not None:
+            sweep(folder / "claims", run.key)
+            yield News(run.key, "kept", 1.0, record["score"])
         else:
             due.append(run)
     if due:
@@ -273,9 +281,8 @@ def _work(line: Any, runs: list[Run], folder: Path, workers: int, device: str) -
                 broken.add(run.key)
                 continue
             if outcome == "kept":
-                line.send(
-                    News(run.key, "kept", 1.0, read_record(record_path(folder, run))["score"])
-                )
+                record = kept_record(folder, run, device) or {"score": None}
+                line.send(News(run.key, "kept", 1.0, record["score"]))
             if outcome == "taken":
                 taken.append(run)
         waiting = taken

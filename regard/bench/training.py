@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from regard import __version__
 from regard.bench.backbone import Backbone, parameters
 from regard.bench.measuring import Largest, machine
-from regard.bench.records import FORMAT, VERSION, Run, replaced
+from regard.bench.records import BEGUN, Run, inputs_of
 from regard.bench.specs import task_of
+from regard.core.files import FileError, read_packed, reading, write_packed
 from regard.tasks import Task
 
 # Rows that a model is tested on: as many batches, whose spread says how sure a score is.
@@ -76,9 +75,10 @@ def carry_out(
     ).to(device)  # fmt: skip
     adam = torch.optim.AdamW(model.parameters(), run.rate, weight_decay=0.01)
     flops, largest = cost_of_a_step(model, task, run, device)
-    progress = _begin(kept, model, adam)
+    about = {"run": asdict(run), "inputs": inputs_of(run, device)}
+    progress = _begin(kept, about, model, adam)
     steps = run.steps if run.flops is None else max(1, int(run.flops / max(flops, 1)))
-    last = _train(run, task, model, adam, progress, steps, device, kept, told)
+    last = _train(run, task, model, adam, progress, steps, device, kept, about, told)
     tests = {}
     for name, test in task.tests().items():
         scores = scored(model, test, device)
@@ -90,7 +90,7 @@ def carry_out(
     if kept is not None:
         kept.unlink(missing_ok=True)
     return {
-        "format": FORMAT, "version": VERSION, "key": run.key, "run": asdict(run),
+        **about, "key": run.key,
         "score": tests[task.name]["score"], "chance": task.chance, "tests": tests,
         "curve": progress.curve, "loss": last, "steps": progress.step,
         "rows": progress.step * run.batch, "seconds": progress.trained,
@@ -114,7 +114,7 @@ def cost_of_a_step(model: nn.Module, task: Task, run: Run, device: str) -> tuple
 
 def _train(
     run: Run, task: Task, model: nn.Module, adam: torch.optim.Optimizer, progress: Progress,
-    steps: int | None, device: str, kept: Path | None, told: Told | None,
+    steps: int | None, device: str, kept: Path | None, about: dict[str, Any], told: Told | None,
 ) -> float:  # fmt: skip
     began = saved = time.perf_counter()
     held_out = next(iter(task.tests().values()))
@@ -145,9 +145,9 @@ def _train(
         if kept is not None and time.perf_counter() - saved > KEEP_EVERY:
             saved = time.perf_counter()
             progress.trained = before + saved - began - testing
-            state = {"progress": asdict(progress), "model": model.state_dict(),
+            state = {"about": about, "progress": asdict(progress), "model": model.state_dict(),
                      "adam": adam.state_dict(), "random": torch.random.get_rng_state()}  # fmt: skip
-            replaced(kept, functools.partial(torch.save, state))
+            write_packed(kept, state, BEGUN)
 
 
 def step(
@@ -168,20 +168,25 @@ def _rate(share: float) -> float:
     return min(1.0, share / 0.05 + 0.01, (1 - share) / 0.3)
 
 
-def _begin(kept: Path | None, model: nn.Module, adam: torch.optim.Optimizer) -> Progress:
-    """Go on from what a killed run kept, or begin."""
+def _begin(
+    kept: Path | None, about: dict[str, Any], model: nn.Module, adam: torch.optim.Optimizer
+) -> Progress:
+    """Go on from what a killed run of the same settings, code and device kept, or begin."""
     if kept is None or not kept.exists():
         return Progress()
     begun = copy.deepcopy(model.state_dict())
     try:
-        state = torch.load(kept, weights_only=True)
-        progress = Progress(**state["progress"])
-        adam.load_state_dict(state["adam"])
-        model.load_state_dict(state["model"])
-        torch.random.set_rng_state(state["random"])
+        with reading(kept, BEGUN):
+            state = read_packed(kept, BEGUN)
+            if state["about"] != about:
+                BEGUN.bad(kept, "what another run kept")
+            progress = Progress(**state["progress"])
+            adam.load_state_dict(state["adam"])
+            model.load_state_dict(state["model"])
+            torch.random.set_rng_state(state["random"])
         return progress
-    except (RuntimeError, LookupError, EOFError, ValueError, OSError, TypeError, UnpicklingError):
-        # Written by another version, or damaged: the run begins again.
+    except FileError:
+        # Of other code, or damaged: nothing of it can be used, and the run begins again.
         model.load_state_dict(begun)
         adam.state.clear()
         return Progress()

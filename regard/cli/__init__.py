@@ -1,40 +1,64 @@
-"""The shell: `regard VERB ...`. Each verb is one module of this folder; this one only composes."""
+"""The shell: `regard VERB ...`. Each verb is one module of this folder; `app` composes them."""
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
 
 from regard.core.errors import RegardError, need
 
-# A module for each verb, with its `app`; they import what is heavy inside their commands.
-VERBS = ("papers", "bench")
-# And one whose whole module is one command.
-COMMANDS = ("see", "shrink", "calibrate")
+TRACEBACK = "REGARD_TRACEBACK"
 
 
 def main() -> None:
-    """Run the command line; an error that Regard raises is one line, and exit code 2."""
+    """Run the command line; what goes wrong is one sentence, and exit code 2 where a user can mend
+    it. `REGARD_TRACEBACK=1` shows where an error came from.
+    """
+    if "" not in sys.path:  # `module:Class` of the folder where a user is, as with `python -m`
+        sys.path.insert(0, "")
     try:
         for package in ("typer", "rich"):
             need(package, "see", "draws the command line")
-        import typer
+        from regard.cli.app import command
+        from regard.cli.naming import usage_error
 
-        app = typer.Typer(
-            name="regard",
-            help="See, steer, shrink, spread and swap attention in any PyTorch model.",
-            no_args_is_help=True,
-            pretty_exceptions_enable=False,
-            add_completion=False,
-        )
-        for verb in VERBS:
-            app.add_typer(importlib.import_module(f"regard.cli.{verb}").app, name=verb)
-        for command in COMMANDS:
-            app.command(command)(importlib.import_module(f"regard.cli.{command}").command)
-        app()
+        try:
+            code = command().main(prog_name="regard", standalone_mode=False)
+        except Exception as error:
+            sentence = usage_error(error)
+            if sentence is None:
+                raise
+            _end(sentence, 2)
+        sys.exit(code if isinstance(code, int) else 0)
     except RegardError as error:
-        print(f"regard: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"regard: {error}", 2, error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         sys.exit(141)
+    except KeyboardInterrupt:
+        _end("regard: stopped", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _end(
+            f"regard: {where}{error.strerror or error}. To put it right: name another file or "
+            "folder, or make room there",
+            2, error,
+        )  # fmt: skip
+    except MemoryError as error:
+        _end("regard: out of memory. To put it right: read a shorter text, or a smaller model", 2,
+             error)  # fmt: skip
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        _end(
+            f"regard: a defect of Regard, or of what it calls: {type(error).__name__}: {said}. "
+            f"{TRACEBACK}=1 shows where; please report it",
+            1, error,
+        )  # fmt: skip
+
+
+def _end(sentence: str, code: int, error: BaseException | None = None) -> None:
+    """Print one line and leave; the traceback as well where a user asks for it."""
+    if error is not None and os.environ.get(TRACEBACK, "") not in ("", "0"):
+        raise error
+    print(" ".join(sentence.split()), file=sys.stderr)
+    sys.exit(code)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from regard.cli.asking import at_least, listed, need_device, numbers, writable_folder
+from regard.cli.completing import one_of_layers, one_of_tasks
 from regard.cli.printing import console, print_json, print_table
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ app = typer.Typer(
     cls=_OrRun, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Compare layers on tasks: regard bench mha gqa linear --tasks mqar,copy --budget 5m",
 )  # fmt: skip
-Layers = Annotated[list[str], typer.Argument(help="Layers, with settings: mha gqa:kv_heads=2")]
+Layers = Annotated[
+    list[str],
+    typer.Argument(help="Layers, with settings: mha gqa:kv_heads=2", autocompletion=one_of_layers),
+]
 Out = Annotated[Path, typer.Option(help="Where runs, tables and the report are written.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
@@ -38,7 +43,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON
 @app.command()
 def run(
     layers: Layers,
-    tasks: Annotated[str, typer.Option(help="Tasks by commas: mqar:length=128,copy")] = "mqar,copy",
+    tasks: Annotated[
+        str,
+        typer.Option(help="Tasks by commas: mqar:length=128,copy", autocompletion=one_of_tasks),
+    ] = "mqar,copy",
     patterns: Annotated[
         str, typer.Option(help="Of cs, ns, cc, nc; each task's first if none.")
     ] = "",
@@ -58,17 +66,35 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train every layer on every task, and write a report; given again, go on where it ended."""
+    from regard.bench.backbone import POSITIONS
     from regard.bench.budget import read_budget
     from regard.bench.results import gathered
     from regard.bench.sweep import plan
-    from regard.core.errors import RuleError, fail, need
+    from regard.core.errors import RuleError, ValueRangeError, fail, need
 
     need("pyarrow", "bench", "writes Parquet")
     if on not in ("here", "ray"):
         fail(RuleError, "--on", repr(on), "here or ray", "leave it out to train on this machine")
+    for flag, value in (("--heads", heads), ("--dim", dim), ("--depth", depth), ("--batch", batch)):
+        at_least(flag, value, 1)
+    at_least("--seeds", seeds, 1)
+    at_least("--workers", workers, 0)
+    if not 0 < rate < 1:
+        fail(ValueRangeError, "--rate", rate, "a rate between 0 and 1", "leave it out for 2e-3")
+    if dim % heads:
+        fail(
+            ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64"
+        )  # fmt: skip
+    if positions not in POSITIONS:
+        fail(
+            RuleError, "--positions", repr(positions), f"one of {', '.join(POSITIONS)}", "name one"
+        )
+    need_device("--device", device)
     allowed, workers = read_budget(budget), workers or _cores(device)
+    writable_folder("--out", out)
     planned = plan(
-        layers, _listed(tasks), patterns=_listed(patterns), seeds=seeds, budget=allowed,
+        layers, listed("--tasks", tasks), patterns=listed("--patterns", patterns, empty=True),
+        seeds=seeds, budget=allowed,
         workers=workers, dim=dim, heads=heads, depth=depth, positions=positions, batch=batch,
         rate=rate,
     )  # fmt: skip
@@ -107,23 +133,30 @@ def speed_command(
     as_json: Json = False,
 ) -> None:
     """Measure seconds and bytes against length, with fitted exponents."""
-    from regard.bench.records import write_json
+    from regard.bench.records import write_speed
     from regard.bench.results import Results, write_tables
     from regard.bench.speed import as_rows, exponents, measure
-    from regard.core.errors import RuleError, fail
+    from regard.core.errors import ValueRangeError, fail, need
 
-    try:
-        sizes = [int(n) for n in _listed(lengths)]
-    except ValueError:
-        fail(RuleError, "--lengths", repr(lengths), "whole numbers by commas", "write 128,256,512")
+    need("pyarrow", "bench", "writes Parquet")
+    sizes, whats = numbers("--lengths", lengths), listed("--what", what)
+    for flag, value in (("--heads", heads), ("--dim", dim), ("--rounds", rounds)):
+        at_least(flag, value, 1)
+    if dim % heads:
+        fail(
+            ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64"
+        )  # fmt: skip
+    need_device("--device", device)
+    writable_folder("--out", out)
     with _spinning(as_json) as told:
         rows = measure(
-            layers, lengths=sizes, whats=_listed(what), executors=_listed(executors), peers=peers,
+            layers, lengths=sizes, whats=whats,
+            executors=listed("--executors", executors, empty=True), peers=peers,
             dim=dim, heads=heads, rounds=rounds, device=device, told=told,
         )  # fmt: skip
     found = exponents(rows)
     settings = {"layers": layers, "dim": dim, "heads": heads, "on": device}
-    write_json(out / "speed.json", {"settings": settings, "rows": as_rows(rows)})
+    write_speed(out / "speed.json", settings, as_rows(rows))
     results = Results(
         (), 0, speed=tuple(as_rows(rows)), title="Speed and memory",
         budget=f"width {dim}, {heads} heads, batch 1",
@@ -163,10 +196,6 @@ def tasks_command(as_json: Json = False) -> None:
         print_table(head, rows, cut=["knobs", "what it is"])
 
 
-def _listed(said: str) -> list[str]:
-    return [x for x in (part.strip() for part in said.split(",")) if x]
-
-
 def _cores(device: str) -> int:
     import os
 
@@ -175,18 +204,16 @@ def _cores(device: str) -> int:
 
 def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, quiet: bool) -> Any:
     """Measure speeds, unless the same ones are there already."""
-    from regard.bench.records import write_json
-    from regard.bench.results import read_speed
+    from regard.bench.records import kept_speed, write_speed
     from regard.bench.speed import as_rows, measure
 
     path, settings = (
         out / "speed.json",
         {"layers": layers, "dim": dim, "heads": heads, "on": device},
     )
-    if path.exists():
-        kept = read_speed(path)
-        if kept["settings"] == settings:
-            return kept["rows"]
+    kept = kept_speed(path, settings)
+    if kept is not None:
+        return kept
     with _spinning(quiet) as told:
         # Short: `regard bench speed` measures longer texts, and in more rounds.
         rows = as_rows(
@@ -195,7 +222,7 @@ def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, qui
                 device=device, told=told,
             )
         )  # fmt: skip
-    write_json(path, {"settings": settings, "rows": rows})
+    write_speed(path, settings, rows)
     return rows
 
 

@@ -7,9 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from regard.cli.asking import at_least, numbers, read_text, writable_file
+from regard.cli.completing import one_of_policies
 from regard.cli.printing import bars, console
 
-Name = Annotated[str, typer.Argument(help="A policy that learns of a model: duo_attention, ...")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A policy that learns of a model: duo_attention, ...", autocompletion=one_of_policies
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
@@ -30,22 +37,30 @@ def command(
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
 ) -> None:
     """Calibrate a policy on a model. A run that is broken off, or killed, goes on where it was."""
-    from regard.cli.texts import text_model
-    from regard.core.errors import RuleError, fail
-    from regard.policies import calibrate, policy
+    from regard.cli.models import config_of, need_decoder, positions_of, text_model
+    from regard.core.errors import RuleError, ValueRangeError, fail
+    from regard.policies import calibrate
 
-    made = policy(name, **_settings(settings or []))
+    made = _policy(name, settings or [])
     if not hasattr(made, "learn"):
         fail(
             RuleError, "policy", repr(name), "one that learns of a model",
             "use it as it is: it needs no calibration",
         )  # fmt: skip
-    loaded, tokenizer = text_model(
-        model, revision,
-        "calibrate it from Python: regard.policies.calibrate(model, policy, inputs, to=...)",
-    )  # fmt: skip
-    shown = _inputs(made, tokenizer, file, rows, length)
-    path = Path(f"{name}.cal") if to is None else to
+    path = writable_file("--to", Path(f"{name}.cal") if to is None else to)
+    text, sizes = None if file is None else read_text("--file", file), numbers("--length", length)
+    at_least("--rows", rows, 1)
+    otherwise = "calibrate it from Python: regard.policies.calibrate(model, policy, inputs, to=...)"
+    config = config_of(model, revision)
+    need_decoder(config, otherwise)
+    positions = positions_of(config)
+    if positions is not None and max(sizes) > positions:
+        fail(
+            ValueRangeError, "--length", max(sizes),
+            f"at most {positions}, the positions that the model was made for", f"say {positions}",
+        )  # fmt: skip
+    loaded, tokenizer = text_model(model, revision, otherwise)
+    shown = _inputs(made, tokenizer, text, rows, sizes)
     with bars("steps") as tell:
         calibrate(
             loaded, made, shown, to=path,
@@ -56,21 +71,10 @@ def command(
     screen.print(f"use it: regard shrink{named} --policy {name} --calibrate {path}", markup=False)
 
 
-def _inputs(made: Any, tokenizer: Any, file: Path | None, rows: int, length: str) -> list[Any]:
+def _inputs(made: Any, tokenizer: Any, text: str | None, rows: int, sizes: list[int]) -> list[Any]:
     """What a policy of this kind learns from."""
     from regard.bench.shrinking import pass_keys, texts
-    from regard.core.errors import RuleError, ValueRangeError, fail
 
-    sizes = [int(x) if x.isdigit() else 0 for x in length.replace(",", " ").split()]
-    for named, x in (("--rows", rows), ("--length", min(sizes, default=0))):
-        if x < 1:
-            fail(ValueRangeError, named, x, "whole numbers from 1", "say --length 256,512")
-    text = None
-    if file is not None:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            fail(RuleError, "--file", f"{file} ({error})", "a file of text", "name one")
     found: list[Any] = []
     for size in sizes:
         if made.learns_from == "answers":
@@ -78,6 +82,32 @@ def _inputs(made: Any, tokenizer: Any, file: Path | None, rows: int, length: str
         else:
             found += texts(tokenizer, size, rows, text).split(1)
     return found
+
+
+def _policy(name: str, words: list[str]) -> Any:
+    """Make the policy; a setting of the wrong kind is told as one."""
+    from regard.core.errors import RegardError, RuleError, fail
+    from regard.policies import policy
+
+    settings = _settings(words)
+    usual = policy(name)  # a wrong name is no wrong setting
+    for key, value in settings.items():
+        held = getattr(usual, key, None)
+        kinds = (int, float) if isinstance(held, float) else type(held)
+        if isinstance(held, int | float | str) and not isinstance(value, kinds):
+            fail(
+                RuleError, "--set", f"{key}={value!r}", f"a {type(held).__name__}, as {held!r} is",
+                f"say --set {key}={held!r}",
+            )  # fmt: skip
+    try:
+        return policy(name, **settings)
+    except RegardError:
+        raise
+    except (TypeError, ValueError) as error:
+        fail(
+            RuleError, "--set", f"{' '.join(words)} ({error})", f"values that {name} can take",
+            "see the settings of the policy in docs/policies",
+        )  # fmt: skip
 
 
 def _settings(words: list[str]) -> dict[str, Any]:

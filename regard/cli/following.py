@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from regard.papers.pages import shown
+from regard.papers.pages import told
 from regard.papers.runner import Event
+from regard.papers.standing import verdict_of
 
 COLUMNS = (
     SpinnerColumn(),
@@ -61,10 +62,15 @@ def _said(event: Event) -> str:
         return f"[red]broke[/] {event.key}: {escape(event.trace.strip())}"
     found = event.evidence
     note = " (fresh evidence)" if event.what == "fresh" else f" in {found.cost}"
-    if found.held:
-        return f"[green]held[/] {event.key}{note}"
-    numbers = "".join(f"\n  {name}: {shown(n)}" for name, n in found.numbers.items())
-    return f"[red]failed[/] {event.key}{note}: {escape(found.claim + numbers)}"
+    verdict, why = verdict_of(found)
+    color = {"held": "green", "failed": "red"}.get(verdict, "yellow")
+    said = f"[{color}]{verdict}[/] {event.key}{note}"
+    if verdict != "held":
+        said += escape(f": {why}")
+    for one in found.failed:
+        what, numbers, asked, _ = told(one)
+        said += escape(f"\n  {what}: {numbers}; asked: {asked}")
+    return said
 
 
 def as_fields(event: Event) -> dict[str, Any]:

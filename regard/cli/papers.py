@@ -118,8 +118,8 @@ def status(
         ],
     )
     for one in found:
-        if one.verdict in ("failed", "stale"):
-            print(f"{one.row.key}: evidence is {one.verdict}: {one.why}")
+        if one.verdict not in ("none", "held"):
+            print(f"{one.row.key}: {one.verdict}: {one.why}")
     for name, reason in problems.items():
         print(f"{name} could not be imported here, so its claims are not counted: {reason}")
 
@@ -130,31 +130,50 @@ def check(
     everything: Annotated[bool, typer.Option("--all", help="Every row with a check.")] = False,
     long: Annotated[bool, typer.Option("--long", help="Long checks too.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Even where evidence is fresh.")] = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Only rows without evidence of this code.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="How many seeds; only five are kept.")] = 5,
+    first: Annotated[int, typer.Option("--from", help="The first seed.")] = 0,
+    budget: Annotated[
+        str, typer.Option(help="Begin no check after this long, such as 30m or 90s.")
+    ] = "",
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes; 0: one per core.")] = 0,
     listing: Annotated[bool, typer.Option("--list", help="List the checks, run none.")] = False,
     evidence: EvidenceFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run checks and keep what they measure; exit code 1 where a claim does not hold."""
+    """Run checks and keep what they measure; exit code 1 where a claim does not hold.
+
+    The cheapest come first. `--all --stale --budget 30m` goes on where the last run ended.
+    """
+    import math
     import os
 
     from regard.cli.following import as_fields, follow
     from regard.core.errors import RuleError, fail
     from regard.papers.checks import checks
     from regard.papers.evidence_files import FOLDER
-    from regard.papers.runner import choose, run
+    from regard.papers.runner import cheapest_first, choose, run
     from regard.papers.standing import standing
 
     folder = evidence or FOLDER
     if listing:
         lines = [
-            {"key": key, "long": one.long, "evidence": standing(key, folder).verdict}
+            {
+                "key": key,
+                "long": one.long,
+                "form": "claims" if one.yields_claims else "old",
+                "evidence": standing(key, folder).verdict,
+            }
             for key, one in checks().items()
         ]
         if as_json:
             print_json(lines)
         else:
-            print_table(("key", "long", "evidence"), [tuple(line.values()) for line in lines])
+            print_table(
+                ("key", "long", "form", "evidence"), [tuple(line.values()) for line in lines]
+            )
         return
     if bool(keys) == everything:
         fail(
@@ -164,8 +183,17 @@ def check(
             "rows, or --all",
             "name rows to check, or give --all",
         )
-    chosen = choose(keys or [], long=long)
-    events = run(chosen, jobs=jobs or os.cpu_count() or 1, again=again, folder=folder)
+    chosen = cheapest_first(choose(keys or [], long=long), folder)
+    if stale:
+        chosen = [key for key in chosen if not standing(key, folder).fresh]
+    events = run(
+        chosen,
+        jobs=jobs or os.cpu_count() or 1,
+        again=again,
+        folder=folder,
+        seeds=range(first, first + seeds),
+        budget=_seconds(budget) if budget else math.inf,
+    )
     ended = follow(events, len(chosen), quiet=as_json)
     if as_json:
         print_json([as_fields(event) for event in ended])
@@ -198,6 +226,18 @@ def docs(
         print(said)
 
 
+def _seconds(budget: str) -> float:
+    """Read 90s, 30m, 2h, or a number of seconds."""
+    from regard.core.errors import ValueRangeError, fail
+
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (budget[:-1], budget[-1]) if budget[-1] in units else (budget, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        fail(ValueRangeError, "budget", repr(budget), "a time such as 90s, 30m or 2h", "write one")
+
+
 def _fields(one: Standing) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -217,14 +257,15 @@ def _fields(one: Standing) -> dict[str, Any]:
 
 
 def _state(one: Standing) -> str:
-    return f"{one.state} ({one.verdict})" if one.verdict in ("failed", "stale") else one.state
+    counted = one.verdict in ("none", "held", one.state)
+    return one.state if counted else f"{one.state} ({one.verdict})"
 
 
 def _show(one: Standing) -> None:
     from rich.markup import escape
 
     from regard.papers.index import like as find
-    from regard.papers.pages import shown
+    from regard.papers.pages import outcome, told
     from regard.papers.standing import example, where
 
     row, screen = one.row, console()
@@ -247,11 +288,17 @@ def _show(one: Standing) -> None:
     part("What would show that it works", row.check)
     if one.evidence is not None:
         found = one.evidence
-        numbers = "\n".join(f"  {name}: {shown(n)}" for name, n in found.numbers.items())
-        why = f" ({one.why})" if one.why else ""
-        left = f"\nnot measured: {found.left_out}" if found.left_out else ""
-        about = f"{found.date}, {found.cost}, commit {found.commit or 'unknown'}"
-        part("Evidence", f"{one.verdict}{why}: {found.claim}\n{numbers}\n{about}{left}")
+        lines = [f"{one.verdict}{f': {one.why}' if one.why else ''}"]
+        for sentence, word, reason in outcome(found):
+            lines.append(f"{word}: {sentence}{f' ({reason})' if reason else ''}")
+            for each in found.claims:
+                if each.answers == sentence:
+                    what, numbers, asked, _ = told(each)
+                    lines.append(f"  {what}: {numbers}; {asked}")
+        lines.append(f"{found.date}, {found.cost}, commit {found.commit or 'unknown'}")
+        if found.beyond:
+            lines.append(f"beyond that, not measured: {found.beyond}")
+        part("Evidence", "\n".join(lines))
     part("The paper's own number", row.headline)
     part("Papers like this one", ", ".join(hit.row.key for hit in find(row.key, 5)))
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from regard.cli.asking import listed, read_text, writable_folder
+from regard.cli.completing import one_of_probes
 from regard.cli.printing import bars, console, print_json
 
 Model = Annotated[
@@ -17,7 +19,10 @@ Model = Annotated[
 ]
 Probes = Annotated[
     str,
-    typer.Option(help="Probes or groups, by commas: roles, sinks, shape, importance, vision, ..."),
+    typer.Option(
+        help="Probes or groups, by commas: roles, sinks, shape, importance, vision, ...",
+        autocompletion=one_of_probes,
+    ),
 ]
 Heads = Annotated[
     str, typer.Option(help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0.")
@@ -28,32 +33,57 @@ def command(
     model: Model = None,
     text: Annotated[str | None, typer.Option(help="Text to read.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file of text to read.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture, for models that see.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture, for models that see; with --text for both.")
+    ] = None,
     probes: Probes = "",
     heads: Heads = "12",
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files that Regard did not write.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """See what the heads of a model do: a table, findings in words, and a page to look closer."""
-    from regard.core.errors import need
+    from regard.cli.models import config_of, quiet_transformers
+    from regard.cli.showing import inputs_of, need_modality, picture_at
+    from regard.core.errors import RuleError, fail, need
     from regard.models.loading import load
+    from regard.probes.registry import make_probes
     from regard.verbs import see
 
     began = time.perf_counter()
-    # Its bar for loading weights would stand above ours.
-    need("transformers", "hf", "loads models").utils.logging.disable_progress_bar()
-    inputs, picture = _inputs(model, text, file, image)
+    # Everything that can be told without the weights is told before they are loaded.
+    for package, why in (("matplotlib", "draws pictures"), ("pandas", "makes tables of scores")):
+        need(package, "see", why)
+    if text is not None and file is not None:
+        fail(RuleError, "--text", "text beside --file", "one of them", "look at one text at a time")
+    if text is not None and not text.strip():
+        fail(RuleError, "--text", "empty text", "some words", "pass text to read")
+    words = text if file is None else read_text("--file", file)
+    kept = _heads(heads)
+    asked = listed("--probes", probes, empty=True) or None
+    if asked:
+        make_probes(asked)
+    picture = None if image is None else picture_at(image)
+    config = config_of(model, revision)
+    need_modality(config, words, picture, model)
+    _need_heads(config, kept)
+    writable_folder("--out", out)
+    quiet_transformers()
     loaded, tokenizer = load(model, revision)
+    inputs, shown = inputs_of(model, revision, words, picture)
     with nullcontext() if as_json else bars("sites") as progress:
         seen = see(
-            loaded, inputs, probes.replace(",", " ").split() or None, tokenizer=tokenizer,
-            heads=_heads(heads), progress=progress,
+            loaded, inputs, asked, tokenizer=tokenizer, heads=kept, progress=progress,
         )  # fmt: skip
     seen.model = {**seen.model, "name": model or "the demo model"}
-    seen.image = picture
-    files = [seen.save(out / f"heads{suffix}") for suffix in (".html", ".npz", ".png", ".csv")]
+    if shown is not None:
+        seen.image = shown
+    endings = (".html", ".npz", ".png", ".csv")
+    files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]
     if as_json:
         print_json({"findings": seen.findings(), "files": [str(x) for x in files]})
     else:
@@ -70,48 +100,33 @@ def command(
         webbrowser.open(files[0].resolve().as_uri())
 
 
-def _inputs(model: str | None, text: str | None, file: Path | None, image: Path | None) -> Any:
-    """What to show, and the picture as bytes where there is one."""
-    from regard.core.errors import RuleError, fail, need
-
-    given = [x for x in (text, file, image) if x is not None]
-    if len(given) > 1:
-        fail(
-            RuleError, "--text, --file, --image", f"{len(given)} of them", "one of them",
-            "look at one thing at a time",
-        )  # fmt: skip
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8", errors="replace"), None
-        except OSError as error:
-            fail(RuleError, "--file", f"{file} ({error.strerror})", "a file of text", "name one")
-    if image is None:
-        return text, None
-    need("PIL", "hf", "reads pictures")
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    transformers = need("transformers", "hf", "prepares pictures for models")
-    try:
-        picture = Image.open(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        fail(RuleError, "--image", f"{image} ({error})", "a picture", "name a PNG or JPEG file")
-    processor = transformers.AutoImageProcessor.from_pretrained(model)
-    pixels = processor(picture, return_tensors="pt")
-    side = pixels["pixel_values"].shape[-2:]
-    return dict(pixels), np.asarray(picture.resize((side[1], side[0])), np.uint8)
-
-
 def _heads(asked: str) -> int | list[tuple[int, int]]:
     from regard.core.errors import RuleError, fail
 
-    try:
-        if asked.strip().isdigit():
-            return int(asked)
-        pairs = [tuple(int(x) for x in pair.split(",")) for pair in asked.split()]
-        return [(layer, head) for layer, head in pairs]
-    except ValueError:
-        return fail(
+    if asked.strip().isdecimal():
+        return int(asked)
+    pairs = [word.split(",") for word in asked.split()]
+    if not pairs or not all(len(p) == 2 and all(x.isdecimal() for x in p) for p in pairs):
+        fail(
             RuleError, "--heads", repr(asked), "a number, or pairs such as '1,3 2,0'",
             "name heads as LAYER,HEAD",
         )  # fmt: skip
+    return [(int(layer), int(head)) for layer, head in pairs]
+
+
+def _need_heads(config: Any, kept: int | list[tuple[int, int]]) -> None:
+    """Raise where a config tells that there is no such head."""
+    from regard.core.errors import ValueRangeError, fail
+
+    inner = config.get_text_config()
+    layers, heads = (getattr(inner, x, None) for x in ("num_hidden_layers", "num_attention_heads"))
+    if isinstance(kept, int) or not isinstance(layers, int) or not isinstance(heads, int):
+        return
+    if inner is not config or getattr(config, "is_encoder_decoder", False):
+        return  # several towers: which layers there are shows when it is loaded
+    for layer, head in kept:
+        if layer >= layers or head >= heads:
+            fail(
+                ValueRangeError, "--heads", f"{layer},{head}",
+                f"layers 0 to {layers - 1} and heads 0 to {heads - 1}", "count from 0",
+            )  # fmt: skip

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from regard.cli.printing import print_json, print_table
+from regard.cli.asking import at_least, budgets, listed, writable_folder
+from regard.cli.completing import one_of_measures, one_of_policies
+from regard.cli.printing import console, print_json, print_table
 
 Model = Annotated[
     str | None,
     typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
 ]
 Policies = Annotated[
-    str, typer.Option("--policy", help="Policies, by commas: snapkv,h2o,streaming")
+    str,
+    typer.Option(
+        "--policy", help="Policies, by commas: snapkv,h2o,streaming", autocompletion=one_of_policies
+    ),
 ]
-Keeps = Annotated[str, typer.Option("--keep", help="Budgets, by commas: shares, or tokens.")]
-Asked = Annotated[str, typer.Option("--eval", help="What to measure: needle, recall, ppl.")]
+Keeps = Annotated[
+    str, typer.Option("--keep", help="Budgets, by commas: shares 25%, tokens 256tok, bytes 4MiB.")
+]
+Asked = Annotated[
+    str,
+    typer.Option(
+        "--eval", help="What to measure: needle, recall, bits (per byte).",
+        autocompletion=one_of_measures,
+    ),
+]  # fmt: skip
 
 
 def command(
     model: Model = None,
     policies: Policies = "streaming,snapkv,ada_kv",
-    keep: Keeps = "0.25",
-    asked: Asked = "needle,ppl",
+    keep: Keeps = "25%",
+    asked: Asked = "needle,bits",
     length: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 1024,
     draws: Annotated[int, typer.Option(help="Prompts for each depth.")] = 4,
     calibrate: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
@@ -37,83 +50,96 @@ def command(
 
     Measuring can be broken off: what OUT already holds is not measured again.
     """
-    from regard.core.errors import RuleError, fail
     from regard.policies.registry import known, policy
 
     if list_them:
         kinds = {kind.name: kind for kind in known().values()}
-        print_table(
-            ("policy", "what", "in a sentence"),
-            [(n, k.what, (k.__doc__ or "").strip().splitlines()[0]) for n, k in kinds.items()],
-        )  # fmt: skip
+        head = ("policy", "what", "in a sentence")
+        lines = [(n, k.what, (k.__doc__ or "").strip().splitlines()[0]) for n, k in kinds.items()]
+        if as_json:
+            print_json([dict(zip(head, line, strict=True)) for line in lines])
+        else:
+            print_table(head, lines)
         return
-    from dataclasses import asdict
+    from regard.bench.shrinking import Setting, curves, fit_positions, need_measures
+    from regard.bench.shrunk_cells import as_fields, recommended, rows
+    from regard.bench.shrunk_picture import picture
+    from regard.cli.models import config_of, need_decoder, positions_of, text_model
+    from regard.core.errors import need
 
-    from regard.bench.shrinking import MEASURES, Setting, curves, picture
-    from regard.cli.texts import text_model
-    from regard.policies.calibration import load_calibration, serves
-
-    names = [x for x in policies.replace(",", " ").split() if x]
-    measures = asked.replace(",", " ").split()
-    for one in measures:
-        if one not in MEASURES:
-            fail(RuleError, "--eval", repr(one), f"some of {', '.join(MEASURES)}", "name these")
-    budgets = [_budget(x) for x in keep.replace(",", " ").split()]
-    for name in names:
-        policy(name)  # a wrong name is told before a model is loaded
-    loaded, tokenizer = text_model(
-        model, revision, "measure it from Python: regard.shrink(model, ...).report(ids)"
-    )
-
-    def made(name: str) -> object:
-        if calibrate is None or not serves(calibrate, policy(name)):
-            return name
-
-        def make() -> object:
-            one = policy(name)
-            load_calibration([one], loaded, calibrate)
-            return one
-
-        return make
-
+    # Everything that can be told without the weights is told before they are loaded.
+    need("matplotlib", "see", "draws curves")
+    names, measures = listed("--policy", policies), listed("--eval", asked)
+    need_measures(measures)
+    keeps = budgets("--keep", keep)
+    at_least("--draws", draws, 1)
     setting = Setting(length=length, draws=draws)
+    for name in names:
+        policy(name)
+    served = _served(calibrate, names)
+    fit_positions(setting, None, measures)
+    otherwise = "measure it from Python: regard.shrink(model, ...).report(ids)"
+    config = config_of(model, revision)
+    need_decoder(config, otherwise)
+    fit_positions(setting, positions_of(config), measures)
+    writable_folder("--out", out)
+    loaded, tokenizer = text_model(model, revision, otherwise)
+
+    def made(name: str) -> Any:
+        return _calibrated(name, loaded, calibrate) if name in served else name
+
     key = f"{(model or 'demo').replace('/', '--')}-{length}-{draws}-{'+'.join(measures)}.json"
     cells = []
     for cell in curves(
-        loaded, tokenizer, [made(n) for n in names], budgets, measures, setting, out / key
+        loaded, tokenizer, [made(n) for n in names], keeps, measures, setting, out / key
     ):
         cells.append(cell)
         if not as_json:
-            typer.echo(f"  {cell.policy} {cell.keep or ''}: {cell.seconds:.1f} s", err=True)
+            said = "refused" if cell.refused else f"{cell.seconds:.1f} s"
+            typer.echo(f"  {cell.label}: {said}", err=True)
     drawn = picture(cells, out / "quality-memory.png")
+    advice = recommended(cells)
     if as_json:
-        print_json({"cells": [asdict(c) for c in cells], "picture": str(drawn)})
-        return
-    head = ("policy", "keep", *measures, "bytes of full", "FLOPs of full")
-    field = {"ppl": "bits"}
-
-    def told(x: float | None, percent: bool = True) -> str:
-        return "-" if x is None else f"{x:.1%}" if percent else f"{x:.3f}"
-
-    print_table(head, [
-        (c.policy, "" if c.keep is None else c.keep,
-         *(told(getattr(c, field.get(m, m)), m != "ppl") for m in measures),
-         told(c.bytes), told(c.flops))
-        for c in cells
-    ])  # fmt: skip
-    typer.echo(f"ppl: bits per byte. Drawn in {drawn}")
-
-
-def _budget(word: str) -> float | int:
-    from regard.core.errors import RuleError, fail
-
-    try:
-        return float(word) if "." in word else int(word)
-    except ValueError:
-        return fail(
-            RuleError,
-            "--keep",
-            repr(word),
-            "shares such as 0.25, or tokens such as 256",
-            "pass --keep 0.1,0.25",
+        print_json(
+            {"cells": [as_fields(c) for c in cells], "advice": advice, "picture": str(drawn)}
         )
+    else:
+        print_table(*rows(cells, measures))
+        for line in (advice, f"drawn in {drawn}"):
+            console().print(line, markup=False)
+    if all(c.refused for c in cells[1:]):
+        raise typer.Exit(2)
+
+
+def _served(calibrate: Path | None, names: list[str]) -> set[str]:
+    """Policies that a calibration file is for; without any, it is an error to name it."""
+    from regard.core.errors import RegardError, RuleError, fail
+    from regard.policies.calibration import serves
+    from regard.policies.registry import policy
+
+    if calibrate is None:
+        return set()
+    try:
+        found = {name for name in names if serves(calibrate, policy(name))}
+    except RegardError as error:
+        raise type(error)("--calibrate", error.got, error.expected, error.fix) from None
+    if not found:
+        fail(
+            RuleError, "--calibrate", f"{calibrate}, which is for none of {', '.join(names)}",
+            "a calibration of one of the policies", "name its policy with --policy",
+        )  # fmt: skip
+    return found
+
+
+def _calibrated(name: str, model: Any, calibrate: Path | None) -> Any:
+    """Make a policy with its calibration, anew each time."""
+    from regard.policies.calibration import load_calibration
+    from regard.policies.registry import policy
+
+    def make() -> Any:
+        one = policy(name)
+        load_calibration([one], model, calibrate)
+        return one
+
+    make()  # a file of another model is told before anything is measured
+    return make

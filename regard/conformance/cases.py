@@ -1,17 +1,59 @@
-"""One layer in one mode, small, with inputs to try it on."""
+"""One layer in one mode, small, with inputs to try it on, and which laws it must pass."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from regard.layers.base import Layer
-from regard.layers.registry import get
+from regard.layers.registry import get, names
 
 MODES = ("causal", "bidirectional", "cross")
+# Equal, in float64: a gap this small, in units of what is usual.
+EQUAL = 1e-6
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which cases a law is about: those of these modes that declare these capabilities."""
+
+    modes: tuple[str, ...] = MODES
+    can: tuple[str, ...] = ()
+
+    def kind(self, kind: type[Layer]) -> bool:
+        """Return whether a kind of layer declares what the law needs."""
+        return all(getattr(kind.can, ability) for ability in self.can)
+
+    def case(self, case: Case) -> bool:
+        """Return whether a case is one of those that the law is about."""
+        return case.mode in self.modes and self.kind(case.kind)
+
+
+def needs(*can: str, modes: tuple[str, ...] = MODES) -> Callable[[Test], Test]:
+    """Run a law over the cases that declare capabilities `can`, in `modes`; others are left out.
+
+    >>> @needs("decode", modes=("causal",))
+    ... def test_something(case): ...
+    >>> needed(test_something)
+    Needs(modes=('causal',), can=('decode',))
+    """
+
+    def keep(test: Test) -> Test:
+        test.__dict__["needs"] = Needs(modes, can)
+        return test
+
+    return keep
+
+
+def needed(test: Callable[..., Any]) -> Needs:
+    """Return what a law needs of a case: everything passes where nothing was declared."""
+    found: Needs = getattr(test, "needs", Needs())
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,6 +97,16 @@ class Case:
             m = n + 5 if self.kind.can.any_length else n
             drawn["context"] = torch.randn(batch, m, dim, dtype=dtype)
         return drawn
+
+
+def cases_of_kind(kind: type[Layer]) -> list[Case]:
+    """List the modes of a class of layers: those that it declares."""
+    return cases_of(
+        next(
+            (name for name in names() if get(name) is kind),
+            f"{kind.__module__}:{kind.__qualname__}",
+        )
+    )
 
 
 def cases_of(name: str) -> list[Case]:

@@ -14,9 +14,9 @@ from regard.core.score import Dot
 from regard.core.support import Causal, Window
 from regard.core.weigh import Softmax
 from regard.layers.attention import Attention
-from regard.layers.blocks import Block, FeedForward, LanguageModel
+from regard.layers.grouped_query import GroupedQuery, MultiQuery
 from regard.layers.positions import Rotary
-from regard.layers.sharing import GroupedQuery, MultiQuery
+from regard.layers.stack import Block, FeedForward, LanguageModel
 from regard.models.versions import supported
 
 PLAIN = (Attention, GroupedQuery, MultiQuery)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from regard.conversions.plain import attention_modules, key_padding, plain_layer
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, need, shape_of
 from regard.layers.attention import Attention
-from regard.layers.blocks import need_sources
+from regard.layers.grouped_query import pooled_heads
 from regard.layers.registry import get
-from regard.layers.sharing import pooled_heads
+from regard.layers.stack import need_sources
 from regard.memories.layer import LayerMemory
 from regard.models.checking import first_tensor, tiny_inputs
 
@@ -136,7 +136,7 @@ def swap(
 def converted(plain: Attention, kind: type[Attention], **settings: Any) -> Attention:
     """Make a layer of a kind from a plain one: its weights, and what is new at its beginning.
 
-    >>> from regard.layers.sharing import MultiQuery
+    >>> from regard.layers.grouped_query import MultiQuery
     >>> converted(Attention(16, heads=4), MultiQuery).to_k.weight.shape
     torch.Size([4, 16])
     """

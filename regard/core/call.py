@@ -92,7 +92,7 @@ class Call:
     @property
     def rule_needs_grad(self) -> bool:
         """Whether the rule holds something that is being learned."""
-        return torch.is_grad_enabled() and any(t.requires_grad for t in self.rule.tensors())
+        return torch.is_grad_enabled() and any(t.requires_grad for t in self.rule.reads().tensors)
 
     def replace(self, **changes: Any) -> Call:
         """Make the same call with some parts changed."""
@@ -111,14 +111,14 @@ class Call:
         i, j = rows.view(-1, 1) + self.rule.offset, cols
         if self.q_positions is not None:
             x = self.q_positions.to(device)[..., rows] + self.rule.offset
-            i = x.view(-1, 1, len(rows), 1) if x.dim() == 2 else x.view(-1, 1)
+            i = x[:, None, :, None] if x.dim() == 2 else x[:, None]
         if self.k_positions is not None:
             y = self.k_positions.to(device)[..., cols]
             if y.dim() == 3:
                 y = y.repeat_interleave(self.h // y.shape[1], dim=1)
-                j = y.view(self.b, self.h, 1, -1)
+                j = y[:, :, None]
             else:
-                j = y.view(-1, 1, 1, len(cols)) if y.dim() == 2 else y
+                j = y[:, None, None] if y.dim() == 2 else y
         return At(b, h, rows.view(-1, 1), cols, i, j)
 
     def allowed(self, at: At) -> Tensor:

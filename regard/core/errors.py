@@ -27,6 +27,16 @@ class RegardError(Exception):
             f"`{argument}`: got {got}; expected {expected}. To put it right: {fix}{end}"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from `args`, which is the one sentence; what came may be anything,
+        # so it travels as it reads.
+        return type(self), (self.argument, str(self.got), self.expected, self.fix), self._added()
+
+    def _added(self) -> dict[str, Any]:
+        """Return what was set on the error beside its four parts."""
+        known = ("argument", "got", "expected", "fix")
+        return {name: x for name, x in self.__dict__.items() if name not in known}
+
 
 class ShapeError(RegardError):
     """A tensor has the wrong rank or size."""

@@ -101,7 +101,7 @@ def choose_tiles(
         fail(ValueRangeError, "count", count, "at least 1 tile", "keep a tile for each query")
     sides = (size, size) if isinstance(size, int) else size
     t_q, t_k = scores.shape[2:]
-    states = (within or Everything()).tiles(
+    states = (Everything() if within is None else within).tiles(
         t_q * sides[0], t_k * sides[1], sides, device=scores.device
     )
     open_ = (states.state != EMPTY).expand(scores.shape)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from regard.core.errors import RuleError, fail
@@ -59,11 +61,36 @@ class Registry(Generic[T]):
         return dict(sorted(self.kinds.items()))
 
     def get(self, name: str) -> type[T]:
-        """Give the class of a name, or say which names are near."""
+        """Give the class of a name, or say which names are near.
+
+        `package.module:Class` finds one that is not registered, in the current folder too.
+        """
         kinds = self.all()
+        if name not in kinds and isinstance(name, str) and ":" in name:
+            return self.imported(name)
         if name not in kinds:
             self.fail_unknown(name, kinds)
         return kinds[name]
+
+    def imported(self, path: str) -> type[Any]:
+        """Import a class by its path, `package.module:Class`."""
+        module, _, attribute = path.partition(":")
+        here = str(Path.cwd())
+        if here not in sys.path and "" not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except Exception as broken:  # a module of a user's may fail in any way
+            fail(
+                RuleError, self.argument, f"{path!r} ({type(broken).__name__}: {broken})",
+                f"a {self.what} by its path, package.module:Class", "check the path",
+            )  # fmt: skip
+        if not isinstance(found, type):
+            fail(
+                RuleError, self.argument, f"{path!r}, which is no class",
+                f"a class of a {self.what}", "name the class after the colon",
+            )  # fmt: skip
+        return found
 
     def fail_unknown(self, name: Any, known: Any) -> None:
         """Raise for a name that is not known."""

@@ -15,7 +15,7 @@ from regard.core.score.base import Match, Score
 from regard.core.score.matches import Dot, DotMatch
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.core.support.base import Everything, Support
+from regard.core.support.base import Everything, Support, common_shift
 from regard.core.tilemap import TileMap
 from regard.core.value import Value, value
 from regard.core.weigh import Softmax, Weigh
@@ -36,6 +36,8 @@ class Rule(Value):
     >>> Rule(Causal() & Window(1024), Dot() >> SoftCap(30))
     Rule(Causal() & Window(1024), Dot() >> SoftCap(30))
     >>> Rule.of(Causal()) == Rule(support=Causal())
+    True
+    >>> Rule(Causal().shift(3)) == Rule(Causal()).shift(3)
     True
     """
 
@@ -63,6 +65,11 @@ class Rule(Value):
                     f"pass {name}={example}, say",
                 )
         need_count("offset", self.offset, 0)
+        # What only moves the support is the offset of the rule where no step asks for positions.
+        later = 0 if any(s.asks_positions for s in self.score.steps) else common_shift(self.support)
+        if later > 0:
+            object.__setattr__(self, "support", self.support.shift(-later))
+            object.__setattr__(self, "offset", self.offset + later)
         # Compiled code cannot carry a rule, but it can carry a number, and tensors.
         object.__setattr__(self, "number", next(_count))
         object.__setattr__(self, "traced", torch.compiler.is_compiling())

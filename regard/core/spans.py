@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.core.value import Value, value
+from regard.core.value_text import Show
 
 
 @value
@@ -71,6 +72,6 @@ class Spans(Value):
             found = found | (inside if stop is None else inside & (positions < stop))
         return found
 
-    def __repr__(self) -> str:
+    def _text(self, show: Show) -> str:
         said = (f"{a}..{'' if b is None else b}" for a, b in self.spans)
         return f"Spans({', '.join(said)})"

@@ -7,7 +7,7 @@ With weights w_ij of query i on key j (what the keys get; a sink's share is left
     row_max_i    the largest |w_ij|, and row_max_key its key     [b, h, n]
     top          the largest weights and their keys              [b, h, n, top]
     received_j   sum_i |w_ij|, and seen: how many queries may meet key j   [b, h, m]
-    distance     mass by j - i: one by one up to `near`, beyond in octaves of past and future
+    distance     mass by j - i: one by one up to `near`, the rest in octaves of past and future
     apart_i      sum_j |w_ij| |i - j|: how far away what it looks at stands    [b, h, n]
     sets         mass of each query on named sets of keys        [b, h, n, sets]
     sinks        mass on chosen keys, a mean over the queries that may meet them   [b, h, len]

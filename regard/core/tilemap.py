@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.core.value import Value, value
+from regard.core.value_text import Show
 
 if TYPE_CHECKING:
     from regard.core.support.base import Support
@@ -130,7 +131,7 @@ class TileMap(Value):
         """How many tiles are in a state."""
         return int((self.state == state).sum())
 
-    def __repr__(self) -> str:
+    def _text(self, show: Show) -> str:
         b, h, t_q, t_k = self.state.shape
         lead = f"{b}x{h} of " if b * h > 1 else ""
         return (

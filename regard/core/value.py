@@ -2,30 +2,47 @@
 
 Rules are made of values. A value may hold numbers, text, tuples, other values, tensors and
 functions. Two values are equal when they say the same; tensors are compared by content, hashed
-by shape and dtype, and printed by shape.
+by shape, and printed in Python that reads back (in messages, by shape).
+
+A value holds the tensors it is given, not copies: a change of one in place changes what the value
+says, and everything derived from the old contents is derived anew. (A list, or a tensor of another
+dtype than the part keeps, is copied when the part is made.)
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import importlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from regard.core.errors import RegardError, RuleError, fail
+from regard.core import value_text
+from regard.core.errors import RuleError, fail, shape_of
+from regard.core.reach import Reached, Stamp, reached
+from regard.core.value_text import Show, Trusted
 
 T = TypeVar("T")
 _TYPES: dict[str, type[Value]] = {}
-# What `memo` built for values without tensors, oldest first.
+# What `memo` built for values without tensors and functions, oldest first.
 _shared: OrderedDict[Hashable, Any] = OrderedDict()
 _KEPT = 256
+
+
+class _Memo(NamedTuple):
+    """What was derived from a value, and how everything that it reads was then."""
+
+    kept: OrderedDict[Hashable, Any]
+    stamps: tuple[Stamp, ...]
+    settings: tuple[Hashable, ...]
+
+    def holds(self, now: Reached) -> bool:
+        """Say whether nothing that the value reads has changed since."""
+        if len(self.stamps) != len(now.tensors) or self.settings != now.settings:
+            return False
+        return all(s.holds(x) for s, x in zip(self.stamps, now.tensors, strict=True))
 
 
 class Value:
@@ -47,13 +64,19 @@ class Value:
         return tuple((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
 
     def memo(self, key: Hashable, build: Callable[[], T]) -> T:
-        """Build something derived from this value once, and keep it.
+        """Build something derived from this value once, and keep it while nothing changes.
 
-        Values without tensors share what equal values built; others keep it as long as they live.
+        Values without tensors share what equal values built; others keep it as long as they live,
+        and forget it when a tensor of theirs, or of a function of theirs, changes in place.
         """
-        if self.tensors():
-            kept: OrderedDict[Hashable, Any] = self.__dict__.setdefault("_memo", OrderedDict())
-            full_key: Hashable = key
+        full_key: Hashable = key
+        if self.tensors() or self.functions():
+            now = self.reads()
+            mine: _Memo | None = self.__dict__.get("_memo")
+            if mine is None or not mine.holds(now):
+                stamps = tuple(map(Stamp.of, now.tensors))
+                mine = self.__dict__["_memo"] = _Memo(OrderedDict(), stamps, now.settings)
+            kept = mine.kept
         else:
             kept, full_key = _shared, (self, key)
         found = kept.get(full_key, _shared)
@@ -67,44 +90,52 @@ class Value:
     def signature(self) -> Hashable:
         """What is left of the value when tensors are reduced to shape, dtype and device.
 
-        Plans and compiled kernels depend on no more than this.
+        Compiled kernels depend on no more than this. It is asked anew each time, since a module
+        that moves or freezes its parameters changes these in place.
         """
-        found = self.__dict__.get("_signature")
+        tensors = self.tensors()
+        if not tensors:
+            return self._skeleton
+        kinds = ((tuple(x.shape), x.dtype, x.device.type, x.requires_grad) for x in tensors)
+        return (self._skeleton, *kinds)
+
+    @property
+    def _skeleton(self) -> Hashable:
+        """The value with its tensors left out."""
+        found = self.__dict__.get("_bones")
         if found is None:
-            found = (type(self).__name__, *(_sign(x) for _, x in self.fields()))
-            self.__dict__["_signature"] = found
+            found = (type(self).__name__, *(_bare(x) for _, x in self.fields()))
+            self.__dict__["_bones"] = found
         return found
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if type(self) is not type(other) or self.signature != other.signature:
-            return False
-        return all(
-            _same(a, b) for (_, a), (_, b) in zip(self.fields(), other.fields(), strict=True)
-        )
+        return type(self) is type(other) and self._says_the_same(other)
+
+    def _says_the_same(self, other: Any) -> bool:
+        """Compare with another value of the same type, part by part."""
+        pairs = zip(self.fields(), other.fields(), strict=True)
+        return all(_same(a, b) for (_, a), (_, b) in pairs)
 
     def __hash__(self) -> int:
         found = self.__dict__.get("_hash")
         if found is None:
-            found = self.__dict__["_hash"] = hash(self.signature)
+            found = self.__dict__["_hash"] = self._hashed()
         return found
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self._said())})"
+    def _hashed(self) -> int:
+        return hash((type(self).__name__, *(_hash_of(x) for _, x in self.fields())))
 
-    def _said(self) -> list[str]:
-        """Arguments worth printing: those that differ from their default."""
-        said, positional = [], True
-        for f in dataclasses.fields(self):
-            x = getattr(self, f.name)
-            if f.default is not dataclasses.MISSING and _same(x, f.default):
-                positional = False
-                continue
-            said.append(
-                _show(x) if positional and not isinstance(x, bool) else f"{f.name}={_show(x)}"
-            )
-        return said
+    def __repr__(self) -> str:
+        return self._text(value_text.exactly)
+
+    def __str__(self) -> str:
+        return self._text(value_text.briefly)
+
+    def _text(self, show: Show) -> str:
+        """Write the value; `show` writes its parts."""
+        return f"{type(self).__name__}({value_text.arguments(self, show)})"
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.fields())
@@ -116,12 +147,35 @@ class Value:
         """Every tensor in the value, depth first."""
         found: tuple[Tensor, ...] | None = self.__dict__.get("_tensors")
         if found is None:
-            found = tuple(t for _, x in self.fields() for t in _tensors(x))
+            found = tuple(x for x in _leaves(self) if isinstance(x, Tensor))
             self.__dict__["_tensors"] = found
         return found
 
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """Every function in the value, depth first."""
+        found: tuple[Callable[..., Any], ...] | None = self.__dict__.get("_functions")
+        if found is None:
+            found = tuple(x for x in _leaves(self) if callable(x) and not isinstance(x, Tensor))
+            self.__dict__["_functions"] = found
+        return found
+
+    def reads(self) -> Reached:
+        """Everything the meaning of the value depends on: its tensors, and what functions reach.
+
+        >>> from regard.core.score import ScoreStep
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> step = ScoreStep(lambda s, b, h, i, j: layer(s[..., None])[..., 0])
+        >>> len(step.tensors()), len(step.reads().tensors)
+        (0, 2)
+        """
+        functions = self.functions()
+        if not functions:
+            return Reached(self.tensors(), ())
+        more = reached(*functions)
+        return Reached((*self.tensors(), *more.tensors), more.settings)
+
     def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
-        """Give the same value with other tensors, in the order of `tensors()`.
+        """Return the same value with other tensors, in the order of `tensors()`.
 
         They must be shaped as the old ones: nothing is checked again, so that this can be done
         while a graph is traced or recomputed.
@@ -144,7 +198,7 @@ class Value:
         return made  # type: ignore[no-any-return]
 
     def take_heads(self, heads: Sequence[int]) -> Self:
-        """Keep what belongs to some of the query heads."""
+        """Return what belongs to some of the query heads: head x of it is head heads[x] of this."""
         changed: dict[str, Any] = {}
         for name, x in self.fields():
             axis = self._head_axis.get(name)
@@ -157,7 +211,7 @@ class Value:
         return self.replace(**changed) if changed else self
 
     def replace(self, **changes: Any) -> Self:
-        """Make the same value with some parts changed."""
+        """Return the same value with some parts changed."""
         return dataclasses.replace(self, **changes)
 
     def to(
@@ -173,28 +227,21 @@ class Value:
         >>> Value.from_json(Window(8).to_json())
         Window(8)
         """
-        return json.dumps(_plain(self))
+        return value_text.to_json(self)
 
-    @staticmethod
-    def from_json(text: str) -> Any:
-        """Read a value written by `to_json`."""
-        try:
-            made = _built(json.loads(text))
-            if not isinstance(made, Value):
-                raise ValueError("this is no value")
-            return made
-        except (
-            *(json.JSONDecodeError, TypeError, ValueError, KeyError),
-            *(AttributeError, ImportError, RuntimeError),
-        ) as broken:
-            if isinstance(broken, RegardError):
-                raise
-            raise RuleError(
-                "text",
-                f"{str(text)[:40]!r} ({broken})",
-                "JSON written by to_json",
-                "pass the text unchanged",
-            ) from broken
+    @classmethod
+    def from_json(cls, text: str, trust: Trusted = ()) -> Any:
+        """Read a value written by `to_json`, of this class or one below it.
+
+        A text that names functions is refused unless their modules are named in `trust`: to read
+        it is to run code of those modules.
+        """
+        made = value_text.from_json(text, _TYPES, trust)
+        if not isinstance(made, cls):
+            said = type(made).__name__ if isinstance(made, Value) else shape_of(made)
+            want = f"the JSON of a {cls.__name__}"
+            fail(RuleError, "text", said, want, "read it with Value.from_json")
+        return made
 
 
 @dataclass_transform(frozen_default=True)
@@ -205,14 +252,44 @@ def value(kind: type[T]) -> type[T]:
     return made
 
 
-def _sign(x: Any) -> Hashable:
+def types() -> dict[str, type[Value]]:
+    """Every class of values by the name it is saved under."""
+    return dict(_TYPES)
+
+
+def same_objects(a: Value, b: Value) -> bool:
+    """Say whether two values are equal and will stay so: their tensors are the same objects."""
+    if a != b:
+        return False
+    return all(x is y for x, y in zip(a.tensors(), b.tensors(), strict=True))
+
+
+def _leaves(x: Any) -> Iterator[Any]:
+    """Everything in a value that is no value and no tuple."""
     if isinstance(x, Value):
-        return x.signature
+        for _, y in x.fields():
+            yield from _leaves(y)
+    elif isinstance(x, tuple):
+        for y in x:
+            yield from _leaves(y)
+    else:
+        yield x
+
+
+def _bare(x: Any) -> Hashable:
+    if isinstance(x, Value):
+        return x._skeleton
     if isinstance(x, Tensor):
-        return (tuple(x.shape), x.dtype, x.device.type, x.requires_grad)
+        return "a tensor"
     if isinstance(x, tuple):
-        return tuple(_sign(y) for y in x)
+        return tuple(_bare(y) for y in x)
     return (type(x).__name__, x)
+
+
+def _hash_of(x: Any) -> Hashable:
+    if isinstance(x, Tensor):
+        return tuple(x.shape)
+    return tuple(_hash_of(y) for y in x) if isinstance(x, tuple) else x
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -224,17 +301,10 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    numbers = isinstance(a, int | float) and isinstance(b, int | float)
+    if numbers and not isinstance(a, bool) and not isinstance(b, bool):
+        return bool(a == b)  # a scale of 1 is a scale of 1.0
     return bool(type(a) is type(b) and a == b)
-
-
-def _tensors(x: Any) -> list[Tensor]:
-    if isinstance(x, Tensor):
-        return [x]
-    if isinstance(x, Value):
-        return list(x.tensors())
-    if isinstance(x, tuple):
-        return [t for y in x for t in _tensors(y)]
-    return []
 
 
 def _swapped(x: Any, rest: Iterator[Tensor]) -> Any:
@@ -266,72 +336,3 @@ def _moved(x: Any, device: torch.device | str | None, dtype: torch.dtype | None)
     if isinstance(x, Value) and x.tensors():
         return x.replace(**{name: _moved(y, device, dtype) for name, y in x.fields()})
     return x
-
-
-def _show(x: Any) -> str:
-    if isinstance(x, Tensor):
-        kind = str(x.dtype).removeprefix("torch.")
-        return f"<{kind} {'x'.join(map(str, x.shape)) or 'scalar'}>"
-    if isinstance(x, tuple):
-        inside = ", ".join(_show(y) for y in x)
-        return f"({inside},)" if len(x) == 1 else f"({inside})"
-    if callable(x) and not isinstance(x, Value):
-        return getattr(x, "__qualname__", repr(x))
-    return repr(x)
-
-
-def _plain(x: Any) -> Any:
-    """Reduce to what JSON can hold."""
-    if isinstance(x, Value):
-        return {"type": type(x).__name__, **{name: _plain(y) for name, y in x.fields()}}
-    if isinstance(x, Tensor):
-        flat = x.detach().cpu().contiguous()
-        raw = flat.view(torch.uint8) if flat.dim() else flat.reshape(1).view(torch.uint8)
-        return {
-            "tensor": base64.b64encode(raw.numpy().tobytes()).decode(),
-            "dtype": str(x.dtype).removeprefix("torch."),
-            "shape": list(x.shape),
-        }
-    if isinstance(x, tuple):
-        return {"tuple": [_plain(y) for y in x]}
-    if x is None or isinstance(x, bool | int | float | str):
-        return x if not isinstance(x, float) or np.isfinite(x) else {"float": repr(x)}
-    if callable(x):
-        name = f"{x.__module__}:{x.__qualname__}"
-        if "<" in name or x.__module__ == "__main__":
-            fail(
-                RuleError,
-                "test",
-                f"the function {x.__qualname__}",
-                "a function that can be imported by name",
-                "define it at the top of a module",
-            )
-        return {"function": name}
-    return fail(RuleError, "value", type(x).__name__, "a part that JSON can hold", "use a value")
-
-
-def _built(x: Any) -> Any:
-    if not isinstance(x, dict):
-        return x
-    if "tensor" in x:
-        dtype, raw = getattr(torch, x["dtype"]), bytearray(base64.b64decode(x["tensor"]))
-        if not raw:  # torch.frombuffer refuses an empty buffer
-            return torch.empty(x["shape"], dtype=dtype)
-        return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(x["shape"])
-    if "tuple" in x:
-        return tuple(_built(y) for y in x["tuple"])
-    if "float" in x:
-        return float(x["float"])
-    if "function" in x:
-        module, _, name = x["function"].partition(":")
-        return getattr(importlib.import_module(module), name)
-    kind = _TYPES.get(x.get("type", ""))
-    if kind is None:
-        fail(
-            RuleError,
-            "type",
-            repr(x.get("type")),
-            f"one of {', '.join(sorted(_TYPES))}",
-            "import the module that defines it first",
-        )
-    return kind(**{name: _built(y) for name, y in x.items() if name != "type"})

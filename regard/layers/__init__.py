@@ -6,8 +6,7 @@ the table of all.
 """
 
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Can, Layer, Scene
-from regard.layers.blocks import Block, FeedForward, LanguageModel, Stack, grouped_sources
+from regard.layers.base import Capabilities, Layer, LayerInput
 from regard.layers.building import model
 from regard.layers.encoder_decoder import EncoderDecoder
 from regard.layers.positions import (
@@ -24,24 +23,25 @@ from regard.layers.positions import (
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import get, layer, names, register
 from regard.layers.registry import listing as list
+from regard.layers.stack import Block, FeedForward, LanguageModel, Stack, grouped_sources
 
 __all__ = [
     "T5",
     "Alibi",
     "Attention",
     "Block",
-    "Can",
+    "Capabilities",
     "Cope",
     "EncoderDecoder",
     "FeedForward",
     "LanguageModel",
     "Layer",
+    "LayerInput",
     "Learned",
     "Position",
     "Recurrent",
     "Relative",
     "Rotary",
-    "Scene",
     "Shaw",
     "Sinusoidal",
     "Stack",

@@ -16,7 +16,7 @@ from regard.core.rule import Rule
 from regard.core.score import Score
 from regard.core.score.dense import DenseBias
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -34,16 +34,18 @@ class AgentAttention(Attention):
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, decode=False, padding=False, left_padding=False, documents=False, linear=True,
         multihead_weights=True,
     )  # fmt: skip
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "agents": 5}
 
     def __init__(self, dim: int, heads: int, *, agents: int = 49, **settings: Any) -> None:
+        self.decides(settings, "support", "weigh")
         need_size("agents", agents)
         super().__init__(dim, heads, **settings)
         self.agents = agents
+        self.takes_no_bias_of_position("agents have no position")
 
     def pool(self, q: Tensor) -> Tensor:
         """Average queries [b, h, n, d] into agents [b, h, a, d]."""
@@ -55,12 +57,12 @@ class AgentAttention(Attention):
         """Say how agents match keys, or queries agents."""
         return self.score()
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Let agents read, and read the agents."""
         agents = self.pool(call.q)
-        told = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), scene)
+        told = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), input)
         rule = Rule(score=self.scores_of(False))
-        return super().look(call.replace(k=agents, v=told, rule=rule), scene)
+        return super().look(call.replace(k=agents, v=told, rule=rule), input)
 
 
 @register("agent_attention_image")
@@ -74,7 +76,7 @@ class ImageAgents(AgentAttention):
     torch.Size([1, 24, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, decode=False, padding=False, left_padding=False,
         documents=False, linear=True, any_length=False,
     )  # fmt: skip
@@ -83,6 +85,7 @@ class ImageAgents(AgentAttention):
     def __init__(
         self, dim: int, heads: int, *, grid: Sequence[int], side: int = 7, **settings: Any
     ) -> None:
+        self.decides(settings, "kv_heads")
         need_size("side", side)
         super().__init__(dim, heads, agents=side * side, **settings)
         self.grid, self.side = tuple(grid), side
@@ -111,8 +114,8 @@ class ImageAgents(AgentAttention):
         bias = (stretched + self.rows[which] + self.columns[which]).flatten(2)
         return self.score() + DenseBias((bias if agents_ask else bias.mT)[None])
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Add the convolution of the values."""
         values = joined(call.v).mT.unflatten(2, self.grid)
         near = self.beside(values).flatten(2).mT
-        return super().look(call, scene) + split(near, self.heads)
+        return super().look(call, input) + split(near, self.heads)

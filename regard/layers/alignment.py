@@ -12,11 +12,11 @@ from regard.core.rule import Rule
 from regard.core.score import Additive, Dot, General, Score
 from regard.core.score.dense import DenseBias
 from regard.core.support import Padding, Window
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.registry import register
 from regard.run.doors import attend, partial
 
-SOURCE = Can(
+SOURCE = Capabilities(
     causal=False, bidirectional=False, documents=False, constant_memory=True
 )  # what every layer here can do: look at a source
 
@@ -28,7 +28,7 @@ class SourceAttention(Layer):
     The source is kept by a memory, so that later steps need no context.
     """
 
-    can: ClassVar[Can] = SOURCE
+    can: ClassVar[Capabilities] = SOURCE
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32}
 
     def __init__(
@@ -43,13 +43,13 @@ class SourceAttention(Layer):
     def make(self) -> None:
         """Make what `look` reads."""
 
-    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
         """Give what each state [b, 1, n, dim] sees of the source [b, 1, m, c]."""
         raise NotImplementedError
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Look, and join what is seen to the state."""
-        source, padding, memory = scene.context, scene.padding, scene.memory
+        source, padding, memory = input.context, input.padding, input.memory
         if memory is not None:
             if not memory.seen:
                 memory.keep("source", source)
@@ -57,8 +57,8 @@ class SourceAttention(Layer):
                     memory.keep("padding", padding)
             source, padding = memory.get("source"), memory.get("padding")
         rule = Rule() if padding is None else Rule(Padding(padding))
-        seen = self.look(scene.x[:, None], source[:, None], rule, scene)[:, 0]
-        y: Tensor = torch.tanh(self.to_out(torch.cat((seen, scene.x), -1)))
+        seen = self.look(input.x[:, None], source[:, None], rule, input)[:, 0]
+        y: Tensor = torch.tanh(self.to_out(torch.cat((seen, input.x), -1)))
         return y
 
 
@@ -100,7 +100,7 @@ class GlobalAlignment(SourceAttention):
             return General(self.weight, 1.0)
         return Additive(self.of_state, self.of_source, self.weight)
 
-    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
         """Attend to the whole source."""
         return attend(q, source, source, rule.replace(score=self.score()))
 
@@ -122,11 +122,11 @@ class MonotonicAlignment(GlobalAlignment):
         super().make(**settings)
         self.near = Window(reach + 1)
 
-    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
         """Attend around the place of the step."""
-        start = 0 if scene.memory is None else scene.memory.seen
+        start = 0 if input.memory is None else input.memory.seen
         near = self.near.shift(start) if start else self.near
-        return super().look(q, source, rule.replace(support=rule.support & near), scene)
+        return super().look(q, source, rule.replace(support=rule.support & near), input)
 
 
 @register("luong_local_p")
@@ -158,7 +158,7 @@ class PredictedAlignment(GlobalAlignment):
         places: Tensor = self.to_place(x).sigmoid() * length[:, None, None]
         return places
 
-    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
         """Attend around the predicted place, and scale down what is far from it."""
         b, m = source.shape[0], source.shape[2]
         real = getattr(rule.support, "valid", None)

@@ -12,8 +12,9 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import gather_heads
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
+from regard.layers.statistics import keeps_statistics
 
 
 def allocated(shares: Tensor, heads: int) -> Tensor:
@@ -49,7 +50,7 @@ class KeyDriven(Attention):
     8
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "kv_heads": 2}
     allocation: Tensor
 
@@ -65,15 +66,15 @@ class KeyDriven(Attention):
         norms = torch.linalg.matrix_norm(k.float()).sum(0)
         self.allocation.copy_(allocated(norms - norms.min(), self.heads))
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Give each query head the key head it was allocated."""
-        if self.training:
+        if keeps_statistics(self):
             self.allocate(call.k)
         groups = torch.repeat_interleave(
             torch.arange(self.kv_heads), self.allocation.cpu()
         ).tolist()  # fmt: skip
         k, v = gather_heads(call.k, groups), gather_heads(call.v, groups)
-        return super().look(call.replace(k=k, v=v), scene)
+        return super().look(call.replace(k=k, v=v), input)
 
 
 @register("dgqa_ema")

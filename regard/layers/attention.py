@@ -3,8 +3,8 @@
 | step | what it gives |
 |---|---|
 | `queries(x)`, `keys(context)` | q [b, h, n, d]; k [b, g, m, d] and v [b, g, m, e] |
-| `look(call, scene)` | what each head saw, [b, h, n, e] |
-| `mix(seen, scene)` | y [b, n, dim] |
+| `look(call, input)` | what each head saw, [b, h, n, e] |
+| `mix(seen, input)` | y [b, n, dim] |
 
 Positions, padding, packed documents, memories and cross-attention are handled around these steps.
 """
@@ -25,8 +25,9 @@ from regard.core.rule import Rule
 from regard.core.score import Dot, Score
 from regard.core.support import Causal, Documents, Everything, Padding, PerHead, Support
 from regard.core.weigh import Softmax, Weigh
-from regard.layers.base import Can, Layer, Scene, need_divisor, need_share, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_share, need_size
 from regard.layers.positions import Position, position_named
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
@@ -46,7 +47,7 @@ class Attention(Layer):
     torch.Size([2, 10, 64])
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
 
     def __init__(
         self,
@@ -89,7 +90,8 @@ class Attention(Layer):
         if isinstance(position, str):
             position = position_named(position, heads, self.head_dim, causal)
         self.position = Position() if position is None else position
-        self._support = (Causal() if causal else Everything()) & (support or Everything())
+        own = Everything() if support is None else support
+        self._support = (Causal() if causal else Everything()) & own
         self._score, self._weigh = score or Dot(), weigh or Softmax()
         self._fixed: Rule | None = None
         self.to_out: nn.Linear
@@ -117,11 +119,11 @@ class Attention(Layer):
         """Make k [b, g, m, d] and v [b, g, m, e]."""
         return split(self.to_k(context), self.kv_heads), split(self.to_v(context), self.kv_heads)
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend: what each head saw, [b, h, n, e]."""
         return self.attend(call)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Bring the heads [b, h, n, e] together: y [b, n, dim]."""
         mixed: Tensor = self.to_out(joined(seen))
         return mixed
@@ -149,55 +151,66 @@ class Attention(Layer):
 
     # What surrounds the steps.
 
-    def act(self, scene: Scene) -> Tensor:
+    def takes_no_bias_of_position(self, why: str) -> None:
+        """Raise if the position adds to scores, for a layer whose keys are not all tokens."""
+        if type(self.position).steps is not Position.steps:
+            self.cannot(
+                "position", f"{self.position}", f"bias its scores by position: {why}",
+                "use rotary positions, or none",
+            )  # fmt: skip
+
+    def compute(self, input: LayerInput) -> Tensor:
         """Project, look and mix."""
-        if torch.compiler.is_compiling() and not (scene.plain and self._fixed is not None):
+        if torch.compiler.is_compiling() and not (input.plain and self._fixed is not None):
             # A rule cannot be made inside compiled code (decision 0005).
-            outside: Callable[[Scene], Tensor] = torch.compiler.disable(self.act_eagerly)
-            return outside(scene)
-        return self.act_eagerly(scene)
+            outside: Callable[[LayerInput], Tensor] = torch.compiler.disable(self.compute_eagerly)
+            return outside(input)
+        return self.compute_eagerly(input)
 
-    def act_eagerly(self, scene: Scene) -> Tensor:
+    def compute_eagerly(self, input: LayerInput) -> Tensor:
         """Project, look and mix, outside of compiled code where a rule must be made."""
-        return self.mix(self.look(self.call(scene), scene), scene)
+        return self.mix(self.look(self.call(input), input), input)
 
-    def call(self, scene: Scene) -> Call:
-        """Make the call of attention that a scene asks for."""
-        q, read = self.read(scene)
-        rule = self.rule().shift(scene.offset)
+    def call(self, input: LayerInput) -> Call:
+        """Make the call of attention for an input."""
+        q, read = self.read(input)
+        rule = self.rule().shift(input.offset)
         support = rule.support
-        if scene.documents is not None:
-            support = support & Documents(scene.documents, scene.context_documents)
-        if scene.padding is not None and scene.memory is None:
-            support = support & Padding(scene.padding)
+        if input.documents is not None:
+            support = support & Documents(input.documents, input.context_documents)
+        if input.padding is not None and input.memory is None:
+            support = support & Padding(input.padding)
         if support is not rule.support:
             rule = rule.replace(support=support)
         dropout = self.dropout if self.training else 0.0
         return Call(q, read.k, read.v, rule, None, read.positions, dropout)
 
-    def read(self, scene: Scene) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
         """Give the queries, and all keys that they may meet: the memory's and the new ones."""
-        memory = scene.memory
-        if memory is not None and scene.crosses and memory.seen:
-            return self.normed_queries(scene), memory.get("keys").read()
-        k, v = self.keys(scene.context)
+        memory = input.memory
+        if memory is not None and input.crosses and memory.seen:
+            return self.normed_queries(input), memory.get("keys").read()
+        k, v = self.keys(input.context)
         k = self.norm_k(k) if self._normed else k
-        return self.placed_and_kept(self.normed_queries(scene), k, v, scene)
+        return self.positioned_and_kept(self.normed_queries(input), k, v, input)
 
-    def placed_and_kept(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> tuple[Tensor, Read]:
+    def positioned_and_kept(
+        self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput
+    ) -> tuple[Tensor, Read]:
         """Tell q and k their positions, and put the new keys to those of the memory."""
-        q = self.position.turn(q, scene.positions)
-        if not scene.crosses:
-            k = self.position.turn(k, scene.positions)
-        if scene.memory is None:
+        q = self.position.turn(q, input.positions)
+        if not input.crosses:
+            k = self.position.turn(k, input.positions)
+        q, k, v = autocast_alike(q, k, v)
+        if input.memory is None:
             return q, Read(k, v, None)
-        chosen = None if scene.crosses else scene.memory.keys
+        chosen = None if input.crosses else input.memory.keys
         make = self.key_memory if chosen is None else lambda: chosen(self.rule())
-        kept: KeyMemory = scene.memory.of_kind("keys", make)
-        kept.extend(k, v, scene.padding)
-        if not scene.crosses:
+        kept: KeyMemory = input.memory.of_kind("keys", make)
+        kept.extend(k, v, input.padding)
+        if not input.crosses:
             # What this call's own first query may need stays until the next call.
-            self.forget(kept, scene.offset)
+            self.forget(kept, input.offset)
         return q, kept.read()
 
     def key_memory(self) -> KeyMemory:
@@ -217,9 +230,9 @@ class Attention(Layer):
         else:
             kept.forget(support.horizon(now))
 
-    def normed_queries(self, scene: Scene) -> Tensor:
+    def normed_queries(self, input: LayerInput) -> Tensor:
         """Make the queries, brought to their norm where there is one."""
-        q = self.queries(scene.x)
+        q = self.queries(input.x)
         return self.norm_q(q) if self._normed else q
 
     def attend(self, call: Call) -> Tensor:
@@ -230,7 +243,7 @@ class Attention(Layer):
         )  # fmt: skip
         return seen
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """Say in a line what the layer is."""
         sizes = f"{self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, d={self.head_dim}"
         return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"

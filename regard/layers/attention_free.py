@@ -14,7 +14,7 @@ from regard.core.partial import merge
 from regard.core.score import Dot, LowRankBias, RelativeBias, Score
 from regard.core.support import Window
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Can, Layer, Scene, need_divisor, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
 from regard.layers.latent import averaged
 from regard.layers.registry import register
 from regard.run.doors import partial
@@ -32,10 +32,11 @@ class AttentionFree(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False, left_padding=False, documents=False)
+    can: ClassVar[Capabilities] = Capabilities(cross=False, left_padding=False, documents=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "longest": 128, "rank": 4}
 
     def __init__(self, dim: int, *, longest: int, rank: int = 128, **settings: Any) -> None:
+        self.decides(settings, "head_dim", "value_dim", "kv_heads", "score", "support")
         need_size("longest", longest)
         need_size("rank", rank)
         super().__init__(dim, dim, head_dim=1, score=Dot(1.0), **settings)
@@ -45,9 +46,9 @@ class AttentionFree(Attention):
         """Give ones: no query changes a score."""
         return x.new_ones(len(x), self.heads, x.shape[1], 1)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Gate by the queries."""
-        mixed: Tensor = self.to_out(self.to_q(scene.x).sigmoid() * joined(seen))
+        mixed: Tensor = self.to_out(self.to_q(input.x).sigmoid() * joined(seen))
         return mixed
 
     def placed(self, call: Call) -> Call:
@@ -64,9 +65,9 @@ class AttentionFree(Attention):
         )
         return call.replace(rule=call.rule.replace(score=call.rule.score + bias))
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend with one feature a head."""
-        return super().look(self.placed(call), scene)
+        return super().look(self.placed(call), input)
 
 
 @register("aft_local")
@@ -82,10 +83,11 @@ class LocalAttentionFree(AttentionFree):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "longest": 128, "rank": 4, "window": 4}
 
     def __init__(self, dim: int, *, longest: int, window: int, **settings: Any) -> None:
+        self.decides(settings, "dropout")
         super().__init__(dim, longest=longest, **settings)
         self.near = Window(window)
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Merge the near part, which has the numbers, with the rest."""
         parts = []
         for one, support in ((self.placed(call), self.near), (call, ~self.near)):
@@ -104,7 +106,7 @@ class ConvolvedAttentionFree(AttentionFree):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False)
+    can: ClassVar[Capabilities] = Capabilities(cross=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "window": 4}
 
     def __init__(self, dim: int, heads: int, *, window: int, **settings: Any) -> None:
@@ -123,7 +125,7 @@ class ConvolvedAttentionFree(AttentionFree):
         table = nn.functional.pad(taps, (1, 1)).repeat_interleave(self.heads // len(taps), 0)
         return super().score() + RelativeBias(table)
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend with one feature a head."""
         return self.attend(call)
 
@@ -138,7 +140,9 @@ class SimpleAttentionFree(Layer):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(bidirectional=False, cross=False, constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        bidirectional=False, cross=False, constant_memory=True, linear=True
+    )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 
     def __init__(
@@ -147,8 +151,8 @@ class SimpleAttentionFree(Layer):
         super().__init__(dim, causal=causal, context_dim=context_dim)
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim, bias) for _ in range(4))
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Average each feature over the past, and gate."""
-        seen = averaged(self.to_k(scene.x).mT, split(self.to_v(scene.x), self.dim), scene)
-        mixed: Tensor = self.to_out(self.to_q(scene.x).sigmoid() * joined(seen))
+        seen = averaged(self.to_k(input.x).mT, split(self.to_v(input.x), self.dim), input)
+        mixed: Tensor = self.to_out(self.to_q(input.x).sigmoid() * joined(seen))
         return mixed

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
-from regard.layers.blocks import Block
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.convolution import taps
 from regard.layers.positions import Learned
 from regard.layers.registry import register
+from regard.layers.stack import Block
 from regard.memories.base import Read
 
 
@@ -26,7 +26,9 @@ class AveragedQueries(Attention):
     torch.Size([1, 6, 32])
     """
 
-    can: ClassVar[Can] = Can(bidirectional=False, cross=False, multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        bidirectional=False, cross=False, multihead_weights=True
+    )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "length": 3}
 
     def __init__(
@@ -36,19 +38,19 @@ class AveragedQueries(Attention):
         super().__init__(dim, heads, causal=causal, **settings)
         self.length = length
 
-    def averaged(self, scene: Scene) -> Tensor:
+    def averaged(self, input: LayerInput) -> Tensor:
         """Average the last real tokens of each one's own document: [b, n, dim]."""
-        marked = torch.cat((scene.x, torch.ones_like(scene.x[..., :1])), -1)
-        total = taps(marked, self.length, scene, "items", causal=True).sum(2)
+        marked = torch.cat((input.x, torch.ones_like(input.x[..., :1])), -1)
+        total = taps(marked, self.length, input, "items", causal=True).sum(2)
         return total[..., :-1] / total[..., -1:].clamp_min(1)
 
-    def read(self, scene: Scene) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
         """Make queries of means, and keys of single tokens."""
-        q = self.queries(self.averaged(scene))
-        k, v = self.keys(scene.x)
+        q = self.queries(self.averaged(input))
+        k, v = self.keys(input.x)
         if self._normed:
             q, k = self.norm_q(q), self.norm_k(k)
-        return self.placed_and_kept(q, k, v, scene)
+        return self.positioned_and_kept(q, k, v, input)
 
 
 @method(

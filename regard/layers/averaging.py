@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.scan import starts
-from regard.layers.base import Scene, need_size
+from regard.layers.base import LayerInput, need_size
 from regard.run.scanning import scan
 
 
@@ -14,11 +14,11 @@ class DampedAverage(nn.Module):
     """A damped exponential moving average of each channel, `size` rates a channel (Mega's EMA).
 
     `s_t = a (b x_t) + (1 - a d) s_{t-1}`, `y_t = sum_rates c s_t`, with a and d between 0 and 1.
-    Looking ahead, another average runs from the end. The state is kept in the scene's memory under
+    Looking ahead, another average runs from the end. The state is kept in the input's memory under
     `name`; padding leaves it as it is, and each packed document has its own.
 
     >>> x = torch.randn(1, 5, 4)
-    >>> DampedAverage(4, size=2)(x, Scene(x, x, False, torch.arange(5))).shape
+    >>> DampedAverage(4, size=2)(x, LayerInput(x, x, False, torch.arange(5))).shape
     torch.Size([1, 5, 4])
     """
 
@@ -33,15 +33,15 @@ class DampedAverage(nn.Module):
         self.into = nn.Parameter(torch.randn(ways, channels, size) * size**-0.5)
         self.out = nn.Parameter(torch.randn(ways, channels, size) * size**-0.5)
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, input: LayerInput) -> Tensor:
         """Average x [b, n, c]."""
-        state = None if scene.memory is None else scene.memory.get(self.name)
-        y, state = self._one_way(0, x, scene.padding, scene.documents, state)
-        if scene.memory is not None:
-            scene.memory.keep(self.name, state)
+        state = None if input.memory is None else input.memory.get(self.name)
+        y, state = self._one_way(0, x, input.padding, input.documents, state)
+        if input.memory is not None:
+            input.memory.keep(self.name, state)
         if not self.causal:
             keep, documents = (
-                None if t is None else t.flip(1) for t in (scene.padding, scene.documents)
+                None if t is None else t.flip(1) for t in (input.padding, input.documents)
             )
             back, _ = self._one_way(1, x.flip(1), keep, documents, None)
             y = y + back.flip(1)

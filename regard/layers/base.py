@@ -1,4 +1,4 @@
-"""What every layer is: checked inputs, a scene, and one method that acts on it."""
+"""What every layer is: checked inputs as a `LayerInput`, and one method that acts on them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ from regard.core.errors import (
     fail,
     shape_of,
 )
+from regard.layers.precision import autocast_dtype
 from regard.memories.choosing import key_maker
 from regard.memories.layer import LayerMemory
 
 
 @dataclass(frozen=True)
-class Can:
-    """What a kind of layer can do. Each line is a promise that the conformance suite tries.
+class Capabilities:
+    """What a kind of layer can do. Each field is a promise that the conformance suite tries.
 
-    - `causal`, `bidirectional`: look at the past alone, or at everything
-    - `cross`: look at a context
-    - `decode`: go on token by token with a memory, and give what the whole sequence gives
+    - `causal`, `bidirectional`: attend to the past alone, or to everything
+    - `cross`: attend to a context
+    - `decode`: continue token by token with a memory, equal to the run over the whole sequence
     - `constant_memory`: that memory stops growing
     - `linear`: time and memory grow with the length, not with its square
-    - `padding`, `documents`: leave padding out, keep packed documents apart
-    - `left_padding`: begin after padding (blocks counted from the first place cannot)
+    - `padding`, `documents`: mask padding out, keep packed documents apart
+    - `left_padding`: start after padding (blocks counted from the first position cannot)
     - `any_length`: no size of the layer depends on the number of tokens
     - `multihead_weights`: take over the weights of multi-head attention unchanged
+
+    >>> Capabilities(cross=False).cross
+    False
     """
 
     causal: bool = True
@@ -51,14 +55,18 @@ class Can:
 
 
 @dataclass
-class Scene:
-    """What a layer acts on: tokens x [b, n, dim], and all that is known of them.
+class LayerInput:
+    """What a layer computes from: tokens x [b, n, dim], and all that is known of them.
 
-    `context` [b, m, context_dim] is what is looked at, x itself where none was given (`crosses` is
-    false then). `positions` [n] or [b, n] say where the tokens stand in their text, `offset` how
-    many were seen before. `padding` [b, m] is true at real keys. `documents` [b, n] and
-    `context_documents` [b, m] name packed documents. `between` is what the layers of one stack
-    hand on.
+    `context` [b, m, context_dim] is attended to, x itself where none was passed (`crosses` is false
+    then). `positions` [n] or [b, n] are those of the tokens in their text, `offset` how many tokens
+    came before this call. `padding` [b, m] is true at real keys; what stood at the others is zero
+    by now. `documents` [b, n] and `context_documents` [b, m] are ids of packed documents. `between`
+    is what the layers of one stack hand on.
+
+    >>> x = torch.randn(1, 5, 8)
+    >>> LayerInput(x, x, False, torch.arange(5)).plain
+    True
     """
 
     x: Tensor
@@ -74,11 +82,11 @@ class Scene:
 
     @property
     def plain(self) -> bool:
-        """Whether there is nothing but tokens from the first one on."""
+        """Whether there is neither memory, nor padding, nor documents."""
         return self.memory is None and self.padding is None and self.documents is None
 
-    def pieces(self, size: int, memory: LayerMemory) -> Iterator[Scene]:
-        """Give this scene `size` tokens at a time; `memory` carries on from piece to piece."""
+    def pieces(self, size: int, memory: LayerMemory) -> Iterator[LayerInput]:
+        """Yield this input `size` tokens at a time; `memory` carries on from piece to piece."""
         for start in range(0, self.x.shape[1], size):
             some = slice(start, start + size)
             x = self.x[:, some]
@@ -88,12 +96,12 @@ class Scene:
                 padding=None if self.padding is None else self.padding[:, some],
             )  # fmt: skip
 
-    def given(self) -> tuple[Tensor, Tensor | None]:
-        """Give x and context as they were passed, for a layer inside this one."""
+    def as_passed(self) -> tuple[Tensor, Tensor | None]:
+        """Return x and context as they were passed, for a layer inside this one."""
         return self.x, self.context if self.crosses and self.context is not self.x else None
 
-    def told(self, name: str, part: Layer) -> dict[str, Any]:
-        """Give what is known beside x to a layer inside this one, its memory under a name."""
+    def for_part(self, name: str, part: Layer) -> dict[str, Any]:
+        """Return the keyword arguments for a layer inside this one, its memory under a name."""
         memory = None if self.memory is None else self.memory.of_kind(name, part.memory)
         return {
             "positions": self.positions, "padding": self.padding, "documents": self.documents,
@@ -104,11 +112,11 @@ class Scene:
 class Layer(nn.Module):
     """A mixer of tokens: x [b, n, dim] to y [b, n, dim], with one way of calling it.
 
-    A subclass says what it `can` do and writes `act(scene)`. `causal` is chosen when the layer is
-    made; a layer with `context_dim`, or one that is not causal, may be given a context.
+    A subclass says what it `can` do and writes `compute(input)`. `causal` is chosen when the layer
+    is made; a layer with `context_dim`, or one that is not causal, may be given a context.
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
     # Arguments of a small one, and how many tokens it is tried with.
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4}
     tiny_tokens: ClassVar[int] = 24
@@ -135,11 +143,18 @@ class Layer(nn.Module):
 
     @classmethod
     def cannot(cls, argument: str, got: object, what: str, fix: str) -> None:
-        """Raise that this kind of layer cannot do something."""
-        fail(CapabilityError, argument, got, f"no such wish: {cls.__name__} cannot {what}", fix)
+        """Raise a `CapabilityError`: this kind of layer cannot do something."""
+        fail(CapabilityError, argument, got, f"nothing, since {cls.__name__} cannot {what}", fix)
 
-    def act(self, scene: Scene) -> Tensor:
-        """Mix the tokens of a checked scene: [b, n, dim]."""
+    @classmethod
+    def decides(cls, settings: dict[str, Any], *names: str) -> None:
+        """Raise if `settings` hold one of those that this kind of layer decides itself."""
+        for name in names:
+            if settings.get(name) is not None:
+                cls.cannot(name, settings[name], f"take {name}: it decides that", f"drop {name}")
+
+    def compute(self, input: LayerInput) -> Tensor:
+        """Compute y [b, n, dim] from a checked input."""
         raise NotImplementedError
 
     def forward(
@@ -154,11 +169,13 @@ class Layer(nn.Module):
         memory: LayerMemory | None = None,
         between: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Mix x [b, n, dim], looking at itself or at `context` [b, m, context_dim].
+        """Mix x [b, n, dim], attending to itself or to `context` [b, m, context_dim].
 
-        `padding` [b, m] is true at real keys, `documents` [b, n] names packed documents,
-        `positions` [n] or [b, n] are where tokens stand if not at 0, 1, 2, ...; `memory`, made by
-        `layer.memory()`, carries on from earlier tokens.
+        `padding` [b, m] is true at real keys, `documents` [b, n] are ids of packed documents,
+        `positions` [n] or [b, n] are those of tokens if not 0, 1, 2, ...; `memory`, made by
+        `layer.memory()`, carries on from earlier tokens. What stands in padded tokens never
+        matters, NaN included. Under autocast the output has autocast's dtype, as that of a linear
+        map.
         """
         self._need_tokens("x", x, self.dim)
         begun = isinstance(memory, LayerMemory) and memory.seen > 0
@@ -182,13 +199,18 @@ class Layer(nn.Module):
             self.cannot("padding", "tokens that begin after it", "begin later", "pad at the end")
         if documents is not None:
             self._need_documents(crosses, context_documents, memory)
+        if padding is not None and (context is not None or not crosses):
+            # Whatever stands in padding, NaN included, reaches neither outputs nor gradients.
+            real = seen.masked_fill(~padding[..., None], 0)
+            x, seen = real if x is seen else x, real
         offset = 0 if memory is None or crosses else memory.seen
         where = _positions(x, positions, documents, offset)
-        scene = Scene(
+        input = LayerInput(
             x, seen, crosses, where, offset, padding, documents, context_documents, memory,
             {} if between is None else between,
         )  # fmt: skip
-        y = self.act(scene)
+        y = self.compute(input)
+        y = y.to(autocast_dtype(y))
         if memory is not None:
             memory.seen += x.shape[1]
             if memory.keys is not None:
@@ -223,10 +245,10 @@ class Layer(nn.Module):
                 RuleError, "memory", "asked of a layer that looks ahead", "a causal layer",
                 "make the layer with causal=True",
             )  # fmt: skip
-        return made_with(LayerMemory(self.said(), self), keys)
+        return with_keys(LayerMemory(self.describe(), self), keys)
 
-    def said(self) -> str:
-        """Say in a line what the layer is: its class and its sizes."""
+    def describe(self) -> str:
+        """Describe the layer in a line: its class and its sizes."""
         return f"{type(self).__name__}({self.dim}{', causal' if self.causal else ''})"
 
     def _need_tokens(self, name: str, x: object, dim: int) -> None:
@@ -238,9 +260,8 @@ class Layer(nn.Module):
                 f"make the layer for {x.shape[2]} channels, or project to {dim}",
             )  # fmt: skip
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
-        autocast = torch.is_autocast_enabled(x.device.type)
         if not x.is_floating_point() or (
-            weight is not None and weight.dtype != x.dtype and not autocast
+            weight is not None and autocast_dtype(weight) != autocast_dtype(x)
         ):
             wanted = "a float type" if weight is None else f"{weight.dtype}, as the weights"
             fail(DtypeError, name, f"{x.dtype}", wanted, "cast the tokens, or the layer")
@@ -263,9 +284,10 @@ class Layer(nn.Module):
     def _need_memory(self, x: Tensor, memory: object) -> None:
         if not isinstance(memory, LayerMemory):
             fail(RuleError, "memory", shape_of(memory), "a LayerMemory", "pass layer.memory()")
-        if not memory.serves(self.said(), self):
+        if not memory.serves(self.describe(), self):
             fail(
-                RuleError, "memory", f"one of {memory.of}, another layer", f"one of {self.said()}",
+                RuleError, "memory", f"one of {memory.of}, another layer",
+                f"one of {self.describe()}",
                 "give each layer the memory it made",
             )  # fmt: skip
         if memory.batch is None:
@@ -294,8 +316,8 @@ class Layer(nn.Module):
             )  # fmt: skip
 
 
-def made_with(memory: LayerMemory, keys: Any) -> LayerMemory:
-    """Give a memory that keeps keys as a user asks."""
+def with_keys(memory: LayerMemory, keys: Any) -> LayerMemory:
+    """Return a memory that keeps keys as a user asks."""
     memory.keys = None if keys is None else key_maker(keys)
     return memory
 

@@ -14,10 +14,10 @@ from regard.core.parts import choose_tiles, pooled
 from regard.core.score import Landmarks, Score
 from regard.core.support import Causal, Tiles
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
 
-PLACED = Can(
+PLACED = Capabilities(
     bidirectional=False, cross=False, left_padding=False, documents=False, multihead_weights=True
 )
 
@@ -35,23 +35,24 @@ class BlockRouting(Attention):
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Can] = PLACED
+    can: ClassVar[Capabilities] = PLACED
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 4, "blocks": 2}
 
     def __init__(
         self, dim: int, heads: int, *, block: int = 64, blocks: int = 4, causal: bool = True,
         **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         need_size("block", block)
         need_size("blocks", blocks)
         super().__init__(dim, heads, causal=causal, **settings)
         self.block, self.blocks = block, blocks
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Choose blocks, and attend to their past."""
         chosen = routed(call, self.block, self.blocks)
         rule = call.rule.replace(support=call.rule.support & chosen)
-        return super().look(call.replace(rule=rule), scene)
+        return super().look(call.replace(rule=rule), input)
 
 
 @torch.no_grad()
@@ -86,13 +87,14 @@ class LandmarkAttention(Attention):
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Can] = PLACED
+    can: ClassVar[Capabilities] = PLACED
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 5}
 
     def __init__(
         self, dim: int, heads: int, *, block: int = 51, retrieve: int | None = None,
         causal: bool = True, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         super().__init__(dim, heads, causal=causal, **settings)
         self.landmarks = Landmarks(block, retrieve)
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from regard.core.errors import RuleError, fail, shape_of
 from regard.layers.base import Layer
-from regard.layers.blocks import Block, FeedForward, LanguageModel, Stack, need_sources
 from regard.layers.positions import Learned, Sinusoidal
 from regard.layers.registry import get, layer
+from regard.layers.stack import Block, FeedForward, LanguageModel, Stack, need_sources
 
 
 def model(

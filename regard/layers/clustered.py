@@ -16,8 +16,9 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
+from regard.layers.statistics import keeps_statistics
 
 
 @register("routing_transformer")
@@ -39,7 +40,7 @@ class RoutedAttention(Attention):
     torch.Size([1, 12, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, decode=False, padding=False, left_padding=False,
         documents=False,
     )  # fmt: skip
@@ -50,10 +51,12 @@ class RoutedAttention(Attention):
         self, dim: int, heads: int, *, clusters: int = 16, keep: float = 0.999,
         causal_inside: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "kv_heads", "support", "weigh")
         need_size("clusters", clusters)
         if not 0 <= keep < 1:
             fail(ValueRangeError, "keep", keep, "a share from 0 up to 1", "the paper keeps 0.999")
         super().__init__(dim, heads, **settings)
+        self.takes_no_bias_of_position("clusters have no heads of their own")
         self.keep, self.causal_inside = keep, causal_inside
         self.register_buffer("centers", torch.randn(heads, clusters, self.head_dim))
 
@@ -84,21 +87,19 @@ class RoutedAttention(Attention):
         means = torch.where(counts > 0, sums / counts.clamp_min(1), self.centers)
         self.centers.lerp_(means.to(self.centers), 1 - self.keep)
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Gather clusters, attend inside them, and average what each token got."""
-        if self.training:
+        if keeps_statistics(self):
             self.follow(call.q)
         take = self.members(call.q)[..., None]  # [b, h, clusters, w, 1]
-        v = expand_heads(call.v, call.h)
+        k, v = expand_heads(call.k, call.h), expand_heads(call.v, call.h)
 
         def gathered(x: Tensor) -> Tensor:
             wide = x[:, :, None].expand(-1, -1, take.shape[2], -1, -1)
             return wide.gather(3, take.expand(-1, -1, -1, -1, x.shape[3])).flatten(0, 1)
 
         rule = Rule(Causal() if self.causal_inside else Everything(), call.rule.score)
-        parts = call.replace(
-            q=gathered(call.q), k=gathered(expand_heads(call.k, call.h)), v=gathered(v), rule=rule
-        )
+        parts = call.replace(q=gathered(call.q), k=gathered(k), v=gathered(v), rule=rule)
         seen = self.attend(parts).unflatten(0, call.q.shape[:2]).flatten(2, 3)
         places = take.flatten(2, 3)
         total = torch.zeros_like(v).scatter_add(2, places.expand_as(seen), seen)

@@ -6,30 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.layers.base import Scene, need_size
+from regard.layers.base import LayerInput, need_size
 
 
-def taps(x: Tensor, size: int, scene: Scene, name: str, *, causal: bool) -> Tensor:
+def taps(x: Tensor, size: int, input: LayerInput, name: str, *, causal: bool) -> Tensor:
     """Give each token its neighbors: x [b, n, c] to [b, n, size, c], zeros where there is none.
 
     Causal taps are the token itself, last, and those before it; others lie around it. Padding is
-    zero, other documents' tokens are zero, and the last `size - 1` tokens are kept in the scene's
+    zero, other documents' tokens are zero, and the last `size - 1` tokens are kept in the input's
     memory under `name`.
     """
-    if scene.padding is not None and not scene.crosses:
-        x = x * scene.padding[..., None]
+    if input.padding is not None and not input.crosses:
+        x = x * input.padding[..., None]
     before = size - 1 if causal else size // 2
     after = size - 1 - before
-    if scene.memory is not None and causal:
-        kept = scene.memory.get(name)
+    if input.memory is not None and causal:
+        kept = input.memory.get(name)
         long = F.pad(x, (0, 0, before, 0)) if kept is None else torch.cat((kept, x), 1)
-        scene.memory.keep(name, long[:, long.shape[1] - before :])
+        input.memory.keep(name, long[:, long.shape[1] - before :])
     else:
         long = F.pad(x, (0, 0, before, after))
     found = long.unfold(1, size, 1).transpose(2, 3)
-    if scene.documents is not None:
-        ids = F.pad(scene.documents, (before, after), value=-1).unfold(1, size, 1)
-        found = found * (ids == scene.documents[..., None])[..., None]
+    if input.documents is not None:
+        ids = F.pad(input.documents, (before, after), value=-1).unfold(1, size, 1)
+        found = found * (ids == input.documents[..., None])[..., None]
     return found
 
 
@@ -38,7 +38,7 @@ class DepthwiseConvolution(nn.Module):
 
     >>> x = torch.ones(1, 4, 2)
     >>> layer = DepthwiseConvolution(2, size=3, causal=True, name="convolution")
-    >>> layer(x, Scene(x, x, False, torch.arange(4))).shape
+    >>> layer(x, LayerInput(x, x, False, torch.arange(4))).shape
     torch.Size([1, 4, 2])
     """
 
@@ -51,8 +51,8 @@ class DepthwiseConvolution(nn.Module):
         self.weight = nn.Parameter(torch.randn(size, channels) * size**-0.5)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, input: LayerInput) -> Tensor:
         """Convolve x [b, n, c]."""
-        near = taps(x, len(self.weight), scene, self.name, causal=self.causal)
+        near = taps(x, len(self.weight), input, self.name, causal=self.causal)
         y = (near * self.weight).sum(2)
         return y if self.bias is None else y + self.bias

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene
+from regard.layers.base import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.memories.base import Read
 
@@ -38,7 +38,7 @@ class CrossLayer(Attention):
     True
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
 
     def __init__(self, dim: int, heads: int, *, owns_keys: bool = True, **settings: Any) -> None:
         self.owns_keys = owns_keys
@@ -51,15 +51,15 @@ class CrossLayer(Attention):
             self.to_k: nn.Linear | None = None  # type: ignore[assignment]
             self.to_v: nn.Linear | None = None  # type: ignore[assignment]
 
-    def read(self, scene: Scene) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
         """Hand on what is read, or read what was handed on."""
         if self.owns_keys:
-            q, scene.between["keys"] = super().read(scene)
-            return q, scene.between["keys"]
-        if "keys" not in scene.between:
+            q, input.between["keys"] = super().read(input)
+            return q, input.between["keys"]
+        if "keys" not in input.between:
             fail(
                 RuleError, "between", "no keys", "those of an earlier layer",
                 "put the layer in a Stack with sources=[0, 0, ...], or let it own its keys",
             )  # fmt: skip
-        q = self.position.turn(self.normed_queries(scene), scene.positions)
-        return q, scene.between["keys"]
+        q = self.position.turn(self.normed_queries(input), input.positions)
+        return q, input.between["keys"]

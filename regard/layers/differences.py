@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.parts import mixed
-from regard.core.score import Dot
+from regard.core.rule import Rule
+from regard.core.score import Dot, Score
 from regard.core.weigh import Softmax, Weigh
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Can, Scene, need_share
+from regard.layers.base import Capabilities, LayerInput, need_share
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 
 
@@ -28,7 +30,7 @@ class Differential(Attention):
     torch.Size([1, 5, 64])
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, dim: int, heads: int, *, start: float = 0.8, **settings: Any) -> None:
         need_share("start", start)
@@ -54,15 +56,24 @@ class Differential(Attention):
         k = split(self.to_k(context), 2 * self.kv_heads)
         return k, expand_heads(split(self.to_v(context), self.kv_heads), 2 * self.kv_heads)
 
+    def rule(self) -> Rule:
+        """Make the rule, with what its position says of a head for both of its queries."""
+        rule = super().rule()
+        if not rule.score.steps:
+            return rule
+        pairs = [head for head in range(self.heads) for _ in range(2)]
+        steps = tuple(step.take_heads(pairs) for step in rule.score.steps)
+        return rule.replace(score=Score(rule.score.match, steps))
+
     def strength(self) -> Tensor:
         """How much of the second attention is taken away."""
         a, b, c, d = self.of_strength
         strength: Tensor = (a @ b).exp() - (c @ d).exp() + self.start
         return strength
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Take the second of each pair of heads from the first."""
-        first, second = super().look(call, scene).unflatten(1, (self.heads, 2)).unbind(2)
+        first, second = super().look(call, input).unflatten(1, (self.heads, 2)).unbind(2)
         minus = -self.strength().expand(self.heads)
         found: Tensor = self.norm(mixed((first, second), (1.0, minus))) * (1 - self.start)
         return found
@@ -80,7 +91,7 @@ class TalkingHeads(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
 
     def __init__(self, dim: int, heads: int, **settings: Any) -> None:
         super().__init__(dim, heads, **settings)
@@ -89,12 +100,13 @@ class TalkingHeads(Attention):
         self.of_scores = nn.Parameter(torch.eye(heads))
         self.of_weights = nn.Parameter(torch.eye(heads))
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend with heads side by side."""
         h = call.h
         k, v = (joined(expand_heads(x, h))[:, None] for x in (call.k, call.v))
         q = torch.einsum("ij,bjnd->binjd", self.of_scores, call.q).flatten(3)
-        seen = super().look(call.replace(q=q, k=k, v=v), scene).unflatten(3, (h, -1))
+        q, k, v = autocast_alike(q, k, v)
+        seen = super().look(call.replace(q=q, k=k, v=v), input).unflatten(3, (h, -1))
         # seen [b, j, n, i, e]: weights of head j over the values of head i.
         return torch.einsum("ij,bjnie->bine", self.of_weights, seen)
 
@@ -109,7 +121,11 @@ class SoftmaxPlusOne(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
+
+    def __init__(self, dim: int, heads: int, **settings: Any) -> None:
+        self.decides(settings, "weigh")
+        super().__init__(dim, heads, **settings)
 
     def weigh(self) -> Weigh:
         """Add one to the sum."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.layers.attention import Attention, joined
-from regard.layers.base import Can, Scene, need_divisor, need_size
+from regard.layers.base import Capabilities, LayerInput, need_divisor, need_size
 from regard.layers.convolution import DepthwiseConvolution, taps
 from regard.layers.registry import register
 
@@ -27,12 +27,13 @@ class SpanConvolution(Attention):
     torch.Size([1, 10, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False)
+    can: ClassVar[Capabilities] = Capabilities(cross=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "kernel": 5}
 
     def __init__(
         self, dim: int, heads: int, *, kernel: int = 9, reduction: int = 2, **settings: Any
     ) -> None:
+        self.decides(settings, "head_dim", "value_dim", "out_bias")
         need_size("reduction", reduction)
         need_size("kernel", kernel)
         need_divisor("reduction", reduction, "heads", heads)
@@ -45,19 +46,19 @@ class SpanConvolution(Attention):
         self.to_value = nn.Linear(dim, inner)
         self.to_out = nn.Linear(2 * inner, dim, settings.get("bias", False))
 
-    def kernels(self, scene: Scene) -> Tensor:
+    def kernels(self, input: LayerInput) -> Tensor:
         """Make a kernel for each token and head: [b, n, h, kernel]."""
-        span = self.to_span(self.span(scene.x, scene))
-        made: Tensor = self.to_kernel(self.to_q(scene.x) * span).unflatten(-1, (self.heads, -1))
+        span = self.to_span(self.span(input.x, input))
+        made: Tensor = self.to_kernel(self.to_q(input.x) * span).unflatten(-1, (self.heads, -1))
         return made.softmax(-1)
 
-    def convolved(self, scene: Scene) -> Tensor:
+    def convolved(self, input: LayerInput) -> Tensor:
         """Convolve the values with the kernels: [b, n, h d]."""
-        near = taps(self.to_value(scene.x), self.kernel, scene, "values", causal=self.causal)
+        near = taps(self.to_value(input.x), self.kernel, input, "values", causal=self.causal)
         near = near.unflatten(-1, (self.heads, -1))  # [b, n, kernel, h, d]
-        return torch.einsum("bnhk,bnkhd->bnhd", self.kernels(scene), near).flatten(2)
+        return torch.einsum("bnhk,bnkhd->bnhd", self.kernels(input), near).flatten(2)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Put both kinds of heads side by side."""
-        mixed: Tensor = self.to_out(torch.cat((joined(seen), self.convolved(scene)), -1))
+        mixed: Tensor = self.to_out(torch.cat((joined(seen), self.convolved(input)), -1))
         return mixed

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from regard.core.method import method
 from regard.layers.attention import Attention
 from regard.layers.base import need_size
-from regard.layers.blocks import Block, Stack, pick
 from regard.layers.positions import Sinusoidal
 from regard.layers.registry import layer
+from regard.layers.stack import Block, Stack, pick
 from regard.memories.layer import LayerMemory
 
 

@@ -12,7 +12,7 @@ from regard.core.method import method
 from regard.core.support import Blocks
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.positions import Position, Relative
 from regard.layers.registry import register
 from regard.memories.base import Read
@@ -51,13 +51,14 @@ class MovingAverageGated(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False)
+    can: ClassVar[Capabilities] = Capabilities(cross=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "head_dim": 8, "value_dim": 24, "rates": 4}
 
     def __init__(
         self, dim: int, *, head_dim: int | None = None, value_dim: int | None = None,
         rates: int = 16, reach: int = 128, position: Position | str | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "bias")
         head_dim = max(dim // 4, 1) if head_dim is None else head_dim
         value_dim = 2 * dim if value_dim is None else value_dim
         position = Relative(1, reach) if position is None else position
@@ -75,18 +76,20 @@ class MovingAverageGated(Attention):
         self.to_new = nn.Linear(self.dim, self.dim)
         self.to_out = nn.Linear(self.value_dim, self.dim, bias=False)
 
-    def read(self, scene: Scene) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
         """Average, then make queries and keys of the average and values of the tokens."""
-        scene.between["average"] = averaged = self.average(scene.x, scene)
+        input.between["average"] = averaged = self.average(input.x, input)
         q, k = self.scalings(averaged)
-        return self.placed_and_kept(q, k, F.silu(self.to_v(scene.x))[:, None], scene)
+        return self.positioned_and_kept(q, k, F.silu(self.to_v(input.x))[:, None], input)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Reset what is seen, and update the tokens."""
-        averaged = scene.between.pop("average")
+        averaged = input.between.pop("average")
         reset = F.silu(self.to_reset(averaged))
         new = F.silu(self.to_new(averaged) + self.to_out(reset * seen[:, 0]))
-        return torch.lerp(scene.x, new, self.to_update(averaged).sigmoid())
+        update = self.to_update(averaged).sigmoid()
+        made: Tensor = input.x + update * (new - input.x)
+        return made
 
 
 @register("mega_chunk")
@@ -97,7 +100,7 @@ class ChunkedMovingAverageGated(MovingAverageGated):
     torch.Size([1, 9, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         cross=False, left_padding=False, documents=False, linear=True, constant_memory=True
     )
     tiny: ClassVar[dict[str, Any]] = {**MovingAverageGated.tiny, "chunk": 4}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -29,7 +29,9 @@ class HashedInterest(Layer):
     torch.Size([1, 2, 8])
     """
 
-    can: ClassVar[Can] = Can(causal=False, documents=False, constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        causal=False, documents=False, constant_memory=True, linear=True
+    )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "bits": 12}
     directions: Tensor
 
@@ -75,12 +77,12 @@ class HashedInterest(Layer):
         gathered: Tensor = F.normalize(table.gather(2, places), dim=-1).mean(1)
         return gathered
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Fill the table once, and gather."""
-        memory = scene.memory
+        memory = input.memory
         table = None if memory is None else memory.get("table")
         if table is None:
-            table = self.table(scene.context, scene.padding)
+            table = self.table(input.context, input.padding)
             if memory is not None:
                 memory.keep("table", table)
-        return self.gather(scene.x, table)
+        return self.gather(input.x, table)

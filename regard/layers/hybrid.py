@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regard.core.method import method
 from regard.core.support import Sinks, Window
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.convolution import DepthwiseConvolution
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
@@ -46,21 +46,21 @@ class SelectiveState(Recurrent):
         self.through = nn.Parameter(torch.ones(self.heads, 1, 1))
         self.to_out = nn.Linear(inner, self.dim, bias)
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Convolve, scan and gate."""
-        x = F.silu(self.near(self.to_x(scene.x), scene))
+        x = F.silu(self.near(self.to_x(input.x), input))
         k, q = self.to_states(x)[:, None].chunk(2, -1)
         step = -F.logsigmoid(3 - self.to_step(x).transpose(1, 2))  # softplus, [b, h, n]
         values = split(x, self.heads)
-        scene.between["steps"] = -self.rate.exp()[:, None] * step
+        input.between["steps"] = -self.rate.exp()[:, None] * step
         k, v = k.expand(-1, self.heads, -1, -1), values * step[..., None]
-        seen = self.look(q.expand_as(k), k, v, scene) + self.through * values
-        mixed: Tensor = self.to_out(joined(seen) * F.silu(self.to_gate(scene.x)))
+        seen = self.look(q.expand_as(k), k, v, input) + self.through * values
+        mixed: Tensor = self.to_out(joined(seen) * F.silu(self.to_gate(input.x)))
         return mixed
 
-    def rates(self, scene: Scene) -> dict[str, Any]:
+    def rates(self, input: LayerInput) -> dict[str, Any]:
         """Forget by the step that the token takes."""
-        return {"log_decay": scene.between.pop("steps")}
+        return {"log_decay": input.between.pop("steps")}
 
 
 @register("hymba")
@@ -76,7 +76,7 @@ class Hymba(Layer):
     torch.Size([1, 9, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         bidirectional=False, cross=False, left_padding=False, documents=False, linear=True,
         constant_memory=True,
     )  # fmt: skip
@@ -87,6 +87,7 @@ class Hymba(Layer):
         states: int = 16, causal: bool = True, context_dim: int | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, causal=causal, context_dim=context_dim)
+        self.decides(settings, "support")
         need_size("meta", meta)
         near = None if window is None else Window(window) | Sinks(meta)
         settings.setdefault("position", "rotary")
@@ -97,11 +98,11 @@ class Hymba(Layer):
         self.shares = nn.Parameter(torch.ones(2, dim))
         self.to_out = nn.Linear(dim, dim, bias=False)
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Put the meta tokens in front of a text, read both ways, and mix."""
-        x, n, meta = scene.x, scene.x.shape[1], self.meta.shape[1]
-        positions, padding = scene.positions + meta, scene.padding
-        if scene.memory is None or not scene.memory.seen:
+        x, n, meta = input.x, input.x.shape[1], self.meta.shape[1]
+        positions, padding = input.positions + meta, input.padding
+        if input.memory is None or not input.memory.seen:
             x = torch.cat((self.meta.expand(len(x), -1, -1), x), 1)
             first = torch.arange(meta, device=x.device).expand(*positions.shape[:-1], -1)
             positions = torch.cat((first, positions), -1)
@@ -109,7 +110,7 @@ class Hymba(Layer):
                 padding = torch.cat((padding.new_ones(len(x), meta), padding), 1)
         said = []
         for name, part in (("attention", self.attention), ("state", self.state)):
-            told = {**scene.told(name, part), "positions": positions, "padding": padding}
+            told = {**input.for_part(name, part), "positions": positions, "padding": padding}
             said.append(part(x, **told)[:, -n:])
         both = (norm(y) * a for norm, y, a in zip(self.norms, said, self.shares, strict=True))
         mixed: Tensor = self.to_out(sum(both) / 2)

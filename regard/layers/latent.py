@@ -19,21 +19,21 @@ from regard.core.scan import prefix_softmax, starts
 from regard.core.score import Dot
 from regard.core.support import Documents, Everything, Padding, Support
 from regard.layers.attention import joined, split
-from regard.layers.base import Can, Layer, Scene, need_divisor, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
 from regard.layers.registry import register
 from regard.run.doors import attend
 
 
-def averaged(scores: Tensor, v: Tensor, scene: Scene) -> Tensor:
-    """Average v [b, h, m, e] by scores [b, h, m] over each prefix, kept in the scene's memory."""
-    memory = scene.memory
+def averaged(scores: Tensor, v: Tensor, input: LayerInput) -> Tensor:
+    """Average v [b, h, m, e] by scores [b, h, m] over each prefix, kept in the input's memory."""
+    memory = input.memory
     state = None if memory is None else memory.get("average")
     out, state = prefix_softmax(
         scores,
         v,
         state=None if state is None else Partial(*state),
-        keep=scene.padding,
-        reset=None if scene.documents is None else starts(scene.documents),
+        keep=input.padding,
+        reset=None if input.documents is None else starts(input.documents),
     )
     if memory is not None:
         memory.keep("average", tuple(state))
@@ -51,7 +51,9 @@ class Aaren(Layer):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(bidirectional=False, cross=False, constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        bidirectional=False, cross=False, constant_memory=True, linear=True
+    )
 
     def __init__(
         self, dim: int, heads: int, *, causal: bool = True, context_dim: int | None = None,
@@ -71,9 +73,9 @@ class Aaren(Layer):
         scores: Tensor = (k * q).sum(-1) * k.shape[-1] ** -0.5
         return scores
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Average each prefix."""
-        seen = averaged(self.scores(scene.x), split(self.to_v(scene.x), self.heads), scene)
+        seen = averaged(self.scores(input.x), split(self.to_v(input.x), self.heads), input)
         mixed: Tensor = self.to_out(joined(seen))
         return mixed
 
@@ -90,7 +92,7 @@ class Latte(Layer):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(constant_memory=True, linear=True)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "latents": 6}
 
     def __init__(
@@ -107,32 +109,32 @@ class Latte(Layer):
         self.to_v = nn.Linear(self.context_dim, dim, bias)
         self.to_out = nn.Linear(dim, dim, bias)
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Mix what each latent saw."""
-        shares = split(self.to_q(scene.x), self.heads).softmax(-1)  # [b, h, n, l]
-        mixed = (shares[..., None] * self.latent_views(scene)).sum(-2)
+        shares = split(self.to_q(input.x), self.heads).softmax(-1)  # [b, h, n, l]
+        mixed = (shares[..., None] * self.latent_views(input)).sum(-2)
         y: Tensor = self.to_out(joined(mixed))
         return y
 
-    def latent_views(self, scene: Scene) -> Tensor:
+    def latent_views(self, input: LayerInput) -> Tensor:
         """Give what each latent sees: [b, h, n, l, e], or with n of 1 where it is all the same."""
-        memory = scene.memory
-        if scene.crosses and memory is not None and memory.seen:
+        memory = input.memory
+        if input.crosses and memory is not None and memory.seen:
             kept: Tensor = memory.get("context")
             return kept
-        scores = self.to_k(scene.context).transpose(1, 2)  # [b, h l, m]
-        v = expand_heads(split(self.to_v(scene.context), self.heads), scores.shape[1])
-        seen = averaged(scores, v, scene) if self.causal else self._over_all(scores, v, scene)
+        scores = self.to_k(input.context).transpose(1, 2)  # [b, h l, m]
+        v = expand_heads(split(self.to_v(input.context), self.heads), scores.shape[1])
+        seen = averaged(scores, v, input) if self.causal else self._over_all(scores, v, input)
         views: Tensor = seen.unflatten(1, (self.heads, self.latents)).transpose(2, 3)
-        if memory is not None and scene.crosses:
+        if memory is not None and input.crosses:
             memory.keep("context", views)
         return views
 
-    def _over_all(self, scores: Tensor, v: Tensor, scene: Scene) -> Tensor:
+    def _over_all(self, scores: Tensor, v: Tensor, input: LayerInput) -> Tensor:
         """Average over all tokens: one query of 1 meets keys that are the scores."""
-        support: Support = Everything() if scene.padding is None else Padding(scene.padding)
+        support: Support = Everything() if input.padding is None else Padding(input.padding)
         ones = scores.new_ones(*scores.shape[:2], 1, 1)
-        if scene.documents is not None:
-            support = support & Documents(scene.documents, scene.context_documents)
-            ones = ones.expand(-1, -1, scene.x.shape[1], -1)
+        if input.documents is not None:
+            support = support & Documents(input.documents, input.context_documents)
+            ones = ones.expand(-1, -1, input.x.shape[1], -1)
         return attend(ones, scores[..., None], v, Rule(support, Dot(1.0)))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from regard.core.rotary import Rotation
 from regard.core.score import Dot, Score
 from regard.layers.attention import Attention, split
-from regard.layers.base import Can, Scene, need_size
-from regard.layers.positions import Rotary
+from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.positions import Position, Rotary
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
@@ -34,17 +34,23 @@ class LatentKeys(Attention):
     True
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "latent": 12, "rotary": 4}
 
     def __init__(
         self, dim: int, heads: int, *, latent: int, rotary: int = 0,
         query_latent: int | None = None, rotation: Rotation | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "kv_heads", "score", "qk_norm")
         need_size("latent", latent)
         need_size("rotary", rotary, 0)
         self.latent, self.rotary, self.query_latent = latent, rotary, query_latent
         super().__init__(dim, heads, kv_heads=1, **settings)
+        if type(self.position).turn is not Position.turn:
+            self.cannot(
+                "position", f"{self.position}", "turn whole heads",
+                "set rotary= to how many channels turn, and rotation= to how",
+            )  # fmt: skip
         self.turns = Rotary(rotation)
         self._score = Dot((self.head_dim + rotary) ** -0.5)
 
@@ -67,37 +73,37 @@ class LatentKeys(Attention):
         """Scale by the width of the keys as written out."""
         return self._score
 
-    def read(self, scene: Scene) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
         """Give queries against latents, and the latents."""
-        x, memory = scene.x, scene.memory
+        x, memory = input.x, input.memory
         if self.query_latent is not None:
             x = self.norm_query(self.to_query_latent(x))
         plain, turned = split(self.to_q(x), self.heads).split([self.head_dim, self.rotary], -1)
-        if self.rotary and not scene.crosses:
-            turned = self.turns.turn(turned, scene.positions)
+        if self.rotary and not input.crosses:
+            turned = self.turns.turn(turned, input.positions)
         q = torch.cat((plain @ self.of_keys, turned), dim=-1)
-        if memory is not None and scene.crosses and memory.seen:
+        if memory is not None and input.crosses and memory.seen:
             return q, self._values(memory.get("keys").read())
-        latent, shared = self.to_latent(scene.context)[:, None].split(
+        latent, shared = self.to_latent(input.context)[:, None].split(
             [self.latent, self.rotary], -1
         )
-        if self.rotary and not scene.crosses:
-            shared = self.turns.turn(shared, scene.positions)
+        if self.rotary and not input.crosses:
+            shared = self.turns.turn(shared, input.positions)
         k = torch.cat((self.norm_latent(latent), shared), dim=-1)
         if memory is None:
             return q, self._values(Read(k, k, None))
-        chosen = None if scene.crosses else memory.keys
+        chosen = None if input.crosses else memory.keys
         kept: KeyMemory = memory.of_kind(
             "keys", Full if chosen is None else lambda: chosen(self.rule())
         )
-        kept.extend(k, k[..., :0], scene.padding)
-        if not scene.crosses:
-            kept.forget(self.rule().horizon(scene.offset))
+        kept.extend(k, k[..., :0], input.padding)
+        if not input.crosses:
+            kept.forget(self.rule().horizon(input.offset))
         return q, self._values(kept.read())
 
     def _values(self, read: Read) -> Read:
         return read._replace(v=read.k[..., : self.latent])
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Read each head's values from the latents it saw."""
-        return super().mix(seen @ self.of_values.mT, scene)
+        return super().mix(seen @ self.of_values.mT, input)

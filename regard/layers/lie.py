@@ -14,7 +14,7 @@ from regard.core.method import method
 from regard.core.score.dense import DenseBias
 from regard.core.support import Padding
 from regard.layers.attention import Attention
-from regard.layers.base import Scene, need_size
+from regard.layers.base import LayerInput, need_size
 
 # How far from the half turn, in radians, angles are cut.
 CUT = 1e-4
@@ -104,8 +104,8 @@ class LieAttention(Attention):
         rule = rule.replace(score=rule.score + DenseBias(bias))
         if padding is not None:
             rule = rule.replace(support=rule.support & Padding(padding))
-        scene = Scene(x, x, False, torch.arange(x.shape[1], device=x.device), padding=padding)
-        return self.mix(self.look(Call(self.queries(x), *self.keys(x), rule), scene), scene)
+        input = LayerInput(x, x, False, torch.arange(x.shape[1], device=x.device), padding=padding)
+        return self.mix(self.look(Call(self.queries(x), *self.keys(x), rule), input), input)
 
 
 @method(

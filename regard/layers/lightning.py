@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.layers.attention import joined
-from regard.layers.base import Scene, need_size
+from regard.layers.base import LayerInput, need_size
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
 
@@ -51,11 +51,11 @@ class LightningAttention(Recurrent):
         """Take SiLU."""
         return F.silu(x)
 
-    def rates(self, scene: Scene) -> dict[str, Any]:
+    def rates(self, input: LayerInput) -> dict[str, Any]:
         """Forget at the head's rate."""
         return {"log_decay": self.log_decay}
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Normalize, gate and project."""
-        mixed: Tensor = self.to_out(self.norm(joined(seen)) * self.to_gate(scene.x))
+        mixed: Tensor = self.to_out(self.norm(joined(seen)) * self.to_gate(input.x))
         return mixed

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regard.core.method import method
 from regard.core.rule import Rule
 from regard.layers.alignment import SourceAttention
-from regard.layers.base import Scene, need_size
+from regard.layers.base import LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -32,20 +32,20 @@ class MovingAttention(SourceAttention):
         """Weigh the source [b, m] for one decoder state [b, dim]; give what to carry on."""
         raise NotImplementedError
 
-    def look(self, q: Tensor, source: Tensor, rule: Rule, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
         """Take the steps, and average the source by their weights."""
         valid = getattr(rule.support, "valid", None)
         b, m = source.shape[0], source.shape[2]
         real = valid if valid is not None else source.new_ones(b, m, dtype=torch.bool)
-        carried = None if scene.memory is None else scene.memory.get("carried")
+        carried = None if input.memory is None else input.memory.get("carried")
         if carried is None:
             carried = self.begin(source[:, 0], real)
         rows = []
         for t in range(q.shape[2]):
             weights, carried = self.step(q[:, 0, t], source[:, 0], real, carried)
             rows.append(weights)
-        if scene.memory is not None:
-            scene.memory.keep("carried", carried)
+        if input.memory is not None:
+            input.memory.keep("carried", carried)
         return torch.stack(rows, 1)[:, None] @ source
 
 

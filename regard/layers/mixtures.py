@@ -11,8 +11,8 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import gate_heads
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.averages import document_means
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.document_sums import document_means
 from regard.layers.registry import register
 
 
@@ -30,7 +30,7 @@ class MixtureOfHeads(Attention):
     [[6, 6, 6, 6, 6]]
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 8, "active": 5, "shared": 2}
 
     def __init__(
@@ -83,9 +83,9 @@ class MixtureOfHeads(Attention):
         loss: Tensor = (used * likely.mean(0)).sum()
         return loss
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Gate the heads by the querying token."""
-        return super().mix(gate_heads(seen, self.gates(scene.x)), scene)
+        return super().mix(gate_heads(seen, self.gates(input.x)), input)
 
 
 @register("moh_from_trained")
@@ -131,7 +131,7 @@ class AttentiveExperts(Attention):
     torch.Size([2, 8, 5])
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
 
     def __init__(self, dim: int, heads: int, *, hidden: int = 256, **settings: Any) -> None:
         super().__init__(dim, heads, **settings)
@@ -139,10 +139,10 @@ class AttentiveExperts(Attention):
         self.to_gate = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, heads))
         self.draws_experts = False
 
-    def shares(self, x: Tensor, scene: Scene | None = None) -> Tensor:
+    def shares(self, x: Tensor, input: LayerInput | None = None) -> Tensor:
         """Weigh the experts: [b, h, n], summing to 1 over the heads."""
-        if not self.causal and scene is not None and not scene.crosses:
-            x = document_means(x, scene.padding, scene.documents)
+        if not self.causal and input is not None and not input.crosses:
+            x = document_means(x, input.padding, input.documents)
         shares: Tensor = self.to_gate(x).softmax(-1).transpose(1, 2)
         return shares
 
@@ -150,12 +150,12 @@ class AttentiveExperts(Attention):
         """List what the gate's turn trains; all other parameters are the experts'."""
         return list(self.to_gate.parameters())
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Scale each head by how little its absence is wanted."""
-        shares = self.shares(scene.x, scene)
+        shares = self.shares(input.x, input)
         if self.draws_experts:
             one = torch.multinomial(shares.mean(2), 1)
             shares = torch.zeros_like(shares).scatter(
                 1, one[..., None].expand(-1, -1, shares.shape[2]), 1.0
             )
-        return super().mix(gate_heads(seen, (1 - shares) * self.heads / (self.heads - 1)), scene)
+        return super().mix(gate_heads(seen, (1 - shares) * self.heads / (self.heads - 1)), input)

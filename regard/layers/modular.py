@@ -13,8 +13,9 @@ from regard.core.method import method
 from regard.core.support import Padding, Window
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.gated_averages import TwoScalings
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.full import Full
 
@@ -60,7 +61,9 @@ class SparseModular(Attention):
     torch.Size([1, 9, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False, documents=False, linear=True, constant_memory=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        cross=False, documents=False, linear=True, constant_memory=True
+    )
     tiny: ClassVar[dict[str, Any]] = {
         "dim": 32, "head_dim": 8, "value_dim": 24, "rates": 4, "window": 6,
     }  # fmt: skip
@@ -69,6 +72,7 @@ class SparseModular(Attention):
         self, dim: int, *, window: int = 128, head_dim: int | None = None,
         value_dim: int | None = None, rates: int = 16, position: Any = "rotary", **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support", "bias")
         need_size("window", window)
         super().__init__(
             dim, 1, head_dim=max(dim // 4, 2) if head_dim is None else head_dim,
@@ -87,17 +91,17 @@ class SparseModular(Attention):
         self.to_reset = nn.Linear(self.dim, self.value_dim)
         self.to_out = nn.Linear(self.value_dim, self.dim, bias=False)
 
-    def act_eagerly(self, scene: Scene) -> Tensor:
+    def compute_eagerly(self, input: LayerInput) -> Tensor:
         """Average all tokens, and let the awake attend among themselves."""
-        averaged = F.silu(self.average(scene.x, scene))
+        averaged = F.silu(self.average(input.x, input))
         awake, trust = self.route(averaged)
-        if scene.padding is not None:
-            awake = awake & scene.padding
+        if input.padding is not None:
+            awake = awake & input.padding
         packed = Packed.of(awake)
-        plain = scene.x + self.to_plain(averaged)
+        plain = input.x + self.to_plain(averaged)
         if packed.order.shape[1] == 0:
             return F.silu(plain)
-        told = self.among_awake(packed.take(averaged), packed, scene)
+        told = self.among_awake(packed.take(averaged), packed, input)
         seen = packed.put_back(told, awake.shape[1])
         return F.silu(plain + trust[..., None] * seen)
 
@@ -106,14 +110,14 @@ class SparseModular(Attention):
         shares = torch.softmax(self.to_router(averaged) / self.log_temperature.exp(), -1)
         return shares[..., 1] > shares[..., 0], shares[..., 1]
 
-    def among_awake(self, h: Tensor, packed: Packed, scene: Scene) -> Tensor:
+    def among_awake(self, h: Tensor, packed: Packed, input: LayerInput) -> Tensor:
         """Attend among the awake h [b, c, dim]; they stand one after another."""
-        memory, rule = scene.memory, self.rule()
+        memory, rule = input.memory, self.rule()
         count = None if memory is None else memory.get("awake")
         before = h.new_zeros(len(h), dtype=torch.long) if count is None else count
         now = before[:, None] + torch.arange(h.shape[1], device=h.device)
         q, k = (self.position.turn(x, now) for x in self.scalings(h))
-        v = F.silu(self.to_v(h))[:, None]
+        q, k, v = autocast_alike(q, k, F.silu(self.to_v(h))[:, None])
         at: Tensor | None = now
         places: Tensor | None = torch.where(packed.there, now, -1)
         if memory is not None:
@@ -128,5 +132,5 @@ class SparseModular(Attention):
                 rule if self.causal else rule.replace(support=rule.support & Padding(packed.there))
             )
         dropout = self.dropout if self.training else 0.0
-        seen = self.look(Call(q, k, v, rule, at, places, dropout), scene)
-        return self.mix(F.silu(self.to_reset(h))[:, None] * seen, scene)
+        seen = self.look(Call(q, k, v, rule, at, places, dropout), input)
+        return self.mix(F.silu(self.to_reset(h))[:, None] * seen, input)

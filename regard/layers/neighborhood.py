@@ -14,7 +14,7 @@ from regard.core.method import method
 from regard.core.score import LatticeBias, Score
 from regard.core.support import Neighborhood, Support
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene
+from regard.layers.base import Capabilities, LayerInput
 from regard.layers.registry import register
 
 
@@ -35,7 +35,7 @@ class NeighborhoodAttention(Attention):
     torch.Size([1, 24, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         cross=False, padding=False, left_padding=False, documents=False, any_length=False,
         multihead_weights=True,
     )  # fmt: skip
@@ -46,6 +46,7 @@ class NeighborhoodAttention(Attention):
         dilation: int | Sequence[int] = 1, stride: int | Sequence[int] = 1,
         relative: bool = False, causal: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "support")
         near = Neighborhood(window, tuple(grid), dilation, stride, causal)  # type: ignore[arg-type]
         super().__init__(dim, heads, causal=causal, support=near, **settings)
         self.near = near
@@ -64,11 +65,11 @@ class NeighborhoodAttention(Attention):
             return plain
         return plain + LatticeBias(self.table, self.near.lattice)
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend, on the whole grid or from where a decoder stands."""
         if not self.causal and call.n != prod(self.near.lattice):
             self.cannot(
                 "x", f"{call.n} tokens", f"see a part of its grid {self.near.lattice}",
                 "pass one token for each place",
             )  # fmt: skip
-        return super().look(call, scene)
+        return super().look(call, input)

@@ -15,7 +15,7 @@ from regard.core.partial import merge
 from regard.core.parts import with_extra_keys
 from regard.core.support import Window
 from regard.layers.attention import Attention, joined
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.convolution import DepthwiseConvolution
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
@@ -35,7 +35,7 @@ class NeuralMemory(Recurrent):
     torch.Size([1, 6, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         bidirectional=False, cross=False, documents=False, constant_memory=True, linear=True
     )
 
@@ -61,14 +61,14 @@ class NeuralMemory(Recurrent):
             "log_decay": F.logsigmoid(-alpha),
         }
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Convolve, teach and read."""
-        memory = scene.memory
-        x = scene.x + self.near(scene.x, scene)
+        memory = input.memory
+        x = input.x + self.near(input.x, input)
         seen, state = scan_momentum(
-            self.queries(x), *self.keys(x), **self.momentum_rates(scene.x),
+            self.queries(x), *self.keys(x), **self.momentum_rates(input.x),
             state=None if memory is None else memory.get("state"),
-            keep=scene.padding,
+            keep=input.padding,
         )  # fmt: skip
         if memory is not None:
             memory.keep("state", state)
@@ -80,14 +80,17 @@ class PersistentWindow(Attention):
     """Attention to a window of the past, and to learned tokens that are always there."""
 
     def __init__(self, dim: int, heads: int, *, window: int, persistent: int, **settings: Any):
+        self.decides(settings, "weigh")
         super().__init__(dim, heads, support=Window(window), **settings)
+        self.takes_no_bias_of_position("persistent tokens have no position")
         self.persistent = nn.Parameter(0.02 * torch.randn(1, persistent, dim))
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Let the learned tokens share the softmax."""
         k, v = (t.expand(call.b, -1, -1, -1) for t in self.keys(self.persistent.to(call.q.dtype)))
+        k = self.norm_k(k) if self._normed else k
         if call.k_positions is None:
-            return super().look(with_extra_keys(call, k, v), scene)
+            return super().look(with_extra_keys(call, k, v), input)
         # Beside keys that have positions, they are a part of their own, merged by what it weighs.
         window = partial(call.q, call.k, call.v, call.rule, k_positions=call.k_positions)
         always = partial(call.q, k, v, call.rule.score)
@@ -106,7 +109,7 @@ class Titans(Layer):
     torch.Size([1, 9, 32])
     """
 
-    can: ClassVar[Can] = NeuralMemory.can
+    can: ClassVar[Capabilities] = NeuralMemory.can
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "window": 4, "persistent": 3}
 
     def __init__(
@@ -114,6 +117,7 @@ class Titans(Layer):
         causal: bool = True, context_dim: int | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, causal=causal, context_dim=context_dim)
+        self.decides(settings, "support")
         need_size("window", window)
         need_size("persistent", persistent)
         self.near = PersistentWindow(
@@ -122,9 +126,9 @@ class Titans(Layer):
         self.far = NeuralMemory(dim, heads)
         self.norms = nn.ModuleList((nn.RMSNorm(dim), nn.RMSNorm(dim)))
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Look near, and let the memory gate it."""
-        near = self.norms[0](self.near(scene.x, **scene.told("near", self.near)))
-        far = self.norms[1](self.far(scene.x, **scene.told("far", self.far)))
+        near = self.norms[0](self.near(input.x, **input.for_part("near", self.near)))
+        far = self.norms[1](self.far(input.x, **input.for_part("far", self.far)))
         gated: Tensor = near * F.silu(far) + far
         return gated

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regard.core.method import method
 from regard.core.weigh import Sigmoid, Weigh
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -31,13 +31,14 @@ class SigmoidAttention(Attention):
     torch.Size([1, 5, 64])
     """
 
-    can: ClassVar[Can] = Can(multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "length": 24}
 
     def __init__(
         self, dim: int, heads: int, *, length: int, bias_of_scores: float | None = None,
         hybrid_norm: bool = False, scale: float | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "weigh")
         need_size("length", length)
         super().__init__(dim, heads, **{"qk_norm": nn.LayerNorm, **settings})
         self.bias_of_scores = -math.log(length) if bias_of_scores is None else bias_of_scores
@@ -48,7 +49,7 @@ class SigmoidAttention(Attention):
         """Judge each key alone."""
         return Sigmoid(self.bias_of_scores)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Normalize and scale, where asked."""
-        y = super().mix(self.norm_out(seen), scene)
+        y = super().mix(self.norm_out(seen), input)
         return y if self.scale is None else y * self.scale

@@ -14,9 +14,10 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Blocks, Causal, Padding
 from regard.layers.attention import split
-from regard.layers.base import Can, Scene, need_size
+from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.recurrent import Linear
 from regard.layers.registry import register
+from regard.layers.statistics import keeps_statistics
 from regard.run.doors import attend
 
 
@@ -58,14 +59,13 @@ class LogNormal(Linear):
     """Linear attention whose weights spread as softmax's do (linear log-normal attention).
 
     `phi(q) = exp(alpha q)`, `phi(k) = exp(beta k)`, with alpha and beta set from how far queries
-    and keys spread: measured in each batch while training, and kept as a running mean for use
-    after.
+    and keys spread: those of the batch itself while training, their running mean after it.
 
     >>> LogNormal(32, heads=4)(torch.randn(1, 10, 32)).shape
     torch.Size([1, 10, 32])
     """
 
-    can: ClassVar[Can] = Can(constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(constant_memory=True, linear=True)
     alphas: Tensor
 
     def __init__(self, dim: int, heads: int, *, keep: float = 0.9, **settings: Any) -> None:
@@ -75,23 +75,31 @@ class LogNormal(Linear):
         self.keep = keep
         self.register_buffer("alphas", torch.ones(2))
 
-    def queries(self, x: Tensor) -> Tensor:
+    def queries(self, x: Tensor, alpha: Tensor | None = None) -> Tensor:
         """Map queries; what is taken off a row cancels in it."""
-        q = split(self.to_q(x), self.heads) * self.alphas[0]
+        q = split(self.to_q(x), self.heads) * (self.alphas[0] if alpha is None else alpha)
         return exponential(q, 1.0, -q.amax(-1, keepdim=True).detach())
 
-    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys(self, context: Tensor, beta: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map keys, spread as measured."""
         k = split(self.to_k(context), self.heads)
-        return exponential(k, self.alphas[1]), split(self.to_v(context), self.heads)
+        beta = self.alphas[1] if beta is None else beta
+        return exponential(k, beta), split(self.to_v(context), self.heads)
 
-    def act(self, scene: Scene) -> Tensor:
-        """Measure while training, then attend."""
-        if self.training:
-            with torch.no_grad():
-                rates = matched_rates(self.to_q(scene.x), self.to_k(scene.context))
-                self.alphas.lerp_(torch.stack(rates).to(self.alphas), 1 - self.keep)
-        return super().act(scene)
+    @torch.no_grad()
+    def rates_of(self, input: LayerInput) -> Tensor:
+        """Measure alpha and beta [2] in a batch, and move the running mean towards them."""
+        rates = torch.stack(matched_rates(self.to_q(input.x), self.to_k(input.context)))
+        rates = rates.to(self.alphas)
+        if keeps_statistics(self):
+            self.alphas.lerp_(rates, 1 - self.keep)
+        return rates
+
+    def compute(self, input: LayerInput) -> Tensor:
+        """Attend, with the rates of this batch while training."""
+        # Not the running mean: a forward that is run again in the backward must read the same.
+        alpha, beta = self.rates_of(input) if self.training else self.alphas
+        return self.read(self.queries(input.x, alpha), lambda x: self.keys(x, beta), input)
 
 
 @register("lln_diag")
@@ -102,7 +110,7 @@ class LogNormalWithBlocks(LogNormal):
     torch.Size([1, 10, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         cross=False, decode=False, left_padding=False, documents=False, linear=True
     )
 
@@ -112,11 +120,11 @@ class LogNormalWithBlocks(LogNormal):
         near = Blocks(blocks)
         self.near = Rule(Causal() & near if self.causal else near)
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
         """Take the mean of both attentions."""
-        far = super().look(q, k, v, scene)
-        plain = split(self.to_q(scene.x), self.heads), split(self.to_k(scene.x), self.heads)
+        far = super().look(q, k, v, input)
+        plain = split(self.to_q(input.x), self.heads), split(self.to_k(input.x), self.heads)
         rule = self.near
-        if scene.padding is not None:
-            rule = rule.replace(support=rule.support & Padding(scene.padding))
+        if input.padding is not None:
+            rule = rule.replace(support=rule.support & Padding(input.padding))
         return (far + attend(*plain, v, rule)) / 2

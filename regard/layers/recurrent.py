@@ -8,6 +8,7 @@ ahead.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.core.features import elu_plus_one, unit
-from regard.core.scan import read, starts, summed, unordered, with_ones
+from regard.core.scan import read as read_sum
+from regard.core.scan import starts, summed, unordered, with_ones
 from regard.layers.attention import joined, split
-from regard.layers.base import Can, Layer, Scene, need_divisor, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
+from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.layer import LayerMemory
 from regard.run.scanning import scan
@@ -33,7 +36,9 @@ class Recurrent(Layer):
     torch.Size([2, 10, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False, bidirectional=False, constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        cross=False, bidirectional=False, constant_memory=True, linear=True
+    )
     # Divide by the sum of weights, held at least this far from 0; None leaves sums as they are.
     normalize: ClassVar[float | None] = None
     # So many tokens at a time, where features are many: they are never all there at once.
@@ -79,54 +84,61 @@ class Recurrent(Layer):
         k, v = split(self.to_k(context), self.heads), split(self.to_v(context), self.heads)
         return self.features(k), v
 
-    def rates(self, scene: Scene) -> dict[str, Any]:
+    def rates(self, input: LayerInput) -> dict[str, Any]:
         """Say how the state forgets and writes: arguments of `regard.scan`."""
         return {}
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, scene: Scene) -> Tensor:
+    def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
         """Read the running sums, or the sum of everything: [b, h, n, e]."""
-        memory, reset = scene.memory, scene.documents
+        memory, reset = input.memory, input.documents
+        q, k, v = autocast_alike(q, k, v)
         if not self.causal:
             return unordered(
                 q, k, v,
-                keep=scene.padding,
-                documents=scene.documents,
-                key_documents=scene.context_documents,
+                keep=input.padding,
+                documents=input.documents,
+                key_documents=input.context_documents,
                 normalize=self.normalize,
             )  # fmt: skip
         seen, state = scan(
             q, k, v,
             state=None if memory is None else memory.get("state"),
-            keep=scene.padding,
+            keep=input.padding,
             reset=None if reset is None else starts(reset),
             normalize=self.normalize,
-            **self.rates(scene),
+            **self.rates(input),
         )  # fmt: skip
         if memory is not None:
             memory.keep("state", state)
         return seen
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Bring the heads [b, h, n, e] together: y [b, n, dim]."""
         mixed: Tensor = self.to_out(joined(seen))
         return mixed
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Project, scan and mix."""
-        alone = self.causal and not scene.crosses and scene.documents is None
-        if self.piece is not None and alone and scene.x.shape[1] > self.piece:
-            carried = LayerMemory("pieces") if scene.memory is None else scene.memory
-            return torch.cat([self.act(part) for part in scene.pieces(self.piece, carried)], 1)
-        q, memory = self.queries(scene.x), scene.memory
-        if not scene.crosses or memory is None:
-            return self.mix(self.look(q, *self.keys(scene.context), scene), scene)
-        if not memory.seen:
-            k, v = self.keys(scene.context)
-            v = v if self.normalize is None else with_ones(v)
-            memory.keep("context", summed(k, v, keep=scene.padding))
-        return self.mix(read(q, memory.get("context"), self.normalize), scene)
+        alone = self.causal and not input.crosses and input.documents is None
+        if self.piece is not None and alone and input.x.shape[1] > self.piece:
+            carried = LayerMemory("pieces") if input.memory is None else input.memory
+            return torch.cat([self.compute(part) for part in input.pieces(self.piece, carried)], 1)
+        return self.read(self.queries(input.x), self.keys, input)
 
-    def said(self) -> str:
+    def read(
+        self, q: Tensor, keys: Callable[[Tensor], tuple[Tensor, Tensor]], input: LayerInput
+    ) -> Tensor:
+        """Read with q [b, h, n, d] what `keys(context)` write, a context's only once: y."""
+        memory = input.memory
+        if not input.crosses or memory is None:
+            return self.mix(self.look(q, *keys(input.context), input), input)
+        if not memory.seen:
+            k, v = keys(input.context)
+            v = v if self.normalize is None else with_ones(v)
+            memory.keep("context", summed(k, v, keep=input.padding))
+        return self.mix(read_sum(q, memory.get("context"), self.normalize), input)
+
+    def describe(self) -> str:
         """Say in a line what the layer is."""
         sizes = f"{self.dim}, heads={self.heads}, d={self.head_dim}, e={self.value_dim}"
         return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"
@@ -140,7 +152,7 @@ class Linear(Recurrent):
     torch.Size([1, 6, 32])
     """
 
-    can: ClassVar[Can] = Can(constant_memory=True, linear=True)
+    can: ClassVar[Capabilities] = Capabilities(constant_memory=True, linear=True)
     normalize: ClassVar[float | None] = 1e-6
 
     def features(self, x: Tensor) -> Tensor:
@@ -170,13 +182,13 @@ class Retention(Recurrent):
         k, v = super().keys(context)
         return k * self.head_dim**-0.5, v
 
-    def rates(self, scene: Scene) -> dict[str, Any]:
+    def rates(self, input: LayerInput) -> dict[str, Any]:
         """Forget at the head's rate."""
         return {"log_decay": self.log_decay}
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Normalize each head, gate and project."""
-        mixed: Tensor = self.to_out(joined(self.norm(seen)) * F.silu(self.to_gate(scene.x)))
+        mixed: Tensor = self.to_out(joined(self.norm(seen)) * F.silu(self.to_gate(input.x)))
         return mixed
 
 
@@ -195,9 +207,9 @@ class GatedLinear(Retention):
             nn.Linear(dim, rank, bias=False), nn.Linear(rank, heads * self.head_dim)
         )
 
-    def rates(self, scene: Scene) -> dict[str, Any]:
+    def rates(self, input: LayerInput) -> dict[str, Any]:
         """Forget by `sigmoid(x W) ** (1 / 16)`, channel by channel."""
-        return {"log_decay": split(F.logsigmoid(self.to_decay(scene.x)) / 16, self.heads)}
+        return {"log_decay": split(F.logsigmoid(self.to_decay(input.x)) / 16, self.heads)}
 
 
 @register("delta")
@@ -217,11 +229,11 @@ class Delta(Recurrent):
         """Bring queries and keys to length 1, without which the rule does not settle."""
         return unit(F.silu(x))
 
-    def rates(self, scene: Scene) -> dict[str, Any]:
+    def rates(self, input: LayerInput) -> dict[str, Any]:
         """Write by `sigmoid(x W)`."""
-        return {"beta": self.to_strength(scene.x).sigmoid().transpose(1, 2)}
+        return {"beta": self.to_strength(input.x).sigmoid().transpose(1, 2)}
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Normalize each head, and project."""
         mixed: Tensor = self.to_out(joined(self.norm(seen)))
         return mixed

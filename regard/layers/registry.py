@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail, nearest
 from regard.core.registry import Registry
-from regard.layers.base import Can, Layer
+from regard.layers.base import Capabilities, Layer
 
 L = TypeVar("L", bound=type[Layer])
 _layers = Registry[Layer](
@@ -55,13 +54,8 @@ def get(name: str) -> type[Layer]:
     for full in (name, f"{name}_attention"):
         if full in kinds:
             return kinds[full]
-    module, _, attribute = name.partition(":")
-    if attribute:
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as broken:
-            fail(RuleError, "name", f"{name!r} ({broken})", "an importable class", "check the path")
-        kind: type[Layer] = register()(found)
+    if ":" in name:
+        kind: type[Layer] = register()(_layers.imported(name))
         return kind
     return _layers.get(name)
 
@@ -83,7 +77,7 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
             raise
         unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
         if unknown:
-            known = _settings_of(kind)
+            known = settings_of(kind)
             fail(
                 RuleError, "settings", repr(unknown[1]),
                 f"a setting of {name}: {', '.join(known)}",
@@ -95,7 +89,7 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
         )  # fmt: skip
 
 
-def _settings_of(kind: type[Layer]) -> list[str]:
+def settings_of(kind: type[Layer]) -> list[str]:
     """Name the settings that a class takes, in `__init__` and in the `make` of some."""
     found: dict[str, None] = {}
     for base in kind.__mro__:
@@ -112,7 +106,7 @@ class Entry:
 
     name: str
     kind: type[Layer]
-    can: Can
+    can: Capabilities
     about: str
 
 
@@ -120,7 +114,7 @@ class Listing(tuple[Entry, ...]):
     """Every layer with what it can do; printed, a table in Markdown."""
 
     def __repr__(self) -> str:
-        columns = list(asdict(Can()))
+        columns = list(asdict(Capabilities()))
         heads = " | ".join(c.replace("_", " ") for c in columns)
         lines = [f"| layer | {heads} | what it is |", "|" + "---|" * (len(columns) + 2)]
         for entry in self:

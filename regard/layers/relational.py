@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -27,12 +27,13 @@ class RelationalAttention(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(
         self, dim: int, heads: int, *, relations: int | None = None, width: int | None = None,
         symbols: int = 16, symmetric: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "value_dim")
         need_size("symbols", symbols)
         self.relations = heads if relations is None else relations
         self.width = max(dim // self.relations // 2, 1) if width is None else width
@@ -49,7 +50,7 @@ class RelationalAttention(Attention):
             torch.randn(heads, self.relations, self.head_dim) * self.relations**-0.5
         )
         self.of_symbols = nn.Parameter(torch.randn(heads, dim, self.head_dim) * dim**-0.5)
-        self.to_out = nn.Linear(heads * self.head_dim, dim, settings.get("bias", False))
+        self.to_out = nn.Linear(heads * self.head_dim, dim, self.to_out.bias is not None)
 
     def make_projections(self, bias: bool) -> None:
         """Make maps for queries, keys, relations and symbols."""
@@ -71,13 +72,13 @@ class RelationalAttention(Attention):
         told = torch.cat((self.to_v(context), self.symbols(context)), -1)
         return k, told[:, None].expand(-1, self.kv_heads, -1, -1)
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Relate each query to what it averaged."""
         wide = self.relations * self.width
         other, symbol = seen.split([wide, self.dim], -1)
-        own = self.to_relation(scene.x)[:, None].unflatten(-1, (self.relations, self.width))
+        own = self.to_relation(input.x)[:, None].unflatten(-1, (self.relations, self.width))
         related = (own * other.unflatten(-1, (self.relations, self.width))).sum(-1)
-        return super().mix(related @ self.of_relations + symbol @ self.of_symbols, scene)
+        return super().mix(related @ self.of_relations + symbol @ self.of_symbols, input)
 
 
 @register("dual_attention")
@@ -94,7 +95,7 @@ class DualAttention(Layer):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can()
+    can: ClassVar[Capabilities] = Capabilities()
 
     def __init__(
         self, dim: int, heads: int, *, relational: int | None = None,
@@ -102,6 +103,7 @@ class DualAttention(Layer):
         symmetric: bool = False, causal: bool = False, context_dim: int | None = None,
         **settings: Any,
     ) -> None:  # fmt: skip
+        self.decides(settings, "value_dim")
         super().__init__(dim, causal=causal, context_dim=context_dim)
         count = heads // 2 if relational is None else relational
         need_size("relational", count, 0)
@@ -123,11 +125,11 @@ class DualAttention(Layer):
             else None
         )
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Add what both kinds of heads say."""
         said = []
         for name, part in (("sensory", self.sensory), ("relational", self.relational)):
             if part is not None:
-                said.append(part(*scene.given(), **scene.told(name, part)))
+                said.append(part(*input.as_passed(), **input.for_part(name, part)))
         both: Tensor = sum(said[1:], said[0])
         return both

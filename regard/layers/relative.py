@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, need_size
+from regard.layers.base import Capabilities, need_size
 from regard.layers.positions import Cope, Shaw
 from regard.layers.registry import register
 
@@ -29,10 +29,11 @@ class RelativeAttention(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(cross=False, multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(cross=False, multihead_weights=True)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "reach": 8}
 
     def __init__(self, dim: int, heads: int, *, reach: int, **settings: Any) -> None:
+        self.decides(settings, "position")
         need_size("reach", reach)
         super().__init__(dim, heads, **settings)
         self.position = Shaw(self.head_dim, reach, heads=heads)
@@ -51,12 +52,15 @@ class ContextualPositions(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(bidirectional=False, cross=False, multihead_weights=True)
+    can: ClassVar[Capabilities] = Capabilities(
+        bidirectional=False, cross=False, multihead_weights=True
+    )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "furthest": 8}
 
     def __init__(
         self, dim: int, heads: int, *, furthest: int = 64, causal: bool = True, **settings: Any
     ) -> None:
+        self.decides(settings, "position")
         need_size("furthest", furthest)
         super().__init__(dim, heads, causal=causal, **settings)
         self.position = Cope(self.head_dim, furthest)

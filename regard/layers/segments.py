@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -49,7 +49,7 @@ class RecurrentWindows(Layer):
     torch.Size([1, 11, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         causal=False, cross=False, decode=False, padding=False, left_padding=False,
         documents=False, linear=False,
     )  # fmt: skip
@@ -98,9 +98,9 @@ class RecurrentWindows(Layer):
             found.append(cell)
         return torch.cat(tokens, 1), torch.cat(found, 1), state
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Read, and let every token look at all cells."""
-        tokens, cells, _ = self.read(scene.x)
+        tokens, cells, _ = self.read(input.x)
         reviewed: Tensor = self.review(tokens, cells) + self.gates[2](tokens)
         return reviewed
 

@@ -13,7 +13,7 @@ from regard.core.method import method
 from regard.core.score import Score
 from regard.core.score.dense import DenseBias
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Scene
+from regard.layers.base import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.run.reference import score_matrix
 
@@ -34,12 +34,13 @@ class SelectiveAttention(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         bidirectional=False, cross=False, left_padding=False, documents=False,
         multihead_weights=True,
     )  # fmt: skip
 
     def __init__(self, dim: int, heads: int, *, causal: bool = True, **settings: Any) -> None:
+        self.decides(settings, "support")
         super().__init__(dim, heads, causal=causal, **settings)
 
     def votes(self, call: Call) -> Tensor:
@@ -54,15 +55,15 @@ class SelectiveAttention(Attention):
         other = (at.j < at.i) & (at.j > 0)
         return torch.where(allowed & other, scores.relu(), 0.0)[:, 0].to(call.q.dtype)
 
-    def look(self, call: Call, scene: Scene) -> Tensor:
+    def look(self, call: Call, input: LayerInput) -> Tensor:
         """Take votes off the scores of later queries."""
         cast = self.votes(call)
         before = cast.cumsum(1) - cast
-        memory = scene.memory
+        memory = input.memory
         if memory is not None:
             kept = memory.get("votes")
             if kept is not None:
                 before = before + F.pad(kept, (0, call.m - kept.shape[1]))[:, None]
             memory.keep("votes", before[:, -1] + cast[:, -1])
         score = call.rule.score + DenseBias(-before[:, None])
-        return super().look(call.replace(rule=call.rule.replace(score=score)), scene)
+        return super().look(call.replace(rule=call.rule.replace(score=score)), input)

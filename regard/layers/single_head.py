@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regard.core.method import method
 from regard.core.support import Window
 from regard.layers.attention import Attention
-from regard.layers.base import Can, Layer, Scene, need_size
+from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.registry import register
 
 
@@ -27,10 +27,11 @@ class SingleHead(Attention):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(bidirectional=False, cross=False)
+    can: ClassVar[Capabilities] = Capabilities(bidirectional=False, cross=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 
     def __init__(self, dim: int, *, span: int = 5000, causal: bool = True, **settings: Any) -> None:
+        self.decides(settings, "support", "kv_heads", "head_dim", "value_dim", "out_bias")
         need_size("span", span)
         super().__init__(dim, 1, causal=causal, support=Window(span), **settings)
 
@@ -57,7 +58,7 @@ class SingleHead(Attention):
         tokens = self.norm_of_tokens(context)[:, None]
         return self.scales[1].sigmoid() * tokens, self.gate() * tokens
 
-    def mix(self, seen: Tensor, scene: Scene) -> Tensor:
+    def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Give what the one head saw."""
         return seen[:, 0]
 
@@ -92,7 +93,7 @@ class SingleHeadedRnn(Layer):
     torch.Size([1, 5, 32])
     """
 
-    can: ClassVar[Can] = Can(
+    can: ClassVar[Capabilities] = Capabilities(
         bidirectional=False, cross=False, left_padding=False, documents=False, linear=False
     )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
@@ -107,17 +108,17 @@ class SingleHeadedRnn(Layer):
         self.head = SingleHead(dim, span=span) if attends else None
         self.boom = Boom(dim)
 
-    def act(self, scene: Scene) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Run the LSTM, look back, and map."""
-        memory = scene.memory
+        memory = input.memory
         kept = None if memory is None else memory.get("lstm")
         # torch keeps its states [layers, b, dim]; ours begin with the batch.
         before = None if kept is None else tuple(t.transpose(0, 1).contiguous() for t in kept)
-        h, after = self.lstm(self.norms[0](scene.x), before)
+        h, after = self.lstm(self.norms[0](input.x), before)
         if memory is not None:
             memory.keep("lstm", tuple(t.transpose(0, 1) for t in after))
         if self.head is not None:
-            told = scene.told("head", self.head)
+            told = input.for_part("head", self.head)
             h = self.norms[1](h) + self.head(h, **told)
         y = self.norms[2](h)
         mapped: Tensor = y + self.boom(y)

@@ -74,7 +74,7 @@ class Overlap(PlaceStep):
         shares = [x / counts[0] for x in (*counts, counts[-1])]
         table = torch.tensor(shares, dtype=scores.dtype, device=scores.device)
         v = (self.bits * (1 - scores) / 2).clamp(0, self.bits)
-        below = v.detach().floor().long()
+        below = v.detach().nan_to_num().floor().long()  # a NaN is no index; it stays in v
         low, high = table[below], table[below + 1]
         return torch.log(
             (low + (v - below) * (high - low)).clamp_min(torch.finfo(scores.dtype).tiny)
@@ -106,6 +106,7 @@ class SparseDistributed(Attention):
     def __init__(
         self, dim: int, heads: int, *, bits: int = 64, radius: int = 24, **settings: Any
     ) -> None:
+        self.decides(settings, "qk_norm")
         settings.setdefault("score", Dot(1.0) >> Overlap(bits, radius))
         super().__init__(dim, heads, qk_norm=Unit, **settings)
 

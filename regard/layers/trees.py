@@ -15,7 +15,7 @@ from regard.core.rule import Rule
 from regard.core.support import Everything, Padding
 from regard.layers.attention import Attention
 from regard.layers.base import need_size
-from regard.layers.blocks import Block
+from regard.layers.stack import Block
 from regard.run.reference import weight_matrix
 
 

@@ -12,7 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
-from regard.memories.files import FileError, read, write
+from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
+
+BLOCK = FileKind(
+    "regard-block", 2, "keys and values of one text", "delete it: its text is encoded again"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +79,15 @@ class Blocks:
             return self._held[name]
         if self.folder is None or not self._file(name).exists():
             return None
-        block = self._made(read(self._file(name)), self._file(name))
+        block = self._made(read_packed(self._file(name), BLOCK), self._file(name))
         self._hold(name, block)
         return block
 
     def keep(self, name: str, block: Block) -> None:
         """Keep a block; others may go for it."""
         if self.folder is not None:
-            write(self._file(name), {"of": self.of, "k": list(block.k), "v": list(block.v)})
+            said = {"of": self.of, "k": list(block.k), "v": list(block.v)}
+            write_packed(self._file(name), said, BLOCK)
         self._hold(name, block)
 
     def _hold(self, name: str, block: Block) -> None:
@@ -96,12 +101,16 @@ class Blocks:
         return self.folder / f"{name}.block"
 
     def _made(self, content: dict[str, Any], path: object) -> Block:
-        if content.get("of") != self.of:
-            fail(
-                FileError, "path", f"{path}, made by another model", f"one made by {self.of}",
-                "encode the texts again, or load the model that made it",
-            )  # fmt: skip
-        return Block(tuple(content["k"]), tuple(content["v"]))
+        with reading(path, BLOCK):
+            if content["of"] != self.of:
+                fail(
+                    FileError, "path", f"{path}, made by another model", f"one made by {self.of}",
+                    "encode the texts again, or load the model that made it",
+                )  # fmt: skip
+            block = Block(tuple(content["k"]), tuple(content["v"]))
+            if not block.k or {x.dim() for x in (*block.k, *block.v)} != {4}:
+                BLOCK.bad(path, "a file without keys")
+        return block
 
     @property
     def nbytes(self) -> int:

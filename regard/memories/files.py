@@ -2,86 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
+from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
 
-from regard.core.errors import RegardError, fail
-
-MAGIC = b"regard memory 1\n"
-
-
-class FileError(RegardError, OSError):
-    """A file is broken, or of something else."""
-
-
-def write(path: str | Path, content: dict[str, Any]) -> Path:
-    """Write tensors and plain values, with a checksum; a file that was there stays until the end.
-
-    >>> import tempfile
-    >>> place = Path(tempfile.mkdtemp()) / "x"
-    >>> read(write(place, {"x": torch.ones(2)}))["x"].tolist()
-    [1.0, 1.0]
-    """
-    path = Path(path)
-    held = io.BytesIO()
-    torch.save(content, held)
-    body = held.getvalue()
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(new, "wb") as file:
-            file.write(MAGIC + hashlib.sha256(body).digest() + body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        fail(
-            FileError, "path", f"{path} ({error.strerror})",
-            f"room for {len(body):,} bytes in a folder that can be written to",
-            "free some room, or name another folder",
-        )  # fmt: skip
-    return path
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """Read what `write` wrote, or say what is wrong with it."""
-    path = Path(path)
-    try:
-        found = path.read_bytes()
-    except OSError as error:
-        fail(FileError, "path", f"{path} ({error.strerror})", "a file", "name one that is there")
-    start = len(MAGIC)
-    if not found.startswith(MAGIC):
-        fail(
-            FileError, "path", f"{path}, which begins otherwise", "a file that Regard wrote",
-            "name a file made by save",
-        )  # fmt: skip
-    body = found[start + 32 :]
-    if hashlib.sha256(body).digest() != found[start : start + 32]:
-        fail(
-            FileError, "path", f"{path}, whose checksum is wrong", "the bytes that were written",
-            "make it again: it is cut off or damaged",
-        )  # fmt: skip
-    try:
-        content: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        fail(
-            FileError, "path", f"{path} ({str(error).splitlines()[0][:80]})",
-            "tensors and plain values", "make it again",
-        )  # fmt: skip
-    return content
+MEMORY = FileKind("regard-memory", 2, "a memory that `save` wrote", "save it again")
 
 
 def save(memory: Any, path: str | Path) -> Path:
     """Save a memory (anything with `state()`)."""
-    return write(path, {"memory": type(memory).__name__, "state": memory.state()})
+    return write_packed(path, {"memory": type(memory).__name__, "state": memory.state()}, MEMORY)
 
 
 def load(memory: Any, path: str | Path) -> Any:
@@ -94,15 +25,15 @@ def load(memory: Any, path: str | Path) -> Any:
     >>> load(Kept(), place).seen
     3
     """
-    content = read(path)
-    kind = type(memory).__name__
-    if content.get("memory") != kind:
-        fail(
-            FileError, "path", f"{path}, which holds a {content.get('memory')}", f"a {kind}",
-            "load it into a memory of its own kind",
-        )  # fmt: skip
-    memory.restore(content["state"])
+    content, kind = read_packed(path, MEMORY), type(memory).__name__
+    with reading(path, MEMORY):
+        if content["memory"] != kind:
+            raise FileError(
+                str(path), f"a saved {content['memory']}", f"a saved {kind}",
+                "load it into a memory of its own kind",
+            )  # fmt: skip
+        memory.restore(content["state"])
     return memory
 
 
-__all__ = ["FileError", "load", "read", "save", "write"]
+__all__ = ["MEMORY", "FileError", "load", "save"]

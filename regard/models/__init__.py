@@ -3,8 +3,8 @@
 from regard.models.attach import Attached, attach
 from regard.models.engine import Engine
 from regard.models.estimate import Estimate, estimate
+from regard.models.forward import Forward, current_forward
 from regard.models.hook import Hook, UnsupportedModelError
-from regard.models.moment import Moment, current_moment
 from regard.models.site import Site, Sites
 from regard.models.stage import Edit, Null, Stage
 
@@ -13,14 +13,14 @@ __all__ = [
     "Edit",
     "Engine",
     "Estimate",
+    "Forward",
     "Hook",
-    "Moment",
     "Null",
     "Site",
     "Sites",
     "Stage",
     "UnsupportedModelError",
     "attach",
-    "current_moment",
+    "current_forward",
     "estimate",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-import threading
-from collections.abc import Callable, Sequence
+import warnings
+import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,19 +15,18 @@ from torch import nn
 
 from regard.core.errors import RuleError, fail, shape_of
 from regard.models.engine import Engine
+from regard.models.forward import by_cache, follow
 from regard.models.hook import Hook, UnsupportedModelError
-from regard.models.moment import by_cache, follow
+from regard.models.removal import LOCK, Removal
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 
-_lock = threading.RLock()
-
 
 class Attached:
-    """Stages at work on a model, until `detach()` or the end of the `with`.
+    """Stages at work on a model, until `detach()`, the end of the `with`, or its own end.
 
     `sites` is a list that prints as a table; `checked` says what the check found, or why there
-    was none.
+    was none; `unreached` names the modules that attend in a way no hook reaches.
     """
 
     def __init__(
@@ -35,25 +35,26 @@ class Attached:
         sites: Sites,
         stages: tuple[Stage, ...],
         hook: str,
-        removals: list[Callable[[], None]],
+        undo: Removal,
         checked: str,
+        unreached: tuple[str, ...] = (),
     ) -> None:
         self.model, self.sites, self.stages = model, sites, stages
-        self.hook, self.checked = hook, checked
-        self._removals: list[Callable[[], None]] | None = removals
+        self.hook, self.checked, self.unreached = hook, checked, unreached
+        self._undo = undo
+        names = ", ".join(s.name for s in stages) or "no stage"
+        weakref.finalize(self, _thrown_away, undo, names).atexit = False
 
     def detach(self) -> None:
-        """Give the model back as it was; more than once does no harm."""
-        with _lock:
-            removals, self._removals = self._removals, None
-            if removals is None:
-                return
-            try:
-                for remove in reversed(removals):
-                    remove()
-            finally:
-                for stage in reversed(self.stages):
-                    stage.end()
+        """Put the model back as it was; more than once does no harm.
+
+        Whatever is raised meanwhile (Ctrl-C, or an error in the `end` of a stage) is raised when
+        everything has been put back.
+        """
+        try:
+            self._undo()
+        finally:
+            self._undo()
 
     def __enter__(self) -> Self:
         return self
@@ -61,12 +62,25 @@ class Attached:
     def __exit__(
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.detach()
+        try:
+            self.detach()
+        finally:
+            self._undo()
 
     def __repr__(self) -> str:
         names = ", ".join(s.name for s in self.stages) or "no stage"
-        state = "attached" if self._removals is not None else "detached"
+        state = "attached" if self._undo.pending else "detached"
         return f"Attached({names} at {len(self.sites)} sites by {self.hook}: {state})"
+
+
+def _thrown_away(undo: Removal, names: str) -> None:
+    if undo.pending:
+        warnings.warn(
+            f"{names}: attached, and thrown away without detach(): the model is put back. "
+            "Fix: with regard.attach(...): or keep what it returns, and call detach()",
+            stacklevel=2,
+        )
+        undo()
 
 
 def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = True) -> Attached:
@@ -83,29 +97,48 @@ def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = Tru
     many = (stages,) if isinstance(stages, Stage) else stages
     if not isinstance(many, Sequence) or isinstance(many, str):
         fail(RuleError, "stages", shape_of(stages), "a list of stages", "pass [stage, ...]")
-    engine = Engine(many)
-    with _lock:
-        hook, sites = hook_of(model)
-        chosen = [_chosen(stage, sites) for stage in engine.stages]
-        checked = "left out"
-        if check is not False and check is not None:
-            from regard.models.checking import check_hook
+    engine, undo = Engine(many), Removal()
+    hook, sites = hook_of(model)
+    chosen = [_chosen(stage, sites) for stage in engine.stages]
+    unreached = _unreached(model, sites)
+    checked = "left out"
+    if check is not False and check is not None:
+        from regard.models.checking import check_hook
 
-            checked = check_hook(model, hook, sites, None if check is True else check)
-        begun: list[Stage] = []
-        try:
+        checked = check_hook(model, hook, sites, None if check is True else check)
+    try:
+        with LOCK:
             for stage, its_sites in zip(engine.stages, chosen, strict=True):
-                begun.append(stage)
+                undo.add(stage.end)
                 stage.begin(model, its_sites)
-            removals = [hook.install(model, sites, engine)]
+            hook.install(model, sites, engine, undo)
             if engine.stages:
-                read, listen = getattr(hook, "read", by_cache), getattr(hook, "listen", None)
-                removals.append(follow(model, read, listen))
-        except BaseException:
-            for stage in reversed(begun):
-                stage.end()
-            raise
-        return Attached(model, sites, engine.stages, hook.name, removals, checked)
+                arrivals = [getattr(stage, "arrive", None) for stage in engine.stages]
+                follow(
+                    model,
+                    getattr(hook, "read", by_cache),
+                    undo,
+                    tuple(x for x in arrivals if x is not None),
+                )
+        return Attached(model, sites, engine.stages, hook.name, undo, checked, unreached)
+    except BaseException:
+        undo()
+        raise
+
+
+def _unreached(model: Any, sites: Sites) -> tuple[str, ...]:
+    """Name the modules that attend out of reach, and warn of them."""
+    from regard.models.finding import out_of_reach
+
+    found = tuple(out_of_reach(model, {site.module for site in sites}))
+    if found:
+        more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+        warnings.warn(
+            f"{type(model).__name__} is reached in part: {', '.join(found[:4])}{more} attend in a "
+            "way no hook reaches, so no stage is asked there (attached.unreached names all)",
+            stacklevel=3,
+        )
+    return found
 
 
 def _chosen(stage: Stage, sites: Sites) -> Sites:

@@ -18,10 +18,7 @@ from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
 from regard.memories.layer import LayerMemory
 from regard.memories.stores import Store
-
-# The attribute of a key tensor that says which layer of a cache it was given to: the only channel
-# from a cache to the attention function.
-TAG = "_regard_layer"
+from regard.models.forward import note_update
 
 
 class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -93,8 +90,10 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
     def __init__(self, owner: Any, number: int, cache: list[Any]) -> None:
         super().__init__()
         self.owner, self.number, self.cache = owner, number, cache
-        # Whether keys went in that the stage has not seen since.
-        self.untold = False
+        # Whether keys went in that the stage has not read since.
+        self.unread = False
+        # The keys that were returned to the model last (a weak reference): see `layer_of`.
+        self.returned: Any = None
         # Which of the tokens of the running forward are real [b, n]; None where all are.
         self.valid: Tensor | None = None
         # Where they stand, [b, n], if the model was told.
@@ -129,7 +128,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         return self._real + self._since
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
-        """Extend the memory, and send the new keys on with the name of the layer they went to."""
+        """Extend the memory, and return the new keys, by which attention finds this layer."""
         if not self.owner.active:
             fail(
                 CapabilityError, "past_key_values", "a cache of a model that was shrunk",
@@ -149,9 +148,9 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         if isinstance(self.memory, Bare):
             self.memory.stand(self.places)
         self.memory.extend(key_states, value_states, keep)
-        self.is_initialized = self.untold = True
-        key_states = key_states.view_as(key_states)
-        setattr(key_states, TAG, self)
+        self.is_initialized = self.unread = True
+        key_states = key_states.view_as(key_states)  # one that the model has from us alone
+        note_update(self, key_states)
         return key_states, value_states
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeyLayer:
@@ -160,6 +159,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         memo[id(self)] = made
         for name, x in self.__dict__.items():
             made.__dict__[name] = x if name == "owner" else copy.deepcopy(x, memo)
+        made.returned = None
         return made
 
     @property
@@ -187,4 +187,4 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         self._since -= before - self.memory.seen
 
 
-__all__ = ["TAG", "HoldingLayer", "KeyLayer"]
+__all__ = ["HoldingLayer", "KeyLayer"]

@@ -13,6 +13,7 @@ from regard.core.errors import RegardError, fail
 from regard.core.partial import Partial
 from regard.models.engine import Engine
 from regard.models.hook import Hook
+from regard.models.removal import Removal
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -113,11 +114,15 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
 
 
 def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: Any) -> Tensor:
-    remove = hook.install(model, sites, engine)
+    undo = Removal()
     try:
-        return _run(model, inputs)
+        try:
+            hook.install(model, sites, engine, undo)
+            return _run(model, inputs)
+        finally:
+            undo()
     finally:
-        remove()
+        undo()
 
 
 def _run(model: Any, inputs: Any) -> Tensor:

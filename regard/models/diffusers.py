@@ -1,7 +1,7 @@
 """The way into diffusers: its processors and its dispatcher both end in PyTorch's attention.
 
 What this adds to the functional hook: the kind of each site (joint, where text and image share one
-attention), the order of their tokens, and the moment of each forward: timestep, step, guidance
+attention), the order of their tokens, and the record of each forward: timestep, step, guidance
 branch, grid of the image. Processors are not replaced, so nothing of theirs is to be restored.
 """
 
@@ -19,12 +19,15 @@ import torch
 from torch import nn
 
 from regard.core.errors import RuleError, fail
+from regard.models.engine import Engine
 from regard.models.finding import calls_attention, weighs
+from regard.models.forward import Forward, current_forward, telling, told_branches
 from regard.models.functional import HEADS, FunctionalHook
-from regard.models.hook import Removal, UnsupportedModelError
-from regard.models.moment import Moment, current_moment, telling, told_branches
-from regard.models.site import Site
+from regard.models.hook import UnsupportedModelError
+from regard.models.removal import Removal
+from regard.models.site import Site, Sites
 from regard.models.versions import supported
+from regard.models.wrap import Around, hold
 
 # The start of a processor's name -> how its joint attention lays its tokens out. Each is measured
 # in tests/models/test_token_order.py: a changed text changes keys where the text is said to be.
@@ -55,7 +58,7 @@ def timestep() -> Any:
     >>> timestep() is None
     True
     """
-    now = current_moment()
+    now = current_forward()
     return None if now is None else now.timestep
 
 
@@ -114,13 +117,13 @@ class DiffusersHook(FunctionalHook):
 
     def read(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]
-    ) -> Moment:
-        """Read the moment of a forward from its arguments."""
+    ) -> Forward:
+        """Read the record of a forward from its arguments."""
         kind: Any = type(model)
         given = dict(zip(_names(kind), args, strict=False)) | kwargs
         time = given.get("timestep", given.get("timesteps"))
         x = given.get("hidden_states")
-        return Moment(
+        return Forward(
             _step(time, keep),
             time,
             told_branches(),
@@ -128,21 +131,22 @@ class DiffusersHook(FunctionalHook):
             x.shape[1] if isinstance(x, torch.Tensor) and x.dim() == 3 else None,
         )
 
-    def listen(self, model: nn.Module) -> Removal:
-        """Hear which branch a pipeline says it runs."""
-        plain = getattr(model, "cache_context", None)
-        if plain is None:
-            return lambda: None
+    def install(self, model: nn.Module, sites: Sites, engine: Engine, undo: Removal) -> None:
+        """Serve the calls of every processor, and hear which branch a pipeline says it runs."""
+        super().install(model, sites, engine, undo)
+        if engine.stages and hasattr(model, "cache_context"):
+            hold(model, "cache_context", _Hear, engine, undo)
 
-        @contextmanager
-        def heard(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-            branch = BRANCHES.get(name.removeprefix("pred_"))
-            told = told_branches() or () if branch is None else (branch,)
-            with plain(name, *args, **kwargs), telling(*told):
-                yield
 
-        model.__dict__["cache_context"] = heard
-        return lambda: model.__dict__.pop("cache_context", None)
+class _Hear(Around):
+    """Around what a pipeline calls to tell the branch that it runs."""
+
+    @contextmanager
+    def run(self, plain: Any, name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+        branch = BRANCHES.get(name.removeprefix("pred_"))
+        told = told_branches() or () if branch is None else (branch,)
+        with plain(name, *args, **kwargs), telling(*told):
+            yield
 
 
 HOOK = DiffusersHook()

@@ -10,7 +10,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.partial import Partial
-from regard.models.moment import current_moment
+from regard.models.forward import current_forward
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -57,7 +57,7 @@ class Engine:
         stages = self.at(site) if self.stages else ()
         if not self._by_step:
             return stages
-        now = current_moment()
+        now = current_forward()
         step = 0 if now is None else now.step
         return tuple(s for s in stages if s.where.steps is None or step in s.where.steps)
 
@@ -101,7 +101,7 @@ class Engine:
 
 def timed(call: Call) -> Call:
     """Let the site of a call know the moment that it comes at."""
-    now = current_moment()
+    now = current_forward()
     if now is None or not isinstance(call.site, Site):
         return call
     return call.replace(site=call.site.at(now))

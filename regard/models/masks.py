@@ -1,7 +1,8 @@
 """Masks of transformers as rules: what a mask function is given, kept until attention needs it.
 
 The model passes this object where a tensor would go. A model that handles it as a tensor gets the
-dense mask, which costs [b, 1, n, m]; that is told once.
+mask that the implementation we replace would have made (bool, or 0 and the lowest number), which
+costs [b, 1, n, m]; that is told once.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ class Mask:
         self.offset = int(pieces.get("q_offset") or 0) - self.start
         self.device = pieces.get("device", "cpu")
         self.rules: dict[Any, Any] = {}
+        # The implementation that the model would ask for without us.
+        asked = getattr(pieces.get("config"), "_attn_implementation_internal", None)
+        self.replaced: str | None = getattr(asked, "replaced", None)
         self._dense: Tensor | None = None
+        self._plain: Tensor | None = None
         self._support: Support | None = None
 
     @property
@@ -120,7 +125,7 @@ class Mask:
         return test
 
     def dense(self) -> Tensor:
-        """Make the mask a bool tensor [b, 1, n, m]."""
+        """Return the mask as a bool tensor [b, 1, n, m]."""
         if self._dense is None:
             i = torch.arange(self.n, device=self.device)[:, None] + self.offset
             j = torch.arange(self.m, device=self.device)
@@ -158,11 +163,26 @@ class Mask:
         return func(*args, **torch.utils._pytree.tree_map(plain, kwargs or {}))
 
     def _told(self) -> Tensor:
-        warnings.warn(
-            "this model handles its mask as a tensor, so the dense mask is made for it: "
-            f"{self.b * self.n * self.m} bytes",
-            stacklevel=3,
-        )
+        if self._plain is None:
+            self._plain = self._of_replaced()
+            size = self._plain.numel() * self._plain.element_size()
+            warnings.warn(
+                "this model handles its mask as a tensor, so the dense mask is made for it: "
+                f"{size} bytes",
+                stacklevel=3,
+            )
+        return self._plain
+
+    def _of_replaced(self) -> Tensor:
+        """Return the mask that the implementation we replace would have made."""
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+        make: Any = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.get(str(self.replaced))
+        if make is not None:
+            skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+            made = make(**{**self.pieces, **skips})
+            if isinstance(made, Tensor) and made.dim() == 4:
+                return made
         return self.dense()
 
 

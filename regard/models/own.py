@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from regard.core.call import Call
 from regard.layers.attention import Attention
 from regard.models.engine import Engine
-from regard.models.hook import Removal
+from regard.models.hook import Held
+from regard.models.removal import Removal
 from regard.models.site import Site, Sites
+from regard.models.wrap import Around, hold
 
 
 class OwnHook:
@@ -29,49 +32,30 @@ class OwnHook:
         """Name every layer with queries and keys; running states have none."""
         return [_site(name, module) for name, module in _layers(model)]
 
-    def install(self, model: Any, sites: Sites, engine: Engine) -> Removal:
+    def install(self, model: Any, sites: Sites, engine: Engine, undo: Removal) -> None:
         """Send the calls of these layers through the engine; one that comes later is inside."""
         by_name = dict(_layers(model))
-        held = [_hold(by_name[site.module], site, engine) for site in sites]
-
-        def remove() -> None:
-            for passage in held:
-                passage.leave(engine)
-
-        return remove
+        for site in sites:
+            hold(by_name[site.module], "attend", _maker(site), engine, undo)
 
 
-class _Passage:
-    """What stands at a layer in place of its `attend`: its engines, the outermost first."""
-
-    def __init__(self, layer: Attention, site: Site) -> None:
-        self.layer, self.site, self.engines = layer, site, list[Engine]()
-        self.engine = Engine()
-
-    def join(self, engine: Engine) -> None:
-        self.engines.append(engine)
-        self._combine()
-
-    def leave(self, engine: Engine) -> None:
-        if engine in self.engines:
-            self.engines.remove(engine)
-            self._combine()
-        if not self.engines:
-            self.layer.__dict__.pop("attend", None)
-
-    def _combine(self) -> None:
-        self.engine = Engine([stage for one in self.engines for stage in one.stages])
-
-    def __call__(self, call: Call) -> Tensor:
-        return self.engine.run(call.replace(site=self.site))
+def _maker(site: Site) -> Callable[[], _Serve]:
+    return lambda: _Serve(site)
 
 
-def _hold(layer: Attention, site: Site, engine: Engine) -> _Passage:
-    passage = layer.__dict__.get("attend")
-    if not isinstance(passage, _Passage):
-        passage = layer.__dict__["attend"] = _Passage(layer, site)
-    passage.join(engine)
-    return passage
+class _Serve(Around):
+    """Around a layer's `attend`: its calls go through the engines that hold it."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.held = Held(site)
+
+    def changed(self) -> None:
+        self.held = self.held.by(self.holders)
+
+    def run(self, plain: Callable[..., Any], call: Call) -> Tensor:
+        held = self.held
+        return held.engine.run(call.replace(site=held.site))
 
 
 def _layers(model: Any) -> list[tuple[str, Attention]]:

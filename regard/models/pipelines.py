@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, fail, shape_of
-from regard.models.moment import telling, told_branches
+from regard.models.forward import telling, told_branches
+from regard.models.removal import Removal
+from regard.models.wrap import Around, hold
 
 PARTS = ("transformer", "unet")
 # The start of a pipeline's name -> the tokenizers whose tokens its model attends to, one after
@@ -109,51 +111,63 @@ def telling_by_text(
     them is conditional, any other is not; text of another shape tells nothing. After forwards of
     the model, the next prompt takes the place of the last.
     """
-    prompt: list[Tensor] = [] if embeds is None else [embeds]
-    within: list[Any] = []
-    ran = False
-    encode: Any = getattr(pipeline, "encode_prompt", None)
+    undo = Removal()
+    text = _Text(embeds)
+    try:
+        try:
+            hold(model, "forward", lambda: _Forwards(text), text, undo, join=False)
+            if getattr(pipeline, "encode_prompt", None) is not None:
+                hold(pipeline, "encode_prompt", lambda: _Prompts(text), text, undo, join=False)
+            yield
+        finally:
+            undo()
+    finally:
+        undo()
 
-    def encoding(*args: Any, **kwargs: Any) -> Any:
-        nonlocal ran
-        given = encode(*args, **kwargs)
+
+class _Text:
+    """The embeddings of the prompt that a pipeline runs."""
+
+    def __init__(self, embeds: Tensor | None) -> None:
+        self.given, self.prompt = embeds, embeds
+        self.encoded = self.ran = False
+
+
+class _Prompts(Around):
+    """Around `encode_prompt`: keeps what it first gives, until the model has run."""
+
+    def __init__(self, text: _Text) -> None:
+        super().__init__()
+        self.text = text
+
+    def run(self, plain: Any, *args: Any, **kwargs: Any) -> Any:
+        given, text = plain(*args, **kwargs), self.text
         first = given[0] if isinstance(given, tuple) else given
-        if ran and embeds is None:
-            prompt.clear()
-            ran = False
-        if isinstance(first, Tensor) and first.dim() == 3 and len(prompt) == (embeds is not None):
-            prompt.append(first)
+        if text.ran and text.given is None:
+            text.prompt, text.encoded, text.ran = None, False, False
+        if isinstance(first, Tensor) and first.dim() == 3 and not text.encoded:
+            text.prompt, text.encoded = first, True
         return given
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal ran
-        ran = True
-        text = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
-        names = () if told_branches() or not prompt else blocks_of(text, prompt[-1])
-        within.append(telling(*names) if names else None)
-        if names:
-            within[-1].__enter__()
 
-    def leave(*_: Any) -> None:
-        told = within.pop() if within else None
-        if told is not None:
-            told.__exit__(None, None, None)
+class _Forwards(Around):
+    """Around the forward of the model: tells the branches that its text holds."""
 
-    # First of all hooks: the moment is read by another.
-    entered = model.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
-    left = model.register_forward_hook(leave, always_call=True)
-    own = vars(pipeline).get("encode_prompt")
-    if encode is not None:
-        vars(pipeline)["encode_prompt"] = encoding
-    try:
-        yield
-    finally:
-        entered.remove()
-        left.remove()
-        if own is not None:
-            vars(pipeline)["encode_prompt"] = own
-        else:
-            vars(pipeline).pop("encode_prompt", None)
+    order = -1  # outside of what notes the forward: the branches are told when it is noted
+
+    def __init__(self, text: _Text) -> None:
+        super().__init__()
+        self.text = text
+
+    def run(self, plain: Any, *args: Any, **kwargs: Any) -> Any:
+        self.text.ran = True
+        given = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
+        prompt = self.text.prompt
+        names = () if told_branches() or prompt is None else blocks_of(given, prompt)
+        if not names:
+            return plain(*args, **kwargs)
+        with telling(*names):
+            return plain(*args, **kwargs)
 
 
 def blocks_of(text: Any, prompt: Tensor) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from regard.core.call import Call
 from regard.core.errors import fail
 from regard.core.rule import Rule
 from regard.core.score import Dot
+from regard.core.score.base import Score
 from regard.core.score.dense import DenseBias
 from regard.core.support import Causal, Everything, Padding, Support
 from regard.core.support.dense import DenseMask
@@ -56,21 +57,35 @@ def call_of(
     if attn_mask is None:
         rule = _plain_rule(is_causal, scale)
     else:
-        support: Support = Causal() if is_causal else Everything()
-        score = Dot(scale)
         mask = attn_mask
         if mask.dim() > 4:
             mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
-        mask = mask[(None,) * (4 - mask.dim())]
-        mask = mask.expand(*mask.shape[:3], k.shape[2])
-        if mask.dtype != torch.bool:
-            score = score + DenseBias(mask)
-        elif mask.shape[1] == mask.shape[2] == 1:
-            support = support & Padding(mask[:, 0, 0])
-        else:
-            support = support & DenseMask(mask)
+        support, score = with_mask(
+            Causal() if is_causal else Everything(), Dot(scale), four_axes(mask), k.shape[2]
+        )
         rule = Rule(support, score)
     return Call(q, k, v, rule, dropout=dropout_p, site=site), shape
+
+
+def four_axes(x: Tensor) -> Tensor:
+    """Add axes of 1 in front: a mask of [m], [n, m] or [h, n, m] means all that it leaves out."""
+    return x[(None,) * (4 - x.dim())] if x.dim() < 4 else x
+
+
+def with_mask(support: Support, score: Score, mask: Tensor, m: int) -> tuple[Support, Score]:
+    """Add the mask that a model has made as a tensor, [b or 1, h or 1, n or 1, m or 1].
+
+    A bool mask says which pairs are visible; any other is added to the scores.
+
+    >>> with_mask(Causal(), Dot(), torch.ones(2, 1, 1, 4, dtype=torch.bool), 4)[0]
+    Causal() & Padding(<bool 2x4>)
+    """
+    mask = mask.expand(*mask.shape[:3], m)
+    if mask.dtype != torch.bool:
+        return support, score + DenseBias(mask)
+    if mask.shape[1] == mask.shape[2] == 1:
+        return support & Padding(mask[:, 0, 0]), score
+    return support & DenseMask(mask), score
 
 
 _rules: dict[tuple[bool, float | None], Rule] = {}

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from regard.core.errors import RegardError, RuleError, fail, shape_of
-from regard.models.moment import Moment
+from regard.models.forward import Forward
 
 KINDS = ("self", "cross", "joint")
 CHOICES = ("layers", "kinds", "names", "heads", "steps")
@@ -39,7 +39,7 @@ class Site:
     modality: str | None = None
     grid: tuple[int, ...] | None = None
     index: int = 0
-    moment: Moment | None = field(default=None, compare=False)
+    moment: Forward | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -54,7 +54,7 @@ class Site:
         call = f", call {self.index}" if self.index else ""
         return f"Site({self.layer}, {self.kind!r}, {self.module!r}{call}, {heads})"
 
-    def at(self, moment: Moment) -> Site:
+    def at(self, moment: Forward) -> Site:
         """Give this site at a moment."""
         # Asked at every call: what was checked once is not checked again.
         made = object.__new__(Site)
@@ -64,7 +64,7 @@ class Site:
     def span(self, modality: str, n: int) -> slice | None:
         """Say where the tokens of a modality stand among `n`; None where the model does not tell.
 
-        >>> Site(0, "joint", modality="text-image").at(Moment(0, grid=(2, 3))).span("text", 10)
+        >>> Site(0, "joint", modality="text-image").at(Forward(0, grid=(2, 3))).span("text", 10)
         slice(0, 4, None)
         """
         order = (self.modality or "").split("-")

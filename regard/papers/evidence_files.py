@@ -6,9 +6,10 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,52 +17,89 @@ from typing import Any
 from regard.core.errors import VersionError, fail
 from regard.papers.checks import Number
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = Path(__file__).parent / "evidence"
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One claim as it was measured: a number for each seed.
+
+    `answers` is the whole sentence of the catalogue. `margin` is by how much the claim holds,
+    negative where it does not; `bound` is the comparator with its factor and difference.
+    """
+
+    answers: str
+    says: str
+    relation: str
+    against: str
+    because: str
+    over: str
+    independent: bool
+    held: bool
+    measured: list[Number]
+    comparator: list[Number]
+    bound: list[Number]
+    margin: list[Number]
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What was measured for one row, when, where, and by which code.
 
-    `seconds` are those of a clock on the wall, `cpu_seconds` those of processors (None in files
-    written before they were counted).
+    `narrowed` and `left_out` map sentences of the catalogue to what was asked less, or why nothing
+    was; `unanswered` are the sentences that are neither answered nor explained. `pinned` names
+    seeds that did not come from the runner. `seconds` (of a clock) and `cpu_seconds` (of
+    processors) are those of one seed. `numbers` are those of a check of the old form.
     """
 
     key: str
-    claim: str
-    held: bool
-    numbers: dict[str, Number]
-    matches: str
-    left_out: str
+    claims: list[Found]
+    narrowed: dict[str, str]
+    left_out: dict[str, str]
+    unanswered: list[str]
+    beyond: str
+    pinned: list[str]
+    same: str
+    seeds: list[int]
     long: bool
     seconds: float
+    cpu_seconds: float
     date: str
     machine: dict[str, Number]
     versions: dict[str, str]
     commit: str
     check_hash: str
     method_hash: str
-    cpu_seconds: float | None = None
+    numbers: list[dict[str, Number]] = field(default_factory=list)
     format: int = FORMAT
 
     @property
+    def held(self) -> bool:
+        """Whether every claim held."""
+        return bool(self.claims) and all(one.held for one in self.claims)
+
+    @property
     def cost(self) -> str:
-        """Say how long it took: in seconds of processors, where they were counted."""
-        if self.cpu_seconds is None:
-            return f"{self.seconds:.1f} s"
-        return f"{self.cpu_seconds:.1f} CPU s"
+        """Say what one seed costs, in seconds of processors."""
+        return f"{self.cpu_seconds:.1f} CPU s a seed"
+
+    @property
+    def failed(self) -> list[Found]:
+        """The claims that did not hold."""
+        return [one for one in self.claims if not one.held]
 
 
 def save(evidence: Evidence, folder: Path = FOLDER) -> Path:
     """Write the evidence of one row; a reader sees the old file or the new, never a half."""
     folder.mkdir(parents=True, exist_ok=True)
-    fields = asdict(evidence)
-    fields["numbers"] = {name: _finite(n) for name, n in evidence.numbers.items()}
+    fields = _finite(asdict(evidence))
     handle, name = tempfile.mkstemp(prefix=f".{evidence.key}.", suffix=".tmp", dir=folder)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write(_narrow(text) + "\n")
         os.chmod(name, 0o644)  # mkstemp keeps it from everyone else
         os.replace(name, path := folder / f"{evidence.key}.json")
     except BaseException:
@@ -78,10 +116,13 @@ def load(key: str, folder: Path = FOLDER) -> Evidence | None:
     try:
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         written = fields.get("format")
+        if written == 1:
+            return None  # one verdict of one seed: it shows nothing that counts
         if written == FORMAT:
-            return Evidence(**fields)
+            claims = [Found(**one) for one in fields.pop("claims")]
+            return Evidence(claims=claims, **fields)
         got = f"format {written}"
-    except (json.JSONDecodeError, TypeError, AttributeError) as broken:
+    except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as broken:
         got = f"a file that cannot be read ({broken})"
     fail(
         VersionError,
@@ -137,6 +178,19 @@ def _git(root: Path, *words: str) -> str:
     return ran.stdout.strip()
 
 
-def _finite(number: Number) -> Number:
+def _finite(value: Any) -> Any:
     """Keep the file JSON: infinities and NaN have no place in it as numbers."""
-    return number if not isinstance(number, float) or math.isfinite(number) else repr(number)
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else repr(value)
+
+
+def _narrow(text: str) -> str:
+    """Put lists of numbers on one line each, so that a file is read as a table."""
+    return re.sub(
+        r"\[\s+((?:[^\[\]{}\"]|\"[a-z]+\")+?)\s+\]",
+        lambda found: f"[{' '.join(found[1].split())}]",
+        text,
+    )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import statistics
 from importlib.resources import files
 from pathlib import Path
 
 from regard.core.errors import RuleError, fail
+from regard.papers.catalogue import row
+from regard.papers.claims import Number, sentences
+from regard.papers.evidence_files import Evidence, Found
 from regard.papers.index import like
 from regard.papers.standing import STATES, Standing, counts, example, standings, where
 
@@ -18,9 +22,12 @@ SEARCH_BOX = (
 )
 MEANING = {
     "planned": "no code claims it yet",
-    "built": "code claims it and can be imported; its claim has not been shown",
-    "shown": "and its check held, on this version of the code",
-    "matched": "and it equals an independent implementation, or the paper's own number",
+    "built": "code claims it and can be imported; nothing that was measured counts",
+    "partly": "some of what the catalogue asks for held in five seeds; the row's page says what "
+    "was narrowed, left out, or failed",
+    "shown": "all that the catalogue asks for held in five seeds, on this version of the code",
+    "matched": "shown, and equal to an independent implementation or the paper's own number",
+    "failed": "it was measured, and does not hold here",
     "reading": "a survey or a study, with nothing in it to run",
 }
 
@@ -137,19 +144,76 @@ def _evidence(one: Standing) -> list[str]:
     found = one.evidence
     assert found is not None
     about = ", ".join(f"{name} {number}" for name, number in found.versions.items())
-    lines = [
-        f"**{one.verdict}**{f': {one.why}' if one.why else ''}. {_plain(found.claim)}",
-        "",
-        "| measured | |",
-        "|---|---|",
-        *(f"| {_plain(name)} | {shown(number)} |" for name, number in found.numbers.items()),
-        "",
-        f"{found.date}, {found.cost} on {found.machine['cores']} cores of "
-        f"{_plain(str(found.machine['cpu']))}; {about}; commit `{found.commit}`.",
-    ]
-    if found.left_out:
-        lines += ["", f"Not measured: {_plain(found.left_out)}"]
+    lines = [f"**{one.verdict}**{f': {_plain(one.why)}' if one.why else ''}", ""]
+    for sentence, word, why in outcome(found):
+        lines += [f"*{_plain(sentence)}*: **{word}**{f' ({_plain(why)})' if why else ''}", ""]
+        claims = [each for each in found.claims if each.answers == sentence]
+        if claims:
+            lines += ["| measured | least, median, most | | margin |", "|---|---|---|---|"]
+            lines += [f"| {' | '.join(map(_plain, told(each)))} |" for each in claims]
+            lines.append("")
+    lines.append(
+        f"{found.date}, seeds {_plain(str(found.seeds))}, {found.cost} on "
+        f"{found.machine['cores']} cores of {_plain(str(found.machine['cpu']))}; {about}; commit "
+        f"`{found.commit}`."
+    )
+    if found.beyond:
+        lines += ["", f"Beyond what the catalogue asks, not measured: {_plain(found.beyond)}"]
     return lines
+
+
+def outcome(found: Evidence) -> list[tuple[str, str, str]]:
+    """Say of each sentence that the catalogue asks for how it ended, and why.
+
+    The words are `held`, `narrowed`, `left out`, `failed`, and `unanswered`.
+    """
+    order = list(sentences(row(found.key).check or ""))
+    order += [one.answers for one in found.claims if one.answers not in order]
+    broken = {one.answers for one in found.failed}
+    said = []
+    for sentence in dict.fromkeys(order):
+        if sentence in broken:
+            word = "failed"
+        elif sentence in found.left_out:
+            word = "left out"
+        elif sentence in found.narrowed:
+            word = "narrowed"
+        elif sentence in found.unanswered:
+            word = "unanswered"
+        else:
+            word = "held"
+        why = found.left_out.get(sentence) or found.narrowed.get(sentence) or ""
+        said.append((sentence, word, why))
+    return said
+
+
+def told(one: Found) -> tuple[str, str, str, str]:
+    """Write a claim as four cells: what was measured, its numbers, the bound, the margin."""
+    word = "" if one.held else " (failed)"
+    bound = spread(one.bound)
+    asked = f"{one.relation} {bound}: {one.against}"
+    if one.relation == "within":
+        asked = f"within {bound} of {spread(one.comparator)}: {one.against}"
+    elif one.bound != one.comparator:
+        asked = f"{asked} ({spread(one.comparator)})"
+    because = f"; {one.because}" if one.because else ""
+    over = ", in the median" if one.over == "median" else ""
+    margin = "" if one.relation == "equals" else spread(one.margin)
+    return f"{one.says}{word}", spread(one.measured), f"{asked}{because}{over}", margin
+
+
+def spread(numbers: list[Number]) -> str:
+    """Write what five seeds gave: one value where they agree, else least, median and most.
+
+    >>> spread([3, 3, 3]), spread([0.5, 0.25, 1.0]), spread(["a", "b", "a"])
+    ('3', '0.25, 0.5, 1', 'a, b, a')
+    """
+    if all(number == numbers[0] for number in numbers):
+        return shown(numbers[0])
+    if any(isinstance(number, str | bool) for number in numbers):
+        return ", ".join(map(shown, numbers))
+    ordered = sorted(numbers, key=float)
+    return ", ".join(shown(n) for n in (ordered[0], statistics.median(ordered), ordered[-1]))  # type: ignore[type-var]
 
 
 def shown(number: object) -> str:

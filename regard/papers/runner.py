@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
+import math
 import multiprocessing
-import os
 import signal
 import time
 import traceback
@@ -19,8 +18,18 @@ from regard.bench.measuring import threads_each
 from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.papers.catalogue import row
 from regard.papers.checks import checks
-from regard.papers.evidence_files import FOLDER, Evidence, commit, machine, save, versions
-from regard.papers.standing import hashes, standing
+from regard.papers.evidence_files import (
+    FOLDER,
+    SEEDS,
+    Evidence,
+    load,
+    save,
+)
+from regard.papers.standing import standing
+from regard.papers.trial import measure
+
+# CPU seconds of a seed that was never measured.
+UNKNOWN_COST = 5.0
 
 
 @dataclass(frozen=True)
@@ -31,47 +40,6 @@ class Event:
     what: Literal["fresh", "started", "done", "broke"]
     evidence: Evidence | None = None
     trace: str = ""
-
-
-def measure(key: str, seed: int = 0) -> Evidence:
-    """Run the check of one row here and now, and give what it measured.
-
-    Evidence that is kept is of seed 0; another seed shows whether the claim was one of luck.
-    """
-    import torch
-
-    made = checks()[key]
-    torch.manual_seed(seed)
-    begun, used = time.perf_counter(), cpu_seconds()
-    found = made.function()
-    seconds, used = time.perf_counter() - begun, cpu_seconds() - used
-    check_hash, method_hash = hashes(key)
-    return Evidence(
-        key=key,
-        claim=found.claim,
-        held=bool(found.held),
-        numbers=dict(found.numbers),
-        matches=found.matches,
-        left_out=found.left_out,
-        long=made.long,
-        seconds=round(seconds, 3),
-        cpu_seconds=round(used, 3),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        machine=machine(),
-        versions=versions(),
-        commit=commit(),
-        check_hash=check_hash,
-        method_hash=method_hash,
-    )
-
-
-def cpu_seconds() -> float:
-    """Seconds that processors spent on this process and on children that have ended.
-
-    Every thread counts, and waiting does not: on a busy machine it is what it is on a quiet one.
-    """
-    ended = os.times()
-    return time.process_time() + ended.children_user + ended.children_system
 
 
 def choose(keys: Sequence[str], *, long: bool = False) -> list[str]:
@@ -102,54 +70,86 @@ def choose(keys: Sequence[str], *, long: bool = False) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
+def cheapest_first(keys: Sequence[str], folder: Path = FOLDER) -> list[str]:
+    """Sort rows by what a seed cost when it was last measured; unknown ones come in between."""
+    return sorted(keys, key=lambda key: _known_cost(key, folder))
+
+
+def _known_cost(key: str, folder: Path) -> float:
+    found = load(key, folder)
+    return found.cpu_seconds if found is not None else UNKNOWN_COST
+
+
 def run(
-    keys: Sequence[str], *, jobs: int = 1, again: bool = False, folder: Path = FOLDER
+    keys: Sequence[str],
+    *,
+    jobs: int = 1,
+    again: bool = False,
+    folder: Path = FOLDER,
+    seeds: Sequence[int] = SEEDS,
+    budget: float = math.inf,
 ) -> Generator[Event, None, None]:
     """Check `keys` and save what is measured as it comes; rows with fresh evidence are passed by.
 
     With one job the checks run in this process, where a debugger can follow. Closing the
-    iterator, or Ctrl-C, ends the workers; what is done stays done.
+    iterator, or Ctrl-C, ends the workers; what is done stays done. No check begins after `budget`
+    seconds. Only the five seeds that count are saved; with others every row is measured.
     """
     if jobs < 1:
         fail(ValueRangeError, "jobs", jobs, "at least 1", "leave it out for one for each core")
-    return _run(keys, jobs, again, folder)
+    if not seeds:
+        fail(ValueRangeError, "seeds", "none", "at least one", "give --seeds 5")
+    return _run(keys, jobs, again, folder, tuple(seeds), time.monotonic() + budget)
 
 
-def _run(keys: Sequence[str], jobs: int, again: bool, folder: Path) -> Generator[Event, None, None]:
-    due = []
+def _run(
+    keys: Sequence[str],
+    jobs: int,
+    again: bool,
+    folder: Path,
+    seeds: tuple[int, ...],
+    end: float,
+) -> Generator[Event, None, None]:
+    due, counts = [], seeds == SEEDS
     for key in keys:
         found = standing(key, folder)
-        if found.verdict in ("held", "failed") and not again:
+        if counts and found.fresh and not again:
             yield Event(key, "fresh", found.evidence)
         else:
             due.append(key)
-    events = _here(due) if jobs == 1 else _apart(due, min(jobs, len(due)))
+    events = _here(due, seeds, end) if jobs == 1 else _apart(due, min(jobs, len(due)), seeds, end)
     for event in events:
-        if event.evidence is not None:
+        if event.evidence is not None and counts:
             save(event.evidence, folder)
         yield event
 
 
-def _here(keys: list[str]) -> Generator[Event, None, None]:
+def _here(keys: list[str], seeds: tuple[int, ...], end: float) -> Generator[Event, None, None]:
     for key in keys:
+        if time.monotonic() >= end:
+            return
         yield Event(key, "started")
-        yield _outcome(key)
+        yield _outcome(key, seeds)
 
 
-def _outcome(key: str) -> Event:
+def _outcome(key: str, seeds: tuple[int, ...] = SEEDS) -> Event:
     try:
-        return Event(key, "done", measure(key))
+        return Event(key, "done", measure(key, seeds))
     except Exception:  # a broken check is reported, and the others still run
         return Event(key, "broke", trace=traceback.format_exc())
 
 
-def _apart(keys: list[str], jobs: int) -> Generator[Event, None, None]:
+def _apart(
+    keys: list[str], jobs: int, seeds: tuple[int, ...], end: float
+) -> Generator[Event, None, None]:
     """Keep `jobs` processes busy; one that dies breaks its own check only, and is replaced."""
     start = multiprocessing.get_context("spawn")
     waiting, busy = list(reversed(keys)), dict[Connection, tuple[BaseProcess, str]]()
     idle: list[tuple[Connection, BaseProcess]] = []
     try:
         while waiting or busy:
+            if time.monotonic() >= end:
+                waiting.clear()
             while waiting and len(busy) < jobs:
                 if idle:
                     line, worker = idle.pop()
@@ -160,7 +160,7 @@ def _apart(keys: list[str], jobs: int) -> Generator[Event, None, None]:
                     far.close()  # so that a dead worker shows as the end of the line
                 key = waiting.pop()
                 busy[line] = (worker, key)
-                line.send(key)
+                line.send((key, seeds))
                 yield Event(key, "started")
             for line in wait(list(busy)):
                 assert isinstance(line, Connection)
@@ -189,7 +189,7 @@ def _work(line: Connection, jobs: int) -> None:
     torch.set_num_threads(threads_each(jobs))
     while True:
         try:
-            key = line.recv()
+            key, seeds = line.recv()
         except EOFError:
             return
-        line.send(_outcome(key))
+        line.send(_outcome(key, seeds))

@@ -21,7 +21,12 @@ def hash_of_text(text: str) -> str:
     >>> hash_of_text("x = 1") == hash_of_text("x = 2")
     False
     """
-    return hashlib.sha256(_said(ast.parse(textwrap.dedent(text))).encode()).hexdigest()[:16]
+    return hash_of_tree(ast.parse(textwrap.dedent(text)))
+
+
+def hash_of_tree(tree: ast.Module) -> str:
+    """Hash a module that was parsed already."""
+    return hashlib.sha256(_said(tree).encode()).hexdigest()[:16]
 
 
 def hash_of_modules(names: list[str]) -> str:

@@ -4,8 +4,12 @@
 - `planned`: no code claims it.
 - `built`: code that imports claims it. That is all it says: the conformance suite of the code's
   place tests the code, and this state does not look at its result.
-- `shown`: and its check held, measured on this very version of the check and of the method.
-- `matched`: and what was measured equals an independent implementation or the paper's number.
+- `partly`: and some sentences that the catalogue asks for held, over five seeds, while others were
+  narrowed, left out, or failed.
+- `shown`: every sentence is answered in full and every claim held, over five seeds, measured on
+  this very version of the check and of all code that it reaches.
+- `matched`: shown, and equal to an independent implementation or to the paper's own number.
+- `failed`: claims were measured, and no sentence of the catalogue holds here.
 """
 
 from __future__ import annotations
@@ -22,14 +26,14 @@ from pathlib import Path
 from regard.core.method import Claim, claims_of
 from regard.papers.catalogue import Row, row, rows
 from regard.papers.checks import checks
-from regard.papers.evidence_files import FOLDER, Evidence, load
-from regard.papers.source import hash_of_function, hash_of_modules
+from regard.papers.closure import closure, hash_of_closure, split
+from regard.papers.evidence_files import FOLDER, SEEDS, Evidence, load
 
-STATES = ("planned", "built", "shown", "matched", "reading")
+STATES = ("planned", "built", "partly", "shown", "matched", "failed", "reading")
 # Every folder whose code may claim a row: the seven places, and the ground they stand on.
 PLACES = (
-    *("core", "run", "layers", "memories", "policies", "probes", "controls", "schemes"),
-    *("objectives", "tasks", "conversions", "bench"),
+    *("core", "run", "layers", "memories", "policies", "probes", "circuits"),
+    *("analysis", "controls", "schemes", "objectives", "tasks", "conversions", "bench"),
 )
 
 
@@ -37,8 +41,9 @@ PLACES = (
 class Standing:
     """The state of one row, with what it was computed from.
 
-    `evidence` is None, or what was measured; `verdict` is `none`, `held`, `failed`, or `stale`
-    with the reason in `why`.
+    `evidence` is None, or what was measured; `verdict` is `none`, `held`, `partly`, `failed`, or
+    a reason not to count it: `stale`, `dirty`, `pinned`, `old form`, `unanswered`, `few seeds`.
+    `why` says more, and what was narrowed, left out, or failed.
     """
 
     row: Row
@@ -47,6 +52,11 @@ class Standing:
     evidence: Evidence | None
     verdict: str
     why: str
+
+    @property
+    def fresh(self) -> bool:
+        """Whether measuring again on this version of the code could say nothing new."""
+        return self.verdict not in ("none", "stale", "dirty")
 
 
 @functools.cache
@@ -81,8 +91,11 @@ def standing(key: str, folder: Path = FOLDER) -> Standing:
     state = "built" if claimed else "planned"
     if one.reading:
         state = "reading"
+    elif claimed and verdict in ("partly", "failed"):
+        state = verdict
     elif claimed and verdict == "held":
-        state = "matched" if evidence is not None and evidence.matches else "shown"
+        assert evidence is not None
+        state = "matched" if any(one.independent for one in evidence.claims) else "shown"
     return Standing(one, state, claimed, evidence, verdict, why)
 
 
@@ -101,28 +114,58 @@ def counts(found: list[Standing]) -> dict[str, dict[str, int]]:
 
 
 def hashes(key: str) -> tuple[str, str]:
-    """Give the hash of the row's check as it is now, and that of the modules that claim it."""
+    """Hash the row's check with its helpers, and all code that the check or its claims reach."""
     discover()
     made = checks().get(key)
-    return (
-        hash_of_function(made.function) if made else "",
-        hash_of_modules([claim.module for claim in claims_of(key)]),
-    )
+    if made is None:
+        return "", ""
+    module = made.function.__module__
+    return _hashes((module, *(claim.module for claim in claims_of(key))))
+
+
+@functools.cache
+def _hashes(names: tuple[str, ...]) -> tuple[str, str]:
+    own, code = split(closure(names))
+    return hash_of_closure(own), hash_of_closure(code)
 
 
 def _judge(key: str, claimed: tuple[Claim, ...], evidence: Evidence | None) -> tuple[str, str]:
     if evidence is None:
         return "none", ""
     check_hash, method_hash = hashes(key)
-    if not check_hash:
+    if key not in checks():
         return "stale", "its check is gone"
     if evidence.check_hash != check_hash:
         return "stale", "its check has changed since"
     if not claimed:
         return "stale", "no code claims the row any more"
     if evidence.method_hash != method_hash:
-        return "stale", "the method's code has changed since"
-    return ("held", "") if evidence.held else ("failed", "the claim did not hold")
+        return "stale", "code that it reaches has changed since"
+    return verdict_of(evidence)
+
+
+def verdict_of(evidence: Evidence) -> tuple[str, str]:
+    """Say what evidence of this very code shows, and why no more."""
+    if evidence.numbers:
+        return "old form", "one verdict for all: which sentences were answered is not said"
+    if not evidence.commit or evidence.commit.endswith("+"):
+        return "dirty", "measured on code that no commit holds"
+    if evidence.pinned:
+        return "pinned", f"seeds of its own, so five seeds are one: {'; '.join(evidence.pinned)}"
+    if len(set(evidence.seeds)) < len(SEEDS):
+        return "few seeds", f"{len(set(evidence.seeds))} of {len(SEEDS)}"
+    if evidence.unanswered:
+        return "unanswered", "; ".join(evidence.unanswered)
+    reasons = [
+        *(f"failed: {one.says}" for one in evidence.failed),
+        *(f"narrowed: {why}" for why in evidence.narrowed.values()),
+        *(f"left out: {why}" for why in evidence.left_out.values()),
+    ]
+    if not reasons:
+        return "held", ""
+    broken = {one.answers for one in evidence.failed}
+    some = any(one.answers not in broken for one in evidence.claims)
+    return ("partly" if some else "failed"), "; ".join(reasons)
 
 
 def example(claim: Claim) -> str:

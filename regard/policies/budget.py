@@ -13,15 +13,22 @@ from torch import Tensor
 from regard.core.errors import ValueRangeError, fail, shape_of
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_BYTES = re.compile(r"([0-9]*\.?[0-9]+)\s*([KMGT]?)i?B", re.IGNORECASE)
+_NUMBER = r"([0-9]*\.?[0-9]+)\s*"
+_BYTES = re.compile(_NUMBER + "([KMGT]?)i?B(?:ytes?)?", re.IGNORECASE)
+_SHARE = re.compile(_NUMBER + "%")
+_TOKENS = re.compile(r"([0-9]+)\s*tok(?:ens?)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Budget:
     """A share of the tokens seen, a number of tokens, or bytes for one row over all layers.
 
+    A float is a share, an int a number of tokens; a string has its unit: `25%`, `256tok`, `4MiB`.
+
     >>> Budget.of(0.25), Budget.of(512), Budget.of("2 MiB")
     (Budget(share=0.25), Budget(tokens=512), Budget(bytes=2097152))
+    >>> Budget.of("25%") == Budget.of(0.25), Budget.of("256tok") == Budget.of(256)
+    (True, True)
     """
 
     share: float | None = None
@@ -30,7 +37,7 @@ class Budget:
 
     @staticmethod
     def of(keep: Any) -> Budget:
-        """Read what a user says: 0.25, 512 or "2 MiB"."""
+        """Read what a user says: 0.25 or "25%", 512 or "512tok", or "2 MiB"."""
         if isinstance(keep, Budget):
             return keep
         if isinstance(keep, bool):
@@ -40,16 +47,35 @@ class Budget:
         if isinstance(keep, int) and keep >= 1:
             return Budget(tokens=keep)
         if isinstance(keep, str):
-            found = _BYTES.fullmatch(keep.strip())
-            if found and float(found[1]) > 0:
+            said = keep.strip()
+            if (found := _BYTES.fullmatch(said)) and float(found[1]) > 0:
                 return Budget(bytes=int(float(found[1]) * UNITS[found[2].upper()]))
+            if (found := _SHARE.fullmatch(said)) and 0 < float(found[1]) <= 100:
+                return Budget(share=float(found[1]) / 100)
+            if (found := _TOKENS.fullmatch(said)) and int(found[1]) > 0:
+                return Budget(tokens=int(found[1]))
         return fail(
             ValueRangeError,
             "keep",
             shape_of(keep),
-            'a share from above 0 to 1, a number of tokens, or bytes such as "2 MiB"',
-            "pass keep=0.25, keep=512 or keep='2 MiB'",
+            'a share (0.25 or "25%"), a number of tokens (256 or "256tok"), or bytes ("4MiB")',
+            _meant(keep),
         )
+
+    @property
+    def label(self) -> str:
+        """Write the budget with its unit, as `of` reads it.
+
+        >>> [Budget.of(x).label for x in (1, 1.0, 0.125, "4 MiB", "1500 B")]
+        ['1tok', '100%', '12.5%', '4MiB', '1500B']
+        """
+        if self.share is not None:
+            return f"{100 * self.share:.6g}%"
+        if self.tokens is not None:
+            return f"{self.tokens}tok"
+        size = self.bytes or 0
+        unit = max((u for u, one in UNITS.items() if size % one == 0), key=lambda u: UNITS[u])
+        return f"{size // UNITS[unit]}{unit}{'i' if unit else ''}B"
 
     @property
     def whole(self) -> bool:
@@ -86,6 +112,20 @@ class Budget:
     def __repr__(self) -> str:
         said = {"share": self.share, "tokens": self.tokens, "bytes": self.bytes}
         return f"Budget({', '.join(f'{k}={x}' for k, x in said.items() if x is not None)})"
+
+
+def _meant(keep: Any) -> str:
+    """What to write instead; of a number without its unit, each that it could be."""
+    bare = re.fullmatch(r"[0-9]*\.?[0-9]+", keep.strip()) if isinstance(keep, str) else None
+    if bare is None:
+        return "pass keep=0.25, keep=256 or keep='4MiB'"
+    number = bare[0]
+    if "." in number and 0 < float(number) <= 1:
+        return f"write {Budget(share=float(number)).label} for a share"
+    if "." in number or not int(number):
+        return "write 25%, 256tok or 4MiB"
+    share = "100% for all" if int(number) == 1 else f"{number}% for a share"
+    return f"write {number}tok for tokens, {share}, or {number}MiB for bytes"
 
 
 __all__ = ["Budget"]

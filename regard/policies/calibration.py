@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from regard.core.errors import RegardError, RuleError, fail
-from regard.memories.files import read, write
+from regard.core.errors import RuleError, fail
+from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
+from regard.core.hashes import hash_of, hash_of_code
+from regard.models.fingerprint import fingerprint
 from regard.policies.base import Policy
 
 
-class CalibrationError(RegardError):
-    """A calibration is missing, or is that of another model or policy."""
+class CalibrationError(FileError):
+    """A calibration is missing or damaged, or is that of another model or policy."""
+
+
+CALIBRATION = FileKind(
+    "regard-calibration", 2, "a calibration of a policy", "calibrate the model again",
+    CalibrationError,
+)  # fmt: skip
+# What a calibration that was broken off goes on from.
+BEGUN = FileKind(
+    "regard-calibration-begun", 2, "a calibration that was broken off",
+    "delete it, and begin again", CalibrationError,
+)  # fmt: skip
 
 
 def need_calibration(policy: Policy, lacking: str) -> NoReturn:
@@ -40,33 +52,32 @@ def frozen(model: Any) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def fingerprint(model: Any) -> str:
-    """Name a model by the shapes of its weights and some of their values.
-
-    >>> import torch
-    >>> a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    >>> fingerprint(a) == fingerprint(a), fingerprint(a) == fingerprint(b)
-    (True, False)
-    """
-    found = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        found.update(f"{name} {list(weight.shape)}".encode())
-        flat = weight.detach().flatten()
-        found.update(flat[:: max(1, flat.numel() // 16)][:16].double().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def save_calibration(policy: Policy, model: Any, path: str | Path) -> Path:
+def save_calibration(
+    policy: Policy, model: Any, path: str | Path, about: dict[str, Any] | None = None
+) -> Path:
     """Write what a policy found, with its settings and the model that it is of."""
-    return write(path, {
-        "policy": policy.name, "model": fingerprint(model), "kind": type(model).__name__,
-        "settings": policy.settings(), "found": policy.found(),
-    })  # fmt: skip
+    return write_packed(path, {
+        **(about or {}), "policy": policy.name, "model": fingerprint(model),
+        "kind": type(model).__name__, "settings": policy.settings(), "found": policy.found(),
+    }, CALIBRATION)  # fmt: skip
+
+
+def read_calibration(path: str | Path) -> dict[str, Any]:
+    """Read a calibration: `policy`, `model` (its fingerprint), `kind`, `settings`, `found`.
+
+    A run that was broken off has `about` and `state`.
+    """
+    kind = BEGUN if Path(path).name.endswith(".part") else CALIBRATION
+    content = read_packed(path, kind)
+    wanted = {"about", "state"} if kind is BEGUN else {"policy", "model", "kind", "found"}
+    if not isinstance(content, dict) or not wanted <= set(content):
+        kind.bad(path, f"a file without {', '.join(sorted(wanted))}")
+    return dict(content)
 
 
 def serves(path: str | Path, policy: Policy) -> bool:
     """Whether a calibration file is one that a policy takes."""
-    return read(path).get("policy") in (policy.name, *policy.takes)
+    return read_calibration(path)["policy"] in (policy.name, *policy.takes)
 
 
 def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
@@ -76,12 +87,12 @@ def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
             RuleError, "calibrate", repr(path)[:60], "the name of a calibration file",
             "make one with regard.policies.calibrate(model, policy, to=...)",
         )  # fmt: skip
-    content = read(path)
+    content = read_calibration(path)
     names = [p.name for p in policies]
-    taker = next((p for p in policies if content.get("policy") in (p.name, *p.takes)), None)
+    taker = next((p for p in policies if content["policy"] in (p.name, *p.takes)), None)
     if taker is None:
         fail(
-            CalibrationError, "calibrate", f"{path}, a calibration of {content.get('policy')!r}",
+            CalibrationError, "calibrate", f"{path}, a calibration of {content['policy']!r}",
             f"one of {', '.join(names)}", "name the file of this policy",
         )  # fmt: skip
     if content["model"] != fingerprint(model):
@@ -90,7 +101,8 @@ def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
             "a calibration of this model, weights and all",
             "calibrate this one: regard.policies.calibrate(model, policy, to=...)",
         )  # fmt: skip
-    taker.take(content["found"])
+    with reading(path, CALIBRATION):
+        taker.take(content["found"])
 
 
 def calibrate(
@@ -103,7 +115,9 @@ def calibrate(
 ) -> Path:
     """Let a policy find out about a model, and write what it found to a file.
 
-    What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there.
+    What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there, if
+    the model (weights and config), the policy and its settings, the inputs and the code of Regard
+    are the same by their hashes.
 
         rows = regard.bench.shrinking.pass_keys(tokenizer)
         file = calibrate(model, "duo_attention", rows, to="heads.cal")
@@ -120,27 +134,42 @@ def calibrate(
         )  # fmt: skip
     path = Path(to)
     part = path.with_name(path.name + ".part")
-    about = {"policy": made.name, "model": fingerprint(model), "settings": made.settings()}
+    about = {
+        "policy": made.name, "model": fingerprint(model), "settings": made.settings(),
+        "inputs": _hash_of_inputs(inputs), "code": hash_of_code(),
+    }  # fmt: skip
     state: dict[str, Any] = {}
     if part.exists():
-        held = read(part)
-        if held["about"] != about:
+        held = read_calibration(part)
+        begun = held["about"] if isinstance(held["about"], dict) else {}
+        other = [name for name, x in about.items() if x is None or begun.get(name) != x]
+        if other:
             fail(
-                CalibrationError, "to", f"{part}, begun for another model or with other settings",
+                CalibrationError, "to",
+                f"{part}, begun for another model, text or code, or with other settings "
+                f"(not the same: {', '.join(other)})",
                 f"a run of {made.name} like this one", "remove it, or name another file",
             )  # fmt: skip
         state = held["state"]
     for done, whole in learn(
-        model, inputs, state, lambda s: write(part, {"about": about, "state": s})
+        model, inputs, state, lambda s: write_packed(part, {"about": about, "state": s}, BEGUN)
     ):
         if progress is not None:
             progress(done, whole)
-    save_calibration(made, model, path)
+    save_calibration(made, model, path, about)
     part.unlink(missing_ok=True)
     return path
 
 
+def _hash_of_inputs(inputs: Any) -> str | None:
+    """Hash what a policy learns from; None for what has no hash, from which nothing goes on."""
+    try:
+        return hash_of(inputs)
+    except RuleError:
+        return None
+
+
 __all__ = [
-    "CalibrationError", "calibrate", "fingerprint", "frozen", "load_calibration",
-    "need_calibration", "save_calibration", "serves",
+    "BEGUN", "CALIBRATION", "CalibrationError", "calibrate", "fingerprint", "frozen",
+    "load_calibration", "need_calibration", "read_calibration", "save_calibration", "serves",
 ]  # fmt: skip

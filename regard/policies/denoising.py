@@ -14,7 +14,7 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.partial import Partial
 from regard.models.attach import hook_of
-from regard.models.moment import Moment, changed, current_moment
+from regard.models.forward import Forward, changed, current_forward
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
@@ -58,18 +58,18 @@ class OverSteps(Policy):
 
     def stand_in(self, site: Site | None, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Ask `forward` or `cross`."""
-        now = current_moment()
+        now = current_forward()
         if self.budget.whole or now is None:
             return run(*args, **kwargs)
         if site is None:
             return self.forward(now, run, args, kwargs)
         return self.cross(now, site, run, args, kwargs)
 
-    def forward(self, now: Moment, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
+    def forward(self, now: Forward, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run the model; asked of those that name it in `stands`."""
         raise NotImplementedError
 
-    def cross(self, now: Moment, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
+    def cross(self, now: Forward, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a cross-attention; asked of those that name it in `stands`."""
         raise NotImplementedError
 
@@ -136,7 +136,7 @@ class TGate(OverSteps):
         super().end()
         self._branches, self._given = {}, (None, None, None)
 
-    def forward(self, now: Moment, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
+    def forward(self, now: Forward, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run all branches before the gate, and one behind it."""
         if now.step == 0 and (self._at != 0 or now.branches == self._first):
             self._branches, self.kept, self._first = {}, {}, now.branches
@@ -166,7 +166,7 @@ class TGate(OverSteps):
         self._given = (now.step, names, out)
         return out
 
-    def cross(self, now: Moment, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
+    def cross(self, now: Forward, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Keep the mean over branches at the gate; give it behind."""
         if now.step >= self.gate:
             kept = self.kept.get(site.module)

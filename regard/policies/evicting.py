@@ -193,7 +193,7 @@ class PyramidKV(SnapKV):
     """As SnapKV, with budgets that fall in even steps from the first layer to the last.
 
     With an average of C keys a layer, w of them the window: the last layer keeps
-    min = (C - w) / beta older keys, the first 2 (C - w) - min. Where min is less than the window
+    min = (C - w) / beta older keys, the first 2 (C - w) - min. Where min is less than the window,
     all layers keep C: at small budgets the last ones would see nothing else.
     (PyramidKV, Cai et al. 2024)
     """

@@ -201,8 +201,8 @@ class ExpandedQueries(Policy):
             out = run(*args, **{**kwargs, "past_key_values": None})
             own.update(states, states[..., :0], layer)
             held = own.layers[layer]
-            if hasattr(held, "untold"):  # the prompt has been attended to
-                held.untold = False
+            if hasattr(held, "unread"):  # the prompt has been attended to
+                held.unread = False
                 held.memory.settle()
             return out
         k, _ = own.update(states, states[..., :0], layer)
@@ -212,7 +212,7 @@ class ExpandedQueries(Policy):
         self, site: Site, x: Tensor, k: Tensor, v: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """Ask the attention of transformers, as the module would."""
-        from regard.models.transformers import attention
+        from regard.models.attention_interface import attention
 
         module: Any = self.model.get_submodule(site.module)
         weights, beams = self._weights[site.module], beams_of(x, k)

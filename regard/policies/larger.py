@@ -14,7 +14,7 @@ from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.support import Neighborhood
-from regard.models.moment import Moment, changed
+from regard.models.forward import Forward, changed
 from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.denoising import OverSteps, Run, rows_of, taken
@@ -90,7 +90,7 @@ class FreeSwim(OverSteps):
         support = call.rule.support & Neighborhood(kernel, image.grid)
         return call.replace(rule=call.rule.replace(support=support))
 
-    def forward(self, now: Moment, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
+    def forward(self, now: Forward, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run the full branch where it is time, then the windows."""
         names = now.branches or ()
         small = now.grid is not None and self.kernel(now.grid) is None
@@ -116,7 +116,7 @@ class FreeSwim(OverSteps):
         finally:
             self._full = False
 
-    def cross(self, now: Moment, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
+    def cross(self, now: Forward, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Keep the output of the full branch; put it in the place of the windowed one."""
         if self._full:
             out = self.kept[site.module] = run(*args, **kwargs)

@@ -14,9 +14,9 @@ from regard.core.method import method
 from regard.core.support import Causal, Kinds, Support
 from regard.memories.blocks import Block, Blocks
 from regard.memories.files import load, save
+from regard.models.fingerprint import fingerprint
 from regard.models.rotary import turns_of
 from regard.models.stage import Stage
-from regard.policies.calibration import fingerprint
 
 Text = str | Sequence[int] | Tensor
 

@@ -49,6 +49,10 @@ def policy(name: str, **settings: Any) -> Policy:
     regard.core.errors.RuleError: `policy`: got 'snapvk'; expected a policy; near: snapkv...
     """
     kind = _policies.get(name)
+    if not issubclass(kind, Policy):
+        fail(RuleError, "policy", repr(name), "a subclass of Policy", "derive from a policy's base")
+    if ":" in name and kind.name == Policy.name:
+        kind.name = name
     fields = {f for f in kind.__dataclass_fields__ if kind.__dataclass_fields__[f].init}
     unknown = set(settings) - fields
     if unknown:

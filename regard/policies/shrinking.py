@@ -21,6 +21,7 @@ from regard.memories.kept import Kept
 from regard.memories.meeting import meet
 from regard.memories.stores import Plain
 from regard.models.engine import attended, timed, whole
+from regard.models.forward import layer_of
 from regard.models.pipelines import telling_by_text
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
@@ -52,7 +53,6 @@ class Shrinking(Stage):
         self.layers: list[Any] = []
         self._by_layer: dict[int | None, Site] = {}
         self._steps = threading.local()
-        self._hook: Any = None
         # The pipeline that the model is part of, if it was given.
         self.pipeline: Any = None
         self._undo = ExitStack()
@@ -85,8 +85,6 @@ class Shrinking(Stage):
         for one in self.policies:
             one.begin(model, sites, self.budget)
         self._takes = list(inspect.signature(model.forward).parameters)
-        if not isinstance(self.caching, No):
-            self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
         self._undo.callback(stand(model, sites, self))
         if self.pipeline is not None:
             self._undo.enter_context(telling_by_text(self.pipeline, model))
@@ -108,9 +106,6 @@ class Shrinking(Stage):
     def end(self) -> None:
         """Let go of the model; caches made here refuse to go on."""
         self.active = False
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
         self._undo.close()
         for one in self.policies:
             one.end()
@@ -157,8 +152,10 @@ class Shrinking(Stage):
             stacklevel=2,
         )  # fmt: skip
 
-    def _enter(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Put our layers in the cache of a forward that begins, and tell them what is padding."""
+        if isinstance(self.caching, No) or not self.active:
+            return None
         from transformers.cache_utils import Cache, DynamicCache
 
         from regard.models.cache import KeyLayer
@@ -349,17 +346,17 @@ class Shrinking(Stage):
 
     def _layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""
-        tag = getattr(call.k, "_regard_layer", None)
-        if tag is None and self.layers and any(x.memory.seen for x in self.layers):
+        found = layer_of(call.k)
+        if found is None and self.layers and any(x.memory.seen for x in self.layers):
             last = self.layers[self._number(call.site)]
-            if getattr(last, "untold", False):
+            if getattr(last, "unread", False):
                 fail(
                     CapabilityError, self.name, "keys that another stage has changed",
                     "keys as the model made them", "put the other stage after shrink, or leave it",
                 )  # fmt: skip
-        if tag is not None:
-            tag.untold = False
-        return tag if tag is None or tag.owner is self else None
+        if found is not None:
+            found.unread = False
+        return found if found is None or found.owner is self else None
 
     def _number(self, site: Any) -> int:
         return next((i for i, s in enumerate(self.sites) if s == site), 0)

@@ -8,32 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from regard.models.removal import Removal
 from regard.models.site import Site, Sites
+from regard.models.wrap import Around, hold
 
 if TYPE_CHECKING:
     from regard.policies.shrinking import Shrinking
 
 
-def stand(model: Any, sites: Sites, stage: Shrinking) -> Callable[[], None]:
+def stand(model: Any, sites: Sites, stage: Shrinking) -> Removal:
     """Let policies run the modules of the sites they stand in for; give what undoes it."""
-    undo: list[Callable[[], None]] = []
+    undo = Removal()
     places: dict[str, Site | None] = {site.module: site for site in sites}
     for module, site in {**places, "": None}.items():
         kind = "model" if site is None else site.kind
         willing = [p for p in stage.policies if kind in p.stands]
         if willing:
-            undo.append(_wrap(model.get_submodule(module), site, willing, stage))
-
-    def remove() -> None:
-        for step in reversed(undo):
-            step()
-
-    return remove
+            undo.add(_wrap(model.get_submodule(module), site, willing, stage))
+    return undo
 
 
-def _wrap(
-    module: nn.Module, site: Site | None, policies: list[Any], stage: Shrinking
-) -> Callable[[], None]:
+def _wrap(module: nn.Module, site: Site | None, policies: list[Any], stage: Shrinking) -> Removal:
     """Put policies around the forward of one module, the first outermost."""
 
     def forward(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -58,25 +53,24 @@ def _wrap(
     return put_before(module, forward)
 
 
-def put_before(module: nn.Module, ours: Callable[..., Any]) -> Callable[[], None]:
-    """Run `ours(forward, ...)` in place of a module's own forward; give what undoes it."""
-    own, plain = module.__dict__.get("forward"), module.forward
+class _Before(Around):
+    """Runs a function of a policy's in place of a forward."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return ours(plain, *args, **kwargs)
+    order = 1  # inside of what notes the forward
 
-    # What runs a module reads names of its arguments off its forward.
-    # So that `inspect.signature` still sees what the module takes.
-    forward.__wrapped__ = plain  # type: ignore[attr-defined]
-    module.__dict__["forward"] = forward
+    def __init__(self, ours: Callable[..., Any]) -> None:
+        super().__init__()
+        self.ours = ours
 
-    def remove() -> None:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.__dict__["forward"] = own
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.ours(plain, *args, **kwargs)
 
-    return remove
+
+def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
+    """Run `ours(forward, ...)` in place of a module's own forward; return what undoes it."""
+    undo = Removal()
+    hold(module, "forward", lambda: _Before(ours), ours, undo, join=False)
+    return undo
 
 
 def _asked(policy: Any, site: Site | None, run: Callable[..., Any], *args: Any, **kw: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail, need, shape_of
 from regard.core.method import method
 from regard.core.support.bands import need_count
-from regard.layers.blocks import pick
+from regard.layers.stack import pick
 
 # Chooses the next token of each thread, of their scores [threads, vocab] and what all have said.
 Pick = Callable[[Tensor, list[list[int]]], Sequence[int]]

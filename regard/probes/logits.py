@@ -14,11 +14,11 @@ from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.partial import Partial
 from regard.models.engine import attended
+from regard.models.residual import Stream, precise
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
 from regard.probes.registry import register
-from regard.probes.residual import Stream, precise
 from regard.probes.scores import Scores
 from regard.run.rows import rows_of
 
@@ -55,7 +55,7 @@ class LogitParts:
     "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
     "ids, other = torch.randint(50, (2, 1, 12))\n"
     "from regard.probes.logits import logit_parts\n"
-    "from regard.probes.residual import watched\n"
+    "from regard.models.residual import watched\n"
     "print(logit_parts(watched(model, ids), 7, against=8).scores().top(3))",
 )
 def logit_parts(
@@ -222,7 +222,7 @@ class Latent:
     "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
     "ids, other = torch.randint(50, (2, 1, 12))\n"
     "from regard.probes.logits import internal_consistency\n"
-    "from regard.probes.residual import watched\n"
+    "from regard.models.residual import watched\n"
     "print(internal_consistency(watched(model, ids), options=[7, 8]).agreement)",
 )
 def internal_consistency(
@@ -269,7 +269,7 @@ def weighted_vote(answers: Sequence[int], weights: Sequence[float]) -> int:
     "model = regard.model(['mha', 'mha'], dim=32, heads=4, vocab=50).eval()\n"
     "ids, other = torch.randint(50, (2, 1, 12))\n"
     "from regard.probes.logits import topic_scores\n"
-    "from regard.probes.residual import watched\n"
+    "from regard.models.residual import watched\n"
     "print(topic_scores(watched(model, ids), topic=7).top(3))",
 )
 def topic_scores(stream: Stream, topic: Tensor | int, row: int = -1) -> Scores:

@@ -110,10 +110,9 @@ class Look:
         vocabulary = getattr(config, "vocab_size", None)
         if vocabulary is None or not self._reads_ids_alone():
             return self._skip(probes, "only a model that reads tokens alone can be shown repeats")
-        longest = getattr(config, "max_position_embeddings", 128) or 128
         reading = repeated(
             int(vocabulary), first=_start(self.tokenizer, config), seed=self.seed,
-            period=max(4, min(64, int(longest) // 2 - 1)),
+            period=max(4, min(64, (positions_of(config) or 128) // 2 - 1)),
         )  # fmt: skip
         self.forward("repeated tokens", reading, probes)
         return None
@@ -130,7 +129,7 @@ class Look:
         for number, depth in enumerate(DEPTHS):
             reading = needle(
                 self.tokenizer, text, depth=depth, seed=self.seed + number,
-                length=min(512, _longest(self.model)),
+                length=min(512, longest(self.model)),
             )  # fmt: skip
             logits = self.forward("needles, recalled or not", reading, ()).logits[0]
             said = reading.spans["answer"]
@@ -147,7 +146,7 @@ class Look:
         ids = [r.tokens for r in self.readings if r.tokens is not None]
         if not ids or not _caches(self.model):
             return self._skip(probes, "only a language model has a loss on its own text")
-        pieces = ids[0][:, : min(LOSS_TOKENS, _longest(self.model))]
+        pieces = ids[0][:, : min(LOSS_TOKENS, longest(self.model))]
         device = next(iter(self.model.parameters())).device
         counter = Counter("gradients", self.progress)
         with attach(self.model, [*probes, counter], check=False), torch.enable_grad():
@@ -222,7 +221,7 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
                 "pass tokenizer=..., or token ids",
             )  # fmt: skip
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        return [_read_text(text, tokenizer, _longest(model)) for text in texts]
+        return [_read_text(text, tokenizer, longest(model)) for text in texts]
     if isinstance(inputs, Tensor):
         name = getattr(model, "main_input_name", "input_ids")
         if not inputs.is_floating_point():
@@ -252,13 +251,13 @@ def picture_of(reading: Reading) -> np.ndarray | None:
     return ((x - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8).numpy()
 
 
-def _read_text(text: str, tokenizer: Any, longest: int) -> Reading:
+def _read_text(text: str, tokenizer: Any, most: int) -> Reading:
     if not text.strip():
         fail(RuleError, "inputs", "empty text", "some words", "pass text to read")
-    ids = tokenizer(text, truncation=True, max_length=longest)["input_ids"]
+    ids = tokenizer(text, truncation=True, max_length=most)["input_ids"]
     start = tokenizer.bos_token_id
     if start is not None and ids and ids[0] != start:
-        ids = [start, *ids][:longest]
+        ids = [start, *ids][:most]
     tensor = torch.tensor([ids])
     return Reading({"input_ids": tensor}, words=words_of(tokenizer, ids))
 
@@ -274,9 +273,17 @@ def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return words
 
 
-def _longest(model: Any) -> int:
-    found = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return int(found) if isinstance(found, int) and found > 0 else 1 << 20
+def positions_of(config: Any) -> int | None:
+    """How many tokens a model of this config was made for; None where it names no bound."""
+    inner = getattr(config, "get_text_config", None)
+    text = config if inner is None else inner()
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def longest(model: Any) -> int:
+    """The most tokens that a model is shown at once."""
+    return positions_of(getattr(model, "config", None)) or 1 << 20
 
 
 def _start(tokenizer: Any, config: Any) -> int | None:
@@ -336,4 +343,7 @@ def need_sites(sites: Sequence[Site]) -> None:
         )  # fmt: skip
 
 
-__all__ = ["Look", "Progress", "need_sites", "picture_of", "quiet", "readings_of", "run_on"]
+__all__ = [
+    "Look", "Progress", "longest", "need_sites", "picture_of", "positions_of", "quiet",
+    "readings_of", "run_on",
+]  # fmt: skip

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.core.method import method
 from regard.models.projections import HeadWeights, named_sites
+from regard.models.residual import embedding_of, precise, unembedding_of
 from regard.models.site import Site, Sites
 from regard.probes.base import Probe
 from regard.probes.registry import register
-from regard.probes.residual import embedding_of, precise, unembedding_of
 from regard.probes.scores import Scores
 
 TOKENS = 512  # of one product with the vocabulary

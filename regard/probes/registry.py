@@ -61,12 +61,25 @@ def make_probes(asked: Any) -> list[Probe]:
                 "pass probes=['roles', 'sinks'], say",
             )  # fmt: skip
         for name in groups().get(one, [one]):
-            if name not in known():
+            if name not in known() and ":" not in name:
                 _probes.fail_unknown(name, [*known(), *groups()])
             if name not in made:
-                made[name] = known()[name]()
+                made[name] = _made(name)
                 made[name].named = name == one
     return list(made.values())
+
+
+def _made(name: str) -> Probe:
+    kind = _probes.get(name)
+    if not issubclass(kind, Probe):
+        fail(RuleError, "probes", repr(name), "a subclass of Probe", "derive from Probe")
+    try:
+        return kind()
+    except TypeError as error:
+        fail(
+            RuleError, "probes", f"{name!r} ({error})", "a probe that needs no settings",
+            "look from Python, and pass the probe made",
+        )  # fmt: skip
 
 
 __all__ = ["groups", "known", "make_probes", "register"]

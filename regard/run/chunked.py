@@ -17,10 +17,12 @@ from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.partial import Partial, nothing, wide
-from regard.core.score.base import At
-from regard.core.score.biases import PlaceStep, ScoreStep
+from regard.core.score.base import At, Change, keeping
+from regard.core.score.biases import PlaceStep
 from regard.core.score.matches import DotMatch, folded
+from regard.core.value import Value
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
+from regard.run.isolation import contained, unrecorded, without_autocast
 from regard.run.walk import ROWS, SCORES, Lane, Row, tile_share, walk
 
 
@@ -33,11 +35,9 @@ class Chunked(Executor):
         """Any rule; not dropout."""
         if call.dropout:
             return No("dropout: the weights of a tile are computed twice and must not differ")
-        if torch.is_grad_enabled() and any(map(learns_unseen, call.rule.score.steps)):
-            return No(
-                "the function of a ScoreStep holds tensors that are being learned, and streaming "
-                "sees only those that a step shows; make them fields of a step"
-            )
+        unseen = learns_unseen(call) if torch.is_grad_enabled() else ""
+        if unseen:
+            return No(f"{unseen}; make them fields of a step")
         return Yes(
             "whole rows of keys for a few queries at once" if call.rule.score.needs_row else ""
         )
@@ -56,10 +56,13 @@ class Chunked(Executor):
 
     def run(self, call: Call) -> Partial:
         """Run the tiles; through autograd only where a gradient is wanted."""
+        return contained(call, self._run)
+
+    def _run(self, call: Call) -> Partial:
         dtype, call = call.q.dtype, _simplified(call)
         if call.needs_grad:
             learned = call.rule.score.tensors()
-            tensors = (call.q, call.k, call.v, *learned)
+            tensors = (call.q, call.k, call.v, *learned, *reached_learned(call.rule.score))
             return Partial(*_Stream.apply(call, dtype, *tensors))  # type: ignore[no-untyped-call]
         return _forward(call, dtype)
 
@@ -71,8 +74,10 @@ class _Scores:
         self.call = call
         self.score = call.rule.score
         # Bound once: their tables are looked up by place. The others are bound to each tile.
+        self.keeps = self.score.keeps
         self.places = [
-            s.bind(call.q, call.k) if isinstance(s, PlaceStep) else None for s in self.score.steps
+            _kept(s.bind(call.q, call.k), keeps) if isinstance(s, PlaceStep) else None
+            for s, keeps in zip(self.score.steps, self.keeps, strict=True)
         ]
         self.needs_place = call.placed or any(p is not None for p in self.places)
 
@@ -90,13 +95,13 @@ class _Scores:
         heads = range(lane.h.start, lane.h.stop)
         part = self.score.match if len(heads) == call.h else self.score.match.take_heads(heads)
         scores = part.between(q, k)
-        for step, place in zip(self.score.steps, self.places, strict=True):
+        for step, place, keeps in zip(self.score.steps, self.places, self.keeps, strict=True):
             if place is not None:
                 assert at is not None
                 scores = place(scores, at)
             else:
                 own = step if len(heads) == call.h else step.take_heads(heads)
-                scores = own.bind(q, k)(
+                scores = _kept(own.bind(q, k), keeps)(
                     scores, self._within(at or self._at(lane, row.rows, cols), q, k)
                 )
         return scores, allowed
@@ -117,6 +122,10 @@ class _Scores:
         return at._replace(
             b=b.view(-1, 1, 1, 1), h=h.view(-1, 1, 1), row=rows.view(-1, 1), col=cols
         )
+
+
+def _kept(change: Change, keeps: bool) -> Change:
+    return keeping(change) if keeps else change
 
 
 def _of_lane(x: Tensor, lane: Lane) -> Tensor:
@@ -179,7 +188,10 @@ class _Stream(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, *learned: Tensor
     ) -> Partial:
-        """Give (out, lse); `learned` are the tensors of the score, for autograd to see."""
+        """Give (out, lse); `learned` are the tensors of the score, for autograd to see.
+
+        First those that its parts hold, then those that its functions reach.
+        """
         ctx.set_materialize_grads(False)
         ctx.call = call.replace(q=q.detach(), k=k.detach(), v=v.detach())
         made = _forward(ctx.call, dtype)
@@ -197,13 +209,18 @@ class _Stream(torch.autograd.Function):
         saved: list[Any] = [None if x is None else x.detach() for x in ctx.saved_tensors]
         q, k, v, out, lse, *learned = saved
         wanted = ctx.needs_input_grad[5:]
-        learned = [x.requires_grad_(want) for x, want in zip(learned, wanted, strict=True)]
         rule = ctx.call.rule
+        held = len(rule.score.tensors())
+        own = [x.requires_grad_(want) for x, want in zip(learned, wanted[:held], strict=False)]
+        # A function reads its tensors itself: their gradients are asked of these very tensors.
+        learned = [*own, *reached_learned(rule.score)]
         call = ctx.call.replace(
-            q=q, k=k, v=v, rule=rule.replace(score=rule.score.with_tensors(learned))
+            q=q, k=k, v=v, rule=rule.replace(score=rule.score.with_tensors(own))
         )
         d_out = torch.zeros_like(out) if d_out is None else d_out
-        found = _backward(call, out, lse, d_out, d_lse, [x for x in learned if x.requires_grad])
+        asked = [x for x, want in zip(learned, wanted, strict=True) if want]
+        with without_autocast(q.device):
+            found = _backward(call, out, lse, d_out, d_lse, asked)
         d_rule = iter(found[3:])
         whole = (*found[:3], *(next(d_rule) if want else None for want in wanted))
         like = (q, k, v, *learned)
@@ -282,14 +299,38 @@ def _simplified(call: Call) -> Call:
     return call if score is call.rule.score else call.replace(rule=call.rule.replace(score=score))
 
 
-def learns_unseen(step: object) -> bool:
-    """Whether a user's function closes over tensors that want a gradient."""
-    if not isinstance(step, ScoreStep):
-        return False
-    held = [cell.cell_contents for cell in getattr(step.function, "__closure__", None) or ()]
-    held.append(getattr(step.function, "__self__", None))
-    return any(
-        (isinstance(x, Tensor) and x.requires_grad)
-        or (isinstance(x, torch.nn.Module) and any(p.requires_grad for p in x.parameters()))
-        for x in held
-    )
+def reached_learned(part: Value) -> tuple[Tensor, ...]:
+    """Tensors being learned that functions of a score or step reach, and that no part holds."""
+    held = {id(x) for x in part.tensors()}
+    found = {id(x): x for x in part.reads().tensors if x.requires_grad and id(x) not in held}
+    return tuple(found.values())
+
+
+def learns_unseen(call: Call) -> str:
+    """Say what a function of the score learns beside the tensors that it can be found to reach.
+
+    Each function is asked about one pair, and its graph followed to where its gradient would go.
+    """
+    score, q = call.rule.score, call.q
+    if not score.functions():
+        return ""
+    known = {id(x) for x in score.reads().tensors}
+    nodes = {x.grad_fn for x in score.reads().tensors if x.grad_fn is not None}
+    for step in score.steps:
+        if not step.functions() or not isinstance(step, PlaceStep):
+            continue
+        zero = torch.zeros(1, dtype=torch.long, device=q.device)
+        at = At(zero.view(1, 1, 1, 1), zero.view(1, 1, 1), zero.view(1, 1), zero, zero, zero)
+        with torch.enable_grad(), unrecorded():
+            made = step.change(zero.view(1, 1, 1, 1).to(wide(q.dtype)), at)
+        todo, seen = [made.grad_fn], set(nodes)
+        while todo:
+            node = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in known:
+                return f"the function of {step} hides a tensor {list(leaf.shape)} being learned"
+            todo += [x for x, _ in node.next_functions]
+    return ""

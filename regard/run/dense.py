@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, finite, wide
+from regard.run.isolation import without_autocast
 
 _aten = torch.ops.aten
 
@@ -47,7 +48,8 @@ class _Dense(Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, mask = ctx.saved_tensors
-        grads = backward(d_out, d_lse, q, k, v, out, lse, ctx.shape, mask)
+        with without_autocast(q.device):
+            grads = backward(d_out, d_lse, q, k, v, out, lse, ctx.shape, mask)
         return (*grads, None, None)
 
 

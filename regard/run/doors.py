@@ -12,6 +12,7 @@ from regard.core.rule import Rule
 from regard.core.score.base import Score
 from regard.core.support.base import Support
 from regard.core.weigh import Weigh
+from regard.run.isolation import one_dtype
 from regard.run.plan import EXECUTORS, Plan, chosen, make_plan
 
 RuleLike = Rule | Support | Score | Weigh | None
@@ -40,6 +41,7 @@ def attend(
     >>> attend(q, k, k, Causal() & (Window(8) | Sinks(2))).shape
     torch.Size([1, 4, 32, 16])
     """
+    q, k, v = one_dtype(q, k, v)
     if (
         torch.compiler.is_compiling()
         and q_positions is None
@@ -86,6 +88,7 @@ def partial(
     >>> partial(q, q, q).lse.shape
     torch.Size([1, 2, 3])
     """
+    q, k, v = one_dtype(q, k, v)
     call = Call(q, k, v, Rule.of(rule), q_positions, k_positions)
     return chosen(call, executor, lse=True).run(call)
 

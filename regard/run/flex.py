@@ -23,14 +23,16 @@ from torch.nn.functional import pad
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, RegardError
 from regard.core.partial import Partial
-from regard.core.score.base import At, Score, Step
+from regard.core.score.base import At, Score, Step, keeping
 from regard.core.score.contents import LowRankBias
 from regard.core.score.matches import DotMatch, GeneralMatch, folded
 from regard.core.support.base import Everything, Support
 from regard.core.tilemap import FULL, PARTIAL, TileMap
+from regard.core.value import Value
 from regard.core.weigh import Softmax
-from regard.run.chunked import Chunked, learns_unseen
+from regard.run.chunked import Chunked, reached_learned
 from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.isolation import contained, contained_out
 from regard.run.walk import tile_share
 
 BLOCK = 128
@@ -66,15 +68,20 @@ class Flex(Executor):
 
     def run(self, call: Call) -> Partial:
         """Run the kernel, with the lse."""
+        return contained(call, self._run)
+
+    def _run(self, call: Call) -> Partial:
         if call.q.device.type != "cpu":
             out, lse = _attend(call, lse=True)
             return Partial(out, lse)
         # On a CPU the kernel gives no lse: stream the scores once more, with values of no size.
-        return Partial(self.out(call), Chunked().run(call.replace(v=call.v[..., :0])).lse)
+        return Partial(
+            _attend(call, lse=False)[0], Chunked().run(call.replace(v=call.v[..., :0])).lse
+        )
 
     def out(self, call: Call) -> Tensor:
         """Run the kernel without the lse."""
-        return _attend(call, lse=False)[0]
+        return contained_out(call, lambda own: _attend(own, lse=False)[0])
 
 
 def _why_not_rule(call: Call) -> str:
@@ -92,8 +99,8 @@ def _why_not_rule(call: Call) -> str:
             return f"{step} must see whole rows, or q and k themselves"
         if half and isinstance(step, LowRankBias) and any(t.requires_grad for t in step.tensors()):
             return f"it cannot learn {step} in {call.q.dtype}"
-        if torch.is_grad_enabled() and learns_unseen(step):
-            return f"{step} holds tensors that are being learned, and does not show them"
+        if torch.is_grad_enabled() and reached_learned(step):
+            return f"the function of {step} reaches tensors that are being learned"
     if call.placed:
         return "tokens stand at given positions, which its block mask cannot follow"
     if call.dropout:
@@ -146,7 +153,7 @@ def _attend(call: Call, lse: bool) -> tuple[Tensor, Tensor | None]:
     support, offset = _support_here(call), call.rule.offset
     key = (
         support.signature, offset > 0, score.signature, lse, q.device.type, q.dtype,
-        q.shape[1], k.shape[1], q.shape[3], v.shape[3],
+        q.shape[1], k.shape[1], q.shape[3], v.shape[3], _seen(support), _seen(score),
     )  # fmt: skip
     kernel = _kernels.get(key)
     if kernel is None:
@@ -165,6 +172,14 @@ def _attend(call: Call, lse: bool) -> tuple[Tensor, Tensor | None]:
         ) from broken  # fmt: skip
     out, found = made if lse else (made, None)
     return out[..., : call.e], found
+
+
+def _seen(part: Value) -> Hashable:
+    """What functions of a part read beside its tensors: a graph keeps these as they were."""
+    if not part.functions():
+        return ()
+    tensors, settings = part.reads()
+    return (*settings, *map(id, tensors[len(part.tensors()) :]))
 
 
 def _prepared(call: Call) -> tuple[Tensor, Tensor, float, Score]:
@@ -223,8 +238,9 @@ def _make(
     def change(s: Tensor, b: Tensor, h: Tensor, row: Tensor, j: Tensor, *tensors: Tensor) -> Tensor:
         i, own = shift(row, tensors)
         at = At(b, h, row, j, i, j)
-        for step in score.with_tensors(own).steps:
-            s = step.change(s, at)  # type: ignore[attr-defined]
+        for place, step in enumerate(score.with_tensors(own).steps):
+            changed = step.change  # type: ignore[attr-defined]
+            s = keeping(changed)(s, at) if place else changed(s, at)
         return s
 
     # One pair, but with an axis: tables looked up at a tensor without axes are read by Python.

@@ -24,6 +24,7 @@ from regard.run import dense
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
 from regard.run.fused import pattern, product, why_not_product
+from regard.run.isolation import contained, without_autocast
 from regard.run.pieces import Piecewise
 
 # Bytes of keys and values gathered at a time, so that they stay in the cache.
@@ -77,6 +78,9 @@ class Folded(Executor):
 
     def run(self, call: Call) -> Partial:
         """Run every fold and put the rows and heads together."""
+        return contained(call, self._run)
+
+    def _run(self, call: Call) -> Partial:
         if why_not_product(call):
             return Piecewise(call, folds(call)).run()
         q, k, scale = product(call)
@@ -138,11 +142,12 @@ class _Folded(Function):
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         grads = [torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v)]
-        for one in _rows_and_heads(q, k, v, ctx.work):
-            rows = (x[one.b, one.h] for x in (d_out, d_lse, out, lse))
-            pulled = _backward(one, ctx.work.scale, *rows)
-            for grad, own, heads in zip(grads, pulled, (one.h, one.g, one.g), strict=True):
-                grad[one.b, heads] += own
+        with without_autocast(q.device):
+            for one in _rows_and_heads(q, k, v, ctx.work):
+                rows = (x[one.b, one.h] for x in (d_out, d_lse, out, lse))
+                pulled = _backward(one, ctx.work.scale, *rows)
+                for grad, own, heads in zip(grads, pulled, (one.h, one.g, one.g), strict=True):
+                    grad[one.b, heads] += own
         return (*(x.to(q.dtype) for x in grads), None)
 
 

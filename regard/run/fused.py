@@ -15,6 +15,7 @@ from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
 from regard.run.dense import Shape, dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.isolation import contained, contained_out, unrecorded
 
 # A mask of at most this many entries is written out; beyond it, folding takes over.
 MASK_ENTRIES = 1 << 22
@@ -48,18 +49,26 @@ class Fused(Executor):
 
     def run(self, call: Call) -> Partial:
         """Run the kernel, with the lse."""
+        return contained(call, self._run)
+
+    def _run(self, call: Call) -> Partial:
         q, k, scale = product(call)
         kind = pattern(call)
-        if call.dropout:
-            return Partial(self.out(call), None)
+        if call.dropout and not call.rule.weigh.closes:
+            return Partial(self._out(call), None)
         mask = None if kind else additive_mask(call)
-        return dense(q, k, call.v, Shape(scale, kind == "causal"), mask)
+        made = dense(q, k, call.v, Shape(scale, kind == "causal"), mask)
+        # A sink takes its share of the weights before any is dropped: by the lse of all of them.
+        return Partial(self._out(call), made.lse) if call.dropout else made
 
     def out(self, call: Call) -> Tensor:
         """Run the kernel without the lse: one call, no overhead."""
+        return contained_out(call, self._out)
+
+    def _out(self, call: Call) -> Tensor:
         q, k, scale = product(call)
         if q.shape[-1] != call.e and not call.dropout:  # PyTorch would write the matrix out
-            return self.run(call).out
+            return self._run(call).out
         kind = pattern(call)
         if call.n == 1 and kind == "all":
             return single(q, k, call.v, scale, call.dropout)
@@ -111,7 +120,8 @@ def why_not_product(call: Call) -> str:
 
 def product_left_over(call: Call) -> tuple[object, ...]:
     """Give the steps that did not fold into q and k."""
-    made = folded(call.rule.score, call.q, call.k)
+    with unrecorded():
+        made = folded(call.rule.score, call.q, call.k)
     return made[3].steps if made else call.rule.score.steps
 
 

@@ -8,8 +8,9 @@ from regard.core.call import Call
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.partial import Partial
 from regard.core.support.base import Both, Support
-from regard.core.support.chosen import PerHead, asks_for_more
+from regard.core.support.chosen import PerHead
 from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.isolation import unrecorded
 
 
 class Grouped(Executor):
@@ -24,15 +25,14 @@ class Grouped(Executor):
             return No("all heads share one support")
         if call.k_positions is not None and call.k_positions.dim() == 3:
             return No("each head keeps keys of its own")
-        if asks_for_more(call.rule.support, call.q.device):
-            return No("a function asks for the batch row or the head, which groups number anew")
         return Yes(f"{len(found)} groups of heads")
 
     def cost(self, call: Call) -> Cost:
         """The cost of the groups, each by its own plan."""
         from regard.run.plan import make_plan  # plan asks this executor, which asks plan
 
-        costs = [make_plan(part).cost for _, part in _parts(call)]
+        with unrecorded():
+            costs = [make_plan(part).cost for _, part in _parts(call)]
         return Cost(
             sum(c.flops for c in costs),
             sum(c.bytes for c in costs),
@@ -81,7 +81,7 @@ def _parts(call: Call) -> list[tuple[list[int], Call]]:
             q=gather_heads(call.q, heads),
             k=gather_heads(call.k, _shared(keys)),
             v=gather_heads(call.v, _shared(keys)),
-            rule=rule.replace(support=_own(support, heads, call.h)),
+            rule=rule.replace(support=support.take_heads(heads)),
         )
         found.append((heads, part))
     return found
@@ -92,8 +92,3 @@ def _shared(keys: list[int]) -> list[int]:
     distinct = list(dict.fromkeys(keys))
     share = len(keys) // len(distinct)
     return distinct if keys == [k for k in distinct for _ in range(share)] else keys
-
-
-def _own(support: Support, heads: list[int], h: int) -> Support:
-    """Keep the heads of the group, where the shared part has an axis of heads."""
-    return support.take_heads(heads) if support.extent()[1] == h else support

@@ -1,48 +1,123 @@
-"""Attention inside `torch.compile`: one opaque operator for whatever executor runs the rule.
+"""Attention inside `torch.compile` and `torch.export`: one opaque operator for any rule.
 
 The compiler sees an operator from q, k, v and the rule's tensors to out and lse; at run time the
 executor is planned as always. Its gradient runs the call once more with autograd on, so that
 biases and tables learn as they do outside.
+
+The graph names its rule by what the rule says, as JSON whose tensors are inputs of the operator. So
+a graph that is saved and loaded in another process runs the same rule. A rule that holds a function
+is known to its own process alone, and its graph says so when it is loaded in another.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import uuid
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.errors import ExecutorError, RuleError, fail
 from regard.core.partial import Partial, wide
 from regard.core.rule import Rule
+from regard.core.value import types
+from regard.core.value_text import built, plain
+from regard.run.chunked import reached_learned
+from regard.run.isolation import without_autocast
 from regard.run.plan import EXECUTORS, chosen
+
+# This process among all there are, and forks of it.
+_PROCESS = uuid.uuid4().hex
+
+
+def written(rule: Rule) -> str:
+    """Write what identifies a rule in a graph: its JSON, with `{"held": x}` for its x-th tensor.
+
+    >>> from regard.core.support import Causal
+    >>> read(written(Rule(Causal())), []) == Rule(Causal())
+    True
+    """
+    if rule.functions():
+        return json.dumps({"number": rule.number, "process": f"{_PROCESS}-{os.getpid()}"})
+    places = iter(range(len(rule.tensors())))
+    return json.dumps(plain(rule, lambda _: {"held": next(places)}))
+
+
+def read(text: str, held: Sequence[Tensor]) -> Rule:
+    """Return the rule of a text that `written` made, with the tensors it holds."""
+    number = _number_in(text)
+    if number is not None:
+        rule = Rule.numbered(number)
+        return rule.with_tensors(held) if held else rule
+    found = _read.get(text)
+    if found is None:
+        made: Rule = built(json.loads(text), types(), held=held)
+        # Checked once, with the first tensors; kept without them.
+        found = made.with_tensors([x.to("meta") for x in held])
+        _read[text] = found
+        if len(_read) > _KEPT:
+            _read.popitem(last=False)
+    return found.with_tensors(held) if held else found
+
+
+_read: OrderedDict[str, Rule] = OrderedDict()
+_KEPT = 1024
+
+
+@lru_cache(maxsize=_KEPT)
+def _number_in(text: str) -> int | None:
+    """Return the number of a rule of this process, None for one that is written out."""
+    said = json.loads(text)
+    if "number" not in said:
+        return None
+    if said["process"] != f"{_PROCESS}-{os.getpid()}":
+        fail(
+            ExecutorError,
+            "rule",
+            "a graph of another process whose rule holds a function",
+            "a rule that can be written down",
+            "use a Support or Step of its own class in place of the function, and export again",
+        )
+    return int(said["number"])
+
+
+@lru_cache(maxsize=_KEPT)
+def _sums(text: str) -> bool:
+    """Say whether the weigh of a rule only sums."""
+    number = _number_in(text)
+    if number is not None:
+        return Rule.numbered(number).weigh.sums
+    return bool(types()[json.loads(text)["weigh"]["type"]].sums)  # type: ignore[attr-defined]
 
 
 def _run(
-    q: Tensor, k: Tensor, v: Tensor, held: Sequence[Tensor], number: int, forced: int
+    q: Tensor, k: Tensor, v: Tensor, held: Sequence[Tensor], rule: str, executor: str
 ) -> Partial:
-    rule = Rule.numbered(number)
-    executor = list(EXECUTORS)[forced] if forced >= 0 else None
-    call = Call(q, k, v, rule.with_tensors(held) if held else rule)
-    return chosen(call, executor, lse=True).run(call)
+    call = Call(q, k, v, read(rule, held))
+    return chosen(call, executor or None, lse=True).run(call)
 
 
 @torch.library.custom_op("regard::attend", mutates_args=())
 def opaque_attend(
-    q: Tensor, k: Tensor, v: Tensor, held: list[Tensor], number: int, forced: int
+    q: Tensor, k: Tensor, v: Tensor, held: list[Tensor], rule: str, executor: str
 ) -> tuple[Tensor, Tensor]:
-    """Run rule `number` on q, k, v with the tensors it holds; (out, lse), lse empty for sums."""
-    out, lse = _run(q, k, v, held, number, forced)
+    """Run a rule on q, k, v with the tensors it holds; (out, lse), lse empty for sums."""
+    out, lse = _run(q, k, v, held, rule, executor)
     return out.contiguous(), q.new_empty(0) if lse is None else lse.contiguous()
 
 
 @opaque_attend.register_fake
 def _shapes(
-    q: Tensor, k: Tensor, v: Tensor, held: list[Tensor], number: int, forced: int
+    q: Tensor, k: Tensor, v: Tensor, held: list[Tensor], rule: str, executor: str
 ) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[3])
-    if Rule.numbered(number).weigh.sums:
+    if _sums(rule):
         return out, q.new_empty(0)
     return out, q.new_empty(q.shape[:3], dtype=wide(q.dtype))
 
@@ -55,14 +130,14 @@ def opaque_backward(
     k: Tensor,
     v: Tensor,
     held: list[Tensor],
-    number: int,
-    forced: int,
+    rule: str,
+    executor: str,
 ) -> list[Tensor]:
     """Give the gradients of q, k, v and of the rule's floating tensors."""
-    with torch.enable_grad(), _autograd_again():
+    with torch.enable_grad(), _autograd_again(), without_autocast(q.device):
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
         own = [x.detach().requires_grad_(x.is_floating_point()) for x in held]
-        out, lse = _run(leaves[0], leaves[1], leaves[2], own, number, forced)
+        out, lse = _run(leaves[0], leaves[1], leaves[2], own, rule, executor)
         asked = leaves + [x for x in own if x.requires_grad]
         outs, pulls = [out], [d_out]
         if lse is not None:
@@ -90,22 +165,22 @@ def _grad_shapes(
     k: Tensor,
     v: Tensor,
     held: list[Tensor],
-    number: int,
-    forced: int,
+    rule: str,
+    executor: str,
 ) -> list[Tensor]:
     asked = [q, k, v, *(x for x in held if x.is_floating_point())]
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in asked]
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, held, number, forced = inputs
+    q, k, v, held, rule, executor = inputs
     ctx.save_for_backward(q, k, v, *held)
-    ctx.number, ctx.forced = number, forced
+    ctx.rule, ctx.executor = rule, executor
 
 
 def _pull(ctx, d_out: Tensor, d_lse: Tensor):  # type: ignore[no-untyped-def]
     q, k, v, *held = ctx.saved_tensors
-    grads = opaque_backward(d_out, d_lse, q, k, v, held, ctx.number, ctx.forced)
+    grads = opaque_backward(d_out, d_lse, q, k, v, held, ctx.rule, ctx.executor)
     later = iter(grads[3:])
     return (*grads[:3], [next(later) if x.is_floating_point() else None for x in held], None, None)
 
@@ -122,7 +197,16 @@ def attend_compiled(
     `forced` is the place of the executor in EXECUTORS, -1 for none: a graph carries no None.
     """
     rule = Rule.numbered(number)
-    out, lse = opaque_attend(q, k, v, held, number, forced)
+    if torch.is_grad_enabled() and reached_learned(rule):
+        fail(
+            RuleError,
+            "rule",
+            f"{rule}, whose function reaches tensors that are being learned",
+            "in compiled code only tensors that parts of a rule hold",
+            "write a Step whose fields are these tensors, or compile around this attention",
+        )
+    executor = list(EXECUTORS)[forced] if forced >= 0 else ""
+    out, lse = opaque_attend(q, k, v, held, written(rule), executor)
     if held:
         rule = rule.with_tensors(held)
     return rule.weigh.close(Partial(out, None if rule.weigh.sums else lse)).out

@@ -187,7 +187,7 @@ class Distance(Reducer):
         at.index_add_(0, (apart + self.near)[close], block.weights[close])
         far = self.far[block.b, block.h].view(-1)
         place = octave(apart.abs().clamp(min=1)) + (apart > 0) * self.far.shape[3]
-        other = torch.where(apart == 0, 0.0, weights.view(apart.shape))
+        other = weights.view(apart.shape).masked_fill(close, 0.0)
         far.index_add_(0, place.flatten(), other.flatten())
 
     def finish(self) -> dict[str, Tensor]:
@@ -236,6 +236,7 @@ class ByValue(Reducer):
     def take(self, block: Block) -> None:
         """Read one block."""
         size = block.size * self.lengths[block.b, block.h, block.cols]
+        size = size.masked_fill(block.size == 0, 0.0)  # what holds no number is not read
         # Without `top` and `tops` the block is read by its sizes alone.
         self.inner.take(replace(block, size=size, top=None, tops=None))
 

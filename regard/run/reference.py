@@ -12,6 +12,7 @@ from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, wide
 from regard.run.executor import Answer, Executor, Yes
+from regard.run.isolation import contained
 
 
 class Reference(Executor):
@@ -25,14 +26,18 @@ class Reference(Executor):
 
     def run(self, call: Call) -> Partial:
         """Scores [b, h, n, m] -> weights [b, h, n, m] -> out [b, h, n, e]."""
-        scores, allowed = score_matrix(call)
-        values = expand_heads(call.v, call.h).to(scores.dtype)
-        if call.dropout:
-            weights, lse = weight_matrix(call)
-            weights = torch.nn.functional.dropout(weights, call.dropout)
-            return Partial((weights @ values).to(call.q.dtype), lse)
-        out, lse = call.rule.weigh.whole(scores, allowed, values)
-        return Partial(out.to(call.q.dtype), lse)
+        return contained(call, _run)
+
+
+def _run(call: Call) -> Partial:
+    scores, allowed = score_matrix(call)
+    values = expand_heads(call.v, call.h).to(scores.dtype)
+    if call.dropout:
+        weights, lse = weight_matrix(call)
+        weights = torch.nn.functional.dropout(weights, call.dropout)
+        return Partial((weights @ values).to(call.q.dtype), lse)
+    out, lse = call.rule.weigh.whole(scores, allowed, values)
+    return Partial(out.to(call.q.dtype), lse)
 
 
 def score_matrix(call: Call) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from regard.core.weigh import Softmax
 from regard.run.doors import RuleLike
 from regard.run.executor import No
 from regard.run.fused import product, why_not_product
+from regard.run.isolation import one_dtype, without_autocast
 from regard.run.reducers import Reducer, make_reducers
 from regard.run.triton.here import why_not_here
 
@@ -67,7 +68,7 @@ def survey(
     >>> report.named("start").shape
     torch.Size([1, 2, 100])
     """
-    values = k if v is None else v
+    q, k, values = one_dtype(q, k, k if v is None else v)
     call = Call(q, k, values, Rule.of(rule), q_positions, k_positions).checked()
     want = (want,) if isinstance(want, str) else want
     want = tuple(dict.fromkeys((*want, *(("received",) if "sinks" in want else ()))))
@@ -81,12 +82,12 @@ def survey(
     if _by_kernel(call, want, tile, bool(reducers), executor):
         from regard.run.triton.survey import run_survey
 
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(q.device):
             whole = run_survey(call, want, tile)
         fields = [x for one in want for x in FIELDS[one] if x in whole]
         found = {x: whole[x] for x in fields}
         return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(q.device):
         chosen = _sets(sets or {}, call)
         made = make_reducers(call, want, chosen, tile, min(top, call.m), near)
         _sweep(call, [*made, *reducers], tile, progress)

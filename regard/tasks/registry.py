@@ -35,7 +35,12 @@ def get(name: str) -> type[Task]:
     >>> get("mqar").__name__
     'Mqar'
     """
-    return _tasks.get(name)
+    kind = _tasks.get(name)
+    if ":" in name:
+        if not issubclass(kind, Task):
+            fail(RuleError, "task", repr(name), "a subclass of Task", "derive from Task")
+        kind.name = name
+    return kind
 
 
 def task(name: str, **knobs: Any) -> Task:

@@ -79,7 +79,9 @@ def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def ranked_sentences(run: Run, distance: np.ndarray) -> list[str]:
-    """Say which heads changed most."""
+    """Say which heads changed most; where none did, that."""
+    if not (distance > 5e-4).any():
+        return ["no head looks elsewhere than before (Jensen-Shannon distance below 0.0005)"]
     places = np.dstack(np.unravel_index(np.argsort(-distance, axis=None), distance.shape))[0][:5]
     said = ", ".join(
         f"L{run.manifest['sites'][s]['layer']}H{h} {distance[s, h]:.3f}" for s, h in places

@@ -13,7 +13,9 @@ from string import Template
 
 import numpy as np
 
+from regard.core.files import write_bytes
 from regard.views.colors import RAMP, ROLE_COLORS
+from regard.views.overwrite import is_ours, sealed_page
 from regard.views.run_file import Run
 
 # In this order; one module in the page, so that it opens from a disk without a server.
@@ -49,12 +51,12 @@ def page(run: Run, after: str = "") -> str:
     )
 
 
-def write_page(run: Run, path: str | Path) -> Path:
-    """Write the page of a run to a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(run), encoding="utf-8")
-    return path
+def write_page(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the page of a run to a file.
+
+    A page of Regard that is there is replaced, anything else only where `overwrite` is true.
+    """
+    return write_bytes(path, sealed_page(page(run)), may_replace=True if overwrite else is_ours)
 
 
 def _hash(text: str) -> str:

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from regard.core.errors import RuleError, fail, need
+from regard.core.files import write_bytes
 from regard.models.site import Site
 from regard.probes.maps import Deep, Drawn, log_scale
 from regard.probes.regions import WordMaps
 from regard.probes.scores import Head, Scores, head_name
+from regard.views.overwrite import is_ours
 from regard.views.run_file import Run
 from regard.views.words import packed_words
 
@@ -241,27 +243,29 @@ class Seen:
         }  # fmt: skip
         return Run(manifest, arrays)
 
-    def save(self, path: str | Path) -> Path:
-        """Write a file by its suffix: .html, .npz (and .json), .png, .csv."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a file by its suffix: .html, .npz (and .json), .png, .csv.
+
+        A file of Regard that is there is replaced, anything else only where `overwrite` is true.
+        """
         path = Path(path)
         if path.suffix not in SUFFIXES:
             fail(
                 RuleError, "path", str(path), f"a name that ends in one of {', '.join(SUFFIXES)}",
                 "save('heads.html'), say",
             )  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".html":
             from regard.views.page import write_page
 
-            return write_page(self.run(), path)
+            return write_page(self.run(), path, overwrite=overwrite)
         if path.suffix == ".png":
             from regard.views.pictures import draw_heads
 
-            return draw_heads(self.run(), path)
+            return draw_heads(self.run(), path, overwrite=overwrite)
         if path.suffix == ".csv":
-            self.to_frame().to_csv(path, index=False)
-            return path
-        self.run().save(path)
+            table = self.to_frame().to_csv(index=False).encode()
+            return write_bytes(path, table, may_replace=True if overwrite else is_ours)
+        self.run().save(path, overwrite=overwrite)
         return path
 
     def top(self, score: str, count: int = 5) -> list[Head]:

@@ -19,13 +19,14 @@ from regard.bench import records, training
 from regard.bench.backbone import Backbone, parameters, width_for
 from regard.bench.budget import Budget, read_budget
 from regard.bench.claims import claim, stale
-from regard.bench.records import BenchError, read_record, record_path, write_json
+from regard.bench.records import RECORD, BenchError, read_record, record_path
 from regard.bench.results import gathered, read_folder, write_tables
 from regard.bench.specs import make_layer, read_spec, task_of, why_not
 from regard.bench.sweep import carry_out_all, one, plan
 from regard.bench.training import carry_out, seed_of
 from regard.cli.bench import app
 from regard.core.errors import CapabilityError, RegardError, RuleError
+from regard.core.files import write_json
 from regard.layers.registry import get
 from regard.tasks import task as make_task
 
@@ -203,6 +204,45 @@ def test_two_workers_on_one_folder_do_each_run_once(tmp_path):
         assert read_record(record_path(tmp_path, run))["key"] == run.key
 
 
+def test_a_layer_whose_code_changed_is_trained_again(tmp_path, monkeypatch):
+    """What was measured by other code is neither handed out nor lost."""
+    home = tmp_path / "own_package"
+    home.mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = "from regard.layers.attention import Attention\nclass Own(Attention):\n    'x'\n"
+    (home / "layers.py").write_text(code)
+    run = tiny(["own_package.layers:Own"]).runs[0]
+    assert [one(run, tmp_path), one(run, tmp_path)] == ["done", "kept"]
+    (home / "layers.py").write_text(code.replace("'x'", "'another'"))
+    assert [one(run, tmp_path), one(run, tmp_path)] == ["done", "kept"]
+    with monkeypatch.context() as patched:
+        patched.setattr("regard.bench.records.hash_of_code", lambda: "of another Regard")
+        assert one(run, tmp_path) == "done"
+        assert read_record(record_path(tmp_path, run))["inputs"]["code"] == "of another Regard"
+        assert gathered(tiny(["own_package.layers:Own"]), tmp_path).records == ()
+    assert len(list((tmp_path / "runs" / "older").iterdir())) == 2
+
+
+def test_what_a_killed_run_of_other_code_kept_is_not_used(tmp_path, monkeypatch):
+    run, kept = tiny().runs[0], tmp_path / "x.pt"
+    monkeypatch.setattr(training, "KEEP_EVERY", 0.0)
+    steps = []
+
+    def stop(share, progress):
+        steps.append(progress.step)
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(run, kept=kept, told=stop)
+    with monkeypatch.context() as patched:
+        patched.setattr("regard.bench.records.hash_of_code", lambda: "another")
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(run, kept=kept, told=stop)
+    carry_out(run, kept=kept, told=lambda _, progress: steps.append(progress.step))
+    assert steps == [1, 2, 3, 1, 2, 3, 1, 2, 3, 4]
+
+
 def test_processes_give_the_numbers_of_one_process(tmp_path):
     planned = tiny(["mha", "linear"], seeds=2)
     here = [carry_out(run) for run in planned.runs]
@@ -327,9 +367,9 @@ def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(BenchError, match=r"no space left on its disk.*make room"):
-        write_json(tmp_path / "a.json", {"x": 1})
+        write_json(tmp_path / "a.json", {"x": 1}, RECORD)
     assert not list(tmp_path.iterdir())
 
 
@@ -340,7 +380,7 @@ def test_a_full_disk_ends_a_sweep_in_one_line(tmp_path, monkeypatch):
     assert not list((tmp_path / "claims").iterdir())
 
 
-def _full(path, content):
+def _full(path, content, kind):
     with records.told_of_disk(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -349,8 +389,8 @@ def _full(path, content):
     ("content", "words"),
     [
         ('{"format": "regard-bench", "version": 99}', "version 99"),
-        ('{"format": "other"}', "no record"),
-        ('{"format": "regard', "cannot be read"),
+        ('{"format": "other"}', "no regard-bench"),
+        ('{"format": "regard', "damaged"),
     ],
 )
 def test_a_record_of_another_kind_is_refused(tmp_path, content, words):
@@ -378,8 +418,9 @@ def test_budgets_are_read_as_they_are_written():
 
 
 def test_a_score_that_is_no_number_is_written_as_null(tmp_path):
-    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf"), 1.0]})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [None, 1.0]}
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf"), 1.0]}, RECORD)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["x"], found["y"]) == (None, [None, 1.0])
 
 
 # The shell -----------------------------------------------------------------------

@@ -9,7 +9,9 @@ from regard.bench.drawing import Axis, Chart
 from regard.bench.measuring import slope
 from regard.bench.report import report
 from regard.bench.results import Results
+from regard.bench.speed import Measure, pays_from
 from regard.bench.statistics import (
+    Count,
     compositional_index,
     efficiency_length,
     estimate,
@@ -74,6 +76,48 @@ def test_layers_pay_from_where_their_cost_crosses():
     assert efficiency_length(n, [100 * x for x in n], [x * x for x in n]) == pytest.approx(100)
     assert efficiency_length(n, [2 * x * x for x in n], [x * x for x in n]) is None
     assert efficiency_length(n, [x * x / 2 for x in n], [x * x for x in n]) == 0.0
+
+
+def timed(**seconds):
+    lengths = (64, 128, 256, 512)
+    return [Measure(who, "forward", n, x, 1) for who, line in seconds.items()
+            for n, x in zip(lengths, line, strict=False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mine", "mha", "said"),
+    [
+        # Slower at every length, with a fit that is cheaper near no tokens at all.
+        ([1.1, 2.3, 6.0, 20.0], [1.0, 2.0, 4.0, 8.0], "not up to 512 tokens"),
+        ([2.0, 4.0, 8.0, 16.0], [1.0, 2.0, 4.0, 8.0], "not up to 512 tokens"),
+        ([0.5, 1.0, 2.0, 4.0], [1.0, 2.0, 4.0, 8.0], "every length measured (64 to 512)"),
+        ([4.0, 5.0, 6.0, 7.0], [1.0, 4.0, 16.0, 64.0], "256 tokens, as measured"),
+        ([0.9, 3.0, 8.0, 16.0], [1.0, 2.0, 4.0, 8.0], "not up to 512 tokens; faster at 64"),
+    ],
+)
+def test_a_layer_pays_from_where_it_was_faster(mine, mha, said):
+    assert pays_from(timed(a=mine, mha=mha), "a", "forward") == said
+
+
+def test_a_layer_dearer_in_the_end_pays_at_no_length():
+    n = [64, 128, 256, 512]
+    assert efficiency_length(n, [x * x / 10 + x for x in n], [10 * x + 100 for x in n]) is None
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (2, 6, 0.0968, 0.7000), (12, 12, 0.7575, 1.0), (5, 10, 0.2366, 0.7634)],
+)
+def test_counts_have_the_intervals_of_wilson(right, total, low, high):
+    assert Count(right, total).interval == pytest.approx((low, high), abs=2e-4)
+
+
+def test_intervals_of_counts_cover_the_truth_as_often_as_they_say():
+    rng, inside = random.Random(0), 0
+    for _ in range(4000):
+        found = Count(sum(rng.random() < 0.2 for _ in range(24)), 24).interval
+        inside += found[0] <= 0.2 <= found[1]
+    assert 0.93 < inside / 4000 < 0.985
 
 
 def test_slopes_are_exponents():

@@ -7,7 +7,7 @@ import torch
 
 import regard
 from regard.core.errors import RegardError
-from regard.layers.blocks import Block, FeedForward, LanguageModel, Stack, grouped_sources, pick
+from regard.layers.stack import Block, FeedForward, LanguageModel, Stack, grouped_sources, pick
 
 KINDS = [
     {"layers": ["mha"] * 3, "position": "rotary"},

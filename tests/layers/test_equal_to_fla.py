@@ -13,7 +13,7 @@ import torch
 
 import regard
 from regard.core.features import unit
-from regard.layers.base import Scene
+from regard.layers.base import LayerInput
 
 HOME = next(
     (path for path in (Path(x) / "fla" / "ops" for x in sys.path if x) if path.is_dir()), None
@@ -35,12 +35,12 @@ def plain(folder: str, name: str):
 
 
 def projected(name: str):
-    """A layer, the scene, and its q, k, v [b, h, n, d]."""
+    """A layer, the input, and its q, k, v [b, h, n, d]."""
     torch.manual_seed(0)
     layer = regard.layer(name, dim=32, heads=4, causal=True)
     x = torch.randn(2, N, 32)
-    scene = Scene(x, x, False, torch.arange(N))
-    return layer, scene, (layer.queries(x), *layer.keys(x))
+    input = LayerInput(x, x, False, torch.arange(N))
+    return layer, input, (layer.queries(x), *layer.keys(x))
 
 
 def flipped(*tensors):
@@ -49,35 +49,35 @@ def flipped(*tensors):
 
 
 def test_linear():
-    layer, scene, (q, k, v) = projected("linear")
+    layer, input, (q, k, v) = projected("linear")
     theirs, _ = plain("linear_attn", "naive_recurrent_linear_attn")(
         *flipped(q, k, v), scale=1.0, normalize=True
     )
-    assert torch.allclose(layer.look(q, k, v, scene), theirs.transpose(1, 2), atol=1e-5)
+    assert torch.allclose(layer.look(q, k, v, input), theirs.transpose(1, 2), atol=1e-5)
 
 
 def test_retention():
-    layer, scene, (q, k, v) = projected("retention")
+    layer, input, (q, k, v) = projected("retention")
     # Their heads forget by 1 - 2^(-5 - h); ours spread the same range over any number of heads.
     layer.log_decay = torch.log1p(-(2.0 ** -(5 + torch.arange(4.0))))
     theirs = plain("retention", "naive_retention")(q, k * D**0.5, v)
-    assert torch.allclose(layer.look(q, k, v, scene), theirs, atol=1e-5)
+    assert torch.allclose(layer.look(q, k, v, input), theirs, atol=1e-5)
 
 
 def test_gated_linear():
-    layer, scene, (q, k, v) = projected("gla")
-    decay = layer.rates(scene)["log_decay"]
+    layer, input, (q, k, v) = projected("gla")
+    decay = layer.rates(input)["log_decay"]
     theirs = plain("gla", "naive_recurrent_gla")(*flipped(q, k * D**0.5, v, decay))
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
     theirs = theirs if theirs.shape[1] == 4 else theirs.transpose(1, 2)
-    assert torch.allclose(layer.look(q, k, v, scene), theirs, atol=1e-5)
+    assert torch.allclose(layer.look(q, k, v, input), theirs, atol=1e-5)
 
 
 def test_delta():
-    layer, scene, (q, k, v) = projected("delta")
-    beta = layer.rates(scene)["beta"]
+    layer, input, (q, k, v) = projected("delta")
+    beta = layer.rates(input)["beta"]
     theirs, _ = plain("delta_rule", "delta_rule_recurrence")(q * D**0.5, k, v, beta)
-    assert torch.allclose(layer.look(q, k, v, scene), theirs, atol=1e-5)
+    assert torch.allclose(layer.look(q, k, v, input), theirs, atol=1e-5)
 
 
 def test_scans_with_decay_and_strength():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regard.core.errors import RegardError
-from regard.layers.grids import PervasiveAttention
+from regard.layers.pervasive import PervasiveAttention
 
 WRONG = {
     "no layers": ({"layers": 0}, "layers"),

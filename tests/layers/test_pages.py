@@ -60,11 +60,11 @@ def test_a_layer_that_breaks_a_law_is_found(tmp_path):
     """The suite can fail: a layer that looks ahead, and one that forgets its padding."""
     broken = tmp_path / "broken.py"
     broken.write_text(
-        "from regard.layers import Attention, Can, register\n"
+        "from regard.layers import Attention, Capabilities, register\n"
         "from regard.core.support import Everything\n"
         "@register('sees_ahead')\n"
         "class SeesAhead(Attention):\n"
-        "    can = Can(bidirectional=False, cross=False)\n"
+        "    can = Capabilities(bidirectional=False, cross=False)\n"
         "    def support(self):\n"
         "        return Everything()\n",
         encoding="utf-8",

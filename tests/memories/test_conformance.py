@@ -360,7 +360,7 @@ def test_a_broken_file_is_told(tmp_path: Any, damage: str) -> None:
         path.write_bytes(b"hello")
     elif damage == "gone":
         path.unlink()
-    with pytest.raises(RegardError, match="path"):
+    with pytest.raises(RegardError, match="keys"):
         load(Ring(4) if damage == "kind" else Kept(), path)
 
 
@@ -371,10 +371,10 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
     memory = Kept(lambda: Mapped(tmp_path))
     x = torch.randn(1, 2, 6, 4)
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(RegardError, match="No space left"):
+    with pytest.raises(RegardError, match=r"(?i)no space left"):
         memory.extend(x, x)
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(RegardError, match="No space left"):
+    with pytest.raises(RegardError, match=r"(?i)no space left"):
         save(Kept(), tmp_path / "keys")
     assert not list(tmp_path.glob(".keys*"))
 

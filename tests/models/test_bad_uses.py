@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 import regard  # noqa: E402
 from regard.models import Edit, Engine, Null, Site, Stage, UnsupportedModelError, attach  # noqa: E402
 from regard.models.diffusers import branches  # noqa: E402
-from regard.models.moment import Moment  # noqa: E402
+from regard.models.forward import Forward  # noqa: E402
 from regard.models.versions import supported  # noqa: E402
 from tests.architectures import DECODERS, REFUSED, build  # noqa: E402
 
@@ -141,8 +141,8 @@ USES: dict[str, Callable[[], Any]] = {
     "estimate of an unknown statistic": lambda: regard.estimate(llama(), 8, ("moonlight",)),
     "steps that are halves": lambda: attach(llama(), [Null(where={"steps": 1.5})]),
     "steps before the first": lambda: attach(llama(), [Null(where={"steps": [-1]})]),
-    "rows of a branch not told": lambda: Moment(0).rows("conditional", 2),
-    "rows that do not divide": lambda: Moment(0, branches=("a", "b")).rows("a", 3),
+    "rows of a branch not told": lambda: Forward(0).rows("conditional", 2),
+    "rows that do not divide": lambda: Forward(0, branches=("a", "b")).rows("a", 3),
     "no branches": branches,
     "one branch twice": lambda: branches("a", "a"),
     "nested tensors": lambda: run_by_hand(torch.nested.nested_tensor([QUERY[0], QUERY[0]])),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.models import Edit, Null, Stage, UnsupportedModelError, attach
-from regard.models.moment import current_moment
+from regard.models.forward import current_forward
 from regard.models.sdpa import call_of
 
 ROOM = 2e-6
@@ -430,7 +430,7 @@ def test_detaching_while_a_forward_runs_leaves_nothing_behind() -> None:
     torch.testing.assert_close(model(ids), plain, atol=1e-5, rtol=1e-5)
     assert state_of(model) == before
     assert torch.overrides._get_current_function_mode() is None
-    assert current_moment() is None
+    assert current_forward() is None
 
 
 def test_what_attends_by_itself_is_named_first() -> None:

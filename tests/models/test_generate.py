@@ -138,8 +138,8 @@ def test_turns_of_a_conversation_share_a_cache() -> None:
 
 
 def test_continuous_batching_is_refused_in_a_sentence() -> None:
+    from regard.models.attention_interface import attention
     from regard.models.hook import UnsupportedModelError
-    from regard.models.transformers import attention
 
     model = build("llama", DECODERS["llama"], causal=True)
     x = torch.randn(1, 4, 3, 8)

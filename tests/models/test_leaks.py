@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regard.models import Edit, Null, Stage, attach, functional, moment
+from regard.models import Edit, Null, Stage, attach, forward, functional
 
 CYCLES, RAISED = 1000, 200
 
@@ -109,18 +109,15 @@ def registrations(model: nn.Module) -> Any:
     ]
     found += [(len(m._forward_hooks_with_kwargs), *sorted(vars(m))) for m in model.modules()]
     found += [sorted(vars(type(m))) for m in model.modules()]
-    found += [len(functional._records), functional._attached, len(functional._here.entered)]
-    found += [len(moment._followed), moment.current_moment()]
+    found += [len(functional._slowed), functional._thread.tally, functional._thread.busy]
+    found += [len(forward._thread.forwards), len(forward._thread.told)]
     found += [torch.overrides._get_current_function_mode(), torch.is_grad_enabled()]
     found += [torch.backends.mha.get_fastpath_enabled(), threading.active_count()]
     config: Any = getattr(model, "config", None)
     if hasattr(config, "_attn_implementation_internal"):
-        from transformers import AttentionInterface, AttentionMaskInterface
+        from regard.models import attention_interface
 
-        from regard.models import transformers as hook
-
-        found += [config._attn_implementation_internal, len(hook._held), len(hook._configs)]
-        found += [sorted(x._global_mapping) for x in (AttentionInterface, AttentionMaskInterface)]
+        found += [str(config._attn_implementation_internal), len(attention_interface.held)]
     return found
 
 

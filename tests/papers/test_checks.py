@@ -7,8 +7,8 @@ from regard.core.method import claims_of
 from regard.layers.agents import AgentAttention
 from regard.layers.base import Layer
 from regard.layers.dynamic_convolution import SpanConvolution
-from regard.layers.flow import FlowAttention
-from regard.layers.gates import GaussianGate
+from regard.layers.flow_attention import FlowAttention
+from regard.layers.gate_networks import GaussianGate
 from regard.layers.polynomial import Fastmax, LogNormal
 from regard.papers.catalogue import row
 from regard.papers.checks import (

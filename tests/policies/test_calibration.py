@@ -17,8 +17,8 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import RegardError
-from regard.memories.files import read
 from regard.policies import calibrate, policy
+from regard.policies.calibration import read_calibration as read
 from tests.architectures import DECODERS, build
 
 ROWS = [(torch.randint(5, 60, (1, 40), generator=torch.Generator().manual_seed(i)), 6)
@@ -100,7 +100,9 @@ def test_a_calibration_serves_its_own_model_and_policy(tmp_path: Path) -> None:
         regard.shrink(model(), duo(), calibrate=path)
 
 
-def test_other_settings_do_not_go_on_from_a_broken_run(tmp_path: Path) -> None:
+def test_only_the_same_run_goes_on_from_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: int) -> None:
         raise KeyboardInterrupt
 
@@ -108,6 +110,16 @@ def test_other_settings_do_not_go_on_from_a_broken_run(tmp_path: Path) -> None:
         calibrate(model(), duo(), ROWS, to=tmp_path / "heads", progress=stop)
     with pytest.raises(RegardError, match="other settings"):
         calibrate(model(), duo(9), ROWS, to=tmp_path / "heads")
+    with pytest.raises(RegardError, match=r"not the same: inputs"):
+        calibrate(model(), duo(), ROWS[:2], to=tmp_path / "heads")
+    with monkeypatch.context() as patched:
+        patched.setattr("regard.policies.calibration.hash_of_code", lambda: "another")
+        with pytest.raises(RegardError, match=r"not the same: code"):
+            calibrate(model(), duo(), ROWS, to=tmp_path / "heads")
+    other = model()
+    other.config.rope_parameters = {"rope_type": "default", "rope_theta": 77.0}
+    with pytest.raises(RegardError, match=r"not the same: model"):
+        calibrate(other, duo(), ROWS, to=tmp_path / "heads")
     with pytest.raises(RegardError, match="no calibration"):
         calibrate(model(), "snapkv", ROWS, to=tmp_path / "x")
 
@@ -120,7 +132,7 @@ def test_a_full_disk_is_told_and_the_weights_can_be_trained_still(
 
     made = model()
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(RegardError, match="No space left"):
+    with pytest.raises(RegardError, match=r"(?i)no space left"):
         calibrate(made, duo(), ROWS, to=tmp_path / "heads")
     assert all(p.requires_grad for p in made.parameters())
 

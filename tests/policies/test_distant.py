@@ -13,8 +13,8 @@ pytest.importorskip("transformers")
 import regard
 from regard.core.errors import RegardError
 from regard.memories import NearKeys, load, save
-from regard.memories.files import read
 from regard.policies import calibrate, policy
+from regard.policies.calibration import read_calibration as read
 from tests.architectures import DECODERS, build
 
 TEXTS = [torch.randint(5, 60, (1, 60), generator=torch.Generator().manual_seed(i))

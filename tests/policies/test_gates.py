@@ -12,8 +12,8 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import RegardError
-from regard.memories.files import read
 from regard.policies import calibrate, policy
+from regard.policies.calibration import read_calibration as read
 from regard.policies.gates import Gate
 from tests.architectures import DECODERS, build
 

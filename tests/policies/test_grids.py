@@ -20,7 +20,7 @@ import regard
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RegardError
 from regard.models.engine import attended
-from regard.models.moment import Moment
+from regard.models.forward import Forward
 from regard.models.site import Site, Sites
 from regard.policies import Budget, policy
 from regard.policies.base import Step
@@ -44,7 +44,7 @@ def run(make: Callable[..., Any], model: Any, inputs: dict[str, Any], time: int 
 def call_on(grid: tuple[int, ...], text: int, h: int = 2, front: bool = True, b: int = 1) -> Call:
     """A call of joint attention over a grid and text, before it or behind it."""
     order = "text-image" if front else "image-text"
-    site = Site(0, "joint", "attn", h, h, 8, modality=order).at(Moment(0, grid=grid))
+    site = Site(0, "joint", "attn", h, h, 8, modality=order).at(Forward(0, grid=grid))
     n = prod(grid) + text
     q, k, v = torch.randn(3, b, h, n, 8)
     return Call(q, k, v, site=site)

@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import RegardError
-from regard.memories.files import read
 from regard.models.attach import attach
 from regard.policies import calibrate, policy
+from regard.policies.calibration import read_calibration as read
 from regard.policies.spans import Spans
 from tests.architectures import DECODERS, build
 

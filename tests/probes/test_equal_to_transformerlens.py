@@ -8,13 +8,13 @@ import importlib.util
 import pytest
 import torch
 
+from regard.circuits.patching import activation_patching, logit_difference
 from regard.models.attach import attach, hook_of
 from regard.models.loading import DEMO, load
+from regard.models.residual import watched
 from regard.probes import Reading
 from regard.probes.logits import logit_parts
 from regard.probes.parameters import Copying, composition
-from regard.probes.patching import activation_patching, logit_difference
-from regard.probes.residual import watched
 from regard.probes.roles import DuplicateToken, Induction, PreviousToken
 
 pytestmark = pytest.mark.skipif(

@@ -5,7 +5,7 @@ import torch
 
 from regard.core.errors import CapabilityError, ValueRangeError
 from regard.probes.prefill import SHAPES, PrefillPattern
-from tests.probes.naive import looked, pointing, random_call, weights
+from tests.naive import looked, pointing, random_call, weights
 
 N, TILE = 96, 16
 

@@ -18,7 +18,7 @@ from regard.probes.spans import (
     parts,
     spans_mass,
 )  # fmt: skip
-from tests.probes.naive import CAUSAL, looked, pointing, random_call, site, weights
+from tests.naive import CAUSAL, looked, pointing, random_call, site, weights
 
 N = 24
 SPANS = {"instruction": slice(1, 5), "context": slice(5, 12), "data": slice(12, 18),

@@ -53,7 +53,11 @@ def naive(call: Call, sets: torch.Tensor, sinks: list[int]) -> dict[str, torch.T
         found[f"distance_near{name}"] = torch.stack(near, -1)
         octaves = max(call.n, call.m, 2).bit_length() + 1
         far = [
-            (x * ((octave(apart.abs().clamp(min=1)) == o) & (apart.sign() == side))).sum((2, 3))
+            (
+                x
+                * ((octave(apart.abs().clamp(min=1)) == o) & (apart.sign() == side))
+                * (apart.abs() > NEAR)
+            ).sum((2, 3))
             for side in (-1, 1)
             for o in range(octaves)
         ]

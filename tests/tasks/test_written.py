@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regard.analysis.pixel_words import RowWeights, aligned, word_weights
 from regard.bench.backbone import Backbone
 from regard.core.errors import RegardError
 from regard.models.attach import attach
 from regard.models.stage import Stage
-from regard.probes.pixel_words import RowWeights, aligned, word_weights
 from regard.tasks import task
 from regard.tasks.typeset import CHARACTERS, HIGH, WIDE, patches_of, read, shares_of, typeset
 from regard.tasks.written import PATCH, as_tokens

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import regard
-from regard.models.moment import Moment
+from regard.models.forward import Forward
 from regard.models.site import Site
 from regard.probes.maps import Patches, patches_of
 from regard.probes.regions import WordMaps
@@ -205,7 +205,7 @@ def test_patches_stand_where_the_model_puts_them():
     vit = Site(0, module="attn", heads=2, kv_heads=2, grid=(2, 3))
     assert patches_of(vit, 8, 8) == Patches((2, 3), 2, 2)
     assert patches_of(vit, 6, 9) is None
-    now = Moment(0, grid=(2, 3))
+    now = Forward(0, grid=(2, 3))
     joint = Site(0, "joint", "attn", 2, 2, modality="text-image").at(now)
     assert patches_of(joint, 11, 11) == Patches((2, 3), 5, 5)
     assert patches_of(Site(0, "cross", "attn2", 2, 2).at(now), 6, 5) == Patches((2, 3), 0, None)

@@ -1,16 +1,20 @@
 """Runs come back from files as they went, and what is no run is said to be none."""
 
+import hashlib
+import io
 import json
 import zipfile
 
 import numpy as np
 import pytest
 
-from regard.core.errors import RuleError
+from regard.core.errors import RegardError, RuleError
+from regard.core.files import FileKind, json_bytes
 from regard.verbs import compare
 from regard.views import Run, RunFileError
 from regard.views.colors import ramp
 from regard.views.compare import js_distance, rows_of
+from regard.views.run_file import RUN
 from tests.views.runs import seen
 
 
@@ -40,39 +44,123 @@ def test_weights_of_a_kept_head_can_be_computed_again():
     assert np.abs(found - wanted).max() < 4e-3  # q and k are kept in half precision
 
 
+def test_names_may_have_dots(tmp_path):
+    """`Qwen3-0.6B` is no name with a suffix: two models are two files."""
+    names = ("Qwen3-0.6B", "Qwen3-0.5B")
+    paths = [Run({"title": x}, {}).save(tmp_path / x) for x in names]
+    assert [p.name for p in paths] == ["Qwen3-0.6B.npz", "Qwen3-0.5B.npz"]
+    for name in names:
+        assert Run.load(tmp_path / name).manifest["title"] == name
+        assert Run.load(tmp_path / f"{name}.json").manifest["title"] == name
+
+
+def test_numpy_reads_it_too(tmp_path):
+    run = seen().run()
+    with np.load(run.save(tmp_path / "heads")) as file:
+        assert np.array_equal(file["role"], run.arrays["role"])
+
+
+def test_a_run_is_one_look_even_where_the_other_file_is_of_another(tmp_path):
+    """Two processes save under one name: in any order, no arrays meet another's words."""
+    one, two = seen().run(), seen(n=40).run()
+    path = one.save(tmp_path / "heads")
+    manifest = path.with_suffix(".json").read_bytes()
+    two.save(path)
+    path.with_suffix(".json").write_bytes(manifest)
+    back = Run.load(path)
+    assert len(back.manifest["tokens"]) == 40
+    assert back.arrays["entropy/0"].shape[1] == 40
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_what_the_user_wrote_is_not_overwritten(tmp_path, suffix):
+    run, place = seen().run(), tmp_path / f"heads{suffix}"
+    place.write_text("{}")
+    with pytest.raises(RunFileError, match="overwrite=True"):
+        run.save(tmp_path / "heads")
+    assert place.read_text() == "{}"
+    assert {p.suffix for p in tmp_path.iterdir() if not p.name.startswith(".")} == {suffix}
+    run.save(tmp_path / "heads", overwrite=True)
+    run.save(tmp_path / "heads")  # its own may be replaced
+    assert Run.load(tmp_path / "heads").manifest["title"] == run.manifest["title"]
+    place.write_bytes(place.read_bytes() + b" edited")
+    with pytest.raises(RunFileError, match="overwrite=True"):
+        run.save(tmp_path / "heads")
+
+
+def resealed(body):
+    """An archive with a seal that holds: what somebody made who knows the format."""
+    body = body[:-64]
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def archive(members):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+        file.comment = b"regard-run sha256 " + b"0" * 64
+    return resealed(held.getvalue())
+
+
+def array(x, **changed):
+    held = io.BytesIO()
+    np.lib.format.write_array(held, x, allow_pickle=True)
+    text = held.getvalue()
+    for old, new in changed.items():
+        text = text.replace(old.encode(), new.encode())
+    return text
+
+
 def spoil(path, how):
     """Damage a run file in one way."""
-    manifest = path.with_suffix(".json")
+    manifest = path.with_suffix(".json").read_bytes()
+    numbers = array(np.zeros(1000, np.float32))
     if how == "another version":
-        manifest.write_text(json.dumps({"format": "regard-run", "version": 99}))
+        old = json_bytes({}, FileKind("regard-run", 99, "", ""))
+        FileKind(**vars(RUN))  # the registry has the present version again
+        path.write_bytes(archive({"manifest.json": old}))
     elif how == "no run":
-        manifest.write_text('{"a": 1}')
+        path.write_bytes(archive({"manifest.json": b'{"a": 1}'}))
     elif how == "half written":
         path.write_bytes(path.read_bytes()[:200])
-    elif how == "no JSON":
-        manifest.write_text("{")
     elif how == "no arrays":
         path.unlink()
-    elif how == "other arrays":
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("x", "y")
+    elif how == "of numpy":
+        np.savez(path, x=np.zeros(3))
+    elif how == "a bomb":
+        path.write_bytes(archive({"manifest.json": manifest, "x.npy": bytes(1 << 21)}))
+    elif how == "more than came":
+        wide = numbers.replace(b"(1000,), }         ", b"(1000000000,), }   ")
+        assert wide != numbers
+        path.write_bytes(archive({"manifest.json": manifest, "x.npy": wide}))
+    elif how == "objects":
+        text = array(np.array([{}], object))
+        path.write_bytes(archive({"manifest.json": manifest, "x.npy": text}))
+    elif how == "without end":
+        path.unlink()
+        path.symlink_to("/dev/zero")
 
 
 @pytest.mark.parametrize(
     ("how", "says"),
     [
         ("another version", "version 99"),
-        ("no run", "no run of Regard"),
+        ("no run", "no regard-run"),
         ("half written", "damaged"),
-        ("no JSON", "damaged"),
-        ("no arrays", "no such file"),
+        ("no arrays", "No such file"),
+        ("of numpy", "did not write"),
+        ("a bomb", "bytes of arrays"),
+        ("more than came", "an array"),
+        ("objects", "an array"),
+        ("without end", "without end"),
     ],
 )
 def test_what_is_no_run_is_said_to_be_none(tmp_path, how, says):
     path = seen().run().save(tmp_path / "heads")
     spoil(path, how)
     with pytest.raises(RunFileError, match=says):
-        Run.load(path)
+        Run.load(path, limit=1 << 20)
 
 
 def test_the_distance_of_a_run_from_itself_is_nothing():
@@ -121,5 +209,12 @@ def test_what_was_seen_is_saved_by_its_suffix(tmp_path, suffix):
         pytest.importorskip("matplotlib")
     path = seen().save(tmp_path / f"deeper/heads{suffix}")
     assert path.stat().st_size > 200
+    seen().save(path)  # its own is replaced
+    path.write_text("the user's")
+    with pytest.raises(RegardError, match="overwrite=True"):
+        seen().save(path)
+    assert path.read_text() == "the user's"
+    assert len(list(path.parent.iterdir())) == (2 if suffix in (".npz", ".json") else 1)
+    assert seen().save(path, overwrite=True).stat().st_size > 200
     with pytest.raises(RuleError, match=r"\.docx"):
         seen().save(tmp_path / "heads.docx")

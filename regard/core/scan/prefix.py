@@ -46,7 +46,8 @@ def prefix_softmax(
     for start in range(0, v.shape[2], chunk):
         piece = slice(start, start + chunk)
         own = None if segment is None else segment[:, piece]
-        out, state = _chunk(scores[:, :, piece], v[:, :, piece], state, own, first)
+        with torch.autocast(v.device.type, enabled=False):
+            out, state = _chunk(scores[:, :, piece], v[:, :, piece], state, own, first)
         first = None if own is None else own[:, -1:]
         parts.append(out)
     return torch.cat(parts, dim=2).to(dtype), state

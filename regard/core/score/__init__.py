@@ -9,6 +9,7 @@ from regard.core.score.biases import (
     RelativeBias,
     ScoreStep,
     SoftCap,
+    StepOfHeads,
     T5Bias,
 )
 from regard.core.score.contents import (
@@ -44,6 +45,7 @@ __all__ = [
     "ShawBias",
     "SoftCap",
     "Step",
+    "StepOfHeads",
     "T5Bias",
     "Temperature",
     "folded",

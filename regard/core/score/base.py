@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
 from regard.core.value import Value, value
+from regard.core.value_text import Show
 
 
 class At(NamedTuple):
@@ -42,6 +43,21 @@ class Step(Value):
     """
 
     needs_row: ClassVar[bool] = False
+    # Whether positions matter to it, beyond places in the q and k of the call.
+    asks_positions: ClassVar[bool] = True
+    # Whether `+` is its sign, as that of a bias.
+    adds: ClassVar[bool] = True
+
+    @property
+    def may_remove(self) -> bool:
+        """Whether it may give a pair a score of -inf, which removes it.
+
+        A step of the library removes by what its tensors hold; looking there would make a GPU
+        wait, and of other steps nothing is known.
+        """
+        if not type(self).__module__.startswith("regard.core.") or self.functions():
+            return True
+        return self.memo("may remove", lambda: any(map(_has_removed, self.tensors())))
 
     def bind(self, q: Tensor, k: Tensor) -> Change:
         """Prepare for q [b, h, n, d] and k [b, h, m, d]; give a function of (scores, at)."""
@@ -92,6 +108,10 @@ class Match(Value):
     def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
         """Raise a `RegardError` if the match cannot serve a call of this shape."""
 
+    def as_score(self, show: Show) -> str:
+        """Write the score that begins with this match."""
+        return f"Score({show(self)})"
+
 
 @value
 class Score(Value):
@@ -126,7 +146,8 @@ class Score(Value):
 
     def bind(self, q: Tensor, k: Tensor) -> Change:
         """Bind every step to q and k (heads expanded)."""
-        changes = [s.bind(q, k) for s in self.steps]
+        bound = ((s.bind(q, k), keeps) for s, keeps in zip(self.steps, self.keeps, strict=True))
+        changes = [keeping(change) if keeps else change for change, keeps in bound]
 
         def change(scores: Tensor, at: At) -> Tensor:
             for one in changes:
@@ -135,17 +156,54 @@ class Score(Value):
 
         return change
 
+    @property
+    def keeps(self) -> tuple[bool, ...]:
+        """For each step, whether an earlier one may have removed pairs that it must not touch."""
+        found, removed = [], False
+        for step in self.steps:
+            found.append(removed and not step.needs_row)
+            # Asked only where it matters, since the answer may be a look at every entry.
+            removed = removed or (step is not self.steps[-1] and step.may_remove)
+        return tuple(found)
+
     def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
         """Check the match and every step."""
         self.match.check(b, h, n, m, d)
         for step in self.steps:
             step.check(b, h, n, m, d)
 
-    def __repr__(self) -> str:
-        said = repr(self.match)
+    def _text(self, show: Show) -> str:
+        said, stepped = self.match.as_score(show), False
         for step in self.steps:
-            said += f" {'+' if getattr(step, 'adds', True) else '>>'} {step}"
+            if step.adds:  # which binds tighter than >>
+                said = f"({said}) + {show(step)}" if stepped else f"{said} + {show(step)}"
+                stepped = False
+            else:
+                said, stepped = f"{said} >> {show(step)}", True
         return said
+
+
+def keeping(change: Change) -> Change:
+    """Return a change of scores that leaves removed pairs (-inf) removed, without a gradient.
+
+    A cap would bring them back, and a factor has a gradient of score times something: 0 x inf.
+
+    >>> half = keeping(lambda scores, at: scores.tanh())
+    >>> half(torch.tensor([-torch.inf, 0.0]), None).tolist()
+    [-inf, 0.0]
+    """
+
+    def kept(scores: Tensor, at: At) -> Tensor:
+        gone = scores == -torch.inf
+        return change(scores.masked_fill(gone, 0.0), at).masked_fill(gone, -torch.inf)
+
+    return kept
+
+
+def _has_removed(x: Tensor) -> bool:
+    if not x.is_floating_point():
+        return False
+    return x.device.type != "cpu" or bool((x.detach() == -torch.inf).any())
 
 
 def need_number(name: str, x: object, *, above: float | None = None) -> None:

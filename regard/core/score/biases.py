@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +42,25 @@ class PlaceStep(Step):
         """It already is."""
         return self
 
+    def take_heads(self, heads: Sequence[int]) -> Self:
+        """Return what belongs to some of the query heads; a step that asks which is told."""
+        if self._head_axis or list(heads) == list(range(len(heads))) or not self.asks_heads():
+            return super().take_heads(heads)
+        return StepOfHeads(self, tuple(heads))  # type: ignore[return-value]
+
+    def asks_heads(self) -> bool:
+        """Whether it makes different scores of one score at one place, for two heads."""
+        own = [x for x in self.reads().tensors if x.is_floating_point()]
+        score = (
+            torch.zeros((), device=own[0].device, dtype=own[0].dtype) if own else torch.zeros(())
+        )
+        zero = torch.zeros(1, dtype=torch.long, device=score.device)
+        at = At(zero.view(1, 1, 1, 1), zero.expand(2, 1, 1), zero.view(1, 1), zero, zero, zero)
+        try:
+            return self.change(score, at).numel() > 1
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return True  # it wants more than one pair: told the old numbers, it is right anyway
+
 
 @value
 class SoftCap(PlaceStep):
@@ -53,6 +72,7 @@ class SoftCap(PlaceStep):
 
     cap: float
     adds: ClassVar = False
+    asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
         need_number("cap", self.cap, above=0)
@@ -98,7 +118,7 @@ class Alibi(PlaceStep):
 class DistanceBias(PlaceStep):
     """A Gaussian of the distance: -(i - j)^2 / (2 width^2), `width` [h] or [1].
 
-    >>> DistanceBias(torch.tensor([1.0]))
+    >>> print(DistanceBias(torch.tensor([1.0])))
     DistanceBias(<float32 1>)
     """
 
@@ -310,6 +330,35 @@ class ScoreStep(PlaceStep):
     def change(self, scores: Tensor, at: At) -> Tensor:
         """Ask the function."""
         return self.function(scores, at.b, at.h, at.i, at.j)
+
+
+@value
+class StepOfHeads(PlaceStep):
+    """Some heads of a step, told the numbers they had: head x is head `heads[x]` of it.
+
+    >>> step = ScoreStep(lambda s, b, h, i, j: s + h)
+    >>> at = At(*torch.zeros(6, 1, dtype=torch.long))
+    >>> StepOfHeads(step, (3, 1)).change(torch.zeros(1), at).tolist()
+    [3.0]
+    """
+
+    step: PlaceStep
+    heads: tuple[int, ...]
+    adds: ClassVar = False
+
+    def change(self, scores: Tensor, at: At) -> Tensor:
+        """Ask about the old numbers."""
+        old = torch.tensor(self.heads, device=at.h.device)
+        # Heads beyond the last are asked about by a look at the shape of the answer alone.
+        return self.step.change(scores, at._replace(h=old[at.h.clamp(max=len(self.heads) - 1)]))
+
+    def take_heads(self, heads: Sequence[int]) -> Self:
+        """Take some of these heads."""
+        return self.replace(heads=tuple(self.heads[h] for h in heads))
+
+    def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
+        """Check the step."""
+        self.step.check(b, max(h, *self.heads, 0), n, m, d)
 
 
 def need_odd(name: str, size: int) -> None:

@@ -51,13 +51,14 @@ class LowRankBias(PlaceStep):
 
     It rides in r extra channels of q and k, so that fused kernels run it exactly (flashbias).
 
-    >>> LowRankBias(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+    >>> print(LowRankBias(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)))
     LowRankBias(<float32 1x1x4x2>, <float32 1x1x4x2>)
     """
 
     u: Tensor
     v: Tensor
     _head_axis: ClassVar = {"u": 1, "v": 1}
+    asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
         need_tensor("u", self.u, "[b or 1, h or 1, n, r]")
@@ -98,12 +99,13 @@ class KeyWeights(PlaceStep):
 
     0 leaves a key alone, log 2 counts it twice, −inf removes it.
 
-    >>> KeyWeights(torch.zeros(1, 1, 4))
+    >>> print(KeyWeights(torch.zeros(1, 1, 4)))
     KeyWeights(<float32 1x1x4>)
     """
 
     log_weight: Tensor
     _head_axis: ClassVar = {"log_weight": 1}
+    asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
         need_tensor("log_weight", self.log_weight, "[b or 1, h or 1, m]")
@@ -131,7 +133,7 @@ class Temperature(PlaceStep):
 
     Selective attention, scaling by the number of visible keys, entropy control: all are this.
 
-    >>> Temperature(query=torch.ones(1, 1, 4))
+    >>> print(Temperature(query=torch.ones(1, 1, 4)))
     Temperature(<float32 1x1x4>)
     """
 
@@ -139,6 +141,7 @@ class Temperature(PlaceStep):
     key: Tensor | None = None
     adds: ClassVar = False
     _head_axis: ClassVar = {"query": 1, "key": 1}
+    asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
         if self.query is None and self.key is None:
@@ -181,7 +184,7 @@ class Temperature(PlaceStep):
 class QueryBias(PlaceStep):
     """A number for each query and distance j - i, clipped: `table` [b or 1, h or 1, n, 2r + 1].
 
-    >>> QueryBias(torch.zeros(1, 1, 4, 3))
+    >>> print(QueryBias(torch.zeros(1, 1, 4, 3)))
     QueryBias(<float32 1x1x4x3>)
     """
 
@@ -207,7 +210,7 @@ class ShawBias(Step):
     `table` [h or 1, 2r + 1, d]. Music Transformer's relative bias is the same sum; the product of
     q with the whole table is made once, and looked up, so nothing of size [n, n, d] exists.
 
-    >>> ShawBias(torch.zeros(1, 9, 64))
+    >>> print(ShawBias(torch.zeros(1, 9, 64)))
     ShawBias(<float32 1x9x64>)
     """
 
@@ -271,7 +274,8 @@ class Cope(Step):
             if at.allowed is not None:
                 gates = gates * at.allowed
             position = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=last)
-            low, high = position.floor().long(), position.ceil().long()
+            index = position.nan_to_num()  # a NaN is no index; it stays in the share
+            low, high = index.floor().long(), index.ceil().long()
             share = position - low
             below, above = met[at.b, at.h, at.row, low], met[at.b, at.h, at.row, high]
             return scores + torch.lerp(below.to(scores), above.to(scores), share)

@@ -18,12 +18,13 @@ class DenseBias(PlaceStep):
     """Add `bias` [b or 1, h or 1, n or 1, m], by place; it may be learned, and -inf removes a pair.
 
     >>> import torch
-    >>> DenseBias(torch.zeros(1, 1, 2, 2))
+    >>> print(DenseBias(torch.zeros(1, 1, 2, 2)))
     DenseBias(<float32 1x1x2x2>)
     """
 
     bias: Tensor
     _head_axis: ClassVar = {"bias": 1}
+    asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
         need_tensor("bias", self.bias, "[b, h, n, m]")

@@ -29,6 +29,11 @@ class Landmarks(Step):
     count: int | None = None
     needs_row: ClassVar = True
 
+    @property
+    def may_remove(self) -> bool:
+        """It removes later landmarks, and its own."""
+        return True
+
     def __post_init__(self) -> None:
         if self.size < 2:
             fail(ValueRangeError, "size", self.size, "at least 2", "a block has a token and a mark")

@@ -7,9 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regard.core import value_text
 from regard.core.errors import ShapeError, fail
 from regard.core.score.base import Match, Score, need_heads, need_number, need_tensor
 from regard.core.value import value
+from regard.core.value_text import Show
 
 
 def _scale(scale: float | None, d: int) -> float:
@@ -30,8 +32,12 @@ class DotMatch(Match):
         """The product itself."""
         return q, k, _scale(self.scale, q.shape[-1])
 
-    def __repr__(self) -> str:
-        return "Dot()" if self.scale is None else f"Dot({self.scale!r})"
+    def __str__(self) -> str:
+        return self.as_score(value_text.briefly)
+
+    def as_score(self, show: Show) -> str:
+        """Write the score that begins with this match."""
+        return f"Dot({value_text.arguments(self, show)})"
 
 
 @value
@@ -65,8 +71,12 @@ class GeneralMatch(Match):
                 "let W map the head size of q to that of k",
             )
 
-    def __repr__(self) -> str:
-        return f"General({', '.join(self._said())})"
+    def __str__(self) -> str:
+        return self.as_score(value_text.briefly)
+
+    def as_score(self, show: Show) -> str:
+        """Write the score that begins with this match."""
+        return f"General({value_text.arguments(self, show)})"
 
 
 @value
@@ -107,8 +117,12 @@ class AdditiveMatch(Match):
                 "make the three agree",
             )
 
-    def __repr__(self) -> str:
-        return f"Additive({', '.join(self._said())})"
+    def __str__(self) -> str:
+        return self.as_score(value_text.briefly)
+
+    def as_score(self, show: Show) -> str:
+        """Write the score that begins with this match."""
+        return f"Additive({value_text.arguments(self, show)})"
 
 
 @value
@@ -128,8 +142,12 @@ class GaussianMatch(Match):
         key = torch.cat([k, torch.ones_like(k_half), k_half], dim=-1)
         return query, key, self.width**-2
 
-    def __repr__(self) -> str:
-        return f"Gaussian({', '.join(self._said())})"
+    def __str__(self) -> str:
+        return self.as_score(value_text.briefly)
+
+    def as_score(self, show: Show) -> str:
+        """Write the score that begins with this match."""
+        return f"Gaussian({value_text.arguments(self, show)})"
 
 
 def Dot(scale: float | None = None) -> Score:
@@ -144,7 +162,7 @@ def Dot(scale: float | None = None) -> Score:
 def General(weight: Tensor, scale: float | None = None) -> Score:
     """Score by q W k (Luong), `weight` [h or 1, d, d].
 
-    >>> General(torch.eye(2)[None])
+    >>> print(General(torch.eye(2)[None]))
     General(<float32 1x2x2>)
     """
     return Score(GeneralMatch(weight, scale))
@@ -153,7 +171,7 @@ def General(weight: Tensor, scale: float | None = None) -> Score:
 def Additive(of_query: Tensor, of_key: Tensor, weight: Tensor) -> Score:
     """Score by w . tanh(q A + k B) (Bahdanau); A, B [h or 1, d, a], w [h or 1, a].
 
-    >>> Additive(torch.ones(1, 2, 3), torch.ones(1, 2, 3), torch.ones(1, 3))
+    >>> print(Additive(torch.ones(1, 2, 3), torch.ones(1, 2, 3), torch.ones(1, 3)))
     Additive(<float32 1x2x3>, <float32 1x2x3>, <float32 1x3>)
     """
     return Score(AdditiveMatch(of_query, of_key, weight))

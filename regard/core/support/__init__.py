@@ -3,6 +3,7 @@
 from regard.core.support.bands import Blocks, Causal, Dilated, Sinks, Strided, Window
 from regard.core.support.base import Both, Either, Everything, Other, Shifted, Support
 from regard.core.support.chosen import Extended, Keys, PerHead, Tiles, Where
+from regard.core.support.heads import OfHeads
 from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import (
     Attribute,
@@ -27,6 +28,7 @@ __all__ = [
     "Keys",
     "Kinds",
     "Neighborhood",
+    "OfHeads",
     "Other",
     "Padding",
     "PerHead",

@@ -61,6 +61,8 @@ class Window(Support):
         need_count("left", self.left)
         if self.right is not None:
             need_count("right", self.right)
+            if self.right == self.left:  # which says the same
+                object.__setattr__(self, "right", None)
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -109,6 +111,11 @@ class Sinks(Support):
     def horizon(self, i: int) -> Spans:
         """The sinks, for ever."""
         return Spans.of((0, self.count))
+
+    @property
+    def moves(self) -> bool:
+        """The position of the query is not asked for."""
+        return False
 
 
 @value
@@ -180,6 +187,11 @@ class Strided(Support):
         """The chosen runs of the past, and whatever comes."""
         runs = range(self.start, -(-i // self.size), self.step)
         return Spans.of(*((r * self.size, (r + 1) * self.size) for r in runs), (i, None))
+
+    @property
+    def moves(self) -> bool:
+        """The position of the query is not asked for."""
+        return False
 
 
 @value

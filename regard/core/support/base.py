@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import ClassVar, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from regard.core.errors import RuleError, ShapeError, fail
 from regard.core.spans import Spans
 from regard.core.tilemap import Grid, TileMap, map_tiles
-from regard.core.value import Value, value
+from regard.core.value import Value, same_objects, value
+from regard.core.value_text import Show
 
 
 class Support(Value):
@@ -27,6 +29,9 @@ class Support(Value):
     False
     """
 
+    # Whether it only asks its parts, so that what they ask of heads is theirs to say.
+    _asks_parts: ClassVar[bool] = False
+
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Say for each pair whether query position i may meet key position j.
 
@@ -39,9 +44,62 @@ class Support(Value):
         """Say for each tile whether some pair may be, and whether every pair is, allowed.
 
         Two bool tensors that broadcast to [b, h, t_q, t_k]. `some` may err towards True and
-        `every` towards False; without a better answer every pair is looked at.
+        `every` towards False; without a better answer every pair is looked at, and where more is
+        asked than `extent` says nothing is known.
         """
+        if self.asks_for_more(grid.b.device):
+            unknown = torch.ones(grid.shape, dtype=torch.bool, device=grid.b.device)
+            return unknown, ~unknown
         return grid.look_at_every_pair(self.allows)
+
+    def asks_for_more(self, device: torch.device) -> bool:
+        """Say whether the answer depends on a batch row or head that `extent` does not count.
+
+        Supports of the library say all in their extent. Others are asked about two rows and two
+        heads: an answer of more than one pair depends on them, or may.
+        """
+        if type(self).__module__.startswith("regard.core."):
+            return False
+        batch, heads = self.extent()
+        rows, wide = (2 if batch == 1 else 1), (2 if heads == 1 else 1)
+        return self._asked(rows, wide, device) > 1
+
+    def _asked(self, rows: int, heads: int, device: torch.device) -> int:
+        """Count the answers to a question about some rows of the batch and some heads."""
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        b, h = zero.expand(rows, 1, 1, 1), zero.expand(heads, 1, 1)
+        return self.allows(b, h, zero.view(1, 1), zero).numel()
+
+    def take_heads(self, heads: Sequence[int]) -> Self:
+        """Return what belongs to some of the query heads; the part is asked by their old numbers.
+
+        >>> from regard.core.support import Where
+        >>> even = Where(lambda b, h, i, j: (h % 2 == 0) & (j <= i))
+        >>> even.take_heads([1, 2]).matrix(1)[0, :, 0, 0].tolist()
+        [False, True]
+        """
+        numbered_alike = list(heads) == list(range(len(heads)))
+        if self._asks_parts or self._head_axis or numbered_alike:
+            return super().take_heads(heads)
+        own = self.reads().tensors
+        try:
+            if self._asked(1, 2, own[0].device if own else torch.device("cpu")) < 2:
+                return self
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            pass  # it wants more than one pair: told the old numbers, it is right anyway
+        from regard.core.support.heads import OfHeads  # which is a support
+
+        return OfHeads(self, tuple(heads))  # type: ignore[return-value]
+
+    @property
+    def moves(self) -> bool:
+        """Whether the position of the query matters, so that shifting changes anything."""
+        return True
+
+    @property
+    def shifted_parts(self) -> tuple[Support, ...]:
+        """The parts that `shift` hands a shift down to; none where it is noted here."""
+        return ()
 
     def horizon(self, i: int) -> Spans:
         """Give the key positions that a query at position i or later can still need."""
@@ -56,7 +114,7 @@ class Support(Value):
 
     def shift(self, offset: int) -> Support:
         """Give the same support for queries that start at position `offset`."""
-        return self if offset == 0 else Shifted(self, offset)
+        return Shifted(self, offset) if offset and self.moves else self
 
     def tiles(
         self,
@@ -94,6 +152,15 @@ class Support(Value):
     def __or__(self, other: Support) -> Support:
         return _joined(Either, self, other)
 
+    def __bool__(self) -> NoReturn:
+        fail(
+            RuleError,
+            "support",
+            f"{self} where Python asks whether it is true",
+            "supports joined by operators that keep both",
+            "use & in place of `and`, | of `or`, ~ of `not`; ask `is None` of what may be None",
+        )
+
     # A function on the left is told the same as one on the right.
     __rand__ = __and__
     __ror__ = __or__
@@ -112,17 +179,18 @@ def _joined(kind: type[Both] | type[Either], a: Support, b: Support) -> Support:
             "a Support on both sides of & and |",
             "wrap a function as Where(function)",
         )
-    absorbing: Support = Everything()
+    all_, nobody = Everything(), Other(Everything())
+    neutral, absorbing = (all_, nobody) if kind is Both else (nobody, all_)
     parts: list[Support] = []
     for part in (a, b):
         for one in part.parts if isinstance(part, kind) else (part,):
             if one == absorbing:
-                if kind is Either:
-                    return absorbing
-            elif one not in parts:
+                return absorbing
+            # Equal tables that may come to differ, when one changes in place, both stay.
+            if one != neutral and not any(same_objects(one, x) for x in parts):
                 parts.append(one)
     if not parts:
-        return absorbing
+        return neutral
     return parts[0] if len(parts) == 1 else kind(tuple(parts))
 
 
@@ -159,11 +227,46 @@ class Everything(Support):
         yes = torch.ones_like(grid.i_lo + grid.j_lo, dtype=torch.bool)
         return yes, yes
 
+    @property
+    def moves(self) -> bool:
+        """The position of the query is not asked for."""
+        return False
+
 
 class Joined(Support):
-    """What `Both` and `Either` share: they ask their parts."""
+    """What `Both` and `Either` share: they ask their parts, whose order does not matter."""
 
     parts: tuple[Support, ...]
+    _asks_parts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        flat: list[Support] = []
+        for part in self.parts:
+            flat += part.parts if isinstance(part, type(self)) else (part,)
+        object.__setattr__(self, "parts", tuple(flat))
+
+    def _says_the_same(self, other: Joined) -> bool:
+        left = list(other.parts)
+        if len(left) != len(self.parts):
+            return False
+        for part in self.parts:
+            if part not in left:
+                return False
+            left.remove(part)
+        return True
+
+    def _hashed(self) -> int:
+        return hash((type(self).__name__, frozenset(map(hash, self.parts))))
+
+    @property
+    def moves(self) -> bool:
+        """Whether any part asks for the position of the query."""
+        return any(p.moves for p in self.parts)
+
+    @property
+    def shifted_parts(self) -> tuple[Support, ...]:
+        """Every part."""
+        return self.parts
 
     def extent(self) -> tuple[int, int]:
         """The extent that the parts agree on."""
@@ -202,8 +305,9 @@ class Both(Joined):
         """Keys that every part can still need."""
         return reduce(lambda a, b: a & b, (p.horizon(i) for p in self.parts))
 
-    def __repr__(self) -> str:
-        return " & ".join(f"({p})" if isinstance(p, Either) else f"{p}" for p in self.parts)
+    def _text(self, show: Show) -> str:
+        said = (f"({show(p)})" if isinstance(p, Either) else show(p) for p in self.parts)
+        return " & ".join(said)
 
 
 @value
@@ -225,8 +329,9 @@ class Either(Joined):
         """Keys that any part can still need."""
         return reduce(lambda a, b: a | b, (p.horizon(i) for p in self.parts))
 
-    def __repr__(self) -> str:
-        return " | ".join(f"({p})" if isinstance(p, Both) else f"{p}" for p in self.parts)
+    def _text(self, show: Show) -> str:
+        said = (f"({show(p)})" if isinstance(p, Both) else show(p) for p in self.parts)
+        return " | ".join(said)
 
 
 @value
@@ -238,6 +343,17 @@ class Other(Support):
     """
 
     part: Support
+    _asks_parts: ClassVar[bool] = True
+
+    @property
+    def moves(self) -> bool:
+        """Whether the part asks for the position of the query."""
+        return self.part.moves
+
+    @property
+    def shifted_parts(self) -> tuple[Support, ...]:
+        """The part."""
+        return (self.part,)
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Allow what the part forbids."""
@@ -260,17 +376,27 @@ class Other(Support):
         """Shift the part."""
         return Other(self.part.shift(offset))
 
-    def __repr__(self) -> str:
-        inside = f"({self.part})" if isinstance(self.part, Both | Either) else f"{self.part}"
-        return f"~{inside}"
+    def _text(self, show: Show) -> str:
+        inside = show(self.part)
+        return f"~({inside})" if isinstance(self.part, Both | Either) else f"~{inside}"
 
 
 @value
 class Shifted(Support):
-    """A support whose queries start at position `offset`; made by `shift`."""
+    """A support whose queries start at position `offset`; made by `shift`.
+
+    >>> Everything().shift(3)
+    Everything()
+    """
 
     part: Support
     offset: int
+    _asks_parts: ClassVar[bool] = True
+
+    def _text(self, show: Show) -> str:
+        inside = show(self.part)
+        alone = not isinstance(self.part, Both | Either | Other)
+        return f"{inside if alone else f'({inside})'}.shift({self.offset})"
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Ask the part about the later position."""
@@ -295,3 +421,22 @@ class Shifted(Support):
     def shift(self, offset: int) -> Support:
         """Add to the shift."""
         return self.part.shift(self.offset + offset)
+
+
+def common_shift(support: Support) -> int:
+    """Return the offset that every part of a support that moves is shifted by; 0 if none is.
+
+    >>> from regard.core.support import Causal, Sinks
+    >>> common_shift(Causal().shift(3) & Sinks(4)), common_shift(Causal().shift(3) & Causal())
+    (3, 0)
+    """
+    return min((s for s in _shifts(support)), default=0)
+
+
+def _shifts(support: Support) -> list[int]:
+    if isinstance(support, Shifted):
+        return [support.offset]
+    if not support.moves:
+        return []
+    parts = support.shifted_parts
+    return [s for part in parts for s in _shifts(part)] if parts else [0]

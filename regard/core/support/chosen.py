@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,6 +15,7 @@ from regard.core.support.bands import need_count
 from regard.core.support.base import Support, common_extent
 from regard.core.tilemap import Grid
 from regard.core.value import Value, value
+from regard.core.value_text import Show
 
 
 def pick(x: Tensor, b: Tensor, h: Tensor, *rest: Tensor) -> Tensor:
@@ -154,6 +156,11 @@ class Keys(Support):
         """Batch and heads of the lists."""
         return self.index.shape[0], self.index.shape[1]
 
+    @property
+    def moves(self) -> bool:
+        """Whether queries have lists of their own."""
+        return self.index.shape[2] > 1
+
     def horizon(self, i: int) -> Spans:
         """The keys of the rows that remain."""
         rows = self.index[:, :, i:] if self.index.shape[2] > 1 else self.index
@@ -182,6 +189,7 @@ class PerHead(Support):
     """
 
     supports: tuple[Support, ...]
+    _asks_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         supports = tuple(self.supports) if isinstance(self.supports, Sequence) else ()
@@ -239,13 +247,24 @@ class PerHead(Support):
         for support in self.supports:
             support.check(n, m)
 
+    @property
+    def moves(self) -> bool:
+        """Whether any head asks for the position of the query."""
+        return any(s.moves for s in self.supports)
+
+    @property
+    def shifted_parts(self) -> tuple[Support, ...]:
+        """The supports of all heads."""
+        return self.supports
+
     def shift(self, offset: int) -> Support:
         """Shift every part."""
         return PerHead(tuple(s.shift(offset) for s in self.supports))
 
-    def __repr__(self) -> str:
-        said = [f"{s} x{len(heads)}" for s, heads in self.groups().items()]
-        return f"PerHead({', '.join(said)})"
+    def _text(self, show: Show) -> str:
+        runs = [(own, len(list(run))) for own, run in groupby(map(show, self.supports))]
+        said = " + ".join(f"[{own}] * {count}" if count > 1 else f"[{own}]" for own, count in runs)
+        return f"PerHead({said})"
 
 
 @value
@@ -259,6 +278,7 @@ class Extended(Support):
 
     part: Support
     keys: int
+    _asks_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         need_count("keys", self.keys, 0)
@@ -312,33 +332,24 @@ class Where(Support):
         return met & (i == i) & (j == j)
 
     def asks_for_more(self, device: torch.device) -> bool:
-        """Whether the answer depends on the batch row or the head, beside the positions."""
-        zero = torch.zeros(1, dtype=torch.long, device=device)
-        met = self.test(zero.expand(2, 1, 1, 1), zero.expand(2, 1, 1), zero.view(1, 1), zero)
-        return isinstance(met, Tensor) and met.numel() > 1
-
-    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Look at every pair; where the function asks for batch row or head, nothing is known.
+        """Say whether the answer depends on the batch row or the head, beside the positions.
 
         The support cannot know how many of them a call will have.
         """
-        if self.asks_for_more(grid.b.device):
-            unknown = torch.ones(grid.shape, dtype=torch.bool, device=grid.b.device)
-            return unknown, ~unknown
-        return super().cover(grid)
+        return self._asked(2, 2, device) > 1
 
 
 def asks_for_more(support: Support, device: torch.device) -> bool:
-    """Say whether some function in a support asks for the batch row or the head.
+    """Say whether some part of a support asks for batch rows or heads that no extent counts.
 
-    Its answer for one head must then not be taken for another, whatever the extent says.
+    Its answer for one head must then not be taken for another.
     """
 
-    def functions(x: Any) -> Iterator[Where]:
-        if isinstance(x, Where):
+    def parts(x: Any) -> Iterator[Support]:
+        if isinstance(x, Support):
             yield x
         inside = [y for _, y in x.fields()] if isinstance(x, Value) else x
         for part in inside if isinstance(inside, list | tuple) else ():
-            yield from functions(part)
+            yield from parts(part)
 
-    return any(x.asks_for_more(device) for x in functions(support))
+    return any(x.asks_for_more(device) for x in parts(support))

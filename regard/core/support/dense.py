@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class DenseMask(Support):
 
     allowed: Tensor
 
+    _head_axis: ClassVar = {"allowed": 1}
+
     def __post_init__(self) -> None:
         x = self.allowed
         if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype != torch.bool:
@@ -36,6 +40,11 @@ class DenseMask(Support):
     def extent(self) -> tuple[int, int]:
         """Batch and heads of the table."""
         return self.allowed.shape[0], self.allowed.shape[1]
+
+    @property
+    def moves(self) -> bool:
+        """Whether queries have rows of their own."""
+        return self.allowed.shape[2] > 1
 
     def check(self, n: int, m: int) -> None:
         """The table needs a row for each query and a column for each key."""

@@ -301,6 +301,11 @@ class Padding(Support):
         """The batch that the padding was given for."""
         return self.valid.shape[0], 1
 
+    @property
+    def moves(self) -> bool:
+        """The position of the query is not asked for."""
+        return False
+
     def check(self, n: int, m: int) -> None:
         """Every key must be real or not."""
         if self.valid.shape[1] < m:

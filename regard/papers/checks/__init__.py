@@ -1,30 +1,32 @@
-"""Checks: one function for each row, which measures a claim of the paper and can fail.
+"""Checks: one file for each row, named by its key; each yields claims that can fail.
 
-A file here holds the checks of a group of rows; `measure` holds what they measure with. A check
-seeds nothing (the runner seeds torch before each), runs in seconds on two cores unless it is
-marked `long`, and returns what it measured.
+A check draws from torch, numpy, random and `regard.papers.seeding` alone, and sets no seed: the
+runner does, five times. `docs/evidence.md` shows how one is written.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail
+from regard.papers.claims import Claim, Number
 
-Number = float | int | str | bool
+Claims = Iterator[Claim]
+T = TypeVar("T", bound=Callable[[], Any])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a check found: the `claim` in words, the numbers, and whether the claim held.
+    """What a check of the old form found: one verdict for everything.
 
-    `matches` names the independent implementation, or the number printed in the paper, that the
-    result equals; only then may the row be called matched. `left_out` says which part of the
-    row's check this one does not measure.
+    A row whose check still returns it is at most `built`: nobody can tell which sentence of the
+    catalogue was answered. Yield claims instead.
     """
 
     claim: str
@@ -36,25 +38,45 @@ class Measured:
 
 @dataclass(frozen=True)
 class Check:
-    """A check function and the row it belongs to."""
+    """A check function and the row it belongs to.
+
+    `narrowed` and `left_out` map words of the catalogue's sentences to what is asked less of them,
+    or why nothing is. `beyond` says what the paper shows that neither asks for. `same` is why
+    every seed gives the same numbers, where it does. `long` checks take over a minute a seed.
+    """
 
     key: str
-    function: Callable[[], Measured]
-    long: bool
+    function: Callable[[], Any]
+    long: bool = False
+    narrowed: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    beyond: str = ""
+    same: str = ""
+
+    @property
+    def yields_claims(self) -> bool:
+        """Whether it is of the form that counts."""
+        return inspect.isgeneratorfunction(inspect.unwrap(self.function))
 
 
 _checks: dict[str, Check] = {}
 
 
 def check(
-    key: str, *, long: bool = False
-) -> Callable[[Callable[[], Measured]], Callable[[], Measured]]:
+    key: str,
+    *,
+    long: bool = False,
+    narrowed: Mapping[str, str] | None = None,
+    left_out: Mapping[str, str] | None = None,
+    beyond: str = "",
+    same: str = "",
+) -> Callable[[T], T]:
     """Make the function below the check of the row `key`.
 
     A `long` check is run by hand (`regard papers check KEY --long`) and its evidence committed.
     """
 
-    def register(function: Callable[[], Measured]) -> Callable[[], Measured]:
+    def register(function: T) -> T:
         before = _checks.get(key)
         there = f"{function.__module__}:{function.__qualname__}"
         if before is not None:
@@ -67,7 +89,9 @@ def check(
                     f"a row without a check; {here} is one",
                     "measure both claims in one function",
                 )
-        _checks[key] = Check(key, function, long)
+        _checks[key] = Check(
+            key, function, long, dict(narrowed or {}), dict(left_out or {}), beyond, same
+        )
         return function
 
     return register
@@ -80,6 +104,6 @@ def _load() -> None:
 
 
 def checks() -> dict[str, Check]:
-    """Give every check by key, importing the files of this folder on first use."""
+    """Return every check by key, importing the files of this folder on first use."""
     _load()
     return dict(sorted(_checks.items()))

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.circuits.edges import LOGITS, edge_attribution, emergent
 from regard.layers.attention import Attention
 from regard.layers.building import model as stack
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Measured, check
 from regard.papers.checks.training import fit
 from regard.papers.checks.wired import PlainNorm
-from regard.probes.edges import LOGITS, edge_attribution, emergent
+from regard.papers.seeding import restart
 from regard.probes.importance import taken_out
 
 WORDS, LONG = 24, 12
@@ -40,7 +41,7 @@ def trained(model: nn.Module, task: int | None, steps: int) -> None:
 
 def right(model: nn.Module, task: int) -> float:
     """Accuracy on a task."""
-    torch.manual_seed(99)
+    restart()
     ids = batch(200, task)
     with torch.no_grad():
         said = model(ids)[:, LONG + 1 : -1].argmax(-1)
@@ -49,7 +50,7 @@ def right(model: nn.Module, task: int) -> float:
 
 def circuit(model: nn.Module, task: int, edges: int) -> set[str]:
     """The heads of a task's circuit; in the corrupted prompts the answer stood elsewhere."""
-    torch.manual_seed(7)
+    restart()
     ids = batch(64, task)
     at = LONG + LONG // 2  # a query in the middle of the second copy
     answer = ids[:, at + 1]
@@ -67,7 +68,7 @@ def circuit(model: nn.Module, task: int, edges: int) -> set[str]:
 @check("thinking_sparks", long=True)
 def sparks() -> Measured:
     """Heads that come with a second task matter for it, and less for the first."""
-    torch.manual_seed(0)
+    restart()
     model = stack(
         [Attention(64, heads=HEADS, causal=True, position="rotary") for _ in range(2)],
         vocab=WORDS + 2, dim=64, tied=False,
@@ -86,7 +87,7 @@ def sparks() -> Measured:
             return [plain[task] - right(model, task) for task in (AGAIN, BACK)]
 
     ours = loss_of(sorted(came))
-    torch.manual_seed(1)
+    restart()
     chance = []
     for _ in range(20):
         some = torch.randperm(len(sites))[: len(came)].tolist()
@@ -110,7 +111,7 @@ def sparks() -> Measured:
 
 def _linear() -> float:
     """Sum of the edges into the logits over the change of the metric, in a linear model."""
-    torch.manual_seed(0)
+    restart()
     model = stack(
         [Attention(32, heads=2, causal=True) for _ in range(2)], vocab=12, dim=32,
         feedforward=None, tied=False,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.circuits.explaining import Question
+from regard.circuits.faithfulness import HeadRows
 from regard.layers.attention import Attention
 from regard.models.attach import attach
-from regard.papers.checks import Measured, check
 from regard.papers.checks.training import fit
-from regard.probes.explaining import EXPLAINERS, Question, integrated_gradients, occlusion
-from regard.probes.faithfulness import HeadRows, agreement, judged, kendall
 
-TOLD = ("gradient_x_input", "integrated_gradients", "gradient_shap", "occlusion", "lime")
 VOCABULARY, TOKENS, KEYWORDS = 60, 16, 6
 
 
@@ -81,91 +77,3 @@ def asked(model: Classifier, rows: int) -> tuple[list[Question], list[Tensor]]:
             model(x[None])
         maps.append(list(stage.found.values())[-1].mean(0))
     return questions, maps
-
-
-@check("attention_explanation_agreement")
-def agreeing() -> Measured:
-    """Methods agree on a linear model; on a trained transformer attention agrees with none."""
-    weight = torch.randn(24)
-    bags = [Question(lambda x: (x @ weight).sum(1), torch.randn(14, 24)) for _ in range(8)]
-    some = {name: EXPLAINERS[name] for name in TOLD}
-    flat = agreement(bags, some, maps={"uniform": [torch.ones(14)] * 8}, signed=True)
-    linear = min(flat.mean(a, b) for i, a in enumerate(TOLD) for b in TOLD[:i])
-    x = torch.randn(20)
-    model = trained()
-    tokens, label = texts(400)
-    with torch.no_grad():
-        right = float(((model(model.read(tokens)) > 0) == (label > 0)).float().mean())
-    questions, maps = asked(model, 24)
-    keep = [torch.arange(TOKENS + 1) > 0] * 24
-    table = agreement(questions, some, maps={"attention": maps}, keep=keep)
-    attention = {name: table.mean("attention", name) for name in TOLD}
-    others = {f"{a} / {b}": table.mean(a, b) for i, a in enumerate(TOLD) for b in TOLD[:i]}
-    low = sum(tau < 0.5 for tau in others.values())
-    return Measured(
-        "on a linear bag of words five explainers agree (tau over 0.95) and uniform attention "
-        "ranks nothing; tau(x, x) = 1, tau(x, -x) = -1; on a trained two-layer transformer "
-        "the mean tau of attention with each of the five is below 0.5",
-        linear > 0.95 and math.isnan(flat.mean("uniform", "occlusion"))
-        and kendall(x, x) == 1 and kendall(x, -x) == -1 and max(attention.values()) < 0.5,
-        {"least tau, linear": linear, "accuracy": right, "explainer pairs below 0.5, of 10": low,
-         **{f"attention / {name}": tau for name, tau in attention.items()}, **others},
-        left_out="that no two explainers agree, which does not hold here (the numbers say which "
-        "do); DistilBERT and the five data sets of the paper; pair tasks",
-    )  # fmt: skip
-
-
-@check("order_in_the_court")
-def court() -> Measured:
-    """Explainers find the planted words, and still rank the rest differently."""
-    model = trained()
-    questions, maps = asked(model, 24)
-    gaps, sizes = [], []
-    for question in questions:
-        ends = torch.stack([question.embeddings, question.absent])
-        with torch.no_grad():
-            there, gone = question.score(ends).tolist()
-        gaps.append(abs(float(integrated_gradients(question, 200).sum()) - (there - gone)))
-        sizes.append(abs(there - gone))
-    complete = sum(gaps) / sum(sizes)
-
-    rows = [torch.randn(17) for _ in range(400)]
-    chance = torch.tensor([kendall(a, b) for a, b in zip(rows[::2], rows[1::2], strict=True)])
-    error = float(chance.std() / len(chance) ** 0.5)
-
-    # One word in each text decides, and nothing else matters but by noise of the model.
-    planted, words, few = model, [], ("integrated_gradients", "occlusion", "lime")
-    for _ in range(40):
-        tokens = torch.randint(1 + 2 * KEYWORDS, VOCABULARY, (1, TOKENS))
-        tokens[0, int(torch.randint(TOKENS, ()))] = int(torch.randint(1, 1 + 2 * KEYWORDS, ()))
-        x = planted.read(tokens)[0].detach()
-        with torch.no_grad():
-            sign = float(planted(x[None]).sign())
-        words.append(Question(lambda e, s=sign: s * planted(e), x))  # type: ignore[misc]
-    some = {name: EXPLAINERS[name] for name in few}
-    # The classification token is no word of the text.
-    keep = [torch.arange(TOKENS + 1) > 0] * 40
-    table = agreement(words, some, k=1, keep=keep)
-    pairs = [(a, b) for i, a in enumerate(few) for b in few[i + 1 :]]
-    taus = [table.mean(a, b) for a, b in pairs]
-    overlaps = [table.overlap[a, b] for a, b in pairs]
-    again = agreement(questions[:5], {"occlusion": occlusion},
-                      maps={"again": [occlusion(q) for q in questions[:5]]})  # fmt: skip
-    verdicts = [judged(q, {"attention": m, "occlusion": occlusion(q)}, shares=(0.1, 0.2))
-                for q, m in zip(questions, maps, strict=True)]  # fmt: skip
-    fell = {name: sum(v[i].comprehensiveness for v in verdicts) / len(verdicts)
-            for i, name in enumerate(("attention", "occlusion"))}  # fmt: skip
-    blind = sum(v[0].by_chance[0] for v in verdicts) / len(verdicts)
-    return Measured(
-        "integrated gradients of 200 steps are complete within 2%; a method agrees with itself "
-        "(tau 1); random scores have tau 0 within two standard errors; where one word decides, the "
-        "explainers name the same top word in over 80% of texts while tau over all words stays "
-        "below 0.6",
-        complete < 0.02 and again.mean("again", "occlusion") > 1 - 1e-9
-        and abs(float(chance.mean())) < 2 * error and min(overlaps) > 0.8 and max(taus) < 0.6,
-        {"incomplete": complete, "tau by chance": float(chance.mean()), "standard error": error,
-         "same top word": min(overlaps), "largest tau": max(taus), "least tau": min(taus),
-         "score lost by attention's top words": fell["attention"],
-         "by occlusion's": fell["occlusion"], "by random words": blind},
-        left_out="the four data sets, BiLSTMs with additive attention, deep-SHAP",
-    )  # fmt: skip

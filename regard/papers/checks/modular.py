@@ -17,6 +17,7 @@ from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.recurrent import scene_of
 from regard.papers.checks.training import fit
+from regard.papers.seeding import restart
 
 KEYS, VALUES, FILLERS, PAIRS = 8, 8, 2, 4
 STEPS = 250
@@ -73,7 +74,7 @@ def always(layer: SparseModular, awake: bool) -> None:
 
 def recall(awake: bool | None) -> tuple[float, float]:
     """Accuracy of recalling four values among fillers, and the share of tokens that were awake."""
-    torch.manual_seed(0)
+    restart()
     words = FILLERS + KEYS + VALUES
     tiny = model(["seqboat_sma"], dim=32, vocab=words, window=64, rates=2, tied=False)
     layer = next(part for part in tiny.modules() if isinstance(part, SparseModular))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from regard.analysis.pixel_words import RowWeights, aligned, word_weights
 from regard.bench.backbone import Backbone
 from regard.core.call import Call
 from regard.core.errors import need
@@ -18,9 +19,9 @@ from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
-from regard.papers.checks.training import draws, fit, seed_again
+from regard.papers.checks.training import fit
+from regard.papers.seeding import restart, seeds
 from regard.policies.blank_patches import BlankPatches, blank_patches
-from regard.probes.pixel_words import RowWeights, aligned, word_weights
 from regard.tasks.typeset import shares_of
 from regard.tasks.written import PATCH, WrittenPixels, as_tokens
 
@@ -58,8 +59,8 @@ def _pages(task: WrittenPixels, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _trained(task: WrittenPixels, steps: int, *stages: Stage) -> Any:
-    seed_again()
-    net, drawn = _seer(task), draws()
+    restart()
+    net, drawn = _seer(task), seeds()
 
     def loss() -> Tensor:
         pages, digits = _pages(task, 64, next(drawn))
@@ -91,8 +92,8 @@ def _cost(net: Any, pages: Tensor, *stages: Stage) -> tuple[int, float]:
 
 def _reader(task: WrittenPixels, steps: int) -> nn.Module:
     """A model of the same size that reads the pages as characters."""
-    seed_again()
-    text, drawn = as_tokens(task), draws()
+    restart()
+    text, drawn = as_tokens(task), seeds()
     net = Backbone("mha:position=rotary", text, "ns", positions="none")
 
     def loss() -> Tensor:

@@ -18,6 +18,7 @@ from regard.models.site import Site, Sites
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
+from regard.papers.seeding import restart
 from regard.policies.base import Step
 from regard.policies.budget import Budget
 from regard.policies.evicting import PyramidKV, SnapKV
@@ -99,7 +100,7 @@ def pyramid() -> Measured:
 
 def _copier(layers: int = 2) -> torch.nn.Module:
     """Train attention-only layers to go on with random tokens shown twice."""
-    torch.manual_seed(0)
+    restart()
     tiny = build_model(
         [Attention(64, heads=4, causal=True, position="rotary") for _ in range(layers)],
         vocab=40, dim=64, feedforward=None, tied=False,
@@ -125,7 +126,7 @@ def duo() -> Measured:
     tiny = _copier()
     with attach(tiny, check=False) as bare:
         sites = Sites(bare.sites)
-    torch.manual_seed(1)
+    restart()
     shown = _repeated(16, 25)
     plain = tiny(shown[0]).detach()
 
@@ -214,7 +215,7 @@ def lserve() -> Measured:
     from regard.policies.registry import policy
     from regard.verbs import shrink
 
-    torch.manual_seed(0)
+    restart()
     q, k = torch.randn(2, 4, 1, 32), torch.randn(2, 2, 512, 32)
     bounds = Bounds(16)
     bounds.append(k)

@@ -15,6 +15,7 @@ from regard.models.site import Site
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.policies_evicting import llama, step_of
+from regard.papers.seeding import restart
 from regard.policies.calibration import calibrate
 from regard.policies.decoding import DoubleSparsity
 from regard.policies.prompts import Hip, MInference, VerticalSlash, causal_tiles, last_rows, lines
@@ -69,7 +70,7 @@ def minference() -> Measured:
     always = (rows[:, None] == rows) | (rows == 0)
     error = sparse_gap(call, always | maker.tiles(call, 0.4), block)
 
-    torch.manual_seed(0)
+    restart()
     x = torch.randn(1, 1, n, 64)
     dense = sparse_gap(Call(x, x, x, CAUSAL), torch.ones(1, 1, 64, 64, dtype=torch.bool), block)
 
@@ -104,7 +105,7 @@ def hip() -> Measured:
     block = 16
 
     def tree(n: int, smooth: bool, keep: float) -> tuple[float, float]:
-        torch.manual_seed(0)
+        restart()
         walk = torch.randn(1, 2, n, 16)
         if smooth:  # keys that change slowly
             kernel = torch.hann_window(257)[None, None] / 128
@@ -204,7 +205,7 @@ def recycled() -> Measured:
     """Full steps refresh what steps between read; what became relevant late is found again."""
     made = llama()
     ids = torch.randint(3, 64, (1, 200))
-    torch.manual_seed(0)
+    restart()
 
     def run(every: int, keep: float | int) -> tuple[Tensor, list[float]]:
         reads, out = [], []
@@ -262,7 +263,7 @@ def sharer() -> Measured:
     from pathlib import Path
 
     made = llama(layers=8)
-    torch.manual_seed(0)
+    restart()
     texts = [torch.randint(3, 64, (1, 64)) for _ in range(6)]
     with tempfile.TemporaryDirectory() as folder:
         path = calibrate(made, "kv_sharer", texts, to=Path(folder) / "map")

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from regard.core.call import Call
 from regard.core.errors import need
 from regard.models.engine import attended
-from regard.models.moment import Moment
+from regard.models.forward import Forward
 from regard.models.site import Site, Sites
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
@@ -35,7 +35,7 @@ from regard.verbs import shrink
 
 def on_grid(grid: tuple[int, ...], text: int = 0, h: int = 2) -> Call:
     """Random joint attention over a grid and text behind it."""
-    site = Site(0, "joint", "attn", h, h, 16, modality="image-text").at(Moment(0, grid=grid))
+    site = Site(0, "joint", "attn", h, h, 16, modality="image-text").at(Forward(0, grid=grid))
     q, k, v = torch.randn(3, 1, h, prod(grid) + text, 16)
     return Call(q, k, v, site=site)
 

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from regard.analysis.similarity import joint_embedding, neuron_view
+from regard.circuits.flow import maximal_flows, rollout
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.score import Alibi, Dot
@@ -16,12 +18,10 @@ from regard.models.weights import closed_weights
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.seeing import CAUSAL, looked, pointing
-from regard.probes.flow import maximal_flows, rollout
 from regard.probes.positions import correlation, ranks
 from regard.probes.reading import Reading
 from regard.probes.rhythm import Rhythm, amplified
 from regard.probes.scores import Scores
-from regard.probes.similarity import joint_embedding, neuron_view
 from regard.probes.spans import (
     Focus,
     SpanShare,

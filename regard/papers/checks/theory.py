@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.analysis.linear_systems import gated, linear_attention, selective, taylor_power
+from regard.analysis.scan_and_snap import Growth, ScanAndSnap, descend, growth
+from regard.analysis.topics import CLASSES, TopicAttention, topic_similarity
 from regard.core.features import elu_plus_one
 from regard.core.support import Causal
 from regard.layers.attention import Attention
@@ -16,10 +19,7 @@ from regard.models.attach import attach
 from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
-from regard.probes.linear_systems import gated, linear_attention, selective, taylor_power
 from regard.probes.reading import Reading
-from regard.probes.scan_and_snap import Growth, ScanAndSnap, descend, growth
-from regard.probes.topics import CLASSES, TopicAttention, topic_similarity
 from regard.run.doors import attend
 from regard.run.scanning import scan
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +32,3 @@ def fit(
         schedule.step()
         losses.append(float(now.detach()))
     return losses
-
-
-def draws() -> Iterator[int]:
-    """Number the batches to train on: others for each seed that the runner set."""
-    return itertools.count(10**6 * torch.initial_seed())
-
-
-def seed_again() -> None:
-    """Go back to the seed that the runner set, so that two nets start alike."""
-    torch.manual_seed(torch.initial_seed())

@@ -13,6 +13,7 @@ from regard.core.support.chosen import PerHead
 from regard.core.weigh import Softmax
 from regard.run.bands import FAR, Band, band_of
 from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.isolation import contained
 from regard.run.triton.here import interpreting, why_not_here
 
 # Queries that one program takes at most.
@@ -62,6 +63,9 @@ class TritonExecutor(Executor):
 
     def run(self, call: Call) -> Partial:
         """Decode over the contiguous keys."""
+        return contained(call, self._run)
+
+    def _run(self, call: Call) -> Partial:
         from regard.run.triton.decode import decode  # imports triton
 
         device, support = call.q.device, call.rule.support

@@ -1,0 +1,152 @@
+"""How one layer of attention learns which tokens tell the next one: it scans, then snaps.
+
+The model of Tian 2023, in tokens: the last token m is the query, x_1 .. x_T are looked at,
+
+    b_l  ~  count_l exp(z_ml),   u = b / |b|,   logits = u Y,
+
+with attention logits Z [queries, tokens] and decoder Y [tokens, next]. A token is distinct where
+one next token alone goes with it, common where several do. Gradient descent lowers z of common
+tokens and raises that of distinct ones, the more so the more often they come ("scan"), until the
+mixture freezes ("snap").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.errors import ShapeError, fail, shape_of
+from regard.core.method import method
+
+
+class ScanAndSnap(nn.Module):
+    """One layer of attention over counts of tokens, and a decoder.
+
+    `counts` [b, tokens] may be those of a sequence, or the likelihoods P(l | m, n) that counts tend
+    to as sequences grow.
+
+    >>> model = ScanAndSnap(queries=2, tokens=6, following=3)
+    >>> model(torch.tensor([0, 1]), torch.ones(2, 6)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, queries: int, tokens: int, following: int) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.zeros(queries, tokens))
+        self.y = nn.Parameter(torch.zeros(tokens, following))
+
+    def attention(self, query: Tensor, counts: Tensor) -> Tensor:
+        """Weight of each token [b, tokens]: softmax over every place it stands at."""
+        return torch.softmax(self.z[query] + counts.log(), -1)
+
+    def forward(self, query: Tensor, counts: Tensor) -> Tensor:
+        """Logits of the next token [b, following]."""
+        return F.normalize(self.attention(query, counts), dim=-1) @ self.y
+
+    def entropy(self, query: Tensor, counts: Tensor) -> Tensor:
+        """Entropy of attention over tokens [b], in nats."""
+        return torch.special.entr(self.attention(query, counts)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What became of z: by class, and against how often tokens come.
+
+    `common` and `distinct` hold z of (query, token) pairs; `order` the mean rank correlation of z
+    with P(l | m, n) among the distinct tokens of each next token; `entropies` the mean entropy of
+    attention before training and after each report.
+    """
+
+    common: Tensor
+    distinct: Tensor
+    order: float
+    entropies: list[float]
+
+    @property
+    def as_said(self) -> float:
+        """Share of tokens whose z has the sign that the theory says."""
+        right = int((self.common < 0).sum()) + int((self.distinct > 0).sum())
+        return right / (len(self.common) + len(self.distinct))
+
+
+def descend(
+    model: ScanAndSnap,
+    batch: Callable[[], tuple[Tensor, Tensor, Tensor]],
+    steps: int,
+    rate_y: float,
+    rate_z: float,
+    report: int = 50,
+) -> list[float]:
+    """Train by plain gradient descent with two rates; give the entropy every `report` steps.
+
+    `batch()` gives queries [b], counts [b, tokens] and next tokens [b].
+    """
+    descent = torch.optim.SGD(
+        [{"params": [model.y], "lr": rate_y}, {"params": [model.z], "lr": rate_z}]
+    )
+    entropies = []
+    for step in range(steps):
+        query, counts, following = batch()
+        if step % report == 0:
+            entropies.append(float(model.entropy(query, counts).mean().detach()))
+        loss = F.cross_entropy(model(query, counts), following)
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+    query, counts, _ = batch()
+    return [*entropies, float(model.entropy(query, counts).mean().detach())]
+
+
+@method(
+    "scan_and_snap",
+    call="from regard.analysis.scan_and_snap import ScanAndSnap, descend, growth\n"
+    "# entropies = descend(ScanAndSnap(2, 40, 6), batch, 1000, rate_y=1.0, rate_z=0.1)",
+)
+def growth(model: ScanAndSnap, likelihood: Tensor, entropies: list[float]) -> Growth:
+    """Measure z by class; `likelihood` P(l | m, n) [queries, following, tokens].
+
+    >>> likelihood = torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]])
+    >>> model = ScanAndSnap(1, 3, 2)
+    >>> model.z.data = torch.tensor([[0.3, -0.2, 0.3]])
+    >>> growth(model, likelihood, []).as_said
+    1.0
+    """
+    if likelihood.dim() != 3 or likelihood.shape[::2] != model.z.shape:
+        fail(
+            ShapeError, "likelihood", shape_of(likelihood),
+            f"[{model.z.shape[0]}, following, {model.z.shape[1]}]", "give P(l | m, n)",
+        )  # fmt: skip
+    z = model.z.detach()
+    there = likelihood > 0
+    several = there.sum(1)  # next tokens that go with each token, for each query
+    orders = []
+    for m, n in there.any(-1).nonzero().tolist():
+        own = there[m, n] & (several[m] == 1)
+        if likelihood[m, n, own].unique().numel() > 1:
+            orders.append(rank_correlation(z[m, own], likelihood[m, n, own]))
+    order = sum(orders) / len(orders) if orders else float("nan")
+    return Growth(z[several > 1], z[several == 1], order, entropies)
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's correlation of two rows [n]; ties take the mean of their ranks.
+
+    >>> round(rank_correlation(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([0.0, 5.0, 6.0])), 6)
+    1.0
+    """
+    ranks = [_ranks(x) for x in (a, b)]
+    centered = [r - r.mean() for r in ranks]
+    return float((centered[0] * centered[1]).sum() / (centered[0].norm() * centered[1].norm()))
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """Rank of each number: those below it, and half of its equals."""
+    below, same = (x[:, None] > x).sum(1), (x[:, None] == x).sum(1)
+    return below.double() + (same.double() - 1) / 2
+
+
+__all__ = ["Growth", "ScanAndSnap", "descend", "growth", "rank_correlation"]

@@ -1,0 +1,143 @@
+"""What is asked at the shell, checked before anything is loaded: folders, files, lists, devices."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from regard.core.errors import RuleError, ValueRangeError, fail
+
+LARGEST_TEXT = 64 * 2**20
+
+
+def listed(flag: str, said: str, *, empty: bool = False) -> list[str]:
+    """Read words by commas or spaces.
+
+    >>> listed("--tasks", "mqar:length=128, copy")
+    ['mqar:length=128', 'copy']
+    """
+    found = said.replace(",", " ").split()
+    if not found and not empty:
+        fail(RuleError, flag, repr(said), "names by commas", "name one at least")
+    return list(dict.fromkeys(found))
+
+
+def numbers(flag: str, said: str, least: int = 1) -> list[int]:
+    """Read whole numbers by commas.
+
+    >>> numbers("--lengths", "128,256")
+    [128, 256]
+    """
+    words = listed(flag, said)
+    if not all(word.isdecimal() and int(word) >= least for word in words):
+        fail(
+            ValueRangeError, flag, repr(said), f"whole numbers from {least}, by commas",
+            "write 128,256,512",
+        )  # fmt: skip
+    return [int(word) for word in words]
+
+
+def at_least(flag: str, value: int, least: int) -> None:
+    """Raise unless a number is large enough."""
+    if value < least:
+        fail(ValueRangeError, flag, value, f"at least {least}", "leave it out for the usual")
+
+
+def budgets(flag: str, said: str) -> list[Any]:
+    """Read budgets by commas: shares (0.25 or 25%), tokens (256tok), bytes (4MiB).
+
+    >>> budgets("--keep", "25%, 256tok, 2 MiB, 0.1")
+    [Budget(share=0.25), Budget(tokens=256), Budget(bytes=2097152), Budget(share=0.1)]
+    """
+    from regard.policies.budget import Budget
+
+    found = []
+    for word in filter(None, re.split(r"\s*,\s*|\s+(?=[\d.])", said.strip())):
+        decimal = re.fullmatch(r"0?\.\d+|1\.0*", word)
+        try:
+            found.append(Budget.of(float(word) if decimal and float(word) else word))
+        except ValueRangeError as error:
+            fail(ValueRangeError, flag, repr(word), error.expected, error.fix)
+    if not found:
+        fail(RuleError, flag, repr(said), "budgets by commas", "write 10%,25% or 256tok")
+    return list(dict.fromkeys(found))
+
+
+def writable_folder(flag: str, folder: Path) -> Path:
+    """Make a folder to write to, or say why it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+            file.flush()
+    except FileExistsError:
+        fail(RuleError, flag, f"{folder}, which is a file", "a folder", "name a folder, or none")
+    except OSError as error:
+        fail(
+            RuleError, flag, f"{folder} ({error.strerror})", "a folder that can be written to",
+            "name another, or make room and permissions there",
+        )  # fmt: skip
+    return folder
+
+
+def writable_file(flag: str, path: Path) -> Path:
+    """Raise unless a file can be written at a path."""
+    if path.is_dir():
+        fail(RuleError, flag, f"{path}, which is a folder", "a file", "name a file in it")
+    writable_folder(flag, path.parent)
+    if path.exists() and not os.access(path, os.W_OK):
+        fail(RuleError, flag, f"{path} (not writable)", "a file to write", "name another")
+    return path
+
+
+def read_text(flag: str, path: Path) -> str:
+    """Read a file of text; what is binary, empty or too large to be read is refused."""
+    try:
+        if path.is_dir():
+            fail(RuleError, flag, f"{path}, which is a folder", "a file of text", "name a file")
+        size = path.stat().st_size
+        if size > LARGEST_TEXT:
+            fail(
+                RuleError, flag, f"{path} ({size:,} bytes)", f"at most {LARGEST_TEXT:,} bytes",
+                "cut it: a model reads some thousand tokens",
+            )  # fmt: skip
+        raw = path.read_bytes()
+        if b"\0" in raw:
+            fail(RuleError, flag, f"{path}, a binary file", "a file of text", "name a text file")
+        text = raw.decode("utf-8")
+    except OSError as error:
+        fail(RuleError, flag, f"{path} ({error.strerror})", "a file of text", "name one")
+    except UnicodeDecodeError as error:
+        fail(
+            RuleError, flag, f"{path} (byte {error.start} is no UTF-8)", "a file of text in UTF-8",
+            "save it as UTF-8",
+        )  # fmt: skip
+    if not text.strip():
+        fail(RuleError, flag, f"{path}, which holds no text", "some words", "name another file")
+    return text
+
+
+def need_device(flag: str, name: str) -> None:
+    """Raise unless there is such a device here."""
+    import torch
+
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps", "xpu"):
+        fail(RuleError, flag, repr(name), "cpu, cuda, cuda:1, mps or xpu", "take cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        fail(
+            RuleError, flag, f"{name!r} ({first})", "a device of this machine",
+            "take cpu, or cuda where there is one",
+        )  # fmt: skip
+
+
+__all__ = [
+    "at_least", "budgets", "listed", "need_device", "numbers", "read_text", "writable_file",
+    "writable_folder",
+]  # fmt: skip

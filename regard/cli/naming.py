@@ -1,0 +1,95 @@
+"""Errors in the words of the shell: the flag that was typed, not the argument of a function."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from regard.core.errors import RegardError, nearest
+
+# What functions call it -> what the shell calls it, where the two differ.
+SAID = {
+    "inputs": ("text", "file", "image"), "whats": ("what",), "policies": ("policy",),
+    "name": ("layers", "name"), "task": ("tasks",), "pattern": ("patterns",),
+    "executor": ("executors",), "policy": ("policies", "policy", "name"), "knobs": ("tasks",),
+    "settings": ("set", "layers"),
+}  # fmt: skip
+
+
+def name_flags(command: Any) -> Any:
+    """Let every command below, and itself, name flags in the errors that it raises."""
+    for below in getattr(command, "commands", {}).values():
+        name_flags(below)
+    run = command.invoke
+
+    def invoke(ctx: Any) -> Any:
+        try:
+            return run(ctx)
+        except RegardError as error:
+            raise by_flag(error, command.params, sys.argv[1:]) from error.__cause__
+
+    command.invoke = invoke
+    return command
+
+
+def by_flag(error: RegardError, params: Sequence[Any], typed: Sequence[str]) -> RegardError:
+    """Give the error again, about the flag as it was typed, where it is about one.
+
+    `params` are those of the command; what is no flag of it stays as it is.
+    """
+    name, rest = re.match(r"([\w-]*)(.*)", error.argument, re.S).groups()  # type: ignore[union-attr]
+    wanted = [name.lstrip("-").replace("-", "_")]
+    if not name.startswith("-"):
+        wanted = [*SAID.get(name, ()), *wanted]
+    known = {key: p for p in params for key in _names(p)}
+    found = [known[x] for x in wanted if x in known]
+    # What a command below has named already is upper-case, or a flag of its own.
+    if not found or name.isupper():
+        return error
+    flags = [flag for p in found for flag in (_typed(p, typed),) if flag]
+    flag = flags[0] if flags else _flag(found[0])
+    return type(error)(flag + rest, error.got, error.expected, error.fix)
+
+
+def _names(param: Any) -> list[str]:
+    return [param.name, *(x.lstrip("-").replace("-", "_") for x in param.opts)]
+
+
+def _flag(param: Any) -> str:
+    if param.param_type_name == "argument":
+        return str(param.name).upper()
+    return str(max(param.opts, key=len))
+
+
+def _typed(param: Any, typed: Sequence[str]) -> str | None:
+    """The option as a user wrote it; None where it was left out."""
+    if param.param_type_name == "argument":
+        return None
+    words = [word.partition("=")[0] for word in typed]
+    return next((x for x in (*param.opts, *param.secondary_opts) if x in words), None)
+
+
+def usage_error(error: Exception) -> str | None:
+    """One sentence of what the parser of the command line raised; None of anything else."""
+    import typer
+
+    kinds = [kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"]
+    if isinstance(error, typer.Abort):
+        return "regard: stopped"
+    if not kinds or not isinstance(error, kinds[0]):
+        return None
+    ctx = getattr(error, "ctx", None)
+    path = getattr(ctx, "command_path", "regard")
+    said = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    if type(error).__name__ == "NoArgsIsHelpError" or not said:
+        said = "no command"
+    unknown = re.match(r"No such command '([^']*)'", said)
+    if unknown and "ean" not in said and ctx is not None:
+        near = nearest(unknown[1], ctx.command.commands, "")
+        said = f"{said}: {near}" if near else said
+    return f"{path}: {said}. To put it right: `{path} --help` says what it takes"
+
+
+__all__ = ["by_flag", "name_flags", "usage_error"]

@@ -1,0 +1,350 @@
+"""Files written whole and read with suspicion: the one way to keep a result.
+
+What is written has a kind, a version and a checksum, and replaces the old file in one step. What
+is read is checked before it is used; every file that is not as it was written raises `FileError`,
+and none can allocate much more than its own size. Nothing that is read is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regard.core.errors import RegardError, fail
+from regard.core.packing import Buffer, pack, unpack
+
+# Largest file of JSON that is read: a hundred times what a sweep of a thousand runs writes.
+JSON_LIMIT = 256 << 20
+
+
+class FileError(RegardError, OSError):
+    """A file is damaged, is of another kind, or cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file is: the name and version it carries, what it holds, and what to do without it.
+
+    `KINDS` has every kind that was made, so that tests can damage a file of each.
+    """
+
+    name: str
+    version: int
+    holds: str
+    fix: str
+    error: type[FileError] = FileError
+
+    def __post_init__(self) -> None:
+        KINDS[self.name] = self
+
+    def bad(self, path: object, got: str) -> None:
+        """Raise the error of this kind."""
+        raise self.error(str(path), got, self.holds, self.fix)
+
+
+KINDS: dict[str, FileKind] = {}
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def write_bytes(
+    path: str | Path,
+    data: Buffer | Sequence[Buffer],
+    *,
+    may_replace: bool | Callable[[Path], bool] = True,
+    error: type[FileError] = FileError,
+) -> Path:
+    """Write a whole file: a reader sees the old one or the new one, never a part.
+
+    The bytes go to a private name beside it, opened exclusively, and are on the disk before they
+    take its place. `may_replace` says whether a file that is there may go: True, False, or a
+    function of its path.
+
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp()) / "new" / "a.txt"
+    >>> write_bytes(place, b"whole").read_bytes()
+    b'whole'
+    """
+    path = Path(path)
+    parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
+    with disk_errors(path, error):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
+        make_folder(path.parent)
+        replaced = may_replace if isinstance(may_replace, bool) else _allows(may_replace, path)
+        part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        handle = os.open(part, flags | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for piece in parts:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            if replaced:
+                os.replace(part, path)
+            else:
+                os.link(part, path)  # fails where there is one
+        except FileExistsError:
+            refuse_to_replace(path, error)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless it is there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, "a file stands there", str(folder)) from None
+
+
+def _allows(may_replace: Callable[[Path], bool], path: Path) -> bool:
+    return not path.exists() or may_replace(path)
+
+
+def refuse_to_replace(path: Path, error: type[FileError] = FileError) -> None:
+    """Raise: a file is there that Regard did not write."""
+    fail(
+        error, str(path), "a file that is there already, and that Regard did not write as it is",
+        "a new name", "name another file, or pass overwrite=True (--force in the shell)",
+    )  # fmt: skip
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, error: type[FileError] = FileError) -> Iterator[None]:
+    """Turn what the system says of a disk or a folder into one sentence."""
+    try:
+        yield
+    except RegardError:
+        raise
+    except OSError as broken:
+        full = broken.errno in (errno.ENOSPC, errno.EDQUOT)
+        got = "no space left on its disk" if full else (broken.strerror or str(broken))
+        kinds = {
+            IsADirectoryError: "a folder stands there",
+            NotADirectoryError: "it lies in a file",
+        }
+        got = kinds.get(type(broken), got)
+        fail(
+            error, str(path), got, "room to write a file to",
+            "make room, and give the same command again: what is finished is kept" if full
+            else "name another file or folder (--out), or change its permissions",
+        )  # fmt: skip
+
+
+def set_aside(path: str | Path) -> Path:
+    """Move a file that is no longer trusted to `older/` beside it, and return its new path."""
+    path = Path(path)
+    with disk_errors(path):
+        with open(path, "rb") as file:
+            mark = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        make_folder(path.parent / "older")
+        moved = path.parent / "older" / f"{path.stem}.{mark}{path.suffix}"
+        os.replace(path, moved)
+    return moved
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out while files beside `path` are read, changed and written again.
+
+    What is locked is the folder, so that nothing is left in it; the system lets it go when its
+    process ends. Where there are no such locks, as on Windows, nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with disk_errors(path):
+        make_folder(path.parent)
+        handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network folders have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+@contextlib.contextmanager
+def reading(path: object, kind: FileKind) -> Iterator[None]:
+    """Raise the error of `kind` for whatever goes wrong while a file is read and understood."""
+    try:
+        yield
+    except FileError as broken:
+        if isinstance(broken, kind.error):
+            raise
+        raise kind.error(broken.argument, broken.got, broken.expected, broken.fix) from broken
+    except OSError as broken:
+        kind.bad(path, broken.strerror or str(broken))
+    except RegardError as broken:
+        kind.bad(path, f"a file that holds what cannot be: {broken}")
+    except RecursionError:
+        kind.bad(path, "a damaged file (nested too deeply)")
+    except Exception as broken:
+        said = (str(broken).splitlines() or [""])[0][:120]
+        kind.bad(path, f"a damaged file ({type(broken).__name__}: {said})")
+
+
+def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
+    """Read a file of up to `limit` bytes."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise FileError(
+                str(path), f"{size:,} bytes", f"up to {limit:,}", "read it with a larger limit"
+            )
+        # What is no plain file (a device, a pipe) has no size that could be trusted.
+        found = file.read(-1 if limit is None else limit + 1)
+    if limit is not None and len(found) > limit:
+        raise FileError(str(path), "a file without end", f"up to {limit:,} bytes", "name a file")
+    return found
+
+
+# --------------------------------------------------------------------- packed files (tensors)
+
+
+def write_packed(
+    path: str | Path, content: Any, kind: FileKind, *,
+    may_replace: bool | Callable[[Path], bool] = True,
+) -> Path:  # fmt: skip
+    """Write tensors and plain values: a line that names the kind, a SHA-256, and the packed bytes.
+
+    >>> import tempfile
+    >>> kind = FileKind("regard-example", 1, "an example", "write it again")
+    >>> place = write_packed(Path(tempfile.mkdtemp()) / "x", {"x": torch.ones(2)}, kind)
+    >>> read_packed(place, kind)["x"].tolist()
+    [1.0, 1.0]
+    """
+    body = pack(content)
+    digest = hashlib.sha256()
+    for part in body:
+        digest.update(part)
+    top = _first_line(kind)
+    return write_bytes(
+        path, [top, digest.digest(), *body], may_replace=may_replace, error=kind.error
+    )
+
+
+def read_packed(path: str | Path, kind: FileKind, limit: int | None = None) -> Any:
+    """Read what `write_packed` wrote, or raise the error of `kind`."""
+    with reading(path, kind):
+        found = read_bytes(path, limit)
+        line, _, _ = found[:200].partition(b"\n")
+        if line + b"\n" != _first_line(kind):
+            words = line.decode("ascii", "replace").split(" ")
+            if words[0] == kind.name and len(words) == 2:
+                kind.bad(path, f"a file of version {words[1][:20]}, where this Regard reads "
+                               f"version {kind.version}")  # fmt: skip
+            other = KINDS.get(words[0])
+            kind.bad(path, f"{other.holds}" if other else "a file that begins otherwise")
+        body = memoryview(found)[len(line) + 1 + 32 :]
+        if hashlib.sha256(body).digest() != found[len(line) + 1 : len(line) + 1 + 32]:
+            kind.bad(path, "a damaged file (its checksum is wrong: it was cut off or changed)")
+        return unpack(body)
+
+
+def _first_line(kind: FileKind) -> bytes:
+    return f"{kind.name} {kind.version}\n".encode()
+
+
+# -------------------------------------------------------------------------------------- JSON
+
+
+def write_json(
+    path: str | Path, content: dict[str, Any], kind: FileKind, *,
+    may_replace: bool | Callable[[Path], bool] = True,
+) -> Path:  # fmt: skip
+    """Write JSON for people and programs, with `format`, `version` and `checksum` beside it.
+
+    NaN and infinity become null: JSON has no word for them.
+
+    >>> import tempfile
+    >>> kind = FileKind("regard-example", 1, "an example", "write it again")
+    >>> place = write_json(Path(tempfile.mkdtemp()) / "x.json", {"x": [1.5, float("nan")]}, kind)
+    >>> read_json(place, kind)["x"]
+    [1.5, None]
+    """
+    return write_bytes(path, json_bytes(content, kind), may_replace=may_replace, error=kind.error)
+
+
+def json_bytes(content: dict[str, Any], kind: FileKind) -> bytes:
+    """Write JSON as `write_json` does, and return the bytes."""
+    said = {"format": kind.name, "version": kind.version, **_finite(content)}
+    said["checksum"] = json_checksum(said)
+    text = json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "surrogatepass")
+
+
+def json_checksum(content: dict[str, Any]) -> str:
+    """Hash JSON by what it says; spaces, line ends and the order of keys do not count."""
+    said = {str(key): x for key, x in content.items() if key != "checksum"}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def read_json(path: str | Path, kind: FileKind, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """Read what `write_json` wrote, or raise the error of `kind`."""
+    with reading(path, kind):
+        return parse_json(read_bytes(path, limit), path, kind)
+
+
+def parse_json(body: bytes, path: str | Path, kind: FileKind) -> dict[str, Any]:
+    """Check and return what JSON of `kind` says (inside of `reading`)."""
+    said: Any = json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_no_constant)
+    if not isinstance(said, dict) or said.get("format") != kind.name:
+        kind.bad(path, f"JSON that is no {kind.name}")
+    if said.get("version") != kind.version:
+        kind.bad(path, f"a file of version {str(said.get('version'))[:20]}, where this Regard "
+                       f"reads version {kind.version}")  # fmt: skip
+    if said.pop("checksum", None) != json_checksum(said):
+        kind.bad(path, "a damaged file (its checksum is wrong: it was cut off or changed)")
+    return dict(said)
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {str(key): _finite(x) for key, x in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(x) for x in content]
+    return content
+
+
+__all__ = [
+    "KINDS", "FileError", "FileKind", "disk_errors", "json_bytes", "json_checksum", "locked",
+    "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
+    "refuse_to_replace", "set_aside", "write_bytes", "write_json", "write_packed",
+]  # fmt: skip

@@ -1,0 +1,54 @@
+"""Sums and means over the tokens of a text, padding left out and packed documents kept apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regard.core.scan import starts
+from regard.layers.base import LayerInput
+
+
+def document_means(
+    x: Tensor, padding: Tensor | None = None, documents: Tensor | None = None
+) -> Tensor:
+    """Give each token the mean of its document: [b, n, c] to [b, n, c].
+
+    `padding` [b, n] is true at real tokens, `documents` [b, n] names documents (from 0 on).
+
+    >>> x = torch.tensor([[[1.0], [3.0], [5.0]]])
+    >>> document_means(x, documents=torch.tensor([[0, 0, 1]])).flatten().tolist()
+    [2.0, 2.0, 5.0]
+    """
+    real = torch.ones_like(x[..., :1]) if padding is None else padding[..., None].to(x.dtype)
+    if documents is None:
+        means: Tensor = (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+        return means.expand_as(x)
+    places = documents.long()[..., None]
+    room = int(documents.max()) + 1
+    sums = x.new_zeros(x.shape[0], room, x.shape[2])
+    sums = sums.scatter_add(1, places.expand_as(x), x * real)
+    counts = x.new_zeros(x.shape[0], room, 1).scatter_add(1, places, real)
+    return torch.gather(sums / counts.clamp_min(1), 1, places.expand_as(x))
+
+
+def running_sum(x: Tensor, input: LayerInput, name: str) -> Tensor:
+    """Sum x [b, h, n, c] over each token and those before it, in its own document.
+
+    Padding counts as zero; what earlier calls summed is kept in the input's memory under `name`.
+    """
+    if input.padding is not None:
+        x = x * input.padding[:, None, :, None]
+    total = x.cumsum(2)
+    if input.documents is not None:
+        first = starts(input.documents)[:, None, :, None]
+        before = torch.where(first, total - x, 0.0)
+        # Each token takes away what was summed before its document began.
+        place = torch.where(first, torch.arange(x.shape[2], device=x.device)[:, None], 0)
+        begun = place.cummax(2).values.expand_as(x)
+        return total - before.gather(2, begun)
+    if input.memory is not None:
+        kept = input.memory.get(name)
+        total = total if kept is None else total + kept
+        input.memory.keep(name, total[:, :, -1:])
+    return total

@@ -1,0 +1,85 @@
+"""Linear attention in which what flows out of sources and into sinks is conserved."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regard.core.method import method
+from regard.layers.base import Capabilities, LayerInput
+from regard.layers.document_sums import running_sum
+from regard.layers.recurrent import Recurrent
+from regard.layers.registry import register
+
+EPS = 1e-6
+
+
+class Flows(NamedTuple):
+    """What flows: into each sink, out of each source, and each again when the other is conserved.
+
+    All [b, h, n, 1]; `tokens` is how many are summed over.
+    """
+
+    incoming: Tensor
+    outgoing: Tensor
+    conserved_in: Tensor
+    conserved_out: Tensor
+    tokens: Tensor
+
+
+@register("flow_attention")
+@method(
+    "flow_attention", call='import regard\nlayer = regard.layer("flow_attention", 512, heads=8)'
+)
+class FlowAttention(Recurrent):
+    """Sources compete for what they may give, sinks share out what they take (Flowformer).
+
+    With `q = sigmoid(Q)`, `k = sigmoid(K)`: incoming `I_i = q_i sum_j k_j`, outgoing
+    `O_j = k_j sum_i q_i`. Values are weighed by the softmax of `k_j sum_i q_i / I_i`, times their
+    count, and what is read by the sigmoid of `q_i sum_j k_j / O_j`. A causal layer sums over the
+    past, its flows divided by how much of it there is.
+
+    >>> FlowAttention(32, heads=4, causal=False)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Capabilities] = Capabilities(
+        cross=False, documents=False, constant_memory=True, linear=True
+    )
+
+    def features(self, x: Tensor) -> Tensor:
+        """Take the sigmoid."""
+        return x.sigmoid()
+
+    def _sum(self, x: Tensor, input: LayerInput, name: str) -> Tensor:
+        """Sum over the past, or over everything: [b, h, n or 1, c]."""
+        if self.causal:
+            return running_sum(x, input, name)
+        real = 1.0 if input.padding is None else input.padding[:, None, :, None]
+        return (x * real).sum(2, keepdim=True)
+
+    def flows(self, q: Tensor, k: Tensor, input: LayerInput) -> Flows:
+        """Measure the flows of q and k [b, h, n, d]."""
+        count = self._sum(torch.ones_like(q[..., :1]), input, "count").clamp_min(1)
+        share = 1 / count if self.causal else torch.ones_like(count)
+
+        def met(x: Tensor, y: Tensor, name: str) -> Tensor:
+            total = self._sum(y, input, name)
+            return ((x + EPS) * (total + EPS)).sum(-1, keepdim=True) * share
+
+        incoming, outgoing = met(q, k, "keys"), met(k, q, "queries")
+        conserved_in = met(q, k / outgoing, "keys over flow")
+        conserved_out = met(k, q / incoming, "queries over flow").clamp(-1, 1)
+        return Flows(incoming, outgoing, conserved_in, conserved_out, count)
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
+        """Let sources compete, read, and let sinks share out."""
+        flows = self.flows(q, k, input)
+        strength = flows.conserved_out.exp()
+        total = self._sum(strength, input, "strength").clamp_min(EPS)  # 0 before any real token
+        competing = strength / total * flows.tokens
+        flow_of = flows.incoming * (flows.tokens if self.causal else 1.0)
+        seen = super().look(q / flow_of, k, v * competing, input)
+        return seen * flows.conserved_in.sigmoid()

@@ -1,0 +1,187 @@
+"""What transformers calls in place of its attention and its masks, under one name of our own.
+
+The name stays registered: a forward that another thread is in may still look it up after the last
+detaching. A module that nobody is attached to is served without stages.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from regard.core.call import Call
+from regard.core.errors import fail
+from regard.core.rule import Rule
+from regard.core.score import Dot, SoftCap
+from regard.core.score.base import Score
+from regard.core.score.dense import DenseBias
+from regard.core.support import Causal, Everything, Support
+from regard.core.weigh import Softmax
+from regard.models.engine import Engine
+from regard.models.forward import current_forward
+from regard.models.hook import Held, UnsupportedModelError
+from regard.models.masks import Mask, make_mask
+from regard.models.sdpa import four_axes, with_mask
+from regard.models.weights import closed_weights
+
+_collector: Any
+try:
+    from transformers.utils.output_capturing import _active_collector as _collector
+except ImportError:  # versions that pass `output_attentions` on instead
+    _collector = None
+
+NAME = "regard"
+# Whom the calls of a module go through.
+held: WeakKeyDictionary[nn.Module, Held] = WeakKeyDictionary()
+_nobody = Engine()
+
+
+class Name(str):
+    """Our name in a config, with what stood there before; a copy of the config gets that.
+
+    >>> import copy
+    >>> Name("eager") == "regard", copy.deepcopy(Name("eager"))
+    (True, 'eager')
+    """
+
+    replaced: str | None
+
+    def __new__(cls, replaced: str | None) -> Name:
+        """Return the name, which compares like any other string."""
+        made = super().__new__(cls, NAME)
+        made.replaced, made.holders = replaced, ()
+        return made
+
+    holders: tuple[Any, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> str | None:
+        return self.replaced
+
+    def __reduce__(self) -> Any:
+        return _same, (self.replaced,)
+
+
+def _same(x: str | None) -> str | None:
+    return x
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Stand where transformers expects its attention: out [b, n, h, e], and weights if asked."""
+    if kwargs.get("cache") is not None:
+        refuse_batching()
+    found = held.get(module)
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    rule = rule_of(
+        attention_mask, query, key, scaling, bool(is_causal), position_bias, softcap, s_aux
+    )
+    site = None if found is None else found.site
+    call = Call(query, key, value, rule, dropout=dropout, site=site)
+    # A model that shares its config with an attached one is served without stages.
+    shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module)
+    out, call = (_nobody if found is None else found.engine).followed(call, alone=not shown)
+    weights = closed_weights(call, "output_attentions") if shown else None
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def weights_are_asked(module: nn.Module) -> bool:
+    """Whether somebody collects weights that the attention is not told to return.
+
+    Eager attention returns them always, so some models ask for them only where they collect them.
+    """
+    collected = None if _collector is None else _collector.get()
+    if collected and any("attentions" in key for key in collected):
+        return True
+    now = current_forward()
+    if now is not None and now.weights:
+        return True
+    return bool(getattr(getattr(module, "config", None), "output_attentions", False))
+
+
+def refuse_batching(*_: Any, **__: Any) -> None:
+    """Refuse continuous batching: its threads and its paged cache pass the model by."""
+    fail(
+        UnsupportedModelError,
+        "generate_batch",
+        "continuous batching on an attached model",
+        "generate, whose cache is updated by the model",
+        "detach first, or call generate",
+    )
+
+
+def rule_of(
+    mask: Any,
+    query: Tensor,
+    key: Tensor,
+    scaling: float | None,
+    is_causal: bool,
+    bias: Tensor | None,
+    softcap: float | None,
+    sink: Tensor | None,
+) -> Rule:
+    """Make the rule of one call; calls of one forward that mean the same share it."""
+    plain = bias is None and sink is None
+    home: dict[Any, Any] | None = mask.rules if isinstance(mask, Mask) else None
+    if mask is None:
+        home = _plain
+    n, m = query.shape[2], key.shape[2]
+    if isinstance(scaling, Tensor):
+        scaling = float(scaling)
+    kind = (scaling, softcap, is_causal and n > 1)
+    if plain and home is not None and kind in home:
+        found: Rule = home[kind]
+        return found
+    support: Support = EVERYTHING
+    offset = 0
+    score = _score(scaling, softcap)
+    if isinstance(mask, Mask):
+        support, offset = mask.support, max(mask.offset, 0)
+    elif mask is None:
+        # As under sdpa: no mask means causal from the first key, where the module is causal.
+        support = Causal() if is_causal and n > 1 else EVERYTHING
+    else:
+        support, score = with_mask(support, score, four_axes(mask)[..., :m], m)
+    if bias is not None:
+        bias = four_axes(bias)[..., :m]
+        score = score + DenseBias(bias.expand(*bias.shape[:3], m))
+    weigh = SOFTMAX if sink is None else Softmax(sink=sink.reshape(-1))
+    rule = Rule(support, score, weigh, offset)
+    if plain and home is not None:
+        if len(home) > 64:
+            home.clear()
+        home[kind] = rule
+    return rule
+
+
+_plain: dict[Any, Rule] = {}
+# Each step makes a rule; what does not change from step to step is made once.
+EVERYTHING, SOFTMAX = Everything(), Softmax()
+
+
+@lru_cache(maxsize=64)
+def _score(scaling: float | None, softcap: float | None) -> Score:
+    """Make the score of a scale and a soft cap."""
+    return Dot(scaling) if softcap is None else Dot(scaling) >> SoftCap(softcap)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, make_mask)
+
+__all__ = ["NAME", "Name", "attention", "held", "refuse_batching", "rule_of"]

@@ -1,0 +1,244 @@
+"""What is known of the forward that is running: step, timestep, branches, grid, padding, cache.
+
+One wrapper around the forward of an attached model notes it, in the thread that runs the forward.
+`current_forward()` returns it, and the engine hands it to each call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor, nn
+
+from regard.core.errors import RuleError, ShapeError, fail
+from regard.models.removal import Removal
+from regard.models.wrap import Around, hold, run_within
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """What is known of the forward that is running.
+
+    `step` counts from 0: in generating with a cache, 0 is the prompt, and each further forward
+    counts one; in denoising it counts the timesteps met, anew when the first comes again.
+    `branches` names equal blocks of the rows of the batch, in their order, where guidance is told;
+    `grid` is the image in tokens (frames first, in a video), `images` how many tokens that makes.
+    `image_tokens` bool [b, n] marks those of a prompt that stand for an image, where the model's
+    config names their id. `positions` [b or 1, n] are those of the tokens, where they were told,
+    and `padding` [b, m] marks the real ones among the tokens so far. `cache` is the cache that the
+    forward reads and fills; `weights` says whether weights are to be returned.
+
+    >>> now = Forward(3, branches=("unconditional", "conditional"), grid=(4, 6))
+    >>> now.rows("conditional", 8), now.images
+    (slice(4, 8, None), 24)
+    """
+
+    step: int
+    timestep: Any = None
+    branches: tuple[str, ...] | None = None
+    grid: tuple[int, ...] | None = None
+    packed: int | None = None
+    image_tokens: Any = None
+    positions: Any = None
+    padding: Any = None
+    cache_ref: Any = None
+    weights: bool = False
+
+    @property
+    def cache(self) -> Any:
+        """Return the cache; None without one, or once it is gone. No record keeps a cache alive."""
+        return None if self.cache_ref is None else self.cache_ref()
+
+    @property
+    def images(self) -> int | None:
+        """Count the tokens of the image; None where the model does not tell."""
+        return prod(self.grid) if self.packed is None and self.grid else self.packed
+
+    def rows(self, branch: str, b: int) -> slice:
+        """Give the rows of a batch of `b` that belong to a guidance branch."""
+        names = self.branches or ()
+        if branch not in names:
+            fail(
+                RuleError,
+                "branch",
+                repr(branch),
+                f"one of {names}" if names else "branches that are told",
+                "run the model within regard.models.diffusers.branches(*names of the halves)",
+            )
+        if b % len(names):
+            fail(
+                ShapeError,
+                "batch",
+                f"{b} rows",
+                f"rows for {len(names)} branches: {', '.join(names)}",
+                "name as many branches as the batch holds",
+            )
+        size, at = b // len(names), names.index(branch)
+        return slice(at * size, (at + 1) * size)
+
+    def grid_of(self, tokens: int) -> tuple[int, ...] | None:
+        """Give the grid of so many image tokens, at any halving of the whole; None if none fits.
+
+        >>> Forward(0, grid=(5, 8)).grid_of(12)
+        (3, 4)
+        """
+        grid = self.grid
+        while grid is not None and prod(grid) > tokens and max(grid[-2:]) > 1:
+            grid = (*grid[:-2], *(-(-x // 2) for x in grid[-2:]))
+        return grid if grid is not None and prod(grid) == tokens else None
+
+
+# Reads a forward from a model, its arguments and what is kept between forwards.
+Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], Forward]
+# Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None.
+Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class _Thread(threading.local):
+    """What this thread is in; empty outside of any forward."""
+
+    def __init__(self) -> None:
+        self.forwards: list[Forward] = []
+        self.told: list[tuple[str, ...]] = []
+        # The layer of a cache that took keys last (a weak reference).
+        self.updated: Any = None
+
+
+_thread = _Thread()
+
+
+def current_forward() -> Forward | None:
+    """Return the innermost forward of an attached model that this thread runs; None outside.
+
+    >>> current_forward() is None
+    True
+    """
+    return _thread.forwards[-1] if _thread.forwards else None
+
+
+def _within(stack: list[Any], item: Any) -> Iterator[None]:
+    depth = len(stack)
+    try:
+        try:
+            stack.append(item)
+            yield
+        finally:
+            del stack[depth:]
+    finally:
+        del stack[depth:]
+
+
+@contextmanager
+def changed(**parts: Any) -> Iterator[None]:
+    """Run a part of a forward under a record that differs: fewer branches in the batch, say."""
+    yield from _within(_thread.forwards, replace(_thread.forwards[-1], **parts))
+
+
+def told_branches() -> tuple[str, ...] | None:
+    """Return the guidance branches that are told now."""
+    return (_thread.told[-1] or None) if _thread.told else None
+
+
+@contextmanager
+def telling(*names: str) -> Iterator[None]:
+    """Tell which guidance branches the batches within hold."""
+    yield from _within(_thread.told, names)
+
+
+def note_update(layer: Any, keys: Tensor) -> None:
+    """Note that a layer of a cache has taken keys, and returns these to the model."""
+    layer.returned = ref(keys)
+    _thread.updated = ref(layer)
+
+
+def layer_of(keys: Tensor) -> Any:
+    """Return the layer of a cache that returned just these keys to the model; None if none did.
+
+    Found by identity, in the thread that runs the forward: nothing is hung on the tensor.
+    """
+    last = None if _thread.updated is None else _thread.updated()
+    if last is None:
+        return None
+    if _returned(last) is keys:
+        return last
+    return next((x for x in last.cache if _returned(x) is keys), None)
+
+
+def _returned(layer: Any) -> Any:
+    return None if layer.returned is None else layer.returned()
+
+
+class _Follow(Around):
+    """Notes each forward of a model, for all who are attached to it."""
+
+    def __init__(self, model: nn.Module, read: Reader) -> None:
+        super().__init__()
+        self.model, self.read, self.kept = ref(model), read, threading.local()
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        model: Any = self.model()
+        forwards, told = _thread.forwards, _thread.told
+        depth, said = len(forwards), len(told)
+
+        def run() -> Any:
+            given = args, kwargs
+            for arrive in [x for arrivals in self.holders for x in arrivals.of]:
+                given = arrive(model, *given) or given
+            forwards.append(self.read(model, *given, self.kept.__dict__))
+            return plain(*given[0], **given[1])
+
+        def leave() -> None:
+            del forwards[depth:]
+            del told[said:]
+
+        return run_within(run, leave)
+
+
+class _Arrivals:
+    """What one who is attached does when a forward begins."""
+
+    def __init__(self, of: tuple[Arrival, ...]) -> None:
+        self.of = of
+
+
+def follow(
+    model: nn.Module, read: Reader, undo: Removal, arrivals: tuple[Arrival, ...] = ()
+) -> None:
+    """Note each forward of a model until `undo` is called; `arrivals` may change its arguments."""
+    hold(model, "forward", lambda: _Follow(model, read), _Arrivals(arrivals), undo)
+
+
+@lru_cache(maxsize=256)
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def given_to(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward by name."""
+    kind: Any = type(model)
+    return {**dict(zip(_names(kind), args, strict=False)), **kwargs} if args else kwargs
+
+
+def by_cache(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]
+) -> Forward:
+    """Count the forwards that fill one cache; without one, or with an empty one, it is step 0."""
+    given = given_to(model, args, kwargs)
+    cache, positions = given.get("past_key_values"), given.get("position_ids")
+    padding = given.get("attention_mask")
+    if not isinstance(padding, Tensor) or padding.dim() != 2:
+        padding = None
+    length = getattr(cache, "get_seq_length", None)
+    if length is None:
+        return Forward(0, positions=positions, padding=padding)
+    counts = keep.setdefault("caches", WeakKeyDictionary())
+    counts[cache] = counts.get(cache, 0) + 1 if int(length()) else 0
+    return Forward(counts[cache], positions=positions, padding=padding, cache_ref=ref(cache))

@@ -1,0 +1,61 @@
+"""Undo what was done to a model: once, whole, and whatever is raised meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+# One lock for all that attaching and detaching write to, from whichever thread.
+LOCK = threading.RLock()
+
+
+class Removal:
+    """Steps that undo something, run in reverse, each once; calling it again does nothing more.
+
+    Add a step *before* what it undoes is done, and write it so that it does no harm where that was
+    never done: then an exception at any moment leaves nothing behind. A step that raises is tried
+    once more (it may have been interrupted from outside); it never keeps the others from running.
+
+    >>> done = []
+    >>> undo = Removal(lambda: done.append("first"), lambda: done.append("last"))
+    >>> undo(), undo(), done, undo.pending
+    (None, None, ['last', 'first'], False)
+    """
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        self._steps = list(steps)
+        self._tried: Callable[[], object] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is left to undo."""
+        return bool(self._steps)
+
+    def add(self, step: Callable[[], object]) -> None:
+        """Add a step; it will be the first to run."""
+        self._steps.append(step)
+
+    def __call__(self) -> None:
+        """Undo what is left to undo; raise the first error when all is done."""
+        with LOCK:
+            raised: BaseException | None = None
+            while self._steps:
+                step = self._steps[-1]
+                try:
+                    step()
+                    self._done(step)
+                except BaseException as e:
+                    raised = raised or e
+                    if self._tried is step:
+                        self._done(step)
+                    self._tried = step
+            self._tried = None
+            if raised is not None:
+                raise raised
+
+    def _done(self, step: Callable[[], object]) -> None:
+        if self._steps and self._steps[-1] is step:
+            self._steps.pop()
+
+
+__all__ = ["LOCK", "Removal"]

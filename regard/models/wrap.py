@@ -1,0 +1,163 @@
+"""Run code around a method of one object, so that nothing is left in any thread.
+
+PyTorch's forward hooks come in pairs, and the second of a pair is not run after a
+KeyboardInterrupt (nor after anything else that is no Exception). Here the whole call is inside one
+`try`: what was entered is left in the frame that entered it, whoever detaches meanwhile.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from regard.models.removal import LOCK, Removal
+
+T = TypeVar("T")
+A = TypeVar("A", bound="Around")
+
+
+def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
+    """Return `run()`, and put back what it entered, whatever is raised.
+
+    `leave` puts back what it finds, and may be called at any time. It is called twice: one
+    exception, raised at any line by whomever (Ctrl-C), can keep only one of the two from running.
+    """
+    try:
+        try:
+            return run()
+        finally:
+            leave()
+    finally:
+        leave()
+
+
+class Around(ABC):
+    """What runs around a method, for all who hold it: attachments, the outermost first."""
+
+    order: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        self.holders: list[Any] = []
+
+    @abstractmethod
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the method in one's own way."""
+
+    def changed(self) -> None:  # noqa: B027
+        """Follow a change of `holders`, the last of which may have left; nothing by default."""
+
+
+class Wrapped:
+    """What an object has in its `__dict__` in place of a method of its class.
+
+    A deep copy or a pickle of the object gets the plain method: it is a copy without stages, and
+    that is said.
+    """
+
+    def __init__(self, owner: Any, name: str, own: Any) -> None:
+        self._owner, self._name, self._own = owner, name, own
+        self.arounds: tuple[Around, ...] = ()
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The method as it is without us; `inspect.signature` reads it."""
+        if self._own is not None:
+            return self._own  # type: ignore[no-any-return]
+        owner = self._owner
+        return getattr(type(owner), self._name).__get__(owner)  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method, with all that is around it."""
+        arounds, run = self.arounds, self.__wrapped__
+        if len(arounds) == 1:
+            return arounds[0].run(run, *args, **kwargs)
+        for around in reversed(arounds):
+            run = _inside(around, run)
+        return run(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and not name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        _say_plain()
+        return _plain(memo.get(id(self._owner), self._owner), self._name, self._own)
+
+    def __reduce__(self) -> Any:
+        _say_plain()
+        return _plain, (self._owner, self._name, self._own)
+
+
+def _inside(around: Around, run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: around.run(run, *args, **kwargs)
+
+
+def _plain(owner: Any, name: str, own: Any) -> Any:
+    return own if own is not None else getattr(type(owner), name).__get__(owner)
+
+
+def _say_plain() -> None:
+    warnings.warn(
+        "a model is copied or saved while stages are attached to it; the copy has no stages. "
+        "Fix: copy it before attaching, or attach to the copy as well",
+        stacklevel=3,
+    )
+
+
+def hold(
+    owner: Any,
+    name: str,
+    make: Callable[[], A],
+    holder: Any,
+    undo: Removal,
+    *,
+    join: bool = True,
+) -> A:
+    """Put an `Around` around a method, or join the one of its kind, until `undo` is called.
+
+    Those of a lower `order` stand outside, then those that came first. Without `join` it stands
+    beside others of its kind.
+
+    >>> class Shout(Around):
+    ...     def run(self, plain, *args, **kwargs):
+    ...         return plain(*args, **kwargs).upper()
+    >>> class Greeter:
+    ...     def greet(self): return "hello"
+    >>> one, undo = Greeter(), Removal()
+    >>> around = hold(one, "greet", Shout, "me", undo)
+    >>> one.greet(), undo(), one.greet()
+    ('HELLO', None, 'hello')
+    """
+    home = vars(owner)
+    with LOCK:
+        found, made = home.get(name), make()
+        wrapped = found if isinstance(found, Wrapped) else Wrapped(owner, name, found)
+        undo.add(lambda: _let_go(home, wrapped, holder))
+        kind = type(made)
+        around = next((x for x in wrapped.arounds if join and isinstance(x, kind)), made)
+        if around is made:
+            wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
+        around.holders = [*around.holders, holder]
+        around.changed()
+        home[name] = wrapped
+    return around
+
+
+def _let_go(home: dict[str, Any], wrapped: Wrapped, holder: Any) -> None:
+    for around in wrapped.arounds:
+        around.holders = [x for x in around.holders if x is not holder]
+        around.changed()
+    wrapped.arounds = tuple(x for x in wrapped.arounds if x.holders)
+    # Where somebody else has wrapped the method since, theirs calls ours, which passes it on.
+    if wrapped.arounds or home.get(wrapped._name) is not wrapped:
+        return
+    if wrapped._own is not None:
+        home[wrapped._name] = wrapped._own
+    else:
+        home.pop(wrapped._name, None)
+
+
+__all__ = ["Around", "Wrapped", "hold", "run_within"]

@@ -1,0 +1,67 @@
+"""Even attention counts what is missing at any length; a window or few keys do not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from regard.core.rule import Rule
+from regard.core.support import Causal, Everything, Support, Window
+from regard.papers.checks import Claims, check
+from regard.papers.claims import claim
+from regard.papers.seeding import seed
+from regard.run.doors import attend
+from regard.tasks.missing import Missing
+
+
+def _counted(task: Missing, x: Tensor, support: Support) -> Tensor:
+    """Answer by attending evenly to what a support allows: the item of least weight."""
+    n = x.shape[1]
+    values = nn.functional.one_hot(x, task.items + 1).float()[:, None]
+    flat = torch.zeros(len(x), 1, n, 1)
+    last = Rule(support).shift(n - 1)  # the question alone looks
+    seen = attend(flat[:, :, -1:], flat, values, last)[:, 0, 0, : task.items]
+    # Items of equal weight are all as good: one of them at random.
+    return (-seen + 1e-6 * torch.rand(seen.shape)).argmax(1)
+
+
+@check(
+    "attention_overflow",
+    narrowed={
+        "a top-k sparse model": "keys by chance, which a score that knows nothing would take"
+    },
+)
+def missing() -> Claims:
+    """Even attention counts what is missing at any length; a window or few keys do not."""
+    scores: dict[int, tuple[float, ...]] = {}
+    for items in (16, 64, 256, 1024):
+        task = Missing(items=items)
+        rows = 400 if items < 1000 else 100
+        batch = task.batch(rows, seed())
+
+        def scored(found: Tensor, task: Missing = task, batch: object = batch) -> float:
+            answers = torch.zeros_like(batch.y)  # type: ignore[attr-defined]
+            answers[:, -1] = found
+            return task.score(answers, batch)  # type: ignore[arg-type]
+
+        whole = scored(_counted(task, batch.x, Everything()))
+        # A window of w items and the question leaves N - w that it has not seen.
+        width = items // 2
+        near = scored(_counted(task, batch.x, Causal() & Window(width + 1)))
+        bound = 1 / (items - width)
+        few = items // 4
+        kept = torch.rand(batch.x.shape).argsort(1).argsort(1) < few
+        some = torch.where(kept, batch.x, task.items)
+        sparse = scored(_counted(task, some, Everything()))
+        error = 3 * (bound * (1 - bound) / rows) ** 0.5
+        scores[items] = (whole, near, bound, error, sparse)
+    for items, (whole, near, bound, error, sparse) in scores.items():
+        yield claim("A uniform-attention", f"accuracy of counting, {items} items", whole).equals(
+            1.0, "every row"
+        )
+        yield claim(
+            "A uniform-attention", f"accuracy of a window of half, {items} items", near
+        ).at_most(bound, "1 / (N - w)", plus=error, because="three standard errors of its rows")
+        yield claim(
+            "a top-k sparse model", f"accuracy of a quarter of the keys, {items} items", sparse
+        ).below(whole, "all keys")

@@ -1,0 +1,57 @@
+"""Path patching finds the two wired heads, and nothing where nothing differs."""
+
+from __future__ import annotations
+
+import torch
+
+from regard.circuits.patching import Patched, in_circuit, logit_difference, path_patching, recorded
+from regard.models.attach import attach, hook_of
+from regard.papers.checks import Claims, check
+from regard.papers.checks.circuits import CLEAN
+from regard.papers.checks.wired import Wired
+from regard.papers.claims import CATALOGUE, FLOAT32, claim
+
+
+@check(
+    "circuit_reuse",
+    narrowed={"patching all heads": "heads alone: the wired model has no MLPs"},
+    beyond="indirect object identification and colored objects in GPT-2 medium",
+    same="a model wired by hand",
+)
+def paths() -> Claims:
+    """Path patching finds the two wired heads, and nothing where nothing differs."""
+    model, metric = Wired(), logit_difference(1, 2)
+    sites = hook_of(model)[1]
+    record, clean = recorded(model, CLEAN, metric)
+    same = Patched(record.parts, {site: range(2) for site in sites})
+    with attach(model, same, check=False), torch.no_grad():
+        unchanged = abs(float(metric(model(CLEAN))) - clean)
+    told = CLEAN.clone()
+    told[0, 2], told[0, 4] = 2, 1  # another word follows
+    other, corrupt = recorded(model, told, metric)
+    every = Patched(other.parts, {site: range(2) for site in sites})
+    with attach(model, every, check=False), torch.no_grad():
+        reproduced = abs(float(metric(model(CLEAN))) - corrupt)
+    direct = path_patching(model, CLEAN, told, metric)
+    movers = in_circuit(direct.scores, share=0.25)
+    moved = torch.tensor([[0, 4, 1, 3, 2, 5, 0, 3]])  # the token before the answer is another
+    keys = path_patching(model, CLEAN, moved, metric, receivers=movers, part="k")
+    feeders = in_circuit(keys.scores, share=0.25)
+    found = {*movers, *feeders}
+    wanted = {(sites[1], 0), (sites[0], 1)}
+    rest = max(
+        abs(h.value) for e in (direct, keys) for h in e.scores.heads()
+        if (h.site, h.head) not in wanted
+    )  # fmt: skip
+    yield claim("Patching with identical", "change of the metric", unchanged).equals(0.0, "none")
+    yield claim("patching all heads", "difference from the corrupted run", reproduced).within(
+        1e-5, "the corrupted run", because=CATALOGUE
+    )
+    yield claim(
+        "Handmade two-layer",
+        "heads that path patching returns",
+        str(sorted(f"L{s.layer}H{h}" for s, h in found)),
+    ).equals("['L0H1', 'L1H0']", "the two wired heads")
+    yield claim("Handmade two-layer", "largest effect of another head", rest).within(
+        1e-5, "none", because=FLOAT32
+    )

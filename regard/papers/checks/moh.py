@@ -1,0 +1,77 @@
+"""All gates at 1 give multi-head attention; active heads are counted; balance balances."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regard.layers.attention import Attention
+from regard.layers.mixtures import MixtureOfHeads, MixtureOfTrainedHeads
+from regard.papers.checks import Claims, check
+from regard.papers.checks.measure import gap
+from regard.papers.checks.training import fit
+from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.seeding import restart
+
+
+def _load_imbalance(beta: float) -> float:
+    """Coefficient of variation of the heads' load, after training a router alone."""
+    restart()
+    layer = MixtureOfHeads(32, heads=16, active=6, shared=2)
+    direction = torch.randn(32)  # tokens share it, so that a router starts with favorites
+
+    def tokens(count: int) -> Tensor:
+        return direction + torch.randn(1, count, 32)
+
+    def loss() -> Tensor:
+        x = tokens(256)
+        return beta * layer.balance_loss(x)
+
+    fit(layer.to_routed.parameters(), loss, 300, 1e-2)
+    best = layer.to_routed(tokens(4096)).topk(4, dim=-1).indices
+    load = torch.bincount(best.flatten(), minlength=14).float()
+    return float(load.std(correction=0) / load.mean())
+
+
+@check("moh")
+def mixture_of_heads() -> Claims:
+    """All gates at 1 give multi-head attention; active heads are counted; balance balances."""
+    x = torch.randn(2, 20, 64)
+    plain = Attention(64, heads=8, causal=True)
+    trained = MixtureOfTrainedHeads(64, heads=8, active=8, shared=2, causal=True)
+    trained.load_state_dict(plain.state_dict())
+    equal = gap(trained(x), plain(x))
+    layer = MixtureOfHeads(64, heads=8, active=6, shared=2)
+    active = (layer.gates(x) > 0).sum(1)
+    # A router without opinion gives each of all heads a gate of 1.
+    even = MixtureOfHeads(64, heads=8, active=8, shared=2)
+    with torch.no_grad():
+        for p in (even.to_routed, even.to_shared, even.to_shares):
+            p.weight.zero_()
+    ones = gap(even.gates(x), torch.ones(2, 8, 20))
+    free, balanced = _load_imbalance(0.0), _load_imbalance(1.0)
+    yield claim("With K = all routed", "difference from MHA", equal).within(
+        1e-6, "MHA", because=CATALOGUE
+    )
+    yield claim(
+        "With K = all routed", "distance of gates from 1, router without opinion", ones
+    ).within(1e-6, "1", because=FLOAT32)
+    yield claim(
+        "Active heads per token", "fewest active heads of a token", int(active.min())
+    ).equals(6, "h_s + K")
+    yield claim("Active heads per token", "most active heads of a token", int(active.max())).equals(
+        6, "h_s + K"
+    )
+    yield claim(
+        "Router-only toy", "coefficient of variation of the load, beta = 1", balanced
+    ).below(
+        free, "that of beta = 0, started alike", times=0.1, because="the catalogue saw 0.07 of 1.06"
+    )
+    yield claim("Router-only toy", "coefficient of variation of the load, beta = 0", free).above(
+        0.5,
+        "a load that is uneven",
+        because="or there would be nothing to balance; the catalogue saw 1.06",
+    )
+    yield claim(
+        "beta=0.01 shows no effect", "coefficient of variation, beta = 0.01", _load_imbalance(0.01)
+    ).above(free, "that of beta = 0", times=0.9, because="no effect: within a tenth")

@@ -1,0 +1,128 @@
+"""No votes is ordinary attention; votes only grow; a pruned memory is enough."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regard.layers.attention import Attention
+from regard.layers.building import model
+from regard.layers.selective import SelectiveAttention
+from regard.papers.checks import Claims, check
+from regard.papers.checks.measure import gap
+from regard.papers.checks.recurrent import scene_of
+from regard.papers.checks.training import fit
+from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.seeding import restart
+
+VARIABLES = 4
+
+
+def _assignments(name: str, prune: bool) -> tuple[float, float]:
+    """Accuracy of reading the last value of a variable, and with a memory cut to a few keys.
+
+    A text is a first token, assignments (one token for each variable and value), and a question
+    (one token for each variable). Keys are cut in both layers, by fewest votes where there are any.
+    """
+    restart()
+    values, count = 4, 12
+    vocab = 1 + VARIABLES * values + VARIABLES
+    tiny = model([name] * 2, dim=48, heads=4, vocab=vocab, position="rotary", tied=False)
+
+    def batch(rows: int) -> tuple[Tensor, Tensor]:
+        which = torch.randint(0, VARIABLES, (rows, count))
+        which[:, :VARIABLES] = torch.arange(VARIABLES)
+        what = torch.randint(0, values, (rows, count))
+        asked = torch.randint(0, VARIABLES, (rows, 1))
+        place = torch.where(which == asked, torch.arange(count), -1).amax(1, keepdim=True)
+        told = 1 + which * values + what
+        tokens = torch.cat((torch.zeros_like(asked), told, 1 + VARIABLES * values + asked), 1)
+        return tokens, told.gather(1, place)[:, 0]
+
+    def loss() -> Tensor:
+        tokens, wanted = batch(64)
+        return F.cross_entropy(tiny(tokens)[:, -1], wanted)
+
+    fit(tiny.parameters(), loss, 500, 4e-3)
+    tokens, wanted = batch(512)
+    with torch.no_grad():
+        right = (tiny(tokens)[:, -1].argmax(-1) == wanted).float().mean()
+        memory = tiny.memory()
+        tiny(tokens[:, :-1], memory=memory)
+        if prune:
+            for i in range(2):
+                own = memory.get(f"{i}").get("mixer")
+                kept, votes = own.get("keys"), own.get("votes")
+                if votes is None:
+                    votes = -torch.arange(count + 1.0).expand(512, -1)
+                _keep_best(kept, votes, VARIABLES + 1)
+        cut = (tiny(tokens[:, -1:], memory=memory)[:, -1].argmax(-1) == wanted).float().mean()
+    return float(right), float(cut)
+
+
+def _keep_best(kept: object, votes: Tensor, count: int) -> None:
+    """Make all but the `count` keys with the fewest votes empty slots (the first token stays)."""
+    read = kept.read()  # type: ignore[attr-defined]
+    votes = votes.clone()
+    votes[:, 0] = -torch.inf
+    best = votes.topk(count, dim=1, largest=False).indices
+    places = torch.arange(read.k.shape[2]).expand(len(votes), -1)
+    kept._positions = torch.full_like(places, -1).scatter(1, best, places.gather(1, best))  # type: ignore[attr-defined]
+
+
+@check(
+    "selective_attention",
+    narrowed={
+        "Variable-assignment toy": (
+            "the keys are cut by this check: the library does not prune by votes while it decodes"
+        )
+    },
+)
+def selective() -> Claims:
+    """No votes is ordinary attention; votes only grow; a pruned memory is enough."""
+    x = torch.randn(2, 30, 32)
+    plain, layer = Attention(32, heads=4, causal=True), SelectiveAttention(32, heads=4)
+    layer.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        layer.to_q.weight[:8] = plain.to_q.weight[:8] = 0
+    silent = gap(layer(x), plain(x))
+    layer = SelectiveAttention(32, heads=4)
+    with torch.no_grad():
+        turned = Attention(32, heads=4, causal=True)
+        turned.to_k.weight[:8] = -turned.to_q.weight[:8]
+    bare = SelectiveAttention(32, heads=4)
+    bare.load_state_dict(turned.state_dict())
+    y = x[:1, :1].expand(2, 30, 32)  # every score of the first head is -|q|^2
+    negative = gap(bare(y), turned(y))
+    cast = layer.votes(layer.call(scene_of(x)))
+    exempt = float(
+        torch.cat((cast[..., 0].flatten(), cast.diagonal(0, 1, 2).flatten())).detach().max()
+    )
+    memory = layer.memory()
+    with torch.no_grad():
+        steps = torch.cat([layer(x[:, i : i + 1], memory=memory) for i in range(30)], 1)
+    decoded = gap(steps, layer(x))
+    whole, pruned = _assignments("selective_attention", prune=True)
+    other, other_pruned = _assignments("mha", prune=True)
+    yield claim(
+        "Zero head-0 logits", "difference from ordinary attention, scores of 0", silent
+    ).within(1e-6, "multi-head attention of the same weights", because=FLOAT32)
+    yield claim(
+        "Zero head-0 logits", "difference from ordinary attention, negative scores", negative
+    ).within(1e-6, "multi-head attention of the same weights", because=FLOAT32)
+    yield claim("incremental decode", "difference of decoding from the whole", decoded).within(
+        1e-5, "the parallel pass", because=CATALOGUE
+    )
+    yield claim("F is monotone in i", "least vote that is cast", float(cast.min())).at_least(
+        0, "no vote taken back"
+    )
+    yield claim("F is monotone in i", "votes on the first token and on oneself", exempt).equals(
+        0.0, "none"
+    )
+    yield claim(
+        "Variable-assignment toy", "accuracy with as many keys as variables", pruned
+    ).at_least(1.0, "all right", because=CATALOGUE)
+    yield claim("Variable-assignment toy", "accuracy that pruning costs", whole - pruned).below(
+        other - other_pruned, "what it costs the plain model to keep the most recent"
+    )

@@ -1,0 +1,78 @@
+"""Known games have their values; sampling six heads of a model agrees with every subset."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from regard.circuits.shapley import exact, sampled, shapley_heads
+from regard.models.attach import attach, hook_of
+from regard.models.site import Site
+from regard.papers.checks import Claims, check
+from regard.papers.checks.measure import gap
+from regard.papers.checks.seeing import _copier
+from regard.papers.claims import FLOAT64, claim
+from regard.papers.seeding import restart
+from regard.probes.importance import taken_out
+
+
+@check("shapley_head_pruning", beyond="multilingual encoders")
+def shapley() -> Claims:
+    """Known games have their values; sampling six heads of a model agrees with every subset."""
+    worth = torch.tensor([0.3, -0.1, 0.05, 0.2], dtype=torch.float64)
+
+    def additive(inside: frozenset[int]) -> float:
+        return float(worth[list(inside)].sum()) if inside else 0.0
+
+    one = sampled(additive, 4, 1)
+    known = gap(one.values, worth)
+    assert one.empty is not None
+    efficient = abs(float(one.values.sum()) - (one.full - one.empty))
+    model, _ = _copier(2)
+    restart()
+    stretch = torch.randint(0, 40, (32, 12))
+    ids = torch.cat([stretch, stretch], 1)
+    heads: list[tuple[Site, int]] = [(s, h) for s in hook_of(model)[1] for h in range(3)]
+
+    def accuracy(model: nn.Module) -> float:
+        with torch.no_grad():
+            said = model(ids)[:, 12:-1].argmax(-1)
+        return float((said == ids[:, 13:]).double().mean())
+
+    found = shapley_heads(model, accuracy, heads, permutations=40, width=1.0)
+    cache: dict[frozenset[int], float] = {}
+
+    def value(inside: frozenset[int]) -> float:
+        if inside not in cache:
+            out = taken_out([head for i, head in enumerate(heads) if i not in inside])
+            with attach(model, out, check=False):
+                cache[inside] = accuracy(model)
+        return cache[inside]
+
+    truth = exact(value, 6)
+    within = bool(((found.values - truth).abs() <= found.bound).all())
+    # Where no value is negative, the least one is pruned: something is always taken out.
+    worse = [heads[i] for i in range(6) if truth[i] < 0] or [heads[int(truth.argmin())]]
+    some = [heads[i] for i in torch.randperm(6)[: len(worse)].tolist()]
+    with attach(model, taken_out(worse), check=False):
+        pruned = accuracy(model)
+    with attach(model, taken_out(some), check=False):
+        by_chance = accuracy(model)
+    yield claim("For a toy additive game", "largest difference", known).within(
+        1e-9, "each head's weight", because=FLOAT64
+    )
+    yield claim("For a toy additive game", "difference of the sum in one order", efficient).within(
+        1e-9, "v(N) - v(empty)", because=FLOAT64
+    )
+    yield claim("on a 6-head model", "values within their Bernstein bounds", within).equals(
+        True, "all 64 subsets"
+    )
+    yield claim(
+        "on a 6-head model", "largest difference of a value", gap(found.values, truth)
+    ).below(0.1, "a tenth of the accuracy", because="the bounds themselves are wide")
+    yield claim(
+        "pruning negative heads", "accuracy without the heads of least value", pruned
+    ).at_least(found.full, "with them", plus=-1e-9, because=FLOAT64)
+    yield claim(
+        "pruning negative heads", "accuracy without as many random heads", by_chance
+    ).at_most(pruned, "without the least valued")

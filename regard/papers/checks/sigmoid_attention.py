@@ -1,0 +1,81 @@
+"""Sigmoid weights: shards add without statistics, the bias sets row sums, training needs it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.core.partial import merge
+from regard.core.rule import Rule
+from regard.core.weigh import Sigmoid
+from regard.layers.building import model
+from regard.layers.normalizers import SigmoidAttention
+from regard.papers.checks import Claims, check
+from regard.papers.checks.measure import gap
+from regard.papers.checks.training import fit
+from regard.papers.claims import CATALOGUE, claim
+from regard.papers.seeding import restart
+from regard.run.doors import attend, partial
+
+
+def _language(name: str, steps: int = 250, **settings: object) -> float:
+    """Last losses of a tiny model of sequences in which each word repeats an earlier pair."""
+    restart()
+    words = torch.randint(0, 32, (24, 4))
+    tiny = model([name] * 2, dim=48, heads=4, vocab=32, position="rotary", **settings)
+
+    def loss() -> Tensor:
+        tokens = words[torch.randint(0, 24, (16, 16))].flatten(1)
+        return F.cross_entropy(tiny(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    losses = fit(tiny.parameters(), loss, steps)
+    return sum(losses[-40:]) / 40
+
+
+@check("sigmoid_attention")
+def sigmoid() -> Claims:
+    """Shards add without statistics; the bias sets row sums; training needs the bias."""
+    q, k, v = (torch.randn(2, 4, 60, 16) for _ in range(3))
+    rule = Rule(weigh=Sigmoid(-math.log(60)))
+    whole = attend(q, k, v, rule)
+    cuts = [slice(0, 7), slice(7, 40), slice(40, 60)]
+    parts = [partial(q, k[:, :, c], v[:, :, c], rule) for c in cuts]
+    added = max(gap(sum(p.out for p in parts), whole), gap(merge(*parts).out, whole))
+
+    sums = {}
+    for n in (64, 512, 4096):
+        for name, bias in (("biased", -math.log(n)), ("plain", 0.0)):
+            layer = SigmoidAttention(32, heads=2, length=n, bias_of_scores=bias)
+            x = torch.randn(1, n, 32)
+            ones = torch.ones(1, 2, n, 1)
+            q, k = layer.norm_q(layer.queries(x)), layer.norm_k(layer.keys(x)[0])
+            sums[f"{name} {n}"] = float(
+                attend(q, k, ones, Rule(weigh=layer.weigh()), executor="chunked").mean().detach()
+            )
+    losses = {
+        "softmax": _language("mha", qk_norm=nn.LayerNorm),
+        "sigmoid": _language("sigmoid_attention", length=64),
+        "no bias": _language("sigmoid_attention", length=64, bias_of_scores=0.0),
+    }
+    yield claim("Key shards", "sum of shards against the whole", added).within(
+        1e-6, "the whole", because=CATALOGUE
+    )
+    for n in (64, 512, 4096):
+        yield claim("at init with b=-ln n", f"row sum of {n} keys", sums[f"biased {n}"]).within(
+            1,
+            "1",
+            value=1,
+            because="about 1: between 0 and 2, as the random scores' spread lets it",
+        )
+        yield claim(
+            "at init with b=-ln n", f"row sum of {n} keys, b = 0", sums[f"plain {n}"]
+        ).within(0.1 * n / 2, "n / 2", value=n / 2, because="random scores: a tenth of it")
+    yield claim("small LM trained", "loss with b = -ln n", losses["sigmoid"]).at_most(
+        losses["softmax"], "softmax", times=1.02, because="the catalogue's 2%"
+    )
+    yield claim("small LM trained", "loss with b = 0", losses["no bias"]).above(
+        losses["sigmoid"], "that with b = -ln n"
+    )

@@ -1,0 +1,233 @@
+"""Files: whole, of one generation, checksummed, refused where damaged; errors that travel."""
+
+import copy
+import errno
+import importlib
+import multiprocessing
+import os
+import pickle
+import pkgutil
+import stat
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import regard
+from regard.core import files
+from regard.core.errors import RegardError, RuleError
+from regard.core.files import FileError, FileKind, read_json, read_packed, write_bytes
+from regard.core.packing import DTYPES, pack, unpack
+
+KIND = FileKind("regard-test", 3, "something made by a test", "make it again")
+
+
+def every_error() -> list[type[RegardError]]:
+    """Every class of errors in the package, found by importing all of it."""
+    for module in pkgutil.walk_packages(regard.__path__, "regard."):
+        if module.name.endswith("__main__") or ".triton" in module.name:
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ImportError:
+            continue  # of a package that is not installed here
+    found, todo = [], [RegardError]
+    while todo:
+        kind = todo.pop()
+        found.append(kind)
+        todo += kind.__subclasses__()
+    return sorted(
+        (k for k in found if k.__module__.startswith("regard.")), key=lambda k: k.__name__
+    )
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda k: k.__name__)
+def test_an_error_travels_between_processes(kind: type[RegardError]) -> None:
+    error = kind("q", lambda: None, "a tensor", "pass one")  # what came cannot be pickled itself
+    error.row = 3
+    for back in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(back) is kind
+        assert str(back) == str(error)
+        assert (back.argument, back.expected, back.fix) == ("q", "a tensor", "pass one")
+        assert back.row == 3
+
+
+def refuse(x: int) -> None:
+    raise RuleError("x", x, "something else", "pass it")
+
+
+def test_an_error_comes_out_of_a_pool_of_processes() -> None:
+    with (
+        multiprocessing.get_context("fork").Pool(1) as pool,
+        pytest.raises(RuleError, match="got 7"),
+    ):
+        pool.apply_async(refuse, (7,)).get(timeout=60)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_plain_values_come_back_as_they_went(x: Any) -> None:
+    assert repr(unpack(b"".join(pack(x)))) == repr(x)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3, 5)], ids=str)
+def test_tensors_come_back_as_they_went(name: str, shape: tuple[int, ...], seed: int) -> None:
+    x = torch.randn(shape).mul(3).to(DTYPES[name])
+    back = unpack(b"".join(pack([x, x.mT if x.dim() > 1 else x])))
+    for found, wanted in zip(back, (x, x.mT if x.dim() > 1 else x), strict=True):
+        assert found.dtype == wanted.dtype
+        assert found.shape == wanted.shape
+        assert repr(found.tolist()) == repr(wanted.tolist())
+
+
+def test_what_cannot_be_packed_is_said() -> None:
+    for x in (object(), torch.zeros(2, device="meta"), torch.zeros(2).to_sparse()):
+        with pytest.raises(RuleError, match="content"):
+            pack(x)
+
+
+@pytest.mark.parametrize("write", [files.write_packed, files.write_json])
+def test_nobody_sees_a_part(write: Any, tmp_path: Any) -> None:
+    """A reader beside two writers finds one whole content or the other, and nothing is left."""
+    place, read = tmp_path / "x", read_packed if write is files.write_packed else read_json
+    contents = [{"who": who, "row": [who] * 2000} for who in "ab"]
+    write(place, contents[0], KIND)
+    going = True
+
+    def writer(mine: dict[str, Any]) -> None:
+        while going:
+            write(place, mine, KIND)
+
+    threads = [threading.Thread(target=writer, args=(x,)) for x in contents]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            found = read(place, KIND)
+            assert set(found["row"]) == {found["who"]}
+    finally:
+        going = False
+        for thread in threads:
+            thread.join()
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_the_temporary_name_is_private_and_opened_exclusively(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that somebody laid at the temporary name is not followed."""
+    target = tmp_path / "precious"
+    target.write_text("keep me")
+    monkeypatch.setattr("secrets.token_hex", lambda n: "guessed")
+    (tmp_path / ".x.guessed.part").symlink_to(target)
+    with pytest.raises(FileError):
+        write_bytes(tmp_path / "x", b"new")
+    assert target.read_text() == "keep me"
+
+
+def test_a_file_has_the_rights_that_the_user_asked_for(tmp_path: Any) -> None:
+    before = os.umask(0o027)
+    try:
+        path = write_bytes(tmp_path / "x", b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_what_is_there_stays_unless_it_may_go(tmp_path: Any) -> None:
+    place = tmp_path / "x"
+    place.write_text("the user's")
+    for may in (False, lambda path: False):
+        with pytest.raises(FileError, match="overwrite=True"):
+            write_bytes(place, b"new", may_replace=may)
+        assert place.read_text() == "the user's"
+    assert write_bytes(place, b"new", may_replace=lambda path: True).read_bytes() == b"new"
+    assert write_bytes(tmp_path / "y", b"new", may_replace=False).read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "Read-only")],
+)
+def test_a_disk_that_refuses_is_one_sentence(
+    number: int, says: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").write_text("old")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(FileError, match=says):
+        write_bytes(tmp_path / "x", b"new")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_in_the_way_is_said(tmp_path: Any) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="a folder stands there"):
+        write_bytes(tmp_path, b"")
+    with pytest.raises(FileError, match="it lies in a file"):
+        write_bytes(tmp_path / "file" / "x", b"")
+
+
+def test_other_kinds_and_versions_are_named(tmp_path: Any) -> None:
+    other = FileKind("regard-other", 1, "another thing", "make another")
+    later = FileKind("regard-test", 4, KIND.holds, KIND.fix)
+    try:
+        for kind, says in ((other, "another thing"), (later, "version 4")):
+            files.write_packed(tmp_path / "x", 1, kind)
+            with pytest.raises(FileError, match=says):
+                read_packed(tmp_path / "x", KIND)
+        files.write_json(tmp_path / "x", {}, later)
+        with pytest.raises(FileError, match="version 4"):
+            read_json(tmp_path / "x", KIND)
+    finally:
+        files.KINDS.pop("regard-other")
+        files.KINDS["regard-test"] = KIND
+
+
+def test_a_file_cannot_ask_for_more_than_it_brings(tmp_path: Any) -> None:
+    """A header that promises terabytes is refused before anything is allocated."""
+    body = b"".join(pack({"x": torch.ones(4)}))
+    wide = body.replace(b"[4]", b"[4000000000000]")
+    size = int.from_bytes(wide[:8], "little") + len(wide) - len(body)
+    with pytest.raises(ValueError, match="cut off"):
+        unpack(size.to_bytes(8, "little") + wide[8:])
+    with pytest.raises(FileError, match="without end"), files.reading("/dev/zero", KIND):
+        files.read_bytes("/dev/zero", 1000)
+    (tmp_path / "deep").write_text("[" * 200_000)
+    with pytest.raises(FileError, match="damaged"):
+        read_json(tmp_path / "deep", KIND)
+
+
+def count_up(place: Any, times: int) -> None:
+    for _ in range(times):
+        with files.locked(place):
+            files.write_json(place, {"n": read_json(place, KIND)["n"] + 1}, KIND)
+
+
+def test_two_processes_that_change_one_file_lose_nothing(tmp_path: Any) -> None:
+    place = files.write_json(tmp_path / "n.json", {"n": 0}, KIND)
+    start = multiprocessing.get_context("fork")
+    both = [start.Process(target=count_up, args=(place, 20)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert read_json(place, KIND)["n"] == 40
