@@ -20,8 +20,9 @@ from side_by_side import compare, save
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import regard
+from regard.core.key_forms import Paged
+from regard.core.rule import Rule
 from regard.core.support import Causal, Sinks, Window
-from regard.run.paged import paged_partial
 
 H, G, D = 32, 8, 128
 
@@ -118,17 +119,17 @@ def decode(b: int, m: int, rounds: int) -> list[dict]:
     page = 64
     q, k, v = make(b, H, 1, D), make(b, G, m, D), make(b, G, m, D)
     pages = [x.transpose(1, 2).reshape(-1, page, G, D).transpose(1, 2).contiguous() for x in (k, v)]
-    table = torch.arange(b * m // page, device="cuda", dtype=torch.int32).view(b, -1)
-    lengths = torch.full((b,), m, device="cuda", dtype=torch.int32)
+    table = torch.arange(b * m // page, device="cuda", dtype=torch.int32).view(b, 1, -1)
+    lengths = torch.full((b, 1), m, device="cuda", dtype=torch.int32)
+    keys = Paged(*pages, table, lengths)
+    near = Rule(Causal() & (Window(1024) | Sinks(4)), offset=m - 1)
     want = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    got = paged_partial(q, *pages, table, lengths).out
+    got = regard.attend(q, keys, executor="paged")
     torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
     calls = {
         "SDPA on contiguous keys": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
-        "regard, paged": lambda: paged_partial(q, *pages, table, lengths),
-        "regard, paged, window 1,024": lambda: paged_partial(
-            q, *pages, table, lengths, window=1024, sinks=4
-        ),
+        "regard, paged": lambda: regard.attend(q, keys, executor="paged"),
+        "regard, paged, window 1,024": lambda: regard.attend(q, keys, rule=near, executor="paged"),
     }
     rows = compare(f"decode, batch {b}, {m:,} keys, {H}/{G} heads", calls, rounds, 20)
     on_device(rows, calls, rounds)

@@ -62,8 +62,8 @@ class Look(Stage):
 
     want = ("entropy", "received", "tiles")
 
-    def see(self, site: Any, survey: Any) -> None:
-        self.last = survey.entropy
+    def see(self, call: Any, result: Any) -> None:
+        self.last = result.survey.entropy
 
 
 def measure(

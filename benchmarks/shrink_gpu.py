@@ -33,8 +33,8 @@ from regard.memories.summaries import Bounds
 from regard.models.engine import attended
 from regard.models.site import Site
 from regard.policies.base import Step
-from regard.run.few import over_slots
-from regard.run.plan import EXECUTORS, chosen
+from regard.run.plan import EXECUTORS, executor_for
+from regard.run.runner import run
 
 HEADS, KEY_HEADS, SIZE = 32, 8, 128
 WHERE = Site(0, "self", "layer", HEADS, KEY_HEADS, SIZE, causal=True)
@@ -103,7 +103,7 @@ def prompts(n: int, keep: float, rounds: int, device: str, block: int = 128) -> 
         policy = begun(name, keep, WHERE, block=block)
 
         def selected(m: int = n, policy: Any = policy) -> tuple[Call, Step]:
-            call = Call(q[:, :, :m], k[:, :, :m], v[:, :, :m], Rule(Causal()), site=WHERE)
+            call = Call.of(q[:, :, :m], k[:, :, :m], v[:, :, :m], Rule(Causal()), site=WHERE)
             step = Step(WHERE, call, m, torch.tensor([m], device=device))
             return policy.select(step), step
 
@@ -117,7 +117,8 @@ def prompts(n: int, keep: float, rounds: int, device: str, block: int = 128) -> 
             need_same(attended(small), EXECUTORS["chunked"].run(small).out)
             call, step = selected()
             share = (step.pairs or 0) / (n * (n + 1) / 2)
-            said[title] = {"share_of_pairs": round(share, 4), "executor": chosen(call).name}
+            name = executor_for(call)[0].name
+            said[title] = {"share_of_pairs": round(share, 4), "executor": name}
         except Exception as e:  # wrong or impossible, so not timed
             message = f"{type(e).__name__}: {e}"
 
@@ -134,7 +135,7 @@ def selected(b: int, n: int, keep: float, rounds: int, device: str) -> Rows:
     pairs = [(make(device, b, KEY_HEADS, n, SIZE), make(device, b, KEY_HEADS, n, SIZE))
              for _ in range(LAYERS)]  # fmt: skip
     q, rule = make(device, b, HEADS, 1, SIZE), Rule(Everything())
-    steps = [Call(q, k, v, rule, site=WHERE) for k, v in pairs]
+    steps = [Call.of(q, k, v, rule, site=WHERE) for k, v in pairs]
     policy = begun("quest", keep, WHERE)
     count = int(keep * n) // policy.page * policy.page
     each = (b, KEY_HEADS)
@@ -151,11 +152,14 @@ def selected(b: int, n: int, keep: float, rounds: int, device: str) -> Rows:
         step = Step(WHERE, call, n, torch.full((b,), n, device=device))
         return over_slots(call, policy.quickly(step, index, count))
 
+    def over_slots(call: Call, slots: Tensor, executor: str | None = None) -> Tensor:
+        return run(call.replace(keys=call.keys.take(slots, full=True)), executor=executor).out
+
     def in_turn(step: Callable[..., Tensor], *lists: list[Any]) -> Callable[[], Tensor]:
         return lambda: [step(*given) for given in zip(*lists, strict=True)][-1]
 
     for slots in (alone, pages):
-        need_same(*(over_slots(steps[0], slots, x) for x in (None, "gathered")))
+        need_same(*(over_slots(steps[0], slots, x) for x in (None, "reference")))
     keys = 2 * alone.numel() * SIZE * q.element_size()
     moved = keys + alone.numel() * alone.element_size()
     bounds = indexes[0].read().numel() * q.element_size()
@@ -181,7 +185,7 @@ def selected(b: int, n: int, keep: float, rounds: int, device: str) -> Rows:
 def packed(b: int, n: int, rounds: int, device: str, piece: int = 4096) -> Rows:
     """A query over a memory of few bits, beside bf16 of as many tokens."""
     q, k, v = (make(device, b, x, m, SIZE) for x, m in ((HEADS, 1), (KEY_HEADS, n), (KEY_HEADS, n)))
-    kernel = Call(q, k, v, Rule(Causal(), offset=n - 1))
+    kernel = Call.of(q, k, v, Rule(Causal(), offset=n - 1))
     calls: Calls = {"bf16, SDPA": lambda: sdpa(q, k, v, enable_gqa=True)}
     if device == "cuda":
         calls["bf16, regard's kernel"] = lambda: EXECUTORS["triton"].run(kernel).out
@@ -199,7 +203,7 @@ def packed(b: int, n: int, rounds: int, device: str, piece: int = 4096) -> Rows:
             assert found is not None
             return found.out
 
-        want = sdpa(q, *(x.to(q.dtype) for x in memory.unplaced() or ()), enable_gqa=True)
+        want = sdpa(q, *(x.to(q.dtype) for x in memory.read().tensors()), enable_gqa=True)
         need_same(step(), want)
         calls[f"{bits} bits"], must[f"{bits} bits"] = step, memory.nbytes
     rows = timed(f"a step over {n:,} tokens, batch {b}", calls, rounds, device)

@@ -25,11 +25,16 @@ from regard.models.engine import attended
 from regard.models.site import Site, Sites
 from regard.policies import Budget, policy
 from regard.policies.base import Step
-from regard.run.few import over_slots
+from regard.run.runner import run as run_call
 
 HEADS, SIZE = 8, 64
 # Layers that take turns, so that no step finds its keys in the cache of the processor.
 LAYERS = 4
+
+
+def over_slots(call: Call, slots: Tensor) -> Tensor:
+    """Attend to the keys of some slots alone."""
+    return run_call(call.replace(keys=call.keys.take(slots, full=True))).out
 
 
 def site(heads: int = HEADS, key_heads: int = HEADS) -> Site:
@@ -63,7 +68,7 @@ def prompts(n: int, keep: float, rounds: int) -> list[dict[str, Any]]:
         made = begun(name, keep, **settings)
 
         def run(made: Any = made) -> Tensor:
-            call = Call(q, k, v, Rule(Causal()), site=site())
+            call = Call.of(q, k, v, Rule(Causal()), site=site())
             step = Step(site(), call, n, torch.tensor([n]))
             return attended(made.select(step))
 
@@ -91,7 +96,7 @@ def decoding(n: int, keep: float, rounds: int, heads: int) -> list[dict[str, Any
     drawn = [torch.stack([torch.randperm(n)[:count].sort().values for _ in range(HEADS)])[None]
              for _ in range(LAYERS)]  # fmt: skip
     calls[f"{keep:.0%} of the keys, chosen before"] = in_turn(
-        lambda i: over_slots(Call(q, *pairs[i], rule, site=where), drawn[i])
+        lambda i: over_slots(Call.of(q, *pairs[i], rule, site=where), drawn[i])
     )
     for name in ("quest", "double_sparsity"):
         made = begun(name, keep, where)
@@ -103,9 +108,9 @@ def decoding(n: int, keep: float, rounds: int, heads: int) -> list[dict[str, Any
         def run(i: int, made: Any = made, layers: Any = layers) -> Tensor:
             layer = layers[i]
             layer.update(new, new)
-            k, v = layer.memory.unplaced()
+            k, v = layer.memory.read().tensors()
             seen = layer.memory.seen
-            step = Step(where, Call(q, k, v, rule, site=where), seen, layer.real, layer)
+            step = Step(where, Call.of(q, k, v, rule, site=where), seen, layer.real, layer)
             call = made.select(step)
             return over_slots(call, step.slots)
 
@@ -128,7 +133,7 @@ def ring(lengths: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
 
         def step(memory: Ring = memory) -> Tensor:
             memory.extend(x, x)
-            k, v = memory.unplaced() or memory.read()[:2]
+            k, v = memory.read().tensors()
             return sdpa(q, k, v)
 
         calls[f"after {n:,} tokens"] = step

@@ -21,7 +21,7 @@ __version__ = "0.1.0.dev0"
 # Where each public name lives, in reading order. Type checkers read the same from __init__.pyi.
 _HOME = {
     "regard.verbs": ("see", "compare", "shrink"),
-    "regard.run.doors": ("attend", "partial", "plan"),
+    "regard.run.api": ("attend", "partial", "plan"),
     "regard.run.survey": ("survey",),
     "regard.core.survey": ("Survey",),
     "regard.run.scanning": ("scan", "scan_momentum"),
@@ -29,7 +29,7 @@ _HOME = {
     "regard.core.support": (
         *("Support", "Everything", "Causal", "Window", "Sinks", "Dilated", "Strided", "Blocks"),
         *("Neighborhood", "Documents", "documents_from_lengths", "Padding", "PrefixLM"),
-        *("SharedPrefix", "Attribute", "Kinds", "Tiles", "Keys", "PerHead", "Where"),
+        *("SharedPrefix", "Attribute", "Kinds", "Tiles", "ChosenKeys", "PerHead", "Where"),
     ),
     "regard.core.score": (
         *("Score", "Dot", "General", "Additive", "Gaussian", "SoftCap", "Temperature"),

@@ -37,10 +37,10 @@ from regard.core.score import Temperature as Temperature
 from regard.core.support import Attribute as Attribute
 from regard.core.support import Blocks as Blocks
 from regard.core.support import Causal as Causal
+from regard.core.support import ChosenKeys as ChosenKeys
 from regard.core.support import Dilated as Dilated
 from regard.core.support import Documents as Documents
 from regard.core.support import Everything as Everything
-from regard.core.support import Keys as Keys
 from regard.core.support import Kinds as Kinds
 from regard.core.support import Neighborhood as Neighborhood
 from regard.core.support import Padding as Padding
@@ -67,9 +67,9 @@ from regard.models.estimate import estimate as estimate
 from regard.policies.conversations import Conversations as Conversations
 from regard.policies.passages import Passages as Passages
 from regard.policies.thinking import think_together as think_together
-from regard.run.doors import attend as attend
-from regard.run.doors import partial as partial
-from regard.run.doors import plan as plan
+from regard.run.api import attend as attend
+from regard.run.api import partial as partial
+from regard.run.api import plan as plan
 from regard.run.scanning import scan as scan
 from regard.run.scanning import scan_momentum as scan_momentum
 from regard.run.survey import survey as survey

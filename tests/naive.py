@@ -21,7 +21,7 @@ def random_call(rule=CAUSAL, n=24, heads=4, groups=2, b=2, seed=0, layer=0) -> C
         torch.randn(b, x, n, 8, dtype=torch.float64, generator=draw)
         for x in (heads, groups, groups)
     )
-    return Call(2 * q, k, v, rule, site=site(heads, layer, groups))
+    return Call.of(2 * q, k, v, rule, site=site(heads, layer, groups))
 
 
 def pointing(keys, rule=CAUSAL) -> Call:
@@ -30,7 +30,7 @@ def pointing(keys, rule=CAUSAL) -> Call:
     keys = keys[None] if keys.dim() == 1 else keys
     h, n = keys.shape
     eye = torch.eye(n, dtype=torch.float64)
-    return Call(1e4 * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), rule,
+    return Call.of(1e4 * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), rule,
                 site=site(h))  # fmt: skip
 
 

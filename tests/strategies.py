@@ -27,10 +27,10 @@ from regard.core.support import (
     Attribute,
     Blocks,
     Causal,
+    ChosenKeys,
     Dilated,
     Documents,
     Everything,
-    Keys,
     Kinds,
     Neighborhood,
     Padding,
@@ -117,7 +117,7 @@ def leaves(draw, b: int, h: int, n: int, m: int) -> Support:
         return Tiles(torch.rand(rows, heads, -(-n // side), -(-m // side)) < 0.5, side)
     if kind == 16:
         rows = draw(st.sampled_from([1, n]))
-        return Keys(torch.randint(-1, m, (1, draw(st.sampled_from([1, h])), rows, 3)))
+        return ChosenKeys(torch.randint(-1, m, (1, draw(st.sampled_from([1, h])), rows, 3)))
     return Where(_alternating)
 
 
@@ -221,4 +221,4 @@ def calls(
         torch.randn(b, heads, length, size, dtype=torch.float64, requires_grad=True)
         for heads, length, size in ((h, n, d), (g, m, d), (g, m, e))
     )
-    return Call(q, k, v, Rule(support, score, weigh, offset))
+    return Call.of(q, k, v, Rule(support, score, weigh, offset))

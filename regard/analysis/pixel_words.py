@@ -21,6 +21,7 @@ from torch import Tensor
 from regard.analysis.scan_and_snap import rank_correlation
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
+from regard.core.result import Result
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
@@ -46,7 +47,7 @@ class RowWeights(Stage):
         self.row = row
         self.found: dict[Site, Tensor] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Weigh the one query alone."""
         row = self.row % call.n if -call.n <= self.row < call.n else None
         if row is None:

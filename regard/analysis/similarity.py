@@ -14,6 +14,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, need
 from regard.core.heads import expand_heads
 from regard.core.method import method
+from regard.core.result import Result
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.run.reducers import Reducer
@@ -91,7 +92,7 @@ class HeadMaps(Stage):
         super().__init__(where)
         self.rows, self.calls = rows, list[Call]()
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep the call."""
         if isinstance(call.site, Site):
             self.calls.append(call)
@@ -176,7 +177,7 @@ class LayerMemories(Stage):
         self.sums: dict[Site, Tensor] = {}
         self.counts: dict[Site, int] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Add the keys and values of a call."""
         both = torch.cat([call.k, call.v], -1).double().sum((0, 2)).flatten().cpu()
         self.sums[call.site] = self.sums.get(call.site, 0.0) + both
@@ -280,7 +281,7 @@ class Neuron:
     "from regard.core.call import Call\n"
     "from regard.analysis.similarity import neuron_view\n"
     "q, k, v = torch.randn(3, 1, 2, 9, 8)\n"
-    "print(neuron_view(Call(q, k, v), head=0, row=5).weights)",
+    "print(neuron_view(Call.of(q, k, v), head=0, row=5).weights)",
 )
 def neuron_view(call: Call, head: int, row: int, scale: float | None = None) -> Neuron:
     """What each feature adds to the scores of one query: q_i * k_j, summed, scaled, softmaxed."""

@@ -16,7 +16,7 @@ from regard.bench.statistics import efficiency_length
 from regard.core.errors import RuleError, fail
 from regard.core.support import Causal
 from regard.layers.registry import get
-from regard.run.doors import attend
+from regard.run.api import attend
 
 WHATS = ("forward", "backward", "decode")
 LENGTHS = (128, 256, 512, 1024, 2048)

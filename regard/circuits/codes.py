@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from regard.core.call import Call
 from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -120,7 +120,7 @@ class LastOutputs(Stage):
         super().__init__(where)
         self.found: dict[Site, list[Tensor]] = {}
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Keep the last row."""
         self.found.setdefault(call.site, []).append(partial.out[:, :, -1].detach().float().cpu())
         return partial

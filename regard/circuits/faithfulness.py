@@ -20,6 +20,7 @@ from regard.circuits.explaining import EXPLAINERS, Explainer, Question, occlusio
 from regard.core.call import Call
 from regard.core.errors import ShapeError, ValueRangeError, fail, need, shape_of
 from regard.core.method import method
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -233,7 +234,7 @@ class HeadRows(Stage):
         self.row = row
         self.found: dict[Site, Tensor] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Weigh one row."""
         row = self.row % call.n
         place = torch.tensor([row], device=call.q.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, nearest, need
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -70,7 +70,7 @@ class Kept(Stage):
         self.bumps: list[Tensor] = []
         self.graded = graded
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep the call."""
         if not isinstance(call.site, Site) or call.site.kind != "self" or call.n != call.m:
             kind = getattr(call.site, "kind", "unknown")
@@ -82,7 +82,7 @@ class Kept(Stage):
         plain = call.replace(q=call.q.detach(), k=call.k.detach(), v=call.v.detach())
         self.calls.append(plain)
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Add nothing, by a tensor whose gradient is that of the output."""
         if not self.graded:
             return partial

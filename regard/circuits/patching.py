@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach, hook_of
 from regard.models.residual import layers_of
 from regard.models.site import Site
@@ -48,7 +48,7 @@ class Recorded(Stage):
         super().__init__(where)
         self.parts: dict[Site, dict[str, Tensor]] = {}
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Keep them."""
         self.parts[call.site] = {
             "q": call.q.detach(), "k": call.k.detach(), "v": call.v.detach(),
@@ -99,7 +99,7 @@ class Patched(Stage):
         new = self._put(call.site, own)
         return call if new is own else call.replace(**{self.part: new})
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Patch the output."""
         if self.part != "out":
             return partial
@@ -199,7 +199,7 @@ class _Leaning(Stage):
         self.sites, self.change, self.share = set(sites), change, share
         self.kept: dict[Site, Tensor] = {}
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         if call.site not in self.sites:
             return partial
         lean = (self.share * self.change[call.site]).requires_grad_()

@@ -17,7 +17,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.projections import HeadWeights, head_weights
 from regard.models.residual import FrozenNorm, Stream
@@ -83,7 +83,7 @@ class Watch(Stream):
 
         return hook
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Keep the call."""
         self.calls[call.site] = call
         return super().after(call, partial)
@@ -255,7 +255,7 @@ class Silenced(Stage):
         basis = torch.linalg.qr(written[head].double() @ directions.double()).Q
         self.basis = basis
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Project."""
         if call.site != self.site:
             return partial

@@ -25,7 +25,7 @@ def with_extra_keys(call: Call, k: Tensor, v: Tensor, log_weight: Tensor | None 
     to keys by place must already be made for m + x keys.
 
     >>> x = torch.randn(1, 2, 4, 8)
-    >>> with_extra_keys(Call(x, x, x), x[:, :, :1], x[:, :, :1]).m
+    >>> with_extra_keys(Call.of(x, x, x), x[:, :, :1], x[:, :, :1]).m
     5
     """
     if k.shape[:2] != call.k.shape[:2] or k.shape[3] != call.d or v.shape[:3] != k.shape[:3]:

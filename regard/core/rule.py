@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cached_property
 from itertools import count
 from typing import Any, ClassVar
@@ -129,12 +130,12 @@ class Rule(Value):
         """
         return self if offset == 0 else self.replace(offset=self.offset + offset)
 
-    @property
-    def placeless(self) -> bool:
-        """Whether it is all the same where tokens stand: all may meet, and no step alters scores.
+    @cached_property
+    def position_free(self) -> bool:
+        """Whether positions do not matter: every key may be attended to, and no step alters scores.
 
         >>> from regard.core.support import Causal
-        >>> Rule().shift(9000).placeless, Rule(Causal()).placeless
+        >>> Rule().shift(9000).position_free, Rule(Causal()).position_free
         (True, False)
         """
         return isinstance(self.support, Everything) and not self.score.steps
@@ -147,7 +148,14 @@ class Rule(Value):
         (True, False)
         """
         dot = type(self.score.match) is DotMatch
-        return self.placeless and dot and type(self.weigh) is Softmax and not self.weigh.closes
+        return (
+            self.position_free and dot and type(self.weigh) is Softmax and not self.weigh.has_sink
+        )
+
+    @cached_property
+    def step_key(self) -> Hashable:
+        """What a plan of a single query knows of the rule, where positions do not matter."""
+        return self.score.signature, self.weigh.signature
 
     def draw(self, n: int, m: int | None = None, *, to: str | None = None, head: int = 0) -> str:
         """Draw the mask of the rule: as text, or as a picture where `to` names a file.

@@ -2,8 +2,8 @@
 
 A weigh is written as four hooks. `start`, `update` and `finish` are its running form over tiles of
 keys; `pull` is its backward, given what the whole row came to. Executors that stream are written
-against these hooks, so every weigh has their speed and their gradients. `close` adds, once a row,
-what belongs to no key (a sink).
+against these hooks, so every weigh has their speed and their gradients. `apply_sink` adds, once a
+row, what belongs to no key (a sink).
 
 Two families do the work: those that share out one unit of attention (`Normalised`), and those that
 judge each key alone (`Summed`).
@@ -77,13 +77,13 @@ class Weigh(Value):
         weights, lse = self.rows(scores, allowed)
         return Partial(weights @ v, lse)
 
-    def close(self, partial: Partial) -> Partial:
+    def apply_sink(self, partial: Partial) -> Partial:
         """Add what belongs to no key; done once, after all parts are merged."""
         return partial
 
     @property
-    def closes(self) -> bool:
-        """Whether `close` does anything."""
+    def has_sink(self) -> bool:
+        """Whether `apply_sink` does anything."""
         return False
 
     def check(self, h: int) -> None:
@@ -234,13 +234,13 @@ class Softmax(Normalised):
         return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
 
     @property
-    def closes(self) -> bool:
+    def has_sink(self) -> bool:
         """Whether there is a sink."""
         return self.plus_one or self.sink is not None
 
-    def close(self, partial: Partial) -> Partial:
+    def apply_sink(self, partial: Partial) -> Partial:
         """Let the sink take its share: merge with a part of zeros and lse = sink."""
-        if not self.closes:
+        if not self.has_sink:
             return partial
         out, lse = partial
         assert lse is not None

@@ -14,7 +14,7 @@ from regard.core.score.dense import DenseBias
 from regard.core.support import Padding, Window
 from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.registry import register
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 SOURCE = Capabilities(
     causal=False, bidirectional=False, documents=False, constant_memory=True

@@ -32,7 +32,7 @@ from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
 from regard.memories.heads import HeadMemories
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 class Attention(Layer):
@@ -183,7 +183,7 @@ class Attention(Layer):
         if support is not rule.support:
             rule = rule.replace(support=support)
         dropout = self.dropout if self.training else 0.0
-        return Call(q, read.k, read.v, rule, None, read.positions, dropout)
+        return Call.of(q, read.k, read.v, rule, None, read.positions, dropout)
 
     def read(self, input: LayerInput) -> tuple[Tensor, Read]:
         """Give the queries, and all keys that they may meet: the memory's and the new ones."""

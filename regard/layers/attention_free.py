@@ -17,7 +17,7 @@ from regard.layers.attention import Attention, joined, split
 from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
 from regard.layers.latent import averaged
 from regard.layers.registry import register
-from regard.run.doors import partial
+from regard.run.api import partial
 
 
 @register("aft")

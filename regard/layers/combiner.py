@@ -15,7 +15,7 @@ from regard.core.support import Blocks, Causal
 from regard.layers.attention import Attention
 from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.registry import register
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 
 @register("combiner")

@@ -10,7 +10,7 @@ from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.core.support import Everything, Padding
 from regard.layers.base import need_size
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 class ConditionedPooling(nn.Module):

@@ -21,7 +21,7 @@ from regard.core.support import Documents, Everything, Padding, Support
 from regard.layers.attention import joined, split
 from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
 from regard.layers.registry import register
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def averaged(scores: Tensor, v: Tensor, input: LayerInput) -> Tensor:

@@ -102,7 +102,7 @@ class LatentKeys(Attention):
         return q, self._values(kept.read())
 
     def _values(self, read: Read) -> Read:
-        return read._replace(v=read.k[..., : self.latent])
+        return read.replace(v=read.k[..., : self.latent])
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Read each head's values from the latents it saw."""

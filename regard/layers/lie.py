@@ -105,7 +105,7 @@ class LieAttention(Attention):
         if padding is not None:
             rule = rule.replace(support=rule.support & Padding(padding))
         input = LayerInput(x, x, False, torch.arange(x.shape[1], device=x.device), padding=padding)
-        return self.mix(self.look(Call(self.queries(x), *self.keys(x), rule), input), input)
+        return self.mix(self.look(Call.of(self.queries(x), *self.keys(x), rule), input), input)
 
 
 @method(

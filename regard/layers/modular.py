@@ -132,5 +132,5 @@ class SparseModular(Attention):
                 rule if self.causal else rule.replace(support=rule.support & Padding(packed.there))
             )
         dropout = self.dropout if self.training else 0.0
-        seen = self.look(Call(q, k, v, rule, at, places, dropout), input)
+        seen = self.look(Call.of(q, k, v, rule, at, places, dropout), input)
         return self.mix(F.silu(self.to_reset(h))[:, None] * seen, input)

@@ -19,7 +19,7 @@ from regard.layers.base import Capabilities, Layer, LayerInput, need_size
 from regard.layers.convolution import DepthwiseConvolution
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
-from regard.run.doors import partial
+from regard.run.api import partial
 from regard.run.scanning import scan_momentum
 
 

@@ -18,7 +18,7 @@ from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.recurrent import Linear
 from regard.layers.registry import register
 from regard.layers.statistics import keeps_statistics
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @register("fastmax")

@@ -11,7 +11,7 @@ from regard.core.score import Dot
 from regard.core.support import Everything, Padding
 from regard.layers.attention import split
 from regard.layers.base import need_divisor, need_size
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @method(

@@ -100,7 +100,7 @@ class TreeCrossAttention(nn.Module):
         """Weigh nodes [b, n, s, dim] for queries x [b, n, dim], heads averaged: [b, n, s]."""
         q = self.cross.queries(x.flatten(0, 1)[:, None])
         k, v = self.cross.keys(nodes.flatten(0, 1))
-        call = Call(q, k, v, Rule(Padding(real.flatten(0, 1))))
+        call = Call.of(q, k, v, Rule(Padding(real.flatten(0, 1))))
         weights = weight_matrix(call)[0][:, :, 0].mean(1)
         preferred: Tensor = weights.unflatten(0, x.shape[:2]).to(x.dtype)
         return preferred
@@ -139,7 +139,7 @@ class TreeCrossAttention(nn.Module):
         """Attend from x [b, n, dim] to nodes of its own, [b, n, s, dim], and map."""
         support = Everything() if real is None else Padding(real.flatten(0, 1))
         q = self.cross.queries(self.norms[0](x).flatten(0, 1)[:, None])
-        call = Call(q, *self.cross.keys(nodes.flatten(0, 1)), Rule(support))
+        call = Call.of(q, *self.cross.keys(nodes.flatten(0, 1)), Rule(support))
         seen = self.cross.attend(call)[:, :, 0].flatten(1)
         x = x + self.cross.to_out(seen).unflatten(0, x.shape[:2])
         mapped: Tensor = x + self.map(self.norms[1](x))

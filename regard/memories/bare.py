@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regard.core.errors import ShapeError, fail
 from regard.core.heads import take_batch
-from regard.memories.base import Read
+from regard.core.keys import Dense
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain, StoreKind
 
@@ -22,7 +22,7 @@ class Turning(Protocol):
 
 
 class Bare(Kept):
-    """Every key without its position: `read` turns keys to where they stood, `bare` does not.
+    """Every key without its position: `keys` turns keys to where they stood, `bare` does not.
 
     Keys come turned, at their number unless `stand` told where. Who numbers them anew (chunks,
     blocks, parallel contexts) reads them bare.
@@ -74,14 +74,14 @@ class Bare(Kept):
         """Whether every token stands at its number, and none is padding."""
         return self._where is None and self.bare().positions is None
 
-    def bare(self) -> Read:
+    def bare(self) -> Dense:
         """Give the keys without positions."""
-        return super().read()
+        return super().keys().dense()
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Give the keys turned to where they stood."""
         read = self.bare()
-        return read._replace(k=self.turning.turn(read.k, self.where))
+        return read.replace(k=self.turning.turn(read.k, self.where))
 
     def choose(self, slots: Tensor) -> None:
         """Refuse: where a key stands is known by its slot."""

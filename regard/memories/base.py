@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, DtypeError, ShapeError, fail, shape_of
+from regard.core.keys import Dense, Keys
 from regard.core.spans import Spans
 
-
-class Read(NamedTuple):
-    """Keys [b, g, m, d] and values [b, g, m, e] that a memory gives, and where they stand.
-
-    `positions` [m], [b, m] or [b, g, m] with -1 at empty slots; None where key j stands at j.
-    """
-
-    k: Tensor
-    v: Tensor
-    positions: Tensor | None
+# What older code calls the keys that `read` returns.
+Read = Dense
 
 
 class KeyMemory(ABC):
@@ -36,16 +29,12 @@ class KeyMemory(ABC):
         """Take in k [b, g, n, d] and v [b, g, n, e]; `keep` [b, n] is false at padding."""
 
     @abstractmethod
-    def read(self) -> Read:
-        """Give what is kept, to be attended to."""
+    def keys(self) -> Keys:
+        """Return what is kept, to be attended to, in the form that it is stored in."""
 
-    def unplaced(self) -> tuple[Tensor, Tensor] | None:
-        """Give keys and values alone, in any order, where every slot holds a real key; else None.
-
-        It is enough for rules that do not ask where keys stand, and costs less than `read`.
-        """
-        k, v, at = self.read()
-        return (k, v) if at is None or bool((at >= 0).all()) else None
+    def read(self) -> Dense:
+        """Return `keys()` as tensors: k [b, g, m, d], v [b, g, m, e], positions."""
+        return self.keys().dense()
 
     @abstractmethod
     def forget(self, horizon: Spans) -> None:
@@ -70,7 +59,7 @@ class KeyMemory(ABC):
         return 0
 
     def choose(self, slots: Tensor) -> None:
-        """Keep the slots [b, g, c] of what `read` gives, in order; -1 is none. The rest goes."""
+        """Keep the slots [b, g, c] of `keys()`, in order; -1 is none. The rest goes."""
         fail(
             CapabilityError, "memory", f"{type(self).__name__}, which keeps what it must",
             "a memory that can choose among its keys", "use regard.memories.Kept",

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import take_batch
+from regard.core.keys import Dense
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads
+from regard.memories.base import KeyMemory, need_keys, need_same_heads
 
 
 class Full(KeyMemory):
@@ -74,11 +75,11 @@ class Full(KeyMemory):
         held[:, :, start:stop] = new
         return held
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Give all that is kept."""
         if self._k is None or self._v is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
-        return Read(self._k[:, :, : self._kept], self._v[:, :, : self._kept], self._positions)
+        return Dense(self._k[:, :, : self._kept], self._v[:, :, : self._kept], self._positions)
 
     def forget(self, horizon: Spans | Sequence[Spans]) -> None:
         """Drop positions outside `horizon`, once they are a third of what is held.

@@ -10,28 +10,28 @@ from torch.nn.functional import pad
 
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
-from regard.core.partial import Partial
+from regard.core.key_forms import Paged
+from regard.core.keys import At, Later
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads, need_slots
+from regard.memories.base import KeyMemory, need_keys, need_same_heads, need_slots
 from regard.memories.kept import need_crop
-from regard.run.paged import paged_partial
 
 
 class HeadPages(KeyMemory):
     """Keys of which each head may keep its own, for a GPU: as `Kept`, but one launch for all heads.
 
     A key head of a row is a sequence: a table says which pages of `size` tokens are its own, and
-    `choose` packs them anew, so that ragged heads cost what they keep and half a page. `attend`
-    reads the pages where they lie (`regard.run.paged`).
+    `choose` packs them anew, so that ragged heads cost what they keep and half a page. A kernel
+    reads the pages of `keys()` where they are (`regard.run.paged`).
 
     >>> memory = HeadPages(size=4)
     >>> memory.extend(torch.randn(1, 2, 100, 8), torch.randn(1, 2, 100, 8))
     >>> slots = torch.full((1, 2, 50), -1)
     >>> slots[0, 0], slots[0, 1, :10] = torch.arange(50, 100), torch.arange(90, 100)
     >>> memory.choose(slots)
-    >>> memory.lengths, memory.attend(torch.randn(1, 4, 1, 8)).out.shape
-    ([50, 10], torch.Size([1, 4, 1, 8]))
+    >>> memory.lengths, memory.keys()
+    ([50, 10], Paged(b=1, g=2, m=50, d=8, e=8, 4,180 bytes))
     """
 
     # Heads hold different keys, as far as anybody may tell.
@@ -115,40 +115,21 @@ class HeadPages(KeyMemory):
         known = pad(self._at, (0, found.shape[1] - self._at.shape[1]), value=-1)
         return torch.where(line < written, known, found)
 
-    def read(self) -> Read:
-        """Give the keys of all heads, shorter ones filled up with empty slots."""
+    def keys(self) -> Paged:
+        """Return the pages, and which are those of which head."""
         if self._shape is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
-        at = self._positions()
-        k, v = (
-            x[self._table.long()].flatten(1, 2)[:, : at.shape[1]].unflatten(0, self._shape)
-            for x in self._pages
-        )
-        # What lies behind the end of a sequence is anything, and may be no number.
-        real = (at >= 0).unflatten(0, self._shape)
-        plain = bool(real.all()) and self._at is None
-        empty = ~real[..., None]
-        return Read(
-            k.masked_fill(empty, 0), v.masked_fill(empty, 0),
-            None if plain else at.long().unflatten(0, self._shape),
-        )  # fmt: skip
-
-    def unplaced(self) -> tuple[Tensor, Tensor] | None:
-        """Give nothing: `attend` reads the pages where they lie."""
-        return None
-
-    def attend(self, q: Tensor, scale: float | None = None) -> Partial | None:
-        """Attend from queries q [b, h, 1, d] to all that is held; None if some of it is padding."""
-        if self._shape is None or self._holes:
-            return None
-        b, h = q.shape[:2]
-        g = self._shape[1]
-        lengths = torch.tensor(self.lengths, dtype=torch.int32, device=q.device)
+        device = self._table.device
+        lengths = torch.tensor(self.lengths, dtype=torch.int32, device=device)
+        at: At = None
+        if self._at is not None or min(self.lengths) != self.seen:
+            shape = self._shape
+            at = Later(lambda: self._positions().unflatten(0, shape), not self._holes)
         k, v = (x[:, None] for x in self._pages)
-        own = q.reshape(b * g, h // g, 1, q.shape[3])
-        found = paged_partial(own, k, v, self._table, lengths, scale=scale)
-        assert found.lse is not None
-        return Partial(found.out.view(b, h, 1, -1), found.lse.view(b, h, 1))
+        return Paged(
+            k, v, self._table.unflatten(0, self._shape), lengths.view(self._shape), at,
+            not self._holes, max(self.lengths),
+        )  # fmt: skip
 
     @property
     def held(self) -> float:

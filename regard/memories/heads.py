@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from regard.core.keys import Dense
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 from regard.memories.full import Full
 
 
@@ -37,7 +38,7 @@ class HeadMemories(KeyMemory):
         for head, part in enumerate(self.parts):
             part.extend(k[:, head : head + 1], v[:, head : head + 1], keep)
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Give the keys of all heads, shorter ones filled up with empty slots."""
         reads = [part.read() for part in self.parts]
         longest = max(read.k.shape[2] for read in reads)
@@ -46,12 +47,12 @@ class HeadMemories(KeyMemory):
             for tensors in zip(*((read.k, read.v) for read in reads), strict=True)
         )
         if all(read.positions is None for read in reads):
-            return Read(k, v, None)
+            return Dense(k, v, None)
         rows = [
             pad(_positions(read), (0, longest - read.k.shape[2]), value=-1).expand(len(k), -1)
             for read in reads
         ]
-        return Read(k, v, torch.stack(rows, dim=1))
+        return Dense(k, v, torch.stack(rows, dim=1))
 
     def forget(self, horizon: Spans) -> None:
         """Drop what no head can need."""
@@ -78,7 +79,7 @@ class HeadMemories(KeyMemory):
         return sum(part.nbytes for part in self.parts)
 
 
-def _positions(read: Read) -> Tensor:
+def _positions(read: Dense) -> Tensor:
     if read.positions is not None:
         return read.positions
     return torch.arange(read.k.shape[2], device=read.k.device)[None]

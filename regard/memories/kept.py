@@ -11,9 +11,10 @@ from torch.nn.functional import pad
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import gather_heads, take_batch, take_keys
-from regard.core.partial import Partial
+from regard.core.key_forms import Ragged
+from regard.core.keys import Keys, Positions
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys, need_same_heads, need_slots
+from regard.memories.base import KeyMemory, need_keys, need_same_heads, need_slots
 from regard.memories.stores import Plain, Store, StoreKind
 
 # Heads whose counts differ by less than this share one tensor.
@@ -36,13 +37,9 @@ class _Part:
         # What policies note about each slot, [b, heads, m] each.
         self.notes: dict[str, Tensor] = {}
 
-    def places(self, b: int, seen: int, device: torch.device) -> Tensor:
-        """Positions of all slots, written out, once `seen` tokens have been seen."""
-        written = 0 if self.at is None else self.at.shape[2]
-        first = seen - (len(self.k) - written)
-        line = torch.arange(first, seen, dtype=torch.int32, device=device)
-        line = line.expand(b, len(self.heads), -1)
-        return line if self.at is None else torch.cat((self.at.int(), line), 2)
+    def positions(self, b: int, seen: int, device: torch.device) -> Positions:
+        """Positions of all slots, once `seen` tokens have been seen."""
+        return Positions(self.at, seen, (b, len(self.heads), len(self.k)), self.real, device)
 
 
 class Kept(KeyMemory):
@@ -93,7 +90,7 @@ class Kept(KeyMemory):
         new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=keep.device)
         new = torch.where(keep, new, -1)[:, None]
         for part in self._parts:
-            old = part.places(b, self.seen, keep.device)
+            old = part.positions(b, self.seen, keep.device).tensor().int()
             part.at = torch.cat((old, new.expand(b, len(part.heads), n)), 2)
             part.real = False
 
@@ -105,37 +102,26 @@ class Kept(KeyMemory):
             own._shape = self._shape and (self._shape[0], len(part.heads))
             yield part.heads, own
 
-    def unplaced(self) -> tuple[Tensor, Tensor] | None:
-        """Give keys and values alone, where heads keep equally many and no slot is empty."""
-        part = self._parts[0] if len(self._parts) == 1 else None
-        return (part.k.read(), part.v.read()) if part is not None and part.real else None
-
-    def attend(self, q: Tensor, scale: float) -> Partial | None:
-        """Attend from single queries [b, h, 1, d] to all that is held as it lies (packed, say).
-
-        None where stores must be read first, heads keep different keys, or slots are empty.
-        """
-        part = self._parts[0] if len(self._parts) == 1 else None
-        return part.k.attend(part.v, q, scale) if part is not None and part.real else None
-
     @property
     def ragged(self) -> bool:
         """Whether heads keep different numbers of keys."""
         return len(self._parts) > 1
 
-    def read(self) -> Read:
-        """Give the keys of all heads, shorter ones filled up with empty slots."""
-        if not self._parts:
+    def keys(self) -> Keys:
+        """Return the keys of all heads: ragged, where heads keep different numbers of them."""
+        parts = self._parts
+        if len(parts) > 1:
+            return Ragged(tuple((part.heads, self._of(part)) for part in parts))
+        if not parts:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
-        if not self.ragged:
-            part = self._parts[0]
-            return Read(
-                part.k.read(), part.v.read(), None if part.at is None else self.positions
-            )  # fmt: skip
-        return Read(
-            self._padded([p.k.read() for p in self._parts]),
-            self._padded([p.v.read() for p in self._parts]), self.positions,
-        )  # fmt: skip
+        return self._of(parts[0])
+
+    def _of(self, part: _Part) -> Keys:
+        """Return the keys of one part."""
+        assert self._shape is not None
+        at = part.positions(self._shape[0], self.seen, self._device)
+        held = None if part.at is None and self.seen == len(part.k) else at
+        return part.k.with_values(part.v, held)
 
     def _padded(self, found: Sequence[Tensor], empty: int = 0) -> Tensor:
         """Put x [b, heads, m, ...] of each part in one tensor, by head."""
@@ -149,7 +135,7 @@ class Kept(KeyMemory):
 
     @property
     def width(self) -> int:
-        """Slots of `read`, empty ones included."""
+        """Slots of `keys()`, empty ones included."""
         return max((len(part.k) for part in self._parts), default=0)
 
     @property
@@ -160,10 +146,10 @@ class Kept(KeyMemory):
 
     @property
     def positions(self) -> Tensor:
-        """Where each slot of `read` stands, [b, g, m], -1 at empty ones."""
+        """Positions of the slots of `keys()`, [b, g, m], -1 at empty ones."""
         assert self._shape is not None
         b = self._shape[0]
-        places = [p.places(b, self.seen, self._device) for p in self._parts]
+        places = [p.positions(b, self.seen, self._device).tensor() for p in self._parts]
         return (places[0] if not self.ragged else self._padded(places, -1)).long()
 
     @property
@@ -172,7 +158,7 @@ class Kept(KeyMemory):
         return (self.positions >= 0).sum(-1)
 
     def note(self, name: str) -> Tensor:
-        """Give what was noted of each slot of `read`, [b, g, m]; zeros before anything was."""
+        """Give what was noted of each slot of `keys()`, [b, g, m]; zeros before anything was."""
         assert self._shape is not None
         found = [
             p.notes.get(
@@ -183,7 +169,7 @@ class Kept(KeyMemory):
         return found[0] if not self.ragged else self._padded(found)
 
     def set_note(self, name: str, x: Tensor) -> None:
-        """Note x [b, g, m] of each slot of `read`; it goes where the slots go."""
+        """Note x [b, g, m] of each slot of `keys()`; it goes where the slots go."""
         for part in self._parts:
             part.notes[name] = gather_heads(x, part.heads)[:, :, : len(part.k)].float()
 

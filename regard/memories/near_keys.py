@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from regard.core.keys import Dense
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read
+from regard.memories.base import KeyMemory
 from regard.memories.ring import Ring
 from regard.memories.some_keys import SomeKeys
 
@@ -15,7 +16,7 @@ from regard.memories.some_keys import SomeKeys
 class NearKeys(KeyMemory):
     """Values of all tokens; keys of the first `sinks` and the last `window`, as in a `Ring`.
 
-    `near` gives what has keys; `read` gives zeros for keys, which somebody else must bring.
+    `near` gives what has keys; `keys` gives zeros for keys, which somebody else must bring.
 
     >>> memory = NearKeys(window=3, sinks=1)
     >>> for _ in range(9):
@@ -38,18 +39,18 @@ class NearKeys(KeyMemory):
         self._keys.extend(k, v[..., :0], keep)
         self._values.extend(k, v, keep)
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Give all values, with zeros for keys."""
-        return self._values.read()
+        return self._values.keys()
 
-    def near(self) -> Read:
+    def near(self) -> Dense:
         """Give the keys there are, with their values."""
         k, _, at = self._keys.read()
         v = self._values.read().v
         if at is None:
-            return Read(k, v, None)
+            return Dense(k, v, None)
         index = at.clamp(min=0)[:, None, :, None].expand(-1, v.shape[1], -1, v.shape[3])
-        return Read(k, v.gather(2, index), at)
+        return Dense(k, v.gather(2, index), at)
 
     def forget(self, horizon: Spans) -> None:
         """Keep all values."""

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
 from regard.core.heads import take_batch
+from regard.core.key_forms import Paged as PagedKeys
 from regard.core.method import method
-from regard.core.partial import Partial
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 from regard.memories.kept import need_crop
-from regard.run.paged import paged_partial
 
 
 class PoolError(CapabilityError):
@@ -110,7 +109,7 @@ class Pool:
 class Paged(KeyMemory):
     """Rows of pages. `fork` and `reorder` copy tables alone; a shared page is copied when written.
 
-    `attend(q)` attends over the pages where they lie.
+    `keys()` are the pages, which a kernel reads where they are.
 
     >>> pool = Pool(size=16)
     >>> memory = Paged(pool)
@@ -159,31 +158,15 @@ class Paged(KeyMemory):
                 done += some
         self.seen += n
 
-    def _table(self, device: torch.device) -> Tensor:
-        return torch.tensor(self.tables, dtype=torch.int32, device=device)
-
-    def read(self) -> Read:
-        """Gather the pages of each row in one tensor."""
+    def keys(self) -> PagedKeys:
+        """Return the pages, and which are whose."""
         if not self.tables or self.pool.k is None or self.pool.v is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
-        table = self._table(self.pool.k.device).long()
-        k, v = (
-            x[table].transpose(1, 2).flatten(2, 3)[:, :, : self.seen]
-            for x in (self.pool.k, self.pool.v)
-        )
-        return Read(k, v, self._at)
-
-    def attend(self, q: Tensor, *, scale: float | None = None) -> Partial:
-        """Attend causally from the last n positions q [b, h, n, d], page by page."""
-        if self._at is not None or not self.tables or self.pool.k is None or self.pool.v is None:
-            fail(
-                CapabilityError, "memory", "padding, or nothing", "rows without padding",
-                "read it, and attend with positions",
-            )  # fmt: skip
-        lengths = torch.full((len(self.tables),), self.seen, dtype=torch.int32, device=q.device)
-        return paged_partial(
-            q, self.pool.k, self.pool.v, self._table(q.device), lengths, scale=scale
-        )
+        k, v, at = self.pool.k, self.pool.v, self._at
+        table = torch.tensor(self.tables, dtype=torch.int32, device=k.device)[:, None]
+        lengths = torch.full((len(self.tables), 1), self.seen, dtype=torch.int32, device=k.device)
+        where = None if at is None else at[:, None]
+        return PagedKeys(k, v, table, lengths, where, at is None, self.seen)
 
     def fork(self) -> Paged:
         """Make a second memory of the same tokens; nothing is copied until one of them goes on."""

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.codes import BITS, Codes, pack
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
-from regard.core.partial import Partial
+from regard.core.key_forms import Packed
+from regard.core.keys import At, Keys
 from regard.memories.stores import Store
-from regard.run.packed import BITS, Packed, pack, packed_partial
 
 
 class Quantized(Store):
@@ -100,23 +101,21 @@ class Quantized(Store):
         return made
 
     @property
-    def _held(self) -> Packed | None:
+    def _held(self) -> Codes | None:
         """What is packed."""
         if self._codes is None or self._low is None or self._step is None or self._tail is None:
             return None
-        return Packed(self._codes, self._low, self._step, self.bits, self._tail.shape[3])
+        return Codes(self._codes, self._low, self._step, self.bits, self._tail.shape[3])
 
-    def attend(self, values: Store, q: Tensor, scale: float) -> Partial | None:
-        """Read the codes where they lie: keys by channel, values by token, equally many packed."""
-        if not isinstance(values, Quantized) or (self.by, values.by) != ("channel", "token"):
-            return None
-        k, v = self._held, values._held
-        if k is None or v is None or self._tail is None or values._tail is None:
-            return None
-        if self._packed != values._packed or not self._packed:
-            return None
-        tail = (self._tail, values._tail) if self._tail.shape[2] else None
-        return packed_partial(q, k, v, tail, scale=scale)
+    def with_values(self, values: Store, at: At) -> Keys:
+        """Return codes, where keys go by channel, values by token, and equally many are packed."""
+        if isinstance(values, Quantized) and self.by == "channel" and values.by == "token":
+            k, v, k_tail, v_tail = self._held, values._held, self._tail, values._tail
+            if k is not None and v is not None and k_tail is not None and v_tail is not None:
+                plain = k_tail.requires_grad or v_tail.requires_grad
+                if self._packed == values._packed and not plain:
+                    return Packed(k, v, (k_tail, v_tail), at)
+        return super().with_values(values, at)
 
     def empty(self) -> Quantized:
         """Make another with the same settings."""

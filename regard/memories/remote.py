@@ -18,14 +18,15 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import take_batch
+from regard.core.keys import Dense
 from regard.core.partial import Partial, merge
 from regard.core.rule import Rule
 from regard.core.spans import Spans
 from regard.core.support import Causal, Everything
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 from regard.memories.kept import Kept
-from regard.run.doors import partial
+from regard.run.api import partial
 
 
 def _say(line: Connection, x: Any) -> None:
@@ -70,7 +71,7 @@ def serve(handle: int) -> None:
             k, v = _receive(line), _receive(line)
             at = torch.arange(k.shape[2]).expand(len(k), -1)
             at = at if keep is None else torch.where(keep, at, -1)
-            parts.append(_look(q, Read(k, v, at), line_rule.replace(support=Causal())))
+            parts.append(_look(q, Dense(k, v, at), line_rule.replace(support=Causal())))
             memory.extend(k, v, keep)
             _send(line, merge(*parts).out)
         elif what == "append":
@@ -85,7 +86,7 @@ def serve(handle: int) -> None:
             getattr(kept[name], what)(told)
 
 
-def _look(q: Tensor, read: Read, rule: Rule) -> Partial:
+def _look(q: Tensor, read: Dense, rule: Rule) -> Partial:
     found: Partial = partial(q, read.k, read.v, rule, k_positions=read.positions)
     return found
 
@@ -229,7 +230,7 @@ class Remote(KeyMemory):
         k, v, keep = self._new
         self._new = None
         rule = Rule() if rule is None else rule
-        if rule.weigh.closes or not isinstance(rule.support, Everything | Causal):
+        if rule.weigh.has_sink or not isinstance(rule.support, Everything | Causal):
             fail(
                 CapabilityError, "rule", f"{rule}", "causal softmax",
                 "attend to windows and sinks here, where their keys are few",
@@ -241,14 +242,14 @@ class Remote(KeyMemory):
         )
         return torch.cat(self.workers.hear(), 1).to(q.device)
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Bring everything back."""
         self._flush()
         if self._kind is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         self.workers.tell("read", self.name)
         k, v = (torch.cat(self.workers.hear(), 1).to(self._kind[0]) for _ in range(2))
-        return Read(k, v, self._at)
+        return Dense(k, v, self._at)
 
     def forget(self, horizon: Spans) -> None:
         """Keep all."""

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
 from regard.core.heads import take_batch
+from regard.core.keys import Dense
 from regard.core.method import method
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 from regard.memories.kept import need_crop
 from regard.memories.paged import PoolError
 
@@ -207,13 +208,13 @@ class Reserved(KeyMemory):
                 held[slot, self.seen : self.seen + n] = x[row].detach().transpose(0, 1)
         self.seen += n
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Give a view where slots stand in a row, else a copy."""
         if not self.seen:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         k, v = (self._rows(x)[:, : self.seen].transpose(1, 2)
                 for x in self.rooms.tensors(self.layer))  # fmt: skip
-        return Read(k, v, self._at)
+        return Dense(k, v, self._at)
 
     def _rows(self, x: Tensor) -> Tensor:
         first, b = self.slots[0], len(self.slots)

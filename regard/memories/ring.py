@@ -9,10 +9,11 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import take_batch
+from regard.core.keys import Dense, Keys, Later, Unordered
 from regard.core.rule import Rule
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 from regard.memories.kept import Kept, need_crop
 
 # Where a rule is asked what later queries need: far past any start.
@@ -152,18 +153,19 @@ class Ring(KeyMemory):
         self._young = None
         self._write(read.k, read.v, at)
 
-    def unplaced(self) -> tuple[Tensor, Tensor] | None:
-        """Give sinks and ring as they lie, once both are full."""
-        if self._young is not None:
-            return self._young.unplaced()
-        return (self._held[0], self._held[1]) if self._full and not self._new else None
-
-    def read(self) -> Read:
-        """Give sinks that have left the window, then the window, then a new piece, by position."""
+    def keys(self) -> Keys:
+        """Return sinks and ring as they are stored, once both are full; before, in order."""
         if self._young is not None:
             read = self._young.read()
             at = read.positions
-            return Read(read.k, read.v, None if at is None else at[:, 0])
+            return Dense(read.k, read.v, None if at is None else at[:, 0])
+        if self._full and not self._new:
+            k, v, at = self._held
+            return Unordered(k, v, Later(lambda: at, True))
+        return self._in_order()
+
+    def _in_order(self) -> Dense:
+        """Return sinks that have left the window, then the window, then a new piece."""
         last = self._seen - (self._new[0].shape[2] if self._new else 0)
         turn = last % self.window
         pieces = []
@@ -175,7 +177,7 @@ class Ring(KeyMemory):
         for own, x in zip(pieces, self._new, strict=False):
             own.append(x)
         k, v, at = (torch.cat(own, axis) for own, axis in zip(pieces, (2, 2, 1), strict=True))
-        return Read(k, v, at.long())
+        return Dense(k, v, at.long())
 
     def widen(self, window: int) -> None:
         """Make the window larger (or, while all is still there, any size); what is gone stays gone.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from regard.core.keys import Keys
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 
 
 class Shared(KeyMemory):
@@ -31,9 +32,9 @@ class Shared(KeyMemory):
         need_keys(k, v, keep)
         self.seen += k.shape[2]
 
-    def read(self) -> Read:
-        """Read the source."""
-        return self.source.read()
+    def keys(self) -> Keys:
+        """Return those of the source."""
+        return self.source.keys()
 
     def forget(self, horizon: Spans) -> None:
         """Leave that to the source."""

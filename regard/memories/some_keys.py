@@ -10,8 +10,9 @@ from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
+from regard.core.keys import Dense
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 from regard.memories.kept import need_crop
 from regard.memories.stores import Plain
 
@@ -19,7 +20,7 @@ from regard.memories.stores import Plain
 class SomeKeys(KeyMemory):
     """Values of all heads, and keys of `heads` alone (all, until they are named, by row).
 
-    `read` gives zeros where keys are not kept: who shares weights puts others in their place.
+    `keys` gives zeros where keys are not kept: who shares weights puts others in their place.
 
     >>> memory = SomeKeys(heads=())
     >>> memory.extend(torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 4))
@@ -62,17 +63,17 @@ class SomeKeys(KeyMemory):
         self._k, self.heads = Plain(), heads
         self._k.append(kept)
 
-    def read(self) -> Read:
+    def keys(self) -> Dense:
         """Return keys, with zeros where there are none, and values."""
         v = self._v.read()
         at = None if self._at is None else self._at.long()
         if self.heads is None:
-            return Read(self._k.read(), v, at)
+            return Dense(self._k.read(), v, at)
         if not self.heads.shape[1]:
-            return Read(v.new_zeros(()).expand(v.shape), v, at)
+            return Dense(v.new_zeros(()).expand(v.shape), v, at)
         found = self._k.read()
         k = found.new_zeros(*v.shape[:3], found.shape[3])
-        return Read(k.scatter_(1, _index(self.heads, found), found), v, at)
+        return Dense(k.scatter_(1, _index(self.heads, found), found), v, at)
 
     def forget(self, horizon: Spans) -> None:
         """Keep all."""

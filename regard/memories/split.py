@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regard.core.errors import RuleError, fail
 from regard.core.heads import gather_heads
+from regard.core.key_forms import Ragged
+from regard.core.keys import Keys
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, Read, need_keys
+from regard.memories.base import KeyMemory, need_keys
 
 
 class Split(KeyMemory):
@@ -50,28 +51,14 @@ class Split(KeyMemory):
             memory.extend(gather_heads(k, heads), gather_heads(v, heads), keep)
 
     def groups(self) -> Iterator[tuple[tuple[int, ...], KeyMemory]]:
-        """Give the memory of each group of heads."""
+        """Return the memory of each group of heads."""
         yield from self.parts
 
-    def unplaced(self) -> tuple[Tensor, Tensor] | None:
-        """Give nothing: heads hold different keys."""
-        return None
-
-    def read(self) -> Read:
-        """Give the keys of all heads, shorter ones filled up with empty slots in front."""
-        found = [(heads, memory.read()) for heads, memory in self.parts]
-        first = found[0][1]
-        b, longest = first.k.shape[0], max(read.k.shape[2] for _, read in found)
-        k, v = (x.new_zeros(b, self._heads, longest, x.shape[3]) for x in (first.k, first.v))
-        at = torch.full((b, self._heads, longest), -1, device=k.device)
-        for heads, read in found:
-            m = read.k.shape[2]
-            own = torch.arange(m, device=k.device) if read.positions is None else read.positions
-            own = own[:, None] if own.dim() == 2 else own
-            k[:, list(heads), longest - m :] = read.k
-            v[:, list(heads), longest - m :] = read.v
-            at[:, list(heads), longest - m :] = own
-        return Read(k, v, at)
+    def keys(self) -> Keys:
+        """Return the keys of each group of heads."""
+        if len(self.parts) == 1:
+            return self.parts[0][1].keys()
+        return Ragged(tuple((heads, memory.keys()) for heads, memory in self.parts))
 
     @property
     def counts(self) -> Tensor:

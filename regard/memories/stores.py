@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
-from regard.core.partial import Partial
+from regard.core.keys import At, Dense, Keys
 
 
 class Store(ABC):
@@ -60,12 +60,9 @@ class Store(ABC):
         """Make small what no longer needs to be exact; called when attention has read it."""
         return
 
-    def attend(self, values: Store, q: Tensor, scale: float) -> Partial | None:
-        """Attend from single queries q [b, h, 1, d] to these keys and their values as they lie.
-
-        None where they must be read first.
-        """
-        return None
+    def with_values(self, values: Store, at: At) -> Keys:
+        """Return these keys and their values at positions `at`, in the form they are stored in."""
+        return Dense(self.read(), values.read(), at)
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from regard.core.call import Call
 from regard.core.errors import fail
+from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.score import Dot, SoftCap
 from regard.core.score.base import Score
@@ -26,7 +27,6 @@ from regard.models.forward import current_forward
 from regard.models.hook import Held, UnsupportedModelError
 from regard.models.masks import Mask, make_mask
 from regard.models.sdpa import four_axes, with_mask
-from regard.models.weights import closed_weights
 
 _collector: Any
 try:
@@ -93,12 +93,12 @@ def attention(
         attention_mask, query, key, scaling, bool(is_causal), position_bias, softcap, s_aux
     )
     site = None if found is None else found.site
-    call = Call(query, key, value, rule, dropout=dropout, site=site)
+    call = Call(query, Dense(key, value), rule, None, dropout, site)
     # A model that shares its config with an attached one is served without stages.
     shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module)
-    out, call = (_nobody if found is None else found.engine).followed(call, alone=not shown)
-    weights = closed_weights(call, "output_attentions") if shown else None
-    return out.transpose(1, 2).contiguous(), weights
+    want = ("out", "weights") if shown else ("out",)
+    result, _ = (_nobody if found is None else found.engine).result(call, want)
+    return result.out.transpose(1, 2).contiguous(), result.weights
 
 
 def weights_are_asked(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import RegardError, fail
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.engine import Engine
 from regard.models.hook import Hook
 from regard.models.removal import Removal
@@ -33,7 +33,7 @@ class _Witness(Stage):
 
     def before(self, call: Call) -> Call:
         self.fired[call.site] = self.fired.get(call.site, 0) + 1
-        if call.n * call.m <= 2**16 and not call.rule.weigh.closes and not call.rule.weigh.sums:
+        if call.n * call.m <= 2**16 and not call.rule.weigh.has_sink and not call.rule.weigh.sums:
             sums = closed_weights(call, "check").sum(-1)
             one_or_none = (sums - 1).abs().lt(1e-3) | sums.eq(0)
             if not bool(one_or_none.all()):
@@ -44,7 +44,7 @@ class _Witness(Stage):
 class _Silence(Stage):
     """Puts zeros for all outputs."""
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         return partial._replace(out=torch.zeros_like(partial.out))
 
 

@@ -10,19 +10,19 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.forward import current_forward
 from regard.models.site import Site
 from regard.models.stage import Stage
-from regard.models.weights import closed_weights
-from regard.run.plan import chosen
+from regard.run.runner import OUT, run
 
 
 class Engine:
-    """Run calls through stages.
+    """Run calls through stages: one road, whether one stage is there or five.
 
     >>> import torch
     >>> q = torch.randn(1, 2, 3, 8)
-    >>> Engine(()).run(Call(q, q, q)).shape
+    >>> Engine(()).run(Call.of(q, q, q)).shape
     torch.Size([1, 2, 3, 8])
     """
 
@@ -42,7 +42,7 @@ class Engine:
         self._by_step = any(getattr(p, "steps", None) is not None for p in places)
 
     def at(self, site: Site | None) -> tuple[Stage, ...]:
-        """Give the stages that serve a site."""
+        """Return the stages that serve a site."""
         found = self._at.get(site)
         if found is None:
             found = tuple(s for s in self.stages if site is None or site in s.where)
@@ -50,7 +50,7 @@ class Engine:
         return found
 
     def serving(self, site: Site | None) -> tuple[Stage, ...]:
-        """Give the stages that serve a site at the step that is running.
+        """Return the stages that serve a site at the step that is running.
 
         What runs outside of a forward of the model, as an encoder does under generate, is step 0.
         """
@@ -62,104 +62,109 @@ class Engine:
         return tuple(s for s in stages if s.where.steps is None or step in s.where.steps)
 
     def run(self, call: Call) -> Tensor:
-        """Give out [b, h, n, e] of a call."""
-        return self.followed(call)[0]
+        """Run a call: out [b, h, n, e]."""
+        return self.result(call)[0].out
 
-    def followed(self, call: Call, *, alone: bool = True) -> tuple[Tensor, Call]:
-        """Give out [b, h, n, e] of a call, and the call as the stages made it.
+    def result(self, call: Call, want: tuple[str, ...] = OUT) -> tuple[Result, Call]:
+        """Run a call; return its result, and the call as the stages made it.
 
-        A stage that is the only one may run the call by itself, unless `alone` is false: then
-        the call that is given is the one that was run.
+        `want` is what the caller needs, beside what the stages do.
         """
-        stages = self.serving(call.site)
+        stages = self.serving(call.site) if self.stages else ()
         if not stages:
-            return attended(call), call
-        if alone and len(stages) == 1:
-            out = stages[0].stand_in(call)
-            if out is not None:
-                return out, call
+            return run(call, want), call
         call = timed(call)
-        site = call.site
         passed: list[tuple[Stage, Call]] = []
+        around = None
+        options: dict[str, Any] = {}
         for stage in stages:
             new = stage.before(call)
             if new is not call:
                 _need_call(stage, new, call)
-            call = new
+                call = new
             passed.append((stage, call))
-        _show(stages, call, site)
-        if all(type(s).after is Stage.after for s in stages):
-            return attended(call), call
-        partial = whole(call)
+            more = stage.wants(call)
+            if more:
+                want = tuple(dict.fromkeys((*want, *more)))
+                if stage.survey_options:
+                    _agree(stage, options)
+            if stage.runs:
+                around = _alone(stage, around, call)
+        if around is None:
+            result = run(call, want, **options)
+        else:
+            result = around.around(call, Running(want, options))
+            _need_result(around, "around", result, None, call.site)
+        for stage, own in passed:
+            stage.see(own if stage is around else call, result)
         for stage, seen in reversed(passed):
-            new_partial = stage.after(seen, partial)
-            if new_partial is not partial:
-                _need_partial(stage, new_partial, partial, site)
-            partial = new_partial
-        return partial.out, call
+            new_result = stage.after(seen, result)
+            if new_result is not result:
+                _need_result(stage, "after", new_result, result, call.site)
+                result = new_result
+        return result, call
+
+
+class Running:
+    """Runs a call with everything that is wanted of it: what `Stage.around` is handed."""
+
+    def __init__(self, want: tuple[str, ...], options: dict[str, Any]) -> None:
+        self.want, self.options = want, options
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but the output is wanted."""
+        return self.want == OUT
+
+    def __call__(self, call: Call) -> Result:
+        """Run a call."""
+        return run(call, self.want, **self.options)
 
 
 def timed(call: Call) -> Call:
-    """Let the site of a call know the moment that it comes at."""
+    """Note on a call the forward that it comes in."""
     now = current_forward()
     if now is None or not isinstance(call.site, Site):
         return call
-    return call.replace(site=call.site.at(now))
+    return Call(
+        call.q, call.keys, call.rule, call.q_positions, call.dropout, call.site.at(now), now
+    )
 
 
 def attended(call: Call) -> Tensor:
-    """Run one call, sinks counted."""
-    runs = chosen(call)
-    if call.rule.weigh.closes:
-        return call.rule.weigh.close(runs.run(call)).out
-    return runs.out(call)
+    """Run one call for its output."""
+    return run(call).out
 
 
 def whole(call: Call) -> Partial:
     """Run one call for (out, lse), sinks counted."""
-    if call.dropout:  # a part with dropout has no exact lse
-        return Partial(attended(call), None)
-    partial = chosen(call, None, lse=True).run(call)
-    return call.rule.weigh.close(partial) if call.rule.weigh.closes else partial
+    result = run(call, ("lse",))
+    return Partial(result.out, result.lse)
 
 
-def _show(stages: Sequence[Stage], call: Call, site: Any) -> None:
-    """Show the call, survey once for all who want something, give weights to those who ask."""
-    for stage in stages:
-        stage.observe(call)
-    wanting = [s for s in stages if s.want]
-    if wanting:
-        from regard.run.survey import survey
+def _agree(stage: Stage, options: dict[str, Any]) -> None:
+    """Add what a stage asks of a survey, unless another asks otherwise."""
+    for name, value in stage.survey_options.items():
+        if name in options and options[name] is not value and options[name] != value:
+            fail(
+                RuleError,
+                f"{stage.name}.survey_options",
+                f"{name}={value!r}",
+                f"{name}={options[name]!r}, as another stage asks",
+                "let stages that share a survey agree, or attach them one by one",
+            )
+        options[name] = value
 
-        options: dict[str, Any] = {}
-        for stage in wanting:
-            for name, value in stage.survey_options.items():
-                if name in options and options[name] is not value and options[name] != value:
-                    fail(
-                        RuleError,
-                        f"{stage.name}.survey_options",
-                        f"{name}={value!r}",
-                        f"{name}={options[name]!r}, as another stage asks",
-                        "let stages that share a survey agree, or attach them one by one",
-                    )
-                options[name] = value
-        report = survey(
-            call.q.detach(),
-            call.k.detach(),
-            call.v.detach(),
-            call.rule,
-            want=tuple(dict.fromkeys(x for s in wanting for x in s.want)),
-            q_positions=call.q_positions,
-            k_positions=call.k_positions,
-            **options,
-        )
-        for stage in wanting:
-            stage.see(site, report)
-    asking = [s for s in stages if s.wants_weights]
-    if asking:
-        weights = closed_weights(call, asking[0].name)
-        for stage in asking:
-            stage.see_weights(site, weights)
+
+def _alone(stage: Stage, other: Stage | None, call: Call) -> Stage:
+    """Refuse two stages that would both run a call otherwise."""
+    if other is not None:
+        fail(
+            RuleError, f"{stage.name} at {_name(call.site)}",
+            f"a second stage that runs calls otherwise, after {other.name}",
+            "one such stage at a site", "attach them one by one",
+        )  # fmt: skip
+    return stage
 
 
 def _need_call(stage: Stage, new: Any, old: Call) -> None:
@@ -171,26 +176,33 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
             "a Call",
             "return call.replace(...)",
         )
+    if new.q is old.q and new.keys is old.keys:
+        return
+    same = new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype
+    if same and new.keys.shape[4] == old.keys.shape[4]:
+        return
     new.checked()
-    for axis, was, came in (
+    for axis, x, y in (
         ("batch", old.b, new.b),
         ("query heads", old.h, new.h),
         ("queries", old.n, new.n),
         ("value size", old.e, new.e),
     ):
-        if was != came:
-            _wrong(stage, "before", old.site, f"{axis} {came}", f"{axis} {was}")
+        if x != y:
+            _wrong(stage, "before", old.site, f"{axis} {y}", f"{axis} {x}")
     if new.q.dtype != old.q.dtype:
         _wrong(stage, "before", old.site, f"{new.q.dtype}", f"{old.q.dtype}")
 
 
-def _need_partial(stage: Stage, new: Any, old: Partial, site: Any) -> None:
-    if not isinstance(new, Partial):
-        _wrong(stage, "after", site, shape_of(new), "a Partial (out, lse)")
+def _need_result(stage: Stage, step: str, new: Any, old: Result | None, site: Any) -> None:
+    if not isinstance(new, Result):
+        _wrong(stage, step, site, shape_of(new), "a Result: result._replace(out=...)")
+    if old is None:
+        return
     if not isinstance(new.out, Tensor) or new.out.shape != old.out.shape:
-        _wrong(stage, "after", site, shape_of(new.out), f"out of shape {list(old.out.shape)}")
+        _wrong(stage, step, site, shape_of(new.out), f"out of shape {list(old.out.shape)}")
     if new.out.dtype != old.out.dtype:
-        _wrong(stage, "after", site, f"out of {new.out.dtype}", f"{old.out.dtype}")
+        _wrong(stage, step, site, f"out of {new.out.dtype}", f"{old.out.dtype}")
 
 
 def _wrong(stage: Stage, step: str, site: Any, got: str, expected: str) -> None:
@@ -205,3 +217,6 @@ def _wrong(stage: Stage, step: str, site: Any, got: str, expected: str) -> None:
 
 def _name(site: Any) -> str:
     return getattr(site, "module", None) or "a call outside of any site"
+
+
+__all__ = ["Engine", "Running", "attended", "timed", "whole"]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail
-from regard.core.partial import Partial, wide
+from regard.core.partial import wide
+from regard.core.result import Result
 from regard.models.attach import attach, hook_of
 from regard.models.projections import output_weights
 from regard.models.site import Site
@@ -132,7 +133,7 @@ class Stream(Stage):
             handle.remove()
         self._handles = []
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Keep what the heads say."""
         self.rows, self.precision = call.n, torch.finfo(partial.out.dtype).eps
         self.outs[call.site] = partial.out[:, :, : self.limit].detach()

@@ -64,7 +64,7 @@ def call_of(
             Causal() if is_causal else Everything(), Dot(scale), four_axes(mask), k.shape[2]
         )
         rule = Rule(support, score)
-    return Call(q, k, v, rule, dropout=dropout_p, site=site), shape
+    return Call.of(q, k, v, rule, dropout=dropout_p, site=site), shape
 
 
 def four_axes(x: Tensor) -> Tensor:

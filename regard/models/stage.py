@@ -1,7 +1,7 @@
 """Stages: middleware for attention.
 
 A call comes out of a model, passes `before` of each stage in order, is run, and passes `after` in
-reverse order. A stage may also ask for a survey, or (tiny inputs only) for the weights.
+reverse order. A stage may also look: at the call, and at what it wanted of it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail, shape_of
-from regard.core.partial import Partial
-from regard.models.site import Place, Site, Sites
+from regard.core.heads import expand_heads
+from regard.core.result import Result
+from regard.models.site import Place, Sites
 
 PARTS = ("q", "k", "v", "bias", "prob", "out")
 
@@ -22,20 +23,21 @@ PARTS = ("q", "k", "v", "bias", "prob", "out")
 class Stage:
     """Base of everything that looks at attention or changes it; override what you need.
 
-    `want` names survey statistics, which arrive in `see`; `wants_weights` asks for the matrix,
-    which arrives in `see_weights` [b, h, n, m]. `where` chooses sites (see `Place.of`).
+    `want` names what every call is asked for: survey statistics, "lse", or "weights" (tiny inputs
+    only); it arrives in `see`, with the call. `where` chooses sites (see `Place.of`).
 
     >>> class Louder(Stage):
-    ...     def after(self, call, partial):
-    ...         return partial._replace(out=2 * partial.out)
+    ...     def after(self, call, result):
+    ...         return result._replace(out=2 * result.out)
     >>> Louder(where=range(4)).where.layers == frozenset(range(4))
     True
     """
 
     want: Sequence[str] = ()
-    wants_weights: bool = False
     # Extra arguments of `regard.survey`; stages that share a pass must agree on them.
     survey_options: ClassVar[dict[str, Any]] = {}
+    # Whether `around` runs calls otherwise; at most one such stage may serve a site.
+    runs: bool = False
 
     def __init__(self, where: Any = None) -> None:
         self.where = Place.of(where)
@@ -55,26 +57,24 @@ class Stage:
         """Change the call before it is run."""
         return call
 
-    def after(self, call: Call, partial: Partial) -> Partial:
-        """Change what came of it: out [b, h, n, e] and lse [b, h, n]."""
-        return partial
+    def wants(self, call: Call) -> Sequence[str]:
+        """Return what is wanted of one call, as `before` returned it."""
+        return self.want
 
-    def stand_in(self, call: Call) -> Tensor | None:
-        """Run a call alone, or None: asked of a stage that no other stage stands beside.
+    def around(self, call: Call, run: Any) -> Result:
+        """Run the call: `run(call)` as it is, or in a way that no rule and no keys can say.
 
-        What it gives must be what `before`, the run and `after` would give, only sooner. The site
-        of the call does not know its moment yet: ask `regard.models.engine.timed(call)`.
+        Asked where `runs` is true. `run.want` names what stages need of the result.
         """
-        return None
+        found: Result = run(call)
+        return found
 
-    def observe(self, call: Call) -> None:
-        """Look at the call as it will be run, after every stage has had its say."""
+    def see(self, call: Call, result: Result) -> None:
+        """Look at the call as it was run, after `before` of all stages, and at what came of it."""
 
-    def see(self, site: Site, survey: Any) -> None:
-        """Take the survey of one call, after `observe`."""
-
-    def see_weights(self, site: Site, weights: Tensor) -> None:
-        """Take the weights [b, h, n, m] of one call."""
+    def after(self, call: Call, result: Result) -> Result:
+        """Change what came of it: `result._replace(out=...)`, out [b, h, n, e]."""
+        return result
 
 
 class Null(Stage):
@@ -134,15 +134,17 @@ class Edit(Stage):
         chosen = sum(((h == x) for x in self.where.heads), start=h < 0)
         return self.fn(s).where(chosen, s)
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def wants(self, call: Call) -> Sequence[str]:
+        """Ask for the weights, where these are edited."""
+        return ("weights",) if self.stage == "prob" else ()
+
+    def after(self, call: Call, result: Result) -> Result:
         """Edit the weights or the output."""
         if self.stage == "out":
-            return partial._replace(out=self._edited(partial.out))
+            return result._replace(out=self._edited(result.out))
         if self.stage == "prob":
-            from regard.core.heads import expand_heads
-            from regard.models.weights import closed_weights
-
-            weights = self._edited(closed_weights(call, self.name))
+            assert result.weights is not None
+            weights = self._edited(result.weights)
             out = weights @ expand_heads(call.v, call.h).to(weights.dtype)
-            return partial._replace(out=out.to(call.q.dtype))
-        return partial
+            return result._replace(out=out.to(call.q.dtype), weights=weights)
+        return result

@@ -36,16 +36,22 @@ class Step:
     seen: int
     real: Tensor
     layer: KeyLayer | None = None
-    # Pairs of one head and row that were computed, if a policy chose fewer.
-    pairs: float | None = None
     # Pairs that the whole model would have computed here, if others than these queries and keys.
     dense: float | None = None
-    # Where the keys of the memory stand, [b, m] or [b, g, m]; None where key j stands at j.
-    at: Tensor | None = None
     # Slots [b, g, c] of the keys that a single query reads, in any order; None for all of them.
     slots: Tensor | None = None
     # Weights of a single step [b, h, 1, m], where a policy `weighs`.
     weights: Tensor | None = None
+    # The call over all that is kept, before anything was chosen.
+    whole: Call | None = None
+    # Policies that choose what stays after this call.
+    due: Sequence[Any] = ()
+    # Floating point operations that choosing took.
+    spent: float = 0.0
+    # Whether the memory was not read: a policy may attend by itself.
+    unread: bool = False
+    # What policies that no longer count pairs may still write.
+    pairs: float | None = None
 
     @property
     def n(self) -> int:
@@ -69,9 +75,14 @@ class Step:
         return self.layer.memory
 
     @property
+    def at(self) -> Tensor | None:
+        """Positions of the keys of the memory, [b, m] or [b, g, m]; None where key j is at j."""
+        return (self.whole or self.call).keys.positions
+
+    @property
     def positions(self) -> Tensor:
-        """Where each key stands, [b, g, m]; -1 where none is."""
-        at, call = self.at, self.call
+        """Positions of the keys, [b, g, m]; -1 where there is none."""
+        at, call = self.at, self.whole or self.call
         if at is None:
             return torch.arange(call.m, device=call.k.device).expand(call.b, call.g, -1)
         return (at[:, None] if at.dim() == 2 else at).expand(call.b, call.g, -1)

@@ -31,16 +31,14 @@ class Costs(dict[Site, Spent]):
         # Calls that were counted.
         self.calls = 0
 
-    def add(
-        self, call: Call, seen: int, pairs: float | None = None, dense: float | None = None
-    ) -> None:
-        """Count a call: its own pairs (those of a head and row), against all of `seen` keys."""
+    def add(self, call: Call, seen: int, flops: float, dense: float | None = None) -> None:
+        """Add what a call was counted to cost, against all of `seen` keys; `dense` are pairs."""
         self.calls += 1
         each, whole = 2.0 * call.b * call.h * (call.d + call.e), self.pairs(call, seen)
         spent = self.get(call.site)
         if spent is None:
             spent = self[call.site] = Spent()
-        spent.flops += each * (self.pairs(call, call.m) if pairs is None else pairs)
+        spent.flops += flops
         spent.dense += each * (whole if dense is None else dense)
         spent.last = each * whole
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import hook_of
 from regard.models.forward import Forward, changed, current_forward
 from regard.models.site import Site, Sites
@@ -206,7 +206,7 @@ class Settling(Stage):
         self._last: dict[Any, tuple[int, Tensor]] = {}
         self._found: dict[int, list[float]] = {}
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Compare with the step before."""
         now = call.site.moment
         key = (call.site, now.branches)

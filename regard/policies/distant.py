@@ -13,6 +13,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.method import method
 from regard.core.partial import Partial, merge
+from regard.core.result import Result
 from regard.memories.base import KeyMemory
 from regard.memories.near_keys import NearKeys
 from regard.models.attach import attach, hook_of
@@ -80,7 +81,7 @@ class PoD(Policy):
         if layer not in self.shared:
             self._source = call
             return step.call
-        if call.rule.weigh.closes:
+        if call.rule.weigh.has_sink:
             fail(
                 CapabilityError, f"policy {self.name!r}", "weights with a sink of their own",
                 "a plain softmax", "take another policy",
@@ -157,7 +158,7 @@ class _Distant(Stage):
         self.sinks, self.window, self.rows = sinks, window, rows
         self.found: dict[int, Tensor] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Take the rows of one layer."""
         weights = last_rows(call, self.rows)[0, :, :, self.sinks :]
         far = weights[..., : call.m - self.sinks - self.window - self.rows + 1].double()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.policies.registry import make_policies
@@ -24,7 +24,7 @@ class Outputs(Stage):
         super().__init__()
         self.held: list[Tensor] = []
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Take the output."""
         self.held.append(partial.out)
         return partial

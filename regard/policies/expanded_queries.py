@@ -23,7 +23,7 @@ from regard.models.projections import HeadWeights, head_weights
 from regard.models.site import Site, Sites
 from regard.policies.base import Policy, Step
 from regard.policies.registry import register
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.executor import Answer, No, Yes
 
 # Models of transformers whose attention is plain: projections, scores, projection.

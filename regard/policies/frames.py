@@ -12,6 +12,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.engine import attended
 from regard.models.stage import Stage
@@ -141,7 +142,7 @@ class _Search(Stage):
         super().__init__()
         self.errors = errors
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Try every k."""
         image = image_of(call)
         if image is None:

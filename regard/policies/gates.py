@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.method import method
+from regard.core.result import Result
 from regard.memories.stores import Plain
 from regard.models.attach import attach, hook_of
 from regard.models.rotary import Turn, rotations_of
@@ -194,7 +195,7 @@ class Distilling(Stage):
         self.gates, self.block, self.turns = gates, block, turns
         self.losses: dict[int, float] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Take the gradient of one layer's gate."""
         layer, at = call.site.layer or 0, torch.arange(call.m, device=call.q.device)
         turn = self.turns[layer]

@@ -24,7 +24,7 @@ from regard.models.rotary import Turn, turns_of
 from regard.models.site import Site, Sites
 from regard.policies.base import Policy, Step
 from regard.policies.registry import register
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.executor import Answer, No, Yes
 
 # Numbers that the keys gathered for some queries may take at once.

@@ -15,7 +15,7 @@ def placed(call: Call, k: Tensor, v: Tensor, positions: Tensor | None) -> Call:
         return call.replace(k=k, v=v)
     # Padding is no key of the memory, so the rule need not look for it.
     rule = without_padding(call.rule)
-    if call.n == 1 and rule.placeless and bool((positions >= 0).all()):
+    if call.n == 1 and rule.position_free and bool((positions >= 0).all()):
         return call.replace(k=k, v=v, rule=rule)
     positions = positions.long()
     if positions.dim() == 3 and k.shape[1] == 1:

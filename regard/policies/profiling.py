@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.partial import Partial, wide
+from regard.core.partial import wide
+from regard.core.result import Result
 from regard.models.stage import Stage
 from regard.run.reducers import Reducer
 from regard.run.survey import Block, survey_call
@@ -68,7 +69,7 @@ class Profile(Stage):
         self.size, self.first = size, first
         self.found: dict[int, Tensor] = {}
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Wait for the gradient of the output."""
 
         def told(grad: Tensor) -> None:

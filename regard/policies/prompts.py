@@ -17,6 +17,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.method import method
+from regard.core.result import Result
 from regard.core.support import Tiles
 from regard.models.attach import attach
 from regard.models.engine import attended
@@ -350,7 +351,7 @@ class _Search(Stage):
         super().__init__()
         self.maker, self.keep, self.patterns = maker, keep, dict[int, list[str]]()
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Compare the patterns of one layer."""
         self.patterns[call.site.layer] = self.maker.best_patterns(call, self.keep)
 

@@ -14,6 +14,7 @@ from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
+from regard.core.result import Result
 from regard.memories.base import KeyMemory
 from regard.memories.shared import Shared
 from regard.memories.some_keys import SomeKeys
@@ -149,7 +150,7 @@ class _MeanKeys(Stage):
         super().__init__()
         self.sums: dict[int, list[Any]] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Add them up."""
         total = self.sums.setdefault(call.site.layer, [0.0, 0.0])
         for place, x in enumerate((call.k, call.v)):

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail, shape_of
-from regard.core.heads import take_keys
 from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
-from regard.memories.meeting import meet
 from regard.memories.stores import Plain
-from regard.models.engine import attended, timed, whole
 from regard.models.forward import layer_of
 from regard.models.pipelines import telling_by_text
 from regard.models.site import Site, Sites
@@ -29,13 +27,11 @@ from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
 from regard.policies.caching import can_cache
 from regard.policies.counting import Costs
-from regard.policies.placing import placed, without_padding
+from regard.policies.placing import without_padding
 from regard.policies.standing import stand
+from regard.run.counting import COUNT
 from regard.run.executor import No
-from regard.run.few import over_slots
-
-# Hooks with which a policy changes what a call attends to, or how.
-CHOOSING = ("select", "attend", "run", "joined")
+from regard.run.runner import otherwise
 
 
 class Shrinking(Stage):
@@ -79,7 +75,12 @@ class Shrinking(Stage):
         self._by_layer = {site.layer: site for site in sites}
         self.costs = Costs(sites, causal=not isinstance(self.caching, No))
         # Those that have something to say of a single step after the prompt, and of what it keeps.
-        self._at_steps = [p for p in self.policies if p.at_steps and p.has(*CHOOSING)]
+        self._choosing = [p for p in self.policies if p.has("select")]
+        self._at_steps = [p for p in self._choosing if p.at_steps]
+        self._joining = [p for p in self.policies if p.has("joined")]
+        self._attending = [p for p in self.policies if p.has("attend")]
+        self._making = [p for p in self.policies if p.has("run")]
+        self.runs = bool(self._attending or self._making)
         self._keeping = [p for p in self.policies if p.has("slots")]
         self._keeping_on = [p for p in self._keeping if p.every_step]
         for one in self.policies:
@@ -212,7 +213,7 @@ class Shrinking(Stage):
     # The stage
 
     def _step(self, call: Call, layer: Any) -> Step:
-        """What policies may know of a call whose keys are those of the memory."""
+        """What policies may know of a call, whatever its keys are."""
         site = call.site
         if layer is None:
             real = torch.full((call.b,), call.m, device=call.q.device)
@@ -220,129 +221,114 @@ class Shrinking(Stage):
         return Step(site, call, layer.memory.seen, layer.real, layer)
 
     def before(self, call: Call) -> Call:
-        """Read the memory in place of the new keys, and let policies choose among them."""
+        """Attend to what the memory keeps in place of the new keys; let policies choose of it."""
         if self.paused:
             return call
-        step = self._opened(call, self._layer_of(call))
-        if step.slots is not None:
-            k, v = (take_keys(x, step.slots) for x in (step.call.k, step.call.v))
-            step.call = step.call.replace(k=k, v=v)
+        layer = None if isinstance(self.caching, No) else self._layer_of(call)
         held = getattr(self._steps, "held", None)
         if held is None:
             held = self._steps.held = []
+        if self._attending and layer is not None:
+            step = self._step(call, layer)
+            step.unread = True
+        else:
+            step = self._opened(call, layer)
         held.append(step)
         return step.call
 
     def _opened(self, call: Call, layer: Any) -> Step:
-        """Read the memory, and let policies choose."""
-        at = None
+        """Take the keys of the memory, and let policies choose."""
+        before = COUNT.flops
         if layer is not None:
-            k, v, at = layer.memory.read()
-            call = placed(call, k, v, at)
+            rule = without_padding(call.rule)
+            call = Call(
+                call.q, layer.memory.keys(), rule, call.q_positions, call.dropout, call.site,
+                call.forward,
+            )  # fmt: skip
         step = self._step(call, layer)
-        step.at = at
-        step.call = self._selected(step)
+        step.whole = call
+        single = call.n == 1 and layer is not None and step.seen > 1
+        for one in self._at_steps if single else self._choosing:
+            step.call = one.select(step)
+        if step.slots is not None:
+            step.call = step.call.replace(keys=step.call.keys.take(step.slots, full=True))
+        # What it took to choose counts as well.
+        step.spent = COUNT.flops - before
         return step
 
-    def _selected(self, step: Step) -> Call:
-        whole = step.call
-        for one in self.policies:
-            step.call = one.select(step)
-        chosen, step.call = step.call, whole
-        pairs = self.costs.pairs(chosen, chosen.m) if step.pairs is None else step.pairs
-        self.costs.add(whole, step.seen, pairs, step.dense)
-        return chosen
-
-    def after(self, call: Call, partial: Partial) -> Partial:
-        """Let policies choose what stays, and the memory make itself small."""
+    def wants(self, call: Call) -> Sequence[str]:
+        """Ask for weights, where a policy chooses by them after this step; for parts, to join."""
         if self.paused:
-            return partial
-        step = self._steps.held.pop()
-        partial = self._joined(step, partial)
-        self._close(step)
-        out = self._made(call)
-        return partial if out is None else Partial(out, None)
+            return ()
+        step = self._steps.held[-1]
+        step.due = self._due(step)
+        asked: list[str] = []
+        if step.layer is not None and call.n == 1 and any(p.weighs for p in step.due):
+            asked.append("weights")
+        if self._joining:
+            asked.append("lse")
+        return asked
 
-    def _joined(self, step: Step, partial: Partial) -> Partial:
-        """Let policies add what the call has left out."""
-        for one in self.policies:
-            partial = one.joined(step, partial)
-        return partial
+    def _due(self, step: Step) -> Sequence[Policy]:
+        """Policies that choose what stays after a call."""
+        if step.layer is None or not self._keeping:
+            return ()
+        if step.n > 1 or step.seen == 1:
+            return self._keeping
+        return [p for p in self._keeping_on if p.due(step.layer)]
 
-    def _made(self, call: Call) -> Tensor | None:
-        """What a policy makes of a call in its own way."""
-        made = (p.run(call) for p in self.policies if p.has("run"))
-        return next((x for x in made if x is not None), None)
-
-    def _close(self, step: Step) -> None:
-        if step.layer is None:
-            return
-        self._keep(step, self._keeping)
-        step.memory.settle()
-
-    def _keep(self, step: Step, policies: Sequence[Policy]) -> None:
-        """Let policies choose what stays."""
-        for one in policies:
-            slots = one.slots(step)
-            if slots is not None:
-                step.memory.choose(slots)
-
-    def stand_in(self, call: Call) -> Tensor | None:
-        """Run a call that no other stage looks at: few policies ask for its log-sum-exp."""
+    def around(self, call: Call, run: Any) -> Result:
+        """Let a policy attend by itself, or make something of the call in its own way."""
+        found: Result
         if self.paused:
-            return attended(call)
-        layer = None if isinstance(self.caching, No) else self._layer_of(call)
-        plain = call.n == 1 and not self._at_steps and layer is not None
-        out = self._plain_step(call, layer) if plain else None
-        if out is not None:
-            return out
-        call = timed(call)
-        if layer is not None and not plain:
-            out = self._by_policy(call, layer)
-            if out is not None:
-                return out
-        step = self._opened(call, layer)
-        out = self._made(step.call)
-        if out is None and any(p.has("joined") for p in self.policies):
-            out = self._joined(step, whole(step.call)).out
-        if out is None:
-            some = step.slots
-            out = attended(step.call) if some is None else over_slots(step.call, some)
-        self._close(step)
-        return out
+            found = run(call)
+            return found
+        step = self._steps.held[-1]
+        if step.unread:
+            result = self._by_policy(step, call) if run.plain else None
+            if result is not None:
+                return result
+            opened = self._opened(call, step.layer)
+            opened.due, opened.spent = step.due, opened.spent + step.spent
+            self._steps.held[-1] = step = opened
+            call = step.call
+        for one in self._making:
+            made = otherwise(call, one.name, lambda one=one: one.run(call))
+            if made is not None:
+                return made if run.plain else run(call)._replace(out=made.out, cost=made.cost)
+        found = run(call)
+        return found
 
-    def _by_policy(self, call: Call, layer: Any) -> Tensor | None:
+    def _by_policy(self, step: Step, call: Call) -> Result | None:
         """Let a policy attend by itself."""
-        able = [p for p in self.policies if p.has("attend")]
-        step = self._step(call, layer) if able else None
-        for one in able:
-            assert step is not None
-            found = one.attend(step)
+        for one in self._attending:
+            found = otherwise(call, one.name, lambda one=one: one.attend(step))
             if found is not None:
-                self.costs.add(call, step.seen, float(step.pairs or 0))
-                self._close(step)
                 return found
         return None
 
-    def _plain_step(self, call: Call, layer: Any) -> Tensor | None:
-        """Attend to all that is kept, with no word on where it stands, if the rule allows that."""
-        memory, rule = layer.memory, without_padding(call.rule)
-        if memory.seen == 1 or not rule.placeless:
-            return None
-        if rule is not call.rule:
-            call = call.replace(rule=rule)
-        due = [p for p in self._keeping_on if p.due(layer)]
-        met = meet(call, memory, weigh=any(p.weighs for p in due))
-        if met is None:
-            return None
-        self.costs.add(call, memory.seen, met.keys)
-        if due:
-            k, v, at = memory.read()
-            step = self._step(call.replace(k=k, v=v), layer)
-            step.at, step.weights = at, met.weights
-            self._keep(step, due)
-        memory.settle()
-        return met.out
+    def after(self, call: Call, result: Result) -> Result:
+        """Let policies add to the result and choose what stays, and the memory make it small."""
+        if self.paused:
+            return result
+        step = self._steps.held.pop()
+        before = COUNT.flops
+        if self._joining:
+            partial = Partial(result.out, result.lse)
+            for one in self._joining:
+                partial = one.joined(step, partial)
+            result = result._replace(out=partial.out, lse=partial.lse)
+        if step.layer is not None:
+            step.weights = result.weights if step.n == 1 else None
+            step.call = step.whole or step.call
+            for one in step.due:
+                slots = one.slots(step)
+                if slots is not None:
+                    step.memory.choose(slots)
+            step.memory.settle()
+        spent = step.spent + result.cost.flops + COUNT.flops - before
+        self.costs.add(step.whole or call, step.seen, spent, step.dense)
+        return result
 
     def _layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""

@@ -13,8 +13,8 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
-from regard.core.partial import Partial
-from regard.core.support import Everything, Keys, PerHead, Sinks, Support, Window
+from regard.core.result import Result
+from regard.core.support import ChosenKeys, Everything, PerHead, Sinks, Support, Window
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.ring import Ring
@@ -44,7 +44,7 @@ def near_rows(step: Step, window: int, sinks: int) -> Support:
     first = torch.where((rank >= 0) & (rank < sinks), step.positions[:, :1], 1 << 60)
     first = first.sort(-1).values[..., :sinks]
     listed = torch.where(first < 1 << 60, first, -1)[:, :, None]
-    return Window(window, 1) | Keys(listed)
+    return Window(window, 1) | ChosenKeys(listed)
 
 
 @method("duo_attention", call='from regard.policies import policy; policy("duo_attention")')
@@ -187,13 +187,13 @@ class Gates(Stage):
             s.layer or 0: nn.Parameter(torch.full((s.kv_heads or 1,), start)) for s in sites
         }
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Run the call again under the window, and mix."""
         support = call.rule.support & near(self.recent, self.sinks)
         streaming = attended(call.replace(rule=call.rule.replace(support=support)))
         gate = expand_heads(self.gates[call.site.layer or 0][None], call.h)[..., None, None]
         gate = gate.to(partial.out.dtype)
-        return Partial(gate * partial.out + (1 - gate) * streaming, None)
+        return partial._replace(out=gate * partial.out + (1 - gate) * streaming, lse=None)
 
 
 @method("lserve", call='from regard.policies import policy; policy("lserve")')

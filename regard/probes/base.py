@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RegardError, RuleError, fail
+from regard.core.result import Result
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.probes.reading import NOTHING, Reading, counted_rows
@@ -16,7 +17,7 @@ from regard.probes.scores import Scores, Tally
 
 
 class Probe(Stage):
-    """Base of what looks; a subclass fills `see` (or `observe`) and `result`.
+    """Base of what looks; a subclass fills `look` (or `see`) and `result`.
 
     `definition` picks one of `definitions` where sources differ; each is named with its source.
     `stimulus` says what must be shown: the user's "text", tokens "repeated", or a "needle".
@@ -46,7 +47,6 @@ class Probe(Stage):
         # What kept it from looking at a site, and whether a user named it or a group brought it.
         self.refusal: RegardError | None = None
         self.named = True
-        self._call: Call | None = None
 
     @property
     def name(self) -> str:
@@ -66,23 +66,11 @@ class Probe(Stage):
                 f"{' or '.join(self.kinds)} attention", "leave this probe out for this model",
             )  # fmt: skip
 
-    def observe(self, call: Call) -> None:
-        """Keep the call until its survey comes."""
-        if not self._looks_at(call.site):
-            return
-        self._call = call
-        if not self.want:
-            self._try(call.site, None)
-
-    def see(self, site: Site, survey: Any) -> None:
-        """Look at the call and its survey together."""
-        if self._looks_at(site) and self._call is not None:
-            self._try(site, survey)
-
-    def _try(self, site: Site, survey: Any) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Look at one site; a model may have others that this probe can look at."""
-        call, self._call = self._call, None
-        assert call is not None
+        site = call.site
+        if not self._looks_at(site):
+            return
         try:
             if self.causal_only and call.n > 1 and looks_ahead(call):
                 fail(
@@ -91,7 +79,7 @@ class Probe(Stage):
                     "causal attention: what came before is what this probe is about",
                     "leave it out for encoders",
                 )  # fmt: skip
-            self.look(site, call, survey)
+            self.look(site, call, result.survey)
         except CapabilityError as error:
             self.refusal = self.refusal or error
 

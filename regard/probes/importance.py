@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -45,10 +45,10 @@ class Importance(Probe):
         self.gates: dict[Site, Tensor] = {}
         self.sizes: dict[Site, list[Tensor]] = {}
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Nothing is to be seen before the loss is known."""
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Put a gate of 1 on each head of each example."""
         if not torch.is_grad_enabled():
             return partial
@@ -91,7 +91,7 @@ class _Silence(Stage):
         super().__init__()
         self.heads = heads
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         which = self.heads.get(call.site)
         if not which:
             return partial
@@ -110,7 +110,7 @@ class Averaged(Stage):
         super().__init__()
         self.heads, self.means = list(heads), means
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Put the mean in place of each output."""
         which = [head for site, head in self.heads if site == call.site]
         if not which:
@@ -125,7 +125,7 @@ def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
     found: dict[Site, Tensor] = {}
 
     class Means(Stage):
-        def after(self, call: Call, partial: Partial) -> Partial:
+        def after(self, call: Call, partial: Result) -> Result:
             found[call.site] = partial.out.detach().float().mean((0, 2))
             return partial
 

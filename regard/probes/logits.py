@@ -12,7 +12,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail
 from regard.core.method import method
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.models.engine import attended
 from regard.models.residual import Stream, precise
 from regard.models.site import Site
@@ -125,7 +125,7 @@ class LogitAttribution(Probe):
         self.stream = Stream()
         self.stream.begin(model, sites)
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Keep what the heads say."""
         return self.stream.after(call, partial)
 
@@ -181,7 +181,7 @@ class TokenLens(Stage):
         """Stop watching."""
         self.stream.end()
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Attend once more, with the values of other tokens left out."""
         row = range(call.n)[self.row]
         keep = torch.zeros(call.m, 1, dtype=call.v.dtype, device=call.v.device)
@@ -294,7 +294,7 @@ class Attenuate(Stage):
         super().__init__(where)
         self.share = share
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Scale what was said."""
         return partial._replace(out=(1 - self.share) * partial.out)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
+from regard.core.result import Result
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -184,7 +185,7 @@ class _Until(Stage):
         super().__init__()
         self.chosen = chosen
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Look whether all are there."""
         if len(self.chosen.found) == len(set(self.chosen.heads)):
             raise _Enough
@@ -201,7 +202,7 @@ class Counter(Stage):
         """Count the sites."""
         self.sites = len(sites)
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """One more."""
         self.done += 1
         if self.progress is not None:

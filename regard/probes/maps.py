@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.result import Result
 from regard.core.rule import Rule
 from regard.core.score import SoftCap
 from regard.core.score.matches import DotMatch
@@ -82,17 +83,12 @@ class Maps(Stage):
         self.survey_options = {"tile": max(1, math.ceil(tokens / THUMB))}  # type: ignore[misc]
         self.found: dict[Site, Drawn] = {}
         self.kept: dict[Site, Call] | None = {}  # None: too much to keep
-        self._call: Call | None = None
         self._left = KEPT_BYTES
 
-    def observe(self, call: Call) -> None:
-        """Keep the call until its survey comes."""
-        self._call = call
-
-    def see(self, site: Site, survey: Any) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep what is drawn; of a site that attends twice, the first time."""
-        call, self._call = self._call, None
-        if call is None or site in self.found:
+        site, survey = call.site, result.survey
+        if survey is None or site in self.found:
             return
         received = survey.received[0] / survey.seen[0].clamp(min=1)
         self.found[site] = Drawn(
@@ -136,7 +132,7 @@ class DeepHeads(Stage):
         super().__init__()
         self.heads, self.found = list(heads), list[Deep]()
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep what was chosen at this site."""
         for site, head in self.heads:
             if site != call.site or any((d.site, d.head) == (site, head) for d in self.found):

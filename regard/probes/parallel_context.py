@@ -20,13 +20,14 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.partial import Partial, merge
+from regard.core.result import Result
 from regard.core.support import Attribute, Causal, SharedPrefix, Support
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
 from regard.probes.registry import register
 from regard.probes.scores import Scores
-from regard.run.doors import partial
+from regard.run.api import partial
 from regard.run.mass import log_weight
 
 
@@ -104,7 +105,7 @@ class ParallelContext(Stage):
             )  # fmt: skip
         return call.replace(rule=call.rule.replace(support=call.rule.support & self.support))
 
-    def after(self, call: Call, part: Partial) -> Partial:
+    def after(self, call: Call, part: Result) -> Result:
         """Let each query keep its best pieces."""
         if self.best is None:
             return part
@@ -115,7 +116,7 @@ class ParallelContext(Stage):
         chosen = [Partial(p.out, lse) for p, lse in zip(pieces, kept, strict=True)]
         weigh = call.rule.weigh
         whole = merge(*prefix, *chosen, *tail)
-        return weigh.close(whole) if weigh.closes else whole
+        return weigh.apply_sink(whole) if weigh.has_sink else whole
 
     def split(self, call: Call) -> tuple[list[Partial], list[Partial], list[Partial]]:
         """Attention to the prefix, to each piece, and to the tail."""

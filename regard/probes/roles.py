@@ -35,7 +35,7 @@ class OnPairs(Probe):
 
     def look(self, site: Site, call: Call, survey: Any) -> None:
         """Add the weight of each query on its pairs."""
-        whole = log_weight(call) if call.rule.weigh.closes else survey.lse
+        whole = log_weight(call) if call.rule.weigh.has_sink else survey.lse
         part = log_part(call, self.part(call))
         counted = counted_rows(self.reading, call.b, call.n, call.q.device)
         self.tally.add(site, torch.exp(part - finite(whole)), counted & self.eligible(call, part))

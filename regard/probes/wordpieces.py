@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ShapeError, fail, shape_of
+from regard.core.result import Result
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Edit, Stage
@@ -18,15 +19,16 @@ from regard.models.stage import Edit, Stage
 class WholeMaps(Stage):
     """Keep the weights [b, h, n, m] of every call; for inputs of a sentence or two."""
 
-    wants_weights = True
+    want = ("weights",)
 
     def __init__(self, where: Any = None) -> None:
         super().__init__(where)
         self.found: dict[Site, list[Tensor]] = {}
 
-    def see_weights(self, site: Site, weights: Tensor) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Keep them."""
-        self.found.setdefault(site, []).append(weights.detach().float().cpu())
+        assert result.weights is not None
+        self.found.setdefault(call.site, []).append(result.weights.detach().float().cpu())
 
 
 def whole_maps(model: Any, **inputs: Tensor) -> dict[Site, Tensor]:
@@ -60,7 +62,7 @@ class FeltWeights(Edit):
         self._weights.append(weights)
         return weights
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Result) -> None:
         """Remember which site it is."""
         self._sites.append(call.site)
 

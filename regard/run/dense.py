@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, finite, wide
+from regard.run.counting import count
 from regard.run.isolation import without_autocast
 
 _aten = torch.ops.aten
@@ -62,6 +63,7 @@ def forward(
     if 0 in q.shape or k.shape[2] == 0:
         out = torch.zeros_like(q[..., :e])
         return out, torch.full(q.shape[:3], -torch.inf, dtype=wide(q.dtype), device=q.device)
+    count_dense(q, k, v, causal=shape.causal)
     if q.device.type == "cpu":
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, shape.causal, attn_mask=_four(mask, q), scale=shape.scale
@@ -76,6 +78,21 @@ def forward(
             lse = lse.masked_fill(empty, -torch.inf)
             out = out.masked_fill(empty[..., None], 0.0)
     return out[..., :e], lse
+
+
+def count_dense(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> None:
+    """Count a dense kernel over q [b, h, n, d], k [b, g, m, d], v [b, g, m, e]: pairs it scores.
+
+    A causal kernel skips what lies above the diagonal; the blocks on it are counted by half.
+    """
+    (b, h, n, d), m, e = q.shape, k.shape[2], v.shape[3]
+    pairs = n * m
+    if causal:
+        below = min(n, m)
+        pairs = below * (below + 1) // 2 + (n - below) * m
+    size = q.element_size()
+    moved = size * (b * h * n * (d + e) + b * k.shape[1] * m * (d + e))
+    count(float(b * h * pairs), d + e, float(moved))
 
 
 def backward(

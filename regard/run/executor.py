@@ -59,23 +59,34 @@ class Cost:
 
 
 class Executor(ABC):
-    """A way to run a call. It must equal the reference: output, lse, every gradient."""
+    """A way to run a call. It must equal the reference: output, lse, every gradient.
+
+    `reads` names the forms of keys that it reads as they are stored; where "dense" is among them,
+    any other form can be made dense for it. What it computes it counts (`regard.run.counting`).
+    """
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
+    # Whether `weighed` returns the weights beside the output.
+    weighs: ClassVar[bool] = False
 
     @abstractmethod
     def can(self, call: Call) -> Answer:
-        """Say whether it can run the call, or why not."""
+        """Return whether it can run the call, or why not; the keys are of a form that it reads."""
 
     @abstractmethod
     def run(self, call: Call) -> Partial:
-        """Run the call; the weigh is not closed yet, so parts can still be merged."""
+        """Run the call; sinks are left out, so that parts can still be merged."""
 
     def out(self, call: Call) -> Tensor:
         """Run a call of which only the output is wanted."""
         return self.run(call).out
 
-    def waits(self, call: Call) -> str:
+    def weighed(self, call: Call) -> tuple[Partial, Tensor]:
+        """Run a call of which the weights [b, h, n, m] are wanted too, sinks left out."""
+        raise NotImplementedError
+
+    def avoid_reason(self, call: Call) -> str:
         """Say why a plan should not choose it unless asked to, though it can; usually nothing."""
         return ""
 

@@ -31,6 +31,7 @@ from regard.core.tilemap import FULL, PARTIAL, TileMap
 from regard.core.value import Value
 from regard.core.weigh import Softmax
 from regard.run.chunked import Chunked, reached_learned
+from regard.run.counting import count
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, contained_out
 from regard.run.walk import tile_share
@@ -53,7 +54,7 @@ class Flex(Executor):
             return Yes(f"{NOTE}; forward only, and the lse, where wanted, is a second pass")
         return Yes(NOTE)
 
-    def waits(self, call: Call) -> str:
+    def avoid_reason(self, call: Call) -> str:
         """Compiling for seconds is worth it on a GPU, where the kernel then serves for long."""
         return NOTE if call.q.device.type == "cpu" else ""
 
@@ -158,11 +159,13 @@ def _attend(call: Call, lse: bool) -> tuple[Tensor, Tensor | None]:
     kernel = _kernels.get(key)
     if kernel is None:
         kernel = _kernels[key] = _make(support, offset > 0, score, lse, q.device, call.h != call.g)
+    blocks = _block_mask(call, support, kernel)
+    _count(call, q, v)
     score_mod = None
     if kernel.score is not None:
         score_mod = _score_mod(kernel.score, _with_offset(score.tensors(), offset, q.device))
     try:
-        made = kernel.run(q, k, v, score_mod, _block_mask(call, support, kernel), scale)
+        made = kernel.run(q, k, v, score_mod, blocks, scale)
     except RegardError:
         raise
     except Exception as broken:
@@ -172,6 +175,13 @@ def _attend(call: Call, lse: bool) -> tuple[Tensor, Tensor | None]:
         ) from broken  # fmt: skip
     out, found = made if lse else (made, None)
     return out[..., : call.e], found
+
+
+def _count(call: Call, q: Tensor, v: Tensor) -> None:
+    """Count the pairs of blocks that are not empty; a block at the end is cut there."""
+    pairs = tile_share(call) * call.b * call.h * call.n * call.m
+    width = q.shape[-1] + v.shape[-1]
+    count(pairs, width, q.element_size() * (call.b * (call.h * call.n + call.g * call.m) * width))
 
 
 def _seen(part: Value) -> Hashable:

@@ -13,7 +13,7 @@ from regard.core.score.matches import GaussianMatch, folded
 from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
-from regard.run.dense import Shape, dense
+from regard.run.dense import Shape, count_dense, dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, contained_out, unrecorded
 
@@ -54,7 +54,7 @@ class Fused(Executor):
     def _run(self, call: Call) -> Partial:
         q, k, scale = product(call)
         kind = pattern(call)
-        if call.dropout and not call.rule.weigh.closes:
+        if call.dropout and not call.rule.weigh.has_sink:
             return Partial(self._out(call), None)
         mask = None if kind else additive_mask(call)
         made = dense(q, k, call.v, Shape(scale, kind == "causal"), mask)
@@ -73,6 +73,7 @@ class Fused(Executor):
         if call.n == 1 and kind == "all":
             return single(q, k, call.v, scale, call.dropout)
         mask = None if kind else additive_mask(call)
+        count_dense(q, k, call.v, causal=kind == "causal")
         return scaled_dot_product_attention(
             q,
             k,
@@ -88,6 +89,7 @@ class Fused(Executor):
 def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float = 0.0) -> Tensor:
     """Attend from single queries q [b, h, 1, d] to all keys: [b, h, 1, e]."""
     b, h, n, d = q.shape
+    count_dense(q, k, v, causal=False)
     if q.device.type != "cpu" or h == k.shape[1]:
         return scaled_dot_product_attention(
             q, k, v, None, dropout, scale=scale, enable_gqa=h != k.shape[1]
@@ -126,15 +128,19 @@ def product_left_over(call: Call) -> tuple[object, ...]:
 
 
 def product(call: Call) -> tuple[Tensor, Tensor, float]:
-    """Give q, k and scale that hold the whole score."""
+    """Return q, k and a scale above 0 that hold the whole score."""
     score: Score = call.rule.score
     if not score.steps:
         made = score.match.prepare(call.q, call.k)
         assert made is not None
-        return made
-    folding = folded(score, call.q, call.k)
-    assert folding is not None
-    return folding[:3]
+        q, k, scale = made
+    else:
+        folding = folded(score, call.q, call.k)
+        assert folding is not None
+        q, k, scale, _ = folding
+    if scale <= 0:  # a kernel would scale the -inf of its mask, too, and get +inf or NaN
+        return q * scale, k, 1.0
+    return q, k, scale
 
 
 def pattern(call: Call) -> str | None:

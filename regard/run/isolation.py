@@ -83,7 +83,7 @@ def contained(call: Call, run: Callable[[Call], Partial]) -> Partial:
     >>> from regard.run.plan import EXECUTORS
     >>> q, bad = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4)
     >>> bad[:, :, 1] = torch.nan
-    >>> EXECUTORS["reference"].run(Call(q, bad, bad, Rule(Causal()))).out.isnan().all(-1)[0, 0]
+    >>> EXECUTORS["reference"].run(Call.of(q, bad, bad, Rule(Causal()))).out.isnan().all(-1)[0, 0]
     tensor([False,  True])
     """
     with without_autocast(call.q.device):
@@ -122,7 +122,7 @@ def masks_something(call: Call) -> bool:
     support = call.rule.support
     if call.m == 0 or call.n == 0:
         return False
-    if call.k_positions is None and not any(s.may_remove for s in call.rule.score.steps):
+    if not call.placed and not any(s.may_remove for s in call.rule.score.steps):
         if isinstance(support, Everything):
             return False
         if isinstance(support, Causal) and call.q_positions is None:

@@ -12,7 +12,7 @@ from regard.core.heads import expand_heads
 from regard.core.partial import finite, wide
 from regard.core.support import Support, Window
 from regard.core.weigh import Softmax
-from regard.run.plan import chosen
+from regard.run.runner import run
 
 # Scores held at a time.
 SCORES = 1 << 22
@@ -26,10 +26,9 @@ def log_weight(call: Call) -> Tensor:
             "survey the named keys instead: regard.survey(..., want=('sets',))",
         )  # fmt: skip
     with torch.no_grad():
-        partial = chosen(call, None, lse=True).run(call)
-        closed = call.rule.weigh.close(partial) if call.rule.weigh.closes else partial
-    assert closed.lse is not None
-    return closed.lse
+        found = run(call, ("lse",)).lse
+    assert found is not None
+    return found
 
 
 def log_part(call: Call, part: Support) -> Tensor:
@@ -37,7 +36,7 @@ def log_part(call: Call, part: Support) -> Tensor:
     support = call.rule.support & part
     # What is left to no key is counted in the whole, not in the part.
     alone = call.rule.weigh
-    alone = alone.replace(plus_one=False, sink=None) if alone.closes else alone
+    alone = alone.replace(plus_one=False, sink=None) if alone.has_sink else alone
     return log_weight(call.replace(rule=call.rule.replace(support=support, weigh=alone)))
 
 
@@ -50,7 +49,7 @@ def mass(call: Call, part: Support, whole: Tensor | None = None) -> Tensor:
     >>> q = torch.randn(1, 2, 6, 4)
     >>> from regard.core.rule import Rule
     >>> from regard.core.support import Causal, Everything
-    >>> call = Call(q, q, q, Rule(Causal()))
+    >>> call = Call.of(q, q, q, Rule(Causal()))
     >>> mass(call, Everything()).allclose(torch.ones(1, 2, 6))
     True
     """
@@ -67,7 +66,7 @@ def tile_mass(call: Call, tile: int, lse: Tensor | None = None) -> Tensor:
     tops and sums, and rows of tiles sum to about the queries in them.
 
     >>> q = torch.randn(1, 1, 6, 4)
-    >>> tile_mass(Call(q, q, q), 2).sum(-1)[0, 0].round().tolist()
+    >>> tile_mass(Call.of(q, q, q), 2).sum(-1)[0, 0].round().tolist()
     [2.0, 2.0, 2.0]
     """
     lse = log_weight(call) if lse is None else lse

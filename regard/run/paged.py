@@ -1,173 +1,103 @@
-"""Decode over pages of keys, or over chosen keys: the calls a memory makes.
-
-Both run in a Triton kernel on a GPU, and elsewhere by gathering the keys and attending to them;
-`executor=` forces "triton" or "gathered".
-"""
+"""Decode over pages of keys, by a kernel that reads them where they are."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import ExecutorError, ShapeError, ValueRangeError, fail, shape_of
+from regard.core.key_forms import Paged
 from regard.core.partial import Partial
-from regard.core.rule import Rule
-from regard.core.score.matches import Dot
-from regard.core.support.bands import Causal, Sinks, Window
-from regard.core.support.base import Support
-from regard.core.support.chosen import PerHead
 from regard.run.bands import FAR
-from regard.run.plan import chosen
-from regard.run.triton.here import why_not_here
+from regard.run.counting import count
+from regard.run.executor import Answer, Cost, Executor, No, Yes
+from regard.run.kernels import avoid_interpreter, scale_of, why_no_kernel
+from regard.run.triton.executor import QUERIES, band_numbers, bands_of_heads
 
 
-def paged_partial(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    table: Tensor,
-    lengths: Tensor,
-    *,
-    scale: float | None = None,
-    window: int | Tensor | None = None,
-    sinks: int | Tensor = 0,
-    splits: int | None = None,
-    executor: str | None = None,
-) -> Partial:
-    """Attend causally from the last n positions of each row, over its pages.
+class PagedDecode(Executor):
+    """A Triton kernel for few queries over pages: causal bands with sinks, or all keys of a row."""
 
-    q [b, h, n, d]; k_pages [pages, g, page, d], v_pages [pages, g, page, e]; `table` int32
-    [b, pages of a row]; `lengths` int32 [b] counts the keys of each row, the n new ones included.
-    `window` and `sinks` are numbers, or one for each head [h].
+    name = "paged"
+    reads: ClassVar[frozenset[str]] = frozenset({"paged"})
 
-    >>> pages = torch.randn(8, 2, 16, 4)
-    >>> table = torch.tensor([[3, 5], [0, 1]], dtype=torch.int32)
-    >>> lengths = torch.tensor([20, 32], dtype=torch.int32)
-    >>> paged_partial(torch.randn(2, 4, 1, 4), pages, pages, table, lengths).out.shape
-    torch.Size([2, 4, 1, 4])
-    """
-    b, h, n, d = q.shape
-    if k_pages.dim() != 4 or v_pages.shape[:3] != k_pages.shape[:3] or k_pages.shape[3] != d:
-        fail(
-            ShapeError, "k_pages", f"{list(k_pages.shape)} with v_pages {list(v_pages.shape)}",
-            f"[pages, g, page, {d}] and [pages, g, page, e]", "give both one shape but for e",
-        )  # fmt: skip
-    for name, x, rank in (("table", table, 2), ("lengths", lengths, 1)):
-        if x.dim() != rank or x.shape[0] != b or x.is_floating_point():
-            fail(ShapeError, name, shape_of(x), f"integers, first axis {b}", "one row a request")
-    if h % k_pages.shape[1]:
-        fail(
-            ShapeError, "k_pages", f"{k_pages.shape[1]} heads", f"a divisor of the {h} query heads",
-            "repeat or pool the key heads",
-        )  # fmt: skip
-    if (
-        lengths.device.type == "cpu"
-        and not n <= int(lengths.min()) <= int(lengths.max()) <= k_pages.shape[2] * table.shape[1]
-    ):
-        fail(
-            ValueRangeError, "lengths", lengths.tolist(),
-            f"{n} to {k_pages.shape[2] * table.shape[1]} keys", "the new tokens count as keys",
-        )  # fmt: skip
-    scale = d**-0.5 if scale is None else scale
-    if by_kernel(executor, q, k_pages, v_pages):
-        from regard.run.triton.decode import decode, per_head
+    def can(self, call: Call) -> Answer:
+        """Softmax of a scaled product under a causal band, or over all keys."""
+        reason = why_no_kernel(call)
+        if reason:
+            return No(reason)
+        keys = call.keys
+        assert isinstance(keys, Paged)
+        if call.n > QUERIES or call.n * (call.h // call.g) > 128:
+            return No(f"{call.n} queries: it decodes at most {QUERIES} at a time")
+        if not keys.real:
+            return No("some slots of the pages are empty")
+        if call.rule.position_free:
+            return Yes()
+        if keys.at is not None:
+            return No("keys have positions of their own")
+        if keys.table.shape[1] > 1:
+            return No("heads have pages of their own, and bands are counted by row")
+        bands = bands_of_heads(call.rule.support)
+        if bands is None or any(b.high != 0 for b in bands):
+            return No(f"{call.rule.support} is no causal band with sinks")
+        at = call.q_positions
+        if at is not None and call.n > 1 and not bool((at.diff(dim=-1) == 1).all()):
+            return No("queries of a row are not consecutive")
+        return Yes()
 
-        banded = window is not None or isinstance(sinks, Tensor) or sinks > 0
-        return decode(
-            q, k_pages, v_pages,
-            scale=scale,
-            first=(lengths - n).to(torch.int32),
-            lengths=lengths.to(torch.int32),
-            window=per_head(window, h, FAR, q.device) if banded else None,
-            sinks=per_head(sinks, h, 0, q.device) if banded else None,
-            table=table.to(torch.int32),
+    def avoid_reason(self, call: Call) -> str:
+        """Never choose the interpreter."""
+        return avoid_interpreter(call)
+
+    def cost(self, call: Call) -> Cost:
+        """Every page is read once."""
+        pairs = float(call.b * call.h * call.n * call.m)
+        moved = call.q.element_size() * call.b * call.g * call.m * (call.d + call.e)
+        return Cost(2.0 * pairs * (call.d + call.e), moved, slowness=1.2)
+
+    def run(self, call: Call) -> Partial:
+        """Read the pages."""
+        return self.split(call, None)
+
+    def split(self, call: Call, splits: int | None) -> Partial:
+        """Read the pages of each row in so many pieces."""
+        from regard.run.triton.decode import decode  # imports triton
+
+        keys = call.keys
+        assert isinstance(keys, Paged)
+        b, h, n, d = call.q.shape
+        t = keys.table.shape[1]
+        # A head with pages of its own is a row with one key head.
+        q = call.q if t == 1 else call.q.reshape(b * t, h // t, n, d)
+        lengths = keys.lengths.flatten().to(torch.int32)
+        window = sinks = None
+        if call.rule.position_free:
+            first = lengths
+        else:
+            first = _first(call).to(torch.int32)
+            window, sinks = band_numbers(call.rule.support, h, call.q.device)
+        kept = keys.count if keys.lengths.device.type == "cpu" else float(keys.m)
+        size = call.q.element_size()
+        count(b * h * n * kept, d + call.e, size * b * call.g * kept * (d + call.e))
+        out, lse = decode(
+            q, keys.k, keys.v, scale=scale_of(call), first=first, lengths=lengths,
+            window=window, sinks=sinks, table=keys.table.flatten(0, 1).to(torch.int32),
             splits=splits,
         )  # fmt: skip
-    k, v = (pages[table.long()].transpose(1, 2).flatten(2, 3) for pages in (k_pages, v_pages))
-    place = torch.arange(k.shape[2], device=q.device).expand(b, -1)
-    where = torch.where(place < lengths[:, None], place, -1)
-    # Behind the end of a row a page holds anything, and nothing times no number is no number.
-    k, v = (x.masked_fill((where < 0)[:, None, :, None], 0) for x in (k, v))
-    now = lengths.long()[:, None] - n + torch.arange(n, device=q.device)
-    call = Call(q, k, v, Rule(_support(window, sinks, h), Dot(scale)), now, where)
-    return chosen(call, lse=True).run(call)
+        assert lse is not None
+        return Partial(out.view(b, h, n, -1), lse.view(b, h, n))
 
 
-def selected_partial(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    index: Tensor,
-    *,
-    scale: float | None = None,
-    offset: int | None = None,
-    splits: int | None = None,
-    executor: str | None = None,
-) -> Partial:
-    """Attend from q [b, h, n, d] to chosen keys of k [b, g, m, d]; `index` int [b, g or 1, c].
-
-    Queries stand at `offset`, ... (the last n positions where not given) and meet only chosen keys
-    at or before them; a negative entry is no key. Nothing is copied in the kernel.
-
-    >>> q, k = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 100, 8)
-    >>> selected_partial(q, k, k, torch.tensor([[[0, 17, 99]]])).lse.shape
-    torch.Size([1, 4, 1])
-    """
-    (b, _, n, d), (g, m) = q.shape, k.shape[1:3]
-    if index.dim() != 3 or index.shape[0] != b or index.shape[1] not in (1, g):
-        fail(ShapeError, "index", shape_of(index), f"[{b}, {g} or 1, c]", "choose keys by key head")
-    if index.device.type == "cpu" and index.numel() and int(index.max()) >= m:
-        fail(ValueRangeError, "index", int(index.max()), f"keys below {m}", "count keys from 0")
-    scale = d**-0.5 if scale is None else scale
-    offset = m - n if offset is None else offset
-    index = index.expand(b, g, -1)
-    if by_kernel(executor, q, k, v):
-        from regard.run.triton.decode import decode
-
-        return decode(q, k, v, scale=scale, first=offset, lengths=m, index=index, splits=splits)
-    # Calls want positions that increase; absent keys go last and are marked.
-    order = torch.where(index < 0, m, index).long().sort(-1).values
-    take = order.clamp(max=m - 1)[..., None]
-    keys, values = (x.gather(2, take.expand(-1, -1, -1, x.shape[3])) for x in (k, v))
-    where = torch.where(order < m, order, -1)
-    now = torch.arange(offset, offset + n, device=q.device)
-    call = Call(q, keys, values, Rule(Causal(), Dot(scale)), now, where)
-    return chosen(call, lse=True).run(call)
+def _first(call: Call) -> Tensor:
+    """Position of the first query of each row, [b]."""
+    at = call.q_positions
+    if at is None:
+        return torch.full((call.b,), call.rule.offset, device=call.q.device)
+    at = at if at.dim() == 2 else at[None]
+    return (at[:, 0] + call.rule.offset).expand(call.b)
 
 
-def by_kernel(executor: str | None, *tensors: Tensor) -> bool:
-    """Decide between a kernel of decoding and gathering, for a call over q and other tensors."""
-    if executor not in (None, "triton", "gathered"):
-        fail(
-            ExecutorError, "executor", repr(executor), "'triton' or 'gathered'", "pass one of these"
-        )
-    q = tensors[0]
-    reason = why_not_here(q.device) or ("it sums in float32" if q.dtype == torch.float64 else "")
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        reason = reason or "a gradient is wanted, and decoding has none"
-    if executor == "triton" and reason:
-        fail(
-            ExecutorError,
-            "executor",
-            f"'triton', which cannot: {reason}",
-            "'gathered'",
-            "leave it out",
-        )
-    return executor == "triton" or (executor is None and q.device.type == "cuda" and not reason)
-
-
-def _support(window: int | Tensor | None, sinks: int | Tensor, h: int) -> Support:
-    """Write window and sinks as a support."""
-
-    def one(w: int | None, s: int) -> Support:
-        if w is None or w >= FAR:
-            return Causal()
-        near: Support = Window(w)
-        return Causal() & (near | Sinks(s) if s else near)
-
-    if not isinstance(window, Tensor) and not isinstance(sinks, Tensor):
-        return one(window, sinks)
-    windows = torch.as_tensor(FAR if window is None else window).expand(h).tolist()
-    firsts = torch.as_tensor(sinks).expand(h).tolist()
-    return PerHead(tuple(one(w, s) for w, s in zip(windows, firsts, strict=True)))
+__all__ = ["FAR", "PagedDecode"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
+from regard.core.keys import STEP, Dense, Keys
 from regard.run.executor import Cost, Executor, No
 
 # A fallback that costs more than this many times the work of the pairs that meet is told once.
@@ -27,6 +28,11 @@ class Executors(Mapping[str, Executor]):
         "folded": ("regard.run.folded", "Folded"),
         "flex": ("regard.run.flex", "Flex"),
         "triton": ("regard.run.triton", "TritonExecutor"),
+        "decode": ("regard.run.decoding", "Decode"),
+        "selected": ("regard.run.selected", "Selected"),
+        "paged": ("regard.run.paged", "PagedDecode"),
+        "packed": ("regard.run.packed", "PackedDecode"),
+        "ragged": ("regard.run.ragged", "RaggedHeads"),
         "grouped": ("regard.run.grouped", "Grouped"),
         "chunked": ("regard.run.chunked", "Chunked"),
         "reference": ("regard.run.reference", "Reference"),
@@ -55,6 +61,9 @@ EXECUTORS = Executors()
 class Plan:
     """What will run, why, at what cost, and what was ruled out and why.
 
+    `made_dense` counts the bytes that are written because no executor reads the keys as they are
+    stored; 0 where one does.
+
     >>> import regard
     >>> q = torch.randn(1, 2, 64, 8)
     >>> print(regard.plan(q, q, q, regard.Sigmoid()).ruled_out["fused"])
@@ -68,6 +77,8 @@ class Plan:
     considered: dict[str, Cost]
     ruled_out: dict[str, str]
     asked_only: dict[str, str]
+    form: str = "dense"
+    made_dense: int = 0
 
     def __str__(self) -> str:
         lines = [
@@ -76,12 +87,18 @@ class Plan:
             f"{_said(self.cost.held, 'B')} held",
             f"  against  {_said(self.dense_flops, 'FLOP')} for every pair",
         ]
+        if self.made_dense:
+            lines.append(
+                f"  dense    {self.form} keys are written out: {_said(self.made_dense, 'B')}"
+            )
         for name, cost in self.considered.items():
             if name != self.executor:
                 times = cost.weight / max(self.cost.weight, 1.0)
                 note = f" ({self.asked_only[name]})" if name in self.asked_only else ""
                 lines.append(f"  could    {name}: about {times:.1f}x the work{note}")
-        lines += [f"  cannot   {name}: {why}" for name, why in self.ruled_out.items()]
+        for name, why in self.ruled_out.items():
+            if self.form != "dense" or "dense" in EXECUTORS[name].reads:
+                lines.append(f"  cannot   {name}: {why}")
         return "\n".join(lines)
 
 
@@ -93,23 +110,42 @@ def _said(x: float, unit: str) -> str:
     return f"{x:.3g} P{unit}"
 
 
-def make_plan(call: Call, forced: str | None = None) -> Plan:
-    """Check a call, ask every executor, and choose the cheapest that can."""
-    call.checked()
+def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -> Plan:
+    """Check a call, ask every executor, and choose the cheapest that can.
+
+    One that reads the keys as they are stored goes before all that need them dense. With `weights`
+    those that do not return the weights beside the output pay for them.
+    """
+    call = simplified(call.checked())
     if forced is not None and forced not in EXECUTORS:
         some = f"one of {', '.join(EXECUTORS)}"
         hint = nearest(forced, EXECUTORS, f"pass {some}")
         fail(ExecutorError, "executor", repr(forced), some, hint)
+    form, dense_bytes = call.keys.form, call.keys.dense_bytes
     considered: dict[str, Cost] = {}
     ruled_out: dict[str, str] = {}
     notes: dict[str, str] = {}
-    for name in EXECUTORS:
-        answer = EXECUTORS[name].can(call)
+    needs_dense: set[str] = set()
+    as_dense: Call | None = None
+    for name, executor in EXECUTORS.items():
+        asked = call
+        if form not in executor.reads:
+            if "dense" not in executor.reads:
+                ruled_out[name] = f"reads {' and '.join(sorted(executor.reads))} keys, not {form}"
+                continue
+            as_dense = as_dense or densified(call)
+            asked = as_dense
+        answer = executor.can(asked)
         if isinstance(answer, No):
             ruled_out[name] = answer.reason
-        else:
-            considered[name] = EXECUTORS[name].cost(call)
-            notes[name] = answer.note
+            continue
+        cost, note = executor.cost(asked), answer.note
+        if asked is not call:
+            needs_dense.add(name)
+            cost = replace(cost, bytes=cost.bytes + 2.0 * dense_bytes, held=cost.held + dense_bytes)
+        if weights and not executor.weighs:
+            cost = replace(cost, bytes=cost.bytes + Executor.cost(executor, asked).bytes)
+        considered[name], notes[name] = cost, note
     if forced is not None and forced in ruled_out:
         fail(
             ExecutorError,
@@ -118,90 +154,117 @@ def make_plan(call: Call, forced: str | None = None) -> Plan:
             f"one that can: {', '.join(considered)}",
             "leave `executor` out, or name one of these",
         )
-    ready = {x: c for x, c in considered.items() if not EXECUTORS[x].waits(call)}
-    name = forced or min(ready or considered, key=lambda x: considered[x].weight)
+    asked_only = {x: why for x in considered if (why := EXECUTORS[x].avoid_reason(call))}
+    ready = [x for x in considered if x not in asked_only] or list(considered)
+    best = [x for x in ready if x not in needs_dense] or ready
+    name = forced or min(best, key=lambda x: considered[x].weight)
     dense = 2.0 * call.b * call.h * call.n * call.m * (call.d + call.e)
     why = "asked for" if forced else "the least work of those that can"
+    if best is not ready and not forced and len(best) < len(ready):
+        why = f"it reads {form} keys as they are stored"
     why += f" ({notes[name]})" if notes[name] else ""
-    asked_only = {x: EXECUTORS[x].waits(call) for x in considered if x not in ready}
-    return Plan(name, why, considered[name], dense, considered, ruled_out, asked_only)
+    made_dense = dense_bytes if name in needs_dense else 0
+    return Plan(
+        name, why, considered[name], dense, considered, ruled_out, asked_only, form, made_dense
+    )
 
 
-_chosen: OrderedDict[Hashable, Executor] = OrderedDict()
+def simplified(call: Call) -> Call:
+    """Return the same call over keys of the simplest form that means the same to its rule."""
+    if type(call.keys) is Dense:
+        return call
+    if not isinstance(call.keys, Keys):
+        return call.checked()
+    keys = call.keys.simplest(call.rule)
+    return call if keys is call.keys else call.replace(keys=keys)
+
+
+def densified(call: Call) -> Call:
+    """Return the same call over keys that are tensors."""
+    return call if isinstance(call.keys, Dense) else call.replace(keys=call.dense)
+
+
+# A kind of call -> its executor, and whether its keys are made dense first.
+_chosen: OrderedDict[Hashable, tuple[Executor, bool]] = OrderedDict()
 _KEPT = 4096
 
 
-def chosen(call: Call, forced: str | None = None, *, lse: bool = False) -> Executor:
-    """Give the executor of a call; calls of one kind are planned and checked once."""
+def executor_for(
+    call: Call, forced: str | None = None, *, lse: bool = False, weights: bool = False
+) -> tuple[Executor, bool]:
+    """Return the executor of a call, and whether its keys must be made dense.
+
+    Calls of one kind are planned and checked once.
+    """
     try:
-        key = _kind(call, forced, lse)
+        key = (_kind(call), forced, lse, weights)
     except AttributeError:  # something is no tensor; a look at each call would cost all calls
         call.checked()
         raise
     found = _chosen.get(key)
     if found is not None:
         return found
-    plan = make_plan(call, forced)
+    plan = make_plan(call, forced, weights=weights)
     _tell_once(call, plan, forced)
-    found = _chosen[key] = EXECUTORS[plan.executor]
+    executor = EXECUTORS[plan.executor]
+    found = _chosen[key] = executor, call.keys.form not in executor.reads
     if len(_chosen) > _KEPT:
         _chosen.popitem(last=False)
     return found
 
 
-def _kind(call: Call, forced: str | None, lse: bool) -> Hashable:
-    """What a plan depends on."""
-    rule = call.rule
-    if call.n == 1 and not call.placed and rule.placeless and not rule.tensors():
-        return _step_kind(call, forced, lse)
-    tensors = (call.q, call.k, call.v, call.q_positions, call.k_positions)
-    kinds: Iterable[Hashable] = map(_tensor_kind, tensors)
-    said = rule.signature
-    if call.n == 1 and not rule.tensors():
-        # A text that grows by a token must not be planned anew at each: lengths come in steps.
-        kinds = (_decoding_kind(t, call.m) for t in tensors)
-        if rule.placeless:
-            said = rule.score.signature, rule.weigh.signature
-    return (said, *kinds, call.needs_grad, call.dropout, forced, lse)
-
-
-def _step_kind(call: Call, forced: str | None, lse: bool) -> Hashable:
-    """The kind of a single query under a rule that is blind to place: asked at every step."""
-    q, k, v = call.q, call.k, call.v
-    b, g, m, d = k.shape
+def _kind(call: Call) -> Hashable:
+    """Everything that a plan depends on: shapes, types, devices, the rule, contents that matter."""
+    rule, keys, q = call.rule, call.keys, call.q
+    held = rule.tensors()
+    # A text that grows by a token must not be planned anew at each: then lengths come in steps.
+    grows = call.n == 1 and not held and (rule.position_free or call.placed)
+    if not isinstance(keys, Dense):
+        said: Hashable = keys.kind
+        if keys.form == "paged":
+            said = said, _in_a_row(call.q_positions)
+    elif grows:
+        (b, g, m, d), v = keys.k.shape, keys.v
+        said = (
+            b, g, -(-m // STEP), d, v.shape[:2], v.shape[2] == m, v.shape[3], keys.k.dtype, v.dtype,
+            keys.k.device, v.device, keys.full,
+        )  # fmt: skip
+    else:
+        at = keys.at
+        said = (
+            _tensor_kind(keys.k), _tensor_kind(keys.v),
+            _tensor_kind(at) if isinstance(at, Tensor) else at is None, keys.full,
+        )  # fmt: skip
+    means = rule.step_key if call.n == 1 and not held and rule.position_free else rule.signature
+    contents = rule.score.contents() if held else None
     return (
-        call.rule.score.signature, call.rule.weigh.signature, q.shape, b, g, -(-m // 128), d,
-        v.shape[:2], v.shape[2] == m, v.shape[3], q.dtype, k.dtype, v.dtype, q.device, k.device,
-        v.device, call.needs_grad, call.dropout, forced, lse,
+        means, contents, q.shape, q.dtype, q.device, said, _tensor_kind(call.q_positions),
+        call.placed, call.needs_grad, call.dropout,
     )  # fmt: skip
+
+
+def _in_a_row(positions: Tensor | None) -> bool:
+    """Whether the positions of the queries of each row are consecutive."""
+    if positions is None or positions.shape[-1] == 1:
+        return True
+    return bool((positions.diff(dim=-1) == 1).all())
 
 
 def _tensor_kind(t: Tensor | None) -> Hashable:
     return None if t is None else (t.shape, t.dtype, t.device)
 
 
-def _decoding_kind(t: Tensor | None, m: int) -> Hashable:
-    """The kind of a tensor, with the number of keys in steps of 128."""
-    if t is None:
-        return None
-    shape: list[Hashable] = list(t.shape)
-    axis = 2 if t.dim() == 4 else -1
-    if shape[axis] == m:
-        shape[axis] = "keys", -(-m // 128)
-    return tuple(shape), t.dtype, t.device
-
-
 def _tell_once(call: Call, plan: Plan, forced: str | None) -> None:
-    """Warn where the choice costs far more than the pairs that meet would."""
-    if forced is not None or plan.executor in ("fused", "folded", "flex", "triton", "grouped"):
+    """Warn where the choice costs far more than the pairs that may attend would."""
+    if forced is not None or plan.executor not in ("chunked", "reference"):
         return
     least = min((c.weight for n, c in plan.considered.items() if n != plan.executor), default=0.0)
-    fused = EXECUTORS["fused"].cost(call).weight if not call.placed else least
+    fused = EXECUTORS["fused"].cost(densified(call)).weight if not call.placed else least
     times = plan.cost.weight / max(fused, 1.0)
     if times > DEAR and call.n * call.m > 1 << 20:
         warnings.warn(
             f"regard runs {call.rule} on the '{plan.executor}' executor, at about {times:.0f}x the "
             f"work of a fused one, which cannot: {plan.ruled_out.get('fused', '')}. "
             "print(regard.plan(...)) tells more; name the executor to silence this.",
-            stacklevel=4,
+            stacklevel=5,
         )

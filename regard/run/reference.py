@@ -11,6 +11,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, wide
+from regard.run.counting import count
 from regard.run.executor import Answer, Executor, Yes
 from regard.run.isolation import contained
 
@@ -28,12 +29,21 @@ class Reference(Executor):
         """Scores [b, h, n, m] -> weights [b, h, n, m] -> out [b, h, n, e]."""
         return contained(call, _run)
 
+    def weighed(self, call: Call) -> tuple[Partial, Tensor]:
+        """Run it, and return the weights [b, h, n, m]."""
+        scores, allowed = score_matrix(call)
+        count(scores.numel(), call.d + call.e, 4.0 * scores.nbytes)
+        weights, lse = call.rule.weigh.rows(scores, allowed)
+        values = expand_heads(call.v, call.h).to(weights.dtype)
+        return Partial((weights @ values).to(call.q.dtype), lse), weights
+
 
 def _run(call: Call) -> Partial:
     scores, allowed = score_matrix(call)
+    count(scores.numel(), call.d + call.e, 4.0 * scores.nbytes + 2.0 * call.q.nbytes)
     values = expand_heads(call.v, call.h).to(scores.dtype)
     if call.dropout:
-        weights, lse = weight_matrix(call)
+        weights, lse = call.rule.weigh.rows(scores, allowed)
         weights = torch.nn.functional.dropout(weights, call.dropout)
         return Partial((weights @ values).to(call.q.dtype), lse)
     out, lse = call.rule.weigh.whole(scores, allowed, values)
@@ -54,4 +64,5 @@ def score_matrix(call: Call) -> tuple[Tensor, Tensor]:
 def weight_matrix(call: Call) -> tuple[Tensor, Tensor | None]:
     """Every weight [b, h, n, m], without the sink, and the lse."""
     scores, allowed = score_matrix(call)
+    count(scores.numel(), call.d, 2.0 * scores.nbytes)
     return call.rule.weigh.rows(scores, allowed)

@@ -12,7 +12,7 @@ def rows_of(call: Call, rows: slice) -> Call:
     >>> q = torch.randn(1, 2, 9, 4)
     >>> from regard.core.rule import Rule
     >>> from regard.core.support import Causal
-    >>> last = rows_of(Call(q, q, q, Rule(Causal())), slice(8, 9))
+    >>> last = rows_of(Call.of(q, q, q, Rule(Causal())), slice(8, 9))
     >>> last.n, last.m, last.rule.offset
     (1, 9, 8)
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,14 @@ from regard.core.support.chosen import asks_for_more
 from regard.core.survey import FIELDS, Survey, need_wants
 from regard.core.tilemap import EMPTY, FULL
 from regard.core.weigh import Softmax
-from regard.run.doors import RuleLike
+from regard.run.api import RuleLike
+from regard.run.counting import count
 from regard.run.executor import No
 from regard.run.fused import product, why_not_product
 from regard.run.isolation import one_dtype, without_autocast
 from regard.run.reducers import Reducer, make_reducers
-from regard.run.triton.here import why_not_here
+from regard.run.runner import surveyed
+from regard.run.triton.availability import why_not_here
 
 # A block has about this many scores: with their exponentials they stay in the cache. But a product
 # of fewer rows than these costs more than what the cache saves.
@@ -69,25 +71,51 @@ def survey(
     torch.Size([1, 2, 100])
     """
     q, k, values = one_dtype(q, k, k if v is None else v)
-    call = Call(q, k, values, Rule.of(rule), q_positions, k_positions).checked()
-    want = (want,) if isinstance(want, str) else want
+    call = Call.of(q, k, values, Rule.of(rule), q_positions, k_positions).checked()
+    want = (want,) if isinstance(want, str) else tuple(want)
+    settings = {
+        "sets": sets, "sinks": sinks, "tile": tile, "top": top, "near": near, "reducers": reducers,
+        "progress": progress, "by": executor, "has_value": v is not None,
+    }  # fmt: skip
+    found = surveyed(call, want, settings).survey
+    assert found is not None
+    return found
+
+
+def survey_call(
+    call: Call,
+    want: Sequence[str] = (),
+    *,
+    sets: Mapping[str, Tensor | Sequence[int]] | None = None,
+    sinks: Sequence[int] = (),
+    tile: int = 64,
+    top: int = 8,
+    near: int = 32,
+    reducers: Sequence[Reducer] = (),
+    progress: Callable[[int, int], None] | None = None,
+    by: str | None = None,
+    has_value: bool = True,
+) -> Survey:
+    """Survey a call as it is, at its positions: what `run` does for those who want statistics."""
     want = tuple(dict.fromkeys((*want, *(("received",) if "sinks" in want else ()))))
-    need_wants(want, v is not None, bool(sets), len(sinks) > 0)
+    need_wants(want, has_value, bool(sets), len(sinks) > 0)
     for name, x in (("tile", tile), ("top", top), ("near", near)):
         if isinstance(x, bool) or not isinstance(x, int) or x < 1:
             fail(ValueRangeError, name, shape_of(x), "a whole number of at least 1", f"{name}=64")
     for sink in sinks:
         if not 0 <= sink < call.m:
             fail(ValueRangeError, "sinks", sink, f"keys 0 to {call.m - 1}", "name keys by index")
-    if _by_kernel(call, want, tile, bool(reducers), executor):
+    call = _detached(call)
+    if _by_kernel(call, want, tile, bool(reducers), by):
         from regard.run.triton.survey import run_survey
 
-        with torch.no_grad(), without_autocast(q.device):
+        with torch.no_grad(), without_autocast(call.q.device):
             whole = run_survey(call, want, tile)
+        count(float(call.b * call.h * call.n * call.m), 2 * call.d, float(call.k.nbytes))
         fields = [x for one in want for x in FIELDS[one] if x in whole]
         found = {x: whole[x] for x in fields}
         return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
-    with torch.no_grad(), without_autocast(q.device):
+    with torch.no_grad(), without_autocast(call.q.device):
         chosen = _sets(sets or {}, call)
         made = make_reducers(call, want, chosen, tile, min(top, call.m), near)
         _sweep(call, [*made, *reducers], tile, progress)
@@ -97,12 +125,11 @@ def survey(
     return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
 
 
-def survey_call(call: Call, want: Sequence[str] = (), **how: Any) -> Survey:
-    """Survey a call as it stands, at its positions; `how` is what `survey` takes beside."""
-    return survey(
-        call.q, call.k, call.v, call.rule, want,
-        q_positions=call.q_positions, k_positions=call.k_positions, **how,
-    )  # fmt: skip
+def _detached(call: Call) -> Call:
+    """Return a call that nothing is differentiated through."""
+    if not torch.is_grad_enabled() or not call.needs_grad:
+        return call
+    return call.replace(q=call.q.detach(), k=call.k.detach(), v=call.v.detach())
 
 
 def _by_kernel(
@@ -312,6 +339,7 @@ class _Scorer:
         rows, cols, at, met, asked = place
         r, c = rows.stop - rows.start, cols.stop - cols.start
         scores = self.buffers[0].view(-1)[: r * c].view(r, c)
+        count(float(r * c), self.q.shape[-1], 2.0 * scores.nbytes)
         if self.plain:
             torch.mm(self.q[b, h, rows], self._keys(b, h)[cols].T, out=scores)
         else:
@@ -382,7 +410,7 @@ class _Scorer:
             total = block.total
             block.lse = torch.where(total > 0, top + torch.log(total.clamp(min=1e-300)), -torch.inf)
             block.share = 1.0 / total.clamp(min=torch.finfo(total.dtype).tiny)
-            if weigh.closes:
+            if weigh.has_sink:
                 logit = scores.new_zeros(()) if weigh.sink is None else weigh.sink.to(scores)
                 logit = logit if logit.dim() == 0 else logit[min(h, len(logit) - 1)]
                 block.sink = torch.sigmoid(block.lse - logit)

@@ -13,7 +13,7 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.core.weigh import Relu
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.base import Batch, Kind, Numbers, Task, need_whole
 from regard.tasks.registry import register
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.method import method
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.base import Batch, Kind, Numbers, Task, need_whole
 from regard.tasks.registry import register
 

@@ -29,13 +29,13 @@ def looked(call):
 def pointing(keys):
     q = 1e4 * torch.eye(N, dtype=torch.float64)[torch.tensor(keys)][None, None]
     k = torch.eye(N, dtype=torch.float64)[None, None]
-    return Call(q, k, k, CAUSAL)
+    return Call.of(q, k, k, CAUSAL)
 
 
 def test_profiles_are_those_of_the_matrix():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, N, 8, dtype=torch.float64) for h in (4, 2, 2))
-    call = Call(2 * q, k, v, CAUSAL)
+    call = Call.of(2 * q, k, v, CAUSAL)
     weights = closed_weights(call, "test")
     wanted = torch.zeros(4, 2 * REACH + 1).double()
     for i in range(REACH, ITEMS - REACH):
@@ -59,7 +59,7 @@ def test_a_planted_head_has_all_its_weight_at_its_lag(lag):
 
 
 def test_a_uniform_head_is_flat():
-    _, profile, places = looked(Call(*(torch.zeros(1, 1, N, 4).double(),) * 3, CAUSAL))
+    _, profile, places = looked(Call.of(*(torch.zeros(1, 1, N, 4).double(),) * 3, CAUSAL))
     assert torch.allclose(profile, torch.full_like(profile, 1 / (2 * REACH + 1)))
     assert torch.allclose(places, places[:, :1].expand_as(places))
 

@@ -155,14 +155,14 @@ def test_the_true_ranking_beats_chance_and_its_reverse_does_not():
 
 
 class Whole(Stage):
-    wants_weights = True
+    want = ("weights",)
 
     def __init__(self):
         super().__init__()
         self.found = []
 
-    def see_weights(self, site, weights):
-        self.found.append(weights)
+    def see(self, call, result):
+        self.found.append(result.weights)
 
 
 def test_rows_of_heads_are_those_of_the_matrix():

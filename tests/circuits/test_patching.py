@@ -164,10 +164,10 @@ def test_a_knockout_leaves_the_query_to_itself():
     seen = []
 
     class Look(regard.models.Stage):
-        wants_weights = True
+        want = ("weights",)
 
-        def see_weights(self, site, weights):
-            seen.append(weights)
+        def see(self, call, result):
+            seen.append(result.weights)
 
     barred = knockout([8], list(range(8)))
     with attach(model, [barred, Look()], check=False), torch.no_grad():

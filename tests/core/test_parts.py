@@ -40,7 +40,7 @@ def test_extra_keys_share_one_softmax(call, extra, weighed):
 
 def test_a_weight_of_minus_infinity_removes_a_key(seed):
     x = torch.randn(1, 2, 6, 8)
-    call = Call(x, x, x, Rule(Causal()))
+    call = Call.of(x, x, x, Rule(Causal()))
     gone = with_extra_keys(call, x[:, :, :2], x[:, :, :2], torch.full((1, 1, 2), -torch.inf))
     torch.testing.assert_close(EXECUTORS["reference"].run(gone), EXECUTORS["reference"].run(call))
 
@@ -48,7 +48,7 @@ def test_a_weight_of_minus_infinity_removes_a_key(seed):
 def test_mixing_gives_differential_attention(seed):
     x, y = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
     strength = torch.rand(4)
-    a, b = (Call(z, z, x, Rule(Causal())) for z in (x, y))
+    a, b = (Call.of(z, z, x, Rule(Causal())) for z in (x, y))
     got = mixed([regard.attend(c.q, c.k, c.v, c.rule) for c in (a, b)], (1.0, -strength))
     weights = weight_matrix(a)[0] - strength[:, None, None] * weight_matrix(b)[0]
     torch.testing.assert_close(got, weights @ x)
@@ -62,7 +62,7 @@ def test_pool_score_select_attend(seed):
     assert chosen.chosen[0, 0, 3].tolist() == [False, True, False, False]
     assert not chosen.chosen.triu(1).any()
     rule = Rule(chosen & Causal())
-    whole = EXECUTORS["reference"].run(Call(q, k, v, rule)).out
+    whole = EXECUTORS["reference"].run(Call.of(q, k, v, rule)).out
     alone = regard.attend(q[:, :, 48:], k[:, :, 16:32], v[:, :, 16:32])
     torch.testing.assert_close(whole[:, :, 48:], alone)
 
@@ -103,4 +103,4 @@ BAD = {
 def test_bad_input_is_named(case):
     x = torch.randn(1, 2, 6, 8)
     with pytest.raises(RegardError, match="To put it right"):
-        BAD[case](Call(x, x, x, Rule(Causal() & Window(3))), x)
+        BAD[case](Call.of(x, x, x, Rule(Causal() & Window(3))), x)

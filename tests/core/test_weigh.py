@@ -11,7 +11,7 @@ from regard.core.partial import Partial, merge, merge_stacked, nothing
 from regard.core.rule import Rule
 from regard.core.support import Causal, Window
 from regard.core.weigh import Normalised, Relu, Sigmoid, Signed, Softmax
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 WEIGHS = [Softmax(), Signed(), Sigmoid(-1.0), Relu(1, 0.5), Relu(2, 0.1), Relu(3, 0.1)]
 every_weigh = pytest.mark.parametrize("weigh", WEIGHS, ids=repr)
@@ -128,4 +128,4 @@ def test_the_door_gives_parts_that_merge(seed):
         partial(q, k[:, :, c], v[:, :, c], rule, q_positions=places, k_positions=places[c])
         for c in (slice(0, 3), slice(3, 4), slice(4, 12))
     ]
-    torch.testing.assert_close(rule.weigh.close(merge(*parts)).out, attend(q, k, v, rule))
+    torch.testing.assert_close(rule.weigh.apply_sink(merge(*parts)).out, attend(q, k, v, rule))

@@ -77,8 +77,8 @@ def test_a_sink_is_a_key_of_no_value(learned, seed):
     q, k, v = rand(2, H, N, 8), rand(2, H, N, 8), rand(2, H, N, 3)
     logits = rand(H) if learned else torch.zeros(H, dtype=torch.float64)
     weigh = Softmax(sink=logits) if learned else Softmax(plus_one=True)
-    ours = weigh.close(Reference().run(Call(q, k, v, Rule(Causal(), weigh=weigh))))
-    scores, allowed = score_matrix(Call(q, k, v, Rule(Causal())))
+    ours = weigh.apply_sink(Reference().run(Call.of(q, k, v, Rule(Causal(), weigh=weigh))))
+    scores, allowed = score_matrix(Call.of(q, k, v, Rule(Causal())))
     column = logits.view(1, -1, 1, 1).expand(2, H, N, 1)
     full = torch.cat([scores.masked_fill(~allowed, -torch.inf), column], -1)
     same(ours, (full.softmax(-1)[..., :N] @ v, full.logsumexp(-1)))
@@ -117,9 +117,9 @@ def test_merging_parts_is_attending_to_the_union(seed, cut):
     torch.manual_seed(seed)
     q, k, v = rand(1, 2, 5, 4), rand(1, 2, 12, 4), rand(1, 2, 12, 3)
     halves = [
-        Reference().run(Call(q, k[:, :, c], v[:, :, c])) for c in (slice(cut), slice(cut, 12))
+        Reference().run(Call.of(q, k[:, :, c], v[:, :, c])) for c in (slice(cut), slice(cut, 12))
     ]
-    same(merge(*halves), Reference().run(Call(q, k, v)))
+    same(merge(*halves), Reference().run(Call.of(q, k, v)))
 
 
 @pytest.mark.parametrize("shape", [(H,), (2, H), (2, H, N)])

@@ -10,9 +10,9 @@ from regard.core.call import Call
 from regard.core.errors import RegardError
 from regard.core.rule import Rule
 from regard.memories import HeadPages, Kept
-from regard.run.paged import paged_partial
 from regard.run.reference import Reference
-from regard.run.triton.here import why_not_here
+from regard.run.runner import run
+from regard.run.triton.availability import why_not_here
 
 G, D = 3, 8
 
@@ -71,12 +71,10 @@ def test_pages_are_groups_of_heads(
     same(pages, kept)
     q = torch.randn(3, 2 * G, 1, D)
     read = kept.read()
-    call = Call(q, read.k, read.v, Rule(), k_positions=read.positions)
-    found = pages.attend(q)
-    if found is not None:
-        wanted = Reference().run(call)
-        torch.testing.assert_close(found.out, wanted.out, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(found.lse, wanted.lse, atol=1e-5, rtol=1e-5)
+    call = Call.of(q, read.k, read.v, Rule(), k_positions=read.positions)
+    found, wanted = run(Call(q, pages.keys()), ("lse",)), Reference().run(call)
+    torch.testing.assert_close(found.out, wanted.out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.lse, wanted.lse, atol=1e-5, rtol=1e-5)
 
 
 def test_the_kernel_reads_the_same_pages() -> None:
@@ -90,12 +88,10 @@ def test_the_kernel_reads_the_same_pages() -> None:
     for head, count in enumerate((5, 64, 33)):
         slots[0, head, count:] = -1
     pages.choose(slots)
-    q = torch.randn(G, 2, 1, 16)
-    lengths = torch.tensor(pages.lengths, dtype=torch.int32)
-    kp, vp = (x[:, None] for x in pages._pages)
-    by_kernel = paged_partial(q, kp, vp, pages._table, lengths, executor="triton")
-    gathered = paged_partial(q, kp, vp, pages._table, lengths, executor="gathered")
+    call = Call(torch.randn(1, 2 * G, 1, 16), pages.keys())
+    by_kernel, gathered = run(call, ("lse",), "paged"), run(call, ("lse",), "fused")
     torch.testing.assert_close(by_kernel.out, gathered.out, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(by_kernel.lse, gathered.lse, atol=1e-4, rtol=1e-4)
 
 
 def test_ragged_heads_cost_their_keys_and_little_more() -> None:

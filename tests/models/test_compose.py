@@ -33,8 +33,8 @@ class Probe(Stage):
         self.steps.append(call.site.moment.step)
         return call
 
-    def see(self, site: Any, survey: Any) -> None:
-        self.entropies.append(survey.entropy)
+    def see(self, call: Any, result: Any) -> None:
+        self.entropies.append(result.survey.entropy)
 
     def after(self, call: Any, partial: Any) -> Any:
         self.outputs.append(partial.out)

@@ -25,8 +25,8 @@ class Weigh(Stage):
         super().__init__()
         self.want, self.nbytes = want, 0
 
-    def see(self, site: Any, survey: Any) -> None:
-        self.nbytes += sum(x.numel() * x.element_size() for x in survey.found.values())
+    def see(self, call: Any, result: Any) -> None:
+        self.nbytes += sum(x.numel() * x.element_size() for x in result.survey.found.values())
 
 
 @pytest.mark.parametrize("want", WANTS, ids=" ".join)

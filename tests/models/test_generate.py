@@ -94,7 +94,7 @@ class Note(Stage):
         self.book.append(f"<{self.label}")
         return partial
 
-    def see(self, site: Any, survey: Any) -> None:
+    def see(self, call: Any, result: Any) -> None:
         self.surveys += 1
 
 

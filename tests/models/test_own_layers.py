@@ -57,8 +57,8 @@ def test_surveys_see_each_layer():
             super().__init__()
             self.seen = {}
 
-        def see(self, site, survey):
-            self.seen[site.layer] = survey.entropy
+        def see(self, call, result):
+            self.seen[call.site.layer] = result.survey.entropy
 
     model, probe = make(SETTINGS[0]), Entropy()
     with regard.attach(model, probe):

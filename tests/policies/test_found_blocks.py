@@ -44,7 +44,7 @@ HALVES = ("unconditional", "conditional")
 def test_the_mass_of_tiles_is_that_of_the_matrix(n: int, tile: int, seed: int) -> None:
     torch.manual_seed(seed)
     q, k, v = torch.randn(3, 2, 2, n, 4)
-    call = Call(q, k[:, :1], v[:, :1])
+    call = Call.of(q, k[:, :1], v[:, :1])
     full = torch.zeros(2, 2, -(-n // tile) * tile, -(-n // tile) * tile)
     full[:, :, :n, :n] = weight_matrix(call)[0]
     expected = full.unflatten(2, (-1, tile)).unflatten(4, (-1, tile)).sum((3, 5))

@@ -47,7 +47,7 @@ def call_on(grid: tuple[int, ...], text: int, h: int = 2, front: bool = True, b:
     site = Site(0, "joint", "attn", h, h, 8, modality=order).at(Forward(0, grid=grid))
     n = prod(grid) + text
     q, k, v = torch.randn(3, b, h, n, 8)
-    return Call(q, k, v, site=site)
+    return Call.of(q, k, v, site=site)
 
 
 def selected(made: Any, call: Call, keep: Any = 0.25) -> tuple[Call, Step]:

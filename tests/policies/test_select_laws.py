@@ -39,7 +39,7 @@ class Reads(Stage):
         super().__init__()
         self.newest, self.missed, self.calls = newest, list[str](), 0
 
-    def observe(self, call: Call) -> None:
+    def see(self, call: Call, result: Any) -> None:
         """Look for it in every row and head."""
         if call.n > 1:
             return

@@ -118,7 +118,7 @@ def test_queries_choose_as_the_layer_does(seed: int, keep: float) -> None:
     torch.manual_seed(seed)
     q, k, v = torch.randn(2, 4, 90, 16), torch.randn(2, 2, 90, 16), torch.randn(2, 2, 90, 16)
     site = Site(0, "self", "layer", 4, 2, 16, causal=True)
-    call = Call(q, k, v, Rule(Causal()), site=site)
+    call = Call.of(q, k, v, Rule(Causal()), site=site)
     one = policy("moba", block=16)
     one.begin(torch.nn.Linear(1, 1), Sites([site]), Budget.of(keep))
     step = Step(site, call, 90, torch.tensor([90, 90]))

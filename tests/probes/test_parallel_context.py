@@ -27,7 +27,7 @@ PLACE = Site(0, module="attn", heads=4, kv_heads=2)
 def drawn(n=N):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, n, 8, dtype=torch.float64) for h in (4, 2, 2))
-    return Call(2 * q, k, v, regard.Rule(regard.Causal()), site=PLACE)
+    return Call.of(2 * q, k, v, regard.Rule(regard.Causal()), site=PLACE)
 
 
 def test_the_support_is_written_out_by_piece():

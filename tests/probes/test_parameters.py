@@ -89,7 +89,7 @@ def test_queries_and_keys_are_those_of_the_model():
         calls, inputs = [], []
 
         class Calls(Stage):
-            def observe(self, call, calls=calls):
+            def see(self, call, result, calls=calls):
                 calls.append(call)
 
         site = hook_of(model)[1][0]

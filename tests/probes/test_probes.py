@@ -35,7 +35,7 @@ def looked(probe, call: Call, reading: Reading | None = None, **more):
 
 def random_call(rule=CAUSAL, n: int = N, heads: int = 4, groups: int = 2, b: int = 2) -> Call:
     q, k, v = (torch.randn(b, x, n, 8, dtype=torch.float64) for x in (heads, groups, groups))
-    return Call(2 * q, k, v, rule)
+    return Call.of(2 * q, k, v, rule)
 
 
 def repeated(b: int = 2) -> Reading:
@@ -48,7 +48,7 @@ def pointing(keys: list[int], rule=CAUSAL) -> Call:
     n = len(keys)
     q = 1e4 * torch.eye(n, dtype=torch.float64)[torch.tensor(keys)][None, None]
     k = torch.eye(n, dtype=torch.float64)[None, None]
-    return Call(q, k, k, rule)
+    return Call.of(q, k, k, rule)
 
 
 def pairs(kind: str, reading: Reading, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ def test_perfect_heads_score_one_and_others_nothing():
 
 
 def test_entropy_of_uniform_heads_is_the_log_of_their_keys():
-    call = Call(*(torch.zeros(1, 2, 16, 4),) * 3, regard.Rule(regard.Everything()))
+    call = Call.of(*(torch.zeros(1, 2, 16, 4),) * 3, regard.Rule(regard.Everything()))
     assert torch.allclose(looked(known()["entropy"](), call).float(), torch.tensor(math.log(16.0)))
     relative = known()["entropy"](definition="relative")
     causal = call.replace(rule=CAUSAL)
@@ -124,7 +124,7 @@ def test_entropy_of_uniform_heads_is_the_log_of_their_keys():
 
 
 def test_sinks_of_known_maps():
-    uniform = Call(*(torch.zeros(3, 2, 64, 4),) * 3, CAUSAL)
+    uniform = Call.of(*(torch.zeros(3, 2, 64, 4),) * 3, CAUSAL)
     wanted = sum(1 / i for i in range(1, 65)) / 64  # 0.074
     probe = SinkRate()
     assert torch.allclose(looked(probe, uniform).double(), torch.tensor(wanted).double())

@@ -27,7 +27,7 @@ def planted(sharp=9.0, token=1 + 2 * 6 + 3):
     queries = torch.zeros(1, 2, n, 4)
     queries[..., 0] = 1.0
     site = Site(0, module="attn", heads=2, kv_heads=2, grid=(4, 6))
-    return Call(2 * queries, keys, torch.randn(1, 2, n, 4), regard.Rule(), site=site)
+    return Call.of(2 * queries, keys, torch.randn(1, 2, n, 4), regard.Rule(), site=site)
 
 
 def test_a_planted_sink_is_found_where_it_stands():
@@ -54,14 +54,14 @@ def test_uniform_attention_has_no_sink():
 class Whole(Stage):
     """Keeps every matrix."""
 
-    wants_weights = True
+    want = ("weights",)
 
     def __init__(self):
         super().__init__()
         self.found = {}
 
-    def see_weights(self, site, weights):
-        self.found[site] = weights
+    def see(self, call, result):
+        self.found[call.site] = result.weights
 
 
 @pytest.mark.parametrize("registers", [0, 3])

@@ -27,15 +27,15 @@ HALVES = ("unconditional", "conditional")
 class Whole(Stage):
     """Keeps every matrix of weights: what word maps must equal, and must not need."""
 
-    wants_weights = True
+    want = ("weights",)
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[Any, Tensor]] = []
 
-    def see_weights(self, site: Any, weights: Tensor) -> None:
-        if site.kind != "self":
-            self.found.append((site, weights))
+    def see(self, call: Any, result: Any) -> None:
+        if call.site.kind != "self":
+            self.found.append((call.site, result.weights))
 
 
 def naive(site: Any, weights: Tensor, row: int, text_first: bool, grid: tuple[int, ...]) -> Tensor:

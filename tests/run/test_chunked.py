@@ -30,10 +30,10 @@ from regard.core.score import (
 )
 from regard.core.support import (
     Causal,
+    ChosenKeys,
     Dilated,
     Documents,
     Everything,
-    Keys,
     Padding,
     PerHead,
     Sinks,
@@ -72,7 +72,7 @@ SUPPORTS = {
     "padding": lambda b, n, m: Padding(torch.rand(b, m) < 0.7),
     "documents": lambda b, n, m: Documents(torch.randint(0, 3, (b, max(n, m)))),
     "tiles": lambda b, n, m: Tiles(torch.rand(b, H, -(-n // 32), -(-m // 32)) < 0.4, 32),
-    "keys": lambda b, n, m: Keys(torch.randint(-1, m, (1, 1, n, 3))),
+    "keys": lambda b, n, m: ChosenKeys(torch.randint(-1, m, (1, 1, n, 3))),
     "predicate": lambda b, n, m: Where(lambda b, h, i, j: (i + j + h) % 3 == 0),
 }
 SCORES = {
@@ -116,13 +116,13 @@ def calls(draw):
     if names[0] in ("causal", "window and sinks", "the future", "dilated"):
         rule = rule.shift(draw(st.sampled_from([0, 1, 170])))
     q, k, v = learned(b, H, n, d), learned(b, g, m, d), learned(b, g, m, e)
-    return Call(q, k, v, rule).checked()
+    return Call.of(q, k, v, rule).checked()
 
 
 def answers(executor, call, close=True):
     """Output, lse, and every gradient of a random sum of both."""
     part = executor.run(call)
-    part = call.rule.weigh.close(part) if close else part
+    part = call.rule.weigh.apply_sink(part) if close else part
     torch.manual_seed(part.out.numel())
     loss = (part.out * torch.randn(part.out.shape)).sum()
     if part.lse is not None:
@@ -158,7 +158,7 @@ def test_rows_without_keys_are_zero_with_no_gradient(seed, weigh):
     q, k, v = learned(1, 2, 260, 4), learned(1, 2, 260, 4), learned(1, 2, 260, 4)
     # Rows 0 to 129 meet nothing: a whole tile, and some rows of the next one.
     rule = Rule(Where(lambda b, h, i, j: (i >= 130) & (j <= i)), weigh=weigh)
-    out, lse = Chunked().run(Call(q, k, v, rule))
+    out, lse = Chunked().run(Call.of(q, k, v, rule))
     (out.sum() + (0 if lse is None else lse.sum())).backward()
     assert not out[:, :, :130].any()
     assert lse is None or bool((lse[:, :, :130] == -torch.inf).all())
@@ -168,10 +168,10 @@ def test_rows_without_keys_are_zero_with_no_gradient(seed, weigh):
 
 def test_no_keys_and_no_queries(seed):
     q, none = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 0, 4)
-    out, lse = Chunked().run(Call(q, none, none))
+    out, lse = Chunked().run(Call.of(q, none, none))
     assert not out.any()
     assert bool((lse == -torch.inf).all())
-    assert Chunked().run(Call(none, q, q)).out.shape == (1, 2, 0, 4)
+    assert Chunked().run(Call.of(none, q, q)).out.shape == (1, 2, 0, 4)
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -184,7 +184,7 @@ def test_positions_take_the_place_of_the_tile_map(seed, per_head):
     k_positions = places if per_head else places[0, 0]
     q_positions = torch.randint(0, 500, (b, n)).sort(-1).values + torch.arange(n)
     rule = Rule(Causal() & Window(200), Dot() + RelativeBias(learned(H, 9)))
-    call = Call(q, k, v, rule, q_positions, k_positions).checked()
+    call = Call.of(q, k, v, rule, q_positions, k_positions).checked()
     same(answers(Chunked(), call), answers(Reference(), call))
 
 
@@ -192,7 +192,7 @@ def test_parts_merge_to_the_whole_with_gradients(seed):
     print("seed", seed)
     q, k, v = learned(1, 2, 70, 4), learned(1, 1, 300, 4), learned(1, 1, 300, 4)
     rule = Rule(weigh=Signed())
-    whole = answers(Chunked(), Call(q, k, v, rule))
+    whole = answers(Chunked(), Call.of(q, k, v, rule))
 
     class InParts(Chunked):
         def run(self, call: Call) -> Partial:
@@ -200,7 +200,7 @@ def test_parts_merge_to_the_whole_with_gradients(seed):
             return merge(*(Chunked().run(c) for c in cut))
 
     parts = (slice(0, 1), slice(1, 200), slice(200, 300))
-    same(answers(InParts(), Call(q, k, v, rule)), whole)
+    same(answers(InParts(), Call.of(q, k, v, rule)), whole)
 
 
 def test_bf16_loses_no_more_than_its_inputs(seed):
@@ -209,8 +209,8 @@ def test_bf16_loses_no_more_than_its_inputs(seed):
     low = [x.detach().bfloat16().requires_grad_() for x in exact]
     same_input = [x.detach().double().requires_grad_() for x in low]
     rule = Rule(Causal(), Dot() + Alibi.for_heads(4))
-    found = Chunked().run(Call(*low, rule))
-    wanted = Reference().run(Call(*same_input, rule))
+    found = Chunked().run(Call.of(*low, rule))
+    wanted = Reference().run(Call.of(*same_input, rule))
     assert found.out.dtype == torch.bfloat16
     assert found.lse.dtype == torch.float32
     # Sums are kept in float32, so only the last rounding is lost.
@@ -228,7 +228,7 @@ def test_empty_tiles_are_never_looked_at(seed):
     n = 1024
     rule = Rule(Causal() & Window(64), Score(Dot().match, (ScoreStep(watch),)))
     x = torch.randn(1, 1, n, 8)
-    Chunked().run(Call(x, x, x, rule))
+    Chunked().run(Call.of(x, x, x, rule))
     state = rule.tiles(n, n, 128).state
     # Two tiles of 128 keys are taken together.
     assert sum(asked) <= 2 * 128 * 128 * int((state != EMPTY).sum())
@@ -250,25 +250,25 @@ def test_memory_grows_with_n_and_not_with_its_square(seed):
                 return out
 
         with Watch():
-            Chunked().run(Call(q, q, q, Rule(Causal()))).out.sum().backward()
+            Chunked().run(Call.of(q, q, q, Rule(Causal()))).out.sum().backward()
         peak[n] = largest
     assert peak[4096] <= max(4 * peak[1024], walk.SCORES["cpu"])
 
 
 def test_it_says_why_not(seed):
     q = torch.randn(1, 2, 3, 4)
-    assert "dropout" in Chunked().can(Call(q, q, q, dropout=0.1)).reason
+    assert "dropout" in Chunked().can(Call.of(q, q, q, dropout=0.1)).reason
     weight = torch.ones(1, requires_grad=True)
     behind = weakref.ref(weight)  # which nothing can look through
     hidden = Rule(score=Dot() >> ScoreStep(lambda s, b, h, i, j: s * behind()))
-    assert "being learned" in Chunked().can(Call(q, q, q, hidden)).reason
+    assert "being learned" in Chunked().can(Call.of(q, q, q, hidden)).reason
     with torch.no_grad():
-        assert Chunked().can(Call(q, q, q, hidden))
+        assert Chunked().can(Call.of(q, q, q, hidden))
 
 
 def test_twice_differentiating_is_refused(seed):
     q = torch.randn(1, 1, 3, 4, requires_grad=True)
-    out = Chunked().run(Call(q, q, q)).out
+    out = Chunked().run(Call.of(q, q, q)).out
     with pytest.raises(ExecutorError, match="second derivative"):
         torch.autograd.grad(out.sum(), q, create_graph=True)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 import regard
 from regard.core.call import Call
+from regard.core.key_forms import Paged
 from regard.core.rule import Rule
 from regard.core.score import Alibi, Dot, RelativeBias, SoftCap
-from regard.run.paged import paged_partial
 from regard.run.plan import EXECUTORS
 from tests.strategies import supports
 
@@ -32,7 +32,7 @@ def sequences(draw, most: int = 24):
 @given(sequences())
 def test_decode_equals_the_rows_of_the_whole(given_):
     q, k, v, rule = given_
-    whole = EXECUTORS["reference"].run(Call(q, k, v, rule)).out
+    whole = EXECUTORS["reference"].run(Call.of(q, k, v, rule)).out
     for t in range(q.shape[2]):
         row = regard.attend(q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], rule.shift(t))
         torch.testing.assert_close(row, whole[:, :, t : t + 1], rtol=1e-9, atol=1e-9)
@@ -42,7 +42,7 @@ def test_decode_equals_the_rows_of_the_whole(given_):
 @settings(max_examples=60)
 def test_keys_beyond_the_horizon_can_be_forgotten(given_):
     q, k, v, rule = given_
-    whole = EXECUTORS["reference"].run(Call(q, k, v, rule)).out
+    whole = EXECUTORS["reference"].run(Call.of(q, k, v, rule)).out
     for t in range(q.shape[2]):
         horizon = rule.horizon(t)
         kept = torch.tensor([j for j in range(t + 1) if j in horizon], dtype=torch.long)
@@ -85,7 +85,8 @@ def test_an_empty_slot_is_never_met(seed):
 def test_what_lies_behind_the_end_of_a_row_is_not_read() -> None:
     pages = torch.randn(4, 2, 8, 16)
     pages[1, :, 3:] = torch.nan
-    table = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
-    lengths = torch.tensor([11, 16], dtype=torch.int32)
-    out = paged_partial(torch.randn(2, 4, 1, 16), pages, pages, table, lengths).out
+    table = torch.tensor([[[0, 1]], [[2, 3]]], dtype=torch.int32)
+    lengths = torch.tensor([[11], [16]], dtype=torch.int32)
+    keys = Paged(pages, pages, table, lengths)
+    out = regard.attend(torch.randn(2, 4, 1, 16), keys)
     assert bool(out.isfinite().all())

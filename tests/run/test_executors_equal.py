@@ -92,7 +92,7 @@ def test_low_precision_loses_no_more_than_pytorch_does(name, dtype, seed):
     n = 256
     rule = Rule.of(STRUCTURES[name](n))
     exact = [torch.randn(2, 4, n, 32, dtype=torch.float64).to(dtype).double() for _ in range(4)]
-    mask = Call(*exact[:3], rule).allowed(Call(*exact[:3], rule).at()).expand(2, 4, n, n)
+    mask = Call.of(*exact[:3], rule).allowed(Call.of(*exact[:3], rule).at()).expand(2, 4, n, n)
 
     def measure(attend, given):
         leaves = [x.requires_grad_() for x in given[:3]]
@@ -107,7 +107,7 @@ def test_low_precision_loses_no_more_than_pytorch_does(name, dtype, seed):
         lambda q, k, v: scaled_dot_product_attention(q, k, v, mask), [x.clone() for x in low]
     )
     for executor in ("fused", "folded", "chunked", None):
-        if executor is not None and not EXECUTORS[executor].can(Call(*low[:3], rule)):
+        if executor is not None and not EXECUTORS[executor].can(Call.of(*low[:3], rule)):
             continue
         ours = measure(
             lambda q, k, v, e=executor: regard.attend(q, k, v, rule, executor=e),

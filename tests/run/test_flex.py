@@ -35,7 +35,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipi
 
 def call_of(rule, b=2, h=4, g=2, n=300, m=300, d=16, e=16, device="cpu", dtype=torch.float32):
     q, k, v = (torch.randn(b, x, y, z) for x, y, z in ((h, n, d), (g, m, d), (g, m, e)))
-    return Call(*(x.to(device, dtype) for x in (q, k, v)), rule).checked()
+    return Call.of(*(x.to(device, dtype) for x in (q, k, v)), rule).checked()
 
 
 def equals_reference(call, lse=False, tolerance=2e-5):

@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 
 import regard
 from regard.core.call import Call
+from regard.core.codes import Codes
 from regard.core.errors import RegardError
+from regard.core.key_forms import Packed
 from regard.core.partial import Partial
 from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.memories import Kept, Quantized
 from regard.policies import policy
-from regard.run import packed
-from regard.run.packed import Packed, packed_partial
+from regard.run import plan as plans
+from regard.run.plan import EXECUTORS, densified, make_plan
 from regard.run.reference import Reference
-from regard.run.triton.here import why_not_here
+from regard.run.runner import run
+from regard.run.triton.availability import why_not_here
 from tests.architectures import DECODERS, build
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,11 +50,11 @@ def stores(k_bits: int, v_bits: int, group: int, residual: int) -> tuple[Quantiz
     )
 
 
-def held(store: Quantized) -> tuple[Packed, torch.Tensor]:
+def held(store: Quantized) -> tuple[Codes, torch.Tensor]:
     """What is packed, and the exact tokens behind."""
     state = store.state()
     tail = state["tail"]
-    return Packed(state["codes"], state["low"], state["step"], store.bits, tail.shape[3]), tail
+    return Codes(state["codes"], state["low"], state["step"], store.bits, tail.shape[3]), tail
 
 
 def numbers(store: Quantized) -> torch.Tensor:
@@ -89,15 +92,15 @@ def test_codes_are_the_numbers_they_stand_for(
         store.append(x.to(DEVICE, dtype))
         store.settle()
     q = torch.randn(b, g * share, 1, d, device=DEVICE).to(dtype) / (1 + far)
-    call = Call(q.float(), numbers(k), numbers(v), Rule(score=Dot(0.3)))
+    call = Call.of(q.float(), numbers(k), numbers(v), Rule(score=Dot(0.3)))
     (own_k, tail_k), (own_v, tail_v) = held(k), held(v)
-    tail = (tail_k, tail_v) if tail_k.shape[2] else None
-    for executor in ("triton", "gathered"):
-        got = packed_partial(q, own_k, own_v, tail, scale=0.3, splits=splits, executor=executor)
-        assert got.out.dtype == dtype
-        if executor == "gathered" and dtype != torch.float32 and far:
-            continue  # it rounds the numbers themselves
-        close(got, Reference().run(call), dtype)
+    own = Call(q, Packed(own_k, own_v, (tail_k, tail_v)), Rule(score=Dot(0.3))).checked()
+    assert EXECUTORS["packed"].can(own)
+    got = EXECUTORS["packed"].split(own, splits)
+    assert got.out.dtype == dtype
+    close(got, Reference().run(call), dtype)
+    if dtype == torch.float32 or not far:  # else writing them out rounds the numbers themselves
+        close(Partial(*run(own, ("lse",), "fused")[:2]), Reference().run(call), dtype)
 
 
 def test_groups_of_no_power_of_two_are_gathered(seed: int) -> None:
@@ -107,16 +110,18 @@ def test_groups_of_no_power_of_two_are_gathered(seed: int) -> None:
         store.settle()
     q = torch.randn(1, 4, 1, 8)
     (own_k, tail_k), (own_v, tail_v) = held(k), held(v)
-    got = packed_partial(q, own_k, own_v, (tail_k, tail_v))
-    close(got, Reference().run(Call(q, numbers(k), numbers(v))), torch.float32)
+    call = Call(q, Packed(own_k, own_v, (tail_k, tail_v)))
+    got = run(call, ("lse",))
+    close(Partial(*got[:2]), Reference().run(Call.of(q, numbers(k), numbers(v))), torch.float32)
     with pytest.raises(RegardError, match="groups of 12"):
-        packed_partial(q, own_k, own_v, executor="triton")
+        run(call, executor="packed")
 
 
 def kernel_alone(patch: pytest.MonkeyPatch) -> None:
-    """Let no number be written out."""
-    patch.setattr(packed, "by_kernel", lambda executor, *tensors: True)
-    patch.setattr(Packed, "read", None)
+    """Let the kernel be chosen in the interpreter, too, and no number be written out."""
+    patch.setattr("regard.run.packed.avoid_interpreter", lambda call: "")
+    patch.setattr(Codes, "read", None)
+    patch.setattr(Packed, "dense", None)
 
 
 @given(n=st.integers(1, 150), back=st.integers(0, 40), seed=st.integers(0, 99))
@@ -130,14 +135,15 @@ def test_a_memory_is_attended_to_as_it_lies(n: int, back: int, seed: int) -> Non
     memory.crop(max(memory.seen - back, 1))
     memory.reorder(torch.tensor([1, 0, 1]))
     q = torch.randn(3, 6, 1, 8)
-    k, v = memory.unplaced() or memory.read()[:2]
-    with pytest.MonkeyPatch.context() as patch:
-        kernel_alone(patch)
-        got = memory.attend(q, 0.5)
-    if got is None:  # nothing is packed yet
+    call = Call(q, memory.keys(), Rule(score=Dot(0.5)))
+    if call.keys.form == "dense":  # nothing is packed yet
         assert memory.seen < 16
         return
-    close(got, Reference().run(Call(q, k, v, Rule(score=Dot(0.5)))), torch.float32)
+    want = Reference().run(densified(call))
+    with pytest.MonkeyPatch.context() as patch:
+        kernel_alone(patch)
+        got = run(call.replace(keys=memory.keys()), ("lse",), "packed")
+    close(Partial(*got[:2]), want, torch.float32)
 
 
 def test_what_must_be_read_first_is_left(seed: int) -> None:
@@ -159,10 +165,10 @@ def test_what_must_be_read_first_is_left(seed: int) -> None:
     ragged.choose(slots)
     for memory in (plain, turned, padded, ragged):
         memory.settle()
-        assert memory.attend(q, 1.0) is None
+        assert make_plan(Call(q, memory.keys())).executor != "packed"
 
 
-def test_steps_of_a_model_read_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_a_model_read_codes() -> None:
     pytest.importorskip("transformers")
     torch.manual_seed(1)
     model = build("llama", {**DECODERS["llama"], "num_hidden_layers": 2}, causal=True)
@@ -183,27 +189,31 @@ def test_steps_of_a_model_read_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     forced = False
     want = logits()
     forced = True
-    monkeypatch.setattr("regard.memories.meeting.on_gpu", lambda call: True)
+    plans._chosen.clear()
     torch.testing.assert_close(logits(), want, atol=2e-4, rtol=2e-4)
+    plans._chosen.clear()
 
 
 def learned(q: torch.Tensor) -> torch.Tensor:
     return q.requires_grad_()
 
 
+def forced(q: torch.Tensor, k: Codes, v: Codes, t: torch.Tensor) -> None:
+    run(Call(q, Packed(k, v, (t, t))), executor="packed")
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda q, k, v, t: packed_partial(q[..., :7], k, v), "q"),
-        (lambda q, k, v, t: packed_partial(q.expand(-1, -1, 2, -1), k, v), "q"),
-        (lambda q, k, v, t: packed_partial(q, k._replace(bits=3), v), "k"),
-        (lambda q, k, v, t: packed_partial(q, k._replace(bits=8), v), "k"),
-        (lambda q, k, v, t: packed_partial(q, k, v._replace(codes=v.codes[:, :, :5])), "v"),
-        (lambda q, k, v, t: packed_partial(q, v._replace(size=8), v), "k.low"),
-        (lambda q, k, v, t: packed_partial(q, k, k), "v.low"),
-        (lambda q, k, v, t: packed_partial(q, k, v, (t, t[:, :1])), "tail"),
-        (lambda q, k, v, t: packed_partial(q, k, v, executor="cuda"), "executor"),
-        (lambda q, k, v, t: packed_partial(learned(q), k, v, executor="triton"), "executor"),
+        (lambda q, k, v, t: forced(q[..., :7], k, v, t), "keys"),
+        (lambda q, k, v, t: forced(q.expand(-1, -1, 2, -1), k, v, t), "executor"),
+        (lambda q, k, v, t: forced(q, k._replace(bits=3), v, t), "k"),
+        (lambda q, k, v, t: forced(q, k._replace(bits=8), v, t), "k"),
+        (lambda q, k, v, t: forced(q, k, v._replace(codes=v.codes[:, :, :5]), t), "v"),
+        (lambda q, k, v, t: forced(q, v, v, t), "executor"),
+        (lambda q, k, v, t: forced(q, k, k, t), "executor"),
+        (lambda q, k, v, t: Packed(k, v, (t, t[:, :1])), "tail"),
+        (lambda q, k, v, t: forced(learned(q), k, v, t), "executor"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call: Any, words: str) -> None:

@@ -28,9 +28,9 @@ def naive(call: Call, sets: torch.Tensor, sinks: list[int]) -> dict[str, torch.T
     weights, lse = weight_matrix(call)
     found = {} if lse is None else {"lse": lse}
     share = torch.ones_like(weights[..., 0])
-    if call.rule.weigh.closes:
+    if call.rule.weigh.has_sink:
         ones = Partial(torch.ones_like(weights[..., :1]), lse)
-        share = call.rule.weigh.close(ones).out[..., 0]
+        share = call.rule.weigh.apply_sink(ones).out[..., 0]
         share = torch.where(lse == -torch.inf, 0.0, share)
     w = weights.abs() * share[..., None]
     p = w / w.sum(-1, keepdim=True).clamp(min=1e-300)
@@ -166,7 +166,7 @@ def test_a_reducer_of_ones_own_shares_the_pass(seed):
     regard.survey(
         q, q, q, Causal(), ("entropy",), reducers=[own], progress=lambda *x: done.append(x)
     )
-    weights, _ = weight_matrix(Call(q, q, q, Rule(Causal())))
+    weights, _ = weight_matrix(Call.of(q, q, q, Rule(Causal())))
     assert abs(own.mass - float(weights.diagonal(dim1=2, dim2=3).sum())) < 1e-4
     assert done[-1][0] == done[-1][1]
 
@@ -180,6 +180,6 @@ def test_entropy_does_not_lose_to_a_large_offset(seed):
     # A float32 score of 10,000 is itself rounded by 1e-3; its entropy must lose no more than that.
     torch.testing.assert_close(shifted.double(), exact, atol=5e-3, rtol=0)
     same = regard.survey(q + 0, k, None, regard.Rule(Causal()), "entropy").entropy
-    naive = weight_matrix(Call(q, k, k, Rule(Causal())))[0]
+    naive = weight_matrix(Call.of(q, k, k, Rule(Causal())))[0]
     want = -torch.special.xlogy(naive, naive).sum(-1)
     torch.testing.assert_close(same, want, atol=1e-5, rtol=0)

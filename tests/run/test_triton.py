@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 import regard
 from regard.core.call import Call
 from regard.core.errors import RegardError
+from regard.core.key_forms import Paged
+from regard.core.keys import Dense
 from regard.core.partial import Partial, merge_stacked
 from regard.core.rule import Rule
 from regard.core.score import Alibi, Dot, SoftCap
 from regard.core.support import Causal, Everything, PerHead, Sinks, Window
-from regard.run.paged import paged_partial, selected_partial
-from regard.run.plan import EXECUTORS
-from regard.run.triton.here import why_not_here
+from regard.run.plan import EXECUTORS, densified
+from regard.run.runner import run
+from regard.run.triton.availability import why_not_here
 from regard.run.triton.launch import Launch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,9 +76,21 @@ def test_decode_equals_the_reference(shape, data):
         for heads, length, size in ((h, n, d), (g, m, d), (g, m, e))
     )
     rule = Rule(band(data.draw, h), offset=data.draw(st.integers(0, m)))
-    call = Call(q, k, v, rule).checked()
+    call = Call.of(q, k, v, rule).checked()
     assert EXECUTORS["triton"].can(call)
     close(EXECUTORS["triton"].run(call), EXECUTORS["reference"].run(call), dtype)
+
+
+def over_pages(q, k, v, table, lengths, window=None, sinks=0):
+    """A call from the last positions of each row over its pages."""
+    h, n = q.shape[1:3]
+    windows = torch.as_tensor(1 << 20 if window is None else window).expand(h).tolist()
+    support = PerHead(
+        tuple(Causal() & (Window(w) | Sinks(sinks) if sinks else Window(w)) for w in windows)
+    )
+    keys = Paged(k, v, table[:, None], lengths[:, None])
+    now = lengths[:, None] - n + torch.arange(n, device=q.device)
+    return Call(q, keys, Rule(Causal() if window is None and not sinks else support), now)
 
 
 @FEW
@@ -100,10 +114,22 @@ def test_pages_equal_gathered_keys(shape, data):
         "sinks": data.draw(st.sampled_from([0, 2])),
     }
     q = torch.randn(b, h, n, 8, device=DEVICE)
-    splits = data.draw(st.sampled_from([None, 1, 2, 3, 4]))
-    got = paged_partial(q, k, v, table, lengths, executor="triton", splits=splits, **given_)
-    clean = k.nan_to_num(), v.nan_to_num()
-    close(got, paged_partial(q, *clean, table, lengths, executor="gathered", **given_))
+    call = over_pages(q, k, v, table, lengths, **given_).checked()
+    assert EXECUTORS["paged"].can(call), EXECUTORS["paged"].can(call)
+    got = EXECUTORS["paged"].split(call, data.draw(st.sampled_from([None, 1, 2, 3, 4])))
+    close(got, EXECUTORS["reference"].run(densified(call)))
+
+
+def test_queries_that_are_not_consecutive_are_left_to_others():
+    """The plan of a call over pages knows whether its queries are in a row."""
+    pages, table = torch.randn(4, 2, 16, 8, device=DEVICE), torch.arange(4, device=DEVICE)[None]
+    lengths = torch.tensor([60], device=DEVICE)
+    call = over_pages(torch.randn(1, 4, 3, 8, device=DEVICE), pages, pages, table, lengths)
+    run(call, ("lse",), "paged")
+    apart = call.replace(q_positions=torch.tensor([[3, 9, 50]], device=DEVICE))
+    with pytest.raises(RegardError, match="not consecutive"):
+        run(apart, ("lse",), "paged")
+    close(run(apart, ("lse",))[:2], EXECUTORS["reference"].run(densified(apart)))
 
 
 @FEW
@@ -115,17 +141,17 @@ def test_chosen_keys_equal_gathered_keys(shape, data):
     index = torch.rand(b, g, m).argsort(-1)[..., :count]
     index = torch.where(torch.rand(index.shape) < 0.2, -1, index).to(DEVICE)
     q, k = q.to(DEVICE), k.to(DEVICE)
-    got = selected_partial(q, k, k, index, executor="triton", offset=m)
-    close(got, selected_partial(q, k, k, index, executor="gathered", offset=m))
+    rule = data.draw(st.sampled_from([Rule(Causal(), offset=m), Rule(Causal(), offset=m // 2)]))
+    call = Call(q, Dense(k, k).take(index), rule)
+    close(run(call, ("lse",), "selected")[:2], EXECUTORS["reference"].run(densified(call)))
 
 
 def test_no_chosen_key_gives_zeros():
     q, k = torch.randn(2, 4, 3, 8, device=DEVICE), torch.randn(2, 2, 9, 8, device=DEVICE)
     index = torch.full((2, 2, 5), -1, device=DEVICE)
-    for splits in (1, 3):
-        got = selected_partial(q, k, k, index, executor="triton", splits=splits)
-        assert torch.equal(got.out, torch.zeros_like(q))
-        assert torch.equal(got.lse, torch.full_like(got.lse, -torch.inf))
+    got = run(Call(q, Dense(k, k).take(index), Rule(Causal(), offset=9)), ("lse",), "selected")
+    assert torch.equal(got.out, torch.zeros_like(q))
+    assert torch.equal(got.lse, torch.full_like(got.lse, -torch.inf))
 
 
 def test_keys_that_no_window_reaches_are_not_read(seed):
@@ -143,14 +169,14 @@ def test_keys_that_no_window_reaches_are_not_read(seed):
     block = 64  # float32, small heads
     for x in (k, v):
         x[:, :, block : (m - 92) // block * block] = torch.nan
-    call = Call(q, k, v, Rule(rule, offset=m - 2))
+    call = Call.of(q, k, v, Rule(rule, offset=m - 2))
     close(EXECUTORS["triton"].run(call), want)
 
 
 def test_windows_cost_less_and_plain_decoding_stays_with_the_fused_kernel():
     q, k = torch.empty(2, 4, 1, 64, device=DEVICE), torch.empty(2, 2, 4096, 64, device=DEVICE)
     triton, fused = EXECUTORS["triton"], EXECUTORS["fused"]
-    plain = Call(q, k, k, Rule(Causal(), offset=4095))
+    plain = Call.of(q, k, k, Rule(Causal(), offset=4095))
     near = plain.replace(rule=Rule(Causal() & Window(64), offset=4095))
     assert triton.cost(near).weight < 0.1 * triton.cost(plain).weight
     assert fused.cost(plain).weight < triton.cost(plain).weight
@@ -220,18 +246,17 @@ def test_entropy_survives_large_scores():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda q, p, t, n: paged_partial(q, p, p[:, :, :8], t, n), "k_pages"),
-        (lambda q, p, t, n: paged_partial(q, p, p, t[:1], n), "table"),
-        (lambda q, p, t, n: paged_partial(q, p, p, t, n.float()), "lengths"),
-        (lambda q, p, t, n: paged_partial(q, p, p, t, n + 999), "lengths"),
-        (lambda q, p, t, n: paged_partial(q, p, p, t, n, executor="cuda"), "executor"),
-        (lambda q, p, t, n: paged_partial(q[:, :3], p, p, t, n), "k_pages"),
-        (lambda q, p, t, n: selected_partial(q, p[:2], p[:2], t), "index"),
-        (lambda q, p, t, n: selected_partial(q, p[:2], p[:2], t[:, None] + 99), "index"),
+        (lambda q, p, t, n: Paged(p, p[:, :, :8], t, n), "k"),
+        (lambda q, p, t, n: Call(q, Paged(p, p, t[:1], n[:1])).checked(), "keys"),
+        (lambda q, p, t, n: Paged(p, p, t, n.float()), "lengths"),
+        (lambda q, p, t, n: Paged(p, p, t, n + 999), "lengths"),
+        (lambda q, p, t, n: Paged(p, p, t[:, 0], n), "table"),
+        (lambda q, p, t, n: run(Call(q, Paged(p, p, t, n)), executor="cuda"), "executor"),
+        (lambda q, p, t, n: Call(q[:, :3], Paged(p, p, t, n)).checked(), "keys"),
     ],
 )
 def test_bad_input_is_named(call, words):
     q, pages = torch.randn(2, 4, 1, 8), torch.randn(8, 2, 16, 8)
-    table, lengths = torch.arange(4).view(2, 2), torch.tensor([20, 32])
+    table, lengths = torch.arange(4).view(2, 1, 2), torch.tensor([[20], [32]])
     with pytest.raises(RegardError, match=f"`{words}`"):
         call(q, pages, table, lengths)

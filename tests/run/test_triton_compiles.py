@@ -56,7 +56,7 @@ def run(case: str) -> None:
             tile = 128
         if case == "survey-small":
             q, k, tile = made(1, 1, 1, 20), made(1, 1, 1, 20), 16
-        run_survey(Call(q, k, k, rule), ("entropy", "received", "tiles"), tile)
+        run_survey(Call.of(q, k, k, rule), ("entropy", "received", "tiles"), tile)
         return
     b, h, g, d = 8, 32, 8, 128
     whole = torch.zeros(b, dtype=torch.int32)

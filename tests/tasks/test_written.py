@@ -73,14 +73,14 @@ def test_shares_are_those_of_counted_pixels(seed, patch):
 class Whole(Stage):
     """Keeps every matrix."""
 
-    wants_weights = True
+    want = ("weights",)
 
     def __init__(self):
         super().__init__()
         self.found = []
 
-    def see_weights(self, site, weights):
-        self.found.append(weights)
+    def see(self, call, result):
+        self.found.append(result.weights)
 
 
 @pytest.mark.parametrize("pattern", ["ns", "cs"])

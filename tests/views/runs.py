@@ -24,7 +24,7 @@ def seen(layers=2, heads=4, groups=2, n=90, d=16, keep=((0, 1), (1, 2)), rule=No
     engine = Engine([*probes, maps, deep])
     for site in sites:
         q, k, v = (torch.randn(1, h, n, d) for h in (heads, groups, groups))
-        engine.run(Call(1.5 * q, k, v, rule, site=site))
+        engine.run(Call.of(1.5 * q, k, v, rule, site=site))
     words = [f" w{i % 17}" for i in range(n)]
     scores = {probe.name: probe.result() for probe in probes}
     model = {"name": "a random model", "kind": "Random", "dtype": "float32"}

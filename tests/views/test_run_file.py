@@ -38,7 +38,7 @@ def test_weights_of_a_kept_head_can_be_computed_again():
     q, k, v = (torch.randn(1, h, 70, 16) for h in (4, 2, 2))
     import regard
 
-    call = regard.Call(1.5 * q, k, v, regard.Rule(regard.Causal()))
+    call = regard.Call.of(1.5 * q, k, v, regard.Rule(regard.Causal()))
     wanted = closed_weights(call, "test")[0, 3].numpy()
     found = rows_of(made.run(), 0, 0, 70)
     assert np.abs(found - wanted).max() < 4e-3  # q and k are kept in half precision

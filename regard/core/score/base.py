@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -67,6 +67,13 @@ class Step(Value):
         """Give q and k (key heads not expanded) whose product holds the step, or None.
 
         `scale` multiplies that product later.
+        """
+        return None
+
+    def contents(self) -> Hashable:
+        """Return what of its numbers decides who can run it: where it differs, a plan is made anew.
+
+        Shapes and types are known without it; most steps have nothing to add.
         """
         return None
 
@@ -143,6 +150,10 @@ class Score(Value):
     def needs_row(self) -> bool:
         """Whether some step must see whole rows of scores."""
         return any(s.needs_row for s in self.steps)
+
+    def contents(self) -> Hashable:
+        """Return what of the numbers of the steps decides who can run the score."""
+        return tuple(s.contents() for s in self.steps) if self.tensors() else None
 
     def bind(self, q: Tensor, k: Tensor) -> Change:
         """Bind every step to q and k (heads expanded)."""

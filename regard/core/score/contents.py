@@ -114,10 +114,19 @@ class KeyWeights(PlaceStep):
         """Add the log-weight of the key."""
         return scores + as_float(pick(self.log_weight, at.b, at.h, at.col), scores)
 
+    def contents(self) -> bool:
+        """Return whether all weights are finite, as the tensor is now."""
+
+        def finite() -> bool:
+            return bool(self.log_weight.detach().isfinite().all())
+
+        if self.log_weight.is_inference():  # changes of it leave no trace
+            return finite()
+        return self.memo(("finite", self.log_weight._version), finite)
+
     def fold(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """Append a channel of ones to q. An infinite weight cannot ride: 0 x inf is no number."""
-        finite = self.memo("finite", lambda: bool(self.log_weight.detach().isfinite().all()))
-        if not finite or not _heads_fit(self.log_weight, k) or scale == 0:
+        if not self.contents() or not _heads_fit(self.log_weight, k) or scale == 0:
             return None
         ones = q.new_full((1, 1, 1, 1), 1.0)
         return _joined(q, ones), _joined(k, self.log_weight[..., None].to(k) / scale)

@@ -2,7 +2,7 @@
 
 from regard.core.support.bands import Blocks, Causal, Dilated, Sinks, Strided, Window
 from regard.core.support.base import Both, Either, Everything, Other, Shifted, Support
-from regard.core.support.chosen import Extended, Keys, PerHead, Tiles, Where
+from regard.core.support.chosen import ChosenKeys, Extended, PerHead, Tiles, Where
 from regard.core.support.heads import OfHeads
 from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import (
@@ -20,12 +20,12 @@ __all__ = [
     "Blocks",
     "Both",
     "Causal",
+    "ChosenKeys",
     "Dilated",
     "Documents",
     "Either",
     "Everything",
     "Extended",
-    "Keys",
     "Kinds",
     "Neighborhood",
     "OfHeads",

@@ -113,13 +113,13 @@ class Tiles(Support):
 
 
 @value
-class Keys(Support):
+class ChosenKeys(Support):
     """A query meets the keys listed for it.
 
     `index` int [b or 1, h or 1, n or 1, c] holds key positions; a negative entry is no key. With
     one row (n = 1) all queries share the list.
 
-    >>> Keys(torch.tensor([[[[0, 2]]]])).matrix(1, 3)[0, 0].int().tolist()
+    >>> ChosenKeys(torch.tensor([[[[0, 2]]]])).matrix(1, 3)[0, 0].int().tolist()
     [[1, 0, 1]]
     """
 

@@ -39,7 +39,7 @@ def episodes() -> Claims:
         torch.where(place < items, place, place - items + lag) for lag in (1, 0)
     ])  # fmt: skip
     found = profile_of(pointing(keys), planted)
-    flat = profile_of(Call(*(torch.zeros(1, 1, 2 * items, 4),) * 3, Rule(Causal())), planted)
+    flat = profile_of(Call.of(*(torch.zeros(1, 1, 2 * items, 4),) * 3, Rule(Causal())), planted)
     peaks = float(torch.minimum(found[0, 6], found[1, 5]))
     uniform = gap(flat, torch.full_like(flat, 1 / 11))
 

@@ -10,7 +10,7 @@ from regard.core.support import Causal, Everything, Support, Window
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
 from regard.papers.seeding import seed
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.missing import Missing
 
 

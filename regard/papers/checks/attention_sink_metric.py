@@ -12,7 +12,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.checks.seeing import CAUSAL, looked, pointing
 from regard.papers.claims import FLOAT32, claim
 from regard.probes.sinks import SinkRate
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @check(
@@ -22,7 +22,7 @@ from regard.run.doors import attend
 )
 def sinks() -> Claims:
     """Known maps have their known rates, and a key of no value takes weight and gives nothing."""
-    uniform = Call(*(torch.zeros(2, 3, 64, 4),) * 3, CAUSAL)
+    uniform = Call.of(*(torch.zeros(2, 3, 64, 4),) * 3, CAUSAL)
     alpha = float(looked(SinkRate(), uniform).mean())
     wanted = sum(1 / i for i in range(1, 65)) / 64
     resting, none = SinkRate(), SinkRate()

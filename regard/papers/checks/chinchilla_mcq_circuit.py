@@ -41,7 +41,7 @@ def compression() -> Claims:
 
     def right(rank: int) -> tuple[float, float]:
         stage = Compressed({(site, 0): subspace(q[:, 0], k.flatten(0, 1), rank)})
-        plain = Call(q[:, None], k[:, None], k[:, None], Rule(), site=site)
+        plain = Call.of(q[:, None], k[:, None], k[:, None], Rule(), site=site)
         less = stage.before(plain)
         maps = [closed_weights(c, "check")[:, 0, 0] for c in (plain, less)]
         return float((maps[1].argmax(1) == which).double().mean()), gap(*maps)

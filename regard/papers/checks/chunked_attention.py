@@ -12,7 +12,7 @@ from torch import Tensor
 from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import Largest, gap
 from regard.papers.claims import CATALOGUE, claim
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

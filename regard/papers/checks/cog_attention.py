@@ -10,7 +10,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.rules import _explicit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _subtraction_error(weigh: Weigh, steps: int = 400) -> float:

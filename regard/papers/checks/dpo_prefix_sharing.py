@@ -10,7 +10,7 @@ from regard.core.tilemap import EMPTY
 from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 class _Toy(nn.Module):

@@ -12,7 +12,7 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @check("fixed_head_size", long=True)

@@ -12,7 +12,7 @@ from regard.core.tilemap import EMPTY
 from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _tiles(mask: torch.Tensor, size: int) -> torch.Tensor:

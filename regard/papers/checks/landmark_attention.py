@@ -11,7 +11,7 @@ from regard.layers.block_routing import LandmarkAttention
 from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 
 @check(

@@ -14,7 +14,7 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def _auc(score: Tensor, label: Tensor) -> float:

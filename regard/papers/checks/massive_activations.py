@@ -13,7 +13,7 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.seeing import CAUSAL
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.probes.sinks import MassiveActivations
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @check(

@@ -33,7 +33,7 @@ from regard.policies.long_heads import LongHeads
 from regard.policies.passages import Blockwise, Passages
 from regard.policies.remote_attention import RemoteAttention
 from regard.policies.thinking import think_together
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.verbs import shrink
 
 
@@ -155,12 +155,13 @@ def long_heads() -> Measured:
     layer: Any = SimpleNamespace(memory=memory, extra={}, valid=None)
     turned = turn.turn(q, at)
     memory.extend(turn.turn(k[:, :, :-1], at[:-1]), v[:, :, :-1])
-    marks = layer.extra["longheads"] = own._marks(turn, Call(q, k, v, Rule(Causal())))
+    marks = layer.extra["longheads"] = own._marks(turn, Call.of(q, k, v, Rule(Causal())))
     marks.append(torch.cat((q, k, v), 1)[:, :, :-1])
     new = turn.turn(k[:, :, -1:], at[-1:])
     memory.extend(new, v[:, :, -1:])
     _Spy.furthest = 0
-    call = Call(turned[:, :, -1:], new, v[:, :, -1:], Rule(Everything(), offset=n - 1), site=site)
+    rule = Rule(Everything(), offset=n - 1)
+    call = Call.of(turned[:, :, -1:], new, v[:, :, -1:], rule, site=site)
     step = Step(site, call, n, torch.tensor([n]), layer)
     out = own.attend(step)
     assert out is not None

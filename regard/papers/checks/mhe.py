@@ -10,7 +10,7 @@ from regard.layers.grouped_query import AddedHeadEmbeddings, HeadEmbeddings
 from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 @check("mhe")

@@ -13,7 +13,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.recurrent import scene_of
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.run.doors import partial
+from regard.run.api import partial
 
 
 @check("moba")

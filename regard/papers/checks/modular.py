@@ -32,7 +32,7 @@ def modular() -> Measured:
     averaged = F.silu(layer.average(x, scene_of(x)))
     q, k = (layer.position.turn(t, torch.arange(20)) for t in layer.scalings(averaged))
     v = F.silu(layer.to_v(averaged))[:, None]
-    seen = layer.attend(Call(q, k, v, Rule(Causal())))[:, 0]
+    seen = layer.attend(Call.of(q, k, v, Rule(Causal())))[:, 0]
     gated = layer.to_out(F.silu(layer.to_reset(averaged)) * seen)
     plain = x + layer.to_plain(averaged)
     all_awake = gap(layer(x), F.silu(plain + gated))

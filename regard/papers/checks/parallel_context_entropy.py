@@ -53,7 +53,7 @@ def pieces() -> Claims:
 
     # Copies of one piece, read by queries that see nothing else.
     q, k, v = torch.randn(3, 1, 4, 20, 8, dtype=torch.float64)
-    once = Call(q[:, :, -1:], k[:, :, :16], v[:, :, :16], Rule(Causal()).shift(64), site=PLACE)
+    once = Call.of(q[:, :, -1:], k[:, :, :16], v[:, :, :16], Rule(Causal()).shift(64), site=PLACE)
     many = once.replace(k=once.k.repeat(1, 1, 4, 1), v=once.v.repeat(1, 1, 4, 1))
     moved = gap(Engine().run(once), Engine().run(many))
     entropy = [survey(c.q, c.k, c.v, c.rule, want=("entropy",)).entropy for c in (once, many)]

@@ -11,7 +11,7 @@ from regard.layers.positions import Sinusoidal
 from regard.papers.checks import Claims, check
 from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.copying import pattern_distance
 
 

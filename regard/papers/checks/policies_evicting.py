@@ -23,7 +23,7 @@ from regard.policies.base import Step
 from regard.policies.budget import Budget
 from regard.policies.evicting import PyramidKV, SnapKV
 from regard.policies.streaming_heads import Gates, LServe, near
-from regard.run.doors import attend
+from regard.run.api import attend
 
 
 def llama(layers: int = 4, heads: int = 4, kv_heads: int = 2, seed: int = 0) -> torch.nn.Module:
@@ -54,7 +54,7 @@ def sites_of(layers: int, heads: int, kv_heads: int, size: int) -> Sites:
 def step_of(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Step:
     """A prompt at one site."""
     n = k.shape[2]
-    return Step(site, Call(q, k, v, Rule(Causal()), site=site), n, torch.full((q.shape[0],), n))
+    return Step(site, Call.of(q, k, v, Rule(Causal()), site=site), n, torch.full((q.shape[0],), n))
 
 
 @check("pyramid_kv")

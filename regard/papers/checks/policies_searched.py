@@ -10,7 +10,7 @@ from torch import Tensor
 from regard.conversions.head_sharing import apart, chosen_matches, post_share, share_heads
 from regard.core.call import Call
 from regard.core.heads import expand_heads
-from regard.core.partial import Partial
+from regard.core.result import Result
 from regard.core.rule import Rule
 from regard.core.support import Causal, Tiles
 from regard.models.attach import attach
@@ -26,7 +26,7 @@ from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled
 from regard.policies.profiling import Effects, masking_effect
 from regard.policies.shrinking import Shrinking
 from regard.policies.spans import MoASparse
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.reference import score_matrix, weight_matrix
 from regard.run.survey import survey
 from regard.verbs import shrink
@@ -85,7 +85,7 @@ def moa() -> Measured:
     k[:, 0] = walk
     q[:, 0, 400:] = 4 * walk[: n - 400]
     q[:, 1:, :, 0], k[:, 1:, :, 0] = 8.0, torch.arange(n) / 20
-    call = Call(q.double(), k.double(), torch.randn(1, 4, n, 16).double(), CAUSAL)
+    call = Call.of(q.double(), k.double(), torch.randn(1, 4, n, 16).double(), CAUSAL)
     goal_ = attend(call.q, call.k, call.v, CAUSAL).clone()
     goal_[:, 0, :400] = 0  # before that the far head sees nothing it looks for
     streamed = effects_of(call, goal_, block)
@@ -121,7 +121,7 @@ def hot_keys(n: int = 256, block: int = 16, d: int = 16) -> Call:
         k[0, head, spot[head]] += 3 * kinds[torch.randint(8, (t,))]
     asked = kinds[torch.randint(8, (2, t))].repeat_interleave(block, 1)
     q = 6 * asked[None] + torch.randn(1, 2, n, d)
-    return Call(q, k, torch.randn(1, 2, n, d), CAUSAL)
+    return Call.of(q, k, torch.randn(1, 2, n, d), CAUSAL)
 
 
 def best_of(scores: Tensor, count: int) -> Tensor:
@@ -190,7 +190,7 @@ class Passing(Stage):
         self.calls[call.site.layer] = call
         return call
 
-    def after(self, call: Call, partial: Partial) -> Partial:
+    def after(self, call: Call, partial: Result) -> Result:
         """Hold the output."""
         self.outs[call.site.layer] = partial.out
         return partial

@@ -21,7 +21,7 @@ from regard.policies.decoding import DoubleSparsity
 from regard.policies.prompts import Hip, MInference, VerticalSlash, causal_tiles, last_rows, lines
 from regard.policies.registry import policy
 from regard.policies.sharing import KVSharer, Sharing, leaders
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.verbs import shrink
 
 CAUSAL = Rule(Causal())
@@ -53,7 +53,7 @@ def with_lines(n: int, columns: list[int], offsets: list[int], sharp: float = 2.
     q[:, 40] = 1.0
     k[columns, 40] = 60.0
     v = torch.randn(n, d)
-    return Call(sharp * q[None, None], k[None, None], v[None, None], CAUSAL, site=SITE)
+    return Call.of(sharp * q[None, None], k[None, None], v[None, None], CAUSAL, site=SITE)
 
 
 @check("minference")
@@ -72,7 +72,7 @@ def minference() -> Measured:
 
     restart()
     x = torch.randn(1, 1, n, 64)
-    dense = sparse_gap(Call(x, x, x, CAUSAL), torch.ones(1, 1, 64, 64, dtype=torch.bool), block)
+    dense = sparse_gap(Call.of(x, x, x, CAUSAL), torch.ones(1, 1, 64, 64, dtype=torch.bool), block)
 
     # Three heads: near keys; lines; blocks that are alike.
     q, k = (torch.zeros(1, 3, n, 64) for _ in range(2))
@@ -83,7 +83,7 @@ def minference() -> Measured:
     groups = torch.eye(64)[of_block]
     q[:, 2], k[:, 2] = 40 * groups, groups + 0.05 * torch.randn(n, 64)
     v = torch.randn(1, 3, n, 64)
-    heads = Call(q, k, v, CAUSAL, site=SITE)
+    heads = Call.of(q, k, v, CAUSAL, site=SITE)
     one = MInference(block)
     named = one.best_patterns(heads, 0.3)
     return Measured(
@@ -114,7 +114,7 @@ def hip() -> Measured:
             walk = 6 * walk / walk.std()
         # Each query looks for a key far back: the keys there are much alike, or not at all.
         q = 2 * walk.roll(n // 3, 2)
-        call = Call(q, walk, walk, CAUSAL, site=SITE)
+        call = Call.of(q, walk, walk, CAUSAL, site=SITE)
         counting = _Counted(block)
         chosen = counting.tiles(call, keep) & causal_tiles(call, block)
         # Mass of the tiles chosen, for the last row of tiles, against the best as many.
@@ -130,7 +130,8 @@ def hip() -> Measured:
     # The same number of segments at 4 times the length.
     few, many = tree(1024, True, 0.25)[1], tree(4096, True, 0.0625)[1]
     x = torch.randn(1, 1, 512, 16)
-    whole = sparse_gap(Call(x, x, x, CAUSAL), Hip(block).tiles(Call(x, x, x, CAUSAL), 2.0), block)
+    causal = Call.of(x, x, x, CAUSAL)
+    whole = sparse_gap(causal, Hip(block).tiles(causal, 2.0), block)
     return Measured(
         "with a segment for each block it is dense attention (1e-5); at 4 times the length and as "
         "many segments, rounds of scoring grow by 2; with keys that change slowly it finds over "

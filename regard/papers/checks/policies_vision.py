@@ -24,7 +24,7 @@ from regard.policies.frames import AttentionTile, meeting, tile_errors, tiles
 from regard.policies.grids import Grat, GratCrissCross, Image, image_of, surrounding
 from regard.policies.online_blocks import choose
 from regard.policies.registry import policy
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.executor import Yes
 from regard.run.folding import make_fold
 from regard.run.mass import log_weight, tile_mass
@@ -37,7 +37,7 @@ def on_grid(grid: tuple[int, ...], text: int = 0, h: int = 2) -> Call:
     """Random joint attention over a grid and text behind it."""
     site = Site(0, "joint", "attn", h, h, 16, modality="image-text").at(Forward(0, grid=grid))
     q, k, v = torch.randn(3, 1, h, prod(grid) + text, 16)
-    return Call(q, k, v, site=site)
+    return Call.of(q, k, v, site=site)
 
 
 def chosen(made: Any, call: Call, keep: Any = 0.25) -> tuple[Call, Step]:
@@ -200,7 +200,7 @@ def blocky(n: int, block: int, sharpness: tuple[float, ...]) -> Call:
         for _ in "qk"
     )
     sharp = torch.tensor(sharpness).view(1, h, 1, 1)
-    return Call(q.flatten(2, 3) * sharp, k.flatten(2, 3), torch.randn(1, h, n, 32))
+    return Call.of(q.flatten(2, 3) * sharp, k.flatten(2, 3), torch.randn(1, h, n, 32))
 
 
 def turned(call: Call, cosine: float) -> Call:

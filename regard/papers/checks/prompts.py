@@ -37,7 +37,7 @@ PLACE = Site(0, module="attention", heads=4, kv_heads=4)
 def random(n: int = 24, rule: Rule = CAUSAL, b: int = 1) -> Call:
     """Heads of no pattern."""
     q, k, v = torch.randn(3, b, 4, n, 8, dtype=torch.float64)
-    return Call(2 * q, k, v, rule, site=PLACE)
+    return Call.of(2 * q, k, v, rule, site=PLACE)
 
 
 def even(call: Call) -> Call:

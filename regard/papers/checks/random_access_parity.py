@@ -11,7 +11,7 @@ from regard.core.support import Causal
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.parity import ParityMnemonics
 from regard.tasks.registry import task as make_task
 

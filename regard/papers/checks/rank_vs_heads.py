@@ -13,7 +13,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed, seeds
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.tasks.base import Batch
 from regard.tasks.nearest import Nearest
 

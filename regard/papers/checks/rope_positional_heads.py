@@ -33,7 +33,7 @@ def rotary() -> Claims:
     q = torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
     k = q.clone()
     q[:, 2], k[:, 2] = x[:, 2], torch.randn(n, d)  # not turned
-    call = Call(q.double(), k.double(), k.double(), Rule(Causal()))
+    call = Call.of(q.double(), k.double(), k.double(), Rule(Causal()))
     scores = looked(RotaryPairs(), call)
     i, j = torch.tensor([200, 9, 31]), torch.tensor([3, 9, 30])
     whole = (call.q @ call.k.transpose(-1, -2)) * d**-0.5

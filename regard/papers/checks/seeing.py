@@ -34,7 +34,7 @@ def pointing(keys: Tensor, sharp: float = 1e4) -> Call:
     """Heads whose query i looks at keys[h, i] alone."""
     h, n = keys.shape
     eye = torch.eye(n)
-    return Call(sharp * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), CAUSAL)
+    return Call.of(sharp * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), CAUSAL)
 
 
 def _copier(layers: int) -> tuple[nn.Module, float]:

@@ -18,7 +18,7 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
-from regard.run.doors import attend, partial
+from regard.run.api import attend, partial
 
 
 def _language(name: str, steps: int = 250, **settings: object) -> float:

@@ -20,7 +20,7 @@ from regard.papers.checks import Measured, check
 from regard.papers.checks.measure import gap
 from regard.papers.checks.training import fit
 from regard.probes.reading import Reading
-from regard.run.doors import attend
+from regard.run.api import attend
 from regard.run.scanning import scan
 
 

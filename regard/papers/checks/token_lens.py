@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ def token_lens() -> Claims:
         alone = max(alone, float((closed_weights(call, "check")[0, :, -1, -1] - 1).abs().max()))
 
     class Look(Stage):
-        def observe(self, call: Call) -> None:
+        def see(self, call: Call, result: Any) -> None:
             own(call)
 
     others = knockout([n - 1], range(n - 1))

@@ -29,7 +29,7 @@ def rings() -> Claims:
     site = Site(0, module="attention", heads=2, kv_heads=2, grid=(rows, columns))
     q, k, v = torch.randn(3, 1, 2, n, 8)
     probe = Rings()
-    looked(probe, Call(q, k, v, Rule(), site=site))
+    looked(probe, Call.of(q, k, v, Rule(), site=site))
     total = next(iter(probe.told().details["rings"].values())).sum(1)
     whole = float((total - 1).abs().max())
 
@@ -41,7 +41,7 @@ def rings() -> Claims:
     near = float(next(iter(one.told().details["rings"].values()))[:, 1].min())
 
     even = Rings()
-    looked(even, Call(*(torch.zeros(1, 2, n, 4),) * 3, Rule(), site=site))
+    looked(even, Call.of(*(torch.zeros(1, 2, n, 4),) * 3, Rule(), site=site))
     place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
     hops = (place[:, None] - place).abs().amax(-1)
     wanted = torch.stack([(hops == h).double().sum(1).mean() for h in range(rows)]) / n

@@ -3,7 +3,7 @@
 They run on a GPU, and in Triton's interpreter where TRITON_INTERPRET=1 is set before the import.
 """
 
+from regard.run.triton.availability import why_not_here
 from regard.run.triton.executor import TritonExecutor
-from regard.run.triton.here import why_not_here
 
 __all__ = ["TritonExecutor", "why_not_here"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regard.core.partial import Partial
 from regard.run.bands import FAR
-from regard.run.triton.here import interpreting
+from regard.run.triton.availability import interpreting
 from regard.run.triton.launch import DECODE, Launch, least_power, of_size, splits_of
 from regard.run.triton.loops import LOG2_E, REMOVED, START, steps
 from regard.run.triton.merging import made_whole, room

@@ -12,9 +12,10 @@ from regard.core.support.base import Support
 from regard.core.support.chosen import PerHead
 from regard.core.weigh import Softmax
 from regard.run.bands import FAR, Band, band_of
+from regard.run.counting import count
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained
-from regard.run.triton.here import interpreting, why_not_here
+from regard.run.triton.availability import interpreting, why_not_here
 
 # Queries that one program takes at most.
 QUERIES = 16
@@ -47,7 +48,7 @@ class TritonExecutor(Executor):
             return No(f"{call.rule.support} is no causal band with sinks")
         return Yes("interpreted: right, and slow" if interpreting() else "")
 
-    def waits(self, call: Call) -> str:
+    def avoid_reason(self, call: Call) -> str:
         """Never choose the interpreter."""
         return "interpreted" if call.q.device.type != "cuda" else ""
 
@@ -68,29 +69,41 @@ class TritonExecutor(Executor):
     def _run(self, call: Call) -> Partial:
         from regard.run.triton.decode import decode  # imports triton
 
-        device, support = call.q.device, call.rule.support
-        # Kept with the support: numbers sent to a GPU at each call would hold the call up.
-        wide = support.memo(
-            ("decode", call.h, str(device)), lambda: _numbers(support, call.h, device)
-        )
+        window, sinks = band_numbers(call.rule.support, call.h, call.q.device)
         made = call.rule.score.match.prepare(call.q, call.k)
         assert made is not None
+        bands = bands_of_heads(call.rule.support) or [Band()]
+        spans = [min(call.m, 1 - max(b.low, -FAR) + b.sinks + call.n) for b in bands]
+        kept = sum(spans) / len(spans)
+        count(
+            call.b * call.h * call.n * kept, call.d + call.e,
+            call.q.element_size() * call.b * call.g * kept * (call.d + call.e),
+        )  # fmt: skip
         return decode(
             call.q, call.k, call.v,
             scale=made[2],
             first=call.rule.offset,
             lengths=call.m,
-            window=wide[0],
-            sinks=wide[1],
+            window=window,
+            sinks=sinks,
         )  # fmt: skip
 
 
-def _numbers(support: Support, h: int, device: torch.device) -> Tensor:
-    """Write the window and the sinks of each head, int32 [2, h]."""
-    bands = bands_of_heads(support)
-    assert bands is not None
-    both = [[1 - b.low if b.low > -FAR else FAR for b in bands], [b.sinks for b in bands]]
-    return torch.tensor(both, dtype=torch.int32, device=device).expand(2, h).contiguous()
+def band_numbers(support: Support, h: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Write the window and the sinks of each head, int32 [h] each.
+
+    Kept with the support: numbers sent to a GPU at each call would hold the call up.
+    """
+
+    def written() -> Tensor:
+        bands = bands_of_heads(support)
+        assert bands is not None
+        both = [[1 - b.low if b.low > -FAR else FAR for b in bands], [b.sinks for b in bands]]
+        made = torch.tensor(both, dtype=torch.int32, device=device)
+        return made.expand(2, h).contiguous()
+
+    window, sinks = support.memo(("decode", h, str(device)), written)
+    return window, sinks
 
 
 def bands_of_heads(support: Support) -> list[Band] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import triton.language as tl
 
-from regard.run.triton.here import interpreting
+from regard.run.triton.availability import interpreting
 
 # Exponentials are cheapest to the base 2: scores come multiplied by log2(e).
 LOG2_E = 1.4426950408889634

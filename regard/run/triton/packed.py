@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from regard.core.partial import Partial
+from regard.run.triton.availability import interpreting
 from regard.run.triton.decode import decode_into
-from regard.run.triton.here import interpreting
 from regard.run.triton.launch import PACKED, least_power, of_size, splits_of
 from regard.run.triton.loops import LOG2_E, REMOVED, START, steps
 from regard.run.triton.merging import made_whole, room

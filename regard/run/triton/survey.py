@@ -15,7 +15,7 @@ from regard.core.score.matches import DotMatch
 from regard.core.weigh import Softmax
 from regard.run.bands import band_of
 from regard.run.executor import Answer, No, Yes
-from regard.run.triton.here import interpreting, why_not_here
+from regard.run.triton.availability import interpreting, why_not_here
 from regard.run.triton.launch import COLUMNS, ROWS, least_power, of_size
 from regard.run.triton.loops import LOG2_E
 from regard.run.triton.survey_columns import columns_kernel
@@ -32,7 +32,7 @@ def can_survey(call: Call, want: tuple[str, ...], tile: int) -> Answer:
     other = [w for w in want if w not in ANSWERS]
     if other:
         return No(f"the kernel does not give {other[0]!r}")
-    if type(call.rule.weigh) is not Softmax or call.rule.weigh.closes:
+    if type(call.rule.weigh) is not Softmax or call.rule.weigh.has_sink:
         return No(f"weighs by {call.rule.weigh}, and the kernel only by softmax without a sink")
     if not isinstance(call.rule.score.match, DotMatch):
         return No(f"{call.rule.score.match} is not in the kernel")

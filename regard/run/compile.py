@@ -30,7 +30,8 @@ from regard.core.value import types
 from regard.core.value_text import built, plain
 from regard.run.chunked import reached_learned
 from regard.run.isolation import without_autocast
-from regard.run.plan import EXECUTORS, chosen
+from regard.run.plan import EXECUTORS
+from regard.run.runner import run
 
 # This process among all there are, and forks of it.
 _PROCESS = uuid.uuid4().hex
@@ -99,8 +100,8 @@ def _sums(text: str) -> bool:
 def _run(
     q: Tensor, k: Tensor, v: Tensor, held: Sequence[Tensor], rule: str, executor: str
 ) -> Partial:
-    call = Call(q, k, v, read(rule, held))
-    return chosen(call, executor or None, lse=True).run(call)
+    result = run(Call.of(q, k, v, read(rule, held)), ("lse",), executor or None)
+    return Partial(result.out, result.lse)
 
 
 @torch.library.custom_op("regard::attend", mutates_args=())
@@ -206,7 +207,4 @@ def attend_compiled(
             "write a Step whose fields are these tensors, or compile around this attention",
         )
     executor = list(EXECUTORS)[forced] if forced >= 0 else ""
-    out, lse = opaque_attend(q, k, v, held, written(rule), executor)
-    if held:
-        rule = rule.with_tensors(held)
-    return rule.weigh.close(Partial(out, None if rule.weigh.sums else lse)).out
+    return opaque_attend(q, k, v, held, written(rule), executor)[0]

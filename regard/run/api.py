@@ -1,4 +1,4 @@
-"""The public door: attend, partial, plan."""
+"""The public functions: attend, partial, plan."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import torch
 from torch import Tensor
 
 from regard.core.call import PLAIN, Call
-from regard.core.errors import RuleError, fail
+from regard.core.errors import RuleError, fail, shape_of
+from regard.core.keys import Dense, Keys
 from regard.core.partial import Partial
 from regard.core.rule import Rule
 from regard.core.score.base import Score
 from regard.core.support.base import Support
 from regard.core.weigh import Weigh
 from regard.run.isolation import one_dtype
-from regard.run.plan import EXECUTORS, Plan, chosen, make_plan
+from regard.run.plan import EXECUTORS, Plan, make_plan
+from regard.run.runner import OUT, partial_of, run
 
 RuleLike = Rule | Support | Score | Weigh | None
 
 
 def attend(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | Keys,
+    v: Tensor | None = None,
     rule: RuleLike = None,
     *,
     executor: str | None = None,
@@ -31,24 +33,30 @@ def attend(
 ) -> Tensor:
     """Attend: q [b, h, n, d], k [b, g, m, d], v [b, g, m, e] give [b, h, n, e].
 
-    `rule` is a `Rule` or one of its parts; g divides h. `q_positions` and `k_positions` place
-    tokens that do not stand at 0, 1, 2, ... (see `Call`). The executor is chosen by `plan` unless
-    one is named. Queries that may meet no key give zeros.
+    `rule` is a `Rule` or one of its parts; g divides h. `q_positions` and `k_positions` are those
+    of tokens that are not at 0, 1, 2, ... (see `Call`). In place of k and v a `Keys` of any form is
+    taken: `attend(q, keys, rule=rule)`. The executor is chosen by `plan` unless one is named.
+    Queries that may attend to no key give zeros.
 
     >>> import torch
     >>> from regard.core.support import Causal, Sinks, Window
     >>> q, k = torch.randn(1, 4, 32, 16), torch.randn(1, 2, 32, 16)
     >>> attend(q, k, k, Causal() & (Window(8) | Sinks(2))).shape
     torch.Size([1, 4, 32, 16])
+    >>> attend(q, Dense(k, k).take(torch.tensor([[[0, 5], [7, 8]]])), rule=Causal()).shape
+    torch.Size([1, 4, 32, 16])
     """
-    q, k, v = one_dtype(q, k, v)
+    if isinstance(k, Tensor) and v is not None:
+        q, k, v = one_dtype(q, k, v)
     if (
         torch.compiler.is_compiling()
+        and isinstance(k, Tensor)
+        and v is not None
         and q_positions is None
         and k_positions is None
         and not dropout
     ):
-        from regard.run.opaque import attend_compiled  # loads the compiler, which takes a second
+        from regard.run.compile import attend_compiled  # loads the compiler, which takes a second
 
         forced = -1 if executor is None else list(EXECUTORS.places).index(executor)
         whole = PLAIN if rule is None else rule
@@ -62,17 +70,14 @@ def attend(
             )
         if not whole.traced:
             return attend_compiled(q, k, v, list(whole.held), whole.number, forced)
-    call = Call(q, k, v, Rule.of(rule), q_positions, k_positions, dropout)
-    runs = chosen(call, executor)
-    if call.rule.weigh.closes:
-        return call.rule.weigh.close(runs.run(call)).out
-    return runs.out(call)
+    call = Call(q, _keys(k, v, k_positions), Rule.of(rule), q_positions, dropout)
+    return run(call, OUT, executor).out
 
 
 def partial(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | Keys,
+    v: Tensor | None = None,
     rule: RuleLike = None,
     *,
     executor: str | None = None,
@@ -81,22 +86,22 @@ def partial(
 ) -> Partial:
     """Attend to these keys as a part of more: (out, lse), to be merged.
 
-    What counts once a row (a sink logit) is left out: `rule.weigh.close(merge(...))` adds it.
+    What counts once a row (a sink logit) is left out: `rule.weigh.apply_sink(merge(...))` adds it.
 
     >>> import torch
     >>> q = torch.randn(1, 2, 3, 8)
     >>> partial(q, q, q).lse.shape
     torch.Size([1, 2, 3])
     """
-    q, k, v = one_dtype(q, k, v)
-    call = Call(q, k, v, Rule.of(rule), q_positions, k_positions)
-    return chosen(call, executor, lse=True).run(call)
+    if isinstance(k, Tensor) and v is not None:
+        q, k, v = one_dtype(q, k, v)
+    return partial_of(Call(q, _keys(k, v, k_positions), Rule.of(rule), q_positions), executor)
 
 
 def plan(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | Keys,
+    v: Tensor | None = None,
     rule: RuleLike = None,
     *,
     executor: str | None = None,
@@ -111,4 +116,19 @@ def plan(
     >>> plan(q, q, q).executor
     'fused'
     """
-    return make_plan(Call(q, k, v, Rule.of(rule), q_positions, k_positions, dropout), executor)
+    keys = _keys(k, v, k_positions)
+    return make_plan(Call(q, keys, Rule.of(rule), q_positions, dropout), executor)
+
+
+def _keys(k: Tensor | Keys, v: Tensor | None, k_positions: Tensor | None) -> Keys:
+    """Return keys as a value."""
+    if not isinstance(k, Keys):
+        return Dense(k, v, k_positions)  # type: ignore[arg-type]  # checked with the call
+    if v is not None or k_positions is not None:
+        fail(
+            RuleError, "v" if v is not None else "k_positions",
+            shape_of(v if v is not None else k_positions),
+            "nothing beside a Keys, which holds its values and positions",
+            "name the rule: attend(q, keys, rule=rule)",
+        )  # fmt: skip
+    return k

@@ -1,0 +1,380 @@
+"""Keys in pages, in few bits, with another count for each head, and with summaries beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.codes import BITS, Codes
+from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
+from regard.core.keys import At, Dense, Keys, is_full, written
+from regard.core.rule import Rule
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Paged(Keys):
+    """Pages of `page` tokens in a pool; a table says which pages belong to which row, in order.
+
+    k [pages, x, page, d], v [pages, x, page, e]; `table` int [b, t, pages of a row] with t = 1
+    where a page holds all heads (x = g), or t = g where every head has pages of its own (x = 1);
+    `lengths` int [b, t] counts the keys. `at` [b, t, m] are positions, where key j is not at j.
+
+    >>> pages = torch.randn(8, 2, 16, 4)
+    >>> table, lengths = torch.tensor([[[3, 5]], [[0, 1]]]), torch.tensor([[20], [32]])
+    >>> keys = Paged(pages, pages, table, lengths)
+    >>> keys, keys.dense().positions[0, 18:22].tolist()
+    (Paged(b=2, g=2, m=32, d=4, e=4, 8,224 bytes), [18, 19, -1, -1])
+    """
+
+    form: ClassVar[str] = "paged"
+    k: Tensor
+    v: Tensor
+    table: Tensor
+    lengths: Tensor
+    at: At = None
+    # Whether the slots within the lengths all hold real keys.
+    real: bool = True
+    # The longest of the lengths, where it is known without waiting for the device.
+    longest: int | None = None
+
+    def __post_init__(self) -> None:
+        k, v, table = self.k, self.v, self.table
+        if k.dim() != 4 or v.dim() != 4 or v.shape[:3] != k.shape[:3]:
+            fail(
+                ShapeError, "k", f"{shape_of(k)} with v {shape_of(v)}",
+                "[pages, g, page, d] and [pages, g, page, e]", "give both one shape but for e",
+            )  # fmt: skip
+        whole = table.dim() == 3 and (table.shape[1] == 1 or k.shape[1] == 1)
+        if not whole or table.is_floating_point():
+            fail(
+                ShapeError, "table", shape_of(table),
+                "integers [b, 1, pages], or [b, g, pages] over pages of one head",
+                "add an axis: table[:, None]",
+            )  # fmt: skip
+        if self.lengths.shape != table.shape[:2] or self.lengths.is_floating_point():
+            fail(
+                ShapeError, "lengths", shape_of(self.lengths), f"integers {list(table.shape[:2])}",
+                "count the keys of each row of the table",
+            )  # fmt: skip
+        room = k.shape[2] * table.shape[2]
+        if self.lengths.device.type == "cpu" and self.lengths.numel():
+            least, most = int(self.lengths.min()), int(self.lengths.max())
+            if not 0 <= least <= most <= room:
+                fail(
+                    ValueRangeError, "lengths", [least, most], f"0 to {room} keys",
+                    "count keys that the pages have room for",
+                )  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Sizes (b, g, m, d, e): m is the room of the table, or the longest row if known."""
+        _, x, page, d = self.k.shape
+        b, t, pages = self.table.shape
+        m = page * pages if self.longest is None else self.longest
+        return b, t * x, m, d, self.v.shape[3]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return pages, table and lengths."""
+        return self.k, self.v, self.table, self.lengths
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pages, table, lengths and positions."""
+        at = self.at.nbytes if isinstance(self.at, Tensor) else 0
+        return at + sum(x.nbytes for x in self.tensors())
+
+    @property
+    def count(self) -> float:
+        """Keys that a head holds, on average."""
+        return float(self.lengths.float().mean())
+
+    @property
+    def full(self) -> bool:
+        """Whether the slots within the lengths all hold real keys."""
+        return self.real
+
+    @property
+    def dense_full(self) -> bool:
+        """Whether all rows are equally long, and full."""
+        on_cpu = self.lengths.device.type == "cpu"
+        return self.real and on_cpu and bool((self.lengths == self.m).all())
+
+    @property
+    def placed(self) -> bool:
+        """Whether keys may have other positions than 0, 1, 2, ..."""
+        return self.at is not None
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions [b, t, m], -1 behind the end of a row."""
+        line = torch.arange(self.m, device=self.k.device)
+        inside, at = line < self.lengths[..., None], written(self.at)
+        return torch.where(inside, line if at is None else at[..., : self.m].long(), -1)
+
+    def dense(self) -> Dense:
+        """Gather the pages of each row, or head, in one tensor."""
+        b, g, m, _, _ = self.shape
+        at = self.positions.expand(b, g, m)
+        empty = (at < 0)[..., None]
+        # Behind the end of a row a page holds anything, and nothing times NaN is NaN.
+        # [b, t, pages of a row, x, page, d] -> [b, t x, pages of a row x page, d]
+        k, v = (
+            x[self.table.long()].transpose(2, 3).flatten(1, 2).flatten(2, 3)[:, :, :m]
+            for x in (self.k, self.v)
+        )
+        at = at[:, 0] if self.table.shape[1] == 1 else at
+        return Dense(k.masked_fill(empty, 0), v.masked_fill(empty, 0), at)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Packed(Keys):
+    """Keys packed by channel and values by token in few bits, and an exact `tail` of the newest.
+
+    `tail` is k [b, g, c, d] and v [b, g, c, e], of the type that all numbers are read as.
+
+    >>> from regard.core.codes import pack
+    >>> codes = pack(torch.tensor([[[[0, 1, 2], [3, 4, 5]]]], dtype=torch.uint8), 4)
+    >>> low = torch.ones(1, 1, 2, 1)
+    >>> half = Codes(codes, low, low, 4, 3)
+    >>> keys = Packed(half, half, (torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 3)))
+    >>> keys.m, keys.dense().k[0, 0].tolist()
+    (3, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [0.0, 0.0, 0.0]])
+    """
+
+    form: ClassVar[str] = "packed"
+    k: Codes
+    v: Codes
+    tail: tuple[Tensor, Tensor]
+    at: At = None
+
+    def __post_init__(self) -> None:
+        b, g, m = self.k.codes.shape[:3]
+        for name, x, exact in (("k", self.k, self.tail[0]), ("v", self.v, self.tail[1])):
+            if x.bits not in BITS or x.codes.dtype != torch.uint8:
+                fail(
+                    ValueRangeError, name, f"{x.bits} bits in {x.codes.dtype}", f"{BITS} in uint8",
+                    "pack codes by regard.core.codes.pack",
+                )  # fmt: skip
+            wide = -(-x.size * x.bits // 8)
+            if x.codes.shape != (b, g, m, wide) or not m or x.low.shape != x.step.shape:
+                fail(
+                    ShapeError, name, f"{list(x.codes.shape)} of size {x.size}",
+                    f"[{b}, {g}, {m}, {wide}], and low and step of one shape", "pack both alike",
+                )  # fmt: skip
+            c = self.tail[0].shape[2]
+            if exact.shape != (b, g, c, x.size):
+                fail(
+                    ShapeError, "tail", shape_of(exact), f"[{b}, {g}, {c}, {x.size}]",
+                    "give keys and values",
+                )  # fmt: skip
+            if x.low.shape[2] not in (0, m) and m % x.low.shape[2]:
+                fail(
+                    ShapeError, f"{name}.low", shape_of(x.low), f"[{b}, {g}, {m} / group, ...]",
+                    "pack whole groups",
+                )  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Sizes (b, g, m, d, e), the tail included."""
+        b, g, m = self.k.codes.shape[:3]
+        return b, g, m + self.tail[0].shape[2], self.k.size, self.v.size
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tail, codes, and what they stand for."""
+        return *self.tail, *self.k[:3], *self.v[:3]
+
+    @cached_property
+    def full(self) -> bool:  # type: ignore[override]
+        """Whether every slot holds a real key."""
+        return is_full(self.at)
+
+    @property
+    def placed(self) -> bool:
+        """Whether keys may have other positions than 0, 1, 2, ..."""
+        return self.at is not None
+
+    @cached_property
+    def positions(self) -> Tensor | None:  # type: ignore[override]
+        """Positions of the keys; None where key j is at j."""
+        return written(self.at)
+
+    def dense(self) -> Dense:
+        """Write the numbers out."""
+        return Dense(
+            self._joined(self.k, self.tail[0]), self._joined(self.v, self.tail[1]), self.at
+        )
+
+    @staticmethod
+    def _joined(codes: Codes, tail: Tensor) -> Tensor:
+        m = codes.codes.shape[2]
+        if tail.requires_grad:
+            return torch.cat((codes.read(tail.dtype), tail), 2)
+        made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
+        codes.write(made[:, :, :m])
+        made[:, :, m:] = tail
+        return made
+
+    @property
+    def kind(self) -> Hashable:
+        """Bits and groups count as well."""
+        return *super().kind, self.k.bits, self.v.bits, self.k.group, self.v.group  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ragged(Keys):
+    """Key heads that keep different numbers of keys: (heads, their keys) for each that differ.
+
+    >>> one, two = torch.ones(1, 1, 2, 4), torch.ones(1, 2, 3, 4)
+    >>> keys = Ragged((((1,), Dense(one, one)), ((0, 2), Dense(two, two))))
+    >>> keys.count, keys.dense().positions[0].tolist()
+    (2.6666666666666665, [[0, 1, 2], [0, 1, -1], [0, 1, 2]])
+    """
+
+    form: ClassVar[str] = "ragged"
+    parts: tuple[tuple[tuple[int, ...], Keys], ...]
+
+    def __post_init__(self) -> None:
+        heads = sorted(h for own, _ in self.parts for h in own)
+        if not heads or heads != list(range(len(heads))):
+            fail(ShapeError, "parts", f"heads {heads}", "each head once", "name heads from 0 on")
+        for own, keys in self.parts:
+            if keys.g != len(own):
+                fail(
+                    ShapeError, "parts", f"{keys.g} heads", f"{len(own)}, as are named",
+                    "name the heads of each part",
+                )  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Sizes (b, g, longest m, d, e)."""
+        first = self.parts[0][1]
+        g = sum(len(heads) for heads, _ in self.parts)
+        return first.b, g, max(keys.m for _, keys in self.parts), first.d, first.e
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return those of all parts."""
+        return tuple(x for _, keys in self.parts for x in keys.tensors())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(keys.nbytes for _, keys in self.parts)
+
+    @property
+    def count(self) -> float:
+        """Slots that a key head holds, on average."""
+        return sum(len(heads) * keys.count for heads, keys in self.parts) / self.g
+
+    @property
+    def full(self) -> bool:
+        """Whether every slot of every part holds a real key."""
+        return all(keys.full for _, keys in self.parts)
+
+    @property
+    def dense_full(self) -> bool:
+        """Whether all heads keep equally many, and are full."""
+        return self.full and len({keys.m for _, keys in self.parts}) == 1
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions [b, g, m], -1 behind the end of shorter heads."""
+        b, g, m, _, _ = self.shape
+        made = torch.full((b, g, m), -1, device=self.device)
+        for heads, keys in self.parts:
+            at = keys.positions
+            at = torch.arange(keys.m, device=self.device) if at is None else at
+            made[:, list(heads), : keys.m] = (at[:, None] if at.dim() == 2 else at).long()
+        return made
+
+    def dense(self) -> Dense:
+        """Fill shorter heads up with empty slots."""
+        return Dense(self._filled("k"), self._filled("v"), self.positions)
+
+    def _filled(self, which: str) -> Tensor:
+        found = [(heads, getattr(keys.dense(), which)) for heads, keys in self.parts]
+        b, g, m, _, _ = self.shape
+        made = found[0][1].new_zeros(b, g, m, found[0][1].shape[3])
+        for heads, x in found:
+            if x.requires_grad:
+                short = torch.nn.functional.pad(x, (0, 0, 0, m - x.shape[2]))
+                made = made.index_copy(1, torch.tensor(heads, device=x.device), short)
+            else:
+                made[:, list(heads), : x.shape[2]] = x
+        return made
+
+    @property
+    def kind(self) -> Hashable:
+        """Heads of each part, and their kinds."""
+        return self.form, self.dense_full, *((heads, keys.kind) for heads, keys in self.parts)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Summary(Keys):
+    """Keys with a row of numbers for each page of them: bounds, means, landmarks.
+
+    `rows` [b, g, pages, c] sums up pages of `page` keys, all but the newest, which may not be full.
+    Whoever selects reads `rows`, and hands on `take(slots)`.
+
+    >>> k = torch.randn(1, 2, 8, 4)
+    >>> Summary(Dense(k, k), k.unflatten(2, (2, 4)).mean(3), 4).rows.shape
+    torch.Size([1, 2, 2, 4])
+    """
+
+    form: ClassVar[str] = "summary"
+    keys: Keys
+    rows: Tensor
+    page: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Sizes of the keys."""
+        return self.keys.shape
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return those of the keys, and the rows."""
+        return *self.keys.tensors(), self.rows
+
+    @property
+    def full(self) -> bool:
+        """Whether every slot of the keys is real."""
+        return self.keys.full
+
+    @property
+    def placed(self) -> bool:
+        """As the keys."""
+        return self.keys.placed
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Positions of the keys."""
+        return self.keys.positions
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient will be asked of the keys."""
+        return self.keys.requires_grad
+
+    @property
+    def dense_bytes(self) -> int:
+        """What the keys alone write."""
+        return self.keys.dense_bytes
+
+    def dense(self) -> Dense:
+        """Return the keys alone."""
+        return self.keys.dense()
+
+    def simplest(self, rule: Rule) -> Keys:
+        """Leave the rows: attention does not read them."""
+        return self.keys.simplest(rule)
+
+    def take(self, slots: Tensor, *, full: bool | None = None) -> Keys:
+        """Return some of the keys alone."""
+        return self.keys.take(slots, full=full)
+
+
+__all__ = ["Packed", "Paged", "Ragged", "Summary"]

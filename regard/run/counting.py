@@ -1,0 +1,73 @@
+"""Work of attention, counted where kernels are called; and a record of every call that was run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from regard.core.call import Call
+from regard.core.result import Counted, Result
+
+
+class _Count(threading.local):
+    """What this thread has computed since it began, and how deep in `run` it is."""
+
+    pairs = 0.0
+    flops = 0.0
+    bytes = 0.0
+    depth = 0
+    records: tuple[list[Ran], ...] = ()
+
+
+COUNT = _Count()
+
+
+class Ran(NamedTuple):
+    """One call that was run, and what came of it."""
+
+    call: Call
+    result: Result
+
+
+def count(pairs: float, width: int, moved: float) -> None:
+    """Add the scores of `pairs`, `width` channels of keys and values each, and bytes moved."""
+    COUNT.pairs += pairs
+    COUNT.flops += 2.0 * pairs * width
+    COUNT.bytes += moved
+
+
+def counted() -> Counted:
+    """Return what this thread has computed since it began.
+
+    >>> import torch, regard
+    >>> q, before = torch.randn(1, 2, 3, 8), counted()
+    >>> out = regard.attend(q, q, q)
+    >>> counted().less(before).flops == 2 * (2 * 3 * 3) * (8 + 8)
+    True
+    """
+    return Counted(COUNT.pairs, COUNT.flops, COUNT.bytes)
+
+
+@contextmanager
+def recording() -> Iterator[list[Ran]]:
+    """Record every call that this thread runs; what runs as a part of another is not listed.
+
+    >>> import torch, regard
+    >>> q = torch.randn(1, 2, 3, 8)
+    >>> with recording() as ran:
+    ...     out = regard.attend(q, q, q)
+    >>> [one.result.executor for one in ran]
+    ['fused']
+    """
+    made: list[Ran] = []
+    before = COUNT.records
+    COUNT.records = (*before, made)
+    try:
+        yield made
+    finally:
+        COUNT.records = before
+
+
+__all__ = ["COUNT", "Ran", "count", "counted", "recording"]

@@ -1,0 +1,86 @@
+"""Heads that keep different numbers of keys: those that keep equally many run together."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.heads import gather_heads
+from regard.core.key_forms import Ragged
+from regard.core.partial import Partial
+from regard.core.score.biases import PlaceStep
+from regard.core.support.chosen import asks_for_more
+from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
+
+
+class RaggedHeads(Executor):
+    """Run each group of heads over its own keys, by its own plan: nothing is filled up."""
+
+    name = "ragged"
+    reads: ClassVar[frozenset[str]] = frozenset({"ragged"})
+
+    def can(self, call: Call) -> Answer:
+        """Any rule that can be cut by heads."""
+        if call.dropout:
+            return No("drops no weights")
+        support, steps = call.rule.support, call.rule.score.steps
+        if support.tensors() or asks_for_more(support, call.q.device):
+            return No(f"{support} may count heads or keys, which groups number anew")
+        own = next((x for x in steps if isinstance(x, PlaceStep)), None)
+        if own is not None:
+            return No(f"{own} may count heads or keys, which groups number anew")
+        assert isinstance(call.keys, Ragged)
+        return Yes(f"{len(call.keys.parts)} groups of heads")
+
+    def cost(self, call: Call) -> Cost:
+        """Each head costs the keys it keeps."""
+        assert isinstance(call.keys, Ragged)
+        kept = call.keys.count
+        pairs = call.b * call.h * call.n * kept
+        moved = call.q.element_size() * call.b * call.g * kept * (call.d + call.e)
+        launches = LAUNCH * len(call.keys.parts)
+        return Cost(2.0 * pairs * (call.d + call.e) + launches, moved)
+
+    def run(self, call: Call) -> Partial:
+        """Run the groups with their log-sum-exp."""
+        from regard.run.runner import partial_of  # it runs this executor
+
+        made = [(heads, partial_of(part)) for heads, part in self._parts(call)]
+        out = _joined(call, [(heads, p.out) for heads, p in made])
+        lses = [(heads, p.lse) for heads, p in made if p.lse is not None]
+        return Partial(out, _joined(call, lses) if lses else None)
+
+    def out(self, call: Call) -> Tensor:
+        """Run the groups for their output."""
+        from regard.run.runner import run  # it runs this executor
+
+        return _joined(call, [(heads, run(part).out) for heads, part in self._parts(call)])
+
+    def _parts(self, call: Call) -> list[tuple[list[int], Call]]:
+        """Return query heads and the call of each group; sinks come later, to all at once."""
+        keys, share = call.keys, call.h // call.g
+        assert isinstance(keys, Ragged)
+        found = []
+        for heads, own in keys.parts:
+            queries = [h * share + i for h in heads for i in range(share)]
+            rule = call.rule if len(keys.parts) == 1 else call.rule.take_heads(queries)
+            part = call.replace(q=gather_heads(call.q, queries), keys=own, rule=rule)
+            found.append((queries, part))
+        return found
+
+
+def _joined(call: Call, parts: list[tuple[list[int], Tensor]]) -> Tensor:
+    """Put x [b, heads, ...] of each group where its heads belong."""
+    heads = [h for own, _ in parts for h in own]
+    if heads == list(range(call.h)):
+        return torch.cat([x for _, x in parts], 1)
+    back = [0] * len(heads)
+    for place, head in enumerate(heads):
+        back[head] = place
+    return torch.cat([x for _, x in parts], 1)[:, back]
+
+
+__all__ = ["RaggedHeads"]
