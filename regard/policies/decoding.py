@@ -7,6 +7,7 @@ reading (`worth`). The choice is free at each step: nothing is lost.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,24 +21,23 @@ from regard.core.support import Everything
 from regard.core.top import top_slots
 from regard.memories.stores import Plain, Store
 from regard.memories.summaries import Bounds
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
+from regard.policies.kinds import Select
 from regard.policies.registry import register
 from regard.policies.scoring import best
 
 
 @dataclass
-class Selecting(Policy):
+class Selecting(Select):
     """Base of policies for decoding: override `index` and `worth`."""
-
-    what: ClassVar[str] = "decoding"
 
     def index(self) -> Store | None:
         """Make what is kept of every key beside the memory."""
         return None
 
+    @abstractmethod
     def worth(self, step: Step, index: Any) -> Tensor | None:
-        """Say what each key is worth to this query, [b, g, m]; None to read all."""
-        raise NotImplementedError
+        """Return what each key is worth to this query, [b, g, m]; None to read all."""
 
     def select(self, step: Step) -> Call:
         """Read the keys that are worth most."""
@@ -60,7 +60,6 @@ class Selecting(Policy):
         slots = self.choose(step, index, rows)
         if slots is None:
             return call
-        step.pairs = float((slots >= 0).sum(-1).float().mean())
         return taken(call, slots, step.positions)
 
     def _plainly(self, step: Step, index: Any, count: int) -> Call:
@@ -68,7 +67,7 @@ class Selecting(Policy):
         slots = self.quickly(step, index, count)
         if slots is None:
             return step.call
-        step.pairs, step.slots = float(slots.shape[-1]), slots
+        step.slots = slots
         return step.call
 
     @property
@@ -198,16 +197,21 @@ class Quest(Selecting):
         """Keep bounds."""
         return Bounds(min(self.logical, self.page))
 
+    def worth(self, step: Step, index: Bounds) -> Tensor:
+        """Score each key by its page."""
+        return self._pages(step, index).repeat_interleave(self.page, -1)[..., : step.call.m]
+
+    def _pages(self, step: Step, index: Bounds) -> Tensor:
+        call = step.call
+        return page_worth(call.q, index, self.page, call.m, call.g)
+
     def choose(self, step: Step, index: Bounds, rows: Tensor) -> Tensor:
         """Choose whole pages, for rows that begin with padding."""
-        call = step.call
-        score = page_worth(call.q, index, self.page, call.m, call.g)
-        return whole_pages(score, rows, self.page, step.positions)
+        return whole_pages(self._pages(step, index), rows, self.page, step.positions)
 
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
-        call = step.call
-        score = page_worth(call.q, index, self.page, call.m, call.g)
+        call, score = step.call, self._pages(step, index)
         pages = min(max(2, -(-count // self.page)), score.shape[-1])
         best_pages = score.topk(pages, dim=-1, sorted=False).indices.sort(-1).values
         slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)

@@ -20,8 +20,9 @@ from regard.models.attach import attach, hook_of
 from regard.models.engine import whole
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
+from regard.policies.kinds import Calibrated, SelectAndJoin, Store
 from regard.policies.placing import without_padding
 from regard.policies.prompts import last_rows
 from regard.policies.registry import register
@@ -31,7 +32,7 @@ from regard.policies.streaming_heads import near_rows
 @method("pod_proximal_distant", call='from regard.policies import policy; policy("pod")')
 @register("pod", "pod_proximal_distant")
 @dataclass
-class PoD(Policy):
+class PoD(Store, SelectAndJoin, Calibrated):
     """Keep keys of distant tokens once for a group of layers that weigh them alike.
 
     Every layer has its own keys of the first `sinks` and the last `window` tokens, and its own
@@ -44,7 +45,6 @@ class PoD(Policy):
     """
 
     what: ClassVar[str] = "shares"
-    calibrated: ClassVar[bool] = True
     sinks: int = 16
     window: int = 4080
     like: float = 0.5
@@ -101,7 +101,7 @@ class PoD(Policy):
         rule = close.rule.replace(support=close.rule.support & beside)
         return close.replace(rule=rule, q_positions=call.q_positions)
 
-    def joined(self, step: Step, partial: Partial) -> Partial:
+    def join(self, step: Step, partial: Partial) -> Partial:
         """Merge what the first layer of the group finds far away."""
         far, self._far = self._far, None
         return partial if far is None else merge(partial, whole(far))

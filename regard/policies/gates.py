@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
-from regard.policies.prompts import SparsePrompt, causal_tiles, tile_places
+from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
+from regard.policies.tiling import causal_tiles, tile_places
 from regard.run.survey import survey_call
 
 
@@ -79,7 +80,7 @@ class Gate:
 @method("seer_attention", call='from regard.policies import policy; policy("seer_attention")')
 @register("seer_attention", "seer")
 @dataclass
-class SeerAttention(SparsePrompt):
+class SeerAttention(Prefill, Calibrated):
     """Compute the tiles that a gate of each head, which has learned the map of tiles, expects.
 
     Gates see pooled queries and keys from before their rotation (see `Gate.scores`). They learn the
@@ -90,7 +91,6 @@ class SeerAttention(SparsePrompt):
     (SeerAttention, Gao et al. 2024)
     """
 
-    calibrated: ClassVar[bool] = True
     threshold: float | None = None
     rate: float = 1e-3
     steps: int = 200

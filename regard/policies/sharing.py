@@ -21,8 +21,9 @@ from regard.memories.some_keys import SomeKeys
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
+from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.placing import without_padding
 from regard.policies.registry import register
 from regard.run.reference import weight_matrix
@@ -49,7 +50,7 @@ class Sharing(Stage):
 @method("kv_sharer", call='from regard.policies import policy; policy("kv_sharer")')
 @register("kv_sharer")
 @dataclass
-class KVSharer(Policy):
+class KVSharer(Store, Calibrated):
     """Let some layers read the keys and values of earlier, dissimilar ones, and keep none.
 
     Pairs of layers by the distance of their mean keys and values, the most dissimilar first
@@ -60,7 +61,6 @@ class KVSharer(Policy):
     """
 
     what: ClassVar[str] = "shares"
-    calibrated: ClassVar[bool] = True
     share: float = 0.25
     least: float = 0.5
     order: str = "far"
@@ -181,7 +181,7 @@ def ranked_pairs(means: Sequence[Sequence[Tensor]], order: str) -> list[tuple[in
     "shared_attention_weights", call='from regard.policies import policy; policy("shared_weights")'
 )
 @dataclass
-class SharedWeights(Policy):
+class SharedWeights(Store, Select):
     """Let layers `first` to `last` use the attention weights of the layer before, on own values.
 
     Layers of the span keep values alone. Their weights are made again from the queries and keys of
@@ -223,7 +223,7 @@ class SharedWeights(Policy):
 @register("chai")
 @method("chai", call='from regard.policies import policy; policy("chai")')
 @dataclass
-class Chai(Policy):
+class Chai(Store, Select):
     """Let heads that look alike use the weights of one of them, each with its own values.
 
     The first `watch` tokens of each row tell: its heads are clustered by the correlation of their

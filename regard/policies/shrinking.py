@@ -7,7 +7,8 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -27,8 +28,19 @@ from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
 from regard.policies.caching import can_cache
 from regard.policies.counting import Costs
+from regard.policies.kinds import (
+    Evict,
+    EvictAtSteps,
+    ModulePatch,
+    Prefill,
+    Select,
+    SelectAndJoin,
+    SelectAndRun,
+    Store,
+    StoreAndAttend,
+)  # fmt: skip
+from regard.policies.module_patch import patch_modules
 from regard.policies.placing import without_padding
-from regard.policies.standing import stand
 from regard.run.counting import COUNT
 from regard.run.executor import No
 from regard.run.runner import otherwise
@@ -74,35 +86,44 @@ class Shrinking(Stage):
         self.model, self.sites = model, sites
         self._by_layer = {site.layer: site for site in sites}
         self.costs = Costs(sites, causal=not isinstance(self.caching, No))
-        # Those that have something to say of a single step after the prompt, and of what it keeps.
-        self._choosing = [p for p in self.policies if p.has("select")]
-        self._at_steps = [p for p in self._choosing if p.at_steps]
-        self._joining = [p for p in self.policies if p.has("joined")]
-        self._attending = [p for p in self.policies if p.has("attend")]
-        self._making = [p for p in self.policies if p.has("run")]
+        # Who is asked what, by kind; a prefill is no matter of single steps.
+        own = self.policies
+        self._choosing = [p for p in own if isinstance(p, Select | Prefill)]
+        self._at_steps = [p for p in own if isinstance(p, Select)]
+        self._joining = [p for p in own if isinstance(p, SelectAndJoin)]
+        self._attending = [p for p in own if isinstance(p, StoreAndAttend)]
+        self._making = [p for p in own if isinstance(p, SelectAndRun)]
         self.runs = bool(self._attending or self._making)
-        self._keeping = [p for p in self.policies if p.has("slots")]
-        self._keeping_on = [p for p in self._keeping if p.every_step]
+        self._keeping = [p for p in own if isinstance(p, Evict)]
+        self._keeping_on = [p for p in own if isinstance(p, EvictAtSteps)]
         for one in self.policies:
             one.begin(model, sites, self.budget)
         self._takes = list(inspect.signature(model.forward).parameters)
-        self._undo.callback(stand(model, sites, self))
+        self._undo.callback(patch_modules(model, sites, self))
         if self.pipeline is not None:
             self._undo.enter_context(telling_by_text(self.pipeline, model))
         self.active = True
 
     def _need_company(self) -> None:
         """Refuse policies that want the same thing in different ways."""
-        for what, hook in (
-            ("memories", "memory"), ("stores", "stores"), ("keys", "slots"), ("weights", "run"),
-        ):  # fmt: skip
-            own = [p.name for p in self.policies if p.has(hook)]
+        held = self.policies
+        patched = [p for p in held if isinstance(p, ModulePatch) and "self" in p.patches]
+        for what, own in (
+            ("keys", [p for p in held if isinstance(p, Evict)]),
+            ("stores", [p for p in held if isinstance(p, Store) and p.what == "stores"]),
+            ("outputs", [p for p in held if isinstance(p, SelectAndRun)]),
+            ("attention", [p for p in held if patched and isinstance(p, Evict | Store)]),
+        ):
             if len(own) > 1:
-                fail(
-                    CapabilityError, "policies", f"{' and '.join(own)}, each with its own {what}",
-                    "policies that choose different things",
-                    "stack one that evicts, one that stores and one for prompts",
-                )  # fmt: skip
+                self._need_one([p.name for p in own], what)
+
+    @staticmethod
+    def _need_one(names: Sequence[str], what: str) -> NoReturn:
+        fail(
+            CapabilityError, "policies", f"{' and '.join(names)}, each with its own {what}",
+            "policies that choose different things",
+            "stack one that evicts, one that stores and one for prompts",
+        )  # fmt: skip
 
     def end(self) -> None:
         """Let go of the model; caches made here refuse to go on."""
@@ -117,15 +138,14 @@ class Shrinking(Stage):
         """Make the memory of one layer of a cache."""
         site = self._by_layer[layer.number]
         before = [one.memory for one in layer.cache[: layer.number]]
+        made: list[tuple[str, KeyMemory]] = []
         for one in self.policies:
-            made = one.memory(site, before)
-            if made is not None:
-                return made
-        for one in self.policies:
-            kinds = one.stores(site)
-            if kinds is not None:
-                return Kept(*kinds)
-        return Kept(Plain)
+            own = one.memory(site, before) if isinstance(one, Store) else None
+            if own is not None:
+                made.append((one.name, own))
+        if len(made) > 1:
+            self._need_one([name for name, _ in made], "memory")
+        return made[0][1] if made else Kept(Plain)
 
     def new_layers(self) -> list[Any]:
         """Make the layers of a cache."""
@@ -263,13 +283,13 @@ class Shrinking(Stage):
         step = self._steps.held[-1]
         step.due = self._due(step)
         asked: list[str] = []
-        if step.layer is not None and call.n == 1 and any(p.weighs for p in step.due):
+        if step.layer is not None and call.n == 1 and any("weights" in p.want for p in step.due):
             asked.append("weights")
         if self._joining:
             asked.append("lse")
         return asked
 
-    def _due(self, step: Step) -> Sequence[Policy]:
+    def _due(self, step: Step) -> Sequence[Evict]:
         """Policies that choose what stays after a call."""
         if step.layer is None or not self._keeping:
             return ()
@@ -293,7 +313,7 @@ class Shrinking(Stage):
             self._steps.held[-1] = step = opened
             call = step.call
         for one in self._making:
-            made = otherwise(call, one.name, lambda one=one: one.run(call))
+            made = otherwise(call, one.name, partial(one.run, call))
             if made is not None:
                 return made if run.plain else run(call)._replace(out=made.out, cost=made.cost)
         found = run(call)
@@ -302,7 +322,7 @@ class Shrinking(Stage):
     def _by_policy(self, step: Step, call: Call) -> Result | None:
         """Let a policy attend by itself."""
         for one in self._attending:
-            found = otherwise(call, one.name, lambda one=one: one.attend(step))
+            found = otherwise(call, one.name, partial(one.attend, step))
             if found is not None:
                 return found
         return None
@@ -314,10 +334,10 @@ class Shrinking(Stage):
         step = self._steps.held.pop()
         before = COUNT.flops
         if self._joining:
-            partial = Partial(result.out, result.lse)
+            part = Partial(result.out, result.lse)
             for one in self._joining:
-                partial = one.joined(step, partial)
-            result = result._replace(out=partial.out, lse=partial.lse)
+                part = one.join(step, part)
+            result = result._replace(out=part.out, lse=part.lse)
         if step.layer is not None:
             step.weights = result.weights if step.n == 1 else None
             step.call = step.whole or step.call

@@ -25,7 +25,7 @@ from regard.policies.distant import PoD, alike, grouped
 from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled, tile_targets
 from regard.policies.profiling import Effects, masking_effect
 from regard.policies.shrinking import Shrinking
-from regard.policies.spans import MoASparse
+from regard.policies.moa import MoASparse
 from regard.run.api import attend
 from regard.run.reference import score_matrix, weight_matrix
 from regard.run.survey import survey

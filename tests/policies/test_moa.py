@@ -15,7 +15,7 @@ from regard.core.errors import RegardError
 from regard.models.attach import attach
 from regard.policies import calibrate, policy
 from regard.policies.calibration import read_calibration as read
-from regard.policies.spans import Spans
+from regard.policies.moa import Spans
 from tests.architectures import DECODERS, build
 
 ROWS = [(torch.randint(5, 60, (1, n), generator=torch.Generator().manual_seed(n)), 4)

@@ -22,9 +22,10 @@ from regard.memories.split import Split
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.calibration import frozen, need_calibration
 from regard.policies.choosing import cheapest
+from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.profiling import Profile
 from regard.policies.registry import register
 from regard.policies.streaming_heads import near, near_rows
@@ -38,7 +39,7 @@ Rules = dict[int, list[Line]]
 @method("moa_sparse", call='from regard.policies import policy; policy("moa_sparse")')
 @register("moa_sparse", "moa")
 @dataclass
-class MoASparse(Policy):
+class MoASparse(Store, Select, Calibrated):
     """Keep for each key head the first `sinks` tokens and its own span: alpha + beta N of N.
 
     Each head takes one (alpha, beta) of a grid such that the loss rises least while at every length
@@ -52,7 +53,6 @@ class MoASparse(Policy):
 
     columns: ClassVar[str] = "spans"
     what: ClassVar[str] = "evicts"
-    calibrated: ClassVar[bool] = True
     learns_from: ClassVar[str] = "answers"
     sinks: int = 64
     block: int = 64
