@@ -147,11 +147,13 @@ class Policy(ABC):  # noqa: B024
         self.token_bytes = float(
             sum(2 * size * (s.kv_heads or 1) * (s.head_size or 64) for s in sites)
         )
+        # What is held from one call to another, until the end.
+        self.held: dict[str, Any] = {}
         self.depth = {s.layer: place for place, s in enumerate(sites)}
 
     def end(self) -> None:
-        """Let go of the model."""
-        self.model = None
+        """Let go of the model, and of what was held of it."""
+        self.model, self.held = None, {}
 
     def rows(self, step: Step) -> Tensor:
         """Count the tokens that a head may keep now, [b]."""

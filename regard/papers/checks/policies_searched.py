@@ -25,7 +25,7 @@ from regard.policies.distant import PoD, alike, grouped
 from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled, tile_targets
 from regard.policies.profiling import Effects, masking_effect
 from regard.policies.shrinking import Shrinking
-from regard.policies.moa import MoASparse
+from regard.policies.moa import MoASparse, span
 from regard.run.api import attend
 from regard.run.reference import score_matrix, weight_matrix
 from regard.run.survey import survey
@@ -97,7 +97,7 @@ def moa() -> Measured:
     off = float((streamed - dense).abs().max() / dense.abs().max())
     policy = MoASparse(sinks=0, block=block, alphas=(0, 64, 128, 256))
     policy.take({"plans": {}, "profile": {n: {0: streamed}}})
-    spans = [policy.span(x, n) for x in policy.planned(0.35)[0][0]]
+    spans = [span(x, n, policy.block) for x in policy.planned(0.35)[0][0]]
     return Measured(
         "masking one entry and weighing its row anew changes a linear loss by E_ij exactly "
         "(1e-9), and a bent one nearly where A < 0.1 (correlation over 0.9); the streamed pass "
