@@ -9,11 +9,13 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
+from regard.core.keys import Dense
 from regard.core.partial import Partial
 from regard.core.result import Result
 from regard.models.forward import current_forward
-from regard.models.site import Site
+from regard.models.site import Place, Site
 from regard.models.stage import Stage
+from regard.run.counting import COUNT
 from regard.run.runner import OUT, run
 
 
@@ -39,6 +41,7 @@ class Engine:
         self.stages = tuple(stages)
         self._at: dict[Site | None, tuple[Stage, ...]] = {}
         places = (getattr(s, "where", None) for s in self.stages)
+        self._everywhere = all(getattr(s, "where", None) == Place() for s in self.stages)
         self._by_step = any(getattr(p, "steps", None) is not None for p in places)
 
     def at(self, site: Site | None) -> tuple[Stage, ...]:
@@ -70,38 +73,47 @@ class Engine:
 
         `want` is what the caller needs, beside what the stages do.
         """
-        stages = self.serving(call.site) if self.stages else ()
+        stages = self.stages if self._everywhere else self.serving(call.site)
         if not stages:
             return run(call, want), call
-        call = timed(call)
+        if call.forward is None:
+            call = timed(call)
         passed: list[tuple[Stage, Call]] = []
         around = None
         options: dict[str, Any] = {}
-        for stage in stages:
-            new = stage.before(call)
-            if new is not call:
-                _need_call(stage, new, call)
-                call = new
-            passed.append((stage, call))
-            more = stage.wants(call)
-            if more:
-                want = tuple(dict.fromkeys((*want, *more)))
-                if stage.survey_options:
-                    _agree(stage, options)
-            if stage.runs:
-                around = _alone(stage, around, call)
-        if around is None:
-            result = run(call, want, **options)
-        else:
-            result = around.around(call, Running(want, options))
-            _need_result(around, "around", result, None, call.site)
-        for stage, own in passed:
-            stage.see(own if stage is around else call, result)
-        for stage, seen in reversed(passed):
-            new_result = stage.after(seen, result)
-            if new_result is not result:
-                _need_result(stage, "after", new_result, result, call.site)
-                result = new_result
+        depth = COUNT.depth
+        # What stages compute on the side is no call of the model: it is counted, and not recorded.
+        COUNT.depth = depth + 1
+        try:
+            for stage in stages:
+                new = stage.before(call)
+                if new is not call:
+                    _need_call(stage, new, call)
+                    call = new
+                passed.append((stage, call))
+                more = stage.wants(call)
+                if more:
+                    want = tuple(dict.fromkeys((*want, *more)))
+                    if stage.survey_options:
+                        _agree(stage, options)
+                if stage.runs:
+                    around = _alone(stage, around, call)
+            COUNT.depth = depth
+            if around is None:
+                result = run(call, want, **options)
+            else:
+                result = around.around(call, Running(want, options))
+                _need_result(around, "around", result, None, call.site)
+            COUNT.depth = depth + 1
+            for stage in stages:
+                stage.see(call, result)
+            for stage, seen in reversed(passed):
+                new_result = stage.after(seen, result)
+                if new_result is not result:
+                    _need_result(stage, "after", new_result, result, call.site)
+                    result = new_result
+        finally:
+            COUNT.depth = depth
         return result, call
 
 
@@ -178,9 +190,13 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
         )
     if new.q is old.q and new.keys is old.keys:
         return
-    same = new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype
-    if same and new.keys.shape[4] == old.keys.shape[4]:
-        return
+    if new.q is old.q or (new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype):
+        a, b = new.keys, old.keys
+        if type(a) is Dense and type(b) is Dense:
+            if a.v.shape[3] == b.v.shape[3]:
+                return
+        elif a.shape[4] == b.shape[4]:
+            return
     new.checked()
     for axis, x, y in (
         ("batch", old.b, new.b),

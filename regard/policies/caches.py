@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail, shape_of
+from regard.core.keys import Dense
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.stores import Plain
@@ -139,7 +140,8 @@ class Caches:
 
     def layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""
-        found = layer_of(call.k)
+        keys = call.keys
+        found = layer_of(keys.k) if isinstance(keys, Dense) else None
         if found is None and self.layers and any(x.memory.seen for x in self.layers):
             last = self.layers[self._number(call.site)]
             if getattr(last, "unread", False):

@@ -16,6 +16,7 @@ from regard.policies.base import Step
 from regard.policies.budget import Budget
 from regard.policies.kinds import StoreAndAttend
 from regard.policies.registry import register
+from regard.run.counting import count
 
 
 @register("remote_attention")
@@ -54,6 +55,9 @@ class RemoteAttention(StoreAndAttend):
         if step.layer is None or not isinstance(step.memory, Remote):
             return None
         call = step.call
+        # Workers count in processes of their own: what they compute is told by the shapes.
+        pairs = call.n * (step.seen - call.n) + call.n * (call.n + 1) / 2
+        count(call.b * call.h * pairs, call.d + call.e, 0.0)
         out: Tensor = step.memory.attend(call.q, without_padding(call.rule))
         return out
 

@@ -159,7 +159,7 @@ class Shrinking(Stage):
             )  # fmt: skip
         step = self._step(call, layer)
         step.whole = call
-        single = call.n == 1 and layer is not None and step.seen > 1
+        single = call.q.shape[2] == 1 and layer is not None and step.seen > 1
         for one in self._at_steps if single else self._choosing:
             step.call = one.select(step)
         if step.slots is not None:
@@ -175,7 +175,7 @@ class Shrinking(Stage):
         step = self._steps.held[-1]
         step.due = self._due(step)
         asked: list[str] = []
-        if step.layer is not None and call.n == 1 and any("weights" in p.want for p in step.due):
+        if step.due and call.q.shape[2] == 1 and any("weights" in p.want for p in step.due):
             asked.append("weights")
         if self._joining:
             asked.append("lse")
@@ -185,8 +185,10 @@ class Shrinking(Stage):
         """Policies that choose what stays after a call."""
         if step.layer is None or not self._keeping:
             return ()
-        if step.n > 1 or step.seen == 1:
+        if step.call.q.shape[2] > 1 or step.seen == 1:
             return self._keeping
+        if not self._keeping_on:
+            return ()
         return [p for p in self._keeping_on if p.due(step.layer)]
 
     def around(self, call: Call, run: Any) -> Result:
@@ -231,7 +233,7 @@ class Shrinking(Stage):
                 part = one.join(step, part)
             result = result._replace(out=part.out, lse=part.lse)
         if step.layer is not None:
-            step.weights = result.weights if step.n == 1 else None
+            step.weights = result.weights if call.q.shape[2] == 1 else None
             step.call = step.whole or step.call
             for one in step.due:
                 slots = one.slots(step)

@@ -21,11 +21,12 @@ class PackedDecode(Executor):
 
     def can(self, call: Call) -> Answer:
         """Softmax of a scaled product over all keys."""
+        keys = call.keys
+        if not isinstance(keys, Packed):
+            return No(f"reads packed keys, not {keys.form}")
         reason = why_no_kernel(call)
         if reason:
             return No(reason)
-        keys = call.keys
-        assert isinstance(keys, Packed)
         if call.n != 1:
             return No(f"{call.n} queries: it takes one at a time")
         if not call.rule.position_free or call.placed:

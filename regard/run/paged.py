@@ -25,11 +25,12 @@ class PagedDecode(Executor):
 
     def can(self, call: Call) -> Answer:
         """Softmax of a scaled product under a causal band, or over all keys."""
+        keys = call.keys
+        if not isinstance(keys, Paged):
+            return No(f"reads paged keys, not {keys.form}")
         reason = why_no_kernel(call)
         if reason:
             return No(reason)
-        keys = call.keys
-        assert isinstance(keys, Paged)
         if call.n > QUERIES or call.n * (call.h // call.g) > 128:
             return No(f"{call.n} queries: it decodes at most {QUERIES} at a time")
         if not keys.real:

@@ -7,8 +7,9 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from regard.core.call import Call
@@ -216,10 +217,18 @@ def executor_for(
 def _kind(call: Call) -> Hashable:
     """Everything that a plan depends on: shapes, types, devices, the rule, contents that matter."""
     rule, keys, q = call.rule, call.keys, call.q
-    held = rule.tensors()
+    held, single = rule.tensors(), q.shape[2] == 1
+    dense = type(keys) is Dense
+    if dense:  # asked at every step of decoding, so written out here
+        at: Any = keys.at
+        full = at is None or (keys.full if isinstance(at, Tensor) else at.full)
+        placed = at is not None or call.q_positions is not None
+        placed = call.__dict__["placed"] = placed and not (rule.position_free and full)
+    else:
+        placed = call.placed
     # A text that grows by a token must not be planned anew at each: then lengths come in steps.
-    grows = call.n == 1 and not held and (rule.position_free or call.placed)
-    if not isinstance(keys, Dense):
+    grows = single and not held and (rule.position_free or placed)
+    if not dense:
         said: Hashable = keys.kind
         if keys.form == "paged":
             said = said, _in_a_row(call.q_positions)
@@ -227,19 +236,19 @@ def _kind(call: Call) -> Hashable:
         (b, g, m, d), v = keys.k.shape, keys.v
         said = (
             b, g, -(-m // STEP), d, v.shape[:2], v.shape[2] == m, v.shape[3], keys.k.dtype, v.dtype,
-            keys.k.device, v.device, keys.full,
+            keys.k.device, v.device, full,
         )  # fmt: skip
     else:
-        at = keys.at
         said = (
             _tensor_kind(keys.k), _tensor_kind(keys.v),
-            _tensor_kind(at) if isinstance(at, Tensor) else at is None, keys.full,
+            _tensor_kind(at) if isinstance(at, Tensor) else at is None, full,
         )  # fmt: skip
-    means = rule.step_key if call.n == 1 and not held and rule.position_free else rule.signature
+    means = rule.step_key if single and not held and rule.position_free else rule.signature
     contents = rule.score.contents() if held else None
+    now = call.q_positions
     return (
-        means, contents, q.shape, q.dtype, q.device, said, _tensor_kind(call.q_positions),
-        call.placed, call.needs_grad, call.dropout,
+        means, contents, q.shape, q.dtype, q.device, said,
+        now if now is None else _tensor_kind(now), placed, torch.is_grad_enabled() and call.needs_grad, call.dropout,
     )  # fmt: skip
 
 

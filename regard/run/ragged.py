@@ -24,6 +24,9 @@ class RaggedHeads(Executor):
 
     def can(self, call: Call) -> Answer:
         """Any rule that can be cut by heads."""
+        keys = call.keys
+        if not isinstance(keys, Ragged):
+            return No(f"reads ragged keys, not {keys.form}")
         if call.dropout:
             return No("drops no weights")
         support, steps = call.rule.support, call.rule.score.steps
@@ -32,8 +35,7 @@ class RaggedHeads(Executor):
         own = next((x for x in steps if isinstance(x, PlaceStep)), None)
         if own is not None:
             return No(f"{own} may count heads or keys, which groups number anew")
-        assert isinstance(call.keys, Ragged)
-        return Yes(f"{len(call.keys.parts)} groups of heads")
+        return Yes(f"{len(keys.parts)} groups of heads")
 
     def cost(self, call: Call) -> Cost:
         """Each head costs the keys it keeps."""

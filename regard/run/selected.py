@@ -22,11 +22,12 @@ class Selected(Executor):
 
     def can(self, call: Call) -> Answer:
         """Softmax of a scaled product over slots of tensors, all of them or the past."""
+        keys = call.keys
+        if not isinstance(keys, Slots):
+            return No(f"reads slots keys, not {keys.form}")
         reason = why_no_kernel(call)
         if reason:
             return No(reason)
-        keys = call.keys
-        assert isinstance(keys, Slots)
         if not isinstance(keys.keys, Dense):
             return No(f"slots of {keys.keys.form} keys")
         if call.n > QUERIES or call.n * (call.h // call.g) > 128:
