@@ -13,7 +13,7 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.rotary import Rotation
 from regard.models.rotary import MOVING
-from regard.policies.standing import put_before
+from regard.policies.module_patch import put_before
 
 # Candidates are the trained base times 1.05, 1.10, ... 2.50: farther ones harm a model.
 CANDIDATES = tuple(1 + step / 20 for step in range(1, 31))

@@ -20,6 +20,7 @@ from regard.core.files import (
 from regard.core.hashes import hash_of, hash_of_code
 from regard.models.fingerprint import fingerprint
 from regard.policies.base import Policy
+from regard.policies.kinds import Calibrated
 
 
 class CalibrationError(FileError):
@@ -37,12 +38,13 @@ BEGUN = FileKind(
 )  # fmt: skip
 
 
-def need_calibration(policy: Policy, lacking: str) -> NoReturn:
+def need_calibration(policy: Calibrated, lacking: str) -> NoReturn:
     """Raise: a policy was used without what a calibration finds, "which layers share" say."""
-    inputs, file = "rows" if policy.learns_from == "answers" else "texts", f"{policy.name}.cal"
+    name = getattr(policy, "name", type(policy).__name__)
+    inputs, file = "rows" if policy.learns_from == "answers" else "texts", f"{name}.cal"
     fail(
         CalibrationError, "calibrate", "nothing", lacking,
-        f'regard.policies.calibrate(model, "{policy.name}", {inputs}, to="{file}"), and '
+        f'regard.policies.calibrate(model, "{name}", {inputs}, to="{file}"), and '
         f'shrink(..., calibrate="{file}")',
     )  # fmt: skip
 
@@ -70,7 +72,7 @@ def save_calibration(
     """
     return write_packed(path, {
         **(about or {}), "policy": policy.name, "model": fingerprint(model),
-        "kind": type(model).__name__, "settings": policy.settings(), "found": policy.found(),
+        "kind": type(model).__name__, "settings": policy.settings(), "found": found_by(policy),
     }, CALIBRATION, may_replace=True if overwrite else is_packed)  # fmt: skip
 
 
@@ -87,9 +89,25 @@ def read_calibration(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
+def found_by(policy: Policy) -> dict[str, Any]:
+    """Return what a policy found; nothing of one that does not learn."""
+    return policy.found() if isinstance(policy, Calibrated) else {}
+
+
+def accepted(policy: Any) -> tuple[str, ...]:
+    """Return the names of policies whose calibrations a policy takes.
+
+    >>> from regard.policies import policy
+    >>> accepted(policy("lserve")), accepted(policy("snapkv"))
+    (('lserve', 'duo_attention'), ())
+    """
+    own = (policy.name,)
+    return (*own, *policy.accepts) if isinstance(policy, Calibrated) else ()
+
+
 def serves(path: str | Path, policy: Policy) -> bool:
     """Whether a calibration file is one that a policy takes."""
-    return read_calibration(path)["policy"] in (policy.name, *policy.takes)
+    return read_calibration(path)["policy"] in accepted(policy)
 
 
 def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
@@ -101,7 +119,8 @@ def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
         )  # fmt: skip
     content = read_calibration(path)
     names = [p.name for p in policies]
-    taker = next((p for p in policies if content["policy"] in (p.name, *p.takes)), None)
+    learning = [p for p in policies if isinstance(p, Calibrated)]
+    taker = next((p for p in learning if content["policy"] in accepted(p)), None)
     if taker is None:
         fail(
             CalibrationError, "calibrate", f"{path}, a calibration of {content['policy']!r}",
@@ -140,7 +159,7 @@ def calibrate(
     from regard.policies.registry import policy as make
 
     made: Policy = make(policy) if isinstance(policy, str) else policy
-    learn = getattr(made, "learn", None)
+    learn = made.learn if isinstance(made, Calibrated) else None
     if learn is None:
         fail(
             RuleError, "policy", repr(made.name), "one that learns of a model",
@@ -186,6 +205,7 @@ def _hash_of_inputs(inputs: Any) -> str | None:
 
 
 __all__ = [
-    "BEGUN", "CALIBRATION", "CalibrationError", "calibrate", "fingerprint", "frozen",
-    "load_calibration", "need_calibration", "read_calibration", "save_calibration", "serves",
+    "BEGUN", "CALIBRATION", "CalibrationError", "accepted", "calibrate", "fingerprint", "found_by",
+    "frozen", "load_calibration", "need_calibration", "read_calibration", "save_calibration",
+    "serves",
 ]  # fmt: skip
