@@ -119,8 +119,10 @@ class Kept(KeyMemory):
     def _of(self, part: _Part) -> Keys:
         """Return the keys of one part."""
         assert self._shape is not None
-        at = part.positions(self._shape[0], self.seen, self._device)
-        held = None if part.at is None and self.seen == len(part.k) else at
+        held, at, m = None, part.at, len(part.k)
+        if at is not None or m != self.seen:
+            shape = (self._shape[0], len(part.heads), m)
+            held = Positions(at, self.seen, shape, part.real, self._device)
         return part.k.with_values(part.v, held)
 
     def _padded(self, found: Sequence[Tensor], empty: int = 0) -> Tensor:

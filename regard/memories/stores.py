@@ -136,7 +136,8 @@ class Plain(Store):
 
     def settle(self) -> None:
         """Let go of a larger tensor that what is held is only a part of."""
-        if self._x is not None and self.nbytes > self._x.nbytes:
+        x = self._x
+        if x is not None and x.untyped_storage().nbytes() > x.nbytes:
             self._x, self._ours = self._x.clone(), True
 
     def state(self) -> dict[str, Any]:

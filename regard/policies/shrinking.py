@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail, shape_of
+from regard.core.keys import Dense
 from regard.core.partial import Partial
 from regard.core.result import Result
 from regard.memories.base import KeyMemory
@@ -247,7 +248,7 @@ class Shrinking(Stage):
             )  # fmt: skip
         step = self._step(call, layer)
         step.whole = call
-        single = call.n == 1 and layer is not None and step.seen > 1
+        single = call.q.shape[2] == 1 and layer is not None and step.seen > 1
         for one in self._at_steps if single else self._choosing:
             step.call = one.select(step)
         if step.slots is not None:
@@ -263,7 +264,7 @@ class Shrinking(Stage):
         step = self._steps.held[-1]
         step.due = self._due(step)
         asked: list[str] = []
-        if step.layer is not None and call.n == 1 and any(p.weighs for p in step.due):
+        if step.due and call.q.shape[2] == 1 and any(p.weighs for p in step.due):
             asked.append("weights")
         if self._joining:
             asked.append("lse")
@@ -273,8 +274,10 @@ class Shrinking(Stage):
         """Policies that choose what stays after a call."""
         if step.layer is None or not self._keeping:
             return ()
-        if step.n > 1 or step.seen == 1:
+        if step.call.q.shape[2] > 1 or step.seen == 1:
             return self._keeping
+        if not self._keeping_on:
+            return ()
         return [p for p in self._keeping_on if p.due(step.layer)]
 
     def around(self, call: Call, run: Any) -> Result:
@@ -319,7 +322,7 @@ class Shrinking(Stage):
                 partial = one.joined(step, partial)
             result = result._replace(out=partial.out, lse=partial.lse)
         if step.layer is not None:
-            step.weights = result.weights if step.n == 1 else None
+            step.weights = result.weights if call.q.shape[2] == 1 else None
             step.call = step.whole or step.call
             for one in step.due:
                 slots = one.slots(step)
@@ -332,7 +335,8 @@ class Shrinking(Stage):
 
     def _layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""
-        found = layer_of(call.k)
+        keys = call.keys
+        found = layer_of(keys.k) if isinstance(keys, Dense) else None
         if found is None and self.layers and any(x.memory.seen for x in self.layers):
             last = self.layers[self._number(call.site)]
             if getattr(last, "unread", False):
