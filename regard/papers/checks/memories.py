@@ -28,12 +28,12 @@ from regard.papers.checks.measure import gap
 from regard.papers.checks.policies_evicting import llama
 from regard.policies.base import Step
 from regard.policies.budget import Budget
-from regard.policies.conversations import Conversations
 from regard.policies.long_heads import LongHeads
-from regard.policies.passages import Blockwise, Passages
 from regard.policies.remote_attention import RemoteAttention
-from regard.policies.thinking import think_together
 from regard.run.api import attend
+from regard.serving.conversations import Conversations
+from regard.serving.passages import Blockwise, Passages
+from regard.serving.threads import think_together
 from regard.verbs import shrink
 
 

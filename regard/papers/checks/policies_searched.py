@@ -23,9 +23,9 @@ from regard.papers.checks.policies_evicting import llama
 from regard.papers.seeding import restart
 from regard.policies.distant import PoD, alike, grouped
 from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled, tile_targets
+from regard.policies.moa import MoASparse, span
 from regard.policies.profiling import Effects, masking_effect
 from regard.policies.shrinking import Shrinking
-from regard.policies.moa import MoASparse, span
 from regard.run.api import attend
 from regard.run.reference import score_matrix, weight_matrix
 from regard.run.survey import survey
