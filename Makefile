@@ -19,13 +19,14 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: help demo tour demo-model test nightly oldest bench lint types docs format pictures install clean
+.PHONY: help demo tour demo-model test nightly evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
 	@echo "make tour     the ground under it: one composed rule, its plan, a survey"
 	@echo "make test     lint, types, documentation, every test and example"
-	@echo "make nightly  the same tests with ten times the generated cases"
+	@echo "make nightly  the same tests with ten times the generated cases, and every paper's check"
+	@echo "make evidence measure the papers' checks whose code changed, five seeds each"
 	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
 	@echo "make bench    speed and memory, side by side with what PyTorch has"
 	@echo "make demo-model  train the small model that ships, from the beginning"
@@ -49,6 +50,13 @@ test: lint types docs
 
 nightly: $(VENV)/.ready-dev
 	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Goes on where the last run ended; what it writes into regard/papers/evidence is to be committed,
+# and counts only if the code that was measured is committed before.
+BUDGET ?= 8h
+evidence: $(VENV)/.ready-dev
+	$(ONE_THREAD) $(BIN)/python -m regard papers check --all --long --stale --jobs $(JOBS) \
+	  --budget $(BUDGET)
 
 # The oldest versions of the hub libraries that pyproject.toml allows, in an environment of their own.
 OLDEST := .venv-oldest

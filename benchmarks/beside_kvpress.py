@@ -140,7 +140,8 @@ def quality(model: Any, tokenizer: Any, setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, measure in (("needle", needles), ("recall", recall), ("bits", bits_per_byte)):
         try:
-            found[name] = measure(model, tokenizer, setting)
+            value = measure(model, tokenizer, setting)
+            found[name] = value if isinstance(value, float) else value.share
         except RuntimeError as error:
             found[name] = None
             found[f"{name}_broke"] = f"{error}".splitlines()[0]

@@ -42,7 +42,7 @@ class Attached:
         self.model, self.sites, self.stages = model, sites, stages
         self.hook, self.checked, self.unreached = hook, checked, unreached
         self._undo = undo
-        names = ", ".join(s.name for s in stages) or "no stage"
+        names = ", ".join(s.name for s in stages)
         weakref.finalize(self, _thrown_away, undo, names).atexit = False
 
     def detach(self) -> None:
@@ -74,13 +74,13 @@ class Attached:
 
 
 def _thrown_away(undo: Removal, names: str) -> None:
-    if undo.pending:
+    if undo.pending and names:
         warnings.warn(
             f"{names}: attached, and thrown away without detach(): the model is put back. "
             "Fix: with regard.attach(...): or keep what it returns, and call detach()",
             stacklevel=2,
         )
-        undo()
+    undo()
 
 
 def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = True) -> Attached:

@@ -86,13 +86,14 @@ class FunctionalHook:
         if not engine.stages:
             return
         _need_uncompiled(model)
-        kind = type(model).__name__
-        hold(model, "forward", lambda: _NeedReach(kind), engine, undo)
         undo.add(lambda: _allow_fast_path(engine))
         _keep_from_fast_path(engine)
         for site in sites:
             module = model.get_submodule(site.module)
             hold(module, "forward", _maker(module, site), engine, undo)
+        # Last, and so the first to go: other threads may be in a forward the while.
+        kind = type(model).__name__
+        hold(model, "forward", lambda: _NeedReach(kind), engine, undo)
 
 
 HOOK = FunctionalHook()

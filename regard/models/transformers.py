@@ -72,12 +72,13 @@ class TransformersHook:
             ):
                 if hasattr(model, name):
                     hold(model, name, _same(around), engine, undo)
-            hold(model, "forward", lambda: _NeedOurs(configs), engine, undo)
             for config in configs:
                 there = config._attn_implementation_internal
                 ours = there if isinstance(there, Name) else Name(there)
                 ours.holders = (*ours.holders, engine)
                 config._attn_implementation_internal = ours
+            # Last, and so the first to go: other threads may be in a forward the while.
+            hold(model, "forward", lambda: _NeedOurs(configs), engine, undo)
         others = Sites(site for m, site in modules if not _interfaced(m))
         if others:
             FUNCTIONAL.install(model, others, engine, undo)

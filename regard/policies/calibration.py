@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from regard.core.errors import RuleError, fail
-from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
+from regard.core.files import (
+    FileError,
+    FileKind,
+    is_packed,
+    read_packed,
+    reading,
+    refuse_to_replace,
+    write_packed,
+)
 from regard.core.hashes import hash_of, hash_of_code
 from regard.models.fingerprint import fingerprint
 from regard.policies.base import Policy
@@ -55,13 +63,17 @@ def frozen(model: Any) -> Iterator[None]:
 
 
 def save_calibration(
-    policy: Policy, model: Any, path: str | Path, about: dict[str, Any] | None = None
-) -> Path:
-    """Write what a policy found, with its settings and the model that it is of."""
+    policy: Policy, model: Any, path: str | Path, about: dict[str, Any] | None = None, *,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write what a policy found, with its settings and the model that it is of.
+
+    A file of Regard that is there is replaced, anything else only where `overwrite` is true.
+    """
     return write_packed(path, {
         **(about or {}), "policy": policy.name, "model": fingerprint(model),
         "kind": type(model).__name__, "settings": policy.settings(), "found": found_by(policy),
-    }, CALIBRATION)  # fmt: skip
+    }, CALIBRATION, may_replace=True if overwrite else is_packed)  # fmt: skip
 
 
 def read_calibration(path: str | Path) -> dict[str, Any]:
@@ -131,12 +143,14 @@ def calibrate(
     *,
     to: str | Path,
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Let a policy find out about a model, and write what it found to a file.
 
     What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there, if
     the model (weights and config), the policy and its settings, the inputs and the code of Regard
-    are the same by their hashes.
+    are the same by their hashes. A file at `to` that Regard did not write stays, and is an error,
+    unless `overwrite` is true.
 
         rows = regard.bench.shrinking.pass_keys(tokenizer)
         file = calibrate(model, "duo_attention", rows, to="heads.cal")
@@ -152,6 +166,8 @@ def calibrate(
             "use it as it is: it needs no calibration",
         )  # fmt: skip
     path = Path(to)
+    if path.exists() and not overwrite and not is_packed(path):
+        refuse_to_replace(path, CalibrationError)  # before the work, not after it
     part = path.with_name(path.name + ".part")
     about = {
         "policy": made.name, "model": fingerprint(model), "settings": made.settings(),
@@ -175,7 +191,7 @@ def calibrate(
     ):
         if progress is not None:
             progress(done, whole)
-    save_calibration(made, model, path, about)
+    save_calibration(made, model, path, about, overwrite=overwrite)
     part.unlink(missing_ok=True)
     return path
 

@@ -16,9 +16,14 @@ from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
 from regard.core.keys import STEP, Dense, Keys
 from regard.run.executor import Cost, Executor, No
+from regard.run.transforms import Transforms, transforms_around
 
 # A fallback that costs more than this many times the work of the pairs that meet is told once.
 DEAR = 4.0
+TRANSFORMS = {
+    Transforms.FIRST: "a transform of torch.func",
+    Transforms.ANY: "forward-mode or second derivatives of torch.func",
+}
 
 
 class Executors(Mapping[str, Executor]):
@@ -111,11 +116,14 @@ def _said(x: float, unit: str) -> str:
     return f"{x:.3g} P{unit}"
 
 
-def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -> Plan:
+def make_plan(
+    call: Call, forced: str | None = None, *, lse: bool = False, weights: bool = False
+) -> Plan:
     """Check a call, ask every executor, and choose the cheapest that can.
 
-    One that reads the keys as they are stored goes before all that need them dense. With `weights`
-    those that do not return the weights beside the output pay for them.
+    One that reads the keys as they are stored goes before all that need them dense. `lse` says that
+    the log-sum-exp is wanted, which PyTorch's own call does not return. With `weights` those that
+    do not return the weights beside the output pay for them.
     """
     call = simplified(call.checked())
     if forced is not None and forced not in EXECUTORS:
@@ -128,6 +136,9 @@ def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -
     notes: dict[str, str] = {}
     needs_dense: set[str] = set()
     as_dense: Call | None = None
+    around = transforms_around()
+    if around and (lse or call.rule.weigh.has_sink):
+        around = Transforms.ANY
     for name, executor in EXECUTORS.items():
         asked = call
         if form not in executor.reads:
@@ -137,6 +148,8 @@ def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -
             as_dense = as_dense or densified(call)
             asked = as_dense
         answer = executor.can(asked)
+        if answer and executor.transforms < around:
+            answer = No(f"under {TRANSFORMS[around]}, of which its kernels know nothing")
         if isinstance(answer, No):
             ruled_out[name] = answer.reason
             continue
@@ -198,14 +211,16 @@ def executor_for(
     Calls of one kind are planned and checked once.
     """
     try:
-        key = (_kind(call), forced, lse, weights)
+        key: Hashable = (_kind(call), forced, lse, weights)
     except AttributeError:  # something is no tensor; a look at each call would cost all calls
         call.checked()
         raise
+    if around := transforms_around():
+        key = key, around
     found = _chosen.get(key)
     if found is not None:
         return found
-    plan = make_plan(call, forced, weights=weights)
+    plan = make_plan(call, forced, lse=lse, weights=weights)
     _tell_once(call, plan, forced)
     executor = EXECUTORS[plan.executor]
     found = _chosen[key] = executor, call.keys.form not in executor.reads
