@@ -22,14 +22,17 @@ def _examples_have_torch(doctest_namespace: dict[str, Any]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _claims_of_examples_end_with_them(request: pytest.FixtureRequest) -> Iterator[None]:
-    """An example may claim a row of the catalogue; the tests after it must not see that."""
-    if not isinstance(request.node, pytest.DoctestItem):
-        yield
-        return
-    from regard.core import method
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Seed a test by its name, and fail the one that leaves something to those after it."""
+    from tests.leftovers import Leftovers, put_back, seed_all, seed_of
 
-    before = {key: dict(claims) for key, claims in method._claims.items()}
-    yield
-    method._claims.clear()
-    method._claims.update(before)
+    seed_all(seed_of(request.node.nodeid))
+    before = Leftovers()
+    if isinstance(request.node, pytest.DoctestItem):
+        with put_back():  # an example may claim a row of the catalogue, or register a name
+            yield
+    else:
+        yield
+    left = before.found()
+    if left:
+        pytest.fail(f"this test has left to those after it: {', '.join(left)}", pytrace=False)

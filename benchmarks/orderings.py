@@ -23,8 +23,7 @@ from side_by_side import RESULTS, machine
 
 from regard.bench.records import Run, read_record, record_path
 from regard.bench.sweep import one
-from regard.papers.evidence_files import save
-from regard.papers.runner import measure
+from regard.papers.trial import measure
 
 CHECKS = (
     "rank_vs_heads", "icl_multihead_regression", "big_bench", "knowledge_conflict_swap",
@@ -70,11 +69,10 @@ SWEEPS = (
 
 
 def checked(row: str, seed: int) -> dict[str, Any]:
-    """What the check of a row measures from a seed; that of seed 0 is kept as its evidence."""
-    found = measure(row, seed)
-    if seed == 0:
-        save(found)
-    return {"seed": seed, "held": found.held, "numbers": found.numbers,
+    """What the check of a row measures from a seed (its evidence is kept by `regard papers`)."""
+    found = measure(row, [seed])
+    numbers = {f"{one.says} ({one.answers[:24]})": one.measured[0] for one in found.claims}
+    return {"seed": seed, "held": found.held, "numbers": numbers,
             "cpu_seconds": found.cpu_seconds}  # fmt: skip
 
 

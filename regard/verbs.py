@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regard.core.errors import CapabilityError
+from torch import nn
+
+from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.models.attach import attach, hook_of
 from regard.models.loading import load
 from regard.models.pipelines import Runner, is_pipeline
@@ -16,19 +18,20 @@ from regard.policies.registry import make_policies
 from regard.policies.shrinking import Shrinking
 from regard.policies.shrunk import Shrunk
 from regard.probes.base import Probe
-from regard.probes.looking import Look, Progress, picture_of, quiet, readings_of
+from regard.probes.looking import Look, Progress, need_sites, picture_of, quiet, readings_of
 from regard.probes.maps import Maps
 from regard.probes.reading import Reading
 from regard.probes.registry import make_probes
 from regard.probes.scores import Scores
 from regard.probes.words import Words
-from regard.views.compare import compare_runs
+from regard.views.compare import Comparison, compare_runs
 from regard.views.run_file import Run
 from regard.views.seen import Seen
 
 STANDARD = ("roles", "sinks", "shape", "importance")
 DENOISING = ("words", "shape")
 DEEP_BYTES = 12 * 2**20
+SHORT = 64
 
 
 def see(
@@ -55,6 +58,9 @@ def see(
         print(seen.table())
         seen.save("heads.html")
     """
+    count = heads if isinstance(heads, int) else 0
+    if isinstance(heads, bool | str) or count < 0:
+        fail(RuleError, "heads", repr(heads), "a number, or pairs (layer, head)", "pass heads=12")
     name = "the demo model" if model is None else str(model)
     runner = None
     if is_pipeline(model):
@@ -63,6 +69,11 @@ def see(
     elif model is None or isinstance(model, (str, Path)):
         model, loaded = load(model)
         tokenizer = tokenizer or loaded
+    elif not isinstance(model, nn.Module):
+        fail(
+            RuleError, "model", shape_of(model), "a module, a pipeline, or a name to load",
+            "leave it out for the model that ships",
+        )  # fmt: skip
     else:
         config = getattr(model, "config", None)
         name = getattr(config, "_name_or_path", "") or type(model).__name__
@@ -72,6 +83,13 @@ def see(
     if any(site.grid for site in sites):
         usual = (*usual, "vision")
     made = make_probes(probes or usual)
+    if where is not None:  # a probe that was told its own sites keeps them
+        chosen_sites, everywhere = Probe(where).where, Probe().where
+        sites.select(chosen_sites)
+        for probe in made:
+            probe.where = chosen_sites if probe.where == everywhere else probe.where
+    if not isinstance(heads, int):
+        _need_heads(sites, heads)
     if runner is None:
         readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)
     else:
@@ -83,11 +101,13 @@ def see(
     with quiet(model):
         look.run(made, maps)
         scores = _told(made, look)
+        if not maps.found and not look.interrupted:
+            need_sites([])
         seen = Seen(
             {"name": name, "kind": type(model).__name__, "dtype": str(_dtype(model))},
             [site for site in sites if site in maps.found] or list(sites),
             scores, () if denoises else first.words, maps.found, (), look.skipped,
-            look.interrupted,
+            look.interrupted, notes=[x.cut for x in readings if x.cut],
         )  # fmt: skip
         looked = [probe for probe in made if isinstance(probe, Words) and probe.sums]
         seen.image = picture_of(first)
@@ -116,19 +136,28 @@ def _told(probes: Sequence[Probe], look: Look) -> dict[str, Scores]:
                 raise
             look.skipped[probe.name] = str(error.got)
         else:
-            if said.values and not all(bool(x.isnan().all()) for x in said.values.values()):
+            if said.values and all(bool(x.isnan().all()) for x in said.values.values()):
+                # On a long text what no query has is what this model cannot do: its next tokens
+                # are hidden, say.
+                if said.tokens is not None and said.tokens < SHORT:
+                    look.skipped[probe.name] = (
+                        f"the text of {said.tokens:,} tokens is too short: no token counts for it"
+                    )
+            elif said.values:
                 scores[said.name] = said
     return scores
 
 
-def compare(a: Seen | Run | str | Path, b: Seen | Run | str | Path) -> Run:
+def compare(a: Seen | Run | str | Path, b: Seen | Run | str | Path) -> Comparison:
     """Compare two looks at the same tokens: `write_page(compare(a, b), "change.html")`.
 
     Each is what `see` gave, or the name of a run file.
     """
-    runs = [
-        x.run() if isinstance(x, Seen) else x if isinstance(x, Run) else Run.load(x) for x in (a, b)
-    ]
+    runs = []
+    for name, x in (("run_a", a), ("run_b", b)):
+        if not isinstance(x, Seen | Run | str | Path):
+            fail(RuleError, name, shape_of(x), "what see() gave, or a run file", "name a run file")
+        runs.append(x.run() if isinstance(x, Seen) else x if isinstance(x, Run) else Run.load(x))
     return compare_runs(*runs)
 
 
@@ -161,6 +190,19 @@ def shrink(
     stage = Shrinking(made, keep)
     stage.pipeline = None if runner is None else runner.pipeline
     return Shrunk(attach(model, [stage], check=check), stage, tokenizer)
+
+
+def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int]]) -> None:
+    """Raise unless each is a pair (layer, head) of a site of the model."""
+    many = {site.layer: site.heads or 0 for site in reversed(sites) if site.layer is not None}
+    for one in heads:
+        pair = isinstance(one, Sequence) and len(one) == 2
+        if not pair or one[0] not in many or not 0 <= one[1] < many[one[0]]:
+            fail(
+                RuleError, "heads", repr(one),
+                f"pairs (layer, head), of layers {min(many, default=0)} to {max(many, default=0)} "
+                f"and heads 0 to {max(many.values(), default=1) - 1}", "pass heads=[(1, 3)], say",
+            )  # fmt: skip
 
 
 def _chosen_heads(seen: Seen, heads: int | Sequence[tuple[int, int]]) -> list[tuple[Site, int]]:

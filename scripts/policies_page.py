@@ -15,8 +15,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from page_folder import write  # noqa: E402
 
+from regard.bench.shrunk_cells import Cell, read_cells  # noqa: E402
 from regard.core.method import claims  # noqa: E402
 from regard.policies import known  # noqa: E402
+from regard.policies.budget import Budget  # noqa: E402
+from regard.policies.kinds import Calibrated  # noqa: E402
 
 FOLDER = ROOT / "docs" / "policies"
 MEASURED = ROOT / "benchmarks" / "results" / "shrink-demo.json"
@@ -62,12 +65,12 @@ def page(kind: Any) -> str:
         lines += [f"| `{f.name}` | `{f.default!r}` |" for f in fields]
         lines.append("")
     lines.append(f"- {WHAT.get(kind.what, kind.what)}")
-    if kind.calibrated:
+    if issubclass(kind, Calibrated) and kind.needed:
         lines.append(
             f"- needs a calibration: `regard calibrate {kind.name} MODEL --to FILE`, or "
             "`regard.policies.calibrate`"
         )
-    elif hasattr(kind, "learn"):
+    elif issubclass(kind, Calibrated):
         lines.append(
             f"- can be calibrated: `regard calibrate {kind.name} MODEL --to FILE`, or "
             "`regard.policies.calibrate`"
@@ -81,26 +84,28 @@ def page(kind: Any) -> str:
 
 def measured(name: str) -> list[str]:
     """What it kept of the model that ships."""
-    found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    length = found["setting"]["length"]
-    cells = [c for c in found["cells"] if c["policy"] == name]
+    length = json.loads(MEASURED.read_text(encoding="utf-8"))["setting"]["length"]
+    found = read_cells(MEASURED)
+    cells = [c for c in found if c.policy == name]
     if not cells:
         return []
-    full = next(c for c in found["cells"] if c["policy"] == "full")
-    cells.sort(key=lambda c: c["keep"] or 0)
+    full = next(c for c in found if c.policy == "full")
+    cells.sort(key=lambda c: 0 if c.keep is None else Budget.of(c.keep).share or 0)
     return [
         f"On the model that ships, prompts of {length:,} tokens (`python benchmarks/shrink.py`):",
-        "", "| keep | needles | recalled | bits a byte | bytes | FLOPs |", "|---" * 6 + "|",
+        "",
+        "| keep | needles (95%) | keys recalled (95%) | bits a byte | bytes | FLOPs |",
+        "|---" * 6 + "|",
         *(row(c) for c in (*cells, full)), "",
     ]  # fmt: skip
 
 
-def row(cell: dict[str, Any]) -> str:
+def row(cell: Cell) -> str:
     """One budget."""
-    keep = "full model" if cell["policy"] == "full" else cell["keep"] or ""
+    keep = "full model" if cell.policy == "full" else cell.keep or ""
     return (
-        f"| {keep} | {cell['needle']:.2f} | {cell['recall']:.2f} | {cell['bits']:.3f} | "
-        f"{cell['bytes']:.0%} | {cell['flops']:.0%} |"
+        f"| {keep} | {cell.needle} | {cell.recall} | {cell.bits:.3f} | "
+        f"{cell.bytes:.0%} | {cell.flops:.0%} |"
     )
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from regard.bench.shrunk_cells import Cell, read_cells
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "shrink.md"
@@ -18,21 +20,27 @@ def read(name: str) -> Any:
 
 def quality() -> str:
     """Every policy in a line: needles at three budgets, the rest at the middle one."""
-    by_policy: dict[str, dict[float | None, Any]] = {}
-    for cell in read("shrink-demo")["cells"]:
-        by_policy.setdefault(cell["policy"], {})[cell["keep"]] = cell
-    lines = ["| policy | needles at 10%, 25%, 50% | recalled | bits a byte | bytes | FLOPs |",
+    cells = read_cells(RESULTS / "shrink-demo.json")
+    by_policy: dict[str, dict[str | None, Cell]] = {}
+    for cell in cells:
+        by_policy.setdefault(cell.policy, {})[cell.keep] = cell
+    full = by_policy["full"][None]
+    assert full.needle is not None
+    assert full.recall is not None
+    lines = [f"| policy | needles of {full.needle.total}, at 10%, 25%, 50% | keys recalled of "
+             f"{full.recall.total} | bits a byte | bytes | FLOPs |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for name in ("full", *sorted(x for x in by_policy if x != "full")):
         own = by_policy[name]
-        c = own.get(0.25, own.get(None))
+        c = own.get("25%", own.get(None))
         if c is None:
             continue
-        found = [own[k]["needle"] for k in (0.1, 0.25, 0.5) if k in own] or [c["needle"]]
+        found = [own[k].needle for k in ("10%", "25%", "50%") if k in own] or [c.needle]
         link = name if name == "full" else f"[{name}](policies/{name}.md)"
         lines.append(
-            f"| {link} | {', '.join(f'{x:.2f}' for x in found)} | {c['recall']:.2f} | "
-            f"{c['bits']:.3f} | {c['bytes']:.0%} | {c['flops']:.0%} |"
+            f"| {link} | {', '.join(str(x.right) for x in found if x)} | "
+            f"{'' if c.recall is None else c.recall.right} | "
+            f"{c.bits:.3f} | {c.bytes:.0%} | {c.flops:.0%} |"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Train the small painter of `regard.papers.checks.painting`, and look at where its words go.
+"""Train the small painter of `regard.papers.shared.painting`, and look at where its words go.
 
 python scripts/words_picture.py out/words.html           # trains it first: some minutes
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regard.models.attach import attach
-from regard.papers.checks.painting import Figure, Painter, painter, tokens, words
+from regard.papers.shared.painting import Figure, Painter, painter, tokens, words
 from regard.probes.maps import Maps
 from regard.probes.registry import make_probes
 from regard.probes.words import Words

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.leftovers import seed_of
+
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 for _name, _examples in (("quick", 25), ("ci", 200), ("nightly", 2_000)):
     settings.register_profile(
@@ -41,6 +43,6 @@ def seed(request: pytest.FixtureRequest) -> int:
 
     `torch` is seeded with it as well.
     """
-    mixed = random.Random(f"{RUN_SEED}:{request.node.nodeid}").getrandbits(31)
+    mixed = seed_of(request.node.nodeid)
     torch.manual_seed(mixed)
     return mixed

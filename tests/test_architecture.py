@@ -19,7 +19,7 @@ FLOORS = (
     {"run"},
     {"layers", "memories"},
     {"models", "demo", "conformance"},
-    {"probes", "policies", "controls", "schemes", "conversions", "objectives", "tasks"},
+    {"probes", "policies", "serving", "controls", "schemes", "conversions", "objectives", "tasks"},
     {"circuits", "analysis"},
     {"views", "verbs"},
     {"bench", "papers"},
@@ -135,8 +135,13 @@ def _may_import_optional_packages(path: Path) -> bool:
     relative = path.relative_to(ROOT).parts
     if relative[:2] == ("run", "triton") or room(path) in ("cli", "studio"):
         return True  # imported only when asked for by name
-    # Subclasses of transformers' own, imported where one of its caches is at hand.
-    return relative in (("conversions", "cache.py"), ("models", "cache.py"))
+    # Subclasses of transformers' own, imported where one of its models or caches is at hand.
+    held = {
+        ("conversions", "cache.py"),
+        ("models", "cache.py"),
+        ("models", "attention_interface.py"),
+    }
+    return relative in held
 
 
 def test_optional_packages_are_not_imported_at_the_top() -> None:

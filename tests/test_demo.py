@@ -44,7 +44,7 @@ def test_its_heads_have_the_roles_that_the_card_says(seen):
 
 
 def test_kept_heads_are_those_of_the_roles(seen):
-    roles = {(site.layer, head) for site, head in seen.roles()}
+    roles = {(site.layer, head) for site, head in seen.roles.first()}
     kept = {(deep.site.layer, deep.head) for deep in seen.deep}
     assert len(kept & roles) >= 8
     assert all(deep.facts["exact"] for deep in seen.deep)
@@ -93,7 +93,7 @@ def test_the_first_command_people_run(tmp_path):
     [
         (["no/such/model"], "check the name"),
         (["--file", "no-such-file.txt"], "a file of text"),
-        (["--text", "a", "--file", "b"], "one thing at a time"),
+        (["--text", "a", "--file", "b"], "one text at a time"),
         (["--heads", "first"], "pairs such as"),
         (["--probes", "sinkz"], "did you mean"),
         (["--text", "  "], "some words"),

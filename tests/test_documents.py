@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.leftovers import put_back
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- planned -->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -31,6 +33,11 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_the_code_of_a_document_runs(document: Path) -> None:
+    with put_back():
+        _run(document)
+
+
+def _run(document: Path) -> None:
     names: dict[str, Any] = {}
     for number, code in enumerate(blocks(document)):
         if ">>>" not in code:

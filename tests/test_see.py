@@ -103,11 +103,9 @@ def test_a_head_taken_out_is_a_head_of_zeros():
 def test_ctrl_c_keeps_what_was_seen():
     class Impatient(Probe):
         key = title = "impatient"
-        calls = 0
 
         def look(self, site, call, survey):
-            Impatient.calls += 1
-            if Impatient.calls == 2:
+            if site.layer == 1:
                 raise KeyboardInterrupt
 
     seen = regard.see(llama(), IDS, ["entropy", Impatient()])

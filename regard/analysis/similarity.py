@@ -17,7 +17,9 @@ from regard.core.method import method
 from regard.core.result import Result
 from regard.models.site import Site
 from regard.models.stage import Stage
+from regard.models.weights import closed_weights
 from regard.run.reducers import Reducer
+from regard.run.reference import score_matrix
 from regard.run.rows import rows_of
 from regard.run.survey import Block, survey
 
@@ -283,16 +285,16 @@ class Neuron:
     "q, k, v = torch.randn(3, 1, 2, 9, 8)\n"
     "print(neuron_view(Call.of(q, k, v), head=0, row=5).weights)",
 )
-def neuron_view(call: Call, head: int, row: int, scale: float | None = None) -> Neuron:
-    """What each feature adds to the scores of one query: q_i * k_j, summed, scaled, softmaxed."""
-    q = call.q[0, head, row].double()
-    k = expand_heads(call.k, call.h)[0, head].double()
-    products = q * k
-    at = call.at(torch.tensor([row]))
-    met = call.rule.support.allows(at.b, at.h, at.i, at.j)
-    met = met.expand(call.b, call.h, 1, call.m)[0, head, 0]
-    scores = products.sum(1) * (call.d**-0.5 if scale is None else scale)
-    return Neuron(q, k, products, scores, scores.masked_fill(~met, -torch.inf).softmax(0))
+def neuron_view(call: Call, head: int, row: int) -> Neuron:
+    """What each feature adds to one query's scores: q_i * k_j, then the scores of the rule (scale,
+    biases, soft cap), then its weights, as they are in the call.
+    """
+    q, k = call.q.double(), call.k.double()
+    call = call.replace(q=q, k=k, v=call.v.double())
+    weights = closed_weights(call, "neuron_view")[0, head, row]
+    scores = score_matrix(call)[0][0, head, row]
+    keys = expand_heads(k, call.h)[0, head]
+    return Neuron(q[0, head, row], keys, q[0, head, row] * keys, scores, weights)
 
 
 __all__ = [

@@ -82,9 +82,7 @@ def run(
     if not 0 < rate < 1:
         fail(ValueRangeError, "--rate", rate, "a rate between 0 and 1", "leave it out for 2e-3")
     if dim % heads:
-        fail(
-            ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64"
-        )  # fmt: skip
+        fail(ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64")
     if positions not in POSITIONS:
         fail(
             RuleError, "--positions", repr(positions), f"one of {', '.join(POSITIONS)}", "name one"
@@ -143,9 +141,7 @@ def speed_command(
     for flag, value in (("--heads", heads), ("--dim", dim), ("--rounds", rounds)):
         at_least(flag, value, 1)
     if dim % heads:
-        fail(
-            ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64"
-        )  # fmt: skip
+        fail(ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64")
     need_device("--device", device)
     writable_folder("--out", out)
     with _spinning(as_json) as told:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from regard.cli.asking import writable_folder
+from regard.cli.completing import one_of_papers
 from regard.cli.printing import console, print_json, print_table
 
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many to show.")]
-Key = Annotated[str, typer.Argument(help="The key of a row, such as moh.")]
+Key = Annotated[
+    str, typer.Argument(help="The key of a row, such as moh.", autocompletion=one_of_papers)
+]
 EvidenceFolder = Annotated[
     Path | None,
     typer.Option("--evidence", help="Folder of the evidence; by default the package's own."),
@@ -153,17 +157,17 @@ def check(
     from regard.cli.following import as_fields, follow
     from regard.core.errors import RuleError, fail
     from regard.papers.checks import checks
-    from regard.papers.evidence_files import FOLDER
+    from regard.papers.evidence_files import FOLDER, load
     from regard.papers.runner import cheapest_first, choose, run
     from regard.papers.standing import standing
 
-    folder = evidence or FOLDER
+    folder = FOLDER if evidence is None else writable_folder("--evidence", evidence)
     if listing:
         lines = [
             {
                 "key": key,
                 "long": one.long,
-                "form": "claims" if one.yields_claims else "old",
+                "CPU s a seed": getattr(load(key, folder), "cpu_seconds", ""),
                 "evidence": standing(key, folder).verdict,
             }
             for key, one in checks().items()
@@ -217,7 +221,7 @@ def docs(
         done: dict[str, object] = {"file": str(readme), "changed": changed}
         said = f"{readme}: {'table written' if changed else 'table was up to date'}"
     else:
-        number = write(to)
+        number = write(writable_folder("--to", to))
         done = {"folder": str(to), "pages": number}
         said = f"{number} pages in {to}"
     if as_json:

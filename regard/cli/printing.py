@@ -59,7 +59,10 @@ def bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.description}"), BarColumn(),
         TextColumn("{task.completed}/{task.total} " + unit), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    screen = Console(stderr=True)
+    with Progress(
+        *columns, console=screen, transient=True, disable=not screen.is_terminal
+    ) as progress:
         tasks: dict[str, Any] = {}
 
         def tell(title: str, done: int, total: int) -> None:

@@ -49,7 +49,7 @@ def command(
     """See what the heads of a model do: a table, findings in words, and a page to look closer."""
     from regard.cli.models import config_of, quiet_transformers
     from regard.cli.showing import inputs_of, need_modality, picture_at
-    from regard.core.errors import RuleError, fail, need
+    from regard.core.errors import CapabilityError, RuleError, fail, need
     from regard.models.loading import load
     from regard.probes.registry import make_probes
     from regard.verbs import see
@@ -74,6 +74,11 @@ def command(
     writable_folder("--out", out)
     quiet_transformers()
     loaded, tokenizer = load(model, revision)
+    if picture is None and tokenizer is None:
+        fail(
+            CapabilityError, "model", f"{model}, which has no tokenizer", "one beside the model",
+            "pass ids from Python: regard.see(model, ids)",
+        )  # fmt: skip
     inputs, shown = inputs_of(model, revision, words, picture)
     with nullcontext() if as_json else bars("sites") as progress:
         seen = see(

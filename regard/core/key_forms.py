@@ -199,7 +199,7 @@ class Packed(Keys):
         return *self.tail, *self.k[:3], *self.v[:3]
 
     @cached_property
-    def full(self) -> bool:  # type: ignore[override]
+    def full(self) -> bool:
         """Whether every slot holds a real key."""
         return is_full(self.at)
 
@@ -209,7 +209,7 @@ class Packed(Keys):
         return self.at is not None
 
     @cached_property
-    def positions(self) -> Tensor | None:  # type: ignore[override]
+    def positions(self) -> Tensor | None:
         """Positions of the keys; None where key j is at j."""
         return written(self.at)
 
@@ -321,7 +321,7 @@ class Ragged(Keys):
     def _filled(self, which: str) -> Tensor:
         found = [(heads, getattr(keys.dense(), which)) for heads, keys in self.parts]
         b, g, m, _, _ = self.shape
-        made = found[0][1].new_zeros(b, g, m, found[0][1].shape[3])
+        made: Tensor = found[0][1].new_zeros(b, g, m, found[0][1].shape[3])
         for heads, x in found:
             if x.requires_grad:
                 short = torch.nn.functional.pad(x, (0, 0, 0, m - x.shape[2]))

@@ -237,12 +237,12 @@ class Dense(Keys):
         return self.k, self.v
 
     @cached_property
-    def positions(self) -> Tensor | None:  # type: ignore[override]
+    def positions(self) -> Tensor | None:
         """Positions of the keys; None where key j is at j."""
         return written(self.at)
 
     @cached_property
-    def full(self) -> bool:  # type: ignore[override]
+    def full(self) -> bool:
         """Whether every slot holds a real key; off the CPU a tensor of positions is not looked at.
 
         >>> k = torch.ones(1, 1, 2, 4)
@@ -303,7 +303,7 @@ class Slots(Keys):
         return *self.keys.tensors(), self.slots
 
     @cached_property
-    def full(self) -> bool:  # type: ignore[override]
+    def full(self) -> bool:
         """Whether every slot names a real key; off the CPU only if that was said."""
         if self.known_full is not None:
             return self.known_full
@@ -400,7 +400,7 @@ class Unordered(Keys):
         return self._order[0]
 
     @cached_property
-    def full(self) -> bool:  # type: ignore[override]
+    def full(self) -> bool:
         """Whether every slot holds a real key."""
         return is_full(self.at)
 

@@ -46,7 +46,8 @@ def pack(content: Any) -> list[Buffer]:
     tensors: list[Tensor] = []
     tree = _plain(content, tensors)
     about = [[_dtype(x), list(x.shape), str(x.device)] for x in tensors]
-    header = json.dumps({"tree": tree, "tensors": about}, ensure_ascii=False).encode()
+    text = json.dumps({"tree": tree, "tensors": about}, ensure_ascii=False)
+    header = text.encode("utf-8", "surrogatepass")
     return [len(header).to_bytes(8, "little"), header, *(_bytes(x) for x in tensors)]
 
 
@@ -56,7 +57,7 @@ def unpack(body: Buffer) -> Any:
     size = int.from_bytes(found[:8], "little")
     if len(found) < 8 or size > min(len(found) - 8, HEADER):
         raise PackedError("its header is cut off")
-    header = json.loads(bytes(found[8 : 8 + size]).decode())
+    header = json.loads(bytes(found[8 : 8 + size]).decode("utf-8", "surrogatepass"))
     tensors, at = [], 8 + size
     for dtype, shape, device in header["tensors"]:
         if not all(type(n) is int and n >= 0 for n in shape):

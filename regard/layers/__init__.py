@@ -6,9 +6,10 @@ the table of all.
 """
 
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Capabilities, Layer, LayerInput
+from regard.layers.base import Layer
 from regard.layers.building import model
 from regard.layers.encoder_decoder import EncoderDecoder
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import (
     T5,
     Alibi,

@@ -15,8 +15,9 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.score import Score
 from regard.core.score.dense import DenseBias
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

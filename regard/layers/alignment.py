@@ -12,7 +12,9 @@ from regard.core.rule import Rule
 from regard.core.score import Additive, Dot, General, Score
 from regard.core.score.dense import DenseBias
 from regard.core.support import Padding, Window
-from regard.layers.base import Capabilities, Layer, LayerInput, need_size
+from regard.layers.arguments import need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.run.api import attend, partial
 

@@ -11,8 +11,9 @@ from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import gather_heads
 from regard.core.method import method
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.layers.statistics import keeps_statistics
 
@@ -50,7 +51,7 @@ class KeyDriven(Attention):
     8
     """
 
-    can: ClassVar[Capabilities] = Capabilities()
+    can: ClassVar[Capabilities] = Capabilities(meta=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "kv_heads": 2}
     allocation: Tensor
 

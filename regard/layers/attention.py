@@ -19,15 +19,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_alike
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail, shape_of
 from regard.core.rule import Rule
 from regard.core.score import Dot, Score
 from regard.core.support import Causal, Documents, Everything, Padding, PerHead, Support
 from regard.core.weigh import Softmax, Weigh
-from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_share, need_size
+from regard.layers.arguments import need_divisor, need_share, need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, position_named
-from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
@@ -189,7 +191,8 @@ class Attention(Layer):
         """Give the queries, and all keys that they may meet: the memory's and the new ones."""
         memory = input.memory
         if memory is not None and input.crosses and memory.seen:
-            return self.normed_queries(input), memory.get("keys").read()
+            (q,) = autocast_alike(self.normed_queries(input))
+            return q, memory.get("keys").read()
         k, v = self.keys(input.context)
         k = self.norm_k(k) if self._normed else k
         return self.positioned_and_kept(self.normed_queries(input), k, v, input)

@@ -13,8 +13,10 @@ from regard.core.method import method
 from regard.core.partial import merge
 from regard.core.score import Dot, LowRankBias, RelativeBias, Score
 from regard.core.support import Window
+from regard.layers.arguments import need_divisor, need_size
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.latent import averaged
 from regard.layers.registry import register
 from regard.run.api import partial

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.core.method import method
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.convolution import taps
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Learned
 from regard.layers.registry import register
 from regard.layers.stack import Block

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.scan import starts
-from regard.layers.base import LayerInput, need_size
+from regard.layers.arguments import need_size
+from regard.layers.inputs import LayerInput
 from regard.run.scanning import scan
 
 
@@ -56,7 +57,7 @@ class DampedAverage(nn.Module):
         k = (a * self.into[way])[None, :, None].expand(shape)
         q = self.out[way][None, :, None].expand(shape)
         y, state = scan(
-            q, k, x.mT[..., None],
+            q, k, x.mT[..., None].to(k.dtype),  # under autocast x may be narrower than the rates
             log_decay=torch.log1p(-a * d),
             state=state,  # type: ignore[arg-type]
             keep=keep,

@@ -2,111 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_dtype
 from regard.core.errors import (
     CapabilityError,
     DtypeError,
     RuleError,
     ShapeError,
-    ValueRangeError,
     fail,
     shape_of,
 )
-from regard.layers.precision import autocast_dtype
+from regard.core.readable import can_be_read
+from regard.layers.arguments import need_size
+from regard.layers.inputs import Capabilities, LayerInput, need_rows, positions_of
 from regard.memories.choosing import key_maker
 from regard.memories.layer import LayerMemory
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a kind of layer can do. Each field is a promise that the conformance suite tries.
-
-    - `causal`, `bidirectional`: attend to the past alone, or to everything
-    - `cross`: attend to a context
-    - `decode`: continue token by token with a memory, equal to the run over the whole sequence
-    - `constant_memory`: that memory stops growing
-    - `linear`: time and memory grow with the length, not with its square
-    - `padding`, `documents`: mask padding out, keep packed documents apart
-    - `left_padding`: start after padding (blocks counted from the first position cannot)
-    - `any_length`: no size of the layer depends on the number of tokens
-    - `multihead_weights`: take over the weights of multi-head attention unchanged
-
-    >>> Capabilities(cross=False).cross
-    False
-    """
-
-    causal: bool = True
-    bidirectional: bool = True
-    cross: bool = True
-    decode: bool = True
-    constant_memory: bool = False
-    linear: bool = False
-    padding: bool = True
-    left_padding: bool = True
-    documents: bool = True
-    any_length: bool = True
-    multihead_weights: bool = False
-
-
-@dataclass
-class LayerInput:
-    """What a layer computes from: tokens x [b, n, dim], and all that is known of them.
-
-    `context` [b, m, context_dim] is attended to, x itself where none was passed (`crosses` is false
-    then). `positions` [n] or [b, n] are those of the tokens in their text, `offset` how many tokens
-    came before this call. `padding` [b, m] is true at real keys; what stood at the others is zero
-    by now. `documents` [b, n] and `context_documents` [b, m] are ids of packed documents. `between`
-    is what the layers of one stack hand on.
-
-    >>> x = torch.randn(1, 5, 8)
-    >>> LayerInput(x, x, False, torch.arange(5)).plain
-    True
-    """
-
-    x: Tensor
-    context: Tensor
-    crosses: bool
-    positions: Tensor
-    offset: int = 0
-    padding: Tensor | None = None
-    documents: Tensor | None = None
-    context_documents: Tensor | None = None
-    memory: LayerMemory | None = None
-    between: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def plain(self) -> bool:
-        """Whether there is neither memory, nor padding, nor documents."""
-        return self.memory is None and self.padding is None and self.documents is None
-
-    def pieces(self, size: int, memory: LayerMemory) -> Iterator[LayerInput]:
-        """Yield this input `size` tokens at a time; `memory` carries on from piece to piece."""
-        for start in range(0, self.x.shape[1], size):
-            some = slice(start, start + size)
-            x = self.x[:, some]
-            yield replace(
-                self, x=x, context=x, memory=memory, offset=self.offset + start,
-                positions=self.positions[..., some],
-                padding=None if self.padding is None else self.padding[:, some],
-            )  # fmt: skip
-
-    def as_passed(self) -> tuple[Tensor, Tensor | None]:
-        """Return x and context as they were passed, for a layer inside this one."""
-        return self.x, self.context if self.crosses and self.context is not self.x else None
-
-    def for_part(self, name: str, part: Layer) -> dict[str, Any]:
-        """Return the keyword arguments for a layer inside this one, its memory under a name."""
-        memory = None if self.memory is None else self.memory.of_kind(name, part.memory)
-        return {
-            "positions": self.positions, "padding": self.padding, "documents": self.documents,
-            "context_documents": self.context_documents, "memory": memory,
-        }  # fmt: skip
 
 
 class Layer(nn.Module):
@@ -123,6 +37,7 @@ class Layer(nn.Module):
 
     def __init__(self, dim: int, *, causal: bool = False, context_dim: int | None = None) -> None:
         super().__init__()
+        self._need_compute()
         need_size("dim", dim)
         if context_dim is not None:
             need_size("context_dim", context_dim)
@@ -178,6 +93,8 @@ class Layer(nn.Module):
         map.
         """
         self._need_tokens("x", x, self.dim)
+        if not can_be_read(x):
+            self._need_contents(x)
         begun = isinstance(memory, LayerMemory) and memory.seen > 0
         if context is None and self.crosses and not begun:
             fail(
@@ -190,9 +107,9 @@ class Layer(nn.Module):
             self._need_memory(x, memory)
         crosses = self._crossing(context, memory)
         seen = x if context is None else context
-        _need_rows("padding", padding, seen, (torch.bool,))
-        _need_rows("documents", documents, x, (torch.long, torch.int))
-        _need_rows("context_documents", context_documents, seen, (torch.long, torch.int))
+        need_rows("padding", padding, seen, (torch.bool,))
+        need_rows("documents", documents, x, (torch.long, torch.int))
+        need_rows("context_documents", context_documents, seen, (torch.long, torch.int))
         if padding is not None and not self.can.padding:
             self.cannot("padding", "a mask", "leave padding out", "pass tokens without padding")
         if padding is not None and not self.can.left_padding and not bool(padding[:, 0].all()):
@@ -204,7 +121,7 @@ class Layer(nn.Module):
             real = seen.masked_fill(~padding[..., None], 0)
             x, seen = real if x is seen else x, real
         offset = 0 if memory is None or crosses else memory.seen
-        where = _positions(x, positions, documents, offset)
+        where = positions_of(x, positions, documents, offset)
         input = LayerInput(
             x, seen, crosses, where, offset, padding, documents, context_documents, memory,
             {} if between is None else between,
@@ -250,6 +167,34 @@ class Layer(nn.Module):
     def describe(self) -> str:
         """Describe the layer in a line: its class and its sizes."""
         return f"{type(self).__name__}({self.dim}{', causal' if self.causal else ''})"
+
+    def _need_compute(self) -> None:
+        """Raise unless the class says what it computes, by a method of its own or of a base."""
+        kind = type(self)
+        if kind.compute is not Layer.compute:
+            return
+        steps = [
+            x for x in ("queries", "keys", "look", "mix", "features", "rates") if hasattr(kind, x)
+        ]
+        scans = "features" in steps or "rates" in steps
+        base = "regard.layers.Recurrent" if scans else "regard.layers.Attention"
+        fail(
+            CapabilityError, "compute",
+            f"{kind.__name__} without one" + (f", though with {', '.join(steps)}" if steps else ""),
+            "a method compute(input) that returns y [b, n, dim]",
+            f"derive from {base}, which calls these steps" if steps
+            else "write compute, or derive from regard.layers.Attention",
+        )  # fmt: skip
+
+    def _need_contents(self, x: Tensor) -> None:
+        """Raise if this kind of layer branches on what tensors hold, and these cannot be read."""
+        if x.device.type == "meta" and not self.can.meta:
+            self.cannot("x", "a tensor on meta", "run without data", "run it on a real device")
+        if x.device.type != "meta" and not self.can.vmap:
+            self.cannot(
+                "x", "a tensor that cannot be read", "run under vmap or in a captured graph",
+                "run it on the whole batch",
+            )  # fmt: skip
 
     def _need_tokens(self, name: str, x: object, dim: int) -> None:
         if not isinstance(x, Tensor) or x.dim() != 3:
@@ -320,60 +265,3 @@ def with_keys(memory: LayerMemory, keys: Any) -> LayerMemory:
     """Return a memory that keeps keys as a user asks."""
     memory.keys = None if keys is None else key_maker(keys)
     return memory
-
-
-def _need_rows(name: str, x: Tensor | None, like: Tensor, kinds: tuple[torch.dtype, ...]) -> None:
-    if x is None:
-        return
-    shape = [like.shape[0], like.shape[1]]
-    if not isinstance(x, Tensor) or list(x.shape) != shape:
-        fail(ShapeError, name, shape_of(x), f"a tensor {shape}", "give one entry for each token")
-    if x.dtype not in kinds:
-        said = " or ".join(str(kind) for kind in kinds)
-        fail(DtypeError, name, f"{x.dtype}", said, f"cast it to {kinds[0]}")
-
-
-def _positions(
-    x: Tensor, positions: Tensor | None, documents: Tensor | None, offset: int
-) -> Tensor:
-    n = x.shape[1]
-    if positions is None:
-        places = torch.arange(offset, offset + n, device=x.device)
-        if documents is None:
-            return places
-        first = torch.ones_like(documents, dtype=torch.bool)
-        first[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        return places - torch.where(first, places, 0).cummax(1).values
-    shapes = ([n], [x.shape[0], n], [1, n])
-    if not isinstance(positions, Tensor) or list(positions.shape) not in shapes:
-        fail(
-            ShapeError, "positions", shape_of(positions), f"[{n}] or [{x.shape[0]}, {n}]",
-            "say where each token of x stands",
-        )  # fmt: skip
-    if positions.is_floating_point() or positions.dtype == torch.bool:
-        fail(DtypeError, "positions", f"{positions.dtype}", "integers", "pass torch.arange(...)")
-    return positions
-
-
-def need_size(name: str, x: object, least: int = 1) -> None:
-    """Raise unless x is a whole number of at least `least`."""
-    if not isinstance(x, int) or isinstance(x, bool) or x < least:
-        fail(
-            ValueRangeError, name, repr(x), f"a whole number of at least {least}",
-            "pass the size as an int",
-        )  # fmt: skip
-
-
-def need_divisor(name: str, x: int, of: str, whole: int) -> None:
-    """Raise unless x divides the whole."""
-    if whole % x:
-        fail(
-            ShapeError, name, x, f"a divisor of the {whole} {of}",
-            f"choose one of {[y for y in range(1, whole + 1) if whole % y == 0]}",
-        )  # fmt: skip
-
-
-def need_share(name: str, x: object) -> None:
-    """Raise unless x is a number from 0 up to 1, 1 left out."""
-    if not isinstance(x, int | float) or not 0 <= x < 1:
-        fail(ValueRangeError, name, repr(x), "a share from 0 up to 1", "leave it at 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +14,9 @@ from regard.core.method import method
 from regard.core.parts import choose_tiles, pooled
 from regard.core.score import Landmarks, Score
 from regard.core.support import Causal, Tiles
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 PLACED = Capabilities(
@@ -35,7 +37,7 @@ class BlockRouting(Attention):
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Capabilities] = PLACED
+    can: ClassVar[Capabilities] = replace(PLACED, meta=False, vmap=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 4, "blocks": 2}
 
     def __init__(

@@ -12,8 +12,9 @@ from regard.core.method import method
 from regard.core.partial import merge
 from regard.core.rule import Rule
 from regard.core.support import Blocks, Causal
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.run.api import attend, partial
 

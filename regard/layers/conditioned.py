@@ -9,7 +9,7 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.core.support import Everything, Padding
-from regard.layers.base import need_size
+from regard.layers.arguments import need_size
 from regard.run.api import attend
 
 

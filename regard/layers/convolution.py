@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.layers.base import LayerInput, need_size
+from regard.layers.arguments import need_size
+from regard.layers.inputs import LayerInput
 
 
 def taps(x: Tensor, size: int, input: LayerInput, name: str, *, causal: bool) -> Tensor:

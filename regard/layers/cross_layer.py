@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.memories.base import Read
 

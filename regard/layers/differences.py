@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_alike
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.parts import mixed
 from regard.core.rule import Rule
 from regard.core.score import Dot, Score
 from regard.core.weigh import Softmax, Weigh
+from regard.layers.arguments import need_share
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Capabilities, LayerInput, need_share
-from regard.layers.precision import autocast_alike
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

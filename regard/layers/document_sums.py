@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.core.scan import starts
-from regard.layers.base import LayerInput
+from regard.layers.inputs import LayerInput
 
 
 def document_means(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.method import method
+from regard.layers.arguments import need_divisor, need_size
 from regard.layers.attention import Attention, joined
-from regard.layers.base import Capabilities, LayerInput, need_divisor, need_size
 from regard.layers.convolution import DepthwiseConvolution, taps
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

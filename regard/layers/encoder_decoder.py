@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.method import method
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import need_size
 from regard.layers.positions import Sinusoidal
 from regard.layers.registry import layer
 from regard.layers.stack import Block, Stack, pick

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from regard.core.method import method
-from regard.layers.base import Capabilities, LayerInput
 from regard.layers.document_sums import running_sum
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.method import method
-from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
+from regard.layers.arguments import need_divisor, need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

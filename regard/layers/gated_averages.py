@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.core.support import Blocks
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, Relative
 from regard.layers.registry import register
 from regard.memories.base import Read

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
 from regard.layers.attention import Attention, split
-from regard.layers.base import Capabilities, LayerInput
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

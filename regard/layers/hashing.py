@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
-from regard.layers.base import Capabilities, Layer, LayerInput, need_size
+from regard.layers.arguments import need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

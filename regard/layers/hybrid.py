@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.core.support import Sinks, Window
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention, joined, split
-from regard.layers.base import Capabilities, Layer, LayerInput, need_size
+from regard.layers.base import Layer
 from regard.layers.convolution import DepthwiseConvolution
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
 

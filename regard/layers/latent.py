@@ -18,8 +18,10 @@ from regard.core.rule import Rule
 from regard.core.scan import prefix_softmax, starts
 from regard.core.score import Dot
 from regard.core.support import Documents, Everything, Padding, Support
+from regard.layers.arguments import need_divisor, need_size
 from regard.layers.attention import joined, split
-from regard.layers.base import Capabilities, Layer, LayerInput, need_divisor, need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.run.api import attend
 

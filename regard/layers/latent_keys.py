@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from regard.core.rotary import Rotation
 from regard.core.score import Dot, Score
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention, split
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, Rotary
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read

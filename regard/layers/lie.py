@@ -13,8 +13,9 @@ from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.method import method
 from regard.core.score.dense import DenseBias
 from regard.core.support import Padding
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import LayerInput, need_size
+from regard.layers.inputs import LayerInput
 
 # How far from the half turn, in radians, angles are cut.
 CUT = 1e-4

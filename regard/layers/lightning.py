@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
+from regard.layers.arguments import need_size
 from regard.layers.attention import joined
-from regard.layers.base import LayerInput, need_size
+from regard.layers.inputs import LayerInput
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
 

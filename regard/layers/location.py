@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from regard.core.method import method
 from regard.core.rule import Rule
 from regard.layers.alignment import SourceAttention
-from regard.layers.base import LayerInput, need_size
+from regard.layers.arguments import need_size
+from regard.layers.inputs import LayerInput
 from regard.layers.registry import register
 
 

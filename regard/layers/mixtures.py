@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import gate_heads
 from regard.core.method import method
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.document_sums import document_means
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 
@@ -99,6 +100,8 @@ class MixtureOfTrainedHeads(MixtureOfHeads):
     >>> layer.gates(torch.randn(1, 5, 64)).unique().tolist()
     [1.0]
     """
+
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True, exact_gradients=False)
 
     def make_router(self) -> None:
         """Make none: queries route."""

@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_alike
 from regard.core.call import Call
 from regard.core.method import method
 from regard.core.support import Padding, Window
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
-from regard.layers.base import Capabilities, LayerInput, need_size
 from regard.layers.gated_averages import TwoScalings
-from regard.layers.precision import autocast_alike
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.memories.full import Full
 
@@ -62,7 +63,7 @@ class SparseModular(Attention):
     """
 
     can: ClassVar[Capabilities] = Capabilities(
-        cross=False, documents=False, linear=True, constant_memory=True
+        cross=False, documents=False, linear=True, constant_memory=True, meta=False, vmap=False
     )
     tiny: ClassVar[dict[str, Any]] = {
         "dim": 32, "head_dim": 8, "value_dim": 24, "rates": 4, "window": 6,
@@ -125,7 +126,8 @@ class SparseModular(Attention):
             kept.extend(k, v, at=places)
             kept.forget([self.rule().support.horizon(first) for first in before.tolist()])
             memory.keep("awake", before + packed.there.sum(1))
-            k, v, places = kept.read()
+            held = kept.read()
+            k, v, places = held.k, held.v, held.positions
         if count is None:  # all rows begin at the first place: the window is a plain band
             at, places = None, None
             rule = (

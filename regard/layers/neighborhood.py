@@ -14,7 +14,7 @@ from regard.core.method import method
 from regard.core.score import LatticeBias, Score
 from regard.core.support import Neighborhood, Support
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

@@ -14,9 +14,11 @@ from regard.core.method import method
 from regard.core.partial import merge
 from regard.core.parts import with_extra_keys
 from regard.core.support import Window
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention, joined
-from regard.layers.base import Capabilities, Layer, LayerInput, need_size
+from regard.layers.base import Layer
 from regard.layers.convolution import DepthwiseConvolution
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
 from regard.run.api import partial

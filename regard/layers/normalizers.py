@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.core.weigh import Sigmoid, Weigh
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.method import method
-from regard.layers.base import need_size
+from regard.layers.arguments import need_size
 from regard.layers.positions import Sinusoidal
 from regard.layers.stack import pick
 

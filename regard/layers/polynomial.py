@@ -13,8 +13,9 @@ from regard.core.features import exponential, matched_rates, standardized, taylo
 from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Blocks, Causal, Padding
+from regard.layers.arguments import need_size
 from regard.layers.attention import split
-from regard.layers.base import Capabilities, LayerInput, need_size
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.recurrent import Linear
 from regard.layers.registry import register
 from regard.layers.statistics import keeps_statistics

@@ -9,8 +9,8 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.core.support import Everything, Padding
+from regard.layers.arguments import need_divisor, need_size
 from regard.layers.attention import split
-from regard.layers.base import need_divisor, need_size
 from regard.run.api import attend
 
 

@@ -17,7 +17,7 @@ from regard.core.rotary import Rotation, turned
 from regard.core.score import Alibi as AlibiStep
 from regard.core.score import Cope as CopeStep
 from regard.core.score import RelativeBias, Score, ShawBias, T5Bias
-from regard.layers.base import need_size
+from regard.layers.arguments import need_size
 
 
 class Position(nn.Module):

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from regard.core.errors import RuleError, fail, nearest
 from regard.core.registry import Registry
-from regard.layers.base import Capabilities, Layer
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities
 
 L = TypeVar("L", bound=type[Layer])
 _layers = Registry[Layer](

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from regard.core.method import method
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, need_size
+from regard.layers.inputs import Capabilities
 from regard.layers.positions import Cope, Shaw
 from regard.layers.registry import register
 

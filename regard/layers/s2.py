@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
 from regard.core.support import Blocks, Causal, PerHead, Sinks, Strided, Support
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, need_size
+from regard.layers.inputs import Capabilities
 from regard.layers.registry import register
 
 

@@ -13,7 +13,7 @@ from regard.core.method import method
 from regard.core.score import Score
 from regard.core.score.dense import DenseBias
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, LayerInput
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.run.reference import score_matrix
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from regard.core.method import method
 from regard.core.support import Window
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import Capabilities, Layer, LayerInput, need_size
+from regard.layers.base import Layer
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 
@@ -94,7 +96,12 @@ class SingleHeadedRnn(Layer):
     """
 
     can: ClassVar[Capabilities] = Capabilities(
-        bidirectional=False, cross=False, left_padding=False, documents=False, linear=False
+        bidirectional=False,
+        cross=False,
+        left_padding=False,
+        documents=False,
+        linear=False,
+        vmap=False,
     )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
-from regard.layers.base import Layer, need_share, need_size, with_keys
+from regard.layers.arguments import need_share, need_size
+from regard.layers.base import Layer, with_keys
 from regard.memories.layer import LayerMemory
 
 

@@ -13,8 +13,8 @@ from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Everything, Padding
+from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.base import need_size
 from regard.layers.stack import Block
 from regard.run.reference import weight_matrix
 

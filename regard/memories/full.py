@@ -17,7 +17,8 @@ from regard.memories.base import KeyMemory, need_keys, need_same_heads
 class Full(KeyMemory):
     """Every key and value; `forget` drops those that no later query can need.
 
-    Without gradients the tensors grow by half at a time and are written in place.
+    Without gradients the tensors grow by half at a time and are written in place; what came first
+    is the caller's, and is copied before anything is written.
 
     >>> memory = Full()
     >>> memory.extend(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
@@ -33,6 +34,8 @@ class Full(KeyMemory):
         # Positions [1 or b, kept], once keys no longer stand at 0, 1, 2, ...
         self._positions: Tensor | None = None
         self._kept = 0
+        # Whether the tensors are ours to write to: the first ones are as they were given.
+        self._ours = False
         # Tokens seen when keys were last dropped: no query before that can be asked again.
         self._forgot_at = 0
 
@@ -57,7 +60,9 @@ class Full(KeyMemory):
             rows = max(len(self._positions), len(new))
             old = self._positions.expand(rows, -1)
             self._positions = torch.cat((old, new.expand(rows, -1)), dim=1)
+        ours = self._k is not None
         self._k, self._v = self._with(self._k, k), self._with(self._v, v)
+        self._ours = ours
         self._kept += n
         self.seen += n
 
@@ -68,7 +73,8 @@ class Full(KeyMemory):
         if new.requires_grad or held.requires_grad:
             return torch.cat((held[:, :, :start], new), dim=2)
         # A tensor made under inference mode can't be written outside of it, so it is copied.
-        if held.shape[2] < stop or held.is_inference() != torch.is_inference_mode_enabled():
+        other = held.is_inference() != torch.is_inference_mode_enabled()
+        if held.shape[2] < stop or other or not self._ours:
             room = held.new_empty(*held.shape[:2], stop + stop // 2, held.shape[3])
             room[:, :, :start] = held[:, :, :start]
             held = room

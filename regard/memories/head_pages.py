@@ -227,9 +227,10 @@ class HeadPages(KeyMemory):
         """Give what a file must hold."""
         return {
             "seen": self.seen, "dropped": self._dropped_at, "lengths": list(self.lengths),
-            "shape": None if self._shape is None else list(self._shape), "pages": self._pages,
-            "table": self._table, "at": self._at, "written": list(self._written),
-            "holes": self._holes,
+            "shape": None if self._shape is None else list(self._shape),
+            # Pages are written to in place by later steps, so a state has pages of its own.
+            "pages": [x.clone() for x in self._pages], "table": self._table, "at": self._at,
+            "written": list(self._written), "holes": self._holes,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -243,7 +244,8 @@ class HeadPages(KeyMemory):
         self.seen, self._dropped_at = state["seen"], state["dropped"]
         self.lengths, self._written = list(state["lengths"]), list(state["written"])
         self._shape = None if state["shape"] is None else tuple(state["shape"])
-        self._pages, self._table, self._at = list(pages), state["table"], state["at"]
+        self._pages = [x.clone() for x in pages]
+        self._table, self._at = state["table"], state["at"]
         self._holes = state["holes"]
 
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import os
 import tempfile
-import weakref
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regard.core.errors import RegardError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
+from regard.core.files import FileError
 from regard.core.heads import take_batch
+from regard.memories.key_files import KeyFile, forks
 from regard.memories.stores import Store
 
 # A file grows by so many bytes at least.
 STEP = 1 << 16
 
 
-class DiskError(RegardError, OSError):
+class DiskError(FileError):
     """A file could not be made as large as it must be, or could not be read."""
 
 
 class Mapped(Store):
     """Tokens in a file of their own in `folder` (the system's, where none is named).
 
-    The file goes when the store does. Room is claimed before it is written to, so that a full disk
-    is an error here and no crash later.
+    The file goes when the store does, and is swept by others where its process was killed. Room is
+    claimed before it is written to, so that a full disk is an error here and no crash later.
+
+    After a fork parent and child read one file, and each sees what was there when they parted: who
+    would write over it moves to a file of its own first.
 
     >>> store = Mapped()
     >>> store.append(torch.ones(1, 2, 3, 4)); store.append(torch.zeros(1, 2, 1, 4))
@@ -38,9 +41,12 @@ class Mapped(Store):
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._path: str | None = None
+        self._file: KeyFile | None = None
         self._x: Tensor | None = None  # [room, b, h, d]: tokens first, so that a file can grow
         self._m = 0
+        # Tokens written so far, and how many of them a fork may read.
+        self._written = self._lent = 0
+        self._forks = forks()
         # Where tokens came from, and where they are read to.
         self._device = torch.device("cpu")
 
@@ -55,22 +61,38 @@ class Mapped(Store):
             self._x = x.new_empty(self._m, x.shape[0], x.shape[1], 0)
             return
         shape = (x.shape[0], x.shape[1], x.shape[3])
+        if self._is_shared():
+            self._move()
         if self._x is None or self._x.shape[0] < self._m + n:
             self._map(self._m + n, shape, x.dtype)
         assert self._x is not None
         self._x[self._m : self._m + n] = x.detach().permute(2, 0, 1, 3)
         self._m += n
+        self._written = max(self._written, self._m)
+
+    def _is_shared(self) -> bool:
+        """Whether another process may read what the next token would be written over."""
+        if forks() != self._forks:
+            self._lent, self._forks = self._written, forks()
+        return self._file is not None and (
+            self._file.owner != os.getpid() or self._m < self._lent
+        )  # fmt: skip
+
+    def _move(self) -> None:
+        """Go on in a file of our own."""
+        assert self._x is not None
+        held, self._file = self._x[: self._m], None
+        self._map(self._m, tuple(held.shape[1:]), held.dtype)
+        self._x[: self._m] = held
+        self._written, self._lent = self._m, 0
 
     def _map(self, tokens: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Make the file long enough, and map it anew."""
         token = shape[0] * shape[1] * shape[2] * dtype.itemsize
         tokens = tokens + max(tokens // 2, STEP // token + 1)
         try:
-            if self._path is None:
-                handle, self._path = tempfile.mkstemp(".keys", "regard-", self.folder)
-                weakref.finalize(self, _remove, self._path)
-            else:
-                handle = os.open(self._path, os.O_RDWR)
+            file = KeyFile(self.folder) if self._file is None else self._file
+            handle = os.open(file.path, os.O_RDWR)
             try:
                 # On a full disk this fails, where writing to the map would end the process.
                 os.posix_fallocate(handle, 0, tokens * token)
@@ -84,7 +106,8 @@ class Mapped(Store):
                 "name a folder on a larger disk, or keep fewer tokens",
             )  # fmt: skip
         size = tokens * token // dtype.itemsize
-        flat = torch.from_file(self._path, shared=True, size=size, dtype=dtype)
+        self._file = file
+        flat = torch.from_file(str(file.path), shared=True, size=size, dtype=dtype)
         self._x = flat.view(tokens, *shape)
 
     def read(self) -> Tensor:
@@ -107,14 +130,9 @@ class Mapped(Store):
             x = take_batch(self.read(), rows)
             other = self.empty()
             other.append(x)
-            self._become(other)
-
-    def _become(self, other: Mapped) -> None:
-        if self._path is not None:
-            _remove(self._path)
-        self._path, self._x, self._m = other._path, other._x, other._m
-        # The file is ours now: `other` must not take it along when it goes.
-        self._keeps = other
+            # The file of what was goes with its object.
+            self._file, self._x, self._m = other._file, other._x, other._m
+            self._written, self._lent, self._forks = other._written, 0, other._forks
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Mapped:
         made = self.empty()
@@ -140,11 +158,6 @@ class Mapped(Store):
         """Write the tokens to a file."""
         if state["x"] is not None:
             self.append(state["x"])
-
-
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 __all__ = ["DiskError", "Mapped"]

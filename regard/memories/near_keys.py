@@ -45,8 +45,8 @@ class NearKeys(KeyMemory):
 
     def near(self) -> Dense:
         """Give the keys there are, with their values."""
-        k, _, at = self._keys.read()
-        v = self._values.read().v
+        held, v = self._keys.read(), self._values.read().v
+        k, at = held.k, held.positions
         if at is None:
             return Dense(k, v, None)
         index = at.clamp(min=0)[:, None, :, None].expand(-1, v.shape[1], -1, v.shape[3])

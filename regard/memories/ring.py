@@ -242,7 +242,8 @@ class Ring(KeyMemory):
         young = None if self._young is None else self._young.state()
         return {
             "window": self.window, "sinks": self.sinks, "seen": self._seen, "young": young,
-            "held": self._held, "new": self._new,
+            # Written to in place by later steps, so a state has tensors of its own.
+            "held": [x.clone() for x in self._held], "new": list(self._new),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -257,7 +258,7 @@ class Ring(KeyMemory):
         if state["young"] is not None:
             self._young = Kept()
             self._young.restore(state["young"])
-        self._held, self._new = list(state["held"]), list(state["new"])
+        self._held, self._new = [x.clone() for x in state["held"]], list(state["new"])
         # Found out anew at the next step.
         self._full = False
 

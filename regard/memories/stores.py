@@ -159,7 +159,8 @@ class Plain(Store):
     def restore(self, state: dict[str, Any]) -> None:
         """Take the tokens."""
         self._x, self.loose = state["x"], True
-        self._m, self._ours = 0 if self._x is None else self._x.shape[2], True
+        # What a state has is lent, as what `append` is given: copied before it is written to.
+        self._m, self._ours = 0 if self._x is None else self._x.shape[2], False
 
 
 class Hosted(Plain):

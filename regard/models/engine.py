@@ -82,9 +82,9 @@ class Engine:
         around = None
         options: dict[str, Any] = {}
         depth = COUNT.depth
-        # What stages compute on the side is no call of the model: it is counted, and not recorded.
-        COUNT.depth = depth + 1
         try:
+            # What stages compute on the side is no call of the model: counted, and not recorded.
+            COUNT.depth = depth + 1
             for stage in stages:
                 new = stage.before(call)
                 if new is not call:

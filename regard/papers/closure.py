@@ -12,6 +12,8 @@ from regard.papers.source import hash_of_tree
 
 ROOT = Path(__file__).parents[1]
 CHECKS = "regard.papers.checks"
+# Files that are part of a check: its own, and what several of them measure with.
+OWN = (f"{CHECKS}.", "regard.papers.shared.")
 # What runs checks is not what they measure.
 MACHINERY = "regard.papers"
 
@@ -59,7 +61,7 @@ def forget() -> None:
 
 
 def _counts(name: str) -> bool:
-    return not name.startswith(MACHINERY) or name.startswith(CHECKS + ".")
+    return not name.startswith(MACHINERY) or name.startswith(OWN)
 
 
 @functools.cache

@@ -9,13 +9,13 @@ import platform
 import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from regard.core.errors import VersionError, fail
-from regard.papers.checks import Number
+from regard.papers.claims import Number
 
 FORMAT = 2
 FOLDER = Path(__file__).parent / "evidence"
@@ -51,7 +51,7 @@ class Evidence:
     `narrowed` and `left_out` map sentences of the catalogue to what was asked less, or why nothing
     was; `unanswered` are the sentences that are neither answered nor explained. `pinned` names
     seeds that did not come from the runner. `seconds` (of a clock) and `cpu_seconds` (of
-    processors) are those of one seed. `numbers` are those of a check of the old form.
+    processors) are those of one seed.
     """
 
     key: str
@@ -72,7 +72,6 @@ class Evidence:
     commit: str
     check_hash: str
     method_hash: str
-    numbers: list[dict[str, Number]] = field(default_factory=list)
     format: int = FORMAT
 
     @property

@@ -9,11 +9,19 @@ from pathlib import Path
 from regard.papers.catalogue import row
 from regard.papers.checks import Check
 from regard.papers.claims import sentences
-from regard.papers.closure import CHECKS, closure, path_of
+from regard.papers.closure import CHECKS, OWN, closure, path_of
 from regard.papers.evidence_files import Evidence
 from regard.papers.standing import verdict_of
 
-SEEDING = {"manual_seed", "default_rng", "seed_everything", "set_seed", "fork_rng", "RandomState"}
+SEEDING = {
+    "manual_seed",
+    "manual_seed_all",
+    "default_rng",
+    "seed_everything",
+    "set_seed",
+    "fork_rng",
+    "RandomState",
+}
 COMPARED = {"below", "at_most", "above", "at_least", "within", "equals"}
 # Whoever compares with a literal says on the line, or on the one above, what the number is.
 REASON = "because"
@@ -29,7 +37,7 @@ def of_check(made: Check) -> list[str]:
             f"{made.key}: its check is in {module}: one file for each row, named by its key"
         )
     for name in sorted(closure([module])):
-        if name.startswith(CHECKS):
+        if name.startswith(OWN):
             found += of_text(path_of(name))
     quotes = quoted(ast.parse(path.read_text(encoding="utf-8")))
     return found + of_sentences(made.key, quotes, made.narrowed, made.left_out)
@@ -85,8 +93,8 @@ def of_evidence(found: Evidence) -> list[str]:
 
 def quoted(tree: ast.Module) -> list[str]:
     """List the words of the catalogue that the claims of a file quote."""
-    return [
-        node.args[0].value
+    found = [
+        (node.lineno, node.col_offset, node.args[0].value)
         for node in ast.walk(tree)
         if _is_claim(node)
         and isinstance(node, ast.Call)
@@ -94,6 +102,7 @@ def quoted(tree: ast.Module) -> list[str]:
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
     ]
+    return [words for _, _, words in sorted(found)]
 
 
 def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -107,7 +116,8 @@ def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 node.lineno,
                 f"{name}(...): randomness comes from the runner",
             )
-        if last == "Random" or (last == "Generator" and not name.startswith("seeding.")):
+        drawn = node.args and not isinstance(node.args[0], ast.Constant)
+        if (last == "Random" and not drawn) or last == "Generator":
             yield node.lineno, f"{name}(...): use seeding.generator() or seeding.seed()"
         for given in node.keywords:
             if given.arg in ("seed", "random_state") and isinstance(given.value, ast.Constant):

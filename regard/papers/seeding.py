@@ -17,7 +17,8 @@ import torch
 SMALLEST = 2**30
 # Modules that draw data or random controls: a small seed in one of them was pinned by the check.
 DRAWS_DATA = (
-    *("regard.papers.checks", "regard.tasks.base", "regard.tasks.written", "regard.tasks.typeset"),
+    *("regard.papers.checks", "regard.papers.shared", "regard.tasks.base", "regard.tasks.written"),
+    "regard.tasks.typeset",
     *("regard.probes", "regard.bench"),
 )
 _current = 0
@@ -41,8 +42,7 @@ def restart(name: str = "") -> None:
     >>> restart("nets"); torch.equal(torch.rand(2), first)
     True
     """
-    said = hashlib.sha256(f"{_current}/{name}".encode()).digest()
-    _seed_everything(int.from_bytes(said[:4], "big"))
+    _seed_everything(_named(name))
 
 
 def seed() -> int:
@@ -55,9 +55,15 @@ def seeds() -> Iterator[int]:
     return itertools.count(seed())
 
 
-def generator() -> torch.Generator:
-    """Return a generator of its own stream."""
-    return torch.Generator().manual_seed(seed())
+def generator(name: str = "") -> torch.Generator:
+    """Return a generator of its own stream; of the same one for the same `name`, where given."""
+    return torch.Generator().manual_seed(_named(name) if name else seed())
+
+
+def _named(name: str) -> int:
+    """Derive a seed from the runner's and a name."""
+    said = hashlib.sha256(f"{_current}/{name}".encode()).digest()
+    return int.from_bytes(said[:4], "big")
 
 
 def _seed_everything(seed: int) -> None:

@@ -42,7 +42,7 @@ class Standing:
     """The state of one row, with what it was computed from.
 
     `evidence` is None, or what was measured; `verdict` is `none`, `held`, `partly`, `failed`, or
-    a reason not to count it: `stale`, `dirty`, `pinned`, `old form`, `unanswered`, `few seeds`.
+    a reason not to count it: `stale`, `dirty`, `pinned`, `unanswered`, `few seeds`.
     `why` says more, and what was narrowed, left out, or failed.
     """
 
@@ -146,8 +146,6 @@ def _judge(key: str, claimed: tuple[Claim, ...], evidence: Evidence | None) -> t
 
 def verdict_of(evidence: Evidence) -> tuple[str, str]:
     """Say what evidence of this very code shows, and why no more."""
-    if evidence.numbers:
-        return "old form", "one verdict for all: which sentences were answered is not said"
     if not evidence.commit or evidence.commit.endswith("+"):
         return "dirty", "measured on code that no commit holds"
     if evidence.pinned:

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from regard.core.errors import RuleError, fail
 from regard.papers import seeding
 from regard.papers.catalogue import row
-from regard.papers.checks import Measured, checks
+from regard.papers.checks import checks
 from regard.papers.claims import (
     Claim,
-    Number,
-    claim,
     from_the_catalogue,
     holds,
     sentence_of,
@@ -28,20 +26,17 @@ def measure(key: str, seeds: Sequence[int] = SEEDS) -> Evidence:
     """Run the check of one row here and now, once for each seed, and return what it measured."""
     made = checks()[key]
     runs: list[list[Claim]] = []
-    numbers: list[dict[str, Number]] = []
     pinned: list[str] = []
     begun, used = time.perf_counter(), cpu_seconds()
     for seed in seeds:
         seeding.begin(seed)
         with seeding.watched() as found:
-            outcome = made.function()
-            runs.append(list(outcome) if made.yields_claims else [_old(outcome)])
-        numbers += [] if made.yields_claims else [dict(outcome.numbers)]
+            runs.append(list(made.function()))
         pinned += [one for one in found if one not in pinned]
     seconds, used = time.perf_counter() - begun, cpu_seconds() - used
     asked = row(key).check or ""
     check_hash, method_hash = hashes(key)
-    claims = together(key, runs, asked if made.yields_claims else "")
+    claims = together(key, runs, asked)
     answered = {one.answers for one in claims}
     narrowed = {sentence_of(words, asked): why for words, why in made.narrowed.items()}
     left_out = {sentence_of(words, asked): why for words, why in made.left_out.items()}
@@ -64,7 +59,6 @@ def measure(key: str, seeds: Sequence[int] = SEEDS) -> Evidence:
         commit=commit(),
         check_hash=check_hash,
         method_hash=method_hash,
-        numbers=numbers,
     )
 
 
@@ -82,7 +76,7 @@ def together(key: str, runs: Sequence[Sequence[Claim]], asked: str) -> list[Foun
     found = []
     for claims in zip(*runs, strict=True):
         one = claims[0]
-        sentence = sentence_of(one.answers, asked) if asked else one.answers
+        sentence = sentence_of(one.answers, asked)
         if not from_the_catalogue(one, sentence):
             fail(
                 RuleError,
@@ -108,11 +102,6 @@ def together(key: str, runs: Sequence[Sequence[Claim]], asked: str) -> list[Foun
             )
         )
     return found
-
-
-def _old(found: Measured) -> Claim:
-    """Write the verdict of a check of the old form as one claim, which answers no sentence."""
-    return claim("(old form)", found.claim, bool(found.held)).equals(True, "a verdict")
 
 
 def cpu_seconds() -> float:

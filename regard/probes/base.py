@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +14,10 @@ from regard.core.errors import CapabilityError, RegardError, RuleError, fail
 from regard.core.result import Result
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
+from regard.probes.chance import Chance, chance_call, like
 from regard.probes.reading import NOTHING, Reading, counted_rows
 from regard.probes.scores import Scores, Tally
+from regard.run.survey import survey_call
 
 
 class Probe(Stage):
@@ -21,6 +25,8 @@ class Probe(Stage):
 
     `definition` picks one of `definitions` where sources differ; each is named with its source.
     `stimulus` says what must be shown: the user's "text", tokens "repeated", or a "needle".
+    What `look` finds is read against chance: the probe looks at heads that do nothing as well, on
+    the same tokens (`chance_free` says why a probe has no such baseline).
     """
 
     key: ClassVar[str] = ""
@@ -32,6 +38,7 @@ class Probe(Stage):
     causal_only: ClassVar[bool] = False
     low: ClassVar[float] = 0.0
     high: ClassVar[float | None] = 1.0
+    chance_free: ClassVar[str] = ""
 
     def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
         super().__init__(where)
@@ -47,6 +54,11 @@ class Probe(Stage):
         # What kept it from looking at a site, and whether a user named it or a group brought it.
         self.refusal: RegardError | None = None
         self.named = True
+        # A twin looks at heads that do nothing, once for all sites that share a baseline.
+        self._twin: Probe | None = None
+        self._firsts: dict[Any, Site] = {}
+        self._first_of: dict[Site, Site] = {}
+        self._counted: dict[Site, int] = {}
 
     @property
     def name(self) -> str:
@@ -55,7 +67,11 @@ class Probe(Stage):
 
     def show(self, reading: Reading) -> None:
         """Say what the model will be shown next."""
-        self.reading = reading
+        self.reading, self._firsts = reading, {}
+        if self._twin is None and not self.chance_free:
+            self._twin = copy.deepcopy(self)
+        if self._twin is not None:
+            self._twin.reading = reading
 
     def begin(self, model: Any, sites: Sites) -> None:
         """There must be a site of the kinds this probe can look at."""
@@ -79,12 +95,32 @@ class Probe(Stage):
                     "causal attention: what came before is what this probe is about",
                     "leave it out for encoders",
                 )  # fmt: skip
-            self.look(site, call, result.survey)
+            # Where lse alone was wanted it comes without a survey.
+            self.look(site, call, result if result.survey is None else result.survey)
+            self._look_at_chance(site, call)
         except CapabilityError as error:
             self.refusal = self.refusal or error
 
+    def _look_at_chance(self, site: Site, call: Call) -> None:
+        """Let the twin look at heads that do nothing, and count the tokens that were read."""
+        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        tokens = int(counted[..., : self.tokens_of(call)].expand(call.b, 1, -1).sum())
+        self._counted[site] = self._counted.get(site, 0) + tokens
+        if self._twin is None or call.n < 2:
+            return
+        first = self._firsts.setdefault(like(call), site)
+        if self._first_of.setdefault(site, first) is not first:
+            return  # its baseline began as that of another site
+        idle = chance_call(call) if first is site else None
+        if idle is not None:
+            self._twin.look(site, idle, survey_call(idle, self.want) if self.want else None)
+
     def look(self, site: Site, call: Call, survey: Any) -> None:
-        """Take one call, and its survey where one is wanted."""
+        """Take one call, and its survey where one is wanted (of `lse` alone, the result)."""
+
+    def tokens_of(self, call: Call) -> int:
+        """How many tokens of a row this probe reads."""
+        return call.n
 
     def _looks_at(self, site: Any) -> bool:
         return isinstance(site, Site) and site.kind in self.kinds
@@ -98,7 +134,19 @@ class Probe(Stage):
         scores = self.result()
         if not scores.values and self.refusal is not None:
             raise self.refusal
-        return scores
+        tokens = max(self._counted.values(), default=None)
+        return replace(scores, chance=self._chances(), tokens=tokens)
+
+    def _chances(self) -> dict[Site, Chance]:
+        """What chance gives at each site that has a baseline."""
+        if self._twin is None or not self._first_of:
+            return {}
+        found = self._twin.result().values
+        idle = {site: x.double().tolist() for site, x in found.items()}
+        return {
+            site: Chance(idle[first][0], max(idle[first][1:]))
+            for site, first in self._first_of.items() if first in idle
+        }  # fmt: skip
 
     def scores(self, values: dict[Site, Tensor], **details: Any) -> Scores:
         """Wrap numbers with what they mean."""

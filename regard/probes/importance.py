@@ -35,6 +35,7 @@ class Importance(Probe):
     key, title = "importance", "importance"
     kinds = ("self", "cross", "joint")
     stimulus = "loss"
+    chance_free = "a gradient is that of the head itself"
     definitions: ClassVar = {
         "layer": "mean over examples of |dL/d gate|, over the L2 norm of its layer (Michel 2019)",
         "raw": "the same, not scaled by layer",
@@ -54,6 +55,7 @@ class Importance(Probe):
             return partial
         gate = torch.ones(call.b, call.h, 1, 1, requires_grad=True, device=partial.out.device)
         self.gates[call.site] = gate
+        self._counted[call.site] = self._counted.get(call.site, 0) + call.b * call.n
         return partial._replace(out=partial.out * gate.to(partial.out.dtype))
 
     def learn(self) -> None:
@@ -66,9 +68,10 @@ class Importance(Probe):
     def result(self) -> Scores:
         """Mean size over examples."""
         found = {site: torch.cat(x).double().mean(0) for site, x in self.sizes.items()}
+        raw = dict(found)
         if self.definition == "layer":
             found = {site: x / x.norm().clamp(min=1e-30) for site, x in found.items()}
-        return self.scores(found)
+        return self.scores(found, raw=raw)
 
 
 def ablation(

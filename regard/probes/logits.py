@@ -109,6 +109,7 @@ class LogitAttribution(Probe):
     key, title, high = "logit_attribution", "adds to the next token's logit", None
     causal_only = True
     low = -torch.inf
+    chance_free = "it reads what heads write to the logits, which heads without weights do not"
     definitions: ClassVar = {
         "centered": "less the mean over the vocabulary (TransformerLens, centered unembedding)",
         "raw": "the logit itself",

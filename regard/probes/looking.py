@@ -87,7 +87,7 @@ class Look:
         try:
             if maps.kept is not None:
                 for call in maps.kept.values():
-                    stage.observe(call)
+                    stage.keep(call)
             elif heads and self.readings:
                 with contextlib.suppress(_Enough):
                     self.forward("chosen heads", self.readings[0], [stage, _Until(stage)])
@@ -212,6 +212,7 @@ class Counter(Stage):
 def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
     """Read what a user passes: text, texts, ids [b, n], a dict of inputs, or pixels."""
     if isinstance(inputs, Reading):
+        need_ids(model, inputs.tokens)
         return [inputs]
     if isinstance(inputs, str) or (
         isinstance(inputs, Sequence) and inputs and all(isinstance(x, str) for x in inputs)
@@ -235,9 +236,39 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
         )  # fmt: skip
     words: list[str] = []
     ids = inputs.get("input_ids")
+    need_ids(model, ids)
     if tokenizer is not None and isinstance(ids, Tensor):
         words = words_of(tokenizer, ids[0].tolist())
     return [Reading(dict(inputs), words=words)]
+
+
+def need_ids(model: Any, ids: Any) -> None:
+    """Raise unless ids [b, n] are words that the model knows, and places that it has."""
+    if ids is None:
+        return
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
+        fail(
+            RuleError, "inputs", f"input_ids of {shape_of(ids)}", "ids [b, n], one token at least",
+            "pass ids[None] for one text",
+        )  # fmt: skip
+    if ids.is_floating_point() or ids.dtype is torch.bool:
+        fail(RuleError, "inputs", f"input_ids of {ids.dtype}", "whole numbers", "pass ids.long()")
+    table = None
+    with contextlib.suppress(NotImplementedError):  # a model of several towers has several tables
+        table = getattr(model, "get_input_embeddings", lambda: None)()
+    known = getattr(table, "num_embeddings", None)
+    low, high = int(ids.min()), int(ids.max())
+    if known is not None and not 0 <= low <= high < known:
+        fail(
+            RuleError, "inputs", f"ids from {low} to {high}", f"ids from 0 to {known - 1}",
+            "use the tokenizer of this model",
+        )  # fmt: skip
+    most = longest(model)
+    if ids.shape[1] > most:
+        fail(
+            RuleError, "inputs", f"{ids.shape[1]:,} ids in a row",
+            f"at most {most:,}, the positions that the model was made for", f"pass ids[:, :{most}]",
+        )  # fmt: skip
 
 
 def picture_of(reading: Reading) -> np.ndarray | None:
@@ -257,10 +288,17 @@ def _read_text(text: str, tokenizer: Any, most: int) -> Reading:
         fail(RuleError, "inputs", "empty text", "some words", "pass text to read")
     ids = tokenizer(text, truncation=True, max_length=most)["input_ids"]
     start = tokenizer.bos_token_id
-    if start is not None and ids and ids[0] != start:
+    added = start is not None and bool(ids) and ids[0] != start
+    if added:
         ids = [start, *ids][:most]
+    whole = len(ids)
+    if len(ids) >= most:  # the same special tokens stand around the whole text
+        whole = len(tokenizer(text, verbose=False)["input_ids"]) + added
     tensor = torch.tensor([ids])
-    return Reading({"input_ids": tensor}, words=words_of(tokenizer, ids))
+    return Reading(
+        {"input_ids": tensor}, words=words_of(tokenizer, ids),
+        whole=whole if whole > len(ids) else None,
+    )  # fmt: skip
 
 
 def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:

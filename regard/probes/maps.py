@@ -102,8 +102,10 @@ class Maps(Stage):
         """Keep the first row of a call while there is room; heads are chosen when all was seen."""
         if self.kept is None:
             return
-        q, k = call.q[:1], call.k[:1]
-        self._left -= sum(x.numel() * x.element_size() for x in (q, k)) * call.b
+        # A rule that holds tensors may hold those of each row, and needs them all.
+        rows = slice(None) if call.rule.tensors() else slice(1)
+        q, k = call.q[rows], call.k[rows]
+        self._left -= sum(x.numel() * x.element_size() for x in (call.q, call.k))
         if self._left < 0:
             self.kept = None
         else:
@@ -134,13 +136,19 @@ class DeepHeads(Stage):
 
     def see(self, call: Call, result: Result) -> None:
         """Keep what was chosen at this site."""
+        self.keep(call)
+
+    def keep(self, call: Call) -> None:
+        """Keep the chosen heads of a call."""
         for site, head in self.heads:
             if site != call.site or any((d.site, d.head) == (site, head) for d in self.found):
                 continue
             group = head * call.g // call.h
+            # A rule that holds tensors may hold those of each row.
+            rows = slice(None) if call.rule.tensors() else slice(1)
             one = call.replace(
-                q=call.q[:1, head : head + 1], k=call.k[:1, group : group + 1],
-                v=call.v[:1, group : group + 1],
+                q=call.q[rows, head : head + 1], k=call.k[rows, group : group + 1],
+                v=call.v[rows, group : group + 1],
                 rule=call.rule.take_heads([head]),
             )  # fmt: skip
             tile = max(1, math.ceil(max(call.n, call.m) / FINE))

@@ -116,7 +116,8 @@ class ParallelContext(Stage):
         chosen = [Partial(p.out, lse) for p, lse in zip(pieces, kept, strict=True)]
         weigh = call.rule.weigh
         whole = merge(*prefix, *chosen, *tail)
-        return weigh.apply_sink(whole) if weigh.has_sink else whole
+        whole = weigh.apply_sink(whole) if weigh.has_sink else whole
+        return part._replace(out=whole.out, lse=whole.lse)
 
     def split(self, call: Call) -> tuple[list[Partial], list[Partial], list[Partial]]:
         """Attention to the prefix, to each piece, and to the tail."""

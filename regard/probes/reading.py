@@ -16,7 +16,8 @@ class Reading:
 
     `tokens` [b, n] are ids, `words` how they read, `real` bool [b, n] tells tokens from padding.
     `period` is set where the same stretch is shown again and again, `spans` names places (a needle,
-    an answer, an instruction), `grid` is that of the patches of an image.
+    an answer, an instruction), `grid` is that of the patches of an image. `whole` is how many
+    tokens the text had before it was cut to what the model can read.
 
     >>> Reading({"input_ids": torch.tensor([[0, 5, 6, 5, 6]])}, period=2).tokens.shape
     torch.Size([1, 5])
@@ -27,6 +28,22 @@ class Reading:
     period: int | None = None
     spans: Mapping[str, slice] = field(default_factory=dict)
     grid: tuple[int, ...] | None = None
+    whole: int | None = None
+
+    @property
+    def cut(self) -> str:
+        """Say that the text was cut, and to what; empty where it was not.
+
+        >>> Reading({"input_ids": torch.zeros(1, 8).long()}, whole=20).cut
+        'only the first 8 of 20 tokens were read: the model was made for 8 positions'
+        """
+        if self.whole is None or self.tokens is None:
+            return ""
+        read = self.tokens.shape[1]
+        return (
+            f"only the first {read:,} of {self.whole:,} tokens were read: the model was made for "
+            f"{read:,} positions"
+        )
 
     @property
     def tokens(self) -> Tensor | None:

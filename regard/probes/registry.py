@@ -50,6 +50,11 @@ def make_probes(asked: Any) -> list[Probe]:
     ['induction', 'entropy']
     """
     many = [asked] if isinstance(asked, (str, Probe)) else asked
+    if not isinstance(many, Iterable):
+        fail(
+            RuleError, "probes", shape_of(asked), "names, groups, or Probe instances",
+            "pass probes=['roles', 'sinks'], say",
+        )  # fmt: skip
     made: dict[str, Probe] = {}
     for one in many:
         if isinstance(one, Probe):

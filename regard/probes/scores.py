@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from regard.core.errors import need
 from regard.models.site import Site
+from regard.probes.chance import Chance
 
 if TYPE_CHECKING:
     import pandas
@@ -22,6 +24,7 @@ class Head(NamedTuple):
     site: Site
     head: int
     value: float
+    tower: str = ""
 
     @property
     def name(self) -> str:
@@ -30,14 +33,47 @@ class Head(NamedTuple):
         >>> Head(Site(1, module="h.1.attn", heads=4, kv_heads=4), 3, 0.93).name
         'L1H3'
         """
-        return head_name(self.site, self.head)
+        return head_name(self.site, self.head, self.tower)
 
 
-def head_name(site: Site, head: int) -> str:
-    """Say which head it is: `L1H3`, with the kind of the site where it is not self-attention."""
+def head_name(site: Site, head: int, tower: str = "") -> str:
+    """Say which head it is: `L1H3`, with the kind of the site where it is not self-attention.
+
+    Where a model has several towers, that of the site goes before: `vision.L1H3`.
+    """
     layer = site.module if site.layer is None else f"L{site.layer}"
     kind = "" if site.kind == "self" else f"{site.kind[0].upper()}"
-    return f"{layer}{kind}H{head}"
+    return f"{tower}{'.' if tower else ''}{layer}{kind}H{head}"
+
+
+def towers(sites: Iterable[Site]) -> dict[Site, str]:
+    """Name the tower of each site, by its module, where two of one layer and kind would be alike.
+
+    >>> eyes = Site(0, module="model.vision_tower.layers.0.attn", heads=2, kv_heads=2)
+    >>> words = Site(0, module="model.language_model.layers.0.attn", heads=2, kv_heads=2)
+    >>> list(towers([eyes, words]).values()), list(towers([words]).values())
+    (['vision', 'language'], [''])
+    """
+    sites = list(sites)
+    alike: dict[Any, list[str]] = {}
+    for site in sites:
+        alike.setdefault((site.layer, site.kind, site.index), []).append(site.module)
+    if all(len(modules) == 1 for modules in alike.values()) or any(
+        site.layer is None for site in sites
+    ):
+        return dict.fromkeys(sites, "")
+    paths = [site.module.split(".") for site in sites]
+    # The first part of the path in which the modules of the model differ.
+    apart = next(
+        (i for i in range(min(map(len, paths))) if len({path[i] for path in paths}) > 1), 0
+    )
+    return {site: _short(path[apart]) for site, path in zip(sites, paths, strict=True)}
+
+
+def _short(part: str) -> str:
+    for end in ("_tower", "_model", "_encoder"):
+        part = part.removesuffix(end)
+    return part
 
 
 @dataclass(frozen=True)
@@ -60,6 +96,30 @@ class Scores:
     low: float = 0.0
     high: float | None = 1.0
     details: dict[str, Any] = field(default_factory=dict, repr=False)
+    # What chance gives at each site on what was read, and how many tokens that was.
+    chance: dict[Site, Chance] = field(default_factory=dict, repr=False)
+    tokens: int | None = None
+    towers: dict[Site, str] = field(default_factory=dict, repr=False)
+
+    def above(self, head: Head) -> float:
+        """How far a head is above chance, 0 to 1; its score where there is no baseline."""
+        found = self.chance.get(head.site)
+        return head.value if found is None else found.above(head.value)
+
+    def level(self) -> float | None:
+        """What chance gives, at the site where it gives most; None without a baseline."""
+        return max((x.level for x in self.chance.values()), default=None)
+
+    def read_against(self) -> str:
+        """Say what the scores must be read against.
+
+        >>> Scores("local", "local", {}, tokens=512).read_against()
+        '512 tokens'
+        """
+        level = self.level()
+        parts = [] if level is None else [f"chance {level:.2g}"]
+        parts += [] if self.tokens is None else [f"{self.tokens:,} tokens"]
+        return ", ".join(parts)
 
     @property
     def sites(self) -> list[Site]:
@@ -79,7 +139,8 @@ class Scores:
     def heads(self) -> list[Head]:
         """Every head with its score."""
         return [
-            Head(site, h, float(x)) for site, values in self.values.items()
+            Head(site, h, float(x), self.towers.get(site, ""))
+            for site, values in self.values.items()
             for h, x in enumerate(values.tolist())
         ]  # fmt: skip
 
@@ -126,4 +187,4 @@ class Tally:
         return {site: total / self.counts[site] for site, total in self.sums.items()}
 
 
-__all__ = ["Head", "Scores", "Tally", "head_name"]
+__all__ = ["Head", "Scores", "Tally", "head_name", "towers"]

@@ -63,6 +63,10 @@ class SinkRate(_Received):
             fail(ValueRangeError, "length", length, "at least 2 tokens", "take 64")
         self.position, self.epsilon, self.length = position, epsilon, length
 
+    def tokens_of(self, call: Call) -> int:
+        """The first tokens alone, where the future is hidden."""
+        return min(self.length, call.n) if not looks_ahead(call) else call.n
+
     def look(self, site: Site, call: Call, _: Any) -> None:
         """Survey the first tokens alone; where the future is seen, all of them count."""
         if not looks_ahead(call) and not call.placed and call.n == call.m:

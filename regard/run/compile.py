@@ -12,6 +12,7 @@ is known to its own process alone, and its graph says so when it is loaded in an
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, RuleError, fail
 from regard.core.partial import Partial, wide
@@ -29,12 +31,25 @@ from regard.core.rule import Rule
 from regard.core.value import types
 from regard.core.value_text import built, plain
 from regard.run.chunked import reached_learned
-from regard.run.isolation import without_autocast
 from regard.run.plan import EXECUTORS
 from regard.run.runner import run
 
-# This process among all there are, and forks of it.
-_PROCESS = uuid.uuid4().hex
+# Names of this process, with the number below which rules are known by that name: its own, and
+# those of processes that it was forked from.
+_homes: dict[str, float] = {}
+
+
+def _settle() -> None:
+    """Take a new name, at the start and after a fork."""
+    known = Rule().number
+    for name in _homes:
+        _homes[name] = min(_homes[name], known)
+    _homes[uuid.uuid4().hex] = math.inf
+
+
+_settle()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_settle)
 
 
 def written(rule: Rule) -> str:
@@ -45,7 +60,10 @@ def written(rule: Rule) -> str:
     True
     """
     if rule.functions():
-        return json.dumps({"number": rule.number, "process": f"{_PROCESS}-{os.getpid()}"})
+        # Nothing may be raised while a graph is traced: the operator says it when it runs.
+        unseen = torch.is_grad_enabled() and bool(reached_learned(rule))
+        home = list(_homes)[-1]
+        return json.dumps({"number": rule.number, "process": home, "unseen": unseen})
     places = iter(range(len(rule.tensors())))
     return json.dumps(plain(rule, lambda _: {"held": next(places)}))
 
@@ -77,7 +95,21 @@ def _number_in(text: str) -> int | None:
     said = json.loads(text)
     if "number" not in said:
         return None
-    if said["process"] != f"{_PROCESS}-{os.getpid()}":
+    _need_home(said)
+    if said["unseen"]:
+        fail(
+            RuleError,
+            "rule",
+            "a function that reaches tensors which are being learned",
+            "in compiled code only learned tensors that parts of the rule hold",
+            "write a Step whose fields are these tensors, or compile around this attention",
+        )
+    return int(said["number"])
+
+
+def _need_home(said: dict[str, Any]) -> None:
+    """Raise unless a rule that is only named was made in this process."""
+    if not said["number"] < _homes.get(said["process"], 0):
         fail(
             ExecutorError,
             "rule",
@@ -85,16 +117,16 @@ def _number_in(text: str) -> int | None:
             "a rule that can be written down",
             "use a Support or Step of its own class in place of the function, and export again",
         )
-    return int(said["number"])
 
 
 @lru_cache(maxsize=_KEPT)
 def _sums(text: str) -> bool:
     """Say whether the weigh of a rule only sums."""
-    number = _number_in(text)
-    if number is not None:
-        return Rule.numbered(number).weigh.sums
-    return bool(types()[json.loads(text)["weigh"]["type"]].sums)  # type: ignore[attr-defined]
+    said = json.loads(text)
+    if "number" in said:
+        _need_home(said)
+        return Rule.numbered(said["number"]).weigh.sums
+    return bool(types()[said["weigh"]["type"]].sums)  # type: ignore[attr-defined]
 
 
 def _run(
@@ -198,13 +230,5 @@ def attend_compiled(
     `forced` is the place of the executor in EXECUTORS, -1 for none: a graph carries no None.
     """
     rule = Rule.numbered(number)
-    if torch.is_grad_enabled() and reached_learned(rule):
-        fail(
-            RuleError,
-            "rule",
-            f"{rule}, whose function reaches tensors that are being learned",
-            "in compiled code only tensors that parts of a rule hold",
-            "write a Step whose fields are these tensors, or compile around this attention",
-        )
     executor = list(EXECUTORS)[forced] if forced >= 0 else ""
-    return opaque_attend(q, k, v, held, written(rule), executor)[0]
+    return opaque_attend(q, k, v, held, written(rule), executor)[0]  # type: ignore[no-any-return]

@@ -41,8 +41,8 @@ class Decode(Executor):
             return No(f"{call.n} queries: it takes one at a time")
         if not call.rule.position_free or call.placed:
             return No("positions matter, or some slots are empty")
-        reason = why_not_product(call.replace(keys=call.keys.keys)) if _is_slots(call) else None
-        reason = why_not_product(call) if reason is None else reason
+        inner = call.keys.keys if isinstance(call.keys, Slots) else call.keys
+        reason = why_not_product(call.replace(keys=inner))
         if reason:
             return No(reason)
         if call.dropout:

@@ -18,6 +18,7 @@ from regard.run.counting import count
 from regard.run.dense import Shape, count_dense, dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, contained_out, unrecorded
+from regard.run.transforms import transforms_around
 
 # A mask of at most this many entries is written out; beyond it, folding takes over.
 MASK_ENTRIES = 1 << 22
@@ -33,6 +34,8 @@ class Fused(Executor):
         reason = why_not_product(call)
         if reason:
             return No(reason)
+        if transforms_around() and (call.rule.score.steps or call.d != call.e):
+            return No("torch.func: PyTorch's own call takes no extra channels")
         if pattern(call) is not None:
             return Yes()
         entries = mask_entries(call)

@@ -16,9 +16,14 @@ from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
 from regard.core.keys import STEP, Dense, Keys
 from regard.run.executor import Cost, Executor, No
+from regard.run.transforms import Transforms, transforms_around
 
 # A fallback that costs more than this many times the work of the pairs that meet is told once.
 DEAR = 4.0
+TRANSFORMS = {
+    Transforms.FIRST: "a transform of torch.func",
+    Transforms.ANY: "forward-mode or second derivatives of torch.func",
+}
 
 
 class Executors(Mapping[str, Executor]):
@@ -112,12 +117,18 @@ def _said(x: float, unit: str) -> str:
 
 
 def make_plan(
-    call: Call, forced: str | None = None, *, weights: bool = False, all_asked: bool = True
+    call: Call,
+    forced: str | None = None,
+    *,
+    lse: bool = False,
+    weights: bool = False,
+    all_asked: bool = True,
 ) -> Plan:
     """Check a call, ask every executor, and choose the cheapest that can.
 
     One that reads the keys as they are stored goes before all that need them dense: unless
-    `all_asked`, these are not asked then, for asking makes keys dense. With `weights` those that do
+    `all_asked`, these are not asked then, for asking makes keys dense. `lse` says that the
+    log-sum-exp is wanted, which PyTorch's own call does not return. With `weights` those that do
     not return the weights beside the output pay for them.
     """
     call = simplified(call.checked())
@@ -131,6 +142,9 @@ def make_plan(
     notes: dict[str, str] = {}
     needs_dense: set[str] = set()
     as_dense: Call | None = None
+    around = transforms_around()
+    if around and (lse or call.rule.weigh.has_sink):
+        around = Transforms.ANY
     # Those that read the keys as they are come first.
     for name in sorted(EXECUTORS, key=lambda x: form not in EXECUTORS[x].reads):
         executor, asked = EXECUTORS[name], call
@@ -145,6 +159,8 @@ def make_plan(
             as_dense = as_dense or densified(call)
             asked = as_dense
         answer = executor.can(asked)
+        if answer and executor.transforms < around:
+            answer = No(f"under {TRANSFORMS[around]}, of which its kernels know nothing")
         if isinstance(answer, No):
             ruled_out[name] = answer.reason
             continue
@@ -206,14 +222,16 @@ def executor_for(
     Calls of one kind are planned and checked once.
     """
     try:
-        key = (_kind(call), forced, lse, weights)
+        key: Hashable = (_kind(call), forced, lse, weights)
     except AttributeError:  # something is no tensor; a look at each call would cost all calls
         call.checked()
         raise
+    if around := transforms_around():
+        key = key, around
     found = _chosen.get(key)
     if found is not None:
         return found
-    plan = make_plan(call, forced, weights=weights, all_asked=False)
+    plan = make_plan(call, forced, lse=lse, weights=weights, all_asked=False)
     _tell_once(call, plan, forced)
     executor = EXECUTORS[plan.executor]
     found = _chosen[key] = executor, call.keys.form not in executor.reads

@@ -57,6 +57,14 @@ def task(name: str, **knobs: Any) -> Task:
                 RuleError, "knobs", repr(knob), f"a knob of {name}: {', '.join(known) or 'none'}",
                 nearest(knob, known, "leave it out"),
             )  # fmt: skip
+    for field in fields(kind):
+        value, usual = knobs.get(field.name), field.default
+        kinds = (int, float) if isinstance(usual, float) else type(usual)
+        if field.name in knobs and type(usual) in (int, float) and not isinstance(value, kinds):
+            fail(
+                RuleError, f"knobs: {field.name}", repr(value),
+                f"a {type(usual).__name__}, as {usual} is", f"say {name}:{field.name}={usual}",
+            )  # fmt: skip
     return kind(**knobs)
 
 

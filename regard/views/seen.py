@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from regard.core.files import write_bytes
 from regard.models.site import Site
 from regard.probes.maps import Deep, Drawn, log_scale
 from regard.probes.regions import WordMaps
-from regard.probes.scores import Head, Scores, head_name
+from regard.probes.scores import Head, Scores, head_name, towers
 from regard.views.overwrite import is_ours
+from regard.views.roles import ROLES, Roles
 from regard.views.run_file import Run
 from regard.views.words import packed_words
 
@@ -26,18 +27,6 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-# Roles a head can be given, and the score from which on it has one. A head takes the role whose
-# bound it passes by the largest factor.
-ROLES: dict[str, float] = {
-    "previous_token": 0.4,
-    "induction": 0.4,
-    "duplicate_token": 0.3,
-    "retrieval": 0.5,
-    "delimiter": 0.5,
-    "next_token": 0.4,
-    "local": 0.85,
-    "sink": 0.6,
-}
 # Scores that a first look has anyway; others were asked for, and are told of.
 USUAL = {"sink", "strongest_sink", "entropy", "concentration", "distance", "importance"}
 SUFFIXES = (".html", ".json", ".npz", ".png", ".csv")
@@ -60,25 +49,35 @@ class Seen:
     interrupted: bool = False
     image: np.ndarray | None = field(default=None, repr=False)
     words_seen: WordMaps | None = field(default=None, repr=False)
+    # What a reader must know first: that a text was cut, say.
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        named = towers(self.sites)
+        self.scores = {name: replace(x, towers=named) for name, x in self.scores.items()}
+        self.towers = named
 
     @property
     def role_names(self) -> list[str]:
         """Roles that some probe could give."""
         return [name for name in ROLES if name in self.scores]
 
-    def roles(self) -> dict[tuple[Site, int], str]:
-        """Give each head that has one its role."""
-        best: dict[tuple[Site, int], tuple[float, str]] = {}
-        for name in self.role_names:
-            for head in self.scores[name].heads():
-                factor = head.value / ROLES[name]
-                if factor >= max(1.0, best.get((head.site, head.head), (0.0, ""))[0]):
-                    best[head.site, head.head] = (factor, name)
-        return {place: name for place, (_, name) in best.items()}
+    @property
+    def roles(self) -> Roles:
+        """Roles by name, with every head over the bound: `seen.roles["induction"].heads`.
+
+        `seen.roles.first()` is the first role of each head.
+        """
+        return Roles(self.scores)
+
+    def name_of(self, site: Site, head: int) -> str:
+        """Name a head as tables and sentences do."""
+        return head_name(site, head, self.towers.get(site, ""))
 
     def findings(self) -> list[str]:
         """Say the main things in words."""
-        found = [sentence for sentence in (*self._of_roles(), *self._of_sinks()) if sentence]
+        roles = [role.sentence() for name, role in self.roles.items() if name != "sink"]
+        found = [said for said in (*self.notes, *roles, *self._of_sinks()) if said]
         found += [said for x in self.scores.values() for said in x.details.get("said", ())]
         if "entropy" in self.scores:
             ranked = sorted(self.scores["entropy"].heads(), key=lambda head: head.value)
@@ -89,10 +88,7 @@ class Seen:
                     f"{high.name} ({high.value:.2f})"
                 )
         if "importance" in self.scores:
-            top = self.scores["importance"].top(3)
-            if top:
-                names = ", ".join(f"{x.name} ({x.value:.2f})" for x in top)
-                found.append(f"the loss feels most: {names}")
+            found += self._of_importance()
         for name, scores in self.scores.items():
             if name not in ROLES and name not in USUAL and scores.top(1):
                 names = ", ".join(f"{x.name} {x.value:.2f}" for x in scores.top(3))
@@ -102,17 +98,13 @@ class Seen:
             found.append("interrupted: what was seen up to then is kept")
         return found
 
-    def _of_roles(self) -> list[str]:
-        roles = self.roles()
-        said = []
-        for name in self.role_names:
-            heads = [h for h in self.scores[name].top(100) if roles.get((h.site, h.head)) == name]
-            if name == "sink" or not heads:
-                continue
-            shown = ", ".join(f"{h.name} {h.value:.2f}" for h in heads[:3])
-            more = f" and {len(heads) - 3} more" if len(heads) > 3 else ""
-            said.append(f"{self.scores[name].title}: {shown}{more}")
-        return said
+    def _of_importance(self) -> list[str]:
+        """The heads that the loss feels most, by sizes that can be compared across layers."""
+        scores = self.scores["importance"]
+        top = replace(scores, values=scores.details.get("raw", scores.values)).top(3)
+        names = ", ".join(f"{x.name} {x.value:.3g}" for x in top)
+        read = f", {scores.tokens:,} tokens" if scores.tokens else ""
+        return [f"the loss feels most (|dL/d gate|{read}): {names}"] if top else []
 
     def _of_sinks(self) -> list[str]:
         if "sink" not in self.scores or "image_sink" in self.scores:
@@ -122,20 +114,28 @@ class Seen:
         total = sum(h.value for h in heads)
         if not heads or total <= 0:
             return []
+        level = scores.level()
+        bound = scores.details.get("epsilon", 0.3)
+        if level is not None and level >= bound:
+            return [
+                f"sinks: not told, {scores.tokens:,} tokens are too few: a head that looks "
+                f"anywhere has {level:.2f} of its weight on the first"
+            ]
         few = max(1, len(heads) // 8)
         share = sum(h.value for h in heads[:few]) / total
-        rate, bound = scores.details.get("rate", 0.0), scores.details.get("epsilon", 0.3)
+        rate = scores.details.get("rate", 0.0)
         which = f"{few} of {len(heads)} heads hold" if few > 1 else "one head holds"
+        against = f" ({scores.read_against()})" if scores.read_against() else ""
         return [
             f"{100 * rate:.0f}% of heads rest on the first token (over {bound} of their weight, "
             f"in a text's first tokens); "
-            f"{which} {100 * share:.0f}% of that weight"
+            f"{which} {100 * share:.0f}% of that weight{against}"
         ]
 
     def table(self) -> Table:
         """A rich table: heads that have a role, then what each score says of them."""
         rich = need("rich.table", "see", "draws tables")
-        roles = self.roles()
+        roles = self.roles.first()
         shown = [name for name in ("entropy", "distance", "importance") if name in self.scores]
         table = rich.Table(title=f"Heads of {self.model.get('name', 'the model')} that have a role")
         for column in ("head", "role", "score", *(self.scores[name].title for name in shown)):
@@ -148,7 +148,7 @@ class Seen:
                 cells = [arrays[n][row, head] if head < arrays[n].shape[1] else np.nan
                          for n in shown]  # fmt: skip
                 table.add_row(
-                    head_name(site, head), self.scores[roles[site, head]].title,
+                    self.name_of(site, head), self.scores[roles[site, head]].title,
                     f"{float(self.scores[roles[site, head]].values[site][head]):.2f}",
                     *("-" if np.isnan(x) else f"{x:.2f}" for x in cells),
                 )  # fmt: skip
@@ -157,12 +157,12 @@ class Seen:
     def to_frame(self) -> pandas.DataFrame:
         """A pandas table with a row for each head and a column for each score."""
         pandas = need("pandas", "see", "makes tables of scores")
-        roles, rows = self.roles(), []
+        roles, rows = self.roles.first(), []
         arrays = {name: x.array(list(self.sites)) for name, x in self.scores.items()}
         for row, site in enumerate(self.sites):
             for head in range(site.heads or 0):
                 line: dict[str, Any] = {
-                    "head": head_name(site, head), "layer": site.layer, "kind": site.kind,
+                    "head": self.name_of(site, head), "layer": site.layer, "kind": site.kind,
                     "module": site.module, "role": roles.get((site, head), ""),
                 }  # fmt: skip
                 for name, values in arrays.items():
@@ -185,7 +185,7 @@ class Seen:
 
     def run(self) -> Run:
         """Everything as one run: a manifest and arrays."""
-        names, roles = self.role_names, self.roles()
+        names, roles = self.role_names, self.roles.first()
         arrays: dict[str, np.ndarray] = {}
         for name, scores in self.scores.items():
             arrays[f"scores/{name}"] = scores.array(list(self.sites))
@@ -200,7 +200,7 @@ class Seen:
         described = []
         for row, site in enumerate(self.sites):
             drawn = self.drawn.get(site)
-            described.append(_described(site, drawn))
+            described.append({"tower": self.towers[site], **_described(site, drawn)})
             if drawn is not None:
                 h, t, s = drawn.tiles.shape
                 thumbs[row, :h, :t, :s] = log_scale(drawn.tiles)
@@ -234,7 +234,7 @@ class Seen:
             "grid": None if grid is None else list(grid), "sites": described,
             "scores": {
                 name: {"title": x.title, "definition": x.source or x.definition,
-                       "low": x.low, "high": x.high}
+                       "low": x.low, "high": x.high, "chance": x.level(), "tokens": x.tokens}
                 for name, x in self.scores.items()
             },
             "roles": [{"name": n, "title": self.scores[n].title, "threshold": ROLES[n]}
@@ -276,6 +276,11 @@ class Seen:
                 "ask see() for that probe",
             )  # fmt: skip
         return self.scores[score].top(count)
+
+    def _repr_html_(self) -> str:
+        from regard.views.notebook import show_seen
+
+        return show_seen(self)
 
     def __repr__(self) -> str:
         heads = sum(site.heads or 0 for site in self.sites)

@@ -128,7 +128,7 @@ def ablations(model: Any, tokenizer: Any, draws: int = DRAWS) -> dict[str, Any]:
                 **{key: compared(told[key], [cost[key] for cost in costs]) for key in told},
             }
     found["plain"] = {key: round(x, 3) for key, x in plain.items()}
-    found["roles"] = {f"L{s.layer}H{h}": role for (s, h), role in seen.roles().items()}
+    found["roles"] = {f"L{s.layer}H{h}": role for (s, h), role in seen.roles.first().items()}
     found["alone"] = {f"L{s.layer}H{h}": _cost(measured([(s, h)]), plain) for s, h in everyone}
     return found
 

@@ -15,6 +15,10 @@ from regard.analysis.similarity import (
 )  # fmt: skip
 from regard.circuits.shapley import bernstein, exact, sampled, shapley_heads
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError
+from regard.core.rule import Rule
+from regard.core.score import Alibi, Dot, SoftCap
+from regard.core.support import Causal, Window
+from regard.core.weigh import Sigmoid, Softmax
 from regard.models.attach import attach, hook_of
 from regard.probes.positions import RotaryPairs, Streaming, contributions, correlation, ranks
 from regard.probes.rank import EffectiveRank, singular_values
@@ -143,6 +147,25 @@ def test_a_query_laid_open_gives_its_weights_again():
     for head in range(4):
         view = neuron_view(call, head, 9)
         assert torch.allclose(view.products.sum(1) * 8**-0.5, view.scores)
+        assert torch.allclose(view.weights, weights(call)[0, head, 9], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(support=Causal(), score=Dot(0.3)),
+        Rule(Causal(), Dot() + Alibi.for_heads(4)),
+        Rule(Causal(), Dot() >> SoftCap(0.5)),
+        Rule(Causal() & Window(5), Dot(0.7) + Alibi.for_heads(4) >> SoftCap(1.0)),
+        Rule(Causal(), weigh=Softmax(plus_one=True)),
+        Rule(Causal(), weigh=Sigmoid(-1.0)),
+    ],
+    ids=repr,
+)
+def test_a_query_laid_open_obeys_the_whole_rule(rule):
+    call = random_call().replace(rule=rule)
+    for head in range(4):
+        view = neuron_view(call, head, 9)
         assert torch.allclose(view.weights, weights(call)[0, head, 9], atol=1e-6)
 
 

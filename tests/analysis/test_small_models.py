@@ -8,7 +8,7 @@ import regard
 from regard.analysis.scan_and_snap import ScanAndSnap, descend, growth, rank_correlation
 from regard.analysis.topics import CLASSES, TopicAttention, topic_similarity
 from regard.layers.attention import Attention
-from regard.layers.base import LayerInput
+from regard.layers.inputs import LayerInput
 from regard.models.weights import closed_weights
 from regard.probes.reading import Reading
 

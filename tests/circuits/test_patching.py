@@ -20,7 +20,7 @@ from regard.circuits.patching import (
 from regard.circuits.tracing import signal, sources, watch
 from regard.core.errors import RuleError, ShapeError, ValueRangeError
 from regard.models.attach import attach, hook_of
-from regard.papers.checks.wired import Wired
+from regard.papers.shared.wired import Wired
 from tests.architectures import DECODERS, build
 
 DRAW = torch.Generator().manual_seed(0)

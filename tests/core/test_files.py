@@ -1,5 +1,6 @@
 """Files: whole, of one generation, checksummed, refused where damaged; errors that travel."""
 
+import ast
 import copy
 import errno
 import importlib
@@ -9,6 +10,7 @@ import pickle
 import pkgutil
 import stat
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,3 +233,58 @@ def test_two_processes_that_change_one_file_lose_nothing(tmp_path: Any) -> None:
     for one in both:
         one.join()
     assert read_json(place, KIND)["n"] == 40
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    """What is read from a file or a socket is never executed: nothing here could do it."""
+    found = []
+    for path in Path(regard.__file__).parent.rglob("*.py"):
+        if path.parent.name == "conformance":
+            continue  # a user's state_dict goes to a file and back there
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                called = ast.unparse(node.func)
+                names += [called] if called in ("torch.load", "np.load", "numpy.load") else []
+            bad = {"pickle", "marshal", "shelve", "dill", "torch.load", "np.load", "numpy.load"}
+            found += [f"{path.name}: {name}" for name in names if name in bad]
+    assert found == []
+
+
+# What writes otherwise, and why.
+OTHERWISE = {
+    "core/files.py": "this is the one way",
+    "memories/mapped.py": "files that are mapped, and go with their process",
+    "bench/claims.py": "a claim is linked to its name, which one alone can do",
+    "papers/evidence_files.py": "whole and in one step too",
+    "papers/pages.py": "pages of the documentation, which git has",
+}
+
+
+def writes(node: ast.AST) -> str | None:
+    """Name a call that writes a file by its path."""
+    if not isinstance(node, ast.Call):
+        return None
+    called = ast.unparse(node.func)
+    if called.rpartition(".")[2] in ("write_text", "savetxt", "savez", "savez_compressed"):
+        return called
+    if called in ("torch.save", "np.save", "os.replace", "os.rename", "shutil.move"):
+        return called
+    if called.endswith((".savefig", ".to_csv", ".to_parquet", ".write_table")):
+        return called if node.args and ast.unparse(node.args[-1]) not in ("held",) else None
+    modes = [a for a in node.args[1:2] if isinstance(a, ast.Constant)] if called == "open" else []
+    return called if any(set(str(a.value)) & set("wax+") for a in modes) else None
+
+
+def test_results_are_written_in_one_way() -> None:
+    root = Path(regard.__file__).parent
+    found = []
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root).as_posix()
+        if name in OTHERWISE or name.startswith("conformance/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = writes(node)
+            found += [f"{name}:{node.lineno}: {called}"] if called else []
+    assert found == []

@@ -13,7 +13,7 @@ import torch
 
 import regard
 from regard.core.features import unit
-from regard.layers.base import LayerInput
+from regard.layers.inputs import LayerInput
 
 HOME = next(
     (path for path in (Path(x) / "fla" / "ops" for x in sys.path if x) if path.is_dir()), None

@@ -79,30 +79,40 @@ def test_status(shell):
     assert "all" in shell("papers", "status")[1]
 
 
-def test_check_writes_evidence_and_then_passes_it_by(shell, tmp_path):
+def test_check_writes_evidence_and_then_passes_it_by(shell, tmp_path, monkeypatch):
+    from regard.papers import trial
+
+    monkeypatch.setattr(trial, "commit", lambda: "0123456789ab")
     words = ("papers", "check", "dpo_prefix_sharing", "--jobs", "1", "--evidence", str(tmp_path))
     code, out, _ = shell(*words, "--json")
     (first,) = json.loads(out)
-    assert (code, first["what"], first["evidence"]["held"]) == (0, "done", True)
+    assert (code, first["what"]) == (0, "done")
+    assert first["evidence"]["seeds"] == [0, 1, 2, 3, 4]
     (second,) = json.loads(shell(*words, "--json")[1])
     assert second["what"] == "fresh"
     assert second["evidence"] == first["evidence"]
-    assert "held dpo_prefix_sharing" in shell(*words, "--again")[2]
+    assert shell(*words, "--stale", "--json")[1].strip() == "[]"
+    (other,) = json.loads(shell(*words, "--seeds", "2", "--from", "100", "--json")[1])
+    assert (other["what"], other["evidence"]["seeds"]) == ("done", [100, 101])
+    assert json.loads((tmp_path / "dpo_prefix_sharing.json").read_text())["seeds"][0] == 0
 
 
 def test_a_claim_that_does_not_hold_is_exit_code_one(shell, tmp_path, monkeypatch):
-    from regard.papers import runner
-    from regard.papers.checks import Check, Measured, checks
+    from regard.papers import trial
+    from regard.papers.checks import Check, checks
+    from regard.papers.claims import claim
 
     def not_so():
-        return Measured("no", False, {"gap": 1.0})
+        yield claim("Per-answer", "gap", 1.0).equals(0.0, "none")
 
-    made = {**checks(), "dpo_prefix_sharing": Check("dpo_prefix_sharing", not_so, False)}
-    monkeypatch.setattr(runner, "checks", lambda: made)
+    made = {**checks(), "dpo_prefix_sharing": Check("dpo_prefix_sharing", not_so)}
+    monkeypatch.setattr(trial, "checks", lambda: made)
+    monkeypatch.setattr(trial, "commit", lambda: "0123456789ab")
     words = ("papers", "check", "dpo_prefix_sharing", "-j", "1", "--evidence", str(tmp_path))
     code, _, err = shell(*words)
     assert code == 1
-    assert "failed dpo_prefix_sharing" in err
+    assert "unanswered dpo_prefix_sharing" in err
+    assert "gap (failed): 1; asked: equals 0: none" in err
 
 
 def test_an_interrupt_says_what_is_kept(shell, monkeypatch):
@@ -121,7 +131,8 @@ def test_an_interrupt_says_what_is_kept(shell, monkeypatch):
 
 def test_the_list_of_checks(shell, tmp_path):
     _, out, _ = shell("papers", "check", "--list", "--json", "--evidence", str(tmp_path))
-    assert {"key": "cog_attention", "long": False, "evidence": "none"} in json.loads(out)
+    (one,) = [each for each in json.loads(out) if each["key"] == "cog_attention"]
+    assert (one["long"], one["evidence"]) == (False, "none")
 
 
 def test_docs(shell, tmp_path):
@@ -142,6 +153,8 @@ def test_docs(shell, tmp_path):
         (("papers", "check", "moh", "--all"), "rows, or --all"),
         (("papers", "check", "your_brain_on_chatgpt"), "a row that has a check"),
         (("papers", "check", "gna", "--jobs", "-1"), "at least 1"),
+        (("papers", "check", "gna", "--seeds", "0"), "at least one"),
+        (("papers", "check", "gna", "--budget", "soon"), "30m"),
         (("papers", "docs", "--readme", "nowhere.md"), "a file that exists"),
     ],
 )

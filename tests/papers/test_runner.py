@@ -73,7 +73,7 @@ def toys(monkeypatch):
     """Count how often toy checks of two rows run in this process."""
     ran = []
 
-    def outcome(key):
+    def outcome(key, seeds):
         ran.append(key)
         return runner.Event(key, "broke", trace="toy")
 
@@ -88,7 +88,7 @@ def test_rows_with_fresh_evidence_are_passed_by_unless_asked_again(toys, monkeyp
         evidence = None
 
         def __init__(self, verdict):
-            self.verdict = verdict
+            self.fresh = verdict in ("held", "failed")
 
     monkeypatch.setattr(runner, "standing", lambda key, _: Standing(judged[key]))
     events = [(event.what, event.key) for event in run(list(judged), folder=tmp_path)]
@@ -100,9 +100,32 @@ def test_rows_with_fresh_evidence_are_passed_by_unless_asked_again(toys, monkeyp
     assert toys == list(judged)
 
 
+def test_other_seeds_are_measured_and_not_kept(monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    found = SimpleNamespace(key="moh")
+    monkeypatch.setattr(runner, "standing", lambda *_: SimpleNamespace(fresh=True, evidence=found))
+    monkeypatch.setattr(runner, "measure", lambda key, seeds: found)
+    kept = []
+    monkeypatch.setattr(runner, "save", lambda evidence, folder: kept.append(evidence))
+    events = [event.what for event in run(["moh"], folder=tmp_path, seeds=range(5, 15))]
+    assert events == ["started", "done"]
+    assert kept == []
+    assert [event.what for event in run(["moh"], folder=tmp_path)] == ["fresh"]
+    list(run(["moh"], folder=tmp_path, again=True))
+    assert kept == [found]
+
+
+def test_no_check_begins_after_the_budget(toys, tmp_path):
+    assert list(run(["moh", "mqa"], folder=tmp_path, again=True, budget=0)) == []
+    assert toys == []
+
+
 def test_no_jobs_is_refused(tmp_path):
     with pytest.raises(RegardError, match="at least 1"):
         list(run([], jobs=0, folder=tmp_path))
+    with pytest.raises(RegardError, match="at least one"):
+        list(run([], seeds=(), folder=tmp_path))
 
 
 def test_nothing_to_do_is_done_at_once(tmp_path):

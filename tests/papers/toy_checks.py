@@ -10,38 +10,44 @@ from contextlib import closing
 from pathlib import Path
 
 from regard.papers import checks as checks_module
-from regard.papers import standing
-from regard.papers.checks import Measured, check
+from regard.papers import standing, trial
+from regard.papers.checks import check
+from regard.papers.claims import claim
 
 checks_module._load = lambda: None
 standing.discover = lambda: {}
+trial.hashes = lambda key: ("a", "b")
+# No sentence of the catalogue is asked for: a toy answers its own.
+trial.sentence_of = lambda words, asked: words
 WAIT = float(os.environ.get("TOY_WAIT", "0"))
 
 
 @check("moh")
 def holds():
-    return Measured("holds", True, {"one": 1.0})
+    yield claim("toy", "one", 1.0).equals(1.0, "one")
 
 
 @check("mqa")
 def fails():
-    return Measured("fails", False, {"two": 2.0})
+    yield claim("toy", "two", 2.0).below(1.0, "one")
 
 
 @check("mhe")
 def raises():
+    yield claim("toy", "one", 1.0).equals(1.0, "one")
     raise RuntimeError("on purpose")
 
 
 @check("mlkv")
 def dies():
     os._exit(9)
+    yield
 
 
 @check("titans")
 def waits():
     time.sleep(WAIT)
-    return Measured("waits", True, {"pid": os.getpid()})
+    yield claim("toy", "pid", os.getpid()).above(0, "none")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import regard
+from regard.core.errors import RuleError
 from regard.core.rule import Rule
-from regard.core.score import Dot, RelativeBias, SoftCap
-from regard.core.support import Causal, Window
+from regard.core.score import Dot, RelativeBias, ScoreStep, SoftCap
+from regard.core.support import Causal, Padding, Where, Window
 from regard.core.weigh import Sigmoid, Softmax
 
 
@@ -56,3 +60,77 @@ def test_compiled_equals_eager(name, seed):
     got = torch.autograd.grad(compiled(x).square().sum(), wants)
     want = torch.autograd.grad(module(x).square().sum(), wants)
     torch.testing.assert_close(got, want)
+
+
+# Graphs that travel
+
+EXPORTED = {
+    "window": lambda: Rule(Causal() & Window(3)),
+    "other window": lambda: Rule(Causal() & Window(7)),
+    "padding": lambda: Rule(Padding(torch.arange(24).view(2, 12) % 5 > 0)),
+    "bias": lambda: Rule(Causal(), Dot() + RelativeBias(torch.linspace(-1, 1, 5)[None])),
+    "sigmoid": lambda: Rule(Causal(), weigh=Sigmoid(-1.0)),
+    "sink": lambda: Rule(Causal(), weigh=Softmax(sink=torch.linspace(-1, 1, 4))),
+}
+
+LOAD = """
+import sys, torch
+import regard
+# Rules made before the graph is loaded take the numbers that its own had elsewhere.
+others = [regard.Rule(regard.Causal() & regard.Window(2)) for _ in range(200)]
+import regard.run.opaque
+x = torch.load(sys.argv[2])
+out = torch.export.load(sys.argv[1]).module()(x)
+torch.save(out, sys.argv[3])
+"""
+
+
+def _elsewhere(folder, program, x):
+    """Run an exported program in another process; its output, or what it said."""
+    torch.export.save(program, folder / "graph.pt2")
+    torch.save(x, folder / "x.pt")
+    files = [str(folder / name) for name in ("graph.pt2", "x.pt", "out.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *files], capture_output=True, text=True, check=False
+    )
+    return torch.load(files[2]) if done.returncode == 0 else done.stderr
+
+
+def _exported(rule):
+    module = Attention(rule)
+    x = torch.randn(2, 12, 16)
+    return torch.export.export(module, (x,)), x, module(x)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_graph_names_its_rule(name, seed, tmp_path):
+    """Another rule made later, under the same number or not, is never run in its place."""
+    program, x, want = _exported(EXPORTED[name]())
+    torch.testing.assert_close(program.module()(x), want)
+    if name in ("window", "bias"):
+        found = _elsewhere(tmp_path, program, x)
+        assert isinstance(found, torch.Tensor), found
+        torch.testing.assert_close(found, want)
+
+
+def _odd(b, h, i, j):
+    return (i + j) % 2 == 0
+
+
+def test_a_graph_whose_rule_holds_a_function_stays_at_home(seed, tmp_path):
+    program, x, want = _exported(Rule(Where(_odd)))
+    torch.testing.assert_close(program.module()(x), want)
+    assert "whose rule holds a function" in str(_elsewhere(tmp_path, program, x))
+
+
+def test_what_a_function_learns_is_refused_in_compiled_code(seed):
+    torch._dynamo.reset()
+    weight = torch.ones(1, requires_grad=True)
+    module = Attention(Rule(score=Dot() >> ScoreStep(lambda s, b, h, i, j: s * weight)))
+    x = torch.randn(1, 5, 16)
+    with pytest.raises(RuleError, match="reaches tensors which are being learned"):
+        torch.compile(module, backend="eager", fullgraph=True)(x)
+    with torch.no_grad():
+        torch._dynamo.reset()
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), module(x))

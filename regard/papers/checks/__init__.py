@@ -12,28 +12,13 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from regard.core.errors import RuleError, fail
-from regard.papers.claims import Claim, Number
+from regard.papers.claims import Claim
 
 Claims = Iterator[Claim]
-T = TypeVar("T", bound=Callable[[], Any])
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a check of the old form found: one verdict for everything.
-
-    A row whose check still returns it is at most `built`: nobody can tell which sentence of the
-    catalogue was answered. Yield claims instead.
-    """
-
-    claim: str
-    held: bool
-    numbers: Mapping[str, Number] = field(default_factory=dict)
-    matches: str = ""
-    left_out: str = ""
+T = TypeVar("T", bound=Callable[[], Claims])
 
 
 @dataclass(frozen=True)
@@ -46,17 +31,12 @@ class Check:
     """
 
     key: str
-    function: Callable[[], Any]
+    function: Callable[[], Claims]
     long: bool = False
     narrowed: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     beyond: str = ""
     same: str = ""
-
-    @property
-    def yields_claims(self) -> bool:
-        """Whether it is of the form that counts."""
-        return inspect.isgeneratorfunction(inspect.unwrap(self.function))
 
 
 _checks: dict[str, Check] = {}
@@ -77,6 +57,14 @@ def check(
     """
 
     def register(function: T) -> T:
+        if not inspect.isgeneratorfunction(inspect.unwrap(function)):
+            fail(
+                RuleError,
+                key,
+                f"{function.__qualname__}, which yields nothing",
+                "a function that yields claims",
+                "see docs/evidence.md",
+            )
         before = _checks.get(key)
         there = f"{function.__module__}:{function.__qualname__}"
         if before is not None:

@@ -12,9 +12,9 @@ from regard.layers.attention_free import (
     SimpleAttentionFree,
 )
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import decode_bytes, scene_of
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.linear_cost import decode_bytes, scene_of
+from regard.papers.shared.measure import gap
 
 
 @check("aft")

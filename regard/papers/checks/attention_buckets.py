@@ -9,10 +9,10 @@ from torch import Tensor
 
 from regard.core.errors import need
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
-from regard.policies.buckets import Buckets, choose_bases, decay
+from regard.papers.shared.measure import gap
+from regard.serving.buckets import Buckets, choose_bases, decay
 
 BASE, REACH = 10_000.0, 2000
 

@@ -10,11 +10,11 @@ from regard.core.support import Causal
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import _copier, pointing
-from regard.papers.checks.syntax import profile_of
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import seed
+from regard.papers.shared.copying import copier, pointing
+from regard.papers.shared.measure import gap
+from regard.papers.shared.sentences import profile_of
 from regard.probes.importance import taken_out
 from regard.probes.lags import LagProfile, said_by_lag, study_list
 from regard.probes.reading import Reading
@@ -43,7 +43,7 @@ def episodes() -> Claims:
     peaks = float(torch.minimum(found[0, 6], found[1, 5]))
     uniform = gap(flat, torch.full_like(flat, 1 / 11))
 
-    model, _ = _copier(2)
+    model, _ = copier(2)
     reading = study_list(40, items, rows=64, seed=seed())
     probes = [Induction(), LagProfile()]
     for probe in probes:
@@ -52,9 +52,8 @@ def episodes() -> Claims:
     with attach(model, probes, check=False), torch.no_grad():
         model(reading.tokens)
     ranked = probes[0].told()
-    induction = [
-        (h.site, h.head) for h in ranked.heads() if h.value > 0.3
-    ]  # because: chance is 1/16
+    # because: chance is 1/16
+    induction = [(h.site, h.head) for h in ranked.heads() if h.value > 0.3]
     layer = induction[0][0]
     others = [(h.site, h.head) for h in ranked.heads() if h.site != layer]
 

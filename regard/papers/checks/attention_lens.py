@@ -11,11 +11,11 @@ from regard.layers.building import model as stack
 from regard.models.attach import hook_of
 from regard.models.residual import watched
 from regard.papers.checks import Claims, check
-from regard.papers.checks.lenses import demo
-from regard.papers.checks.measure import gap
-from regard.papers.checks.wired import PlainNorm
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.shipped_model import demo
+from regard.papers.shared.wired import PlainNorm
 
 
 @check("attention_lens", beyond="GPT-2's 144 lenses, and their themes")

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from regard.layers.conditioned import AffinePooling, ConditionedPooling, GatedPooling
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 
 def _flagged(kind: type[ConditionedPooling]) -> float:

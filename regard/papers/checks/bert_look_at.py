@@ -7,8 +7,8 @@ import torch
 from regard.analysis.dependency import AttentionProbe, dependency_skill
 from regard.analysis.head_distance import head_distances
 from regard.papers.checks import Claims, check
-from regard.papers.checks.syntax import sentence
 from regard.papers.claims import FLOAT64, claim
+from regard.papers.shared.sentences import sentence
 
 
 @check("bert_look_at", beyond="BERT on parsed text, and GloVe vectors in the probe")

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from regard.bench.backbone import Backbone
 from regard.bench.statistics import above_chance
 from regard.papers.checks import Claims, check
-from regard.papers.checks.tasks_reasoning import _score, _train
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import generator, restart, seed
+from regard.papers.shared.posed import score, train
 from regard.tasks.base import Batch
 from regard.tasks.programs import Dyck
 from regard.tasks.registry import task as make_task
@@ -61,10 +61,10 @@ def generated() -> Claims:
     restart()
     task = Dyck(length=24, depth=4)
     net = Backbone("mha", task, "cs", dim=32)
-    _train(net, task, 250, net)
+    train(net, task, 250, net)
     bag = _Bag(task)
-    _train(bag, task, 250, bag)
-    attention, counts = _score(task, net), _score(task, bag)
+    train(bag, task, 250, bag)
+    attention, counts = score(task, net), score(task, bag)
     sizes = (12, 24, 48, 96)
     lengths = [_through_window(Dyck(length=n, depth=6), 12) for n in sizes]
     yield claim("Reference solvers", "least score of reference solvers", min(solved)).equals(

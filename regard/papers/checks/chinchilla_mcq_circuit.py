@@ -11,10 +11,10 @@ from regard.models.residual import watched
 from regard.models.site import Site
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.lenses import demo
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.shipped_model import demo
 from regard.probes.logits import logit_parts
 
 

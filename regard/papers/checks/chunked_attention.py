@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import Largest, gap
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.measure import Largest, gap
 from regard.run.api import attend
 
 

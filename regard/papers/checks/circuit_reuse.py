@@ -7,9 +7,8 @@ import torch
 from regard.circuits.patching import Patched, in_circuit, logit_difference, path_patching, recorded
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
-from regard.papers.checks.circuits import CLEAN
-from regard.papers.checks.wired import Wired
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.wired import CLEAN, Wired
 
 
 @check(

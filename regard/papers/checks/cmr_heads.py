@@ -6,10 +6,10 @@ import torch
 
 from regard.analysis.recall import fit_recall, recalled
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import pointing
-from regard.papers.checks.syntax import profile_of
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.copying import pointing
+from regard.papers.shared.measure import gap
+from regard.papers.shared.sentences import profile_of
 from regard.probes.reading import Reading
 
 

@@ -7,9 +7,9 @@ import torch
 from regard.core.rule import Rule
 from regard.core.weigh import Signed, Softmax, Weigh
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.rules import _explicit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.attending import explicit
+from regard.papers.shared.measure import gap
 from regard.run.api import attend
 
 
@@ -39,7 +39,7 @@ def signed_weights() -> Claims:
     scores = q @ k.mT / 4
     weights = Signed().weights(scores, None, None)
     up, down = q.abs(), k.abs()
-    softmax = _explicit(up, down, v)
+    softmax = explicit(up, down, v)
     positive = gap(attend(up, down, v, Signed()), softmax)
     negative = gap(attend(up, -down, v, Signed()), -softmax)
     dense = (torch.sign(scores) * torch.softmax(scores.abs(), -1)) @ v

@@ -8,8 +8,8 @@ from torch import Tensor
 from regard.layers.attention import Attention, joined
 from regard.layers.combiner import Combiner
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.measure import gap
 
 
 def _written_out(layer: Combiner, x: Tensor) -> tuple[Tensor, Tensor]:

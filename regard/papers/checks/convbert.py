@@ -6,9 +6,9 @@ import torch
 
 from regard.layers.dynamic_convolution import SpanConvolution
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import flops_ratio, scene_of
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.linear_cost import flops_ratio, scene_of
+from regard.papers.shared.measure import gap
 
 
 @check("convbert")

@@ -12,10 +12,10 @@ from regard.core.support import Causal
 from regard.layers.building import model
 from regard.layers.relative import ContextualPositions
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 from regard.run.api import attend
 
 

@@ -9,10 +9,10 @@ from regard.core.heads import expand_heads
 from regard.layers.attention import joined
 from regard.layers.building import model
 from regard.papers.checks import Claims, check
-from regard.papers.checks.heads import _language
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.languages import language_loss
+from regard.papers.shared.measure import gap
 
 _AT_EQUAL_BYTES = {
     "multi-query": {"head_dim": 8, "kv_heads": 1},
@@ -47,7 +47,7 @@ def keys_across_layers() -> Claims:
     k, v = expand_heads(k, 8), expand_heads(v, 8)
     explicit = sharer.to_out(joined(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
     read = gap(sharer(x[1], between=between), explicit)
-    losses = {name: _language(**s) for name, s in _AT_EQUAL_BYTES.items()}
+    losses = {name: language_loss(**s) for name, s in _AT_EQUAL_BYTES.items()}
     yield claim("s=1 is the base model", "equal bit for bit", same).equals(
         True, "grouped-query attention"
     )

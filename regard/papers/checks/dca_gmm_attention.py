@@ -7,9 +7,9 @@ import torch
 from regard.layers.alignment import GlobalAlignment
 from regard.layers.location import DynamicConvolutionAttention, GaussianMixture, beta_binomial
 from regard.papers.checks import Claims, check
-from regard.papers.checks.alignment import copied, trained
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.alignment import copied, trained
 
 
 @check(

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from regard.circuits.quickfix import QuickFix, corrupting, rewritten, trace
 from regard.papers.checks import Claims, check
-from regard.papers.checks.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
 from regard.papers.claims import FLOAT64, claim
-from regard.papers.seeding import seed
+from regard.papers.shared.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
 
 STEPS = 400
+FIGURES = 1  # which stream of the runner's seed figures are painted from
 
 
 KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
@@ -62,7 +62,7 @@ def _left(model: nn.Module, color: str) -> dict[str, float]:
     """Colors of the left figure, where the prompt names one."""
     pairs: list[tuple[Figure, Figure]] = [((color, s), other) for s in SHAPES for other in KINDS]
     ids = torch.stack([tokens(*pair) for pair in pairs])
-    images = model.paint(model.encode(ids), seed=seed())  # type: ignore[operator]
+    images = model.paint(model.encode(ids), seed=FIGURES)  # type: ignore[operator]
     return {c: sum(color_of(x, "left", c) for x in images) / len(images) for c in COLORS}
 
 

@@ -6,8 +6,8 @@ import torch
 
 from regard.analysis.overview import exported, overview
 from regard.papers.checks import Claims, check
-from regard.papers.checks.syntax import sentence
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.sentences import sentence
 
 
 @check("dodrio", beyond="the interactive page; how it scales the scores is not known for sure")
@@ -27,6 +27,7 @@ def viewer() -> Claims:
     for name, each in edges.items():
         for i, j, weight in each:
             back[int(name.split(".")[1]), i, j] = weight
+    # because: exported with this threshold
     exact = torch.equal(back, torch.where(maps[0] >= 0.2, maps[0], 0.0))
     even = abs(cells[2].confidence - 1 / trees[0].words)
     yield claim("Planted head following", "syntactic score", cells[0].syntactic).equals(1.0, "1")

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from regard.core.support import Causal, SharedPrefix, Support
 from regard.core.tilemap import EMPTY
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.measure import gap
 from regard.run.api import attend
 
 

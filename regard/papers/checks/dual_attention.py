@@ -11,10 +11,10 @@ from regard.layers.registry import layer as layer_named
 from regard.layers.relational import DualAttention, RelationalAttention
 from regard.layers.stack import Block
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 
 def _same_or_not(name: str) -> float:

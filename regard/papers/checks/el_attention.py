@@ -11,9 +11,9 @@ from regard.core.errors import need
 from regard.core.support import Causal
 from regard.models.projections import HeadWeights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
 from regard.policies.expanded_queries import expanded_attention
 from regard.verbs import shrink
 

@@ -6,9 +6,9 @@ import torch
 
 from regard.models.residual import watched
 from regard.papers.checks import Claims, check
-from regard.papers.checks.lenses import demo
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.shipped_model import demo
 from regard.probes.logits import logit_parts, mlp_decomposition
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from regard.layers.attention import split
 from regard.layers.polynomial import Fastmax
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import flops_ratio, scene_of, written_out
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.linear_cost import flops_ratio, scene_of, written_out
+from regard.papers.shared.measure import gap
 
 
 def _plain(layer: Fastmax, x: Tensor) -> Tensor:

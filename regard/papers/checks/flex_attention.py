@@ -10,8 +10,8 @@ from regard.core.score import Alibi, Dot, RelativeBias, SoftCap
 from regard.core.support import Causal, Documents, PrefixLM, Window, documents_from_lengths
 from regard.core.tilemap import EMPTY
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.measure import gap
 from regard.run.api import attend
 
 

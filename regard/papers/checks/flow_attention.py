@@ -8,9 +8,9 @@ import torch
 
 from regard.layers.flow_attention import EPS, FlowAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import flops_ratio, scene_of
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.linear_cost import flops_ratio, scene_of
+from regard.papers.shared.measure import gap
 
 
 @check("flow_attention")

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from regard.layers.gate_networks import GaussianGate
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 
 @check("gaam")

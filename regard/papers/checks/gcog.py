@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from regard.bench.backbone import Backbone
 from regard.papers.checks import Claims, check
-from regard.papers.checks.tasks_reasoning import _score, _train
 from regard.papers.claims import claim
 from regard.papers.seeding import generator, restart, seed
+from regard.papers.shared.posed import score, train
 from regard.tasks.base import Batch
 from regard.tasks.scenes import EXIST, Scenes
 
@@ -80,12 +80,12 @@ def scenes() -> Claims:
     prior_small = float(answers.bincount().max() / len(answers))
     restart()
     cross, gru = Backbone("mha", small, "nc"), _Recurrent(small)
-    _train(cross, small, 1500, cross)
-    _train(gru, small, 1500, gru)
+    train(cross, small, 1500, cross)
+    train(gru, small, 1500, gru)
     numbers = {}
     for name, net in (("cross-attention", cross), ("GRU", gru)):
         for split, posed in (("3 distractors", small), ("20 distractors", far)):
-            numbers[f"{name}, {split}"] = _score(posed, net)
+            numbers[f"{name}, {split}"] = score(posed, net)
     yield claim(
         "A symbolic evaluator", "least score of the evaluator, six splits", min(solved)
     ).equals(1.0, "always right")

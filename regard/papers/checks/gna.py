@@ -8,14 +8,14 @@ from torch import Tensor
 from regard.core.support import Neighborhood
 from regard.core.tilemap import EMPTY
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.rules import _explicit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.attending import explicit
+from regard.papers.shared.measure import gap
 from regard.run.api import attend
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return _explicit(q, k, v, torch.zeros(mask.shape).masked_fill(~mask, -torch.inf))
+    return explicit(q, k, v, torch.zeros(mask.shape).masked_fill(~mask, -torch.inf))
 
 
 def _tile_order(lattice: tuple[int, int], tile: tuple[int, int]) -> Tensor:

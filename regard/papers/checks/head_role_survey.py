@@ -7,9 +7,8 @@ import torch
 from regard.circuits.patching import Patched, logit_difference, recorded
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
-from regard.papers.checks.circuits import CLEAN
-from regard.papers.checks.wired import Wired
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.wired import CLEAN, Wired
 from regard.probes.importance import Averaged, means_of
 from regard.probes.reading import Reading
 from regard.probes.roles import DuplicateToken, Induction, PreviousToken
@@ -31,6 +30,7 @@ def roles() -> Claims:
         probe.show(reading)
     with attach(model, probes, check=False), torch.no_grad():
         model(ids)
+    # because: planted heads have 1
     named = {p.name: [h.name for h in p.told().heads() if h.value > 0.5] for p in probes}
     metric = logit_difference(1, 2)
     told = CLEAN.clone()

@@ -6,8 +6,8 @@ import torch
 
 from regard.layers.hybrid import Hymba
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.measure import gap
 
 
 @check(

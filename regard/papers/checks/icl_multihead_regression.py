@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed, seeds
+from regard.papers.shared.training import fit
 from regard.tasks.base import Batch
 from regard.tasks.regression import InContextRegression, RegressionHeads, debiased_step
 

@@ -6,10 +6,10 @@ import torch
 
 from regard.models.attach import attach
 from regard.papers.checks import Claims, check
-from regard.papers.checks.seeing import _copier, _repeat_loss
-from regard.papers.checks.wired import Wired
 from regard.papers.claims import claim
 from regard.papers.seeding import seed
+from regard.papers.shared.copying import copier, repeat_loss
+from regard.papers.shared.wired import Wired
 from regard.probes.base import Probe
 from regard.probes.importance import taken_out
 from regard.probes.reading import Reading
@@ -25,8 +25,8 @@ from regard.probes.stimuli import repeated
 )
 def induction() -> Claims:
     """Two layers learn to copy what followed, by a head that can be found; one layer does not."""
-    two, loss_two = _copier(2)
-    _, loss_one = _copier(1)
+    two, loss_two = copier(2)
+    _, loss_one = copier(1)
     reading = repeated(40, period=16, rows=64, seed=seed())
     probes: list[Probe] = [Induction(), PreviousToken(), DuplicateToken()]
     for probe in probes:
@@ -35,12 +35,11 @@ def induction() -> Claims:
     with attach(two, probes, check=False), torch.no_grad():
         two(reading.tokens)
     best = [probe.told().top(1)[0] for probe in probes[:2]]
-    found = [
-        (h.site, h.head) for h in probes[0].told().heads() if h.value > 0.3
-    ]  # because: chance is 1/16
+    # because: chance is 1/16
+    found = [(h.site, h.head) for h in probes[0].told().heads() if h.value > 0.3]
     gone = taken_out(found)
     with attach(two, gone, check=False):
-        broken = _repeat_loss(two)
+        broken = repeat_loss(two)
     wired = Wired()
     ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
     wiring = Induction()

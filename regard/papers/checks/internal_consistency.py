@@ -6,9 +6,9 @@ import torch
 
 from regard.models.attach import attach
 from regard.papers.checks import Claims, check
-from regard.papers.checks.lenses import demo
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.shipped_model import demo
 from regard.probes.logits import agreement, weighted_vote
 from regard.probes.reading import Reading
 from regard.probes.spans import SpanShare

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from regard.layers.allocation import KeyDriven, MovingAllocation, allocated
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.measure import gap
 
 
 def _fallen(norms_of: Callable[[int], Tensor]) -> tuple[int, int]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from regard.layers.building import model
 from regard.papers.checks import Claims, check
-from regard.papers.checks.training import fit
 from regard.papers.claims import claim
 from regard.papers.seeding import restart, seed, seeds
+from regard.papers.shared.training import fit
 from regard.tasks.base import Task
 from regard.tasks.conflict import Conflict
 

@@ -9,8 +9,8 @@ from regard.core.partial import Partial, merge_stacked
 from regard.core.support import Blocks, Causal, Strided
 from regard.layers.block_routing import LandmarkAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.measure import gap
 from regard.run.api import attend, partial
 
 

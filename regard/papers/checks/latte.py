@@ -7,9 +7,9 @@ import torch
 from regard.layers.attention import joined, split
 from regard.layers.latent import Latte
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import decode_bytes
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.linear_cost import decode_bytes
+from regard.papers.shared.measure import gap
 
 
 @check(

@@ -10,8 +10,8 @@ from torch import nn
 from regard.layers.attention import Attention
 from regard.layers.lie import LieTransformer, lift, logarithms, moved
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.measure import gap
 
 
 @check("lie_transformer", left_out={"toy Hamiltonian springs": "no dynamics are trained here"})

@@ -6,9 +6,9 @@ import torch
 
 from regard.layers.lightning import LightningAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import decode_bytes, flops_ratio
 from regard.papers.claims import CATALOGUE, FLOAT32, FLOAT64, claim
+from regard.papers.shared.linear_cost import decode_bytes, flops_ratio
+from regard.papers.shared.measure import gap
 from regard.run.scanning import scan
 
 

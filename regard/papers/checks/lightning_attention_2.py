@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import Largest, gap
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.measure import Largest, gap
 from regard.run.scanning import scan
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from regard.core.features import matched_rates
 from regard.layers.polynomial import LogNormal, LogNormalWithBlocks
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import scene_of, written_out
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.linear_cost import scene_of, written_out
+from regard.papers.shared.measure import gap
 
 
 def _row_spread(log_weights: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from regard.core.heads import gate_heads
 from regard.layers.attention import Attention, joined
 from regard.layers.mixtures import AttentiveExperts
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 from regard.run.api import attend
 
 

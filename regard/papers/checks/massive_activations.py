@@ -9,9 +9,9 @@ from regard.core.rule import Rule
 from regard.core.support import Causal
 from regard.core.weigh import Softmax
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import CAUSAL
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.copying import CAUSAL
+from regard.papers.shared.measure import gap
 from regard.probes.sinks import MassiveActivations
 from regard.run.api import attend
 

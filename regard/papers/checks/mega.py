@@ -10,9 +10,9 @@ from torch import Tensor
 from regard.layers.averaging import DampedAverage
 from regard.layers.gated_averages import ChunkedMovingAverageGated, MovingAverageGated
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import scene_of
 from regard.papers.claims import CATALOGUE, FLOAT32, FLOAT64, claim
+from regard.papers.shared.linear_cost import scene_of
+from regard.papers.shared.measure import gap
 
 
 @check(

@@ -8,8 +8,8 @@ from torch import Tensor
 from regard.layers.attention import joined, split
 from regard.layers.grouped_query import AddedHeadEmbeddings, HeadEmbeddings
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.measure import gap
 from regard.run.api import attend
 
 

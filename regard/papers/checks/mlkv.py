@@ -9,10 +9,10 @@ from regard.layers.building import model
 from regard.layers.grouped_query import pooled_heads
 from regard.layers.registry import layer as layer_named
 from regard.papers.checks import Claims, check
-from regard.papers.checks.heads import _equal_key_heads, _language
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.languages import equal_key_heads, language_loss
+from regard.papers.shared.measure import gap
 
 
 @check("mlkv", narrowed={"perplexity rises": "trained from the start in 150 steps, not uptrained"})
@@ -48,7 +48,7 @@ def key_heads_across_layers() -> Claims:
 
     # Layers of a group whose keys and values are the same in every head convert without loss.
     first, second = Attention(64, heads=8, causal=True), Attention(64, heads=8, causal=True)
-    _equal_key_heads(first)
+    equal_key_heads(first)
     second.to_k, second.to_v = first.to_k, first.to_v
     owner = layer_named("mlkv", 64, heads=8, kv_heads=2, causal=True)
     reader = layer_named("mlkv", 64, heads=8, kv_heads=2, causal=True, owns_keys=False)
@@ -61,7 +61,7 @@ def key_heads_across_layers() -> Claims:
         gap(owner(x, between=between), first(x)), gap(reader(x, between=between), second(x))
     )
     sources = {4: None, 2: [0, 0, 2, 2], 1: [0, 0, 0, 0]}
-    losses = {m: _language(kv_heads=1, sources=s) for m, s in sources.items()}
+    losses = {m: language_loss(kv_heads=1, sources=s) for m, s in sources.items()}
     yield claim("m=L,g=H equals MHA", "difference of logits", ends[0]).within(
         1e-6, "MHA started alike", because=FLOAT32
     )

@@ -10,9 +10,9 @@ from regard.core.support import Blocks, Causal
 from regard.layers.attention import Attention
 from regard.layers.block_routing import BlockRouting, gates
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import scene_of
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.linear_cost import scene_of
+from regard.papers.shared.measure import gap
 from regard.run.api import partial
 
 

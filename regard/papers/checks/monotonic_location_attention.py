@@ -7,10 +7,10 @@ import torch
 from regard.layers.alignment import GlobalAlignment
 from regard.layers.location import MonotonicLocation, OneStepLocation, either_way
 from regard.papers.checks import Claims, check
-from regard.papers.checks.alignment import copied, trained
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.alignment import copied, trained
+from regard.papers.shared.measure import gap
 
 
 @check(

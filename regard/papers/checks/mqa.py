@@ -7,9 +7,9 @@ import torch
 from regard.layers.attention import Attention
 from regard.layers.grouped_query import MultiQuery, pooled_heads
 from regard.papers.checks import Claims, check
-from regard.papers.checks.heads import _equal_key_heads
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.languages import equal_key_heads
+from regard.papers.shared.measure import gap
 
 
 @check("mqa")
@@ -23,7 +23,7 @@ def one_key_head() -> Claims:
     many.load_state_dict(state)
     repeated = gap(one(x), many(x))
 
-    _equal_key_heads(many)
+    equal_key_heads(many)
     pooled = {
         name: pooled_heads(w, 8, 1) if name in ("to_k.weight", "to_v.weight") else w
         for name, w in many.state_dict().items()

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from regard.bench.records import Run
 from regard.bench.training import carry_out
-from regard.layers.base import Capabilities, Layer, LayerInput
+from regard.layers.base import Layer
 from regard.layers.convolution import DepthwiseConvolution
+from regard.layers.inputs import Capabilities, LayerInput
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
 from regard.papers.seeding import seed

@@ -10,10 +10,10 @@ from regard.layers.attention import joined
 from regard.layers.building import model
 from regard.layers.relative import RelativeAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import Largest, gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import Largest, gap
+from regard.papers.shared.training import fit
 
 
 def _skewed_by_hand(layer: RelativeAttention, x: Tensor, reach: int) -> Tensor:

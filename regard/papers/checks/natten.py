@@ -12,9 +12,9 @@ from regard.core.tilemap import EMPTY
 from regard.layers.attention import joined
 from regard.layers.neighborhood import NeighborhoodAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.sparse import dense
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.attending import dense
+from regard.papers.shared.measure import gap
 from regard.run.api import attend
 
 

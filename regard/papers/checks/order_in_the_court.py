@@ -7,8 +7,8 @@ import torch
 from regard.circuits.explaining import EXPLAINERS, Question, integrated_gradients, occlusion
 from regard.circuits.faithfulness import agreement, kendall
 from regard.papers.checks import Claims, check
-from regard.papers.checks.explaining import KEYWORDS, TOKENS, VOCABULARY, asked, trained
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
+from regard.papers.shared.explaining import KEYWORDS, TOKENS, VOCABULARY, asked, trained
 
 
 @check(

@@ -15,8 +15,8 @@ from regard.models.engine import Engine
 from regard.models.loading import load
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, FLOAT64, claim
+from regard.papers.shared.measure import gap
 from regard.probes.base import Probe
 from regard.probes.parallel_context import ParallelContext, TailEntropy, parallel_positions
 from regard.run.survey import survey

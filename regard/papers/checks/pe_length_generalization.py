@@ -9,8 +9,8 @@ from regard.core.support import Causal
 from regard.layers.attention import Attention
 from regard.layers.positions import Sinusoidal
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.measure import gap
 from regard.run.api import attend
 from regard.tasks.copying import pattern_distance
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import seed
+from regard.papers.shared.measure import gap
 from regard.tasks.averages import KeyAverage, RandomHeads, RandomNet, ridge_error
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.papers.checks import Claims, check
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed, seeds
+from regard.papers.shared.training import fit
 from regard.run.api import attend
 from regard.tasks.base import Batch
 from regard.tasks.nearest import Nearest

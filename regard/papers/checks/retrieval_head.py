@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from regard.models.engine import Engine
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.checks.seeing import looked, pointing
 from regard.papers.claims import claim
+from regard.papers.shared.copying import looked, pointing
 from regard.probes.importance import taken_out
 from regard.probes.reading import Reading
 from regard.probes.roles import Retrieval

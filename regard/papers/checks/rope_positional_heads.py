@@ -8,10 +8,10 @@ from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import looked
 from regard.papers.claims import CATALOGUE, claim
-from regard.papers.seeding import restart
+from regard.papers.seeding import restart, seed
+from regard.papers.shared.copying import looked
+from regard.papers.shared.measure import gap
 from regard.probes.positions import RotaryPairs, contributions
 
 
@@ -34,7 +34,7 @@ def rotary() -> Claims:
     k = q.clone()
     q[:, 2], k[:, 2] = x[:, 2], torch.randn(n, d)  # not turned
     call = Call.of(q.double(), k.double(), k.double(), Rule(Causal()))
-    scores = looked(RotaryPairs(), call)
+    scores = looked(RotaryPairs(seed=seed()), call)
     i, j = torch.tensor([200, 9, 31]), torch.tensor([3, 9, 30])
     whole = (call.q @ call.k.transpose(-1, -2)) * d**-0.5
     off = max(gap(x.sum(1), whole[0, h, i, j]) for h, x in enumerate(contributions(call, i, j)))

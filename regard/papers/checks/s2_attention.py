@@ -8,11 +8,11 @@ from torch import Tensor
 
 from regard.layers.s2 import ShardedAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.sparse import dense
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.attending import dense
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 
 def _far_copy(offsets: list[int] | None) -> float:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from regard.layers.hashing import HashedInterest
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, claim
+from regard.papers.shared.measure import gap
 
 
 @check("sdim")

@@ -10,11 +10,11 @@ from regard.layers.attention import Attention
 from regard.layers.building import model
 from regard.layers.selective import SelectiveAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.recurrent import scene_of
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.linear_cost import scene_of
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 VARIABLES = 4
 

@@ -9,10 +9,10 @@ from regard.circuits.shapley import exact, sampled, shapley_heads
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import _copier
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.copying import copier
+from regard.papers.shared.measure import gap
 from regard.probes.importance import taken_out
 
 
@@ -28,7 +28,7 @@ def shapley() -> Claims:
     known = gap(one.values, worth)
     assert one.empty is not None
     efficient = abs(float(one.values.sum()) - (one.full - one.empty))
-    model, _ = _copier(2)
+    model, _ = copier(2)
     restart()
     stretch = torch.randint(0, 40, (32, 12))
     ids = torch.cat([stretch, stretch], 1)

@@ -14,10 +14,10 @@ from regard.core.weigh import Sigmoid
 from regard.layers.building import model
 from regard.layers.normalizers import SigmoidAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 from regard.run.api import attend, partial
 
 

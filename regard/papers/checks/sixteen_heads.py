@@ -11,10 +11,10 @@ from regard.models.attach import attach
 from regard.models.site import Site
 from regard.models.stage import Edit
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import _copier, _repeat_loss
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.copying import copier, repeat_loss
+from regard.papers.shared.measure import gap
 from regard.probes.importance import Importance, taken_out
 
 
@@ -27,7 +27,7 @@ from regard.probes.importance import Importance, taken_out
 )
 def importance() -> Claims:
     """The gradient of a gate is <out, dL/dout>, and its order prunes better than chance."""
-    two, _ = _copier(2)
+    two, _ = copier(2)
     restart()
     stretch = torch.randint(0, 40, (6, 16))
     tokens = torch.cat([stretch, stretch], 1)
@@ -61,7 +61,7 @@ def importance() -> Claims:
 
     def pruned(heads: list[tuple[Site, int]]) -> float:
         with attach(two, taken_out(heads), check=False):
-            return _repeat_loss(two)
+            return repeat_loss(two)
 
     layer, smaller = (
         Attention(64, heads=4, causal=True),

@@ -12,10 +12,10 @@ from regard.layers.neural_memory import Titans
 from regard.layers.registry import layer as layer_named
 from regard.layers.stack import Block
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 from regard.run.scanning import scan, scan_momentum
 
 

@@ -17,11 +17,11 @@ from regard.models.residual import watched
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
-from regard.papers.checks.lenses import demo
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.shipped_model import demo
+from regard.papers.shared.training import fit
 from regard.probes.logits import TokenLens
 
 

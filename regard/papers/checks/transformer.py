@@ -10,8 +10,8 @@ from regard.layers.attention import Attention, joined
 from regard.layers.encoder_decoder import EncoderDecoder
 from regard.layers.positions import Sinusoidal
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.measure import gap
 
 
 def _torch_says(layer: Attention, x: Tensor, mask: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from regard.layers.trees import TreeCrossAttention
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.training import fit
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
+from regard.papers.shared.measure import gap
+from regard.papers.shared.training import fit
 
 
 def _leaves_under(level: int, place: int, branches: int, leaves: int) -> set[int]:

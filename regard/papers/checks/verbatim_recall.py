@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from regard.layers.attention import Attention
 from regard.layers.building import model
 from regard.papers.checks import Claims, check
-from regard.papers.checks.training import fit
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import seed, seeds
+from regard.papers.shared.training import fit
 from regard.tasks.verbatim import CONDITIONS, Verbatim, retrieval
 
 

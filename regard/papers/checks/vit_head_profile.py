@@ -10,9 +10,9 @@ from regard.layers.attention import Attention
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.checks.measure import gap
-from regard.papers.checks.seeing import looked, pointing
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.shared.copying import looked, pointing
+from regard.papers.shared.measure import gap
 from regard.probes.importance import taken_out
 from regard.probes.shape import Rings
 

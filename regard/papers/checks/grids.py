@@ -1,3 +1,0 @@
-"""The check of translating on a grid."""
-
-from __future__ import annotations

@@ -1,0 +1,78 @@
+"""Scores grow with the log of the length; smooth keys are found, noise is not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.papers.checks import Claims, check
+from regard.papers.claims import CATALOGUE, claim
+from regard.papers.seeding import restart
+from regard.papers.shared.attending import CAUSAL, SITE, sparse_gap
+from regard.policies.prompts import Hip, causal_tiles, last_rows
+
+
+class _Counted(Hip):
+    """Count rounds of scoring."""
+
+    scored = 0
+
+    def _score(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        self.scored += 2
+        return super()._score(q, k, low, high)
+
+
+@check(
+    "hip_attention",
+    narrowed={
+        "With keys varying": "against the best as many tiles, not the best keys",
+        "k >= T equals": "prompts: no decoding with it in the library",
+    },
+    beyond="millions of tokens, and times on a GPU",
+)
+def hip() -> Claims:
+    """Scores grow with the log of the length; smooth keys are found, noise is not."""
+    block = 16
+
+    def tree(n: int, smooth: bool, keep: float) -> tuple[float, float]:
+        restart()
+        walk = torch.randn(1, 2, n, 16)
+        if smooth:  # keys that change slowly
+            kernel = torch.hann_window(257)[None, None] / 128
+            flat = torch.nn.functional.pad(walk.transpose(2, 3).reshape(-1, 1, n), (128, 128))
+            walk = torch.nn.functional.conv1d(flat, kernel).view(1, 2, 16, n).transpose(2, 3)
+            walk = 6 * walk / walk.std()
+        # Each query looks for a key far back: the keys there are much alike, or not at all.
+        q = 2 * walk.roll(n // 3, 2)
+        call = Call.of(q, walk, walk, CAUSAL, site=SITE)
+        counting = _Counted(block)
+        chosen = counting.tiles(call, keep) & causal_tiles(call, block)
+        # Mass of the tiles chosen, for the last row of tiles, against the best as many.
+        rows = last_rows(call, block).sum(2)
+        by_tile = rows.unflatten(-1, (-1, block)).sum(-1)
+        own = chosen[:, :, -1]
+        count = int(own.sum(-1).max())
+        best = by_tile.topk(count, dim=-1).values.sum(-1)
+        return float(((by_tile * own).sum(-1) / best).mean()), counting.scored / len(rows[0])
+
+    mass, _ = tree(4096, True, 0.25)
+    noise, _ = tree(4096, False, 0.25)
+    # The same number of segments at 4 times the length.
+    few, many = tree(1024, True, 0.25)[1], tree(4096, True, 0.0625)[1]
+    x = torch.randn(1, 1, 512, 16)
+    whole = sparse_gap(
+        Call.of(x, x, x, CAUSAL), Hip(block).tiles(Call.of(x, x, x, CAUSAL), 2.0), block
+    )
+    yield claim("k >= T equals", "relative difference", whole).within(
+        1e-5, "dense causal attention", because=CATALOGUE
+    )
+    yield claim("Scores computed per", "rounds more at 4 times the length", many - few).equals(
+        2.0, "2"
+    )
+    yield claim("With keys varying", "mass of the best tiles that is found", mass).above(
+        0.9, "the catalogue's bound", because=CATALOGUE
+    )
+    yield claim("with white-noise keys", "mass found of noise", noise).below(
+        mass, "of smooth keys", plus=-0.05, because="it falls: by five points"
+    )

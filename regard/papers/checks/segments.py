@@ -1,3 +1,0 @@
-"""The check of reading window by window."""
-
-from __future__ import annotations

@@ -1,3 +1,0 @@
-"""The check of walking down a tree of the context."""
-
-from __future__ import annotations

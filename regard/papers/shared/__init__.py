@@ -1,0 +1,1 @@
+"""What several checks measure with: small models, known maps, a trainer."""

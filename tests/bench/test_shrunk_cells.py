@@ -1,0 +1,120 @@
+"""The table of shrinking: counts with intervals, units, and a line of advice that is true."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from regard.bench.shrinking import Setting, curves, fit_positions
+from regard.bench.shrunk_cells import (
+    Cell,
+    advice,
+    as_fields,
+    cell_of,
+    fails,
+    lost,
+    recommended,
+    rows,
+)
+from regard.bench.statistics import Count
+from regard.core.errors import CapabilityError, RegardError, ValueRangeError
+from regard.policies.budget import Budget
+
+FULL = Cell("full", None, Count(12, 12), Count(11, 16), 0.84, 1.0, 1.0)
+
+
+def cell(**given):
+    return Cell("h2o", "25%", **{"bytes": 0.26, "flops": 0.9, **given})
+
+
+def test_a_test_that_the_full_model_fails_says_nothing_of_policies():
+    full = Cell("full", None, needle=Count(0, 12), bytes=1.0, flops=1.0)
+    other = Cell("h2o", "25%", needle=Count(0, 12), bytes=0.26, flops=0.9)
+    assert fails(full, "needle")
+    assert "fails the test of needles" in advice(full, full)
+    assert "the full model fails every test" in recommended([full, other])
+    _, lines = rows([full, other], ["needle"])
+    assert lines[0][2] == "0 of 12 (0% to 24%): fails"
+    assert "needles" not in advice(other, full)
+
+
+def test_a_loss_is_told_where_intervals_are_apart_and_doubted_where_they_overlap():
+    assert lost(cell(needle=Count(2, 12)), FULL) == (["needles (2 of 12, not 12)"], [])
+    assert lost(cell(needle=Count(11, 12)), FULL) == ([], ["needles (11 of 12, not 12)"])
+    assert lost(cell(needle=Count(12, 12), bits=0.9), FULL) == (["7% more bits a byte"], [])
+    assert lost(cell(needle=Count(12, 12), bits=0.841), FULL) == ([], [])
+
+
+def test_the_cell_that_keeps_least_of_the_good_ones_is_recommended():
+    good = Cell("quantized", None, Count(12, 12), Count(11, 16), 0.842, 0.21, 1.0)
+    better = Cell("duo", "10%", Count(12, 12), Count(12, 16), 0.841, 0.18, 1.0)
+    bad = Cell("random", "5%", Count(0, 12), Count(0, 16), 1.1, 0.05, 0.9)
+    assert recommended([FULL, good, better, bad]).startswith("duo at 10% keeps least")
+    assert "no policy here" in recommended([FULL, bad])
+
+
+def test_headings_name_units():
+    head, lines = rows([FULL], ["needle", "bits"])
+    assert head[2:4] == ["needles found (95%)", "bits per byte"]
+    assert lines[0][2:4] == ["12 of 12 (76% to 100%)", "0.840"]
+
+
+@pytest.mark.parametrize("keep", [1, 1.0, 0.125, 256, "25%", "256tok", "4MiB", "2 KiB", "100 B"])
+def test_a_budget_is_what_its_label_says(keep):
+    budget = Budget.of(keep)
+    assert Budget.of(budget.label) == budget
+
+
+def test_one_token_and_all_tokens_are_two_budgets():
+    assert Budget.of(1).label == "1tok"
+    assert Budget.of(1.0).label == "100%"
+    assert Budget.of(1) != Budget.of(1.0)
+
+
+@pytest.mark.parametrize(
+    "keep", ["1", "256", "0.25", "0%", "101%", "0tok", "1.5tok", "", "%", True]
+)
+def test_a_budget_without_its_unit_is_refused(keep):
+    with pytest.raises(ValueRangeError, match="share"):
+        Budget.of(keep)
+
+
+def test_prompts_beyond_the_positions_are_refused():
+    with pytest.raises(ValueRangeError, match="at most 2048"):
+        fit_positions(Setting(length=2049), 2048, ["needle"])
+    fit_positions(Setting(length=2048), 2048, ["needle"])
+    with pytest.raises(ValueRangeError, match="at least"):
+        fit_positions(Setting(length=60), 2048, ["bits"])
+
+
+def test_what_was_written_as_shares_is_read_as_counts():
+    setting = {"depths": [0.1, 0.5, 0.9], "draws": 4, "keys": 4}
+    row = {"policy": "h2o", "keep": 0.25, "needle": 0.3333, "recall": 0.0625, "bits": 0.9}
+    found = cell_of(row, setting)
+    assert (found.keep, found.needle, found.recall) == ("25%", Count(4, 12), Count(1, 16))
+    assert cell_of(json.loads(json.dumps(as_fields(found))), setting) == found
+
+
+def test_one_refused_policy_is_a_row_that_says_why(monkeypatch):
+    pytest.importorskip("transformers")
+    from regard.bench import shrinking
+    from regard.models.loading import load
+
+    def measured(model, tokenizer, made, keep, asked, setting):
+        if made is not None and made.name == "snapkv":
+            raise CapabilityError("policy", "this model", "another", "take another")
+        return Cell("full" if made is None else made.name, None, needle=Count(1, 1))
+
+    monkeypatch.setattr(shrinking, "measure", measured)
+    model, tokenizer = load()
+    cells = list(curves(model, tokenizer, ["snapkv", "h2o"], [0.5], ["needle"]))
+    assert [c.policy for c in cells] == ["full", "snapkv", "h2o"]
+    assert "got this model" in cells[1].refused
+    assert advice(cells[1], cells[0]).startswith("refused: ")
+
+
+def test_a_model_that_generates_nothing_is_refused_at_once():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RegardError, match="decoder"):
+        next(curves(torch.nn.Linear(1, 1), None, ["h2o"]))
