@@ -45,7 +45,7 @@ def own_attention(model: nn.Module) -> list[str]:
 
 
 def out_of_reach(model: nn.Module, sites: Set[str]) -> list[str]:
-    """Name the modules called attention that weigh by themselves, and are no site.
+    """Name the modules called attention that have a softmax of their own, and are no site.
 
     >>> class OwnAttention(nn.Module):
     ...     def forward(self, x): return (x @ x.mT).softmax(-1) @ x
@@ -58,9 +58,23 @@ def out_of_reach(model: nn.Module, sites: Set[str]) -> list[str]:
         for path, module in model.named_modules()
         if path not in sites
         and _called_attention(path, module)
-        and weighs(module)
+        and _has_softmax(module)
         and not calls_attention(module)
     ]
+
+
+def _has_softmax(module: nn.Module) -> bool:
+    kind: Any = type(module)
+    return _kind_has_softmax(kind)
+
+
+@lru_cache(maxsize=4096)
+def _kind_has_softmax(kind: Any) -> bool:
+    return any("softmax" in n.lower() for f in _own_functions(kind) for n in _names(f))
+
+
+def _names(function: Any) -> tuple[str, ...]:
+    return getattr(getattr(function, "__code__", None), "co_names", ())
 
 
 def _called_attention(path: str, module: nn.Module) -> bool:
@@ -76,10 +90,7 @@ def weighs(thing: object, by: Set[str] = frozenset()) -> bool:
 
 @lru_cache(maxsize=4096)
 def _kind_weighs(kind: Any, by: frozenset[str]) -> bool:
-    return any(
-        _weighs(f) or by & set(getattr(getattr(f, "__code__", None), "co_names", ()))
-        for f in _own_functions(kind)
-    )
+    return any(_weighs(f) or by & set(_names(f)) for f in _own_functions(kind))
 
 
 def _own_functions(kind: type) -> Iterator[Any]:

@@ -19,8 +19,9 @@ from weakref import WeakKeyDictionary, ref
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, ShapeError, fail
-from regard.models.removal import Removal
-from regard.models.wrap import Around, hold, run_within
+from regard.models.removal import Removal, run_within
+from regard.models.wrap import Around, hold
+from regard.run.counting import COUNT
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +187,7 @@ class _Follow(Around):
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         model: Any = self.model()
         forwards, told = _thread.forwards, _thread.told
-        depth, said = len(forwards), len(told)
+        depth, said, running = len(forwards), len(told), COUNT.depth
 
         def run() -> Any:
             given = args, kwargs
@@ -198,6 +199,7 @@ class _Follow(Around):
         def leave() -> None:
             del forwards[depth:]
             del told[said:]
+            COUNT.depth = running
 
         return run_within(run, leave)
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import pad
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.partial import Partial, merge, wide
+from regard.core.readable import can_be_read
 from regard.core.runs import Lines
 from regard.core.support.chosen import asks_for_more
 from regard.core.tilemap import EMPTY, PARTIAL, RunMap, TileMap
@@ -26,8 +28,9 @@ from regard.run import dense
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
 from regard.run.fused import pattern, product, why_not_product
-from regard.run.isolation import contained, without_autocast
+from regard.run.isolation import contained
 from regard.run.pieces import Piecewise
+from regard.run.transforms import Transforms, no_second_derivative
 
 # Bytes of keys and values gathered at a time, so that they stay in the cache.
 GATHERED = 1 << 24
@@ -39,9 +42,12 @@ class Folded(Executor):
     """Fold a support into dense pieces and merge them."""
 
     name = "folded"
+    transforms = Transforms.NONE
 
     def can(self, call: Call) -> Answer:
         """Anything elementwise whose support leaves out tiles, with tokens in a row."""
+        if not can_be_read(call.q):
+            return No("looks into the mask, which cannot be read here")
         if call.placed:
             return No("tokens stand at positions of their own")
         if call.dropout:
@@ -161,6 +167,8 @@ class _Folded(Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            no_second_derivative("folded")
         grads = [torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v)]
         with without_autocast(q.device):
             for one in _rows_and_heads(q, k, v, ctx.work):

@@ -82,7 +82,10 @@ def run(
         else:
             out = found.out(used)
         # What it takes to look is counted, but not as the cost of attention.
-        cost = Counted(count.pairs - pairs, count.flops - flops, count.bytes - moved)
+        # Made without a frame of Python, which decoding would wait for.
+        cost = tuple.__new__(
+            Counted, (count.pairs - pairs, count.flops - flops, count.bytes - moved)
+        )
         if wanted.weights and weights is None:
             need_room(call)
             weights, lse = _weights_of(used, lse)
@@ -92,7 +95,9 @@ def run(
             report = _survey(used, wanted.survey, survey)
     finally:
         count.depth -= 1
-    result = Result(out, lse if lse_wanted else None, weights, report, cost, found.name)
+    result = tuple.__new__(
+        Result, (out, lse if lse_wanted else None, weights, report, cost, found.name)
+    )
     if count.records and not count.depth:
         _record(given, result)
     return result

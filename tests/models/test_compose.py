@@ -30,7 +30,7 @@ class Probe(Stage):
 
     def before(self, call: Any) -> Any:
         self.supports.append(call.rule.support)
-        self.steps.append(call.site.moment.step)
+        self.steps.append(call.forward.step)
         return call
 
     def see(self, call: Any, result: Any) -> None:

@@ -153,8 +153,8 @@ class Diary(Stage):
         self.moments: list[Any] = []
 
     def before(self, call: Any) -> Any:
-        if not self.moments or self.moments[-1] is not call.site.moment:
-            self.moments.append(call.site.moment)
+        if not self.moments or self.moments[-1] is not call.forward:
+            self.moments.append(call.forward)
         return call
 
 
@@ -206,7 +206,7 @@ class Branch(Stage):
         self.branch = branch
 
     def after(self, call: Any, partial: Any) -> Any:
-        now = call.site.moment
+        now = call.forward
         if self.branch not in now.branches:
             return partial
         out = partial.out.clone()
@@ -244,7 +244,7 @@ def test_a_branch_that_is_not_told_is_an_error(seed: int) -> None:
 
     class Blind(Branch):
         def after(self, call: Any, partial: Any) -> Any:
-            call.site.moment.rows(self.branch, call.b)
+            call.forward.rows(self.branch, call.b)
             return partial
 
     with attach(model, [Blind("conditional")]):
@@ -278,7 +278,7 @@ def test_a_site_of_a_unet_finds_its_grid(seed: int) -> None:
 
     class Grids(Stage):
         def before(self, call: Any) -> Any:
-            found.add((call.n, call.site.moment.grid_of(call.n)))
+            found.add((call.n, call.forward.grid_of(call.n)))
             return call
 
     with torch.no_grad(), attach(model, [Grids()]):

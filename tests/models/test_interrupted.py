@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import regard
-from regard.models import Edit, Null, Stage, attach, current_forward
+from regard.models import Edit, Null, Stage, attach, current_forward, removal
+from regard.run.counting import COUNT
 from tests.models.test_leaks import Made, Written, diffusion, llama, registrations, written
 
 HOME = str(Path(regard.__file__).parent / "models")
@@ -90,6 +91,8 @@ def clean() -> bool:
     return (
         current_forward() is None
         and torch._C._len_torch_function_stack() == 0
+        and COUNT.depth == 0
+        and not removal._LOCK._is_owned()
         and strange.shape == x.shape
     )
 
@@ -203,6 +206,82 @@ def test_detaching_under_another_thread_s_forward(make: Callable[[], Made]) -> N
         assert len(found) == 2, found
         torch.testing.assert_close(found[0], plain)
         assert found[1]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda f: f.__name__)
+def test_attaching_and_detaching_under_forwards_of_other_threads(make: Callable[[], Made]) -> None:
+    """Two threads run the model the while: no forward raises or differs, and nothing is left."""
+    model, run = make()
+    model.eval()
+    with torch.no_grad():
+        plain = run()
+    with attach(model, [Null()], check=False):
+        pass
+    before, wrong, over = registrations(model), [], threading.Event()
+
+    def work() -> None:
+        try:
+            while not over.is_set():
+                with torch.no_grad():
+                    torch.testing.assert_close(run(), plain)
+                assert clean()
+        except BaseException as e:
+            wrong.append(e)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(60):
+            with attach(model, [Null()], check=False), attach(model, [Null()], check=False):
+                pass
+            assert not wrong, wrong
+    finally:
+        over.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    assert registrations(model) == before
+    assert not wrong, wrong
+
+
+class Slow(Written):
+    """Waits between the beginning of its forward and its attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came, self.go = threading.Event(), threading.Event()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.came.set()
+        assert self.go.wait(60)
+        return super().forward(x)
+
+
+def test_a_forward_whose_stages_are_taken_before_its_attention_is_sound() -> None:
+    model, x, found = nn.Sequential(Slow()).eval(), torch.randn(2, 5, 8), []
+    model[0].go.set()
+    with torch.no_grad():
+        plain = model(x)
+    model[0].go.clear()
+    model[0].came.clear()
+
+    def work() -> None:
+        try:
+            with torch.no_grad():
+                found.append(model(x))
+        except BaseException as e:
+            found.append(e)
+
+    attached, thread = attach(model, [Null()], check=False), threading.Thread(target=work)
+    thread.start()
+    assert model[0].came.wait(60)
+    attached.detach()
+    model[0].go.set()
+    thread.join()
+    assert torch.equal(found[0], plain)
 
 
 def copied(model: nn.Module) -> nn.Module:

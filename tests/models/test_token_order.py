@@ -33,7 +33,7 @@ class FirstJoint(Stage):
         if self.k is None:
             self.k = call.k.clone()
             self.text, self.image = (call.site.span(x, call.m) for x in ("text", "image"))
-            self.grid = call.site.moment.grid
+            self.grid = call.forward.grid
         return call
 
 

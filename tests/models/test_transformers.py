@@ -234,7 +234,7 @@ def test_image_tokens_of_a_prompt_are_marked(name: str) -> None:
     class Watch(Null):
         def before(self, call: Any) -> Any:
             if call.site.modality == "text":
-                seen.append(call.site.moment.image_tokens)
+                seen.append(call.forward.image_tokens)
             return call
 
     model, inputs = other(name)
