@@ -12,25 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from regard.models.removal import LOCK, Removal
+from regard.models.removal import Removal, exclusive
 
-T = TypeVar("T")
 A = TypeVar("A", bound="Around")
-
-
-def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
-    """Return `run()`, and put back what it entered, whatever is raised.
-
-    `leave` puts back what it finds, and may be called at any time. It is called twice: one
-    exception, raised at any line by whomever (Ctrl-C), can keep only one of the two from running.
-    """
-    try:
-        try:
-            return run()
-        finally:
-            leave()
-    finally:
-        leave()
 
 
 class Around(ABC):
@@ -107,6 +91,7 @@ def _say_plain() -> None:
     )
 
 
+@exclusive
 def hold(
     owner: Any,
     name: str,
@@ -132,17 +117,16 @@ def hold(
     ('HELLO', None, 'hello')
     """
     home = vars(owner)
-    with LOCK:
-        found, made = home.get(name), make()
-        wrapped = found if isinstance(found, Wrapped) else Wrapped(owner, name, found)
-        undo.add(lambda: _let_go(home, wrapped, holder))
-        kind = type(made)
-        around = next((x for x in wrapped.arounds if join and isinstance(x, kind)), made)
-        if around is made:
-            wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
-        around.holders = [*around.holders, holder]
-        around.changed()
-        home[name] = wrapped
+    found, made = home.get(name), make()
+    wrapped = found if isinstance(found, Wrapped) else Wrapped(owner, name, found)
+    undo.add(lambda: _let_go(home, wrapped, holder))
+    kind = type(made)
+    around = next((x for x in wrapped.arounds if join and isinstance(x, kind)), made)
+    if around is made:
+        wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
+    around.holders = [*around.holders, holder]
+    around.changed()
+    home[name] = wrapped
     return around
 
 
@@ -160,4 +144,4 @@ def _let_go(home: dict[str, Any], wrapped: Wrapped, holder: Any) -> None:
         home.pop(wrapped._name, None)
 
 
-__all__ = ["Around", "Wrapped", "hold", "run_within"]
+__all__ = ["Around", "Wrapped", "hold"]

@@ -263,7 +263,8 @@ def _kind(call: Call) -> Hashable:
     now = call.q_positions
     return (
         means, contents, q.shape, q.dtype, q.device, said,
-        now if now is None else _tensor_kind(now), placed, torch.is_grad_enabled() and call.needs_grad, call.dropout,
+        now if now is None else _tensor_kind(now), placed,
+        torch.is_grad_enabled() and call.needs_grad, call.dropout,
     )  # fmt: skip
 
 
