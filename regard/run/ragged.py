@@ -91,9 +91,7 @@ class RaggedHeads(Executor):
         for heads, own in keys.parts:
             queries = [h * share + i for h in heads for i in range(share)]
             rule = call.rule if shared else call.rule.take_heads(queries)
-            part = Call(
-                gather_heads(call.q, queries), own, rule, call.q_positions, 0.0, call.site
-            )
+            part = Call(gather_heads(call.q, queries), own, rule, call.q_positions, 0.0, call.site)
             found.append((queries, part))
         return found
 
