@@ -35,7 +35,6 @@ GO_ON = ("streaming", "tova", "h2o")
 LARGER = ("full", "knorm", "snapkv", "ada_kv")
 SETTINGS: dict[str, dict[str, Any]] = {
     **{name: {"window": WINDOW} for name in ("snapkv", "pyramid_kv", "ada_kv")},
-    **{name: {"every_step": False} for name in GO_ON},
 }
 
 
@@ -180,7 +179,8 @@ def ours(method: str, keep: float, setting: Setting, *, go_on: bool) -> dict[str
         return {**found, "bytes": sum(x.keys.nbytes + x.values.nbytes for x in layers)}
 
     def made() -> Any:
-        return policy(method, **({} if go_on else SETTINGS.get(method, {})))
+        one = policy(method, **SETTINGS.get(method, {}))
+        return one.inner if method in GO_ON and not go_on else one
 
     with regard.shrink(model, made(), keep=keep, check=False) as shrunk:
         found = quality(model, tokenizer, setting) | times(model, whole, ids)

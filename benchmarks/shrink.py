@@ -18,7 +18,7 @@ from regard.bench.shrunk_cells import read_cells
 from regard.bench.shrunk_picture import picture
 from regard.models.loading import load
 from regard.policies import known, policy
-from regard.policies.calibration import load_calibration
+from regard.policies.calibration import accepted, load_calibration
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATIONS = Path(__file__).parent / "calibrations"
@@ -31,7 +31,7 @@ DRAWN = ("streaming", "h2o", "snapkv", "pyramid_kv", "ada_kv", "knorm", "random"
 def named(name: str, model: Any) -> Any:
     """Make a policy, with its calibration of the demo model where there is one."""
     made = policy(name, **SETTINGS.get(name, {}))
-    for one in (name, *made.takes):
+    for one in accepted(made):
         path = CALIBRATIONS / f"{one}.demo"
         if path.exists():
             load_calibration([made], model, path)

@@ -44,9 +44,9 @@ _HOME = {
     "regard.conversions.swapping": ("swap",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
-    "regard.policies.passages": ("Passages",),
-    "regard.policies.conversations": ("Conversations",),
-    "regard.policies.thinking": ("think_together",),
+    "regard.serving.passages": ("Passages",),
+    "regard.serving.conversations": ("Conversations",),
+    "regard.serving.threads": ("think_together",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
         *("RuleError", "ExecutorError", "CapabilityError", "MissingExtraError"),
@@ -54,7 +54,7 @@ _HOME = {
     ),
 }
 # Rooms that are entered by name: regard.layers.list().
-_ROOMS = ("layers", "memories", "policies", "tasks")
+_ROOMS = ("layers", "memories", "policies", "serving", "tasks")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -24,13 +24,14 @@ from regard.probes.reading import Reading
 from regard.probes.registry import make_probes
 from regard.probes.scores import Scores
 from regard.probes.words import Words
-from regard.views.compare import compare_runs
+from regard.views.compare import Comparison, compare_runs
 from regard.views.run_file import Run
 from regard.views.seen import Seen
 
 STANDARD = ("roles", "sinks", "shape", "importance")
 DENOISING = ("words", "shape")
 DEEP_BYTES = 12 * 2**20
+SHORT = 64
 
 
 def see(
@@ -136,14 +137,18 @@ def _told(probes: Sequence[Probe], look: Look) -> dict[str, Scores]:
             look.skipped[probe.name] = str(error.got)
         else:
             if said.values and all(bool(x.isnan().all()) for x in said.values.values()):
-                read = "" if said.tokens is None else f" of {said.tokens:,} tokens"
-                look.skipped[probe.name] = f"the text{read} is too short: no token counts for it"
+                # On a long text what no query has is what this model cannot do: its next tokens
+                # are hidden, say.
+                if said.tokens is not None and said.tokens < SHORT:
+                    look.skipped[probe.name] = (
+                        f"the text of {said.tokens:,} tokens is too short: no token counts for it"
+                    )
             elif said.values:
                 scores[said.name] = said
     return scores
 
 
-def compare(a: Seen | Run | str | Path, b: Seen | Run | str | Path) -> Run:
+def compare(a: Seen | Run | str | Path, b: Seen | Run | str | Path) -> Comparison:
     """Compare two looks at the same tokens: `write_page(compare(a, b), "change.html")`.
 
     Each is what `see` gave, or the name of a run file.

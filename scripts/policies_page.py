@@ -19,6 +19,7 @@ from regard.bench.shrunk_cells import Cell, read_cells  # noqa: E402
 from regard.core.method import claims  # noqa: E402
 from regard.policies import known  # noqa: E402
 from regard.policies.budget import Budget  # noqa: E402
+from regard.policies.kinds import Calibrated  # noqa: E402
 
 FOLDER = ROOT / "docs" / "policies"
 MEASURED = ROOT / "benchmarks" / "results" / "shrink-demo.json"
@@ -64,12 +65,12 @@ def page(kind: Any) -> str:
         lines += [f"| `{f.name}` | `{f.default!r}` |" for f in fields]
         lines.append("")
     lines.append(f"- {WHAT.get(kind.what, kind.what)}")
-    if kind.calibrated:
+    if issubclass(kind, Calibrated) and kind.needed:
         lines.append(
             f"- needs a calibration: `regard calibrate {kind.name} MODEL --to FILE`, or "
             "`regard.policies.calibrate`"
         )
-    elif hasattr(kind, "learn"):
+    elif issubclass(kind, Calibrated):
         lines.append(
             f"- can be calibrated: `regard calibrate {kind.name} MODEL --to FILE`, or "
             "`regard.policies.calibrate`"

@@ -11,6 +11,7 @@ from regard.core.errors import RuleError
 from regard.core.files import FileKind, locked, read_json, reading, set_aside, write_json
 from regard.core.hashes import hash_of, hash_of_modules
 from regard.policies.base import Policy
+from regard.policies.calibration import found_by
 
 CELLS = FileKind(
     "regard-shrink", 2, "measurements of a shrunk model", "delete it, and measure again", BenchError
@@ -62,7 +63,7 @@ def hash_of_policy(policy: Policy | None) -> str | None:
     if policy is None:
         return "full"
     try:
-        held = [type(policy).__qualname__, policy.settings(), policy.found()]
+        held = [type(policy).__qualname__, policy.settings(), found_by(policy)]
         return hash_of([*held, hash_of_modules([type(policy).__module__])])
     except RuleError:
         return None

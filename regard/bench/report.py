@@ -246,7 +246,7 @@ def _speeds(results: Results) -> str:
     lines = []
     for fit in exponents(rows):
         lines.append([
-            _e(fit["who"]), fit["what"], f"{fit['longest']:,}", short(fit["seconds"]),
+            _e(fit["who"]), _e(fit["what"]), f"{fit['longest']:,}", short(fit["seconds"]),
             short(fit["bytes"]),
             _number(fit["time exponent"]), _number(fit["memory exponent"]),
             pays_from(rows, fit["who"], fit["what"]),

@@ -35,10 +35,14 @@ def command(
     length: Annotated[str, typer.Option(help="Tokens of each; several lengths by commas.")] = "512",
     settings: Settings = None,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a file that Regard did not write.")
+    ] = False,
 ) -> None:
     """Calibrate a policy on a model. A run that is broken off, or killed, goes on where it was."""
     from regard.cli.models import config_of, need_decoder, positions_of, text_model
     from regard.core.errors import RuleError, ValueRangeError, fail
+    from regard.core.files import is_packed, refuse_to_replace
     from regard.policies import calibrate
 
     made = _policy(name, settings or [])
@@ -48,6 +52,8 @@ def command(
             "use it as it is: it needs no calibration",
         )  # fmt: skip
     path = writable_file("--to", Path(f"{name}.cal") if to is None else to)
+    if path.exists() and not force and not is_packed(path):
+        refuse_to_replace(path)
     text, sizes = None if file is None else read_text("--file", file), numbers("--length", length)
     at_least("--rows", rows, 1)
     otherwise = "calibrate it from Python: regard.policies.calibrate(model, policy, inputs, to=...)"
@@ -63,7 +69,7 @@ def command(
     shown = _inputs(made, tokenizer, text, rows, sizes)
     with bars("steps") as tell:
         calibrate(
-            loaded, made, shown, to=path,
+            loaded, made, shown, to=path, overwrite=force,
             progress=lambda done, whole: tell(f"calibrating {name}", done, whole),
         )  # fmt: skip
     screen, named = console(), f" {model}" if model else ""
@@ -77,7 +83,7 @@ def _inputs(made: Any, tokenizer: Any, text: str | None, rows: int, sizes: list[
 
     found: list[Any] = []
     for size in sizes:
-        if made.learns_from == "answers":
+        if getattr(made, "learns_from", "texts") == "answers":
             found += pass_keys(tokenizer, size, rows, text=text)
         else:
             found += texts(tokenizer, size, rows, text).split(1)

@@ -46,6 +46,23 @@ def _documents(name: str) -> object:
     return _ran(name, **ids)
 
 
+def _without_data(name: str) -> object:
+    case = cases_of(name)[0]
+    inputs = case.inputs(dtype=torch.float32)
+    return case.make(torch.float32).to("meta")(**{key: x.to("meta") for key, x in inputs.items()})
+
+
+def _mapped(name: str) -> object:
+    case = cases_of(name)[0]
+    layer, inputs = case.make(), case.inputs()
+
+    def run(*rows: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = layer(**{key: x[None] for key, x in zip(inputs, rows, strict=True)})
+        return y
+
+    return torch.func.vmap(run)(*inputs.values())
+
+
 REFUSALS: dict[str, Callable[[str], object]] = {
     "causal": lambda name: _made(name, causal=True),
     "bidirectional": _bidirectional,
@@ -54,4 +71,6 @@ REFUSALS: dict[str, Callable[[str], object]] = {
     "padding": lambda name: _ran(name, padding=_real),
     "left_padding": lambda name: _ran(name, padding=_late),
     "documents": _documents,
+    "meta": _without_data,
+    "vmap": _mapped,
 }

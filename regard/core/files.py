@@ -271,6 +271,17 @@ def read_packed(path: str | Path, kind: FileKind, limit: int | None = None) -> A
         return unpack(body)
 
 
+def is_packed(path: str | Path) -> bool:
+    """Whether a file is one that `write_packed` wrote, of whatever kind, and is whole."""
+    try:
+        found = read_bytes(path)
+    except OSError:
+        return False
+    line, _, rest = found.partition(b"\n")
+    body = memoryview(rest)[32:]
+    return line.startswith(b"regard-") and hashlib.sha256(body).digest() == rest[:32]
+
+
 def _first_line(kind: FileKind) -> bytes:
     return f"{kind.name} {kind.version}\n".encode()
 
@@ -344,7 +355,7 @@ def _finite(content: Any) -> Any:
 
 
 __all__ = [
-    "KINDS", "FileError", "FileKind", "disk_errors", "json_bytes", "json_checksum", "locked",
-    "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
+    "KINDS", "FileError", "FileKind", "disk_errors", "is_packed", "json_bytes", "json_checksum",
+    "locked", "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
     "refuse_to_replace", "set_aside", "write_bytes", "write_json", "write_packed",
 ]  # fmt: skip

@@ -1,16 +1,21 @@
-"""Which tiles of the query x key plane are empty, full or partial: O((n/tile)^2), never N x N."""
+"""Which tiles of the query x key plane are empty, full or partial: never N x N.
+
+Maps of few tiles are written out; large ones are kept as runs of tiles, where a support has them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.core.runs import Lines, Runs
 from regard.core.value import Value, value
 from regard.core.value_text import Show
 
@@ -20,7 +25,10 @@ if TYPE_CHECKING:
 EMPTY, PARTIAL, FULL = 0, 1, 2
 # Elements looked at together where a support cannot answer for a tile as a whole.
 LOOK_AT_ONCE = 1 << 22
+# Tiles up to which a map is written out; beyond it is kept as runs, where a support has them.
+WRITTEN = 1 << 16
 
+T = TypeVar("T")
 Allows = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -123,21 +131,86 @@ class TileMap(Value):
     n_k: int
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[b, h, t_q, t_k]."""
+        b, h, t_q, t_k = self.state.shape
+        return b, h, t_q, t_k
+
+    @property
     def density(self) -> float:
         """Share of the tiles that must be looked into."""
-        return float((self.state != EMPTY).float().mean()) if self.state.numel() else 0.0
+        tiles = prod(self.shape)
+        return 1.0 - self.count(EMPTY) / tiles if tiles else 0.0
 
     def count(self, state: int) -> int:
         """How many tiles are in a state."""
         return int((self.state == state).sum())
 
+    def most(self, state: int) -> int:
+        """How many tiles are in a state, in the row of the batch and the head with most."""
+        return int((self.state == state).sum((2, 3)).max())
+
     def _text(self, show: Show) -> str:
-        b, h, t_q, t_k = self.state.shape
+        b, h, t_q, t_k = self.shape
         lead = f"{b}x{h} of " if b * h > 1 else ""
         return (
             f"TileMap({lead}{t_q}x{t_k} tiles of {self.size[0]}x{self.size[1]}: "
             f"{self.count(EMPTY)} empty, {self.count(PARTIAL)} partial, {self.count(FULL)} full)"
         )
+
+
+class RunMap(TileMap):
+    """A tile map that is known by runs of tiles, and written out only where its state is asked for.
+
+    >>> from regard.core.support import Causal, Window
+    >>> (Causal() & Window(64)).tiles(1_000_000, 1_000_000, 64)
+    TileMap(15625x15625 tiles of 64x64: 244109376 empty, 31249 partial, 0 full)
+    """
+
+    def __init__(self, runs: tuple[Runs, Runs], size: tuple[int, int], n_q: int, n_k: int) -> None:
+        some, every = runs
+        kept = {"some": some, "whole": some & every, "size": size, "n_q": n_q, "n_k": n_k}
+        self.__dict__.update(kept, _derived={})
+
+    some: Runs
+    whole: Runs
+
+    @cached_property
+    def state(self) -> Tensor:
+        """The state of each tile, int8 [1, 1, t_q, t_k]: O((n / tile)^2)."""
+        t_q, t_k = self.shape[2:]
+        device = self.some.start.device
+        rows, columns = torch.arange(t_q, device=device), torch.arange(t_k, device=device)
+        found = torch.zeros(t_q, t_k, dtype=torch.int8, device=device)
+        for part in rows.split(max(1, LOOK_AT_ONCE // max(1, t_k))):
+            for runs in (self.some, self.whole):
+                found[part] += runs.holds(part, columns.expand(len(part), -1)).to(torch.int8)
+        return found[None, None]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[1, 1, t_q, t_k]."""
+        return 1, 1, -(-self.n_q // self.size[0]), -(-self.n_k // self.size[1])
+
+    def count(self, state: int) -> int:
+        """How many tiles are in a state."""
+        rows = self.shape[2]
+        some, whole = (
+            int(x.length().sum()) * (rows if len(x.start) == 1 else 1)
+            for x in (self.some, self.whole)
+        )
+        return {EMPTY: rows * self.shape[3] - some, PARTIAL: some - whole, FULL: whole}[state]
+
+    def most(self, state: int) -> int:
+        """How many tiles are in a state."""
+        return self.count(state)
+
+    def memo(self, key: Hashable, build: Callable[[], T]) -> T:
+        """Build something derived from this map once."""
+        kept = self.__dict__["_derived"]
+        if key not in kept:
+            kept[key] = build()
+        return kept[key]  # type: ignore[no-any-return]
 
 
 def map_tiles(
@@ -161,6 +234,11 @@ def _mapped(
     support: Support, n_q: int, n_k: int, size: tuple[int, int], offset: int, device: str
 ) -> TileMap:
     batch, heads = support.extent()
+    if batch * heads == 1 and -(-n_q // size[0]) * -(-n_k // size[1]) > WRITTEN:
+        lines = Lines.over(n_q, n_k, size, offset, torch.device(device))
+        runs = support.runs(lines)
+        if runs is not None:
+            return RunMap(runs, size, n_q, n_k)
     grid = Grid.over(n_q, n_k, size, batch, heads, torch.device(device)).shift(offset)
     return TileMap(tile_states(support, grid), size, n_q, n_k)
 

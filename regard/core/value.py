@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
 
 import torch
@@ -147,7 +148,16 @@ class Value:
         """Every tensor in the value, depth first."""
         found: tuple[Tensor, ...] | None = self.__dict__.get("_tensors")
         if found is None:
-            found = tuple(x for x in _leaves(self) if isinstance(x, Tensor))
+            found = ()
+            # Parts have their own at hand: a rule that is made anew at each step costs little.
+            for name in _names(type(self)):
+                x = getattr(self, name)
+                if isinstance(x, Value):
+                    found += x.tensors()
+                elif isinstance(x, Tensor):
+                    found += (x,)
+                elif isinstance(x, tuple):
+                    found += tuple(y for y in _leaves(x) if isinstance(y, Tensor))
             self.__dict__["_tensors"] = found
         return found
 
@@ -262,6 +272,12 @@ def same_objects(a: Value, b: Value) -> bool:
     if a != b:
         return False
     return all(x is y for x, y in zip(a.tensors(), b.tensors(), strict=True))
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    """Names of the fields of a kind of value."""
+    return tuple(f.name for f in dataclasses.fields(kind))
 
 
 def _leaves(x: Any) -> Iterator[Any]:

@@ -51,7 +51,7 @@ class KeyDriven(Attention):
     8
     """
 
-    can: ClassVar[Capabilities] = Capabilities()
+    can: ClassVar[Capabilities] = Capabilities(meta=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "kv_heads": 2}
     allocation: Tensor
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_alike
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail, shape_of
 from regard.core.rule import Rule
@@ -29,7 +30,6 @@ from regard.layers.arguments import need_divisor, need_share, need_size
 from regard.layers.base import Layer
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, position_named
-from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_dtype
 from regard.core.errors import (
     CapabilityError,
     DtypeError,
@@ -15,9 +16,9 @@ from regard.core.errors import (
     fail,
     shape_of,
 )
+from regard.core.readable import can_be_read
 from regard.layers.arguments import need_size
 from regard.layers.inputs import Capabilities, LayerInput, need_rows, positions_of
-from regard.layers.precision import autocast_dtype
 from regard.memories.choosing import key_maker
 from regard.memories.layer import LayerMemory
 
@@ -92,6 +93,8 @@ class Layer(nn.Module):
         map.
         """
         self._need_tokens("x", x, self.dim)
+        if not can_be_read(x):
+            self._need_contents(x)
         begun = isinstance(memory, LayerMemory) and memory.seen > 0
         if context is None and self.crosses and not begun:
             fail(
@@ -182,6 +185,16 @@ class Layer(nn.Module):
             f"derive from {base}, which calls these steps" if steps
             else "write compute, or derive from regard.layers.Attention",
         )  # fmt: skip
+
+    def _need_contents(self, x: Tensor) -> None:
+        """Raise if this kind of layer branches on what tensors hold, and these cannot be read."""
+        if x.device.type == "meta" and not self.can.meta:
+            self.cannot("x", "a tensor on meta", "run without data", "run it on a real device")
+        if x.device.type != "meta" and not self.can.vmap:
+            self.cannot(
+                "x", "a tensor that cannot be read", "run under vmap or in a captured graph",
+                "run it on the whole batch",
+            )  # fmt: skip
 
     def _need_tokens(self, name: str, x: object, dim: int) -> None:
         if not isinstance(x, Tensor) or x.dim() != 3:

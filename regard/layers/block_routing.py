@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +37,7 @@ class BlockRouting(Attention):
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Capabilities] = PLACED
+    can: ClassVar[Capabilities] = replace(PLACED, meta=False, vmap=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 4, "blocks": 2}
 
     def __init__(

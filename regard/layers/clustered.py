@@ -16,7 +16,7 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.layers.arguments import need_size
-from regard.layers.attention import Attention
+from regard.layers.attention import Attention, split
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.layers.statistics import keeps_statistics
@@ -64,7 +64,7 @@ class RoutedAttention(Attention):
     def make_projections(self, bias: bool) -> None:
         """Make one map for queries and keys."""
         super().make_projections(bias)
-        self.to_q = self.to_k
+        del self.to_k
 
     def queries(self, x: Tensor) -> Tensor:
         """Bring queries to length sqrt(d)."""
@@ -72,8 +72,8 @@ class RoutedAttention(Attention):
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Bring keys to length sqrt(d)."""
-        k, v = super().keys(context)
-        return standardized(k), v
+        k, v = self.to_q(context), self.to_v(context)
+        return standardized(split(k, self.heads)), split(v, self.heads)
 
     def members(self, x: Tensor) -> Tensor:
         """Give the tokens of each cluster, in order: x [b, h, n, d] to [b, h, clusters, w]."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_alike
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.parts import mixed
@@ -16,7 +17,6 @@ from regard.core.weigh import Softmax, Weigh
 from regard.layers.arguments import need_share
 from regard.layers.attention import Attention, joined, split
 from regard.layers.inputs import Capabilities, LayerInput
-from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 
 

@@ -29,6 +29,10 @@ class Capabilities:
     - `left_padding`: start after padding (blocks counted from the first position cannot)
     - `any_length`: no size of the layer depends on the number of tokens
     - `multihead_weights`: take over the weights of multi-head attention unchanged
+    - `exact_gradients`: gradients are those of the output; they are not where they pass straight
+      through a choice
+    - `meta`: compute shapes on the `meta` device, where tensors hold nothing
+    - `vmap`: run under `torch.func.vmap`, which forbids to branch on what tensors hold
 
     >>> Capabilities(cross=False).cross
     False
@@ -45,6 +49,9 @@ class Capabilities:
     documents: bool = True
     any_length: bool = True
     multihead_weights: bool = False
+    exact_gradients: bool = True
+    meta: bool = True
+    vmap: bool = True
 
 
 @dataclass

@@ -101,6 +101,8 @@ class MixtureOfTrainedHeads(MixtureOfHeads):
     [1.0]
     """
 
+    can: ClassVar[Capabilities] = Capabilities(multihead_weights=True, exact_gradients=False)
+
     def make_router(self) -> None:
         """Make none: queries route."""
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_alike
 from regard.core.call import Call
 from regard.core.method import method
 from regard.core.support import Padding, Window
@@ -16,7 +17,6 @@ from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
 from regard.layers.gated_averages import TwoScalings
 from regard.layers.inputs import Capabilities, LayerInput
-from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.full import Full
 
@@ -63,7 +63,7 @@ class SparseModular(Attention):
     """
 
     can: ClassVar[Capabilities] = Capabilities(
-        cross=False, documents=False, linear=True, constant_memory=True
+        cross=False, documents=False, linear=True, constant_memory=True, meta=False, vmap=False
     )
     tiny: ClassVar[dict[str, Any]] = {
         "dim": 32, "head_dim": 8, "value_dim": 24, "rates": 4, "window": 6,

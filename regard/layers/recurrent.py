@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.core.autocast import autocast_alike
 from regard.core.features import elu_plus_one, unit
 from regard.core.scan import read as read_sum
 from regard.core.scan import starts, summed, unordered, with_ones
@@ -22,7 +23,6 @@ from regard.layers.arguments import need_divisor, need_size
 from regard.layers.attention import joined, split
 from regard.layers.base import Layer
 from regard.layers.inputs import Capabilities, LayerInput
-from regard.layers.precision import autocast_alike
 from regard.layers.registry import register
 from regard.memories.layer import LayerMemory
 from regard.run.scanning import scan

@@ -59,7 +59,10 @@ class RelationalAttention(Attention):
         super().make_projections(bias)
         wide = self.relations * self.width
         self.to_relation = nn.Linear(self.dim, wide, False)
-        self.to_v = self.to_relation if self.symmetric else nn.Linear(self.context_dim, wide, False)
+        if self.symmetric:  # one map for both: a second name would be a second parameter to some
+            del self.to_v
+        else:
+            self.to_v = nn.Linear(self.context_dim, wide, False)
         self.to_symbol = nn.Linear(self.context_dim, self.dim, False)
 
     def symbols(self, context: Tensor) -> Tensor:
@@ -71,7 +74,8 @@ class RelationalAttention(Attention):
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Give keys, and what relates to them beside their symbols, the same for every head."""
         k = self.to_k(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        told = torch.cat((self.to_v(context), self.symbols(context)), -1)
+        of_context = self.to_relation if self.symmetric else self.to_v
+        told = torch.cat((of_context(context), self.symbols(context)), -1)
         return k, told[:, None].expand(-1, self.kv_heads, -1, -1)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:

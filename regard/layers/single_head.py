@@ -96,7 +96,12 @@ class SingleHeadedRnn(Layer):
     """
 
     can: ClassVar[Capabilities] = Capabilities(
-        bidirectional=False, cross=False, left_padding=False, documents=False, linear=False
+        bidirectional=False,
+        cross=False,
+        left_padding=False,
+        documents=False,
+        linear=False,
+        vmap=False,
     )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32}
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
+from regard.core.files import FileError, FileKind, is_packed, read_packed, reading, write_packed
 from regard.memories.base import KeyMemory, need_keys
 
 MEMORY = FileKind("regard-memory", 2, "a memory that `save` wrote", "save it again")
 
 
-def save(memory: Any, path: str | Path) -> Path:
-    """Save a memory (anything with `state()`)."""
-    return write_packed(path, {"memory": type(memory).__name__, "state": memory.state()}, MEMORY)
+def save(memory: Any, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Save a memory (anything with `state()`).
+
+    What Regard saved there before is replaced, anything else only where `overwrite` is true.
+    """
+    content = {"memory": type(memory).__name__, "state": memory.state()}
+    return write_packed(path, content, MEMORY, may_replace=True if overwrite else is_packed)
 
 
 def load(memory: Any, path: str | Path) -> Any:

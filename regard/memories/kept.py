@@ -111,7 +111,10 @@ class Kept(KeyMemory):
         """Return the keys of all heads: ragged, where heads keep different numbers of them."""
         parts = self._parts
         if len(parts) > 1:
-            return Ragged(tuple((part.heads, self._of(part)) for part in parts))
+            made = []
+            for part in parts:
+                made.append((part.heads, self._of(part)))
+            return Ragged(tuple(made))
         if not parts:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return self._of(parts[0])
@@ -119,8 +122,10 @@ class Kept(KeyMemory):
     def _of(self, part: _Part) -> Keys:
         """Return the keys of one part."""
         assert self._shape is not None
-        at = part.positions(self._shape[0], self.seen, self._device)
-        held = None if part.at is None and self.seen == len(part.k) else at
+        held, at, m = None, part.at, len(part.k)
+        if at is not None or m != self.seen:
+            shape = (self._shape[0], len(part.heads), m)
+            held = Positions(at, self.seen, shape, part.real, self._device)
         return part.k.with_values(part.v, held)
 
     def _padded(self, found: Sequence[Tensor], empty: int = 0) -> Tensor:
@@ -229,8 +234,10 @@ class Kept(KeyMemory):
     def settle(self) -> None:
         """Let the stores make themselves small."""
         for part in self._parts:
-            part.k.settle()
-            part.v.settle()
+            if part.k.loose:
+                part.k.settle()
+            if part.v.loose:
+                part.v.settle()
             if part.at is not None and part.at.untyped_storage().nbytes() > part.at.nbytes:
                 part.at = part.at.clone()
 

@@ -39,8 +39,9 @@ class Remote(KeyMemory):
         keep = None if keep is None or bool(keep.all()) else keep
         if keep is not None or self._at is not None:
             b, n = k.shape[0], k.shape[2]
-            old = torch.arange(self.seen).expand(b, -1) if self._at is None else self._at
-            new = torch.arange(self.seen, self.seen + n).expand(b, n)
+            line = torch.arange(self.seen + n, device=k.device)
+            old = line[: self.seen].expand(b, -1) if self._at is None else self._at
+            new = line[self.seen :].expand(b, n)
             self._at = torch.cat((old, new if keep is None else torch.where(keep, new, -1)), 1)
         self._new, self._kind = (k, v, keep), (k.device, k.dtype)
         self.seen += k.shape[2]

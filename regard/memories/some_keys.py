@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
-from regard.core.heads import gather_heads, take_batch
+from regard.core.heads import take_batch
 from regard.core.keys import Dense
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, need_keys
@@ -18,7 +18,7 @@ from regard.memories.stores import Plain
 
 
 class SomeKeys(KeyMemory):
-    """Values of all heads, and keys of `heads` alone (all, until they are named).
+    """Values of all heads, and keys of `heads` alone (all, until they are named, by row).
 
     `keys` gives zeros where keys are not kept: who shares weights puts others in their place.
 
@@ -29,8 +29,9 @@ class SomeKeys(KeyMemory):
     """
 
     def __init__(self, heads: Sequence[int] | None = None) -> None:
-        self.heads = None if heads is None else tuple(heads)
-        # The head that each query head follows, once somebody has found out.
+        # Heads [b or 1, c] whose keys are kept, by row; a row that keeps fewer repeats one.
+        self.heads = None if heads is None else torch.tensor([list(heads)], dtype=torch.long)
+        # The head that each query head follows in each row, [b, h], once somebody has found out.
         self.leaders: Tensor | None = None
         self.seen = 0
         self._k, self._v = Plain(), Plain()
@@ -45,35 +46,34 @@ class SomeKeys(KeyMemory):
             new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=k.device)
             new = new.expand(b, n) if keep is None else torch.where(keep, new, -1)
             self._at = torch.cat((old if self._at is None else self._at, new), 1)
-        if self.heads is None or self.heads:
-            self._k.append(k if self.heads is None else gather_heads(k, self.heads))
+        if self.heads is None or self.heads.shape[1]:
+            self._k.append(k if self.heads is None else k.gather(1, _index(self.heads, k)))
         self._v.append(v)
         self.seen += n
 
-    def keep_keys_of(self, heads: Sequence[int]) -> None:
-        """Drop the keys of all other heads, for good."""
-        heads = tuple(heads)
-        held = tuple(range(self._v.read().shape[1])) if self.heads is None else self.heads
-        if heads == held:
-            return
-        if not set(heads) <= set(held):
-            fail(ValueRangeError, "heads", heads, f"some of {held}", "keys that are gone are gone")
-        kept = gather_heads(self._k.read(), [held.index(h) for h in heads]).clone()
+    def keep_keys_of(self, heads: Tensor) -> None:
+        """Drop the keys of all heads but these, [b, c], for good; a row may name one twice."""
+        if self.heads is not None:
+            fail(
+                ValueRangeError, "heads", heads.tolist(), f"{self.heads.tolist()}, as was said",
+                "name the heads once: keys that are gone are gone",
+            )  # fmt: skip
+        k = self._k.read()
+        kept = k.gather(1, _index(heads, k))
         self._k, self.heads = Plain(), heads
         self._k.append(kept)
 
     def keys(self) -> Dense:
-        """Give keys, with zeros where there are none, and values."""
+        """Return keys, with zeros where there are none, and values."""
         v = self._v.read()
         at = None if self._at is None else self._at.long()
         if self.heads is None:
             return Dense(self._k.read(), v, at)
-        if not self.heads:
+        if not self.heads.shape[1]:
             return Dense(v.new_zeros(()).expand(v.shape), v, at)
         found = self._k.read()
         k = found.new_zeros(*v.shape[:3], found.shape[3])
-        k[:, list(self.heads)] = found
-        return Dense(k, v, at)
+        return Dense(k.scatter_(1, _index(self.heads, found), found), v, at)
 
     def forget(self, horizon: Spans) -> None:
         """Keep all."""
@@ -95,27 +95,36 @@ class SomeKeys(KeyMemory):
         """Take rows of the batch."""
         self._k.reorder(rows)
         self._v.reorder(rows)
+        if self.leaders is not None:
+            self.leaders = take_batch(self.leaders, rows)
+        if self.heads is not None and len(self.heads) > 1:
+            self.heads = take_batch(self.heads, rows)
         self._at = None if self._at is None else take_batch(self._at, rows)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values, positions and leaders."""
-        tables = [x for x in (self._at, self.leaders) if x is not None]
+        """Bytes of keys, values, positions, heads and leaders."""
+        tables = [x for x in (self._at, self.leaders, self.heads) if x is not None]
         return self._k.nbytes + self._v.nbytes + sum(x.untyped_storage().nbytes() for x in tables)
 
     def state(self) -> dict[str, Any]:
         """Give what a file must hold."""
         return {
-            "heads": None if self.heads is None else list(self.heads), "leaders": self.leaders,
+            "heads": self.heads, "leaders": self.leaders,
             "seen": self.seen, "k": self._k.state(), "v": self._v.state(), "at": self._at,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take what a file held."""
-        self.heads = None if state["heads"] is None else tuple(state["heads"])
-        self.leaders, self.seen, self._at = state["leaders"], state["seen"], state["at"]
+        self.heads, self.leaders = state["heads"], state["leaders"]
+        self.seen, self._at = state["seen"], state["at"]
         self._k.restore(state["k"])
         self._v.restore(state["v"])
+
+
+def _index(heads: Tensor, x: Tensor) -> Tensor:
+    """Index of heads [b or 1, c] along axis 1 of x [b, g, m, d]."""
+    return heads.to(x.device)[:, :, None, None].expand(len(x), -1, x.shape[2], x.shape[3])
 
 
 __all__ = ["SomeKeys"]

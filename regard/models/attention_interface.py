@@ -23,7 +23,7 @@ from regard.core.score.dense import DenseBias
 from regard.core.support import Causal, Everything, Support
 from regard.core.weigh import Softmax
 from regard.models.engine import Engine
-from regard.models.forward import current_forward
+from regard.models.forward import Forward, current_forward
 from regard.models.hook import Held, UnsupportedModelError
 from regard.models.masks import Mask, make_mask
 from regard.models.sdpa import four_axes, with_mask
@@ -92,16 +92,18 @@ def attention(
     rule = rule_of(
         attention_mask, query, key, scaling, bool(is_causal), position_bias, softcap, s_aux
     )
-    site = None if found is None else found.site
-    call = Call(query, Dense(key, value), rule, None, dropout, site)
+    site, now = None if found is None else found.site, current_forward()
+    if site is not None and now is not None:
+        site = site.at(now)
+    call = Call(query, Dense(key, value), rule, None, dropout, site, now)
     # A model that shares its config with an attached one is served without stages.
-    shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module)
+    shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module, now)
     want = ("out", "weights") if shown else ("out",)
     result, _ = (_nobody if found is None else found.engine).result(call, want)
     return result.out.transpose(1, 2).contiguous(), result.weights
 
 
-def weights_are_asked(module: nn.Module) -> bool:
+def weights_are_asked(module: nn.Module, now: Forward | None) -> bool:
     """Whether somebody collects weights that the attention is not told to return.
 
     Eager attention returns them always, so some models ask for them only where they collect them.
@@ -109,9 +111,8 @@ def weights_are_asked(module: nn.Module) -> bool:
     collected = None if _collector is None else _collector.get()
     if collected and any("attentions" in key for key in collected):
         return True
-    now = current_forward()
-    if now is not None and now.weights:
-        return True
+    if now is not None:  # which has read the config
+        return bool(now.weights)
     return bool(getattr(getattr(module, "config", None), "output_attentions", False))
 
 

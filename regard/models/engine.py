@@ -9,10 +9,11 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
+from regard.core.keys import Dense
 from regard.core.partial import Partial
 from regard.core.result import Result
 from regard.models.forward import current_forward
-from regard.models.site import Site
+from regard.models.site import Place, Site
 from regard.models.stage import Stage
 from regard.run.counting import COUNT
 from regard.run.runner import OUT, run
@@ -40,6 +41,7 @@ class Engine:
         self.stages = tuple(stages)
         self._at: dict[Site | None, tuple[Stage, ...]] = {}
         places = (getattr(s, "where", None) for s in self.stages)
+        self._everywhere = all(getattr(s, "where", None) == Place() for s in self.stages)
         self._by_step = any(getattr(p, "steps", None) is not None for p in places)
 
     def at(self, site: Site | None) -> tuple[Stage, ...]:
@@ -71,10 +73,11 @@ class Engine:
 
         `want` is what the caller needs, beside what the stages do.
         """
-        stages = self.serving(call.site) if self.stages else ()
+        stages = self.stages if self._everywhere else self.serving(call.site)
         if not stages:
             return run(call, want), call
-        call = timed(call)
+        if call.forward is None:
+            call = timed(call)
         passed: list[tuple[Stage, Call]] = []
         around = None
         options: dict[str, Any] = {}
@@ -187,9 +190,13 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
         )
     if new.q is old.q and new.keys is old.keys:
         return
-    same = new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype
-    if same and new.keys.shape[4] == old.keys.shape[4]:
-        return
+    if new.q is old.q or (new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype):
+        a, b = new.keys, old.keys
+        if type(a) is Dense and type(b) is Dense:
+            if a.v.shape[3] == b.v.shape[3]:
+                return
+        elif a.shape[4] == b.shape[4]:
+            return
     new.checked()
     for axis, x, y in (
         ("batch", old.b, new.b),

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+from torch import nn
+
 from regard.models.removal import Removal, exclusive, untraced
 
 A = TypeVar("A", bound="Around")
@@ -150,4 +152,24 @@ def _let_go(home: dict[str, Any], wrapped: Wrapped, holder: Any) -> None:
         home.pop(wrapped._name, None)
 
 
-__all__ = ["Around", "Wrapped", "hold"]
+class _Before(Around):
+    """Runs a function of a policy's in place of a forward."""
+
+    order = 1  # inside of what notes the forward
+
+    def __init__(self, ours: Callable[..., Any]) -> None:
+        super().__init__()
+        self.ours = ours
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.ours(plain, *args, **kwargs)
+
+
+def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
+    """Run `ours(forward, ...)` in place of a module's own forward; return what undoes it."""
+    undo = Removal()
+    hold(module, "forward", lambda: _Before(ours), ours, undo, join=False)
+    return undo
+
+
+__all__ = ["Around", "Wrapped", "hold", "put_before"]

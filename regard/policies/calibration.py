@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from regard.core.errors import RuleError, fail
-from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
+from regard.core.files import (
+    FileError,
+    FileKind,
+    is_packed,
+    read_packed,
+    reading,
+    refuse_to_replace,
+    write_packed,
+)
 from regard.core.hashes import hash_of, hash_of_code
 from regard.models.fingerprint import fingerprint
 from regard.policies.base import Policy
+from regard.policies.kinds import Calibrated
 
 
 class CalibrationError(FileError):
@@ -29,12 +38,13 @@ BEGUN = FileKind(
 )  # fmt: skip
 
 
-def need_calibration(policy: Policy, lacking: str) -> NoReturn:
+def need_calibration(policy: Calibrated, lacking: str) -> NoReturn:
     """Raise: a policy was used without what a calibration finds, "which layers share" say."""
-    inputs, file = "rows" if policy.learns_from == "answers" else "texts", f"{policy.name}.cal"
+    name = getattr(policy, "name", type(policy).__name__)
+    inputs, file = "rows" if policy.learns_from == "answers" else "texts", f"{name}.cal"
     fail(
         CalibrationError, "calibrate", "nothing", lacking,
-        f'regard.policies.calibrate(model, "{policy.name}", {inputs}, to="{file}"), and '
+        f'regard.policies.calibrate(model, "{name}", {inputs}, to="{file}"), and '
         f'shrink(..., calibrate="{file}")',
     )  # fmt: skip
 
@@ -53,13 +63,17 @@ def frozen(model: Any) -> Iterator[None]:
 
 
 def save_calibration(
-    policy: Policy, model: Any, path: str | Path, about: dict[str, Any] | None = None
-) -> Path:
-    """Write what a policy found, with its settings and the model that it is of."""
+    policy: Policy, model: Any, path: str | Path, about: dict[str, Any] | None = None, *,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write what a policy found, with its settings and the model that it is of.
+
+    A file of Regard that is there is replaced, anything else only where `overwrite` is true.
+    """
     return write_packed(path, {
         **(about or {}), "policy": policy.name, "model": fingerprint(model),
-        "kind": type(model).__name__, "settings": policy.settings(), "found": policy.found(),
-    }, CALIBRATION)  # fmt: skip
+        "kind": type(model).__name__, "settings": policy.settings(), "found": found_by(policy),
+    }, CALIBRATION, may_replace=True if overwrite else is_packed)  # fmt: skip
 
 
 def read_calibration(path: str | Path) -> dict[str, Any]:
@@ -75,9 +89,25 @@ def read_calibration(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
+def found_by(policy: Policy) -> dict[str, Any]:
+    """Return what a policy found; nothing of one that does not learn."""
+    return policy.found() if isinstance(policy, Calibrated) else {}
+
+
+def accepted(policy: Any) -> tuple[str, ...]:
+    """Return the names of policies whose calibrations a policy takes.
+
+    >>> from regard.policies import policy
+    >>> accepted(policy("lserve")), accepted(policy("snapkv"))
+    (('lserve', 'duo_attention'), ())
+    """
+    own = (policy.name,)
+    return (*own, *policy.accepts) if isinstance(policy, Calibrated) else ()
+
+
 def serves(path: str | Path, policy: Policy) -> bool:
     """Whether a calibration file is one that a policy takes."""
-    return read_calibration(path)["policy"] in (policy.name, *policy.takes)
+    return read_calibration(path)["policy"] in accepted(policy)
 
 
 def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
@@ -89,7 +119,8 @@ def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
         )  # fmt: skip
     content = read_calibration(path)
     names = [p.name for p in policies]
-    taker = next((p for p in policies if content["policy"] in (p.name, *p.takes)), None)
+    learning = [p for p in policies if isinstance(p, Calibrated)]
+    taker = next((p for p in learning if content["policy"] in accepted(p)), None)
     if taker is None:
         fail(
             CalibrationError, "calibrate", f"{path}, a calibration of {content['policy']!r}",
@@ -112,12 +143,14 @@ def calibrate(
     *,
     to: str | Path,
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Let a policy find out about a model, and write what it found to a file.
 
     What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there, if
     the model (weights and config), the policy and its settings, the inputs and the code of Regard
-    are the same by their hashes.
+    are the same by their hashes. A file at `to` that Regard did not write stays, and is an error,
+    unless `overwrite` is true.
 
         rows = regard.bench.shrinking.pass_keys(tokenizer)
         file = calibrate(model, "duo_attention", rows, to="heads.cal")
@@ -126,13 +159,15 @@ def calibrate(
     from regard.policies.registry import policy as make
 
     made: Policy = make(policy) if isinstance(policy, str) else policy
-    learn = getattr(made, "learn", None)
+    learn = made.learn if isinstance(made, Calibrated) else None
     if learn is None:
         fail(
             RuleError, "policy", repr(made.name), "one that learns of a model",
             "use it as it is: it needs no calibration",
         )  # fmt: skip
     path = Path(to)
+    if path.exists() and not overwrite and not is_packed(path):
+        refuse_to_replace(path, CalibrationError)  # before the work, not after it
     part = path.with_name(path.name + ".part")
     about = {
         "policy": made.name, "model": fingerprint(model), "settings": made.settings(),
@@ -156,7 +191,7 @@ def calibrate(
     ):
         if progress is not None:
             progress(done, whole)
-    save_calibration(made, model, path, about)
+    save_calibration(made, model, path, about, overwrite=overwrite)
     part.unlink(missing_ok=True)
     return path
 
@@ -170,6 +205,7 @@ def _hash_of_inputs(inputs: Any) -> str | None:
 
 
 __all__ = [
-    "BEGUN", "CALIBRATION", "CalibrationError", "calibrate", "fingerprint", "frozen",
-    "load_calibration", "need_calibration", "read_calibration", "save_calibration", "serves",
+    "BEGUN", "CALIBRATION", "CalibrationError", "accepted", "calibrate", "fingerprint", "found_by",
+    "frozen", "load_calibration", "need_calibration", "read_calibration", "save_calibration",
+    "serves",
 ]  # fmt: skip

@@ -34,7 +34,9 @@ class Costs(dict[Site, Spent]):
     def add(self, call: Call, seen: int, flops: float, dense: float | None = None) -> None:
         """Add what a call was counted to cost, against all of `seen` keys; `dense` are pairs."""
         self.calls += 1
-        each, whole = 2.0 * call.b * call.h * (call.d + call.e), self.pairs(call, seen)
+        b, h, n, d = call.q.shape
+        each = 2.0 * b * h * (d + call.e)
+        whole = float(seen) if n == 1 else self.pairs(call, seen)
         spent = self.get(call.site)
         if spent is None:
             spent = self[call.site] = Spent()

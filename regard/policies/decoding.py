@@ -7,6 +7,7 @@ reading (`worth`). The choice is free at each step: nothing is lost.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,24 +21,23 @@ from regard.core.support import Everything
 from regard.core.top import top_slots
 from regard.memories.stores import Plain, Store
 from regard.memories.summaries import Bounds
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
+from regard.policies.kinds import Select
 from regard.policies.registry import register
 from regard.policies.scoring import best
 
 
 @dataclass
-class Selecting(Policy):
+class Selecting(Select):
     """Base of policies for decoding: override `index` and `worth`."""
-
-    what: ClassVar[str] = "decoding"
 
     def index(self) -> Store | None:
         """Make what is kept of every key beside the memory."""
         return None
 
+    @abstractmethod
     def worth(self, step: Step, index: Any) -> Tensor | None:
-        """Say what each key is worth to this query, [b, g, m]; None to read all."""
-        raise NotImplementedError
+        """Return what each key is worth to this query, [b, g, m]; None to read all."""
 
     def select(self, step: Step) -> Call:
         """Read the keys that are worth most."""
@@ -60,7 +60,6 @@ class Selecting(Policy):
         slots = self.choose(step, index, rows)
         if slots is None:
             return call
-        step.pairs = float((slots >= 0).sum(-1).float().mean())
         return taken(call, slots, step.positions)
 
     def _plainly(self, step: Step, index: Any, count: int) -> Call:
@@ -68,7 +67,7 @@ class Selecting(Policy):
         slots = self.quickly(step, index, count)
         if slots is None:
             return step.call
-        step.pairs, step.slots = float(slots.shape[-1]), slots
+        step.slots = slots
         return step.call
 
     @property
@@ -189,6 +188,7 @@ class Quest(Selecting):
     heads of a key head; the first and the newest page are always read. (Quest, Tang et al. 2024)
     """
 
+    columns: ClassVar[str] = "pages"
     page: int = 16
     # Tokens whose bounds are one: smaller than a page, they tell a needle from its neighbors.
     logical: int = 16
@@ -197,16 +197,21 @@ class Quest(Selecting):
         """Keep bounds."""
         return Bounds(min(self.logical, self.page))
 
+    def worth(self, step: Step, index: Bounds) -> Tensor:
+        """Score each key by its page."""
+        return self._pages(step, index).repeat_interleave(self.page, -1)[..., : step.call.m]
+
+    def _pages(self, step: Step, index: Bounds) -> Tensor:
+        call = step.call
+        return page_worth(call.q, index, self.page, call.m, call.g)
+
     def choose(self, step: Step, index: Bounds, rows: Tensor) -> Tensor:
         """Choose whole pages, for rows that begin with padding."""
-        call = step.call
-        score = page_worth(call.q, index, self.page, call.m, call.g)
-        return whole_pages(score, rows, self.page, step.positions)
+        return whole_pages(self._pages(step, index), rows, self.page, step.positions)
 
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
-        call = step.call
-        score = page_worth(call.q, index, self.page, call.m, call.g)
+        call, score = step.call, self._pages(step, index)
         pages = min(max(2, -(-count // self.page)), score.shape[-1])
         best_pages = score.topk(pages, dim=-1, sorted=False).indices.sort(-1).values
         slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
@@ -253,8 +258,8 @@ class DoubleSparsity(Selecting):
             order = torch.rand(call.g, call.d, generator=draw).argsort(-1)[:, :r]
             return order.expand(call.b, -1, -1).contiguous()
         real = (step.positions >= 0)[..., None]  # padding has channels of its own
-        q = call.q.abs().unflatten(1, (call.g, -1)).mean(2) * real[:, :, call.m - call.n :]
-        return (q.sum(2) * (call.k.abs() * real).sum(2)).topk(r, dim=-1).indices
+        q = call.q.float().abs().unflatten(1, (call.g, -1)).mean(2) * real[:, :, call.m - call.n :]
+        return (q.sum(2) * (call.k.float().abs() * real).sum(2)).topk(r, dim=-1).indices
 
     def worth(self, step: Step, index: Plain) -> Tensor:
         """Match on the labels."""
@@ -263,8 +268,9 @@ class DoubleSparsity(Selecting):
         labels = index.read()
         at = layer.extra[f"{self.name} channels"].read()
         q = call.q[:, :, 0].unflatten(1, (call.g, -1))
-        q = q.gather(3, at.expand(-1, -1, q.shape[2], -1))
-        worth = q @ labels.transpose(2, 3)
+        # In float32, as scores of few bits tie.
+        q = q.gather(3, at.expand(-1, -1, q.shape[2], -1)).float()
+        worth = q @ labels.float().transpose(2, 3)
         worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
         worth[..., -1] = torch.finfo(worth.dtype).max
         return worth
@@ -300,8 +306,9 @@ class Recycled(Selecting):
         """Keep the weights of the newest query."""
         call, layer = step.call, step.layer
         assert layer is not None
-        q = call.q[:, :, -1].unflatten(1, (call.g, -1))
-        score = q @ call.k.transpose(2, 3) / math.sqrt(call.d)
+        # In float32: weights of few bits tie, and which of equal ones is read would be chance.
+        q = call.q[:, :, -1].unflatten(1, (call.g, -1)).float()
+        score = q @ call.k.float().transpose(2, 3) / math.sqrt(call.d)
         weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
         held = Plain()
         held.append(weight[..., None])

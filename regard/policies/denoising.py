@@ -17,7 +17,8 @@ from regard.models.attach import hook_of
 from regard.models.forward import Forward, changed, current_forward
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
+from regard.policies.kinds import ModulePatch, Select
 from regard.policies.registry import register
 from regard.run.executor import Answer, No, Yes
 
@@ -35,12 +36,11 @@ def denoises(model: Any, sites: Sites, *kinds: str) -> Answer:
 
 
 @dataclass
-class OverSteps(Policy):
+class OverSteps(ModulePatch):
     """Base of policies that keep outputs of cross-attention from step to step."""
 
     what: ClassVar[str] = "images"
-    needs_cache: ClassVar[bool] = False
-    stands: ClassVar[tuple[str, ...]] = ("cross", "model")
+    patches: ClassVar[tuple[str, ...]] = ("cross", "model")
 
     def can(self, model: Any, sites: Sites) -> Answer:
         """Models that denoise, with words in a cross-attention of their own."""
@@ -56,7 +56,7 @@ class OverSteps(Policy):
         super().end()
         self.kept = {}
 
-    def stand_in(self, site: Site | None, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
+    def patch(self, site: Site | None, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
         """Ask `forward` or `cross`."""
         now = current_forward()
         if self.budget.whole or now is None:
@@ -66,11 +66,11 @@ class OverSteps(Policy):
         return self.cross(now, site, run, args, kwargs)
 
     def forward(self, now: Forward, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run the model; asked of those that name it in `stands`."""
+        """Run the model; asked of those that name it in `patches`."""
         raise NotImplementedError
 
     def cross(self, now: Forward, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run a cross-attention; asked of those that name it in `stands`."""
+        """Run a cross-attention; asked of those that name it in `patches`."""
         raise NotImplementedError
 
 
@@ -107,7 +107,7 @@ def repeated(x: Any, times: int) -> Any:
 @method("tgate", call='from regard.policies import policy; policy("tgate")')
 @register("tgate")
 @dataclass
-class TGate(OverSteps):
+class TGate(OverSteps, Select):
     """From step `gate` on, use again what cross-attention gave, and let guidance be.
 
     At the last step before the gate each cross-attention gives F = (C(null) + C(text)) / 2, after
@@ -117,6 +117,8 @@ class TGate(OverSteps):
     the second is not run. (T-GATE, Zhang et al. 2024)
     """
 
+    what: ClassVar[str] = "images"
+    needs_cache: ClassVar[bool] = False
     gate: int = 10
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:

@@ -20,8 +20,9 @@ from regard.models.attach import attach, hook_of
 from regard.models.engine import whole
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
+from regard.policies.kinds import Calibrated, SelectAndJoin, Store
 from regard.policies.placing import without_padding
 from regard.policies.prompts import last_rows
 from regard.policies.registry import register
@@ -31,7 +32,7 @@ from regard.policies.streaming_heads import near_rows
 @method("pod_proximal_distant", call='from regard.policies import policy; policy("pod")')
 @register("pod", "pod_proximal_distant")
 @dataclass
-class PoD(Policy):
+class PoD(Store, SelectAndJoin, Calibrated):
     """Keep keys of distant tokens once for a group of layers that weigh them alike.
 
     Every layer has its own keys of the first `sinks` and the last `window` tokens, and its own
@@ -44,7 +45,6 @@ class PoD(Policy):
     """
 
     what: ClassVar[str] = "shares"
-    calibrated: ClassVar[bool] = True
     sinks: int = 16
     window: int = 4080
     like: float = 0.5
@@ -53,18 +53,12 @@ class PoD(Policy):
     sources: dict[int, int] = field(default_factory=dict, init=False)
     found_none: bool = field(default=False, init=False)
 
-    def settings(self) -> dict[str, Any]:
-        """Give what a calibration depends on."""
-        return {x: getattr(self, x) for x in ("sinks", "window", "like", "share", "queries")}
-
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Ask for groups, unless nothing is to be shared."""
         super().begin(model, sites, budget)
         if not self.sources and not self.budget.whole and not self.found_none:
             need_calibration(self, "which layers look alike")
         self.shared = {} if self.budget.whole else self.sources
-        self._source: Call | None = None
-        self._far: Call | None = None
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
         """Keep near keys alone, where another layer has the others."""
@@ -73,13 +67,13 @@ class PoD(Policy):
     def select(self, step: Step) -> Call:
         """Hold the call of the first layer of a group; give the others their near keys."""
         layer, call = step.site.layer or 0, step.call
-        self._far = None
+        self.held.pop("far", None)
         if not self.shared or step.layer is None:
             return call
         if call.n == 1:  # where the query stands must be said, for windows to be told
             call = call.replace(q_positions=torch.tensor([step.seen - 1 - call.rule.offset]))
         if layer not in self.shared:
-            self._source = call
+            self.held["source"] = call
             return step.call
         if call.rule.weigh.has_sink:
             fail(
@@ -92,24 +86,18 @@ class PoD(Policy):
         if step.seen <= self.window:
             return close
         beside = near_rows(step, self.window, self.sinks)
-        source, support = self._source, call.rule.support
-        assert source is not None
-        self._far = call.replace(
+        source, support = self.held["source"], call.rule.support
+        self.held["far"] = call.replace(
             q=source.q, k=source.k, k_positions=source.k_positions,
             rule=call.rule.replace(support=support & ~beside),
         )  # fmt: skip
         rule = close.rule.replace(support=close.rule.support & beside)
         return close.replace(rule=rule, q_positions=call.q_positions)
 
-    def joined(self, step: Step, partial: Partial) -> Partial:
+    def join(self, step: Step, partial: Partial) -> Partial:
         """Merge what the first layer of the group finds far away."""
-        far, self._far = self._far, None
+        far = self.held.pop("far", None)
         return partial if far is None else merge(partial, whole(far))
-
-    def end(self) -> None:
-        """Let go of the calls as well."""
-        super().end()
-        self._source = self._far = None
 
     # Calibration
 

@@ -1,14 +1,14 @@
 """Policies that evict: after a prompt (or each step) every head keeps its best keys.
 
-A policy says what a key is worth (`score`), and perhaps how many each head may keep (`counts`).
-The newest `recent` tokens and the first `sinks` are kept before all others.
+A policy is what a key is worth (`score`), and perhaps how many each head may keep (`counts`). Those
+that evict at every step are registered with what wraps them (`EachStep`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,91 +17,34 @@ from torch.nn.functional import normalize
 from regard.core.method import method
 from regard.memories.base import KeyMemory
 from regard.memories.head_pages import HeadPages
-from regard.memories.kept import Kept
 from regard.memories.ring import Ring
 from regard.models.site import Site
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
+from regard.policies.kinds import Evict, EvictByHistory, EvictUnevenly, Store
 from regard.policies.registry import register
-from regard.policies.scoring import best, by_key_head, rank_of, received, smooth
-
-if TYPE_CHECKING:
-    from regard.models.cache import KeyLayer
+from regard.policies.scoring import by_key_head, rank_of, received, smooth
+from regard.policies.timing import EachStep
 
 
-@dataclass
-class Evicting(Policy):
-    """Base of policies that evict: override `score`, higher for keys that are worth more."""
+class Rolling(EachStep):
+    """At every step, in a ring of fixed size where the budget is one."""
 
-    what: ClassVar[str] = "evicts"
-    sinks: int = 0
-    recent: int = 0
-    # Whether keys are evicted at every step, or after prompts (and pieces of prompts) alone.
-    every_step: bool = False
-    # Once a step passes the budget, this share of it is freed at once: so few steps evict.
-    spare: float = 1 / 64
-
-    def score(self, step: Step) -> Tensor:
-        """Say what each key is worth, [b, g, m]."""
-        raise NotImplementedError
-
-    def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
-        """Say how many keys each head keeps, [b, g], of `rows` [b] on average."""
-        return rows[:, None].expand(-1, step.call.g)
-
-    def slots(self, step: Step) -> Tensor | None:
-        """Keep what is protected, then what is worth most."""
-        self.watch(step)
-        if not (step.prompt or self.every_step) or self.budget.whole:
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Keep a ring: a step costs the same at every length."""
+        if self.budget.share is not None:
             return None
-        rows, at = self.room(step), step.positions
-        if not bool(((at >= 0).sum(-1) > rows[:, None]).any()) and self.uniform:
-            return None
-        if not step.prompt:
-            rows = (rows - (rows * self.spare).long()).clamp(min=1)
-        score = self.score(step).clone()
-        rank, real = rank_of(at), (at >= 0)
-        newest = at >= step.seen - self.newest(step, rows)[:, None, None]
-        top = torch.finfo(score.dtype).max
-        score = torch.where(real & newest, top / 2, score)
-        score = torch.where(real & (rank < self.sinks), top, score)
-        return best(score, self.counts(step, rows, score), at)
+        tokens = int(self.budget.of_rows(torch.tensor([1 << 40]), self.token_bytes))
+        sinks = min(self.sinks, tokens - 1)
+        return Ring(tokens - sinks, sinks)
 
-    def room(self, step: Step) -> Tensor:
-        """Count the tokens that a head may keep now, [b]: never so few that sinks go.
-
-        A share of the few tokens of a first piece would evict the sinks for good.
-        """
-        rows = self.rows(step)
-        if self.budget.share is None or not self.sinks:
-            return rows
-        return rows.clamp(min=self.sinks + 1).minimum(step.real)
-
-    def due(self, layer: KeyLayer) -> bool:
-        """Say whether a step has passed the budget, as far as can be told without looking."""
-        if not self.every_step or self.budget.whole:
-            return False
-        if not self.uniform or layer.padded or type(self).watch is not Evicting.watch:
-            return True
-        most = self.budget.of_row(layer.memory.seen, self.token_bytes)
-        most = most if self.budget.share is None else max(most, self.sinks + 1)
-        return not isinstance(layer.memory, Kept) or layer.memory.width > most
-
-    def newest(self, step: Step, rows: Tensor) -> Tensor:
-        """Say how many of the newest tokens each row keeps in any case, [b]."""
-        return (rows - self.sinks).clamp(min=min(1, self.recent), max=self.recent)
-
-    @property
-    def uniform(self) -> bool:
-        """Whether every head of every layer keeps equally many."""
-        return type(self).counts is Evicting.counts
-
-    def watch(self, step: Step) -> None:
-        """Note what later scores need; called for every forward."""
+    def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
+        """Leave a ring to itself."""
+        return None if isinstance(step.memory, Ring) else super().slots(step, spare)
 
 
-@register("streaming", "streaming_llm", "sinks_and_window")
+@register("streaming", "streaming_llm", "sinks_and_window", wrap=Rolling)
 @dataclass
-class Streaming(Evicting):
+class Streaming(Evict):
     """Keep the first tokens (sinks) and the newest: score(j) = j.
 
     A budget in tokens or bytes is a ring of fixed size, so that a step costs the same at every
@@ -109,51 +52,30 @@ class Streaming(Evicting):
     (StreamingLLM, Xiao et al. 2023)
     """
 
-    every_step: bool = True
     sinks: int = 4
-    recent: int = 1
-
-    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Keep a ring where the size is fixed."""
-        if self.budget.share is not None or not self.every_step:
-            return None
-        room = torch.tensor([1 << 40])
-        tokens = int(self.budget.of_rows(room, self.token_bytes))
-        sinks = min(self.sinks, tokens - 1)
-        return Ring(tokens - sinks, sinks)
-
-    def slots(self, step: Step) -> Tensor | None:
-        """Leave a ring to itself."""
-        return None if isinstance(step.memory, Ring) else super().slots(step)
+    recent: float = 1
 
     def score(self, step: Step) -> Tensor:
         """Score by position."""
         return step.positions.float()
 
 
-@register("h2o", "heavy_hitters")
+@register("h2o", "heavy_hitters", wrap=EachStep)
 @dataclass
-class HeavyHitters(Evicting):
+class HeavyHitters(EvictByHistory):
     """Keep the newest tokens and those that have received most weight so far, half and half.
 
     score(j) = sum of A[i, j] over all queries i up to now, mean over the query heads of a key head;
     at each step the lowest goes. (H2O, Zhang et al. 2023)
     """
 
-    every_step: bool = True
-    weighs: ClassVar[bool] = True
-    recent_share: float = 0.5
+    want: ClassVar[tuple[str, ...]] = ("weights",)
+    recent: float = 0.5
 
-    def watch(self, step: Step) -> None:
+    def note(self, step: Step) -> None:
         """Add up what every key receives."""
-        if self.budget.whole:
-            return
         got = by_key_head(received(step), step.call.g)
         step.memory.set_note("received", step.memory.note("received") + got)
-
-    def newest(self, step: Step, rows: Tensor) -> Tensor:
-        """Half of what may be kept."""
-        return (rows * self.recent_share).long().clamp(min=1)
 
     def score(self, step: Step) -> Tensor:
         """Score by what was received."""
@@ -163,7 +85,7 @@ class HeavyHitters(Evicting):
 
 @register("snapkv", "snap_kv")
 @dataclass
-class SnapKV(Evicting):
+class SnapKV(Evict):
     """Keep what the last `window` tokens of the prompt look at, neighbors together.
 
     score(j) = sum over the last w queries of A[i, j], smoothed over `kernel` positions, mean over
@@ -174,7 +96,7 @@ class SnapKV(Evicting):
     window: int = 16
     kernel: int = 5
 
-    def newest(self, step: Step, rows: Tensor) -> Tensor:
+    def _newest(self, rows: Tensor) -> Tensor:
         """Keep the window."""
         return (rows - self.sinks).clamp(min=1, max=self.window)
 
@@ -189,7 +111,7 @@ class SnapKV(Evicting):
 @method("pyramid_kv", call='from regard.policies import policy; policy("pyramid_kv")')
 @register("pyramid_kv", "pyramidkv")
 @dataclass
-class PyramidKV(SnapKV):
+class PyramidKV(EvictUnevenly, SnapKV):
     """As SnapKV, with budgets that fall in even steps from the first layer to the last.
 
     With an average of C keys a layer, w of them the window: the last layer keeps
@@ -216,7 +138,7 @@ class PyramidKV(SnapKV):
 
 @register("ada_kv", "adakv")
 @dataclass
-class AdaKV(SnapKV):
+class AdaKV(EvictUnevenly, SnapKV, Store):
     """As SnapKV, with the budget of a layer shared out among its heads by what they look at.
 
     The best g * C keys of all heads of the layer stay, but each head keeps at least a share `floor`
@@ -251,17 +173,16 @@ class AdaKV(SnapKV):
         return marked.view(b, g, m).sum(-1)
 
 
-@register("tova")
+@register("tova", wrap=EachStep)
 @dataclass
-class Tova(Evicting):
+class Tova(Evict):
     """Keep what the newest token looks at, the same keys in all heads of a layer, at every step.
 
     score(j) = mean over all heads of A[last, j]. (TOVA, Oren et al. 2024)
     """
 
-    every_step: bool = True
-    weighs: ClassVar[bool] = True
-    recent: int = 1
+    want: ClassVar[tuple[str, ...]] = ("weights",)
+    recent: float = 1
 
     def score(self, step: Step) -> Tensor:
         """Ask the newest query."""
@@ -271,7 +192,7 @@ class Tova(Evicting):
 
 @register("knorm")
 @dataclass
-class KeyNorm(Evicting):
+class KeyNorm(Evict):
     """Keep the keys of small norm, which receive most weight: score(j) = -|k_j|.
 
     (Devoto et al. 2024)
@@ -284,7 +205,7 @@ class KeyNorm(Evicting):
 
 @register("keydiff")
 @dataclass
-class KeyDiff(Evicting):
+class KeyDiff(Evict):
     """Keep keys that differ from the mean direction of all: score(j) = -cos(k_j, mean of k / |k|).
 
     (KeyDiff, Park et al. 2025)
@@ -299,7 +220,7 @@ class KeyDiff(Evicting):
 
 @register("random")
 @dataclass
-class Random(Evicting):
+class Random(Evict):
     """Keep keys by chance: what any other policy must beat."""
 
     seed: int = 0
@@ -314,6 +235,6 @@ class Random(Evicting):
 
 
 __all__ = [
-    "AdaKV", "Evicting", "HeavyHitters", "KeyDiff", "KeyNorm", "PyramidKV", "Random", "SnapKV",
+    "AdaKV", "HeavyHitters", "KeyDiff", "KeyNorm", "PyramidKV", "Random", "Rolling", "SnapKV",
     "Streaming", "Tova",
 ]  # fmt: skip

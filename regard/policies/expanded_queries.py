@@ -18,11 +18,11 @@ from regard.core.score import Dot
 from regard.core.support import Everything, Support
 from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
-from regard.memories.stores import StoreKind
 from regard.models.masks import Mask
 from regard.models.projections import HeadWeights, head_weights
 from regard.models.site import Site, Sites
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
+from regard.policies.kinds import ModulePatch, Select, Store
 from regard.policies.registry import register
 from regard.run.api import attend
 from regard.run.executor import Answer, No, Yes
@@ -110,16 +110,16 @@ def beams_of(x: Tensor, hidden: Tensor) -> int:
 class States(Kept):
     """Hidden states [b, 1, m, D], kept once and read as keys and as values."""
 
-    def read(self) -> Dense:
+    def keys(self) -> Dense:
         """Return the states twice."""
-        found = super().read()
+        found = super().keys().dense()
         return found.replace(v=found.k)
 
 
 @method("el_attention", call='from regard.policies import policy; policy("el_attention")')
 @register("el_attention")
 @dataclass
-class ExpandedQueries(Policy):
+class ExpandedQueries(Store, Select, ModulePatch):
     """Keep the hidden states of a layer in place of its keys and values, and lose nothing.
 
         q_i . (h_j W_K + b_K) = (q_i W_K^T) . h_j + const;  out = (a H) W_V + b_V
@@ -136,7 +136,7 @@ class ExpandedQueries(Policy):
 
     what: ClassVar[str] = "stores"
     needs_cache: ClassVar[bool] = False
-    stands: ClassVar[tuple[str, ...]] = ("self", "cross")
+    patches: ClassVar[tuple[str, ...]] = ("self", "cross")
 
     def can(self, model: Any, sites: Sites) -> Answer:
         """Models whose keys are a linear map of states, wherever these stand."""
@@ -168,14 +168,6 @@ class ExpandedQueries(Policy):
         """Keep states."""
         return States()
 
-    def stores(self, site: Site) -> tuple[StoreKind, StoreKind] | None:
-        """Stand beside no other store: states are no keys."""
-        return None
-
-    def slots(self, step: Step) -> Tensor | None:
-        """Stand beside no policy that evicts: heads share what is kept."""
-        return None
-
     def select(self, step: Step) -> Call:
         """Count what the heads' own keys would have cost."""
         call, size = step.call, step.site.head_size
@@ -185,7 +177,7 @@ class ExpandedQueries(Policy):
             step.dense = pairs * size / call.d
         return call
 
-    def stand_in(
+    def patch(
         self, site: Site | None, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         """Attend by states where there is a cache; else as the model does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from regard.models.attach import attach
 from regard.models.engine import attended
 from regard.models.stage import Stage
 from regard.policies.grids import Image, OnGrid, image_of, with_rest
+from regard.policies.kinds import Calibrated
 from regard.policies.registry import register
 
 
@@ -26,7 +27,7 @@ from regard.policies.registry import register
 )
 @register("efficient_vdit_tile", "attention_tile")
 @dataclass
-class AttentionTile(OnGrid):
+class AttentionTile(OnGrid, Calibrated):
     """Let each frame meet itself and `k` frames of reference, which meet all and are met by all.
 
     Of F frames every (F / k)-th is one of reference: F + 2 k (F - k) + k (k - 1) tiles of frames
@@ -38,6 +39,7 @@ class AttentionTile(OnGrid):
     difference away. (Efficient-vDiT, Ding et al. 2025)
     """
 
+    needed: ClassVar[bool] = False
     error: float = 0.01
     references: dict[int, int] = field(default_factory=dict, init=False)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
-from regard.policies.prompts import SparsePrompt, causal_tiles, tile_places
+from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
+from regard.policies.tiling import causal_tiles, tile_places
 from regard.run.survey import survey_call
 
 
@@ -38,7 +40,7 @@ def pooled(x: Tensor, block: int, start: int, how: str) -> Tensor:
     if how != "mean":
         found: Tensor = tiles.amax(3) if how == "amax" else tiles.amin(3)
         return found
-    real = pad(torch.ones(x.shape[2]), (before, after)).view(-1, block).sum(1)
+    real = pad(torch.ones(x.shape[2], device=x.device), (before, after)).view(-1, block).sum(1)
     mean: Tensor = tiles.sum(3) / real[:, None].to(x)
     return mean
 
@@ -65,10 +67,10 @@ class Gate:
         """
         q_mean = pooled(q.float(), block, start, "mean")
         k_all = torch.cat([pooled(k.float(), block, 0, x) for x in ("amax", "amin", "mean")], -1)
-        rows = torch.arange(q_mean.shape[2]) + start // block
-        cols = torch.arange(k_all.shape[2])
-        q_made = turn.turn(q_mean @ self.q, rows * block)
-        k_made = turn.turn(k_all @ self.k, cols * block)
+        rows = torch.arange(q_mean.shape[2], device=q.device) + start // block
+        cols = torch.arange(k_all.shape[2], device=q.device)
+        q_made = turn.turn(q_mean @ self.q.to(q.device), rows * block)
+        k_made = turn.turn(k_all @ self.k.to(q.device), cols * block)
         scores = q_made @ expand_heads(k_made, q.shape[1]).transpose(2, 3) * q.shape[3] ** -0.5
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
         said: Tensor = scores.log_softmax(-1)
@@ -78,7 +80,7 @@ class Gate:
 @method("seer_attention", call='from regard.policies import policy; policy("seer_attention")')
 @register("seer_attention", "seer")
 @dataclass
-class SeerAttention(SparsePrompt):
+class SeerAttention(Prefill, Calibrated):
     """Compute the tiles that a gate of each head, which has learned the map of tiles, expects.
 
     Gates see pooled queries and keys from before their rotation (see `Gate.scores`). They learn the
@@ -89,7 +91,6 @@ class SeerAttention(SparsePrompt):
     (SeerAttention, Gao et al. 2024)
     """
 
-    calibrated: ClassVar[bool] = True
     threshold: float | None = None
     rate: float = 1e-3
     steps: int = 200
@@ -130,7 +131,7 @@ class SeerAttention(SparsePrompt):
         k = turn.back(call.k, self._at)
         found = gate.scores(q, k, call.rule.offset, self.block, turn)
         if self.threshold is not None:
-            chosen = found > torch.tensor(max(self.threshold, 0.0)).log()
+            chosen = found > (math.log(self.threshold) if self.threshold > 0 else -math.inf)
         else:
             count = max(1, round((1 - (1 - keep) ** 0.5) * found.shape[3]))
             place = found.argsort(dim=-1, descending=True).argsort(dim=-1)
@@ -196,7 +197,7 @@ class Distilling(Stage):
 
     def see(self, call: Call, result: Result) -> None:
         """Take the gradient of one layer's gate."""
-        layer, at = call.site.layer or 0, torch.arange(call.m)
+        layer, at = call.site.layer or 0, torch.arange(call.m, device=call.q.device)
         turn = self.turns[layer]
         q, k = turn.back(call.q.detach(), at), turn.back(call.k.detach(), at)
         with torch.enable_grad():

@@ -7,6 +7,7 @@ a choice of groups leaves whole tiles out.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +21,8 @@ from regard.core.method import method
 from regard.core.support import Kinds, Support
 from regard.models.attach import hook_of
 from regard.models.site import Site, Sites
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
+from regard.policies.kinds import Select
 from regard.policies.registry import register
 from regard.run.executor import Answer, No, Yes
 
@@ -72,7 +74,7 @@ def image_of(call: Call) -> Image | None:
 
 
 @dataclass
-class OnGrid(Policy):
+class OnGrid(Select):
     """Base of policies by place: override `groups`."""
 
     what: ClassVar[str] = "images"
@@ -89,11 +91,13 @@ class OnGrid(Policy):
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Forget the supports of another model."""
         super().begin(model, sites, budget)
-        self._made: dict[Any, tuple[Support, float]] = {}
+        self._made: dict[Any, Support] = {}
 
+    @abstractmethod
     def groups(self, image: Image, call: Call) -> tuple[Tensor, Tensor]:
-        """Give the group of each image token, [tokens], and which meet, bool [groups, groups]."""
-        raise NotImplementedError
+        """Return the group of each image token, [tokens], and which attend to each other, bool
+        [groups, groups].
+        """
 
     def key(self, image: Image, call: Call) -> Any:
         """Say what the groups depend on."""
@@ -108,11 +112,11 @@ class OnGrid(Policy):
         key = (self.key(image, call), call.rule.support)
         if key not in self._made:
             groups, meets = self.groups(image, call)
-            support, pairs = with_rest(image, groups, meets)
+            support, _ = with_rest(image, groups, meets)
             # Where all meet, nothing is to be put in an order.
             whole = call.rule.support if bool(meets.all()) else call.rule.support & support
-            self._made[key] = whole, pairs
-        support, step.pairs = self._made[key]
+            self._made[key] = whole
+        support = self._made[key]
         return call.replace(rule=call.rule.replace(support=support))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log, prod, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.denoising import OverSteps, Run, rows_of, taken
 from regard.policies.grids import image_of
+from regard.policies.kinds import Select
 from regard.policies.registry import register
 from regard.run.executor import Answer, No
 
@@ -26,7 +27,7 @@ from regard.run.executor import Answer, No
 @method("freeswim", call='from regard.policies import policy; policy("freeswim", window=(30, 52))')
 @register("freeswim")
 @dataclass
-class FreeSwim(OverSteps):
+class FreeSwim(OverSteps, Select):
     """Larger images and videos than a model was trained for, with windows of the trained size.
 
     `window` is the trained grid (h, w) in tokens. A query meets all frames, and on each axis of the
@@ -39,6 +40,8 @@ class FreeSwim(OverSteps):
     (FreeSwim, Wu et al. 2025)
     """
 
+    what: ClassVar[str] = "images"
+    needs_cache: ClassVar[bool] = False
     window: tuple[int, int] | None = None
     every: int = 2
     ratio: float = 2.0
@@ -86,7 +89,6 @@ class FreeSwim(OverSteps):
         call = call.replace(q=call.q * sqrt(log(self.ratio * size) / log(max(size, 2))))
         if self._full:
             return call
-        step.pairs = float(call.n * prod(kernel))
         support = call.rule.support & Neighborhood(kernel, image.grid)
         return call.replace(rule=call.rule.replace(support=support))
 

@@ -14,8 +14,9 @@ from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.models.site import Sites
 from regard.models.weights import closed_weights
-from regard.policies.base import Policy
+from regard.policies.base import Step
 from regard.policies.denoising import denoises
+from regard.policies.kinds import SelectAndRun
 from regard.policies.registry import register
 from regard.run.executor import Answer
 
@@ -49,7 +50,7 @@ def log2_quantized(
 @method("dgq", call='from regard.policies import policy; policy("dgq")')
 @register("dgq")
 @dataclass
-class Dgq(Policy):
+class Dgq(SelectAndRun):
     """Put the weights of cross-attention on a log2 scale of `bits` bits, its step set per prompt.
 
     `start` is the column of the token that begins the text, kept apart; None where the tokenizer
@@ -72,6 +73,10 @@ class Dgq(Policy):
         super().begin(model, sites, budget)
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             fail(ValueRangeError, "bits", self.bits, "1 to 8", "pass bits=4")
+
+    def select(self, step: Step) -> Call:
+        """Attend to all words."""
+        return step.call
 
     def run(self, call: Call) -> Tensor | None:
         """Weigh values with rounded weights."""

@@ -22,7 +22,8 @@ from regard.memories.summaries import Landmarks
 from regard.models.engine import attended
 from regard.models.rotary import Turn, turns_of
 from regard.models.site import Site, Sites
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
+from regard.policies.kinds import Select, StoreAndAttend
 from regard.policies.registry import register
 from regard.run.api import attend
 from regard.run.executor import Answer, No, Yes
@@ -34,7 +35,7 @@ ROOM = 1 << 24
 @register("longheads")
 @method("longheads", call='from regard.policies import policy; policy("longheads", keep=4096)')
 @dataclass
-class LongHeads(Policy):
+class LongHeads(StoreAndAttend, Select):
     """Let each head read the first chunk, the newest two and its own best, numbered anew.
 
     The text is cut into chunks of `chunk` tokens; `keep` says how many tokens a query reads (4,096,
@@ -108,7 +109,6 @@ class LongHeads(Policy):
             )  # fmt: skip
         reach, outs = count * self.chunk, []
         early = max(0, min(n, reach - int(at[0])))
-        step.pairs = float(sum(range(int(at[0]) + 1, int(at[0]) + early + 1)))
         if early:
             k = turn.turn(bare.k[:, :, :reach], torch.arange(reach, device=at.device))
             rule = call.rule.replace(support=Causal(), offset=int(at[0]))
@@ -120,7 +120,6 @@ class LongHeads(Policy):
             own = q[:, :, some - at[0]]
             slots = self.chosen(own, marks.read(), some, count)
             outs.append(self._read(call, own, bare.k, bare.v, slots, some, count))
-            step.pairs += float((reach - self.chunk + some % self.chunk + 1).sum())
         return torch.cat(outs, 2)
 
     def chosen(self, q: Tensor, marks: Tensor, at: Tensor, count: int) -> Tensor:

@@ -14,8 +14,9 @@ from regard.core.method import method
 from regard.core.support import Tiles
 from regard.models.engine import whole
 from regard.models.site import Site, Sites
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.denoising import denoises
+from regard.policies.kinds import SelectAndRun
 from regard.policies.registry import register
 from regard.run.executor import Answer
 from regard.run.mass import tile_mass
@@ -30,14 +31,13 @@ class Found:
 
     chosen: Tensor | None = None
     lse: Tensor | None = None
-    pairs: float = 0.0
     due: bool = False
 
 
 @method("adaspa", call='from regard.policies import policy; policy("adaspa")')
 @register("adaspa")
 @dataclass
-class AdaSpa(Policy):
+class AdaSpa(SelectAndRun):
     """Compute the tiles of most weight, found at the steps of `searches` and used until the next.
 
     Before the first search all is dense. The first one runs densely, keeps the log-sum-exp of each
@@ -93,17 +93,13 @@ class AdaSpa(Policy):
         found = self._found.setdefault((site, now.branches), Found())
         if now.step < self.searches[0]:
             return call
-        extra = call.n * call.m * call.d / (call.d + call.e)  # scores once more, and no values
         missing = found.chosen is None or found.lse is None
         # `missing` says that the log-sum-exp is there, which the type checker cannot follow.
         if missing or found.lse.shape != call.q.shape[:3] or now.step == self.searches[0]:  # type: ignore[union-attr]
             found.due = True
-            step.pairs = call.n * call.m + extra
             return call
-        searching = now.step in self.searches
-        if searching:
+        if now.step in self.searches:
             self.search(call, found)
-        step.pairs = found.pairs + (extra if searching else 0.0)
         assert found.chosen is not None
         tiles = Tiles(found.chosen, (self.block, self.block))
         return call.replace(rule=call.rule.replace(support=call.rule.support & tiles))
@@ -125,7 +121,6 @@ class AdaSpa(Policy):
         mass = tile_mass(call, self.block, found.lse)
         share = self.budget.share or 1.0
         found.chosen = choose(mass, always(call, self.block), share, self.spread)
-        found.pairs = tile_pairs(found.chosen, call.n, self.block)
 
 
 def always(call: Call, block: int) -> Tensor:
@@ -172,11 +167,4 @@ def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tens
     return (place < counts[..., None, None]) & free | ~free
 
 
-def tile_pairs(chosen: Tensor, n: int, block: int) -> float:
-    """Pairs in chosen tiles, for one row and head on average."""
-    side = torch.full((chosen.shape[-1],), float(block), device=chosen.device)
-    side[-1] -= -n % block
-    return float(torch.einsum("bhqk,q,k->bh", chosen.float(), side, side).mean())
-
-
-__all__ = ["AdaSpa", "always", "choose", "tile_pairs"]
+__all__ = ["AdaSpa", "always", "choose"]

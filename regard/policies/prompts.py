@@ -21,90 +21,11 @@ from regard.core.result import Result
 from regard.core.support import Tiles
 from regard.models.attach import attach
 from regard.models.engine import attended
-from regard.models.site import Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
-from regard.run.executor import Answer, No, Yes
+from regard.policies.tiling import causal_tiles, tile_places
 from regard.run.reference import weight_matrix
-
-
-@dataclass
-class SparsePrompt(Policy):
-    """Base of policies for prompts: override `tiles`."""
-
-    what: ClassVar[str] = "prompt"
-    needs_cache: ClassVar[bool] = False
-    at_steps: ClassVar[bool] = False
-    block: int = 64
-    # Prompts of fewer tiles than this are dense.
-    least: int = 4
-
-    def can(self, model: Any, sites: Sites) -> Answer:
-        """Causal self-attention only."""
-        other = next((s for s in sites if s.kind != "self" or s.causal is False), None)
-        return Yes() if other is None else No(f"which is not causal at {other.module}")
-
-    def tiles(self, call: Call, keep: float) -> Tensor:
-        """Say which tiles each head computes, bool [b or 1, h, t_q, t_k]."""
-        raise NotImplementedError
-
-    def density(self, call: Call) -> float:
-        """Share of the causal pairs that may be computed."""
-        budget = self.budget
-        if budget.share is not None:
-            return budget.share
-        tokens = int(budget.of_rows(torch.tensor([call.m]), self.token_bytes))
-        return min(1.0, 2 * tokens / call.m)
-
-    def select(self, step: Step) -> Call:
-        """Add the chosen tiles to the rule of a prompt."""
-        call = step.call
-        # A key must stand in its own place: where some were evicted, tiles of places mean nothing.
-        moved = call.m != step.seen or call.rule.offset + call.n != call.m
-        if self.budget.whole or moved or call.n < self.least * self.block:
-            return call
-        chosen = self.always(call) | self.tiles(call, self.density(call))
-        chosen = chosen & causal_tiles(call, self.block)
-        step.pairs = pairs_of(chosen, call, self.block)
-        support = Tiles(chosen, (self.block, self.block), _start(call, self.block))
-        return call.replace(rule=call.rule.replace(support=call.rule.support & support))
-
-    def always(self, call: Call) -> Tensor:
-        """The tiles that are computed in any case, of the share: the diagonal and the first."""
-        rows, cols = tile_places(call, self.block)
-        return ((rows[:, None] == cols) | (cols == 0))[None, None]
-
-
-def _start(call: Call, block: int) -> int:
-    """Position of the first row of tiles."""
-    return call.rule.offset // block * block
-
-
-def tile_places(call: Call, block: int) -> tuple[Tensor, Tensor]:
-    """Number the tiles of queries and of keys, counted from position 0."""
-    first = call.rule.offset // block
-    cols = torch.arange(-(-call.m // block), device=call.q.device)
-    return cols[first:], cols
-
-
-def causal_tiles(call: Call, block: int) -> Tensor:
-    """Tiles that hold a causal pair, bool [1, 1, t_q, t_k]."""
-    rows, cols = tile_places(call, block)
-    return (cols <= rows[:, None])[None, None]
-
-
-def pairs_of(chosen: Tensor, call: Call, block: int) -> float:
-    """Causal pairs in chosen tiles, for one row and head on average."""
-    rows, cols = tile_places(call, block)
-    first, last = call.rule.offset, call.rule.offset + call.n
-    height = (rows * block + block).clamp(max=last) - (rows * block).clamp(min=first)
-    width = (cols * block + block).clamp(max=call.m) - cols * block
-    area = height[:, None] * width.double()
-    side = width[rows].double()
-    # Rows of a tile on the diagonal that begins with query r of it: r + 1, ..., side.
-    area[rows - rows[0], rows] = (2 * side - height + 1) * height / 2
-    return float((chosen * area).sum() / (chosen.shape[0] * chosen.shape[1]))
 
 
 def last_rows(call: Call, rows: int = 64) -> Tensor:
@@ -151,7 +72,7 @@ def by_block(x: Tensor, block: int) -> Tensor:
 
 @register("a_shape")
 @dataclass
-class AShape(SparsePrompt):
+class AShape(Prefill):
     """Compute the first tile and a window before each query, the same for all heads.
 
     The window is as wide as the share allows: w = T (1 - sqrt(1 - keep)) tiles of T.
@@ -167,7 +88,7 @@ class AShape(SparsePrompt):
 
 @register("vertical_slash")
 @dataclass
-class VerticalSlash(SparsePrompt):
+class VerticalSlash(Prefill):
     """Compute the columns and the diagonals that the last queries put most weight on.
 
     With A of the `last` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o],
@@ -197,7 +118,7 @@ class VerticalSlash(SparsePrompt):
 
 @register("block_sparse")
 @dataclass
-class BlockSparse(SparsePrompt):
+class BlockSparse(Prefill):
     """Compute for each tile of queries the key tiles whose mean key its mean query likes best.
 
     softmax(mean q . mean k) over causal tiles; each row of tiles computes a share `keep` of those
@@ -235,7 +156,7 @@ def padded(x: Tensor, before: int, after: int) -> Tensor:
 @method("minference", call='from regard.policies import policy; policy("minference")')
 @register("minference")
 @dataclass
-class MInference(SparsePrompt):
+class MInference(Prefill, Calibrated):
     """Compute for each head the pattern that suits it: A-shape, vertical and slash, or blocks.
 
     The pattern of a head is the one whose output is nearest to the dense one at equal cost, on one
@@ -243,6 +164,7 @@ class MInference(SparsePrompt):
     every head takes vertical and slash, as most do. (MInference, Jiang et al. 2024)
     """
 
+    needed: ClassVar[bool] = False
     last: int = 64
 
     def __post_init__(self) -> None:
@@ -301,7 +223,7 @@ class MInference(SparsePrompt):
 @method("hip_attention", call='from regard.policies import policy; policy("hip")')
 @register("hip")
 @dataclass
-class Hip(SparsePrompt):
+class Hip(Prefill):
     """Find key blocks by halving: keep the better halves, told by one key in the middle of each.
 
     Each tile of queries begins with its causal range cut in n segments; each round splits them in
@@ -356,5 +278,5 @@ class _Search(Stage):
 
 
 __all__ = [
-    "AShape", "BlockSparse", "Hip", "MInference", "SparsePrompt", "VerticalSlash", "lines",
+    "AShape", "BlockSparse", "Hip", "MInference", "VerticalSlash", "lines",
 ]  # fmt: skip

@@ -13,8 +13,14 @@ P = TypeVar("P", bound=type[Policy])
 _policies = Registry[Policy]("policy", "regard.policies", "take one of regard.policies.known()")
 
 
-def register(*names: str) -> Callable[[P], P]:
+# What wraps policies of a class when they are asked for by name.
+_wraps: dict[type[Policy], type[Policy]] = {}
+
+
+def register(*names: str, wrap: type[Policy] | None = None) -> Callable[[P], P]:
     """Make a policy known by one or more names; the first is its own.
+
+    Asked for by name it is wrapped in `wrap`, which says when it acts: `wrap(inner=...)`.
 
     >>> @register("example")
     ... class Example(Policy): ...
@@ -23,7 +29,16 @@ def register(*names: str) -> Callable[[P], P]:
     """
 
     def add(kind: P) -> P:
+        lacking = sorted(getattr(kind, "__abstractmethods__", ()))
+        if lacking:
+            fail(
+                RuleError, kind.__name__, "a policy without " + ", ".join(lacking),
+                "a class with all that its kinds ask for",
+                f"define {', '.join(lacking)}; see regard.policies.kinds",
+            )  # fmt: skip
         kind.name = names[0]
+        if wrap is not None:
+            _wraps[kind] = wrap
         return _policies.add(*names)(kind)
 
     return add
@@ -53,14 +68,23 @@ def policy(name: str, **settings: Any) -> Policy:
         fail(RuleError, "policy", repr(name), "a subclass of Policy", "derive from a policy's base")
     if ":" in name and kind.name == Policy.name:
         kind.name = name
-    fields = {f for f in kind.__dataclass_fields__ if kind.__dataclass_fields__[f].init}
+    wrap = _wraps.get(kind)
+    fields = _fields(kind)
+    own = (_fields(wrap) - fields - {"inner"}) if wrap is not None else set[str]()
+    outer = {name: settings.pop(name) for name in own & settings.keys()}
     unknown = set(settings) - fields
     if unknown:
         fail(
-            RuleError, "settings", f"{sorted(unknown)} for {name}", f"some of {sorted(fields)}",
-            nearest(min(unknown), fields, "leave it out"),
+            RuleError, "settings", f"{sorted(unknown)} for {name}",
+            f"some of {sorted(fields | own)}",
+            nearest(min(unknown), fields | own, "leave it out"),
         )  # fmt: skip
-    return kind(**settings)
+    made = kind(**settings)
+    return made if wrap is None else wrap(inner=made, **outer)  # type: ignore[call-arg]
+
+
+def _fields(kind: Any) -> set[str]:
+    return {name for name, f in kind.__dataclass_fields__.items() if f.init}
 
 
 def make_policies(asked: Any) -> list[Policy]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -12,8 +12,9 @@ from regard.core.method import method
 from regard.memories.base import KeyMemory
 from regard.memories.remote import AttentionWorkers, Remote
 from regard.models.site import Site, Sites
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.budget import Budget
+from regard.policies.kinds import StoreAndAttend
 from regard.policies.registry import register
 from regard.run.counting import count
 
@@ -24,7 +25,7 @@ from regard.run.counting import count
     call='from regard.policies import policy; policy("remote_attention", processes=2)',
 )
 @dataclass
-class RemoteAttention(Policy):
+class RemoteAttention(StoreAndAttend):
     """Let processes beside the model keep the keys of some heads each, and attend to them.
 
     The model's process sends q, then k and v, and gets the heads' outputs; a worker looks at the
@@ -34,7 +35,6 @@ class RemoteAttention(Policy):
     (Attention offloading, Chen et al. 2024)
     """
 
-    what: ClassVar[str] = "stores"
     processes: int = 2
     workers: Any = None
 

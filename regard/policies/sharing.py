@@ -21,8 +21,10 @@ from regard.memories.some_keys import SomeKeys
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
+from regard.policies.kinds import Calibrated, Select, Store
+from regard.policies.placing import without_padding
 from regard.policies.registry import register
 from regard.run.reference import weight_matrix
 
@@ -48,7 +50,7 @@ class Sharing(Stage):
 @method("kv_sharer", call='from regard.policies import policy; policy("kv_sharer")')
 @register("kv_sharer")
 @dataclass
-class KVSharer(Policy):
+class KVSharer(Store, Calibrated):
     """Let some layers read the keys and values of earlier, dissimilar ones, and keep none.
 
     Pairs of layers by the distance of their mean keys and values, the most dissimilar first
@@ -59,7 +61,6 @@ class KVSharer(Policy):
     """
 
     what: ClassVar[str] = "shares"
-    calibrated: ClassVar[bool] = True
     share: float = 0.25
     least: float = 0.5
     order: str = "far"
@@ -180,7 +181,7 @@ def ranked_pairs(means: Sequence[Sequence[Tensor]], order: str) -> list[tuple[in
     "shared_attention_weights", call='from regard.policies import policy; policy("shared_weights")'
 )
 @dataclass
-class SharedWeights(Policy):
+class SharedWeights(Store, Select):
     """Let layers `first` to `last` use the attention weights of the layer before, on own values.
 
     Layers of the span keep values alone. Their weights are made again from the queries and keys of
@@ -222,13 +223,14 @@ class SharedWeights(Policy):
 @register("chai")
 @method("chai", call='from regard.policies import policy; policy("chai")')
 @dataclass
-class Chai(Policy):
+class Chai(Store, Select):
     """Let heads that look alike use the weights of one of them, each with its own values.
 
-    The first `watch` tokens of a prompt tell: heads are clustered by the correlation of their rows
-    of weights, `keep` of them (a share of the heads) as clusters; from then on q k is computed for
-    the head nearest each center alone, and where every query head of a key head is led by others,
-    its keys are dropped. (CHAI, Agarwal et al. 2024)
+    The first `watch` tokens of each row tell: its heads are clustered by the correlation of their
+    rows of weights, `keep` of them (a share of the heads) as clusters; from then on every head
+    takes the weights of the head nearest its center, and where every query head of a key head is
+    led by others, its keys are dropped. Keys are saved, products are not: weights are made again
+    for each head. (CHAI, Agarwal et al. 2024)
     """
 
     what: ClassVar[str] = "shares"
@@ -244,25 +246,60 @@ class Chai(Policy):
         call, layer = step.call, step.layer
         if self.budget.whole or layer is None:
             return call
-        memory, share = step.memory, call.h // call.g
-        if memory.leaders is None:
-            seen = min(self.watch, call.n)
-            early = call.replace(q=call.q[:, :, :seen])
-            count = max(1, round((self.budget.share or 0.5) * call.h))
-            memory.leaders = leaders(weight_matrix(early)[0], count, self.random_clusters)
-            # A head of keys may go where no query head of it leads.
-            memory.keep_keys_of(sorted({int(x) // share for x in memory.leaders}))
-        led = memory.leaders.tolist()
-        step.pairs = pairs_of_prompt(call.n, call.m) * (1 + len(set(led)) / call.h) / 2
+        memory = step.memory
+        if memory.heads is None:
+            self._lead(step)
+        led = memory.leaders  # [b, h]
         k, v = expand_heads(call.k, call.h), expand_heads(call.v, call.h)
         at = call.k_positions
-        at = expand_heads(at, call.h)[:, led] if at is not None and at.dim() == 3 else at
-        return call.replace(q=call.q[:, led], k=k[:, led], v=v, k_positions=at)
+        if at is not None and at.dim() == 3:
+            at = expand_heads(at, call.h).gather(1, led[:, :, None].expand(-1, -1, call.m))
+        return call.replace(q=of_leaders(call.q, led), k=of_leaders(k, led), v=v, k_positions=at)
+
+    def _lead(self, step: Step) -> None:
+        """Find the leaders of rows that begin, and drop keys once every row has its own."""
+        call, memory = step.call, step.memory
+        count = max(1, round((self.budget.share or 0.5) * call.h))
+        real = step.positions[:, 0, call.m - call.n :] >= 0
+        line = torch.arange(call.h, device=call.q.device)
+        if memory.leaders is None:  # a row that is all padding so far follows nobody
+            memory.leaders = line.repeat(call.b, 1)
+        before = step.real - real.sum(1)
+        for row in ((before == 0) & real.any(1)).nonzero()[:, 0].tolist():
+            first = int(real[row].long().argmax())
+            last = first + min(self.watch, call.n - first)
+            weights = self._weights(call, row, first, last)
+            memory.leaders[row] = leaders(weights, count, self.random_clusters).to(line.device)
+        if bool((step.real > 0).all()):
+            # A head of keys may go where no query head of it leads.
+            memory.keep_keys_of(distinct(memory.leaders // (call.h // call.g)))
+
+    def _weights(self, call: Call, row: int, first: int, last: int) -> Tensor:
+        """Weights of the first tokens of one row among themselves, [1, h, r, r]."""
+        behind = call.m - call.n
+        own = call.replace(
+            q=call.q[row : row + 1, :, first:last],
+            k=call.k[row : row + 1, :, behind + first : behind + last],
+            v=call.v[row : row + 1, :, behind + first : behind + last],
+            rule=without_padding(call.rule).replace(offset=0), q_positions=None, k_positions=None,
+        )  # fmt: skip
+        return weight_matrix(own)[0]
 
 
-def pairs_of_prompt(n: int, m: int) -> float:
-    """Causal pairs of the last n of m tokens."""
-    return n * (m - n) + n * (n + 1) / 2
+def of_leaders(x: Tensor, led: Tensor) -> Tensor:
+    """Take for each head of x [b, h, n, d] that of its leader, led [b, h]."""
+    return x.gather(1, led[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+
+
+def distinct(heads: Tensor) -> Tensor:
+    """Heads [b, h] of each row once, in order: [b, c]; a row that has fewer repeats its last.
+
+    >>> distinct(torch.tensor([[2, 0, 2], [1, 1, 1]])).tolist()
+    [[0, 2], [1, 1]]
+    """
+    rows = [row.unique() for row in heads]
+    most = max(map(len, rows))
+    return torch.stack([torch.cat((x, x[-1:].expand(most - len(x)))) for x in rows])
 
 
 def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
@@ -295,12 +332,13 @@ def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
             normalize(x[cluster == c].mean(0), dim=0) if bool((cluster == c).any()) else centers[c]
             for c in range(count)
         ])  # fmt: skip
-    cluster = (x @ centers.T).argmax(1)
     near = x @ centers.T
-    head_of = {
-        c: int(torch.where(cluster == c, near[:, c], -torch.inf).argmax())
-        for c in cluster.unique().tolist()
-    }
+    cluster = near.argmax(1)
+    head_of = {}
+    for c in cluster.unique().tolist():
+        own = torch.where(cluster == c, near[:, c], -torch.inf)
+        # Of heads that are alike but for rounding, the first.
+        head_of[c] = int((own >= own.max() - 1e-5).nonzero()[0])
     return torch.tensor([head_of[c] for c in cluster.tolist()])
 
 

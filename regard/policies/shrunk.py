@@ -150,7 +150,7 @@ class Shrunk:
             kl, agree = self._loss(ids)
         found = []
         for layer in self.stage.layers:
-            memory, site = layer.memory, self.stage._by_layer[layer.number]
+            memory, site = layer.memory, self.stage.caches.site_of(layer)
             if not memory.seen:
                 continue
             read = memory.read()

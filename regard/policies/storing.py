@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from regard.memories.base import KeyMemory
+from regard.memories.kept import Kept
 from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
 from regard.memories.quantized import Quantized as QuantizedStore
-from regard.memories.stores import StoreKind
 from regard.models.site import Site
-from regard.policies.base import Policy
+from regard.policies.kinds import Store
 from regard.policies.registry import register
 
 
 @register("quantized", "kivi")
 @dataclass
-class Quantized(Policy):
+class Quantized(Store):
     """Store keys and values in 8, 4 or 2 bits: keys by channel, values by token.
 
     x = low + code * step over `group` tokens of a channel (keys), or over the channels of a token
     (values); the newest `residual` tokens stay exact. (KIVI, Liu et al. 2024)
     """
 
-    what: ClassVar[str] = "stores"
+    columns: ClassVar[str] = "groups of tokens"
     bits: int = 4
     group: int = 32
     residual: int = 32
 
-    def stores(self, site: Site) -> tuple[StoreKind, StoreKind]:
-        """Take packed codes."""
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory:
+        """Keep packed codes."""
         settings = (self.group, self.residual)
-        return (
+        return Kept(
             lambda: QuantizedStore(self.bits, "channel", *settings),
             lambda: QuantizedStore(self.bits, "token", *settings),
         )
@@ -39,38 +41,36 @@ class Quantized(Policy):
 
 @register("low_rank")
 @dataclass
-class LowRankKeys(Policy):
+class LowRankKeys(Store):
     """Store keys and values as coefficients on the directions that the prompt uses most.
 
     x = c B with B the `rank` first right singular vectors of what was there first, by head; the
     newest `residual` tokens stay exact. `rank` is a share of the head size.
     """
 
-    what: ClassVar[str] = "stores"
     rank: float = 0.5
     residual: int = 32
 
-    def stores(self, site: Site) -> tuple[StoreKind, StoreKind]:
-        """Take coefficients."""
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory:
+        """Keep coefficients."""
         rank = max(1, round(self.rank * (site.head_size or 64)))
-        return (lambda: LowRank(rank, self.residual),) * 2
+        return Kept(lambda: LowRank(rank, self.residual))
 
 
 @register("offloaded")
 @dataclass
-class Offloaded(Policy):
+class Offloaded(Store):
     """Store keys and values in files mapped into memory: the system reads what is used.
 
     Nothing is lost and nothing is held; a step reads every key from the files, or from what the
     system still has of them. `folder` is the system's where none is named.
     """
 
-    what: ClassVar[str] = "stores"
     folder: str | None = None
 
-    def stores(self, site: Site) -> tuple[StoreKind, StoreKind]:
-        """Take files."""
-        return (lambda: Mapped(self.folder),) * 2
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory:
+        """Keep files."""
+        return Kept(lambda: Mapped(self.folder))
 
 
 __all__ = ["LowRankKeys", "Offloaded", "Quantized"]

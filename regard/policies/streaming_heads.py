@@ -19,14 +19,15 @@ from regard.memories.base import KeyMemory
 from regard.memories.kept import Kept
 from regard.memories.ring import Ring
 from regard.memories.split import Split
-from regard.memories.stores import Plain, Store
+from regard.memories.stores import Plain
 from regard.models.attach import attach, hook_of
 from regard.models.engine import attended
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Step
+from regard.policies.base import Policy, Step
 from regard.policies.calibration import frozen, need_calibration
 from regard.policies.decoding import Bounds, Selecting, page_worth, whole_pages
+from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of, together
 
@@ -50,7 +51,7 @@ def near_rows(step: Step, window: int, sinks: int) -> Support:
 @method("duo_attention", call='from regard.policies import policy; policy("duo_attention")')
 @register("duo_attention", "duo")
 @dataclass
-class DuoAttention(Selecting):
+class DuoAttention(Store, Select, Calibrated):
     """Keep every key for retrieval heads; sinks and a window for all others, prompts included.
 
     `keep` is the share of key heads that retrieve: those of the highest gates a. Gates are found by
@@ -61,7 +62,6 @@ class DuoAttention(Selecting):
     """
 
     what: ClassVar[str] = "evicts"
-    calibrated: ClassVar[bool] = True
     learns_from: ClassVar[str] = "answers"
     sinks: int = 4
     recent: int = 64
@@ -199,7 +199,7 @@ class Gates(Stage):
 @method("lserve", call='from regard.policies import policy; policy("lserve")')
 @register("lserve")
 @dataclass
-class LServe(DuoAttention):
+class LServe(DuoAttention, Selecting):
     """Half the key heads stream; the others read, when decoding, the best pages of all keys.
 
     Pages of `page` tokens are scored by the largest bound sum_c max(q_c min_c, q_c max_c) of their
@@ -208,7 +208,8 @@ class LServe(DuoAttention):
     share of heads that stream, by DuoAttention's gates. (LServe, Yang et al. 2025)
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("duo_attention",)
+    columns: ClassVar[str] = "pages"
+    accepts: ClassVar[tuple[str, ...]] = ("duo_attention",)
     page: int = 64
     logical: int = 16
     every: int = 4
@@ -216,7 +217,7 @@ class LServe(DuoAttention):
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Turn gates into roles, whatever the budget of pages."""
-        Selecting.begin(self, model, sites, budget)
+        Policy.begin(self, model, sites, budget)
         if not self.gates and not self.budget.whole and self.streaming:
             need_calibration(self, "which heads retrieve")
         pages, self.budget = self.budget, type(self.budget)(share=1.0 - self.streaming)
@@ -229,7 +230,7 @@ class LServe(DuoAttention):
             return DuoAttention.select(self, step)
         return Selecting.select(self, step)
 
-    def index(self) -> Store:
+    def index(self) -> Bounds:
         """Keep bounds of logical pages."""
         return Bounds(self.logical)
 

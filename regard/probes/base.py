@@ -95,7 +95,8 @@ class Probe(Stage):
                     "causal attention: what came before is what this probe is about",
                     "leave it out for encoders",
                 )  # fmt: skip
-            self.look(site, call, result.survey)
+            # Where lse alone was wanted it comes without a survey.
+            self.look(site, call, result if result.survey is None else result.survey)
             self._look_at_chance(site, call)
         except CapabilityError as error:
             self.refusal = self.refusal or error
@@ -115,7 +116,7 @@ class Probe(Stage):
             self._twin.look(site, idle, survey_call(idle, self.want) if self.want else None)
 
     def look(self, site: Site, call: Call, survey: Any) -> None:
-        """Take one call, and its survey where one is wanted."""
+        """Take one call, and its survey where one is wanted (of `lse` alone, the result)."""
 
     def tokens_of(self, call: Call) -> int:
         """How many tokens of a row this probe reads."""

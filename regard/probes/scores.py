@@ -117,7 +117,7 @@ class Scores:
         '512 tokens'
         """
         level = self.level()
-        parts = [] if level is None else [f"chance {level:.2f}"]
+        parts = [] if level is None else [f"chance {level:.2g}"]
         parts += [] if self.tokens is None else [f"{self.tokens:,} tokens"]
         return ", ".join(parts)
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
-from regard.core.errors import ExecutorError, fail
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.partial import Partial, nothing, wide
 from regard.core.score.base import At, Change, keeping
@@ -23,7 +23,8 @@ from regard.core.score.matches import DotMatch, folded
 from regard.core.value import Value
 from regard.run.counting import count
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
-from regard.run.isolation import contained, unrecorded, without_autocast
+from regard.run.isolation import contained, unrecorded
+from regard.run.transforms import Transforms, no_second_derivative
 from regard.run.walk import ROWS, SCORES, Lane, Row, tile_share, walk
 
 
@@ -31,6 +32,7 @@ class Chunked(Executor):
     """Stream tiles of keys past tiles of queries."""
 
     name = "chunked"
+    transforms = Transforms.NONE
 
     def can(self, call: Call) -> Answer:
         """Any rule; not dropout."""
@@ -204,10 +206,7 @@ class _Stream(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         """Give the gradients of q, k, v and of each tensor of the score."""
         if torch.is_grad_enabled():
-            fail(
-                ExecutorError, "create_graph", "True: a second derivative through 'chunked'",
-                "first derivatives only", "take executor='reference' where you need more",
-            )  # fmt: skip
+            no_second_derivative("chunked")
         saved: list[Any] = [None if x is None else x.detach() for x in ctx.saved_tensors]
         q, k, v, out, lse, *learned = saved
         wanted = ctx.needs_input_grad[5:]

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, RuleError, fail
 from regard.core.partial import Partial, wide
@@ -30,7 +31,6 @@ from regard.core.rule import Rule
 from regard.core.value import types
 from regard.core.value_text import built, plain
 from regard.run.chunked import reached_learned
-from regard.run.isolation import without_autocast
 from regard.run.plan import EXECUTORS
 from regard.run.runner import run
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from regard.core.autocast import without_autocast
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, finite, wide
 from regard.run.counting import count
-from regard.run.isolation import without_autocast
+from regard.run.transforms import no_second_derivative
 
 _aten = torch.ops.aten
 
@@ -49,6 +50,8 @@ class _Dense(Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            no_second_derivative("fused")
         with without_autocast(q.device):
             grads = backward(d_out, d_lse, q, k, v, out, lse, ctx.shape, mask)
         return (*grads, None, None)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.partial import Partial
+from regard.run.transforms import Transforms
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Executor(ABC):
     reads: ClassVar[frozenset[str]] = frozenset({"dense"})
     # Whether `weighed` returns the weights beside the output.
     weighs: ClassVar[bool] = False
+    # Which transforms of torch.func it goes through.
+    transforms: ClassVar[Transforms] = Transforms.FIRST
 
     @abstractmethod
     def can(self, call: Call) -> Answer:

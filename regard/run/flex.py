@@ -34,6 +34,7 @@ from regard.run.chunked import Chunked, reached_learned
 from regard.run.counting import count
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, contained_out
+from regard.run.transforms import Transforms
 from regard.run.walk import tile_share
 
 BLOCK = 128
@@ -44,6 +45,7 @@ class Flex(Executor):
     """Compile FlexAttention for a kind of rule, and run it."""
 
     name = "flex"
+    transforms = Transforms.NONE
 
     def can(self, call: Call) -> Answer:
         """Softmax over scores that can be changed pair by pair."""

@@ -9,6 +9,7 @@ gradients work on any device, and no matrix of all pairs exists.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -16,28 +17,37 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import pad
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.partial import Partial, merge, wide
+from regard.core.readable import can_be_read
+from regard.core.runs import Lines
 from regard.core.support.chosen import asks_for_more
-from regard.core.tilemap import PARTIAL
+from regard.core.tilemap import EMPTY, PARTIAL, RunMap, TileMap
 from regard.run import dense
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
 from regard.run.fused import pattern, product, why_not_product
-from regard.run.isolation import contained, without_autocast
+from regard.run.isolation import contained
 from regard.run.pieces import Piecewise
+from regard.run.transforms import Transforms, no_second_derivative
 
 # Bytes of keys and values gathered at a time, so that they stay in the cache.
 GATHERED = 1 << 24
+# Tiles of a map that is written out, at most; what is asked about each takes several times as much.
+MAP_TILES = 1 << 26
 
 
 class Folded(Executor):
     """Fold a support into dense pieces and merge them."""
 
     name = "folded"
+    transforms = Transforms.NONE
 
     def can(self, call: Call) -> Answer:
         """Anything elementwise whose support leaves out tiles, with tokens in a row."""
+        if not can_be_read(call.q):
+            return No("looks into the mask, which cannot be read here")
         if call.placed:
             return No("tokens stand at positions of their own")
         if call.dropout:
@@ -53,27 +63,32 @@ class Folded(Executor):
         batch, heads = call.rule.support.extent()
         if batch * heads > 256:
             return No(f"the support differs for {batch * heads} rows and heads (limit 256)")
-        partial = self._tiles(call, PARTIAL)
-        if partial > LOOK_ENTRIES:
+        tiles = _tiles(call)
+        if tiles is None:
+            return No(f"its map of tiles would have more than {MAP_TILES:,} of them")
+        partial = tiles.most(PARTIAL) * prod(tiles.size)
+        # Where only distances matter, tiles that stand alike are asked about once.
+        if partial > LOOK_ENTRIES and call.rule.support.anchor() is None:
             return No(f"{partial:,} pairs lie in tiles that are only partly met")
         return Yes("" if not why_not_product(call) else "piece by piece, in plain operations")
 
-    def _tiles(self, call: Call, state: int) -> int:
-        """Pairs in tiles of a state, for one row of the batch and one head (the fullest)."""
-        tiles = call.rule.tiles(call.n, call.m, tile_size(call.rule.support), device=call.q.device)
-        area = tiles.size[0] * tiles.size[1]
-        return int((tiles.state == state).sum((2, 3)).max()) * area
-
     def cost(self, call: Call) -> Cost:
         """Pairs in tiles that are not empty."""
-        fold = folds(call)[0][2]
-        pairs = float(call.b * call.h * fold.pairs)
+        tiles = _tiles(call)
+        if isinstance(tiles, RunMap):  # to fold it is for those who run it
+            met = tiles.shape[2] * tiles.shape[3] - tiles.count(EMPTY)
+            pairs, made, groups, side = float(met * prod(tiles.size)), 1, 4, tiles.size[0]
+        else:
+            found = folds(call)
+            fold, made = found[0][2], len(found)
+            pairs, side = float(fold.pairs), fold.size[0]
+            groups = sum(len(layer) for layer in fold.layers)
+        pairs *= call.b * call.h
         size = call.q.element_size()
-        groups = sum(len(layer) for layer in fold.layers)
-        moved = size * (2 * call.q.numel() + pairs / fold.size[0] * (call.d + call.e))
+        moved = size * (2 * call.q.numel() + pairs / side * (call.d + call.e))
         slowness = 1.5 if not why_not_product(call) else 6.0
         # Each group is a kernel launch with some Python around it.
-        launches = groups * len(folds(call)) * call.b * LAUNCH
+        launches = groups * made * call.b * LAUNCH
         return Cost(2.0 * pairs * (call.d + call.e) + launches, moved, size * pairs / 64, slowness)
 
     def run(self, call: Call) -> Partial:
@@ -87,6 +102,17 @@ class Folded(Executor):
         work = Work(scale, tuple(folds(call)), call.g)
         out, lse = _Folded.apply(q, k, call.v, work)  # type: ignore[no-untyped-call]
         return Partial(out, lse)
+
+
+def _tiles(call: Call) -> TileMap | None:
+    """Return the tile map of a call, or None where it would be too large to write out."""
+    support, size = call.rule.support, tile_size(call.rule.support)
+    batch, heads = support.extent()
+    area = -(-call.n // size[0]) * -(-call.m // size[1])
+    lines = Lines.over(1, 1, size, 0, torch.device("cpu"))
+    if batch * heads * area > MAP_TILES and (batch * heads > 1 or support.runs(lines) is None):
+        return None
+    return call.rule.tiles(call.n, call.m, size, device=call.q.device)
 
 
 def folds(call: Call) -> list[tuple[slice, slice, Fold]]:
@@ -141,6 +167,8 @@ class _Folded(Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            no_second_derivative("folded")
         grads = [torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v)]
         with without_autocast(q.device):
             for one in _rows_and_heads(q, k, v, ctx.work):

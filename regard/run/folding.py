@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from operator import and_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.runs import Lines, Runs
 from regard.core.score.base import At
 from regard.core.support.bands import Dilated
 from regard.core.support.base import Both, Support
 from regard.core.support.chosen import Tiles
 from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import Kinds
-from regard.core.tilemap import EMPTY, FULL, PARTIAL, Grid, tile_states
+from regard.core.tilemap import EMPTY, FULL, PARTIAL, WRITTEN, Grid, tile_states
 
 # Pairs from which on a few partial tiles are split off from many full ones.
 SPLIT_ENTRIES = 1 << 21
@@ -144,11 +147,66 @@ class Cut:
     i: Tensor
     j: Tensor
     parts: tuple[Support, ...]
-    states: tuple[Tensor, ...]
+    states: tuple[Tensor, ...] = ()
+    # Where the support has runs: those of some pair, and for each part those of every pair.
+    some: Runs | None = None
+    whole: tuple[Runs, ...] = ()
 
-    def at(self, batch: int, head: int) -> list[Tensor]:
-        """Give the states [t_q, t_k] of each part, for one row of the batch and one head."""
+    def met(self, batch: int, head: int) -> Met:
+        """List the tiles that meet, for one row of the batch and one head."""
+        if self.some is not None:
+            keys, counts = self.some.listed(len(self.i))
+            keys = keys.clamp(max=len(self.j) - 1)
+            rows = torch.arange(len(self.i), device=keys.device)
+            full = reduce(and_, self.whole).holds(rows, keys)
+            return Met(counts, keys, torch.where(full, FULL, PARTIAL).to(torch.int8))
+        return Met.of(torch.stack(self._at(batch, head)).amin(0))
+
+    def _at(self, batch: int, head: int) -> list[Tensor]:
         return [x[min(batch, len(x) - 1), min(head, x.shape[1] - 1)] for x in self.states]
+
+    def asked(self, batch: int, head: int, units: Tensor, keys: Tensor, real: Tensor) -> list[bool]:
+        """Say for each part whether it masks a pair of tiles keys [u, c] of units [u]."""
+        if self.some is not None:
+            full = [whole.holds(units, keys) for whole in self.whole]
+        else:
+            full = [x[units[:, None], keys] == FULL for x in self._at(batch, head)]
+        return [not bool(x[real].all()) for x in full]
+
+
+class Met(NamedTuple):
+    """For each tile of queries how many tiles of keys it meets, which, and in what states.
+
+    `keys` and `states` [t_q, c] are in rising order; beyond the count they say nothing.
+    """
+
+    counts: Tensor
+    keys: Tensor
+    states: Tensor
+
+    @staticmethod
+    def of(states: Tensor) -> Met:
+        """Make the list from states [t_q, t_k]."""
+        met = states != EMPTY
+        counts = met.sum(1)
+        most = int(counts.max()) if counts.numel() else 0
+        # Tiles of keys in rising order first, the empty ones after them.
+        keys = torch.argsort((~met).to(torch.int8), dim=1, stable=True)[:, :most]
+        return Met(counts, keys, states.gather(1, keys))
+
+    @property
+    def real(self) -> Tensor:
+        """Which entries stand for a tile, [t_q, c]."""
+        place = torch.arange(self.keys.shape[1], device=self.keys.device)
+        return place < self.counts[:, None]
+
+    def only(self, state: int) -> Met:
+        """Leave out the tiles in another state."""
+        kept = self.real & (self.states == state)
+        order = torch.argsort((~kept).to(torch.int8), dim=1, stable=True)
+        counts = kept.sum(1)
+        order = order[:, : int(counts.max()) if counts.numel() else 0]
+        return Met(counts, self.keys.gather(1, order), self.states.gather(1, order))
 
 
 def cut(call: Call) -> Cut:
@@ -171,6 +229,12 @@ def _cut(call: Call) -> Cut:
     if support.tensors():
         support = support.to(device)
     parts = support.parts if isinstance(support, Both) else (support,)
+    runs = None
+    if special is None and support.extent() == (1, 1) and len(i) * len(j) > WRITTEN:
+        runs = [p.runs(Lines.over(call.n, call.m, size, call.rule.offset, device)) for p in parts]
+    if runs is not None and None not in runs:
+        some, whole = zip(*(x for x in runs if x is not None), strict=True)
+        return Cut(size, (None, None), i, j, parts, some=reduce(and_, some), whole=whole)
     states = tuple(
         tile_states(part, Grid.of(i, j, *part.extent()).shift(call.rule.offset)) for part in parts
     )
@@ -180,10 +244,11 @@ def _cut(call: Call) -> Cut:
 def make_fold(call: Call, batch: int, head: int) -> Fold:
     """Fold the support of a call for one row of the batch and one head."""
     made = cut(call)
-    states = torch.stack(made.at(batch, head)).amin(0)
+    met = made.met(batch, head)
     if call.m % made.size[1]:  # the last tile of keys is filled up, and must be masked
-        states[:, -1] = states[:, -1].clamp(max=PARTIAL)
-    return Fold(call.n, made.size, _layers(call, made, states, batch, head), *made.orders)
+        short = (met.keys == len(made.j) - 1) & (met.states == FULL)
+        met = met._replace(states=met.states.masked_fill(short, PARTIAL))
+    return Fold(call.n, made.size, _layers(call, made, met, batch, head), *made.orders)
 
 
 def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Tensor:
@@ -193,21 +258,21 @@ def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Ten
     return torch.cat([position, position[-1:].expand(short)]).view(-1, size)
 
 
-def _layers(
-    call: Call, cut: Cut, states: Tensor, batch: int, head: int
-) -> tuple[tuple[Group, ...], ...]:
+def _layers(call: Call, cut: Cut, met: Met, batch: int, head: int) -> tuple[tuple[Group, ...], ...]:
     """Group the query tiles; where masks would be large, full tiles are a layer of their own."""
-    full, i, j = states == FULL, cut.i, cut.j
-    met, area = int((states != EMPTY).sum()), i.shape[1] * j.shape[1]
+    i, j = cut.i, cut.j
+    tiles, area = int(met.counts.sum()), i.shape[1] * j.shape[1]
+    full = int(((met.states == FULL) & met.real).sum())
     # Looking at every pair costs more than merging two layers, where few tiles are partial.
-    mostly = 4 * int(full.sum()) >= 3 * met and met * area > SPLIT_ENTRIES
-    if met * area <= LOOK_ENTRIES and not mostly:
-        groups = _grouped(call, cut, states, batch, head)
+    mostly = 4 * full >= 3 * tiles and tiles * area > SPLIT_ENTRIES
+    few = tiles * area <= LOOK_ENTRIES or call.rule.support.anchor() is not None
+    if few and not mostly:
+        groups = _grouped(call, cut, met, batch, head)
         entries = sum(g.mask.numel() for g in groups if g.mask is not None)
-        if entries <= MASK_ENTRIES or int(full.sum()) * 2 < met:
+        if entries <= MASK_ENTRIES or full * 2 < tiles:
             return _without_shared(groups, j.shape[1])
-    whole = _grouped(call, cut, torch.where(full, states, 0), batch, head)
-    part = _grouped(call, cut, torch.where(full, 0, states), batch, head)
+    whole = _grouped(call, cut, met.only(FULL), batch, head)
+    part = _grouped(call, cut, met.only(PARTIAL), batch, head)
     return (whole, part)
 
 
@@ -219,17 +284,14 @@ def _without_shared(groups: tuple[Group, ...], side: int) -> tuple[tuple[Group, 
     return (main, extra) if extra else (main,)
 
 
-def _grouped(call: Call, cut: Cut, states: Tensor, batch: int, head: int) -> tuple[Group, ...]:
-    met, side = states != EMPTY, cut.size[1]
-    counts = met.sum(1)
-    # Tiles of keys in rising order first, the empty ones after them.
-    ranked = torch.argsort((~met).to(torch.int8), dim=1, stable=True)
+def _grouped(call: Call, cut: Cut, met: Met, batch: int, head: int) -> tuple[Group, ...]:
+    counts, side = met.counts, cut.size[1]
     groups: list[Group] = []
     for count, least in _buckets(counts):
         units = torch.nonzero((counts <= count) & (counts >= least)).flatten()
-        keys = ranked[units, :count]
+        keys = met.keys[units, :count]
         filled = torch.arange(count, device=keys.device) < counts[units, None]
-        if bool((states[units[:, None], keys] == FULL).all()):
+        if least == count and bool((met.states[units, :count] == FULL).all()):
             groups.append(_regular(units, keys, None, side))
             continue
         groups += _masked(call, cut, units, keys, filled, batch, head)
@@ -253,6 +315,54 @@ def _masked(
     call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor, batch: int, head: int
 ) -> list[Group]:
     """Make the masks of some units, and put units of equal mask together."""
+    firsts, alike = _alike(call, cut, units, keys, filled)
+    mask = _mask(call, cut, units[firsts], keys[firsts], filled[firsts], batch, head)
+    kinds, side = _kinds(mask)[alike], cut.size[1]
+    # Units of one mask share it; masks of single units are kept together, in one batch.
+    groups, single = [], []
+    for kind in kinds.unique().tolist():
+        mine = torch.nonzero(kinds == kind).flatten()
+        if len(mine) == 1:
+            single.append(mine)
+        else:
+            groups.append(_regular(units[mine], keys[mine], mask[alike[mine[:1]], None], side))
+    if single:
+        mine = torch.cat(single)
+        if bool((keys[mine].diff(dim=1) == 1).all()):  # each a view of its own
+            groups += [_regular(units[m], keys[m], mask[alike[m], None], side) for m in single]
+            return groups
+        groups.append(_regular(units[mine], keys[mine], mask[alike[mine], None], side))
+    return groups
+
+
+def _alike(
+    call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Find units that must have one mask: (one unit of each kind, the kind of each unit).
+
+    Where only the distance matters, and the place of the first keys, units that stand alike among
+    their keys have one mask: a window over a million keys is asked about for a few tiles.
+    """
+    anchor, place = call.rule.support.anchor(), torch.arange(len(units), device=units.device)
+    if anchor is None or cut.orders != (None, None):
+        return place, place
+    side_q, side_k = cut.size
+    far = 1 << 40  # beyond any distance
+    shown = keys * side_k - units[:, None] * side_q
+    by_place = keys < -(-anchor // side_k)
+    if call.m % side_k:
+        by_place = by_place | (keys == len(cut.j) - 1)
+    shown = torch.where(by_place, keys + far, shown).masked_fill(~filled, -far)
+    short = (units == len(cut.i) - 1) & (call.n % side_q > 0)
+    _, kinds = torch.cat([shown, short[:, None].long()], 1).unique(dim=0, return_inverse=True)
+    firsts = place.new_full((int(kinds.max()) + 1,), len(units))
+    return firsts.scatter_reduce(0, kinds, place, "amin"), kinds
+
+
+def _mask(
+    call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor, batch: int, head: int
+) -> Tensor:
+    """Say which pairs of units [u] and their tiles of keys [u, c] are met: bool [u, q, c k]."""
     i, j = cut.i, cut.j
     rows, cols = i[units], j[keys].flatten(1)  # [u, q], [u, c k]
     device = rows.device
@@ -267,35 +377,20 @@ def _masked(
     # Parts that allow all of these tiles need not be asked about their pairs.
     asked = [
         part.allows(at.b, at.h, at.i, at.j)
-        for part, states in zip(cut.parts, cut.at(batch, head), strict=True)
-        if bool((states[units[:, None], keys][filled] != FULL).any())
-    ]
+        for part, masks in zip(
+            cut.parts, cut.asked(batch, head, units, keys, filled), strict=True
+        )
+        if masks
+    ]  # fmt: skip
     mask = rows.new_ones((), dtype=torch.bool) if not asked else reduce(torch.logical_and, asked)
     mask = mask.expand(len(units), i.shape[1], cols.shape[1])
     real = filled[:, :, None].expand(*filled.shape, j.shape[1]).flatten(1)
-    last = len(j) - 1
     short = j.numel() - call.m
     if short:
         place = torch.arange(j.shape[1], device=device)
-        in_last = (keys == last)[:, :, None] & (place >= j.shape[1] - short)
+        in_last = (keys == len(j) - 1)[:, :, None] & (place >= j.shape[1] - short)
         real = real & ~in_last.flatten(1)
-    mask = mask & real[:, None]
-    kinds = _kinds(mask)
-    # Units of one mask share it; masks of single units are kept together, in one batch.
-    groups, single = [], []
-    for kind in kinds.unique().tolist():
-        mine = torch.nonzero(kinds == kind).flatten()
-        if len(mine) == 1:
-            single.append(mine)
-        else:
-            groups.append(_regular(units[mine], keys[mine], mask[mine[:1], None], j.shape[1]))
-    if single:
-        mine = torch.cat(single)
-        if bool((keys[mine].diff(dim=1) == 1).all()):  # each a view of its own
-            groups += [_regular(units[m], keys[m], mask[m, None], j.shape[1]) for m in single]
-            return groups
-        groups.append(_regular(units[mine], keys[mine], mask[mine, None], j.shape[1]))
-    return groups
+    return mask & real[:, None]
 
 
 def _kinds(mask: Tensor) -> Tensor:

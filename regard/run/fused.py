@@ -7,15 +7,18 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from regard.core.call import Call
+from regard.core.keys import Dense
 from regard.core.partial import Partial
 from regard.core.score.base import Score
 from regard.core.score.matches import GaussianMatch, folded
 from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
+from regard.run.counting import count
 from regard.run.dense import Shape, count_dense, dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, contained_out, unrecorded
+from regard.run.transforms import transforms_around
 
 # A mask of at most this many entries is written out; beyond it, folding takes over.
 MASK_ENTRIES = 1 << 22
@@ -31,6 +34,8 @@ class Fused(Executor):
         reason = why_not_product(call)
         if reason:
             return No(reason)
+        if transforms_around() and (call.rule.score.steps or call.d != call.e):
+            return No("torch.func: PyTorch's own call takes no extra channels")
         if pattern(call) is not None:
             return Yes()
         entries = mask_entries(call)
@@ -63,6 +68,12 @@ class Fused(Executor):
 
     def out(self, call: Call) -> Tensor:
         """Run the kernel without the lse: one call, no overhead."""
+        q, rule = call.q, call.rule
+        if q.shape[2] == 1 and rule.plain and not call.placed:  # most steps of decoding
+            keys, scale = call.keys, rule.score.match.scale
+            plain = type(keys) is Dense and (scale is None or scale > 0)
+            if plain and not torch.is_autocast_enabled(q.device.type):
+                return single(q, keys.k, keys.v, scale, call.dropout)
         return contained_out(call, self._out)
 
     def _out(self, call: Call) -> Tensor:
@@ -89,7 +100,9 @@ class Fused(Executor):
 def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float = 0.0) -> Tensor:
     """Attend from single queries q [b, h, 1, d] to all keys: [b, h, 1, e]."""
     b, h, n, d = q.shape
-    count_dense(q, k, v, causal=False)
+    (_, g, m, _), e = k.shape, v.shape[3]
+    size = q.element_size() * b * (d + e)
+    count(float(b * h * n * m), d + e, float(size * (h * n + g * m)))
     if q.device.type != "cpu" or h == k.shape[1]:
         return scaled_dot_product_attention(
             q, k, v, None, dropout, scale=scale, enable_gqa=h != k.shape[1]

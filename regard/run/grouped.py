@@ -11,12 +11,14 @@ from regard.core.support.base import Both, Support
 from regard.core.support.chosen import PerHead
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import unrecorded
+from regard.run.transforms import Transforms
 
 
 class Grouped(Executor):
     """Split the heads of a `PerHead` support into groups, and run each as its own call."""
 
     name = "grouped"
+    transforms = Transforms.ANY
 
     def can(self, call: Call) -> Answer:
         """Only supports that say what each head does."""

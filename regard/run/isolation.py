@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.autocast import has_autocast, without_autocast
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial
+from regard.core.readable import can_be_read
 from regard.core.score.base import At, keeping
 from regard.core.score.biases import PlaceStep
 from regard.core.support.bands import Causal
@@ -30,19 +32,6 @@ from regard.core.support.base import Everything
 
 # Pairs asked about at a time, where some keys are not finite.
 PAIRS = 1 << 24
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which autocast is off for a kind of device.
-
-    >>> x = torch.ones(2, 2)
-    >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(x.device):
-    ...     (x @ x).dtype
-    torch.float32
-    """
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +46,7 @@ def one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if len({getattr(x, "dtype", None) for x in given}) == 1 or not isinstance(q, Tensor):
         return given
     kind = q.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not has_autocast(q.device):
         return given
     dtype, low = torch.get_autocast_dtype(kind), (torch.float32, torch.float16, torch.bfloat16)
     if any(getattr(x, "dtype", None) not in low for x in given):
@@ -109,7 +98,7 @@ def broken_keys(call: Call) -> Tensor | None:
     captured, which no look can be part of.
     """
     k, v = call.k.detach(), call.v.detach()
-    if not masks_something(call) or not _can_be_read(k):
+    if not can_be_read(k) or not masks_something(call):
         return None
     some = None
     removing = any(s.may_remove for s in call.rule.score.steps)
@@ -138,12 +127,6 @@ def masks_something(call: Call) -> bool:
         if isinstance(support, Causal) and call.q_positions is None:
             return call.rule.offset < call.m - 1
     return True
-
-
-def _can_be_read(x: Tensor) -> bool:
-    if x.device.type == "meta" or torch._C._functorch.is_batchedtensor(x):
-        return False
-    return x.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 def _without(call: Call, bad: Tensor) -> Call:

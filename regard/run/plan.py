@@ -7,17 +7,23 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
 from regard.core.keys import STEP, Dense, Keys
 from regard.run.executor import Cost, Executor, No
+from regard.run.transforms import Transforms, transforms_around
 
 # A fallback that costs more than this many times the work of the pairs that meet is told once.
 DEAR = 4.0
+TRANSFORMS = {
+    Transforms.FIRST: "a transform of torch.func",
+    Transforms.ANY: "forward-mode or second derivatives of torch.func",
+}
 
 
 class Executors(Mapping[str, Executor]):
@@ -110,11 +116,14 @@ def _said(x: float, unit: str) -> str:
     return f"{x:.3g} P{unit}"
 
 
-def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -> Plan:
+def make_plan(
+    call: Call, forced: str | None = None, *, lse: bool = False, weights: bool = False
+) -> Plan:
     """Check a call, ask every executor, and choose the cheapest that can.
 
-    One that reads the keys as they are stored goes before all that need them dense. With `weights`
-    those that do not return the weights beside the output pay for them.
+    One that reads the keys as they are stored goes before all that need them dense. `lse` says that
+    the log-sum-exp is wanted, which PyTorch's own call does not return. With `weights` those that
+    do not return the weights beside the output pay for them.
     """
     call = simplified(call.checked())
     if forced is not None and forced not in EXECUTORS:
@@ -127,6 +136,9 @@ def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -
     notes: dict[str, str] = {}
     needs_dense: set[str] = set()
     as_dense: Call | None = None
+    around = transforms_around()
+    if around and (lse or call.rule.weigh.has_sink):
+        around = Transforms.ANY
     for name, executor in EXECUTORS.items():
         asked = call
         if form not in executor.reads:
@@ -136,6 +148,8 @@ def make_plan(call: Call, forced: str | None = None, *, weights: bool = False) -
             as_dense = as_dense or densified(call)
             asked = as_dense
         answer = executor.can(asked)
+        if answer and executor.transforms < around:
+            answer = No(f"under {TRANSFORMS[around]}, of which its kernels know nothing")
         if isinstance(answer, No):
             ruled_out[name] = answer.reason
             continue
@@ -197,14 +211,16 @@ def executor_for(
     Calls of one kind are planned and checked once.
     """
     try:
-        key = (_kind(call), forced, lse, weights)
+        key: Hashable = (_kind(call), forced, lse, weights)
     except AttributeError:  # something is no tensor; a look at each call would cost all calls
         call.checked()
         raise
+    if around := transforms_around():
+        key = key, around
     found = _chosen.get(key)
     if found is not None:
         return found
-    plan = make_plan(call, forced, weights=weights)
+    plan = make_plan(call, forced, lse=lse, weights=weights)
     _tell_once(call, plan, forced)
     executor = EXECUTORS[plan.executor]
     found = _chosen[key] = executor, call.keys.form not in executor.reads
@@ -216,10 +232,18 @@ def executor_for(
 def _kind(call: Call) -> Hashable:
     """Everything that a plan depends on: shapes, types, devices, the rule, contents that matter."""
     rule, keys, q = call.rule, call.keys, call.q
-    held = rule.tensors()
+    held, single = rule.tensors(), q.shape[2] == 1
+    dense = type(keys) is Dense
+    if dense:  # asked at every step of decoding, so written out here
+        at: Any = keys.at
+        full = at is None or (keys.full if isinstance(at, Tensor) else at.full)
+        placed = at is not None or call.q_positions is not None
+        placed = call.__dict__["placed"] = placed and not (rule.position_free and full)
+    else:
+        placed = call.placed
     # A text that grows by a token must not be planned anew at each: then lengths come in steps.
-    grows = call.n == 1 and not held and (rule.position_free or call.placed)
-    if not isinstance(keys, Dense):
+    grows = single and not held and (rule.position_free or placed)
+    if not dense:
         said: Hashable = keys.kind
         if keys.form == "paged":
             said = said, _in_a_row(call.q_positions)
@@ -227,19 +251,20 @@ def _kind(call: Call) -> Hashable:
         (b, g, m, d), v = keys.k.shape, keys.v
         said = (
             b, g, -(-m // STEP), d, v.shape[:2], v.shape[2] == m, v.shape[3], keys.k.dtype, v.dtype,
-            keys.k.device, v.device, keys.full,
+            keys.k.device, v.device, full,
         )  # fmt: skip
     else:
-        at = keys.at
         said = (
             _tensor_kind(keys.k), _tensor_kind(keys.v),
-            _tensor_kind(at) if isinstance(at, Tensor) else at is None, keys.full,
+            _tensor_kind(at) if isinstance(at, Tensor) else at is None, full,
         )  # fmt: skip
-    means = rule.step_key if call.n == 1 and not held and rule.position_free else rule.signature
+    means = rule.step_key if single and not held and rule.position_free else rule.signature
     contents = rule.score.contents() if held else None
+    now = call.q_positions
     return (
-        means, contents, q.shape, q.dtype, q.device, said, _tensor_kind(call.q_positions),
-        call.placed, call.needs_grad, call.dropout,
+        means, contents, q.shape, q.dtype, q.device, said,
+        now if now is None else _tensor_kind(now), placed,
+        torch.is_grad_enabled() and call.needs_grad, call.dropout,
     )  # fmt: skip
 
 

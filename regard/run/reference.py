@@ -14,12 +14,14 @@ from regard.core.partial import Partial, wide
 from regard.run.counting import count
 from regard.run.executor import Answer, Executor, Yes
 from regard.run.isolation import contained
+from regard.run.transforms import Transforms
 
 
 class Reference(Executor):
     """Write out every score, weigh each row, and sum the values."""
 
     name = "reference"
+    transforms = Transforms.ANY
 
     def can(self, call: Call) -> Answer:
         """Anything."""

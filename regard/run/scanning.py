@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.errors import CapabilityError, ExecutorError, ValueRangeError, fail
 from regard.core.scan import (
     MomentumState,
@@ -82,7 +82,7 @@ def scan(
         q, k, values, log_decay=log_decay, beta=beta, keep=keep, reset=reset, scale=scale
     )
     start = initial_memory(state, tokens)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         out, memory = _scan_by(form, q.shape[2], chunk)(tokens, start)
         if normalize is not None:
             out = divided(out, normalize)
@@ -134,7 +134,7 @@ def scan_momentum(
     )  # fmt: skip
     pair = initial_pair(state, tokens)
     n = q.shape[2]
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if form == "recurrent" or (form is None and n == 1):
             out, last = momentum_recurrent(tokens, pair)
         else:

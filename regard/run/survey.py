@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, ShapeError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
@@ -28,7 +29,7 @@ from regard.run.api import RuleLike
 from regard.run.counting import count
 from regard.run.executor import No
 from regard.run.fused import product, why_not_product
-from regard.run.isolation import one_dtype, without_autocast
+from regard.run.isolation import one_dtype
 from regard.run.reducers import Reducer, make_reducers
 from regard.run.runner import surveyed
 from regard.run.triton.availability import why_not_here

@@ -10,19 +10,30 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.runs import Lines
 from regard.core.tilemap import EMPTY, FULL, PARTIAL
 
 TILE = 128
 # Scores held at once: on a CPU they should stay in its second cache, on a GPU they should fill it.
 SCORES = {"cpu": 1 << 18, "cuda": 1 << 25}
 ROWS = 1 << 20  # the same for rules that need whole rows
+# Tiles that are looked at for an estimate, at most.
+LOOKED_AT = 1 << 22
 
 
 def tile_share(call: Call) -> float:
     """Share of the plane that lies in tiles with something in them."""
     if call.placed or not call.n * call.m:
         return 1.0
-    return call.rule.tiles(call.n, call.m, TILE, device=device_of(call)).density
+    support, side = call.rule.support, TILE
+    batch, heads = support.extent()
+    lines = Lines.over(1, 1, (1, 1), 0, torch.device("cpu"))
+    # A map that must be written out is looked at from farther off, and seems fuller than it is.
+    while batch * heads * (-(-call.n // side)) * (-(-call.m // side)) > LOOKED_AT:
+        if batch * heads == 1 and support.runs(lines) is not None:
+            break
+        side *= 2
+    return call.rule.tiles(call.n, call.m, side, device=device_of(call)).density
 
 
 class Lane(NamedTuple):

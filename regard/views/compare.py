@@ -11,7 +11,28 @@ from regard.core.errors import RuleError, fail
 from regard.views.run_file import Run
 
 
-def compare_runs(a: Run, b: Run) -> Run:
+class Comparison(Run):
+    """Two looks side by side, as a run of its own: `write_page(comparison, "change.html")`.
+
+    >>> print(Comparison({"title": "a and b", "findings": ["no head changed"]}, {}))
+    a and b
+      no head changed
+    """
+
+    def __str__(self) -> str:
+        said = [f"  {x}" for x in self.manifest.get("findings", [])]
+        return "\n".join([str(self.manifest.get("title", "two looks")), *said])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from regard.views.notebook import table
+
+        title, said = str(self.manifest.get("title", "")), self.manifest.get("findings", [])
+        return table(title, ["what changed"], [[x] for x in said])
+
+
+def compare_runs(a: Run, b: Run) -> Comparison:
     """Make a run that shows what changed from `a` to `b`: scores, heads, maps.
 
     The two must have looked at the same tokens with the same heads. Distances are exact for heads
@@ -45,7 +66,7 @@ def compare_runs(a: Run, b: Run) -> Run:
     )
     manifest = {**a.manifest, "title": "Two runs", "compare": {"names": names, "note": note}}
     manifest["findings"] = ranked_sentences(a, distance)
-    return Run(manifest, arrays)
+    return Comparison(manifest, arrays)
 
 
 def weights_of(levels: np.ndarray) -> np.ndarray:
@@ -139,4 +160,4 @@ def _exact_distance(a: Run, one: int, b: Run, two: int) -> float:
     return total / n
 
 
-__all__ = ["compare_runs", "js_distance", "rows_of", "weights_of"]
+__all__ = ["Comparison", "compare_runs", "js_distance", "rows_of", "weights_of"]

@@ -126,7 +126,7 @@ class Roles(Mapping[str, Role]):
 
         rows = [
             [role.title, ", ".join(f"{h.name} {h.value:.2f}" for h in role.heads) or "none",
-             "" if role.chance is None else f"{role.chance:.2f}",
+             "" if role.chance is None else f"{role.chance:.2g}",
              "" if role.tokens is None else f"{role.tokens:,}", role.too_short]
             for role in self._found.values()
         ]  # fmt: skip

@@ -43,7 +43,7 @@ def test_needs_leave_out_what_is_not_promised():
 
 
 def test_every_capability_that_can_be_asked_for_has_a_refusal():
-    promises = {"constant_memory", "linear", "any_length", "multihead_weights"}
+    promises = {"constant_memory", "linear", "any_length", "multihead_weights", "exact_gradients"}
     assert set(REFUSALS) == set(Capabilities.__dataclass_fields__) - promises
 
 

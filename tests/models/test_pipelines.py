@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 import regard  # noqa: E402
 from regard.models.pipelines import Runner  # noqa: E402
+from regard.policies.kinds import Select  # noqa: E402
 from regard.probes.words import word_maps  # noqa: E402
 from tests.diffusion import build, unet  # noqa: E402
 
@@ -120,7 +121,7 @@ def test_a_shrunk_pipeline_knows_the_rows_of_each_prompt(pipeline: Any) -> None:
     """One after another, guided and not: the branches are those of the prompt that is painted."""
     seen: list[Any] = []
 
-    class Diary(regard.policies.Policy):
+    class Diary(Select):
         needs_cache = False
         name = "diary"
 

@@ -124,6 +124,21 @@ def test_only_the_same_run_goes_on_from_a_broken_one(
         calibrate(model(), "snapkv", ROWS, to=tmp_path / "x")
 
 
+def test_what_the_user_wrote_is_not_overwritten(tmp_path: Path) -> None:
+    from regard.memories import Kept, save
+
+    place = tmp_path / "heads"
+    place.write_text("the user's")
+    with pytest.raises(RegardError, match="overwrite=True"):
+        calibrate(model(), duo(), ROWS, to=place)
+    with pytest.raises(RegardError, match="overwrite=True"):
+        save(Kept(), place)
+    assert place.read_text() == "the user's"
+    calibrate(model(), duo(2), ROWS, to=place, overwrite=True)
+    calibrate(model(), duo(2), ROWS, to=place)  # its own is replaced
+    assert read(place)["policy"] == "duo_attention"
+
+
 def test_a_full_disk_is_told_and_the_weights_can_be_trained_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

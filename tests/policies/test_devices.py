@@ -10,18 +10,10 @@ import torch
 pytest.importorskip("transformers")
 
 import regard
-from regard.policies import policy
+from regard.policies import known
 from tests.architectures import DECODERS, build
+from tests.policies.test_laws import every, prepared
 from tests.pretend import Pretend, on_gpu
-
-SMALL = {"block": 16}
-NAMES: dict[str, dict[str, Any]] = {
-    "a_shape": SMALL, "vertical_slash": SMALL, "block_sparse": SMALL, "hip": SMALL,
-    "minference": SMALL, "moba": {}, "s2": {}, "quest": {}, "double_sparsity": {}, "recycled": {},
-    "quantized": {}, "low_rank": {}, "offloaded": {}, "snapkv": {}, "pyramid_kv": {}, "ada_kv": {},
-    "h2o": {}, "tova": {}, "knorm": {}, "keydiff": {}, "streaming": {}, "random": {}, "chai": {},
-    "longheads": {}, "remote_attention": {},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +23,33 @@ def model() -> Any:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
+@every
 def test_all_is_made_where_the_model_is(name: str, model: Any) -> None:
     ids = torch.randint(5, 60, (1, 200))
-    with regard.shrink(model, policy(name, **NAMES[name]), keep=0.3, check=False), Pretend():
+    fields = known()[name].__dataclass_fields__
+    small = {x: n for x, n in (("block", 16), ("page", 16), ("residual", 8)) if x in fields}
+    made = prepared(name, model, **small)
+    with regard.shrink(model, made, keep=0.3, check=False), Pretend():
         cache = model(on_gpu(ids[:, :180].clone())).past_key_values
         for t in range(180, 183):
             model(on_gpu(ids[:, t : t + 1].clone()), past_key_values=cache)
+
+
+@torch.no_grad()
+@every
+def test_so_it_is_for_rows_that_begin_with_padding(name: str, model: Any) -> None:
+    ids = torch.randint(5, 60, (2, 90))
+    real = torch.ones_like(ids)
+    real[0, :21] = 0
+    fields = known()[name].__dataclass_fields__
+    small = {x: n for x, n in (("block", 8), ("page", 8), ("residual", 8)) if x in fields}
+    with regard.shrink(model, prepared(name, model, **small), keep=0.3, check=False), Pretend():
+        cache = None
+        for part in (slice(0, 80), *(slice(t, t + 1) for t in range(80, 84))):
+            cache = model(
+                on_gpu(ids[:, part].clone()), past_key_values=cache,
+                attention_mask=on_gpu(real[:, : part.stop].clone()),
+            ).past_key_values  # fmt: skip
 
 
 def test_what_is_made_elsewhere_is_found() -> None:

@@ -28,10 +28,11 @@ def model() -> Any:
 
 
 @torch.no_grad()
-def stepped(model: Any, name: str, keep: Any, **settings: Any) -> tuple[torch.Tensor, list[Any]]:
+def stepped(model: Any, name: Any, keep: Any, **settings: Any) -> tuple[torch.Tensor, list[Any]]:
     """Logits of steps after a prompt, and what each layer keeps at each."""
     cut, found, kept = IDS.shape[1] - STEPS, [], []
-    with regard.shrink(model, policy(name, **settings), keep=keep, check=False):
+    made = policy(name, **settings) if isinstance(name, str) else name
+    with regard.shrink(model, made, keep=keep, check=False):
         cache = model(IDS[:, :cut]).past_key_values
         for t in range(cut, IDS.shape[1]):
             found.append(model(IDS[:, t : t + 1], past_key_values=cache).logits)
@@ -64,7 +65,7 @@ def test_no_step_passes_the_budget(name: str, keep: Any, model: Any) -> None:
 def test_prompts_alone_may_be_evicted(name: str, keep: Any, model: Any) -> None:
     prompt = IDS.shape[1] - STEPS
     allowed = -(-prompt * 4 // 10) if keep == 0.4 else keep
-    _, kept = stepped(model, name, keep, every_step=False)
+    _, kept = stepped(model, policy(name).inner, keep)
     assert [float(x) for x in kept[-1]] == [allowed + STEPS] * len(kept[-1])
 
 

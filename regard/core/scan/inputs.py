@@ -17,6 +17,7 @@ from regard.core.errors import (
     shape_of,
 )
 from regard.core.heads import expand_heads
+from regard.core.readable import can_be_read
 from regard.core.scan.state import MomentumState, ScanState
 
 Rate = float | Tensor
@@ -208,7 +209,7 @@ def _rate(
         offered = ", ".join(str(list(layout)) for layout in layouts.values() if layout)
         fail(ShapeError, name, shape_of(rate), f"a number or a shape of {offered}", "reshape it")
     # On other devices the check would make the host wait for the device, so it is left out.
-    if x.device.type == "cpu" and not bool((x <= 0).all()):
+    if x.device.type == "cpu" and can_be_read(x) and not bool((x <= 0).all()):
         fail(
             ValueRangeError, name, f"a largest value of {x.max().item():.3g}",
             "logarithms of rates in (0, 1], so at most 0 and no NaN",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.partial import Partial, finite, log_sum_exp, merge, nothing, wide
 
@@ -46,7 +47,7 @@ def prefix_softmax(
     for start in range(0, v.shape[2], chunk):
         piece = slice(start, start + chunk)
         own = None if segment is None else segment[:, piece]
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v.device):
             out, state = _chunk(scores[:, :, piece], v[:, :, piece], state, own, first)
         first = None if own is None else own[:, -1:]
         parts.append(out)

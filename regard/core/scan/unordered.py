@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regard.core.autocast import without_autocast
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
 from regard.core.partial import wide
@@ -60,7 +61,7 @@ def summed(k: Tensor, v: Tensor, *, keep: Tensor | None = None) -> Tensor:
     k, v = k.to(wide(k.dtype)), v.to(wide(k.dtype))
     if keep is not None:
         k = k * keep[:, None, :, None]
-    with torch.autocast(k.device.type, enabled=False):
+    with without_autocast(k.device):
         return k.mT @ v
 
 
@@ -80,7 +81,7 @@ def _read(q: Tensor, memory: Tensor, scale: float) -> Tensor:
             ShapeError, "k", f"{memory.shape[1]} heads",
             f"a divisor of the {q.shape[1]} query heads", "repeat or pool the key heads",
         )  # fmt: skip
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         return (q.to(memory.dtype) * scale) @ expand_heads(memory, q.shape[1])
 
 
@@ -98,7 +99,7 @@ def _both_ways(
         scale=scale,
     )
     start = forth.q.new_zeros(forth.memory_shape)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         before, _ = chunked(forth, start)
         after, _ = chunked(back, start)
         own = (forth.q * forth.k).sum(-1, keepdim=True) * forth.v

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
+from regard.core.readable import can_be_read
 from regard.core.value import Value, value
 from regard.core.value_text import Show
 
@@ -214,7 +215,9 @@ def keeping(change: Change) -> Change:
 def _has_removed(x: Tensor) -> bool:
     if not x.is_floating_point():
         return False
-    return x.device.type != "cpu" or bool((x.detach() == -torch.inf).any())
+    if x.device.type != "cpu" or not can_be_read(x):
+        return True
+    return bool((x.detach() == -torch.inf).any())
 
 
 def need_number(name: str, x: object, *, above: float | None = None) -> None:
@@ -232,7 +235,8 @@ def need_tensor(name: str, x: object, axes: str) -> None:
     rank = len([a for a in axes.strip("[]").split(",") if a.strip()])
     if not isinstance(x, Tensor) or x.dim() != rank:
         fail(ShapeError, name, shape_of(x), f"a tensor {axes}", "reshape it, or add leading axes")
-    if x.is_floating_point() and not x.requires_grad and bool(x.isnan().any()):
+    looked_at = x.is_floating_point() and not x.requires_grad and can_be_read(x)
+    if looked_at and bool(x.isnan().any()):
         fail(
             ValueRangeError,
             name,

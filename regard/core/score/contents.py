@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ShapeError, fail
+from regard.core.readable import can_be_read
 from regard.core.score.base import (
     At,
     Change,
@@ -115,7 +116,9 @@ class KeyWeights(PlaceStep):
         return scores + as_float(pick(self.log_weight, at.b, at.h, at.col), scores)
 
     def contents(self) -> bool:
-        """Return whether all weights are finite, as the tensor is now."""
+        """Return whether all weights are finite, as the tensor is now; False where unreadable."""
+        if not can_be_read(self.log_weight):
+            return False
 
         def finite() -> bool:
             return bool(self.log_weight.detach().isfinite().all())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.core.runs import Lines, Runs
 from regard.core.spans import Spans
 from regard.core.support.base import Support
 from regard.core.tilemap import Grid
@@ -39,6 +40,15 @@ class Causal(Support):
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """A tile has some if its corner allows, and all if the opposite corner does."""
         return grid.j_lo <= grid.i_hi, grid.j_hi <= grid.i_lo
+
+    def runs(self, lines: Lines) -> tuple[Runs, Runs]:
+        """The tiles that begin before the last query, and those that end before the first."""
+        start = torch.zeros_like(lines.first)
+        return lines.some(start, lines.last), lines.every(start, lines.first)
+
+    def anchor(self) -> int:
+        """Only the distance matters."""
+        return 0
 
 
 @value
@@ -81,6 +91,16 @@ class Window(Support):
         some = (farthest_ahead >= low) & (farthest_back <= high)
         return some, (farthest_back >= low) & (farthest_ahead <= high)
 
+    def runs(self, lines: Lines) -> tuple[Runs, Runs]:
+        """The tiles within reach of some query, and of every query."""
+        low, high = self.reach
+        some = lines.some(lines.first + low, lines.last + high)
+        return some, lines.every(lines.last + low, lines.first + high)
+
+    def anchor(self) -> int:
+        """Only the distance matters."""
+        return 0
+
     def horizon(self, i: int) -> Spans:
         """Keys no farther back than the window of query i."""
         return Spans.of((max(0, i + self.reach[0]), None))
@@ -107,6 +127,16 @@ class Sinks(Support):
         """Only the key side matters."""
         like = torch.zeros_like(grid.i_lo)
         return grid.j_lo + like < self.count, grid.j_hi + like < self.count
+
+    def runs(self, lines: Lines) -> tuple[Runs, Runs]:
+        """The first tiles, of every row."""
+        zero = lines.first.new_zeros(1, 1)
+        last = zero + self.count - 1
+        return lines.some(zero, last), lines.every(zero, last)
+
+    def anchor(self) -> int:
+        """The sinks are met by their place."""
+        return self.count
 
     def horizon(self, i: int) -> Spans:
         """The sinks, for ever."""
@@ -226,6 +256,15 @@ class Blocks(Support):
         ahead = self._block(grid.j_hi) - self._block(grid.i_lo)
         some = (ahead >= -self.back) & (back <= self.ahead)
         return some, (back >= -self.back) & (ahead <= self.ahead)
+
+    def runs(self, lines: Lines) -> tuple[Runs, Runs]:
+        """From the first key of a block to the last key of another."""
+        low, high = (
+            torch.div(x, self.size, rounding_mode="floor") for x in (lines.first, lines.last)
+        )
+        some = lines.some((low - self.back) * self.size, (high + self.ahead + 1) * self.size - 1)
+        first, last = (high - self.back) * self.size, (low + self.ahead + 1) * self.size - 1
+        return some, lines.every(first, last)
 
     def horizon(self, i: int) -> Spans:
         """Keys from the first block that query i sees."""

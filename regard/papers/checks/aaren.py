@@ -18,7 +18,8 @@ def aaren() -> Claims:
     """The scan is softmax over each prefix, at any scale, however it is cut."""
     worst = 0.0
     for size in (1.0, 1e4):
-        scores, v = size * torch.randn(2, 3, 50), torch.randn(2, 3, 50, 4)
+        # float32 holds a score of 1e4 to 1e-3 only, whoever computes with it.
+        scores, v = size * torch.randn(2, 3, 50).double(), torch.randn(2, 3, 50, 4).double()
         wanted = torch.stack([
             torch.einsum("bhn,bhne->bhe", scores[..., :t].softmax(-1), v[:, :, :t])
             for t in range(1, 51)

@@ -13,8 +13,8 @@ from regard.papers.claims import FLOAT32, FLOAT64, claim
 from regard.papers.shared.attending import CAUSAL
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
+from regard.policies.moa import MoASparse, span
 from regard.policies.profiling import Effects, masking_effect
-from regard.policies.spans import MoASparse
 from regard.run.api import attend
 from regard.run.reference import weight_matrix
 from regard.run.survey import survey
@@ -98,7 +98,7 @@ def moa() -> Claims:
             dense_rule = gap(made(ids).logits, plain)
     policy = MoASparse(sinks=0, block=block, alphas=(0, 64, 128, 256))
     policy.take({"plans": {}, "profile": {n: {0: streamed}}})
-    spans = [policy.span(x, n) for x in policy.planned(0.35)[0][0]]
+    spans = [span(x, n, policy.block) for x in policy.planned(0.35)[0][0]]
     yield claim("For a loss linear", "largest difference", exact).within(
         1e-9, "zeroing and renormalizing, one by one", because=FLOAT64
     )

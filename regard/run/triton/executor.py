@@ -15,6 +15,7 @@ from regard.run.bands import FAR, Band, band_of
 from regard.run.counting import count
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained
+from regard.run.transforms import Transforms
 from regard.run.triton.availability import interpreting, why_not_here
 
 # Queries that one program takes at most.
@@ -25,6 +26,7 @@ class TritonExecutor(Executor):
     """Decode by split-K: causal bands with sinks, each head with its own where they differ."""
 
     name = "triton"
+    transforms = Transforms.NONE
 
     def can(self, call: Call) -> Answer:
         """Few queries, softmax of a scaled product, a causal band, no gradient."""

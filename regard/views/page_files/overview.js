@@ -12,7 +12,8 @@ let scores = {}, roles = null, importance = null, thumbs = null;
 function nameOf(head) {
   const site = manifest.sites[head.s];
   const kind = site.kind === "self" ? "" : site.kind[0].toUpperCase();
-  return (site.layer === null ? site.module + " " : "L" + site.layer) + kind + "H" + head.h;
+  const tower = site.tower ? site.tower + "." : "";
+  return tower + (site.layer === null ? site.module + " " : "L" + site.layer) + kind + "H" + head.h;
 }
 const said = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) < 0.001
   ? x.toExponential(0) : x.toPrecision(2));
@@ -84,7 +85,7 @@ function drawOverview() {
   if (byLayer) {
     const every = Math.ceil(13 / cell);
     manifest.sites.forEach((site, s) => {
-      const label = (site.layer === null ? s : site.layer) + (site.kind === "self" ? "" : site.kind[0].toUpperCase());
+      const label = (site.tower ? site.tower.slice(0, 1).toUpperCase() + "." : "") + (site.layer === null ? s : site.layer) + (site.kind === "self" ? "" : site.kind[0].toUpperCase());
       if (s % every === 0) context.fillText("L" + label, left - 8, top + (s + 0.5) * cell);
     });
     context.textAlign = "center";
@@ -149,7 +150,9 @@ function drawLegend() {
   } else {
     const spec = manifest.scores[by];
     const high = spec.high === null ? spec.top : spec.high;
-    part(`${spec.low} to ${said(high)}: ${spec.definition}`, rampCss(), "ramp");
+    const chance = typeof spec.chance === "number" ? `; a head that looks anywhere has ${said(spec.chance)}` : "";
+    const read = spec.tokens ? `; ${spec.tokens.toLocaleString("en")} tokens read` : "";
+    part(`${spec.low} to ${said(high)}: ${spec.definition}${chance}${read}`, rampCss(), "ramp");
   }
   if ($("thumbs").checked) {
     part("map: queries down, keys across; the largest weight of each tile, 2⁻¹⁶ to 1 on a log scale; its frame is the role", rampCss(), "ramp");
@@ -181,6 +184,8 @@ function showCard(index, x, y) {
     const row = list.insertRow();
     row.insertCell().textContent = manifest.scores[name].title;
     row.insertCell().textContent = said(value);
+    const chance = manifest.scores[name].chance;
+    row.insertCell().textContent = typeof chance === "number" ? `chance ${said(chance)}` : "";
   }
   card.replaceChildren(title, list);
   card.style.left = Math.max(4, Math.min(x + 14, innerWidth - card.offsetWidth - 8)) + "px";

@@ -22,9 +22,10 @@ from regard.memories.split import Split
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.policies.base import Policy, Step
+from regard.policies.base import Step
 from regard.policies.calibration import frozen, need_calibration
 from regard.policies.choosing import cheapest
+from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.profiling import Profile
 from regard.policies.registry import register
 from regard.policies.streaming_heads import near, near_rows
@@ -35,10 +36,20 @@ Line = tuple[int, float]
 Rules = dict[int, list[Line]]
 
 
+def span(line: Line, n: int, block: int) -> int:
+    """Count the tokens back that a head sees at length n: whole blocks, one at least, n at most.
+
+    >>> span((0, 0.5), 96, 16), span((64, 0.0), 32, 16)
+    (48, 32)
+    """
+    blocks = round((line[0] + line[1] * n) / block)
+    return min(max(blocks, 1) * block, n)
+
+
 @method("moa_sparse", call='from regard.policies import policy; policy("moa_sparse")')
 @register("moa_sparse", "moa")
 @dataclass
-class MoASparse(Policy):
+class MoASparse(Store, Select, Calibrated):
     """Keep for each key head the first `sinks` tokens and its own span: alpha + beta N of N.
 
     Each head takes one (alpha, beta) of a grid such that the loss rises least while at every length
@@ -50,8 +61,8 @@ class MoASparse(Policy):
     Spans are whole blocks, and as long as the last prompt says. (MoA, Fu et al. 2024)
     """
 
+    columns: ClassVar[str] = "spans"
     what: ClassVar[str] = "evicts"
-    calibrated: ClassVar[bool] = True
     learns_from: ClassVar[str] = "answers"
     sinks: int = 64
     block: int = 64
@@ -61,11 +72,6 @@ class MoASparse(Policy):
     # {length: {layer: effects [g, distances]}}: what is lost by masking, by distance in blocks.
     profile: dict[int, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
     plans: dict[float, Rules] = field(default_factory=dict, init=False, repr=False)
-
-    def settings(self) -> dict[str, Any]:
-        """Give what a calibration depends on."""
-        held = super().settings()
-        return {x: held[x] for x in ("sinks", "block", "alphas", "betas", "shares")}
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Plan for the budget, unless all is kept."""
@@ -91,26 +97,21 @@ class MoASparse(Policy):
 
     # Planning
 
-    def span(self, line: Line, n: int) -> int:
-        """Tokens back that a head sees at length n: whole blocks, one at least, n at most."""
-        blocks = round((line[0] + line[1] * n) / self.block)
-        return min(max(blocks, 1) * self.block, n)
-
-    def kept(self, line: Line, n: int) -> int:
+    def _kept(self, line: Line, n: int) -> int:
         """Keys that a head keeps of n."""
-        return min(n, self.sinks + self.span(line, n))
+        return min(n, self.sinks + span(line, n, self.block))
 
-    def loss(self, effects: Tensor, line: Line, n: int) -> Tensor:
+    def _loss(self, effects: Tensor, line: Line, n: int) -> Tensor:
         """What heads lose by a span at length n, [g], of their effects by distance [g, d]."""
-        if self.kept(line, n) == n:
+        if self._kept(line, n) == n:
             return effects.new_zeros(len(effects))
-        return effects[:, self.span(line, n) // self.block :].sum(1)
+        return effects[:, span(line, n, self.block) // self.block :].sum(1)
 
-    def lines(self) -> list[Line]:
+    def _lines(self) -> list[Line]:
         """Rules to choose from, one of each that mean the same at every length profiled."""
         found: dict[tuple[int, ...], Line] = {}
         for line in product(self.alphas, self.betas):
-            found.setdefault(tuple(self.span(line, n) for n in self.profile), line)
+            found.setdefault(tuple(span(line, n, self.block) for n in self.profile), line)
         return [(0, 1.0), *(x for x in found.values() if x != (0, 1.0))]
 
     def planned(self, share: float) -> list[Rules]:
@@ -119,17 +120,17 @@ class MoASparse(Policy):
         All lengths but the longest are planned for, each weighed in turn: every plan is the best
         for its weights, so that no other is better at all of these lengths.
         """
-        lines, lengths = self.lines(), sorted(self.profile)
+        lines, lengths = self._lines(), sorted(self.profile)
         told, last = (lengths[:-1] or lengths), lengths[-1]
         layers = sorted(self.profile[last])
         losses = {
             n: torch.cat([
-                torch.stack([self.loss(self.profile[n][x], line, n) for line in lines], 1)
+                torch.stack([self._loss(self.profile[n][x], line, n) for line in lines], 1)
                 for x in layers
             ]).double() for n in lengths
         }  # fmt: skip
         heads = len(losses[last])
-        costs = torch.tensor([[self.kept(x, n) / n for n in lengths] for x in lines])
+        costs = torch.tensor([[self._kept(x, n) / n for n in lengths] for x in lines])
         costs = costs.double().expand(heads, -1, -1)
         found: dict[tuple[int, ...], float] = {}
         for weights in _weights(len(told)):
@@ -172,16 +173,16 @@ class MoASparse(Policy):
         # The Split that `memory` made: a KeyLayer knows only that it holds some memory.
         for heads, ring in layer.memory.parts:  # type: ignore[attr-defined]
             if isinstance(ring, Ring):
-                ring.widen(max(self.span(lines[heads[0]], n), ring.window))
+                ring.widen(max(span(lines[heads[0]], n, self.block), ring.window))
         if call.n == 1:
             return call
         made: dict[int, Support] = {n: Everything()}
         for line in lines:
-            wide = self.span(line, n)
+            wide = span(line, n, self.block)
             if wide not in made:
                 made[wide] = near_rows(step, wide, self.sinks)
         share = call.h // call.g
-        own = tuple(made[self.span(lines[h // share], n)] for h in range(call.h))
+        own = tuple(made[span(lines[h // share], n, self.block)] for h in range(call.h))
         return call.replace(rule=call.rule.replace(support=call.rule.support & PerHead(own)))
 
     # Calibration
@@ -249,7 +250,7 @@ class MoASparse(Policy):
 
     def _least(self) -> float:
         """The smallest share that there are rules for."""
-        return max(min(self.kept(x, n) / n for x in self.lines()) for n in self.profile)
+        return max(min(self._kept(x, n) / n for x in self._lines()) for n in self.profile)
 
     def _effects(self, model: Any, ids: Tensor, answer: int) -> dict[int, Tensor]:
         """Differentiate the loss on the model's own answer."""
@@ -267,7 +268,9 @@ class MoASparse(Policy):
         total = 0.0
         for ids, answer in rows:
             own = own_answer(model, ids, answer)
-            spans = {x: [self.span(line, own.shape[1]) for line in y] for x, y in rules.items()}
+            spans = {
+                x: [span(line, own.shape[1], self.block) for line in y] for x, y in rules.items()
+            }
             with attach(model, [Spans(spans, self.sinks)], check=False):
                 total += float(_loss(model(own, use_cache=False).logits, own, answer))
         return total
@@ -327,4 +330,4 @@ class Spans(Stage):
         return call.replace(rule=call.rule.replace(support=call.rule.support & made))
 
 
-__all__ = ["MoASparse", "Spans", "own_answer"]
+__all__ = ["MoASparse", "Spans", "own_answer", "span"]

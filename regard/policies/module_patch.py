@@ -1,4 +1,4 @@
-"""Modules that policies stand in for: a whole module is run otherwise, or not at all."""
+"""Modules that policies patch: a whole module is run otherwise, or not at all."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from torch import nn
 
 from regard.models.removal import Removal
 from regard.models.site import Site, Sites
-from regard.models.wrap import Around, hold
+from regard.models.wrap import put_before
+from regard.policies.kinds import ModulePatch
 
 if TYPE_CHECKING:
     from regard.policies.shrinking import Shrinking
 
 
-def stand(model: Any, sites: Sites, stage: Shrinking) -> Removal:
-    """Let policies run the modules of the sites they stand in for; give what undoes it."""
+def patch_modules(model: Any, sites: Sites, stage: Shrinking) -> Removal:
+    """Let policies run the modules of the sites that they patch; return what undoes it."""
     undo = Removal()
+    patching = [p for p in stage.policies if isinstance(p, ModulePatch)]
     places: dict[str, Site | None] = {site.module: site for site in sites}
     for module, site in {**places, "": None}.items():
         kind = "model" if site is None else site.kind
-        willing = [p for p in stage.policies if kind in p.stands]
+        willing = [p for p in patching if kind in p.patches]
         if willing:
             undo.add(_wrap(model.get_submodule(module), site, willing, stage))
     return undo
 
 
-def _wrap(module: nn.Module, site: Site | None, policies: list[Any], stage: Shrinking) -> Removal:
+def _wrap(
+    module: nn.Module, site: Site | None, policies: list[ModulePatch], stage: Shrinking
+) -> Removal:
     """Put policies around the forward of one module, the first outermost."""
 
     def forward(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -53,28 +57,10 @@ def _wrap(module: nn.Module, site: Site | None, policies: list[Any], stage: Shri
     return put_before(module, forward)
 
 
-class _Before(Around):
-    """Runs a function of a policy's in place of a forward."""
-
-    order = 1  # inside of what notes the forward
-
-    def __init__(self, ours: Callable[..., Any]) -> None:
-        super().__init__()
-        self.ours = ours
-
-    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.ours(plain, *args, **kwargs)
+def _asked(
+    policy: ModulePatch, site: Site | None, run: Callable[..., Any], *args: Any, **kw: Any
+) -> Any:
+    return policy.patch(site, run, args, kw)
 
 
-def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
-    """Run `ours(forward, ...)` in place of a module's own forward; return what undoes it."""
-    undo = Removal()
-    hold(module, "forward", lambda: _Before(ours), ours, undo, join=False)
-    return undo
-
-
-def _asked(policy: Any, site: Site | None, run: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-    return policy.stand_in(site, run, args, kw)
-
-
-__all__ = ["put_before", "stand"]
+__all__ = ["patch_modules"]

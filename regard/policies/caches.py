@@ -1,0 +1,169 @@
+"""Caches of a model whose layers hold our memories, made by policies and read by their stage."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, fail, shape_of
+from regard.core.keys import Dense
+from regard.memories.base import KeyMemory
+from regard.memories.kept import Kept
+from regard.memories.stores import Plain
+from regard.models.forward import layer_of
+from regard.models.site import Site
+from regard.policies.kinds import Store
+
+if TYPE_CHECKING:
+    from regard.policies.shrinking import Shrinking
+
+
+class Caches:
+    """What the layers of a cache ask: whether they may go on, and for their memories.
+
+    `layers` are those of the cache that was used last, by layer of the model.
+    """
+
+    def __init__(self, model: Any, stage: Shrinking) -> None:
+        self.stage = stage
+        self.layers: list[Any] = []
+        self._by_layer = {site.layer: site for site in stage.sites}
+        self._takes = list(inspect.signature(model.forward).parameters)
+        # Whether the user was told that guessed tokens may come out otherwise.
+        self._told = False
+
+    @property
+    def active(self) -> bool:
+        """Whether the model is still shrunk: caches made here refuse to go on afterwards."""
+        return self.stage.active
+
+    def site_of(self, layer: Any) -> Site:
+        """Return the site of a layer of a cache."""
+        return self._by_layer[layer.number]
+
+    def new_memory(self, layer: Any) -> KeyMemory:
+        """Make the memory of one layer of a cache."""
+        site = self.site_of(layer)
+        before = [one.memory for one in layer.cache[: layer.number]]
+        made: list[tuple[str, KeyMemory]] = []
+        for one in self.stage.policies:
+            own = one.memory(site, before) if isinstance(one, Store) else None
+            if own is not None:
+                made.append((one.name, own))
+        if len(made) > 1:
+            need_one([name for name, _ in made], "memory")
+        return made[0][1] if made else Kept(Plain)
+
+    def new_layers(self) -> list[Any]:
+        """Make the layers of a cache."""
+        from regard.models.cache import KeyLayer
+
+        made: list[Any] = []
+        for number in range(len(self.stage.sites)):
+            made.append(KeyLayer(self, number, made))
+        return made
+
+    def tokens_were_checked(self) -> None:
+        """Warn once that guessed tokens, which are checked together, may come out otherwise.
+
+        A cache cropped after several tokens at once is one of prompt lookup or an assistant.
+        """
+        lossy = [p.name for p in self.stage.policies if not p.budget.whole]
+        if self._told or not lossy:
+            return
+        self._told = True
+        warnings.warn(
+            f"{self.stage.name}: several tokens were checked at once, as prompt lookup and "
+            f"assistants do. {' and '.join(lossy)} may attend to other keys for several "
+            "tokens than for one at a time, so the text may differ from that of generate() "
+            "without them. "
+            "Fix: generate without prompt_lookup_num_tokens and assistant_model to get that text.",
+            stacklevel=2,
+        )  # fmt: skip
+
+    def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Put our layers in the cache of a forward that begins, and tell them what is padding."""
+        from transformers.cache_utils import Cache, DynamicCache
+
+        from regard.models.cache import KeyLayer
+
+        given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
+        cache, use = given.get("past_key_values"), given.get("use_cache")
+        if cache is None and use is None:
+            use = getattr(model.config, "use_cache", True)
+        if cache is None and not use:
+            if any(p.needs_cache for p in self.stage.policies):
+                fail(
+                    CapabilityError, "use_cache", "False", "a cache, which the policy works on",
+                    "leave use_cache out",
+                )  # fmt: skip
+            return None
+        if cache is None:
+            cache = Cache(layers=self.new_layers())
+            kwargs = {**kwargs, "past_key_values": cache, "use_cache": True}
+        elif not isinstance(cache, Cache):
+            fail(
+                CapabilityError, "past_key_values", shape_of(cache), "a transformers Cache",
+                "leave it out, or pass DynamicCache()",
+            )  # fmt: skip
+        ours = [x for x in cache.layers if isinstance(x, KeyLayer) and x.owner is self]
+        if not ours:
+            seen = int(cache.get_seq_length()) if cache.layers else 0
+            if not isinstance(cache, DynamicCache) or seen:
+                fail(
+                    CapabilityError, "past_key_values",
+                    f"a {type(cache).__name__} with {seen} tokens seen",
+                    "a DynamicCache in which nothing is yet",
+                    "start the text within `with regard.shrink(...)`, with a dynamic cache",
+                )  # fmt: skip
+            cache.layers, cache.layer_class_to_replicate = self.new_layers(), None
+            cache.offloading = False
+        mask = given.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            fail(
+                CapabilityError, "attention_mask", shape_of(mask),
+                "which tokens are real, [b, tokens], or nothing",
+                "masks by pair need every key in its place: detach for this call",
+            )  # fmt: skip
+        x: Any = given.get("inputs_embeds")
+        n = (given["input_ids"] if x is None else x).shape[1]
+        valid = None if mask is None or bool(mask[:, -n:].all()) else mask[:, -n:].bool()
+        self.layers = list[Any](cache.layers)
+        for layer in self.layers:
+            layer.valid, layer.places = valid, given.get("position_ids")
+        return args, kwargs
+
+    def layer_of(self, call: Call) -> Any:
+        """The layer of the cache that the keys of a call went to; None without a cache."""
+        keys = call.keys
+        found = layer_of(keys.k) if isinstance(keys, Dense) else None
+        if found is None and self.layers and any(x.memory.seen for x in self.layers):
+            last = self.layers[self._number(call.site)]
+            if getattr(last, "unread", False):
+                fail(
+                    CapabilityError, self.stage.name, "keys that another stage has changed",
+                    "keys as the model made them", "put the other stage after shrink, or leave it",
+                )  # fmt: skip
+        if found is not None:
+            found.unread = False
+        return found if found is None or found.owner is self else None
+
+    def _number(self, site: Any) -> int:
+        return next((i for i, s in enumerate(self.stage.sites) if s == site), 0)
+
+
+def need_one(names: Sequence[str], what: str) -> NoReturn:
+    """Raise: several policies want the same thing in different ways."""
+    fail(
+        CapabilityError, "policies", f"{' and '.join(names)}, each with its own {what}",
+        "policies that choose different things",
+        "stack one that evicts, one that stores and one for prompts",
+    )  # fmt: skip
+
+
+__all__ = ["Caches", "need_one"]

@@ -1,0 +1,272 @@
+"""The five kinds of policies, each with what it must say; `Calibrated` beside them.
+
+A policy derives from one kind or more. What a kind asks for is abstract, so that a policy which
+lacks it cannot be made, and a policy that has a hook of a kind it does not derive from is refused
+when its class is made. When a policy acts is said by wrapping it (`timing.EachStep`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.partial import Partial
+from regard.core.support import Tiles
+from regard.memories.base import KeyMemory
+from regard.models.site import Site, Sites
+from regard.policies.base import Policy, Step, hooks_of
+from regard.policies.caching import causal_only
+from regard.policies.scoring import best, rank_of
+from regard.policies.tiling import causal_tiles, density, tile_places
+from regard.run.executor import Answer
+
+if TYPE_CHECKING:
+    from regard.models.cache import KeyLayer
+
+
+@hooks_of("score", "slots")
+@dataclass
+class Evict(Policy):
+    """Evict keys after a prompt: every head keeps those of the highest `score`.
+
+    The first `sinks` tokens and the newest `recent` (a number, or a share of what may be kept) stay
+    before all others. `want` names what a single step must be asked for, "weights" say.
+    """
+
+    what: ClassVar[str] = "evicts"
+    needs_cache: ClassVar[bool] = True
+    want: ClassVar[tuple[str, ...]] = ()
+
+    sinks: int = 0
+    recent: float = 0
+
+    @abstractmethod
+    def score(self, step: Step) -> Tensor:
+        """Return what each key is worth, [b, g, m]."""
+
+    def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
+        """Return the slots [b, g, c] that stay after this call; None where all do.
+
+        `spare` is a share of the budget that is freed beside what must go.
+        """
+        if self.budget.whole:
+            return None
+        if isinstance(self, EvictByHistory):
+            self.note(step)
+        rows, at = self._room(step), step.positions
+        uneven = isinstance(self, EvictUnevenly)
+        if not uneven and not bool(((at >= 0).sum(-1) > rows[:, None]).any()):
+            return None
+        if spare:
+            rows = (rows - (rows * spare).long()).clamp(min=1)
+        score = self.score(step).clone()
+        rank, real = rank_of(at), (at >= 0)
+        newest = at >= step.seen - self._newest(rows)[:, None, None]
+        top = torch.finfo(score.dtype).max
+        score = torch.where(real & newest, top / 2, score)
+        score = torch.where(real & (rank < self.sinks), top, score)
+        counts = rows[:, None].expand(-1, step.call.g)
+        if isinstance(self, EvictUnevenly):
+            counts = self.counts(step, rows, score)
+        return best(score, counts, at)
+
+    def _room(self, step: Step) -> Tensor:
+        """Count the tokens that a head may keep now, [b]: never so few that sinks go.
+
+        A share of the few tokens of a first piece would evict the sinks for good.
+        """
+        rows = self.rows(step)
+        if self.budget.share is None or not self.sinks:
+            return rows
+        return rows.clamp(min=self.sinks + 1).minimum(step.real)
+
+    def _newest(self, rows: Tensor) -> Tensor:
+        """Count the newest tokens that each row keeps in any case, [b]."""
+        if isinstance(self.recent, float):
+            return (rows * self.recent).long().clamp(min=1)
+        return (rows - self.sinks).clamp(min=min(1, self.recent), max=self.recent)
+
+
+@hooks_of("counts")
+class EvictUnevenly(Evict):
+    """Evict, with another number of keys for each head or layer."""
+
+    @abstractmethod
+    def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
+        """Return how many keys each head keeps, [b, g], of `rows` [b] on average."""
+
+
+@hooks_of("note")
+class EvictByHistory(Evict):
+    """Evict by what was noted at every forward before."""
+
+    @abstractmethod
+    def note(self, step: Step) -> None:
+        """Note what later scores need; called for every forward."""
+
+
+@hooks_of("due")
+class EvictAtSteps(Evict):
+    """Evict at single steps as well, not only after prompts."""
+
+    @abstractmethod
+    def due(self, layer: KeyLayer) -> bool:
+        """Return whether `slots` is to be asked after a step; where not, nothing is prepared."""
+
+
+@hooks_of("memory")
+class Store(Policy):
+    """Keep keys and values in a memory of its own: smaller, shared, or elsewhere."""
+
+    what: ClassVar[str] = "stores"
+    needs_cache: ClassVar[bool] = True
+
+    @abstractmethod
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Make the memory of a site, or None for the usual one; `before` are those of earlier
+        layers.
+        """
+
+
+@hooks_of("attend")
+class StoreAndAttend(Store):
+    """Keep keys where no executor can read them, and attend to them there."""
+
+    @abstractmethod
+    def attend(self, step: Step) -> Tensor | None:
+        """Attend, [b, h, n, e]; None to leave it. The call has the new keys, as the model made
+        them: what is kept is in `step.memory`.
+        """
+
+
+@hooks_of("select")
+class Select(Policy):
+    """Change what one call attends to: fewer keys, or a smaller support; all are kept."""
+
+    what: ClassVar[str] = "decoding"
+    needs_cache: ClassVar[bool] = True
+
+    @abstractmethod
+    def select(self, step: Step) -> Call:
+        """Return the call with fewer keys, or a smaller support."""
+
+
+@hooks_of("join")
+class SelectAndJoin(Select):
+    """Select, and merge what the call left out with what it gives."""
+
+    @abstractmethod
+    def join(self, step: Step, partial: Partial) -> Partial:
+        """Return the partial result with what `select` left out."""
+
+
+@hooks_of("run")
+class SelectAndRun(Select):
+    """Select, and run some calls in a way that no rule can say."""
+
+    @abstractmethod
+    def run(self, call: Call) -> Tensor | None:
+        """Return what a call gives, [b, h, n, e]; None to have it run as ever."""
+
+
+@hooks_of("tiles", "select", "always", "density")
+@dataclass
+class Prefill(Policy):
+    """Compute chosen tiles of `block` tokens of a prompt; its steps and short prompts are dense.
+
+    The diagonal and the first column of tiles are always computed.
+    """
+
+    what: ClassVar[str] = "prompt"
+    columns: ClassVar[str] = "tiles"
+
+    block: int = 64
+    # Prompts of fewer tiles than this are dense.
+    least: int = 4
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Causal self-attention only."""
+        return causal_only(sites)
+
+    @abstractmethod
+    def tiles(self, call: Call, keep: float) -> Tensor:
+        """Return which tiles each head computes, bool [b or 1, h, t_q, t_k]."""
+
+    def select(self, step: Step) -> Call:
+        """Add the chosen tiles to the rule of a prompt."""
+        call = step.call
+        # A key must be in its own place: where some were evicted, tiles of places mean nothing.
+        moved = call.m != step.seen or call.rule.offset + call.n != call.m
+        if self.budget.whole or moved or call.n < self.least * self.block:
+            return call
+        chosen = self.always(call) | self.tiles(call, self.density(call))
+        chosen = chosen & causal_tiles(call, self.block)
+        first = call.rule.offset // self.block * self.block
+        support = Tiles(chosen, (self.block, self.block), first)
+        return call.replace(rule=call.rule.replace(support=call.rule.support & support))
+
+    def density(self, call: Call) -> float:
+        """Return the share of the causal pairs that may be computed."""
+        return density(self.budget, self.token_bytes, call)
+
+    def always(self, call: Call) -> Tensor:
+        """Return the tiles that are computed in any case: the diagonal and the first column."""
+        rows, cols = tile_places(call, self.block)
+        return ((rows[:, None] == cols) | (cols == 0))[None, None]
+
+
+@hooks_of("patch")
+class ModulePatch(Policy):
+    """Run whole modules otherwise, or not at all: projections of what is not run are saved too.
+
+    `patches` names kinds of sites whose modules are patched; "model" is the whole forward.
+    """
+
+    patches: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def patch(
+        self, site: Site | None, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the module of a site (None: the model), or return something in its place."""
+
+
+class Calibrated(ABC):
+    """Beside a kind: a policy that first learns of a model, and keeps what it found in a file."""
+
+    # Whether it cannot run without.
+    needed: ClassVar[bool] = True
+    # What it reads: "texts" (ids [1, n] each), or "answers" (ids, and how many tokens at their end
+    # answer what the text has hidden).
+    learns_from: ClassVar[str] = "texts"
+    # Policies whose calibrations serve this one as well.
+    accepts: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def learn(
+        self, model: Any, inputs: Any, state: dict[str, Any],
+        keep: Callable[[dict[str, Any]], Any],
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
+        """Learn of a model; yield (step, of how many) after each step that `keep` has kept."""
+
+    @abstractmethod
+    def found(self) -> dict[str, Any]:
+        """Return what was found, as a file keeps it."""
+
+    @abstractmethod
+    def take(self, found: dict[str, Any]) -> None:
+        """Take what a file has kept."""
+
+
+KINDS: tuple[type[Policy], ...] = (Evict, Store, Select, Prefill, ModulePatch)
+
+__all__ = [
+    "KINDS", "Calibrated", "Evict", "EvictAtSteps", "EvictByHistory", "EvictUnevenly",
+    "ModulePatch", "Prefill", "Select", "SelectAndJoin", "SelectAndRun", "Store", "StoreAndAttend",
+]  # fmt: skip

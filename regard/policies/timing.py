@@ -1,0 +1,88 @@
+"""When a policy acts: wrap one that evicts after prompts, and it evicts at every step, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from regard.memories.base import KeyMemory
+from regard.memories.kept import Kept
+from regard.models.site import Site, Sites
+from regard.policies.base import Step
+from regard.policies.budget import Budget
+from regard.policies.kinds import Evict, EvictAtSteps, EvictByHistory, EvictUnevenly, Store
+from regard.run.executor import Answer
+
+if TYPE_CHECKING:
+    from regard.models.cache import KeyLayer
+
+
+@dataclass(kw_only=True)
+class EachStep(EvictAtSteps, Store):
+    """Let a policy that evicts do so at every step, as it does after prompts.
+
+    Once a step passes the budget, a share `spare` of it is freed at once: so few steps evict.
+
+    >>> from regard.policies.evicting import SnapKV
+    >>> EachStep(inner=SnapKV(window=8)).window
+    8
+    """
+
+    inner: Evict
+    spare: float = 1 / 64
+
+    def __post_init__(self) -> None:
+        inner = self.inner
+        self.keep = inner.keep if self.keep is None else self.keep
+        vars(self).update(
+            name=inner.name, what=inner.what, columns=inner.columns, want=inner.want,
+            sinks=inner.sinks, recent=inner.recent,
+        )  # fmt: skip
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "inner" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Ask the policy."""
+        return self.inner.can(model, sites)
+
+    def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
+        """Begin both."""
+        super().begin(model, sites, budget)
+        self.inner.begin(model, sites, self.budget)
+
+    def end(self) -> None:
+        """End both."""
+        super().end()
+        self.inner.end()
+
+    def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
+        """Ask the policy, where it has memories of its own."""
+        return self.inner.memory(site, before) if isinstance(self.inner, Store) else None
+
+    def score(self, step: Step) -> Tensor:
+        """Ask the policy."""
+        return self.inner.score(step)
+
+    def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
+        """Free a little more than must go, at single steps."""
+        return self.inner.slots(step, spare if step.prompt else self.spare)
+
+    def due(self, layer: KeyLayer) -> bool:
+        """Return whether a step has passed the budget, as far as can be told without looking."""
+        if self.budget.whole:
+            return False
+        if layer.padded or isinstance(self.inner, EvictUnevenly | EvictByHistory):
+            return True
+        memory, most = layer.memory, self.budget.of_row(layer.memory.seen, self.token_bytes)
+        if self.budget.share is not None and self.sinks:
+            most = max(most, self.sinks + 1)
+        return not isinstance(memory, Kept) or memory.width > most
+
+
+__all__ = ["EachStep"]
