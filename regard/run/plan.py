@@ -245,8 +245,9 @@ def _kind(call: Call) -> Hashable:
     rule, keys, q = call.rule, call.keys, call.q
     held, single = rule.tensors(), q.shape[2] == 1
     dense = type(keys) is Dense
+    own: Any = keys
     if dense:  # asked at every step of decoding, so written out here
-        at: Any = keys.at
+        at: Any = own.at
         full = at is None or (keys.full if isinstance(at, Tensor) else at.full)
         placed = at is not None or call.q_positions is not None
         placed = call.__dict__["placed"] = placed and not (rule.position_free and full)
@@ -259,14 +260,14 @@ def _kind(call: Call) -> Hashable:
         if keys.form == "paged":
             said = said, _in_a_row(call.q_positions)
     elif grows:
-        (b, g, m, d), v = keys.k.shape, keys.v
+        (b, g, m, d), v = own.k.shape, own.v
         said = (
-            b, g, -(-m // STEP), d, v.shape[:2], v.shape[2] == m, v.shape[3], keys.k.dtype, v.dtype,
-            keys.k.device, v.device, full,
+            b, g, -(-m // STEP), d, v.shape[:2], v.shape[2] == m, v.shape[3], own.k.dtype, v.dtype,
+            own.k.device, v.device, full,
         )  # fmt: skip
     else:
         said = (
-            _tensor_kind(keys.k), _tensor_kind(keys.v),
+            _tensor_kind(own.k), _tensor_kind(own.v),
             _tensor_kind(at) if isinstance(at, Tensor) else at is None, full,
         )  # fmt: skip
     means = rule.step_key if single and not held and rule.position_free else rule.signature
