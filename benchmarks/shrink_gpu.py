@@ -33,8 +33,8 @@ from regard.memories.summaries import Bounds
 from regard.models.engine import attended
 from regard.models.site import Site
 from regard.policies.base import Step
-from regard.run.plan import EXECUTORS, executor_for
-from regard.run.runner import run
+from regard.run.plan import EXECUTORS
+from regard.run.runner import run as run_call
 
 HEADS, KEY_HEADS, SIZE = 32, 8, 128
 WHERE = Site(0, "self", "layer", HEADS, KEY_HEADS, SIZE, causal=True)
@@ -115,9 +115,10 @@ def prompts(n: int, keep: float, rounds: int, device: str, block: int = 128) -> 
         try:
             small = selected(min(n, 4096))[0]
             need_same(attended(small), EXECUTORS["chunked"].run(small).out)
-            call, step = selected()
-            share = (step.pairs or 0) / (n * (n + 1) / 2)
-            name = executor_for(call)[0].name
+            call, _ = selected()
+            ran = run_call(call)
+            share = ran.cost.pairs / (call.b * call.h) / (n * (n + 1) / 2)
+            name = ran.executor
             said[title] = {"share_of_pairs": round(share, 4), "executor": name}
         except Exception as e:  # wrong or impossible, so not timed
             message = f"{type(e).__name__}: {e}"
@@ -153,7 +154,7 @@ def selected(b: int, n: int, keep: float, rounds: int, device: str) -> Rows:
         return over_slots(call, policy.quickly(step, index, count))
 
     def over_slots(call: Call, slots: Tensor, executor: str | None = None) -> Tensor:
-        return run(call.replace(keys=call.keys.take(slots, full=True)), executor=executor).out
+        return run_call(call.replace(keys=call.keys.take(slots, full=True)), executor=executor).out
 
     def in_turn(step: Callable[..., Tensor], *lists: list[Any]) -> Callable[[], Tensor]:
         return lambda: [step(*given) for given in zip(*lists, strict=True)][-1]

@@ -20,11 +20,12 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from regard.core.call import Call
 from regard.models.diffusers import branches
-from regard.models.engine import attended
 from regard.models.forward import Forward
 from regard.models.site import Site, Sites
 from regard.policies import Budget, policy
 from regard.policies.base import Step
+from regard.policies.kinds import SelectAndRun
+from regard.run.runner import run as run_call
 from regard.verbs import shrink
 
 HEADS, SIZE = 4, 64
@@ -60,9 +61,12 @@ def layer(grid: tuple[int, ...], text: int, contenders: dict[str, Contender], ro
             call = Call.of(q, k, v, site=site.at(Forward(at, grid=grid)))
             step = Step(call.site, call, n, torch.tensor([n]))
             chosen = made.select(step)
-            shares[name] = round((step.pairs or n * n) / n**2, 4)
-            out = made.attend(chosen)
-            return attended(chosen) if out is None else out
+            out = made.run(chosen) if isinstance(made, SelectAndRun) else None
+            if out is not None:
+                return out
+            ran = run_call(chosen)
+            shares[name] = round(ran.cost.pairs / HEADS / n**2, 4)
+            return ran.out
 
         if key == "adaspa" and at:  # what an earlier step found
             run(made, 0)

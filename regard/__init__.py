@@ -39,14 +39,17 @@ _HOME = {
     "regard.core.weigh": ("Weigh", "Softmax", "Sigmoid", "Relu", "Signed"),
     "regard.core.partial": ("Partial", "merge"),
     "regard.core.call": ("Call",),
+    "regard.core.keys": ("Dense", "Keys"),
+    "regard.core.key_forms": ("Packed", "Paged", "Ragged"),
+    "regard.core.result": ("Result",),
     "regard.layers.registry": ("layer",),
     "regard.layers.building": ("model",),
     "regard.conversions.swapping": ("swap",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
-    "regard.policies.passages": ("Passages",),
-    "regard.policies.conversations": ("Conversations",),
-    "regard.policies.thinking": ("think_together",),
+    "regard.serving.passages": ("Passages",),
+    "regard.serving.conversations": ("Conversations",),
+    "regard.serving.threads": ("think_together",),
     "regard.core.errors": (
         *("RegardError", "ShapeError", "DtypeError", "DeviceError", "ValueRangeError"),
         *("RuleError", "ExecutorError", "CapabilityError", "MissingExtraError"),
@@ -54,7 +57,7 @@ _HOME = {
     ),
 }
 # Rooms that are entered by name: regard.layers.list().
-_ROOMS = ("layers", "memories", "policies", "tasks")
+_ROOMS = ("layers", "memories", "policies", "serving", "tasks")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -19,7 +19,7 @@ FLOORS = (
     {"run"},
     {"layers", "memories"},
     {"models", "demo", "conformance"},
-    {"probes", "policies", "controls", "schemes", "conversions", "objectives", "tasks"},
+    {"probes", "policies", "serving", "controls", "schemes", "conversions", "objectives", "tasks"},
     {"circuits", "analysis"},
     {"views", "verbs"},
     {"bench", "papers"},

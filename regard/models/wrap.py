@@ -7,30 +7,17 @@ KeyboardInterrupt (nor after anything else that is no Exception). Here the whole
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from regard.models.removal import LOCK, Removal
+from torch import nn
 
-T = TypeVar("T")
+from regard.models.removal import Removal, exclusive, untraced
+
 A = TypeVar("A", bound="Around")
-
-
-def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
-    """Return `run()`, and put back what it entered, whatever is raised.
-
-    `leave` puts back what it finds, and may be called at any time. It is called twice: one
-    exception, raised at any line by whomever (Ctrl-C), can keep only one of the two from running.
-    """
-    try:
-        try:
-            return run()
-        finally:
-            leave()
-    finally:
-        leave()
 
 
 class Around(ABC):
@@ -40,6 +27,10 @@ class Around(ABC):
 
     def __init__(self) -> None:
         self.holders: list[Any] = []
+
+    def __init_subclass__(cls) -> None:
+        if "run" in vars(cls):
+            untraced(inspect.unwrap(vars(cls)["run"]))
 
     @abstractmethod
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +59,7 @@ class Wrapped:
         owner = self._owner
         return getattr(type(owner), self._name).__get__(owner)  # type: ignore[no-any-return]
 
+    @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method, with all that is around it."""
         arounds, run = self.arounds, self.__wrapped__
@@ -107,6 +99,7 @@ def _say_plain() -> None:
     )
 
 
+@exclusive
 def hold(
     owner: Any,
     name: str,
@@ -132,17 +125,16 @@ def hold(
     ('HELLO', None, 'hello')
     """
     home = vars(owner)
-    with LOCK:
-        found, made = home.get(name), make()
-        wrapped = found if isinstance(found, Wrapped) else Wrapped(owner, name, found)
-        undo.add(lambda: _let_go(home, wrapped, holder))
-        kind = type(made)
-        around = next((x for x in wrapped.arounds if join and isinstance(x, kind)), made)
-        if around is made:
-            wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
-        around.holders = [*around.holders, holder]
-        around.changed()
-        home[name] = wrapped
+    found, made = home.get(name), make()
+    wrapped = found if isinstance(found, Wrapped) else Wrapped(owner, name, found)
+    undo.add(lambda: _let_go(home, wrapped, holder))
+    kind = type(made)
+    around = next((x for x in wrapped.arounds if join and isinstance(x, kind)), made)
+    if around is made:
+        wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
+    around.holders = [*around.holders, holder]
+    around.changed()
+    home[name] = wrapped
     return around
 
 
@@ -160,4 +152,24 @@ def _let_go(home: dict[str, Any], wrapped: Wrapped, holder: Any) -> None:
         home.pop(wrapped._name, None)
 
 
-__all__ = ["Around", "Wrapped", "hold", "run_within"]
+class _Before(Around):
+    """Runs a function of a policy's in place of a forward."""
+
+    order = 1  # inside of what notes the forward
+
+    def __init__(self, ours: Callable[..., Any]) -> None:
+        super().__init__()
+        self.ours = ours
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.ours(plain, *args, **kwargs)
+
+
+def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
+    """Run `ours(forward, ...)` in place of a module's own forward; return what undoes it."""
+    undo = Removal()
+    hold(module, "forward", lambda: _Before(ours), ours, undo, join=False)
+    return undo
+
+
+__all__ = ["Around", "Wrapped", "hold", "put_before"]

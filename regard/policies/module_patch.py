@@ -10,7 +10,7 @@ from torch import nn
 
 from regard.models.removal import Removal
 from regard.models.site import Site, Sites
-from regard.models.wrap import Around, hold
+from regard.models.wrap import put_before
 from regard.policies.kinds import ModulePatch
 
 if TYPE_CHECKING:
@@ -57,30 +57,10 @@ def _wrap(
     return put_before(module, forward)
 
 
-class _Before(Around):
-    """Runs a function of a policy's in place of a forward."""
-
-    order = 1  # inside of what notes the forward
-
-    def __init__(self, ours: Callable[..., Any]) -> None:
-        super().__init__()
-        self.ours = ours
-
-    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.ours(plain, *args, **kwargs)
-
-
-def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
-    """Run `ours(forward, ...)` in place of a module's own forward; return what undoes it."""
-    undo = Removal()
-    hold(module, "forward", lambda: _Before(ours), ours, undo, join=False)
-    return undo
-
-
 def _asked(
     policy: ModulePatch, site: Site | None, run: Callable[..., Any], *args: Any, **kw: Any
 ) -> Any:
     return policy.patch(site, run, args, kw)
 
 
-__all__ = ["patch_modules", "put_before"]
+__all__ = ["patch_modules"]

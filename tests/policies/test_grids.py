@@ -92,13 +92,12 @@ def test_it_is_dense_attention_under_the_token_mask(
     torch.manual_seed(seed)
     group = tuple(min(s, g) for s, g in zip(sides, grid, strict=False))
     call = call_on(grid, text, front=front)
-    chosen, step = selected(policy(name, group=group, radius=radius), call)
+    chosen, _ = selected(policy(name, group=group, radius=radius), call)
     mask = torch.ones(call.n, call.n, dtype=torch.bool)
     image = slice(text, None) if front else slice(0, call.n - text)
     mask[image, image] = token_mask(name, grid, group, radius)
     expected = sdpa(call.q, call.k, call.v, attn_mask=mask)
     torch.testing.assert_close(attended(chosen), expected, atol=1e-5, rtol=1e-4)
-    assert step.pairs == float(mask.sum())
 
 
 @MODELS
@@ -131,7 +130,8 @@ def test_a_batch_is_its_rows_and_detaching_leaves_no_trace(make: Callable[..., A
         torch.testing.assert_close(run(make, model, first)[0], both[0], atol=1e-4, rtol=1e-3)
         report = shrunk.report()
     assert not torch.allclose(both, plain)
-    assert report.flops < report.dense_flops
+    # So few tokens cost least when all pairs are computed, and that is what the report says.
+    assert report.flops <= report.dense_flops
     assert "of the FLOPs of attention" in str(report)
     assert torch.equal(run(make, model, inputs), plain)
     assert len(model._forward_pre_hooks) == hooks
@@ -139,7 +139,7 @@ def test_a_batch_is_its_rows_and_detaching_leaves_no_trace(make: Callable[..., A
 
 
 def test_flops_are_counted_call_by_call() -> None:
-    """All pairs of self-attention, and queries times words in cross-attention."""
+    """What was computed: all pairs of so small a grid, and queries times words across."""
     torch.manual_seed(0)
     model, inputs = build(pixart, 2)
     with regard.shrink(model, policy("grat", group=(1, 1), radius=0), check=False) as shrunk:
@@ -147,19 +147,19 @@ def test_flops_are_counted_call_by_call() -> None:
         layers = {x.site.module: x for x in shrunk.report().layers}
     each = 2.0 * 2 * 2 * (8 + 8)  # rows, heads, channels of scores and of values
     self_, cross = layers["transformer_blocks.0.attn1"], layers["transformer_blocks.0.attn2"]
-    assert (self_.flops, self_.dense_flops) == (each * 6, each * 36)
+    assert (self_.flops, self_.dense_flops) == (each * 36, each * 36)
     assert cross.flops == cross.dense_flops == each * 6 * 5
 
 
 def test_blocks_of_groups_are_whole() -> None:
     """A group as large as a tile leaves whole tiles out: none is partly computed."""
     call = call_on((32, 32), 0, h=1)
-    chosen, step = selected(policy("grat", group=(8, 8), radius=1), call)
+    chosen, _ = selected(policy("grat", group=(8, 8), radius=1), call)
     from regard.run.folding import make_fold
 
     fold = make_fold(chosen, 0, 0)
     assert all(group.mask is None for layer in fold.layers for group in layer)
-    assert step.pairs == fold.pairs == 16 * 9 * 64 * 64
+    assert fold.pairs == 16 * 9 * 64 * 64
 
 
 def test_bfloat16_and_padding() -> None:

@@ -12,7 +12,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
-from regard.policies.buckets import Buckets, choose_bases, decay
+from regard.serving.buckets import Buckets, choose_bases, decay
 
 BASE, REACH = 10_000.0, 2000
 

@@ -17,7 +17,7 @@ from regard.papers.seeding import generator
 from regard.papers.shared.attending import dense_mask
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
-from regard.policies.passages import Blockwise, Passages
+from regard.serving.passages import Blockwise, Passages
 
 
 def block_mask(lengths: list[int]) -> Tensor:

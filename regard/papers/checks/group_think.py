@@ -12,7 +12,7 @@ from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.attending import dense_mask
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
-from regard.policies.thinking import think_together
+from regard.serving.threads import think_together
 
 
 @check(

@@ -22,6 +22,7 @@ from regard.papers.shared.small_llama import llama
 from regard.policies.base import Step
 from regard.policies.budget import Budget
 from regard.policies.long_heads import LongHeads
+from regard.run.counting import counted
 from regard.verbs import shrink
 
 
@@ -95,9 +96,11 @@ def long_heads() -> Claims:
         turned[:, :, -1:], new, v[:, :, -1:], Rule(Everything(), offset=n - 1), site=site
     )
     step = Step(site, call, n, torch.tensor([n]), layer)
+    before = counted()
     out = own.attend(step)
     assert out is not None
-    furthest, read, found, wrong = _Spy.furthest, step.pairs, True, 0.0
+    read = counted().less(before).pairs / h
+    furthest, found, wrong = _Spy.furthest, True, 0.0
     chosen = own.chosen(q[:, :, -1:], marks.read(), at[-1:], 16)[0, :, 0]
     for head in range(h):
         mine, chunks = long_heads_by_hand(
@@ -111,7 +114,7 @@ def long_heads() -> Claims:
     yield claim("No rotated position", "furthest place at T = 16K", furthest).at_most(
         4095, "attended length - 1", because="16 chunks of 256"
     )
-    yield claim("attended keys per query", "keys read", read or 0).at_most(
+    yield claim("attended keys per query", "keys read", read).at_most(
         4096, "the catalogue's bound", because=CATALOGUE
     )
     yield claim(

@@ -14,7 +14,7 @@ from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
-from regard.policies.conversations import Conversations
+from regard.serving.conversations import Conversations
 
 
 def recomputed(worth: Worth, trace: int, cost: Cost, longest: int, size: int = 64) -> float:

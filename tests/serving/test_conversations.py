@@ -15,7 +15,7 @@ import regard
 from regard.core.errors import RegardError
 from regard.memories.files import load, save
 from regard.memories.tiers import Cost, Tiers, least_recent, per_idle_time
-from regard.policies.conversations import flops_of_chunks
+from regard.serving.conversations import flops_of_chunks
 from tests.architectures import DECODERS, PAIRS, build
 
 TOKEN = 2 * 3 * 2 * 4 * 4  # 3 layers, 2 heads of 4, float32

@@ -17,7 +17,7 @@ from regard.core.errors import CapabilityError, RegardError
 from regard.memories.blocks import Block, Blocks
 from regard.memories.files import FileError
 from regard.models.rotary import turns_of
-from regard.policies.passages import Blockwise, Passages
+from regard.serving.passages import Blockwise, Passages
 from tests.architectures import DECODERS, GPT2, build
 
 # Halves, neighbors, part of a head, two speeds, a window, sinks and scaled rotations.
@@ -70,7 +70,7 @@ def test_a_bias_by_distance_needs_no_turning(
     assert passages.turns.none
     inputs = passages.inputs(texts, question)
     ours = model(inputs["input_ids"][:, -5:], past_key_values=inputs["past_key_values"]).logits
-    met = regard.policies.passages.blocks_of(lengths).matrix(25)[:1, :1]
+    met = regard.serving.passages.blocks_of(lengths).matrix(25)[:1, :1]
     mask = torch.zeros(met.shape).masked_fill(~met, torch.finfo(torch.float32).min)
     home = "transformers.models.bloom.modeling_bloom.create_causal_mask"
     monkeypatch.setattr(home, lambda **_: mask)

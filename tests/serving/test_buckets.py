@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("transformers")
 
 from regard.core.errors import CapabilityError, ValueRangeError
-from regard.policies.buckets import Buckets, choose_bases, decay, merged
+from regard.serving.buckets import Buckets, choose_bases, decay, merged
 from tests.architectures import DECODERS, PAIRS, build
 
 IDS = torch.randint(5, 60, (2, 40), generator=torch.Generator().manual_seed(0))

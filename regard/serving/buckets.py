@@ -13,7 +13,7 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.rotary import Rotation
 from regard.models.rotary import MOVING
-from regard.policies.module_patch import put_before
+from regard.models.wrap import put_before
 
 # Candidates are the trained base times 1.05, 1.10, ... 2.50: farther ones harm a model.
 CANDIDATES = tuple(1 + step / 20 for step in range(1, 31))
@@ -82,7 +82,7 @@ def merged(logits: Tensor) -> Tensor:
 @method(
     "attention_buckets",
     call="from regard.models.loading import load\n"
-    "from regard.policies.buckets import Buckets\n\n"
+    "from regard.serving.buckets import Buckets\n\n"
     "model, tokenizer = load()\n"
     "ids = tokenizer('def first(', return_tensors='pt').input_ids\n"
     "with Buckets(model):\n"
