@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: help demo tour demo-model test nightly evidence oldest bench lint types docs format pictures install clean
+.PHONY: locked help demo tour demo-model test nightly evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
@@ -27,6 +27,7 @@ help:
 	@echo "make test     lint, types, documentation, every test and example"
 	@echo "make nightly  the same tests with ten times the generated cases, and every paper's check"
 	@echo "make evidence measure the papers' checks whose code changed, five seeds each"
+	@echo "make locked   the tests of packaging, with what CI installs, by its hashes alone"
 	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
 	@echo "make bench    speed and memory, side by side with what PyTorch has"
 	@echo "make demo-model  train the small model that ships, from the beginning"
@@ -57,6 +58,17 @@ BUDGET ?= 8h
 evidence: $(VENV)/.ready-dev
 	$(ONE_THREAD) $(BIN)/python -m regard papers check --all --long --stale --jobs $(JOBS) \
 	  --budget $(BUDGET)
+
+# Everything by the hashes of requirements-ci.lock alone, in an environment of its own.
+LOCKED := .venv-locked
+locked:
+	@test -x $(LOCKED)/bin/python || $(MAKE) VENV=$(LOCKED) $(LOCKED)/bin/python
+	$(LOCKED)/bin/python -m pip install --disable-pip-version-check -qq --require-hashes --no-deps \
+	  -r requirements-ci.lock
+	$(LOCKED)/bin/python -m pip install --disable-pip-version-check -qq --no-deps \
+	  --no-build-isolation -e .
+	$(LOCKED)/bin/python -m pip check
+	$(ONE_THREAD) $(LOCKED)/bin/python -m pytest -n $(JOBS) tests/test_packaging.py tests/core
 
 # The oldest versions of the hub libraries that pyproject.toml allows, in an environment of their own.
 OLDEST := .venv-oldest
@@ -91,7 +103,7 @@ pictures: $(VENV)/.ready-dev
 install: $(VENV)/.ready-dev
 
 clean:
-	rm -rf $(VENV) $(OLDEST) site .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(LOCKED) site .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # A virtual environment made by the first Python on the path that is new enough.
 $(BIN)/python:

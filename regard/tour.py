@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import regard
+from regard.core.pictures import write_figure
 
 
 def tour(out: Path) -> list[Path]:
@@ -72,7 +73,7 @@ def pictures(out: Path, rule: regard.Rule, report: regard.Survey) -> list[Path]:
         axes.set_xlabel("tiles of keys")
     panels[0].set_ylabel("tiles of queries")
     figure.colorbar(shown, ax=panels)
-    figure.savefig(tiles, dpi=160, bbox_inches="tight")
+    write_figure(figure, tiles, dpi=160, bbox_inches="tight")
     print(f"\nwritten: {mask}, {tiles}")
     return [mask, tiles]
 

@@ -152,6 +152,10 @@ class Leftovers:
                 if stack:
                     left.append(f"{name} of the thread: {len(stack)}")
                     stack.clear()
+        removal: Any = sys.modules.get("regard.models.removal")
+        if removal is not None and removal._LOCK._is_owned():
+            left.append("the lock of attaching")
+            removal._LOCK.release()
         counting: Any = sys.modules.get("regard.run.counting")
         if counting is not None and (counting.COUNT.depth or counting.COUNT.records):
             left.append(f"a run that has not ended: {counting.COUNT.depth} deep")

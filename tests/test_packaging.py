@@ -68,6 +68,62 @@ def test_hubs_have_an_upper_bound() -> None:
             assert operators == {">=", "<"}, f"{requirement}: drift breaks hooks without a word"
 
 
+def bounded() -> list[tuple[str, str]]:
+    """Requirements with an upper bound, and the bound."""
+    found = {(r.name, s.version) for _, r in wanted() for s in r.specifier if s.operator == "<"}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("name", "bound"), bounded())
+def test_an_upper_bound_is_tested(name: str, bound: str) -> None:
+    """CI runs with the last series below each bound: what a bound admits is what was tried."""
+    top = Version(bound).release
+    pinned = pins()[canonicalize_name(name)].release[: len(top)]
+    assert (*pinned[:-1], pinned[-1] + 1) == top, f"{name} is tested with {pinned}, not below {top}"
+
+
+def test_what_is_always_installed_has_an_upper_bound() -> None:
+    assert {"torch", "numpy", "triton"} <= {name for name, _ in bounded()}
+
+
+def locked() -> dict[str, tuple[Version, list[str]]]:
+    """Versions and hashes in requirements-ci.lock."""
+    text = (REPOSITORY / "requirements-ci.lock").read_text()
+    lines = [x for x in text.replace("\\\n", " ").splitlines() if x and not x.startswith("#")]
+    found = {}
+    for line in lines:
+        pin, *hashes = line.split()
+        name, _, version = pin.partition("==")
+        found[canonicalize_name(name)] = (Version(version), hashes)
+    return found
+
+
+# What `make` installs for the tests: the extras that are locked.
+LOCKED = ("", "dev", "see", "bench", "hf", "diffusers", "docs")
+
+
+def test_the_lock_is_in_step_with_the_constraints() -> None:
+    """Everything that CI installs is locked, at the version of constraints.txt, by SHA-256."""
+    found, wanted_here = locked(), {}
+    for extra, requirement in wanted():
+        if extra in LOCKED and (requirement.marker is None or requirement.marker.evaluate()):
+            wanted_here[canonicalize_name(requirement.name)] = requirement
+    for name in wanted_here:
+        assert name in found, f"{name} is not locked: python scripts/lock.py"
+        assert found[name][0].public == pins()[name].public, f"{name}: python scripts/lock.py"
+    for name, (_, hashes) in found.items():
+        assert hashes, f"{name} has no hash"
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", x) for x in hashes), name
+        if name in pins():
+            assert found[name][0].public == pins()[name].public, f"{name}: python scripts/lock.py"
+
+
+def test_the_lock_names_no_place() -> None:
+    text = (REPOSITORY / "requirements-ci.lock").read_text()
+    assert "//" not in text
+    assert not re.search(r"(?m)^\s*-(?!-hash)", text)
+
+
 def test_extras_refer_to_extras_that_exist() -> None:
     for requirements in EXTRAS.values():
         for requirement in map(Requirement, requirements):

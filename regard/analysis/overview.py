@@ -12,6 +12,7 @@ from torch import Tensor
 from regard.analysis.dependency import Tree, dependency_skill
 from regard.core.errors import ShapeError, ValueRangeError, fail, need, shape_of
 from regard.core.method import method
+from regard.core.pictures import write_figure
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,11 @@ def exported(
     return {"heads": [asdict(cell) for cell in cells], "threshold": threshold, "edges": edges}
 
 
-def draw_overview(cells: Sequence[HeadCell], to: str) -> None:
-    """Draw the grid: red is semantic, blue syntactic, and a large dot is sure of itself."""
+def draw_overview(cells: Sequence[HeadCell], to: str, *, overwrite: bool = False) -> None:
+    """Draw the grid: red is semantic, blue syntactic, and a large dot is sure of itself.
+
+    A picture of Regard that is there is replaced, anything else only where `overwrite` is true.
+    """
     figure = need("matplotlib.figure", "see", "draws the overview").Figure(layout="constrained")
     axes = figure.add_subplot(
         xlabel="head", ylabel="layer", title="syntactic (blue), semantic (red)"
@@ -124,7 +128,7 @@ def draw_overview(cells: Sequence[HeadCell], to: str) -> None:
         c=[(min(c.semantic, 1.0), 0.25, min(c.syntactic, 1.0)) for c in cells],
     )  # fmt: skip
     axes.invert_yaxis()
-    figure.savefig(to)
+    write_figure(figure, to, overwrite=overwrite)
 
 
 __all__ = ["HeadCell", "confidence", "draw_overview", "exported", "overview", "semantic_score"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from regard.bench.shrunk_cells import COUNTS, Cell
 from regard.bench.statistics import Count
 from regard.core.errors import need
-from regard.core.files import write_bytes
-from regard.views.overwrite import MADE_BY, is_ours
+from regard.core.pictures import write_figure
 
 TITLES = {"needle": "share of needles found", "recall": "share of keys recalled, asked for later",
           "bits": "bits per byte"}  # fmt: skip
@@ -57,12 +55,8 @@ def picture(cells: Sequence[Cell], path: Path) -> Path:
         axis.grid(alpha=0.25)
     axes[0][-1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.tight_layout()
-    held = io.BytesIO()
-    kind = path.suffix.removeprefix(".") or "png"
-    said = {"Software": MADE_BY} if kind == "png" else None
-    figure.savefig(held, dpi=130, format=kind, metadata=said)
     plt.close(figure)
-    return write_bytes(path, held.getvalue(), may_replace=is_ours)
+    return write_figure(figure, path, dpi=130)
 
 
 __all__ = ["picture"]

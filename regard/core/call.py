@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from regard.core.rule import Rule
 from regard.core.score.base import At
 
 PLAIN = Rule()
+_PARTS = ("q", "keys", "rule", "q_positions", "dropout", "site", "forward")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,14 @@ class Call:
             changes["keys"] = Dense(
                 old.k if k is self else k, old.v if v is self else v, old.at if at is self else at
             )
-        return dataclasses.replace(self, **changes)
+        # Written out, for it is asked at every step of decoding.
+        made = object.__new__(Call)
+        parts = made.__dict__
+        for name in _PARTS:
+            parts[name] = changes.pop(name) if name in changes else self.__dict__[name]
+        if changes:
+            raise TypeError(f"a Call has no {', '.join(changes)}; it has {', '.join(_PARTS)}")
+        return made
 
     def at(self, rows: Tensor | None = None, cols: Tensor | None = None) -> At:
         """Give the places of some queries and keys (all where not given), to broadcast.

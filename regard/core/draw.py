@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from regard.core.errors import ValueRangeError, fail, need
+from regard.core.pictures import write_figure
 
 if TYPE_CHECKING:
     from regard.core.rule import Rule
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 PIXELS = 512
 
 
-def draw(rule: Rule, n: int, m: int, to: str | None, head: int) -> str:
+def draw(rule: Rule, n: int, m: int, to: str | None, head: int, overwrite: bool = False) -> str:
     """Give the mask as text, and save it as a picture where `to` names a file."""
     if not (isinstance(n, int) and isinstance(m, int)) or min(n, m) < 1:
         fail(ValueRangeError, "n", (n, m), "at least one query and one key", "pass n=16")
@@ -39,10 +40,10 @@ def draw(rule: Rule, n: int, m: int, to: str | None, head: int) -> str:
     if to is None:
         allowed = rule.support.shift(rule.offset).matrix(n, m)[0, head]
         return "\n".join("".join("#" if x else "." for x in row) for row in allowed.tolist())
-    return _picture(rule, n, m, to, head)
+    return _picture(rule, n, m, to, head, overwrite)
 
 
-def _picture(rule: Rule, n: int, m: int, to: str, head: int) -> str:
+def _picture(rule: Rule, n: int, m: int, to: str, head: int, overwrite: bool) -> str:
     need("matplotlib", "see", "draws pictures")
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -61,5 +62,5 @@ def _picture(rule: Rule, n: int, m: int, to: str, head: int) -> str:
     axes.set_xlabel("key position")
     axes.set_ylabel("query position")
     axes.set_title(str(rule.support), fontsize=9, wrap=True)
-    figure.savefig(to, dpi=160, bbox_inches="tight")
+    write_figure(figure, to, overwrite=overwrite, dpi=160, bbox_inches="tight")
     return to

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from regard.core.codes import BITS, Codes
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
-from regard.core.keys import At, Dense, Keys, is_full, written
+from regard.core.keys import STEP, At, Dense, Keys, is_full, written
 from regard.core.rule import Rule
+
+
+class _Written:
+    """An attribute that is in the instance: it stands in the class for one that is computed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        raise AttributeError(self.name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,24 +247,52 @@ class Ragged(Keys):
 
     form: ClassVar[str] = "ragged"
     parts: tuple[tuple[tuple[int, ...], Keys], ...]
+    # Written by __post_init__, in place of the properties of other forms.
+    shape: ClassVar[Any] = _Written("shape")
+    full: ClassVar[Any] = _Written("full")
+    dense_full: ClassVar[Any] = _Written("dense_full")
+    count: ClassVar[Any] = _Written("count")
+    dtype: ClassVar[Any] = _Written("dtype")
+    device: ClassVar[Any] = _Written("device")
+    kind: ClassVar[Any] = _Written("kind")
+    # Whether every part is of tensors.
+    all_dense: ClassVar[Any] = _Written("all_dense")
 
     def __post_init__(self) -> None:
-        heads = sorted(h for own, _ in self.parts for h in own)
-        if not heads or heads != list(range(len(heads))):
-            fail(ShapeError, "parts", f"heads {heads}", "each head once", "name heads from 0 on")
-        for own, keys in self.parts:
-            if keys.g != len(own):
+        # One loop for all that is asked later: a step of decoding makes this anew.
+        named: list[int] = []
+        kinds: list[Hashable] = []
+        held, longest, alike, full, dense = 0.0, 0, True, True, True
+        for heads, keys in self.parts:
+            if type(keys) is Dense:
+                (b, g, m, d), e = keys.k.shape, keys.v.shape[3]
+            else:
+                b, g, m, d, e = keys.shape
+            if g != len(heads):
                 fail(
-                    ShapeError, "parts", f"{keys.g} heads", f"{len(own)}, as are named",
+                    ShapeError, "parts", f"{g} heads", f"{len(heads)}, as are named",
                     "name the heads of each part",
                 )  # fmt: skip
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        """Sizes (b, g, longest m, d, e)."""
-        first = self.parts[0][1]
-        g = sum(len(heads) for heads, _ in self.parts)
-        return first.b, g, max(keys.m for _, keys in self.parts), first.d, first.e
+            named += heads
+            dense = dense and type(keys) is Dense
+            alike = alike and (not longest or m == longest)
+            at = keys.at if type(keys) is Dense else 0
+            longest, own = max(longest, m), at is None or getattr(at, "full", None)
+            full = full and bool(keys.full if own is None else own)
+            held += g * (m if type(keys) is Dense else keys.count)
+            kinds.append((heads, keys.form, -(-m // STEP)))
+        named.sort()
+        if not named or named != list(range(len(named))):
+            fail(ShapeError, "parts", f"heads {named}", "each head once", "name heads from 0 on")
+        first = self.parts[0][1].tensors()[0]
+        self.__dict__.update(
+            shape=(b, len(named), longest, d, e), full=full, dense_full=full and alike,
+            count=held / len(named), dtype=first.dtype, device=first.device, all_dense=dense,
+        )  # fmt: skip
+        self.__dict__["kind"] = (
+            self.form, b, len(named), d, e, first.dtype, first.device, full, full and alike,
+            *kinds,
+        )  # fmt: skip
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return those of all parts."""
@@ -264,21 +302,6 @@ class Ragged(Keys):
     def nbytes(self) -> int:
         """Bytes of all parts."""
         return sum(keys.nbytes for _, keys in self.parts)
-
-    @property
-    def count(self) -> float:
-        """Slots that a key head holds, on average."""
-        return sum(len(heads) * keys.count for heads, keys in self.parts) / self.g
-
-    @property
-    def full(self) -> bool:
-        """Whether every slot of every part holds a real key."""
-        return all(keys.full for _, keys in self.parts)
-
-    @property
-    def dense_full(self) -> bool:
-        """Whether all heads keep equally many, and are full."""
-        return self.full and len({keys.m for _, keys in self.parts}) == 1
 
     @property
     def positions(self) -> Tensor:
@@ -306,11 +329,6 @@ class Ragged(Keys):
             else:
                 made[:, list(heads), : x.shape[2]] = x
         return made
-
-    @property
-    def kind(self) -> Hashable:
-        """Heads of each part, and their kinds."""
-        return self.form, self.dense_full, *((heads, keys.kind) for heads, keys in self.parts)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

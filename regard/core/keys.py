@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.core.heads import take_keys
+from regard.core.heads import as_rows, take_keys
 from regard.core.rule import Rule
 
 # Numbers of keys that plans tell apart in decoding: a text that grows is not planned at each token.
@@ -347,8 +347,17 @@ class Slots(Keys):
 
     @property
     def kind(self) -> Hashable:
-        """The form of the other keys counts as well."""
-        return *super().kind, self.keys.kind  # type: ignore[misc]
+        """The form of the other keys counts as well, and whether they lie in rows."""
+        inner, c = self.keys, -(-self.slots.shape[2] // STEP)
+        if type(inner) is not Dense:
+            return *super().kind, inner.kind  # type: ignore[misc]
+        k, v = inner.k, inner.v
+        b, g, _, d = k.shape
+        rows = as_rows(k) is not None and as_rows(v) is not None
+        return (
+            "slots", b, g, c, d, v.shape[3], k.dtype, k.device, self.full, inner.full,
+            inner.at is None, rows,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)

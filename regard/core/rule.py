@@ -157,8 +157,13 @@ class Rule(Value):
         """What a plan of a single query knows of the rule, where positions do not matter."""
         return self.score.signature, self.weigh.signature
 
-    def draw(self, n: int, m: int | None = None, *, to: str | None = None, head: int = 0) -> str:
+    def draw(
+        self, n: int, m: int | None = None, *, to: str | None = None, head: int = 0,
+        overwrite: bool = False,
+    ) -> str:  # fmt: skip
         """Draw the mask of the rule: as text, or as a picture where `to` names a file.
+
+        A picture of Regard that is there is replaced, anything else only where `overwrite` is true.
 
         >>> from regard.core.support import Causal, Window
         >>> print(Rule(Causal() & Window(2)).draw(4))
@@ -169,4 +174,4 @@ class Rule(Value):
         """
         from regard.core.draw import draw  # matplotlib, where it is needed
 
-        return draw(self, n, n if m is None else m, to, head)
+        return draw(self, n, n if m is None else m, to, head, overwrite)

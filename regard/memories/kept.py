@@ -111,7 +111,10 @@ class Kept(KeyMemory):
         """Return the keys of all heads: ragged, where heads keep different numbers of them."""
         parts = self._parts
         if len(parts) > 1:
-            return Ragged(tuple((part.heads, self._of(part)) for part in parts))
+            made = []
+            for part in parts:
+                made.append((part.heads, self._of(part)))
+            return Ragged(tuple(made))
         if not parts:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return self._of(parts[0])
@@ -231,8 +234,10 @@ class Kept(KeyMemory):
     def settle(self) -> None:
         """Let the stores make themselves small."""
         for part in self._parts:
-            part.k.settle()
-            part.v.settle()
+            if part.k.loose:
+                part.k.settle()
+            if part.v.loose:
+                part.v.settle()
             if part.at is not None and part.at.untyped_storage().nbytes() > part.at.nbytes:
                 part.at = part.at.clone()
 

@@ -22,6 +22,9 @@ from regard.core.keys import At, Dense, Keys
 class Store(ABC):
     """Tokens of some heads, in the order in which they came."""
 
+    # Whether `settle` may have something to do.
+    loose: bool = True
+
     @abstractmethod
     def __len__(self) -> int:
         """Count the tokens held."""
@@ -90,6 +93,7 @@ class Plain(Store):
         self._m = 0
         # Whether the tensor is ours to write to: the first one is as it was given.
         self._ours = False
+        self.loose = False
 
     def __len__(self) -> int:
         return self._m
@@ -98,7 +102,7 @@ class Plain(Store):
         """Write behind the last token, or move to a larger room."""
         n = x.shape[2]
         if self._x is None:
-            self._x, self._m, self._ours = x.contiguous(), n, False
+            self._x, self._m, self._ours, self.loose = x.contiguous(), n, False, True
             return
         room = self._x.shape[2] >= self._m + n
         # A tensor made under inference mode can't be written outside of it, so it is copied.
@@ -109,6 +113,14 @@ class Plain(Store):
             self._x, self._ours = made, True
         self._x[:, :, self._m : self._m + n] = x
         self._m += n
+
+    def with_values(self, values: Store, at: At) -> Keys:
+        """Return views of both."""
+        if type(self) is Plain and type(values) is Plain:
+            k, v = self._x, values._x
+            if k is not None and v is not None:
+                return Dense(k[:, :, : self._m], v[:, :, : values._m], at)
+        return super().with_values(values, at)
 
     def read(self) -> Tensor:
         """Give a view."""
@@ -136,9 +148,9 @@ class Plain(Store):
 
     def settle(self) -> None:
         """Let go of a larger tensor that what is held is only a part of."""
-        x = self._x
+        x, self.loose = self._x, False
         if x is not None and x.untyped_storage().nbytes() > x.nbytes:
-            self._x, self._ours = self._x.clone(), True
+            self._x, self._ours = x.clone(), True
 
     def state(self) -> dict[str, Any]:
         """Give the tokens."""
@@ -146,7 +158,7 @@ class Plain(Store):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the tokens."""
-        self._x = state["x"]
+        self._x, self.loose = state["x"], True
         # What a state has is lent, as what `append` is given: copied before it is written to.
         self._m, self._ours = 0 if self._x is None else self._x.shape[2], False
 

@@ -17,7 +17,7 @@ from regard.core.errors import RuleError, fail, shape_of
 from regard.models.engine import Engine
 from regard.models.forward import by_cache, follow
 from regard.models.hook import Hook, UnsupportedModelError
-from regard.models.removal import LOCK, Removal
+from regard.models.removal import Removal, exclusive
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 
@@ -74,13 +74,18 @@ class Attached:
 
 
 def _thrown_away(undo: Removal, names: str) -> None:
-    if undo.pending and names:
+    if not undo.pending:
+        return
+    try:
+        undo()
+    finally:
+        undo()
+    if names:
         warnings.warn(
             f"{names}: attached, and thrown away without detach(): the model is put back. "
             "Fix: with regard.attach(...): or keep what it returns, and call detach()",
             stacklevel=2,
         )
-    undo()
 
 
 def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = True) -> Attached:
@@ -107,23 +112,26 @@ def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = Tru
 
         checked = check_hook(model, hook, sites, None if check is True else check)
     try:
-        with LOCK:
-            for stage, its_sites in zip(engine.stages, chosen, strict=True):
-                undo.add(stage.end)
-                stage.begin(model, its_sites)
-            hook.install(model, sites, engine, undo)
-            if engine.stages:
-                arrivals = [getattr(stage, "arrive", None) for stage in engine.stages]
-                follow(
-                    model,
-                    getattr(hook, "read", by_cache),
-                    undo,
-                    tuple(x for x in arrivals if x is not None),
-                )
+        _install(model, hook, sites, chosen, engine, undo)
         return Attached(model, sites, engine.stages, hook.name, undo, checked, unreached)
     except BaseException:
         undo()
         raise
+
+
+@exclusive
+def _install(
+    model: Any, hook: Hook, sites: Sites, chosen: list[Sites], engine: Engine, undo: Removal
+) -> None:
+    """Begin every stage at its sites, and send the model's calls to them."""
+    for stage, its_sites in zip(engine.stages, chosen, strict=True):
+        undo.add(stage.end)
+        stage.begin(model, its_sites)
+    hook.install(model, sites, engine, undo)
+    if engine.stages:
+        arrivals = (getattr(stage, "arrive", None) for stage in engine.stages)
+        given = tuple(x for x in arrivals if x is not None)
+        follow(model, getattr(hook, "read", by_cache), undo, given)
 
 
 def _unreached(model: Any, sites: Sites) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary, ref
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, ShapeError, fail
-from regard.models.removal import Removal
-from regard.models.wrap import Around, hold, run_within
+from regard.models.removal import Removal, run_within
+from regard.models.wrap import Around, hold
 from regard.run.counting import COUNT
 
 

@@ -27,11 +27,11 @@ from regard.core.errors import fail
 from regard.models.engine import Engine
 from regard.models.finding import calls_attention
 from regard.models.hook import Held, UnsupportedModelError
-from regard.models.removal import LOCK, Removal
+from regard.models.removal import Removal, exclusive, run_within
 from regard.models.sdpa import call_of
 from regard.models.site import Site, Sites
 from regard.models.weights import closed_weights
-from regard.models.wrap import Around, hold, run_within
+from regard.models.wrap import Around, hold
 
 SDPA = F.scaled_dot_product_attention
 MHA = F.multi_head_attention_forward
@@ -99,22 +99,22 @@ class FunctionalHook:
 HOOK = FunctionalHook()
 
 
+@exclusive
 def _keep_from_fast_path(engine: Engine) -> None:
     """Keep nn.TransformerEncoder from its fused path, which no function mode sees inside."""
     global _fast_before
-    with LOCK:
-        if not _slowed:
-            _fast_before = torch.backends.mha.get_fastpath_enabled()
-        _slowed.append(engine)
-        torch.backends.mha.set_fastpath_enabled(False)
+    if not _slowed:
+        _fast_before = torch.backends.mha.get_fastpath_enabled()
+    _slowed.append(engine)
+    torch.backends.mha.set_fastpath_enabled(False)
 
 
+@exclusive
 def _allow_fast_path(engine: Engine) -> None:
-    with LOCK:
-        if engine in _slowed:
-            # Set before it is forgotten that it must be: this may be interrupted, and run again.
-            torch.backends.mha.set_fastpath_enabled(_fast_before if len(_slowed) == 1 else False)
-            _slowed.remove(engine)
+    if engine in _slowed:
+        # Set before it is forgotten that it must be: this may be interrupted, and run again.
+        torch.backends.mha.set_fastpath_enabled(_fast_before if len(_slowed) == 1 else False)
+        _slowed.remove(engine)
 
 
 def _need_uncompiled(model: nn.Module) -> None:

@@ -4,9 +4,54 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 # One lock for all that attaching and detaching write to, from whichever thread.
-LOCK = threading.RLock()
+_LOCK: Any = threading.RLock()
+
+
+def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
+    """Return `run()`, and put back what it entered, whatever is raised.
+
+    `leave` puts back what it finds, and may be called at any time. It is called twice: one
+    exception, raised at any line by whomever (Ctrl-C), can keep only one of the two from running.
+    """
+    try:
+        try:
+            return run()
+        finally:
+            leave()
+    finally:
+        leave()
+
+
+def exclusive(function: Callable[P, T]) -> Callable[P, T]:
+    """Let one thread at a time run the functions that are decorated so; they may call each other.
+
+    An exception as a `with` ends may come before its lock is released, and then no other thread
+    would ever attach again: so the lock is left like everything else, by `run_within`.
+    """
+
+    @wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _LOCK._is_owned():
+            return function(*args, **kwargs)
+
+        def run() -> T:
+            _LOCK.acquire()
+            return function(*args, **kwargs)
+
+        def leave() -> None:
+            while _LOCK._is_owned():
+                _LOCK.release()
+
+        return run_within(run, leave)
+
+    return alone
 
 
 class Removal:
@@ -35,27 +80,27 @@ class Removal:
         """Add a step; it will be the first to run."""
         self._steps.append(step)
 
+    @exclusive
     def __call__(self) -> None:
         """Undo what is left to undo; raise the first error when all is done."""
-        with LOCK:
-            raised: BaseException | None = None
-            while self._steps:
-                step = self._steps[-1]
-                try:
-                    step()
+        raised: BaseException | None = None
+        while self._steps:
+            step = self._steps[-1]
+            try:
+                step()
+                self._done(step)
+            except BaseException as e:
+                raised = raised or e
+                if self._tried is step:
                     self._done(step)
-                except BaseException as e:
-                    raised = raised or e
-                    if self._tried is step:
-                        self._done(step)
-                    self._tried = step
-            self._tried = None
-            if raised is not None:
-                raise raised
+                self._tried = step
+        self._tried = None
+        if raised is not None:
+            raise raised
 
     def _done(self, step: Callable[[], object]) -> None:
         if self._steps and self._steps[-1] is step:
             self._steps.pop()
 
 
-__all__ = ["LOCK", "Removal"]
+__all__ = ["Removal", "exclusive", "run_within"]

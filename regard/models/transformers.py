@@ -18,7 +18,7 @@ from regard.models.finding import calls_attention
 from regard.models.forward import Forward, by_cache, given_to
 from regard.models.functional import HOOK as FUNCTIONAL
 from regard.models.hook import Held, UnsupportedModelError
-from regard.models.removal import LOCK, Removal
+from regard.models.removal import Removal, exclusive
 from regard.models.site import Site, Sites
 from regard.models.versions import supported
 from regard.models.wrap import Around, hold
@@ -56,29 +56,29 @@ class TransformersHook:
             return now
         return replace(now, image_tokens=ids == number)
 
+    @exclusive
     def install(self, model: nn.Module, sites: Sites, engine: Engine, undo: Removal) -> None:
         """Set the configs of the model to our name, and hold the engine at its modules."""
         modules = [(model.get_submodule(site.module), site) for site in sites]
         asking = [(m, site) for m, site in modules if _interfaced(m)]
         configs = _configs_of(model)
         undo.add(lambda: _let_go(asking, configs, engine))
-        with LOCK:
-            for module, site in asking:
-                one = held.get(module) or Held(site)
-                held[module] = one.by((*one.engines, engine))
-            for name, around in (
-                ("generate_batch", _Refuse(refuse_batching)),
-                ("set_attn_implementation", _Refuse(_refuse_other)),
-            ):
-                if hasattr(model, name):
-                    hold(model, name, _same(around), engine, undo)
-            for config in configs:
-                there = config._attn_implementation_internal
-                ours = there if isinstance(there, Name) else Name(there)
-                ours.holders = (*ours.holders, engine)
-                config._attn_implementation_internal = ours
-            # Last, and so the first to go: other threads may be in a forward the while.
-            hold(model, "forward", lambda: _NeedOurs(configs), engine, undo)
+        for module, site in asking:
+            one = held.get(module) or Held(site)
+            held[module] = one.by((*one.engines, engine))
+        for name, around in (
+            ("generate_batch", _Refuse(refuse_batching)),
+            ("set_attn_implementation", _Refuse(_refuse_other)),
+        ):
+            if hasattr(model, name):
+                hold(model, name, _same(around), engine, undo)
+        for config in configs:
+            there = config._attn_implementation_internal
+            ours = there if isinstance(there, Name) else Name(there)
+            ours.holders = (*ours.holders, engine)
+            config._attn_implementation_internal = ours
+        # Last, and so the first to go: other threads may be in a forward the while.
+        hold(model, "forward", lambda: _NeedOurs(configs), engine, undo)
         others = Sites(site for m, site in modules if not _interfaced(m))
         if others:
             FUNCTIONAL.install(model, others, engine, undo)

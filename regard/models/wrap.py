@@ -14,25 +14,9 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from regard.models.removal import LOCK, Removal
+from regard.models.removal import Removal, exclusive
 
-T = TypeVar("T")
 A = TypeVar("A", bound="Around")
-
-
-def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
-    """Return `run()`, and put back what it entered, whatever is raised.
-
-    `leave` puts back what it finds, and may be called at any time. It is called twice: one
-    exception, raised at any line by whomever (Ctrl-C), can keep only one of the two from running.
-    """
-    try:
-        try:
-            return run()
-        finally:
-            leave()
-    finally:
-        leave()
 
 
 class Around(ABC):
@@ -109,6 +93,7 @@ def _say_plain() -> None:
     )
 
 
+@exclusive
 def hold(
     owner: Any,
     name: str,
@@ -134,17 +119,16 @@ def hold(
     ('HELLO', None, 'hello')
     """
     home = vars(owner)
-    with LOCK:
-        found, made = home.get(name), make()
-        wrapped = found if isinstance(found, Wrapped) else Wrapped(owner, name, found)
-        undo.add(lambda: _let_go(home, wrapped, holder))
-        kind = type(made)
-        around = next((x for x in wrapped.arounds if join and isinstance(x, kind)), made)
-        if around is made:
-            wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
-        around.holders = [*around.holders, holder]
-        around.changed()
-        home[name] = wrapped
+    found, made = home.get(name), make()
+    wrapped = found if isinstance(found, Wrapped) else Wrapped(owner, name, found)
+    undo.add(lambda: _let_go(home, wrapped, holder))
+    kind = type(made)
+    around = next((x for x in wrapped.arounds if join and isinstance(x, kind)), made)
+    if around is made:
+        wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
+    around.holders = [*around.holders, holder]
+    around.changed()
+    home[name] = wrapped
     return around
 
 
@@ -182,4 +166,4 @@ def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
     return undo
 
 
-__all__ = ["Around", "Wrapped", "hold", "put_before", "run_within"]
+__all__ = ["Around", "Wrapped", "hold", "put_before"]

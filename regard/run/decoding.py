@@ -111,7 +111,7 @@ class Decode(Executor):
         b, h, n, _ = call.q.shape
         at = rows_of(whole.k, slots)
         k = take_rows(keys, at).view(*slots.shape, -1)
-        q, k, scale = product(call.replace(keys=Dense(k, k)))
+        q, k, scale = product(Call(call.q, Dense(k, k), call.rule))
         scores = (_by_key_head(q, k.shape[1]) @ k.transpose(2, 3)) * scale
         weights = scores.softmax(-1)
         if whole.v.stride() != whole.k.stride():

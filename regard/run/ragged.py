@@ -14,6 +14,7 @@ from regard.core.partial import Partial
 from regard.core.score.biases import PlaceStep
 from regard.core.support.chosen import asks_for_more
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
+from regard.run.fused import single
 
 
 class RaggedHeads(Executor):
@@ -56,20 +57,41 @@ class RaggedHeads(Executor):
         return Partial(out, _joined(call, lses) if lses else None)
 
     def out(self, call: Call) -> Tensor:
-        """Run the groups for their output."""
+        """Run the groups for their output: by one kernel each, where nothing else is asked."""
+        keys, rule, q = call.keys, call.rule, call.q
+        assert isinstance(keys, Ragged)
+        if q.shape[2] == 1 and rule.plain and keys.full and not call.needs_grad:
+            scale = rule.score.match.scale  # type: ignore[attr-defined]
+            dense = keys.all_dense
+            autocast = torch.is_autocast_enabled(q.device.type)
+            if dense and not autocast and (scale is None or scale > 0):
+                return self._plain(q, keys, scale)
         from regard.run.runner import run  # it runs this executor
 
         return _joined(call, [(heads, run(part).out) for heads, part in self._parts(call)])
+
+    def _plain(self, q: Tensor, keys: Ragged, scale: float | None) -> Tensor:
+        """Attend from single queries q [b, h, 1, d] to all keys of their heads."""
+        b, h, _, d = q.shape
+        by_key = q.view(b, keys.shape[1], -1, d)  # queries that share a key head are rows of one
+        out = q.new_empty(*by_key.shape[:3], keys.shape[4])
+        for heads, own in keys.parts:
+            some = slice(heads[0], heads[-1] + 1)
+            some = some if len(heads) == some.stop - some.start else list(heads)
+            out[:, some] = single(by_key[:, some], own.k, own.v, scale)  # type: ignore[attr-defined]
+        return out.view(b, h, 1, -1)
 
     def _parts(self, call: Call) -> list[tuple[list[int], Call]]:
         """Return query heads and the call of each group; sinks come later, to all at once."""
         keys, share = call.keys, call.h // call.g
         assert isinstance(keys, Ragged)
         found = []
+        # Where nothing in it belongs to heads, all groups follow one rule, planned once.
+        shared = call.rule.position_free and not call.rule.tensors()
         for heads, own in keys.parts:
             queries = [h * share + i for h in heads for i in range(share)]
-            rule = call.rule if len(keys.parts) == 1 else call.rule.take_heads(queries)
-            part = call.replace(q=gather_heads(call.q, queries), keys=own, rule=rule)
+            rule = call.rule if shared else call.rule.take_heads(queries)
+            part = Call(gather_heads(call.q, queries), own, rule, call.q_positions, 0.0, call.site)
             found.append((queries, part))
         return found
 

@@ -15,6 +15,7 @@ from regard.core.partial import Partial, finite
 from regard.core.result import Counted, Result
 from regard.core.survey import WANTS, Survey
 from regard.run.counting import COUNT, Ran, counted
+from regard.run.isolation import without_autocast
 from regard.run.plan import densified, executor_for, simplified
 
 # What may be wanted of a call, beside the statistics of a survey.
@@ -54,6 +55,9 @@ def run(
     >>> result.weights.shape, result.survey.entropy.shape, result.executor
     (torch.Size([1, 4, 8, 8]), torch.Size([1, 4, 8]), 'fused')
     """
+    if torch.is_autocast_enabled(call.q.device.type):  # which ends at the door
+        with without_autocast(call.q.device):
+            return run(call, want, executor, **survey)
     want = want if type(want) is tuple else (want,) if isinstance(want, str) else tuple(want)
     wanted = _known.get(want) or _read(want)
     if not wanted.out:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from regard.core.pictures import is_our_picture
 from regard.views.run_file import is_run
 
 # The last line of a page: a comment with the SHA-256 of all before it.
 _SEAL = b"<!-- regard-page sha256 "
-MADE_BY = "Regard"
 
 
 def sealed_page(text: str) -> bytes:
@@ -28,12 +28,12 @@ def is_ours(path: Path) -> bool:
     """
     if path.suffix in (".npz", ".json"):
         return is_run(path)
+    if path.suffix == ".png":
+        return is_our_picture(path)
     try:
         body = path.read_bytes()
     except OSError:
         return False
-    if path.suffix == ".png":
-        return body.startswith(b"\x89PNG") and f"Software\0{MADE_BY}".encode() in body[:4096]
     if path.suffix == ".csv":
         return body.startswith(b"head,layer,kind,module,role")
     at = body.rfind(_SEAL)
@@ -44,4 +44,4 @@ def _sealed(body: bytes) -> bytes:
     return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b" -->\n"
 
 
-__all__ = ["MADE_BY", "is_ours", "sealed_page"]
+__all__ = ["is_ours", "sealed_page"]

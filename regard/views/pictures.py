@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from regard.core.errors import RuleError, fail, need
-from regard.core.files import write_bytes
+from regard.core.pictures import write_figure
 from regard.views.colors import ROLE_COLORS, ramp
-from regard.views.overwrite import MADE_BY, is_ours
 from regard.views.run_file import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -51,7 +45,7 @@ def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     if marks:
         axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_title(run.manifest.get("title", ""), fontsize=10)
-    return _written(figure, path, overwrite)
+    return write_figure(figure, path, overwrite=overwrite, dpi=150)
 
 
 def draw_map(run: Run, number: int, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -71,15 +65,7 @@ def draw_map(run: Run, number: int, path: str | Path, *, overwrite: bool = False
     extent = (0, site["keys"], site["queries"], 0)
     axes.imshow(ramp(run.arrays[f"map/{number}"]), extent=extent, interpolation="nearest")
     axes.set(xlabel="key", ylabel="query", title=f"L{site['layer']}H{deep[number]['head']}")
-    return _written(figure, path, overwrite)
-
-
-def _written(figure: Figure, path: str | Path, overwrite: bool) -> Path:
-    held = io.BytesIO()
-    kind = Path(path).suffix.removeprefix(".") or "png"
-    said = {"Software": MADE_BY} if kind == "png" else None
-    figure.savefig(held, dpi=150, format=kind, metadata=said)
-    return write_bytes(path, held.getvalue(), may_replace=True if overwrite else is_ours)
+    return write_figure(figure, path, overwrite=overwrite, dpi=150)
 
 
 __all__ = ["draw_heads", "draw_map"]

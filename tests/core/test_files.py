@@ -250,3 +250,41 @@ def test_nothing_in_the_package_unpickles() -> None:
             bad = {"pickle", "marshal", "shelve", "dill", "torch.load", "np.load", "numpy.load"}
             found += [f"{path.name}: {name}" for name in names if name in bad]
     assert found == []
+
+
+# What writes otherwise, and why.
+OTHERWISE = {
+    "core/files.py": "this is the one way",
+    "memories/mapped.py": "files that are mapped, and go with their process",
+    "bench/claims.py": "a claim is linked to its name, which one alone can do",
+    "papers/evidence_files.py": "whole and in one step too",
+    "papers/pages.py": "pages of the documentation, which git has",
+}
+
+
+def writes(node: ast.AST) -> str | None:
+    """Name a call that writes a file by its path."""
+    if not isinstance(node, ast.Call):
+        return None
+    called = ast.unparse(node.func)
+    if called.rpartition(".")[2] in ("write_text", "savetxt", "savez", "savez_compressed"):
+        return called
+    if called in ("torch.save", "np.save", "os.replace", "os.rename", "shutil.move"):
+        return called
+    if called.endswith((".savefig", ".to_csv", ".to_parquet", ".write_table")):
+        return called if node.args and ast.unparse(node.args[-1]) not in ("held",) else None
+    modes = [a for a in node.args[1:2] if isinstance(a, ast.Constant)] if called == "open" else []
+    return called if any(set(str(a.value)) & set("wax+") for a in modes) else None
+
+
+def test_results_are_written_in_one_way() -> None:
+    root = Path(regard.__file__).parent
+    found = []
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root).as_posix()
+        if name in OTHERWISE or name.startswith("conformance/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = writes(node)
+            found += [f"{name}:{node.lineno}: {called}"] if called else []
+    assert found == []

@@ -14,6 +14,10 @@ from regard.papers.checks import checks
 from regard.papers.closure import OWN
 
 OFF = 0.01
+# Rows whose code is a value that says which pairs may attend: what runs it is put off instead.
+RUN_BY = dict.fromkeys(("dpo_prefix_sharing", "gna", "landmark_attention"), "attend") | {
+    "aaren": "prefix_softmax"
+}
 
 
 def off(value):
@@ -85,6 +89,10 @@ def mutant(key):
     users = [m for name, m in list(sys.modules.items()) if name.startswith(OWN)]
     done = set()
     with contextlib.ExitStack() as stack:
+        if key in RUN_BY:
+            home = sys.modules[checks()[key].function.__module__]
+            wrong = slanted(getattr(home, RUN_BY[key]))
+            stack.enter_context(mock.patch.object(home, RUN_BY[key], wrong))
         for owner, name, function in parts(key):
             if (id(owner), name) in done:
                 continue
@@ -108,7 +116,7 @@ def survives(key):
 
     before = measured()
     with mutant(key) as changed:
-        assert changed, key
+        assert changed or key in RUN_BY, key
         try:
             after = measured()
         except Exception:  # what cannot even run has been noticed

@@ -1,0 +1,57 @@
+"""A check fails when its method is one percent off: mutants of every row's code."""
+
+import time
+
+import pytest
+
+from regard.papers.checks import checks
+from tests.papers.mutants import mutant, off, survives
+from tests.papers.test_checks import DUE, NIGHTLY
+
+BUDGET = 30.0
+# Rows whose code gives tokens, choices or counts, which no percent moves.
+WHOLE = {
+    "longagent_needle_plus": "a generator of tokens, and solvers that name one",
+    "random_access_parity": "a generator of tokens, and an oracle that sums bits",
+    "hip_attention": "a choice of tiles: which come first stays the same",
+    "massive_activations": "a detector that names a place, beside identities of softmax",
+    "internal_consistency": "a share of layers that agree, and a vote",
+}
+spent = 0.0
+
+
+@pytest.mark.parametrize("key", [key for key in DUE if key not in WHOLE])
+def test_the_check_notices_a_method_that_is_one_percent_off(key):
+    global spent
+    if spent > BUDGET and not NIGHTLY:
+        pytest.skip("the budget of this run is spent; `make nightly` tries every mutant")
+    begun = time.process_time()
+    try:
+        assert not survives(key)
+    finally:
+        spent += time.process_time() - begun
+
+
+@pytest.mark.parametrize("key", ["aaren", "sdim", "attention_rollout", "gna"])
+def test_mutants_are_noticed_whatever_has_changed(key):
+    assert not survives(key)
+
+
+def test_a_mutant_is_gone_when_it_ends():
+    from regard.circuits import flow
+    from regard.papers.checks import attention_rollout
+
+    assert "attention_rollout" in checks()
+    before = flow.rollout, attention_rollout.rollout
+    with mutant("attention_rollout") as changed:
+        assert changed > 1
+        assert flow.rollout is attention_rollout.rollout is not before[0]
+    assert (flow.rollout, attention_rollout.rollout) == before
+
+
+def test_what_is_no_number_is_left_alone():
+    assert off("word") == "word"
+    assert off(3) == 3
+    assert off(True) is True
+    assert off(2.0) == 2.02
+    assert off([1.0, "x"]) == [1.01, "x"]
