@@ -198,6 +198,8 @@ def _leave_modes(depth: int) -> None:
 class _NeedReach(Around):
     """Around the forward of a model: raise where it has passed sites, and reached none."""
 
+    order = -1  # the model may be a site itself
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.reached = kind, False

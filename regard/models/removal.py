@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import wraps
+from types import CodeType
 from typing import Any, ParamSpec, TypeVar
+
+from torch._C._dynamo import eval_frame as _frames
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -14,6 +17,32 @@ P = ParamSpec("P")
 _LOCK: Any = threading.RLock()
 
 
+def untraced(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep `torch.compile` from tracing a function; what it calls is compiled as ever.
+
+    Traced code is cut into pieces, and what one piece has entered is not left by another.
+    """
+    code: Any = function
+    todo = [code.__code__]
+    while todo:
+        one = todo.pop()
+        _skip(one)
+        todo += [x for x in one.co_consts if isinstance(x, CodeType)]
+    code._torchdynamo_disable = True
+    return function
+
+
+def _skip(code: CodeType) -> None:
+    frames: Any = _frames
+    if hasattr(frames, "skip_code"):
+        frames.skip_code(code)
+        return
+    action = frames._FrameAction
+    strategy = frames._FrameExecStrategy(action.SKIP, action.DEFAULT)
+    frames.set_code_exec_strategy(code, strategy)
+
+
+@untraced
 def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
     """Return `run()`, and put back what it entered, whatever is raised.
 
@@ -103,4 +132,4 @@ class Removal:
             self._steps.pop()
 
 
-__all__ = ["Removal", "exclusive", "run_within"]
+__all__ = ["Removal", "exclusive", "run_within", "untraced"]

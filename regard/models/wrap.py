@@ -7,6 +7,7 @@ KeyboardInterrupt (nor after anything else that is no Exception). Here the whole
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from regard.models.removal import Removal, exclusive
+from regard.models.removal import Removal, exclusive, untraced
 
 A = TypeVar("A", bound="Around")
 
@@ -26,6 +27,10 @@ class Around(ABC):
 
     def __init__(self) -> None:
         self.holders: list[Any] = []
+
+    def __init_subclass__(cls) -> None:
+        if "run" in vars(cls):
+            untraced(inspect.unwrap(vars(cls)["run"]))
 
     @abstractmethod
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -54,6 +59,7 @@ class Wrapped:
         owner = self._owner
         return getattr(type(owner), self._name).__get__(owner)  # type: ignore[no-any-return]
 
+    @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method, with all that is around it."""
         arounds, run = self.arounds, self.__wrapped__
