@@ -363,10 +363,9 @@ def _mask(
 def _kinds(mask: Tensor) -> Tensor:
     """Number the distinct masks of [u, q, k]."""
     flat = mask.flatten(1)
+    place = torch.arange(len(flat), device=flat.device)
     if len(flat) < 3 or bool((flat == flat[:1]).all()):
-        return (
-            torch.zeros(len(flat), dtype=torch.long) if _all_same(flat) else torch.arange(len(flat))
-        )
+        return torch.zeros_like(place) if _all_same(flat) else place
     # Two random sums tell masks apart but for a chance of 1e-14; equality is then made sure of.
     weights = torch.rand(
         flat.shape[1], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
@@ -374,7 +373,7 @@ def _kinds(mask: Tensor) -> Tensor:
     sums = torch.cat([chunk.double() @ weights.to(flat.device) for chunk in flat.split(64)])
     _, kinds = sums.unique(dim=0, return_inverse=True)
     firsts = torch.stack([torch.nonzero(kinds == x)[0, 0] for x in range(int(kinds.max()) + 1)])
-    return kinds if bool((flat == flat[firsts[kinds]]).all()) else torch.arange(len(flat))
+    return kinds if bool((flat == flat[firsts[kinds]]).all()) else place
 
 
 def _all_same(flat: Tensor) -> bool:
