@@ -232,4 +232,4 @@ def attend_compiled(
     rule = Rule.numbered(number)
     executor = list(EXECUTORS)[forced] if forced >= 0 else ""
     out: Tensor = opaque_attend(q, k, v, held, written(rule), executor)[0]
-    return out  # type: ignore[no-any-return]
+    return out
