@@ -12,8 +12,14 @@ from regard.core.errors import RuleError as RuleError
 from regard.core.errors import ShapeError as ShapeError
 from regard.core.errors import ValueRangeError as ValueRangeError
 from regard.core.errors import VersionError as VersionError
+from regard.core.key_forms import Packed as Packed
+from regard.core.key_forms import Paged as Paged
+from regard.core.key_forms import Ragged as Ragged
+from regard.core.keys import Dense as Dense
+from regard.core.keys import Keys as Keys
 from regard.core.partial import Partial as Partial
 from regard.core.partial import merge as merge
+from regard.core.result import Result as Result
 from regard.core.rule import Rule as Rule
 from regard.core.score import Additive as Additive
 from regard.core.score import Alibi as Alibi

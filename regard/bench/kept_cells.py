@@ -63,7 +63,11 @@ def hash_of_policy(policy: Policy | None) -> str | None:
     if policy is None:
         return "full"
     try:
-        held = [type(policy).__qualname__, policy.settings(), found_by(policy)]
+        settings = {
+            name: hash_of_policy(x) if isinstance(x, Policy) else x
+            for name, x in policy.settings().items()
+        }  # fmt: skip
+        held = [type(policy).__qualname__, settings, found_by(policy)]
         return hash_of([*held, hash_of_modules([type(policy).__module__])])
     except RuleError:
         return None

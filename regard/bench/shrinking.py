@@ -35,6 +35,8 @@ BUDGETS = (0.05, 0.1, 0.25, 0.5, 0.75)
 # Policies that share by a map of their own, whatever the budget.
 UNBUDGETED = ("kv_sharer", "shared_weights", "pod")
 MEASURES = ("needle", "recall", "bits")
+# How the reason begins where a policy broke, rather than refused.
+BROKE = "it broke with"
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,12 @@ def curves(
                 raise
             yield Cell(label, spelled, refused=str(error))
             continue
+        except Exception as error:  # one policy that breaks is a row too, and told as a defect
+            if one is None:
+                raise
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            yield Cell(label, spelled, refused=f"{BROKE} {type(error).__name__}: {first}")
+            continue
         if kept is not None:
             kept.add(as_fields(cell), of)
         yield cell
@@ -312,4 +320,4 @@ def _need_decoder(model: Any) -> None:
         )  # fmt: skip
 
 
-__all__ = ["BUDGETS", "MEASURES", "Setting", "curves", "fit_positions", "measure"]
+__all__ = ["BROKE", "BUDGETS", "MEASURES", "Setting", "curves", "fit_positions", "measure"]

@@ -61,7 +61,7 @@ def command(
         else:
             print_table(head, lines)
         return
-    from regard.bench.shrinking import Setting, curves, fit_positions, need_measures
+    from regard.bench.shrinking import BROKE, Setting, curves, fit_positions, need_measures
     from regard.bench.shrunk_cells import as_fields, recommended, rows
     from regard.bench.shrunk_picture import picture
     from regard.cli.models import config_of, need_decoder, positions_of, text_model
@@ -107,6 +107,8 @@ def command(
         print_table(*rows(cells, measures))
         for line in (advice, f"drawn in {drawn}"):
             console().print(line, markup=False)
+    if any(c.refused.startswith(BROKE) for c in cells):
+        raise typer.Exit(1)
     if all(c.refused for c in cells[1:]):
         raise typer.Exit(2)
 

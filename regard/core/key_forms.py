@@ -227,7 +227,8 @@ class Packed(Keys):
         made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
         codes.write(made[:, :, :m])
         made[:, :, m:] = tail
-        return made
+        filled: Tensor = made
+        return filled
 
     @property
     def kind(self) -> Hashable:
@@ -312,7 +313,8 @@ class Ragged(Keys):
             at = keys.positions
             at = torch.arange(keys.m, device=self.device) if at is None else at
             made[:, list(heads), : keys.m] = (at[:, None] if at.dim() == 2 else at).long()
-        return made
+        filled: Tensor = made
+        return filled
 
     def dense(self) -> Dense:
         """Fill shorter heads up with empty slots."""
@@ -328,7 +330,8 @@ class Ragged(Keys):
                 made = made.index_copy(1, torch.tensor(heads, device=x.device), short)
             else:
                 made[:, list(heads), : x.shape[2]] = x
-        return made
+        filled: Tensor = made
+        return filled
 
 
 @dataclass(frozen=True, eq=False, repr=False)

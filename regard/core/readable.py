@@ -9,11 +9,14 @@ from torch import Tensor
 def can_be_read(x: Tensor) -> bool:
     """Return whether Python may branch on what a tensor holds: not on `meta`, nor under `vmap`.
 
-    Nor while a CUDA graph is being captured, which no look can be part of.
+    Nor in code that is being compiled, nor while a CUDA graph is being captured: a look would end
+    the graph.
 
     >>> can_be_read(torch.ones(2)), can_be_read(torch.ones(2, device="meta"))
     (True, False)
     """
+    if torch.compiler.is_compiling():
+        return False
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_batchedtensor(x):

@@ -104,9 +104,9 @@ def _joined(start: Tensor, stop: Tensor, end: int) -> tuple[Tensor, Tensor]:
 
 
 def _ordered(start: Tensor, stop: Tensor, end: int) -> Runs:
-    """Put empty runs last, and leave out columns of nothing but these."""
+    """Put empty runs last, and leave out columns of nothing but these; written over both."""
     empty = stop <= start
-    start, stop = start.masked_fill(empty, end), stop.masked_fill(empty, end)
+    start.masked_fill_(empty, end), stop.masked_fill_(empty, end)
     if start.shape[1] > 1:
         if start.shape[1] == 2:  # sorting pairs of a million rows takes longer than all the rest
             swap = start[:, :1] > start[:, 1:]
@@ -148,12 +148,13 @@ class Lines(NamedTuple):
 
     def begun(self, at: Tensor) -> Tensor:
         """Count the tiles whose first key stands at or before a position."""
-        return (torch.div(at, self.side, rounding_mode="floor") + 1).clamp(0, self.tiles)
+        count: Tensor = torch.div(at, self.side, rounding_mode="floor").add_(1)
+        return count.clamp_(0, self.tiles)
 
     def ended(self, at: Tensor) -> Tensor:
         """Count the tiles whose last key stands at or before a position."""
-        count = torch.div(at + 1, self.side, rounding_mode="floor").clamp(0, self.tiles)
-        return count.masked_fill(at >= self.keys - 1, self.tiles)
+        count: Tensor = torch.div(at + 1, self.side, rounding_mode="floor").clamp_(0, self.tiles)
+        return count.masked_fill_(at >= self.keys - 1, self.tiles)
 
     def some(self, low: Tensor, high: Tensor) -> Runs:
         """Tiles with a key from position `low` to `high`."""

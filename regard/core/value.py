@@ -150,7 +150,7 @@ class Value:
         if found is None:
             found = ()
             # Parts have their own at hand: a rule that is made anew at each step costs little.
-            for name in _names(type(self)):
+            for name in _names(type(self)):  # type: ignore[arg-type]
                 x = getattr(self, name)
                 if isinstance(x, Value):
                     found += x.tensors()

@@ -113,7 +113,7 @@ class Quantized(Store):
             k, v, k_tail, v_tail = self._held, values._held, self._tail, values._tail
             if k is not None and v is not None and k_tail is not None and v_tail is not None:
                 plain = k_tail.requires_grad or v_tail.requires_grad
-                if self._packed == values._packed and not plain:
+                if 0 < self._packed == values._packed and not plain:
                     return Packed(k, v, (k_tail, v_tail), at)
         return super().with_values(values, at)
 

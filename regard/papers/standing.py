@@ -33,7 +33,7 @@ STATES = ("planned", "built", "partly", "shown", "matched", "failed", "reading")
 # Every folder whose code may claim a row: the seven places, and the ground they stand on.
 PLACES = (
     *("core", "run", "layers", "memories", "policies", "probes", "circuits"),
-    *("analysis", "controls", "schemes", "objectives", "tasks", "conversions", "bench"),
+    *("analysis", "controls", "schemes", "serving", "objectives", "tasks", "conversions", "bench"),
 )
 
 

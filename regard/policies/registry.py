@@ -79,7 +79,13 @@ def policy(name: str, **settings: Any) -> Policy:
             f"some of {sorted(fields | own)}",
             nearest(min(unknown), fields | own, "leave it out"),
         )  # fmt: skip
-    made = kind(**settings)
+    try:
+        made = kind(**settings)
+    except TypeError as error:
+        fail(
+            RuleError, "settings", f"{settings} for {name} ({error})", "what the policy takes",
+            "pass the settings it needs, or leave out those it does not know",
+        )  # fmt: skip
     return made if wrap is None else wrap(inner=made, **outer)  # type: ignore[call-arg]
 
 

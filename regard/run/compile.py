@@ -231,4 +231,5 @@ def attend_compiled(
     """
     rule = Rule.numbered(number)
     executor = list(EXECUTORS)[forced] if forced >= 0 else ""
-    return opaque_attend(q, k, v, held, written(rule), executor)[0]  # type: ignore[no-any-return]
+    out: Tensor = opaque_attend(q, k, v, held, written(rule), executor)[0]
+    return out

@@ -10,7 +10,7 @@ from torch.nn.functional import embedding_bag
 
 from regard.core.call import Call
 from regard.core.heads import as_rows, rows_of, take_rows
-from regard.core.keys import Dense, Slots
+from regard.core.keys import Dense, Keys, Slots
 from regard.core.partial import Partial, wide
 from regard.run.counting import count
 from regard.run.executor import Answer, Cost, Executor, No, Yes
@@ -41,7 +41,7 @@ class Decode(Executor):
             return No(f"{call.n} queries: it takes one at a time")
         if not call.rule.position_free or call.placed:
             return No("positions matter, or some slots are empty")
-        inner = call.keys.keys if isinstance(call.keys, Slots) else call.keys
+        inner: Keys = call.keys.keys if isinstance(call.keys, Slots) else call.keys
         reason = why_not_product(call.replace(keys=inner))
         if reason:
             return No(reason)

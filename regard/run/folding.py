@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import and_
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +22,8 @@ from regard.core.support.base import Both, Support
 from regard.core.support.chosen import Tiles
 from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import Kinds
-from regard.core.tilemap import EMPTY, FULL, PARTIAL, WRITTEN, Grid, tile_states
+from regard.core.tilemap import FULL, PARTIAL, WRITTEN, Grid, tile_states
+from regard.run.tile_lists import TileLists
 
 # Pairs from which on a few partial tiles are split off from many full ones.
 SPLIT_ENTRIES = 1 << 21
@@ -152,15 +152,15 @@ class Cut:
     some: Runs | None = None
     whole: tuple[Runs, ...] = ()
 
-    def met(self, batch: int, head: int) -> Met:
+    def met(self, batch: int, head: int) -> TileLists:
         """List the tiles that meet, for one row of the batch and one head."""
         if self.some is not None:
             keys, counts = self.some.listed(len(self.i))
             keys = keys.clamp(max=len(self.j) - 1)
             rows = torch.arange(len(self.i), device=keys.device)
             full = reduce(and_, self.whole).holds(rows, keys)
-            return Met(counts, keys, torch.where(full, FULL, PARTIAL).to(torch.int8))
-        return Met.of(torch.stack(self._at(batch, head)).amin(0))
+            return TileLists(counts, keys, torch.where(full, FULL, PARTIAL).to(torch.int8))
+        return TileLists.of(torch.stack(self._at(batch, head)).amin(0))
 
     def _at(self, batch: int, head: int) -> list[Tensor]:
         return [x[min(batch, len(x) - 1), min(head, x.shape[1] - 1)] for x in self.states]
@@ -172,41 +172,6 @@ class Cut:
         else:
             full = [x[units[:, None], keys] == FULL for x in self._at(batch, head)]
         return [not bool(x[real].all()) for x in full]
-
-
-class Met(NamedTuple):
-    """For each tile of queries how many tiles of keys it meets, which, and in what states.
-
-    `keys` and `states` [t_q, c] are in rising order; beyond the count they say nothing.
-    """
-
-    counts: Tensor
-    keys: Tensor
-    states: Tensor
-
-    @staticmethod
-    def of(states: Tensor) -> Met:
-        """Make the list from states [t_q, t_k]."""
-        met = states != EMPTY
-        counts = met.sum(1)
-        most = int(counts.max()) if counts.numel() else 0
-        # Tiles of keys in rising order first, the empty ones after them.
-        keys = torch.argsort((~met).to(torch.int8), dim=1, stable=True)[:, :most]
-        return Met(counts, keys, states.gather(1, keys))
-
-    @property
-    def real(self) -> Tensor:
-        """Which entries stand for a tile, [t_q, c]."""
-        place = torch.arange(self.keys.shape[1], device=self.keys.device)
-        return place < self.counts[:, None]
-
-    def only(self, state: int) -> Met:
-        """Leave out the tiles in another state."""
-        kept = self.real & (self.states == state)
-        order = torch.argsort((~kept).to(torch.int8), dim=1, stable=True)
-        counts = kept.sum(1)
-        order = order[:, : int(counts.max()) if counts.numel() else 0]
-        return Met(counts, self.keys.gather(1, order), self.states.gather(1, order))
 
 
 def cut(call: Call) -> Cut:
@@ -258,7 +223,9 @@ def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Ten
     return torch.cat([position, position[-1:].expand(short)]).view(-1, size)
 
 
-def _layers(call: Call, cut: Cut, met: Met, batch: int, head: int) -> tuple[tuple[Group, ...], ...]:
+def _layers(
+    call: Call, cut: Cut, met: TileLists, batch: int, head: int
+) -> tuple[tuple[Group, ...], ...]:
     """Group the query tiles; where masks would be large, full tiles are a layer of their own."""
     i, j = cut.i, cut.j
     tiles, area = int(met.counts.sum()), i.shape[1] * j.shape[1]
@@ -284,7 +251,7 @@ def _without_shared(groups: tuple[Group, ...], side: int) -> tuple[tuple[Group, 
     return (main, extra) if extra else (main,)
 
 
-def _grouped(call: Call, cut: Cut, met: Met, batch: int, head: int) -> tuple[Group, ...]:
+def _grouped(call: Call, cut: Cut, met: TileLists, batch: int, head: int) -> tuple[Group, ...]:
     counts, side = met.counts, cut.size[1]
     groups: list[Group] = []
     for count, least in _buckets(counts):
@@ -396,10 +363,9 @@ def _mask(
 def _kinds(mask: Tensor) -> Tensor:
     """Number the distinct masks of [u, q, k]."""
     flat = mask.flatten(1)
+    place = torch.arange(len(flat), device=flat.device)
     if len(flat) < 3 or bool((flat == flat[:1]).all()):
-        return (
-            torch.zeros(len(flat), dtype=torch.long) if _all_same(flat) else torch.arange(len(flat))
-        )
+        return torch.zeros_like(place) if _all_same(flat) else place
     # Two random sums tell masks apart but for a chance of 1e-14; equality is then made sure of.
     weights = torch.rand(
         flat.shape[1], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
@@ -407,7 +373,7 @@ def _kinds(mask: Tensor) -> Tensor:
     sums = torch.cat([chunk.double() @ weights.to(flat.device) for chunk in flat.split(64)])
     _, kinds = sums.unique(dim=0, return_inverse=True)
     firsts = torch.stack([torch.nonzero(kinds == x)[0, 0] for x in range(int(kinds.max()) + 1)])
-    return kinds if bool((flat == flat[firsts[kinds]]).all()) else torch.arange(len(flat))
+    return kinds if bool((flat == flat[firsts[kinds]]).all()) else place
 
 
 def _all_same(flat: Tensor) -> bool:

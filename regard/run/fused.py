@@ -10,7 +10,7 @@ from regard.core.call import Call
 from regard.core.keys import Dense
 from regard.core.partial import Partial
 from regard.core.score.base import Score
-from regard.core.score.matches import GaussianMatch, folded
+from regard.core.score.matches import DotMatch, GaussianMatch, folded
 from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
@@ -70,10 +70,11 @@ class Fused(Executor):
         """Run the kernel without the lse: one call, no overhead."""
         q, rule = call.q, call.rule
         if q.shape[2] == 1 and rule.plain and not call.placed:  # most steps of decoding
-            keys, scale = call.keys, rule.score.match.scale
-            plain = type(keys) is Dense and (scale is None or scale > 0)
+            keys, match = call.keys, rule.score.match
+            scale = match.scale if isinstance(match, DotMatch) else 0.0
+            plain = isinstance(keys, Dense) and (scale is None or scale > 0)
             if plain and not torch.is_autocast_enabled(q.device.type):
-                return single(q, keys.k, keys.v, scale, call.dropout)
+                return single(q, keys.k, keys.v, scale, call.dropout)  # type: ignore[attr-defined]
         return contained_out(call, self._out)
 
     def _out(self, call: Call) -> Tensor:

@@ -117,13 +117,19 @@ def _said(x: float, unit: str) -> str:
 
 
 def make_plan(
-    call: Call, forced: str | None = None, *, lse: bool = False, weights: bool = False
+    call: Call,
+    forced: str | None = None,
+    *,
+    lse: bool = False,
+    weights: bool = False,
+    all_asked: bool = True,
 ) -> Plan:
     """Check a call, ask every executor, and choose the cheapest that can.
 
-    One that reads the keys as they are stored goes before all that need them dense. `lse` says that
-    the log-sum-exp is wanted, which PyTorch's own call does not return. With `weights` those that
-    do not return the weights beside the output pay for them.
+    One that reads the keys as they are stored goes before all that need them dense: unless
+    `all_asked`, these are not asked then, for asking makes keys dense. `lse` says that the
+    log-sum-exp is wanted, which PyTorch's own call does not return. With `weights` those that do
+    not return the weights beside the output pay for them.
     """
     call = simplified(call.checked())
     if forced is not None and forced not in EXECUTORS:
@@ -139,11 +145,16 @@ def make_plan(
     around = transforms_around()
     if around and (lse or call.rule.weigh.has_sink):
         around = Transforms.ANY
-    for name, executor in EXECUTORS.items():
-        asked = call
+    # Those that read the keys as they are come first.
+    for name in sorted(EXECUTORS, key=lambda x: form not in EXECUTORS[x].reads):
+        executor, asked = EXECUTORS[name], call
         if form not in executor.reads:
             if "dense" not in executor.reads:
                 ruled_out[name] = f"reads {' and '.join(sorted(executor.reads))} keys, not {form}"
+                continue
+            able = [x for x in considered if not EXECUTORS[x].avoid_reason(call)]
+            native = forced in considered or bool(able and not forced)
+            if native and not all_asked:
                 continue
             as_dense = as_dense or densified(call)
             asked = as_dense
@@ -220,7 +231,7 @@ def executor_for(
     found = _chosen.get(key)
     if found is not None:
         return found
-    plan = make_plan(call, forced, lse=lse, weights=weights)
+    plan = make_plan(call, forced, lse=lse, weights=weights, all_asked=False)
     _tell_once(call, plan, forced)
     executor = EXECUTORS[plan.executor]
     found = _chosen[key] = executor, call.keys.form not in executor.reads
@@ -234,8 +245,9 @@ def _kind(call: Call) -> Hashable:
     rule, keys, q = call.rule, call.keys, call.q
     held, single = rule.tensors(), q.shape[2] == 1
     dense = type(keys) is Dense
+    own: Any = keys
     if dense:  # asked at every step of decoding, so written out here
-        at: Any = keys.at
+        at: Any = own.at
         full = at is None or (keys.full if isinstance(at, Tensor) else at.full)
         placed = at is not None or call.q_positions is not None
         placed = call.__dict__["placed"] = placed and not (rule.position_free and full)
@@ -248,14 +260,14 @@ def _kind(call: Call) -> Hashable:
         if keys.form == "paged":
             said = said, _in_a_row(call.q_positions)
     elif grows:
-        (b, g, m, d), v = keys.k.shape, keys.v
+        (b, g, m, d), v = own.k.shape, own.v
         said = (
-            b, g, -(-m // STEP), d, v.shape[:2], v.shape[2] == m, v.shape[3], keys.k.dtype, v.dtype,
-            keys.k.device, v.device, full,
+            b, g, -(-m // STEP), d, v.shape[:2], v.shape[2] == m, v.shape[3], own.k.dtype, v.dtype,
+            own.k.device, v.device, full,
         )  # fmt: skip
     else:
         said = (
-            _tensor_kind(keys.k), _tensor_kind(keys.v),
+            _tensor_kind(own.k), _tensor_kind(own.v),
             _tensor_kind(at) if isinstance(at, Tensor) else at is None, full,
         )  # fmt: skip
     means = rule.step_key if single and not held and rule.position_free else rule.signature

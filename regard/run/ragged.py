@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -76,8 +76,8 @@ class RaggedHeads(Executor):
         by_key = q.view(b, keys.shape[1], -1, d)  # queries that share a key head are rows of one
         out = q.new_empty(*by_key.shape[:3], keys.shape[4])
         for heads, own in keys.parts:
-            some = slice(heads[0], heads[-1] + 1)
-            some = some if len(heads) == some.stop - some.start else list(heads)
+            row = len(heads) == heads[-1] + 1 - heads[0]
+            some: Any = slice(heads[0], heads[-1] + 1) if row else list(heads)
             out[:, some] = single(by_key[:, some], own.k, own.v, scale)  # type: ignore[attr-defined]
         return out.view(b, h, 1, -1)
 

@@ -104,12 +104,15 @@ def test_one_refused_policy_is_a_row_that_says_why(monkeypatch):
     def measured(model, tokenizer, made, keep, asked, setting):
         if made is not None and made.name == "snapkv":
             raise CapabilityError("policy", "this model", "another", "take another")
+        if made is not None and made.name == "tova":
+            raise IndexError("beyond")
         return Cell("full" if made is None else made.name, None, needle=Count(1, 1))
 
     monkeypatch.setattr(shrinking, "measure", measured)
     model, tokenizer = load()
-    cells = list(curves(model, tokenizer, ["snapkv", "h2o"], [0.5], ["needle"]))
-    assert [c.policy for c in cells] == ["full", "snapkv", "h2o"]
+    cells = list(curves(model, tokenizer, ["snapkv", "tova", "h2o"], [0.5], ["needle"]))
+    assert [c.policy for c in cells] == ["full", "snapkv", "tova", "h2o"]
+    assert cells[2].refused == "it broke with IndexError: beyond"
     assert "got this model" in cells[1].refused
     assert advice(cells[1], cells[0]).startswith("refused: ")
 

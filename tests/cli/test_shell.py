@@ -28,7 +28,7 @@ class Mine(get("mha")):
 class Look(Entropy):
     key, title = "look", "how spread"
 
-Keep = type(policy("streaming"))
+Keep = type(policy("snapkv"))
 """
 
 

@@ -29,7 +29,7 @@ def routing() -> Claims:
     restart()
     layer = RoutedAttention(64, heads=1, clusters=32, keep=0.9).train()
     with torch.no_grad():
-        layer.to_k.weight.copy_(torch.eye(64))
+        layer.to_q.weight.copy_(torch.eye(64))
     directions = torch.randn(32, 64)
     tokens = directions[torch.randint(0, 32, (1, 1024))] + 0.3 * torch.randn(1, 1024, 64)
     q = layer.queries(tokens)
