@@ -16,7 +16,6 @@ from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
 from regard.papers.shared.training import fit
 
-
 # Heads of 21 are the narrowest that give multi-head attention as many parameters.
 GIVEN: dict[str, dict[str, int]] = {
     "dual_attention": {"relational": 4, "relations": 4, "width": 32, "symmetric": True},
