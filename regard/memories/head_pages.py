@@ -31,7 +31,7 @@ class HeadPages(KeyMemory):
     >>> slots[0, 0], slots[0, 1, :10] = torch.arange(50, 100), torch.arange(90, 100)
     >>> memory.choose(slots)
     >>> memory.lengths, memory.keys()
-    ([50, 10], Paged(b=1, g=2, m=50, d=8, e=8, 4,180 bytes))
+    ([50, 10], Paged(b=1, g=2, m=50, d=8, e=8, 4,208 bytes))
     """
 
     # Heads hold different keys, as far as anybody may tell.

@@ -199,7 +199,9 @@ class Shrinking(Stage):
             return found
         step = self._steps.held[-1]
         if step.unread:
-            result = self._by_policy(step, call) if run.plain else None
+            # What another stage made of the call since is not what a policy read: it is refused.
+            alone = run.plain and call is step.call
+            result = self._by_policy(step, call) if alone else None
             if result is not None:
                 return result
             opened = self._opened(call, step.layer)

@@ -10,8 +10,9 @@ import torch
 pytest.importorskip("transformers")
 
 import regard
+from regard.core.call import Call
 from regard.core.errors import CapabilityError
-from regard.models import Null
+from regard.models import Stage
 from regard.models.attach import attach
 from regard.policies.long_heads import LongHeads
 from regard.policies.shrinking import Shrinking
@@ -68,8 +69,8 @@ def test_less_is_read_than_all() -> None:
         before = made.report().flops
         model(IDS[:, :1], past_key_values=cache)
         step = made.report().flops - before
-    # The 91st token reads three chunks and 3 of its own: 27 keys of 91.
-    assert step == 2 * 2 * 4 * (8 + 8) * 2.0 * 27
+    # The 91st token reads four chunks, of which its own is masked behind it: 32 keys of 91.
+    assert step == 2 * 2 * 4 * (8 + 8) * 2.0 * 32
 
 
 def test_padding_is_refused_where_it_would_matter(model: Any) -> None:
@@ -83,10 +84,24 @@ def test_padding_is_refused_where_it_would_matter(model: Any) -> None:
             model.generate(IDS, attention_mask=real, pad_token_id=0, **NEW)
 
 
-def test_stages_beside_it_are_refused_in_long_texts() -> None:
+class Look(Stage):
+    """Want the weights."""
+
+    want = ("weights",)
+
+
+class Steer(Stage):
+    """Sharpen the scores."""
+
+    def before(self, call: Call) -> Call:
+        return call.replace(q=call.q * 2)
+
+
+@pytest.mark.parametrize("beside", [Look, Steer])
+def test_stages_beside_it_are_refused_in_long_texts(beside: type[Stage]) -> None:
     model = build("llama", DECODERS["llama"], causal=True)
     stage = Shrinking([LongHeads(chunk=8)], 32)
-    with attach(model, [stage, Null()], check=False), torch.no_grad():
+    with attach(model, [stage, beside()], check=False), torch.no_grad():
         model(IDS[:, :20])
         with pytest.raises(CapabilityError, match="a stage beside it"):
             model(IDS)
