@@ -140,7 +140,7 @@ def test_full_and_partial_blocks_are_kept_apart(seed):
         (call_of(Rule(), dtype=torch.float64), "float64"),
         (call_of(Rule(), n=0), "nothing to attend to"),
         (call_of(Rule()).replace(dropout=0.5), "dropout"),
-        (call_of(Rule()).replace(q_positions=torch.arange(300)), "positions"),
+        (call_of(Rule(Causal())).replace(q_positions=torch.arange(300)), "positions"),
         (call_of(Rule(score=Dot() + Alibi(torch.ones(4, requires_grad=True)))), "no backward"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
