@@ -21,7 +21,7 @@ from regard.core.score.base import At, Change, keeping
 from regard.core.score.biases import PlaceStep
 from regard.core.score.matches import DotMatch, folded
 from regard.core.value import Value
-from regard.run.counting import count
+from regard.run.counting import bytes_of, count
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, unrecorded
 from regard.run.transforms import Transforms, no_second_derivative
@@ -176,7 +176,7 @@ def _forward(call: Call, dtype: torch.dtype) -> Partial:
                     gather_heads(x[lane.b, keys.heads, cols].to(full), keys.shared) for x in (k, v)
                 )
                 scores, allowed = scoring.of(queries, key, row, cols, masked)
-                count(scores.numel(), q.shape[-1] + call.e, key.nbytes + value.nbytes)
+                count(scores.numel(), q.shape[-1] + call.e, bytes_of(key, value))
                 state = weigh.update(state, scores, allowed, value)
             part = weigh.finish(state)
             out[lane.b, lane.h, rows] = part.out.to(dtype)

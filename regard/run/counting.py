@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from torch import Tensor
+
 from regard.core.call import Call
 from regard.core.result import Counted, Result
 
@@ -36,6 +38,16 @@ def count(pairs: float, width: int, moved: float) -> None:
     COUNT.pairs += pairs
     COUNT.flops += 2.0 * pairs * width
     COUNT.bytes += moved
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    """Count the bytes of tensors; `Tensor.nbytes` raises in compiled code whose sizes are symbols.
+
+    >>> import torch
+    >>> bytes_of(torch.zeros(2, 3), torch.zeros(4, dtype=torch.float64))
+    56
+    """
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def counted() -> Counted:
@@ -70,4 +82,4 @@ def recording() -> Iterator[list[Ran]]:
         COUNT.records = before
 
 
-__all__ = ["COUNT", "Ran", "count", "counted", "recording"]
+__all__ = ["COUNT", "Ran", "bytes_of", "count", "counted", "recording"]

@@ -12,7 +12,7 @@ from regard.core.call import Call
 from regard.core.heads import as_rows, rows_of, take_rows
 from regard.core.keys import Dense, Keys, Slots
 from regard.core.partial import Partial, wide
-from regard.run.counting import count
+from regard.run.counting import bytes_of, count
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.fused import product, why_not_product
 
@@ -95,7 +95,7 @@ class Decode(Executor):
         v = call.v
         g, m = k.shape[1:3]
         scores = (_by_key_head(q, g) @ k.transpose(2, 3)).to(wide(q.dtype)) * scale
-        count(b * h * n * m, k.shape[3] + v.shape[3], k.nbytes + v.nbytes + 3 * scores.nbytes)
+        count(b * h * n * m, k.shape[3] + v.shape[3], bytes_of(k, v) + 3 * bytes_of(scores))
         lse = scores.logsumexp(-1)
         weights = (scores - lse[..., None]).exp_()
         out = (weights.to(v.dtype) @ v).view(b, h, n, -1)

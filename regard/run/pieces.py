@@ -15,7 +15,7 @@ from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, merge, wide
 from regard.core.score.base import At, Change
-from regard.run.counting import count
+from regard.run.counting import bytes_of, count
 from regard.run.folding import Fold, Group
 
 # Scores held at a time.
@@ -135,7 +135,7 @@ class Piecewise:
         scores = match.between(*(x.transpose(1, 2).flatten(0, 1) for x in (query, key)))
         scores = change(scores.unflatten(0, (batch, units)).transpose(1, 2), at)
         allowed = None if mask is None else mask.transpose(0, 1)
-        count(scores.numel(), q.shape[-1] + v.shape[-1], 4.0 * scores.nbytes)
+        count(scores.numel(), q.shape[-1] + v.shape[-1], 4.0 * bytes_of(scores))
         out, lse = rule.weigh.whole(scores, allowed, values)
         return out, lse
 

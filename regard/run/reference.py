@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.partial import Partial, wide
-from regard.run.counting import count
+from regard.run.counting import bytes_of, count
 from regard.run.executor import Answer, Executor, Yes
 from regard.run.isolation import contained
 from regard.run.transforms import Transforms
@@ -34,7 +34,7 @@ class Reference(Executor):
     def weighed(self, call: Call) -> tuple[Partial, Tensor]:
         """Run it, and return the weights [b, h, n, m]."""
         scores, allowed = score_matrix(call)
-        count(scores.numel(), call.d + call.e, 4.0 * scores.nbytes)
+        count(scores.numel(), call.d + call.e, 4.0 * bytes_of(scores))
         weights, lse = call.rule.weigh.rows(scores, allowed)
         values = expand_heads(call.v, call.h).to(weights.dtype)
         return Partial((weights @ values).to(call.q.dtype), lse), weights
@@ -42,7 +42,7 @@ class Reference(Executor):
 
 def _run(call: Call) -> Partial:
     scores, allowed = score_matrix(call)
-    count(scores.numel(), call.d + call.e, 4.0 * scores.nbytes + 2.0 * call.q.nbytes)
+    count(scores.numel(), call.d + call.e, 4.0 * bytes_of(scores) + 2.0 * bytes_of(call.q))
     values = expand_heads(call.v, call.h).to(scores.dtype)
     if call.dropout:
         weights, lse = call.rule.weigh.rows(scores, allowed)
@@ -66,5 +66,5 @@ def score_matrix(call: Call) -> tuple[Tensor, Tensor]:
 def weight_matrix(call: Call) -> tuple[Tensor, Tensor | None]:
     """Every weight [b, h, n, m], without the sink, and the lse."""
     scores, allowed = score_matrix(call)
-    count(scores.numel(), call.d, 2.0 * scores.nbytes)
+    count(scores.numel(), call.d, 2.0 * bytes_of(scores))
     return call.rule.weigh.rows(scores, allowed)

@@ -26,7 +26,7 @@ from regard.core.survey import FIELDS, Survey, need_wants
 from regard.core.tilemap import EMPTY, FULL
 from regard.core.weigh import Softmax
 from regard.run.api import RuleLike
-from regard.run.counting import count
+from regard.run.counting import bytes_of, count
 from regard.run.executor import No
 from regard.run.fused import product, why_not_product
 from regard.run.isolation import one_dtype
@@ -112,7 +112,7 @@ def survey_call(
 
         with torch.no_grad(), without_autocast(call.q.device):
             whole = run_survey(call, want, tile)
-        count(float(call.b * call.h * call.n * call.m), 2 * call.d, float(call.k.nbytes))
+        count(float(call.b * call.h * call.n * call.m), 2 * call.d, float(bytes_of(call.k)))
         fields = [x for one in want for x in FIELDS[one] if x in whole]
         found = {x: whole[x] for x in fields}
         return Survey(found, call.n, call.m, tile, near, tuple(sets or ()), tuple(sinks))
@@ -340,7 +340,7 @@ class _Scorer:
         rows, cols, at, met, asked = place
         r, c = rows.stop - rows.start, cols.stop - cols.start
         scores = self.buffers[0].view(-1)[: r * c].view(r, c)
-        count(float(r * c), self.q.shape[-1], 2.0 * scores.nbytes)
+        count(float(r * c), self.q.shape[-1], 2.0 * bytes_of(scores))
         if self.plain:
             torch.mm(self.q[b, h, rows], self._keys(b, h)[cols].T, out=scores)
         else:
