@@ -147,8 +147,8 @@ def converted(plain: Attention, kind: type[Attention], **settings: Any) -> Atten
     }  # fmt: skip
     try:
         made = kind(plain.dim, plain.heads, **{**given, **settings})
-    except CapabilityError as error:  # kinds that decide their key heads take none
-        if error.argument != "kv_heads" or "kv_heads" in settings:
+    except (TypeError, CapabilityError):  # kinds that decide their key heads take none
+        if "kv_heads" in settings:
             raise
         del given["kv_heads"]
         made = kind(plain.dim, plain.heads, **{**given, **settings})

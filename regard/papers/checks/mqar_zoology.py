@@ -28,9 +28,9 @@ class GatedConvolution(Layer):
         self.gate = nn.Linear(dim, dim)
         self.near = DepthwiseConvolution(dim, size=taps, causal=causal, name="taps", bias=True)
 
-    def act(self, scene: LayerInput) -> Tensor:
+    def compute(self, input: LayerInput) -> Tensor:
         """Gate the neighborhood of each token."""
-        gated: Tensor = self.gate(scene.x) * self.near(scene.x, scene)
+        gated: Tensor = self.gate(input.x) * self.near(input.x, input)
         return gated
 
 
