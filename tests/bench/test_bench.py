@@ -264,7 +264,10 @@ def test_ray_gives_the_numbers_of_processes(tmp_path):
 
 
 def test_a_broken_run_is_told_and_the_others_go_on(tmp_path):
-    planned = tiny(["mha:heads=3", "mha"], [SMALL])  # 16 channels are not 3 heads
+    planned = tiny(["linear", "mha"], [SMALL])
+    # 16 channels are not 3 heads. `plan` itself would refuse that before anything is run.
+    wrong = replace(planned.runs[0], layer="mha:heads=3")
+    planned = replace(planned, runs=(wrong, *planned.runs[1:]))
     news = list(carry_out_all(planned, tmp_path))
     assert [n.what for n in news].count("done") == 1
     broken = [n for n in news if n.what == "broke"]
@@ -414,7 +417,10 @@ def test_budgets_are_read_as_they_are_written():
     assert read_budget("1e3steps") == Budget(steps=1000)
     assert read_spec("mqar:length=128:pairs=8") == ("mqar", {"length": 128, "pairs": 8})
     with pytest.raises(RuleError, match="NAME:SETTING=VALUE"):
-        read_spec("mqar:length")
+        read_spec("mqar:length=128:pairs")
+    assert read_spec("mqar:length") == ("mqar:length", {})  # a class by its path
+    with pytest.raises(RuleError, match="by its path"):
+        task_of("mqar:length")
 
 
 def test_a_score_that_is_no_number_is_written_as_null(tmp_path):
