@@ -22,7 +22,7 @@ from regard.papers.shared.small_llama import llama
 from regard.policies.base import Step
 from regard.policies.budget import Budget
 from regard.policies.long_heads import LongHeads
-from regard.run.counting import counted
+from regard.run.counting import recording
 from regard.verbs import shrink
 
 
@@ -96,10 +96,11 @@ def long_heads() -> Claims:
         turned[:, :, -1:], new, v[:, :, -1:], Rule(Everything(), offset=n - 1), site=site
     )
     step = Step(site, call, n, torch.tensor([n]), layer)
-    before = counted()
-    out = own.attend(step)
+    with recording() as ran:
+        out = own.attend(step)
     assert out is not None
-    read = counted().less(before).pairs / h
+    # The token fills a chunk, whose landmark is made first; what the query reads comes last.
+    read = ran[-1].result.cost.pairs / h
     furthest, found, wrong = _Spy.furthest, True, 0.0
     chosen = own.chosen(q[:, :, -1:], marks.read(), at[-1:], 16)[0, :, 0]
     for head in range(h):
