@@ -147,7 +147,9 @@ def converted(plain: Attention, kind: type[Attention], **settings: Any) -> Atten
     }  # fmt: skip
     try:
         made = kind(plain.dim, plain.heads, **{**given, **settings})
-    except TypeError:  # kinds that fix their key heads take none
+    except (TypeError, CapabilityError):  # kinds that decide their key heads take none
+        if "kv_heads" in settings:
+            raise
         del given["kv_heads"]
         made = kind(plain.dim, plain.heads, **{**given, **settings})
     made.to(plain.to_q.weight.dtype).to(plain.to_q.weight.device)

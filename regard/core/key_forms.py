@@ -38,7 +38,7 @@ class Paged(Keys):
     >>> table, lengths = torch.tensor([[[3, 5]], [[0, 1]]]), torch.tensor([[20], [32]])
     >>> keys = Paged(pages, pages, table, lengths)
     >>> keys, keys.dense().positions[0, 18:22].tolist()
-    (Paged(b=2, g=2, m=32, d=4, e=4, 8,224 bytes), [18, 19, -1, -1])
+    (Paged(b=2, g=2, m=32, d=4, e=4, 8,240 bytes), [18, 19, -1, -1])
     """
 
     form: ClassVar[str] = "paged"

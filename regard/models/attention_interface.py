@@ -27,6 +27,7 @@ from regard.models.forward import Forward, current_forward
 from regard.models.hook import Held, UnsupportedModelError
 from regard.models.masks import Mask, make_mask
 from regard.models.sdpa import four_axes, with_mask
+from regard.run.runner import need_room
 
 _collector: Any
 try:
@@ -98,6 +99,8 @@ def attention(
     call = Call(query, Dense(key, value), rule, None, dropout, site, now)
     # A model that shares its config with an attached one is served without stages.
     shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module, now)
+    if shown:
+        need_room(call, "output_attentions")
     want = ("out", "weights") if shown else ("out",)
     result, _ = (_nobody if found is None else found.engine).result(call, want)
     return result.out.transpose(1, 2).contiguous(), result.weights

@@ -190,6 +190,8 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
         )
     if new.q is old.q and new.keys is old.keys:
         return
+    if not isinstance(new.q, Tensor):
+        _wrong(stage, "before", old.site, f"q as {shape_of(new.q)}", "q as a tensor")
     if new.q is old.q or (new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype):
         a, b = new.keys, old.keys
         if type(a) is Dense and type(b) is Dense:

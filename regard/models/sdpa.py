@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regard.core.autocast import has_autocast
 from regard.core.call import Call
 from regard.core.errors import fail
 from regard.core.rule import Rule
@@ -37,7 +38,7 @@ def call_of(
             "q, k and v of at least [n, d]",
             "pad the batch, and mask the padding",
         )
-    if torch.is_autocast_enabled(query.device.type):
+    if has_autocast(query.device):
         low = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(low), key.to(low), value.to(low)
     lead = query.shape[:-3]

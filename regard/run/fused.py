@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from regard.core.autocast import has_autocast
 from regard.core.call import Call
 from regard.core.keys import Dense
 from regard.core.partial import Partial
@@ -73,7 +74,7 @@ class Fused(Executor):
             keys, match = call.keys, rule.score.match
             scale = match.scale if isinstance(match, DotMatch) else 0.0
             plain = isinstance(keys, Dense) and (scale is None or scale > 0)
-            if plain and not torch.is_autocast_enabled(q.device.type):
+            if plain and not has_autocast(q.device):
                 return single(q, keys.k, keys.v, scale, call.dropout)  # type: ignore[attr-defined]
         return contained_out(call, self._out)
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from regard.core.autocast import has_autocast
 from regard.core.call import Call
 from regard.core.heads import gather_heads
 from regard.core.key_forms import Ragged
@@ -63,7 +64,7 @@ class RaggedHeads(Executor):
         if q.shape[2] == 1 and rule.plain and keys.full and not call.needs_grad:
             scale = rule.score.match.scale  # type: ignore[attr-defined]
             dense = keys.all_dense
-            autocast = torch.is_autocast_enabled(q.device.type)
+            autocast = has_autocast(q.device)
             if dense and not autocast and (scale is None or scale > 0):
                 return self._plain(q, keys, scale)
         from regard.run.runner import run  # it runs this executor

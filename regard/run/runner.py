@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regard.core.autocast import has_autocast
 from regard.core.call import Call
 from regard.core.errors import RegardError, RuleError, fail, nearest
 from regard.core.keys import Dense
@@ -55,7 +56,7 @@ def run(
     >>> result.weights.shape, result.survey.entropy.shape, result.executor
     (torch.Size([1, 4, 8, 8]), torch.Size([1, 4, 8]), 'fused')
     """
-    if torch.is_autocast_enabled(call.q.device.type):  # which ends at the door
+    if has_autocast(call.q.device):  # which ends at the door
         with without_autocast(call.q.device):
             return run(call, want, executor, **survey)
     want = want if type(want) is tuple else (want,) if isinstance(want, str) else tuple(want)

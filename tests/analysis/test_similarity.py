@@ -23,6 +23,7 @@ from regard.models.attach import attach, hook_of
 from regard.probes.positions import RotaryPairs, Streaming, contributions, correlation, ranks
 from regard.probes.rank import EffectiveRank, singular_values
 from regard.run.rows import rows_of
+from regard.run.runner import run
 from tests.architectures import DECODERS, build
 from tests.naive import CAUSAL, looked, pointing, random_call, site, weights
 
@@ -32,7 +33,7 @@ IDS = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
 def seen(*calls, rows=512) -> HeadMaps:
     maps = HeadMaps(rows=rows)
     for call in calls:
-        maps.observe(call)
+        maps.see(call, run(call))
     return maps
 
 
@@ -90,7 +91,7 @@ def test_memories_of_layers_are_compared_by_their_means():
     calls = [random_call(seed=s, layer=s) for s in range(3)]
     memories = LayerMemories()
     for call in calls:
-        memories.observe(call)
+        memories.see(call, run(call))
     means = torch.stack([torch.cat([c.k, c.v], -1).mean((0, 2)).flatten() for c in calls])
     assert torch.allclose(memories.dissimilarity(), torch.cdist(means, means), atol=1e-9)
     unit = means / means.norm(dim=1, keepdim=True)

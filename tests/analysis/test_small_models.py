@@ -78,7 +78,7 @@ def test_attention_within_topics_is_that_of_the_matrix(causal):
     other_word = tokens[:, :, None] != tokens[:, None]
     wanted = {"same word": word, "same topic": same & known & other_word,
               "different topic": ~same & known}  # fmt: skip
-    details = probe.for_part().details
+    details = probe.told().details
     for name in CLASSES:
         pairs = wanted[name]
         mean = (weights * pairs[:, None]).sum((0, 2, 3)) / pairs.sum()

@@ -78,7 +78,7 @@ import sys, torch
 import regard
 # Rules made before the graph is loaded take the numbers that its own had elsewhere.
 others = [regard.Rule(regard.Causal() & regard.Window(2)) for _ in range(200)]
-import regard.run.opaque
+import regard.run.compile
 x = torch.load(sys.argv[2])
 out = torch.export.load(sys.argv[1]).module()(x)
 torch.save(out, sys.argv[3])

@@ -99,8 +99,8 @@ def long_heads() -> Claims:
     with recording() as ran:
         out = own.attend(step)
     assert out is not None
-    # The token fills a chunk, whose landmark is made first; what the query reads comes last.
-    read = ran[-1].result.cost.pairs / h
+    # The last token ends a chunk, whose landmark is made then, within that chunk.
+    read = sum(one.result.cost.pairs for one in ran if one.call.m > w) / h
     furthest, found, wrong = _Spy.furthest, True, 0.0
     chosen = own.chosen(q[:, :, -1:], marks.read(), at[-1:], 16)[0, :, 0]
     for head in range(h):
