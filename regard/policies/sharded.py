@@ -20,6 +20,7 @@ from regard.policies.budget import Budget
 from regard.policies.caching import causal_only
 from regard.policies.kinds import EvictAtSteps, Select
 from regard.policies.registry import register
+from regard.policies.scoring import rank_of
 from regard.policies.tiling import density
 from regard.run.executor import Answer
 
@@ -104,10 +105,11 @@ class Sharded(EvictAtSteps, Select):
         return (needed & (at >= 0)).float()
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Keep what a later query may attend to."""
+        """Keep what a later query may attend to, and the first `sinks` tokens of each row."""
         if self._idle(step):
             return None
-        needed = self.score(step) > 0
+        at = step.positions
+        needed = (self.score(step) > 0) | ((rank_of(at) < self.sinks) & (at >= 0))
         if bool(needed.all()):
             return None
         return torch.where(needed, torch.arange(needed.shape[2], device=needed.device), -1)
