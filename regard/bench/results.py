@@ -104,9 +104,10 @@ def read_folder(folder: Path) -> Results:
         left_out = tuple((a, b, c, d) for a, b, c, d in said["left_out"])
         plan = Plan(tuple(Run(**run) for run in said["runs"]), left_out, said["budget"])
         code = str(said["code"])
-    path = folder / "speed.json"
-    speed = read_speed(path)["rows"] if path.exists() else []
-    return gathered(plan, folder, code=code, speed=tuple(speed))
+    speeds = folder / "speed.json"
+    speed = read_speed(speeds)["rows"] if speeds.exists() else []
+    with reading(path, SWEEP):  # a damaged plan may name what no disk can hold
+        return gathered(plan, folder, code=code, speed=tuple(speed))
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
