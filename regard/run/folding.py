@@ -17,8 +17,9 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.runs import Lines, Runs
 from regard.core.score.base import At
+from regard.core.support.algebra import Both, simple_parts
 from regard.core.support.bands import Dilated
-from regard.core.support.base import Both, Support
+from regard.core.support.base import Support
 from regard.core.support.chosen import Tiles
 from regard.core.support.lattice import Neighborhood
 from regard.core.support.tokens import Kinds
@@ -321,9 +322,33 @@ def _alike(
         by_place = by_place | (keys == len(cut.j) - 1)
     shown = torch.where(by_place, keys + far, shown).masked_fill(~filled, -far)
     short = (units == len(cut.i) - 1) & (call.n % side_q > 0)
-    _, kinds = torch.cat([shown, short[:, None].long()], 1).unique(dim=0, return_inverse=True)
+    near = _near(call, cut, units, keys, by_place & filled)
+    told = torch.cat([shown, near, short[:, None].long()], 1)
+    _, kinds = told.unique(dim=0, return_inverse=True)
     firsts = place.new_full((int(kinds.max()) + 1,), len(units))
     return firsts.scatter_reduce(0, kinds, place, "amin"), kinds
+
+
+def _near(call: Call, cut: Cut, units: Tensor, keys: Tensor, by_place: Tensor) -> Tensor:
+    """Return what distance does to tiles [u, c] that are told by their place: int [u, 2 c].
+
+    For a part of the support that moves with the query, a tile is empty, whole, or (then the
+    distance itself is told) neither: the masks of two tiles of one place differ by no more.
+    """
+    alike = torch.zeros_like(keys)
+    if not bool(by_place.any()):
+        return torch.cat([alike, alike], 1)
+    columns = keys[by_place].unique()
+    grid = Grid.of(cut.i, cut.j[columns], 1, 1).shift(call.rule.offset)
+    state = torch.zeros(grid.shape[2:], device=keys.device, dtype=keys.dtype)
+    varies = torch.zeros_like(state, dtype=torch.bool)
+    for part in simple_parts(call.rule.support):
+        if part.moves:
+            own = tile_states(part, grid)[0, 0]
+            state, varies = 3 * state + own, varies | (own == PARTIAL)
+    at = units[:, None], torch.searchsorted(columns, keys).clamp(max=len(columns) - 1)
+    far = torch.where(varies[at], keys * cut.size[1] - units[:, None] * cut.size[0] + 1, 0)
+    return torch.cat([torch.where(by_place, x, 0) for x in (state[at], far)], 1)
 
 
 def _mask(

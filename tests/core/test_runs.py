@@ -151,3 +151,22 @@ def test_long_rows_equal_those_of_a_short_text(rule):
         q_positions=torch.arange(n - 32, n), k_positions=kept,
     )  # fmt: skip
     torch.testing.assert_close(out[:, :, -32:], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [65, 128, 150])
+@pytest.mark.parametrize(
+    "support",
+    [
+        regard.Causal() | regard.Sinks(1),
+        regard.Causal() & (regard.Window(5) | regard.Sinks(1)),
+        (regard.Causal() & regard.Sinks(3)) | regard.Window(70, 90),
+        ~regard.Window(9) | regard.Sinks(2),
+    ],
+    ids=str,
+)
+def test_tiles_told_by_their_place_are_told_by_distance_too(support, n):
+    """Two tiles of queries that meet the first keys from afar and from near have two masks."""
+    for m in range(2, 151, 7):
+        q, k = torch.randn(1, 1, n, 4).double(), torch.randn(1, 1, m, 4).double()
+        found = regard.attend(q, k, k, support, executor="folded")
+        torch.testing.assert_close(found, regard.attend(q, k, k, support, executor="reference"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import and_, or_
 from typing import ClassVar
@@ -321,6 +321,22 @@ class Shifted(Support):
     def shift(self, offset: int) -> Support:
         """Add to the shift."""
         return self.part.shift(self.offset + offset)
+
+
+def simple_parts(support: Support) -> Iterator[Support]:
+    """Yield the parts that are joined by and, or, not.
+
+    >>> from regard.core.support import Causal, Sinks, Window
+    >>> list(simple_parts(Causal() & (Window(8) | ~Sinks(4))))
+    [Causal(), Window(8), Sinks(4)]
+    """
+    if isinstance(support, Joined):
+        for part in support.parts:
+            yield from simple_parts(part)
+    elif isinstance(support, Other):
+        yield from simple_parts(support.part)
+    else:
+        yield support
 
 
 def common_shift(support: Support) -> int:
