@@ -15,6 +15,7 @@ WHOLE = {
     "random_access_parity": "a generator of tokens, and an oracle that sums bits",
     "hip_attention": "a choice of tiles: which come first stays the same",
     "massive_activations": "a detector that names a place, beside identities of softmax",
+    "attention_lens": "maps that are trained: one percent is learned away (heads: models.residual)",
     "internal_consistency": "a share of layers that agree, and a vote",
 }
 spent = 0.0
