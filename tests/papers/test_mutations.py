@@ -11,6 +11,7 @@ from tests.papers.test_checks import DUE, NIGHTLY
 BUDGET = 30.0
 # Rows whose code gives tokens, choices or counts, which no percent moves.
 WHOLE = {
+    "big_bench": "generators of tokens, and solvers that name one",
     "longagent_needle_plus": "a generator of tokens, and solvers that name one",
     "random_access_parity": "a generator of tokens, and an oracle that sums bits",
     "hip_attention": "a choice of tiles: which come first stays the same",
