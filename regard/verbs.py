@@ -28,7 +28,8 @@ from regard.views.compare import Comparison, compare_runs
 from regard.views.run_file import Run
 from regard.views.seen import Seen
 
-STANDARD = ("roles", "sinks", "shape", "importance")
+# What one forward tells; importance needs a backward as well, and is read when it is asked for.
+STANDARD = ("roles", "sinks", "shape")
 DENOISING = ("words", "shape")
 DEEP_BYTES = 12 * 2**20
 SHORT = 64
@@ -50,7 +51,8 @@ def see(
     `model` is a module, a name to load, or None for the small model that ships with Regard;
     `inputs` are text, texts, ids [b, n], or a dict of model inputs; of a pipeline of diffusers, a
     prompt or a dict of its arguments. `probes` are names, groups ("roles", "sinks", "shape",
-    "importance", "vision"; "words" for models that make images) or `Probe`s. `heads` says how many
+    "vision"; "importance", which needs a backward pass too; "words" for models that make images;
+    "standard" for what is read where none is named) or `Probe`s. `heads` says how many
     heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight.
     No matrix of weights is made: memory grows with the length of the input, not with its square.
 
@@ -82,7 +84,7 @@ def see(
     usual = DENOISING if denoises else STANDARD
     if any(site.grid for site in sites):
         usual = (*usual, "vision")
-    made = make_probes(probes or usual)
+    made = make_probes(_with_usual(probes or usual, usual))
     if where is not None:  # a probe that was told its own sites keeps them
         chosen_sites, everywhere = Probe(where).where, Probe().where
         sites.select(chosen_sites)
@@ -121,6 +123,15 @@ def see(
             seen.deep = look.deep(chosen, maps).found
             seen.interrupted = look.interrupted
     return seen
+
+
+def _with_usual(probes: Any, usual: Sequence[str]) -> Any:
+    """Replace the name "standard" by what is read where nothing is named."""
+    many = [probes] if isinstance(probes, str | Probe) else probes
+    if not isinstance(many, Sequence):
+        return probes
+    whole = [usual if isinstance(one, str) and one == "standard" else [one] for one in many]
+    return [x for some in whole for x in some]
 
 
 def _told(probes: Sequence[Probe], look: Look) -> dict[str, Scores]:

@@ -20,7 +20,7 @@ Model = Annotated[
 Probes = Annotated[
     str,
     typer.Option(
-        help="Probes or groups, by commas: roles, sinks, shape, importance, vision, ...",
+        help="Probes or groups, by commas: standard (roles, sinks, shape), importance, vision, ...",
         autocompletion=one_of_probes,
     ),
 ]
@@ -37,6 +37,9 @@ def command(
         Path | None, typer.Option(help="A picture, for models that see; with --text for both.")
     ] = None,
     probes: Probes = "",
+    importance: Annotated[
+        bool, typer.Option("--importance", help="How much the loss feels each head: a backward.")
+    ] = False,
     heads: Heads = "12",
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
@@ -64,9 +67,10 @@ def command(
         fail(RuleError, "--text", "empty text", "some words", "pass text to read")
     words = text if file is None else read_text("--file", file)
     kept = _heads(heads)
-    asked = listed("--probes", probes, empty=True) or None
-    if asked:
-        make_probes(asked)
+    asked = listed("--probes", probes, empty=True)
+    make_probes([name for name in asked if name != "standard"])
+    if importance:
+        asked = [*(asked or ["standard"]), "importance"]
     picture = None if image is None else picture_at(image)
     config = config_of(model, revision)
     need_modality(config, words, picture, model)
@@ -82,7 +86,7 @@ def command(
     inputs, shown = inputs_of(model, revision, words, picture)
     with nullcontext() if as_json else bars("sites") as progress:
         seen = see(
-            loaded, inputs, asked, tokenizer=tokenizer, heads=kept, progress=progress,
+            loaded, inputs, asked or None, tokenizer=tokenizer, heads=kept, progress=progress,
         )  # fmt: skip
     seen.model = {**seen.model, "name": model or "the demo model"}
     if shown is not None:

@@ -152,11 +152,13 @@ class DeepHeads(Stage):
                 rule=call.rule.take_heads([head]),
             )  # fmt: skip
             tile = max(1, math.ceil(max(call.n, call.m) / FINE))
-            report = survey(one.q, one.k, one.v, one.rule, want=("tiles",), tile=tile)
+            report = survey(one.q, one.k, one.v, one.rule, want=("tiles", "lse"), tile=tile)
+            # With a sink the log-weight of a row is not its log-sum-exp.
+            lse = log_weight(one) if one.rule.weigh.has_sink else report.lse
             self.found.append(
                 Deep(
                     site, head, group, one.q[0, 0].half().cpu(), one.k[0, 0].half().cpu(),
-                    log_weight(one)[0, 0].float().cpu(), report.tile_max[0, 0].float().cpu(),
+                    lse[0, 0].float().cpu(), report.tile_max[0, 0].float().cpu(),
                     tile, facts_of(one),
                 )
             )  # fmt: skip

@@ -26,6 +26,7 @@ from regard.models.diffusers import branches as told
 from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
 from regard.probes.base import Probe
+from regard.probes.chance import Baselines
 from regard.probes.reading import Reading
 from regard.probes.regions import WordMaps
 from regard.probes.registry import register
@@ -113,9 +114,9 @@ class Words(Probe):
         self.sums: dict[tuple[int, Site], Tensor] = {}
         self.counts: dict[tuple[int, Site], int] = {}
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: Reading, idle: Baselines | None = None) -> None:
         """Take the words of what is shown, unless they were named."""
-        super().show(reading)
+        super().show(reading, idle)
         self.names = self.names or list(reading.words)
 
     def look(self, site: Site, call: Call, _: Any) -> None:
