@@ -32,6 +32,8 @@ from regard.views.seen import Seen
 STANDARD = ("roles", "sinks", "shape")
 DENOISING = ("words", "shape")
 DEEP_BYTES = 12 * 2**20
+# Heads that are kept in full where none are named; all of them where they take no more than this.
+KEPT, FEW_BYTES = 12, 2**20
 SHORT = 64
 
 
@@ -42,7 +44,7 @@ def see(
     *,
     tokenizer: Any = None,
     where: Any = None,
-    heads: int | Sequence[tuple[int, int]] = 12,
+    heads: int | Sequence[tuple[int, int]] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Seen:
@@ -53,7 +55,8 @@ def see(
     prompt or a dict of its arguments. `probes` are names, groups ("roles", "sinks", "shape",
     "vision"; "importance", which needs a backward pass too; "words" for models that make images;
     "standard" for what is read where none is named) or `Probe`s. `heads` says how many
-    heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight.
+    heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight;
+    unless it is given 12 are, or all of a small model on a short text.
     No matrix of weights is made: memory grows with the length of the input, not with its square.
 
         seen = regard.see(model, "some text", tokenizer=tokenizer)
@@ -61,6 +64,7 @@ def see(
         seen.save("heads.html")
     """
     count = heads if isinstance(heads, int) else 0
+    named = heads is not None and not isinstance(heads, int)
     if isinstance(heads, bool | str) or count < 0:
         fail(RuleError, "heads", repr(heads), "a number, or pairs (layer, head)", "pass heads=12")
     name = "the demo model" if model is None else str(model)
@@ -90,7 +94,7 @@ def see(
         sites.select(chosen_sites)
         for probe in made:
             probe.where = chosen_sites if probe.where == everywhere else probe.where
-    if not isinstance(heads, int):
+    if named:
         _need_heads(sites, heads)
     if runner is None:
         readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)
@@ -216,8 +220,15 @@ def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int]]) -> None
             )  # fmt: skip
 
 
-def _chosen_heads(seen: Seen, heads: int | Sequence[tuple[int, int]]) -> list[tuple[Site, int]]:
+def _chosen_heads(
+    seen: Seen, heads: int | Sequence[tuple[int, int]] | None
+) -> list[tuple[Site, int]]:
     """Which heads to keep in full: those asked for, or the best of each role, within a budget."""
+    if heads is None:
+        every = [(site, head) for site in seen.drawn for head in range(site.heads or 0)]
+        if sum(_cost(seen, site) for site, _ in every) <= FEW_BYTES:
+            return every
+        heads = KEPT
     if not isinstance(heads, int):
         by_layer = {site.layer: site for site in reversed(seen.sites)}
         return [(by_layer[layer], head) for layer, head in heads]
@@ -227,14 +238,19 @@ def _chosen_heads(seen: Seen, heads: int | Sequence[tuple[int, int]]) -> list[tu
     found: dict[tuple[Site, int], int] = {}
     left = DEEP_BYTES
     for head in ranked:
-        drawn = seen.drawn.get(head.site)
-        cost = 0 if drawn is None else (2 * (drawn.n + drawn.m) * (head.site.head_size or 64))
-        if drawn is not None and (head.site, head.head) not in found and cost <= left:
+        cost = _cost(seen, head.site)
+        if head.site in seen.drawn and (head.site, head.head) not in found and cost <= left:
             found[head.site, head.head] = cost
             left -= cost
         if len(found) == heads:
             break
     return list(found)
+
+
+def _cost(seen: Seen, site: Site) -> int:
+    """How many bytes queries and keys of a head take."""
+    drawn = seen.drawn.get(site)
+    return 0 if drawn is None else 2 * (drawn.n + drawn.m) * (site.head_size or 64)
 
 
 def _dtype(model: Any) -> Any:

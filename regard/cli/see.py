@@ -25,7 +25,11 @@ Probes = Annotated[
     ),
 ]
 Heads = Annotated[
-    str, typer.Option(help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0.")
+    str,
+    typer.Option(
+        help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0; "
+        "unless it is given 12, or all of a small model on a short text."
+    ),
 ]
 
 
@@ -40,7 +44,7 @@ def command(
     importance: Annotated[
         bool, typer.Option("--importance", help="How much the loss feels each head: a backward.")
     ] = False,
-    heads: Heads = "12",
+    heads: Heads = "",
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
@@ -109,9 +113,11 @@ def command(
         webbrowser.open(files[0].resolve().as_uri())
 
 
-def _heads(asked: str) -> int | list[tuple[int, int]]:
+def _heads(asked: str) -> int | list[tuple[int, int]] | None:
     from regard.core.errors import RuleError, fail
 
+    if not asked:
+        return None
     if asked.strip().isdecimal():
         return int(asked)
     pairs = [word.split(",") for word in asked.split()]
@@ -123,13 +129,15 @@ def _heads(asked: str) -> int | list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in pairs]
 
 
-def _need_heads(config: Any, kept: int | list[tuple[int, int]]) -> None:
+def _need_heads(config: Any, kept: int | list[tuple[int, int]] | None) -> None:
     """Raise where a config tells that there is no such head."""
     from regard.core.errors import ValueRangeError, fail
 
     inner = config.get_text_config()
     layers, heads = (getattr(inner, x, None) for x in ("num_hidden_layers", "num_attention_heads"))
-    if isinstance(kept, int) or not isinstance(layers, int) or not isinstance(heads, int):
+    if kept is None or isinstance(kept, int):
+        return
+    if not isinstance(layers, int) or not isinstance(heads, int):
         return
     if inner is not config or getattr(config, "is_encoder_decoder", False):
         return  # several towers: which layers there are shows when it is loaded

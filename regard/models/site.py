@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from regard.core.errors import RegardError, RuleError, fail, shape_of
+from regard.core.html_table import html_table
 from regard.models.forward import Forward
 
 KINDS = ("self", "cross", "joint")
@@ -216,6 +217,10 @@ class Sites(list[Site]):
 
     def __rich__(self) -> Any:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        head, *rows = self.rows()
+        return html_table(f"{len(self)} sites", head, rows)
 
     def __str__(self) -> str:
         rows = self.rows()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
+from regard.core.html_table import html_table
 from regard.core.keys import STEP, Dense, Keys
 from regard.run.executor import Cost, Executor, No
 from regard.run.transforms import Transforms, transforms_around
@@ -106,6 +107,11 @@ class Plan:
             if self.form != "dense" or "dense" in EXECUTORS[name].reads:
                 lines.append(f"  cannot   {name}: {why}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        first, *others = str(self).splitlines()
+        rows = [[x.strip() for x in line.strip().split("  ", 1)] for line in others]
+        return html_table(first, ["", ""], rows)
 
 
 def _said(x: float, unit: str) -> str:
