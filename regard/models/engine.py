@@ -10,7 +10,6 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.keys import Dense
-from regard.core.partial import Partial
 from regard.core.result import Result
 from regard.models.forward import current_forward
 from regard.models.site import Place, Site
@@ -76,8 +75,8 @@ class Engine:
         stages = self.stages if self._everywhere else self.serving(call.site)
         if not stages:
             return run(call, want), call
-        if call.forward is None:
-            call = timed(call)
+        if call.forward is None and isinstance(call.site, Site):
+            call = call.replace(forward=current_forward())
         passed: list[tuple[Stage, Call]] = []
         around = None
         options: dict[str, Any] = {}
@@ -131,27 +130,6 @@ class Running:
     def __call__(self, call: Call) -> Result:
         """Run a call."""
         return run(call, self.want, **self.options)
-
-
-def timed(call: Call) -> Call:
-    """Note on a call the forward that it comes in."""
-    now = current_forward()
-    if now is None or not isinstance(call.site, Site):
-        return call
-    return Call(
-        call.q, call.keys, call.rule, call.q_positions, call.dropout, call.site.at(now), now
-    )
-
-
-def attended(call: Call) -> Tensor:
-    """Run one call for its output."""
-    return run(call).out
-
-
-def whole(call: Call) -> Partial:
-    """Run one call for (out, lse), sinks counted."""
-    result = run(call, ("lse",))
-    return Partial(result.out, result.lse)
 
 
 def _agree(stage: Stage, options: dict[str, Any]) -> None:
@@ -237,4 +215,4 @@ def _name(site: Any) -> str:
     return getattr(site, "module", None) or "a call outside of any site"
 
 
-__all__ = ["Engine", "Running", "attended", "timed", "whole"]
+__all__ = ["Engine", "Running"]

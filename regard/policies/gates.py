@@ -114,8 +114,8 @@ class SeerAttention(Prefill, Calibrated):
 
     def _places(self, step: Step) -> Tensor:
         """Where the keys were turned to, [b or 1, m]."""
-        moment = step.site.moment
-        now = None if moment is None else moment.positions
+        forward = step.call.forward
+        now = None if forward is None else forward.positions
         if now is None:
             now = torch.arange(step.seen - step.n, step.seen, device=step.call.k.device)[None]
         if step.layer is None:

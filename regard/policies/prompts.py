@@ -20,12 +20,12 @@ from regard.core.method import method
 from regard.core.result import Result
 from regard.core.support import Tiles
 from regard.models.attach import attach
-from regard.models.engine import attended
 from regard.models.stage import Stage
 from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
 from regard.policies.tiling import causal_tiles, tile_places
 from regard.run.reference import weight_matrix
+from regard.run.runner import run
 
 
 def last_rows(call: Call, rows: int = 64) -> Tensor:
@@ -186,14 +186,14 @@ class MInference(Prefill, Calibrated):
 
     def best_patterns(self, call: Call, keep: float) -> list[str]:
         """Name for each head the pattern whose output is nearest to the dense one."""
-        dense = attended(call)
+        dense = run(call).out
         errors = []
         for kind in self.kinds.values():
             chosen = kind.always(call) | kind.tiles(call, keep)
             chosen = chosen & causal_tiles(call, self.block)
             some = Tiles(chosen, (self.block, self.block))
             rule = call.rule.replace(support=call.rule.support & some)
-            off = attended(call.replace(rule=rule)) - dense
+            off = run(call.replace(rule=rule)).out - dense
             errors.append(off.flatten(2).norm(dim=2).mean(0))
         best = torch.stack(errors).argmin(0)
         return [list(self.kinds)[i] for i in best.tolist()]
