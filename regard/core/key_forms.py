@@ -215,25 +215,29 @@ class Packed(Keys):
 
     def dense(self) -> Dense:
         """Write the numbers out."""
-        return Dense(
-            self._joined(self.k, self.tail[0]), self._joined(self.v, self.tail[1]), self.at
-        )
-
-    @staticmethod
-    def _joined(codes: Codes, tail: Tensor) -> Tensor:
-        m = codes.codes.shape[2]
-        if tail.requires_grad:
-            return torch.cat((codes.read(tail.dtype), tail), 2)
-        made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
-        codes.write(made[:, :, :m])
-        made[:, :, m:] = tail
-        filled: Tensor = made
-        return filled
+        made = []
+        for codes, tail in zip((self.k, self.v), self.tail, strict=True):
+            m = codes.codes.shape[2]
+            if tail.requires_grad:
+                made.append(torch.cat((codes.read(tail.dtype), tail), 2))
+                continue
+            x = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
+            codes.write(x[:, :, :m])
+            x[:, :, m:] = tail
+            made.append(x)
+        return Dense(made[0], made[1], self.at)
 
     @property
     def kind(self) -> Hashable:
         """Bits and groups count as well."""
-        return *super().kind, self.k.bits, self.v.bits, self.k.group, self.v.group  # type: ignore[misc]
+        k, v, x, at = self.k, self.v, self.tail[0], self.at
+        b, g, m = k.codes.shape[:3]
+        # Asked at every step of decoding, so written out here.
+        return (
+            self.form, b, g, -(-(m + x.shape[2]) // STEP), k.size, v.size, x.dtype, x.device,
+            at is None or self.full, at is None, k.bits, v.bits, -(-m // max(k.low.shape[2], 1)),
+            -(-m // max(v.low.shape[2], 1)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)

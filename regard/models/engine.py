@@ -172,10 +172,8 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
         _wrong(stage, "before", old.site, f"q as {shape_of(new.q)}", "q as a tensor")
     if new.q is old.q or (new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype):
         a, b = new.keys, old.keys
-        if type(a) is Dense and type(b) is Dense:
-            if a.v.shape[3] == b.v.shape[3]:
-                return
-        elif a.shape[4] == b.shape[4]:
+        e = a.v.shape[3] if type(a) is Dense else a.shape[4]
+        if e == (b.v.shape[3] if type(b) is Dense else b.shape[4]):
             return
     new.checked()
     for axis, x, y in (

@@ -168,7 +168,7 @@ def layer_of(keys: Tensor) -> Any:
     last = None if _thread.updated is None else _thread.updated()
     if last is None:
         return None
-    if _returned(last) is keys:
+    if last.returned is not None and last.returned() is keys:
         return last
     return next((x for x in last.cache if _returned(x) is keys), None)
 

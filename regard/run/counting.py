@@ -47,7 +47,10 @@ def bytes_of(*tensors: Tensor) -> int:
     >>> bytes_of(torch.zeros(2, 3), torch.zeros(4, dtype=torch.float64))
     56
     """
-    return sum(x.numel() * x.element_size() for x in tensors)
+    total = 0
+    for x in tensors:
+        total += x.numel() * x.element_size()
+    return total
 
 
 def counted() -> Counted:
