@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.core.heads import as_rows, take_keys
+from regard.core.heads import as_rows, take_both, take_keys
 from regard.core.rule import Rule
 
 # Numbers of keys that plans tell apart in decoding: a text that grows is not planned at each token.
@@ -342,7 +342,7 @@ class Slots(Keys):
         """Copy the keys in the order of their positions."""
         whole, order = self.keys.dense(), self._in_order
         index = order.clamp(max=max(whole.k.shape[2] - 1, 0))
-        k, v = take_keys(whole.k, index), take_keys(whole.v, index)
+        k, v = take_both(whole.k, whole.v, index)
         return Dense(k, v, Later(lambda: self.positions, True) if self.full else self.positions)
 
     @property
