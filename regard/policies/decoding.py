@@ -26,6 +26,7 @@ from regard.policies.base import Step
 from regard.policies.kinds import Select
 from regard.policies.registry import register
 from regard.policies.scoring import best
+from regard.run.counting import multiply
 
 
 @dataclass
@@ -129,7 +130,7 @@ def page_scores(q: Tensor, bounds: Tensor) -> Tensor:
     grouped = q.reshape(b, bounds.shape[1], -1, q.shape[3])
     split = torch.cat((grouped.clamp(max=0), grouped.clamp(min=0)), -1)
     # In this order the rows of bounds are read as they lie.
-    found = bounds @ split.transpose(2, 3)
+    found = multiply(bounds, split.transpose(2, 3))
     return found.transpose(2, 3).reshape(b, h, n, -1)
 
 
@@ -269,7 +270,7 @@ class DoubleSparsity(Selecting):
         q = call.q[:, :, 0].unflatten(1, (call.g, -1))
         # In float32, as scores of few bits tie.
         q = q.gather(3, at.expand(-1, -1, q.shape[2], -1)).float()
-        worth = q @ labels.float().transpose(2, 3)
+        worth = multiply(q, labels.float().transpose(2, 3))
         worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
         worth[..., -1] = torch.finfo(worth.dtype).max
         return worth
@@ -307,7 +308,7 @@ class Recycled(Selecting):
         assert layer is not None
         # In float32: weights of few bits tie, and which of equal ones is read would be chance.
         q = call.q[:, :, -1].unflatten(1, (call.g, -1)).float()
-        score = q @ call.k.float().transpose(2, 3) / math.sqrt(call.d)
+        score = multiply(q, call.k.float().transpose(2, 3)) / math.sqrt(call.d)
         weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
         held = Plain()
         held.append(weight[..., None])

@@ -25,6 +25,7 @@ from regard.policies.base import Step
 from regard.policies.kinds import Select, StoreAndAttend
 from regard.policies.registry import register
 from regard.run.api import attend
+from regard.run.counting import multiply
 from regard.run.executor import Answer, No, Yes
 from regard.run.runner import run
 
@@ -124,7 +125,7 @@ class LongHeads(StoreAndAttend, Select):
 
     def chosen(self, q: Tensor, marks: Tensor, at: Tensor, count: int) -> Tensor:
         """Chunks [b, h, p, count] that bare queries q [b, h, p, d] at places [p] read, in order."""
-        scores = q @ marks.transpose(2, 3)  # [b, h, p, chunks]
+        scores = multiply(q, marks.transpose(2, 3))  # [b, h, p, chunks]
         newest = (at // self.chunk)[:, None]
         number = torch.arange(marks.shape[2], device=at.device)
         scores = scores.masked_fill(number >= newest - 1, -torch.inf)

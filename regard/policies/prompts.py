@@ -24,6 +24,7 @@ from regard.models.stage import Stage
 from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
 from regard.policies.tiling import causal_tiles, tile_places
+from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
 from regard.run.runner import run
 
@@ -131,7 +132,7 @@ class BlockSparse(Prefill):
         k = pooled(expand_heads(call.k, call.h), self.block)
         before = call.rule.offset % self.block
         q = pooled(padded(call.q, before, 0), self.block)
-        scores = q @ k.transpose(2, 3)
+        scores = multiply(q, k.transpose(2, 3))
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
         scores = scores.masked_fill(self.always(call), torch.inf)
         count = ((rows + 1) * keep).ceil().clamp(min=2)
@@ -261,7 +262,7 @@ class Hip(Prefill):
         middle = ((low + high) * self.block // 2).clamp(max=k.shape[2] - 1)
         index = middle.flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
         keys = k.gather(2, index).view(*middle.shape, -1)  # [b, h, t, c, d]
-        score = (q @ keys.transpose(3, 4)).amax(3)
+        score = multiply(q, keys.transpose(3, 4)).amax(3)
         return torch.where(high > low, score, -torch.inf)
 
 

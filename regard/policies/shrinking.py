@@ -187,12 +187,15 @@ class Shrinking(Stage):
         step = self._steps.held[-1]
         if step.unread:
             # What another stage made of the call since is not what a policy read: it is refused.
-            alone = run.plain and call is step.call
+            alone, before = run.plain and call is step.call, COUNT.flops
             result = self._by_policy(step, call) if alone else None
             if result is not None:
                 return result
+            tried = COUNT.flops - before
             opened = self._opened(call, step.layer)
-            opened.due, opened.spent = step.due, opened.spent + step.spent
+            opened.due = step.due
+            # What a policy computed before it left the call to others counts as well.
+            opened.spent += step.spent + tried
             self._steps.held[-1] = step = opened
             call = step.call
         for one in self._making:

@@ -53,6 +53,19 @@ def bytes_of(*tensors: Tensor) -> int:
     return total
 
 
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b of [..., n, x] and [..., x, m], counted: work beside pairs, as choosing keys is.
+
+    >>> import torch
+    >>> before = counted()
+    >>> multiply(torch.ones(2, 3, 4), torch.ones(4, 5)).shape, counted().less(before).flops
+    (torch.Size([2, 3, 5]), 240.0)
+    """
+    made = a @ b
+    COUNT.flops += 2.0 * made.numel() * a.shape[-1]
+    return made
+
+
 def counted() -> Counted:
     """Return what this thread has computed since it began.
 
@@ -85,4 +98,4 @@ def recording() -> Iterator[list[Ran]]:
         COUNT.records = before
 
 
-__all__ = ["COUNT", "Ran", "bytes_of", "count", "counted", "recording"]
+__all__ = ["COUNT", "Ran", "bytes_of", "count", "counted", "multiply", "recording"]
