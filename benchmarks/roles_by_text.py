@@ -19,7 +19,7 @@ from side_by_side import save
 
 import regard
 from regard.models.loading import load
-from regard.probes.positions import Streaming
+from regard.probes.position_heads import Streaming
 from regard.probes.roles import DuplicateToken, Induction, PreviousToken
 from regard.views.seen import ROLES
 

@@ -23,11 +23,11 @@ import pytest
 import torch
 
 import regard
-from regard.bench.claims import claim, stale
 from regard.bench.kept_cells import CELLS, KeptCells
 from regard.bench.records import BEGUN as RUN_BEGUN
 from regard.bench.records import RECORD, RESULTS, SPEED, SWEEP, Run, read_record, read_speed
 from regard.bench.results import read_folder
+from regard.bench.run_locks import claim, stale
 from regard.bench.shrunk_cells import read_cells
 from regard.core.files import (
     KINDS,
@@ -40,7 +40,7 @@ from regard.core.files import (
 )
 from regard.memories import Kept, load, save
 from regard.memories.blocks import BLOCK, Block, Blocks
-from regard.memories.files import MEMORY
+from regard.memories.memory_files import MEMORY
 from regard.policies.calibration import BEGUN, CALIBRATION, read_calibration
 from regard.views.run_file import RUN
 from regard.views.run_file import Run as SeenRun

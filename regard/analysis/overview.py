@@ -12,7 +12,7 @@ from torch import Tensor
 from regard.analysis.dependency import Tree, dependency_skill
 from regard.core.errors import ShapeError, ValueRangeError, fail, need, shape_of
 from regard.core.method import method
-from regard.core.pictures import write_figure
+from regard.core.picture_files import write_figure
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from regard.bench.claims import claim
 from regard.bench.records import RECORD, Run, kept_record, record_path
+from regard.bench.run_locks import claim
 from regard.bench.sweep import News, Plan, keep_plan
 from regard.bench.training import carry_out
 from regard.core.errors import need

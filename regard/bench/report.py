@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.bench.drawing import Axis, Chart, ranked, short
+from regard.bench.findings import UNLEARNED, findings
 from regard.bench.records import BenchError
 from regard.bench.results import Results, cell_of
 from regard.bench.speed import Measure, exponents, pays_from
@@ -22,7 +23,6 @@ from regard.bench.statistics import (
     compositional_index,
     ranking,
 )
-from regard.bench.words import UNLEARNED, findings
 from regard.core.files import write_bytes
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from regard.bench.backbone import width_for
-from regard.bench.budget import Budget
-from regard.bench.claims import Claim, claim, sweep
 from regard.bench.measuring import threads_each
 from regard.bench.records import RECORD, SWEEP, Run, kept_record, record_path
+from regard.bench.run_budget import Budget
+from regard.bench.run_locks import Claim, claim, sweep
 from regard.bench.specs import make_layer, need_pattern, read_spec, task_of, why_not
 from regard.bench.training import Progress, carry_out
 from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
@@ -53,7 +53,7 @@ def plan(
     With no `patterns` each task is posed in the first of its own. A layer that can look in none of
     the patterns of any task is refused; one that can do some leaves out the others.
 
-    >>> from regard.bench.budget import read_budget
+    >>> from regard.bench.run_budget import read_budget
     >>> len(plan(["mha", "linear"], ["mqar", "copy"], budget=read_budget("10steps")).runs)
     4
     """

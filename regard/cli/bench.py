@@ -67,8 +67,8 @@ def run(
 ) -> None:
     """Train every layer on every task, and write a report; given again, go on where it ended."""
     from regard.bench.backbone import POSITIONS
-    from regard.bench.budget import read_budget
     from regard.bench.results import gathered
+    from regard.bench.run_budget import read_budget
     from regard.bench.sweep import plan
     from regard.core.errors import RuleError, ValueRangeError, fail, need
 
@@ -223,9 +223,9 @@ def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, qui
 
 
 def _finish(results: Any, out: Path, as_json: bool) -> None:
+    from regard.bench.findings import findings
     from regard.bench.results import write_tables
     from regard.bench.statistics import ranking
-    from regard.bench.words import findings
 
     written = write_tables(results, out)
     page = _page(results, out / "report.html")

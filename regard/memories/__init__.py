@@ -11,14 +11,14 @@ window; `Paged` shares pages, `HeadPages` has them for each head; `Shared` reads
 from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory, Read
 from regard.memories.blocks import Block, Blocks
-from regard.memories.files import load, save
 from regard.memories.full import Full
+from regard.memories.head_memories import HeadMemories
 from regard.memories.head_pages import HeadPages
-from regard.memories.heads import HeadMemories
 from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
 from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
+from regard.memories.memory_files import load, save
 from regard.memories.near_keys import NearKeys
 from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized

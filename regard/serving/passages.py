@@ -13,7 +13,7 @@ from regard.core.errors import ShapeError, fail, need, shape_of
 from regard.core.method import method
 from regard.core.support import Causal, Kinds, Support
 from regard.memories.blocks import Block, Blocks
-from regard.memories.files import load, save
+from regard.memories.memory_files import load, save
 from regard.models.fingerprint import fingerprint
 from regard.models.rotary import turns_of
 from regard.models.stage import Stage

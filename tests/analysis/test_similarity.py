@@ -20,7 +20,7 @@ from regard.core.score import Alibi, Dot, SoftCap
 from regard.core.support import Causal, Window
 from regard.core.weigh import Sigmoid, Softmax
 from regard.models.attach import attach, hook_of
-from regard.probes.positions import RotaryPairs, Streaming, contributions, correlation, ranks
+from regard.probes.position_heads import RotaryPairs, Streaming, contributions, correlation, ranks
 from regard.probes.rank import EffectiveRank, singular_values
 from regard.run.rows import rows_of
 from regard.run.runner import run

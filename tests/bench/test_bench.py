@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from regard.bench import records, training
 from regard.bench.backbone import Backbone, parameters, width_for
-from regard.bench.budget import Budget, read_budget
-from regard.bench.claims import claim, stale
 from regard.bench.records import RECORD, BenchError, read_record, record_path
 from regard.bench.results import gathered, read_folder, write_tables
+from regard.bench.run_budget import Budget, read_budget
+from regard.bench.run_locks import claim, stale
 from regard.bench.specs import make_layer, read_spec, task_of, why_not
 from regard.bench.sweep import carry_out_all, one, plan
 from regard.bench.training import carry_out, seed_of
@@ -323,7 +323,7 @@ def test_a_claim_of_another_machine_is_stale_when_nobody_touches_it(tmp_path):
 
 def test_a_run_that_was_taken_over_does_not_write(tmp_path, monkeypatch):
     run = tiny().runs[0]
-    monkeypatch.setattr("regard.bench.claims.Claim.mine", lambda self: False)
+    monkeypatch.setattr("regard.bench.run_locks.Claim.mine", lambda self: False)
     one(run, tmp_path)
     assert not record_path(tmp_path, run).exists()
 

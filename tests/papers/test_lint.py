@@ -163,7 +163,7 @@ def test_a_hash_covers_everything_that_a_check_can_reach(tmp_path, monkeypatch):
     reached = closure([name])
     assert {name, "regard.layers.agents", "regard.papers.shared.linear_cost"} <= reached
     assert "regard.run.plan" in reached  # a layer attends through it, modules away
-    assert "regard.papers.runner" not in reached
+    assert "regard.papers.check_runner" not in reached
     assert "regard.controls" not in {one.rpartition(".")[0] for one in reached}
     own, code = split(reached)
     assert own == {one for one in reached if one.startswith("regard.papers")}

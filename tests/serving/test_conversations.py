@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import RegardError
-from regard.memories.files import load, save
+from regard.memories.memory_files import load, save
 from regard.memories.tiers import Cost, Tiers, least_recent, per_idle_time
 from regard.serving.conversations import flops_of_chunks
 from tests.architectures import DECODERS, PAIRS, build

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regard.core.scan.chunked import chunk_rate, pieces
+from regard.core.scan.chunked_scan import chunk_rate, pieces
 from regard.core.scan.decays import entering, kept
-from regard.core.scan.inputs import Tokens
-from regard.core.scan.recurrent import at
+from regard.core.scan.recurrent_scan import at
+from regard.core.scan.scan_inputs import Tokens
 
 Pair = tuple[Tensor, Tensor]
 """A memory and its momentum, each `[b, h, d, e]`."""

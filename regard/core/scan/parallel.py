@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from regard.core.scan.inputs import Tokens
+from regard.core.scan.scan_inputs import Tokens
 
 
 def parallel(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class Streaming(OnPairs):
 @register("rotary", groups=("patterns",))
 @method(
     "rope_positional_heads",
-    call="from regard.probes.positions import RotaryPairs\n"
+    call="from regard.probes.position_heads import RotaryPairs\n"
     "probe = RotaryPairs()  # regard.see(model, text, [probe]).scores['rotary'].top()",
 )
 class RotaryPairs(Probe):

@@ -76,7 +76,7 @@ class Circuit:
 @method(
     "sae_circuit_discovery",
     call="import torch\n"
-    "from regard.circuits.codes import discover_circuit\n"
+    "from regard.circuits.head_codes import discover_circuit\n"
     "circuit = discover_circuit(torch.randn(10, 12, 16), torch.randn(10, 12, 16), steps=20)",
 )
 def discover_circuit(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regard.core.scan.decays import entering, leaving, passing, products, times
-from regard.core.scan.inputs import Tokens
+from regard.core.scan.scan_inputs import Tokens
 
 _PIECE = 1 << 19
 """How many score entries are alive at once on a CPU: 2 MiB of float32 stay in its cache."""

@@ -74,7 +74,7 @@ class Recall:
 @method(
     "cmr_heads",
     call="import torch\n"
-    "from regard.analysis.recall import fit_recall\n"
+    "from regard.analysis.context_maintenance import fit_recall\n"
     "profile = torch.tensor([0.05, 0.05, 0.1, 0.6, 0.2])  # of LagProfile(reach=2)\n"
     "print(fit_recall(profile, items=20, steps=20).distance)",
 )

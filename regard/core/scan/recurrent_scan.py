@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regard.core.scan.inputs import Tokens
+from regard.core.scan.scan_inputs import Tokens
 
 
 def step(
