@@ -15,7 +15,7 @@ from regard.cli.completing import one_of_layers, one_of_tasks
 from regard.cli.printing import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from regard.bench.sweep import News, Plan
+    from regard.bench.sweep import News, SweepPlan
 
 
 class _OrRun(TyperGroup):
@@ -260,7 +260,7 @@ def _shown(x: Any) -> str:
     return f"{x:.4g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x or "")
 
 
-def _follow(events: Iterator[News], plan: Plan, *, quiet: bool) -> int:
+def _follow(events: Iterator[News], plan: SweepPlan, *, quiet: bool) -> int:
     """Show runs as they go; give how many broke. Ctrl-C keeps what is done."""
     import sys
 

@@ -18,7 +18,7 @@ from regard.core.scan.prefix import prefix_softmax
 from regard.core.scan.recurrent_scan import recurrent, step
 from regard.core.scan.scan_inputs import (
     Rate,
-    Tokens,
+    ScanTokens,
     check_chunk,
     initial_memory,
     initial_pair,
@@ -32,7 +32,7 @@ __all__ = [
     "MomentumState",
     "Rate",
     "ScanState",
-    "Tokens",
+    "ScanTokens",
     "check_chunk",
     "chunked",
     "divided",
