@@ -43,7 +43,7 @@ from regard.memories.blocks import BLOCK, TextBlock, TextBlocks
 from regard.memories.memory_files import MEMORY
 from regard.policies.calibration import BEGUN, CALIBRATION, read_calibration
 from regard.views.run_file import RUN
-from regard.views.run_file import TrainingRun as SeenRun
+from regard.views.run_file import Run as SeenRun
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 TRIES = {"quick": 300, "ci": 1_000, "nightly": 10_000}[PROFILE]
