@@ -9,7 +9,7 @@ window; `Paged` shares pages, `HeadPages` has them for each head; `Shared` reads
 """
 
 from regard.memories.bare import Bare
-from regard.memories.base import KeyMemory, Read
+from regard.memories.base import KeyMemory
 from regard.memories.blocks import TextBlock, TextBlocks
 from regard.memories.full import Full
 from regard.memories.head_memories import HeadMemories
@@ -49,7 +49,6 @@ __all__ = [
     "Plain",
     "Pool",
     "Quantized",
-    "Read",
     "Reservation",
     "Reserved",
     "Ring",

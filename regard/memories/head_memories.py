@@ -64,9 +64,15 @@ class HeadMemories(KeyMemory):
             part.forget(horizon)
 
     def crop(self, length: int) -> None:
-        """Drop the tokens after the first `length`."""
+        """Drop the tokens after the first `length`: all heads do, or none."""
+        self.check_crop(length)
         for part in self.parts:
             part.crop(length)
+
+    def check_crop(self, length: int) -> None:
+        """Raise unless every head can go back."""
+        for part in self.parts:
+            part.check_crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         """Take rows of the batch."""

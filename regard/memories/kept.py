@@ -244,9 +244,13 @@ class Kept(KeyMemory):
             if part.at is not None and part.at.untyped_storage().nbytes() > part.at.nbytes:
                 part.at = part.at.clone()
 
+    def check_crop(self, length: int) -> None:
+        """Raise if keys that earlier queries need are gone."""
+        need_crop(length, self.seen, self._dropped_at)
+
     def crop(self, length: int) -> None:
         """Go back to when `length` tokens had been seen."""
-        need_crop(length, self.seen, self._dropped_at)
+        self.check_crop(length)
         if self._shape is not None:
             for part in self._parts:
                 m = length

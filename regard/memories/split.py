@@ -78,10 +78,15 @@ class Split(KeyMemory):
             memory.settle()
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen, if every part can."""
-        # Those that refuse come first, so that either all go back or none does.
-        for _, memory in sorted(self.parts, key=lambda x: type(x[1]).__name__ != "Ring"):
+        """Go back to when `length` tokens had been seen: all parts do, or none."""
+        self.check_crop(length)
+        for _, memory in self.parts:
             memory.crop(length)
+
+    def check_crop(self, length: int) -> None:
+        """Raise unless every part can go back."""
+        for _, memory in self.parts:
+            memory.check_crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         """Take rows of the batch."""
