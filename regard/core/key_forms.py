@@ -309,16 +309,17 @@ class Ragged(Keys):
         return sum(keys.nbytes for _, keys in self.parts)
 
     @property
-    def positions(self) -> Tensor:
-        """Positions [b, g, m], -1 behind the end of shorter heads."""
+    def positions(self) -> Tensor | None:
+        """Positions [b, g, m], -1 behind the end of shorter heads; None where key j is at j."""
         b, g, m, _, _ = self.shape
+        if all(keys.positions is None and keys.m == m for _, keys in self.parts):
+            return None
         made = torch.full((b, g, m), -1, device=self.device)
         for heads, keys in self.parts:
             at = keys.positions
             at = torch.arange(keys.m, device=self.device) if at is None else at
             made[:, list(heads), : keys.m] = (at[:, None] if at.dim() == 2 else at).long()
-        filled: Tensor = made
-        return filled
+        return made
 
     def dense(self) -> Dense:
         """Fill shorter heads up with empty slots."""

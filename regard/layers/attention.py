@@ -34,7 +34,7 @@ from regard.layers.positions import Position, position_named
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory
 from regard.memories.full import Full
-from regard.memories.head_memories import HeadMemories
+from regard.memories.split import Split
 from regard.run.api import attend
 
 
@@ -220,12 +220,12 @@ class Attention(Layer):
     def key_memory(self) -> KeyMemory:
         """Make what keys are kept in: for each head alone where each has its own support."""
         apart = isinstance(self.rule().support, PerHead)
-        return HeadMemories(self.kv_heads) if apart else Full()
+        return Split.by_head(self.kv_heads) if apart else Full()
 
     def forget(self, kept: KeyMemory, now: int) -> None:
         """Drop keys that no query from `now` on can need."""
         support = self.rule().support
-        if isinstance(kept, HeadMemories) and isinstance(support, PerHead):
+        if isinstance(kept, Split) and isinstance(support, PerHead):
             share = self.heads // self.kv_heads
             kept.forget_each([
                 reduce(or_, (s.horizon(now) for s in support.supports[g : g + share]))

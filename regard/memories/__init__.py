@@ -12,7 +12,6 @@ from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
 from regard.memories.blocks import TextBlock, TextBlocks
 from regard.memories.full import Full
-from regard.memories.head_memories import HeadMemories
 from regard.memories.head_pages import HeadPages
 from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
@@ -35,7 +34,6 @@ __all__ = [
     "Bare",
     "Bounds",
     "Full",
-    "HeadMemories",
     "HeadPages",
     "Hosted",
     "Kept",

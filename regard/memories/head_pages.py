@@ -94,7 +94,7 @@ class HeadPages(KeyMemory):
         places = [-(-self.lengths[i] // size) + c for i, x in enumerate(more) for c in range(x)]
         new = torch.arange(have, have + len(rows), dtype=torch.int32, device=device)
         self._table[torch.tensor(rows), torch.tensor(places)] = new
-        self._pages = [torch.cat((x, x.new_empty(len(rows), *x.shape[1:]))) for x in self._pages]
+        self._pages = [torch.cat((x, x.new_zeros(len(rows), *x.shape[1:]))) for x in self._pages]
 
     def _write(self, places: Tensor, k: Tensor, v: Tensor) -> None:
         """Put k, v of every sequence at its places [b g, n]."""

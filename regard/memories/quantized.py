@@ -68,10 +68,10 @@ class Quantized(TokenStore):
             old, self._tail = self._tail[:, :, :n], self._tail[:, :, n:].clone()
             made, held = self._coded(old), self._held
             if held is not None:
-                made = Codes(
-                    *(torch.cat((was, new), 2) for was, new in zip(held[:3], made, strict=False)),
-                    self.bits, made.size,
-                )  # fmt: skip
+                codes, low, step = (
+                    torch.cat(both, 2) for both in zip(held[:3], made[:3], strict=True)
+                )
+                made = made._replace(codes=codes, low=low, step=step)
             self._hold(made)
         elif self._tail.untyped_storage().nbytes() > self._tail.nbytes:
             self._tail = self._tail.clone()
@@ -136,7 +136,8 @@ class Quantized(TokenStore):
         """Take rows."""
         held = self._held
         if held is not None:
-            self._hold(Codes(*(take_batch(x, rows) for x in held[:3]), self.bits, held.size))
+            codes, low, step = (take_batch(x, rows) for x in held[:3])
+            self._hold(held._replace(codes=codes, low=low, step=step))
         self._tail = None if self._tail is None else take_batch(self._tail, rows)
 
     @property

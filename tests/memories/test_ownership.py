@@ -21,7 +21,6 @@ from regard.core.spans import Spans
 from regard.memories import (
     Bare,
     Bounds,
-    HeadMemories,
     Hosted,
     Kept,
     KeyMemory,
@@ -60,7 +59,7 @@ class Turn:
 OTHERS: dict[str, Callable[[], KeyMemory]] = {
     "reserved": reserved, "unrotated": lambda: Bare(Turn()),
     "near keys": lambda: NearKeys(window=5, sinks=2), "some keys": lambda: SomeKeys(heads=(1,)),
-    "a memory a head": lambda: HeadMemories(G),
+    "a memory a head": lambda: Split.by_head(G),
     "split": lambda: Split([((1,), Kept()), ((0,), Ring(window=5, sinks=1))]),
 }  # fmt: skip
 ALL = {**{name: make for name, (make, _) in MAKERS.items()}, **OTHERS}
