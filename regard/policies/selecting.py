@@ -293,7 +293,7 @@ class Recycled(Selecting):
         """Look up what the last full step gave, or make it now."""
         layer, call = step.layer, step.call
         assert layer is not None
-        held = layer.extra.get(self.name)
+        held = layer.extra.get(f"{self.name} weights")
         since = call.m - (0 if held is None else len(held))
         if held is None or since > self.every:
             self.passed(step)
@@ -312,7 +312,7 @@ class Recycled(Selecting):
         weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
         held = Plain()
         held.append(weight[..., None])
-        layer.extra[self.name] = held
+        layer.extra[f"{self.name} weights"] = held
 
 
 __all__ = [

@@ -28,10 +28,10 @@ BOUNDS = {
         "offloaded", "pyramid_kv", "random", "seer_attention", "shared_weights", "vertical_slash",
     ), 60),
     # They choose at each step, or run heads apart.
-    "chai": 90, "recycled": 90, "double_sparsity": 95, "duo_attention": 105, "longheads": 140,
+    "chai": 90, "recycled": 100, "double_sparsity": 95, "duo_attention": 105, "longheads": 140,
     "moa_sparse": 145,
     # They plan anew as positions move, walk over tiles, or have their keys elsewhere.
-    "lserve": 300, "pod": 400, "remote_attention": 680, "s2": 1350,
+    "lserve": 360, "pod": 400, "remote_attention": 680, "s2": 1350,
 }  # fmt: skip
 # In place of the settings at which they lose nothing.
 LOSSY: dict[str, dict[str, Any]] = {"quantized": {"residual": 32}, "low_rank": {"rank": 0.5}}
