@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regard.bench.shrunk_cells import COUNTS, Cell, frontier, level
 from regard.core.errors import need
-from regard.core.pictures import write_figure
+from regard.core.picture_files import write_figure
 from regard.views.colors import ROLE_COLORS
 
 TITLES = {"needle": "share of needles found", "recall": "share of keys recalled, asked for later",

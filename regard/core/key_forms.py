@@ -16,7 +16,7 @@ from regard.core.keys import STEP, At, Dense, Keys, is_full, written
 from regard.core.rule import Rule
 
 
-class _Written:
+class _StoredAttribute:
     """An attribute that is in the instance: it stands in the class for one that is computed."""
 
     def __init__(self, name: str) -> None:
@@ -215,25 +215,29 @@ class Packed(Keys):
 
     def dense(self) -> Dense:
         """Write the numbers out."""
-        return Dense(
-            self._joined(self.k, self.tail[0]), self._joined(self.v, self.tail[1]), self.at
-        )
-
-    @staticmethod
-    def _joined(codes: Codes, tail: Tensor) -> Tensor:
-        m = codes.codes.shape[2]
-        if tail.requires_grad:
-            return torch.cat((codes.read(tail.dtype), tail), 2)
-        made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
-        codes.write(made[:, :, :m])
-        made[:, :, m:] = tail
-        filled: Tensor = made
-        return filled
+        made = []
+        for codes, tail in zip((self.k, self.v), self.tail, strict=True):
+            m = codes.codes.shape[2]
+            if tail.requires_grad:
+                made.append(torch.cat((codes.read(tail.dtype), tail), 2))
+                continue
+            x = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
+            codes.write(x[:, :, :m])
+            x[:, :, m:] = tail
+            made.append(x)
+        return Dense(made[0], made[1], self.at)
 
     @property
     def kind(self) -> Hashable:
         """Bits and groups count as well."""
-        return *super().kind, self.k.bits, self.v.bits, self.k.group, self.v.group  # type: ignore[misc]
+        k, v, x, at = self.k, self.v, self.tail[0], self.at
+        b, g, m = k.codes.shape[:3]
+        # Asked at every step of decoding, so written out here.
+        return (
+            self.form, b, g, -(-(m + x.shape[2]) // STEP), k.size, v.size, x.dtype, x.device,
+            at is None or self.full, at is None, k.bits, v.bits, -(-m // max(k.low.shape[2], 1)),
+            -(-m // max(v.low.shape[2], 1)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -249,15 +253,15 @@ class Ragged(Keys):
     form: ClassVar[str] = "ragged"
     parts: tuple[tuple[tuple[int, ...], Keys], ...]
     # Written by __post_init__, in place of the properties of other forms.
-    shape: ClassVar[Any] = _Written("shape")
-    full: ClassVar[Any] = _Written("full")
-    dense_full: ClassVar[Any] = _Written("dense_full")
-    count: ClassVar[Any] = _Written("count")
-    dtype: ClassVar[Any] = _Written("dtype")
-    device: ClassVar[Any] = _Written("device")
-    kind: ClassVar[Any] = _Written("kind")
+    shape: ClassVar[Any] = _StoredAttribute("shape")
+    full: ClassVar[Any] = _StoredAttribute("full")
+    dense_full: ClassVar[Any] = _StoredAttribute("dense_full")
+    count: ClassVar[Any] = _StoredAttribute("count")
+    dtype: ClassVar[Any] = _StoredAttribute("dtype")
+    device: ClassVar[Any] = _StoredAttribute("device")
+    kind: ClassVar[Any] = _StoredAttribute("kind")
     # Whether every part is of tensors.
-    all_dense: ClassVar[Any] = _Written("all_dense")
+    all_dense: ClassVar[Any] = _StoredAttribute("all_dense")
 
     def __post_init__(self) -> None:
         # One loop for all that is asked later: a step of decoding makes this anew.
@@ -305,16 +309,17 @@ class Ragged(Keys):
         return sum(keys.nbytes for _, keys in self.parts)
 
     @property
-    def positions(self) -> Tensor:
-        """Positions [b, g, m], -1 behind the end of shorter heads."""
+    def positions(self) -> Tensor | None:
+        """Positions [b, g, m], -1 behind the end of shorter heads; None where key j is at j."""
         b, g, m, _, _ = self.shape
+        if all(keys.positions is None and keys.m == m for _, keys in self.parts):
+            return None
         made = torch.full((b, g, m), -1, device=self.device)
         for heads, keys in self.parts:
             at = keys.positions
             at = torch.arange(keys.m, device=self.device) if at is None else at
             made[:, list(heads), : keys.m] = (at[:, None] if at.dim() == 2 else at).long()
-        filled: Tensor = made
-        return filled
+        return made
 
     def dense(self) -> Dense:
         """Fill shorter heads up with empty slots."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.core.heads import as_rows, take_keys
+from regard.core.heads import as_rows, take_both, take_keys
 from regard.core.rule import Rule
 
 # Numbers of keys that plans tell apart in decoding: a text that grows is not planned at each token.
@@ -323,8 +323,8 @@ class Slots(Keys):
     @cached_property
     def _in_order(self) -> Tensor:
         """Slots by position, those without a key last and counted as m."""
-        m = self.keys.m
-        slots = self.slots.expand(*self.keys.shape[:2], -1)
+        b, g, m, _, _ = self.keys.shape
+        slots = self.slots.expand(b, g, -1)
         return torch.where(slots < 0, m, slots).long().sort(-1).values
 
     @property
@@ -341,9 +341,9 @@ class Slots(Keys):
     def dense(self) -> Dense:
         """Copy the keys in the order of their positions."""
         whole, order = self.keys.dense(), self._in_order
-        index = order.clamp(max=max(whole.m - 1, 0))
-        k, v = take_keys(whole.k, index), take_keys(whole.v, index)
-        return Dense(k, v, self.positions)
+        index = order.clamp(max=max(whole.k.shape[2] - 1, 0))
+        k, v = take_both(whole.k, whole.v, index)
+        return Dense(k, v, Later(lambda: self.positions, True) if self.full else self.positions)
 
     @property
     def kind(self) -> Hashable:
@@ -355,8 +355,8 @@ class Slots(Keys):
         b, g, _, d = k.shape
         rows = as_rows(k) is not None and as_rows(v) is not None
         return (
-            "slots", b, g, c, d, v.shape[3], k.dtype, k.device, self.full, inner.full,
-            inner.at is None, rows,
+            "slots", b, g, c, d, v.shape[3], k.dtype, k.device, self.full,
+            inner.at is None or inner.full, inner.at is None, rows,
         )  # fmt: skip
 
 

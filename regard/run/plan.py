@@ -15,7 +15,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
 from regard.core.html_table import html_table
-from regard.core.keys import STEP, Dense, Keys
+from regard.core.keys import STEP, Dense
 from regard.run.executor import Cost, Executor, No
 from regard.run.transforms import Transforms, transforms_around
 
@@ -204,15 +204,22 @@ def simplified(call: Call) -> Call:
     """Return the same call over keys of the simplest form that means the same to its rule."""
     if type(call.keys) is Dense:
         return call
-    if not isinstance(call.keys, Keys):
-        return call.checked()
-    keys = call.keys.simplest(call.rule)
+    try:
+        keys = call.keys.simplest(call.rule)
+    except AttributeError:  # no keys; a look at each call would cost all calls
+        call.checked()
+        raise
     return call if keys is call.keys else call.replace(keys=keys)
 
 
 def densified(call: Call) -> Call:
     """Return the same call over keys that are tensors."""
-    return call if isinstance(call.keys, Dense) else call.replace(keys=call.dense)
+    if type(call.keys) is Dense:
+        return call
+    known = call.__dict__  # where `call.dense` would keep it, too
+    if "dense" not in known:
+        known["dense"] = call.keys.dense()
+    return call.replace(keys=known["dense"])
 
 
 # A kind of call -> its executor, and whether its keys are made dense first.
@@ -258,7 +265,8 @@ def _kind(call: Call) -> Hashable:
         placed = at is not None or call.q_positions is not None
         placed = call.__dict__["placed"] = placed and not (rule.position_free and full)
     else:
-        placed = call.placed
+        placed = keys.placed or call.q_positions is not None
+        placed = call.__dict__["placed"] = placed and not (rule.position_free and keys.full)
     # A text that grows by a token must not be planned anew at each: then lengths come in steps.
     grows = single and not held and (rule.position_free or placed)
     if not dense:

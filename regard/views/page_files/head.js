@@ -125,7 +125,7 @@ const wordAt = (i, side = "keys") => {
 function alike(head) {
   const role = roleOf(head), name = manifest.roles[role]?.name;
   const some = heads.filter((x) => roleOf(x) === role);
-  return role < 0 ? some : some.sort((a, b) => valueOf(name, b) - valueOf(name, a));
+  return role < 0 ? some : some.sort((a, b) => (valueOf(name, b) || 0) - (valueOf(name, a) || 0));
 }
 
 function neighbour(step) {

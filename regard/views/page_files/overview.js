@@ -17,7 +17,7 @@ function nameOf(head) {
 }
 const said = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) < 0.001
   ? x.toExponential(0) : x.toPrecision(2));
-const valueOf = (name, head) => scores[name].values[head.s * scores[name].shape[1] + head.h];
+const valueOf = (name, head) => scores[name]?.values[head.s * scores[name].shape[1] + head.h];
 const roleOf = (head) => roles.values[head.s * wide + head.h];
 const byte = (name, head) => {
   const spec = manifest.scores[name], x = valueOf(name, head);

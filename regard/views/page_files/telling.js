@@ -45,7 +45,7 @@ function showFindings() {
 // The best head of each role, then the second of each; then those that matter most.
 function mostTelling() {
   const byRole = manifest.roles.map((role, r) => heads.filter((head) => roleOf(head) === r)
-    .sort((a, b) => valueOf(role.name, b) - valueOf(role.name, a)));
+    .sort((a, b) => (valueOf(role.name, b) || 0) - (valueOf(role.name, a) || 0)));
   const found = [];
   for (let place = 0; place < heads.length && found.length < TELLING; place++) {
     const row = byRole.map((some) => some[place]).filter(Boolean);
@@ -73,7 +73,7 @@ async function showTelling() {
     const link = made("a", "", { href: headAddress(head), className: "head-card" });
     if (role) link.style.borderColor = ROLE_COLORS[roleOf(head) % ROLE_COLORS.length];
     link.append(canvas, made("strong", nameOf(head)),
-      made("span", role ? ` ${role.title} ${said(valueOf(role.name, head))}` : " no role", { className: "quiet" }));
+      made("span", role ? ` ${role.title} ${scores[role.name] ? said(valueOf(role.name, head)) : ""}` : " no role", { className: "quiet" }));
     place.append(link);
   }
   $("telling-title").hidden = !place.children.length;
