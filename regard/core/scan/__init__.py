@@ -6,6 +6,7 @@ and `chunked` (fast). The door with every check is `regard.run.scanning.scan`.
 """
 
 from regard.core.scan.chunked import chunked
+from regard.core.scan.containment import contain
 from regard.core.scan.inputs import (
     Rate,
     Tokens,
@@ -35,6 +36,7 @@ __all__ = [
     "Tokens",
     "check_chunk",
     "chunked",
+    "contain",
     "divided",
     "initial_memory",
     "initial_pair",
