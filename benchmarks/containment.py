@@ -68,7 +68,7 @@ def main() -> None:
     }
     found = {}
     for name, call in cases.items():
-        runs = executor_for(call)
+        runs, _ = executor_for(call)
         found[name] = {"executor": runs.name} | timed(
             name, lambda call=call: broken_keys(call), lambda call=call, runs=runs: runs.out(call)
         )
