@@ -93,8 +93,8 @@ class _State:
         self._owner = owner
 
     def __call__(self) -> Any:
-        owner: Any = self._owner
-        state = type(owner).__getstate__(owner)
+        kind: Any = type(self._owner)
+        state = kind.__getstate__(self._owner)
         if not isinstance(state, dict):
             return state
         if any(isinstance(x, Wrapped) for x in state.values()):

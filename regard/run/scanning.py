@@ -85,10 +85,10 @@ def scan(
     tokens = prepare(
         q, k, values, log_decay=log_decay, beta=beta, keep=keep, reset=reset, scale=scale
     )
-    start = (initial_memory(state, tokens),)
+    start = initial_memory(state, tokens)
     with without_autocast(q.device):
-        tokens, start, spoiled = contain(tokens, start, keep=keep, reset=reset)
-        out, memory = _scan_by(form, q.shape[2], chunk)(tokens, *start)
+        tokens, (start,), spoiled = contain(tokens, (start,), keep=keep, reset=reset)
+        out, memory = _scan_by(form, q.shape[2], chunk)(tokens, start)
         if normalize is not None:
             out = divided(out, normalize)
         if spoiled is not None:
