@@ -106,7 +106,7 @@ Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], 
 Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class _Thread(threading.local):
+class _ForwardThread(threading.local):
     """What this thread is in; empty outside of any forward."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class _Thread(threading.local):
         self.updated: Any = None
 
 
-_thread = _Thread()
+_thread = _ForwardThread()
 
 
 def current_forward() -> Forward | None:

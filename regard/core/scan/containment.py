@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regard.core.readable import can_be_read
-from regard.core.scan.inputs import Tokens
+from regard.core.scan.scan_inputs import ScanTokens
 
 
 class Spoiled(NamedTuple):
@@ -30,19 +30,19 @@ class Spoiled(NamedTuple):
 
 
 def contain(
-    tokens: Tokens,
+    tokens: ScanTokens,
     memories: tuple[Tensor, ...],
     *,
     keep: Tensor | None = None,
     reset: Tensor | None = None,
-) -> tuple[Tokens, tuple[Tensor, ...], Spoiled | None]:
+) -> tuple[ScanTokens, tuple[Tensor, ...], Spoiled | None]:
     """Take broken tokens and memories `[b, h, ...]` out of a scan, and note who reads them.
 
     One sum over keys and values tells whether there are any. Nothing is looked at where no token
     is before another (one token), in compiled code, under `vmap` and on `meta`. What `keep [b, n]`
     leaves out spoils nothing.
 
-    >>> from regard.core.scan.inputs import prepare
+    >>> from regard.core.scan.scan_inputs import prepare
     >>> x = torch.tensor([1.0, torch.nan, 1.0]).view(1, 1, 3, 1)
     >>> tokens, _, spoiled = contain(prepare(x, x, x), ())
     >>> tokens.v.flatten().tolist(), spoiled.rows.flatten().tolist()
@@ -111,7 +111,7 @@ def some_broken(*tensors: Tensor) -> bool:
     return not bool(torch.stack([x.detach().sum() for x in tensors]).sum().isfinite())
 
 
-def _without(tokens: Tokens, bad: Tensor) -> Tokens:
+def _without(tokens: ScanTokens, bad: Tensor) -> ScanTokens:
     gone = bad[..., None]
     beta = None if tokens.beta is None else tokens.beta.masked_fill(bad, 0.0)
     k, v = tokens.k.masked_fill(gone, 0.0), tokens.v.masked_fill(gone, 0.0)
