@@ -16,9 +16,12 @@ from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, ShapeError, fail
+from regard.models.recomputation import Recorded
+from regard.models.recomputation import thread as recording
 from regard.models.removal import Removal, run_within
 from regard.models.wrap import Around, hold
 from regard.run.counting import COUNT
@@ -188,15 +191,22 @@ class _Follow(Around):
         model: Any = self.model()
         forwards, told = _thread.forwards, _thread.told
         depth, said, running = len(forwards), len(told), COUNT.depth
+        outer, begun = recording.recorded, list(self.holders)
+        recorded = Recorded() if torch.is_grad_enabled() else outer
 
         def run() -> Any:
+            recording.recorded = recorded
             given = args, kwargs
             for arrive in [x for arrivals in self.holders for x in arrivals.of]:
                 given = arrive(model, *given) or given
             forwards.append(self.read(model, *given, self.kept.__dict__))
-            return plain(*given[0], **given[1])
+            out = plain(*given[0], **given[1])
+            if recorded is not None and recorded is not outer:
+                recorded.watch(out, begun, lambda: self.holders)
+            return out
 
         def leave() -> None:
+            recording.recorded = outer
             del forwards[depth:]
             del told[said:]
             COUNT.depth = running
