@@ -98,14 +98,14 @@ class Selecting(Select):
         if made is None:
             return None
         index = layer.extra.setdefault(self.name, made)
-        k = step.call.k
+        keys = step.call.keys
         have, dropped = len(index), getattr(memory, "_dropped_at", 0)
-        if have > k.shape[2] - step.n or layer.extra_at.get(self.name, 0) != dropped:
+        if have > keys.m - step.n or layer.extra_at.get(self.name, 0) != dropped:
             # Keys have gone since: the index is made anew of those that stayed.
             index = layer.extra[self.name] = made
             have = 0
         layer.extra_at[self.name] = dropped
-        index.append(self.seen_by_index(step, k[:, :, have:]))
+        index.append(self.seen_by_index(step, keys.since(have)))
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
