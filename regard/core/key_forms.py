@@ -85,7 +85,7 @@ class Paged(Keys):
     def shape(self) -> tuple[int, int, int, int, int]:
         """Sizes (b, g, m, d, e): m is the room of the table, or the longest row if known."""
         _, x, page, d = self.k.shape
-        b, t, _ = self.table.shape
+        b, t, pages = self.table.shape
         m = page * pages if self.longest is None else self.longest
         return b, t * x, m, d, self.v.shape[3]
 
