@@ -146,7 +146,11 @@ class Paged(Keys):
         b, t, _ = self.table.shape
         index = self.table.flatten().long()
         # [x, b t pages of a row, page, d] -> [b, t x, m, d]; one of t and x is 1.
-        made = x.transpose(0, 1).index_select(1, index).view(x.shape[1] * b * t, -1, x.shape[3])
+        if x.device.type == "cpu" and len(index):  # indexing is slow where pages lie apart
+            made = torch.cat([x[page] for page in index.tolist()], 1)
+        else:
+            made = x[index].transpose(0, 1)
+        made = made.reshape(x.shape[1] * b * t, -1, x.shape[3])
         heads = made.view(-1, b, *made.shape[1:]).transpose(0, 1) if t == 1 else None
         made = made.view(b, t, *made.shape[1:]) if heads is None else heads
         return made[:, :, : self.m]

@@ -1,0 +1,70 @@
+"""Regard inside vLLM itself, on a CPU: `make vllm` makes an environment with it and runs these.
+
+The result of a run of the whole comparison is kept in benchmarks/results/vllm-cpu.json.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed: `make vllm`", allow_module_level=True)
+
+from benchmarks import serve_in_vllm as serving
+
+
+def test_the_tokens_are_those_of_vllm() -> None:
+    found = serving.same()
+    assert found["equal"] == found["prompts"] == 64
+    assert min(found["preempted"]) > 0
+    assert found["blocks_lost"] == 0
+
+
+def test_heads_of_24_are_served() -> None:
+    found = serving.of_demo(count=8)
+    assert found["equal"] == found["prompts"]
+
+
+@pytest.mark.parametrize("name", serving.POLICIES)
+def test_a_policy_is_that_of_shrink(name: str) -> None:
+    found = serving.shrunk(name, count=16, tokens=12)
+    assert found["equal"] == found["prompts"]
+    alike = found["steps_that_read_the_same_keys"]
+    assert alike in (None, found["steps"])
+
+
+def test_a_survey_is_that_of_see() -> None:
+    found = serving.seen()
+    assert found["files"] == ["0-0", "0-2"]
+    assert found["largest_difference"] < 1e-3  # entropies are kept in 16 bits
+    assert found["bytes_of_a_page"] > 0
+
+
+def test_what_fails_takes_nothing_with_it() -> None:
+    found = serving.fails()
+    assert found["blocks_lost"] == [0, 0]
+    assert found["served_after"] == ["length", "length"]
+    assert found["ends"].get("error", 0) > 0
+    assert found["ends"].get("length", 0) > 0
+    assert found["said"].startswith("regard: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("regard", "engine", "said"),
+    [
+        ("shrink snapkv", {}, "evicts other keys"),
+        ("shrink a_shape", {}, "no-enable-prefix-caching"),
+        ("shrnk quest", {}, "did you mean 'shrink'"),
+        ("on", {"kv_cache_dtype": "fp8"}, "keys in 16 or 32 bits"),
+    ],
+)
+def test_what_is_refused_is_said_at_the_start(
+    regard: str, engine: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    _, _, folder = serving.demo()
+    job = {"model": folder, "engine": serving.engine(**engine), "rounds": []}
+    with pytest.raises(RuntimeError, match=said):
+        serving.ask(regard, job)
