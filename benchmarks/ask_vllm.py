@@ -117,7 +117,7 @@ def __getattr__(name: str) -> Any:
     """Make `Breaks`, a policy that raises for long texts, where it is asked for by name."""
     if name != "Breaks":
         raise AttributeError(name)
-    from regard.policies.decoding import Quest
+    from regard.policies.selecting import Quest
 
     class Breaks(Quest):
         def worth(self, step: Any, index: Any) -> Any:

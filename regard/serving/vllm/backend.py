@@ -87,7 +87,7 @@ class RegardCpuBackend(RegardBackend):
         return "CPU_ATTN"
 
 
-class Row(NamedTuple):
+class BatchRow(NamedTuple):
     """One request of a batch: its tokens [start, start + n), after `seen` all told."""
 
     start: int
@@ -102,7 +102,7 @@ class Row(NamedTuple):
 class RegardMetadata:
     """What one step computes: a row for each request, and where new keys go."""
 
-    rows: list[Row]
+    rows: list[BatchRow]
     tokens: int
     blocks: Tensor
     slots: Tensor
@@ -137,7 +137,7 @@ class RegardBuilder(AttentionMetadataBuilder[RegardMetadata]):
             n = starts[i + 1] - starts[i]
             if n > 0:
                 own = table[i : i + 1, None, : -(-seen[i] // block)]
-                rows.append(Row(starts[i], n, seen[i], own, served[i]))
+                rows.append(BatchRow(starts[i], n, seen[i], own, served[i]))
         tokens = starts[-1]
         slots = common.slot_mapping[:tokens].long()
         return RegardMetadata(rows, tokens, slots // block, slots % block)
@@ -217,7 +217,7 @@ class RegardImpl(AttentionImpl[RegardMetadata]):
         return output
 
     def call(
-        self, query: Tensor, k: Tensor, v: Tensor, row: Row, site: Site | None, *, whole: bool
+        self, query: Tensor, k: Tensor, v: Tensor, row: BatchRow, site: Site | None, *, whole: bool
     ) -> Call:
         """Make the call of one request over its pages; `whole` keeps those behind a window."""
         start, n, seen, table, _ = row

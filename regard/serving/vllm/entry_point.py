@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from regard.serving.vllm.settings import VARIABLE, Settings
+from regard.serving.vllm.server_settings import VARIABLE, Settings
 
 
 def register() -> None:

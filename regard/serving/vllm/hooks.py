@@ -15,7 +15,7 @@ from typing import Any
 from regard.core.errors import CapabilityError, fail
 from regard.models.site import Site, Sites
 from regard.serving.vllm.served_requests import Served, Serving, Setup
-from regard.serving.vllm.settings import SEE, Settings
+from regard.serving.vllm.server_settings import SEE, Settings
 
 CPU, CUSTOM = "CPU_ATTN", "CUSTOM"
 _HOME = "regard.serving.vllm.backend"

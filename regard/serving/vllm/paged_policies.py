@@ -20,16 +20,16 @@ from regard.core.key_forms import Paged
 from regard.core.keys import Keys
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory
-from regard.memories.stores import Store as KeyStore
+from regard.memories.stores import TokenStore
 from regard.models.site import Sites
 from regard.policies.base import Policy, Step
-from regard.policies.decoding import DoubleSparsity, Selecting
 from regard.policies.evicting import Rolling, Streaming
 from regard.policies.kinds import Calibrated, Evict, ModulePatch, Prefill, Select, Store
 from regard.policies.registry import policy
+from regard.policies.selecting import DoubleSparsity, Selecting
 from regard.policies.shrinking import Shrinking
 from regard.run.executor import Answer, No, Yes
-from regard.serving.vllm.settings import Shrink
+from regard.serving.vllm.server_settings import Shrink
 
 
 class ServedPages(KeyMemory):
@@ -80,7 +80,7 @@ class PagedLayer:
     """What policies keep of one request at one layer: its pages, and stores beside them."""
 
     memory: ServedPages = field(default_factory=ServedPages)
-    extra: dict[str, KeyStore] = field(default_factory=dict)
+    extra: dict[str, TokenStore] = field(default_factory=dict)
     extra_at: dict[str, int] = field(default_factory=dict)
     padded: bool = False
     # Tokens of the one row, [1].
@@ -111,11 +111,11 @@ class _Caches:
 class PagedShrinking(Shrinking):
     """The stage of policies, over pages of a server."""
 
-    def can_cache(self, model: Any, sites: Sites) -> Answer:
+    def _can_cache(self, model: Any, sites: Sites) -> Answer:
         """Return yes: pages can be read and chosen from."""
         return Yes()
 
-    def new_caches(self, model: Any) -> Any:
+    def _new_caches(self, model: Any) -> Any:
         """Make what knows the layer of a call."""
         return _Caches()
 

@@ -24,7 +24,7 @@ from regard.serving.vllm.paged_policies import (
     paged_policy,
 )
 from regard.serving.vllm.request_survey import RequestSurvey
-from regard.serving.vllm.settings import Asked, Settings
+from regard.serving.vllm.server_settings import Asked, Settings
 
 log = logging.getLogger("vllm.regard")  # vLLM shows what loggers of its name say
 _plain = Engine()

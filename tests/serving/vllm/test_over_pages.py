@@ -22,13 +22,13 @@ from regard.core.key_forms import Paged
 from regard.core.result import Result
 from regard.models.attach import hook_of
 from regard.models.stage import Stage
-from regard.policies.decoding import Quest
 from regard.policies.registry import known, policy
+from regard.policies.selecting import Quest
 from regard.run.runner import otherwise
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import can_serve, paged_policy, why_not_paged
 from regard.serving.vllm.served_requests import Serving, Setup
-from regard.serving.vllm.settings import Settings, Shrink
+from regard.serving.vllm.server_settings import Settings, Shrink
 from regard.views.run_file import Run
 from tests.architectures import DECODERS, build
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from regard.core.errors import RegardError
-from regard.serving.vllm.settings import Asked, See, Settings, Shrink
+from regard.serving.vllm.server_settings import Asked, See, Settings, Shrink
 
 
 @pytest.mark.parametrize(
