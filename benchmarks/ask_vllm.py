@@ -82,12 +82,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             "free_after": pool.get_num_free_blocks(),
             "slots": None if log is None else list(log),
         })  # fmt: skip
-    held = 0
-    if os.environ.get("REGARD"):
-        from regard.serving.vllm.hooks import current
-
-        held = len(current().requests)
-    return {"rounds": rounds, "held": held}
+    return {"rounds": rounds}
 
 
 def _log_slots() -> list[Any]:
