@@ -62,7 +62,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
                 temperature=0, max_tokens=one["tokens"], ignore_eos=True, extra_args=extra[i]
             )
             engine.add_request(f"{number}-{i}", {"prompt_token_ids": ids}, params)
-        start, found, steps = time.perf_counter(), {}, 0
+        start, found, steps, used = time.perf_counter(), {}, 0, []
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
@@ -72,6 +72,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
                         "why": said.stop_reason,
                     }  # fmt: skip
             steps += 1
+            used.append(before - pool.get_num_free_blocks())
             for i in one.get("cancel", {}).get(str(steps), []):
                 engine.abort_request([f"{number}-{i}"])
         seconds = time.perf_counter() - start
@@ -80,7 +81,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             "answers": [found.get(str(i)) for i in range(len(prompts))], "seconds": seconds,
             "steps": steps, "preempted": len(preempted), "free_before": before,
             "free_after": pool.get_num_free_blocks(),
-            "slots": None if log is None else list(log),
+            "used": used, "slots": None if log is None else list(log),
         })  # fmt: skip
     return {"rounds": rounds}
 

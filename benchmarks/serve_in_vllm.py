@@ -9,6 +9,7 @@ Each part asks vLLM in a fresh process (`ask_vllm.py`) on a CPU, in float32:
 - *demo*: the model that ships (heads of 24) against `generate` of transformers, one text at a time.
 - *shrink*: each policy against `regard.shrink` of transformers, one text at a time: tokens, and the
   keys that every step reads.
+- *freed*: the blocks that `streaming` gives back.
 - *see*: the survey of a request against `regard.see` of the same tokens.
 - *fails*: a policy that raises, and requests that are cancelled: blocks are counted.
 - *speed*: 32 requests, beside vLLM's own attention.
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("same", "demo", "shrink", "see", "fails", "speed")
+PARTS = ("same", "demo", "shrink", "freed", "see", "fails", "speed")
 POLICIES = {
     "quest": ("quest keep=25% page=16", "quest", 0.25, {"page": 16}),
     "streaming": ("streaming keep=48", "streaming", 48, {}),
@@ -209,6 +210,21 @@ def _alike(one: list[str], other: list[str]) -> int:
     return sum((Counter(one) & Counter(other)).values())
 
 
+def freed(tokens: int = 100) -> dict[str, Any]:
+    """Count the blocks that a request holds at its end, of as many as it had at most."""
+    _, tokenizer, folder = demo()
+    job = {
+        "model": folder, "engine": engine(enable_prefix_caching=False),
+        "rounds": [{"prompts": texts(tokenizer, 1, 900, 901), "tokens": tokens}],
+    }  # fmt: skip
+    made = {}
+    for said in ("on", "shrink streaming keep=96"):
+        one = ask(said, job)["rounds"][0]
+        held = [x for x in one["used"] if x]
+        made[said] = {"blocks_at_most": max(held), "at_the_end": held[-1]}
+    return made
+
+
 def seen() -> dict[str, Any]:
     """Compare the survey of a request with `regard.see` of the same tokens."""
     import torch
@@ -307,8 +323,8 @@ def main() -> None:
         print("vLLM is not installed: `make vllm` makes an environment with it")
         return
     sys.path.insert(0, str(HERE.parent))
-    run = {"same": same, "demo": of_demo, "see": seen, "fails": fails, "speed": speed,
-           "shrink": lambda: {name: shrunk(name) for name in POLICIES}}  # fmt: skip
+    run = {"same": same, "demo": of_demo, "freed": freed, "see": seen, "fails": fails,
+           "speed": speed, "shrink": lambda: {name: shrunk(name) for name in POLICIES}}  # fmt: skip
     found: dict[str, Any] = {}
     if asked.out and asked.out.exists():
         found = json.loads(asked.out.read_text())

@@ -11,11 +11,12 @@ import functools
 import os
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
-from regard.core.errors import CapabilityError, fail
+from regard.core.errors import CapabilityError, RegardError, fail
 from regard.models.site import Site, Sites
 from regard.serving.vllm.served_requests import Served, Serving, Setup
-from regard.serving.vllm.server_settings import SEE, Settings
+from regard.serving.vllm.server_settings import SEE, SHRINK, Asked, Settings
 
 CPU, CUSTOM = "CPU_ATTN", "CUSTOM"
 _HOME = "regard.serving.vllm.backend"
@@ -27,6 +28,8 @@ class Server(Serving):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._batch: list[Served] = []
+        # Requests of the scheduler that decline a policy; they go when they are done.
+        self.declined: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._sites: dict[str, Site] = {}
         self.known = False
 
@@ -111,6 +114,7 @@ def install(settings: Settings) -> None:
 
 def _step_in() -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     _around(GPUModelRunner, "initialize_kv_cache", _started)
@@ -119,6 +123,7 @@ def _step_in() -> None:
     _around(GPUModelRunner, "sample_tokens", _sampled)
     _around(Scheduler, "add_request", _added)
     _around(Scheduler, "update_from_output", _updated)
+    _around(FullAttentionManager, "remove_skipped_blocks", _skipped)
 
 
 def _around(kind: type[Any], name: str, ours: Callable[..., Any]) -> None:
@@ -162,9 +167,28 @@ def _sampled(plain: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _added(plain: Any, scheduler: Any, request: Any) -> Any:
     params = request.sampling_params
-    if params is not None and params.extra_args and params.extra_args.get(SEE):
+    extra = (None if params is None else params.extra_args) or {}
+    try:
+        asked = Asked.of({x: extra[x] for x in (SEE, SHRINK) if x in extra})
+    except RegardError:  # which ends the request when it is served
+        asked = Asked(shrink=False)
+    if asked.see:
         request.skip_reading_prefix_cache = True
+    if not asked.shrink:
+        current().declined[request.request_id] = request
     return plain(scheduler, request)
+
+
+def _skipped(plain: Any, manager: Any, name: str, done: int, prompt: int | None = None) -> None:
+    """Free the blocks of a request that no later token will read, at any layer or head."""
+    plain(manager, name, done, prompt)
+    kept = current().kept()
+    if kept is None or prompt is None or done <= prompt or name in current().declined:
+        return
+    first, newest = kept
+    # The token that comes next is one of the newest.
+    begin, end = -(-first // manager.block_size), (done + 1 - newest) // manager.block_size
+    manager._remove_blocks_in_range(name, begin, end)
 
 
 def _updated(plain: Any, scheduler: Any, planned: Any, output: Any) -> Any:

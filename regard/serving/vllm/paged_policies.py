@@ -23,6 +23,7 @@ from regard.memories.base import KeyMemory
 from regard.memories.stores import TokenStore
 from regard.models.site import Sites
 from regard.policies.base import Policy, Step
+from regard.policies.budget import Budget
 from regard.policies.evicting import Rolling, Streaming
 from regard.policies.kinds import Calibrated, Evict, ModulePatch, Prefill, Select, Store
 from regard.policies.registry import policy
@@ -134,15 +135,24 @@ class SinksAndRecent(Select):
 
     sinks: int = 4
 
+    @property
+    def most(self) -> int:
+        """Tokens that a step reads at most."""
+        return self.budget.of_row(1 << 40, self.token_bytes)
+
+    @property
+    def first(self) -> int:
+        """First tokens among these."""
+        tokens = Budget.of(self.keep).tokens
+        return min(self.sinks, (self.most if tokens is None else tokens) - 1)
+
     def select(self, step: Step) -> Call:
         """Choose slots by position alone."""
-        call, m = step.call, step.call.m
-        most = self.budget.of_row(1 << 40, self.token_bytes)
+        call, m, most = step.call, step.call.m, self.most
         if step.n > 1 or m <= most:
             return call
-        sinks = min(self.sinks, most - 1)
         line = torch.arange(m, device=call.q.device)
-        slots = torch.cat((line[:sinks], line[m - (most - sinks) :]))
+        slots = torch.cat((line[: self.first], line[m - (most - self.first) :]))
         step.slots = slots.expand(call.b, call.g, -1)
         return call
 

@@ -15,11 +15,13 @@ from regard.core.errors import CapabilityError, fail
 from regard.core.key_forms import Paged
 from regard.models.engine import Engine
 from regard.models.site import Site, Sites
+from regard.policies.budget import Budget
 from regard.run.executor import No
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import (
     PagedLayer,
     PagedShrinking,
+    SinksAndRecent,
     can_serve,
     paged_policy,
 )
@@ -73,6 +75,7 @@ class Serving:
         self.sites = Sites()
         self.stage: PagedShrinking | None = None
         self._engine = _plain
+        self._policy = None if settings.shrink is None else paged_policy(settings.shrink)
         # Run files that were written, the newest last.
         self.written: list[Path] = []
 
@@ -83,20 +86,19 @@ class Serving:
 
     def begin(self, model: Any, sites: Sites, setup: Setup) -> None:
         """Get ready for a model, or say why it cannot be served as was asked."""
-        self.sites, self.setup, asked = sites, setup, self.settings.shrink
-        if asked is None:
+        self.sites, self.setup, made = sites, setup, self._policy
+        if made is None:
             return
-        made = paged_policy(asked)
         answer = can_serve(
             made, chunks=setup.chunks, caches_prefixes=setup.caches_prefixes,
             guesses=setup.guesses,
         )  # fmt: skip
         if isinstance(answer, No):
             fail(
-                CapabilityError, f"policy {asked.policy!r}", answer.reason,
+                CapabilityError, f"policy {made.name!r}", answer.reason,
                 "a server that is set up for it", "change how the server is started",
             )  # fmt: skip
-        stage = PagedShrinking([made], asked.keep)
+        stage = PagedShrinking([made], made.keep)
         stage.begin(model, sites)
         self.stage, self._engine = stage, Engine([stage])
 
@@ -120,6 +122,19 @@ class Serving:
     def failures(self) -> dict[str, str]:
         """Return why requests cannot go on, by their names."""
         return {x.name: x.failed for x in self.requests.values() if x.failed}
+
+    def kept(self) -> tuple[int, int] | None:
+        """Return how many first and newest tokens are read, where a policy reads no others.
+
+        >>> Serving(Settings.of("shrink streaming keep=64 sinks=4")).kept()
+        (4, 60)
+        """
+        one = self._policy
+        if not isinstance(one, SinksAndRecent):
+            return None
+        # Bytes are tokens once the model is known.
+        tokens = Budget.of(one.keep).tokens if self.stage is None else one.most
+        return None if tokens is None else (one.first, tokens - one.first)
 
     def attend(self, call: Call, served: Served | None, rules: LayerRules) -> Tensor:
         """Run a call over the pages of one request, past the stages that the request has."""

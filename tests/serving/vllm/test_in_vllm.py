@@ -36,6 +36,13 @@ def test_a_policy_is_that_of_shrink(name: str) -> None:
     assert alike in (None, found["steps"])
 
 
+def test_streaming_gives_blocks_back() -> None:
+    found = serving.freed()
+    assert found["on"]["at_the_end"] == found["on"]["blocks_at_most"] > 30
+    # 96 tokens in blocks of 32, of which the first and the last may be held in part.
+    assert found["shrink streaming keep=96"]["at_the_end"] <= 5
+
+
 def test_a_survey_is_that_of_see() -> None:
     found = serving.seen()
     assert found["requests"] == ["0-0", "0-2"]
