@@ -91,11 +91,9 @@ class Selecting(Select):
         layer = step.layer
         assert layer is not None
         index = layer.extra.get(self.name)
-        k, dropped = step.call.k, getattr(layer.memory, "_dropped_at", 0)
+        keys, dropped = step.call.keys, getattr(layer.memory, "_dropped_at", 0)
         have = 0 if index is None else len(index)
-        gone = (
-            have > k.shape[2] - step.call.q.shape[2] or layer.extra_at.get(self.name, 0) != dropped
-        )
+        gone = have > keys.m - step.call.q.shape[2] or layer.extra_at.get(self.name, 0) != dropped
         if index is None or gone:
             # Keys have gone since: the index is made anew of those that stayed.
             index, have = self.index(), 0
@@ -103,7 +101,7 @@ class Selecting(Select):
                 return None
             layer.extra[self.name] = index
         layer.extra_at[self.name] = dropped
-        index.append(self.seen_by_index(step, k[:, :, have:]))
+        index.append(self.seen_by_index(step, keys.since(have)))
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
