@@ -31,6 +31,8 @@ class Keys(ABC):
     """
 
     form: ClassVar[str]
+    # Whether `dense` takes messages that every rank must join: no plan makes them dense unasked.
+    collective: ClassVar[bool] = False
 
     @abstractmethod
     def dense(self) -> Dense:
@@ -64,6 +66,11 @@ class Keys(ABC):
     def placed(self) -> bool:
         """Whether keys may have other positions than 0, 1, 2, ..."""
         return True
+
+    @property
+    def q_positions(self) -> Tensor | None:
+        """Positions of the queries of a call over these keys, where the keys know them."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
@@ -22,6 +22,19 @@ from regard.core.errors import RuleError, ShapeError, fail
 from regard.models.removal import Removal, run_within
 from regard.models.wrap import Around, hold
 from regard.run.counting import COUNT
+
+
+class WholeText(NamedTuple):
+    """The text of which a forward runs a part: other ranks run the others.
+
+    Masks are made for its `length` tokens, of which queries begin at `first`. `padding` [b, length]
+    marks the real ones, and `documents` [b or 1, length] says which document each belongs to.
+    """
+
+    length: int
+    first: int = 0
+    padding: Tensor | None = None
+    documents: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +48,8 @@ class Forward:
     `image_tokens` bool [b, n] marks those of a prompt that stand for an image, where the model's
     config names their id. `positions` [b or 1, n] are those of the tokens, where they were told,
     and `padding` [b, m] marks the real ones among the tokens so far. `cache` is the cache that the
-    forward reads and fills; `weights` says whether weights are to be returned.
+    forward reads and fills; `weights` says whether weights are to be returned. `whole` is the text
+    that the tokens are a part of, where a model is spread over devices.
 
     >>> now = Forward(3, branches=("unconditional", "conditional"), grid=(4, 6))
     >>> now.rows("conditional", 8), now.images
@@ -52,6 +66,7 @@ class Forward:
     padding: Any = None
     cache_ref: Any = None
     weights: bool = False
+    whole: WholeText | None = None
 
     @property
     def cache(self) -> Any:
