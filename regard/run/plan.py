@@ -193,6 +193,12 @@ def make_plan(
             f"one that can: {', '.join(considered)}",
             "leave `executor` out, or name one of these",
         )
+    if not considered:
+        fail(
+            ExecutorError, "keys", f"{call.keys} and {call.rule}, which none can run: "
+            + "; ".join(f"{x}: {why}" for x, why in ruled_out.items() if form in EXECUTORS[x].reads),
+            "a call that some executor can run", "change what the first of them names",
+        )  # fmt: skip
     asked_only = {x: why for x in considered if (why := EXECUTORS[x].avoid_reason(call))}
     ready = [x for x in considered if x not in asked_only] or list(considered)
     best = [x for x in ready if x not in needs_dense] or ready
