@@ -114,7 +114,8 @@ class Forward:
 
 # Reads a forward from a model, its arguments and what is kept between forwards.
 Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], Forward]
-# Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None.
+# Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None;
+# a third part names what is known of the forward otherwise than by its arguments.
 Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -205,10 +206,13 @@ class _Follow(Around):
         depth, said, running = len(forwards), len(told), COUNT.depth
 
         def run() -> Any:
-            given = args, kwargs
+            given, parts = (args, kwargs), {}
             for arrive in [x for arrivals in self.holders for x in arrivals.of]:
-                given = arrive(model, *given) or given
-            forwards.append(self.read(model, *given, self.kept.__dict__))
+                made = arrive(model, *given)
+                if made:
+                    given, parts = made[:2], {**parts, **(made[2] if len(made) > 2 else {})}
+            now = self.read(model, *given, self.kept.__dict__)
+            forwards.append(replace(now, **parts) if parts else now)
             return plain(*given[0], **given[1])
 
         def leave() -> None:

@@ -194,9 +194,10 @@ def make_plan(
             "leave `executor` out, or name one of these",
         )
     if not considered:
+        refusals = [f"{x}: {why}" for x, why in ruled_out.items() if form in EXECUTORS[x].reads]
         fail(
             ExecutorError, "keys", f"{call.keys} and {call.rule}, which none can run: "
-            + "; ".join(f"{x}: {why}" for x, why in ruled_out.items() if form in EXECUTORS[x].reads),
+            + "; ".join(refusals),
             "a call that some executor can run", "change what the first of them names",
         )  # fmt: skip
     asked_only = {x: why for x in considered if (why := EXECUTORS[x].avoid_reason(call))}

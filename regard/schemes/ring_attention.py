@@ -53,7 +53,7 @@ class RingAttention(Scheme):
         return [rows * each for rows in work(call, keys).rows_sent()]
 
     def bytes_sent_back(self, call: Call, keys: Sharded) -> list[int]:
-        """Bytes that each rank sends in the backward: keys and values again, and their gradients."""
+        """Bytes sent by each rank in the backward: keys and values again, and their gradients."""
         needed = work(call, keys).needed
         ranks = range(keys.peers.world)
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()

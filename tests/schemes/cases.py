@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from regard.core.support import (
 from regard.core.weigh import Relu, Sigmoid, Signed, Softmax
 from regard.run.runner import run
 from regard.schemes import Contiguous, Sharded, Striped, ZigZag, balanced, peers_of, traffic
-from regard.schemes.messages import Peers
+from regard.schemes.messages import PeerError, Peers
 
 SCHEMES = ("ring", "burst", "gather", "heads", "tree")
 
@@ -48,9 +49,10 @@ class Case:
         self.e = pick.choice((self.d, self.d, 6))
         self.dtype = pick.choice((torch.float32,) * 4 + (torch.bfloat16, torch.float64))
         support: Any = pick.choice((
-            Everything(), Causal(), Causal(), Causal() & Window(5), Causal() & (Window(8) | Sinks(2)),
+            Everything(), Causal(), Causal(), Causal() & Window(5),
+            Causal() & (Window(8) | Sinks(2)),
             Window(4), Causal() & Blocks(8), PrefixLM(3), "documents", "heads",
-            Neighborhood((7, 7), grid=(8, 8)) if self.m == 64 else Window(3, 2),
+            Neighborhood((5, 5), (8, 8)) if self.m == 64 else Window(3, 2),
         ))  # fmt: skip
         if support == "documents":
             cut = pick.randrange(1, self.m) if self.m > 1 else 1
@@ -169,7 +171,12 @@ def spread(case: Case, peers: Peers) -> tuple[list[Tensor], Tensor | None, str, 
     back = None
     if hasattr(scheme, "bytes_sent_back"):
         back = scheme.bytes_sent_back(call, keys)[rank]
-    counted = {"forward": forward, "formula": formula, "back": sent.sent - forward, "backward": back}
+    counted = {
+        "forward": forward,
+        "formula": formula,
+        "back": sent.sent - forward,
+        "backward": back,
+    }
     return [result.out.detach(), *grads], result.lse, result.executor, counted
 
 
@@ -205,9 +212,11 @@ def check(case: Case, peers: Peers) -> list[str]:
         size = float(true.abs().max()) if true.numel() else 0.0
         floor = torch.finfo(case.dtype).eps * (1.0 + size)
         if what in ("lse", *(f"learned {i}" for i in range(9))):
-            floor = max(floor, torch.finfo(torch.float32).eps * (1 + size)) if (
-                case.dtype == torch.bfloat16
-            ) else floor
+            floor = (
+                max(floor, torch.finfo(torch.float32).eps * (1 + size))
+                if (case.dtype == torch.bfloat16)
+                else floor
+            )
         own = float((single - true).abs().max()) if true.numel() else 0.0
         off = float((x - true).abs().max()) if true.numel() else 0.0
         if not off <= 3 * own + 4 * floor:
@@ -228,8 +237,10 @@ def run_cases(first: int, count: int) -> dict[str, Any]:
         case = Case(seed, peers.world)
         try:
             found = check(case, peers)
-        except Exception as error:
-            raise RuntimeError(str(case)) from error
+        except PeerError:
+            raise
+        except Exception as error:  # the same on every rank: the next case goes on
+            found = ["".join(traceback.format_exception(error)[-3:])]
         ran[case.scheme] = ran.get(case.scheme, 0) + 1
         wrong += [f"{case}: {x}" for x in found]
     return {"wrong": wrong[:20], "many": len(wrong), "ran": ran}
