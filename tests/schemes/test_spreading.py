@@ -10,8 +10,8 @@ from regard.schemes.launch import Job, launch
 WORKER = Path(__file__).parent / "spread_models.py"
 TRAINED = [
     ["ring", "zigzag", "plain"], ["burst", "zigzag", "documents"], ["gather", "striped", "window"],
-    ["heads", "contiguous", "padding"], ["auto", "zigzag", "documents"], ["ring", "zigzag", "window"],
-    ["ring", "contiguous", "padding"],
+    ["heads", "contiguous", "padding"], ["auto", "zigzag", "documents"],
+    ["ring", "zigzag", "window"], ["ring", "contiguous", "padding"],
 ]  # fmt: skip
 GENERATED = [["shipped", "auto", 61, 0], ["tiny", "ring", 40, 0], ["tiny", "star", 32, 5]]
 
