@@ -134,7 +134,7 @@ def balanced(rule: Rule, length: int, world: int, size: int | None = None) -> De
 
     >>> from regard.core.support import Causal
     >>> balanced(Rule(Causal()), 8, 2, size=1).owners
-    (1, 0, 0, 1, 1, 0, 1, 0)
+    (0, 1, 1, 0, 0, 1, 1, 0)
     """
     size = size or max(1, min(128, length // (8 * world)), -(-length // TILES))
     if not length:

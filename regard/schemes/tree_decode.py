@@ -10,7 +10,6 @@ from torch.autograd import Function
 
 from regard.core.call import Call
 from regard.core.keys import Dense
-from regard.core.method import method
 from regard.core.partial import Partial, merge_stacked, wide
 from regard.run.runner import partial_of
 from regard.run.transforms import no_second_derivative
@@ -19,10 +18,6 @@ from regard.schemes.scheme import Scheme, pulled_back, row_terms
 from regard.schemes.sharded import Sharded
 
 
-@method(
-    "infinite_llm_dist_attention",
-    call="regard.attend(q, Sharded.of(k, v, mesh, same_queries=True), rule=rule)",
-)
 class TreeDecode(Scheme):
     """Attend from the same queries to the keys of every rank, and merge (out, lse).
 
