@@ -19,6 +19,8 @@ from regard.schemes.layouts import Layout
 # Positions in a tile, at most; pairs of positions that a function is asked about, at most.
 TILE = 64
 ASKED = 1 << 24
+# Pairs of two ranks that are looked at one by one, at most, to send no key too many.
+EXACT = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def work_of(rule: Rule, queries: Layout, keys: Layout) -> Work:
     >>> layout = Contiguous(256, 4)
     >>> work = work_of(Rule(Causal() & Window(16)), layout, layout)
     >>> work.rows_sent(), work.pairs_by_rank()
-    ([16, 16, 16, 0], [1792, 2048, 2048, 2048])
+    ([15, 15, 15, 0], [1792, 2048, 2048, 2048])
     """
     key: Hashable = ("work over ranks", queries, keys, rule.offset)
     return rule.support.memo(key, lambda: _read(rule, queries, keys))
@@ -85,19 +87,48 @@ def _read(rule: Rule, queries: Layout, keys: Layout) -> Work:
 
 
 def _between(rule: Rule, i: Tensor, j: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
-    """Return the keys and queries that are in tiles that are not empty, and their pairs."""
+    """Return the keys and queries that some pair needs, and the pairs in tiles that are not empty.
+
+    Tiles of which none is full are looked into, if that is not too much: what is sent is what is
+    needed, and no more.
+    """
     if not len(i) or not len(j):
         return torch.arange(0), torch.arange(0), 0
-    some = (states(rule, i, j, size) != EMPTY).flatten(0, -3).any(0)
-    of_tile = torch.full((some.shape[0],), size), torch.full((some.shape[1],), size)
-    for counts, x in zip(of_tile, (i, j), strict=True):
+    state = states(rule, i, j, size).flatten(0, -3)
+    some, sure = (state != EMPTY).any(0), (state == FULL).any(0)
+    sizes = [torch.full((n,), size) for n in some.shape]
+    for counts, x in zip(sizes, (i, j), strict=True):
         counts[-1] = len(x) - (len(counts) - 1) * size
-    pairs = int((some * of_tile[0][:, None] * of_tile[1]).sum())
-    asks, is_needed = (
-        any_tile.repeat_interleave(size)[: len(x)].nonzero().flatten()
-        for any_tile, x in ((some.any(1), i), (some.any(0), j))
-    )
-    return is_needed, asks, pairs
+    pairs = int((some * sizes[0][:, None] * sizes[1]).sum())
+    keys = _exactly(rule, i, j, some, sure, size, 0)
+    queries = _exactly(rule, i, j, some, sure, size, 1)
+    return keys, queries, pairs
+
+
+def _exactly(
+    rule: Rule, i: Tensor, j: Tensor, some: Tensor, sure: Tensor, size: int, over: int
+) -> Tensor:
+    """Return the slots of keys (over=0) or queries (over=1) that some pair of tiles needs."""
+    x = (j, i)[over]
+    known, asked = sure.any(over), some.any(over)
+
+    def slots(tiles: Tensor) -> Tensor:
+        return tiles.repeat_interleave(size)[: len(x)].nonzero().flatten()
+
+    maybe = asked & ~known
+    candidates = slots(maybe)
+    others = some[:, maybe].any(1) if over == 0 else some[maybe].any(0)
+    beside = others.repeat_interleave(size)[: len((i, j)[over])].nonzero().flatten()
+    support = rule.support.to("cpu")
+    batch, heads = support.extent()
+    if len(candidates) * len(beside) * batch * heads > EXACT or support.functions():
+        return slots(asked)
+    rows, cols = (beside, candidates) if over == 0 else (candidates, beside)
+    b, h = torch.arange(batch).view(-1, 1, 1, 1), torch.arange(heads).view(-1, 1, 1)
+    pairs = support.allows(b, h, i[rows].view(-1, 1) + rule.offset, j[cols])
+    pairs = pairs.expand(batch, heads, len(rows), len(cols)).flatten(0, 1).any(0)
+    found = candidates[pairs.any(over)]
+    return torch.cat((slots(known), found)).sort().values
 
 
 def states(rule: Rule, i: Tensor, j: Tensor, size: int) -> Tensor:

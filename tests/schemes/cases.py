@@ -16,7 +16,6 @@ from regard.core.score import Alibi, Dot, RelativeBias, ScoreStep, SoftCap
 from regard.core.support import (
     Blocks,
     Causal,
-    Documents,
     Everything,
     Neighborhood,
     PerHead,
@@ -57,7 +56,7 @@ class Case:
         if support == "documents":
             cut = pick.randrange(1, self.m) if self.m > 1 else 1
             lengths = [cut, self.m - cut] if self.m > cut else [self.m]
-            support = Causal() & Documents(documents_from_lengths(lengths))
+            support = Causal() & documents_from_lengths(lengths)
         if support == "heads":
             half = (self.h + 1) // 2
             support = PerHead([Causal()] * half + [Causal() & Window(4)] * (self.h - half))

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.run.api import attend
 from regard.run.scanning import scan
-from regard.schemes import Contiguous, peers_of, traffic
+from regard.schemes import Contiguous, Sharded, peers_of, traffic
 from regard.schemes.lasp2 import message_bytes, scan_sharded
 from regard.schemes.spreading import spread
+from regard.schemes.video_clips import clip_rule, group_norm, with_borders
 
 
 def tiny(**changes: Any) -> Any:
@@ -141,11 +143,43 @@ def scans(lengths: list[int]) -> list[dict[str, Any]]:
             found.append({
                 "kind": kind, "n": n, "sent": forward, "back": sent.sent - forward,
                 "formula": formula * (peers.world - 1),
-                "out": float((part - own(one, 2)).abs().max()),
-                "state": float((last.memory - state.memory).abs().max()),
+                "out": float((part - own(one, 2)).detach().abs().max()),
+                "state": float((last.memory - state.memory).detach().abs().max()),
                 "grads": max(
                     float((peers.total(x, "sum") - y).abs().max())
                     for x, y in zip(grads, whole, strict=True)
                 ),
+            })  # fmt: skip
+    return found
+
+
+def videos(frames: list[int]) -> list[dict[str, Any]]:
+    """Temporal attention, borders and norms of clips over ranks, beside one process."""
+    peers = peers_of(None)
+    found = []
+    for n in frames:
+        for timestep in (None, 900.0, 100.0):
+            torch.manual_seed(n)
+            rule = clip_rule(n, peers.world, near=3, many=4, timestep=timestep)
+            cut = Contiguous(n, peers.world)
+            q, k, v = (torch.randn(5, 4, n, 8) for _ in range(3))
+            own = [cut.take(x, peers.rank, 2) for x in (q, k, v)]
+            whole = attend(q, k, v, rule)
+            keys = Sharded.of(own[1], own[2], peers, layout=cut, scheme="gather")
+            with traffic() as sent:
+                out = attend(own[0], keys, rule=rule)
+            x = torch.randn(2, 6, n, 3)
+            mine = cut.take(x, peers.rank, 2)
+            normed = group_norm(mine, 3, peers)
+            with_all = torch.nn.functional.group_norm(x, 3)
+            conv = torch.nn.Conv2d(6, 6, (3, 1), padding=(1, 0))
+            with torch.no_grad():
+                here = conv(with_borders(mine, 1, peers))[:, :, 1:-1]
+                together = conv(x)
+            found.append({
+                "frames": n, "sent": sent.sent,
+                "out": float((out - cut.take(whole, peers.rank, 2)).abs().max()),
+                "norm": float((normed - cut.take(with_all, peers.rank, 2)).abs().max()),
+                "conv": float((here - cut.take(together, peers.rank, 2)).abs().max()),
             })  # fmt: skip
     return found

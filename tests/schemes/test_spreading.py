@@ -23,6 +23,7 @@ def ran(request: Any) -> dict[str, Any]:
         "trains": Job(world, f"{WORKER}:trains", (TRAINED,)),
         "generates": Job(world, f"{WORKER}:generates", (GENERATED,)),
         "scans": Job(world, f"{WORKER}:scans", ([13, 26],)),
+        "videos": Job(world, f"{WORKER}:videos", ([32, 64],)),
     }
     found = dict(zip(jobs, launch(list(jobs.values())), strict=True))
     for name, ends in found.items():
@@ -59,3 +60,12 @@ def test_the_message_of_a_scan_does_not_grow_with_the_length(ran: dict[str, Any]
     for end in ran["scans"]:
         for one in end.result:
             assert one["sent"] == one["back"] == one["formula"], one
+
+
+def test_clips_over_ranks_are_one_video_and_send_no_more_for_more_frames(
+    ran: dict[str, Any],
+) -> None:
+    for end in ran["videos"]:
+        for one in end.result:
+            assert max(one["out"], one["norm"], one["conv"]) < 1e-5, one
+        assert len({one["sent"] for one in end.result}) == 1, end.result
