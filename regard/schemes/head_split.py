@@ -12,8 +12,9 @@ from regard.core.heads import gather_heads, key_heads_of
 from regard.core.method import method
 from regard.core.partial import Partial, wide
 from regard.run.runner import partial_of
+from regard.schemes.layouts import Layout
 from regard.schemes.messages import exchange
-from regard.schemes.scheme import Scheme, queries_of
+from regard.schemes.scheme import Scheme, queries_of, work
 from regard.schemes.sharded import Sharded
 
 
@@ -41,8 +42,6 @@ class HeadSplit(Scheme):
 
     def pairs(self, call: Call, keys: Sharded) -> list[float]:
         """All pairs of the heads of a rank: nobody is spared by a rule, and nobody has more."""
-        from regard.schemes.scheme import work
-
         total = sum(work(call, keys).pairs_by_rank())
         return [float(total * len(own)) * call.b for own in shares(call.h, keys.peers.world)]
 
@@ -70,43 +69,29 @@ class HeadSplit(Scheme):
         peers, rule, own = keys.peers, call.rule, keys.own.dense()
         heads = shares(call.h, peers.world)
         key_heads = [_key_heads(x, call) for x in heads]
-        queries = queries_of(keys)
-        q = _by_heads(call.q, heads, queries.counts(), keys, "queries")
-        k = _by_heads(own.k, key_heads, keys.layout.counts(), keys, "keys")
-        v = _by_heads(own.v, key_heads, keys.layout.counts(), keys, "values")
-        rows = _order(queries, peers.world)
-        if heads[peers.rank]:
-            cols = _order(keys.layout, peers.world).to(k.device)
-            q, k, v = q[:, :, rows.to(q.device)], k[:, :, cols], v[:, :, cols]
+        queries, mine = queries_of(keys), heads[peers.rank]
+        q, k, v = _by_heads(
+            keys, (call.q, heads, queries), (own.k, key_heads, keys.layout),
+            (own.v, key_heads, keys.layout),
+        )  # fmt: skip
+        if mine:
             # A key head for each query head, where these do not share them equally.
-            of_key = [
-                key_heads[peers.rank].index(x) for x in _key_head_of_each(heads, call, peers.rank)
-            ]
+            of_key = [key_heads[peers.rank].index(x) for x in key_heads_of(mine, call.h, call.g)]
             if not _equal(of_key):
                 k, v = gather_heads(k, of_key), gather_heads(v, of_key)
-            some = rule if len(heads[peers.rank]) == call.h else rule.take_heads(heads[peers.rank])
-            at = None if keys.real is None else keys.positions
-            part = partial_of(
-                Call.of(q, k, v, some, k_positions=None if at is None else at.to(q.device))
-            )
+            some = rule if len(mine) == call.h else rule.take_heads(mine)
+            at = keys.positions
+            at = None if at is None else at.to(q.device)
+            part = partial_of(Call.of(q, k, v, some, k_positions=at))
         else:
-            empty = call.q.new_zeros(call.b, 0, queries.length, call.e)
-            part = Partial(empty, empty[..., 0].to(wide(empty.dtype)))
-            # Gradients of those who sent nothing here are zeros, and must be on their way as well.
-            part = Partial(part.out + 0 * (q.sum() + k.sum() + v.sum()), part.lse)
-        out = _by_tokens(part.out, heads, rows, keys, "outputs")
-        if rule.weigh.sums or part.lse is None:
-            return Partial(out, None)
-        lse = part.lse[..., None]
-        return Partial(out, _by_tokens(lse, heads, rows, keys, "log-sum-exps")[..., 0])
+            # Gradients of those who sent nothing here must be on their way as well.
+            empty = q.new_zeros(call.b, 0, queries.length, call.e) + 0 * (q.sum() + v.sum())
+            part = Partial(empty, None if rule.weigh.sums else empty[..., 0].to(wide(q.dtype)))
+        return _by_tokens(keys, heads, part)
 
 
 def _key_heads(heads: list[int], call: Call) -> list[int]:
     return sorted(set(key_heads_of(heads, call.h, call.g)))
-
-
-def _key_head_of_each(heads: list[list[int]], call: Call, rank: int) -> list[int]:
-    return key_heads_of(heads[rank], call.h, call.g)
 
 
 def _equal(of_key: list[int]) -> bool:
@@ -115,40 +100,52 @@ def _equal(of_key: list[int]) -> bool:
     return len(of_key) % g == 0 and of_key == key_heads_of(range(len(of_key)), len(of_key), g)
 
 
-def _order(layout: object, world: int) -> Tensor:
-    """Return the order that brings tokens of rank 0, 1, ... into that of their positions."""
-    at: Tensor = torch.cat([layout.positions(rank) for rank in range(world)])  # type: ignore[attr-defined]
-    return at.argsort()
+def _by_heads(keys: Sharded, *xs: tuple[Tensor, list[list[int]], Layout]) -> tuple[Tensor, ...]:
+    """Send each x [b, h, own tokens, d] by heads: [b, own heads, all tokens in order, d]."""
+    peers, sent, plans = keys.peers, [], []
+    for x, heads, layout in xs:
+        b, _, n, d = x.shape
+        parts = [gather_heads(x, own) if own else x[:, :0] for own in heads]
+        sent.append(torch.cat([part.flatten() for part in parts]))
+        outgoing = tuple(b * len(own) * n * d for own in heads)
+        each = b * len(heads[peers.rank]) * d
+        plans.append((outgoing, tuple(each * c for c in layout.counts())))
+    got = exchange(peers, tuple(plans), "sending tokens by heads", *sent)
+    found = []
+    for y, (x, heads, layout), (_, incoming) in zip(got, xs, plans, strict=True):
+        shape, d = (x.shape[0], len(heads[peers.rank])), x.shape[3]
+        parts = [
+            part.view(*shape, c, d)
+            for part, c in zip(y.split(incoming), layout.counts(), strict=True)
+        ]
+        order = torch.cat([layout.positions(rank) for rank in range(peers.world)]).argsort()
+        found.append(torch.cat(parts, 2)[:, :, order.to(x.device)])
+    return tuple(found)
 
 
-def _by_heads(
-    x: Tensor, heads: list[list[int]], counts: tuple[int, ...], keys: Sharded, what: str
-) -> Tensor:
-    """Send x [b, h, own tokens, d] by heads: [b, own heads, all tokens by rank, d]."""
-    peers, (b, _, n, d) = keys.peers, x.shape
-    sent = torch.cat(
-        [gather_heads(x, own).flatten() if own else x[:, :0].flatten() for own in heads]
-    )
-    outgoing = tuple(b * len(own) * n * d for own in heads)
-    mine = len(heads[peers.rank])
-    incoming = tuple(b * mine * c * d for c in counts)
-    got = exchange(sent, peers, outgoing, incoming, f"sending {what} by heads").split(incoming)
-    return torch.cat([y.view(b, mine, c, d) for y, c in zip(got, counts, strict=True)], 2)
-
-
-def _by_tokens(
-    x: Tensor, heads: list[list[int]], order: Tensor, keys: Sharded, what: str
-) -> Tensor:
-    """Send x [b, own heads, all tokens in order, d] back by tokens: [b, h, own tokens, d]."""
-    peers, (b, mine, _, d) = keys.peers, x.shape
-    queries = queries_of(keys)
-    at = [queries.positions(rank).to(x.device) for rank in range(peers.world)]
-    sent = torch.cat([x[:, :, rows].flatten() for rows in at])
-    outgoing = tuple(b * mine * len(rows) * d for rows in at)
-    n = len(at[peers.rank])
-    incoming = tuple(b * len(own) * n * d for own in heads)
-    got = exchange(sent, peers, outgoing, incoming, f"sending {what} back").split(incoming)
-    return torch.cat([y.view(b, len(own), n, d) for y, own in zip(got, heads, strict=True)], 1)
+def _by_tokens(keys: Sharded, heads: list[list[int]], part: Partial) -> Partial:
+    """Send (out, lse) of [b, own heads, all tokens in order] back: [b, h, own tokens]."""
+    peers, queries = keys.peers, queries_of(keys)
+    xs = [part.out] if part.lse is None else [part.out, part.lse[..., None]]
+    at = [queries.positions(rank).to(part.out.device) for rank in range(peers.world)]
+    n, (b, mine) = len(at[peers.rank]), part.out.shape[:2]
+    sent = [torch.cat([x[:, :, rows].flatten() for rows in at]) for x in xs]
+    plans = [
+        (
+            tuple(b * mine * len(rows) * x.shape[3] for rows in at),
+            tuple(b * len(own) * n * x.shape[3] for own in heads),
+        )
+        for x in xs
+    ]
+    got = exchange(peers, tuple(plans), "sending outputs back", *sent)
+    found = [
+        torch.cat([
+            y.view(b, len(own), n, x.shape[3])
+            for y, own in zip(flat.split(incoming), heads, strict=True)
+        ], 1)
+        for flat, x, (_, incoming) in zip(got, xs, plans, strict=True)
+    ]  # fmt: skip
+    return Partial(found[0], found[1][..., 0] if len(found) > 1 else None)
 
 
 __all__ = ["HeadSplit", "shares"]

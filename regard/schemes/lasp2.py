@@ -145,7 +145,7 @@ class _Gather(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
-        ctx.peers = peers
+        ctx.peers, ctx.call = peers, peers.calls
         return peers.everyone(x, "gathering states")
 
     @staticmethod
@@ -155,7 +155,8 @@ class _Gather(Function):
         found = torch.zeros_like(grad)
         found[peers.rank] = grad[peers.rank]
         what = "the backward of gathering states"
-        peers.exchange({r: grad[r] for r in others}, {r: found[r] for r in others}, what).wait()
+        sends, gets = {r: grad[r] for r in others}, {r: found[r] for r in others}
+        peers.exchange(sends, gets, what, lane=1, call=ctx.call).wait()
         return found.sum(0), None
 
 

@@ -23,7 +23,7 @@ TIMEOUT = 120.0
 MEANT = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _TAGS = 1 << 20
 # Messages of one call that may be on their way at once, by what they carry.
-LANES = 4
+LANES = 8
 
 
 class PeerError(RegardError):
@@ -140,15 +140,16 @@ class Peers:
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], what: str,
-        lane: int = 0, handshake: bool = False,
+        lane: int = 0, call: int | None = None, handshake: bool = False,
     ) -> Waiting:  # fmt: skip
         """Send contiguous tensors to ranks of the group, and receive into others; by rank.
 
-        Empty ones are not sent: both sides know their lengths. Messages of one `lane` arrive in the
-        order in which they were sent.
+        Empty ones are not sent: both sides know their lengths. Messages of one `call` (the last,
+        where not given) and `lane` arrive in the order in which they were sent.
         """
         # Handshakes share a tag: ranks that are in different calls must learn it from each other.
-        tag = 0 if handshake else 1 + (self.calls * LANES + lane) % _TAGS
+        number = self.calls if call is None else call
+        tag = 0 if handshake else 1 + (number * LANES + lane) % _TAGS
         gets = [(r, x) for r, x in sorted(receives.items()) if r != self.rank and x.numel()]
         puts = [(r, x) for r, x in sorted(sends.items()) if r != self.rank and x.numel()]
         for rank, x in puts:
@@ -179,21 +180,28 @@ class Peers:
             raise
         return Waiting(self, works, what)
 
-    def everyone(self, x: Tensor, what: str, handshake: bool = False) -> Tensor:
+    def everyone(
+        self, x: Tensor, what: str, handshake: bool = False, call: int | None = None
+    ) -> Tensor:
         """Gather x of every rank, all of one shape: [world, ...]; not differentiable."""
         x = x.contiguous()
         found = x.new_empty(self.world, *x.shape)
         found[self.rank] = x
         others = [r for r in range(self.world) if r != self.rank]
         self.exchange(
-            dict.fromkeys(others, x), {r: found[r] for r in others}, what, handshake=handshake
+            dict.fromkeys(others, x),
+            {r: found[r] for r in others},
+            what,
+            lane=0 if call is None else 1,
+            call=call,
+            handshake=handshake,
         ).wait()
         gathered: Tensor = found
         return gathered
 
-    def total(self, x: Tensor, what: str) -> Tensor:
+    def total(self, x: Tensor, what: str, call: int | None = None) -> Tensor:
         """Sum x over all ranks, in the order of the ranks: the same on every rank."""
-        return self.everyone(x, what).sum(0)
+        return self.everyone(x, what, call=call).sum(0)
 
 
 def _need_world(world: int) -> None:
@@ -211,42 +219,53 @@ def _need_world(world: int) -> None:
 
 
 class Exchange(torch.autograd.Function):
-    """Rows to every rank, and rows from every rank; the gradient goes the other way."""
+    """Numbers to every rank, and numbers from every rank; gradients go the other way.
+
+    Several tensors travel together: what one node of a graph sends, every rank sends at once, in
+    whatever order the engines of the ranks come to their other nodes.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, peers: Peers, outgoing: tuple[int, ...], incoming: tuple[int, ...],
-        what: str,
-    ) -> Tensor:  # fmt: skip
-        """Send x [sum(outgoing)], cut by rank: [sum(incoming)]."""
-        ctx.peers, ctx.lengths, ctx.what = peers, (outgoing, incoming), what
-        return _swap(x, peers, outgoing, incoming, what)
+    def forward(ctx: Any, peers: Peers, plans: Plans, what: str, *xs: Tensor) -> Any:
+        """Send each x [sum(outgoing)], cut by rank: each [sum(incoming)]."""
+        ctx.peers, ctx.plans, ctx.what, ctx.call = peers, plans, what, peers.calls
+        return tuple(_swap(peers, plans, what, xs, None))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Send gradients back to where the numbers came from."""
-        outgoing, incoming = ctx.lengths
+        back = tuple((incoming, outgoing) for outgoing, incoming in ctx.plans)
         what = f"the backward of {ctx.what}"
-        return _swap(grads[0], ctx.peers, incoming, outgoing, what), None, None, None, None
+        return None, None, None, *_swap(ctx.peers, back, what, grads, ctx.call)
+
+
+# For each tensor, how many numbers go to each rank, and how many come from each.
+Plans = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
 def _swap(
-    x: Tensor, peers: Peers, outgoing: tuple[int, ...], incoming: tuple[int, ...], what: str
-) -> Tensor:
-    y = x.new_empty(sum(incoming))
-    sends, receives = x.contiguous().split(outgoing), y.split(incoming)
-    waiting = peers.exchange(dict(enumerate(sends)), dict(enumerate(receives)), what)
-    receives[peers.rank].copy_(sends[peers.rank])
-    waiting.wait()
-    swapped: Tensor = y
-    return swapped
+    peers: Peers, plans: Plans, what: str, xs: tuple[Tensor, ...], call: int | None
+) -> list[Tensor]:
+    found, waiting = [], []
+    for lane, (x, (outgoing, incoming)) in enumerate(zip(xs, plans, strict=True)):
+        y = x.new_empty(sum(incoming))
+        sends, receives = x.contiguous().split(outgoing), y.split(incoming)
+        waiting.append(
+            peers.exchange(
+                dict(enumerate(sends)), dict(enumerate(receives)), what,
+                lane=lane if call is None else lane + len(plans), call=call,
+            )
+        )  # fmt: skip
+        receives[peers.rank].copy_(sends[peers.rank])
+        found.append(y)
+    for one in waiting:
+        one.wait()
+    return found
 
 
-def exchange(
-    x: Tensor, peers: Peers, outgoing: tuple[int, ...], incoming: tuple[int, ...], what: str
-) -> Tensor:
-    """Exchange rows of numbers with all ranks, differentiably: x [sum(outgoing)]."""
-    made: Tensor = Exchange.apply(x, peers, outgoing, incoming, what)  # type: ignore[no-untyped-call]
+def exchange(peers: Peers, plans: Plans, what: str, *xs: Tensor) -> tuple[Tensor, ...]:
+    """Exchange numbers with all ranks, differentiably: each x [sum(outgoing)], flat."""
+    made: tuple[Tensor, ...] = Exchange.apply(peers, plans, what, *xs)  # type: ignore[no-untyped-call]
     return made
 
 

@@ -122,8 +122,10 @@ class Back:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, learned: tuple[Tensor, ...], d_out: Tensor,
-        lse: Tensor | None, d_row: Tensor | None,
+        lse: Tensor | None, d_row: Tensor | None, number: int,
     ) -> None:  # fmt: skip
+        # Of the call whose backward it is: others may have been made since.
+        self.number = number
         self.q, self.k, self.v, self.learned = q, k, v, learned
         self.d_out, self.lse, self.d_row = d_out, lse, d_row
         self.dq, self.dk, self.dv = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (q, k, v))
@@ -150,7 +152,7 @@ class _Ring(Function):
         if out is None:
             like = q.new_zeros(*q.shape[:3], v.shape[3], dtype=wide(q.dtype))
             out = nothing(like, sums=call.rule.weigh.sums)
-        ctx.scheme, ctx.call, ctx.keys = scheme, call, keys
+        ctx.scheme, ctx.call, ctx.keys, ctx.number = scheme, call, keys, keys.peers.calls
         ctx.save_for_backward(q, k, v, *out, *learned)
         return out.out.to(q.dtype), out.lse
 
@@ -161,12 +163,12 @@ class _Ring(Function):
         q, k, v, out, lse, *learned = ctx.saved_tensors
         d_out, d_lse = grads
         d_row = row_terms(d_out, d_lse, out, lse)
-        back = Back(q, k, v, tuple(learned), d_out, lse, d_row)
+        back = Back(q, k, v, tuple(learned), d_out, lse, d_row, ctx.number)
         return (None, None, None, *ctx.scheme.backward(ctx.call, ctx.keys, back))
 
 
 def _passing(
-    call: Call, keys: Sharded, k: Tensor, v: Tensor
+    call: Call, keys: Sharded, k: Tensor, v: Tensor, number: int | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield the needed keys of each rank, nearest first: (rank, k, v, positions)."""
     peers, needed = keys.peers, work(call, keys).needed
@@ -177,7 +179,11 @@ def _passing(
         slots = needed[to][peers.rank].to(k.device)
         sent = torch.cat((k[:, :, slots].flatten(), v[:, :, slots].flatten()))
         got = k.new_empty(b * g * len(needed[peers.rank][source]) * (d + e))
-        return peers.exchange({to: sent}, {source: got}, f"step {step} of ring", lane=KEYS), got
+        back = number is not None
+        what = f"step {step} of {'the backward of ' * back}ring"
+        return peers.exchange(
+            {to: sent}, {source: got}, what, lane=KEYS + 4 * back, call=number
+        ), got
 
     coming = post(1) if peers.world > 1 else None
     for step in range(peers.world):
@@ -218,7 +224,7 @@ def _keys_travel(call: Call, keys: Sharded, back: Back) -> list[Tensor]:
     i = queries_of(keys).positions(peers.rank)
     home: list[tuple[Waiting, Tensor, Tensor]] = []
     (b, g, _, d), e = back.k.shape, back.v.shape[3]
-    for step, (source, k, v, j) in enumerate(_passing(call, keys, back.k, back.v)):
+    for step, (source, k, v, j) in enumerate(_passing(call, keys, back.k, back.v, back.number)):
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         if len(i) and len(j):
             with torch.enable_grad():
@@ -241,7 +247,13 @@ def _keys_travel(call: Call, keys: Sharded, back: Back) -> list[Tensor]:
         got = back.k.new_empty(b * g * len(slots) * (d + e))
         sent = torch.cat((dk.flatten(), dv.flatten())).to(back.k.dtype)
         what = f"step {step} of the backward of ring"
-        home.append((peers.exchange({source: sent}, {to: got}, what, lane=BACK), got, slots))
+        home.append(
+            (
+                peers.exchange({source: sent}, {to: got}, what, lane=BACK, call=back.number),
+                got,
+                slots,
+            )
+        )
     for waiting, got, slots in home:
         waiting.wait()
         cut = b * g * len(slots) * d
@@ -269,7 +281,7 @@ def _queries_travel(call: Call, keys: Sharded, back: Back) -> list[Tensor]:
         got += [back.q.new_empty(b * h * c * 2, dtype=full)] if rows else []
         if step:
             for lane, (x, y) in enumerate(zip(given, got, strict=True)):
-                peers.exchange({to: x}, {source: y}, what, lane=lane + 2).wait()
+                peers.exchange({to: x}, {source: y}, what, lane=lane + 2, call=back.number).wait()
         else:
             got = given
         q = got[0][: b * h * c * d].view(b, h, c, d) if c else back.q[:, :, :0]
@@ -295,7 +307,13 @@ def _queries_travel(call: Call, keys: Sharded, back: Back) -> list[Tensor]:
             continue
         mine = back.q.new_empty(b * h * len(asks) * d)
         sent = dq.to(back.q.dtype).flatten()
-        home.append((peers.exchange({source: sent}, {to: mine}, what, lane=BACK), mine, asks))
+        home.append(
+            (
+                peers.exchange({source: sent}, {to: mine}, what, lane=BACK, call=back.number),
+                mine,
+                asks,
+            )
+        )
     for waiting, mine, asks in home:
         waiting.wait()
         _add(back.dq, asks, mine.view(b, h, -1, d) if len(asks) else None)

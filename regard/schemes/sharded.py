@@ -209,7 +209,7 @@ def gathered(
     each = b * g * (d + e)
     counts = [len(x) for x in needed[peers.rank]]
     outgoing, incoming = tuple(len(s) * each for s in slots), tuple(c * each for c in counts)
-    found = exchange(x, peers, outgoing, incoming, what).split(incoming)
+    found = exchange(peers, ((outgoing, incoming),), what, x)[0].split(incoming)
     k = torch.cat([
         x[: b * g * c * d].view(b, g, c, d) for x, c in zip(found, counts, strict=True)
     ], 2)  # fmt: skip

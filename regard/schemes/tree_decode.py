@@ -74,7 +74,7 @@ class _Tree(Function):
         e = part.out.shape[-1]
         lses = None if part.lse is None else found[..., e]
         merged = merge_stacked(Partial(found[..., :e], lses), 0)
-        ctx.call, ctx.keys, ctx.many = call, keys, many
+        ctx.call, ctx.keys, ctx.many, ctx.number = call, keys, many, keys.peers.calls
         ctx.save_for_backward(q, *merged, *tensors)
         return merged.out.to(q.dtype), merged.lse
 
@@ -103,7 +103,7 @@ class _Tree(Function):
         d_own = rest[: len(rest) - len(learned)]
         # What all ranks share has the gradients of all.
         shared = [
-            keys.peers.total(x, "the backward of tree")
+            keys.peers.total(x, "the backward of tree", call=ctx.number)
             for x in (d_q.to(wide(q.dtype)), *rest[len(d_own) :])
         ]
         filled = [*d_own, *[None] * (many - len(d_own))]
