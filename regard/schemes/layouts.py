@@ -39,14 +39,14 @@ class Layout(ABC):
                      "count the tokens and the ranks")  # fmt: skip
 
     @abstractmethod
-    def _positions(self, rank: int) -> Tensor:
-        """Positions of one rank, rising."""
+    def owner_of(self, positions: Tensor) -> Tensor:
+        """Return the rank that holds each position."""
 
     def positions(self, rank: int) -> Tensor:
         """Return the positions [c] that a rank holds, rising, on the CPU."""
         if not 0 <= rank < self.world:
             fail(ValueRangeError, "rank", rank, f"0 to {self.world - 1}", "pass a rank of the mesh")
-        return _known(self, rank)
+        return _of_ranks(self)[rank]
 
     def counts(self) -> tuple[int, ...]:
         """Return how many tokens each rank holds."""
@@ -62,19 +62,24 @@ class Layout(ABC):
         return x.index_select(dim, self.positions(rank).to(x.device))
 
 
-@lru_cache(maxsize=1024)
-def _known(layout: Layout, rank: int) -> Tensor:
-    return layout._positions(rank)
+@lru_cache(maxsize=64)
+def _of_ranks(layout: Layout) -> tuple[Tensor, ...]:
+    """Positions of each rank."""
+    owners = layout.owner_of(torch.arange(layout.length))
+    counts = torch.bincount(owners, minlength=layout.world).tolist()
+    return owners.argsort(stable=True).split(counts)
 
 
 @dataclass(frozen=True)
 class Contiguous(Layout):
     """Each rank holds one piece of the sequence; the first ranks hold one token more."""
 
-    def _positions(self, rank: int) -> Tensor:
+    def owner_of(self, positions: Tensor) -> Tensor:
+        """Count in pieces."""
         each, more = divmod(self.length, self.world)
-        start = rank * each + min(rank, more)
-        return torch.arange(start, start + each + (rank < more))
+        ends = torch.arange(1, self.world + 1) * each
+        ends = ends + torch.arange(1, self.world + 1).clamp(max=more)
+        return torch.searchsorted(ends, positions, right=True)
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,12 @@ class ZigZag(Layout):
     [[0, 1, 6, 7], [2, 3, 4, 5]]
     """
 
-    def _positions(self, rank: int) -> Tensor:
+    def owner_of(self, positions: Tensor) -> Tensor:
+        """Count pieces from the nearer end."""
         pieces = 2 * self.world
-        ends = [i * self.length // pieces for i in range(pieces + 1)]
-        own = (rank, pieces - 1 - rank)
-        return torch.cat([torch.arange(ends[x], ends[x + 1]) for x in own])
+        ends = torch.arange(1, pieces + 1) * self.length // pieces
+        piece = torch.searchsorted(ends, positions, right=True)
+        return torch.minimum(piece, pieces - 1 - piece)
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,9 @@ class Striped(Layout):
 
     block: int = 1
 
-    def _positions(self, rank: int) -> Tensor:
-        line = torch.arange(self.length)
-        return line[line // self.block % self.world == rank]
+    def owner_of(self, positions: Tensor) -> Tensor:
+        """Deal out in turn."""
+        return positions // self.block % self.world
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,9 @@ class Dealt(Layout):
     size: int
     owners: tuple[int, ...]
 
-    def _positions(self, rank: int) -> Tensor:
-        line = torch.arange(self.length)
-        return line[torch.tensor(self.owners, dtype=torch.long)[line // self.size] == rank]
+    def owner_of(self, positions: Tensor) -> Tensor:
+        """Look the tile up."""
+        return torch.tensor(self.owners, dtype=torch.long)[positions // self.size]
 
     def __repr__(self) -> str:
         return f"Dealt({self.length}, {self.world}, {self.size}, <{len(self.owners)} tiles>)"

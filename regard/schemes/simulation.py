@@ -99,8 +99,7 @@ def simulate(rule: Rule, tokens: int, machine: Machine, shape: Shape = Shape()) 
             "use fewer devices",
         )  # fmt: skip
     found = []
-    for name, layout in layouts(rule, tokens, machine.devices).items():
-        pairs, rows = _counted(rule, tokens, layout)
+    for name, (pairs, rows) in _counted(rule, tokens, machine.devices).items():
         found += [
             _by_rows(scheme, name, pairs, rows, tokens, machine, shape)
             for scheme in ("ring", "gather")
@@ -110,32 +109,33 @@ def simulate(rule: Rule, tokens: int, machine: Machine, shape: Shape = Shape()) 
     return sorted(found, key=lambda x: x.seconds)
 
 
-def _counted(rule: Rule, tokens: int, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Count pairs [world] of one head, and rows [to, from] that are needed, by tiles."""
-    world = layout.world
+def _counted(rule: Rule, tokens: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Count pairs [world] of one head, and rows [to, from] that are needed, by tiles: by layout."""
     size = -(-tokens // min(TILES, tokens))
     line = tiled(torch.arange(tokens), size)
-    owner = torch.empty(tokens, dtype=torch.long)
-    for rank in range(world):
-        owner[layout.positions(rank)] = rank
-    of_tile = owner[line[:, 0]]
+    t, starts = len(line), line[:, 0].contiguous()
+    owners = {name: x.owner_of(starts) for name, x in layouts(rule, tokens, world).items()}
     support = rule.support.to("cpu")
     batch, heads = support.extent()
-    needed = torch.zeros(world, len(line), dtype=torch.bool)
-    pairs = torch.zeros(world, dtype=torch.double)
-    step = max(1, (1 << 24) // (len(line) * batch * heads))
-    for first in range(0, len(line), step):
-        rows = line[first : first + step]
-        state = tile_states(support, Grid.of(rows, line, batch, heads).shift(rule.offset))
+    needed = {name: torch.zeros(world, t) for name in owners}
+    work = torch.zeros(t, dtype=torch.double)
+    step = max(1, (1 << 24) // (t * batch * heads))
+    for first in range(0, t, step):
+        own = slice(first, first + step)
+        state = tile_states(support, Grid.of(line[own], line, batch, heads).shift(rule.offset))
         there = state != EMPTY
-        work = (there.double() - 0.5 * (state == PARTIAL)).mean((0, 1)).sum(1) * size * size
-        ranks = of_tile[first : first + step]
-        pairs.index_add_(0, ranks, work)
-        some = there.flatten(0, 1).any(0)
-        needed |= torch.zeros(world, len(line)).index_add_(0, ranks, some.float()) > 0
-    rows_from = torch.zeros(world, world, dtype=torch.double)
-    rows_from.index_add_(1, of_tile, needed.double() * size)
-    return pairs, rows_from
+        half = 0.5 * (state == PARTIAL).float()
+        work[own] = (there.float() - half).mean((0, 1)).sum(1).double() * size * size
+        some = there.flatten(0, 1).any(0).float()
+        for name, owner in owners.items():
+            needed[name].index_add_(0, owner[own], some)
+    found = {}
+    for name, owner in owners.items():
+        pairs = torch.zeros(world, dtype=torch.double).index_add_(0, owner, work)
+        rows = torch.zeros(world, world, dtype=torch.double)
+        rows.index_add_(1, owner, (needed[name] > 0).double() * size)
+        found[name] = (pairs, rows)
+    return found
 
 
 def _by_rows(

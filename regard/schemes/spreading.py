@@ -39,11 +39,12 @@ class Grown(Layout):
 
     prompt: Layout
 
-    def _positions(self, rank: int) -> Tensor:
-        own = self.prompt.positions(rank)
-        if rank < self.world - 1:
-            return own
-        return torch.cat((own, torch.arange(self.prompt.length, self.length)))
+    def owner_of(self, positions: Tensor) -> Tensor:
+        """Ask the layout of the prompt; the rest is the last rank's."""
+        owners = torch.full_like(positions, self.world - 1)
+        old = positions < self.prompt.length
+        owners[old] = self.prompt.owner_of(positions[old])
+        return owners
 
 
 class _Now(NamedTuple):
@@ -255,7 +256,7 @@ class Spreading:
         """
         transformers = need("transformers", "hf", "generates from models of transformers")
         cache: Any = transformers.DynamicCache()
-        stage, world = self.stage, self.peers.world
+        stage = self.stage
         context = ids.shape[1] - queries
         layout = stage.layout_of(context)
         padding = None if attention_mask is None else attention_mask.bool()
@@ -267,7 +268,7 @@ class Spreading:
             attention_mask=None if padding is None else padding[:, :context].long(),
             **({} if positions is None else {"position_ids": positions[:, :context]}),
         )  # fmt: skip
-        owner = next(r for r in range(world) if context - 1 in layout.positions(r).tolist())
+        owner = int(layout.owner_of(torch.tensor([context - 1])))
         token = self._agreed(out.logits[:, -1].argmax(-1), owner)
         try:
             stage.prompt = layout
