@@ -75,14 +75,24 @@ def plan(
 
     What a device computes and sends is counted from the rule; times come from the rates given.
     """
+    from regard.core.errors import ValueRangeError, fail
     from regard.core.rule import Rule
     from regard.schemes.simulation import Machine, Shape, simulate
 
     for flag, value in (
-        ("--devices", devices), ("--nodes", nodes), ("--tokens", tokens), ("--heads", heads),
+        ("--devices", devices), ("--nodes", nodes), ("--heads", heads),
         ("--kv-heads", kv_heads), ("--head-size", head_size),
     ):  # fmt: skip
         at_least(flag, value, 1)
+    for name, rate in (("--bandwidth", bandwidth), ("--link", link), ("--flops", flops)):
+        if not 0 < rate < float("inf"):
+            fail(ValueRangeError, name, rate, "a number above 0", "give what you measured")
+    if devices % nodes:
+        fail(
+            ValueRangeError, "--nodes", f"{devices} devices in {nodes} nodes",
+            "as many devices in each", "count all devices: --devices 64 --nodes 8",
+        )  # fmt: skip
+    at_least("--tokens", tokens, 2 * devices)
     machine = Machine(devices, nodes, bandwidth, link, flops)
     found = simulate(Rule(read_support(rule)), tokens, machine, Shape(heads, kv_heads, head_size))
     if as_json:
