@@ -80,6 +80,16 @@ def traffic() -> Iterator[Traffic]:
         _open.counters = before
 
 
+def count_sent(rank: int, x: Tensor, handshake: bool) -> None:
+    """Count a message to a rank."""
+    for counter in _open.counters:
+        if handshake:
+            counter.handshakes += 1
+        else:
+            counter.bytes[rank] += x.numel() * x.element_size()
+            counter.messages[rank] += 1
+
+
 class Waiting:
     """Messages that are on their way; `wait` ends when all have arrived and been sent."""
 
@@ -153,12 +163,7 @@ class Peers:
         gets = [(r, x) for r, x in sorted(receives.items()) if r != self.rank and x.numel()]
         puts = [(r, x) for r, x in sorted(sends.items()) if r != self.rank and x.numel()]
         for rank, x in puts:
-            for counter in _open.counters:
-                if handshake:
-                    counter.handshakes += 1
-                else:
-                    counter.bytes[rank] += x.numel() * x.element_size()
-                    counter.messages[rank] += 1
+            count_sent(rank, x, handshake)
         try:
             if self.on_cpu:
                 works = [

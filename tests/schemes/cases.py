@@ -27,6 +27,7 @@ from regard.core.support import (
 from regard.core.weigh import Relu, Sigmoid, Signed, Softmax
 from regard.run.runner import run
 from regard.schemes import Contiguous, Sharded, Striped, ZigZag, balanced, peers_of, traffic
+from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import PeerError, Peers
 
 SCHEMES = ("ring", "burst", "gather", "heads", "tree")
@@ -243,3 +244,13 @@ def run_cases(first: int, count: int) -> dict[str, Any]:
         ran[case.scheme] = ran.get(case.scheme, 0) + 1
         wrong += [f"{case}: {x}" for x in found]
     return {"wrong": wrong[:20], "many": len(wrong), "ran": ran}
+
+
+def run_in_threads(seeds: range, world: int) -> list[str]:
+    """Run cases on ranks that are threads of this process; say which differ."""
+    wrong: list[str] = []
+    for seed in seeds:
+        case = Case(seed, world)
+        for found in on_ranks(world, lambda peers, case=case: check(case, peers)):
+            wrong += [f"{case}: {x}" for x in found]
+    return wrong
