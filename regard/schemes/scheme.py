@@ -145,6 +145,11 @@ def partial_over(
     output is in at least float32, so that parts of half precision merge without loss. Runs of
     consecutive positions that a rule leaves empty are skipped, and plain ones need no mask.
     """
+    if not len(i) or not len(j):
+        # Nothing is attended to, but gradients must still be sent to those who wait for them.
+        joined = sum(x[:, :, :0].sum() for x in (q, k, v))
+        empty = q.new_zeros(*q.shape[:3], v.shape[3], dtype=wide(q.dtype)) + joined
+        return nothing(empty, sums=rule.weigh.sums)._replace(out=empty)
     rows, cols = _runs(i), _runs(j)
     if len(rows) * len(cols) > RUNS:
         rows, cols = [slice(0, len(i))], [slice(0, len(j))]
