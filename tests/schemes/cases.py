@@ -219,7 +219,7 @@ def check(case: Case, peers: Peers) -> list[str]:
             )
         own = float((single - true).abs().max()) if true.numel() else 0.0
         off = float((x - true).abs().max()) if true.numel() else 0.0
-        # In float64 one process may be the reference itself: then another order is all that differs.
+        # In float64 one process may be the reference itself: then only the order differs.
         if not off <= 3 * own + (20 if case.dtype == torch.float64 else 4) * floor:
             wrong.append(f"{what}: off by {off:.2e}, one process by {own:.2e}, floor {floor:.2e}")
     if counted["forward"] != counted["formula"]:
