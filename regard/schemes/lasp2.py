@@ -116,17 +116,18 @@ def _scan(tokens: Tokens, start: Tensor, peers: Peers, chunk: int) -> tuple[Tens
             states.append(ScanState(own, rest))
         else:
             states.append(ScanState(own, transition=rest.unflatten(-1, (d, d))))
-    # What the whole begins with, and what each rank turns it into.
+    # A rank that reads nothing of the others still sends their gradients: it is waited for.
+    joined = found[..., :0].sum()
     entering = reduce(_after, states[: peers.rank], start)
     last = reduce(_after, states, start)
     if tokens.beta is None:
         decay = tokens.log_decay
         read = tokens.q if decay is None else tokens.q * _since_start(decay, tokens)
-        out = out + read @ entering  # [b, h, n, d] @ [b, h, d, e]
+        out = out + read @ entering + joined  # [b, h, n, d] @ [b, h, d, e]
         total = torch.stack([x.log_decay for x in states if x.log_decay is not None]).sum(0)
         return out, ScanState(last, total)
     out, _ = chunked(tokens, entering, chunk)
-    return out, ScanState(last)
+    return out + joined, ScanState(last)
 
 
 def _after(memory: Tensor, segment: ScanState) -> Tensor:
