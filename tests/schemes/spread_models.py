@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from regard.schemes import Contiguous, Sharded, peers_of, traffic
 from regard.schemes.lasp2 import message_bytes, scan_sharded
 from regard.schemes.spreading import spread
 from regard.schemes.video_clips import clip_rule, group_norm, with_borders
+
+
+# Ranks that are threads share one stream of random numbers.
+DRAWING = threading.Lock()
 
 
 def tiny(**changes: Any) -> Any:
@@ -33,13 +38,14 @@ def one_step(model: Any, lr: float = 0.1) -> None:
     torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9).step()
 
 
-def train(scheme: str, layout: str, kind: str) -> dict[str, Any]:
+def train(scheme: str, layout: str, kind: str, peers: Any = None) -> dict[str, Any]:
     """One optimizer step over ranks, and in one process: the largest differences."""
-    model = tiny(**({"sliding_window": 7} if kind == "window" else {}))
-    alone = copy.deepcopy(model)
-    torch.manual_seed(1)
     b, n = (2, 29) if kind == "padding" else (1, 37)
-    ids = torch.randint(1, 50, (b, n))
+    with DRAWING:
+        model = tiny(**({"sliding_window": 7} if kind == "window" else {}))
+        alone = copy.deepcopy(model)
+        torch.manual_seed(1)
+        ids = torch.randint(1, 50, (b, n))
     inputs: dict[str, Any] = {"input_ids": ids, "labels": ids.clone()}
     if kind == "documents":
         cuts = (11, 9, 17)
@@ -53,7 +59,7 @@ def train(scheme: str, layout: str, kind: str) -> dict[str, Any]:
         inputs["labels"][mask == 0] = -100
     one = alone(**inputs, use_cache=False)
     one.loss.backward()
-    with spread(model, None, scheme, layout=layout) as spreading, traffic() as sent:
+    with spread(model, peers, scheme, layout=layout) as spreading, traffic() as sent:
         out = model(**inputs, use_cache=False)
         out.loss.backward()
         spreading.sum_gradients()
@@ -81,19 +87,21 @@ def trains(asked: list[list[str]]) -> list[dict[str, Any]]:
     return [train(*one) for one in asked]
 
 
-def generate(name: str, scheme: str, tokens: int, queries: int) -> dict[str, Any]:
+def generate(
+    name: str, scheme: str, tokens: int, queries: int, peers: Any = None
+) -> dict[str, Any]:
     """Generate over ranks, and in one process."""
     from regard.models.loading import load
 
-    model = load()[0].float() if name == "shipped" else tiny().eval()
-    torch.manual_seed(2)
-    vocabulary = int(model.config.vocab_size)
-    ids = torch.randint(3, vocabulary, (1, tokens))
+    with DRAWING:
+        model = load()[0].float() if name == "shipped" else tiny().eval()
+        torch.manual_seed(2)
+        ids = torch.randint(3, int(model.config.vocab_size), (1, tokens))
     with torch.no_grad():
         alone = ids
         for _ in range(12):
             alone = torch.cat((alone, model(alone).logits[:, -1:].argmax(-1)), 1)
-    with spread(model, None, scheme, layout="contiguous") as spreading:
+    with spread(model, peers, scheme, layout="contiguous") as spreading:
         found = spreading.generate(ids, 12, queries=queries)
     return {"same": bool((found == alone).all()), "found": found[0, -12:].tolist()}
 
