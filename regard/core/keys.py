@@ -31,6 +31,8 @@ class Keys(ABC):
     """
 
     form: ClassVar[str]
+    # Whether `dense` takes messages that every rank must join: no plan makes them dense unasked.
+    collective: ClassVar[bool] = False
 
     @abstractmethod
     def dense(self) -> Dense:
@@ -64,6 +66,11 @@ class Keys(ABC):
     def placed(self) -> bool:
         """Whether keys may have other positions than 0, 1, 2, ..."""
         return True
+
+    @property
+    def q_positions(self) -> Tensor | None:
+        """Positions of the queries of a call over these keys, where the keys know them."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -425,7 +432,7 @@ class Unordered(Keys):
         """Copy keys and values in order."""
         at, slots = self._order
         index = slots[:, None].expand(*self.k.shape[:2], -1)
-        return Dense(take_keys(self.k, index), take_keys(self.v, index), at)
+        return Dense(*take_both(self.k, self.v, index), at)
 
     def simplest(self, rule: Rule) -> Keys:
         """Leave the order, where it does not matter."""

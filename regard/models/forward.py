@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -27,6 +27,19 @@ from regard.models.wrap import Around, hold
 from regard.run.counting import COUNT
 
 
+class WholeText(NamedTuple):
+    """The text of which a forward runs a part: other ranks run the others.
+
+    Masks are made for its `length` tokens, of which queries begin at `first`. `padding` [b, length]
+    marks the real ones, and `documents` [b or 1, length] says which document each belongs to.
+    """
+
+    length: int
+    first: int = 0
+    padding: Tensor | None = None
+    documents: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Forward:
     """What is known of the forward that is running.
@@ -38,7 +51,8 @@ class Forward:
     `image_tokens` bool [b, n] marks those of a prompt that stand for an image, where the model's
     config names their id. `positions` [b or 1, n] are those of the tokens, where they were told,
     and `padding` [b, m] marks the real ones among the tokens so far. `cache` is the cache that the
-    forward reads and fills; `weights` says whether weights are to be returned.
+    forward reads and fills; `weights` says whether weights are to be returned. `whole` is the text
+    that the tokens are a part of, where a model is spread over devices.
 
     >>> now = Forward(3, branches=("unconditional", "conditional"), grid=(4, 6))
     >>> now.rows("conditional", 8), now.images
@@ -55,6 +69,7 @@ class Forward:
     padding: Any = None
     cache_ref: Any = None
     weights: bool = False
+    whole: WholeText | None = None
 
     @property
     def cache(self) -> Any:
@@ -102,7 +117,8 @@ class Forward:
 
 # Reads a forward from a model, its arguments and what is kept between forwards.
 Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], Forward]
-# Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None.
+# Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None;
+# a third part names what is known of the forward otherwise than by its arguments.
 Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -196,10 +212,13 @@ class _Follow(Around):
 
         def run() -> Any:
             recording.recorded = recorded
-            given = args, kwargs
+            given, parts = (args, kwargs), {}
             for arrive in [x for arrivals in self.holders for x in arrivals.of]:
-                given = arrive(model, *given) or given
-            forwards.append(self.read(model, *given, self.kept.__dict__))
+                made = arrive(model, *given)
+                if made:
+                    given, parts = made[:2], {**parts, **(made[2] if len(made) > 2 else {})}
+            now = self.read(model, *given, self.kept.__dict__)
+            forwards.append(replace(now, **parts) if parts else now)
             out = plain(*given[0], **given[1])
             if recorded is not None and recorded is not outer:
                 recorded.watch(out, begun, lambda: self.holders)
