@@ -20,12 +20,13 @@ from regard.core.method import method
 from regard.core.result import Result
 from regard.core.support import Tiles
 from regard.models.attach import attach
-from regard.models.engine import attended
 from regard.models.stage import Stage
 from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
 from regard.policies.tiling import causal_tiles, tile_places
+from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
+from regard.run.runner import run
 
 
 def last_rows(call: Call, rows: int = 64) -> Tensor:
@@ -141,7 +142,7 @@ class BlockSparse(Prefill):
         k = pooled(expand_heads(call.k, call.h), self.block)
         before = call.rule.offset % self.block
         q = pooled(padded(call.q, before, 0), self.block)
-        scores = q @ k.transpose(2, 3)
+        scores = multiply(q, k.transpose(2, 3))
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
         scores = scores.masked_fill(self.always(call), torch.inf)
         count = ((rows + 1) * keep).ceil().clamp(min=2)
@@ -196,14 +197,14 @@ class MInference(Prefill, Calibrated):
 
     def best_patterns(self, call: Call, keep: float) -> list[str]:
         """Name for each head the pattern whose output is nearest to the dense one."""
-        dense = attended(call)
+        dense = run(call).out
         errors = []
         for kind in self.kinds.values():
             chosen = kind.always(call) | kind.tiles(call, keep)
             chosen = chosen & causal_tiles(call, self.block)
             some = Tiles(chosen, (self.block, self.block))
             rule = call.rule.replace(support=call.rule.support & some)
-            off = attended(call.replace(rule=rule)) - dense
+            off = run(call.replace(rule=rule)).out - dense
             errors.append(off.flatten(2).norm(dim=2).mean(0))
         best = torch.stack(errors).argmin(0)
         return [list(self.kinds)[i] for i in best.tolist()]
@@ -271,7 +272,7 @@ class Hip(Prefill):
         middle = ((low + high) * self.block // 2).clamp(max=k.shape[2] - 1)
         index = middle.flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
         keys = k.gather(2, index).view(*middle.shape, -1)  # [b, h, t, c, d]
-        score = (q @ keys.transpose(3, 4)).amax(3)
+        score = multiply(q, keys.transpose(3, 4)).amax(3)
         return torch.where(high > low, score, -torch.inf)
 
 
