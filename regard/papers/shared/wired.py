@@ -44,8 +44,6 @@ class Wired(nn.Module):
             # L1H0: asks for places whose earlier token is this one; it writes the token there.
             two.to_q.weight[:words, t] = 200 * torch.eye(words)
             two.to_k.weight[:words, before] = torch.eye(words)
-            # The first place has none before it, and L0H1 writes its own token there: no match.
-            two.to_k.weight[:words, words] = -1.0
             two.to_v.weight[:words, t] = torch.eye(words)
             two.to_out.weight[said, :words] = torch.eye(words)
             self.lm_head.weight[:, said] = torch.eye(words)
