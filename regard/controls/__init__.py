@@ -5,6 +5,7 @@
 
 from regard.controls.base import Control, Edits
 from regard.controls.edit import AttentionEdit
+from regard.controls.image_tokens import ImageTokens, Region
 from regard.controls.key_edits import ExtraKeys, GivenKeys, KeySource, OtherRows, ReplaceKeys
 from regard.controls.key_edits import only_keys as only_keys
 from regard.controls.receipt import NothingMoved, Receipt
@@ -14,10 +15,8 @@ from regard.controls.site_choice import SiteChoice
 from regard.controls.steering import Steering
 from regard.controls.strength import PerRow, PerStep
 from regard.controls.tensor_edits import MixBranch, RemoveDirection, ScaleTensor
-from regard.controls.tokens import (
-    AllTokens, ImageTokens, PromptPart, Region, TextBetween, TokenMask, TokenPositions, TokenSet,
-    Words,
-)  # fmt: skip
+from regard.controls.text_tokens import PromptPart, TextBetween, Words
+from regard.controls.tokens import AllTokens, TokenMask, TokenPositions, TokenSet
 from regard.controls.weight_edits import MoveMass, SetShare, ShareToPower
 
 __all__ = [

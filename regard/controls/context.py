@@ -111,7 +111,7 @@ class EditContext:
         return made
 
     def tokens_at(self, side: str, modality: str) -> slice:
-        """Return which queries ("queries") or keys ("keys") are of a modality, "text" or "image"."""
+        """Return which "queries" or "keys" (`side`) are of a modality, "text" or "image"."""
         site, call = self.site, self.call
         many = call.n if side == "queries" else call.m
         kind = "self" if site is None else site.kind

@@ -11,7 +11,8 @@ from regard.controls.registry import register
 from regard.controls.score_edits import AddBias
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
-from regard.controls.tokens import TokenSet, token_set
+from regard.controls.text_tokens import token_set
+from regard.controls.tokens import TokenSet
 from regard.core.value import value
 
 

@@ -174,7 +174,7 @@ class ReplaceKeys(AttentionEdit):
 def only_keys(keys: TokenSet, queries: TokenSet | None = None) -> Forbid:
     """Let queries attend to these keys alone.
 
-    >>> from regard.controls.tokens import Words
+    >>> from regard.controls.text_tokens import Words
     >>> only_keys(Words("Paris")).keys
     NotIn(Words('Paris'))
     """

@@ -17,7 +17,7 @@ from regard.models.site import Site
 STILL = 1e-6
 
 
-class NothingMoved(RegardError):  # noqa: N818
+class NothingMoved(RegardError):
     """A control was attached and the model ran, and attention is what it was."""
 
 
@@ -110,7 +110,7 @@ class Receipt:
             name = self.sets[0]
         if name not in self.sets:
             fail(
-                RuleError, "name", repr(name), f"one of {', '.join(map(repr, self.sets)) or 'none'}",
+                RuleError, "name", repr(name), f"one of {list(self.sets)}",
                 nearest(name, self.sets, "name a set of the receipt"),
             )  # fmt: skip
         pairs = []
@@ -154,7 +154,8 @@ class Receipt:
             own = Receipt(self.control, calls=[x for x in self.calls if x.site == site])
             masses = []
             for name in names:
-                masses.append("%.4f -> %.4f" % own.mass(name) if name in own.sets else "-")
+                old, new = own.mass(name) if name in own.sets else (0.0, 0.0)
+                masses.append(f"{old:.4f} -> {new:.4f}" if name in own.sets else "-")
             layer = "-" if site is None or site.layer is None else str(site.layer)
             heads = sorted({h for x in own.calls for h in x.heads})
             made.append((

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from regard.controls.base import Control, Edits
 from regard.controls.edit import AttentionEdit
-from regard.controls.tokens import token_set
+from regard.controls.text_tokens import token_set
 from regard.core.errors import RuleError, fail, nearest, shape_of
 from regard.core.registry import Registry
 
@@ -54,7 +54,7 @@ def control(name: str, **settings: Any) -> Control:
     kind = _controls.get(name)
     if not issubclass(kind, Control):
         fail(RuleError, "control", repr(name), "a subclass of Control", "derive from Control")
-    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(settings) - fields)
     if unknown:
         fail(
@@ -86,7 +86,7 @@ def make_control(asked: Any, **settings: Any) -> Control:
             RuleError, "control", shape_of(asked), "a name, a control, or edits",
             'pass "emphasis", or regard.controls.AddBias("Paris", 2.0)',
         )  # fmt: skip
-    fields = {f.name for f in dataclasses.fields(asked)}  # type: ignore[arg-type]
+    fields = {f.name for f in dataclasses.fields(asked)}
     unknown = sorted(set(given) - fields)
     if unknown:
         fail(

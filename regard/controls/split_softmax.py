@@ -9,7 +9,8 @@ from regard.controls.edit import AttentionEdit
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
-from regard.controls.tokens import PromptPart, TokenSet, token_set
+from regard.controls.text_tokens import PromptPart, token_set
+from regard.controls.tokens import TokenSet
 from regard.controls.weight_edits import ShareToPower
 from regard.core.method import method
 from regard.core.value import value

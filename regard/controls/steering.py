@@ -53,8 +53,9 @@ class Steering(Stage):
     last = True
 
     def __init__(
-        self, control: Control, *, tokenizer: Any = None, messages: Sequence[Mapping[str, Any]] = (),
-        documents: Sequence[str] = (), grid: tuple[int, int] | None = None,
+        self, control: Control, *, tokenizer: Any = None,
+        messages: Sequence[Mapping[str, Any]] = (), documents: Sequence[str] = (),
+        grid: tuple[int, int] | None = None,
         prompt: Any = None, measure: str = "some", must_move: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(control.where.place)
@@ -131,7 +132,7 @@ class Steering(Stage):
             return
         given = given_to(model, args, kwargs)
         ids, cache = given.get("input_ids"), given.get("past_key_values")
-        length = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        length = int(cache.get_seq_length()) if cache is not None else 0
         many = ids.shape[-1] if isinstance(ids, Tensor) else 0
         if not length:
             here.prompt, here.seen = self.prompt_of(given), many

@@ -11,7 +11,8 @@ from torch import Tensor
 from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply, edits_of
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.tokens import TokenSet, token_set
+from regard.controls.text_tokens import token_set
+from regard.controls.tokens import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
 from regard.core.result import Result
@@ -55,7 +56,8 @@ class _TensorEdit(AttentionEdit):
         strength = torch.as_tensor(number, device=x.device, dtype=torch.float32)
         strength = strength[..., None] if strength.dim() == 3 else strength
         new = self.changed(x.float() if x.dtype != torch.float64 else x, strength, at).to(x.dtype)
-        return torch.where(chosen[..., None], new, x)
+        made: Tensor = torch.where(chosen[..., None], new, x)
+        return made
 
     def before(self, at: EditContext) -> Call:
         """Change q, k or v."""
@@ -86,7 +88,8 @@ def _of_key_heads(limit: Tensor, at: EditContext) -> Tensor:
             CapabilityError, "where['heads']", "a part of the heads that share a key head",
             f"groups of {at.call.h // at.call.g} heads", "name all heads of a group",
         )  # fmt: skip
-    return groups.any(2)
+    whole: Tensor = groups.any(2)
+    return whole
 
 
 @value

@@ -18,7 +18,8 @@ from regard.controls.context import EditContext
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.score_edits import queries_of
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.tokens import TokenSet, token_set
+from regard.controls.text_tokens import token_set
+from regard.controls.tokens import TokenSet
 from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import expand_heads
@@ -135,29 +136,29 @@ class SetShare(_Rebalance):
 
 @value
 class MoveMass(AttentionEdit):
-    """Move a share of the weight of `source` to the keys `to`, in proportion to what they have.
+    """Move a share of the weight of `source` to `target`, in proportion to what they have.
 
-    Without `to` it goes to all other keys. A query that sees no key of `to` is left as it is; 0
-    moves nothing, 1 everything.
+    Without a target it goes to all other keys. A query that sees none of the target is left as it
+    is; 0 moves nothing, 1 everything.
 
     >>> MoveMass("the", "Paris", 0.6).strength
     0.6
     """
 
     source: TokenSet
-    to: TokenSet | None = None
+    target: TokenSet | None = None
     strength: Strength = 0.5
     queries: TokenSet | None = None
     point: ClassVar[str] = "weights"
     law: ClassVar[str] = (
-        "strength times the mass of source is moved to `to`; other keys keep their weights, and "
-        "ratios inside both sets are kept"
+        "strength times the mass of source is moved to the target; other keys keep their weights, "
+        "and ratios inside both sets are kept"
     )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", token_set(self.source))
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
-        for name in ("to", "queries"):
+        for name in ("target", "queries"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, token_set(getattr(self, name)))
 
@@ -166,10 +167,10 @@ class MoveMass(AttentionEdit):
         if is_neutral(self.strength, 0.0):
             return at.call
         source = self.source.mask(at)
-        to = ~source if self.to is None else self.to.mask(at) & ~source
-        if self.to is not None and not bool(to.any()):
+        to = ~source if self.target is None else self.target.mask(at) & ~source
+        if self.target is not None and not bool(to.any()):
             fail(
-                ValueRangeError, "to", str(self.to), "keys that are not in the source",
+                ValueRangeError, "target", str(self.target), "keys that are not in the source",
                 "name another set to move to",
             )  # fmt: skip
         lost, gained = masses(at.call, [source, to])
