@@ -84,6 +84,43 @@ def expand_to_heads(mask: Tensor, at: EditContext) -> Tensor:
     return mask if many in (1, at.call.h) else mask.repeat_interleave(at.call.h // many, 1)
 
 
+class FoundInCall(TokenSet):
+    """Base of sets that are found in the first call of a prompt, for each site and head.
+
+    What was found then is kept as long as the prompt: decoded tokens are not asked again.
+    """
+
+    def find(self, at: EditContext) -> Tensor:
+        """Return which keys of the call belong to it, bool [b or 1, h or 1, m]."""
+        raise NotImplementedError
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Not asked: heads have sets of their own."""
+        raise NotImplementedError
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Find it, or remember where it was found."""
+        if side != "keys":
+            fail(RuleError, "queries", str(self), "a set known before the call", "name tokens")
+        kept: Tensor | None = at.memory.get(self)
+        if kept is None:
+            found = self.find(at)
+            place = expand_to_heads(at.key_positions, at)
+            shape = (max(found.shape[0], place.shape[0]), max(found.shape[1], place.shape[1]))
+            place = place.expand(*shape, -1)
+            kept = torch.zeros(*shape, int(place.max()) + 1, dtype=torch.bool, device=at.device)
+            kept.scatter_(2, place.clamp(min=0), found.expand_as(place) & (place >= 0))
+            at.memory[self] = kept
+        place = expand_to_heads(at.key_positions, at)
+        shape = (max(kept.shape[0], place.shape[0]), max(kept.shape[1], place.shape[1]))
+        if kept.shape[0] not in (1, at.call.b):  # beams
+            kept = kept.repeat_interleave(at.call.b // kept.shape[0], 0)
+            shape = (at.call.b, shape[1])
+        place, size = place.expand(*shape, -1), kept.shape[2]
+        found = kept.expand(*shape, -1).gather(2, place.clamp(0, size - 1))
+        return found & (place >= 0) & (place < size)
+
+
 @value
 class AllTokens(TokenSet):
     """Every token.
@@ -195,6 +232,31 @@ class TokenPositions(TokenSet):
 
 
 @value
+class FromLastToken(TokenSet):
+    """The last token of the prompt, and all that are decoded: each was the newest once.
+
+    Behind right padding it is the last real token.
+
+    >>> FromLastToken()
+    FromLastToken()
+    """
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Mark what comes from the last token on."""
+        length = at.prompt.length
+        place = at.query_positions if side == "queries" else at.key_positions
+        most = int(place.max()) + 1
+        if length is None:
+            length = most
+        last = torch.tensor([length - 1])
+        real = at.prompt.real
+        if real is not None:
+            line = torch.arange(length, device=real.device)
+            last = torch.where(real, line, -1).amax(1).cpu()
+        return torch.arange(max(most, length))[None] >= last[:, None]
+
+
+@value
 class TokenMask(TokenSet):
     """Tokens by a mask, bool [positions] or [b, positions].
 
@@ -221,6 +283,7 @@ class TokenMask(TokenSet):
 
 
 __all__ = [
-    "AllOf", "AllTokens", "AnyOf", "NotIn", "TokenMask", "TokenPositions", "TokenSet",
+    "AllOf", "AllTokens", "AnyOf", "FoundInCall", "FromLastToken", "NotIn", "TokenMask",
+    "TokenPositions", "TokenSet",
     "expand_to_heads", "looked_up",
 ]  # fmt: skip

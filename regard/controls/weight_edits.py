@@ -173,12 +173,69 @@ class MoveMass(AttentionEdit):
                 ValueRangeError, "target", str(self.target), "keys that are not in the source",
                 "name another set to move to",
             )  # fmt: skip
-        lost, gained = masses(at.call, [source, to])
-        moves = (lost > 0) & (gained > 0) & queries_of(at, self.queries)
-        number = at.number(self.strength)
-        less = _log(torch.where(moves, torch.as_tensor(1.0 - number).to(lost), 1.0))
-        more = torch.log1p(torch.where(moves, number * lost / gained.clamp(min=1e-30), 0.0))
-        return add_bias(at.call, [(less, source), (more, to)])
+        return move_mass(
+            at.call, source, to, at.number(self.strength), queries_of(at, self.queries)
+        )
 
 
-__all__ = ["MoveMass", "SetShare", "ShareToPower", "masses"]
+def move_mass(
+    call: Call, source: Tensor, target: Tensor, share: float | Tensor, queries: Tensor
+) -> Call:
+    """Move a share of what queries [b or 1, h or 1, n or 1] put on `source` to `target`.
+
+    Both are bool [b or 1, h or 1, m], and have no key in common; a query that sees none of the
+    target is left as it is.
+
+    >>> q = torch.randn(1, 1, 2, 4)
+    >>> a = torch.tensor([[[True, False]]])
+    >>> moved = move_mass(Call.of(q, q, q), a, ~a, 1.0, torch.ones(1, 1, 1, dtype=torch.bool))
+    >>> masses(moved, [a]).max().item()
+    0.0
+    """
+    lost, gained = masses(call, [source, target])
+    moves = (lost > 0) & (gained > 0) & queries
+    less = _log(torch.where(moves, torch.as_tensor(1.0 - share).to(lost), 1.0))
+    more = torch.log1p(torch.where(moves, share * lost / gained.clamp(min=1e-30), 0.0))
+    return add_bias(call, [(less, source), (more, target)])
+
+
+@value
+class EvenOut(AttentionEdit):
+    """Give each of some sets the mean of what they have: strength 1 makes them equal, 0 nothing.
+
+    >>> EvenOut(("A", "B")).sets()
+    (Words('A'), Words('B'))
+    """
+
+    parts: tuple[TokenSet, ...]
+    strength: Strength = 1.0
+    queries: TokenSet | None = None
+    point: ClassVar[str] = "weights"
+    law: ClassVar[str] = "at strength 1 all sets have equal mass; their sum and all else is kept"
+
+    def __post_init__(self) -> None:
+        many = tuple(token_set(x) for x in self.parts)
+        if len(many) < 2:
+            fail(ValueRangeError, "parts", f"{len(many)} sets", "at least 2", "name two sets")
+        object.__setattr__(self, "parts", many)
+        object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
+        if self.queries is not None:
+            object.__setattr__(self, "queries", token_set(self.queries))
+
+    def sets(self) -> tuple[TokenSet, ...]:
+        """Return the sets."""
+        return self.parts
+
+    def before(self, at: EditContext) -> Call:
+        """Measure the sets, and add the logs of the factors."""
+        if is_neutral(self.strength, 0.0):
+            return at.call
+        marks = [x.mask(at) for x in self.parts]
+        have = masses(at.call, marks)
+        evens = (have > 0).all(0) & queries_of(at, self.queries)
+        new = have + at.number(self.strength) * (have.mean(0) - have)
+        factors = _log(torch.where(evens, new / have.clamp(min=1e-30), 1.0))
+        return add_bias(at.call, list(zip(factors, marks, strict=True)))
+
+
+__all__ = ["EvenOut", "MoveMass", "SetShare", "ShareToPower", "masses", "move_mass"]
