@@ -17,13 +17,13 @@ from regard.controls.strength import PerRow, PerStep
 from regard.controls.tensor_edits import MixBranch, RemoveDirection, ScaleTensor
 from regard.controls.text_tokens import PromptPart, TextBetween, Words
 from regard.controls.tokens import AllTokens, TokenMask, TokenPositions, TokenSet
-from regard.controls.weight_edits import MoveMass, SetShare, ShareToPower
+from regard.controls.weight_edits import EvenOut, MoveMass, SetShare, ShareToPower
 
 __all__ = [
-    "AddBias", "AllTokens", "AttentionEdit", "Control", "Edits", "ExtraKeys", "Forbid", "GivenKeys",
-    "ImageTokens", "KeySource", "MixBranch", "MoveMass", "NothingMoved", "OtherRows", "PerRow",
-    "PerStep", "PromptPart", "RaiseScores", "Receipt", "Region", "RemoveDirection", "ReplaceKeys",
-    "ScaleScores", "ScaleTensor", "SetShare", "ShareToPower", "SiteChoice", "Steering",
-    "TextBetween", "TokenMask", "TokenPositions", "TokenSet", "Words", "control", "known",
-    "only_keys", "register",
+    "AddBias", "AllTokens", "AttentionEdit", "Control", "Edits", "EvenOut", "ExtraKeys",
+    "Forbid", "GivenKeys", "ImageTokens", "KeySource", "MixBranch", "MoveMass", "NothingMoved",
+    "OtherRows", "PerRow", "PerStep", "PromptPart", "RaiseScores", "Receipt", "Region",
+    "RemoveDirection", "ReplaceKeys", "ScaleScores", "ScaleTensor", "SetShare", "ShareToPower",
+    "SiteChoice", "Steering", "TextBetween", "TokenMask", "TokenPositions", "TokenSet", "Words",
+    "control", "known", "only_keys", "register",
 ]  # fmt: skip

@@ -153,6 +153,7 @@ class RaisedScores(PlaceStep):
     chosen: Tensor
     adds: ClassVar = False
     asks_positions: ClassVar = False
+    row_part: ClassVar = "gain"
     _head_axis: ClassVar = {"gain": 1, "chosen": 1}
 
     def change(self, scores: Tensor, at: At) -> Tensor:

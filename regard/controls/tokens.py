@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from regard.controls.context import EditContext
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.value import Value, value
+from regard.run.rows import rows_of
 
 
 class TokenSet(Value):
@@ -104,7 +106,7 @@ class FoundInCall(TokenSet):
             fail(RuleError, "queries", str(self), "a set known before the call", "name tokens")
         kept: Tensor | None = at.memory.get(self)
         if kept is None:
-            found = self.find(at)
+            found = self.find(_of_prompt(at))
             place = expand_to_heads(at.key_positions, at)
             shape = (max(found.shape[0], place.shape[0]), max(found.shape[1], place.shape[1]))
             place = place.expand(*shape, -1)
@@ -119,6 +121,14 @@ class FoundInCall(TokenSet):
         place, size = place.expand(*shape, -1), kept.shape[2]
         found = kept.expand(*shape, -1).gather(2, place.clamp(0, size - 1))
         return found & (place >= 0) & (place < size)
+
+
+def _of_prompt(at: EditContext) -> EditContext:
+    """Leave out queries behind the prompt, which come with it where there is no cache."""
+    length, call = at.prompt.length, at.call
+    if length is None or call.n <= length or call.rule.offset or call.q_positions is not None:
+        return at
+    return replace(at, call=rows_of(call, slice(0, length)))
 
 
 @value
