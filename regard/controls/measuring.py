@@ -66,13 +66,13 @@ def rows_to_look_at(at: EditContext, chosen: Tensor) -> Tensor:
     if padding is not None and padding.shape[0] == call.b and padding.shape[1] >= call.n:
         real = padding[:, -call.n :].to(own.device).bool()
         own = torch.where((own & real).any(1, keepdim=True), own & real, own)
-    rows = []
-    for row in own.cpu():
-        found = row.nonzero().flatten()
-        found = found if len(found) else torch.tensor([call.n - 1])
-        at_most = torch.linspace(len(found) - 1, 0, LOOKED_AT).round().long()
-        rows.append(found[at_most].flip(0))
-    return torch.stack(rows)
+    found = [row.nonzero().flatten() for row in own.cpu()]
+    found = [row if len(row) else torch.tensor([call.n - 1]) for row in found]
+    # As many of each row of the batch, no query twice.
+    many = min(LOOKED_AT, *(len(row) for row in found))
+    return torch.stack([
+        row[torch.linspace(len(row) - 1, 0, many).round().long().flip(0)] for row in found
+    ])  # fmt: skip
 
 
 def measured(
