@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from regard.bench.drawing import Axis, Chart, ranked, short
+from regard.bench.findings import UNLEARNED, findings
 from regard.bench.records import BenchError
 from regard.bench.results import Results, cell_of
 from regard.bench.speed import Measure, exponents, pays_from
 from regard.bench.statistics import (
-    Estimate,
+    MeanInterval,
     above_chance,
     common,
     compositional_index,
     ranking,
 )
-from regard.bench.words import UNLEARNED, findings
 from regard.core.files import write_bytes
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
@@ -114,7 +114,7 @@ def _scores(results: Results) -> str:
     return _section("Scores by task", _table(head, [*rows, chances]))
 
 
-def _cell(found: Estimate | None, chance: float) -> str:
+def _cell(found: MeanInterval | None, chance: float) -> str:
     if found is None:
         return "–"
     level = min(max(round(10 * above_chance(found.mean, chance)), 0), 10)

@@ -9,7 +9,7 @@ from typing import Any
 from regard.bench.shrunk_cells import COUNTS, Cell
 from regard.bench.statistics import Count
 from regard.core.errors import need
-from regard.core.pictures import write_figure
+from regard.core.picture_files import write_figure
 
 TITLES = {"needle": "share of needles found", "recall": "share of keys recalled, asked for later",
           "bits": "bits per byte"}  # fmt: skip

@@ -46,7 +46,7 @@ def _tasks() -> Iterable[str]:
 
 
 def _measures() -> Iterable[str]:
-    from regard.bench.shrinking import MEASURES
+    from regard.bench.shrunk_models import MEASURES
 
     return MEASURES
 

@@ -61,8 +61,8 @@ def command(
         else:
             print_table(head, lines)
         return
-    from regard.bench.shrinking import BROKE, Setting, curves, fit_positions, need_measures
     from regard.bench.shrunk_cells import as_fields, recommended, rows
+    from regard.bench.shrunk_models import BROKE, Setting, curves, fit_positions, need_measures
     from regard.bench.shrunk_picture import picture
     from regard.cli.models import config_of, need_decoder, positions_of, text_model
     from regard.core.errors import need

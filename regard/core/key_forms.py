@@ -16,7 +16,7 @@ from regard.core.keys import STEP, At, Dense, Keys, is_full, written
 from regard.core.rule import Rule
 
 
-class _Written:
+class _StoredAttribute:
     """An attribute that is in the instance: it stands in the class for one that is computed."""
 
     def __init__(self, name: str) -> None:
@@ -249,15 +249,15 @@ class Ragged(Keys):
     form: ClassVar[str] = "ragged"
     parts: tuple[tuple[tuple[int, ...], Keys], ...]
     # Written by __post_init__, in place of the properties of other forms.
-    shape: ClassVar[Any] = _Written("shape")
-    full: ClassVar[Any] = _Written("full")
-    dense_full: ClassVar[Any] = _Written("dense_full")
-    count: ClassVar[Any] = _Written("count")
-    dtype: ClassVar[Any] = _Written("dtype")
-    device: ClassVar[Any] = _Written("device")
-    kind: ClassVar[Any] = _Written("kind")
+    shape: ClassVar[Any] = _StoredAttribute("shape")
+    full: ClassVar[Any] = _StoredAttribute("full")
+    dense_full: ClassVar[Any] = _StoredAttribute("dense_full")
+    count: ClassVar[Any] = _StoredAttribute("count")
+    dtype: ClassVar[Any] = _StoredAttribute("dtype")
+    device: ClassVar[Any] = _StoredAttribute("device")
+    kind: ClassVar[Any] = _StoredAttribute("kind")
     # Whether every part is of tensors.
-    all_dense: ClassVar[Any] = _Written("all_dense")
+    all_dense: ClassVar[Any] = _StoredAttribute("all_dense")
 
     def __post_init__(self) -> None:
         # One loop for all that is asked later: a step of decoding makes this anew.

@@ -33,7 +33,7 @@ from regard.layers.positions import Position, position_named
 from regard.layers.registry import register
 from regard.memories.base import KeyMemory, Read
 from regard.memories.full import Full
-from regard.memories.heads import HeadMemories
+from regard.memories.head_memories import HeadMemories
 from regard.run.api import attend
 
 

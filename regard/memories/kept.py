@@ -15,7 +15,7 @@ from regard.core.key_forms import Ragged
 from regard.core.keys import Keys, Positions
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, need_keys, need_same_heads, need_slots
-from regard.memories.stores import Plain, Store, StoreKind
+from regard.memories.stores import Plain, StoreKind, TokenStore
 
 # Heads whose counts differ by less than this share one tensor.
 ALIKE = 1 / 64
@@ -27,7 +27,7 @@ class _Part:
     """Heads that keep equally many keys."""
 
     def __init__(
-        self, heads: tuple[int, ...], k: Store, v: Store, at: Tensor | None = None
+        self, heads: tuple[int, ...], k: TokenStore, v: TokenStore, at: Tensor | None = None
     ) -> None:
         self.heads, self.k, self.v = heads, k, v
         # Positions [b, heads, c] of the first slots, -1 at empty ones, in 16 bits if these do. The
@@ -203,7 +203,7 @@ class Kept(KeyMemory):
             made.append(part)
         self._parts, self._dropped_at = made, self.seen
 
-    def _taken(self, heads: Sequence[int], slots: Tensor, which: int) -> Store:
+    def _taken(self, heads: Sequence[int], slots: Tensor, which: int) -> TokenStore:
         """Put slots of some heads in a store of their own."""
         first = self._parts[0]
         if self.ragged:

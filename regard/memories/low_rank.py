@@ -9,10 +9,10 @@ from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
-from regard.memories.stores import Store
+from regard.memories.stores import TokenStore
 
 
-class LowRank(Store):
+class LowRank(TokenStore):
     """x as coefficients [b, h, m, rank] on a basis [b, h, rank, d].
 
     The basis is that of the largest singular values of what is there at the first `settle` with

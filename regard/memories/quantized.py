@@ -12,10 +12,10 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
 from regard.core.key_forms import Packed
 from regard.core.keys import At, Keys
-from regard.memories.stores import Store
+from regard.memories.stores import TokenStore
 
 
-class Quantized(Store):
+class Quantized(TokenStore):
     """Codes of `bits` bits, x = low + code * step, with low and step in float16.
 
     `by="channel"` shares them among `group` tokens in a row, channel by channel (keys, whose
@@ -107,7 +107,7 @@ class Quantized(Store):
             return None
         return Codes(self._codes, self._low, self._step, self.bits, self._tail.shape[3])
 
-    def with_values(self, values: Store, at: At) -> Keys:
+    def with_values(self, values: TokenStore, at: At) -> Keys:
         """Return codes, where keys go by channel, values by token, and equally many are packed."""
         if isinstance(values, Quantized) and self.by == "channel" and values.by == "token":
             k, v, k_tail, v_tail = self._held, values._held, self._tail, values._tail

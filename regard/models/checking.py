@@ -41,7 +41,7 @@ class _Witness(Stage):
         return call
 
 
-class _Silence(Stage):
+class _ZeroOutputs(Stage):
     """Puts zeros for all outputs."""
 
     def after(self, call: Call, partial: Result) -> Result:
@@ -69,7 +69,7 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
                 return f"not made: the model refused a tiny input ({type(trouble).__name__})"
             witness = _Witness()
             with_nothing = _with(model, hook, sites, Engine([witness]), inputs)
-            with_silence = _with(model, hook, sites, Engine([_Silence()]), inputs)
+            with_silence = _with(model, hook, sites, Engine([_ZeroOutputs()]), inputs)
     finally:
         for module, mode in modes:
             module.training = mode

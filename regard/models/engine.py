@@ -102,7 +102,7 @@ class Engine:
             if around is None:
                 result = run(call, want, **options)
             else:
-                result = around.around(call, Running(want, options))
+                result = around.around(call, CallRunner(want, options))
                 _need_result(around, "around", result, None, call.site)
             COUNT.depth = depth + 1
             for stage in stages:
@@ -117,7 +117,7 @@ class Engine:
         return result, call
 
 
-class Running:
+class CallRunner:
     """Runs a call with everything that is wanted of it: what `Stage.around` is handed."""
 
     def __init__(self, want: tuple[str, ...], options: dict[str, Any]) -> None:
@@ -237,4 +237,4 @@ def _name(site: Any) -> str:
     return getattr(site, "module", None) or "a call outside of any site"
 
 
-__all__ = ["Engine", "Running", "attended", "timed", "whole"]
+__all__ = ["CallRunner", "Engine", "attended", "timed", "whole"]

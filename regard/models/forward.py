@@ -103,7 +103,7 @@ Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], 
 Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class _Thread(threading.local):
+class _ForwardThread(threading.local):
     """What this thread is in; empty outside of any forward."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class _Thread(threading.local):
         self.updated: Any = None
 
 
-_thread = _Thread()
+_thread = _ForwardThread()
 
 
 def current_forward() -> Forward | None:

@@ -84,7 +84,7 @@ class AttentionTile(OnGrid, Calibrated):
         for step, one in enumerate(inputs):
             if step < done:
                 continue
-            search = _Search(errors)
+            search = _FrameErrors(errors)
             with attach(model, [search], check=False), torch.no_grad():
                 model(**one)
             keep({"step": step + 1, "errors": errors})
@@ -137,7 +137,7 @@ def tile_errors(call: Call, image: Image) -> list[float]:
     return found
 
 
-class _Search(Stage):
+class _FrameErrors(Stage):
     """Add up the errors of every k at every layer."""
 
     def __init__(self, errors: dict[int, list[float]]) -> None:

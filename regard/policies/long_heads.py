@@ -18,7 +18,7 @@ from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
-from regard.memories.summaries import Landmarks
+from regard.memories.summaries import LandmarkPages
 from regard.models.engine import attended
 from regard.models.rotary import Turn, turns_of
 from regard.models.site import Site, Sites
@@ -155,9 +155,11 @@ class LongHeads(StoreAndAttend, Select):
         )  # fmt: skip
         return attended(own).view(b, p, h, -1).transpose(1, 2)
 
-    def _marks(self, turn: Turn, call: Call) -> Landmarks:
+    def _marks(self, turn: Turn, call: Call) -> LandmarkPages:
         rule = Rule(score=call.rule.score)
-        return Landmarks(self.chunk, partial(_landmark, turn=turn, rule=rule, h=call.h, g=call.g))
+        return LandmarkPages(
+            self.chunk, partial(_landmark, turn=turn, rule=rule, h=call.h, g=call.g)
+        )
 
 
 def _landmark(pages: Tensor, turn: Turn, rule: Rule, h: int, g: int) -> Tensor:

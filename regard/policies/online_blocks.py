@@ -23,7 +23,7 @@ from regard.run.mass import tile_mass
 
 
 @dataclass
-class Found:
+class FoundTiles:
     """What a search found at one site: which tiles matter, and the log of all weight of each row.
 
     `due` says that the call that is running searches.
@@ -76,7 +76,7 @@ class AdaSpa(SelectAndRun):
                 CapabilityError, "keep", f"{self.budget}", "a share of the pairs",
                 "pass keep=0.2, say",
             )  # fmt: skip
-        self._found: dict[Any, Found] = {}
+        self._found: dict[Any, FoundTiles] = {}
 
     def end(self) -> None:
         """Let go of what was found."""
@@ -90,7 +90,7 @@ class AdaSpa(SelectAndRun):
         now = site.moment
         if self.budget.whole or not served or now is None:
             return call
-        found = self._found.setdefault((site, now.branches), Found())
+        found = self._found.setdefault((site, now.branches), FoundTiles())
         if now.step < self.searches[0]:
             return call
         missing = found.chosen is None or found.lse is None
@@ -116,7 +116,7 @@ class AdaSpa(SelectAndRun):
         self.search(call, found)
         return partial.out
 
-    def search(self, call: Call, found: Found) -> None:
+    def search(self, call: Call, found: FoundTiles) -> None:
         """Choose tiles by their weight, given the log-sum-exp."""
         mass = tile_mass(call, self.block, found.lse)
         share = self.budget.share or 1.0

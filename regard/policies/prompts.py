@@ -204,7 +204,7 @@ class MInference(Prefill, Calibrated):
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
         """Search on one text (ids [1, n]), layer by layer, in one forward."""
         share = 0.1 if self.keep is None else float(self.keep)
-        search = _Search(self, share)
+        search = _PatternSearch(self, share)
         with attach(model, [search], check=False), torch.no_grad():
             model(inputs[0], use_cache=False)
         self.patterns = search.patterns
@@ -265,7 +265,7 @@ class Hip(Prefill):
         return torch.where(high > low, score, -torch.inf)
 
 
-class _Search(Stage):
+class _PatternSearch(Stage):
     """Find the pattern of every head while a text is read."""
 
     def __init__(self, maker: MInference, keep: float) -> None:

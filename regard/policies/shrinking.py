@@ -21,7 +21,6 @@ from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
 from regard.policies.caches import Caches, need_one
 from regard.policies.caching import can_cache
-from regard.policies.counting import Costs
 from regard.policies.kinds import (
     Evict,
     EvictAtSteps,
@@ -35,6 +34,7 @@ from regard.policies.kinds import (
 )  # fmt: skip
 from regard.policies.module_patch import patch_modules
 from regard.policies.placing import without_padding
+from regard.policies.spent_flops import Costs
 from regard.run.counting import COUNT
 from regard.run.executor import No
 from regard.run.runner import otherwise

@@ -26,10 +26,10 @@ from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
 from regard.policies.calibration import frozen, need_calibration
-from regard.policies.decoding import Bounds, Selecting, page_worth, whole_pages
 from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of, together
+from regard.policies.selecting import Bounds, Selecting, page_worth, whole_pages
 
 
 def near(window: int, sinks: int) -> Support:

@@ -89,7 +89,7 @@ def ablation(
     return changes
 
 
-class _Silence(Stage):
+class _SilenceHeads(Stage):
     def __init__(self, heads: Mapping[Site, list[int]]) -> None:
         super().__init__()
         self.heads = heads
@@ -142,7 +142,7 @@ def taken_out(heads: Iterable[tuple[Site, int]]) -> Stage:
     by_site: dict[Site, list[int]] = {}
     for site, head in heads:
         by_site.setdefault(site, []).append(head)
-    return _Silence(by_site)
+    return _SilenceHeads(by_site)
 
 
 __all__ = ["Averaged", "Importance", "ablation", "means_of", "taken_out"]

@@ -31,7 +31,7 @@ from regard.probes.regions import WordMaps
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
-from regard.run.survey import Block, survey_call
+from regard.run.survey import RowBlock, survey_call
 
 
 class _Columns(Reducer):
@@ -53,7 +53,7 @@ class _Columns(Reducer):
         self.spread = torch.zeros(call.h, dtype=dtype, device=device)
         self.mass = torch.zeros(call.h, dtype=dtype, device=device)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read the text columns of one block."""
         rows, cols = _shared(block.rows, self.queries), _shared(block.cols, self.keys)
         if block.b != self.row or rows is None or cols is None:

@@ -16,7 +16,7 @@ from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
 from regard.run.counting import count
-from regard.run.dense import Shape, count_dense, dense
+from regard.run.dense_kernels import Shape, count_dense, dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, contained_out, unrecorded
 from regard.run.transforms import transforms_around

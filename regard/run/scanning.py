@@ -12,7 +12,7 @@ from regard.core.scan import (
     MomentumState,
     Rate,
     ScanState,
-    Tokens,
+    ScanTokens,
     check_chunk,
     chunked,
     divided,
@@ -155,7 +155,7 @@ def _form(form: str | None, offered: tuple[str, ...]) -> str | None:
 
 def _scan_by(
     form: str | None, n: int, chunk: int
-) -> Callable[[Tokens, Tensor], tuple[Tensor, Tensor]]:
+) -> Callable[[ScanTokens, Tensor], tuple[Tensor, Tensor]]:
     """Choose how to scan: one token directly, more of them in chunks, or as was asked."""
     if form == "recurrent" or (form is None and n == 1):
         return recurrent
@@ -166,7 +166,7 @@ def _scan_by(
     return lambda tokens, memory: chunked(tokens, memory, chunk)
 
 
-def _fla(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+def _fla(tokens: ScanTokens, memory: Tensor) -> tuple[Tensor, Tensor]:
     reason = scan_fla.why_not(tokens)
     if reason is not None:
         fail(ExecutorError, "form", "'fla'", f"a call it can run, but {reason}", "use form=None")

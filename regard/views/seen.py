@@ -21,7 +21,7 @@ from regard.probes.scores import Head, Scores, head_name, towers
 from regard.views.overwrite import is_ours
 from regard.views.roles import ROLES, Roles
 from regard.views.run_file import Run
-from regard.views.words import packed_words
+from regard.views.word_maps import packed_words
 
 if TYPE_CHECKING:
     import pandas

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from regard.bench.shrinking import Setting, curves, fit_positions
 from regard.bench.shrunk_cells import (
     Cell,
     advice,
@@ -17,6 +16,7 @@ from regard.bench.shrunk_cells import (
     recommended,
     rows,
 )
+from regard.bench.shrunk_models import Setting, curves, fit_positions
 from regard.bench.statistics import Count
 from regard.core.errors import CapabilityError, RegardError, ValueRangeError
 from regard.policies.budget import Budget
@@ -98,7 +98,7 @@ def test_what_was_written_as_shares_is_read_as_counts():
 
 def test_one_refused_policy_is_a_row_that_says_why(monkeypatch):
     pytest.importorskip("transformers")
-    from regard.bench import shrinking
+    from regard.bench import shrunk_models
     from regard.models.loading import load
 
     def measured(model, tokenizer, made, keep, asked, setting):
@@ -108,7 +108,7 @@ def test_one_refused_policy_is_a_row_that_says_why(monkeypatch):
             raise IndexError("beyond")
         return Cell("full" if made is None else made.name, None, needle=Count(1, 1))
 
-    monkeypatch.setattr(shrinking, "measure", measured)
+    monkeypatch.setattr(shrunk_models, "measure", measured)
     model, tokenizer = load()
     cells = list(curves(model, tokenizer, ["snapkv", "tova", "h2o"], [0.5], ["needle"]))
     assert [c.policy for c in cells] == ["full", "snapkv", "tova", "h2o"]

@@ -25,7 +25,7 @@ from regard.memories import (
     Hosted,
     Kept,
     KeyMemory,
-    Landmarks,
+    LandmarkPages,
     LowRank,
     Mapped,
     NearKeys,
@@ -37,7 +37,7 @@ from regard.memories import (
     Shared,
     SomeKeys,
     Split,
-    Store,
+    TokenStore,
 )
 from tests.memories.test_conformance import MAKERS, D, G
 
@@ -66,10 +66,10 @@ OTHERS: dict[str, Callable[[], KeyMemory]] = {
 ALL = {**{name: make for name, (make, _) in MAKERS.items()}, **OTHERS}
 # Its keys are in other processes: tests/policies/test_remote_attention.py.
 ELSEWHERE = {"Remote"}
-STORES: dict[str, Callable[[], Store]] = {
+STORES: dict[str, Callable[[], TokenStore]] = {
     "plain": Plain, "hosted": Hosted, "mapped": Mapped,
     "quantized": lambda: Quantized(8, "channel", 4, 2), "low rank": lambda: LowRank(D - 1, 0),
-    "bounds": lambda: Bounds(2), "landmarks": lambda: Landmarks(2, lambda pages: pages.mean(3)),
+    "bounds": lambda: Bounds(2), "landmarks": lambda: LandmarkPages(2, lambda pages: pages.mean(3)),
 }  # fmt: skip
 STEPS = st.lists(
     st.one_of(
@@ -99,7 +99,7 @@ def subclasses(kind: type) -> set[type]:
 def test_every_memory_and_store_is_in_the_table() -> None:
     made = {type(make()).__name__ for make in ALL.values()}
     assert {x.__name__ for x in subclasses(KeyMemory)} - made == ELSEWHERE
-    assert {x.__name__ for x in subclasses(Store)} - {"Summaries"} == {
+    assert {x.__name__ for x in subclasses(TokenStore)} - {"Summaries"} == {
         type(x()).__name__ for x in STORES.values()
     }
 

@@ -14,6 +14,8 @@ from regard.papers.checks import checks
 from regard.papers.closure import OWN
 
 OFF = 0.01
+# Numbers of a tensor over which it is left alone: reserved addresses, which no memory is behind.
+LARGEST = 2**26
 # Rows whose code is a value that says which pairs may attend: what runs it is put off instead.
 RUN_BY = dict.fromkeys(("dpo_prefix_sharing", "gna", "landmark_attention"), "attend") | {
     "aaren": "prefix_softmax"
@@ -23,6 +25,8 @@ RUN_BY = dict.fromkeys(("dpo_prefix_sharing", "gna", "landmark_attention"), "att
 def off(value):
     """Put numbers off by up to a percent, more along the last axis, so that no ratio hides it."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
+        if value.numel() > LARGEST:
+            return value
         if not value.dim():
             return value * (1 + OFF)
         slant = torch.linspace(1 - OFF, 1 + OFF, value.shape[-1], dtype=value.dtype)

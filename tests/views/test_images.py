@@ -11,7 +11,7 @@ from regard.probes.maps import Patches, patches_of
 from regard.probes.regions import WordMaps
 from regard.views import Seen
 from regard.views.colors import ramp
-from regard.views.words import evenly, packed_words
+from regard.views.word_maps import evenly, packed_words
 from tests.views.browser import in_browser, visited
 from tests.views.runs import seen
 

@@ -9,8 +9,8 @@ from regard.core.autocast import without_autocast
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
 from regard.core.partial import wide
-from regard.core.scan.chunked import chunked
-from regard.core.scan.inputs import prepare, starts
+from regard.core.scan.chunked_scan import chunked
+from regard.core.scan.scan_inputs import prepare, starts
 
 
 def unordered(

@@ -7,10 +7,10 @@ from regard.core.rule import Rule
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
-from regard.papers.shared.copying import CAUSAL
+from regard.papers.shared.copier_models import CAUSAL
 from regard.papers.shared.measure import gap
 from regard.papers.shared.random_calls import random
-from regard.probes.spans import spans_mass
+from regard.probes.prompt_parts import spans_mass
 
 
 @check("bertviz", beyond="views of line bundles: the page draws maps")

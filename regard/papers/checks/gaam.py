@@ -10,7 +10,7 @@ from regard.layers.gate_networks import GaussianGate
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 
 @check("gaam")

@@ -10,8 +10,8 @@ from regard.papers.claims import FLOAT64, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.shipped_model import demo
 from regard.probes.logits import agreement, weighted_vote
+from regard.probes.prompt_parts import SpanShare
 from regard.probes.reading import Reading
-from regard.probes.spans import SpanShare
 
 
 @check(

@@ -8,7 +8,7 @@ from regard.circuits.explaining import EXPLAINERS, Question, integrated_gradient
 from regard.circuits.faithfulness import agreement, kendall
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
-from regard.papers.shared.explaining import KEYWORDS, TOKENS, VOCABULARY, asked, trained
+from regard.papers.shared.keyword_classifier import KEYWORDS, TOKENS, VOCABULARY, asked, trained
 
 
 @check(

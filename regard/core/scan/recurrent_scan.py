@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regard.core.scan.inputs import Tokens
+from regard.core.scan.scan_inputs import ScanTokens
 
 
 def step(
@@ -37,7 +37,7 @@ def step(
     return torch.einsum("bhd,bhde->bhe", q, memory), memory
 
 
-def recurrent(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+def recurrent(tokens: ScanTokens, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Take every token through `step`: `out [b, h, n, e]` and the last memory `[b, h, d, e]`."""
     outs = []
     for t in range(tokens.q.shape[2]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regard.bench.results import Results, cell_of
-from regard.bench.statistics import Estimate, above_chance, ranking
+from regard.bench.statistics import MeanInterval, above_chance, ranking
 
 LEARNED, UNLEARNED = 0.9, 0.1
 
@@ -81,5 +81,5 @@ def _fallen(results: Results, cell: str) -> list[str]:
     return names
 
 
-def _percent(x: Estimate) -> str:
+def _percent(x: MeanInterval) -> str:
     return f"{100 * x.mean:.0f}%"

@@ -14,7 +14,7 @@ from regard.layers.building import model
 from regard.models.engine import Engine
 from regard.models.site import Site
 from regard.papers.seeding import restart
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.probes.base import Probe
 from regard.probes.reading import Reading
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from regard.core.errors import RegardError
-from regard.papers import runner
+from regard.papers import check_runner
+from regard.papers.check_runner import choose, run
 from regard.papers.checks import checks
 from regard.papers.evidence_files import load
-from regard.papers.runner import choose, run
 
 TOY = Path(__file__).with_name("toy_checks.py")
 ROOT = TOY.parents[2]
@@ -75,9 +75,9 @@ def toys(monkeypatch):
 
     def outcome(key, seeds):
         ran.append(key)
-        return runner.Event(key, "broke", trace="toy")
+        return check_runner.Event(key, "broke", trace="toy")
 
-    monkeypatch.setattr(runner, "_outcome", outcome)
+    monkeypatch.setattr(check_runner, "_outcome", outcome)
     return ran
 
 
@@ -90,7 +90,7 @@ def test_rows_with_fresh_evidence_are_passed_by_unless_asked_again(toys, monkeyp
         def __init__(self, verdict):
             self.fresh = verdict in ("held", "failed")
 
-    monkeypatch.setattr(runner, "standing", lambda key, _: Standing(judged[key]))
+    monkeypatch.setattr(check_runner, "standing", lambda key, _: Standing(judged[key]))
     events = [(event.what, event.key) for event in run(list(judged), folder=tmp_path)]
     assert toys == ["mhe", "mlkv"]
     assert events[:2] == [("fresh", "moh"), ("fresh", "mqa")]
@@ -104,10 +104,12 @@ def test_other_seeds_are_measured_and_not_kept(monkeypatch, tmp_path):
     from types import SimpleNamespace
 
     found = SimpleNamespace(key="moh")
-    monkeypatch.setattr(runner, "standing", lambda *_: SimpleNamespace(fresh=True, evidence=found))
-    monkeypatch.setattr(runner, "measure", lambda key, seeds: found)
+    monkeypatch.setattr(
+        check_runner, "standing", lambda *_: SimpleNamespace(fresh=True, evidence=found)
+    )
+    monkeypatch.setattr(check_runner, "measure", lambda key, seeds: found)
     kept = []
-    monkeypatch.setattr(runner, "save", lambda evidence, folder: kept.append(evidence))
+    monkeypatch.setattr(check_runner, "save", lambda evidence, folder: kept.append(evidence))
     events = [event.what for event in run(["moh"], folder=tmp_path, seeds=range(5, 15))]
     assert events == ["started", "done"]
     assert kept == []
@@ -142,7 +144,7 @@ def test_choosing_checks(monkeypatch):
         choose(["nonsense"])
     made = checks()[quick[0]]
     long = type(made)(made.key, made.function, True)
-    monkeypatch.setattr(runner, "checks", lambda: {made.key: long})
+    monkeypatch.setattr(check_runner, "checks", lambda: {made.key: long})
     assert choose([]) == []
     assert choose([], long=True) == [made.key]
     with pytest.raises(RegardError, match="add --long"):

@@ -19,7 +19,7 @@ from regard.core.heads import take_keys
 from regard.core.method import method
 from regard.core.support import Everything
 from regard.core.top import top_slots
-from regard.memories.stores import Plain, Store
+from regard.memories.stores import Plain, TokenStore
 from regard.memories.summaries import Bounds
 from regard.policies.base import Step
 from regard.policies.kinds import Select
@@ -31,7 +31,7 @@ from regard.policies.scoring import best
 class Selecting(Select):
     """Base of policies for decoding: override `index` and `worth`."""
 
-    def index(self) -> Store | None:
+    def index(self) -> TokenStore | None:
         """Make what is kept of every key beside the memory."""
         return None
 
@@ -193,7 +193,7 @@ class Quest(Selecting):
     # Tokens whose bounds are one: smaller than a page, they tell a needle from its neighbors.
     logical: int = 16
 
-    def index(self) -> Store:
+    def index(self) -> TokenStore:
         """Keep bounds."""
         return Bounds(min(self.logical, self.page))
 
@@ -233,7 +233,7 @@ class DoubleSparsity(Selecting):
     channels: float = 0.25
     random_channels: bool = False
 
-    def index(self) -> Store:
+    def index(self) -> TokenStore:
         """Keep labels."""
         return Plain()
 

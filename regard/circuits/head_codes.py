@@ -58,7 +58,7 @@ class SparseCoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class Circuit:
+class CodeScores:
     """Scores of heads [h] and of pairs of heads [h, h]: shares of codes that the task alone shows.
 
     `codes` [prompts, h] are those of all prompts, those of the task first.
@@ -76,12 +76,12 @@ class Circuit:
 @method(
     "sae_circuit_discovery",
     call="import torch\n"
-    "from regard.circuits.codes import discover_circuit\n"
+    "from regard.circuits.head_codes import discover_circuit\n"
     "circuit = discover_circuit(torch.randn(10, 12, 16), torch.randn(10, 12, 16), steps=20)",
 )
 def discover_circuit(
     task: Tensor, corrupted: Tensor, *, codes: int = 256, penalty: float = 0.03, steps: int = 400
-) -> Circuit:
+) -> CodeScores:
     """Score heads by their outputs [prompts, heads, d] on prompts of the task and corrupted ones.
 
     >>> discover_circuit(torch.randn(4, 3, 8), torch.randn(4, 3, 8), steps=5).heads.shape
@@ -105,7 +105,7 @@ def discover_circuit(
         for b in range(a + 1, len(pairs)):
             both = list(zip(found[:, a].tolist(), found[:, b].tolist(), strict=True))
             pairs[a, b] = pairs[b, a] = _own_share(both, len(task))
-    return Circuit(torch.tensor(heads, dtype=torch.float64), pairs, found)
+    return CodeScores(torch.tensor(heads, dtype=torch.float64), pairs, found)
 
 
 def _own_share(codes: Sequence[object], task: int) -> float:
@@ -151,5 +151,5 @@ def area_under(scores: Tensor, members: Tensor) -> float:
 
 
 __all__ = [
-    "Circuit", "LastOutputs", "SparseCoder", "area_under", "discover_circuit", "head_outputs",
+    "CodeScores", "LastOutputs", "SparseCoder", "area_under", "discover_circuit", "head_outputs",
 ]  # fmt: skip

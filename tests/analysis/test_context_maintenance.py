@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import regard
-from regard.analysis.recall import fit_recall, recalled
+from regard.analysis.context_maintenance import fit_recall, recalled
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, ShapeError, ValueRangeError
 from regard.models.engine import Engine

@@ -60,7 +60,7 @@ def recalled(
 
 
 @dataclass(frozen=True)
-class Recall:
+class FittedRecall:
     """A fitted model: its parameters, its profile, and the mean squared error to the head's."""
 
     beta_enc: float
@@ -74,11 +74,11 @@ class Recall:
 @method(
     "cmr_heads",
     call="import torch\n"
-    "from regard.analysis.recall import fit_recall\n"
+    "from regard.analysis.context_maintenance import fit_recall\n"
     "profile = torch.tensor([0.05, 0.05, 0.1, 0.6, 0.2])  # of LagProfile(reach=2)\n"
     "print(fit_recall(profile, items=20, steps=20).distance)",
 )
-def fit_recall(profile: Tensor, *, items: int = 50, steps: int = 300) -> Recall:
+def fit_recall(profile: Tensor, *, items: int = 50, steps: int = 300) -> FittedRecall:
     """Fit the model to the lag profile [2 reach + 1] of a head: a grid, then descent from its best.
 
     The distance is the mean squared error of profiles that sum to 1.
@@ -122,7 +122,7 @@ def fit_recall(profile: Tensor, *, items: int = 50, steps: int = 300) -> Recall:
     p = torch.cat([one[:3].sigmoid(), one[3:].exp()])
     made = recalled(*p, items=items, reach=reach)
     enc, rec, gamma, sharpness = p.tolist()
-    return Recall(enc, rec, gamma, sharpness, made, float((made - wanted).square().mean()))
+    return FittedRecall(enc, rec, gamma, sharpness, made, float((made - wanted).square().mean()))
 
 
-__all__ = ["Recall", "fit_recall", "recalled"]
+__all__ = ["FittedRecall", "fit_recall", "recalled"]

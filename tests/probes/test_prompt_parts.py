@@ -8,8 +8,7 @@ import torch
 import regard
 from regard.core.errors import CapabilityError, ValueRangeError
 from regard.probes import Reading, Scores
-from regard.probes.rhythm import Rhythm, amplified, marked
-from regard.probes.spans import (
+from regard.probes.prompt_parts import (
     Focus,
     Lookback,
     SpanShare,
@@ -18,6 +17,7 @@ from regard.probes.spans import (
     parts,
     spans_mass,
 )  # fmt: skip
+from regard.probes.rhythm import Rhythm, amplified, marked
 from tests.naive import CAUSAL, looked, pointing, random_call, site, weights
 
 N = 24

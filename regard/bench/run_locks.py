@@ -22,7 +22,7 @@ STALE_AFTER = 300.0
 
 
 @dataclass(frozen=True)
-class Claim:
+class RunLock:
     """A run that is ours while `mine()` is true."""
 
     folder: Path
@@ -52,7 +52,7 @@ class Claim:
             (self.folder / f"{self.key}.{number}").unlink(missing_ok=True)
 
 
-def claim(folder: Path, key: str, stale_after: float = STALE_AFTER) -> Claim | None:
+def claim(folder: Path, key: str, stale_after: float = STALE_AFTER) -> RunLock | None:
     """Claim a run, or None where somebody is at it.
 
     >>> import tempfile
@@ -66,7 +66,7 @@ def claim(folder: Path, key: str, stale_after: float = STALE_AFTER) -> Claim | N
         newest = _newest(folder, key)
         if newest is not None and not stale(folder / f"{key}.{newest}", stale_after):
             return None
-        ours = Claim(folder, key, 0 if newest is None else newest + 1, uuid.uuid4().hex)
+        ours = RunLock(folder, key, 0 if newest is None else newest + 1, uuid.uuid4().hex)
         said = {"pid": os.getpid(), "host": platform.node(), "token": ours.token}
         # Linked to its name when it is written: nobody reads a half, and one link wins.
         part = folder / f".{key}.{ours.token}.part"
@@ -85,7 +85,7 @@ def sweep(folder: Path, key: str) -> None:
     """Remove the claim of a worker that was killed after its run was written."""
     newest = _newest(folder, key)
     if newest is not None and stale(folder / f"{key}.{newest}"):
-        Claim(folder, key, newest, "").release()
+        RunLock(folder, key, newest, "").release()
 
 
 def stale(path: Path, stale_after: float = STALE_AFTER) -> bool:

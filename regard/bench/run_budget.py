@@ -16,7 +16,7 @@ HELP = (
 
 
 @dataclass(frozen=True)
-class Budget:
+class RunBudget:
     """What is the same for all that is compared.
 
     One of `seconds` (of the whole sweep, shared out evenly among runs), `flops` and `steps` (of
@@ -46,11 +46,11 @@ class Budget:
         return ", ".join(parts)
 
 
-def read_budget(said: str) -> Budget:
+def read_budget(said: str) -> RunBudget:
     """Read a budget as the command line writes it.
 
     >>> read_budget("2Tflops,200kparams")
-    Budget(seconds=None, flops=2000000000000.0, steps=None, params=200000.0)
+    RunBudget(seconds=None, flops=2000000000000.0, steps=None, params=200000.0)
     """
     found: dict[str, float] = {}
     for part in said.split(","):
@@ -67,7 +67,7 @@ def read_budget(said: str) -> Budget:
     if not ends:
         found["seconds"] = 300.0
     steps = found.pop("steps", None)
-    return Budget(**found, steps=None if steps is None else max(1, int(steps)))
+    return RunBudget(**found, steps=None if steps is None else max(1, int(steps)))
 
 
 def _part(said: str) -> tuple[str, float]:

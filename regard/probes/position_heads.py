@@ -20,7 +20,7 @@ from regard.run.mass import log_part
 
 
 @register("streaming", groups=("patterns",))
-class Streaming(OnPairs):
+class StreamingHeads(OnPairs):
     """Weight within the first and the latest keys: heads that need no more can stream.
 
     Of queries that could look elsewhere. DuoAttention learns which heads these are; this is their
@@ -49,7 +49,7 @@ class Streaming(OnPairs):
 @register("rotary", groups=("patterns",))
 @method(
     "rope_positional_heads",
-    call="from regard.probes.positions import RotaryPairs\n"
+    call="from regard.probes.position_heads import RotaryPairs\n"
     "probe = RotaryPairs()  # regard.see(model, text, [probe]).scores['rotary'].top()",
 )
 class RotaryPairs(Probe):
@@ -142,4 +142,4 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x.norm(dim=0) > 1e-12, found, 0.0)[None]
 
 
-__all__ = ["RotaryPairs", "Streaming", "contributions", "correlation", "ranks"]
+__all__ = ["RotaryPairs", "StreamingHeads", "contributions", "correlation", "ranks"]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from regard.core.scan.decays import entering, leaving, passing, products, times
-from regard.core.scan.inputs import Tokens
+from regard.core.scan.scan_inputs import ScanTokens
 
 _PIECE = 1 << 19
 """How many score entries are alive at once on a CPU: 2 MiB of float32 stay in its cache."""
 
 
-def chunked(tokens: Tokens, memory: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
+def chunked(tokens: ScanTokens, memory: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
     """Scan chunk by chunk: `out [b, h, n, e]` and the last memory `[b, h, d, e]`, in O(n).
 
     Tokens beyond the last whole chunk are scanned as one shorter chunk, so nothing is padded.
@@ -35,7 +35,7 @@ def chunked(tokens: Tokens, memory: Tensor, chunk: int = 64) -> tuple[Tensor, Te
     return torch.cat((head, tail), dim=2), memory
 
 
-def _whole_chunks(tokens: Tokens, memory: Tensor, c: int) -> tuple[Tensor, Tensor]:
+def _whole_chunks(tokens: ScanTokens, memory: Tensor, c: int) -> tuple[Tensor, Tensor]:
     b, h, n, d = tokens.q.shape
     e = tokens.v.shape[-1]
     q, k, v = (x.reshape(b * h, n // c, c, x.shape[-1]) for x in (tokens.q, tokens.k, tokens.v))
@@ -50,7 +50,7 @@ def _whole_chunks(tokens: Tokens, memory: Tensor, c: int) -> tuple[Tensor, Tenso
     return out.view(b, h, n, e), last.view(b, h, d, e)
 
 
-def chunk_rate(rate: Tensor | None, tokens: Tokens, c: int) -> Tensor | None:
+def chunk_rate(rate: Tensor | None, tokens: ScanTokens, c: int) -> Tensor | None:
     """Lay a rate `[b|1, h|1, n|1, d|1]` out in chunks: `[b h, t|1, c, d|1]`."""
     if rate is None:
         return None

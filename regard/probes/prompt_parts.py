@@ -96,7 +96,7 @@ def last_row(call: Call) -> slice:
 @register("focus", groups=("use",))
 @method(
     "attention_tracker",
-    call="from regard.probes.spans import Focus, important_heads, parts\n"
+    call="from regard.probes.prompt_parts import Focus, important_heads, parts\n"
     "probe = Focus()  # regard.see(model, parts(tokenizer, instruction=a, data=b), [probe])",
 )
 class Focus(OfSpans):
@@ -195,7 +195,7 @@ class Lookback(OfSpans):
 @register("span_share", groups=("use",))
 @method(
     "strategy_relevant_attention",
-    call="from regard.probes.spans import SpanShare, parts\n"
+    call="from regard.probes.prompt_parts import SpanShare, parts\n"
     "probe = SpanShare('strategy')  # relative to uniform attention: definition='relative'",
 )
 class SpanShare(OfSpans):
@@ -255,7 +255,7 @@ class SpanShare(OfSpans):
 @method(
     "dbg_self_preference",
     call="import torch\n"
-    "from regard.probes.spans import self_preference\n"
+    "from regard.probes.prompt_parts import self_preference\n"
     "print(self_preference(torch.tensor([0.9, 0.7]), torch.tensor([0.6, 0.6])))",
 )
 def self_preference(own: Tensor, gold: Tensor) -> float:

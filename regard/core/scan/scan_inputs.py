@@ -25,7 +25,7 @@ Rate = float | Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class ScanTokens:
     """Hold the inputs of a scan as every form reads them.
 
     - `q`, `k`: `[b, h, n, d]`, `v`: `[b, h, n, e]`, all heads expanded, float32 or float64
@@ -55,7 +55,7 @@ class Tokens:
             return self.q.new_zeros(b, h, 1)
         return rate.expand(b, h, n, rate.shape[-1]).sum(2)
 
-    def between(self, start: int, stop: int) -> Tokens:
+    def between(self, start: int, stop: int) -> ScanTokens:
         """Cut out the tokens from `start` to `stop`."""
 
         def cut(x: Tensor | None) -> Tensor | None:
@@ -63,7 +63,7 @@ class Tokens:
 
         q, k, v = (x[:, :, start:stop] for x in (self.q, self.k, self.v))
         beta = None if self.beta is None else self.beta[:, :, start:stop]
-        return Tokens(q, k, v, cut(self.log_decay), cut(self.log_momentum), beta, self.dtype)
+        return ScanTokens(q, k, v, cut(self.log_decay), cut(self.log_momentum), beta, self.dtype)
 
 
 def starts(documents: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ def prepare(
     keep: Tensor | None = None,
     reset: Tensor | None = None,
     scale: float = 1.0,
-) -> Tokens:
-    """Check the inputs of a scan and bring them to the form of `Tokens`.
+) -> ScanTokens:
+    """Check the inputs of a scan and bring them to the form of `ScanTokens`.
 
     The one place where key heads are expanded, low precision is lifted to float32, padding
     (`keep` false) becomes a zero key with no decay, and a document's first token (`reset`)
@@ -127,12 +127,12 @@ def prepare(
         nothing = q.new_zeros(()) if decay is None else decay
         decay = torch.where(fresh, -math.inf, nothing)
         momentum = None if momentum is None else torch.where(fresh, -math.inf, momentum)
-    return Tokens(
+    return ScanTokens(
         q, expand_heads(k, h), expand_heads(v, h), decay, momentum, strength, dtype
     )  # fmt: skip
 
 
-def initial_memory(state: object, tokens: Tokens) -> Tensor:
+def initial_memory(state: object, tokens: ScanTokens) -> Tensor:
     """Give the memory a scan begins with, `[b, h, d, e]`: that of `state`, or zeros."""
     if state is None:
         return tokens.v.new_zeros(tokens.memory_shape)
@@ -144,7 +144,7 @@ def initial_memory(state: object, tokens: Tokens) -> Tensor:
     return _check_memory("state.memory", state.memory, tokens)
 
 
-def initial_pair(state: object, tokens: Tokens) -> tuple[Tensor, Tensor]:
+def initial_pair(state: object, tokens: ScanTokens) -> tuple[Tensor, Tensor]:
     """Give the (memory, momentum) a momentum scan begins with, each `[b, h, d, e]`."""
     if state is None:
         zeros = tokens.v.new_zeros(tokens.memory_shape)
@@ -264,7 +264,7 @@ def _check_mask(name: str, mask: Tensor, q: Tensor) -> None:
         fail(DeviceError, name, mask.device, f"the device of q, {q.device}", "move it there")
 
 
-def _check_memory(name: str, memory: Tensor, tokens: Tokens) -> Tensor:
+def _check_memory(name: str, memory: Tensor, tokens: ScanTokens) -> Tensor:
     if memory.shape != tokens.memory_shape:
         want = f"shape {list(tokens.memory_shape)}, [b, h, d, e] (e + 1 where normalized)"
         fail(ShapeError, name, shape_of(memory), want, "pass the state of the same layer and batch")

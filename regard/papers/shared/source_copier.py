@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from regard.layers.alignment import (
     SourceAttention,
 )
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 
 class Copier(nn.Module):

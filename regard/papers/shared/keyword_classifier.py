@@ -10,7 +10,7 @@ from regard.circuits.explaining import Question
 from regard.circuits.faithfulness import HeadRows
 from regard.layers.attention import Attention
 from regard.models.attach import attach
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 VOCABULARY, TOKENS, KEYWORDS = 60, 16, 6
 
