@@ -29,6 +29,8 @@ class EditContext:
     prompt: Prompt
     where: SiteChoice = field(default_factory=SiteChoice)
     phase: str = "both"
+    # Hidden states [b, n, d] that come into the block of the site, where the control asked.
+    hidden: Tensor | None = None
 
     @property
     def site(self) -> Site | None:

@@ -34,6 +34,11 @@ class AttentionEdit(Value):
     point: ClassVar[str] = "scores"
     law: ClassVar[str] = ""
 
+    @property
+    def for_all_queries(self) -> bool:
+        """Whether it changes what all queries of a call share, so that it knows no phase."""
+        return False
+
     def before(self, at: EditContext) -> Call:
         """Return the call of `at` changed."""
         return at.call

@@ -17,8 +17,8 @@ from regard.core.value import value
 class ImageTokens(TokenSet):
     """Tokens that stand for images in a prompt; `number` names one image.
 
-    >>> ImageTokens() & ~TokenPositions((0,))
-    AllOf((ImageTokens(), NotIn(TokenPositions((0,)))))
+    >>> ~ImageTokens(0)
+    NotIn(ImageTokens(0))
     """
 
     number: int | None = None

@@ -14,18 +14,21 @@ from torch import Tensor
 from regard.controls.base import Control
 from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply
-from regard.controls.measuring import difference, measured, rows_to_look_at
+from regard.controls.measuring import difference, measured, rows_at, rows_to_look_at
 from regard.controls.prompt import Prompt
 from regard.controls.receipt import Fired, Receipt
+from regard.controls.tokens import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.result import Result
 from regard.models.forward import given_to
 from regard.models.removal import Removal
+from regard.models.residual import layers_of
 from regard.models.site import Sites
 from regard.models.stage import Stage
 from regard.models.wrap import Around, hold
 from regard.run.executor import No
+from regard.run.runner import run
 
 # Decoded tokens whose weights are measured: the first few, then those of a power of two.
 FEW = 4
@@ -39,6 +42,9 @@ class _Thread(threading.local):
         self.prompt = Prompt()
         self.seen = 0
         self.caches: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
+        self.hidden: dict[int | None, Tensor] = {}
+        # Weights of the last query of each layer [b, h, m], and the positions of these keys.
+        self.rows: dict[int | None, tuple[Tensor, EditContext]] = {}
         self.calls: list[tuple[Call, list[EditContext], tuple[AttentionEdit, ...]]] = []
 
 
@@ -85,6 +91,12 @@ class Steering(Stage):
                 f"{type(model).__name__}, {answer.reason}", "a model that it can serve",
                 "take another control: regard.controls.known()",
             )  # fmt: skip
+        if self.control.phase != "both" and any(x.for_all_queries for x in self._edits):
+            fail(
+                CapabilityError, "phase", repr(self.control.phase),
+                "'both', for keys and values: all queries share them",
+                "edit the scores or the output instead",
+            )  # fmt: skip
         for site in sites:
             heads = self.control.where.heads_at(site) or ()
             if site.heads is not None and any(not 0 <= h < site.heads for h in heads):
@@ -93,6 +105,10 @@ class Steering(Stage):
                     f"heads 0 to {site.heads - 1} at {site.module}", "count heads from 0",
                 )  # fmt: skip
         self.model, self.sites = model, sites
+        if self.control.needs_hidden:
+            for layer in layers_of(model, sites):
+                entering = _Entering(self._thread, layer.site.layer)
+                hold(layer.block, "forward", lambda x=entering: x, self, self._undo, join=False)
         if callable(getattr(model, "generate", None)):
             hold(model, "generate", lambda: _Generating(self), self, self._undo, join=False)
 
@@ -153,11 +169,41 @@ class Steering(Stage):
             return call
         here = self._thread
         at = EditContext(call, here.prompt, self.control.where, self.control.phase)
+        at.hidden = here.hidden.get(None if at.site is None else at.site.layer)
         own, known = call, [at]
         if bool(at.limit.any()):
             own, known = apply(self._edits, at)
         here.calls.append((call, known, self._edits if len(known) == len(self._edits) else ()))
         return own
+
+    def see(self, call: Call, result: Result) -> None:
+        """Keep the weights of the last query, where the control reads them while decoding."""
+        if self.paused or not self.control.needs_rows:
+            return
+        last = torch.full((call.b, 1), call.n - 1)
+        found = run(rows_at(call, last), ("weights",)).weights
+        assert found is not None
+        at = EditContext(call, self._thread.prompt)
+        self._thread.rows[None if at.site is None else at.site.layer] = found[:, :, 0], at
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that this thread is in."""
+        return self._thread.prompt
+
+    def row_on(self, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, Tensor]:
+        """Return weights [heads, tokens] of the last query on tokens of a prompt, and their ids."""
+        rows, ids = [], self._thread.prompt.ids
+        assert ids is not None
+        for layer, head in heads:
+            if layer not in self._thread.rows:
+                fail(RuleError, "heads", f"layer {layer}", "layers of the model", "name others")
+            weights, at = self._thread.rows[layer]
+            chosen = which.mask(at)
+            own = chosen[b if len(chosen) > 1 else 0, head if chosen.shape[1] > 1 else 0]
+            rows.append(weights[b, head][own])
+            place = at.key_positions.expand(len(weights), -1, -1)[b, 0][own]
+        return torch.stack(rows).float().cpu(), ids[b * len(ids) // len(weights)][place].cpu()
 
     def after(self, call: Call, result: Result) -> Result:
         """Make the edits of outputs, and write the receipt."""
@@ -191,6 +237,23 @@ class Steering(Stage):
     def _heads(at: EditContext) -> tuple[int, ...]:
         heads = at.where.heads_at(at.site)
         return tuple(range(at.call.h)) if heads is None else tuple(heads)
+
+
+class _Entering(Around):
+    """Around the forward of a block: notes the hidden states that come in."""
+
+    order = 2
+
+    def __init__(self, thread: _Thread, layer: int | None) -> None:
+        super().__init__()
+        self.thread, self.layer = thread, layer
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.thread.hidden[self.layer] = args[0] if args else kwargs["hidden_states"]
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            self.thread.hidden.pop(self.layer, None)
 
 
 class _Generating(Around):

@@ -38,6 +38,11 @@ class _TensorEdit(AttentionEdit):
         if self.tokens is not None:
             object.__setattr__(self, "tokens", token_set(self.tokens))
 
+    @property
+    def for_all_queries(self) -> bool:
+        """Keys and values are shared."""
+        return self.part in ("k", "v")
+
     def changed(self, x: Tensor, number: Tensor, at: EditContext) -> Tensor:
         """Return x changed at a strength that broadcasts to it."""
         raise NotImplementedError
@@ -75,11 +80,6 @@ class _TensorEdit(AttentionEdit):
 
 def _of_key_heads(limit: Tensor, at: EditContext) -> Tensor:
     """Return where an edit of keys acts, [b or 1, g or 1, 1]: key heads serve groups of queries."""
-    if limit.shape[2] > 1:
-        fail(
-            CapabilityError, "phase", repr(at.phase), "'both', for keys and values: all queries "
-            "share them", "edit the scores or the output instead",
-        )  # fmt: skip
     if limit.shape[1] == 1 or at.call.g == at.call.h:
         return limit
     groups = limit.unflatten(1, (at.call.g, -1))
