@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -438,7 +439,7 @@ def test_visual_sinks_keep_rows_and_ratios_and_leave_heads_that_do_not_look() ->
     a, b = (x[:, :, 11:][looks][:, rest] for x in (old, now))
     assert torch.allclose(a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True), atol=1e-4)
     assert found.receipt.fired
-    none, new = steered(least=1.1)
+    _, new = steered(least=1.1)
     assert torch.allclose(new[first], old, atol=1e-6)
     _, new = steered(strength=0.0)
     assert torch.equal(new[first], old)
@@ -453,7 +454,7 @@ def test_a_column_that_is_trusted_grows_and_others_fade() -> None:
     window[torch.arange(12), torch.arange(12)] = 0.001
     scores = [over_trust(window[:n, :n]) for n in range(4, 13)]
     assert {place for _, place in scores} == {2}
-    assert all(a < b for (a, _), (b, _) in zip(scores, scores[1:], strict=False))
+    assert all(a < b for (a, _), (b, _) in pairwise(scores))
     assert over_trust(torch.full((9, 9), 0.001).tril())[0] < 1e-8
     model = sharp_llama(2)
     ids = torch.randint(5, 60, (1, 6), generator=torch.Generator().manual_seed(3))
