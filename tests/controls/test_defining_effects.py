@@ -351,11 +351,11 @@ def test_a_head_that_cannot_see_the_image_is_never_chosen() -> None:
     g = torch.Generator().manual_seed(0)
     text = torch.randint(5, 60, (1, 8), generator=g)
     image = torch.randint(5, 60, (1, 4), generator=g)
-    inputs, without = {"input_ids": torch.cat((image, text), 1)}, {"input_ids": text}
+    inputs = {"input_ids": torch.cat((image, text), 1)}
+    # The text stands where it stands behind the image, which is hidden from all.
+    without = {**inputs, "attention_mask": (torch.arange(12) >= 4).long()[None]}
     with torch.no_grad():
         blind = c.Edits(c.Forbid(c.TokenPositions((0, 1, 2, 3))), where={"heads": [(0, 1)]})
-        # Positions are told, so that the text stands where it stands with the image.
-        without["position_ids"] = torch.arange(4, 12)[None]
         with regard.steer(model, blind, check=False):
             found = vision_heads(model, inputs, without)
     assert (0, 1) not in found.heads
