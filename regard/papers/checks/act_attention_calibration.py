@@ -62,9 +62,11 @@ def _accuracy(beta: float) -> float:
     return float((run(new).out[:, 0, -1, 0].sign() == label).double().mean())
 
 
-@check("act_attention_calibration",
-       narrowed={"a toy classifier head": "one head, 64 draws of 24 keys"},
-       beyond="Llama models and the choice of heads on held-out data")  # fmt: skip
+@check(
+    "act_attention_calibration",
+    narrowed={"a toy classifier head": "one head, 64 draws of 24 keys"},
+    beyond="Llama models and the choice of heads on held-out data",
+)
 def act() -> Claims:
     """Later sinks give weight back: rows sum to one, ratios are kept, the first token is left."""
     call = _call()
@@ -78,8 +80,9 @@ def act() -> Claims:
     none = _edited(call, 0.4, times=24.0)
     rest = [j for j in range(24) if j != SINK]
     a, b = (x[:, :, -1, rest] / x[:, :, -1, rest].sum(-1, keepdim=True) for x in (old, new))
-    yield claim("Rows still sum to 1", "distance of a row's sum", gap(new.sum(-1), old.sum(-1)))\
-        .within(1e-12, "1", because=FLOAT64)  # fmt: skip
+    yield claim(
+        "Rows still sum to 1", "distance of a row's sum", gap(new.sum(-1), old.sum(-1))
+    ).within(1e-12, "1", because=FLOAT64)
     yield claim("Rows still sum to 1", "weight on the future", future).equals(0.0, "none")
     yield claim("beta=1 or thr=1", "whether beta = 1 gives the same call", same is call).equals(
         True, "the call itself"

@@ -22,10 +22,14 @@ OPTIONS, OTHERS = (2, 5, 8, 11), (21, 22, 23)
 A = 20
 
 
-@check("anchored_bias_edit",
-       narrowed={"Swapping preserves row sums": "weights are made even, which swaps need no answer for"},
-       left_out={"Head plus FFN logit contributions": "logit attribution, which has laws of its own"},
-       beyond="multiple-choice questions asked of GPT-2")  # fmt: skip
+@check(
+    "anchored_bias_edit",
+    narrowed={
+        "Swapping preserves row sums": "weights are made even, which swaps need no answer for"
+    },
+    left_out={"Head plus FFN logit contributions": "logit attribution, which has laws of its own"},
+    beyond="multiple-choice questions asked of GPT-2",
+)
 @torch.no_grad()
 def anchored() -> Claims:
     """Weights made even choose no place; an edited vector favors no option."""
@@ -48,20 +52,26 @@ def anchored() -> Claims:
         after = option_scores(model, 1, A, OTHERS)
     back = option_scores(model, 1, A, OTHERS)
     others = [i for i in range(len(scores)) if i != unit]
-    yield claim("Swapping preserves row sums", "distance of a row's sum",
-                gap(new.sum(-1), old.sum(-1))).within(1e-12, "1", because=FLOAT64)  # fmt: skip
+    yield claim(
+        "Swapping preserves row sums", "distance of a row's sum", gap(new.sum(-1), old.sum(-1))
+    ).within(1e-12, "1", because=FLOAT64)
     yield claim("averaging weights makes", "largest share of a place", float(rates[1])).within(
         1e-12, "one of four", value=0.25, because=FLOAT64
     )
-    yield claim("averaging weights makes", "largest share of a place as it was", float(rates[0]))\
-        .above(0.5, "most of it", because="half")  # fmt: skip
-    yield claim("After edit (W_U v)[A]", "what the vector adds to A above the mean",
-                abs(float(after[unit]))).within(1e-9, "0, as predicted", because=FLOAT64)  # fmt: skip
+    yield claim(
+        "averaging weights makes", "largest share of a place as it was", float(rates[0])
+    ).above(0.5, "most of it", because="half")
+    yield claim(
+        "After edit (W_U v)[A]", "what the vector adds to A above the mean", abs(float(after[unit]))
+    ).within(1e-9, "0, as predicted", because=FLOAT64)
     yield claim("After edit (W_U v)[A]", "what it added", float(scores[unit])).above(
         0, "it raised A"
     )
-    yield claim("After edit (W_U v)[A]", "difference of all other vectors",
-                gap(after[others], scores[others])).equals(0.0, "none")  # fmt: skip
+    yield claim(
+        "After edit (W_U v)[A]",
+        "difference of all other vectors",
+        gap(after[others], scores[others]),
+    ).equals(0.0, "none")
     yield claim("After edit (W_U v)[A]", "difference after it", gap(back, scores)).equals(
         0.0, "the weights are put back"
     )

@@ -58,10 +58,13 @@ class _Head(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, k)
 
 
-@check("attention_sorting",
-       narrowed={"With a toy attention stub":
-                 "four documents of three tokens; the prior falls to 1/e over 16 tokens"},
-       beyond="SynthWiki at 30k tokens and its accuracy")  # fmt: skip
+@check(
+    "attention_sorting",
+    narrowed={
+        "With a toy attention stub": "four documents of three tokens; the prior falls to 1/e over 16 tokens"
+    },
+    beyond="SynthWiki at 30k tokens and its accuracy",
+)
 def sorting() -> Claims:
     """What is looked at most comes last, and stays there; no round is ordinary decoding."""
     # A prior of exp(-distance) by the token has nothing left of a gain of 3 after two tokens.
@@ -86,13 +89,16 @@ def sorting() -> Claims:
     none = sort_documents(model, texts, "5 9", tokenizer=tokenizer, rounds=0, separator="")
     plain, same = (
         model.generate(  # type: ignore[operator]
-            assemble(tokenizer, x, "5 9", separator="").ids, max_new_tokens=8, do_sample=False,
+            assemble(tokenizer, x, "5 9", separator="").ids,
+            max_new_tokens=8,
+            do_sample=False,
         ).tolist()
         for x in (texts, none.documents)
-    )  # fmt: skip
+    )
     one = sort_documents(model, texts, "5 9", tokenizer=tokenizer, rounds=1, separator="")
-    yield claim("With a toy attention stub", f"of {tried} orders, not last in 3 rounds", late)\
-        .equals(0, "none")  # fmt: skip
+    yield claim(
+        "With a toy attention stub", f"of {tried} orders, not last in 3 rounds", late
+    ).equals(0, "none")
     yield claim("With a toy attention stub", "orders that a further round undoes", moved).equals(
         0, "none"
     )

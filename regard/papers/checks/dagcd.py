@@ -33,10 +33,14 @@ def _examples(many: int) -> tuple[Tensor, Tensor]:
     return torch.stack(features), torch.tensor(labels)
 
 
-@check("dagcd",
-       narrowed={"on swapped-entity toy QA": "scores and rows of weights are drawn, one token each",
-                 "alpha=0 or empty mask": "of one distribution each"},
-       beyond="open-book question answering of 7B models")  # fmt: skip
+@check(
+    "dagcd",
+    narrowed={
+        "on swapped-entity toy QA": "scores and rows of weights are drawn, one token each",
+        "alpha=0 or empty mask": "of one distribution each",
+    },
+    beyond="open-book question answering of 7B models",
+)
 def dagcd() -> Claims:
     """Nothing is added where nothing is used or all is sure; a copy head is found, answers gain."""
     scores = torch.randn(WORDS)
@@ -68,8 +72,11 @@ def dagcd() -> Claims:
         yield claim("alpha=0 or empty mask", f"the token of {name}", int(p.argmax())).equals(
             int(plain.argmax()), "that of greedy decoding"
         )
-    yield claim("H=0 for one-hot P", "whether P is as it was",
-                bool(torch.equal(left, sure.float().softmax(-1)))).equals(True, "the same")  # fmt: skip
+    yield claim(
+        "H=0 for one-hot P",
+        "whether P is as it was",
+        bool(torch.equal(left, sure.float().softmax(-1))),
+    ).equals(True, "the same")
     yield claim("Planted copy head", "head of the largest weight", found.heads[0][1]).equals(
         COPY, "the planted one"
     )

@@ -44,15 +44,19 @@ def deep_thinking() -> Claims:
     three = think(model, ids, rounds=3, step=eta).layers[0]
     lengths = {r: think(model, ids, rounds=r).get_seq_length() for r in (1, 2, 5)}
     for said, logits in (("step 0", still), ("one round", once)):
-        yield claim("eta=0 or one round", f"difference of logits, {said}", gap(logits, usual))\
-            .equals(0.0, "ordinary cached logits")  # fmt: skip
-    yield claim("eta=1, beta=0", "difference of keys and values",
-                max(gap(full.keys, new[0]), gap(full.values, new[1]))).within(
-        1e-6, "those of the new reading", because=FLOAT32
-    )  # fmt: skip
-    yield claim("Two rounds hand-computed", "difference of keys and values",
-                max(gap(three.keys, hand[0]), gap(three.values, hand[1]))).within(
-        1e-6, "the formula, by hand", because=CATALOGUE
-    )  # fmt: skip
-    yield claim("Query pass length", "tokens that a query reads", str(set(lengths.values())))\
-        .equals(str({LENGTH}), "those of the examples, after any number of rounds")  # fmt: skip
+        yield claim(
+            "eta=0 or one round", f"difference of logits, {said}", gap(logits, usual)
+        ).equals(0.0, "ordinary cached logits")
+    yield claim(
+        "eta=1, beta=0",
+        "difference of keys and values",
+        max(gap(full.keys, new[0]), gap(full.values, new[1])),
+    ).within(1e-6, "those of the new reading", because=FLOAT32)
+    yield claim(
+        "Two rounds hand-computed",
+        "difference of keys and values",
+        max(gap(three.keys, hand[0]), gap(three.values, hand[1])),
+    ).within(1e-6, "the formula, by hand", because=CATALOGUE)
+    yield claim(
+        "Query pass length", "tokens that a query reads", str(set(lengths.values()))
+    ).equals(str({LENGTH}), "those of the examples, after any number of rounds")

@@ -1,4 +1,4 @@
-"""Raised scores raise the mass on chosen tokens in the newest row alone; streams are disjoint."""
+"""Raised scores raise mass on chosen tokens in the newest row alone; streams are disjoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _control(strength: float) -> TokenEmphasis:
 @check("dual_stream_token_emphasis", beyond="MSCOCO captions, and heads weighed by what they see")
 @torch.no_grad()
 def dual_stream() -> Claims:
-    """Raised scores raise the mass on chosen tokens in the newest row alone; streams are disjoint."""
+    """Raised scores raise mass on chosen tokens in the newest row alone; streams are disjoint."""
     call = random()
     at = EditContext(call, Prompt(torch.zeros(1, call.n).long()))
 

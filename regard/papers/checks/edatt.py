@@ -21,11 +21,21 @@ def _translator() -> torch.nn.Module:
     transformers = need("transformers", "hf", "has the model")
     restart("translator")
     config = transformers.BartConfig(
-        vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=2, forced_eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=64,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=None,
+    )
     made: torch.nn.Module = transformers.BartForConditionalGeneration(config).eval()
     with torch.no_grad():
         for layer in made.model.decoder.layers:
@@ -49,8 +59,11 @@ def _diagonal(alpha: float) -> Simultaneous:
     return made
 
 
-@check("edatt", narrowed={"on a synthetic copy task": "rows of weights are given, words are frames"},
-       beyond="speech of MuST-C, and quality at equal latency")  # fmt: skip
+@check(
+    "edatt",
+    narrowed={"on a synthetic copy task": "rows of weights are given, words are frames"},
+    beyond="speech of MuST-C, and quality at equal latency",
+)
 def edatt() -> Claims:
     """Thresholds have their two limits, a diagonal head never writes ahead, and latency falls."""
     model = _translator()
@@ -58,8 +71,9 @@ def edatt() -> Claims:
     pieces = list(source.split(4, 1))
 
     def write(alpha: float, shown: list[torch.Tensor] = pieces) -> Simultaneous:
-        return simultaneous(model, shown, start=[2], end=-1, threshold=alpha, newest=NEWEST,
-                            tokens=8)  # fmt: skip
+        return simultaneous(
+            model, shown, start=[2], end=-1, threshold=alpha, newest=NEWEST, tokens=8
+        )
 
     early, late, offline = write(1.1), write(0.0), write(0.0, [source])
     first = write(0.0, pieces[:1])
@@ -71,8 +85,9 @@ def edatt() -> Claims:
     yield claim("Monotone limits", "words written after the first piece", str(early.ids)).equals(
         str(first.ids), "the greedy hypothesis of the first piece"
     )
-    yield claim("alpha=0 emits only", "frames known when words were written", str(set(late.known)))\
-        .equals(str({FRAMES}), "all of them")  # fmt: skip
+    yield claim(
+        "alpha=0 emits only", "frames known when words were written", str(set(late.known))
+    ).equals(str({FRAMES}), "all of them")
     yield claim("alpha=0 emits only", "words", str(late.ids)).equals(
         str(offline.ids), "those of offline decoding"
     )

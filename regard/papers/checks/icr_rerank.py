@@ -42,15 +42,19 @@ def _said(ids: list[int]) -> str:
     return " ".join(map(str, ids))
 
 
-@check("icr_rerank", narrowed={"In a toy induction model": "three documents, all six orders"},
-       beyond="retrieval sets and RankGPT, and latency")  # fmt: skip
+@check(
+    "icr_rerank",
+    narrowed={"In a toy induction model": "three documents, all six orders"},
+    beyond="retrieval sets and RankGPT, and latency",
+)
 def icr() -> Claims:
     """A blank query ranks nothing, rows of a query are those of the map, a copy is ranked first."""
     model, tokenizer = llama(2), _Numbers()
     draw = [torch.randint(3, 60, (8,)).tolist() for _ in range(3)]
     texts = [_said(one) for one in draw]
-    same = rerank(model, "5 9 11", texts, tokenizer=tokenizer, calibrate="5 9 11", lead="",
-                  separator="")  # fmt: skip
+    same = rerank(
+        model, "5 9 11", texts, tokenizer=tokenizer, calibrate="5 9 11", lead="", separator=""
+    )
     ids = torch.randint(3, 60, (1, 30))
     rows = slice(24, 30)
     seen = attended(model, {"input_ids": ids}, rows).summed()
@@ -63,9 +67,14 @@ def icr() -> Claims:
     for order in permutations(range(3)):
         documents = [_said(drawn[i]) for i in order]
         found = rerank(
-            copies, _said(drawn[0][1:5]), documents, tokenizer=tokenizer, calibrate=blank, lead="",
+            copies,
+            _said(drawn[0][1:5]),
+            documents,
+            tokenizer=tokenizer,
+            calibrate=blank,
+            lead="",
             separator="",
-        )  # fmt: skip
+        )
         first += found.best == _said(drawn[0])
         tried += 1
     yield claim("Query equal to the calibration", "scores", str(set(same.scores))).equals(

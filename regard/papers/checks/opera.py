@@ -1,4 +1,4 @@
-"""Columns that are trusted too much grow and are gone back on; others fade; without it, greedy."""
+"""Columns that are trusted too much grow and are gone back on; others fade."""
 
 from __future__ import annotations
 
@@ -52,13 +52,17 @@ class _Scripted(nn.Module):
         return SimpleNamespace(logits=scores)
 
 
-@check("opera",
-       narrowed={"alpha=0 and r=infinity": "beams of one: the search is greedy",
-                 "on a scripted toy model": "rows of the window are given for the score's growth"},
-       beyond="LLaVA-1.5 and InstructBLIP, POPE and CHAIR, and searches of several beams")  # fmt: skip
+@check(
+    "opera",
+    narrowed={
+        "alpha=0 and r=infinity": "beams of one: the search is greedy",
+        "on a scripted toy model": "rows of the window are given",
+    },
+    beyond="LLaVA-1.5 and InstructBLIP, POPE and CHAIR, and searches of several beams",
+)
 @torch.no_grad()
 def opera() -> Claims:
-    """Columns that are trusted too much grow and are gone back on; others fade; without it, greedy."""
+    """Columns that are trusted too much grow and are gone back on; others fade."""
     model, ids = llama(2), torch.randint(3, 60, (1, 8))
     greedy = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)  # type: ignore
     plain = decode_without_over_trust(model, ids, tokens=8, strength=0.0, patience=10**6)

@@ -76,8 +76,11 @@ def _drift(k: float) -> float:
     return 1 - sum(said[-10:]) / 10
 
 
-@check("split_softmax", narrowed={"In a planted model": "a talk of 40 turns, one head"},
-       beyond="language models that talk to themselves, and a judge of what they say")  # fmt: skip
+@check(
+    "split_softmax",
+    narrowed={"In a planted model": "a talk of 40 turns, one head"},
+    beyond="language models that talk to themselves, and a judge of what they say",
+)
 def split_softmax() -> Claims:
     """The share of a part becomes its power, rows sum to one, and a talk drifts less for it."""
     call = _call()
@@ -94,8 +97,9 @@ def split_softmax() -> Claims:
     yield claim("k=1 is the identity", "difference of weights", gap(almost, old)).within(
         1e-6, "the unchanged weights", because=CATALOGUE
     )
-    yield claim("rows sum to 1", "distance of a row's sum from 1", gap(new.sum(-1), old.sum(-1)))\
-        .within(1e-12, "rows of the unchanged weights", because=FLOAT64)  # fmt: skip
+    yield claim(
+        "rows sum to 1", "distance of a row's sum from 1", gap(new.sum(-1), old.sum(-1))
+    ).within(1e-12, "rows of the unchanged weights", because=FLOAT64)
     yield claim("span mass equals pi^k", "difference", gap(mass[some], share[some] ** k)).within(
         1e-12, "the power of the share", because=FLOAT64
     )

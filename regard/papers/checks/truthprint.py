@@ -49,8 +49,10 @@ class _Generator(nn.Module):
         return SimpleNamespace(logits=scores, past_key_values=cache)
 
 
-@check("truthprint",
-       beyond="hidden states of vision-language models, and detectors carried across models")  # fmt: skip
+@check(
+    "truthprint",
+    beyond="hidden states of vision-language models, and detectors carried across models",
+)
 @torch.no_grad()
 def truthprint() -> Claims:
     """A perfect detector leads back to the right branch; a threshold of one is greedy decoding."""
@@ -72,8 +74,9 @@ def truthprint() -> Claims:
         return scores
 
     calls = iter([None, None, None, 1, None, None, 2, None])
-    decode_with_steps_back(model, ids, tokens=6, choose=note,
-                           go_back=lambda d, p: next(calls, None))  # fmt: skip
+    decode_with_steps_back(
+        model, ids, tokens=6, choose=note, go_back=lambda d, p: next(calls, None)
+    )
     apart = max(gap(model(whole).logits[:, -1], scores) for whole, scores in states)
     said = found.ids[0].tolist()
     right = RIGHT in said and BAD not in said

@@ -26,8 +26,11 @@ def _divergences(found: object) -> dict[tuple[int, int], float]:
     }
 
 
-@check("vhd_vhr", narrowed={"Planted image-reading head": "a head of one layer, which alone reads it"},
-       beyond="LLaVA-1.5, CHAIR and POPE")  # fmt: skip
+@check(
+    "vhd_vhr",
+    narrowed={"Planted image-reading head": "a head of one layer, which alone reads it"},
+    beyond="LLaVA-1.5, CHAIR and POPE",
+)
 @torch.no_grad()
 def vhr() -> Claims:
     """Heads that cannot see are never chosen, one that was made to see is first."""
@@ -60,10 +63,12 @@ def vhr() -> Claims:
     planted = Edits(Forbid(TokenPositions(range(IMAGE))), where={"heads": rest})
     with attach(model, Steering(planted, must_move=False), check=False):
         reads = _divergences(vision_heads(model, inputs, without, where={"layers": 0}))
-    yield claim("A head whose image keys are masked", "its divergence",
-                _divergences(masked)[0, 1]).within(1e-6, "0", because=FLOAT32)  # fmt: skip
-    yield claim("A head whose image keys are masked", "whether it is scaled",
-                (0, 1) in masked.heads).equals(False, "never")  # fmt: skip
+    yield claim(
+        "A head whose image keys are masked", "its divergence", _divergences(masked)[0, 1]
+    ).within(1e-6, "0", because=FLOAT32)
+    yield claim(
+        "A head whose image keys are masked", "whether it is scaled", (0, 1) in masked.heads
+    ).equals(False, "never")
     yield claim("alpha=1 gives", "difference of logits", gap(same, plain)).equals(
         0.0, "bit for bit"
     )

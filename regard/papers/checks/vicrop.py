@@ -12,9 +12,11 @@ from regard.papers.shared.measure import gap
 BASE = 3
 
 
-@check("vicrop",
-       left_out={"Appending a crop": "tokens of a model of images, of which none ships"},
-       beyond="questions about small details of pictures")  # fmt: skip
+@check(
+    "vicrop",
+    left_out={"Appending a crop": "tokens of a model of images, of which none ships"},
+    beyond="questions about small details of pictures",
+)
 def vicrop() -> Claims:
     """A bright cell is cropped at the smallest size; sums over boxes are those of brute force."""
     inside, sizes = 0, []
@@ -29,10 +31,12 @@ def vicrop() -> Claims:
     ones = relative_map(some, some)
     apart = 0.0
     for side in range(1, 8):
-        brute = torch.stack([
-            torch.stack([some[a : a + side, b : b + side].sum() for b in range(12 - side)])
-            for a in range(10 - side)
-        ])  # fmt: skip
+        brute = torch.stack(
+            [
+                torch.stack([some[a : a + side, b : b + side].sum() for b in range(12 - side)])
+                for a in range(10 - side)
+            ]
+        )
         apart = max(apart, gap(box_sums(some, side), brute))
     yield claim("Planted bright cell", "of 50 maps, crops with the cell", inside).equals(50, "all")
     yield claim("Planted bright cell", "largest side", max(sizes)).equals(BASE, "the smallest size")
