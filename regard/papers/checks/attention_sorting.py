@@ -60,9 +60,7 @@ class _Head(nn.Module):
 
 @check(
     "attention_sorting",
-    narrowed={
-        "With a toy attention stub": "four documents of three tokens; the prior falls to 1/e over 16 tokens"
-    },
+    narrowed={"With a toy attention stub": "four documents; the prior falls to 1/e over 16 tokens"},
     beyond="SynthWiki at 30k tokens and its accuracy",
 )
 def sorting() -> Claims:
