@@ -4,7 +4,7 @@ Run it: python examples/steer_a_word.py
 """
 
 import regard
-from regard.controls.sweep import sweep
+from regard.controls.side_by_side import sweep
 from regard.models.loading import load
 
 PROMPT = "def total(price, count):\n    return"

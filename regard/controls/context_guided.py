@@ -16,7 +16,7 @@ from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail
 from regard.core.partial import wide
@@ -57,7 +57,11 @@ def edits_of(x: Any) -> tuple[AttentionEdit, ...]:
     many = (x,) if isinstance(x, AttentionEdit) else tuple(x) if isinstance(x, list | tuple) else ()
     if not many or not all(isinstance(one, AttentionEdit) for one in many):
         fail(
-            RuleError, "edits", repr(x)[:80], "one or more edits", 'pass AddBias(Words("Paris"), 2)'
+            RuleError,
+            "edits",
+            repr(x)[:80],
+            "one or more edits",
+            'pass AddBias(Phrase("Paris"), 2)',
         )
     return many
 

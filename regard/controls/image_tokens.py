@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, shape_of
 from regard.core.value import value
 

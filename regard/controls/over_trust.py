@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.attended import AttendedKeys
-from regard.controls.decoding import Decoded
+from regard.controls.steps_back import Decoded
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.models.attach import attach, hook_of

@@ -14,10 +14,10 @@ from torch import Tensor
 from regard.controls.base import Control
 from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply
-from regard.controls.measuring import difference, measured, rows_at, rows_to_look_at
+from regard.controls.moved_weight import difference, measured, rows_at, rows_to_look_at
 from regard.controls.prompt import Prompt
 from regard.controls.receipt import Fired, Receipt
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.result import Result

@@ -12,7 +12,7 @@ from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply, edits_of
 from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
 from regard.core.result import Result

@@ -14,7 +14,7 @@ from regard.controls.image_tokens import ImageTokens
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.tokens import FoundInCall, TokenSet
+from regard.controls.token_sets import FoundInCall, TokenSet
 from regard.controls.weight_edits import masses, move_mass
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail

@@ -14,14 +14,14 @@ pytest.importorskip("transformers")
 import regard
 from regard import controls as c
 from regard.controls.context import EditContext
-from regard.controls.decoding import decode_with_steps_back
 from regard.controls.deep_thinking import think
+from regard.controls.document_ranking import assemble, rerank, sort_documents
 from regard.controls.edit import apply
 from regard.controls.hallucination import decode_truthfully
 from regard.controls.prompt import Prompt, read
-from regard.controls.prompts import assemble, rerank, sort_documents
 from regard.controls.read_or_write import simultaneous
 from regard.controls.sink_calibration import LaterSinks
+from regard.controls.steps_back import decode_with_steps_back
 from regard.controls.vision_heads import vision_heads
 from regard.core.call import Call
 from regard.core.rule import Rule
@@ -175,7 +175,7 @@ def test_a_direction_is_removed() -> None:
 
 def test_rows_that_sit_between_rows_of_a_bias_are_found() -> None:
     """Rows are looked at one by one in a call whose rule has a row for each query."""
-    from regard.controls.measuring import rows_at
+    from regard.controls.moved_weight import rows_at
 
     call = a_call()
     bias = DenseBias(torch.randn(1, 1, 9, 9, dtype=torch.float64))
@@ -221,10 +221,10 @@ def test_words_are_found_where_they_stand(shipped: Any) -> None:
     found, spans = read(tokenizer, ids[0].tolist())
     assert text in found
     for word in ("text", "width", "naïve"):
-        chosen = c.Words(word).find(prompt)[0]
+        chosen = c.Phrase(word).find(prompt)[0]
         inside = {i for (a, b), own in zip(spans, chosen, strict=True) if own for i in range(a, b)}
         assert word in "".join(found[i] for i in sorted(inside))
-    assert int(c.Words("text", 1).find(prompt).sum()) < int(c.Words("text").find(prompt).sum())
+    assert int(c.Phrase("text", 1).find(prompt).sum()) < int(c.Phrase("text").find(prompt).sum())
 
 
 def test_roles_and_documents_are_found(shipped: Any) -> None:

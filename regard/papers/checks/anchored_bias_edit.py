@@ -7,7 +7,7 @@ import torch
 from regard.controls.anchored_options import edited_vectors, option_scores
 from regard.controls.context import EditContext
 from regard.controls.prompt import Prompt
-from regard.controls.tokens import TokenPositions
+from regard.controls.token_sets import TokenPositions
 from regard.controls.weight_edits import EvenOut
 from regard.core.call import Call
 from regard.core.rule import Rule

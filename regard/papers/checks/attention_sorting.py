@@ -8,21 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.controls.prompts import assemble, sort_documents
+from regard.controls.document_ranking import assemble, sort_documents
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
+from regard.papers.shared.number_words import NumberWords
 from regard.papers.shared.small_llama import llama
 
 RELEVANT, PLAIN, ASK = 7, 8, 9
-
-
-class _Numbers:
-    """A tokenizer of numbers: "3 5" is the tokens 3 and 5."""
-
-    bos_token_id = None
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split()]}
 
 
 class _Stub(nn.Module):
@@ -34,14 +26,14 @@ class _Stub(nn.Module):
     def __init__(self, reach: float) -> None:
         super().__init__()
         self.reach = reach
-        self.head = _Head(self)
+        self.head = _PriorHead(self)
 
     def forward(self, input_ids: Tensor, attention_mask: Any = None) -> Tensor:
         out: Tensor = self.head(input_ids)
         return out
 
 
-class _Head(nn.Module):
+class _PriorHead(nn.Module):
     num_heads = 1
 
     def __init__(self, stub: _Stub) -> None:
@@ -66,7 +58,7 @@ class _Head(nn.Module):
 def sorting() -> Claims:
     """What is looked at most comes last, and stays there; no round is ordinary decoding."""
     # A prior of exp(-distance) by the token has nothing left of a gain of 3 after two tokens.
-    stub, tokenizer = _Stub(16.0), _Numbers()
+    stub, tokenizer = _Stub(16.0), NumberWords()
     length = int(torch.randint(2, 4, ()))
     documents = [f"{' '.join([str(PLAIN)] * length)} {10 + i}" for i in range(4)]
     documents[int(torch.randint(0, 4, ()))] = " ".join([str(RELEVANT)] * length) + " 30"

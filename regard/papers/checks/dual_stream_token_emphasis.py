@@ -12,7 +12,7 @@ from regard.controls.edit import apply
 from regard.controls.prompt import Prompt
 from regard.controls.steering import Steering
 from regard.controls.token_emphasis import TokenEmphasis, streams
-from regard.controls.tokens import TokenPositions
+from regard.controls.token_sets import TokenPositions
 from regard.models.attach import attach
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim

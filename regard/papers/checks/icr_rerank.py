@@ -8,22 +8,14 @@ from typing import Any
 import torch
 
 from regard.controls.attended import attended
-from regard.controls.prompts import rerank
+from regard.controls.document_ranking import rerank
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.copier_models import copier
 from regard.papers.shared.measure import gap
+from regard.papers.shared.number_words import NumberWords
 from regard.papers.shared.small_llama import llama
 from regard.probes.wordpieces import whole_maps
-
-
-class _Numbers:
-    """A tokenizer of numbers: "3 5" is the tokens 3 and 5."""
-
-    bos_token_id = None
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split()]}
 
 
 class _Induction(torch.nn.Module):
@@ -49,7 +41,7 @@ def _said(ids: list[int]) -> str:
 )
 def icr() -> Claims:
     """A blank query ranks nothing, rows of a query are those of the map, a copy is ranked first."""
-    model, tokenizer = llama(2), _Numbers()
+    model, tokenizer = llama(2), NumberWords()
     draw = [torch.randint(3, 60, (8,)).tolist() for _ in range(3)]
     texts = [_said(one) for one in draw]
     same = rerank(

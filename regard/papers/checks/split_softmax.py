@@ -7,7 +7,7 @@ from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.controls.prompt import Prompt
-from regard.controls.tokens import TokenPositions
+from regard.controls.token_sets import TokenPositions
 from regard.controls.weight_edits import ShareToPower
 from regard.core.call import Call
 from regard.core.partial import Partial, merge

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.controls.decoding import decode_with_steps_back
 from regard.controls.hallucination import decode_truthfully
+from regard.controls.steps_back import decode_with_steps_back
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.measure import gap

@@ -7,7 +7,7 @@ import torch
 from regard.controls.base import Edits
 from regard.controls.score_edits import Forbid
 from regard.controls.steering import Steering
-from regard.controls.tokens import TokenPositions
+from regard.controls.token_sets import TokenPositions
 from regard.controls.vision_heads import VisionHeadReinforcement, vision_heads
 from regard.models.attach import attach
 from regard.papers.checks import Claims, check

@@ -56,7 +56,7 @@ class TokenSet(Value):
 
 def _need(x: object) -> TokenSet:
     if not isinstance(x, TokenSet):
-        fail(RuleError, "which", shape_of(x), "a set of tokens", 'pass Words("Paris"), say')
+        fail(RuleError, "which", shape_of(x), "a set of tokens", 'pass Phrase("Paris"), say')
     return x
 
 
