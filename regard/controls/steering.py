@@ -133,7 +133,7 @@ class Steering(Stage):
             images = ids == number
         return Prompt(
             ids, self.tokenizer, None if real is None else real.bool(), images, self.messages,
-            self.documents, self.grid,
+            self.documents, self.grid, bool(getattr(config, "is_encoder_decoder", False)),
         )  # fmt: skip
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -150,8 +150,10 @@ class Steering(Stage):
         ids, cache = given.get("input_ids"), given.get("past_key_values")
         length = int(cache.get_seq_length()) if cache is not None else 0
         many = ids.shape[-1] if isinstance(ids, Tensor) else 0
-        if not length:
+        if not length or (many and here.prompt.of_encoder):
             here.prompt, here.seen = self.prompt_of(given), many
+            return
+        if here.prompt.of_encoder:
             return
         # A cache goes on from a prompt: that of the forward that filled it.
         known = here.caches.get(cache) or (here.prompt if here.seen == length else Prompt())

@@ -490,3 +490,26 @@ def test_context_tokens_gain_as_much_as_the_model_is_unsure() -> None:
     noise[:, 5] = used.float() * 0.6 + 0.2 * noise[:, 5]
     found = train_use_detector(noise, used, [(0, h) for h in range(12)], many=3)
     assert found.heads[0] == (0, 5)
+
+
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_words_of_an_encoder_are_keys_of_cross_attention_alone(name: str) -> None:
+    model = build(name, PAIRS[name])
+    source = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(1))
+    begin = torch.full((2, 4), 2)
+    control = c.AddBias(c.TokenPositions((3, 4)), 3.0)
+    with torch.no_grad(), regard.steer(model, control, check=False, measure="all") as one:
+        model(input_ids=source, decoder_input_ids=begin)
+    moved = {(x.site.kind, "decoder" in x.site.module): 0.0 for x in one.receipt.calls if x.site}
+    for x in one.receipt.calls:
+        if x.site is not None:
+            key = (x.site.kind, "decoder" in x.site.module)
+            moved[key] = max(moved[key], x.moved or 0.0)
+    assert moved["cross", True] > 0
+    assert moved["self", False] > 0
+    assert moved["self", True] < 1e-6
+    for control, kinds in (("decoded", {True}), ("prompt", {False})):
+        edits = c.Edits(c.AddBias(c.TokenPositions((3, 4)), 3.0), phase=control)
+        with torch.no_grad(), regard.steer(model, edits, check=False, measure="all") as one:
+            model(input_ids=source, decoder_input_ids=begin)
+        assert {"decoder" in x.site.module for x in one.receipt.calls if x.site} == kinds
