@@ -56,7 +56,7 @@ class Steering(Stage):
     """
 
     # What the scores of keys are must be said of the keys that policies have left.
-    last = True
+    runs_last = True
 
     def __init__(
         self, control: Control, *, tokenizer: Any = None,

@@ -212,7 +212,8 @@ class _Follow(Around):
 
         def run() -> Any:
             recording.recorded = recorded
-            given, parts = (args, kwargs), {}
+            given: Any = (args, kwargs)
+            parts: dict[str, Any] = {}
             for arrive in [x for arrivals in self.holders for x in arrivals.of]:
                 made = arrive(model, *given)
                 if made:
