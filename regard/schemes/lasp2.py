@@ -15,7 +15,7 @@ from regard.core.method import method
 from regard.core.scan import (
     Rate,
     ScanState,
-    Tokens,
+    ScanTokens,
     check_chunk,
     chunked,
     divided,
@@ -96,7 +96,7 @@ def message_bytes(b: int, h: int, d: int, e: int, *, delta: bool = False, channe
     return 4 * b * h * (d * e + (d * d if delta else channels))
 
 
-def _scan(tokens: Tokens, start: Tensor, peers: Peers, chunk: int) -> tuple[Tensor, ScanState]:
+def _scan(tokens: ScanTokens, start: Tensor, peers: Peers, chunk: int) -> tuple[Tensor, ScanState]:
     """Scan the tokens of this rank, send what they leave, and add what came before."""
     b, h, d, e = tokens.memory_shape
     empty = torch.zeros_like(start)
@@ -135,7 +135,7 @@ def _after(memory: Tensor, segment: ScanState) -> Tensor:
     return ScanState(memory).then(segment).memory
 
 
-def _since_start(decay: Tensor, tokens: Tokens) -> Tensor:
+def _since_start(decay: Tensor, tokens: ScanTokens) -> Tensor:
     """Decay from before the tokens of this rank to each of them: [b, h, n, 1 or d]."""
     b, h, n, _ = tokens.q.shape
     return decay.expand(b, h, n, decay.shape[-1]).cumsum(2).exp()
