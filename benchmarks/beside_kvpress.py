@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from regard.bench.shrinking import Setting, bits_per_byte, needles, recall, texts
+from regard.bench.shrunk_models import Setting, bits_per_byte, needles, recall, texts
 from regard.models.loading import DEMO
 
 WINDOW, STEPS, ROUNDS = 64, 32, 9

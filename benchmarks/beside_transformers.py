@@ -18,7 +18,7 @@ from side_by_side import save
 from torch import Tensor
 
 import regard
-from regard.bench.shrinking import Setting, texts
+from regard.bench.shrunk_models import Setting, texts
 from regard.policies import policy
 
 RESIDUAL, GROUP = 32, 32

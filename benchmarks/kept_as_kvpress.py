@@ -20,7 +20,7 @@ import torch
 from side_by_side import save
 
 import regard
-from regard.bench.shrinking import haystack
+from regard.bench.shrunk_models import haystack
 from regard.models.loading import load
 from regard.policies import policy
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from side_by_side import RESULTS, machine
 
-from regard.bench.records import Run, read_record, record_path
+from regard.bench.records import TrainingRun, read_record, record_path
 from regard.bench.sweep import one
 from regard.papers.trial import measure
 
@@ -33,7 +33,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """Contenders trained alike on one task: what a `Run` is told of each, beside its task."""
+    """Contenders trained alike on one task: what each `TrainingRun` is told beside its task."""
 
     row: str
     said: str
@@ -41,9 +41,9 @@ class Sweep:
     steps: int
     contenders: dict[str, dict[str, Any]]
 
-    def run(self, name: str, seed: int) -> Run:
+    def run(self, name: str, seed: int) -> TrainingRun:
         """The run of one contender from one seed."""
-        return Run(task=self.task, pattern="cs", seed=seed, steps=self.steps,
+        return TrainingRun(task=self.task, pattern="cs", seed=seed, steps=self.steps,
                    **self.contenders[name])  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from regard.models.site import Site
 from regard.probes.regions import WordMaps
 from regard.views.page import page
 from regard.views.run_file import Run
-from regard.views.words import packed_words
+from regard.views.word_maps import packed_words
 
 REPORT = """
 const found = { ready: globalThis.READY, nodes: document.querySelectorAll("*").length };

@@ -19,7 +19,7 @@ from side_by_side import save
 
 import regard
 from regard.models.loading import load
-from regard.probes.positions import Streaming
+from regard.probes.position_heads import StreamingHeads
 from regard.probes.roles import DuplicateToken, Induction, PreviousToken
 from regard.views.seen import ROLES
 
@@ -44,7 +44,7 @@ def measured(tokens: int) -> list[dict[str, Any]]:
     model, tokenizer = load(None)
     probes = {
         "previous_token": PreviousToken, "induction": lambda: Induction(definition="mask"),
-        "duplicate_token": lambda: DuplicateToken(definition="mask"), "streaming": Streaming,
+        "duplicate_token": lambda: DuplicateToken(definition="mask"), "streaming": StreamingHeads,
     }  # fmt: skip
     scores: dict[str, dict[str, np.ndarray]] = {}
     for kind, text in texts(6 * tokens).items():

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regard.bench.shrinking import BUDGETS, MEASURES, Setting, curves
 from regard.bench.shrunk_cells import read_cells
+from regard.bench.shrunk_models import BUDGETS, MEASURES, Setting, curves
 from regard.bench.shrunk_picture import picture
 from regard.models.loading import load
 from regard.policies import known, policy

@@ -5,11 +5,11 @@ python examples/bench_own_layer.py
 
 from pathlib import Path
 
-from regard.bench.budget import read_budget
+from regard.bench.findings import findings
 from regard.bench.report import write_report
 from regard.bench.results import gathered
+from regard.bench.run_budget import read_budget
 from regard.bench.sweep import carry_out_all, plan
-from regard.bench.words import findings
 
 LAYERS = ["mha", "linear", "examples.distance_attention:NearAttention"]
 

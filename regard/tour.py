@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import regard
-from regard.core.pictures import write_figure
+from regard.core.picture_files import write_figure
 
 
 def tour(out: Path) -> list[Path]:

@@ -27,10 +27,10 @@ from regard.core.score import (
     QueryBias,
     RelativeBias,
     Score,
+    ScoreMod,
     ScoreStep,
     ShawBias,
     SoftCap,
-    Step,
     StepOfHeads,
     T5Bias,
     Temperature,
@@ -125,7 +125,7 @@ SUPPORTS: dict[str, Callable[[], Support]] = {
     "Shifted": lambda: Causal().shift(2) | Window(2),
 }
 
-STEPS: dict[str, Callable[[], Step]] = {
+STEPS: dict[str, Callable[[], ScoreMod]] = {
     "SoftCap": lambda: SoftCap(2.5),
     "Alibi": lambda: Alibi.for_heads(H),
     "DistanceBias": lambda: DistanceBias(_random(H).abs() + 2),

@@ -23,11 +23,11 @@ import pytest
 import torch
 
 import regard
-from regard.bench.claims import claim, stale
 from regard.bench.kept_cells import CELLS, KeptCells
 from regard.bench.records import BEGUN as RUN_BEGUN
-from regard.bench.records import RECORD, RESULTS, SPEED, SWEEP, Run, read_record, read_speed
+from regard.bench.records import RECORD, RESULTS, SPEED, SWEEP, TrainingRun, read_record, read_speed
 from regard.bench.results import read_folder
+from regard.bench.run_locks import claim, stale
 from regard.bench.shrunk_cells import read_cells
 from regard.core.files import (
     KINDS,
@@ -39,8 +39,8 @@ from regard.core.files import (
     write_packed,
 )
 from regard.memories import Kept, load, save
-from regard.memories.blocks import BLOCK, Block, Blocks
-from regard.memories.files import MEMORY
+from regard.memories.blocks import BLOCK, TextBlock, TextBlocks
+from regard.memories.memory_files import MEMORY
 from regard.policies.calibration import BEGUN, CALIBRATION, read_calibration
 from regard.views.run_file import RUN
 from regard.views.run_file import Run as SeenRun
@@ -95,10 +95,10 @@ class OfBlock(Case):
 
     def write(self) -> None:
         x = (torch.arange(12.0).view(1, 1, 3, 4),)
-        Blocks("a model", folder=self.folder).keep("name", Block(x, x))
+        TextBlocks("a model", folder=self.folder).keep("name", TextBlock(x, x))
 
     def read(self) -> Any:
-        found = Blocks("a model", folder=self.folder).find("name")
+        found = TextBlocks("a model", folder=self.folder).find("name")
         return [x.tolist() for x in (*found.k, *found.v)]
 
 
@@ -144,7 +144,8 @@ class OfJson(Case):
 class OfRecord(OfJson):
     kind = RECORD
     content: ClassVar[dict[str, Any]] = {
-        "key": "k", "run": vars(Run("mha", "copy", "cs", 0, steps=3)), "inputs": {"code": "x"},
+        "key": "k", "run": vars(TrainingRun("mha", "copy", "cs", 0, steps=3)),
+        "inputs": {"code": "x"},
         "score": 0.5, "chance": 0.1, "curve": [{"share": 0.5}], "steps": 3, "machine": {},
         "tests": {"copy": {"score": 0.5, "error": 0.01, "chance": 0.1}},
     }  # fmt: skip
@@ -156,7 +157,8 @@ class OfRecord(OfJson):
 class OfSweep(OfJson):
     kind = SWEEP
     content: ClassVar[dict[str, Any]] = {
-        "runs": [vars(Run("mha", "copy", "cs", 0, steps=3))], "budget": "3steps", "code": "x",
+        "runs": [vars(TrainingRun("mha", "copy", "cs", 0, steps=3))],
+        "budget": "3steps", "code": "x",
         "left_out": [["a", "b", "cs", "why"]],
     }  # fmt: skip
 

@@ -46,7 +46,7 @@ def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
     """Old numbers are never handed out: not after weights, calibration, code or text changed."""
     import torch
 
-    from regard.bench import shrinking
+    from regard.bench import shrunk_models
     from regard.bench.shrunk_cells import read_cells
     from regard.models.loading import load
     from regard.policies import policy
@@ -54,20 +54,22 @@ def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
 
     model, tokenizer = load()
     model = model.float()
-    setting = shrinking.Setting(length=160, draws=1, texts=1, steps=4)
+    setting = shrunk_models.Setting(length=160, draws=1, texts=1, steps=4)
     place, counted = tmp_path / "cells.json", []
 
     def count(model: object, tokens: object, made: object, keep: object, *_: object) -> object:
         counted.append(keep)
         spelled = None if keep is None else Budget.of(keep).label
-        return shrinking.Cell("full" if made is None else "streaming", spelled, bits=len(counted))
+        return shrunk_models.Cell(
+            "full" if made is None else "streaming", spelled, bits=len(counted)
+        )
 
-    monkeypatch.setattr(shrinking, "measure", count)
+    monkeypatch.setattr(shrunk_models, "measure", count)
 
     def measured(budgets: tuple[float, ...] = (0.5,), sinks: int = 4) -> int:
         before = len(counted)
         own = [lambda: policy("streaming", sinks=sinks)]
-        list(shrinking.curves(model, tokenizer, own, budgets, ["ppl"], setting, place))
+        list(shrunk_models.curves(model, tokenizer, own, budgets, ["ppl"], setting, place))
         return len(counted) - before
 
     assert [measured(), measured(), measured((0.5, 1)), measured((1.0,))] == [2, 0, 1, 1]
@@ -75,9 +77,9 @@ def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
     with torch.no_grad():
         next(model.parameters())[3, 5] += 1  # a number that no sample reaches
     assert [measured(), measured()] == [2, 0]
-    monkeypatch.setattr(shrinking, "hash_of_code", lambda: "another")
+    monkeypatch.setattr(shrunk_models, "hash_of_code", lambda: "another")
     assert [measured(), measured()] == [2, 0]
-    monkeypatch.setattr(shrinking, "haystack", lambda: "another text")
+    monkeypatch.setattr(shrunk_models, "haystack", lambda: "another text")
     assert [measured(), measured()] == [2, 0]
     assert len(read_cells(place)) == 2
     assert len(list((tmp_path / "older").iterdir())) == 3

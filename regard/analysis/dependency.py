@@ -19,12 +19,12 @@ DIRECTIONS = ("to the head", "from the head")
 
 
 @dataclass(frozen=True)
-class Tree:
+class DependencyTree:
     """A dependency tree: `heads` [n] with -1 where a word has none, and the name of each link.
 
     `left_out` bool [n] marks words that no head may be said to look at ([SEP], say).
 
-    >>> Tree(torch.tensor([1, -1, 1]), ("det", "root", "obj")).words
+    >>> DependencyTree(torch.tensor([1, -1, 1]), ("det", "root", "obj")).words
     3
     """
 
@@ -76,17 +76,20 @@ class Skill:
 @method(
     "bert_look_at",
     call="import torch\n"
-    "from regard.analysis.dependency import Tree, dependency_skill\n"
-    "tree = Tree(torch.tensor([1, -1, 1]), ('det', 'root', 'obj'))\n"
+    "from regard.analysis.dependency import DependencyTree, dependency_skill\n"
+    "tree = DependencyTree(torch.tensor([1, -1, 1]), ('det', 'root', 'obj'))\n"
     "skill = dependency_skill([torch.rand(8, 3, 3)], [tree])",
 )
-def dependency_skill(maps: Sequence[Tensor], trees: Sequence[Tree], *, farthest: int = 10) -> Skill:
+def dependency_skill(
+    maps: Sequence[Tensor], trees: Sequence[DependencyTree], *, farthest: int = 10
+) -> Skill:
     """How often the word that gets (or gives) the most weight is the head of a word.
 
     maps [h, n, n] of each sentence. The baseline is the best fixed offset up to `farthest`.
 
     >>> follows = torch.eye(3)[torch.tensor([1, 1, 1])][None]
-    >>> dependency_skill([follows], [Tree(torch.tensor([1, -1, 1]), ("a", "b", "a"))]).best("a")
+    >>> tree = DependencyTree(torch.tensor([1, -1, 1]), ("a", "b", "a"))
+    >>> dependency_skill([follows], [tree]).best("a")
     (0, 'to the head', 1.0)
     """
     hits: dict[str, Tensor] = {}
@@ -141,7 +144,11 @@ class AttentionProbe(nn.Module):
         return scores.masked_fill(torch.eye(len(scores), dtype=torch.bool), -torch.inf)
 
     def fit(
-        self, maps: Sequence[Tensor], trees: Sequence[Tree], steps: int = 150, rate: float = 0.1
+        self,
+        maps: Sequence[Tensor],
+        trees: Sequence[DependencyTree],
+        steps: int = 150,
+        rate: float = 0.1,
     ) -> AttentionProbe:
         """Learn the weights from trees by Adam."""
         adam = torch.optim.Adam(self.parameters(), rate)
@@ -155,7 +162,7 @@ class AttentionProbe(nn.Module):
             adam.step()
         return self
 
-    def score(self, maps: Sequence[Tensor], trees: Sequence[Tree]) -> float:
+    def score(self, maps: Sequence[Tensor], trees: Sequence[DependencyTree]) -> float:
         """Share of words whose head is said right (unlabeled attachment score)."""
         right = total = 0
         for weights, tree in zip(maps, trees, strict=True):
@@ -187,4 +194,4 @@ def antecedents(weights: Tensor, mentions: Sequence[int], clusters: Sequence[int
     return hits / max(many, 1)
 
 
-__all__ = ["AttentionProbe", "Skill", "Tree", "antecedents", "dependency_skill"]
+__all__ = ["AttentionProbe", "DependencyTree", "Skill", "antecedents", "dependency_skill"]

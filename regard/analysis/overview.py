@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.analysis.dependency import Tree, dependency_skill
+from regard.analysis.dependency import DependencyTree, dependency_skill
 from regard.core.errors import ShapeError, ValueRangeError, fail, need, shape_of
 from regard.core.method import method
-from regard.core.pictures import write_figure
+from regard.core.picture_files import write_figure
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def semantic_score(weights: Tensor, saliency: Tensor, *, definition: str = "dist
 )
 def overview(
     maps: dict[int, Sequence[Tensor]],
-    trees: Sequence[Tree],
+    trees: Sequence[DependencyTree],
     saliencies: Sequence[Tensor],
     *,
     definition: str = "distance",

@@ -21,7 +21,7 @@ from regard.models.weights import closed_weights
 from regard.run.reducers import Reducer
 from regard.run.reference import score_matrix
 from regard.run.rows import rows_of
-from regard.run.survey import Block, survey
+from regard.run.survey import RowBlock, survey
 
 MEASURES = ("js", "cosine")
 
@@ -144,7 +144,7 @@ class _Keep(Reducer):
     def __init__(self, call: Call) -> None:
         self.found = torch.zeros(call.h, call.b, call.m, dtype=torch.float64)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Keep the row."""
         keys = slice(block.cols.start, min(block.cols.stop, self.found.shape[2]))
         weights = block.weights[0, : keys.stop - keys.start]

@@ -1,5 +1,5 @@
 """Measure layers and policies: what they cost, and what they keep of a model's quality.
 
 `regard bench mha gqa linear --tasks mqar,copy` trains layers alike; `sweep.carry_out` from Python.
-`shrinking` draws the quality of a shrunk model against its memory.
+`shrunk_models` draws the quality of a shrunk model against its memory.
 """

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from regard.bench.claims import claim
-from regard.bench.records import RECORD, Run, kept_record, record_path
-from regard.bench.sweep import News, Plan, keep_plan
+from regard.bench.records import RECORD, TrainingRun, kept_record, record_path
+from regard.bench.run_locks import claim
+from regard.bench.sweep import News, SweepPlan, keep_plan
 from regard.bench.training import carry_out
 from regard.core.errors import need
 from regard.core.files import set_aside, write_json
 
 
-def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterator[News]:
+def carry_out_on_ray(plan: SweepPlan, folder: Path, *, device: str = "cpu") -> Iterator[News]:
     """Do what is left of a plan on the cluster that RAY_ADDRESS names, or on one made here."""
     keep_plan(plan, folder)
     ray = need("ray", "ray", "spreads a sweep over machines")
@@ -25,7 +25,7 @@ def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterat
         ray.init(log_to_driver=False, include_dashboard=False)
     gpus = 1 if device.startswith("cuda") else 0
     far = ray.remote(num_cpus=1, num_gpus=gpus)(_far)
-    going: dict[Any, tuple[Run, Any]] = {}
+    going: dict[Any, tuple[TrainingRun, Any]] = {}
     for run in plan.runs:
         record = kept_record(folder, run, device)
         if record is not None:
@@ -58,7 +58,7 @@ def carry_out_on_ray(plan: Plan, folder: Path, *, device: str = "cpu") -> Iterat
             ours.release()
 
 
-def _far(run: Run, device: str) -> dict[str, Any]:
+def _far(run: TrainingRun, device: str) -> dict[str, Any]:
     """Train on another machine, on one core as the processes of a sweep do."""
     import torch
 

@@ -30,7 +30,7 @@ BEGUN = FileKind("regard-bench-begun", 2, "a run that was broken off", _AGAIN, B
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What one run trains: a layer, on a task, in a pattern, from a seed, in a backbone.
 
     One of `seconds`, `flops` and `steps` ends it. `dim` is the width.
@@ -54,7 +54,7 @@ class Run:
     def key(self) -> str:
         """Name the run: readable, and different where any setting is.
 
-        >>> Run("mha", "copy", "cs", 0).key.startswith("mha-copy-cs-0-")
+        >>> TrainingRun("mha", "copy", "cs", 0).key.startswith("mha-copy-cs-0-")
         True
         """
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
@@ -62,12 +62,12 @@ class Run:
         return f"{plain}-{self.pattern}-{self.seed}-{digest}"
 
 
-def record_path(folder: Path, run: Run) -> Path:
+def record_path(folder: Path, run: TrainingRun) -> Path:
     """Where the record of a run stands in the folder of a sweep."""
     return folder / "runs" / f"{run.key}.json"
 
 
-def inputs_of(run: Run, device: str = "cpu") -> dict[str, str]:
+def inputs_of(run: TrainingRun, device: str = "cpu") -> dict[str, str]:
     """Hash what the numbers of a run depend on, beside its settings: code, and the device.
 
     `layer` is the code of a layer and a task that lie outside of the package.
@@ -80,7 +80,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read the record of a run."""
     record = read_json(path, RECORD)
     with reading(path, RECORD):
-        Run(**record["run"])
+        TrainingRun(**record["run"])
         if not isinstance(record["tests"], dict) or not isinstance(record["inputs"], dict):
             RECORD.bad(path, "a record without tests or inputs")
         for name in ("key", "score", "chance", "curve", "steps", "machine"):
@@ -88,7 +88,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def kept_record(folder: Path, run: Run, device: str = "cpu") -> dict[str, Any] | None:
+def kept_record(folder: Path, run: TrainingRun, device: str = "cpu") -> dict[str, Any] | None:
     """Read the record of a run if it is of the same settings, code and device, else None."""
     path = record_path(folder, run)
     if not path.exists():

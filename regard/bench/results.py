@@ -12,14 +12,14 @@ from regard.bench.records import (
     RESULTS,
     SWEEP,
     BenchError,
-    Run,
+    TrainingRun,
     read_all,
     read_record,
     read_speed,
     record_path,
 )
-from regard.bench.statistics import Estimate, Scores, above_chance, estimate
-from regard.bench.sweep import Plan
+from regard.bench.statistics import MeanInterval, Scores, above_chance, estimate
+from regard.bench.sweep import SweepPlan
 from regard.core.errors import fail, need
 from regard.core.files import read_json, reading, write_bytes, write_json
 from regard.core.hashes import hash_of_code
@@ -64,7 +64,7 @@ class Results:
             errors.setdefault(layer, {}).setdefault(cell, []).append((first["error"] or 0) * scale)
         return scores, errors
 
-    def score(self, layer: str, cell: str, test: str | None = None) -> Estimate | None:
+    def score(self, layer: str, cell: str, test: str | None = None) -> MeanInterval | None:
         """The raw score of a layer on a task, or on one of its tests, with its interval."""
         found = [next(iter(r["tests"].values())) if test is None else r["tests"].get(test)
                  for r in self.of(layer, cell)]  # fmt: skip
@@ -80,7 +80,7 @@ def cell_of(record: dict[str, Any]) -> str:
     return f"{run['task']} ({run['pattern']})"
 
 
-def gathered(plan: Plan, folder: Path, *, code: str | None = None, **more: Any) -> Results:
+def gathered(plan: SweepPlan, folder: Path, *, code: str | None = None, **more: Any) -> Results:
     """Read the records of a plan that are there, of one generation: those of the same code."""
     code = hash_of_code() if code is None else code
     paths = [record_path(folder, run) for run in plan.runs]
@@ -102,7 +102,9 @@ def read_folder(folder: Path) -> Results:
     said = read_json(path, SWEEP)
     with reading(path, SWEEP):
         left_out = tuple((a, b, c, d) for a, b, c, d in said["left_out"])
-        plan = Plan(tuple(Run(**run) for run in said["runs"]), left_out, said["budget"])
+        plan = SweepPlan(
+            tuple(TrainingRun(**run) for run in said["runs"]), left_out, said["budget"]
+        )
         code = str(said["code"])
     speeds = folder / "speed.json"
     speed = read_speed(speeds)["rows"] if speeds.exists() else []

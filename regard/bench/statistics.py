@@ -16,7 +16,7 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.2
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanInterval:
     """A mean with its 95% interval."""
 
     mean: float
@@ -24,13 +24,13 @@ class Estimate:
     high: float
 
 
-def estimate(values: Sequence[float], errors: Sequence[float] = ()) -> Estimate:
+def estimate(values: Sequence[float], errors: Sequence[float] = ()) -> MeanInterval:
     """Estimate a mean: from how values of several seeds spread, or from the error of a single one.
 
     >>> estimate([0.5, 0.7])
-    Estimate(mean=0.6, low=-0.6706, high=1.8706)
+    MeanInterval(mean=0.6, low=-0.6706, high=1.8706)
     >>> estimate([0.5], [0.1])
-    Estimate(mean=0.5, low=0.304, high=0.696)
+    MeanInterval(mean=0.5, low=0.304, high=0.696)
     """
     mean = statistics.mean(values)
     k = len(values)
@@ -38,7 +38,7 @@ def estimate(values: Sequence[float], errors: Sequence[float] = ()) -> Estimate:
         half = _T[min(k - 1, len(_T)) - 1] * statistics.stdev(values) / math.sqrt(k)
     else:
         half = 1.96 * (errors[0] if errors else 0.0)
-    return Estimate(round(mean, 6), round(mean - half, 6), round(mean + half, 6))
+    return MeanInterval(round(mean, 6), round(mean - half, 6), round(mean + half, 6))
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ def above_chance(score: float, chance: float) -> float:
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-def ranking(scores: Scores, errors: Scores, draws: int = 2000) -> list[tuple[str, Estimate]]:
+def ranking(scores: Scores, errors: Scores, draws: int = 2000) -> list[tuple[str, MeanInterval]]:
     """Rank layers by their mean over tasks, best first, with intervals by the bootstrap.
 
     Each draw takes seeds anew within each task, and where there is one seed alone, its score with
     the error of its test rows. Only tasks that every layer has done are counted.
 
     >>> ranking({"a": {"t": [1.0]}, "b": {"t": [0.0]}}, {"a": {"t": [0.0]}, "b": {"t": [0.0]}})[0]
-    ('a', Estimate(mean=1.0, low=1.0, high=1.0))
+    ('a', MeanInterval(mean=1.0, low=1.0, high=1.0))
     """
     shared = common(scores)
     rng, found = random.Random(0), []
@@ -113,7 +113,7 @@ def ranking(scores: Scores, errors: Scores, draws: int = 2000) -> list[tuple[str
             drawn.append(statistics.mean(of))
         drawn.sort()
         low, high = drawn[int(0.025 * draws)], drawn[int(0.975 * draws) - 1]
-        found.append((layer, Estimate(mean, low, high)))
+        found.append((layer, MeanInterval(mean, low, high)))
     return sorted(found, key=lambda x: -x[1].mean)
 
 

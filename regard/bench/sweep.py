@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from regard.bench.backbone import width_for
-from regard.bench.budget import Budget
-from regard.bench.claims import Claim, claim, sweep
 from regard.bench.measuring import threads_each
-from regard.bench.records import RECORD, SWEEP, Run, kept_record, record_path
+from regard.bench.records import RECORD, SWEEP, TrainingRun, kept_record, record_path
+from regard.bench.run_budget import RunBudget
+from regard.bench.run_locks import RunLock, claim, sweep
 from regard.bench.specs import make_layer, need_pattern, read_spec, task_of, why_not
 from regard.bench.training import Progress, carry_out
 from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
@@ -36,24 +36,24 @@ from regard.tasks import PATTERNS
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The runs of a sweep, and pairs of layer and task that were left out, with the reason."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[TrainingRun, ...]
     left_out: tuple[tuple[str, str, str, str], ...] = ()
     budget: str = ""
 
 
 def plan(
     layers: Sequence[str], tasks: Sequence[str], *, patterns: Sequence[str] = (),
-    seeds: int = 1, budget: Budget, workers: int = 1, **backbone: Any,
-) -> Plan:  # fmt: skip
+    seeds: int = 1, budget: RunBudget, workers: int = 1, **backbone: Any,
+) -> SweepPlan:  # fmt: skip
     """Plan a sweep: check every name before anything runs.
 
     With no `patterns` each task is posed in the first of its own. A layer that can look in none of
     the patterns of any task is refused; one that can do some leaves out the others.
 
-    >>> from regard.bench.budget import read_budget
+    >>> from regard.bench.run_budget import read_budget
     >>> len(plan(["mha", "linear"], ["mqar", "copy"], budget=read_budget("10steps")).runs)
     4
     """
@@ -75,21 +75,21 @@ def plan(
             if reason is not None:
                 left_out.append((of, said, pattern, f"{PATTERNS[pattern]}: {reason}"))
                 continue
-            runs += [Run(of, said, pattern, seed, **backbone) for seed in range(seeds)]
+            runs += [TrainingRun(of, said, pattern, seed, **backbone) for seed in range(seeds)]
     for of in dict.fromkeys(layers):
         if not any(run.layer == of for run in runs):
             lacking = [x for x in left_out if x[0] == of]
             need_pattern(read_spec(of)[0], lacking[0][2])
             fail(RuleError, "tasks", list(tasks), "one in a pattern asked for", lacking[0][3])
     _try_settings(runs)
-    return Plan(
+    return SweepPlan(
         tuple(_shared_out(run, budget, len(runs), workers) for run in runs),
         tuple(left_out),
         budget.said(),
     )
 
 
-def _try_settings(runs: Sequence[Run]) -> None:
+def _try_settings(runs: Sequence[TrainingRun]) -> None:
     """Make each layer once, without memory, so that a misspelt setting is told before the sweep."""
     for run in {run.layer: run for run in runs}.values():
         try:
@@ -107,7 +107,7 @@ def _try_settings(runs: Sequence[Run]) -> None:
             continue
 
 
-def _shared_out(run: Run, budget: Budget, runs: int, workers: int) -> Run:
+def _shared_out(run: TrainingRun, budget: RunBudget, runs: int, workers: int) -> TrainingRun:
     """Give a run its part of the budget, and a width where parameters are to be equal."""
     if budget.params is not None:
         task = task_of(run.task)
@@ -134,7 +134,7 @@ class News:
 
 
 def one(
-    run: Run, folder: Path, device: str = "cpu", told: Callable[[News], None] | None = None
+    run: TrainingRun, folder: Path, device: str = "cpu", told: Callable[[News], None] | None = None
 ) -> str:
     """Do a run, unless it is done or another worker is at it; say "kept", "taken" or "done"."""
     path = record_path(folder, run)
@@ -162,7 +162,7 @@ def one(
 
 
 def _keeping(
-    ours: Claim, run: Run, heard: Callable[[News], None]
+    ours: RunLock, run: TrainingRun, heard: Callable[[News], None]
 ) -> Callable[[float, Progress], None]:
     """Touch the claim and tell of the run, no oftener than twice a second."""
     last = [0.0]
@@ -177,7 +177,7 @@ def _keeping(
     return told
 
 
-def keep_plan(plan: Plan, folder: Path) -> None:
+def keep_plan(plan: SweepPlan, folder: Path) -> None:
     """Write down what a sweep is to do, for its report."""
     said = {"runs": [asdict(run) for run in plan.runs], "budget": plan.budget,
             "left_out": [list(x) for x in plan.left_out], "code": hash_of_code()}  # fmt: skip
@@ -185,7 +185,7 @@ def keep_plan(plan: Plan, folder: Path) -> None:
 
 
 def carry_out_all(
-    plan: Plan, folder: Path, *, workers: int = 1, device: str = "cpu"
+    plan: SweepPlan, folder: Path, *, workers: int = 1, device: str = "cpu"
 ) -> Iterator[News]:
     """Do what is left of a plan, and tell what happens.
 
@@ -205,7 +205,9 @@ def carry_out_all(
         yield from _by_processes(due, folder, max(1, min(workers, len(due))), device)
 
 
-def _by_processes(runs: list[Run], folder: Path, workers: int, device: str) -> Iterator[News]:
+def _by_processes(
+    runs: list[TrainingRun], folder: Path, workers: int, device: str
+) -> Iterator[News]:
     start = multiprocessing.get_context("spawn")
     # Each worker writes to a pipe of its own: one that is killed cannot hold a lock of the others.
     lines: dict[Any, Any] = {}
@@ -263,7 +265,7 @@ def _few_threads(workers: int) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _work(line: Any, runs: list[Run], folder: Path, workers: int, device: str) -> None:
+def _work(line: Any, runs: list[TrainingRun], folder: Path, workers: int, device: str) -> None:
     """Do the runs that nobody is at, then wait for those whose worker may yet die."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(threads_each(workers))
@@ -290,7 +292,7 @@ def _work(line: Any, runs: list[Run], folder: Path, workers: int, device: str) -
             time.sleep(0.2)
 
 
-def _send_error(line: Any, run: Run, error: BaseException) -> None:
+def _send_error(line: Any, run: TrainingRun, error: BaseException) -> None:
     """A full disk or a foreign file ends the sweep; a layer that refuses a task breaks its run."""
     from regard.bench.records import BenchError
 

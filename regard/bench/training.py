@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from regard import __version__
 from regard.bench.backbone import Backbone, parameters
 from regard.bench.measuring import Largest, machine
-from regard.bench.records import BEGUN, Run, inputs_of
+from regard.bench.records import BEGUN, TrainingRun, inputs_of
 from regard.bench.specs import task_of
 from regard.core.files import FileError, read_packed, reading, write_packed
 from regard.tasks import Task
@@ -60,7 +60,7 @@ def scored(model: nn.Module, task: Task, device: Any, batches: int = TEST_BATCHE
 
 
 def carry_out(
-    run: Run, *, device: str = "cpu", kept: Path | None = None, told: Told | None = None
+    run: TrainingRun, *, device: str = "cpu", kept: Path | None = None, told: Told | None = None
 ) -> dict[str, Any]:
     """Train and score; give the record.
 
@@ -101,7 +101,7 @@ def carry_out(
     }  # fmt: skip
 
 
-def cost_of_a_step(model: nn.Module, task: Task, run: Run, device: str) -> tuple[int, int]:
+def cost_of_a_step(model: nn.Module, task: Task, run: TrainingRun, device: str) -> tuple[int, int]:
     """Count the FLOPs of a step of training, forward and backward, and its largest tensor."""
     batch = task.batch(run.batch, seed_of(run.seed, 0)).to(device)
     state = torch.random.get_rng_state()
@@ -113,7 +113,7 @@ def cost_of_a_step(model: nn.Module, task: Task, run: Run, device: str) -> tuple
 
 
 def _train(
-    run: Run, task: Task, model: nn.Module, adam: torch.optim.Optimizer, progress: Progress,
+    run: TrainingRun, task: Task, model: nn.Module, adam: torch.optim.Optimizer, progress: Progress,
     steps: int | None, device: str, kept: Path | None, about: dict[str, Any], told: Told | None,
 ) -> float:  # fmt: skip
     began = saved = time.perf_counter()
@@ -151,7 +151,12 @@ def _train(
 
 
 def step(
-    model: nn.Module, task: Task, run: Run, adam: torch.optim.Optimizer, number: int, device: str
+    model: nn.Module,
+    task: Task,
+    run: TrainingRun,
+    adam: torch.optim.Optimizer,
+    number: int,
+    device: str,
 ) -> float:
     """Take one step of training on the batch of that number; give the loss."""
     batch = task.batch(run.batch, seed_of(run.seed, number)).to(device)

@@ -19,7 +19,7 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.models.attach import attach, hook_of
-from regard.models.residual import Layer, Stream, embedding_of, layers_of
+from regard.models.residual import ResidualBlock, Stream, embedding_of, layers_of
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.looking import quiet
@@ -72,7 +72,7 @@ class Edges:
 class _Branches(Stage):
     """Hang zeros on each branch that reads the residual stream; the sum around it is not moved."""
 
-    def __init__(self, layers: list[Layer], other: Tensor, share: float) -> None:
+    def __init__(self, layers: list[ResidualBlock], other: Tensor, share: float) -> None:
         super().__init__()
         self.layers, self.other, self.share = layers, other, share
         self.read: dict[tuple[int, str], Tensor] = {}

@@ -25,7 +25,7 @@ from regard.models.weights import closed_weights
 from regard.probes.looking import quiet, readings_of, run_on
 from regard.probes.reading import Reading
 from regard.run.reducers import Given, Reducer
-from regard.run.survey import Block, survey_call
+from regard.run.survey import RowBlock, survey_call
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,7 +61,7 @@ class Relevance:
         return table
 
 
-class Kept(Stage):
+class RecordedCalls(Stage):
     """Keep every self-attention call, and what came of it; memory linear in tokens."""
 
     def __init__(self, where: Any = None, *, graded: bool = False) -> None:
@@ -185,7 +185,7 @@ class _Positive(Reducer):
         self.v, self.grad = expand_heads(call.v, call.h).double(), grad.double()
         self.found = torch.zeros(call.b, call.h, call.m, dtype=torch.float64, device=call.q.device)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         keys = slice(block.cols.start, min(block.cols.stop, self.found.shape[2]))
         place = (block.b, block.h)
@@ -240,7 +240,7 @@ def relevance(
         one = f"one of {', '.join(BY)}"
         fail(RuleError, "by", repr(by), one, nearest(by, BY, "name one of these"))
     reading = readings_of(model, inputs, tokenizer)[0]
-    kept = Kept(where, graded=by == "gradient")
+    kept = RecordedCalls(where, graded=by == "gradient")
     with quiet(model), torch.set_grad_enabled(by == "gradient"), attach(model, kept, check=False):
         output = run_on(model, _on_device(model, reading))
         n = kept.calls[0].n if kept.calls else 0
@@ -256,7 +256,7 @@ def relevance(
 
 
 def _gradients(
-    output: Any, kept: Kept, position: int, target: int | None
+    output: Any, kept: RecordedCalls, position: int, target: int | None
 ) -> tuple[int, list[Tensor]]:
     """Gradients of one logit in the outputs of the heads, and which logit it is."""
     logits = getattr(output, "logits", output)
@@ -279,7 +279,9 @@ def _on_device(model: Any, reading: Reading) -> dict[str, Any]:
 
 def _one_hot(calls: Sequence[Call], position: int) -> Tensor:
     if not calls:
-        fail(RuleError, "calls", "none", "the calls of every layer", "keep them with Kept()")
+        fail(
+            RuleError, "calls", "none", "the calls of every layer", "keep them with RecordedCalls()"
+        )
     call = calls[0]
     row = torch.zeros(call.b, call.n, dtype=torch.float64, device=call.q.device)
     row[:, position] = 1.0
@@ -297,6 +299,7 @@ def _need_one_length(calls: Sequence[Call]) -> None:
 
 
 __all__ = [
-    "BY", "Kept", "Relevance", "by_gradient", "flow", "given", "last_attention", "maximal_flows",
+    "BY", "RecordedCalls", "Relevance", "by_gradient", "flow", "given", "last_attention",
+    "maximal_flows",
     "relevance", "rollout", "row_sums", "value_norm",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from regard.cli.completing import one_of_layers, one_of_tasks
 from regard.cli.printing import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from regard.bench.sweep import News, Plan
+    from regard.bench.sweep import News, SweepPlan
 
 
 class _OrRun(TyperGroup):
@@ -67,8 +67,8 @@ def run(
 ) -> None:
     """Train every layer on every task, and write a report; given again, go on where it ended."""
     from regard.bench.backbone import POSITIONS
-    from regard.bench.budget import read_budget
     from regard.bench.results import gathered
+    from regard.bench.run_budget import read_budget
     from regard.bench.sweep import plan
     from regard.core.errors import RuleError, ValueRangeError, fail, need
 
@@ -223,9 +223,9 @@ def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, qui
 
 
 def _finish(results: Any, out: Path, as_json: bool) -> None:
+    from regard.bench.findings import findings
     from regard.bench.results import write_tables
     from regard.bench.statistics import ranking
-    from regard.bench.words import findings
 
     written = write_tables(results, out)
     page = _page(results, out / "report.html")
@@ -260,7 +260,7 @@ def _shown(x: Any) -> str:
     return f"{x:.4g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x or "")
 
 
-def _follow(events: Iterator[News], plan: Plan, *, quiet: bool) -> int:
+def _follow(events: Iterator[News], plan: SweepPlan, *, quiet: bool) -> int:
     """Show runs as they go; give how many broke. Ctrl-C keeps what is done."""
     import sys
 

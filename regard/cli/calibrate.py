@@ -79,7 +79,7 @@ def command(
 
 def _inputs(made: Any, tokenizer: Any, text: str | None, rows: int, sizes: list[int]) -> list[Any]:
     """What a policy of this kind learns from."""
-    from regard.bench.shrinking import pass_keys, texts
+    from regard.bench.shrunk_models import pass_keys, texts
 
     found: list[Any] = []
     for size in sizes:

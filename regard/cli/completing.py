@@ -30,7 +30,7 @@ def _layers() -> Iterable[str]:
 def _probes() -> Iterable[str]:
     from regard.probes.registry import groups, known
 
-    return [*groups(), *known()]
+    return ["standard", *groups(), *known()]
 
 
 def _tasks() -> Iterable[str]:
@@ -40,7 +40,7 @@ def _tasks() -> Iterable[str]:
 
 
 def _measures() -> Iterable[str]:
-    from regard.bench.shrinking import MEASURES
+    from regard.bench.shrunk_models import MEASURES
 
     return MEASURES
 

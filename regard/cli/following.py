@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from regard.papers.check_runner import Event
 from regard.papers.pages import told
-from regard.papers.runner import Event
 from regard.papers.standing import verdict_of
 
 COLUMNS = (

@@ -156,9 +156,9 @@ def check(
 
     from regard.cli.following import as_fields, follow
     from regard.core.errors import RuleError, fail
+    from regard.papers.check_runner import cheapest_first, choose, run
     from regard.papers.checks import checks
     from regard.papers.evidence_files import FOLDER, load
-    from regard.papers.runner import cheapest_first, choose, run
     from regard.papers.standing import standing
 
     folder = FOLDER if evidence is None else writable_folder("--evidence", evidence)

@@ -17,7 +17,7 @@ from regard.models.projections import NAMES
 from regard.models.site import Site
 
 
-class Match(NamedTuple):
+class HeadMatch(NamedTuple):
     """Key head `head` of layer `layer` may use the weights of an earlier layer's; `cosine` likens
     both. Heads are key heads, with the query heads that read them.
     """
@@ -29,7 +29,7 @@ class Match(NamedTuple):
     cosine: float
 
 
-class Shared(nn.Module):
+class SharedHeadLinear(nn.Module):
     """A linear layer of which some heads are those of others: rows stored once, and a table.
 
     `weight` [own heads * size, D] holds the rows of `own` heads; `borrowed` {head: (layer, its
@@ -51,7 +51,7 @@ class Shared(nn.Module):
     def _head(self, name: str, head: int) -> Tensor:
         home, place = (self, head) if head in self.own else self.borrowed[head]
         held: Tensor = getattr(home, name)
-        if isinstance(home, Shared):
+        if isinstance(home, SharedHeadLinear):
             place, count = home.own.index(place), len(home.own)
         else:
             count = self.heads
@@ -68,7 +68,7 @@ class Shared(nn.Module):
         return made
 
 
-def match_heads(model: nn.Module) -> list[Match]:
+def match_heads(model: nn.Module) -> list[HeadMatch]:
     """Find for each head the earlier layer's head of most like weights, the likest first.
 
     The cosine of [W_q; W_k], flattened; a head's queries are those of all that read its keys.
@@ -85,17 +85,17 @@ def match_heads(model: nn.Module) -> list[Match]:
                 place = int(best.indices[head])
                 layer, source = earlier[place // g][0], place % g
                 value = float(best.values[head])
-                found.append(Match(site.layer or 0, head, layer, source, value))
+                found.append(HeadMatch(site.layer or 0, head, layer, source, value))
         earlier.append((site.layer or 0, own))
     return sorted(found, key=lambda x: -x.cosine)
 
 
-def chosen_matches(model: nn.Module, ratio: float) -> list[Match]:
+def chosen_matches(model: nn.Module, ratio: float) -> list[HeadMatch]:
     """Take the likest matches, a share `ratio` of all heads; who lends does not borrow."""
     if not 0 <= ratio < 1:
         fail(ValueRangeError, "ratio", ratio, "a share of the heads from 0 to under 1", "pass 0.3")
     wanted = round(ratio * sum(s.kv_heads or s.heads or 1 for s in _sites(model)))
-    taken: list[Match] = []
+    taken: list[HeadMatch] = []
     lenders, borrowers = set[tuple[int, int]](), set[tuple[int, int]]()
     for one in match_heads(model):
         own, source = (one.layer, one.head), (one.source_layer, one.source_head)
@@ -108,7 +108,7 @@ def chosen_matches(model: nn.Module, ratio: float) -> list[Match]:
 
 @method("direct_share_post_share", call="from regard.conversions import share_heads")
 def share_heads(
-    model: nn.Module, ratio: float = 0.3, matches: Sequence[Match] | None = None
+    model: nn.Module, ratio: float = 0.3, matches: Sequence[HeadMatch] | None = None
 ) -> Any:
     """Let a share `ratio` of the heads use the weights of likely heads in earlier layers, in place.
 
@@ -126,14 +126,14 @@ def share_heads(
         g = site.kv_heads or site.heads or 1
         for part in "qkv":
             borrowed = {x.head: (made[x.source_layer][part], x.source_head) for x in own}
-            shared = Shared(made[layer][part], g, borrowed)
+            shared = SharedHeadLinear(made[layer][part], g, borrowed)
             name = next(n for n in NAMES[part] if getattr(module, n, None) is made[layer][part])
             setattr(module, name, shared)
             made[layer][part] = shared
     return taken
 
 
-def apart(model: nn.Module, matches: Sequence[Match]) -> Tensor:
+def apart(model: nn.Module, matches: Sequence[HeadMatch]) -> Tensor:
     """Squared distance of the weights of all matches."""
     sites = {s.layer or 0: s for s in _sites(model)}
     total = torch.zeros(())
@@ -179,7 +179,7 @@ def _linears(model: nn.Module, site: Site) -> dict[str, Any]:
         part: next((m for n in NAMES[part] if (m := getattr(module, n, None)) is not None), None)
         for part in "qkv"
     }
-    if not all(isinstance(x, nn.Linear | Shared) for x in found.values()):
+    if not all(isinstance(x, nn.Linear | SharedHeadLinear) for x in found.values()):
         fail(
             CapabilityError, site.module, f"a {type(module).__name__} without layers of its own "
             "for q, k and v", "three linear layers", "this model's heads cannot be tied one by one",
@@ -187,4 +187,12 @@ def _linears(model: nn.Module, site: Site) -> dict[str, Any]:
     return found
 
 
-__all__ = ["Match", "Shared", "apart", "chosen_matches", "match_heads", "post_share", "share_heads"]
+__all__ = [
+    "HeadMatch",
+    "SharedHeadLinear",
+    "apart",
+    "chosen_matches",
+    "match_heads",
+    "post_share",
+    "share_heads",
+]

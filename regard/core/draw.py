@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from regard.core.errors import ValueRangeError, fail, need
-from regard.core.pictures import write_figure
+from regard.core.picture_files import write_figure
 
 if TYPE_CHECKING:
     from regard.core.rule import Rule

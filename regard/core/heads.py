@@ -76,6 +76,21 @@ def take_keys(x: Tensor, index: Tensor) -> Tensor:
     return take_rows(rows, rows_of(x, index)).view(*index.shape, -1)
 
 
+def take_both(k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Take keys index [b, g, c] of k [b, g, m, d] and of v [b, g, m, e], as `take_keys` does.
+
+    >>> k, v = torch.arange(6.0).view(2, 1, 1, 3, 1)
+    >>> [x.item() for x in take_both(k, v, torch.tensor([[[2]]]))]
+    [2.0, 5.0]
+    """
+    alike = k.stride() == v.stride() and not (k.requires_grad or v.requires_grad)
+    rows, others = (as_rows(k), as_rows(v)) if alike else (None, None)
+    if rows is None or others is None:
+        return take_keys(k, index), take_keys(v, index)
+    at = rows_of(k, index)  # one table for both
+    return take_rows(rows, at).view(*index.shape, -1), take_rows(others, at).view(*index.shape, -1)
+
+
 def as_rows(x: Tensor) -> Tensor | None:
     """Give the keys x [b, g, m, d] of all heads as rows [r, d]; None where they do not lie so."""
     b, g, m, d = x.shape

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.core.heads import as_rows, take_keys
+from regard.core.heads import as_rows, take_both
 from regard.core.rule import Rule
 
 # Numbers of keys that plans tell apart in decoding: a text that grows is not planned at each token.
@@ -151,6 +151,24 @@ class Keys(ABC):
         [[[0, 3], [8, -1]]]
         """
         return Slots(self, slots, full)
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy keys and values of slots [b, g, c] of `dense`: [b, g, c, d] and [b, g, c, e].
+
+        >>> k = torch.arange(3.0).view(1, 1, 3, 1)
+        >>> Dense(k, k + 5).gather(torch.tensor([[[2, 0]]]))[1].flatten().tolist()
+        [7.0, 5.0]
+        """
+        whole = self.dense()
+        return take_both(whole.k, whole.v, slots)
+
+    def since(self, first: int) -> Tensor:
+        """Return the keys of slots `first` and on of `dense`: k [b, g, m - first, d].
+
+        >>> Dense(torch.ones(1, 2, 9, 4), torch.ones(1, 2, 9, 4)).since(7).shape
+        torch.Size([1, 2, 2, 4])
+        """
+        return self.dense().k[:, :, first:]
 
     def __repr__(self) -> str:
         b, g, m, d, e = self.shape
@@ -330,8 +348,8 @@ class Slots(Keys):
     @cached_property
     def _in_order(self) -> Tensor:
         """Slots by position, those without a key last and counted as m."""
-        m = self.keys.m
-        slots = self.slots.expand(*self.keys.shape[:2], -1)
+        b, g, m, _, _ = self.keys.shape
+        slots = self.slots.expand(b, g, -1)
         return torch.where(slots < 0, m, slots).long().sort(-1).values
 
     @property
@@ -347,10 +365,9 @@ class Slots(Keys):
 
     def dense(self) -> Dense:
         """Copy the keys in the order of their positions."""
-        whole, order = self.keys.dense(), self._in_order
-        index = order.clamp(max=max(whole.m - 1, 0))
-        k, v = take_keys(whole.k, index), take_keys(whole.v, index)
-        return Dense(k, v, self.positions)
+        order = self._in_order
+        k, v = self.keys.gather(order.clamp(max=max(self.keys.m - 1, 0)))
+        return Dense(k, v, Later(lambda: self.positions, True) if self.full else self.positions)
 
     @property
     def kind(self) -> Hashable:
@@ -362,8 +379,8 @@ class Slots(Keys):
         b, g, _, d = k.shape
         rows = as_rows(k) is not None and as_rows(v) is not None
         return (
-            "slots", b, g, c, d, v.shape[3], k.dtype, k.device, self.full, inner.full,
-            inner.at is None, rows,
+            "slots", b, g, c, d, v.shape[3], k.dtype, k.device, self.full,
+            inner.at is None or inner.full, inner.at is None, rows,
         )  # fmt: skip
 
 
@@ -415,7 +432,7 @@ class Unordered(Keys):
         """Copy keys and values in order."""
         at, slots = self._order
         index = slots[:, None].expand(*self.k.shape[:2], -1)
-        return Dense(take_keys(self.k, index), take_keys(self.v, index), at)
+        return Dense(*take_both(self.k, self.v, index), at)
 
     def simplest(self, rule: Rule) -> Keys:
         """Leave the order, where it does not matter."""

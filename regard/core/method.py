@@ -17,11 +17,11 @@ from regard.core.errors import RuleError, fail
 
 T = TypeVar("T")
 _KEY = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
-_claims: dict[str, dict[str, Claim]] = {}
+_claims: dict[str, dict[str, MethodClaim]] = {}
 
 
 @dataclass(frozen=True)
-class Claim:
+class MethodClaim:
     """One object that runs one row: `key`, the object, where it stands, and how it is called."""
 
     key: str
@@ -83,17 +83,19 @@ by underscores. To put it right: use the row's key, as `regard papers search` pr
             )
         for key in keys:
             # Keyed by path, so that importing a module again replaces its claim.
-            _claims.setdefault(key, {})[f"{module}:{name}"] = Claim(key, obj, module, name, call)
+            _claims.setdefault(key, {})[f"{module}:{name}"] = MethodClaim(
+                key, obj, module, name, call
+            )
         return obj
 
     return claim
 
 
-def claims() -> tuple[Claim, ...]:
+def claims() -> tuple[MethodClaim, ...]:
     """List every claim made so far, by key and then by where it stands."""
     return tuple(_claims[key][path] for key in sorted(_claims) for path in sorted(_claims[key]))
 
 
-def claims_of(key: str) -> tuple[Claim, ...]:
+def claims_of(key: str) -> tuple[MethodClaim, ...]:
     """List the claims of one row; empty when no imported module claims it."""
     return tuple(_claims.get(key, {})[path] for path in sorted(_claims.get(key, {})))

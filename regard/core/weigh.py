@@ -23,7 +23,7 @@ from regard.core.score.base import need_heads, need_number, need_tensor
 from regard.core.value import Value, value
 
 
-class Running(NamedTuple):
+class RunningState(NamedTuple):
     """State of a running form: `out` [b, h, n, e], with `top` and `total` [b, h, n] of the lse."""
 
     out: Tensor
@@ -37,16 +37,18 @@ class Weigh(Value):
     # Whether parts simply add; then there is no lse.
     sums: ClassVar[bool] = False
 
-    def start(self, out: Tensor) -> Running:
+    def start(self, out: Tensor) -> RunningState:
         """Begin with no key; `out` [b, h, n, e] gives shape, dtype and device."""
         top = torch.full(out.shape[:-1], -torch.inf, dtype=out.dtype, device=out.device)
-        return Running(torch.zeros_like(out), top, torch.zeros_like(top))
+        return RunningState(torch.zeros_like(out), top, torch.zeros_like(top))
 
-    def update(self, state: Running, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Running:
+    def update(
+        self, state: RunningState, scores: Tensor, allowed: Tensor | None, v: Tensor
+    ) -> RunningState:
         """Take in a tile of keys: scores [b, h, n, m], v [b, h, m, e]."""
         raise NotImplementedError
 
-    def finish(self, state: Running) -> Partial:
+    def finish(self, state: RunningState) -> Partial:
         """End the running form."""
         raise NotImplementedError
 
@@ -128,7 +130,9 @@ class Normalised(Weigh):
         masked = self._masked(scores, allowed)
         return self._signed(torch.exp(masked - finite(lse)[..., None]), scores)
 
-    def update(self, state: Running, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Running:
+    def update(
+        self, state: RunningState, scores: Tensor, allowed: Tensor | None, v: Tensor
+    ) -> RunningState:
         """Rescale what was there to the new top, and add the tile."""
         masked = self._masked(scores, allowed)
         top = torch.maximum(state.top, masked.amax(-1))
@@ -136,9 +140,9 @@ class Normalised(Weigh):
         new = (masked - finite(top)[..., None]).exp_()
         total = state.total * old + new.sum(-1)
         out = state.out * old[..., None] + self._signed(new, scores).to(v.dtype) @ v
-        return Running(out, top, total)
+        return RunningState(out, top, total)
 
-    def finish(self, state: Running) -> Partial:
+    def finish(self, state: RunningState) -> Partial:
         """Divide by the total."""
         some = state.total > 0
         total = torch.where(some, state.total, 1.0)
@@ -180,12 +184,14 @@ class Summed(Weigh):
         dead = ~alive(scores, allowed)
         return self.amount(scores.masked_fill(dead, 0.0)).masked_fill(dead, 0.0)
 
-    def update(self, state: Running, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Running:
+    def update(
+        self, state: RunningState, scores: Tensor, allowed: Tensor | None, v: Tensor
+    ) -> RunningState:
         """Add the tile."""
         weights = self.weights(scores, allowed, None).to(v.dtype)
         return state._replace(out=state.out + weights @ v)
 
-    def finish(self, state: Running) -> Partial:
+    def finish(self, state: RunningState) -> Partial:
         """There is nothing to divide by."""
         return Partial(state.out, None)
 

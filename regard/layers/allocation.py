@@ -13,9 +13,9 @@ from regard.core.heads import gather_heads
 from regard.core.method import method
 from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
+from regard.layers.batch_statistics import keeps_statistics
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
-from regard.layers.statistics import keeps_statistics
 
 
 def allocated(shares: Tensor, heads: int) -> Tensor:

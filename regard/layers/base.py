@@ -19,7 +19,7 @@ from regard.core.errors import (
 from regard.core.readable import can_be_read
 from regard.layers.arguments import need_size
 from regard.layers.inputs import Capabilities, LayerInput, need_rows, positions_of
-from regard.memories.choosing import key_maker
+from regard.memories.key_makers import key_maker
 from regard.memories.layer import LayerMemory
 
 

@@ -17,9 +17,9 @@ from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.layers.arguments import need_size
 from regard.layers.attention import Attention, split
+from regard.layers.batch_statistics import keeps_statistics
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
-from regard.layers.statistics import keeps_statistics
 
 
 @register("routing_transformer")

@@ -21,23 +21,24 @@ from regard.layers.registry import register
 from regard.memories.full import Full
 
 
-class Packed(NamedTuple):
+class GatheredTokens(NamedTuple):
     """The chosen tokens of each row, moved together: `order` and `there` [b, c]."""
 
     order: Tensor
     there: Tensor
 
     @staticmethod
-    def of(chosen: Tensor) -> Packed:
+    def of(chosen: Tensor) -> GatheredTokens:
         """Find the chosen [b, n], in their order.
 
-        >>> Packed.of(torch.tensor([[False, True, True], [True, False, False]])).order.tolist()
+        >>> which = torch.tensor([[False, True, True], [True, False, False]])
+        >>> GatheredTokens.of(which).order.tolist()
         [[1, 2], [0, 1]]
         """
         count = chosen.sum(1)
         most = int(count.max()) if chosen.numel() else 0
         order = torch.argsort(~chosen, dim=1, stable=True)[:, :most]
-        return Packed(order, torch.arange(most, device=chosen.device) < count[:, None])
+        return GatheredTokens(order, torch.arange(most, device=chosen.device) < count[:, None])
 
     def take(self, x: Tensor) -> Tensor:
         """Take the chosen of x [b, n, c]: [b, chosen, c]."""
@@ -98,7 +99,7 @@ class SparseModular(Attention):
         awake, trust = self.route(averaged)
         if input.padding is not None:
             awake = awake & input.padding
-        packed = Packed.of(awake)
+        packed = GatheredTokens.of(awake)
         plain = input.x + self.to_plain(averaged)
         if packed.order.shape[1] == 0:
             return F.silu(plain)
@@ -111,7 +112,7 @@ class SparseModular(Attention):
         shares = torch.softmax(self.to_router(averaged) / self.log_temperature.exp(), -1)
         return shares[..., 1] > shares[..., 0], shares[..., 1]
 
-    def among_awake(self, h: Tensor, packed: Packed, input: LayerInput) -> Tensor:
+    def among_awake(self, h: Tensor, packed: GatheredTokens, input: LayerInput) -> Tensor:
         """Attend among the awake h [b, c, dim]; they stand one after another."""
         memory, rule = input.memory, self.rule()
         count = None if memory is None else memory.get("awake")

@@ -15,10 +15,10 @@ from regard.core.rule import Rule
 from regard.core.support import Blocks, Causal, Padding
 from regard.layers.arguments import need_size
 from regard.layers.attention import split
+from regard.layers.batch_statistics import keeps_statistics
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.recurrent import Linear
 from regard.layers.registry import register
-from regard.layers.statistics import keeps_statistics
 from regard.run.api import attend
 
 

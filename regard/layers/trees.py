@@ -20,7 +20,7 @@ from regard.run.reference import weight_matrix
 
 
 @dataclass(frozen=True)
-class Tree:
+class SummaryTree:
     """Summaries of a context, level by level from the leaves [b, m, dim] to the root's children.
 
     `real` says of each node whether a real leaf is under it.
@@ -76,7 +76,7 @@ class TreeCrossAttention(nn.Module):
         self.norms = nn.ModuleList((nn.RMSNorm(dim), nn.RMSNorm(dim)))
         self.map = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
-    def tree(self, context: Tensor, padding: Tensor | None = None) -> Tree:
+    def tree(self, context: Tensor, padding: Tensor | None = None) -> SummaryTree:
         """Summarize a context bottom-up; what leaves are made of gets no gradient through it."""
         if context.dim() != 3:
             fail(ShapeError, "context", shape_of(context), "[b, m, dim]", "add the batch")
@@ -94,7 +94,7 @@ class TreeCrossAttention(nn.Module):
             levels.append(mean.unflatten(0, (len(context), -1)))
             marks.append(there.any(1).unflatten(0, (len(context), -1)))
             group = self.branches
-        return Tree(tuple(levels[:-1]), tuple(marks[:-1]))
+        return SummaryTree(tuple(levels[:-1]), tuple(marks[:-1]))
 
     def preferences(self, x: Tensor, nodes: Tensor, real: Tensor) -> Tensor:
         """Weigh nodes [b, n, s, dim] for queries x [b, n, dim], heads averaged: [b, n, s]."""
@@ -105,7 +105,7 @@ class TreeCrossAttention(nn.Module):
         preferred: Tensor = weights.unflatten(0, x.shape[:2]).to(x.dtype)
         return preferred
 
-    def walk(self, x: Tensor, tree: Tree) -> Walk:
+    def walk(self, x: Tensor, tree: SummaryTree) -> Walk:
         """Go down for each query of x [b, n, dim], and keep what is not taken."""
         b, n, _ = x.shape
         at = torch.zeros(b, n, dtype=torch.long, device=x.device)

@@ -4,21 +4,20 @@
 `Kept` lets every head keep its own keys, in stores that may be small (`Quantized`, `LowRank`) or
 elsewhere (`Hosted`, `Mapped`); `Bare` keeps keys without positions; `Ring` holds sinks and a
 window; `Paged` shares pages, `HeadPages` has them for each head; `Shared` reads another layer's.
-`Summaries` tell which pages are worth reading. `Blocks` are texts that were read once.
+`Summaries` tell which pages are worth reading. `TextBlocks` are texts that were read once.
 `LayerMemory` is all that one layer keeps, under names of its own.
 """
 
 from regard.memories.bare import Bare
-from regard.memories.base import KeyMemory, Read
-from regard.memories.blocks import Block, Blocks
-from regard.memories.files import load, save
+from regard.memories.base import KeyMemory
+from regard.memories.blocks import TextBlock, TextBlocks
 from regard.memories.full import Full
 from regard.memories.head_pages import HeadPages
-from regard.memories.heads import HeadMemories
 from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
 from regard.memories.low_rank import LowRank
 from regard.memories.mapped import Mapped
+from regard.memories.memory_files import load, save
 from regard.memories.near_keys import NearKeys
 from regard.memories.paged import Paged, Pool
 from regard.memories.quantized import Quantized
@@ -27,22 +26,19 @@ from regard.memories.ring import Ring
 from regard.memories.shared import Shared
 from regard.memories.some_keys import SomeKeys
 from regard.memories.split import Split
-from regard.memories.stores import Hosted, Plain, Store
-from regard.memories.summaries import Bounds, Landmarks, Summaries
+from regard.memories.stores import Hosted, Plain, TokenStore
+from regard.memories.summaries import Bounds, LandmarkPages, Summaries
 from regard.memories.tiers import Tiers
 
 __all__ = [
     "Bare",
-    "Block",
-    "Blocks",
     "Bounds",
     "Full",
-    "HeadMemories",
     "HeadPages",
     "Hosted",
     "Kept",
     "KeyMemory",
-    "Landmarks",
+    "LandmarkPages",
     "LayerMemory",
     "LowRank",
     "Mapped",
@@ -51,16 +47,17 @@ __all__ = [
     "Plain",
     "Pool",
     "Quantized",
-    "Read",
     "Reservation",
     "Reserved",
     "Ring",
     "Shared",
     "SomeKeys",
     "Split",
-    "Store",
     "Summaries",
+    "TextBlock",
+    "TextBlocks",
     "Tiers",
+    "TokenStore",
     "load",
     "save",
 ]

@@ -20,7 +20,7 @@ BLOCK = FileKind(
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class TextBlock:
     """What a model made of one text that it read alone: k [1, g, m, d], v [1, g, m, e] by layer.
 
     Keys stand at 0, 1, 2, ...: who puts the block elsewhere turns them.
@@ -38,16 +38,16 @@ class Block:
         return sum(x.untyped_storage().nbytes() for x in (*self.k, *self.v))
 
 
-class Blocks:
-    """Blocks by name, of one model: `of` tells which.
+class TextBlocks:
+    """Text blocks by name, of one model: `of` tells which.
 
     Past `limit` bytes the one that was longest unused goes. With a `folder`, each is a file there
     too, from which it comes back.
 
     >>> import torch
-    >>> blocks, x = Blocks(limit=100), (torch.ones(1, 1, 3, 4),)
+    >>> blocks, x = TextBlocks(limit=100), (torch.ones(1, 1, 3, 4),)
     >>> for name in "ab":
-    ...     blocks.keep(name, Block(x, tuple(t.clone() for t in x)))
+    ...     blocks.keep(name, TextBlock(x, tuple(t.clone() for t in x)))
     >>> blocks.nbytes, blocks.find("a") is None, len(blocks.find("b"))
     (96, True, 3)
     """
@@ -59,7 +59,7 @@ class Blocks:
             fail(ValueRangeError, "limit", limit, "bytes, at least 1", "leave it out for no limit")
         self.of, self.limit = of, limit
         self.folder = None if folder is None else Path(folder)
-        self._held: OrderedDict[str, Block] = OrderedDict()
+        self._held: OrderedDict[str, TextBlock] = OrderedDict()
 
     def name(self, tokens: Sequence[int]) -> str:
         """Name a block by the model and the tokens."""
@@ -72,7 +72,7 @@ class Blocks:
     def __contains__(self, name: str) -> bool:
         return name in self._held or (self.folder is not None and self._file(name).exists())
 
-    def find(self, name: str) -> Block | None:
+    def find(self, name: str) -> TextBlock | None:
         """Give a block, from memory or from the folder; None where there is none."""
         if name in self._held:
             self._held.move_to_end(name)
@@ -83,14 +83,14 @@ class Blocks:
         self._hold(name, block)
         return block
 
-    def keep(self, name: str, block: Block) -> None:
+    def keep(self, name: str, block: TextBlock) -> None:
         """Keep a block; others may go for it."""
         if self.folder is not None:
             said = {"of": self.of, "k": list(block.k), "v": list(block.v)}
             write_packed(self._file(name), said, BLOCK)
         self._hold(name, block)
 
-    def _hold(self, name: str, block: Block) -> None:
+    def _hold(self, name: str, block: TextBlock) -> None:
         self._held[name] = block
         self._held.move_to_end(name)
         while self.limit is not None and self.nbytes > self.limit and len(self._held) > 1:
@@ -100,14 +100,14 @@ class Blocks:
         assert self.folder is not None
         return self.folder / f"{name}.block"
 
-    def _made(self, content: dict[str, Any], path: object) -> Block:
+    def _made(self, content: dict[str, Any], path: object) -> TextBlock:
         with reading(path, BLOCK):
             if content["of"] != self.of:
                 fail(
                     FileError, "path", f"{path}, made by another model", f"one made by {self.of}",
                     "encode the texts again, or load the model that made it",
                 )  # fmt: skip
-            block = Block(tuple(content["k"]), tuple(content["v"]))
+            block = TextBlock(tuple(content["k"]), tuple(content["v"]))
             if not block.k or {x.dim() for x in (*block.k, *block.v)} != {4}:
                 BLOCK.bad(path, "a file without keys")
         return block
@@ -134,4 +134,4 @@ class Blocks:
             self._hold(name, self._made({"of": state["of"], **content}, "the file"))
 
 
-__all__ = ["Block", "Blocks"]
+__all__ = ["TextBlock", "TextBlocks"]

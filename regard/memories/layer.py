@@ -12,7 +12,7 @@ from torch import Tensor
 from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.core.heads import take_batch
 from regard.memories.base import KeyMemory
-from regard.memories.choosing import KeyMaker
+from regard.memories.key_makers import KeyMaker
 
 T = TypeVar("T")
 

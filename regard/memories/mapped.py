@@ -14,7 +14,7 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.files import FileError
 from regard.core.heads import take_batch
 from regard.memories.key_files import KeyFile, forks
-from regard.memories.stores import Store
+from regard.memories.stores import TokenStore
 
 # A file grows by so many bytes at least.
 STEP = 1 << 16
@@ -24,7 +24,7 @@ class DiskError(FileError):
     """A file could not be made as large as it must be, or could not be read."""
 
 
-class Mapped(Store):
+class Mapped(TokenStore):
     """Tokens in a file of their own in `folder` (the system's, where none is named).
 
     The file goes when the store does, and is swept by others where its process was killed. Room is

@@ -19,7 +19,7 @@ from regard.core.heads import take_batch
 from regard.core.keys import At, Dense, Keys
 
 
-class Store(ABC):
+class TokenStore(ABC):
     """Tokens of some heads, in the order in which they came."""
 
     # Whether `settle` may have something to do.
@@ -38,7 +38,7 @@ class Store(ABC):
         """Give all that is held, [b, h, m, d]."""
 
     @abstractmethod
-    def empty(self) -> Store:
+    def empty(self) -> TokenStore:
         """Make a store of this kind that holds nothing."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Store(ABC):
         """Make small what no longer needs to be exact; called when attention has read it."""
         return
 
-    def with_values(self, values: Store, at: At) -> Keys:
+    def with_values(self, values: TokenStore, at: At) -> Keys:
         """Return these keys and their values at positions `at`, in the form they are stored in."""
         return Dense(self.read(), values.read(), at)
 
@@ -76,10 +76,10 @@ class Store(ABC):
         """Take what a file held."""
 
 
-StoreKind = Callable[[], Store]
+StoreKind = Callable[[], TokenStore]
 
 
-class Plain(Store):
+class Plain(TokenStore):
     """Tokens as they came, with a little room to grow: 1/32 of what is held, at least 8 tokens.
 
     >>> store = Plain()
@@ -114,7 +114,7 @@ class Plain(Store):
         self._x[:, :, self._m : self._m + n] = x
         self._m += n
 
-    def with_values(self, values: Store, at: At) -> Keys:
+    def with_values(self, values: TokenStore, at: At) -> Keys:
         """Return views of both."""
         if type(self) is Plain and type(values) is Plain:
             k, v = self._x, values._x
@@ -193,4 +193,4 @@ class Hosted(Plain):
         return Hosted(self.home)
 
 
-__all__ = ["Hosted", "Plain", "Store", "StoreKind"]
+__all__ = ["Hosted", "Plain", "StoreKind", "TokenStore"]

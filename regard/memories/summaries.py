@@ -13,10 +13,10 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, fail
 from regard.core.heads import take_batch
-from regard.memories.stores import Plain, Store
+from regard.memories.stores import Plain, TokenStore
 
 
-class Summaries(Store):
+class Summaries(TokenStore):
     """One row of numbers for each full page of `page` tokens; override `summary`.
 
     The newest page stays open, as tokens, until it is full. Going back into a page that was full
@@ -53,7 +53,7 @@ class Summaries(Store):
     @property
     def pages(self) -> int:
         """Count the summaries."""
-        return len(self._rows)
+        return self._m // self.page
 
     def crop(self, m: int) -> None:
         """Forget the end, and the page it is cut in."""
@@ -122,12 +122,12 @@ class Bounds(Summaries):
         return Bounds(self.page)
 
 
-class Landmarks(Summaries):
+class LandmarkPages(Summaries):
     """One key for each full page: `make(pages)` gives it, of whatever tokens were appended.
 
     Going back into a full page is refused: what its landmark was made of is gone.
 
-    >>> marks = Landmarks(2, lambda pages: pages.mean(3))
+    >>> marks = LandmarkPages(2, lambda pages: pages.mean(3))
     >>> marks.append(torch.arange(5.0).view(1, 1, 5, 1)); marks.read().flatten().tolist()
     [0.5, 2.5]
     """
@@ -153,9 +153,9 @@ class Landmarks(Summaries):
             left = m - self._m // self.page * self.page
             self._m, self._open = m, self._open[:, :, :left].clone() if left else None
 
-    def empty(self) -> Landmarks:
+    def empty(self) -> LandmarkPages:
         """Make another."""
-        return Landmarks(self.page, self.make)
+        return LandmarkPages(self.page, self.make)
 
 
-__all__ = ["Bounds", "Landmarks", "Summaries"]
+__all__ = ["Bounds", "LandmarkPages", "Summaries"]

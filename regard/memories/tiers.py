@@ -17,7 +17,7 @@ from torch import Tensor
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail
 from regard.core.support.bands import need_count
 from regard.memories.mapped import Mapped
-from regard.memories.stores import Hosted, Plain, Store
+from regard.memories.stores import Hosted, Plain, TokenStore
 
 TIERS = ("device", "host", "disk")
 # Says what keeping a chunk is worth, of the cost of making it again and of its idle seconds.
@@ -35,10 +35,10 @@ def least_recent(cost: float, idle: float) -> float:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RecomputeCost:
     """What it costs to make a chunk again, by the number of tokens before it: points, joined.
 
-    >>> Cost([(0, 1.0), (100, 3.0)])(50), Cost([(0, 1.0), (100, 3.0)])(200)
+    >>> RecomputeCost([(0, 1.0), (100, 3.0)])(50), RecomputeCost([(0, 1.0), (100, 3.0)])(200)
     (2.0, 5.0)
     """
 
@@ -65,7 +65,7 @@ class _Chunk:
 
     owner: str
     start: int
-    held: dict[str, tuple[Store, Store]]
+    held: dict[str, tuple[TokenStore, TokenStore]]
 
     @property
     def tier(self) -> str:
@@ -115,7 +115,7 @@ class Tiers:
         self._length: dict[str, int] = {}
         self._active: dict[str, float] = {}
 
-    def _made(self, tier: str) -> Store:
+    def _made(self, tier: str) -> TokenStore:
         return Plain() if tier == "device" else Hosted() if tier == "host" else Mapped(self.folder)
 
     def __contains__(self, name: str) -> bool:
@@ -254,4 +254,4 @@ class Tiers:
                 self._chunks[name], self._length[name], self._active[name] = [], held["length"], now
 
 
-__all__ = ["TIERS", "Cost", "Tiers", "least_recent", "per_idle_time"]
+__all__ = ["TIERS", "RecomputeCost", "Tiers", "least_recent", "per_idle_time"]

@@ -17,7 +17,7 @@ from regard.core.heads import take_batch
 from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
 from regard.memories.layer import LayerMemory
-from regard.memories.stores import Store
+from regard.memories.stores import TokenStore
 from regard.models.forward import note_update
 
 
@@ -106,7 +106,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         # Whether the last forward went on from others with several tokens at once.
         self._several = False
         # What policies keep beside the memory: stores, by name, and of which keys they are.
-        self.extra: dict[str, Store] = {}
+        self.extra: dict[str, TokenStore] = {}
         self.extra_at: dict[str, int] = {}
         self.reset()
 

@@ -16,9 +16,12 @@ from math import prod
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, ShapeError, fail
+from regard.models.recomputation import Recorded
+from regard.models.recomputation import thread as recording
 from regard.models.removal import Removal, run_within
 from regard.models.wrap import Around, hold
 from regard.run.counting import COUNT
@@ -119,7 +122,7 @@ Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], 
 Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class _Thread(threading.local):
+class _ForwardThread(threading.local):
     """What this thread is in; empty outside of any forward."""
 
     def __init__(self) -> None:
@@ -129,7 +132,7 @@ class _Thread(threading.local):
         self.updated: Any = None
 
 
-_thread = _Thread()
+_thread = _ForwardThread()
 
 
 def current_forward() -> Forward | None:
@@ -184,7 +187,7 @@ def layer_of(keys: Tensor) -> Any:
     last = None if _thread.updated is None else _thread.updated()
     if last is None:
         return None
-    if _returned(last) is keys:
+    if last.returned is not None and last.returned() is keys:
         return last
     return next((x for x in last.cache if _returned(x) is keys), None)
 
@@ -204,8 +207,11 @@ class _Follow(Around):
         model: Any = self.model()
         forwards, told = _thread.forwards, _thread.told
         depth, said, running = len(forwards), len(told), COUNT.depth
+        outer, begun = recording.recorded, list(self.holders)
+        recorded = Recorded() if torch.is_grad_enabled() else outer
 
         def run() -> Any:
+            recording.recorded = recorded
             given, parts = (args, kwargs), {}
             for arrive in [x for arrivals in self.holders for x in arrivals.of]:
                 made = arrive(model, *given)
@@ -213,9 +219,13 @@ class _Follow(Around):
                     given, parts = made[:2], {**parts, **(made[2] if len(made) > 2 else {})}
             now = self.read(model, *given, self.kept.__dict__)
             forwards.append(replace(now, **parts) if parts else now)
-            return plain(*given[0], **given[1])
+            out = plain(*given[0], **given[1])
+            if recorded is not None and recorded is not outer:
+                recorded.watch(out, begun, lambda: self.holders)
+            return out
 
         def leave() -> None:
+            recording.recorded = outer
             del forwards[depth:]
             del told[said:]
             COUNT.depth = running

@@ -42,7 +42,7 @@ _slowed: list[Engine] = []
 _fast_before = True
 
 
-class _Thread(threading.local):
+class _AttachedThread(threading.local):
     """What this thread is in: a forward of an attached model, and whether a call is being run."""
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class _Thread(threading.local):
         self.busy = False
 
 
-_thread = _Thread()
+_thread = _AttachedThread()
 
 
 class _Tally:
     """Which sites the forward of a model has passed, and whether a call was reached at any."""
 
     def __init__(self) -> None:
-        self.passed: _Serve | None = None
+        self.passed: _ServeFunctions | None = None
         self.reached = False
 
 
@@ -140,11 +140,11 @@ def _grid_of(model: Any) -> tuple[int, ...] | None:
     return grid if places.shape[1] in (prod(grid), prod(grid) + (before or 0)) else None
 
 
-def _maker(module: nn.Module, site: Site) -> Callable[[], _Serve]:
-    return lambda: _Serve(module, site)
+def _maker(module: nn.Module, site: Site) -> Callable[[], _ServeFunctions]:
+    return lambda: _ServeFunctions(module, site)
 
 
-class _Serve(Around):
+class _ServeFunctions(Around):
     """Around the forward of a site: its calls of attention go through the engines that hold it."""
 
     def __init__(self, module: nn.Module, site: Site) -> None:
@@ -232,7 +232,7 @@ class _NeedReach(Around):
 class _Catch(TorchFunctionMode):
     """Turn the attention calls of one forward of a module into calls of its engine."""
 
-    def __init__(self, serve: _Serve) -> None:
+    def __init__(self, serve: _ServeFunctions) -> None:
         super().__init__()
         self.serve, self.calls, self.live = serve, 0, True
         if _thread.tally is not None:

@@ -91,11 +91,11 @@ class Mask:
     def _of(self, function: Callable[..., Any]) -> Support:
         """Read one mask function by its name and what it closes over."""
         name = getattr(function, "__qualname__", "").split(".")[0]
-        inside = _closed_over(function)
-        last = self.offset + self.n - 1
         if name == "causal_mask_function":
             # One query that stands at or past the last key sees them all.
             return EVERYTHING if self.offset >= self.m - 1 else CAUSAL
+        inside = _closed_over(function)
+        last = self.offset + self.n - 1
         if name == "bidirectional_mask_function":
             return EVERYTHING
         if name == "sliding_window_overlay":  # j > i - w; how far ahead is for others to say

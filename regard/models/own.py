@@ -39,11 +39,11 @@ class OwnHook:
             hold(by_name[site.module], "attend", _maker(site), engine, undo)
 
 
-def _maker(site: Site) -> Callable[[], _Serve]:
-    return lambda: _Serve(site)
+def _maker(site: Site) -> Callable[[], _ServeLayers]:
+    return lambda: _ServeLayers(site)
 
 
-class _Serve(Around):
+class _ServeLayers(Around):
     """Around a layer's `attend`: its calls go through the engines that hold it."""
 
     def __init__(self, site: Site) -> None:

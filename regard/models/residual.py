@@ -63,7 +63,7 @@ class FrozenNorm:
 
 
 @dataclass
-class Layer:
+class ResidualBlock:
     """A block of a model: its site, where the block and its MLP stand."""
 
     site: Site
@@ -85,7 +85,7 @@ class Stream(Stage):
     def __init__(self, limit: int = 512) -> None:
         super().__init__()
         self.limit, self.rows, self.precision = limit, 0, 0.0
-        self.layers: list[Layer] = []
+        self.layers: list[ResidualBlock] = []
         self.outs: dict[Site, Tensor] = {}
         self.entered: dict[Site, Tensor] = {}
         self.left: dict[Site, Tensor] = {}
@@ -223,7 +223,7 @@ class Stream(Stage):
         return precise(weight), None if bias is None else precise(bias)
 
 
-def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
+def layers_of(model: nn.Module, sites: Any) -> list[ResidualBlock]:
     """The blocks of a stack, each with one self-attention; what else they hold that is no norm."""
     found = []
     attends = {site.module for site in sites}
@@ -239,7 +239,7 @@ def layers_of(model: nn.Module, sites: Any) -> list[Layer]:
             child for other, child in block.named_children()
             if f"{path}.{other}" not in attends and _computes(child)
         ]  # fmt: skip
-        found.append(Layer(site, block, rest))
+        found.append(ResidualBlock(site, block, rest))
     return found
 
 
@@ -290,7 +290,7 @@ def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
 
 __all__ = [
     "FrozenNorm",
-    "Layer",
+    "ResidualBlock",
     "Stream",
     "embedding_of",
     "layers_of",

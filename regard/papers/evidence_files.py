@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredClaim:
     """One claim as it was measured: a number for each seed.
 
     `answers` is the whole sentence of the catalogue. `margin` is by how much the claim holds,
@@ -55,7 +55,7 @@ class Evidence:
     """
 
     key: str
-    claims: list[Found]
+    claims: list[MeasuredClaim]
     narrowed: dict[str, str]
     left_out: dict[str, str]
     unanswered: list[str]
@@ -85,7 +85,7 @@ class Evidence:
         return f"{self.cpu_seconds:.1f} CPU s a seed"
 
     @property
-    def failed(self) -> list[Found]:
+    def failed(self) -> list[MeasuredClaim]:
         """The claims that did not hold."""
         return [one for one in self.claims if not one.held]
 
@@ -118,7 +118,7 @@ def load(key: str, folder: Path = FOLDER) -> Evidence | None:
         if written == 1:
             return None  # one verdict of one seed: it shows nothing that counts
         if written == FORMAT:
-            claims = [Found(**one) for one in fields.pop("claims")]
+            claims = [MeasuredClaim(**one) for one in fields.pop("claims")]
             return Evidence(claims=claims, **fields)
         got = f"format {written}"
     except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as broken:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from regard.core.errors import RuleError, VersionError, fail
 from regard.papers.catalogue import Row, row, rows
-from regard.papers.words import STOP, plain, terms
+from regard.papers.synonyms import STOP, plain, terms
 
 # How much a word counts by where it stands. What the paper is, in our words, is the best text;
 # `how` and `check` are long and full of details that many rows share. Chosen on the questions

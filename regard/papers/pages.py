@@ -10,7 +10,7 @@ from pathlib import Path
 from regard.core.errors import RuleError, fail
 from regard.papers.catalogue import row
 from regard.papers.claims import Number, sentences
-from regard.papers.evidence_files import Evidence, Found
+from regard.papers.evidence_files import Evidence, MeasuredClaim
 from regard.papers.index import like
 from regard.papers.standing import STATES, Standing, counts, example, standings, where
 
@@ -187,7 +187,7 @@ def outcome(found: Evidence) -> list[tuple[str, str, str]]:
     return said
 
 
-def told(one: Found) -> tuple[str, str, str, str]:
+def told(one: MeasuredClaim) -> tuple[str, str, str, str]:
     """Write a claim as four cells: what was measured, its numbers, the bound, the margin."""
     word = "" if one.held else " (failed)"
     bound = spread(one.bound)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from doctest import DocTestParser
 from pathlib import Path
 
-from regard.core.method import Claim, claims_of
+from regard.core.method import MethodClaim, claims_of
 from regard.papers.catalogue import Row, row, rows
 from regard.papers.checks import checks
 from regard.papers.closure import closure, hash_of_closure, split
@@ -48,7 +48,7 @@ class Standing:
 
     row: Row
     state: str
-    claims: tuple[Claim, ...]
+    claims: tuple[MethodClaim, ...]
     evidence: Evidence | None
     verdict: str
     why: str
@@ -129,7 +129,9 @@ def _hashes(names: tuple[str, ...]) -> tuple[str, str]:
     return hash_of_closure(own), hash_of_closure(code)
 
 
-def _judge(key: str, claimed: tuple[Claim, ...], evidence: Evidence | None) -> tuple[str, str]:
+def _judge(
+    key: str, claimed: tuple[MethodClaim, ...], evidence: Evidence | None
+) -> tuple[str, str]:
     if evidence is None:
         return "none", ""
     check_hash, method_hash = hashes(key)
@@ -166,7 +168,7 @@ def verdict_of(evidence: Evidence) -> tuple[str, str]:
     return ("partly" if some else "failed"), "; ".join(reasons)
 
 
-def example(claim: Claim) -> str:
+def example(claim: MethodClaim) -> str:
     """Show how to call a claimed object: as it says, its docstring's first example, or signature.
 
     Imports that the docstring takes from its module are written out, so that the text runs.
@@ -188,7 +190,7 @@ def example(claim: Claim) -> str:
     return "\n".join([*lines, f"{claim.name}{signature}"])
 
 
-def where(claim: Claim) -> str:
+def where(claim: MethodClaim) -> str:
     """Say where a claimed object stands, as `regard/layers/moh.py:12`."""
     path = f"{claim.module.replace('.', '/')}.py"
     try:

@@ -18,7 +18,7 @@ from regard.papers.claims import (
     sentence_of,
     sentences,
 )
-from regard.papers.evidence_files import SEEDS, Evidence, Found, commit, machine, versions
+from regard.papers.evidence_files import SEEDS, Evidence, MeasuredClaim, commit, machine, versions
 from regard.papers.standing import hashes
 
 
@@ -62,7 +62,7 @@ def measure(key: str, seeds: Sequence[int] = SEEDS) -> Evidence:
     )
 
 
-def together(key: str, runs: Sequence[Sequence[Claim]], asked: str) -> list[Found]:
+def together(key: str, runs: Sequence[Sequence[Claim]], asked: str) -> list[MeasuredClaim]:
     """Join the claims of several seeds: the same ones, in the same order, in each."""
     names = [[(one.answers, one.says) for one in run] for run in runs]
     if any(each != names[0] for each in names) or len(set(names[0])) != len(names[0]):
@@ -86,7 +86,7 @@ def together(key: str, runs: Sequence[Sequence[Claim]], asked: str) -> list[Foun
                 "use the catalogue's number, or say why another, and that it narrows the sentence",
             )
         found.append(
-            Found(
+            MeasuredClaim(
                 answers=sentence,
                 says=one.says,
                 relation=one.relation,

@@ -152,7 +152,7 @@ def calibrate(
     are the same by their hashes. A file at `to` that Regard did not write stays, and is an error,
     unless `overwrite` is true.
 
-        rows = regard.bench.shrinking.pass_keys(tokenizer)
+        rows = regard.bench.shrunk_models.pass_keys(tokenizer)
         file = calibrate(model, "duo_attention", rows, to="heads.cal")
         regard.shrink(model, "duo_attention", keep=0.5, calibrate=file)
     """

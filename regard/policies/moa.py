@@ -271,7 +271,7 @@ class MoASparse(Store, Select, Calibrated):
             spans = {
                 x: [span(line, own.shape[1], self.block) for line in y] for x, y in rules.items()
             }
-            with attach(model, [Spans(spans, self.sinks)], check=False):
+            with attach(model, [HeadSpans(spans, self.sinks)], check=False):
                 total += float(_loss(model(own, use_cache=False).logits, own, answer))
         return total
 
@@ -316,7 +316,7 @@ def _weights(many: int) -> list[tuple[float, ...]]:
     return [tuple(x / total + 0.01 for x in w) for w in shares]
 
 
-class Spans(Stage):
+class HeadSpans(Stage):
     """Let key heads see sinks and spans of tokens: {layer: [span of each key head]}."""
 
     def __init__(self, spans: dict[int, list[int]], sinks: int) -> None:
@@ -330,4 +330,4 @@ class Spans(Stage):
         return call.replace(rule=call.rule.replace(support=call.rule.support & made))
 
 
-__all__ = ["MoASparse", "Spans", "own_answer", "span"]
+__all__ = ["HeadSpans", "MoASparse", "own_answer", "span"]

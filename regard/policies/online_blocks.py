@@ -12,7 +12,6 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Tiles
-from regard.models.engine import whole
 from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.denoising import denoises
@@ -20,10 +19,11 @@ from regard.policies.kinds import SelectAndRun
 from regard.policies.registry import register
 from regard.run.executor import Answer
 from regard.run.mass import tile_mass
+from regard.run.runner import run
 
 
 @dataclass
-class Found:
+class FoundTiles:
     """What a search found at one site: which tiles matter, and the log of all weight of each row.
 
     `due` says that the call that is running searches.
@@ -76,7 +76,7 @@ class AdaSpa(SelectAndRun):
                 CapabilityError, "keep", f"{self.budget}", "a share of the pairs",
                 "pass keep=0.2, say",
             )  # fmt: skip
-        self._found: dict[Any, Found] = {}
+        self._found: dict[Any, FoundTiles] = {}
 
     def end(self) -> None:
         """Let go of what was found."""
@@ -87,10 +87,10 @@ class AdaSpa(SelectAndRun):
         """Use the tiles that were found; search where it is time."""
         call, site = step.call, step.site
         served = site.kind != "cross" and call.n == call.m and call.n >= self.least * self.block
-        now = site.moment
+        now = call.forward
         if self.budget.whole or not served or now is None:
             return call
-        found = self._found.setdefault((site, now.branches), Found())
+        found = self._found.setdefault((site, now.branches), FoundTiles())
         if now.step < self.searches[0]:
             return call
         missing = found.chosen is None or found.lse is None
@@ -106,17 +106,17 @@ class AdaSpa(SelectAndRun):
 
     def run(self, call: Call) -> Tensor | None:
         """Run a first search: densely, with the log-sum-exp kept."""
-        now = getattr(call.site, "moment", None)
+        now = call.forward
         found = self._found.get((call.site, now.branches)) if now is not None else None
         if found is None or not found.due:
             return None
         found.due = False
-        partial = whole(call)
+        partial = run(call, ("lse",))
         found.lse = partial.lse
         self.search(call, found)
         return partial.out
 
-    def search(self, call: Call, found: Found) -> None:
+    def search(self, call: Call, found: FoundTiles) -> None:
         """Choose tiles by their weight, given the log-sum-exp."""
         mass = tile_mass(call, self.block, found.lse)
         share = self.budget.share or 1.0
@@ -127,7 +127,7 @@ def always(call: Call, block: int) -> Tensor:
     """Tiles that hold text, bool [t]."""
     site: Site = call.site
     held = torch.zeros(call.n + -call.n % block, dtype=torch.bool)
-    span = site.span("image", call.n)
+    span = site.span("image", call.n, call.forward)
     if site.kind == "joint" and span is not None:
         held[: call.n] = True
         held[span] = False

@@ -10,7 +10,7 @@ from regard.core.partial import wide
 from regard.core.result import Result
 from regard.models.stage import Stage
 from regard.run.reducers import Reducer
-from regard.run.survey import Block, survey_call
+from regard.run.survey import RowBlock, survey_call
 
 
 def masking_effect(weights: Tensor, pull: Tensor, mean: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def masking_effect(weights: Tensor, pull: Tensor, mean: Tensor) -> Tensor:
     return weights * (mean - pull) / (1 - weights).clamp(min=1e-4)
 
 
-class Effects(Reducer):
+class MaskingEffects(Reducer):
     """Sum `masking_effect` by distance: [b, h, ceil(n / size)], keys before `first` left out.
 
     `grad` [b, h, n, e] is the gradient of the loss at the output of a call: G is grad v^T, row by
@@ -45,7 +45,7 @@ class Effects(Reducer):
         count = -(-call.m // size)
         self.found = torch.zeros(call.b, call.h, count, dtype=dtype, device=call.q.device)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block of rows, which has every key that they may meet."""
         b, h, start = block.b, block.h, block.cols.start
         real = slice(start, min(block.cols.stop, self.v.shape[2]))
@@ -73,7 +73,7 @@ class Profile(Stage):
         """Wait for the gradient of the output."""
 
         def told(grad: Tensor) -> None:
-            effects = Effects(call, grad, self.size, self.first)
+            effects = MaskingEffects(call, grad, self.size, self.first)
             survey_call(call, reducers=[effects])
             by_key = effects.found.sum(0).unflatten(0, (call.g, -1)).sum(1)
             layer = call.site.layer or 0
@@ -84,4 +84,4 @@ class Profile(Stage):
         return partial
 
 
-__all__ = ["Effects", "Profile", "masking_effect"]
+__all__ = ["MaskingEffects", "Profile", "masking_effect"]

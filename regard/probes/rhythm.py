@@ -15,7 +15,7 @@ from regard.probes.base import Probe
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
-from regard.run.survey import Block, survey
+from regard.run.survey import RowBlock, survey
 
 
 @register("rhythm")
@@ -91,7 +91,7 @@ class _Sweep(Reducer):
         keys = torch.arange(call.m, device=call.q.device)
         self.queries = (call.n - keys - near).clamp(0, far - near + 1)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         apart = block.i[:, None] - block.j
         weights = block.weights.double()

@@ -17,7 +17,7 @@ from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
-from regard.run.survey import Block, survey_call
+from regard.run.survey import RowBlock, survey_call
 
 
 @register("entropy", groups=("shape",))
@@ -116,7 +116,7 @@ class Expected(Reducer):
         self.places, self.special, self.hops = places.to(call.q.device), special, hops
         self.found = torch.zeros(call.b, call.h, call.n, dtype=torch.float64, device=call.q.device)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         keys = torch.arange(block.cols.start, block.cols.stop, device=self.places.device)
         rows = torch.arange(block.rows.start, block.rows.stop, device=self.places.device)
@@ -179,7 +179,7 @@ class RingShares(Reducer):
         shape = (call.b, call.h, call.n, self.hops + 1)
         self.found = torch.zeros(shape, dtype=torch.float64, device=call.q.device)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         keys = torch.arange(block.cols.start, block.cols.stop, device=self.places.device)
         rows = torch.arange(block.rows.start, block.rows.stop, device=self.places.device)

@@ -25,7 +25,7 @@ from regard.run.counting import bytes_of, count
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, unrecorded
 from regard.run.transforms import Transforms, no_second_derivative
-from regard.run.walk import ROWS, SCORES, Lane, Row, tile_share, walk
+from regard.run.walk import ROWS, SCORES, Lane, TileRow, tile_share, walk
 
 
 class Chunked(Executor):
@@ -85,7 +85,7 @@ class _Scores:
         self.needs_place = call.placed or any(p is not None for p in self.places)
 
     def of(
-        self, q: Tensor, k: Tensor, row: Row, cols: slice, masked: bool
+        self, q: Tensor, k: Tensor, row: TileRow, cols: slice, masked: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Scores of q [b, h, bq, d] with k [b, h, bk, d], and which are allowed (None: all)."""
         call, lane = self.call, row.lane

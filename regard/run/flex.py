@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, RegardError
 from regard.core.partial import Partial
-from regard.core.score.base import At, Score, Step, keeping
+from regard.core.score.base import At, Score, ScoreMod, keeping
 from regard.core.score.contents import LowRankBias
 from regard.core.score.matches import DotMatch, GeneralMatch, folded
 from regard.core.support.base import Everything, Support
@@ -98,7 +98,7 @@ def _why_not_rule(call: Call) -> str:
     if half and not isinstance(match, DotMatch | GeneralMatch):
         return f"{match} would lose too much in {call.q.dtype}"
     for step in steps:
-        if step.needs_row or type(step).placed is Step.placed:
+        if step.needs_row or type(step).placed is ScoreMod.placed:
             return f"{step} must see whole rows, or q and k themselves"
         if half and isinstance(step, LowRankBias) and any(t.requires_grad for t in step.tensors()):
             return f"it cannot learn {step} in {call.q.dtype}"

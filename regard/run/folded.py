@@ -24,7 +24,7 @@ from regard.core.readable import can_be_read
 from regard.core.runs import Lines
 from regard.core.support.chosen import asks_for_more
 from regard.core.tilemap import EMPTY, PARTIAL, RunMap, TileMap
-from regard.run import dense
+from regard.run import dense_kernels
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
 from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
 from regard.run.fused import pattern, product, why_not_product
@@ -280,7 +280,9 @@ def _forward(one: One, scale: float, out: Tensor, lse: Tensor) -> None:
     for depth, layer in enumerate(one.fold.layers):
         for group in layer:
             for slab in _slabs(one, group):
-                got = dense.forward(slab.q, slab.k, slab.v, dense.Shape(scale), slab.mask)
+                got = dense_kernels.forward(
+                    slab.q, slab.k, slab.v, dense_kernels.Shape(scale), slab.mask
+                )
                 made = Partial(got[0].transpose(0, 1), got[1].transpose(0, 1))
                 units = _units(group, slab.units)
                 if depth:
@@ -321,7 +323,7 @@ def _backward(
             for slab in _slabs(one, group, views_too=True):
                 units = _units(group, slab.units)
                 own = [x[units] for x in rows]
-                got = dense.backward(
+                got = dense_kernels.backward(
                     own[0],
                     own[1][..., 0],
                     slab.q,
@@ -329,7 +331,7 @@ def _backward(
                     slab.v,
                     own[2],
                     own[3][..., 0].contiguous(),
-                    dense.Shape(scale),
+                    dense_kernels.Shape(scale),
                     slab.mask,
                 )
                 dq[units] += got[0]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
-from regard.core.keys import STEP, Dense, Keys
+from regard.core.html_table import html_table
+from regard.core.keys import STEP, Dense
 from regard.run.executor import Cost, Executor, No
 from regard.run.transforms import Transforms, transforms_around
 
@@ -118,6 +119,11 @@ class Plan:
                 lines.append(f"  cannot   {name}: {why}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        first, *others = str(self).splitlines()
+        rows = [[x.strip() for x in line.strip().split("  ", 1)] for line in others]
+        return html_table(first, ["", ""], rows)
+
 
 def _said(x: float, unit: str) -> str:
     for prefix in ("", "k", "M", "G", "T"):
@@ -219,9 +225,11 @@ def simplified(call: Call) -> Call:
     """Return the same call over keys of the simplest form that means the same to its rule."""
     if type(call.keys) is Dense:
         return call
-    if not isinstance(call.keys, Keys):
-        return call.checked()
-    keys = call.keys.simplest(call.rule)
+    try:
+        keys = call.keys.simplest(call.rule)
+    except AttributeError:  # no keys; a look at each call would cost all calls
+        call.checked()
+        raise
     if call.q_positions is None and keys.q_positions is not None:
         return call.replace(keys=keys, q_positions=keys.q_positions)
     return call if keys is call.keys else call.replace(keys=keys)
@@ -229,7 +237,12 @@ def simplified(call: Call) -> Call:
 
 def densified(call: Call) -> Call:
     """Return the same call over keys that are tensors."""
-    return call if isinstance(call.keys, Dense) else call.replace(keys=call.dense)
+    if type(call.keys) is Dense:
+        return call
+    known = call.__dict__  # where `call.dense` would keep it, too
+    if "dense" not in known:
+        known["dense"] = call.keys.dense()
+    return call.replace(keys=known["dense"])
 
 
 # A kind of call -> its executor, and whether its keys are made dense first.
@@ -275,7 +288,8 @@ def _kind(call: Call) -> Hashable:
         placed = at is not None or call.q_positions is not None
         placed = call.__dict__["placed"] = placed and not (rule.position_free and full)
     else:
-        placed = call.placed
+        placed = keys.placed or call.q_positions is not None
+        placed = call.__dict__["placed"] = placed and not (rule.position_free and keys.full)
     # A text that grows by a token must not be planned anew at each: then lengths come in steps.
     grows = single and not held and (rule.position_free or placed)
     if not dense:

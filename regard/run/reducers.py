@@ -18,13 +18,13 @@ from regard.core.partial import wide
 from regard.core.survey import octave
 
 if TYPE_CHECKING:
-    from regard.run.survey import Block
+    from regard.run.survey import RowBlock
 
 
 class Reducer:
     """Reads blocks; `finish` gives named tensors."""
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block of rows of one head."""
         raise NotImplementedError
 
@@ -48,7 +48,7 @@ class _Rows(Reducer):
 class Lse(_Rows):
     """Log of all weight."""
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         assert block.lse is not None
         self.found[block.b, block.h, block.rows] = block.lse
@@ -57,7 +57,7 @@ class Lse(_Rows):
 class Entropy(_Rows):
     """-sum p log p = log(total) - sum(size log size) / total."""
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         total = block.total.clamp(min=torch.finfo(block.total.dtype).tiny)
         if block.top is not None:  # scores are less `top`: log size
@@ -72,7 +72,7 @@ class Entropy(_Rows):
 class SinkShare(_Rows):
     """Share of each row that a sink takes."""
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         if block.sink is not None:
             self.found[block.b, block.h, block.rows] = 1.0 - block.sink
@@ -86,7 +86,7 @@ class Top(Reducer):
         self.weights = _zeros(call, call.n, count)
         self.keys = torch.full(self.weights.shape, -1, dtype=torch.long, device=call.q.device)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         count = min(self.count, block.size.shape[1])
         if not count:
@@ -111,7 +111,7 @@ class Received(Reducer):
         self.found = _zeros(call, -(-call.m // tile) * tile)
         self.seen = _zeros(call, self.found.shape[2])
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         here = self.found[block.b, block.h, block.cols]
         here.addmv_(block.size.T, block.share)
@@ -135,7 +135,7 @@ class Given(Reducer):
         self.rows = rows.to(wide(call.q.dtype)).expand(call.b, call.h, call.n)
         self.found = _zeros(call, call.m)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         given = block.size.T @ (block.share * self.rows[block.b, block.h, block.rows])
         keys = slice(block.cols.start, min(block.cols.stop, self.found.shape[2]))
@@ -150,7 +150,7 @@ class TileMapReducer(Reducer):
         shape = (-(-call.n // tile), -(-call.m // tile))
         self.sum, self.max = _zeros(call, *shape), _zeros(call, *shape)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         rows = torch.arange(block.rows.start, block.rows.stop, device=block.size.device)
         cols = slice(block.cols.start // self.tile, block.cols.stop // self.tile)
@@ -178,7 +178,7 @@ class Distance(Reducer):
             octaves = 40  # positions may lie anywhere
         self.at, self.far = _zeros(call, 2 * near + 1), _zeros(call, 2, octaves)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         apart = block.j - block.i[:, None]
         weights = block.weights.flatten()
@@ -198,7 +198,7 @@ class Distance(Reducer):
 class Apart(_Rows):
     """Mean distance of what each query looks at, without a matrix of distances where it can."""
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block; counted from its first row, so that small distances are exact."""
         first = block.i[:1]
         behind = (first - block.j).to(block.size)
@@ -219,7 +219,7 @@ class Sets(_Rows):
         super().__init__(call, "sets", columns.shape[1])
         self.columns = torch.nn.functional.pad(columns, (0, 0, 0, -len(columns) % tile))
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         mass = block.size @ self.columns[block.cols]
         self.found[block.b, block.h, block.rows] = mass * block.share[:, None]
@@ -233,7 +233,7 @@ class ByValue(Reducer):
         lengths = expand_heads(call.v, call.h).to(wide(call.q.dtype)).norm(dim=-1)
         self.lengths = torch.nn.functional.pad(lengths, (0, -call.m % tile))
 
-    def take(self, block: Block) -> None:
+    def take(self, block: RowBlock) -> None:
         """Read one block."""
         size = block.size * self.lengths[block.b, block.h, block.cols]
         size = size.masked_fill(block.size == 0, 0.0)  # what holds no number is not read

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.core.scan import Tokens
+from regard.core.scan import ScanTokens
 
 
-def why_not(tokens: Tokens) -> str | None:
+def why_not(tokens: ScanTokens) -> str | None:
     """Say why these kernels cannot run a call, or `None` where they can.
 
     >>> from regard.core.scan import prepare
@@ -41,7 +41,7 @@ def why_not(tokens: Tokens) -> str | None:
     return None
 
 
-def scan(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+def scan(tokens: ScanTokens, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Run the kernel for this kind of scan: `out [b, h, n, e]`, memory `[b, h, d, e]`."""
     b, h, n, d = tokens.q.shape
     # The kernels read the dtype that was given; `tokens` holds float32.

@@ -181,7 +181,7 @@ def _sets(sets: Mapping[str, Tensor | Sequence[int]], call: Call) -> Tensor:
 
 
 @dataclass
-class Block:
+class RowBlock:
     """Some rows of one head with the keys they may meet: what a reducer reads.
 
     Weights are `size * share[:, None]` ([r, c] and [r]); `size` is never divided, since most
@@ -335,7 +335,7 @@ class _Scorer:
         met = self._met(b, h, place, asked) if asked.stop > asked.start else None
         return _Place(rows, cols, self._at(b, h, place, cols), met, asked)
 
-    def block(self, place: _Place, b: int, h: int) -> Block:
+    def block(self, place: _Place, b: int, h: int) -> RowBlock:
         """Score the rows of one head."""
         rows, cols, at, met, asked = place
         r, c = rows.stop - rows.start, cols.stop - cols.start
@@ -383,7 +383,7 @@ class _Scorer:
         scores.copy_(made[0, 0])
         scores.masked_fill_(scores == -torch.inf, REMOVED)
 
-    def _weighed(self, scores: Tensor, place: _Place, b: int, h: int) -> Block:
+    def _weighed(self, scores: Tensor, place: _Place, b: int, h: int) -> RowBlock:
         """Take exponentials and sums of a block of scores."""
         rows, cols, at, met, masked = place
         weigh, r = self.call.rule.weigh, scores.shape[0]
@@ -402,7 +402,7 @@ class _Scorer:
             lse = None if total is None else total[0, 0]
             torch.abs(weights[0, 0], out=size)
             share = scores.new_ones(r)
-        block = Block(
+        block = RowBlock(
             b, h, rows, cols, at.i.flatten(), at.j, scores, size, share, lse, top, sink, met,
             masked, self.tile, tops,
         )  # fmt: skip

@@ -43,7 +43,7 @@ class Lane(NamedTuple):
     h: slice
 
 
-class Row(NamedTuple):
+class TileRow(NamedTuple):
     """A tile of queries, and the tiles of keys it meets, with whether each needs a mask."""
 
     lane: Lane
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     tiles: list[tuple[slice, bool]]
 
 
-def walk(call: Call) -> Iterator[Row]:
+def walk(call: Call) -> Iterator[TileRow]:
     """Walk over the tiles that are not empty."""
     lanes, bq, bk = _sizes(call)
     state = _tile_states(call, bq, bk)
@@ -70,7 +70,7 @@ def walk(call: Call) -> Iterator[Row]:
                             if x != EMPTY
                         ]
                         if tiles:
-                            yield Row(lane, slice(t * bq, min((t + 1) * bq, call.n)), tiles)
+                            yield TileRow(lane, slice(t * bq, min((t + 1) * bq, call.n)), tiles)
 
 
 def _sizes(call: Call) -> tuple[int, int, int]:

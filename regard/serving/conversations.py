@@ -11,10 +11,10 @@ from torch import Tensor
 
 from regard.core.errors import CapabilityError, ShapeError, fail, need, shape_of
 from regard.core.method import method
-from regard.memories.tiers import Cost, Tiers
+from regard.memories.tiers import RecomputeCost, Tiers
 
 
-def flops_of_chunks(model: Any, size: int = 32, longest: int = 1 << 17) -> Cost:
+def flops_of_chunks(model: Any, size: int = 32, longest: int = 1 << 17) -> RecomputeCost:
     """What a chunk costs to make again, in FLOPs: weights for each token, attention for each pair.
 
     cost(l) = 2 P size + 4 layers heads d size (l + size / 2), P the weights that are no embedding.
@@ -29,7 +29,7 @@ def flops_of_chunks(model: Any, size: int = 32, longest: int = 1 << 17) -> Cost:
         (before, 2.0 * weights * size + pair * size * (before + size / 2))
         for before in (0, longest)
     ]
-    return Cost(points)
+    return RecomputeCost(points)
 
 
 @method(

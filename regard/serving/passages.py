@@ -12,8 +12,8 @@ from regard.core.call import Call
 from regard.core.errors import ShapeError, fail, need, shape_of
 from regard.core.method import method
 from regard.core.support import Causal, Kinds, Support
-from regard.memories.blocks import Block, Blocks
-from regard.memories.files import load, save
+from regard.memories.blocks import TextBlock, TextBlocks
+from regard.memories.memory_files import load, save
 from regard.models.fingerprint import fingerprint
 from regard.models.rotary import turns_of
 from regard.models.stage import Stage
@@ -83,7 +83,7 @@ class Passages:
         need("transformers", "hf", "has the model")
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         self.turns = turns_of(model)
-        self.blocks = Blocks(fingerprint(model), limit=limit, folder=folder)
+        self.blocks = TextBlocks(fingerprint(model), limit=limit, folder=folder)
         self.encoded = self.reused = 0
 
     def inputs(
@@ -145,11 +145,11 @@ class Passages:
         return cache
 
     @torch.no_grad()
-    def _read(self, missing: dict[str, Sequence[int]]) -> dict[str, Block]:
+    def _read(self, missing: dict[str, Sequence[int]]) -> dict[str, TextBlock]:
         """Run texts of like length together; what fills up the shorter ones comes after them."""
         from transformers.cache_utils import DynamicCache
 
-        made: dict[str, Block] = {}
+        made: dict[str, TextBlock] = {}
         order = sorted(missing, key=lambda name: len(missing[name]))
         device = next(self.model.parameters()).device
         for start in range(0, len(order), self.batch):
@@ -166,7 +166,7 @@ class Passages:
                     tuple(getattr(x, part)[row : row + 1, :, :m].clone() for x in cache.layers)
                     for part in ("keys", "values")
                 )
-                made[name] = Block(k, v)
+                made[name] = TextBlock(k, v)
                 self.blocks.keep(name, made[name])
                 self.encoded += m
         return made

@@ -123,14 +123,14 @@ class Translation(Task):
 
 @register("streaming")
 @dataclass(frozen=True, kw_only=True)
-class Streaming(Task):
+class StreamingCross(Task):
     """Keys and values stream in, one pair a step; a query may see those that came (causal cross).
 
     A pair is one token of the context. In the first half of the steps every key comes once, and is
     asked after it came; in the second half it comes again with another value, which a layer that
     looks ahead confuses with the first.
 
-    >>> Streaming(keys=4).batch(1).context.shape
+    >>> StreamingCross(keys=4).batch(1).context.shape
     torch.Size([1, 8])
     """
 

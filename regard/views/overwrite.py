@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from regard.core.pictures import is_our_picture
+from regard.core.picture_files import is_our_picture
 from regard.views.run_file import is_run
 
 # The last line of a page: a comment with the SHA-256 of all before it.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from regard.core.errors import RuleError, fail, need
-from regard.core.pictures import write_figure
+from regard.core.picture_files import write_figure
 from regard.views.colors import ROLE_COLORS, ramp
 from regard.views.run_file import Run
 

@@ -20,7 +20,13 @@ from regard.core.score import Alibi, Dot, SoftCap
 from regard.core.support import Causal, Window
 from regard.core.weigh import Sigmoid, Softmax
 from regard.models.attach import attach, hook_of
-from regard.probes.positions import RotaryPairs, Streaming, contributions, correlation, ranks
+from regard.probes.position_heads import (
+    RotaryPairs,
+    StreamingHeads,
+    contributions,
+    correlation,
+    ranks,
+)
 from regard.probes.rank import EffectiveRank, singular_values
 from regard.run.rows import rows_of
 from regard.run.runner import run
@@ -244,15 +250,18 @@ def test_rank_of_known_maps_and_of_the_matrix():
 
 def test_streaming_is_the_weight_on_both_ends():
     call = random_call()
-    found = looked(Streaming(2, 5), call)
+    found = looked(StreamingHeads(2, 5), call)
     i, j = torch.arange(24)[:, None], torch.arange(24)
     ends = (j < 2) | (i - j < 5)
     rows = ((j <= i) & ~ends).any(1)
     wanted = (weights(call) * ends).sum(-1)[:, :, rows].mean((0, 2))
     assert torch.allclose(found, wanted, atol=1e-6)
-    assert float(looked(Streaming(1, 2), pointing([max(i - 1, 0) for i in range(9)]))[0]) > 1 - 1e-6
+    assert (
+        float(looked(StreamingHeads(1, 2), pointing([max(i - 1, 0) for i in range(9)]))[0])
+        > 1 - 1e-6
+    )
     with pytest.raises(ValueRangeError, match="at least 1"):
-        Streaming(0)
+        StreamingHeads(0)
 
 
 def rotated(x: torch.Tensor, base=10000.0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import regard
-from regard.analysis.dependency import AttentionProbe, Tree, antecedents, dependency_skill
+from regard.analysis.dependency import AttentionProbe, DependencyTree, antecedents, dependency_skill
 from regard.analysis.head_distance import head_distances, plane
 from regard.analysis.overview import (
     confidence,
@@ -35,7 +35,7 @@ def tree(n=9):
         moved[order[word]] = -1 if head < 0 else order[head]
     names = tuple("root" if h < 0 else "left" if h < i else "right"
                   for i, h in enumerate(moved.tolist()))  # fmt: skip
-    return Tree(moved, names)
+    return DependencyTree(moved, names)
 
 
 def test_words_get_what_their_pieces_get_and_give_their_mean():
@@ -103,7 +103,7 @@ def test_skill_is_counted_word_by_word():
 
 
 def test_words_left_out_are_said_by_no_head():
-    t = Tree(torch.tensor([2, 2, -1, -1]), ("a", "a", "root", "sep"),
+    t = DependencyTree(torch.tensor([2, 2, -1, -1]), ("a", "a", "root", "sep"),
              torch.tensor([False, False, False, True]))  # fmt: skip
     weights = torch.zeros(1, 4, 4)
     weights[0, :, 3], weights[0, :, 2] = 0.9, 0.1  # rests on the separator
@@ -193,8 +193,8 @@ def test_edges_are_the_weights_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("ask", "error", "says"),
     [
-        (lambda: Tree(torch.tensor([0]), ("a", "b")), ShapeError, "heads"),
-        (lambda: Tree(torch.tensor([5, -1]), ("a", "b")), ValueRangeError, "heads"),
+        (lambda: DependencyTree(torch.tensor([0]), ("a", "b")), ShapeError, "heads"),
+        (lambda: DependencyTree(torch.tensor([5, -1]), ("a", "b")), ValueRangeError, "heads"),
         (lambda: word_maps(rows(3, 3), [0, 1]), ShapeError, "word_of"),
         (lambda: dependency_skill([rows(1, 3, 3)], [tree(4)]), ShapeError, "maps"),
         (lambda: head_distances([]), ShapeError, "maps"),

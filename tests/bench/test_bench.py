@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from regard.bench import records, training
 from regard.bench.backbone import Backbone, parameters, width_for
-from regard.bench.budget import Budget, read_budget
-from regard.bench.claims import claim, stale
 from regard.bench.records import RECORD, BenchError, read_record, record_path
 from regard.bench.results import gathered, read_folder, write_tables
+from regard.bench.run_budget import RunBudget, read_budget
+from regard.bench.run_locks import claim, stale
 from regard.bench.specs import make_layer, read_spec, task_of, why_not
 from regard.bench.sweep import carry_out_all, one, plan
 from regard.bench.training import carry_out, seed_of
@@ -323,7 +323,7 @@ def test_a_claim_of_another_machine_is_stale_when_nobody_touches_it(tmp_path):
 
 def test_a_run_that_was_taken_over_does_not_write(tmp_path, monkeypatch):
     run = tiny().runs[0]
-    monkeypatch.setattr("regard.bench.claims.Claim.mine", lambda self: False)
+    monkeypatch.setattr("regard.bench.run_locks.RunLock.mine", lambda self: False)
     one(run, tmp_path)
     assert not record_path(tmp_path, run).exists()
 
@@ -412,9 +412,9 @@ def test_a_budget_that_means_nothing_is_refused(said):
 
 
 def test_budgets_are_read_as_they_are_written():
-    assert read_budget("5m") == Budget(seconds=300)
-    assert read_budget("1.5h,200kparams") == Budget(seconds=5400, params=200_000)
-    assert read_budget("1e3steps") == Budget(steps=1000)
+    assert read_budget("5m") == RunBudget(seconds=300)
+    assert read_budget("1.5h,200kparams") == RunBudget(seconds=5400, params=200_000)
+    assert read_budget("1e3steps") == RunBudget(steps=1000)
     assert read_spec("mqar:length=128:pairs=8") == ("mqar", {"length": 128, "pairs": 8})
     with pytest.raises(RuleError, match="NAME:SETTING=VALUE"):
         read_spec("mqar:length=128:pairs")

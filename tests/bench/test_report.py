@@ -6,6 +6,7 @@ import re
 import pytest
 
 from regard.bench.drawing import Axis, Chart
+from regard.bench.findings import findings
 from regard.bench.measuring import slope
 from regard.bench.report import report
 from regard.bench.results import Results
@@ -17,7 +18,6 @@ from regard.bench.statistics import (
     estimate,
     ranking,
 )
-from regard.bench.words import findings
 
 
 def record(layer, task, score, *, seed=0, chance=0.1, tests=None, pattern="cs"):

@@ -6,7 +6,7 @@ import torch
 import regard
 from regard.circuits.flow import (
     BY,
-    Kept,
+    RecordedCalls,
     by_gradient,
     flow,
     last_attention,
@@ -150,4 +150,4 @@ def test_what_cannot_be_followed_is_said():
         rollout([])
     with pytest.raises(ValueRangeError, match="residual"):
         rollout(layers(), residual=1.0)
-    assert Kept().calls == []
+    assert RecordedCalls().calls == []

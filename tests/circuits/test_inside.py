@@ -25,7 +25,7 @@ from regard.analysis.tuning_shift import (
     principal_words,
     word_pairs,
 )
-from regard.circuits.codes import area_under, discover_circuit, head_outputs
+from regard.circuits.head_codes import area_under, discover_circuit, head_outputs
 from regard.core.errors import ShapeError, ValueRangeError
 from regard.models.loading import load
 

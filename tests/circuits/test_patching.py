@@ -5,7 +5,7 @@ import torch
 
 import regard
 from regard.circuits.edges import LOGITS, edge_attribution, emergent
-from regard.circuits.naming import naming_circuit
+from regard.circuits.name_movers import naming_circuit
 from regard.circuits.patching import (
     Patched,
     activation_patching,

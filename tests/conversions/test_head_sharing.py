@@ -9,7 +9,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from regard.conversions.head_sharing import Shared, apart, chosen_matches, post_share, share_heads
+from regard.conversions.head_sharing import (
+    SharedHeadLinear,
+    apart,
+    chosen_matches,
+    post_share,
+    share_heads,
+)
 from regard.core.errors import RegardError
 from tests.architectures import DECODERS, build
 
@@ -40,7 +46,9 @@ def test_a_shared_model_is_one_whose_weights_were_copied(name: str) -> None:
                         rows = own.unflatten(0, (g, -1))
                         rows[x.head] = other.unflatten(0, (g, -1))[x.source_head]
         torch.testing.assert_close(ours(IDS).logits, copied(IDS).logits)
-    assert sum(isinstance(m, Shared) for m in ours.modules()) == 3 * len({x.layer for x in pairs})
+    assert sum(isinstance(m, SharedHeadLinear) for m in ours.modules()) == 3 * len(
+        {x.layer for x in pairs}
+    )
     again = ours.generate(IDS, max_new_tokens=4, do_sample=False, num_beams=2)
     assert torch.equal(again, copied.generate(IDS, max_new_tokens=4, do_sample=False, num_beams=2))
 

@@ -256,7 +256,7 @@ def test_nothing_in_the_package_unpickles() -> None:
 OTHERWISE = {
     "core/files.py": "this is the one way",
     "memories/mapped.py": "files that are mapped, and go with their process",
-    "bench/claims.py": "a claim is linked to its name, which one alone can do",
+    "bench/run_locks.py": "a claim is linked to its name, which one alone can do",
     "papers/evidence_files.py": "whole and in one step too",
     "papers/pages.py": "pages of the documentation, which git has",
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, RegardError
-from regard.memories import Bare, Bounds, Landmarks, load, save
+from regard.memories import Bare, Bounds, LandmarkPages, load, save
 from regard.models.rotary import Turn
 
 TURN = Turn(torch.tensor([1.0, 0.3, 0.01]))
@@ -87,7 +87,7 @@ def test_a_turn_is_a_rotation(
 def test_summaries_do_not_feel_how_tokens_came(pieces: list[int], cut: int, page: int) -> None:
     n = sum(pieces)
     x = torch.randn(2, 2, n, 3)
-    bounds, marks, done = Bounds(page), Landmarks(page, lambda p: p.mean(3)), 0
+    bounds, marks, done = Bounds(page), LandmarkPages(page, lambda p: p.mean(3)), 0
     for m in pieces:
         done += m
         marks.append(x[:, :, len(marks) : done])

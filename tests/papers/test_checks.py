@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from regard.papers.check_runner import cheapest_first
 from regard.papers.checks import checks
 from regard.papers.evidence_files import load
-from regard.papers.runner import cheapest_first
 from regard.papers.standing import discover, standing
 from regard.papers.trial import measure
 

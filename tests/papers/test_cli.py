@@ -116,14 +116,14 @@ def test_a_claim_that_does_not_hold_is_exit_code_one(shell, tmp_path, monkeypatc
 
 
 def test_an_interrupt_says_what_is_kept(shell, monkeypatch):
-    from regard.papers import runner
+    from regard.papers import check_runner
 
     def stopped(keys, **_):
-        yield runner.Event(keys[0], "started")
-        yield runner.Event(keys[0], "broke", trace="toy")
+        yield check_runner.Event(keys[0], "started")
+        yield check_runner.Event(keys[0], "broke", trace="toy")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.setattr(check_runner, "run", stopped)
     code, _, err = shell("papers", "check", "gna", "flashbias")
     assert code == 130
     assert "1 of 2 done and kept" in err

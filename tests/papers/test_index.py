@@ -5,7 +5,7 @@ import pytest
 from regard.core.errors import RegardError
 from regard.papers.catalogue import row, rows
 from regard.papers.index import like, search
-from regard.papers.words import plain, terms
+from regard.papers.synonyms import plain, terms
 from tests.papers.more_queries import MORE
 from tests.papers.queries import QUERIES, TUNED
 

@@ -11,7 +11,7 @@ from regard.papers.catalogue import row
 from regard.papers.checks import checks
 from regard.papers.claims import sentences
 from regard.papers.closure import CHECKS, closure, hash_of_closure, path_of, split
-from regard.papers.evidence_files import FOLDER, Evidence, Found, load
+from regard.papers.evidence_files import FOLDER, Evidence, MeasuredClaim, load
 from regard.papers.lint import of_check, of_evidence, of_sentences, of_text, quoted
 from regard.papers.standing import discover
 
@@ -130,7 +130,7 @@ def test_quotes_are_read_from_the_text():
 
 def evidence(**changed) -> Evidence:
     claims = [
-        Found("s", "x", "below", "y", "", "every seed", False, True, *numbers)
+        MeasuredClaim("s", "x", "below", "y", "", "every seed", False, True, *numbers)
         for numbers in [([0.1, 0.2, 0.3, 0.4, 0.5], [1.0] * 5, [1.0] * 5, [0.5] * 5)]
     ]
     made = Evidence(
@@ -163,7 +163,7 @@ def test_a_hash_covers_everything_that_a_check_can_reach(tmp_path, monkeypatch):
     reached = closure([name])
     assert {name, "regard.layers.agents", "regard.papers.shared.linear_cost"} <= reached
     assert "regard.run.plan" in reached  # a layer attends through it, modules away
-    assert "regard.papers.runner" not in reached
+    assert "regard.papers.check_runner" not in reached
     assert "regard.controls" not in {one.rpartition(".")[0] for one in reached}
     own, code = split(reached)
     assert own == {one for one in reached if one.startswith("regard.papers")}

@@ -51,7 +51,7 @@ def waits():
 
 
 if __name__ == "__main__":
-    from regard.papers.runner import run
+    from regard.papers.check_runner import run
 
     keys = sys.argv[3].split(",")
     with closing(run(keys, jobs=int(sys.argv[2]), folder=Path(sys.argv[1]))) as events:

@@ -15,7 +15,7 @@ from regard.core.errors import RegardError
 from regard.models.attach import attach
 from regard.policies import calibrate, policy
 from regard.policies.calibration import read_calibration as read
-from regard.policies.moa import Spans, span
+from regard.policies.moa import HeadSpans, span
 from tests.architectures import DECODERS, build
 
 ROWS = [(torch.randint(5, 60, (1, n), generator=torch.Generator().manual_seed(n)), 4)
@@ -44,7 +44,7 @@ def test_a_prompt_sees_the_spans_of_the_plan_and_memories_keep_them(tmp_path: Pa
     spans = {x: [span(line, 96, one.block) for line in own] for x, own in one.rules.items()}
     assert kept == [tuple(float(min(96, 2 + s)) for s in spans[x]) for x in sorted(spans)]
     bare = model()
-    with attach(bare, [Spans(spans, 2)], check=False), torch.no_grad():
+    with attach(bare, [HeadSpans(spans, 2)], check=False), torch.no_grad():
         torch.testing.assert_close(ours, bare(ids).logits)
     for n in (33, 64, 96):
         density = [min(n, 2 + span(x, n, one.block)) / n for own in one.rules.values() for x in own]

@@ -13,8 +13,8 @@ from regard.core.call import Call
 from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.policies import known
-from regard.policies.decoding import Selecting
 from regard.policies.scoring import best
+from regard.policies.selecting import Selecting
 from regard.policies.shrinking import Shrinking
 from tests.architectures import sharp_llama
 from tests.policies.test_laws import prepared

@@ -13,8 +13,8 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import RegardError
-from regard.memories.files import load, save
-from regard.memories.tiers import Cost, Tiers, least_recent, per_idle_time
+from regard.memories.memory_files import load, save
+from regard.memories.tiers import RecomputeCost, Tiers, least_recent, per_idle_time
 from regard.serving.conversations import flops_of_chunks
 from tests.architectures import DECODERS, PAIRS, build
 
@@ -149,7 +149,8 @@ def test_files_and_wrong_uses(tmp_path: Any) -> None:
     assert torch.equal(other.take("a")[1], k)
     wrong: list[Any] = [
         lambda: tiers.put("a", k, v, now=1.0), lambda: tiers.take("b"), lambda: Tiers(-1),
-        lambda: Tiers(ahead=2.0), lambda: Cost([(0, 2.0), (1, 1.0)]), lambda: Cost([]),
+        lambda: Tiers(ahead=2.0), lambda: RecomputeCost([(0, 2.0), (1, 1.0)]),
+        lambda: RecomputeCost([]),
         lambda: tiers.put("c", k, v[:, :, 1:], now=1.0),
         lambda: regard.Conversations(build("t5", PAIRS["t5"])),
     ]  # fmt: skip

@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import CapabilityError, RegardError
-from regard.memories.blocks import Block, Blocks
-from regard.memories.files import FileError
+from regard.memories.blocks import TextBlock, TextBlocks
+from regard.memories.memory_files import FileError
 from regard.models.rotary import turns_of
 from regard.serving.passages import Blockwise, Passages
 from tests.architectures import DECODERS, GPT2, build
@@ -143,14 +143,14 @@ def test_blocks_stay_in_a_folder_and_in_a_file(models: dict[str, Any], tmp_path:
 @given(order=st.lists(st.integers(0, 5), min_size=1, max_size=30), room=st.integers(1, 6))
 def test_the_longest_unused_block_goes_first(order: list[int], room: int) -> None:
     each = 2 * 4 * 4
-    blocks = Blocks(limit=room * each)
+    blocks = TextBlocks(limit=room * each)
     recent: list[int] = []
     for number in order:
         name = blocks.name([number])
         assert (blocks.find(name) is not None) == (number in recent)
         if number not in recent:
             k, v = torch.randn(2, 1, 1, 2, 2)
-            blocks.keep(name, Block((k.clone(),), (v.clone(),)))
+            blocks.keep(name, TextBlock((k.clone(),), (v.clone(),)))
         recent = [*(x for x in recent if x != number), number][-room:]
         assert blocks.nbytes <= room * each
 

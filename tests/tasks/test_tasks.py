@@ -12,7 +12,7 @@ import regard.tasks as tasks
 from regard.core.errors import RegardError, RuleError, ShapeError
 from regard.tasks.base import Numbers, Tokens
 from regard.tasks.copying import GO, Copy, Lookup, SelectiveCopy, pattern_distance
-from regard.tasks.crossing import Denoise, Streaming, Translation
+from regard.tasks.crossing import Denoise, StreamingCross, Translation
 from regard.tasks.hops import Hops, seen_by_window
 from regard.tasks.missing import Missing
 from regard.tasks.parity import ParityInterleaved, ParityMnemonics, ParityScratchpad
@@ -265,7 +265,7 @@ def test_holes_can_be_filled_from_the_mirror(seed):
 
 
 def test_a_stream_tells_another_value_later(seed):
-    task = Streaming(keys=6, values=4)
+    task = StreamingCross(keys=6, values=4)
     batch = task.batch(400, seed)
     last = (batch.x[:, :, None] == (batch.context // 4)[:, None]).to(torch.uint8).flip(2).argmax(2)
     late = batch.context.gather(1, batch.x.shape[1] - 1 - last) % 4

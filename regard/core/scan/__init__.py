@@ -5,16 +5,8 @@
 and `chunked` (fast). The door with every check is `regard.run.scanning.scan`.
 """
 
-from regard.core.scan.chunked import chunked
-from regard.core.scan.inputs import (
-    Rate,
-    Tokens,
-    check_chunk,
-    initial_memory,
-    initial_pair,
-    prepare,
-    starts,
-)
+from regard.core.scan.chunked_scan import chunked
+from regard.core.scan.containment import contain
 from regard.core.scan.momentum import (
     momentum_chunked,
     momentum_passage,
@@ -24,7 +16,16 @@ from regard.core.scan.momentum import (
 from regard.core.scan.parallel import parallel
 from regard.core.scan.passage import transition
 from regard.core.scan.prefix import prefix_softmax
-from regard.core.scan.recurrent import recurrent, step
+from regard.core.scan.recurrent_scan import recurrent, step
+from regard.core.scan.scan_inputs import (
+    Rate,
+    ScanTokens,
+    check_chunk,
+    initial_memory,
+    initial_pair,
+    prepare,
+    starts,
+)
 from regard.core.scan.state import MomentumState, ScanState
 from regard.core.scan.unordered import divided, read, summed, unordered, with_ones
 
@@ -32,9 +33,10 @@ __all__ = [
     "MomentumState",
     "Rate",
     "ScanState",
-    "Tokens",
+    "ScanTokens",
     "check_chunk",
     "chunked",
+    "contain",
     "divided",
     "initial_memory",
     "initial_pair",

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regard.core.scan.chunked import chunk_rate, pieces
+from regard.core.scan.chunked_scan import chunk_rate, pieces
 from regard.core.scan.decays import entering, kept
-from regard.core.scan.inputs import Tokens
-from regard.core.scan.recurrent import at
+from regard.core.scan.recurrent_scan import at
+from regard.core.scan.scan_inputs import ScanTokens
 
 Pair = tuple[Tensor, Tensor]
 """A memory and its momentum, each `[b, h, d, e]`."""
@@ -46,7 +46,7 @@ def momentum_step(
     return torch.einsum("bhd,bhde->bhe", q, memory), (memory, momentum)
 
 
-def momentum_recurrent(tokens: Tokens, pair: Pair) -> tuple[Tensor, Pair]:
+def momentum_recurrent(tokens: ScanTokens, pair: Pair) -> tuple[Tensor, Pair]:
     """Take every token through `momentum_step`: `out [b, h, n, e]` and the last pair."""
     outs = []
     for t in range(tokens.q.shape[2]):
@@ -60,7 +60,7 @@ def momentum_recurrent(tokens: Tokens, pair: Pair) -> tuple[Tensor, Pair]:
     return torch.stack(outs, dim=2), pair
 
 
-def momentum_chunked(tokens: Tokens, pair: Pair, chunk: int = 64) -> tuple[Tensor, Pair]:
+def momentum_chunked(tokens: ScanTokens, pair: Pair, chunk: int = 64) -> tuple[Tensor, Pair]:
     """Scan chunk by chunk: `out [b, h, n, e]` and the last pair, in O(n).
 
     A chunk as long as the sequence is the parallel, quadratic form.
@@ -74,14 +74,14 @@ def momentum_chunked(tokens: Tokens, pair: Pair, chunk: int = 64) -> tuple[Tenso
     return torch.cat((head, tail), dim=2), pair
 
 
-def momentum_passage(tokens: Tokens) -> Tensor:
+def momentum_passage(tokens: ScanTokens) -> Tensor:
     """Give how a (memory, momentum) pair passes through additive tokens: `[b, h, 2, 2]`.
 
     Found by scanning: what tokens that write nothing make of the pairs (1, 0) and (0, 1).
     """
     b, h, n, _ = tokens.q.shape
     one = tokens.q.new_ones(b, h, n, 1)
-    silent = Tokens(
+    silent = ScanTokens(
         one, one, one.new_zeros(b, h, n, 2), tokens.log_decay, tokens.log_momentum, None,
         tokens.dtype,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def momentum_passage(tokens: Tokens) -> Tensor:
     return torch.cat((memory, momentum), dim=2)
 
 
-def _whole_chunks(tokens: Tokens, pair: Pair, c: int) -> tuple[Tensor, Pair]:
+def _whole_chunks(tokens: ScanTokens, pair: Pair, c: int) -> tuple[Tensor, Pair]:
     b, h, n, d = tokens.q.shape
     e = tokens.v.shape[-1]
     q, k, v = (x.reshape(b * h, n // c, c, x.shape[-1]) for x in (tokens.q, tokens.k, tokens.v))

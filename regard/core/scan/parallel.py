@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from regard.core.scan.inputs import Tokens
+from regard.core.scan.scan_inputs import ScanTokens
 
 
-def parallel(tokens: Tokens, memory: Tensor) -> tuple[Tensor, Tensor]:
+def parallel(tokens: ScanTokens, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Read all pairs: `out [b, h, n, e]` and the last memory `[b, h, d, e]`.
 
     `o_i = sum over j <= i of (q_i . decay(j, i) k_j) u_j + q_i decay(start, i) S`. Needs O(n^2)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from regard.core.scan.chunked import chunked
-from regard.core.scan.inputs import Rate, prepare
+from regard.core.scan.chunked_scan import chunked
+from regard.core.scan.scan_inputs import Rate, prepare
 
 
 def transition(

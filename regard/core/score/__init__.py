@@ -1,6 +1,6 @@
 """How much a pair matches: matches, and the steps that change their scores."""
 
-from regard.core.score.base import At, Match, Score, Step
+from regard.core.score.base import At, Match, Score, ScoreMod
 from regard.core.score.biases import (
     Alibi,
     DistanceBias,
@@ -41,10 +41,10 @@ __all__ = [
     "QueryBias",
     "RelativeBias",
     "Score",
+    "ScoreMod",
     "ScoreStep",
     "ShawBias",
     "SoftCap",
-    "Step",
     "StepOfHeads",
     "T5Bias",
     "Temperature",

@@ -34,7 +34,7 @@ class At(NamedTuple):
 Change = Callable[[Tensor, At], Tensor]
 
 
-class Step(Value):
+class ScoreMod(Value):
     """Something that changes scores, elementwise unless `needs_row`.
 
     A step is bound to a call's q and k, and then maps scores to scores at given places. What it
@@ -81,7 +81,7 @@ class Step(Value):
         """
         return None
 
-    def placed(self, q: Tensor, k: Tensor) -> Step | None:
+    def placed(self, q: Tensor, k: Tensor) -> ScoreMod | None:
         """Give the same step as one that knows only where a pair is (a `PlaceStep`), or None.
 
         What it took from q and k is then in its tensors, where a compiled kernel can find it.
@@ -91,7 +91,7 @@ class Step(Value):
     @property
     def folds(self) -> bool:
         """Whether `fold` gives an answer."""
-        return type(self).fold is not Step.fold
+        return type(self).fold is not ScoreMod.fold
 
     def check(self, b: int, h: int, n: int, m: int, d: int) -> None:
         """Raise a `RegardError` if the step cannot serve a call of this shape."""
@@ -134,13 +134,13 @@ class Score(Value):
     """
 
     match: Match
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ScoreMod, ...] = ()
 
-    def __add__(self, bias: Step) -> Score:
+    def __add__(self, bias: ScoreMod) -> Score:
         return self >> bias
 
-    def __rshift__(self, step: Step) -> Score:
-        if not isinstance(step, Step):
+    def __rshift__(self, step: ScoreMod) -> Score:
+        if not isinstance(step, ScoreMod):
             fail(
                 RuleError,
                 "score",

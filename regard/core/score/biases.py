@@ -13,7 +13,7 @@ from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.score.base import (
     At,
     Change,
-    Step,
+    ScoreMod,
     as_float,
     distance,
     need_heads,
@@ -27,7 +27,7 @@ from regard.core.support.tokens import as_rows, look_up
 from regard.core.value import value
 
 
-class PlaceStep(Step):
+class PlaceStep(ScoreMod):
     """A step that needs no q and k: subclasses write `change`."""
 
     def change(self, scores: Tensor, at: At) -> Tensor:
@@ -38,7 +38,7 @@ class PlaceStep(Step):
         """There is nothing to prepare but the device."""
         return self.to(q.device).change if self.tensors() else self.change
 
-    def placed(self, q: Tensor, k: Tensor) -> Step:
+    def placed(self, q: Tensor, k: Tensor) -> ScoreMod:
         """It already is."""
         return self
 

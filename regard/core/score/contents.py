@@ -12,7 +12,7 @@ from regard.core.readable import can_be_read
 from regard.core.score.base import (
     At,
     Change,
-    Step,
+    ScoreMod,
     as_float,
     distance,
     need_heads,
@@ -220,7 +220,7 @@ class QueryBias(PlaceStep):
 
 
 @value
-class ShawBias(Step):
+class ShawBias(ScoreMod):
     """A learned vector for each distance, met by the query: scale q_i . a_{clip(j - i)} (Shaw).
 
     `table` [h or 1, 2r + 1, d]. Music Transformer's relative bias is the same sum; the product of
@@ -263,7 +263,7 @@ class ShawBias(Step):
 
 
 @value
-class Cope(Step):
+class Cope(ScoreMod):
     """Contextual position: distance counted in keys that the query finds worth counting (CoPE).
 
     A gate sigmoid(s_ij) says whether key j counts; the position of key j is the sum of gates from

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail
 from regard.core.partial import finite, log_sum_exp
-from regard.core.score.base import At, Change, Step
+from regard.core.score.base import At, Change, ScoreMod
 from regard.core.value import value
 
 
 @value
-class Landmarks(Step):
+class Landmarks(ScoreMod):
     """Weigh blocks by their landmarks, and the keys of a block among themselves.
 
     Positions run in blocks of `size`, the last of each being its landmark. A query shares one unit

@@ -3,8 +3,8 @@
 from regard.core.support.bands import Blocks, Causal, Dilated, Sinks, Strided, Window
 from regard.core.support.base import Both, Either, Everything, Other, Shifted, Support
 from regard.core.support.chosen import ChosenKeys, Extended, PerHead, Tiles, Where
-from regard.core.support.heads import OfHeads
 from regard.core.support.lattice import Neighborhood
+from regard.core.support.of_heads import OfHeads
 from regard.core.support.tokens import (
     Attribute,
     Documents,

@@ -86,7 +86,7 @@ class Support(Value):
                 return self
         except (RuntimeError, IndexError, ValueError, TypeError):
             pass  # it wants more than one pair: told the old numbers, it is right anyway
-        from regard.core.support.heads import OfHeads  # which is a support
+        from regard.core.support.of_heads import OfHeads  # which is a support
 
         return OfHeads(self, tuple(heads))  # type: ignore[return-value]
 

@@ -10,7 +10,7 @@ from regard.circuits.explaining import EXPLAINERS, Question
 from regard.circuits.faithfulness import agreement, kendall
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
-from regard.papers.shared.explaining import TOKENS, asked, texts, trained
+from regard.papers.shared.keyword_classifier import TOKENS, asked, texts, trained
 
 TOLD = ("gradient_x_input", "integrated_gradients", "gradient_shap", "occlusion", "lime")
 

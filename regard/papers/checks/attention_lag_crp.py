@@ -12,7 +12,7 @@ from regard.models.site import Site
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import seed
-from regard.papers.shared.copying import copier, pointing
+from regard.papers.shared.copier_models import copier, pointing
 from regard.papers.shared.measure import gap
 from regard.papers.shared.sentences import profile_of
 from regard.probes.importance import taken_out

@@ -10,7 +10,7 @@ from regard.core.rule import Rule
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, FLOAT64, claim
-from regard.papers.shared.copying import pointing
+from regard.papers.shared.copier_models import pointing
 from regard.papers.shared.measure import gap
 from regard.papers.shared.random_calls import even, random
 

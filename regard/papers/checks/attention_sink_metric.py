@@ -10,7 +10,7 @@ from regard.core.support import Causal
 from regard.core.weigh import Softmax
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
-from regard.papers.shared.copying import CAUSAL, looked, pointing
+from regard.papers.shared.copier_models import CAUSAL, looked, pointing
 from regard.probes.sinks import SinkRate
 from regard.run.api import attend
 

@@ -9,12 +9,12 @@ import torch
 from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
-from regard.papers.shared.copying import looked
+from regard.papers.shared.copier_models import looked
 from regard.papers.shared.measure import gap
 from regard.papers.shared.random_calls import PLACE, random
+from regard.probes.prompt_parts import Focus, focus_score, important_heads
 from regard.probes.reading import Reading
 from regard.probes.scores import Scores
-from regard.probes.spans import Focus, focus_score, important_heads
 
 
 @check("attention_tracker", beyond="real prompts of large models under attack")

@@ -8,7 +8,7 @@ from regard.analysis.similarity import joint_embedding
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.measure import gap
-from regard.probes.positions import correlation, ranks
+from regard.probes.position_heads import correlation, ranks
 
 
 @check("attentionviz", beyond="t-SNE and UMAP: places are by principal components")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from regard.analysis.recall import fit_recall, recalled
+from regard.analysis.context_maintenance import fit_recall, recalled
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
-from regard.papers.shared.copying import pointing
+from regard.papers.shared.copier_models import pointing
 from regard.papers.shared.measure import gap
 from regard.papers.shared.sentences import profile_of
 from regard.probes.reading import Reading

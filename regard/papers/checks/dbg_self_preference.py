@@ -9,7 +9,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.shared.measure import gap
 from regard.papers.shared.random_calls import random
-from regard.probes.spans import self_preference, spans_mass
+from regard.probes.prompt_parts import self_preference, spans_mass
 
 
 @check("dbg_self_preference", beyond="language models as judges")

@@ -9,7 +9,7 @@ from regard.layers.location import DynamicConvolutionAttention, GaussianMixture,
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
-from regard.papers.shared.alignment import copied, trained
+from regard.papers.shared.source_copier import copied, trained
 
 
 @check(

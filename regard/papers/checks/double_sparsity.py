@@ -11,7 +11,7 @@ from regard.papers.seeding import restart
 from regard.papers.shared.attending import SITE
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama, step_of
-from regard.policies.decoding import DoubleSparsity
+from regard.policies.selecting import DoubleSparsity
 from regard.verbs import shrink
 
 

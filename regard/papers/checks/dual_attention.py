@@ -14,7 +14,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 # Heads of 21 are the narrowest that give multi-head attention as many parameters.
 GIVEN: dict[str, dict[str, int]] = {

@@ -8,7 +8,7 @@ from torch import Tensor
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed, seeds
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.tasks.base import Batch
 from regard.tasks.regression import InContextRegression, RegressionHeads, debiased_step
 

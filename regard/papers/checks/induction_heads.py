@@ -8,7 +8,7 @@ from regard.models.attach import attach
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
 from regard.papers.seeding import seed
-from regard.papers.shared.copying import copier, repeat_loss
+from regard.papers.shared.copier_models import copier, repeat_loss
 from regard.papers.shared.wired import Wired
 from regard.probes.base import Probe
 from regard.probes.importance import taken_out

@@ -10,13 +10,14 @@ from regard.papers.claims import FLOAT64, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.shipped_model import demo
 from regard.probes.logits import agreement, weighted_vote
+from regard.probes.prompt_parts import SpanShare
 from regard.probes.reading import Reading
-from regard.probes.spans import SpanShare
 
 
 @check(
     "internal_consistency",
     beyond="reasoning paths of large models, where IC is to tell right answers from wrong ones",
+    same="layers agree or do not whatever is drawn, and the model that ships has one text",
 )
 def consistency() -> Claims:
     """Layers that add to one answer agree, a last layer that flips agrees with none."""

@@ -11,7 +11,7 @@ from regard.layers.building import model
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
 from regard.papers.seeding import restart, seed, seeds
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.tasks.base import Task
 from regard.tasks.conflict import Conflict
 

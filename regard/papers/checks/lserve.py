@@ -16,8 +16,8 @@ from regard.policies.streaming_heads import LServe
 @check("lserve", beyond="one block-skipping kernel and 4-bit pages on a GPU")
 def lserve() -> Claims:
     """Bounds hold, small logical pages find needles more often, and reading is constant."""
-    from regard.policies.decoding import Bounds, page_scores
     from regard.policies.registry import policy
+    from regard.policies.selecting import Bounds, page_scores
     from regard.verbs import shrink
 
     restart()

@@ -10,9 +10,9 @@ from regard.layers.alignment import GlobalAlignment, MonotonicAlignment, Predict
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
-from regard.papers.shared.alignment import copied, trained
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
+from regard.papers.shared.source_copier import copied, trained
 
 
 def _reversal() -> float:

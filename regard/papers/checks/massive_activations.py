@@ -10,7 +10,7 @@ from regard.core.support import Causal
 from regard.core.weigh import Softmax
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.papers.shared.copying import CAUSAL
+from regard.papers.shared.copier_models import CAUSAL
 from regard.papers.shared.measure import gap
 from regard.probes.sinks import MassiveActivations
 from regard.run.api import attend

@@ -14,7 +14,7 @@ from regard.papers.shared.attending import CAUSAL
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
 from regard.policies.moa import MoASparse, span
-from regard.policies.profiling import Effects, masking_effect
+from regard.policies.profiling import MaskingEffects, masking_effect
 from regard.run.api import attend
 from regard.run.reference import weight_matrix
 from regard.run.survey import survey
@@ -36,7 +36,7 @@ def masked_one_by_one(loss: object, a: Tensor) -> Tensor:
 
 def effects_of(call: Call, goal: Tensor, size: int) -> Tensor:
     """Effects by distance [h, d] on a loss that falls with out . goal."""
-    effects = Effects(call, -goal, size)
+    effects = MaskingEffects(call, -goal, size)
     survey(call.q, call.k, call.v, call.rule, want=(), reducers=[effects])
     return effects.found[0]
 

@@ -9,8 +9,8 @@ from regard.layers.location import MonotonicLocation, OneStepLocation, either_wa
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
-from regard.papers.shared.alignment import copied, trained
 from regard.papers.shared.measure import gap
+from regard.papers.shared.source_copier import copied, trained
 
 
 @check(

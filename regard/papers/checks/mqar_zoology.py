@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from regard.bench.records import Run
+from regard.bench.records import TrainingRun
 from regard.bench.training import carry_out
 from regard.layers.base import Layer
 from regard.layers.convolution import DepthwiseConvolution
@@ -53,7 +53,7 @@ def recall() -> Claims:
     settings = {"task": task.said(), "pattern": "cs", "seed": seed(), "steps": 900}
     scores, records = {}, {}
     for name, layer in (("attention", "mha"), ("gated convolution", said)):
-        records[name] = carry_out(Run(layer=layer, **settings))  # type: ignore[arg-type]
+        records[name] = carry_out(TrainingRun(layer=layer, **settings))  # type: ignore[arg-type]
         scores[name] = records[name]["score"]
     yield claim("Every labelled input", "each asked token was told before, once", once).equals(
         True, "a key that came earlier"

@@ -13,7 +13,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.measure import Largest, gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 
 def _skewed_by_hand(layer: RelativeAttention, x: Tensor, reach: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from regard.memories.tiers import Cost, Tiers, Worth, least_recent, per_idle_time
+from regard.memories.tiers import RecomputeCost, Tiers, Worth, least_recent, per_idle_time
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed
@@ -17,7 +17,9 @@ from regard.papers.shared.small_llama import llama
 from regard.serving.conversations import Conversations
 
 
-def recomputed(worth: Worth, trace: int, cost: Cost, longest: int, size: int = 64) -> float:
+def recomputed(
+    worth: Worth, trace: int, cost: RecomputeCost, longest: int, size: int = 64
+) -> float:
     """Cost of what is made again in a trace of conversations that share one tier.
 
     Twenty people talk in turns of some hundred tokens, and think between them for as long as people
@@ -67,9 +69,9 @@ def pensieve() -> Claims:
             whole = model(ids[:, :done]).logits[:, -n:]
             wrong = max(wrong, gap(logits, whole))
             counted &= talks.run - run == n + before.get("dropped", 0)
-    kinds = {"pairs": (Cost([(0, 1.0), (16_000, 20.0)]), 8000),
-             "weights": (Cost([(0, 1.0), (16_000, 2.5)]), 8000),
-             "short": (Cost([(0, 1.0), (16_000, 2.5)]), 1000)}  # fmt: skip
+    kinds = {"pairs": (RecomputeCost([(0, 1.0), (16_000, 20.0)]), 8000),
+             "weights": (RecomputeCost([(0, 1.0), (16_000, 2.5)]), 8000),
+             "short": (RecomputeCost([(0, 1.0), (16_000, 2.5)]), 1000)}  # fmt: skip
     trace = seed()
     share = {
         name: recomputed(per_idle_time, trace, *how) / recomputed(least_recent, trace, *how)

@@ -11,7 +11,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 
 @check(

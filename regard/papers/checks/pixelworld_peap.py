@@ -20,7 +20,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart, seed, seeds
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.policies.blank_patches import BlankPatches, blank_patches
 from regard.tasks.typeset import shares_of
 from regard.tasks.written import PATCH, WrittenPixels, as_tokens

@@ -6,7 +6,7 @@ import torch
 
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
-from regard.papers.shared.copying import looked, pointing
+from regard.papers.shared.copier_models import looked, pointing
 from regard.papers.shared.measure import gap
 from regard.papers.shared.random_calls import PLACE, even, random
 from regard.probes.rhythm import Rhythm, amplified

@@ -12,7 +12,7 @@ from regard.core.score import Dot
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import seed, seeds
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.run.api import attend
 from regard.tasks.base import Batch
 from regard.tasks.nearest import Nearest

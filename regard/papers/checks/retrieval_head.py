@@ -9,7 +9,7 @@ from regard.models.engine import Engine
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
-from regard.papers.shared.copying import looked, pointing
+from regard.papers.shared.copier_models import looked, pointing
 from regard.probes.importance import taken_out
 from regard.probes.reading import Reading
 from regard.probes.roles import Retrieval

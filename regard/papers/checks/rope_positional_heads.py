@@ -10,9 +10,9 @@ from regard.core.support import Causal
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart, seed
-from regard.papers.shared.copying import looked
+from regard.papers.shared.copier_models import looked
 from regard.papers.shared.measure import gap
-from regard.probes.positions import RotaryPairs, contributions
+from regard.probes.position_heads import RotaryPairs, contributions
 
 
 @check(

@@ -12,7 +12,7 @@ from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.attending import dense
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 
 def _far_copy(offsets: list[int] | None) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.circuits.codes import area_under, discover_circuit
+from regard.circuits.head_codes import area_under, discover_circuit
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 

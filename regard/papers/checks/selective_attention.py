@@ -14,7 +14,7 @@ from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.linear_cost import scene_of
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 VARIABLES = 4
 

@@ -12,13 +12,13 @@ from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
 from regard.layers.building import model
-from regard.layers.modular import Packed, SparseModular
+from regard.layers.modular import GatheredTokens, SparseModular
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.linear_cost import scene_of
 from regard.papers.shared.measure import gap
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 KEYS, VALUES, FILLERS, PAIRS = 8, 8, 2, 4
 
@@ -100,7 +100,7 @@ def modular() -> Claims:
     none_awake = gap(layer(x), F.silu(plain))
     chosen = torch.rand(3, 50) < 0.3
     tokens = torch.randn(3, 50, 8)
-    packed = Packed.of(chosen)
+    packed = GatheredTokens.of(chosen)
     identity = gap(packed.put_back(packed.take(tokens), 50), tokens * chosen[..., None])
 
     routed, share = recall(None)

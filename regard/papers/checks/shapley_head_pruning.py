@@ -11,7 +11,7 @@ from regard.models.site import Site
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.seeding import restart
-from regard.papers.shared.copying import copier
+from regard.papers.shared.copier_models import copier
 from regard.papers.shared.measure import gap
 from regard.probes.importance import taken_out
 

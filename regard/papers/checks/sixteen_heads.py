@@ -13,7 +13,7 @@ from regard.models.stage import Edit
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import restart
-from regard.papers.shared.copying import copier, repeat_loss
+from regard.papers.shared.copier_models import copier, repeat_loss
 from regard.papers.shared.measure import gap
 from regard.probes.importance import Importance, taken_out
 

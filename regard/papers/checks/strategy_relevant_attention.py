@@ -9,10 +9,10 @@ from regard.core.score import Alibi, Dot
 from regard.core.support import Causal, Support, Where
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
-from regard.papers.shared.copying import looked
+from regard.papers.shared.copier_models import looked
 from regard.papers.shared.random_calls import even, random
+from regard.probes.prompt_parts import SpanShare
 from regard.probes.reading import Reading
-from regard.probes.spans import SpanShare
 
 
 def _columns(start: int, stop: int) -> Support:

@@ -13,7 +13,7 @@ from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.papers.shared.wired import PlainNorm
 from regard.probes.importance import taken_out
 

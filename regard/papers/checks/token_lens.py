@@ -21,7 +21,7 @@ from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
 from regard.papers.shared.shipped_model import demo
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.probes.logits import TokenLens
 
 
@@ -67,12 +67,12 @@ def token_lens() -> Claims:
         nonlocal alone
         alone = max(alone, float((closed_weights(call, "check")[0, :, -1, -1] - 1).abs().max()))
 
-    class Look(Stage):
+    class OwnWeight(Stage):
         def see(self, call: Call, result: Any) -> None:
             own(call)
 
     others = knockout([n - 1], range(n - 1))
-    with attach(model, [others, Look()], check=False), torch.no_grad():
+    with attach(model, [others, OwnWeight()], check=False), torch.no_grad():
         model(ids)
     lister, sets = _lister()
     ids = _lists(sets, 64)

@@ -11,7 +11,7 @@ from regard.layers.attention import Attention
 from regard.models.attach import attach
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.probes.reading import Reading
 
 

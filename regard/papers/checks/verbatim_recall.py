@@ -13,7 +13,7 @@ from regard.layers.building import model
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.seeding import seed, seeds
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.tasks.verbatim import CONDITIONS, Verbatim, retrieval
 
 

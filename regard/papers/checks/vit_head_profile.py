@@ -11,7 +11,7 @@ from regard.models.attach import attach
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.papers.shared.copying import looked, pointing
+from regard.papers.shared.copier_models import looked, pointing
 from regard.papers.shared.measure import gap
 from regard.probes.importance import taken_out
 from regard.probes.shape import Rings

@@ -9,7 +9,7 @@ from torch import Tensor
 from regard.layers.attention import Attention
 from regard.layers.building import model
 from regard.papers.seeding import restart
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 
 def equal_key_heads(plain: Attention) -> None:

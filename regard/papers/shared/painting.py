@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import need
 from regard.papers.seeding import generator, restart
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 
 COLORS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 SHAPES = ("square", "disc")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.papers.seeding import seed, seeds
-from regard.papers.shared.training import fit
+from regard.papers.shared.small_trainer import fit
 from regard.tasks.base import Batch, Task
 
 

@@ -7,7 +7,7 @@ import torch
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.models.site import Site
-from regard.papers.shared.copying import CAUSAL
+from regard.papers.shared.copier_models import CAUSAL
 
 PLACE = Site(0, module="attention", heads=4, kv_heads=4)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regard.analysis.dependency import Tree
+from regard.analysis.dependency import DependencyTree
 from regard.core.call import Call
 from regard.models.engine import Engine
 from regard.models.site import Site
@@ -13,7 +13,7 @@ from regard.probes.lags import LagProfile
 from regard.probes.reading import Reading
 
 
-def sentence(n: int = 10) -> Tree:
+def sentence(n: int = 10) -> DependencyTree:
     """A tree whose words hang on the next one, on one before, or on any."""
     heads, names = [], []
     for i in range(n):
@@ -26,7 +26,7 @@ def sentence(n: int = 10) -> Tree:
             kind, head = "any", (i + int(torch.randint(1, n, ()))) % n
         heads.append(head)
         names.append(kind)
-    return Tree(torch.tensor(heads), tuple(names))
+    return DependencyTree(torch.tensor(heads), tuple(names))
 
 
 def profile_of(call: Call, reading: Reading, reach: int = 5) -> Tensor:

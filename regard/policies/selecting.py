@@ -1,0 +1,319 @@
+"""Policies that read fewer keys when decoding: all are kept, each step reads those it wants.
+
+A policy keeps an index beside the memory (`index`), and asks it at each step which keys are worth
+reading (`worth`). The choice is free at each step: nothing is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.heads import take_keys
+from regard.core.keys import Dense
+from regard.core.method import method
+from regard.core.support import Everything
+from regard.core.top import top_slots
+from regard.memories.stores import Plain, TokenStore
+from regard.memories.summaries import Bounds
+from regard.policies.base import Step
+from regard.policies.kinds import Select
+from regard.policies.registry import register
+from regard.policies.scoring import best
+from regard.run.counting import multiply
+
+
+@dataclass
+class Selecting(Select):
+    """Base of policies for decoding: override `index` and `worth`."""
+
+    def index(self) -> TokenStore | None:
+        """Make what is kept of every key beside the memory."""
+        return None
+
+    @abstractmethod
+    def worth(self, step: Step, index: Any) -> Tensor | None:
+        """Return what each key is worth to this query, [b, g, m]; None to read all."""
+
+    def select(self, step: Step) -> Call:
+        """Read the keys that are worth most."""
+        call, layer = step.call, step.layer
+        if layer is None or self.budget.whole:
+            return call
+        index, single, keys = self._index(step), call.q.shape[2] == 1, call.keys
+        # A window reads little as it is.
+        windowed = single and type(call.rule.support) is not Everything
+        in_place = (keys.at if type(keys) is Dense else step.at) is None
+        if single and in_place and not windowed and self.alike:
+            count = self.budget.of_row(step.seen, self.token_bytes)
+            if count < keys.shape[2]:  # where every head holds every key: in any order
+                step.slots = self.quickly(step, index, count)
+                return call
+        rows = self.rows(step)
+        if not single or bool((rows >= call.m).all()):
+            self.passed(step)
+            return call
+        if windowed:
+            return call
+        slots = self.choose(step, index, rows)
+        if slots is None:
+            return call
+        return taken(call, slots, step.positions)
+
+    @property
+    def alike(self) -> bool:
+        """Whether every key head reads equally many keys."""
+        return True
+
+    def quickly(self, step: Step, index: Any, count: int) -> Tensor | None:
+        """Choose `count` keys for each key head, [b, g, count]; None to read all."""
+        worth = self.worth(step, index)
+        return None if worth is None else top_slots(worth, count)
+
+    def choose(self, step: Step, index: Any, rows: Tensor) -> Tensor | None:
+        """Choose `rows` [b] keys for each key head where some slots are empty: [b, g, c]."""
+        worth = self.worth(step, index)
+        if worth is None:
+            return None
+        return best(worth, rows[:, None].expand(-1, step.call.g), step.positions)
+
+    def passed(self, step: Step) -> None:
+        """Note what a step that read everything can tell."""
+
+    def _index(self, step: Step) -> Any:
+        """Bring the index up to the keys that are kept."""
+        layer = step.layer
+        assert layer is not None
+        index = layer.extra.get(self.name)
+        keys, dropped = step.call.keys, getattr(layer.memory, "_dropped_at", 0)
+        have = 0 if index is None else len(index)
+        gone = have > keys.m - step.call.q.shape[2] or layer.extra_at.get(self.name, 0) != dropped
+        if index is None or gone:
+            # Keys have gone since: the index is made anew of those that stayed.
+            index, have = self.index(), 0
+            if index is None:
+                return None
+            layer.extra[self.name] = index
+        layer.extra_at[self.name] = dropped
+        index.append(self.seen_by_index(step, keys.since(have)))
+        return index
+
+    def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
+        """Give what of new keys the index takes in."""
+        return k
+
+
+def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
+    """Give a decoding call with the keys of some slots [b, g, c] that stand `at` [b, g, m]."""
+    index = slots.clamp(min=0)
+    k, v = take_keys(call.k, index), take_keys(call.v, index)
+    if bool((slots >= 0).all()):
+        return call.replace(k=k, v=v, k_positions=None)
+    return call.replace(k=k, v=v, k_positions=torch.where(slots >= 0, at.gather(2, index), -1))
+
+
+def page_scores(q: Tensor, bounds: Tensor) -> Tensor:
+    """Bound of q . k over each page: sum over channels of max(q low, q high), [b, h, n, pages].
+
+    q [b, h, n, d]; bounds [b, g, pages, 2 d], the least of each channel before the largest. With q
+    split by sign it is one product.
+    """
+    b, h, n, _ = q.shape
+    grouped = q.reshape(b, bounds.shape[1], -1, q.shape[3])
+    split = torch.cat((grouped.clamp(max=0), grouped.clamp(min=0)), -1)
+    # In this order the rows of bounds are read as they lie.
+    found = multiply(bounds, split.transpose(2, 3))
+    return found.transpose(2, 3).reshape(b, h, n, -1)
+
+
+def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
+    """What each page of `page` of the m keys is worth to queries q [b, h, 1, d]: [b, g, pages].
+
+    The best bound of its tokens, over the query heads of a key head; the first page and the newest,
+    which may not be full, are above all others.
+    """
+    each = max(1, page // index.page)
+    score = q.new_full((q.shape[0], g, -(-m // page) * each), -torch.inf)
+    if index.pages:
+        found = page_scores(q, index.read())
+        own = found.view(found.shape[0], g, -1, found.shape[3]).amax(2)
+        score[..., : own.shape[-1]] = own
+    if each > 1:
+        score = score.unflatten(-1, (-1, each)).amax(-1)
+    score[..., 0] = score[..., -1] = torch.finfo(score.dtype).max
+    return score
+
+
+def whole_pages(score: Tensor, rows: Tensor, page: int, positions: Tensor) -> Tensor:
+    """Slots [b, g, c] of the best pages by score [b, g, pages]: as many as hold `rows` [b] keys.
+
+    Two at least: the first that holds a key (`positions` [b, g, m] are -1 at padding), and the
+    newest, whatever their scores.
+
+    >>> score = torch.tensor([[[0.0, 1.0, 2.0, 1.0]]])
+    >>> at = torch.tensor([[[-1, -1, 2, 3, 4, 5, 6]]])
+    >>> whole_pages(score, torch.tensor([4]), 2, at).tolist()
+    [[[2, 3, 6, -1]]]
+    """
+    b, g, m = positions.shape
+    pages = score.shape[-1]
+    real = torch.nn.functional.pad(positions, (0, pages * page - m), value=-1) >= 0
+    held = real.unflatten(-1, (pages, page)).any(-1)
+    number = torch.arange(pages, device=score.device)
+    first = held & (held.cumsum(-1) == 1)
+    score = torch.where(first | (number == pages - 1), torch.finfo(score.dtype).max, score)
+    count = (-(-rows // page)).clamp(min=2)[:, None].expand(b, g)
+    chosen = best(score, count, torch.where(held, number, -1))
+    slots = chosen[..., None] * page + torch.arange(page, device=score.device)
+    slots = torch.where(chosen[..., None] < 0, -1, slots).flatten(2)
+    slots = torch.where(slots < m, slots, -1)
+    return torch.where(positions.gather(2, slots.clamp(min=0)) >= 0, slots, -1)
+
+
+@register("quest", "pages")
+@dataclass
+class Quest(Selecting):
+    """Read the pages whose keys may match best, told by the least and largest of each channel.
+
+    s(page) = sum_c max(q_c min_c, q_c max_c) bounds q . k from above; the maximum over the query
+    heads of a key head; the first and the newest page are always read. (Quest, Tang et al. 2024)
+    """
+
+    columns: ClassVar[str] = "pages"
+    page: int = 16
+    # Tokens whose bounds are one: smaller than a page, they tell a needle from its neighbors.
+    logical: int = 16
+
+    def index(self) -> TokenStore:
+        """Keep bounds."""
+        return Bounds(min(self.logical, self.page))
+
+    def worth(self, step: Step, index: Bounds) -> Tensor:
+        """Score each key by its page."""
+        return self._pages(step, index).repeat_interleave(self.page, -1)[..., : step.call.m]
+
+    def _pages(self, step: Step, index: Bounds) -> Tensor:
+        call = step.call
+        return page_worth(call.q, index, self.page, call.m, call.g)
+
+    def choose(self, step: Step, index: Bounds, rows: Tensor) -> Tensor:
+        """Choose whole pages, for rows that begin with padding."""
+        return whole_pages(self._pages(step, index), rows, self.page, step.positions)
+
+    def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
+        """Choose whole pages; the newest may not be full, so keys past the end are the last."""
+        _, g, m, _, _ = step.call.keys.shape
+        score = page_worth(step.call.q, index, self.page, m, g)
+        pages = min(max(2, -(-count // self.page)), score.shape[-1])
+        best_pages = score.topk(pages, dim=-1, sorted=False).indices.sort(-1).values
+        slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
+        slots = slots.flatten(2)
+        return slots[..., : slots.shape[-1] - (-m % self.page)]
+
+
+@register("double_sparsity")
+@method("double_sparsity", call='from regard.policies import policy; policy("double_sparsity")')
+@dataclass
+class DoubleSparsity(Selecting):
+    """Read the keys that match best on a few channels, which lie in a small cache of their own.
+
+    Channels c of each head by mean |q_c k_c| over the prompt, `channels` of them (a share of the
+    head size); s_j = sum over these of q_c k_jc; the best over the query heads of a key head.
+    `random_channels` draws them instead. (Double Sparsity, Yang et al. 2024)
+    """
+
+    channels: float = 0.25
+    random_channels: bool = False
+
+    def index(self) -> TokenStore:
+        """Keep labels."""
+        return Plain()
+
+    def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
+        """Take the chosen channels, which the first prompt chooses."""
+        layer = step.layer
+        assert layer is not None
+        chosen = layer.extra.get(f"{self.name} channels")
+        if chosen is None:
+            chosen = Plain()
+            chosen.append(self.chosen(step)[:, :, None])
+            layer.extra[f"{self.name} channels"] = chosen
+        at = chosen.read().expand(-1, -1, k.shape[2], -1)
+        return k.gather(3, at)
+
+    def chosen(self, step: Step) -> Tensor:
+        """Rank channels by the mean size of their products: [b, g, r]."""
+        call = step.call
+        r = max(1, round(self.channels * call.d))
+        if self.random_channels:
+            draw = torch.Generator().manual_seed(0)
+            order = torch.rand(call.g, call.d, generator=draw).argsort(-1)[:, :r]
+            return order.expand(call.b, -1, -1).contiguous()
+        real = (step.positions >= 0)[..., None]  # padding has channels of its own
+        q = call.q.float().abs().unflatten(1, (call.g, -1)).mean(2) * real[:, :, call.m - call.n :]
+        return (q.sum(2) * (call.k.float().abs() * real).sum(2)).topk(r, dim=-1).indices
+
+    def worth(self, step: Step, index: Plain) -> Tensor:
+        """Match on the labels."""
+        call, layer = step.call, step.layer
+        assert layer is not None
+        labels = index.read()
+        at = layer.extra[f"{self.name} channels"].read()
+        q = call.q[:, :, 0].unflatten(1, (call.g, -1))
+        # In float32, as scores of few bits tie.
+        q = q.gather(3, at.expand(-1, -1, q.shape[2], -1)).float()
+        worth = multiply(q, labels.float().transpose(2, 3))
+        worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
+        worth[..., -1] = torch.finfo(worth.dtype).max
+        return worth
+
+
+@register("recycled", "recycled_attention")
+@method("recycled_attention", call='from regard.policies import policy; policy("recycled")')
+@dataclass
+class Recycled(Selecting):
+    """Read everything each `every`-th step; between, the keys that the last full step liked best.
+
+    A full step ranks keys by the weight its query gave them (the mean over the query heads of a key
+    head); steps between read the best of these, and all that came since.
+    (Recycled Attention, Xu et al. 2024)
+    """
+
+    every: int = 8
+
+    def worth(self, step: Step, index: None) -> Tensor | None:
+        """Look up what the last full step gave, or make it now."""
+        layer, call = step.layer, step.call
+        assert layer is not None
+        held = layer.extra.get(f"{self.name} weights")
+        since = call.m - (0 if held is None else len(held))
+        if held is None or since > self.every:
+            self.passed(step)
+            return None
+        weight = held.read()[..., 0]
+        new = weight.new_full((*weight.shape[:2], since), torch.finfo(weight.dtype).max)
+        return torch.cat((weight, new), -1)
+
+    def passed(self, step: Step) -> None:
+        """Keep the weights of the newest query."""
+        call, layer = step.call, step.layer
+        assert layer is not None
+        # In float32: weights of few bits tie, and which of equal ones is read would be chance.
+        q = call.q[:, :, -1].unflatten(1, (call.g, -1)).float()
+        score = multiply(q, call.k.float().transpose(2, 3)) / math.sqrt(call.d)
+        weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
+        held = Plain()
+        held.append(weight[..., None])
+        layer.extra[f"{self.name} weights"] = held
+
+
+__all__ = [
+    "Bounds", "DoubleSparsity", "Quest", "Recycled", "Selecting", "page_scores",
+    "page_worth", "taken", "whole_pages",
+]  # fmt: skip
