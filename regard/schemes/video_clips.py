@@ -53,7 +53,9 @@ class _Bias:
         return s + self.bias * (shared if self.early else local).to(s.dtype)
 
 
-@method("video_infinity", call="attend(q, Sharded.of(k, v, mesh), rule=clip_rule(frames, world))")
+@method(
+    "video_infinity", call="attend(q, ShardedKeys.of(k, v, mesh), rule=clip_rule(frames, world))"
+)
 def clip_rule(
     frames: int, world: int, *, near: int = 8, many: int = 16, timestep: float | None = None,
     bias: float = 10.0,

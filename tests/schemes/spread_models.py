@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 
 from regard.run.api import attend
 from regard.run.scanning import scan
-from regard.schemes import Contiguous, Sharded, peers_of, traffic
+from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
 from regard.schemes.lasp2 import message_bytes, scan_sharded
 from regard.schemes.spreading import spread
 from regard.schemes.video_clips import clip_rule, group_norm, with_borders
@@ -182,7 +182,7 @@ def videos(frames: list[int], peers: Any = None) -> list[dict[str, Any]]:
             q, k, v = (torch.randn(5, 4, n, 8, generator=draw) for _ in range(3))
             own = [cut.take(x, peers.rank, 2) for x in (q, k, v)]
             whole = attend(q, k, v, rule)
-            keys = Sharded.of(own[1], own[2], peers, layout=cut, scheme="gather")
+            keys = ShardedKeys.of(own[1], own[2], peers, layout=cut, scheme="gather")
             with traffic() as sent:
                 out = attend(own[0], keys, rule=rule)
             x = torch.randn(2, 6, n, 3, generator=draw)

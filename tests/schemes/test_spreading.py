@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from regard.schemes.launch import Job, function_of, launch
+from regard.schemes.local_processes import Job, function_of, launch
 from regard.schemes.local_ranks import on_ranks
 
 WORKER = Path(__file__).parent / "spread_models.py"
