@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regard.core.codes import BITS, Codes
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
+from regard.core.heads import as_rows, take_rows
 from regard.core.keys import STEP, At, Dense, Keys, is_full, written
 from regard.core.rule import Rule
 
@@ -108,7 +109,7 @@ class Paged(Keys):
         """Whether the slots within the lengths all hold real keys."""
         return self.real
 
-    @property
+    @cached_property
     def dense_full(self) -> bool:
         """Whether all rows are equally long, and full."""
         on_cpu = self.lengths.device.type == "cpu"
@@ -119,9 +120,11 @@ class Paged(Keys):
         """Whether keys may have other positions than 0, 1, 2, ..."""
         return self.at is not None
 
-    @property
-    def positions(self) -> Tensor:
-        """Positions [b, t, m], -1 behind the end of a row."""
+    @cached_property
+    def positions(self) -> Tensor | None:
+        """Positions [b, t, m], -1 behind the end of a row; None where key j of each row is at j."""
+        if self.at is None and self.dense_full:
+            return None
         line = torch.arange(self.m, device=self.k.device)
         inside, at = line < self.lengths[..., None], written(self.at)
         return torch.where(inside, line if at is None else at[..., : self.m].long(), -1)
@@ -129,16 +132,60 @@ class Paged(Keys):
     def dense(self) -> Dense:
         """Gather the pages of each row, or head, in one tensor."""
         b, g, m, _, _ = self.shape
-        at = self.positions.expand(b, g, m)
-        empty = (at < 0)[..., None]
+        at = self.positions
+        k, v = self._gathered(self.k), self._gathered(self.v)
+        if at is None:
+            return Dense(k, v)
+        empty = (at.expand(b, g, m) < 0)[..., None]
         # Behind the end of a row a page holds anything, and nothing times NaN is NaN.
-        # [b, t, pages of a row, x, page, d] -> [b, t x, pages of a row x page, d]
-        k, v = (
-            x[self.table.long()].transpose(2, 3).flatten(1, 2).flatten(2, 3)[:, :, :m]
-            for x in (self.k, self.v)
-        )
-        at = at[:, 0] if self.table.shape[1] == 1 else at
+        at = at[:, 0] if self.table.shape[1] == 1 else at.expand(b, g, m)
         return Dense(k.masked_fill(empty, 0), v.masked_fill(empty, 0), at)
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """Copy the pages of each row side by side, once: x [pages, x, page, d] to [b, g, m, d]."""
+        b, t, pages = self.table.shape
+        index = self.table.flatten().long()
+        # [x, b t pages of a row, page, d] -> [b, t x, m, d]; one of t and x is 1.
+        if x.device.type == "cpu" and len(index):  # indexing is slow where pages lie apart
+            made = torch.cat([x[page] for page in index.tolist()], 1)
+        else:
+            made = x[index].transpose(0, 1)
+        made = made.reshape(x.shape[1] * b * t, pages * x.shape[2], x.shape[3])
+        heads = made.view(x.shape[1], b, *made.shape[1:]).transpose(0, 1) if t == 1 else None
+        made = made.view(b, t, *made.shape[1:]) if heads is None else heads
+        return made[:, :, : self.m]
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy keys of slots [b, g, c] alone, from the pages that they lie in."""
+        k, v = as_rows(self.k), as_rows(self.v)
+        if k is None or v is None or self.requires_grad:
+            return super().gather(slots)
+        page, (b, g, c) = self.k.shape[2], slots.shape
+        table = self.table.long().expand(b, g, -1)
+        pages, heads = table.gather(2, slots // page), torch.arange(g, device=slots.device)
+        heads = heads if self.table.shape[1] == 1 else torch.zeros_like(heads)
+        found = []
+        for x, rows in ((self.k, k), (self.v, v)):
+            over_page, over_head, over_slot = (step // x.stride(2) for step in x.stride()[:3])
+            at = pages * over_page + heads[:, None] * over_head + slots % page * over_slot
+            found.append(take_rows(rows, at.flatten()).view(b, g, c, rows.shape[1]))
+        where = self.positions
+        if where is not None:
+            empty = where.expand(b, g, -1).gather(2, slots)[..., None] < 0
+            found = [x.masked_fill(empty, 0) for x in found]
+        return found[0], found[1]
+
+    def since(self, first: int) -> Tensor:
+        """Return the keys from a slot on, of the pages that hold them alone."""
+        skipped = min(first, max(self.m - 1, 0)) // self.k.shape[2]
+        if not skipped or not self.dense_full:
+            return super().since(first)
+        before = skipped * self.k.shape[2]
+        last = replace(
+            self, table=self.table[:, :, skipped:], lengths=self.lengths - before, at=None,
+            longest=self.m - before,
+        )  # fmt: skip
+        return last._gathered(last.k)[:, :, first - before :]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.core.heads import as_rows, take_both, take_keys
+from regard.core.heads import as_rows, take_both
 from regard.core.rule import Rule
 
 # Numbers of keys that plans tell apart in decoding: a text that grows is not planned at each token.
@@ -31,6 +31,8 @@ class Keys(ABC):
     """
 
     form: ClassVar[str]
+    # Whether `dense` takes messages that every rank must join: no plan makes them dense unasked.
+    collective: ClassVar[bool] = False
 
     @abstractmethod
     def dense(self) -> Dense:
@@ -64,6 +66,11 @@ class Keys(ABC):
     def placed(self) -> bool:
         """Whether keys may have other positions than 0, 1, 2, ..."""
         return True
+
+    @property
+    def q_positions(self) -> Tensor | None:
+        """Positions of the queries of a call over these keys, where the keys know them."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,6 +151,24 @@ class Keys(ABC):
         [[[0, 3], [8, -1]]]
         """
         return Slots(self, slots, full)
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy keys and values of slots [b, g, c] of `dense`: [b, g, c, d] and [b, g, c, e].
+
+        >>> k = torch.arange(3.0).view(1, 1, 3, 1)
+        >>> Dense(k, k + 5).gather(torch.tensor([[[2, 0]]]))[1].flatten().tolist()
+        [7.0, 5.0]
+        """
+        whole = self.dense()
+        return take_both(whole.k, whole.v, slots)
+
+    def since(self, first: int) -> Tensor:
+        """Return the keys of slots `first` and on of `dense`: k [b, g, m - first, d].
+
+        >>> Dense(torch.ones(1, 2, 9, 4), torch.ones(1, 2, 9, 4)).since(7).shape
+        torch.Size([1, 2, 2, 4])
+        """
+        return self.dense().k[:, :, first:]
 
     def __repr__(self) -> str:
         b, g, m, d, e = self.shape
@@ -340,9 +365,8 @@ class Slots(Keys):
 
     def dense(self) -> Dense:
         """Copy the keys in the order of their positions."""
-        whole, order = self.keys.dense(), self._in_order
-        index = order.clamp(max=max(whole.k.shape[2] - 1, 0))
-        k, v = take_both(whole.k, whole.v, index)
+        order = self._in_order
+        k, v = self.keys.gather(order.clamp(max=max(self.keys.m - 1, 0)))
         return Dense(k, v, Later(lambda: self.positions, True) if self.full else self.positions)
 
     @property
@@ -408,7 +432,7 @@ class Unordered(Keys):
         """Copy keys and values in order."""
         at, slots = self._order
         index = slots[:, None].expand(*self.k.shape[:2], -1)
-        return Dense(take_keys(self.k, index), take_keys(self.v, index), at)
+        return Dense(*take_both(self.k, self.v, index), at)
 
     def simplest(self, rule: Rule) -> Keys:
         """Leave the order, where it does not matter."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from regard.core.call import Call
@@ -12,6 +13,7 @@ from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.keys import Dense
 from regard.core.result import Result
 from regard.models.forward import current_forward
+from regard.models.recomputation import note_call
 from regard.models.site import Place, Site
 from regard.models.stage import Stage
 from regard.run.counting import COUNT
@@ -37,7 +39,8 @@ class Engine:
                     "Stage instances",
                     "derive it from regard.models.Stage, and pass an instance of it",
                 )
-        self.stages = tuple(stages)
+        self.stages = tuple(sorted(stages, key=lambda stage: stage.runs_last))
+        self._checkpointed = False
         self._at: dict[Site | None, tuple[Stage, ...]] = {}
         places = (getattr(s, "where", None) for s in self.stages)
         self._everywhere = all(getattr(s, "where", None) == Place() for s in self.stages)
@@ -75,6 +78,8 @@ class Engine:
         stages = self.stages if self._everywhere else self.serving(call.site)
         if not stages:
             return run(call, want), call
+        if not torch.compiler.is_compiling():
+            self._checkpointed = note_call(self._checkpointed)
         if call.forward is None and isinstance(call.site, Site):
             call = call.replace(forward=current_forward())
         passed: list[tuple[Stage, Call]] = []

@@ -90,7 +90,7 @@ class Step:
         """Positions of the keys, [b, g, m]; -1 where there is none."""
         at, call = self.at, self.whole or self.call
         if at is None:
-            return torch.arange(call.m, device=call.k.device).expand(call.b, call.g, -1)
+            return torch.arange(call.m, device=call.q.device).expand(call.b, call.g, -1)
         return (at[:, None] if at.dim() == 2 else at).expand(call.b, call.g, -1)
 
 

@@ -65,10 +65,15 @@ def affordable(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, paid)
 
 
-def by_block(x: Tensor, block: int) -> Tensor:
-    """Sum x [..., m] over blocks."""
+def best_in_block(x: Tensor, block: int) -> Tensor:
+    """Return the largest of each block of x [..., m], which is not negative.
+
+    >>> best_in_block(torch.tensor([1.0, 3.0, 2.0]), 2).tolist()
+    [3.0, 2.0]
+    """
     short = -x.shape[-1] % block
-    return torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, block)).sum(-1)
+    found: Tensor = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, block)).amax(-1)
+    return found
 
 
 @register("a_shape")
@@ -92,8 +97,10 @@ class AShape(Prefill):
 class VerticalSlash(Prefill):
     """Compute the columns and the diagonals that the last queries put most weight on.
 
-    With A of the `last` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o],
-    blocks of each, best first, half of the share for each kind. (MInference, Jiang et al. 2024)
+    With A of the `last` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o]. A column
+    is one of a block of keys, a diagonal one of two blocks of each row; blocks count as their best
+    line, and the share pays for the best of both kinds. The nearest diagonals are taken first.
+    (MInference, Jiang et al. 2024)
     """
 
     last: int = 64
@@ -102,17 +109,20 @@ class VerticalSlash(Prefill):
         """Find the lines, and pay for the best of them."""
         rows, cols = tile_places(call, self.block)
         columns, slashes = lines(last_rows(call, self.last))
-        columns = by_block(columns, self.block)[..., : len(cols)]
-        # A diagonal at distance o runs through two tiles of each row: those of o and of o + block.
-        near = by_block(slashes, self.block)[..., : len(cols)]
-        near = near + torch.nn.functional.pad(near, (1, 0))[..., :-1]
+        columns = best_in_block(columns, self.block)[..., : len(cols)]
+        # A diagonal at distance o runs through two tiles of each row, and through the farther one
+        # in o % block of its rows.
+        far = torch.arange(slashes.shape[-1], device=slashes.device) % self.block / self.block
+        near = best_in_block(slashes * (1 - far), self.block)[..., : len(cols)]
+        beyond = best_in_block(slashes * far, self.block)[..., : len(cols)]
+        near = near.maximum(torch.nn.functional.pad(beyond, (1, 0))[..., :-1])
+        near[..., 1:2] = torch.inf
+        columns[..., 0], near[..., 0] = -1.0, -1.0  # computed in any case
         total = len(rows) * (len(cols) - (len(rows) - 1) / 2)
-        half = max(keep * total - 2 * len(rows), 0.0) / 2
-        cost = (len(cols) - cols).clamp(max=len(rows)).float()
-        columns[..., 0] = -1.0  # computed in any case
-        near[..., 0] = -1.0
-        vertical = affordable(columns, cost, half)
-        slash = affordable(near, cost, half)
+        cost = (len(cols) - cols).clamp(max=len(rows)).float().repeat(2)
+        budget = max(keep * total - 2 * len(rows), 0.0)
+        paid = affordable(torch.cat((columns, near), -1), cost, budget)
+        vertical, slash = paid.split(len(cols), -1)
         distance = (rows[:, None] - cols).clamp(min=0)
         return vertical[:, :, None] | slash[:, :, distance]
 

@@ -91,11 +91,9 @@ class Selecting(Select):
         layer = step.layer
         assert layer is not None
         index = layer.extra.get(self.name)
-        k, dropped = step.call.k, getattr(layer.memory, "_dropped_at", 0)
+        keys, dropped = step.call.keys, getattr(layer.memory, "_dropped_at", 0)
         have = 0 if index is None else len(index)
-        gone = (
-            have > k.shape[2] - step.call.q.shape[2] or layer.extra_at.get(self.name, 0) != dropped
-        )
+        gone = have > keys.m - step.call.q.shape[2] or layer.extra_at.get(self.name, 0) != dropped
         if index is None or gone:
             # Keys have gone since: the index is made anew of those that stayed.
             index, have = self.index(), 0
@@ -103,7 +101,7 @@ class Selecting(Select):
                 return None
             layer.extra[self.name] = index
         layer.extra_at[self.name] = dropped
-        index.append(self.seen_by_index(step, k[:, :, have:]))
+        index.append(self.seen_by_index(step, keys.since(have)))
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
@@ -127,7 +125,7 @@ def page_scores(q: Tensor, bounds: Tensor) -> Tensor:
     split by sign it is one product.
     """
     b, h, n, _ = q.shape
-    grouped = q.reshape(b, bounds.shape[1], -1, q.shape[3])
+    grouped = q.reshape(b, bounds.shape[1], h // bounds.shape[1] * n, q.shape[3])
     split = torch.cat((grouped.clamp(max=0), grouped.clamp(min=0)), -1)
     # In this order the rows of bounds are read as they lie.
     found = multiply(bounds, split.transpose(2, 3))
@@ -144,7 +142,7 @@ def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
     score = q.new_full((q.shape[0], g, -(-m // page) * each), -torch.inf)
     if index.pages:
         found = page_scores(q, index.read())
-        own = found.view(found.shape[0], g, -1, found.shape[3]).amax(2)
+        own = found.view(found.shape[0], g, found.shape[1] // g * found.shape[2], found.shape[3]).amax(2)
         score[..., : own.shape[-1]] = own
     if each > 1:
         score = score.unflatten(-1, (-1, each)).amax(-1)

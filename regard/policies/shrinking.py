@@ -36,7 +36,7 @@ from regard.policies.module_patch import patch_modules
 from regard.policies.placing import without_padding
 from regard.policies.spent_flops import Costs
 from regard.run.counting import COUNT
-from regard.run.executor import No
+from regard.run.executor import Answer, No
 from regard.run.runner import otherwise
 
 
@@ -66,7 +66,7 @@ class Shrinking(Stage):
 
     def begin(self, model: Any, sites: Sites) -> None:
         """Ask every policy whether it can serve the model, then stand before its forwards."""
-        self.caching = can_cache(model, sites)
+        self.caching = self._can_cache(model, sites)
         for one in self.policies:
             lacking = one.needs_cache and isinstance(self.caching, No)
             answer = self.caching if lacking else one.can(model, sites)
@@ -91,11 +91,19 @@ class Shrinking(Stage):
         self._keeping_on = next((p for p in own if isinstance(p, EvictAtSteps)), None)
         for one in self.policies:
             one.begin(model, sites, self.budget)
-        self.caches = Caches(model, self)
+        self.caches = self._new_caches(model)
         self._undo.callback(patch_modules(model, sites, self))
         if self.pipeline is not None:
             self._undo.enter_context(telling_by_text(self.pipeline, model))
         self.active = True
+
+    def _can_cache(self, model: Any, sites: Sites) -> Answer:
+        """Return whether what the model keeps can be read and chosen from, or why not."""
+        return can_cache(model, sites)
+
+    def _new_caches(self, model: Any) -> Any:
+        """Make what knows the layer of a cache that a call belongs to."""
+        return Caches(model, self)
 
     def _need_company(self) -> None:
         """Refuse policies that want the same thing in different ways."""

@@ -55,7 +55,7 @@ class Look:
                 self._skip([probe], f"the model has no {' or '.join(probe.kinds)} attention")
                 continue
             kind = probe.stimulus
-            if kind == "repeated" and probe.definition in ("mask", "share"):
+            if kind == "repeated" and probe.definition != "stripe":
                 kind = "text"
             by_stimulus.setdefault(kind, []).append(probe)
         try:

@@ -47,10 +47,13 @@ class Executors(Mapping[str, Executor]):
 
     def __init__(self) -> None:
         self._made: dict[str, Executor] = {}
+        # Those of higher floors, which read keys of one form: form -> name -> where it is.
+        self._added: dict[str, dict[str, tuple[str, str]]] = {}
 
     def __getitem__(self, name: str) -> Executor:
         if name not in self._made:
-            module, kind = self.places[name]
+            places = {**self.places, **{n: p for x in self._added.values() for n, p in x.items()}}
+            module, kind = places[name]
             self._made[name] = getattr(importlib.import_module(module), kind)()
         return self._made[name]
 
@@ -59,6 +62,14 @@ class Executors(Mapping[str, Executor]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def add(self, form: str, name: str, module: str, kind: str) -> None:
+        """Register an executor that reads keys of one form alone: `kind` in `module`."""
+        self._added.setdefault(form, {})[name] = (module, kind)
+
+    def among(self, form: str) -> tuple[str, ...]:
+        """Return the names of those that may run a call over keys of a form."""
+        return (*self.places, *self._added.get(form, {}))
 
 
 EXECUTORS = Executors()
@@ -152,11 +163,14 @@ def make_plan(
     if around and (lse or call.rule.weigh.has_sink):
         around = Transforms.ANY
     # Those that read the keys as they are come first.
-    for name in sorted(EXECUTORS, key=lambda x: form not in EXECUTORS[x].reads):
+    for name in sorted(EXECUTORS.among(form), key=lambda x: form not in EXECUTORS[x].reads):
         executor, asked = EXECUTORS[name], call
         if form not in executor.reads:
             if "dense" not in executor.reads:
                 ruled_out[name] = f"reads {' and '.join(sorted(executor.reads))} keys, not {form}"
+                continue
+            if call.keys.collective:
+                ruled_out[name] = f"reads keys of one device, not {form}"
                 continue
             able = [x for x in considered if not EXECUTORS[x].avoid_reason(call)]
             native = forced in considered or bool(able and not forced)
@@ -185,6 +199,13 @@ def make_plan(
             f"one that can: {', '.join(considered)}",
             "leave `executor` out, or name one of these",
         )
+    if not considered:
+        refusals = [f"{x}: {why}" for x, why in ruled_out.items() if form in EXECUTORS[x].reads]
+        fail(
+            ExecutorError, "keys", f"{call.keys} and {call.rule}, which none can run: "
+            + "; ".join(refusals),
+            "a call that some executor can run", "change what the first of them names",
+        )  # fmt: skip
     asked_only = {x: why for x in considered if (why := EXECUTORS[x].avoid_reason(call))}
     ready = [x for x in considered if x not in asked_only] or list(considered)
     best = [x for x in ready if x not in needs_dense] or ready
@@ -209,6 +230,8 @@ def simplified(call: Call) -> Call:
     except AttributeError:  # no keys; a look at each call would cost all calls
         call.checked()
         raise
+    if call.q_positions is None and keys.q_positions is not None:
+        return call.replace(keys=keys, q_positions=keys.q_positions)
     return call if keys is call.keys else call.replace(keys=keys)
 
 

@@ -114,7 +114,7 @@ def surveyed(call: Call, want: tuple[str, ...], settings: dict[str, Any]) -> Res
     before = counted()
     COUNT.depth += 1
     try:
-        report = _survey(densified(call), want, settings)
+        report = _survey(densified(simplified(call)), want, settings)
     finally:
         COUNT.depth -= 1
     cost = counted().less(before)

@@ -145,7 +145,8 @@ class Seen:
         for name, scores in self.scores.items():
             if name not in ROLES and name not in USUAL and scores.top(1):
                 names = ", ".join(f"{x.name} {x.value:.2f}" for x in scores.top(3))
-                found.append(f"{scores.title}: {names}")
+                against = f" ({scores.read_against()})" if scores.chance else ""
+                found.append(f"{scores.title}: {names}{against}")
         found += [f"{name}: not told, {why}" for name, why in self.skipped.items()]
         if self.interrupted:
             found.append("interrupted: what was seen up to then is kept")
@@ -157,7 +158,8 @@ class Seen:
         top = replace(scores, values=scores.details.get("raw", scores.values)).top(3)
         names = ", ".join(f"{x.name} {x.value:.3g}" for x in top)
         read = f", {scores.tokens:,} tokens" if scores.tokens else ""
-        return [f"the loss feels most (|dL/d gate|{read}): {names}"] if top else []
+        size = "sum of |dL/d gate|" if scores.definition == "tokens" else "|dL/d gate|"
+        return [f"the loss feels most ({size}{read}): {names}"] if top else []
 
     def _of_sinks(self) -> list[str]:
         if "sink" not in self.scores or "image_sink" in self.scores:

@@ -110,19 +110,25 @@ def mutant(key):
         yield len(done)
 
 
-def survives(key):
-    """Whether the check of a row holds, or says the same, though its method is off."""
+def outcome(key):
+    """What a row's check does when its method is off: "noticed", "survived", or "whole".
+
+    Whole is a row whose numbers a percent does not move at all: choices, counts and words.
+    """
     from regard.papers import seeding
 
     def measured():
         seeding.begin(0)
-        return [(one.says, one.held) for one in checks()[key].function()]
+        found = list(checks()[key].function())
+        return [(one.says, one.held) for one in found], [repr(one.measured) for one in found]
 
-    before = measured()
+    held, numbers = measured()
     with mutant(key) as changed:
         assert changed or key in RUN_BY, key
         try:
-            after = measured()
+            held_after, numbers_after = measured()
         except Exception:  # what cannot even run has been noticed
-            return False
-    return before == after
+            return "noticed"
+    if held != held_after:
+        return "noticed"
+    return "whole" if numbers == numbers_after else "survived"
