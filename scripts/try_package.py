@@ -30,7 +30,8 @@ def main() -> None:
                 [str(python), *words], cwd=folder, capture_output=True, text=True, check=False
             )
             said = (done.stdout.strip() or done.stderr.strip()).splitlines()
-            print("ok" if done.returncode == 0 else "FAILED", *words[:3], "|", said[-1:])
+            shown = "a call and a layer" if words[0] == "-c" else " ".join(words)
+            print("ok" if done.returncode == 0 else "FAILED", f"{shown}:", *said[-1:])
             if done.returncode:
                 print(done.stderr)
                 raise SystemExit(1)
