@@ -5,7 +5,7 @@
 On your own cluster: torchrun --nproc-per-node 8 your_training.py, with `regard.spread` inside.
 """
 
-from regard.schemes.launch import results
+from regard.schemes.local_processes import results
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def run(
 ) -> None:
     """Spread the model that ships over processes, and print what each rank did."""
     from regard.core.errors import RuleError, fail
-    from regard.schemes.launch import results
+    from regard.schemes.local_processes import results
     from regard.schemes.spreading import LAYOUTS, NAMES
 
     at_least("--processes", processes, 1)
@@ -77,7 +77,7 @@ def plan(
     """
     from regard.core.errors import ValueRangeError, fail
     from regard.core.rule import Rule
-    from regard.schemes.simulation import Machine, Shape, simulate
+    from regard.schemes.simulation import LayerShape, Machine, simulate
 
     for flag, value in (
         ("--devices", devices), ("--nodes", nodes), ("--heads", heads),
@@ -94,7 +94,9 @@ def plan(
         )  # fmt: skip
     at_least("--tokens", tokens, 2 * devices)
     machine = Machine(devices, nodes, bandwidth, link, flops)
-    found = simulate(Rule(read_support(rule)), tokens, machine, Shape(heads, kv_heads, head_size))
+    found = simulate(
+        Rule(read_support(rule)), tokens, machine, LayerShape(heads, kv_heads, head_size)
+    )
     if as_json:
         print_json([x._asdict() for x in found])
         return

@@ -1,6 +1,6 @@
 """Spread: one attention over many devices.
 
-Keys over devices are `Sharded`; a scheme is an executor that reads them, and everything that a
+Keys over devices are `ShardedKeys`; a scheme is an executor that reads them, and everything that a
 scheme does is the merge of Results. `torch.distributed` moves the bytes.
 
 >>> from regard.schemes import Contiguous, ZigZag
@@ -11,7 +11,7 @@ scheme does is the merge of Results. `torch.distributed` moves the bytes.
 from regard.run.plan import EXECUTORS
 from regard.schemes.layouts import Contiguous, Dealt, Layout, Striped, ZigZag, balanced
 from regard.schemes.messages import PeerError, Peers, Traffic, traffic
-from regard.schemes.sharded import Sharded, peers_of
+from regard.schemes.sharded_keys import ShardedKeys, peers_of
 
 # Every scheme: an executor that reads sharded keys, imported when a plan first asks it.
 SCHEMES = {
@@ -22,9 +22,9 @@ SCHEMES = {
     "tree": ("regard.schemes.tree_decode", "TreeDecode"),
 }
 for _name, (_module, _kind) in SCHEMES.items():
-    EXECUTORS.add(Sharded.form, _name, _module, _kind)
+    EXECUTORS.add(ShardedKeys.form, _name, _module, _kind)
 
 __all__ = [
-    "SCHEMES", "Contiguous", "Dealt", "Layout", "PeerError", "Peers", "Sharded", "Striped",
+    "SCHEMES", "Contiguous", "Dealt", "Layout", "PeerError", "Peers", "ShardedKeys", "Striped",
     "Traffic", "ZigZag", "balanced", "peers_of", "traffic",
 ]  # fmt: skip

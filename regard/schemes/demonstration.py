@@ -16,7 +16,7 @@ from regard.schemes.spreading import spread
 def show(scheme: str, layout: str, tokens: int, new: int) -> dict[str, Any]:
     """Spread the shipped model on this rank: what it held, scored and sent, and whether it agrees.
 
-    Run in every process of a group, by `regard.schemes.launch.results`.
+    Run in every process of a group, by `regard.schemes.local_processes.results`.
     """
     model, _ = load()
     model = model.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,9 @@ def _text(rule: Rule) -> str:
         "hash of tensors",
         lambda: hash_of([x.detach().cpu() for x in rule.support.tensors()]),
     )
-    return f"{rule} {held if rule.support.tensors() else ''}".strip()
+    # Functions are shown with where they are in memory, which differs between processes.
+    said = re.sub(r" at 0x[0-9a-f]+", "", str(rule))
+    return f"{said} {held if rule.support.tensors() else ''}".strip()
 
 
 def packed(meant: Meant) -> Tensor:

@@ -15,7 +15,7 @@ from regard.run.runner import partial_of
 from regard.schemes.layouts import Layout
 from regard.schemes.messages import exchange
 from regard.schemes.scheme import Scheme, queries_of, work
-from regard.schemes.sharded import Sharded
+from regard.schemes.sharded_keys import ShardedKeys
 
 
 def shares(heads: int, world: int) -> list[list[int]]:
@@ -40,12 +40,12 @@ class HeadSplit(Scheme):
     name = "heads"
     splits_rows = False
 
-    def pairs(self, call: Call, keys: Sharded) -> list[float]:
+    def pairs(self, call: Call, keys: ShardedKeys) -> list[float]:
         """All pairs of the heads of a rank: nobody is spared by a rule, and nobody has more."""
         total = sum(work(call, keys).pairs_by_rank())
         return [float(total * len(own)) * call.b for own in shares(call.h, keys.peers.world)]
 
-    def bytes_sent(self, call: Call, keys: Sharded) -> list[int]:
+    def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
         """Queries, keys and values of the heads of others, and their outputs with the lse."""
         own, size, world = shares(call.h, keys.peers.world), call.q.element_size(), keys.peers.world
         key_heads = [len(_key_heads(heads, call)) for heads in own]
@@ -60,11 +60,11 @@ class HeadSplit(Scheme):
             sent.append(call.b * (out + q + kv))
         return sent
 
-    def rounds(self, keys: Sharded) -> int:
+    def rounds(self, keys: ShardedKeys) -> int:
         """There and back."""
         return 2
 
-    def spread(self, call: Call, keys: Sharded) -> Partial:
+    def spread(self, call: Call, keys: ShardedKeys) -> Partial:
         """Exchange, attend, exchange back."""
         peers, rule, own = keys.peers, call.rule, keys.own.dense()
         heads = shares(call.h, peers.world)
@@ -100,7 +100,7 @@ def _equal(of_key: list[int]) -> bool:
     return len(of_key) % g == 0 and of_key == key_heads_of(range(len(of_key)), len(of_key), g)
 
 
-def _by_heads(keys: Sharded, *xs: tuple[Tensor, list[list[int]], Layout]) -> tuple[Tensor, ...]:
+def _by_heads(keys: ShardedKeys, *xs: tuple[Tensor, list[list[int]], Layout]) -> tuple[Tensor, ...]:
     """Send each x [b, h, own tokens, d] by heads: [b, own heads, all tokens in order, d]."""
     peers, sent, plans = keys.peers, [], []
     for x, heads, layout in xs:
@@ -123,7 +123,7 @@ def _by_heads(keys: Sharded, *xs: tuple[Tensor, list[list[int]], Layout]) -> tup
     return tuple(found)
 
 
-def _by_tokens(keys: Sharded, heads: list[list[int]], part: Partial) -> Partial:
+def _by_tokens(keys: ShardedKeys, heads: list[list[int]], part: Partial) -> Partial:
     """Send (out, lse) of [b, own heads, all tokens in order] back: [b, h, own tokens]."""
     peers, queries = keys.peers, queries_of(keys)
     xs = [part.out] if part.lse is None else [part.out, part.lse[..., None]]

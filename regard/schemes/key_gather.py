@@ -6,7 +6,7 @@ from regard.core.call import Call
 from regard.core.method import method
 from regard.core.partial import Partial
 from regard.schemes.scheme import Scheme, partial_over, queries_of, work
-from regard.schemes.sharded import Sharded, arrived, gathered
+from regard.schemes.sharded_keys import ShardedKeys, arrived, gathered
 
 
 @method(
@@ -21,17 +21,17 @@ class KeyGather(Scheme):
 
     name = "gather"
 
-    def bytes_sent(self, call: Call, keys: Sharded) -> list[int]:
+    def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
         """Keys and values, once to each rank that needs them."""
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()
         return [rows * each for rows in work(call, keys).rows_sent()]
 
-    def held(self, call: Call, keys: Sharded) -> float:
+    def held(self, call: Call, keys: ShardedKeys) -> float:
         """Bytes of all keys that the rank with most needs."""
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()
         return float(max(each * sum(map(len, row)) for row in work(call, keys).needed))
 
-    def spread(self, call: Call, keys: Sharded) -> Partial:
+    def spread(self, call: Call, keys: ShardedKeys) -> Partial:
         """Gather, attend."""
         needed, rank = work(call, keys).needed, keys.peers.rank
         k, v = gathered(keys, keys.own.dense(), needed, "gathering keys")

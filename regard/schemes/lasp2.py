@@ -25,7 +25,7 @@ from regard.core.scan import (
 )
 from regard.schemes.handshake import Meant, shake
 from regard.schemes.messages import TIMEOUT, Peers
-from regard.schemes.sharded import peers_of
+from regard.schemes.sharded_keys import peers_of
 
 
 @method("lasp2", call="regard.schemes.scan_sharded(q, k, v, mesh=mesh, dim='cp', log_decay=-0.1)")

@@ -95,11 +95,11 @@ def on_ranks(world: int, function: Callable[[Peers], T], timeout: float = 60.0) 
     >>> import torch
     >>> from regard.run.api import attend
     >>> from regard.core.support import Causal
-    >>> from regard.schemes import Contiguous, Sharded
+    >>> from regard.schemes import Contiguous, ShardedKeys
     >>> q, layout = torch.randn(1, 2, 10, 8), Contiguous(10, 4)
     >>> def run(peers):
     ...     own = layout.take(q, peers.rank, 2)
-    ...     return attend(own, Sharded.of(own, own, peers, layout=layout), rule=Causal())
+    ...     return attend(own, ShardedKeys.of(own, own, peers, layout=layout), rule=Causal())
     >>> torch.allclose(torch.cat(on_ranks(4, run), 2), attend(q, q, q, Causal()), atol=1e-6)
     True
     """

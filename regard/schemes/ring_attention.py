@@ -16,12 +16,12 @@ from regard.run.chunked import learns_unseen, reached_learned
 from regard.run.transforms import no_second_derivative
 from regard.schemes.messages import Waiting
 from regard.schemes.scheme import Scheme, partial_over, pulled_back, queries_of, row_terms, work
-from regard.schemes.sharded import Sharded
+from regard.schemes.sharded_keys import ShardedKeys
 
 KEYS, BACK = 0, 1  # lanes
 
 
-@method("ring_attention", call="regard.attend(q, Sharded.of(k, v, mesh, 'cp'), rule=rule)")
+@method("ring_attention", call="regard.attend(q, ShardedKeys.of(k, v, mesh, 'cp'), rule=rule)")
 class RingAttention(Scheme):
     """Pass the keys of every rank by all others; a rank holds one block beside its own.
 
@@ -35,24 +35,24 @@ class RingAttention(Scheme):
     # Whether queries travel in the backward, in place of keys.
     queries_travel: ClassVar[bool] = False
 
-    def refuses(self, call: Call, keys: Sharded) -> str:
+    def refuses(self, call: Call, keys: ShardedKeys) -> str:
         """Whatever is learned must be known: its gradient is taken block by block."""
         return learns_unseen_by(call)
 
-    def rounds(self, keys: Sharded) -> int:
+    def rounds(self, keys: ShardedKeys) -> int:
         """One for each rank."""
         return keys.peers.world
 
-    def held(self, call: Call, keys: Sharded) -> float:
+    def held(self, call: Call, keys: ShardedKeys) -> float:
         """Two blocks: one is attended to while the next arrives."""
         return 2.0 * keys.nbytes
 
-    def bytes_sent(self, call: Call, keys: Sharded) -> list[int]:
+    def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
         """Keys and values, once to each rank that needs them: rows g (d + e) bytes."""
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()
         return [rows * each for rows in work(call, keys).rows_sent()]
 
-    def bytes_sent_back(self, call: Call, keys: Sharded) -> list[int]:
+    def bytes_sent_back(self, call: Call, keys: ShardedKeys) -> list[int]:
         """Bytes sent by each rank in the backward: keys and values again, and their gradients."""
         needed = work(call, keys).needed
         ranks = range(keys.peers.world)
@@ -62,14 +62,14 @@ class RingAttention(Scheme):
             for r in ranks
         ]
 
-    def spread(self, call: Call, keys: Sharded) -> Partial:
+    def spread(self, call: Call, keys: ShardedKeys) -> Partial:
         """Run the ring; its backward is another."""
         learned = learned_by(call)
         own = keys.own.dense()
         out, lse = _Ring.apply(self, call, keys, call.q, own.k, own.v, *learned)  # type: ignore[no-untyped-call]
         return Partial(out, lse)
 
-    def backward(self, call: Call, keys: Sharded, back: Back) -> list[Tensor]:
+    def backward(self, call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         """Return the gradients of q, k, v and of what the rule learns."""
         return _keys_travel(call, keys, back)
 
@@ -85,11 +85,11 @@ class BurstAttention(RingAttention):
     name = "burst"
     queries_travel: ClassVar[bool] = True
 
-    def rounds(self, keys: Sharded) -> int:
+    def rounds(self, keys: ShardedKeys) -> int:
         """As a ring; where nothing is learned there is no reason to choose it."""
         return keys.peers.world + 1
 
-    def bytes_sent_back(self, call: Call, keys: Sharded) -> list[int]:
+    def bytes_sent_back(self, call: Call, keys: ShardedKeys) -> list[int]:
         """Queries, gradients of outputs, two numbers a query; and gradients of queries back."""
         asking, ranks = work(call, keys).asking, range(keys.peers.world)
         size, few = call.q.element_size(), 0 if call.rule.weigh.sums else 2
@@ -100,7 +100,7 @@ class BurstAttention(RingAttention):
             for r in ranks
         ]
 
-    def backward(self, call: Call, keys: Sharded, back: Back) -> list[Tensor]:
+    def backward(self, call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         """Let the queries travel."""
         return _queries_travel(call, keys, back)
 
@@ -140,8 +140,8 @@ class Back:
 class _Ring(Function):
     @staticmethod
     def forward(
-        ctx: Any, scheme: RingAttention, call: Call, keys: Sharded, q: Tensor, k: Tensor, v: Tensor,
-        *learned: Tensor,
+        ctx: Any, scheme: RingAttention, call: Call, keys: ShardedKeys, q: Tensor, k: Tensor,
+        v: Tensor, *learned: Tensor,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         i = queries_of(keys).positions(keys.peers.rank)
         out: Partial | None = None
@@ -168,7 +168,7 @@ class _Ring(Function):
 
 
 def _passing(
-    call: Call, keys: Sharded, k: Tensor, v: Tensor, number: int | None = None
+    call: Call, keys: ShardedKeys, k: Tensor, v: Tensor, number: int | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield the needed keys of each rank, nearest first: (rank, k, v, positions)."""
     peers, needed = keys.peers, work(call, keys).needed
@@ -218,7 +218,7 @@ def _asked(*xs: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.detach().requires_grad_(True) for x in xs)
 
 
-def _keys_travel(call: Call, keys: Sharded, back: Back) -> list[Tensor]:
+def _keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
     """Pass the keys by again, and send their gradients home."""
     peers, needed = keys.peers, work(call, keys).needed
     i = queries_of(keys).positions(peers.rank)
@@ -262,7 +262,7 @@ def _keys_travel(call: Call, keys: Sharded, back: Back) -> list[Tensor]:
     return back.grads()
 
 
-def _queries_travel(call: Call, keys: Sharded, back: Back) -> list[Tensor]:
+def _queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
     """Pass the queries by the keys, and send their gradients home."""
     peers, ranks = keys.peers, work(call, keys)
     layout, full = queries_of(keys), wide(back.q.dtype)

@@ -20,8 +20,8 @@ from regard.run.runner import partial_of
 from regard.run.transforms import Transforms
 from regard.schemes.handshake import Meant, shake
 from regard.schemes.layouts import Layout
-from regard.schemes.sharded import Sharded
-from regard.schemes.work import Work, state_of, work_of
+from regard.schemes.sharded_keys import ShardedKeys
+from regard.schemes.work import RankWork, state_of, work_of
 
 # Bytes of memory that are moved in the time in which a link carries one.
 LINK = 16.0
@@ -32,7 +32,7 @@ RUNS = 4
 class Scheme(Executor):
     """A way to run one call over the ranks of a mesh; every rank runs it."""
 
-    reads: ClassVar[frozenset[str]] = frozenset({Sharded.form})
+    reads: ClassVar[frozenset[str]] = frozenset({ShardedKeys.form})
     transforms = Transforms.NONE
     # Whether every rank has queries of its own, or all have the same.
     same_queries: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class Scheme(Executor):
     def can(self, call: Call) -> Answer:
         """Any rule that can be cut by positions."""
         keys = call.keys
-        if not isinstance(keys, Sharded):
+        if not isinstance(keys, ShardedKeys):
             return No(f"reads sharded keys, not {keys.form}")
         if keys.scheme is not None and keys.scheme != self.name:
             return No(f"the keys ask for {keys.scheme}")
@@ -62,19 +62,19 @@ class Scheme(Executor):
         reason = self.refuses(call, keys)
         return No(reason) if reason else Yes(self.note(call, keys))
 
-    def refuses(self, call: Call, keys: Sharded) -> str:
+    def refuses(self, call: Call, keys: ShardedKeys) -> str:
         """Say why it cannot run a call, or nothing."""
         return ""
 
     @abstractmethod
-    def bytes_sent(self, call: Call, keys: Sharded) -> list[int]:
+    def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
         """Return the bytes that each rank sends for the output of a call: the formula."""
 
-    def pairs(self, call: Call, keys: Sharded) -> list[float]:
+    def pairs(self, call: Call, keys: ShardedKeys) -> list[float]:
         """Return the pairs of all heads that each rank scores, in tiles that are not empty."""
         return [float(x) * call.b * call.h for x in work(call, keys).pairs_by_rank()]
 
-    def note(self, call: Call, keys: Sharded) -> str:
+    def note(self, call: Call, keys: ShardedKeys) -> str:
         """Say who does and sends how much."""
         sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
         return (
@@ -85,18 +85,18 @@ class Scheme(Executor):
     # Share of the sending that is not hidden behind computing, and messages that follow on another.
     exposed: ClassVar[float] = 1.0
 
-    def rounds(self, keys: Sharded) -> int:
+    def rounds(self, keys: ShardedKeys) -> int:
         """Count the messages that wait for another."""
         return 1
 
-    def held(self, call: Call, keys: Sharded) -> float:
+    def held(self, call: Call, keys: ShardedKeys) -> float:
         """Bytes that are held beside what a rank has."""
         return float(max(self.bytes_sent(call, keys)))
 
     def cost(self, call: Call) -> Cost:
         """Count the work of the rank that has most: the others wait for it."""
         keys = call.keys
-        assert isinstance(keys, Sharded)
+        assert isinstance(keys, ShardedKeys)
         sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
         moved = self.exposed * LINK * max(sent) + keys.nbytes
         flops = 2.0 * max(pairs) * (call.d + call.e) + LAUNCH * self.rounds(keys)
@@ -105,7 +105,7 @@ class Scheme(Executor):
     def run(self, call: Call) -> Partial:
         """Agree with all ranks, then run."""
         keys = call.keys
-        assert isinstance(keys, Sharded)
+        assert isinstance(keys, ShardedKeys)
         if keys.queries is not None:
             here = len(keys.queries.positions(keys.peers.rank))
             if call.n != here:
@@ -121,16 +121,16 @@ class Scheme(Executor):
         return Partial(out.to(call.q.dtype), lse)
 
     @abstractmethod
-    def spread(self, call: Call, keys: Sharded) -> Partial:
+    def spread(self, call: Call, keys: ShardedKeys) -> Partial:
         """Run a call that all ranks agree on; sums are kept in at least float32."""
 
 
-def work(call: Call, keys: Sharded) -> Work:
+def work(call: Call, keys: ShardedKeys) -> RankWork:
     """Return who needs what in a call."""
     return work_of(call.rule, queries_of(keys), keys.layout)
 
 
-def queries_of(keys: Sharded) -> Layout:
+def queries_of(keys: ShardedKeys) -> Layout:
     """Return the layout of the queries."""
     assert keys.queries is not None
     return keys.queries

@@ -44,7 +44,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerShape:
     """Heads, key heads, head size and bytes of a number, of one layer and one row of a batch."""
 
     heads: int = 32
@@ -53,7 +53,7 @@ class Shape:
     item: int = 2
 
 
-class Estimate(NamedTuple):
+class SchemeCost(NamedTuple):
     """One scheme under one layout: the rank with most of each, and seconds of one layer's forward.
 
     `balance` is the mean work of a rank by that of the one with most; `ideal` is the share of
@@ -82,8 +82,10 @@ def layouts(rule: Rule, tokens: int, devices: int) -> dict[str, Layout]:
     }
 
 
-def simulate(rule: Rule, tokens: int, machine: Machine, shape: Shape = Shape()) -> list[Estimate]:
-    """Estimate every scheme under every layout, the quickest first.
+def simulate(
+    rule: Rule, tokens: int, machine: Machine, shape: LayerShape = LayerShape()
+) -> list[SchemeCost]:
+    """SchemeCost every scheme under every layout, the quickest first.
 
     Pairs and bytes are counted by tiles of the sequence, 4,096 a side at most, in which a tile that
     is not empty counts as a whole, or by half where it is only partly met.
@@ -140,8 +142,8 @@ def _counted(rule: Rule, tokens: int, world: int) -> dict[str, tuple[Tensor, Ten
 
 def _by_rows(
     scheme: str, layout: str, pairs: Tensor, rows: Tensor, tokens: int, machine: Machine,
-    shape: Shape,
-) -> Estimate:  # fmt: skip
+    shape: LayerShape,
+) -> SchemeCost:  # fmt: skip
     """A ring, or a gather: keys go where they are needed."""
     world = machine.devices
     node = torch.arange(world) // (world // machine.nodes)
@@ -155,14 +157,14 @@ def _by_rows(
     seconds = max(most, slow) if scheme == "ring" else most + slow
     own = tokens / world * each
     held = 2 * own if scheme == "ring" else float(rows.sum(1).max()) * each
-    return Estimate(
+    return SchemeCost(
         scheme, layout, float(pairs.max()) * shape.heads, float(pairs.mean() / pairs.max()),
         float(sent.sum(0).max()), float(between.max()), held, seconds,
         float(compute.mean()) / seconds,
     )  # fmt: skip
 
 
-def _by_heads(pairs: Tensor, tokens: int, machine: Machine, shape: Shape) -> Estimate:
+def _by_heads(pairs: Tensor, tokens: int, machine: Machine, shape: LayerShape) -> SchemeCost:
     """An exchange of tokens for heads, and back."""
     world, own = machine.devices, tokens / machine.devices
     heads = [len(x) for x in shares(shape.heads, world)]
@@ -174,10 +176,10 @@ def _by_heads(pairs: Tensor, tokens: int, machine: Machine, shape: Shape) -> Est
     one = float(pairs.sum()) * 4.0 * shape.size / (machine.flops * 1e12)
     compute, mean = one * max(heads), one * shape.heads / world
     held = tokens * (max(heads) + 2.0 * max(keys)) * shape.size * shape.item
-    return Estimate(
+    return SchemeCost(
         "heads", "any", float(pairs.sum()) * max(heads), mean / compute, sent, across, held,
         compute + slow, mean / (compute + slow),
     )  # fmt: skip
 
 
-__all__ = ["Dealt", "Estimate", "Machine", "Shape", "layouts", "simulate"]
+__all__ = ["Dealt", "LayerShape", "Machine", "SchemeCost", "layouts", "simulate"]

@@ -21,7 +21,7 @@ from regard.models.forward import WholeText, given_to
 from regard.models.stage import Stage
 from regard.schemes.layouts import Contiguous, Layout, Striped, ZigZag
 from regard.schemes.messages import TIMEOUT, Peers
-from regard.schemes.sharded import Sharded, peers_of
+from regard.schemes.sharded_keys import ShardedKeys, peers_of
 
 STAR = "star"
 AUTO = "auto"
@@ -54,7 +54,7 @@ class _Now(NamedTuple):
     first: int | None = None
 
 
-class _Thread(threading.local):
+class _SpreadThread(threading.local):
     now: _Now | None = None
 
 
@@ -73,7 +73,7 @@ class Spread(Stage):
         if layout not in LAYOUTS:
             fail(RuleError, "layout", repr(layout), f"one of {', '.join(LAYOUTS)}", "leave it out")
         self.peers, self.scheme, self.kind = peers, scheme, layout
-        self._thread = _Thread()
+        self._thread = _SpreadThread()
         # Set while tokens are generated: the layout of the prompt.
         self.prompt: Layout | None = None
 
@@ -163,14 +163,14 @@ class Spread(Stage):
                 _not_spread(call, own.m, held)
             # The last rank keeps what is generated; all have it, for all ran it.
             own = Dense(own.k[:, :, :held], own.v[:, :, :held])
-            return call.replace(keys=Sharded(own, self.peers, now.layout))
+            return call.replace(keys=ShardedKeys(own, self.peers, now.layout))
         if own.m != held or call.n != held:
             _not_spread(call, own.m, held)
         if self.scheme == STAR:
             size = max(1, ceil(now.layout.length / self.peers.world))
             call = call.replace(rule=anchored(call.rule, size))
         own = Dense(own.k, own.v)
-        return call.replace(keys=Sharded(own, self.peers, now.layout, now.layout, None, scheme))
+        return call.replace(keys=ShardedKeys(own, self.peers, now.layout, now.layout, None, scheme))
 
 
 @method("star_attention", call="regard.spread(model, mesh, scheme='star')")

@@ -15,7 +15,7 @@ from regard.run.runner import partial_of
 from regard.run.transforms import no_second_derivative
 from regard.schemes.ring_attention import learned_by, learns_unseen_by
 from regard.schemes.scheme import Scheme, pulled_back, row_terms
-from regard.schemes.sharded import Sharded
+from regard.schemes.sharded_keys import ShardedKeys
 
 
 class TreeDecode(Scheme):
@@ -29,22 +29,22 @@ class TreeDecode(Scheme):
     name = "tree"
     same_queries: ClassVar[bool] = True
 
-    def refuses(self, call: Call, keys: Sharded) -> str:
+    def refuses(self, call: Call, keys: ShardedKeys) -> str:
         """Whatever is learned must be known."""
         return learns_unseen_by(call)
 
-    def pairs(self, call: Call, keys: Sharded) -> list[float]:
+    def pairs(self, call: Call, keys: ShardedKeys) -> list[float]:
         """Every query and the keys of a rank."""
         return [float(call.b * call.h * call.n * c) for c in keys.layout.counts()]
 
-    def bytes_sent(self, call: Call, keys: Sharded) -> list[int]:
+    def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
         """An output and its lse to each other rank."""
         one = call.e if call.rule.weigh.sums else call.e + 1
         others = keys.peers.world - 1
         each = call.b * call.h * call.n * one * wide(call.q.dtype).itemsize
         return [others * each] * keys.peers.world
 
-    def spread(self, call: Call, keys: Sharded) -> Partial:
+    def spread(self, call: Call, keys: ShardedKeys) -> Partial:
         """Attend here, send, merge."""
         own = keys.own
         given = (own.k, own.v) if isinstance(own, Dense) else own.tensors()
@@ -53,7 +53,7 @@ class TreeDecode(Scheme):
         return Partial(out, lse)
 
 
-def _here(call: Call, keys: Sharded, q: Tensor, given: tuple[Tensor, ...]) -> Partial:
+def _here(call: Call, keys: ShardedKeys, q: Tensor, given: tuple[Tensor, ...]) -> Partial:
     """Attend to the keys of this rank."""
     own = keys.own
     if isinstance(own, Dense):
@@ -66,7 +66,7 @@ def _here(call: Call, keys: Sharded, q: Tensor, given: tuple[Tensor, ...]) -> Pa
 class _Tree(Function):
     @staticmethod
     def forward(
-        ctx: Any, call: Call, keys: Sharded, many: int, q: Tensor, *tensors: Tensor
+        ctx: Any, call: Call, keys: ShardedKeys, many: int, q: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         part = _here(call, keys, q, tensors[:many])
         packed = part.out if part.lse is None else torch.cat((part.out, part.lse[..., None]), -1)

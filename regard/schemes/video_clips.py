@@ -43,13 +43,19 @@ class _Bias:
     def __init__(self, shared: Tensor, near: int, early: bool, bias: float) -> None:
         self.shared, self.near, self.early, self.bias = shared, near, early, bias
 
+    def __repr__(self) -> str:
+        kind = "shared" if self.early else "near"
+        return f"bias of {self.bias:g} on frames that are {kind}"
+
     def __call__(self, s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         shared = self.shared.to(j.device)[j.clamp(0, len(self.shared) - 1)]
         local = (i - j).abs() <= self.near
         return s + self.bias * (shared if self.early else local).to(s.dtype)
 
 
-@method("video_infinity", call="attend(q, Sharded.of(k, v, mesh), rule=clip_rule(frames, world))")
+@method(
+    "video_infinity", call="attend(q, ShardedKeys.of(k, v, mesh), rule=clip_rule(frames, world))"
+)
 def clip_rule(
     frames: int, world: int, *, near: int = 8, many: int = 16, timestep: float | None = None,
     bias: float = 10.0,

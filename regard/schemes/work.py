@@ -24,7 +24,7 @@ EXACT = 1 << 22
 
 
 @dataclass(frozen=True)
-class Work:
+class RankWork:
     """What a rule asks of every rank, for queries and keys that are laid out over ranks.
 
     `needed[r][s]` are the slots of rank s whose keys the queries of rank r may attend to, and
@@ -51,7 +51,7 @@ class Work:
         return [sum(len(self.asking[r][s]) for s in range(world) if r != s) for r in range(world)]
 
 
-def work_of(rule: Rule, queries: Layout, keys: Layout) -> Work:
+def work_of(rule: Rule, queries: Layout, keys: Layout) -> RankWork:
     """Read off a rule what every rank needs of every other; kept for as long as the rule is.
 
     >>> from regard.core.support import Causal, Window
@@ -70,7 +70,7 @@ def tile_of(length: int, world: int) -> int:
     return max(1, min(TILE, length // (4 * world)))
 
 
-def _read(rule: Rule, queries: Layout, keys: Layout) -> Work:
+def _read(rule: Rule, queries: Layout, keys: Layout) -> RankWork:
     ranks = range(queries.world)
     size = tile_of(max(queries.length, keys.length), queries.world)
     rows = [queries.positions(r) for r in ranks]
@@ -83,7 +83,7 @@ def _read(rule: Rule, queries: Layout, keys: Layout) -> Work:
         needed.append([x[0] for x in found])
         asking.append([x[1] for x in found])
         pairs.append([x[2] for x in found])
-    return Work(needed, asking, pairs)
+    return RankWork(needed, asking, pairs)
 
 
 def _between(rule: Rule, i: Tensor, j: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
@@ -154,4 +154,4 @@ def state_of(rule: Rule, i: Tensor, j: Tensor) -> int:
     return rule.support.memo(("state over ranks", first), look)
 
 
-__all__ = ["Work", "state_of", "states", "tile_of", "work_of"]
+__all__ = ["RankWork", "state_of", "states", "tile_of", "work_of"]

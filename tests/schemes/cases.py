@@ -26,7 +26,7 @@ from regard.core.support import (
 )
 from regard.core.weigh import Relu, Sigmoid, Signed, Softmax
 from regard.run.runner import run
-from regard.schemes import Contiguous, Sharded, Striped, ZigZag, balanced, peers_of, traffic
+from regard.schemes import Contiguous, ShardedKeys, Striped, ZigZag, balanced, peers_of, traffic
 from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import PeerError, Peers
 
@@ -153,7 +153,7 @@ def spread(case: Case, peers: Peers) -> tuple[list[Tensor], Tensor | None, str, 
     mine = (lambda x: x) if same else (lambda x: layout.take(x, rank, 2))
     q = mine(case.q).clone().requires_grad_(True)
     k, v = (layout.take(x, rank, 2).clone().requires_grad_(True) for x in (case.k, case.v))
-    keys = Sharded.of(
+    keys = ShardedKeys.of(
         k, v, peers, layout=layout, same_queries=same, real=case.real, scheme=case.scheme
     )
     at = torch.arange(case.first, case.first + case.n) if same else None

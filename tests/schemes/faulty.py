@@ -15,7 +15,7 @@ from regard.core.rule import Rule
 from regard.core.score import Dot, KeyWeights, ScoreStep
 from regard.core.support import Causal, Documents, Window
 from regard.run.api import attend
-from regard.schemes import Contiguous, Sharded, ZigZag, peers_of
+from regard.schemes import Contiguous, ShardedKeys, ZigZag, peers_of
 from regard.schemes.lasp2 import scan_sharded
 
 # Seconds that a message may take.
@@ -47,7 +47,7 @@ def _call(
     torch.manual_seed(0)
     q = torch.randn(b, h, c if queries is None else queries, d, dtype=dtype, requires_grad=grad)
     k = torch.randn(b, g, c, d, dtype=dtype)
-    keys = Sharded.of(k, k, peers, layout=layout, scheme=scheme, real=real, same_queries=same)
+    keys = ShardedKeys.of(k, k, peers, layout=layout, scheme=scheme, real=real, same_queries=same)
     rule = Rule(Causal()) if rule is None else rule
     at = torch.arange(q.shape[2]) if same else None
     return q, attend(q, keys, rule=rule, executor=executor, dropout=dropout, q_positions=at)

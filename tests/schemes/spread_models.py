@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from regard.run.api import attend
 from regard.run.scanning import scan
-from regard.schemes import Contiguous, Sharded, peers_of, traffic
+from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
 from regard.schemes.lasp2 import message_bytes, scan_sharded
 from regard.schemes.spreading import spread
 from regard.schemes.video_clips import clip_rule, group_norm, with_borders
@@ -73,17 +74,17 @@ def train(scheme: str, layout: str, kind: str, peers: Any = None) -> dict[str, A
     one_step(model)
     one_step(alone)
     steps = [
-        float((x - y).abs().max())
+        float((x - y).detach().abs().max())
         for x, y in zip(model.parameters(), alone.parameters(), strict=True)
     ]
     return {
-        "loss": abs(loss - float(one.loss)), "grads": max(grads), "step": max(steps),
-        "logits": float((logits - one.logits)[real].abs().max()), "sent": sent.sent,
+        "loss": abs(loss - float(one.loss.detach())), "grads": max(grads), "step": max(steps),
+        "logits": float((logits - one.logits.detach())[real].abs().max()), "sent": sent.sent,
     }  # fmt: skip
 
 
-def trains(asked: list[list[str]]) -> list[dict[str, Any]]:
-    return [train(*one) for one in asked]
+def trains(asked: list[list[str]], peers: Any = None) -> list[dict[str, Any]]:
+    return [train(*one, peers=peers) for one in asked]
 
 
 def generate(
@@ -105,25 +106,34 @@ def generate(
     return {"same": bool((found == alone).all()), "found": found[0, -12:].tolist()}
 
 
-def generates(asked: list[list[Any]]) -> list[dict[str, Any]]:
-    return [generate(*one) for one in asked]
+def generates(asked: list[list[Any]], peers: Any = None) -> list[dict[str, Any]]:
+    return [generate(*one, peers=peers) for one in asked]
 
 
-def scans(lengths: list[int]) -> list[dict[str, Any]]:
+def scans(lengths: list[int], peers: Any = None) -> list[dict[str, Any]]:
     """Scans over ranks beside `regard.scan`: the largest difference, and the bytes sent."""
-    peers = peers_of(None)
+    peers = peers or peers_of(None)
     found = []
     for n in lengths:
         for kind in ("plain", "decay", "channels", "delta", "normalized", "documents"):
-            torch.manual_seed(n)
+            draw = torch.Generator().manual_seed(n)
             b, h, g, d, e = 2, 4, 2, 5, 6
-            q, k, v = (torch.randn(b, x, n, y, dtype=torch.float64).mul(0.3).requires_grad_(True)
-                       for x, y in ((h, d), (g, d), (g, e)))  # fmt: skip
-            decay = torch.rand(b, h, n, *([d] if kind == "channels" else []), dtype=torch.float64)
+            wide = {"dtype": torch.float64, "generator": draw}
+            q, k, v = (
+                torch.randn(b, x, n, y, **wide).mul(0.3).requires_grad_(True)
+                for x, y in ((h, d), (g, d), (g, e))
+            )
+            decay = torch.rand(
+                b, h, n, *([d] if kind == "channels" else []), dtype=torch.float64, generator=draw
+            )
             log_decay = None if kind in ("plain", "normalized") else -decay
             log_decay = None if log_decay is None else log_decay.requires_grad_(True)
-            beta = torch.rand(b, h, n, dtype=torch.float64) if kind == "delta" else None
-            reset = torch.rand(b, n) < 0.1 if kind == "documents" else None
+            beta = (
+                torch.rand(b, h, n, dtype=torch.float64, generator=draw)
+                if kind == "delta"
+                else None
+            )
+            reset = torch.rand(b, n, generator=draw) < 0.1 if kind == "documents" else None
             if kind == "normalized":
                 q, k = (x.detach().abs().requires_grad_(True) for x in (q, k))
             more = {"normalize": 1e-6} if kind == "normalized" else {}
@@ -133,13 +143,13 @@ def scans(lengths: list[int]) -> list[dict[str, Any]]:
                 return None if x is None else cut.take(x, peers.rank, axis)
 
             one, state = scan(q, k, v, log_decay=log_decay, beta=beta, reset=reset, chunk=4, **more)
-            weights = torch.randn_like(one)
+            weights = torch.randn(one.shape, dtype=one.dtype, generator=draw)
             asked = [x for x in (q, k, v, log_decay) if x is not None]
             whole = torch.autograd.grad((one * weights).sum(), asked)
             with traffic() as sent:
                 part, last = scan_sharded(
                     own(q, 2), own(k, 2), own(v, 2), log_decay=own(log_decay, 2),
-                    beta=own(beta, 2), reset=own(reset, 1), chunk=4, **more,
+                    beta=own(beta, 2), reset=own(reset, 1), chunk=4, mesh=peers, **more,
                 )  # fmt: skip
                 forward = sent.sent
                 grads = torch.autograd.grad((part * own(weights, 2)).sum(), asked)
@@ -160,29 +170,28 @@ def scans(lengths: list[int]) -> list[dict[str, Any]]:
     return found
 
 
-def videos(frames: list[int]) -> list[dict[str, Any]]:
+def videos(frames: list[int], peers: Any = None) -> list[dict[str, Any]]:
     """Temporal attention, borders and norms of clips over ranks, beside one process."""
-    peers = peers_of(None)
+    peers = peers or peers_of(None)
     found = []
     for n in frames:
         for timestep in (None, 900.0, 100.0):
-            torch.manual_seed(n)
+            draw = torch.Generator().manual_seed(n)
             rule = clip_rule(n, peers.world, near=3, many=4, timestep=timestep)
             cut = Contiguous(n, peers.world)
-            q, k, v = (torch.randn(5, 4, n, 8) for _ in range(3))
+            q, k, v = (torch.randn(5, 4, n, 8, generator=draw) for _ in range(3))
             own = [cut.take(x, peers.rank, 2) for x in (q, k, v)]
             whole = attend(q, k, v, rule)
-            keys = Sharded.of(own[1], own[2], peers, layout=cut, scheme="gather")
+            keys = ShardedKeys.of(own[1], own[2], peers, layout=cut, scheme="gather")
             with traffic() as sent:
                 out = attend(own[0], keys, rule=rule)
-            x = torch.randn(2, 6, n, 3)
+            x = torch.randn(2, 6, n, 3, generator=draw)
             mine = cut.take(x, peers.rank, 2)
             normed = group_norm(mine, 3, peers)
             with_all = torch.nn.functional.group_norm(x, 3)
-            conv = torch.nn.Conv2d(6, 6, (3, 1), padding=(1, 0))
-            with torch.no_grad():
-                here = conv(with_borders(mine, 1, peers))[:, :, 1:-1]
-                together = conv(x)
+            weight = torch.randn(6, 6, 3, 1, generator=draw)
+            here = conv2d(with_borders(mine, 1, peers), weight)
+            together = conv2d(x, weight, padding=(1, 0))
             found.append({
                 "frames": n, "sent": sent.sent,
                 "out": float((out - cut.take(whole, peers.rank, 2)).abs().max()),

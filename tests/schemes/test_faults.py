@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from regard.schemes.launch import Ended, Job, launch
+from regard.schemes.local_processes import Ended, Job, launch
 
 HERE = Path(__file__).parent
 # What rank 1 does -> what rank 0 must say: the rank, and some of the words.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from regard.schemes.launch import Job, function_of, launch
+from regard.schemes.local_processes import Job, function_of, launch
 
 CASES = Path(__file__).parent / "cases.py"
 # Cases of each number of ranks: as threads, and as processes.

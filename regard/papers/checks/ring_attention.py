@@ -12,7 +12,7 @@ from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.measure import Largest
 from regard.papers.shared.over_ranks import alone, drawn, over_ranks
 from regard.run.runner import run
-from regard.schemes import Contiguous, Dealt, Sharded
+from regard.schemes import Contiguous, Dealt, ShardedKeys
 from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import Peers
 
@@ -24,7 +24,7 @@ def largest(world: int) -> int:
 
     def one(peers: Peers) -> int:
         own = [layout.take(x, peers.rank, 2).requires_grad_(True) for x in (q, k, v)]
-        keys = Sharded.of(own[1], own[2], peers, layout=layout, scheme="ring")
+        keys = ShardedKeys.of(own[1], own[2], peers, layout=layout, scheme="ring")
         with Largest() as seen:
             out = run(Call(own[0], keys)).out
             torch.autograd.grad(out, own, layout.take(d_out, peers.rank, 2))

@@ -19,13 +19,13 @@ from regard.papers.shared.measure import gap
 from regard.papers.shared.shipped_model import demo
 from regard.run.api import attend
 from regard.run.runner import run
-from regard.schemes import Contiguous, Sharded
+from regard.schemes import Contiguous, ShardedKeys
 from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import Peers
 from regard.schemes.spreading import anchored
 
 
-class Blockwise(Stage):
+class InBlocks(Stage):
     """Attention of the first phase, with or without anchors; keeps the mass on one key."""
 
     want: ClassVar = ("weights",)
@@ -57,7 +57,7 @@ def star_attention() -> Claims:
 
     def one(peers: Peers) -> Tensor:
         own = [layout.take(x, peers.rank, 2) for x in (k, v)]
-        keys = Sharded.of(own[0], own[1], peers, layout=layout, same_queries=True)
+        keys = ShardedKeys.of(own[0], own[1], peers, layout=layout, same_queries=True)
         return run(Call(q, keys, Rule(Causal()), torch.arange(n - 3, n))).out
 
     whole = attend(q, k, v, Rule(Causal()).shift(n - 3))
@@ -77,7 +77,7 @@ def star_attention() -> Claims:
     ids = torch.randint(3, int(model.config.vocab_size), (4, 4 * size))  # type: ignore[union-attr,arg-type]
     mass = {}
     for anchors in (True, False):
-        stage = Blockwise(size, anchors, 3 * size)
+        stage = InBlocks(size, anchors, 3 * size)
         with attach(model, [stage], check=False), torch.no_grad():
             model(ids)
         mass[anchors] = max(stage.mass)

@@ -10,7 +10,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.measure import gap
 from regard.run.api import attend
-from regard.schemes import Contiguous, Sharded, Traffic, traffic
+from regard.schemes import Contiguous, ShardedKeys, Traffic, traffic
 from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import Peers
 from regard.schemes.video_clips import clip_rule, group_norm
@@ -23,7 +23,7 @@ def clips(q: Tensor, k: Tensor, v: Tensor, rule: Rule, world: int) -> tuple[Tens
     def one(peers: Peers) -> tuple[Tensor, Traffic]:
         own = [layout.take(x, peers.rank, 2) for x in (q, k, v)]
         with traffic() as sent:
-            out = attend(own[0], Sharded.of(own[1], own[2], peers, layout=layout), rule=rule)
+            out = attend(own[0], ShardedKeys.of(own[1], own[2], peers, layout=layout), rule=rule)
         return out, sent
 
     found = on_ranks(world, one)

@@ -11,7 +11,7 @@ from regard.core.call import Call
 from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.run.runner import run
-from regard.schemes import Layout, Sharded, Traffic, traffic
+from regard.schemes import Layout, ShardedKeys, Traffic, traffic
 from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import Peers
 
@@ -39,7 +39,7 @@ def over_ranks(
 
     def one(peers: Peers) -> tuple[list[Tensor], Traffic, Traffic]:
         own = [layout.take(x, peers.rank, 2).requires_grad_(True) for x in (q, k, v)]
-        keys = Sharded.of(own[1], own[2], peers, layout=layout, scheme=scheme, real=real)
+        keys = ShardedKeys.of(own[1], own[2], peers, layout=layout, scheme=scheme, real=real)
         with traffic() as both:
             with traffic() as forward:
                 out = run(Call(own[0], keys, rule)).out

@@ -75,7 +75,7 @@ def launch(jobs: Sequence[Job]) -> list[list[Ended]]:
     with tempfile.TemporaryDirectory() as folder:
         told, found = Path(folder) / "jobs.json", Path(folder) / "ended.json"
         told.write_text(json.dumps([asdict(job) for job in jobs]), "utf-8")
-        command = [sys.executable, "-m", "regard.schemes.launch", folder]
+        command = [sys.executable, "-m", "regard.schemes.local_processes", folder]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(x for x in sys.path if x)}
         limit = 60.0 + sum(job.timeout + job.grace for job in jobs)
         done = subprocess.run(command, env=env, timeout=limit, check=False)
@@ -212,7 +212,7 @@ def _rank(job: Job, rank: int, place: str) -> None:
 
 
 if __name__ == "__main__":
-    from regard.schemes.launch import _run_all as run_all  # its Job, not that of __main__
+    from regard.schemes.local_processes import _run_all as run_all  # its Job, not that of __main__
 
     run_all(Path(sys.argv[1]))
 

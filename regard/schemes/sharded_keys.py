@@ -35,7 +35,7 @@ _made: dict[Hashable, tuple[Any, Peers]] = {}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sharded(Keys):
+class ShardedKeys(Keys):
     """Keys of which this rank holds `own`: those at the positions that `layout` gives it.
 
     `own` [b, g, c, d] are the keys of this rank, in rising position. `queries` is the layout of the
@@ -48,7 +48,7 @@ class Sharded(Keys):
     >>> store = dist.HashStore()
     >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     >>> k, q = torch.randn(1, 2, 6, 8), torch.randn(1, 4, 6, 8)
-    >>> keys = Sharded.of(k, k, length=6)
+    >>> keys = ShardedKeys.of(k, k, length=6)
     >>> from regard.run.api import attend, plan
     >>> attend(q, keys).shape, keys.dense().k.shape
     (torch.Size([1, 4, 6, 8]), torch.Size([1, 2, 6, 8]))
@@ -98,7 +98,7 @@ class Sharded(Keys):
         real: Tensor | None = None,
         scheme: str | None = None,
         timeout: float = TIMEOUT,
-    ) -> Sharded:
+    ) -> ShardedKeys:
         """Make sharded keys of this rank's k [b, g, c, d] and v [b, g, c, e].
 
         `mesh` is a `DeviceMesh` with the dimension `dim`, a process group, or None for all ranks.
@@ -108,7 +108,7 @@ class Sharded(Keys):
         if layout is None:
             layout = Contiguous(k.shape[2] * peers.world if length is None else length, peers.world)
         queries = None if same_queries else layout
-        return Sharded(Dense(k, v), peers, layout, queries, real, scheme)
+        return ShardedKeys(Dense(k, v), peers, layout, queries, real, scheme)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -190,11 +190,13 @@ class Sharded(Keys):
         return Dense(k, v, self.positions)
 
     def __repr__(self) -> str:
-        return f"Sharded({self.own}, rank {self.peers.rank} of {self.peers.world}, {self.layout})"
+        return (
+            f"ShardedKeys({self.own}, rank {self.peers.rank} of {self.peers.world}, {self.layout})"
+        )
 
 
 def gathered(
-    keys: Sharded, own: Dense, needed: list[list[Tensor]], what: str
+    keys: ShardedKeys, own: Dense, needed: list[list[Tensor]], what: str
 ) -> tuple[Tensor, Tensor]:
     """Bring the needed keys of every rank here, by position: k [b, g, c, d] and v [b, g, c, e].
 
@@ -220,9 +222,9 @@ def gathered(
     return k[:, :, order], v[:, :, order]
 
 
-def arrived(keys: Sharded, slots: list[Tensor]) -> Tensor:
+def arrived(keys: ShardedKeys, slots: list[Tensor]) -> Tensor:
     """Positions of slots of every rank, one rank after the other, on the CPU."""
     return torch.cat([keys.layout.positions(rank)[x] for rank, x in enumerate(slots)])
 
 
-__all__ = ["Sharded", "arrived", "gathered", "peers_of"]
+__all__ = ["ShardedKeys", "arrived", "gathered", "peers_of"]
