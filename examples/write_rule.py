@@ -10,4 +10,6 @@ q = torch.randn(1, 8, 512, 64)  # [batch, heads, tokens, head size]
 k = v = torch.randn(1, 2, 512, 64)  # fewer key heads
 rule = Rule(Causal() & (Window(64) | Sinks(4)), Dot() + Alibi.for_heads(8) >> SoftCap(30))
 print(regard.attend(q, k, v, rule).shape)
-print(regard.plan(q, k, v, rule))
+plan = regard.plan(q, k, v, rule)  # print it whole for what else could, and what cannot
+print(*str(plan).splitlines()[:3], sep="\n")
+print("fused:", plan.ruled_out["fused"])

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-# What trains for minutes, or is no program of its own; each is tried where its subject is.
-ELSEWHERE = {"bench_own_layer", "distance_attention"}
+# What is no recipe: it trains for minutes, starts processes or a server, is no program of its own,
+# or is tried with its subject.
+ELSEWHERE = {
+    *("bench_own_layer", "distance_attention", "serve_in_vllm", "spread_model", "steer_a_word"),
+}
 NAMES = sorted(x.stem for x in EXAMPLES.glob("*.py") if x.stem not in ELSEWHERE)
 
 
