@@ -172,3 +172,25 @@ def test_results_show_themselves():
         assert "<script" not in shown
         assert "http" not in shown
     assert "chance" in str(seen.roles["sink"])
+
+
+def test_probes_that_look_together_read_one_survey_of_idle_heads(monkeypatch):
+    from regard.probes import chance as module
+
+    asked = []
+    plain = module.survey_call
+
+    def counted(call, want):
+        asked.append(tuple(want))
+        return plain(call, want)
+
+    monkeypatch.setattr(module, "survey_call", counted)
+    names = ["previous_token", "local", "entropy", "concentration", "strongest_sink"]
+    ids = torch.randint(5, 60, (1, 40), generator=torch.Generator().manual_seed(0))
+    model = build("llama", DECODERS["llama"], causal=True)
+    together = regard.see(model, ids, names, heads=0).scores
+    assert len(asked) == 1
+    for name in names:
+        alone = regard.see(model, ids, [name], heads=0).scores[name]
+        assert together[name].chance == alone.chance
+        assert alone.chance
