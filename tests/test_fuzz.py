@@ -1,4 +1,4 @@
-"""What the committed runs of the fuzz say: nothing failed, and each is of a target that there is."""
+"""What the committed runs of the fuzz say: nothing failed, and each target is one that there is."""
 
 import importlib.util
 import json
