@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -403,21 +404,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
     asked = parser.parse_args()
     if importlib.util.find_spec("vllm") is None:
         print("vLLM is not installed: `make vllm` makes an environment with it")
         return
     sys.path.insert(0, str(HERE.parent))
-    run = {"same": same, "demo": of_demo, "freed": freed, "see": seen, "fails": fails, "http": http,
-           "speed": speed, "shrink": lambda: {name: shrunk(name) for name in POLICIES}}  # fmt: skip
+    run = {"same": same, "demo": of_demo, "freed": freed, "see": seen, "fails": fails,
+           "http": http, "speed": speed,
+           **{f"shrink {name}": partial(shrunk, name) for name in POLICIES}}  # fmt: skip
     found: dict[str, Any] = {}
     if asked.out and asked.out.exists():
         found = json.loads(asked.out.read_text())
-    for part in asked.parts:
+    for part in run:
+        if part.split()[0] not in asked.parts or part.split()[-1] not in (part, *asked.policies):
+            continue
         found[part] = run[part]()
         print(part, json.dumps(found[part]), flush=True)
-        found["date"] = datetime.date.today().isoformat()
-        found["versions"] = versions()
+        found["date"], found["versions"] = datetime.date.today().isoformat(), versions()
         if asked.out:
             asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
