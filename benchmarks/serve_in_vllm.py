@@ -96,8 +96,11 @@ def tiny(folder: Path, layers: int = 3, hidden: int = 256, heads: int = 4) -> st
 
 def demo() -> tuple[Any, Any, str]:
     """Load the model that ships, in float32, with its tokenizer and its folder."""
+    import torch
+
     from regard.models.loading import load
 
+    torch.set_num_threads(1)  # vLLM runs beside it, and small models gain nothing by more
     model, tokenizer = load(None)
     return model.float().eval(), tokenizer, str(HERE.parent / "regard" / "demo" / "model")
 
