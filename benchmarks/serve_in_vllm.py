@@ -132,8 +132,8 @@ def same(count: int = 64, tokens: int = 80) -> dict[str, Any]:
             "model": tiny(Path(folder)),
             # 56 blocks of 32 hold about eight of the requests until they have grown.
             "engine": engine(
-                num_gpu_blocks_override=56, max_model_len=1024, max_num_batched_tokens=96, max_num_seqs=16,
-                enable_prefix_caching=True, enable_chunked_prefill=True,
+                num_gpu_blocks_override=56, max_model_len=1024, max_num_batched_tokens=96,
+                max_num_seqs=16, enable_prefix_caching=True, enable_chunked_prefill=True,
             ),
             "rounds": [{"prompts": prompts, "tokens": tokens}],
         }  # fmt: skip
