@@ -1,4 +1,4 @@
-"""Tab completion of names: layers, policies, probes, tasks and what is measured."""
+"""Tab completion of names: layers, policies, controls, probes, tasks and what is measured."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def _policies() -> Iterable[str]:
     return known()
 
 
+def _controls() -> Iterable[str]:
+    from regard.controls.registry import known
+
+    return known()
+
+
 def _layers() -> Iterable[str]:
     from regard.layers.registry import names
 
@@ -30,7 +36,7 @@ def _layers() -> Iterable[str]:
 def _probes() -> Iterable[str]:
     from regard.probes.registry import groups, known
 
-    return [*groups(), *known()]
+    return ["standard", *groups(), *known()]
 
 
 def _tasks() -> Iterable[str]:
@@ -52,6 +58,7 @@ def _papers() -> Iterable[str]:
 
 
 one_of_policies = _last_of(_policies)
+one_of_controls = _last_of(_controls)
 one_of_layers = _last_of(_layers)
 one_of_probes = _last_of(_probes)
 one_of_tasks = _last_of(_tasks)
@@ -59,6 +66,6 @@ one_of_measures = _last_of(_measures)
 one_of_papers = _last_of(_papers)
 
 __all__ = [
-    "one_of_layers", "one_of_measures", "one_of_papers", "one_of_policies", "one_of_probes",
-    "one_of_tasks",
+    "one_of_controls", "one_of_layers", "one_of_measures", "one_of_papers", "one_of_policies",
+    "one_of_probes", "one_of_tasks",
 ]  # fmt: skip
