@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from regard.core.call import Call
 from regard.core.keys import Dense
-from regard.core.partial import Partial, merge_stacked, wide
+from regard.core.partial import Partial, merge, wide
 from regard.run.runner import partial_of
 from regard.run.transforms import no_second_derivative
 from regard.schemes.ring_attention import learned_by, learns_unseen_by
@@ -72,8 +72,10 @@ class _Tree(Function):
         packed = part.out if part.lse is None else torch.cat((part.out, part.lse[..., None]), -1)
         found = keys.peers.everyone(packed, "merging outputs")
         e = part.out.shape[-1]
-        lses = None if part.lse is None else found[..., e]
-        merged = merge_stacked(Partial(found[..., :e], lses), 0)
+        # In the order of the ranks: the same on all of them, bit for bit.
+        merged = merge(*(
+            Partial(x[..., :e], None if part.lse is None else x[..., e]) for x in found.unbind(0)
+        ))  # fmt: skip
         ctx.call, ctx.keys, ctx.many, ctx.number = call, keys, many, keys.peers.calls
         ctx.save_for_backward(q, *merged, *tensors)
         return merged.out.to(q.dtype), merged.lse
