@@ -85,8 +85,9 @@ def scan_sharded(
         if normalize is not None:
             out = divided(out, normalize)
     if state is not None:
-        both = last.log_decay is not None and state.log_decay is not None
-        last = ScanState(last.memory, state.log_decay + last.log_decay if both else None)
+        early, late = state.log_decay, last.log_decay
+        total = None if early is None or late is None else early + late
+        last = ScanState(last.memory, total)
     return out.to(tokens.dtype), last
 
 

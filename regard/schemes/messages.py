@@ -146,7 +146,7 @@ class Peers:
 
     def number(self, rank: int) -> int:
         """Return the number of a rank of the group among all processes."""
-        return int(dist.get_global_rank(self.group, rank))
+        return int(dist.get_global_rank(self.group, rank))  # type: ignore[arg-type]
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], what: str,
