@@ -199,3 +199,32 @@ def videos(frames: list[int], peers: Any = None) -> list[dict[str, Any]]:
                 "conv": float((here - cut.take(together, peers.rank, 2)).abs().max()),
             })  # fmt: skip
     return found
+
+
+def curve(scheme: str, steps: int, kind: str, peers: Any = None) -> list[list[float]]:
+    """Train over ranks and in one process: both loss curves."""
+    peers = peers or peers_of(None)
+    with DRAWING:
+        model = tiny(**({"sliding_window": 7} if kind == "window" else {}))
+        alone = copy.deepcopy(model)
+    cuts = (13, 9, 18)
+    positions = torch.cat([torch.arange(c) for c in cuts])[None]
+    draw = torch.Generator().manual_seed(3)
+    curves: list[list[float]] = [[], []]
+    both = [torch.optim.AdamW(x.parameters(), lr=3e-3) for x in (model, alone)]
+    with spread(model, peers, scheme) as spreading:
+        for _ in range(steps):
+            ids = torch.randint(1, 50, (1, 20), generator=draw).repeat(1, 2)
+            inputs = {"input_ids": ids, "labels": ids, "position_ids": positions}
+            for optimizer in both:
+                optimizer.zero_grad()
+            loss = model(**inputs, use_cache=False).loss
+            loss.backward()
+            spreading.sum_gradients()
+            curves[0].append(spreading.loss(loss))
+            one = alone(**inputs, use_cache=False).loss
+            one.backward()
+            curves[1].append(float(one.detach()))
+            for optimizer in both:
+                optimizer.step()
+    return curves

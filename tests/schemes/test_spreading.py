@@ -1,5 +1,6 @@
 """A model over ranks is the model: losses, gradients, steps, tokens; and scans are scans."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,15 @@ def test_clips_over_ranks_are_one_video_and_send_no_more_for_more_frames(
         for one in end:
             assert max(one["out"], one["norm"], one["conv"]) < 1e-5, one
         assert len({one["sent"] for one in end}) == 1, end
+
+
+# Packed documents under a sliding window, over four ranks; the whole curve nightly.
+STEPS = 50 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 6
+
+
+@pytest.mark.parametrize("scheme", ["ring", "gather"])
+def test_a_loss_curve_is_that_of_one_process(scheme: str) -> None:
+    work = function_of(f"{WORKER}:curve")
+    for many, one in on_ranks(4, lambda peers: work(scheme, STEPS, "window", peers)):
+        assert max(abs(a - b) for a, b in zip(many, one, strict=True)) < 1e-4, (many, one)
+        assert one[-1] < one[0]
