@@ -73,7 +73,7 @@ def take_keys(x: Tensor, index: Tensor) -> Tensor:
     rows = None if x.requires_grad else as_rows(x)
     if rows is None:
         return x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[3]))
-    return take_rows(rows, rows_of(x, index)).view(*index.shape, -1)
+    return take_rows(rows, rows_of(x, index)).view(*index.shape, x.shape[3])
 
 
 def take_both(k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,8 @@ def take_both(k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     if rows is None or others is None:
         return take_keys(k, index), take_keys(v, index)
     at = rows_of(k, index)  # one table for both
-    return take_rows(rows, at).view(*index.shape, -1), take_rows(others, at).view(*index.shape, -1)
+    one, two = take_rows(rows, at), take_rows(others, at)
+    return one.view(*index.shape, k.shape[3]), two.view(*index.shape, v.shape[3])
 
 
 def as_rows(x: Tensor) -> Tensor | None:

@@ -143,15 +143,15 @@ class Paged(Keys):
 
     def _gathered(self, x: Tensor) -> Tensor:
         """Copy the pages of each row side by side, once: x [pages, x, page, d] to [b, g, m, d]."""
-        b, t, _ = self.table.shape
+        b, t, pages = self.table.shape
         index = self.table.flatten().long()
         # [x, b t pages of a row, page, d] -> [b, t x, m, d]; one of t and x is 1.
         if x.device.type == "cpu" and len(index):  # indexing is slow where pages lie apart
             made = torch.cat([x[page] for page in index.tolist()], 1)
         else:
             made = x[index].transpose(0, 1)
-        made = made.reshape(x.shape[1] * b * t, -1, x.shape[3])
-        heads = made.view(-1, b, *made.shape[1:]).transpose(0, 1) if t == 1 else None
+        made = made.reshape(x.shape[1] * b * t, pages * x.shape[2], x.shape[3])
+        heads = made.view(x.shape[1], b, *made.shape[1:]).transpose(0, 1) if t == 1 else None
         made = made.view(b, t, *made.shape[1:]) if heads is None else heads
         return made[:, :, : self.m]
 
@@ -168,7 +168,7 @@ class Paged(Keys):
         for x, rows in ((self.k, k), (self.v, v)):
             over_page, over_head, over_slot = (step // x.stride(2) for step in x.stride()[:3])
             at = pages * over_page + heads[:, None] * over_head + slots % page * over_slot
-            found.append(take_rows(rows, at.flatten()).view(b, g, c, -1))
+            found.append(take_rows(rows, at.flatten()).view(b, g, c, rows.shape[1]))
         where = self.positions
         if where is not None:
             empty = where.expand(b, g, -1).gather(2, slots)[..., None] < 0

@@ -39,7 +39,7 @@ class Engine:
                     "Stage instances",
                     "derive it from regard.models.Stage, and pass an instance of it",
                 )
-        self.stages = tuple(stages)
+        self.stages = tuple(sorted(stages, key=lambda stage: stage.runs_last))
         self._checkpointed = False
         self._at: dict[Site | None, tuple[Stage, ...]] = {}
         places = (getattr(s, "where", None) for s in self.stages)

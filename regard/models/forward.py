@@ -212,12 +212,13 @@ class _Follow(Around):
 
         def run() -> Any:
             recording.recorded = recorded
-            given, parts = (args, kwargs), {}
+            given: Any = (args, kwargs)
+            parts: dict[str, Any] = {}
             for arrive in [x for arrivals in self.holders for x in arrivals.of]:
                 made = arrive(model, *given)
                 if made:
                     given, parts = made[:2], {**parts, **(made[2] if len(made) > 2 else {})}
-            now = self.read(model, *given, self.kept.__dict__)
+            now = self.read(model, given[0], given[1], self.kept.__dict__)
             forwards.append(replace(now, **parts) if parts else now)
             out = plain(*given[0], **given[1])
             if recorded is not None and recorded is not outer:

@@ -125,7 +125,7 @@ def page_scores(q: Tensor, bounds: Tensor) -> Tensor:
     split by sign it is one product.
     """
     b, h, n, _ = q.shape
-    grouped = q.reshape(b, bounds.shape[1], -1, q.shape[3])
+    grouped = q.reshape(b, bounds.shape[1], h // bounds.shape[1] * n, q.shape[3])
     split = torch.cat((grouped.clamp(max=0), grouped.clamp(min=0)), -1)
     # In this order the rows of bounds are read as they lie.
     found = multiply(bounds, split.transpose(2, 3))
@@ -142,7 +142,7 @@ def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
     score = q.new_full((q.shape[0], g, -(-m // page) * each), -torch.inf)
     if index.pages:
         found = page_scores(q, index.read())
-        own = found.view(found.shape[0], g, -1, found.shape[3]).amax(2)
+        own = found.view(found.shape[0], g, found.shape[1] // g * found.shape[2], found.shape[3]).amax(2)
         score[..., : own.shape[-1]] = own
     if each > 1:
         score = score.unflatten(-1, (-1, each)).amax(-1)

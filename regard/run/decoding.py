@@ -136,7 +136,7 @@ def _is_slots(call: Call) -> bool:
 
 def _by_key_head(q: Tensor, g: int) -> Tensor:
     """Queries [b, h, n, d] that share a key head in one: [b, g, h / g * n, d]."""
-    return q.reshape(q.shape[0], g, -1, q.shape[3])
+    return q.reshape(q.shape[0], g, q.shape[1] // g * q.shape[2], q.shape[3])
 
 
 __all__ = ["Decode"]

@@ -15,6 +15,7 @@ from regard.core.method import method
 from regard.core.scan import (
     Rate,
     ScanState,
+    ScanTokens,
     check_chunk,
     chunked,
     contain,
@@ -24,7 +25,6 @@ from regard.core.scan import (
     with_ones,
 )
 from regard.core.scan.containment import Spoiled
-from regard.core.scan.scan_inputs import ScanTokens
 from regard.schemes.handshake import Meant, shake
 from regard.schemes.messages import TIMEOUT, Peers
 from regard.schemes.sharded_keys import peers_of
