@@ -18,6 +18,7 @@ from regard.core.method import method
 from regard.core.support import Blocks, Sinks
 from regard.models.attach import attach
 from regard.models.forward import WholeText, given_to
+from regard.models.recomputation import recomputing
 from regard.models.stage import Stage
 from regard.schemes.layouts import Contiguous, Layout, Striped, ZigZag
 from regard.schemes.messages import TIMEOUT, Peers
@@ -74,6 +75,7 @@ class Spread(Stage):
             fail(RuleError, "layout", repr(layout), f"one of {', '.join(LAYOUTS)}", "leave it out")
         self.peers, self.scheme, self.kind = peers, scheme, layout
         self._thread = _SpreadThread()
+        self._last: _Now | None = None
         # Set while tokens are generated: the layout of the prompt.
         self.prompt: Layout | None = None
 
@@ -147,13 +149,16 @@ class Spread(Stage):
             shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
             given["labels"] = given["shift_labels"] = layout.take(shifted, rank, -1)
             given["num_items_in_batch"] = (shifted != -100).sum()
-        self._thread.now = _Now(layout)
+        self._thread.now = self._last = _Now(layout)
         return (), given, {"whole": WholeText(length, 0, padding, documents)}
 
     def before(self, call: Call) -> Call:
         """Make the keys sharded."""
         now = self._thread.now
-        if now is None or getattr(call.forward, "whole", None) is None:
+        if getattr(call.forward, "whole", None) is None:
+            # A checkpoint computes a part again in the backward, maybe in another thread.
+            now = self._last if recomputing() else None
+        if now is None:
             return call
         own, rank = call.keys.dense(), self.peers.rank
         scheme = None if self.scheme in (AUTO, STAR) or now.first is not None else self.scheme

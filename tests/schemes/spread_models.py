@@ -46,6 +46,8 @@ def train(scheme: str, layout: str, kind: str, peers: Any = None) -> dict[str, A
         alone = copy.deepcopy(model)
         torch.manual_seed(1)
         ids = torch.randint(1, 50, (b, n))
+    if kind == "checkpoints":
+        model.train().activation_checkpointing_enable()
     inputs: dict[str, Any] = {"input_ids": ids, "labels": ids.clone()}
     if kind == "documents":
         cuts = (11, 9, 17)

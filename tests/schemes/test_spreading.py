@@ -14,6 +14,7 @@ TRAINED = [
     ["ring", "zigzag", "plain"], ["burst", "zigzag", "documents"], ["gather", "striped", "window"],
     ["heads", "contiguous", "padding"], ["auto", "zigzag", "documents"],
     ["ring", "zigzag", "window"], ["ring", "contiguous", "padding"],
+    ["ring", "zigzag", "checkpoints"], ["heads", "zigzag", "checkpoints"],
 ]  # fmt: skip
 GENERATED = [["shipped", "auto", 61, 0], ["tiny", "ring", 40, 0], ["tiny", "star", 32, 5]]
 
