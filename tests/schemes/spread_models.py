@@ -47,7 +47,7 @@ def train(scheme: str, layout: str, kind: str, peers: Any = None) -> dict[str, A
         torch.manual_seed(1)
         ids = torch.randint(1, 50, (b, n))
     if kind == "checkpoints":
-        model.train().activation_checkpointing_enable()
+        model.train().gradient_checkpointing_enable()
     inputs: dict[str, Any] = {"input_ids": ids, "labels": ids.clone()}
     if kind == "documents":
         cuts = (11, 9, 17)
@@ -95,17 +95,24 @@ def generate(
     """Generate over ranks, and in one process."""
     from regard.models.loading import load
 
+    mask = None
     with DRAWING:
-        model = load()[0].float() if name == "shipped" else tiny().eval()
+        model = load()[0].float() if name == "shipped" else None
+        changes = {"sliding_window": 7} if name == "window" else {}
+        model = tiny(**changes).eval() if model is None else model
         torch.manual_seed(2)
-        ids = torch.randint(3, int(model.config.vocab_size), (1, tokens))
+        ids = torch.randint(3, int(model.config.vocab_size), (2 if name == "padded" else 1, tokens))
+    if name == "padded":
+        mask = torch.ones(2, tokens, dtype=torch.long)
+        mask[1, :9] = 0
     with torch.no_grad():
-        alone = ids
-        for _ in range(12):
-            alone = torch.cat((alone, model(alone).logits[:, -1:].argmax(-1)), 1)
+        alone = model.generate(
+            ids, attention_mask=torch.ones_like(ids) if mask is None else mask, max_new_tokens=12,
+            min_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
     with spread(model, peers, scheme, layout="contiguous") as spreading:
-        found = spreading.generate(ids, 12, queries=queries)
-    return {"same": bool((found == alone).all()), "found": found[0, -12:].tolist()}
+        found = spreading.generate(ids, 12, queries=queries, attention_mask=mask)
+    return {"same": bool((found == alone).all()), "found": found[:, -12:].tolist()}
 
 
 def generates(asked: list[list[Any]], peers: Any = None) -> list[dict[str, Any]]:

@@ -16,7 +16,13 @@ TRAINED = [
     ["ring", "zigzag", "window"], ["ring", "contiguous", "padding"],
     ["ring", "zigzag", "checkpoints"], ["heads", "zigzag", "checkpoints"],
 ]  # fmt: skip
-GENERATED = [["shipped", "auto", 61, 0], ["tiny", "ring", 40, 0], ["tiny", "star", 32, 5]]
+GENERATED = [
+    ["shipped", "auto", 61, 0],
+    ["tiny", "ring", 40, 0],
+    ["tiny", "star", 32, 5],
+    ["window", "gather", 33, 0],
+    ["padded", "ring", 38, 3],
+]
 
 
 WORK: dict[str, tuple[Any, ...]] = {
