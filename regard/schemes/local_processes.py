@@ -189,12 +189,12 @@ def _rank(job: Job, rank: int, place: str) -> None:
     try:
         import torch
         from torch import distributed as dist
-        from torch.distributed.distributed_c10d import FileStore
 
         torch.set_num_threads(1)
+        store = dist.FileStore(str(Path(place) / "store"), job.world)  # type: ignore[attr-defined]
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(job.world))
         dist.init_process_group(
-            "gloo", store=FileStore(str(Path(place) / "store"), job.world), rank=rank,
+            "gloo", store=store, rank=rank,
             world_size=job.world, timeout=timedelta(seconds=job.message_timeout),
         )  # fmt: skip
         made = function_of(job.target)(*job.args)
