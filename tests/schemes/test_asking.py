@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import regard
+from regard.bench.measuring import Largest
 from regard.core.call import Call
 from regard.core.errors import ExecutorError
 from regard.core.rule import Rule
@@ -131,3 +132,24 @@ def test_steps_that_read_an_entry_for_each_token_say_so() -> None:
     for kind in kinds:
         code = inspect.getsource(kind)
         assert kind.by_token == ("at.row" in code or "at.col" in code), kind
+
+
+@pytest.mark.parametrize("scheme", ["ring", "burst"])
+def test_what_a_rank_holds_falls_as_ranks_are_added(scheme: str) -> None:
+    """Forward and backward at one length: the largest tensor of a rank, exponent 0.9 at least."""
+    torch.manual_seed(5)
+    q, k, d_out = torch.randn(1, 4, 512, 16), torch.randn(1, 2, 512, 16), torch.randn(1, 4, 512, 16)
+    found = []
+    for world in (1, 8):
+        layout = ZigZag(512, world)
+
+        def one(peers: Peers, layout: ZigZag = layout) -> int:
+            own = [layout.take(x, peers.rank, 2).requires_grad_(True) for x in (q, k, k)]
+            keys = ShardedKeys.of(own[1], own[2], peers, layout=layout, scheme=scheme)
+            with Largest() as seen:
+                out = run(Call(own[0], keys, Rule(regard.Causal()))).out
+                torch.autograd.grad(out, own, layout.take(d_out, peers.rank, 2))
+            return seen.bytes
+
+        found.append(max(on_ranks(world, one)))
+    assert found[1] <= found[0] / 8**0.9, found
