@@ -174,8 +174,11 @@ class Spread(Stage):
         if self.scheme == STAR:
             size = max(1, ceil(now.layout.length / self.peers.world))
             call = call.replace(rule=anchored(call.rule, size))
-        own = Dense(own.k, own.v)
-        return call.replace(keys=ShardedKeys(own, self.peers, now.layout, now.layout, None, scheme))
+        keys = ShardedKeys(
+            Dense(own.k, own.v), self.peers, now.layout, now.layout, None, scheme
+        )  # fmt: skip
+        # A stage behind this one may put other keys in place: where the queries are stays true.
+        return call.replace(keys=keys, q_positions=keys.q_positions)
 
 
 @method("star_attention", call="regard.spread(model, mesh, scheme='star')")

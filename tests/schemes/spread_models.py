@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from regard.models.attach import attach
+from regard.models.stage import Edit
 from regard.run.api import attend
 from regard.run.scanning import scan
 from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
@@ -237,3 +239,27 @@ def curve(scheme: str, steps: int, kind: str, peers: Any = None) -> list[list[fl
             for optimizer in both:
                 optimizer.step()
     return curves
+
+
+def edited(order: str, peers: Any) -> float:
+    """Spread a model whose keys another stage edits, before or after: difference of logits."""
+    with DRAWING:
+        model = tiny().eval()
+        ids = torch.arange(2, 41)[None]
+    edit = Edit("k", lambda k: 0.5 * k, where={"heads": [1]})
+    with torch.no_grad():
+        with attach(model, [edit], check=False):
+            alone = model(ids).logits
+        first = attach(model, [edit], check=False) if order == "before" else None
+        with spread(model, peers, "ring") as spreading:
+            after = attach(model, [edit], check=False) if order == "after" else None
+            logits = spreading.gather(model(ids).logits, ids.shape[1])
+            if after is not None:
+                after.detach()
+        if first is not None:
+            first.detach()
+    return float((logits - alone).abs().max())
+
+
+def edits() -> list[float]:
+    return [edited(order, peers_of(None)) for order in ("before", "after")]

@@ -97,3 +97,11 @@ def test_a_loss_curve_is_that_of_one_process(scheme: str) -> None:
     for many, one in on_ranks(4, lambda peers: work(scheme, STEPS, "window", peers)):
         assert max(abs(a - b) for a, b in zip(many, one, strict=True)) < 1e-4, (many, one)
         assert one[-1] < one[0]
+
+
+def test_another_stage_may_edit_keys_of_a_spread_model() -> None:
+    # As processes: `Call.dense`, which the second gathers by, has one lock for all threads.
+    (ended,) = launch([Job(2, f"{WORKER}:edits")])
+    for one in ended:
+        assert one.code == 0, one.errors[-3000:]
+        assert max(one.result) < 2e-6, one.result
