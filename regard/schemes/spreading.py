@@ -47,6 +47,13 @@ class Grown(Layout):
         owners[old] = self.prompt.owner_of(positions[old])
         return owners
 
+    def positions(self, rank: int) -> Tensor:
+        """Return those of the prompt, which are known: one more token costs nothing to place."""
+        own = self.prompt.positions(rank)
+        if rank < self.world - 1:
+            return own
+        return torch.cat((own, torch.arange(self.prompt.length, self.length)))
+
 
 class _Now(NamedTuple):
     """How the forward that is running is laid out; `first` is None where tokens are spread."""
