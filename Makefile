@@ -19,13 +19,14 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: vllm locked help demo tour demo-model test nightly evidence oldest bench lint types docs format pictures install clean
+.PHONY: vllm locked help demo tour demo-model test nightly fuzz evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
 	@echo "make tour     the ground under it: one composed rule, its plan, a survey"
 	@echo "make test     lint, types, documentation, every test and example"
-	@echo "make nightly  the same tests with ten times the generated cases, and every paper's check"
+	@echo "make nightly  the same tests in three random orders, once with ten times the generated cases"
+	@echo "make fuzz     10,000 generated cases for each executor and damaged files for each reader"
 	@echo "make evidence measure the papers' checks whose code changed, five seeds each"
 	@echo "make locked   the tests of packaging, with what CI installs, by its hashes alone"
 	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
@@ -50,8 +51,19 @@ demo-model: $(VENV)/.ready-dev
 test: lint types docs
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
+# In random order: with many generated cases once, and in two more orders with few.
 nightly: $(VENV)/.ready-dev
-	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
+	  --order-seed 1
+	@for seed in 2 3; do \
+	  HYPOTHESIS_PROFILE=quick $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
+	    --order-seed $$seed || exit 1; \
+	done
+	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
+
+# 10,000 generated cases for each executor, and 10,000 damaged files for each reader.
+fuzz: $(VENV)/.ready-dev
+	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
 
 # Goes on where the last run ended; what it writes into regard/papers/evidence is to be committed,
 # and counts only if the code that was measured is committed before.

@@ -34,7 +34,7 @@ from regard.run.runner import run
 FEW = 4
 
 
-class _Thread(threading.local):
+class _SteeringThread(threading.local):
     """What a thread is in the middle of."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Steering(Stage):
         told = prompt is None or isinstance(prompt, Prompt)
         self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
         self._edits = control.edits()
-        self._thread = _Thread()
+        self._thread = _SteeringThread()
         self._undo = Removal()
 
     @property
@@ -246,7 +246,7 @@ class _Entering(Around):
 
     order = 2
 
-    def __init__(self, thread: _Thread, layer: int | None) -> None:
+    def __init__(self, thread: _SteeringThread, layer: int | None) -> None:
         super().__init__()
         self.thread, self.layer = thread, layer
 

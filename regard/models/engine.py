@@ -14,6 +14,7 @@ from regard.core.keys import Dense
 from regard.core.result import Result
 from regard.models.forward import current_forward
 from regard.models.recomputation import note_call
+from regard.models.recomputation import thread as recording
 from regard.models.site import Place, Site
 from regard.models.stage import Stage
 from regard.run.counting import COUNT
@@ -78,7 +79,8 @@ class Engine:
         stages = self.stages if self._everywhere else self.serving(call.site)
         if not stages:
             return run(call, want), call
-        if not torch.compiler.is_compiling():
+        recorded = recording.recorded is not None or torch.is_grad_enabled()
+        if recorded and not torch.compiler.is_compiling():
             self._checkpointed = note_call(self._checkpointed)
         if call.forward is None and isinstance(call.site, Site):
             call = call.replace(forward=current_forward())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, ShapeError, fail
-from regard.models.recomputation import Recorded
+from regard.models.recomputation import RecordedForward
 from regard.models.recomputation import thread as recording
 from regard.models.removal import Removal, run_within
 from regard.models.wrap import Around, hold
@@ -208,7 +208,7 @@ class _Follow(Around):
         forwards, told = _thread.forwards, _thread.told
         depth, said, running = len(forwards), len(told), COUNT.depth
         outer, begun = recording.recorded, list(self.holders)
-        recorded = Recorded() if torch.is_grad_enabled() else outer
+        recorded = RecordedForward() if torch.is_grad_enabled() else outer
 
         def run() -> Any:
             recording.recorded = recorded

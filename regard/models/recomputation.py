@@ -26,7 +26,7 @@ class RecomputationError(RegardError):
     """Backward would compute a part of a forward again with other stages than it had."""
 
 
-class Recorded:
+class RecordedForward:
     """A forward that autograd records, and whether one of its calls is to be computed again."""
 
     def __init__(self) -> None:
@@ -51,12 +51,12 @@ class Recorded:
                 x.register_hook(refuse)
 
 
-class _Thread(threading.local):
+class _RecordingThread(threading.local):
     def __init__(self) -> None:
-        self.recorded: Recorded | None = None
+        self.recorded: RecordedForward | None = None
 
 
-thread = _Thread()
+thread = _RecordingThread()
 
 
 def note_call(known: bool) -> bool:
@@ -114,4 +114,4 @@ def _tensors(out: Any) -> Iterator[Tensor]:
             yield x
 
 
-__all__ = ["RecomputationError", "Recorded", "note_call", "recomputing"]
+__all__ = ["RecomputationError", "RecordedForward", "note_call", "recomputing"]

@@ -142,7 +142,8 @@ def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
     score = q.new_full((q.shape[0], g, -(-m // page) * each), -torch.inf)
     if index.pages:
         found = page_scores(q, index.read())
-        own = found.view(found.shape[0], g, found.shape[1] // g * found.shape[2], found.shape[3]).amax(2)
+        b, h, n, pages = found.shape
+        own = found.view(b, g, h // g * n, pages).amax(2)
         score[..., : own.shape[-1]] = own
     if each > 1:
         score = score.unflatten(-1, (-1, each)).amax(-1)

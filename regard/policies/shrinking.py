@@ -34,7 +34,7 @@ from regard.policies.kinds import (
 )  # fmt: skip
 from regard.policies.module_patch import patch_modules
 from regard.policies.placing import without_padding
-from regard.policies.spent_flops import Costs
+from regard.policies.spent_flops import SpentFlops
 from regard.run.counting import COUNT
 from regard.run.executor import Answer, No
 from regard.run.runner import otherwise
@@ -78,7 +78,7 @@ class Shrinking(Stage):
                 )  # fmt: skip
         self._need_company()
         self.model, self.sites = model, sites
-        self.costs = Costs(sites, causal=not isinstance(self.caching, No))
+        self.costs = SpentFlops(sites, causal=not isinstance(self.caching, No))
         # Who is asked what, by kind; a prefill is no matter of single steps.
         own = self.policies
         self._choosing = [p for p in own if isinstance(p, Select | Prefill)]

@@ -22,7 +22,7 @@ class Spent:
     last: float = 0.0
 
 
-class Costs(dict[Site, Spent]):
+class SpentFlops(dict[Site, Spent]):
     """What each site has cost; `causal` says that every site is, whatever its rules say."""
 
     def __init__(self, sites: Iterable[Site], causal: bool) -> None:
@@ -63,4 +63,4 @@ class Costs(dict[Site, Spent]):
                 spent.dense += spent.last
 
 
-__all__ = ["Costs", "Spent"]
+__all__ = ["Spent", "SpentFlops"]

@@ -67,7 +67,9 @@ def parts(key):
         yield from _parts_of(sys.modules[module], module)
     for claim in claims_of(key):
         if inspect.isclass(claim.obj):
-            yield from _methods(claim.obj)
+            # A layer that is a rule and no more is put off where its heads are joined.
+            bare = not any(_methods(claim.obj)) and hasattr(claim.obj, "mix")
+            yield from [(claim.obj, "mix", claim.obj.mix)] if bare else _methods(claim.obj)
 
 
 def _parts_of(home, module):
