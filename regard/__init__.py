@@ -20,7 +20,7 @@ __version__ = "0.1.0.dev0"
 
 # Where each public name lives, in reading order. Type checkers read the same from __init__.pyi.
 _HOME = {
-    "regard.verbs": ("see", "compare", "shrink"),
+    "regard.verbs": ("see", "compare", "shrink", "steer"),
     "regard.run.api": ("attend", "partial", "plan"),
     "regard.run.survey": ("survey",),
     "regard.core.survey": ("Survey",),
@@ -57,7 +57,7 @@ _HOME = {
     ),
 }
 # Rooms that are entered by name: regard.layers.list().
-_ROOMS = ("layers", "memories", "policies", "serving", "tasks")
+_ROOMS = ("controls", "layers", "memories", "policies", "serving", "tasks")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE_OF]

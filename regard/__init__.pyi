@@ -82,5 +82,6 @@ from regard.serving.threads import think_together as think_together
 from regard.verbs import compare as compare
 from regard.verbs import see as see
 from regard.verbs import shrink as shrink
+from regard.verbs import steer as steer
 
 __version__: str

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from regard.controls.registry import make_control
+from regard.controls.steered import Steered
+from regard.controls.steering import Steering
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.models.attach import attach, hook_of
 from regard.models.loading import load
@@ -192,6 +195,47 @@ def shrink(
     return Shrunk(attach(model, [stage], check=check), stage, tokenizer)
 
 
+def steer(
+    model: Any,
+    control: Any,
+    *,
+    strength: Any = None,
+    which: Any = None,
+    where: Any = None,
+    phase: str | None = None,
+    tokenizer: Any = None,
+    messages: Any = (),
+    documents: Sequence[str] = (),
+    prompt: Any = None,
+    grid: tuple[int, int] | None = None,
+    measure: str = "some",
+    must_move: bool = True,
+    check: Any = True,
+) -> Steered:
+    """Change the attention of a model on purpose, until it is detached; `receipt` tells what moved.
+
+    `control` is a name, a `regard.controls.Control`, or edits. `which` names tokens (a word, which
+    needs a `tokenizer`; numbers; a `TokenSet`), `strength` says how much (a number, or one for each
+    row), `where` layers, heads and kinds of sites, `phase` "prompt", "decoded" or "both".
+    `messages` and `documents` are what the prompt was made of, so that its parts are found;
+    `prompt` [b, n] are its ids, where it comes in pieces. A control that moved nothing raises
+    `NothingMoved`, unless `must_move=False`; weights are measured at "some", "all" or "none" of
+    the calls.
+
+        with regard.steer(model, "emphasis", which="Paris", tokenizer=tokenizer) as steered:
+            model.generate(ids)
+        print(steered.receipt)
+    """
+    made = make_control(control, strength=strength, which=which, where=where, phase=phase)
+    runner = Runner(model) if is_pipeline(model) else None
+    model = model if runner is None else runner.model
+    stage = Steering(
+        made, tokenizer=tokenizer, messages=messages, documents=documents, grid=grid,
+        prompt=prompt, measure=measure, must_move=must_move,
+    )  # fmt: skip
+    return Steered(attach(model, [stage], check=check), stage)
+
+
 def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int]]) -> None:
     """Raise unless each is a pair (layer, head) of a site of the model."""
     many = {site.layer: site.heads or 0 for site in reversed(sites) if site.layer is not None}
@@ -238,4 +282,4 @@ def default_text(length: int = 6000) -> str:
     return inspect.getsource(textwrap)[:length]
 
 
-__all__ = ["compare", "default_text", "see", "shrink"]
+__all__ = ["compare", "default_text", "see", "shrink", "steer"]

@@ -12,7 +12,7 @@ from regard.cli.naming import name_flags
 # A module for each verb, with its `app`; they import what is heavy inside their commands.
 VERBS = ("papers", "bench")
 # And one whose whole module is one command.
-COMMANDS = ("see", "compare", "shrink", "calibrate")
+COMMANDS = ("see", "compare", "shrink", "steer", "calibrate")
 
 
 def command() -> Any:

@@ -1,4 +1,4 @@
-"""Tab completion of names: layers, policies, probes, tasks and what is measured."""
+"""Tab completion of names: layers, policies, controls, probes, tasks and what is measured."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def _last_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
 
 def _policies() -> Iterable[str]:
     from regard.policies.registry import known
+
+    return known()
+
+
+def _controls() -> Iterable[str]:
+    from regard.controls.registry import known
 
     return known()
 
@@ -52,6 +58,7 @@ def _papers() -> Iterable[str]:
 
 
 one_of_policies = _last_of(_policies)
+one_of_controls = _last_of(_controls)
 one_of_layers = _last_of(_layers)
 one_of_probes = _last_of(_probes)
 one_of_tasks = _last_of(_tasks)
@@ -59,6 +66,6 @@ one_of_measures = _last_of(_measures)
 one_of_papers = _last_of(_papers)
 
 __all__ = [
-    "one_of_layers", "one_of_measures", "one_of_papers", "one_of_policies", "one_of_probes",
-    "one_of_tasks",
+    "one_of_controls", "one_of_layers", "one_of_measures", "one_of_papers", "one_of_policies",
+    "one_of_probes", "one_of_tasks",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ class Engine:
                     "Stage instances",
                     "derive it from regard.models.Stage, and pass an instance of it",
                 )
-        self.stages = tuple(stages)
+        self.stages = tuple(sorted(stages, key=lambda stage: stage.last))
         self._at: dict[Site | None, tuple[Stage, ...]] = {}
         places = (getattr(s, "where", None) for s in self.stages)
         self._everywhere = all(getattr(s, "where", None) == Place() for s in self.stages)

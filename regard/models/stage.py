@@ -38,6 +38,9 @@ class Stage:
     survey_options: ClassVar[dict[str, Any]] = {}
     # Whether `around` runs calls otherwise; at most one such stage may serve a site.
     runs: bool = False
+    # Whether it comes after all stages that do not: what is said of single keys must be said of
+    # those that policies have left.
+    last: bool = False
 
     def __init__(self, where: Any = None) -> None:
         self.where = Place.of(where)

@@ -1,0 +1,138 @@
+"""`regard steer`: a model with and without a control, side by side, at some strengths."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from regard.cli.asking import at_least, listed
+from regard.cli.completing import one_of_controls
+from regard.cli.printing import console, print_json, print_table
+
+Model = Annotated[
+    str | None,
+    typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
+]
+Name = Annotated[
+    str, typer.Option("--control", help="A control.", autocompletion=one_of_controls)
+]  # fmt: skip
+Which = Annotated[
+    str, typer.Option("--which", help="Words of the prompt that are meant, by commas.")
+]
+Strengths = Annotated[str, typer.Option("--strength", help="Strengths, by commas: 0,0.5,1.")]
+PROMPT = "def total(price, count):\n    return"
+
+
+def command(
+    model: Model = None,
+    name: Name = "emphasis",
+    prompt: Annotated[str, typer.Option(help="What the model goes on from.")] = PROMPT,
+    which: Which = "",
+    strength: Strengths = "0,1,2,4",
+    layers: Annotated[str, typer.Option(help="Layers, by commas; all without.")] = "",
+    heads: Annotated[str, typer.Option(help="Heads as layer.head, by commas: 2.3,4.0.")] = "",
+    tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 24,
+    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    list_them: Annotated[bool, typer.Option("--list", help="List the controls, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Steer a model at some strengths: what it says, what was moved, and what it costs.
+
+    KL is the distance of next tokens from the unsteered model over the prompt; perplexity that of
+    other text which is read after the prompt, and is not meant.
+    """
+    from regard.controls.registry import known
+
+    if list_them:
+        kinds = {kind.name: kind for kind in known().values()}
+        head = ("control", "for", "nothing at", "in a sentence")
+        lines = [
+            (n, k.models, "-" if k.neutral is None else f"{k.neutral:g}", _first(k))
+            for n, k in kinds.items()
+        ]
+        if as_json:
+            print_json([dict(zip(head, line, strict=True)) for line in lines])
+        else:
+            print_table(head, lines)
+        return
+    from regard.cli.models import config_of, need_decoder, text_model
+    from regard.controls.registry import control
+    from regard.controls.sweep import sweep
+    from regard.verbs import default_text
+
+    at_least("--tokens", tokens, 1)
+    strengths = _numbers("--strength", strength)
+    where = _where(layers, heads)
+    settings: dict[str, Any] = {} if where is None else {"where": where}
+    words = [word for word in which.split(",") if word.strip()]
+    if words:
+        settings["which"] = words
+    elif name == "emphasis":
+        settings["which"] = "price" if prompt == PROMPT else _missing()
+    made = control(name, **settings)
+    otherwise = "steer it from Python: regard.steer(model, ...)"
+    need_decoder(config_of(model, revision), otherwise)
+    loaded, tokenizer = text_model(model, revision, otherwise)
+    found = list(
+        sweep(loaded, tokenizer, made, strengths, prompt, default_text(1500), tokens=tokens)
+    )
+    if as_json:
+        print_json({"control": made.describe(), "strengths": [asdict(x) for x in found]})
+        return
+    sets = list(dict.fromkeys(s for x in found for s in x.masses))
+    print_table(
+        ("strength", "KL", "perplexity", "moved", *(f"mass on {s}" for s in sets)),
+        [_cells(x, sets) for x in found],
+    )
+    for x in found:
+        label = "without" if x.strength is None else f"strength {x.strength:g}"
+        console().print(f"{label:>12} | {x.text!r}", markup=False)
+
+
+def _first(kind: Any) -> str:
+    return str((kind.__doc__ or "").strip().splitlines()[0])
+
+
+def _cells(x: Any, sets: list[str]) -> tuple[str, ...]:
+    label = "without" if x.strength is None else f"{x.strength:g}"
+    masses = [
+        f"{x.masses[s][0]:.3f} -> {x.masses[s][1]:.3f}" if s in x.masses else "" for s in sets
+    ]
+    return (label, f"{x.kl:.4f}", f"{x.perplexity:.2f}", f"{x.moved:.3f}", *masses)
+
+
+def _missing() -> str:
+    from regard.core.errors import RuleError, fail
+
+    return fail(
+        RuleError, "--which", "nothing", "words of the prompt to emphasize", "say --which price"
+    )
+
+
+def _numbers(flag: str, said: str) -> list[float]:
+    from regard.core.errors import ValueRangeError, fail
+
+    try:
+        return [float(word) for word in listed(flag, said)]
+    except ValueError:
+        return fail(ValueRangeError, flag, repr(said), "numbers by commas", "write 0,0.5,1")
+
+
+def _where(layers: str, heads: str) -> dict[str, Any] | None:
+    """Read layers and heads of the shell."""
+    from regard.core.errors import ValueRangeError, fail
+
+    made: dict[str, Any] = {}
+    if layers:
+        words = listed("--layers", layers)
+        if not all(word.isdecimal() for word in words):
+            fail(ValueRangeError, "--layers", repr(layers), "whole numbers", "write 1,2,3")
+        made["layers"] = [int(word) for word in words]
+    if heads:
+        pairs = [word.split(".") for word in listed("--heads", heads)]
+        if not all(len(pair) == 2 and all(x.isdecimal() for x in pair) for pair in pairs):
+            fail(ValueRangeError, "--heads", repr(heads), "layer.head by commas", "write 2.3,4.0")
+        made["heads"] = [(int(layer), int(head)) for layer, head in pairs]
+    return made or None

@@ -1,0 +1,121 @@
+"""Options that are chosen for where they stand: their weights made even, their vectors edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.controls.base import Control, checked
+from regard.controls.edit import AttentionEdit
+from regard.controls.registry import register
+from regard.controls.site_choice import SiteChoice
+from regard.controls.strength import Strength, strength_of
+from regard.controls.text_tokens import token_set
+from regard.controls.tokens import FromLastToken, TokenSet
+from regard.controls.weight_edits import EvenOut
+from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.core.method import method
+from regard.core.value import value
+from regard.models.attach import hook_of
+from regard.models.residual import layers_of, unembedding_of
+
+
+@register("anchored_options")
+@method(
+    "anchored_bias_edit",
+    call='regard.steer(model, "anchored_options", options=("A", "B", "C"), where={"heads": found})',
+)
+@value
+class AnchoredOptions(Control):
+    """Give the options of a question equal weight at the last token, in heads that favor a place.
+
+    `options` are the tokens of each, `strength` 1 gives all the mean of their weights, 0 changes
+    nothing. `edited_vectors` edits value vectors of MLPs. (Anchored answers, Li and Gao 2024)
+
+    >>> AnchoredOptions(options=("A", "B")).edits()[0].point
+    'weights'
+    """
+
+    options: tuple[TokenSet, ...]
+    strength: Strength = 1.0
+    where: SiteChoice = SiteChoice()
+    phase: str = "both"
+    neutral: ClassVar[float | None] = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(token_set(x) for x in self.options))
+        object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
+        EvenOut(self.options)
+        checked(self)
+
+    def edits(self) -> tuple[AttentionEdit, ...]:
+        """Even the weights of the newest token out."""
+        return (EvenOut(self.options, self.strength, FromLastToken()),)
+
+
+def _down(model: nn.Module, layer: int) -> nn.Linear:
+    """The matrix of an MLP whose columns are its value vectors."""
+    found = [x for x in layers_of(model, hook_of(model)[1]) if x.site.layer == layer]
+    if not found:
+        fail(ValueRangeError, "layer", layer, "a layer of the model", "count layers from 0")
+    size = unembedding_of(model).weight.shape[1]
+    for rest in found[0].rest:
+        for module in reversed(list(rest.modules())):
+            if isinstance(module, nn.Linear) and module.out_features == size:
+                return module
+    return fail(
+        ValueRangeError, "layer", layer, "a layer with an MLP of linear maps", "take another layer"
+    )
+
+
+def option_scores(model: nn.Module, layer: int, option: int, others: Sequence[int]) -> Tensor:
+    """Return what each value vector of a layer adds to the logit of an option, [units].
+
+    Against the mean of the options, for an activation of 1: v . (W_U[option] - mean W_U).
+    """
+    rows = unembedding_of(model).weight.detach()
+    way = rows[option] - rows[[option, *others]].mean(0)
+    return _down(model, layer).weight.detach().T @ way
+
+
+@contextmanager
+def edited_vectors(
+    model: nn.Module, units: Sequence[tuple[int, int]], option: int, others: Sequence[int],
+    strength: float = 1.0,
+) -> Iterator[None]:  # fmt: skip
+    """Remove from value vectors (layer, unit) what raises an option above the mean of all.
+
+    `strength` 1 leaves none of it, 0 changes nothing; the weights are put back at the end, whatever
+    is raised.
+    """
+    strength_of(strength)
+    if not others:
+        fail(ValueRangeError, "others", shape_of(others), "the other options", "name their ids")
+    rows = unembedding_of(model).weight.detach().clone()
+    way = rows[option] - rows[[option, *others]].mean(0)
+    way = way / way.norm()
+    kept: list[tuple[nn.Linear, int, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for layer, unit in units:
+                down = _down(model, layer)
+                if not 0 <= unit < down.in_features:
+                    fail(
+                        ValueRangeError, "units", unit, f"units 0 to {down.in_features - 1}",
+                        "count the units of the MLP from 0",
+                    )  # fmt: skip
+                old = down.weight[:, unit].clone()
+                kept.append((down, unit, old))
+                down.weight[:, unit] = old - strength * (old @ way) * way
+        yield
+    finally:
+        with torch.no_grad():
+            for down, unit, old in reversed(kept):
+                down.weight[:, unit] = old
+
+
+__all__ = ["AnchoredOptions", "edited_vectors", "option_scores"]

@@ -1,0 +1,134 @@
+"""What an edit may know of the call that it changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.controls.prompt import Prompt
+from regard.controls.site_choice import SiteChoice
+from regard.controls.strength import PerRow, PerStep, Strength, for_rows
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, fail
+from regard.models.forward import Forward
+from regard.models.site import Site
+
+
+@dataclass(eq=False)
+class EditContext:
+    """One call of attention that a control changes, and what is known around it.
+
+    `call` is the call as it came. `prompt` is what the model was asked. `memory` is kept as long as
+    the prompt, for each site: what was found once (sinks, keys of another run) is found there.
+    """
+
+    call: Call
+    prompt: Prompt
+    where: SiteChoice = field(default_factory=SiteChoice)
+    phase: str = "both"
+
+    @property
+    def site(self) -> Site | None:
+        """The place in the model."""
+        return self.call.site if isinstance(self.call.site, Site) else None
+
+    @property
+    def forward(self) -> Forward:
+        """The forward of the model that is running."""
+        return self.call.forward if isinstance(self.call.forward, Forward) else Forward(0)
+
+    @property
+    def memory(self) -> dict[Any, Any]:
+        """What is kept for this site as long as the prompt lasts."""
+        kept: dict[Any, Any] = self.prompt.memory.setdefault(self.site, {})
+        return kept
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the call."""
+        return self.call.q.device
+
+    @property
+    def query_positions(self) -> Tensor:
+        """Positions of the queries, [1 or b, n]."""
+        call = self.call
+        if call.q_positions is None:
+            return torch.arange(call.n, device=self.device)[None] + call.rule.offset
+        at = call.q_positions.to(self.device) + call.rule.offset
+        return at if at.dim() == 2 else at[None]
+
+    @property
+    def key_positions(self) -> Tensor:
+        """Positions of the keys, [1 or b, 1 or g, m]; -1 where there is none."""
+        at = self.call.keys.positions
+        if at is None:
+            return torch.arange(self.call.m, device=self.device)[None, None]
+        at = at.to(self.device)
+        return at[None, None] if at.dim() == 1 else at[:, None] if at.dim() == 2 else at
+
+    @property
+    def decoded(self) -> Tensor:
+        """Which queries stand for decoded tokens, bool [1 or b, n]: those behind the prompt."""
+        length = self.prompt.length
+        if length is None or self.site is None or self.site.kind != "self":
+            return torch.full((1, self.call.n), self.forward.step > 0, device=self.device)
+        return self.query_positions >= length
+
+    def number(self, strength: Strength) -> float | Tensor:
+        """Return a strength for this call: a number, or a tensor that broadcasts to [b, h, n]."""
+        if isinstance(strength, PerRow):
+            return for_rows(strength, self.call.b, self.call.q)
+        if not isinstance(strength, PerStep):
+            return strength
+        length = self.prompt.length
+        if length is None or self.site is None or self.site.kind != "self":
+            return strength.at(self.forward.step)
+        numbers = torch.tensor(strength.numbers, device=self.device)
+        # The last token of the prompt is still the prompt: it decides the first decoded token.
+        step = (self.query_positions - length + 1).clamp(0, len(strength.numbers) - 1)
+        return numbers[step][:, None]
+
+    @property
+    def limit(self) -> Tensor:
+        """Where the control acts, bool [b or 1, h or 1, n or 1]: its heads, branches and phase."""
+        call, made = self.call, torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
+        heads = self.where.heads_at(self.site)
+        if heads is not None:
+            chosen = torch.zeros(call.h, dtype=torch.bool, device=self.device)
+            chosen[list(heads)] = True
+            made = made & chosen[None, :, None]
+        if self.where.branches is not None:
+            rows = torch.zeros(call.b, dtype=torch.bool, device=self.device)
+            for name in self.where.branches:
+                rows[self.forward.rows(name, call.b)] = True
+            made = made & rows[:, None, None]
+        if self.phase != "both":
+            decoded = self.decoded if self.phase == "decoded" else ~self.decoded
+            made = made & decoded[:, None]
+        return made
+
+    def tokens_at(self, side: str, modality: str) -> slice:
+        """Return which "queries" or "keys" (`side`) are of a modality, "text" or "image"."""
+        site, call = self.site, self.call
+        many = call.n if side == "queries" else call.m
+        kind = "self" if site is None else site.kind
+        if kind == "joint":
+            found = site.span(modality, many) if site is not None else None
+            if found is not None:
+                return found
+        elif kind == "cross":
+            if (modality == "text") == (side == "keys"):
+                return slice(0, many)
+        else:
+            return slice(0, many)
+        return fail(
+            CapabilityError, "which", f"tokens of {modality} among the {side} of "
+            f"{getattr(site, 'module', 'a call')}", f"a site where {modality} is {side[:-1]}s",
+            "choose other sites: where='self', 'cross' or 'joint'",
+        )  # fmt: skip
+
+
+__all__ = ["EditContext"]

@@ -1,0 +1,106 @@
+"""What an edit is: one change of attention, at one point of the road of a call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.controls.context import EditContext
+from regard.controls.tokens import TokenSet
+from regard.core.call import Call
+from regard.core.errors import RuleError, fail
+from regard.core.partial import wide
+from regard.core.result import Result
+from regard.core.score import LowRankBias
+from regard.core.value import Value
+
+POINTS = ("queries", "keys", "values", "scores", "weights", "output")
+# What the score of a forbidden pair is lowered by: exp(-3000) is 0 in every type, and 3000 over a
+# scale of 1 / 16 is still a number in half precision.
+FORBIDDEN = 3000.0
+
+
+class AttentionEdit(Value):
+    """One change of attention. `point` names what it changes, `law` what holds of it exactly.
+
+    An edit changes the call (`before`), or what came of it (`after`), in the heads, rows and
+    queries of `at.limit` alone; outside, and at its neutral strength, it returns what it got. One
+    that is made of tensors or sets keeps them as fields, so that it can be saved.
+    """
+
+    point: ClassVar[str] = "scores"
+    law: ClassVar[str] = ""
+
+    def before(self, at: EditContext) -> Call:
+        """Return the call of `at` changed."""
+        return at.call
+
+    def after(self, at: EditContext, result: Result) -> Result:
+        """Return what came of the call of `at` changed."""
+        return result
+
+    def sets(self) -> tuple[TokenSet, ...]:
+        """Return the token sets that it is about, for the receipt."""
+        return tuple(x for _, x in self.fields() if isinstance(x, TokenSet))
+
+
+def edits_of(x: Any) -> tuple[AttentionEdit, ...]:
+    """Read one or more edits."""
+    many = (x,) if isinstance(x, AttentionEdit) else tuple(x) if isinstance(x, list | tuple) else ()
+    if not many or not all(isinstance(one, AttentionEdit) for one in many):
+        fail(
+            RuleError, "edits", repr(x)[:80], "one or more edits", 'pass AddBias(Words("Paris"), 2)'
+        )
+    return many
+
+
+def apply(edits: tuple[AttentionEdit, ...], at: EditContext) -> tuple[Call, list[EditContext]]:
+    """Return the call after all edits, and what each of them knew."""
+    call, known = at.call, []
+    for edit in edits:
+        own = replace(at, call=call)
+        call = edit.before(own)
+        known.append(own)
+    return call, known
+
+
+def add_bias(call: Call, parts: list[tuple[Tensor, Tensor]]) -> Call:
+    """Add biases to the scores of a call: pairs (of queries, of keys) whose products are added.
+
+    Of queries [b or 1, h or 1, n or 1], of keys [b or 1, h or 1, m]; they ride in extra channels of
+    q and k, so that every executor runs them, and nothing of size [n, m] is made.
+
+    >>> q = torch.randn(1, 2, 3, 4)
+    >>> louder = add_bias(Call.of(q, q, q), [(torch.ones(1, 1, 3), torch.tensor([[[0.0, 0, 2]]]))])
+    >>> louder.rule.score.steps[0].u.shape
+    torch.Size([1, 1, 3, 1])
+    """
+    n, dtype = call.n, wide(call.q.dtype)
+    left = [x.to(dtype).expand(*x.shape[:2], n) for x, _ in parts]
+    right = [x.to(dtype) for _, x in parts]
+    u, v = (_stacked(many, call.q.device) for many in (left, right))
+    return call.replace(rule=call.rule.replace(score=call.rule.score + LowRankBias(u, v)))
+
+
+def _stacked(many: list[Tensor], device: torch.device) -> Tensor:
+    b, h = (max(x.shape[axis] for x in many) for axis in (0, 1))
+    return torch.stack([x.to(device).expand(b, h, -1) for x in many], -1).contiguous()
+
+
+def forbid(call: Call, queries: Tensor, keys: Tensor) -> Call:
+    """Give weight 0 to keys [b or 1, h or 1, m], for queries bool [b or 1, h or 1, n or 1].
+
+    A query that may attend to none but these is left as it is.
+
+    >>> q = torch.randn(1, 1, 3, 4)
+    >>> less = forbid(Call.of(q, q, q), torch.ones(1, 1, 1).bool(), torch.tensor([[[True, 0, 0]]]))
+    >>> len(less.rule.score.steps)
+    1
+    """
+    return add_bias(call, [(-FORBIDDEN * queries, keys)])
+
+
+__all__ = ["FORBIDDEN", "POINTS", "AttentionEdit", "add_bias", "apply", "edits_of", "forbid"]

@@ -1,0 +1,168 @@
+"""Edits of scores: a bias, a factor, or nothing at all for chosen keys."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.controls.context import EditContext
+from regard.controls.edit import AttentionEdit, add_bias, forbid
+from regard.controls.strength import Strength, is_neutral, strength_of
+from regard.controls.text_tokens import token_set
+from regard.controls.tokens import TokenSet
+from regard.core.call import Call
+from regard.core.score import Temperature
+from regard.core.score.base import At, as_float
+from regard.core.score.biases import PlaceStep
+from regard.core.support.chosen import pick
+from regard.core.value import value
+
+
+def queries_of(at: EditContext, queries: TokenSet | None) -> Tensor:
+    """Return which queries an edit changes, bool [b or 1, h or 1, n or 1]."""
+    return at.limit if queries is None else at.limit & queries.mask(at, "queries")
+
+
+@value
+class AddBias(AttentionEdit):
+    """Add `strength` to the scores of some keys, for all queries or for some; 0 changes nothing.
+
+    The odds of these keys against the others are multiplied by e^strength.
+
+    >>> AddBias("Paris", 2.0)
+    AddBias(Words('Paris'), 2.0)
+    """
+
+    keys: TokenSet
+    strength: Strength = 1.0
+    queries: TokenSet | None = None
+    point: ClassVar[str] = "scores"
+    law: ClassVar[str] = "odds of the keys are multiplied by e^strength; all other ratios are kept"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", token_set(self.keys))
+        object.__setattr__(self, "strength", strength_of(self.strength))
+        if self.queries is not None:
+            object.__setattr__(self, "queries", token_set(self.queries))
+
+    def before(self, at: EditContext) -> Call:
+        """Add the bias."""
+        if is_neutral(self.strength, 0.0):
+            return at.call
+        number = at.number(self.strength)
+        return add_bias(at.call, [(number * queries_of(at, self.queries), self.keys.mask(at))])
+
+
+@value
+class Forbid(AttentionEdit):
+    """Let no query, or none of some queries, attend to some keys: their weight is exactly 0.
+
+    A query that may attend to nothing else is left as it is.
+
+    >>> Forbid("Paris").point
+    'scores'
+    """
+
+    keys: TokenSet
+    queries: TokenSet | None = None
+    point: ClassVar[str] = "scores"
+    law: ClassVar[str] = "the keys get weight 0; ratios of the others are kept; rows sum to one"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", token_set(self.keys))
+        if self.queries is not None:
+            object.__setattr__(self, "queries", token_set(self.queries))
+
+    def before(self, at: EditContext) -> Call:
+        """Lower the scores until nothing is left."""
+        return forbid(at.call, queries_of(at, self.queries), self.keys.mask(at))
+
+
+@value
+class ScaleScores(AttentionEdit):
+    """Multiply all scores of some queries by `strength`: above 1 sharpens; 1 changes nothing.
+
+    >>> ScaleScores(0.5).strength
+    0.5
+    """
+
+    strength: Strength = 1.0
+    queries: TokenSet | None = None
+    point: ClassVar[str] = "scores"
+    law: ClassVar[str] = "log odds of two keys are multiplied by strength; 0 gives equal weights"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", strength_of(self.strength, 0.0))
+        if self.queries is not None:
+            object.__setattr__(self, "queries", token_set(self.queries))
+
+    def before(self, at: EditContext) -> Call:
+        """Add a factor for each query."""
+        if is_neutral(self.strength, 1.0):
+            return at.call
+        factor = torch.as_tensor(at.number(self.strength), device=at.device, dtype=torch.float32)
+        chosen = queries_of(at, self.queries)
+        factor = torch.where(chosen, factor, 1.0)
+        step = Temperature(factor.expand(*factor.shape[:2], at.call.n))
+        rule = at.call.rule
+        return at.call.replace(rule=rule.replace(score=rule.score >> step))
+
+
+@value
+class RaiseScores(AttentionEdit):
+    """Add `strength` times its own size to the score of some keys, s + strength |s|.
+
+    >>> RaiseScores("Paris", 0.7).strength
+    0.7
+    """
+
+    keys: TokenSet
+    strength: Strength = 0.5
+    queries: TokenSet | None = None
+    point: ClassVar[str] = "scores"
+    law: ClassVar[str] = "s becomes s + strength |s| for the keys; mass on them never falls"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", token_set(self.keys))
+        object.__setattr__(self, "strength", strength_of(self.strength, 0.0))
+        if self.queries is not None:
+            object.__setattr__(self, "queries", token_set(self.queries))
+
+    def before(self, at: EditContext) -> Call:
+        """Add a step that knows the size of a score."""
+        if is_neutral(self.strength, 0.0):
+            return at.call
+        gain = at.number(self.strength) * queries_of(at, self.queries)
+        rule = at.call.rule
+        step = RaisedScores(gain.expand(*gain.shape[:2], at.call.n).float(), self.keys.mask(at))
+        return at.call.replace(rule=rule.replace(score=rule.score >> step))
+
+
+@value
+class RaisedScores(PlaceStep):
+    """s + gain |s| for chosen keys: `gain` [b or 1, h or 1, n], `chosen` [b or 1, h or 1, m].
+
+    >>> print(RaisedScores(torch.ones(1, 1, 2), torch.tensor([[[True, False]]])))
+    RaisedScores(<float32 1x1x2>, <bool 1x1x2>)
+    """
+
+    gain: Tensor
+    chosen: Tensor
+    adds: ClassVar = False
+    asks_positions: ClassVar = False
+    row_part: ClassVar = "gain"
+    _head_axis: ClassVar = {"gain": 1, "chosen": 1}
+
+    def change(self, scores: Tensor, at: At) -> Tensor:
+        """Raise the scores of chosen keys."""
+        gain = as_float(pick(self.gain, at.b, at.h, at.row), scores)
+        chosen = as_float(pick(self.chosen, at.b, at.h, at.col), scores)
+        # A pair that is removed has a score of -inf, and stays removed.
+        size = torch.where(scores == -math.inf, 0.0, scores.abs())
+        return scores + gain * chosen * size
+
+
+__all__ = ["AddBias", "Forbid", "RaiseScores", "RaisedScores", "ScaleScores", "queries_of"]

@@ -1,0 +1,222 @@
+"""The stage that carries a control: it knows the prompt, makes the edits, and keeps the receipt."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from regard.controls.base import Control
+from regard.controls.context import EditContext
+from regard.controls.edit import AttentionEdit, apply
+from regard.controls.measuring import difference, measured, rows_to_look_at
+from regard.controls.prompt import Prompt
+from regard.controls.receipt import Fired, Receipt
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, RuleError, fail
+from regard.core.result import Result
+from regard.models.forward import given_to
+from regard.models.removal import Removal
+from regard.models.site import Sites
+from regard.models.stage import Stage
+from regard.models.wrap import Around, hold
+from regard.run.executor import No
+
+# Decoded tokens whose weights are measured: the first few, then those of a power of two.
+FEW = 4
+
+
+class _Thread(threading.local):
+    """What a thread is in the middle of."""
+
+    def __init__(self) -> None:
+        self.generating: list[Prompt] = []
+        self.prompt = Prompt()
+        self.seen = 0
+        self.caches: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
+        self.calls: list[tuple[Call, list[EditContext], tuple[AttentionEdit, ...]]] = []
+
+
+class Steering(Stage):
+    """A control at work on a model; `receipt` tells what it did.
+
+    `measure` says at which calls weights are measured for the receipt: "some" (prompts, and some
+    decoded tokens), "all", or "none".
+    """
+
+    # What the scores of keys are must be said of the keys that policies have left.
+    last = True
+
+    def __init__(
+        self, control: Control, *, tokenizer: Any = None,
+        messages: Sequence[Mapping[str, Any]] = (), documents: Sequence[str] = (),
+        grid: tuple[int, int] | None = None,
+        prompt: Any = None, measure: str = "some", must_move: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(control.where.place)
+        if measure not in ("some", "all", "none"):
+            fail(RuleError, "measure", repr(measure), "'some', 'all' or 'none'", "choose one")
+        self.control, self.tokenizer, self.must_move = control, tokenizer, must_move
+        self.messages, self.documents, self.grid = messages, documents, grid
+        self.measure, self.paused = measure, False
+        self.receipt = Receipt(control.name or type(control).__name__, control.describe())
+        told = prompt is None or isinstance(prompt, Prompt)
+        self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
+        self._edits = control.edits()
+        self._thread = _Thread()
+        self._undo = Removal()
+
+    @property
+    def name(self) -> str:
+        """Name in errors."""
+        return f"steer({self.control.name or type(self.control).__name__})"
+
+    def begin(self, model: Any, sites: Sites) -> None:
+        """Ask the control whether it can serve the model, and stand around `generate`."""
+        answer = self.control.can(model, sites)
+        if isinstance(answer, No):
+            fail(
+                CapabilityError, f"control {self.receipt.control!r}",
+                f"{type(model).__name__}, {answer.reason}", "a model that it can serve",
+                "take another control: regard.controls.known()",
+            )  # fmt: skip
+        for site in sites:
+            heads = self.control.where.heads_at(site) or ()
+            if site.heads is not None and any(not 0 <= h < site.heads for h in heads):
+                fail(
+                    RuleError, "where['heads']", list(heads),
+                    f"heads 0 to {site.heads - 1} at {site.module}", "count heads from 0",
+                )  # fmt: skip
+        self.model, self.sites = model, sites
+        if callable(getattr(model, "generate", None)):
+            hold(model, "generate", lambda: _Generating(self), self, self._undo, join=False)
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self._undo()
+
+    def prompt_of(self, given: Mapping[str, Any]) -> Prompt:
+        """Read what a model is asked."""
+        ids = given.get("input_ids")
+        real = given.get("attention_mask")
+        if not isinstance(ids, Tensor) or ids.is_floating_point():
+            return Prompt(None, self.tokenizer, grid=self.grid)
+        ids = ids if ids.dim() == 2 else ids[None]
+        if not isinstance(real, Tensor) or real.shape != ids.shape:
+            real = None
+        kinds = given.get("mm_token_type_ids")
+        images = kinds == 1 if isinstance(kinds, Tensor) else None
+        config: Any = getattr(getattr(self, "model", None), "config", None)
+        number = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        if images is None and number is not None:
+            images = ids == number
+        return Prompt(
+            ids, self.tokenizer, None if real is None else real.bool(), images, self.messages,
+            self.documents, self.grid,
+        )  # fmt: skip
+
+    def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Learn what the model is asked, when a forward begins."""
+        if self.paused:
+            return
+        self.receipt.forwards += 1
+        here = self._thread
+        here.calls.clear()
+        if self.given is not None or here.generating:
+            here.prompt = self.given or here.generating[-1]
+            return
+        given = given_to(model, args, kwargs)
+        ids, cache = given.get("input_ids"), given.get("past_key_values")
+        length = int(cache.get_seq_length()) if cache is not None else 0
+        many = ids.shape[-1] if isinstance(ids, Tensor) else 0
+        if not length:
+            here.prompt, here.seen = self.prompt_of(given), many
+            return
+        # A cache goes on from a prompt: that of the forward that filled it.
+        known = here.caches.get(cache) or (here.prompt if here.seen == length else Prompt())
+        here.caches[cache] = here.prompt = known
+        here.seen = length + many
+        if many > 1 and known.ids is not None and isinstance(ids, Tensor):
+            joined = torch.cat((known.ids, ids.to(known.ids.device)), 1)
+            mask = given.get("attention_mask")
+            here.prompt = self.prompt_of({"input_ids": joined, "attention_mask": mask})
+            here.caches[cache] = here.prompt
+
+    def before(self, call: Call) -> Call:
+        """Make the edits, where the control acts on any query."""
+        if self.paused:
+            return call
+        here = self._thread
+        at = EditContext(call, here.prompt, self.control.where, self.control.phase)
+        own, known = call, [at]
+        if bool(at.limit.any()):
+            own, known = apply(self._edits, at)
+        here.calls.append((call, known, self._edits if len(known) == len(self._edits) else ()))
+        return own
+
+    def after(self, call: Call, result: Result) -> Result:
+        """Make the edits of outputs, and write the receipt."""
+        if self.paused:
+            return result
+        old, known, edits = self._thread.calls.pop()
+        made = result
+        for edit, at in zip(edits, known, strict=False):
+            made = edit.after(at, made)
+        if edits and (call is not old or made is not result):
+            self._note(replace(known[0], call=old), call, result, made)
+        return made
+
+    @torch.no_grad()
+    def _note(self, at: EditContext, new: Call, result: Result, made: Result) -> None:
+        """Write one call in the receipt."""
+        call, step = at.call, at.forward.step
+        prompt = call.n > 1 or step == 0
+        fired = Fired(at.site, step, call.n, prompt, self._heads(at))
+        few = prompt or step <= FEW or step & (step - 1) == 0
+        if self.measure == "all" or (self.measure == "some" and few):
+            named = {x.label: x.mask(at) for edit in self._edits for x in edit.sets()}
+            chosen = at.limit
+            rows = rows_to_look_at(at, chosen)
+            before, after, moved = measured(call, new, rows, named)
+            moved = max(moved, difference(result.out, made.out))
+            fired = replace(fired, before=before, after=after, rows=rows, moved=moved)
+        self.receipt.calls.append(fired)
+
+    @staticmethod
+    def _heads(at: EditContext) -> tuple[int, ...]:
+        heads = at.where.heads_at(at.site)
+        return tuple(range(at.call.h)) if heads is None else tuple(heads)
+
+
+class _Generating(Around):
+    """Around `generate`: its prompt is the prompt of every forward within."""
+
+    order = 2
+
+    def __init__(self, steering: Steering) -> None:
+        super().__init__()
+        self.steering = steering
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        one = self.steering
+        if one.paused:
+            return plain(*args, **kwargs)
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        prompts = one._thread.generating
+        depth = len(prompts)
+        prompts.append(one.prompt_of({**kwargs, "input_ids": ids}))
+        own = list(one.control.processors(one))
+        if own:
+            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), *own]
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            del prompts[depth:]
+
+
+__all__ = ["Steering"]

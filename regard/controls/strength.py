@@ -1,0 +1,114 @@
+"""How much: a number for all, or one for each row of the batch, or for each step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
+from regard.core.value import Value, value
+
+
+def _numbers(name: str, x: object) -> tuple[float, ...]:
+    many = tuple(x.tolist()) if isinstance(x, Tensor) and x.dim() == 1 else x
+    if isinstance(many, list):
+        many = tuple(many)
+    good = isinstance(many, tuple) and many and all(map(_is_number, many))
+    if not good:
+        fail(
+            ValueRangeError, name, shape_of(x), "one or more finite numbers", "pass (0.5, 1.0), say"
+        )
+    assert isinstance(many, tuple)
+    return tuple(float(one) for one in many)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+@value
+class PerRow(Value):
+    """One strength for each row of the batch; beams of a row share its own.
+
+    >>> PerRow((0.0, 1.0)).numbers
+    (0.0, 1.0)
+    """
+
+    numbers: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", _numbers("numbers", self.numbers))
+
+
+@value
+class PerStep(Value):
+    """One strength for each step (the prompt, then each decoded token; or each of denoising).
+
+    The last one goes on. A query of a prompt that is run without a cache has the strength of the
+    token that it stands for.
+
+    >>> PerStep((1.0, 0.5)).at(7)
+    0.5
+    """
+
+    numbers: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", _numbers("numbers", self.numbers))
+
+    def at(self, step: int) -> float:
+        """Return the strength of a step."""
+        return self.numbers[min(step, len(self.numbers) - 1)]
+
+
+Strength = float | PerRow | PerStep
+
+
+def strength_of(x: object, low: float = -math.inf, high: float = math.inf) -> Strength:
+    """Check a strength: a number, numbers (one for each row), or a `PerRow` or `PerStep`.
+
+    >>> strength_of([0.0, 0.5], 0, 1)
+    PerRow((0.0, 0.5))
+    """
+    made: Strength
+    if isinstance(x, PerRow | PerStep):
+        made = x
+    elif isinstance(x, list | tuple) or (isinstance(x, Tensor) and x.dim() == 1):
+        made = PerRow(x)  # type: ignore[arg-type]
+    elif _is_number(x):
+        made = float(x)  # type: ignore[arg-type]
+    else:
+        fail(
+            ValueRangeError, "strength", shape_of(x), "a finite number, or one for each row",
+            "pass strength=1.0, [0.0, 1.0] for two rows, or PerStep((1.0, 0.5))",
+        )  # fmt: skip
+    for one in made.numbers if isinstance(made, PerRow | PerStep) else (made,):
+        if not low <= one <= high:
+            fail(
+                ValueRangeError, "strength", f"{one:g}", f"{low:g} to {high:g}",
+                "pass a strength that this control knows",
+            )  # fmt: skip
+    return made
+
+
+def is_neutral(x: Strength, neutral: float) -> bool:
+    """Return whether a strength is neutral for every row and step."""
+    numbers = x.numbers if isinstance(x, PerRow | PerStep) else (x,)
+    return all(one == neutral for one in numbers)
+
+
+def for_rows(x: PerRow, b: int, like: Tensor) -> Tensor:
+    """Return the strengths of a batch, [b, 1, 1]: rows of beams and branches follow one another."""
+    many = len(x.numbers)
+    if b % many:
+        fail(
+            ShapeError, "strength", f"strengths of {many} rows", f"one for each of {b} rows",
+            "give one strength for each row of the batch, or a number for all",
+        )  # fmt: skip
+    made = torch.tensor(x.numbers, dtype=torch.float32, device=like.device)
+    return made.repeat_interleave(b // many).view(-1, 1, 1)
+
+
+__all__ = ["PerRow", "PerStep", "Strength", "for_rows", "is_neutral", "strength_of"]

@@ -1,0 +1,299 @@
+"""Sets of tokens, as queries or as keys: their algebra, and those named by number or mask."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.controls.context import EditContext
+from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
+from regard.core.value import Value, value
+from regard.run.rows import rows_of
+
+
+class TokenSet(Value):
+    """A set of tokens, as queries or as keys; `|`, `&` and `~` combine sets.
+
+    A set that is known before the call writes `positions`; one that is found in the call itself
+    writes `mask`.
+    """
+
+    # What its positions count: "all" tokens of the sequence, those of the "text", of the "image".
+    modality: ClassVar[str] = "all"
+
+    def __or__(self, other: TokenSet) -> TokenSet:
+        return AnyOf((self, _need(other)))
+
+    def __and__(self, other: TokenSet) -> TokenSet:
+        return AllOf((self, _need(other)))
+
+    def __invert__(self) -> TokenSet:
+        return self.part if isinstance(self, NotIn) else NotIn(self)
+
+    @abstractmethod
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Return which positions belong to it, bool [b or 1, positions]; later ones do not."""
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Return which keys [b or 1, h or 1, m] or queries [b or 1, 1, n] belong to it."""
+        chosen = self.positions(at, side)
+        place = at.key_positions if side == "keys" else at.query_positions[:, None]
+        if self.modality != "all" and at.site is not None and at.site.kind != "self":
+            # Text and image are counted from their own first token.
+            own = at.tokens_at(side, self.modality)
+            place = torch.where(place < own.stop, place - own.start, -1)
+        return expand_to_heads(looked_up(chosen.to(at.device), place, at.call.b), at)
+
+    @property
+    def label(self) -> str:
+        """How a receipt names it."""
+        return str(self)
+
+
+def _need(x: object) -> TokenSet:
+    if not isinstance(x, TokenSet):
+        fail(RuleError, "which", shape_of(x), "a set of tokens", 'pass Words("Paris"), say')
+    return x
+
+
+def looked_up(chosen: Tensor, place: Tensor, b: int) -> Tensor:
+    """Read bool [b or 1, positions] at places [b or 1, g or 1, m]; False beyond its ends.
+
+    Rows of beams follow one another, so a row of the set may serve several.
+    """
+    if chosen.shape[0] not in (1, b):
+        if b % chosen.shape[0]:
+            fail(
+                ValueRangeError, "which", f"tokens of {chosen.shape[0]} rows", f"1 or {b} rows",
+                "name tokens for each row of the batch",
+            )  # fmt: skip
+        chosen = chosen.repeat_interleave(b // chosen.shape[0], 0)
+    size = chosen.shape[1]
+    inside = (place >= 0) & (place < size)
+    rows = max(chosen.shape[0], place.shape[0])
+    index = place.clamp(0, max(size - 1, 0)).expand(rows, -1, -1)
+    table = chosen[:, None].expand(rows, index.shape[1], size)
+    return (table.gather(2, index) if size else torch.zeros_like(index, dtype=torch.bool)) & inside
+
+
+def expand_to_heads(mask: Tensor, at: EditContext) -> Tensor:
+    """Repeat what was found for key heads [b, g, m] for the query heads that read them."""
+    many = mask.shape[1]
+    return mask if many in (1, at.call.h) else mask.repeat_interleave(at.call.h // many, 1)
+
+
+class FoundInCall(TokenSet):
+    """Base of sets that are found in the first call of a prompt, for each site and head.
+
+    What was found then is kept as long as the prompt: decoded tokens are not asked again.
+    """
+
+    def find(self, at: EditContext) -> Tensor:
+        """Return which keys of the call belong to it, bool [b or 1, h or 1, m]."""
+        raise NotImplementedError
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Not asked: heads have sets of their own."""
+        raise NotImplementedError
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Find it, or remember where it was found."""
+        if side != "keys":
+            fail(RuleError, "queries", str(self), "a set known before the call", "name tokens")
+        kept: Tensor | None = at.memory.get(self)
+        if kept is None:
+            found = self.find(_of_prompt(at))
+            place = expand_to_heads(at.key_positions, at)
+            shape = (max(found.shape[0], place.shape[0]), max(found.shape[1], place.shape[1]))
+            place = place.expand(*shape, -1)
+            kept = torch.zeros(*shape, int(place.max()) + 1, dtype=torch.bool, device=at.device)
+            kept.scatter_(2, place.clamp(min=0), found.expand_as(place) & (place >= 0))
+            at.memory[self] = kept
+        place = expand_to_heads(at.key_positions, at)
+        shape = (max(kept.shape[0], place.shape[0]), max(kept.shape[1], place.shape[1]))
+        if kept.shape[0] not in (1, at.call.b):  # beams
+            kept = kept.repeat_interleave(at.call.b // kept.shape[0], 0)
+            shape = (at.call.b, shape[1])
+        place, size = place.expand(*shape, -1), kept.shape[2]
+        found = kept.expand(*shape, -1).gather(2, place.clamp(0, size - 1))
+        return found & (place >= 0) & (place < size)
+
+
+def _of_prompt(at: EditContext) -> EditContext:
+    """Leave out queries behind the prompt, which come with it where there is no cache."""
+    length, call = at.prompt.length, at.call
+    if length is None or call.n <= length or call.rule.offset or call.q_positions is not None:
+        return at
+    return replace(at, call=rows_of(call, slice(0, length)))
+
+
+@value
+class AllTokens(TokenSet):
+    """Every token.
+
+    >>> AllTokens() & ~TokenPositions((0,))
+    AllOf((AllTokens(), NotIn(TokenPositions((0,)))))
+    """
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Return all positions that there are."""
+        place = at.key_positions if side == "keys" else at.query_positions
+        return torch.ones(1, int(place.max()) + 1 if place.numel() else 0, dtype=torch.bool)
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Return all that hold a token."""
+        many = at.call.n if side == "queries" else at.call.m
+        whole = torch.ones(1, 1, many, dtype=torch.bool, device=at.device)
+        return expand_to_heads(at.key_positions >= 0, at) if side == "keys" else whole
+
+
+@value
+class AnyOf(TokenSet):
+    """Tokens of any of some sets."""
+
+    parts: tuple[TokenSet, ...]
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Not asked: the sets are asked one by one."""
+        raise NotImplementedError
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Unite the sets."""
+        found = self.parts[0].mask(at, side)
+        for part in self.parts[1:]:
+            found = found | part.mask(at, side)
+        return found
+
+
+@value
+class AllOf(TokenSet):
+    """Tokens that are in all of some sets."""
+
+    parts: tuple[TokenSet, ...]
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Not asked: the sets are asked one by one."""
+        raise NotImplementedError
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Intersect the sets."""
+        found = self.parts[0].mask(at, side)
+        for part in self.parts[1:]:
+            found = found & part.mask(at, side)
+        return found
+
+
+@value
+class NotIn(TokenSet):
+    """Tokens that are not in a set."""
+
+    part: TokenSet
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Not asked: the set is asked."""
+        raise NotImplementedError
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Return all that hold a token, and are not in the set."""
+        return AllTokens().mask(at, side) & ~self.part.mask(at, side)
+
+
+@value
+class TokenPositions(TokenSet):
+    """Tokens by number, from 0, padding counted; negative ones from the end of the prompt.
+
+    >>> TokenPositions(range(3)).numbers
+    (0, 1, 2)
+    """
+
+    numbers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        many = (self.numbers,) if isinstance(self.numbers, int) else tuple(self.numbers)
+        if not many or any(isinstance(x, bool) or not isinstance(x, int) for x in many):
+            fail(
+                ValueRangeError, "numbers", shape_of(self.numbers), "one or more whole numbers",
+                "pass TokenPositions([3, 4])",
+            )  # fmt: skip
+        object.__setattr__(self, "numbers", many)
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Mark the numbers."""
+        length = at.prompt.length
+        if length is None and min(self.numbers) < 0:
+            fail(
+                ValueRangeError, "numbers", min(self.numbers), "numbers from 0 on, where the "
+                "prompt is not known", "count from the start",
+            )  # fmt: skip
+        index = [x if x >= 0 else x + (length or 0) for x in self.numbers]
+        most = length if length is not None else at.call.m
+        if not 0 <= min(index) <= max(index) < most:
+            fail(
+                ValueRangeError, "numbers", list(self.numbers), f"tokens 0 to {most - 1}",
+                "count the tokens of the prompt from 0",
+            )  # fmt: skip
+        made = torch.zeros(1, max(index) + 1, dtype=torch.bool)
+        made[0, index] = True
+        return made
+
+
+@value
+class FromLastToken(TokenSet):
+    """The last token of the prompt, and all that are decoded: each was the newest once.
+
+    Behind right padding it is the last real token.
+
+    >>> FromLastToken()
+    FromLastToken()
+    """
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Mark what comes from the last token on."""
+        length = at.prompt.length
+        place = at.query_positions if side == "queries" else at.key_positions
+        most = int(place.max()) + 1
+        if length is None:
+            length = most
+        last = torch.tensor([length - 1])
+        real = at.prompt.real
+        if real is not None:
+            line = torch.arange(length, device=real.device)
+            last = torch.where(real, line, -1).amax(1).cpu()
+        return torch.arange(max(most, length))[None] >= last[:, None]
+
+
+@value
+class TokenMask(TokenSet):
+    """Tokens by a mask, bool [positions] or [b, positions].
+
+    >>> print(TokenMask(torch.tensor([True, False])))
+    TokenMask(<bool 1x2>)
+    """
+
+    chosen: Tensor
+
+    def __post_init__(self) -> None:
+        x = self.chosen
+        if not isinstance(x, Tensor) or x.dtype != torch.bool or x.dim() not in (1, 2):
+            fail(
+                ValueRangeError, "chosen", shape_of(x), "bool [positions] or [b, positions]",
+                "compare, do not count: ids == 5",
+            )  # fmt: skip
+        if not bool(x.any()):
+            fail(ValueRangeError, "chosen", "an empty mask", "at least one token", "choose a token")
+        object.__setattr__(self, "chosen", x if x.dim() == 2 else x[None])
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Return the mask."""
+        return self.chosen
+
+
+__all__ = [
+    "AllOf", "AllTokens", "AnyOf", "FoundInCall", "FromLastToken", "NotIn", "TokenMask",
+    "TokenPositions", "TokenSet",
+    "expand_to_heads", "looked_up",
+]  # fmt: skip

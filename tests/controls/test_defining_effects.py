@@ -1,0 +1,376 @@
+"""The exact law of each edit, read from the weights themselves; and what functions do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("transformers")
+
+import regard
+from regard import controls as c
+from regard.controls.context import EditContext
+from regard.controls.decoding import decode_with_steps_back
+from regard.controls.deep_thinking import think
+from regard.controls.edit import apply
+from regard.controls.hallucination import decode_truthfully
+from regard.controls.prompt import Prompt, read
+from regard.controls.prompts import assemble, rerank, sort_documents
+from regard.controls.read_or_write import simultaneous
+from regard.controls.sink_calibration import LaterSinks
+from regard.controls.vision_heads import vision_heads
+from regard.core.call import Call
+from regard.core.rule import Rule
+from regard.core.score import Dot
+from regard.core.score.dense import DenseBias
+from regard.core.support import Causal
+from regard.models.loading import load
+from regard.models.site import Site
+from regard.run.runner import run
+from tests.architectures import PAIRS, build, sharp_llama
+
+A, B = c.TokenPositions((2, 5)), c.TokenPositions((1, 7))
+
+
+def a_call(seed: int = 0, m: int = 9) -> Call:
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(2, h, m, 8, generator=g, dtype=torch.float64) for h in (4, 2, 2))
+    return Call.of(3 * q, k, v, Rule(Causal()), site=Site(0, "self", "a", 4, 2, 8))
+
+
+def weights(call: Call, *edits: Any) -> tuple[Tensor, Tensor]:
+    """Weights [b, h, n, m] without and with edits."""
+    new, _ = apply(edits, EditContext(call, Prompt(torch.zeros(2, call.n).long())))
+    pair = [run(x, ("weights",)).weights for x in (call, new)]
+    assert pair[0] is not None
+    assert pair[1] is not None
+    return pair[0], pair[1]
+
+
+def near(a: Tensor, b: Tensor | float) -> bool:
+    return torch.allclose(a, torch.as_tensor(b, dtype=a.dtype), atol=1e-10)
+
+
+def test_a_bias_multiplies_odds_and_keeps_ratios() -> None:
+    old, new = weights(a_call(), c.AddBias(A, 2.0))
+    mine = [2, 5]
+    sees = old[..., mine].sum(-1) > 0
+    other = [0, 1, 3, 4, 6, 7, 8]
+    odds = [x[..., mine].sum(-1) / x[..., other].sum(-1).clamp(min=1e-300) for x in (old, new)]
+    rows = sees & (old[..., other].sum(-1) > 0)
+    assert near(odds[1][rows] / odds[0][rows], torch.tensor(2.0).double().exp())
+    assert near(new[..., -1, 2] / new[..., -1, 5], old[..., -1, 2] / old[..., -1, 5])
+
+
+def test_forbidden_keys_get_exactly_nothing() -> None:
+    old, new = weights(a_call(), c.Forbid(A))
+    assert bool((new[..., [2, 5]] == 0).all())
+    rest = old[..., -1, :].clone()
+    rest[..., [2, 5]] = 0
+    assert near(new[..., -1, :], rest / rest.sum(-1, keepdim=True))
+    old, new = weights(a_call(), c.Forbid(c.TokenPositions((0,))))
+    assert near(new[:, :, 0, 0], 1.0)  # nothing else to attend to
+
+
+def test_only_some_keys_are_left() -> None:
+    _, new = weights(a_call(), c.only_keys(A))
+    assert bool((new[:, :, 5:, [0, 1, 3, 4, 6, 7, 8]] == 0).all())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_moved_mass_is_what_was_said(share: float) -> None:
+    old, new = weights(a_call(), c.MoveMass(A, B, share))
+    for n in range(9):
+        lost, gained = (x[:, :, n, [2, 5]].sum(-1) for x in (old, new))
+        to = [x[:, :, n, [1, 7]].sum(-1) for x in (old, new)]
+        moves = (lost > 0) & (to[0] > 0)
+        assert near(gained, torch.where(moves, (1 - share) * lost, lost))
+        assert near(to[1], torch.where(moves, to[0] + share * lost, to[0]))
+    rest = [0, 3, 4, 6, 8]
+    assert near(new[..., rest], old[..., rest])
+    assert near(new.sum(-1), 1.0)
+    assert near(new[..., -1, 1] * old[..., -1, 7], new[..., -1, 7] * old[..., -1, 1])
+
+
+@pytest.mark.parametrize("k", [1.0, 0.5, 0.0])
+def test_a_share_to_a_power(k: float) -> None:
+    old, new = weights(a_call(), c.ShareToPower(A, k))
+    p, found = (x[..., [2, 5]].sum(-1) for x in (old, new))
+    mixed = (p > 0) & (p < 1)
+    assert near(found, torch.where(mixed, p**k, p))
+    assert near(new.sum(-1), 1.0)
+    if k == 1.0:
+        assert torch.equal(old, new)
+
+
+def test_a_share_that_is_set_and_sets_that_are_even() -> None:
+    old, new = weights(a_call(), c.SetShare(A, 0.25))
+    assert near(new[:, :, 2:, [2, 5]].sum(-1), 0.25)
+    one, two = c.TokenPositions((1,)), c.TokenPositions((4,))
+    old, new = weights(a_call(), c.EvenOut((one, two)))
+    assert near(new[:, :, 4:, 1], new[:, :, 4:, 4])
+    assert near(new[:, :, 4:, 1], (old[:, :, 4:, 1] + old[:, :, 4:, 4]) / 2)
+    assert near(new[:, :, :4], old[:, :, :4])
+
+
+def test_temperature_multiplies_log_odds() -> None:
+    old, new = weights(a_call(), c.ScaleScores(0.5))
+    a, b = (x[:, :, -1].log() for x in (old, new))
+    assert near(b[..., 0] - b[..., 3], 0.5 * (a[..., 0] - a[..., 3]))
+
+
+def test_raised_scores_are_those_of_the_formula() -> None:
+    call = a_call()
+    _, new = weights(call, c.RaiseScores(A, 0.7))
+    k = call.k.repeat_interleave(2, 1)
+    s = (call.q @ k.transpose(-1, -2)) * 8**-0.5
+    s[..., [2, 5]] += 0.7 * s[..., [2, 5]].abs()
+    s = s.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
+    assert near(new, s.softmax(-1))
+
+
+def test_extra_keys_share_one_softmax_and_the_same_again_change_nothing() -> None:
+    call = a_call().replace(rule=Rule())
+    at = EditContext(call, Prompt())
+    twice = c.ExtraKeys(c.GivenKeys(call.k[:1], call.v[:1]))
+    same = call.replace(q=call.q[:1].expand(2, -1, -1, -1), k=call.k[:1].expand(2, -1, -1, -1),
+                        v=call.v[:1].expand(2, -1, -1, -1))  # fmt: skip
+    plain = run(same).out
+    assert near(run(twice.before(EditContext(same, Prompt()))).out, plain)
+    assert near(run(c.ExtraKeys(c.OtherRows()).before(EditContext(same, Prompt()))).out, plain)
+    louder = c.ExtraKeys(c.OtherRows(), 2.0).before(at)
+    found = run(louder, ("weights",)).weights
+    assert found is not None
+    quiet = run(c.ExtraKeys(c.OtherRows(), 0.0).before(at), ("weights",)).weights
+    assert quiet is not None
+    odds = [x[..., 9:].sum(-1) / x[..., :9].sum(-1) for x in (quiet, found)]
+    assert near(odds[1] / odds[0], torch.tensor(2.0).double().exp())
+    replaced = run(c.ReplaceKeys(c.OtherRows()).before(at), ("weights",)).weights
+    assert replaced is not None
+    assert bool((replaced[..., :9] == 0).all())
+
+
+def test_a_branch_is_mixed_linearly() -> None:
+    call = a_call()
+    at = EditContext(call, Prompt(torch.zeros(2, 9).long()))
+    plain = run(call)
+    branch = run(apply((c.Forbid(A),), at)[0]).out
+    for s in (-0.5, 0.25, 1.0):
+        out = c.MixBranch(c.Forbid(A), s).after(at, plain).out
+        assert near(out, plain.out + s * (branch - plain.out))
+    assert c.MixBranch(c.Forbid(A), 0.0).after(at, plain) is plain
+
+
+def test_a_direction_is_removed() -> None:
+    call = a_call()
+    at, way = EditContext(call, Prompt()), torch.randn(8)
+    out = c.RemoveDirection("out", way).after(at, run(call)).out
+    assert float((out @ way.double()).abs().max()) < 1e-6
+
+
+def test_rows_that_sit_between_rows_of_a_bias_are_found() -> None:
+    """Rows are looked at one by one in a call whose rule has a row for each query."""
+    from regard.controls.measuring import rows_at
+
+    call = a_call()
+    bias = DenseBias(torch.randn(1, 1, 9, 9, dtype=torch.float64))
+    call = call.replace(rule=Rule(Causal(), Dot() + bias))
+    whole = run(call, ("weights",)).weights
+    some = run(rows_at(call, torch.tensor([[1, 8], [0, 4]])), ("weights",)).weights
+    assert whole is not None
+    assert some is not None
+    assert near(some[0], whole[0, :, [1, 8]])
+    assert near(some[1], whole[1, :, [0, 4]])
+
+
+def test_a_planted_sink_is_found_and_the_first_token_is_none() -> None:
+    call = a_call(m=20)
+    k = call.k.clone()
+    k[:, :, [0, 7]] = 0
+    call = call.replace(k=k, rule=Rule(Causal(), Dot() + DenseBias(_column(20, {0: 6.0, 7: 6.0}))))
+    found = LaterSinks(5.0).mask(EditContext(call, Prompt(torch.zeros(2, 20).long())))
+    assert found.nonzero()[:, 2].unique().tolist() == [7]
+
+
+def _column(m: int, columns: dict[int, float]) -> Tensor:
+    bias = torch.zeros(1, 1, 1, m, dtype=torch.float64)
+    for j, x in columns.items():
+        bias[..., j] = x
+    return bias
+
+
+# ---- words ----
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Any, Any]:
+    model, tokenizer = load(None)
+    return model.float(), tokenizer
+
+
+def test_words_are_found_where_they_stand(shipped: Any) -> None:
+    _, tokenizer = shipped
+    text = "def wrap(text, width):\n    return text\nnaïve = 'text'"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    prompt = Prompt(ids, tokenizer)
+    found, spans = read(tokenizer, ids[0].tolist())
+    assert text in found
+    for word in ("text", "width", "naïve"):
+        chosen = c.Words(word).find(prompt)[0]
+        inside = "".join(found[a:b] for (a, b), own in zip(spans, chosen, strict=True) if own)
+        assert word in inside
+    assert int(c.Words("text", 1).find(prompt).sum()) < int(c.Words("text").find(prompt).sum())
+
+
+def test_roles_and_documents_are_found(shipped: Any) -> None:
+    _, tokenizer = shipped
+    text = "Be brief.\nfirst text\nsecond text\nWhat is said?"
+    prompt = Prompt(
+        tokenizer(text, return_tensors="pt").input_ids, tokenizer,
+        messages=[{"role": "system", "content": "Be brief."},
+                  {"role": "user", "content": "What is said?"}],
+        documents=["first text", "second text"],
+    )  # fmt: skip
+    for part, words in (
+        (c.PromptPart("system"), "Be brief."),
+        (c.PromptPart("document", 1), "second text"),
+        (c.PromptPart("user"), "What is said?"),
+    ):
+        chosen = part.find(prompt)[0]
+        said, spans = prompt.rows[0]
+        inside = [s for s, own in zip(spans, chosen, strict=True) if own]
+        assert said[inside[0][0] : inside[-1][1]] == words
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 7), (1, 9), (5, 2)])
+def test_regions_lie_on_any_grid(grid: tuple[int, int]) -> None:
+    left, right = c.Region(box=(0, 0, 1, 0.5)).on(grid), c.Region(box=(0, 0.5, 1, 1)).on(grid)
+    assert bool((left ^ right).all())
+    mask = torch.zeros(64, 64)
+    mask[:, :32] = 1
+    assert torch.equal(c.Region(pixels=mask).on(grid), left)
+
+
+# ---- functions ----
+
+
+def test_a_blank_query_scores_every_document_nothing(shipped: Any) -> None:
+    model, tokenizer = shipped
+    found = rerank(model, "N/A", ["def a(): pass", "x = 3"], tokenizer=tokenizer)
+    assert found.scores == (0.0, 0.0)
+
+
+def test_rows_of_the_query_alone_equal_full_maps(shipped: Any) -> None:
+    from regard.controls.attended import attended
+
+    model, tokenizer = shipped
+    made = assemble(tokenizer, ["def a(): pass", "x = 3"], "what is x?")
+    seen = attended(model, made.inputs, made.question)
+    with torch.no_grad():
+        maps = model(**made.inputs, output_attentions=True).attentions
+    assert maps is not None
+    for own, whole in zip(seen.found.values(), maps, strict=True):
+        assert torch.allclose(own, whole[:, :, made.question].mean(2), atol=1e-5)
+    assert float(seen.summed().sum()) == pytest.approx(4 * 8, rel=1e-4)
+
+
+def test_sorting_no_round_leaves_the_order(shipped: Any) -> None:
+    model, tokenizer = shipped
+    documents = ["def a(): pass", "x = 3", "y = 4"]
+    assert sort_documents(model, documents, "x?", tokenizer=tokenizer, rounds=0).order == (0, 1, 2)
+    found = sort_documents(model, documents, "x?", tokenizer=tokenizer, rounds=4)
+    assert sorted(found.order) == [0, 1, 2]
+    assert sum(found.scores) < 1
+
+
+def test_reading_once_is_the_usual_cache_and_momentum_is_that_of_the_formula() -> None:
+    model = sharp_llama(1)
+    ids, query = torch.randint(5, 60, (1, 6)), torch.randint(5, 60, (1, 3))
+    with torch.no_grad():
+        plain = model(query, past_key_values=model(ids, use_cache=True).past_key_values).logits
+        for settings in ({"rounds": 1}, {"rounds": 4, "step": 0.0}):
+            cache = think(model, ids, **settings)
+            assert torch.equal(model(query, past_key_values=cache).logits, plain)
+        x = model(ids, use_cache=True).past_key_values.layers[0].keys.clone()
+        once = think(model, ids, rounds=2, step=1.0, momentum=0.0).layers[0].keys
+        again = model(ids, past_key_values=think(model, ids, rounds=1), use_cache=True)
+        new = again.past_key_values.layers[0].keys[:, :, 6:]
+        assert torch.allclose(once, new, atol=1e-6)
+        step = think(model, ids, rounds=2, step=0.01).layers[0].keys
+        assert torch.allclose(step, x + 0.01 * (new - x), atol=1e-6)
+
+
+def test_steps_back_equal_a_fresh_run_and_never_choose_what_was_banned() -> None:
+    model = sharp_llama(2)
+    ids = torch.randint(5, 60, (1, 6), generator=torch.Generator().manual_seed(3))
+    plain = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    same = decode_with_steps_back(model, ids, tokens=6, go_back=lambda d, p: None)
+    assert torch.equal(same.ids, plain)
+    bad = int(plain[0, 8])
+    found = decode_truthfully(model, ids, lambda d: float(d[-1] == bad), tokens=6, threshold=0.5)
+    assert found.back
+    with torch.no_grad():
+        logits = model(found.ids).logits[0]
+    place, token = found.back[-1]
+    assert int(found.ids[0, 6 + place]) != token
+    for at in range(6, 12):  # each token is the best of a fresh run, but for what was banned
+        row = logits[at - 1].clone()
+        for where, gone in found.back:
+            if where == at - 6:
+                row[gone] = -torch.inf
+        assert int(row.argmax()) == int(found.ids[0, at])
+    calm = decode_truthfully(model, ids, lambda d: 1.0, tokens=6, threshold=1.0)
+    assert torch.equal(calm.ids, plain)
+
+
+def test_simultaneous_writing_has_its_two_limits() -> None:
+    name = "bart" if "bart" in PAIRS else next(iter(PAIRS))
+    model = build(name, PAIRS[name])
+    source = torch.randint(5, 60, (1, 12), generator=torch.Generator().manual_seed(1))
+    pieces = list(source.split(3, 1))
+    settings = {"start": [2], "end": -1, "tokens": 6, "newest": 2}
+    late = simultaneous(model, pieces, threshold=0.0, **settings)
+    offline = simultaneous(model, [source], threshold=0.0, **settings)
+    early = simultaneous(model, pieces, threshold=1.1, **settings)
+    assert late.ids == offline.ids
+    assert set(late.known) == {12}
+    assert set(early.known) == {3}
+    lags = [
+        sum(simultaneous(model, pieces, threshold=t, **settings).known)
+        for t in (0.0, 0.1, 0.3, 0.6, 1.1)
+    ]
+    assert lags == sorted(lags, reverse=True)
+
+
+def test_a_head_that_cannot_see_the_image_is_never_chosen() -> None:
+    model = sharp_llama(2)
+    g = torch.Generator().manual_seed(0)
+    text = torch.randint(5, 60, (1, 8), generator=g)
+    image = torch.randint(60, 90, (1, 4), generator=g)
+    inputs, without = {"input_ids": torch.cat((image, text), 1)}, {"input_ids": text}
+    with torch.no_grad():
+        blind = c.Edits(c.Forbid(c.TokenPositions((0, 1, 2, 3))), where={"heads": [(0, 1)]})
+        # Positions are told, so that the text stands where it stands with the image.
+        without["position_ids"] = torch.arange(4, 12)[None]
+        with regard.steer(model, blind, check=False):
+            found = vision_heads(model, inputs, without)
+    assert (0, 1) not in found.heads
+    assert float(found.divergence[0][1]) < 1e-5
+    assert found.heads
+    assert found.of_token > 0
+
+
+def test_scaling_an_output_is_scaling_columns_of_the_projection() -> None:
+    model = sharp_llama(2)
+    ids = torch.randint(5, 60, (1, 8))
+    control = c.Edits(c.ScaleTensor("out", 2.0), where={"heads": [(1, 1)]})
+    with torch.no_grad():
+        with regard.steer(model, control, check=False):
+            steered = model(ids).logits
+        weight = model.model.layers[1].self_attn.o_proj.weight
+        size = weight.shape[1] // model.config.num_attention_heads
+        weight[:, size : 2 * size] *= 2
+        assert torch.allclose(steered, model(ids).logits, atol=1e-5)
