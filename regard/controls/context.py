@@ -29,6 +29,8 @@ class EditContext:
     prompt: Prompt
     where: SiteChoice = field(default_factory=SiteChoice)
     phase: str = "both"
+    # The guidance branch that the control is about, wherever branches are told ("conditional").
+    branch: str | None = None
 
     @property
     def site(self) -> Site | None:
@@ -39,6 +41,16 @@ class EditContext:
     def forward(self) -> Forward:
         """The forward of the model that is running."""
         return self.call.forward if isinstance(self.call.forward, Forward) else Forward(0)
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Tokens of the prompt among those of the model; None where another model reads it."""
+        return None if self.forward.timestep is not None else self.prompt.length
+
+    @property
+    def branches(self) -> int:
+        """How many guidance branches the batch holds, as equal blocks of rows."""
+        return len(self.forward.branches or (None,))
 
     @property
     def memory(self) -> dict[Any, Any]:
@@ -72,7 +84,7 @@ class EditContext:
     @property
     def decoded(self) -> Tensor:
         """Which queries stand for decoded tokens, bool [1 or b, n]: those behind the prompt."""
-        length = self.prompt.length
+        length = self.prompt_length
         if length is None or self.site is None or self.site.kind != "self":
             return torch.full((1, self.call.n), self.forward.step > 0, device=self.device)
         return self.query_positions >= length
@@ -80,10 +92,10 @@ class EditContext:
     def number(self, strength: Strength) -> float | Tensor:
         """Return a strength for this call: a number, or a tensor that broadcasts to [b, h, n]."""
         if isinstance(strength, PerRow):
-            return for_rows(strength, self.call.b, self.call.q)
+            return for_rows(strength, self.call.b, self.call.q, self.branches)
         if not isinstance(strength, PerStep):
             return strength
-        length = self.prompt.length
+        length = self.prompt_length
         if length is None or self.site is None or self.site.kind != "self":
             return strength.at(self.forward.step)
         numbers = torch.tensor(strength.numbers, device=self.device)
@@ -100,9 +112,12 @@ class EditContext:
             chosen = torch.zeros(call.h, dtype=torch.bool, device=self.device)
             chosen[list(heads)] = True
             made = made & chosen[None, :, None]
-        if self.where.branches is not None:
+        names = self.where.branches
+        if names is None and self.branch is not None and self.forward.branches is not None:
+            names = tuple(x for x in self.forward.branches if x.startswith(self.branch))
+        if names is not None:
             rows = torch.zeros(call.b, dtype=torch.bool, device=self.device)
-            for name in self.where.branches:
+            for name in names:
                 rows[self.forward.rows(name, call.b)] = True
             made = made & rows[:, None, None]
         if self.phase != "both":
@@ -113,10 +128,13 @@ class EditContext:
     def tokens_at(self, side: str, modality: str) -> slice:
         """Return which "queries" or "keys" (`side`) are of a modality, "text" or "image"."""
         site, call = self.site, self.call
-        many = call.n if side == "queries" else call.m
         kind = "self" if site is None else site.kind
+        # A model that denoises has no cache: more keys than queries come from elsewhere.
+        own = kind == "self" and self.forward.timestep is not None
+        many = call.n if side == "queries" or own else call.m
         if kind == "joint":
-            found = site.span(modality, many) if site is not None else None
+            # Counted by queries: keys from elsewhere may have been added behind one's own.
+            found = site.span(modality, call.n) if site is not None else None
             if found is not None:
                 return found
         elif kind == "cross":

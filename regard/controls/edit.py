@@ -42,6 +42,13 @@ class AttentionEdit(Value):
         """Return what came of the call of `at` changed."""
         return result
 
+    def changes(self, at: EditContext) -> Tensor:
+        """Return which queries it changes, bool [b or 1, h or 1, n or 1], for the receipt."""
+        queries = getattr(self, "queries", None)
+        if isinstance(queries, TokenSet):
+            return at.limit & queries.mask(at, "queries")
+        return at.limit
+
     def sets(self) -> tuple[TokenSet, ...]:
         """Return the token sets that it is about, for the receipt."""
         return tuple(x for _, x in self.fields() if isinstance(x, TokenSet))

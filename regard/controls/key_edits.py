@@ -124,16 +124,7 @@ class ExtraKeys(AttentionEdit):
         if found is None:
             return at.call
         call, extra = at.call, found.k.shape[2]
-        _need_fitting(call, found)
-        k = torch.cat((call.k, found.k.to(call.k)), 2)
-        v = torch.cat((call.v, found.v.to(call.v)), 2)
-        at_keys = call.k_positions
-        last = call.m if at_keys is None else int(at_keys.max()) + 1
-        if at_keys is not None:
-            line = torch.arange(last, last + extra, device=at_keys.device)
-            at_keys = torch.cat((at_keys, line.expand(*at_keys.shape[:-1], extra)), -1)
-        support = Extended(call.rule.support, last)
-        made = call.replace(keys=Dense(k, v, at_keys), rule=call.rule.replace(support=support))
+        made = append_keys(call, found)
         own = torch.zeros(1, 1, call.m, device=at.device)
         ones = torch.ones(1, 1, extra, device=at.device)
         number = torch.as_tensor(at.number(self.strength), device=at.device).float()
@@ -147,6 +138,25 @@ class ExtraKeys(AttentionEdit):
         if len(parts) == 1 and number.dim() == 0 and float(number) == 0.0:
             return made
         return add_bias(made, parts)
+
+
+def append_keys(call: Call, found: FoundKeys) -> Call:
+    """Return the call with more keys behind its own, which every query may attend to.
+
+    >>> q = torch.randn(1, 2, 3, 4)
+    >>> append_keys(Call.of(q, q, q), FoundKeys(q, q)).m
+    6
+    """
+    _need_fitting(call, found)
+    k = torch.cat((call.k, found.k.to(call.k)), 2)
+    v = torch.cat((call.v, found.v.to(call.v)), 2)
+    extra, at_keys = found.k.shape[2], call.k_positions
+    last = call.m if at_keys is None else int(at_keys.max()) + 1
+    if at_keys is not None:
+        line = torch.arange(last, last + extra, device=at_keys.device)
+        at_keys = torch.cat((at_keys, line.expand(*at_keys.shape[:-1], extra)), -1)
+    support = Extended(call.rule.support, last)
+    return call.replace(keys=Dense(k, v, at_keys), rule=call.rule.replace(support=support))
 
 
 @value
@@ -197,5 +207,6 @@ def _need_fitting(call: Call, found: FoundKeys) -> None:
 
 
 __all__ = [
-    "ExtraKeys", "FoundKeys", "GivenKeys", "KeySource", "OtherRows", "ReplaceKeys", "only_keys",
+    "ExtraKeys", "FoundKeys", "GivenKeys", "KeySource", "OtherRows", "ReplaceKeys", "append_keys",
+    "only_keys",
 ]  # fmt: skip

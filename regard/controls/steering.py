@@ -15,6 +15,8 @@ from regard.controls.base import Control
 from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply
 from regard.controls.measuring import difference, measured, rows_to_look_at
+from regard.controls.noise_guidance import NoiseGuidance
+from regard.controls.pipeline_prompt import hear_prompt
 from regard.controls.prompt import Prompt
 from regard.controls.receipt import Fired, Receipt
 from regard.core.call import Call
@@ -40,6 +42,10 @@ class _Thread(threading.local):
         self.seen = 0
         self.caches: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
         self.calls: list[tuple[Call, list[EditContext], tuple[AttentionEdit, ...]]] = []
+        self.paused = False
+        self.step = 0
+        # Whether the prompt is that of a model that denoises.
+        self.denoises = False
 
 
 class Steering(Stage):
@@ -56,20 +62,31 @@ class Steering(Stage):
         self, control: Control, *, tokenizer: Any = None,
         messages: Sequence[Mapping[str, Any]] = (), documents: Sequence[str] = (),
         grid: tuple[int, int] | None = None,
-        prompt: Any = None, measure: str = "some", must_move: bool = True,
+        prompt: Any = None, measure: str = "some", must_move: bool = True, pipeline: Any = None,
     ) -> None:  # fmt: skip
         super().__init__(control.where.place)
         if measure not in ("some", "all", "none"):
             fail(RuleError, "measure", repr(measure), "'some', 'all' or 'none'", "choose one")
         self.control, self.tokenizer, self.must_move = control, tokenizer, must_move
         self.messages, self.documents, self.grid = messages, documents, grid
-        self.measure, self.paused = measure, False
+        self.measure = measure
         self.receipt = Receipt(control.name or type(control).__name__, control.describe())
+        self.pipeline = pipeline
         told = prompt is None or isinstance(prompt, Prompt)
         self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
-        self._edits = control.edits()
+        guided = control.guidance is not None
+        self._edits = () if guided and control.is_neutral else control.edits()
         self._thread = _Thread()
         self._undo = Removal()
+
+    @property
+    def paused(self) -> bool:
+        """Whether this thread runs the model as if there were no control."""
+        return self._thread.paused
+
+    @paused.setter
+    def paused(self, x: bool) -> None:
+        self._thread.paused = x
 
     @property
     def name(self) -> str:
@@ -93,12 +110,22 @@ class Steering(Stage):
                     f"heads 0 to {site.heads - 1} at {site.module}", "count heads from 0",
                 )  # fmt: skip
         self.model, self.sites = model, sites
+        if self.pipeline is not None:
+            hear_prompt(self.pipeline, model, self, self._undo)
+        if self.control.guidance is not None and not self.control.is_neutral:
+            hold(model, "forward", lambda: NoiseGuidance(self), self, self._undo, join=False)
         if callable(getattr(model, "generate", None)):
             hold(model, "generate", lambda: _Generating(self), self, self._undo, join=False)
 
     def end(self) -> None:
         """Let go of the model."""
         self._undo()
+
+    def told(self, prompt: Prompt | None) -> None:
+        """Take the prompt of a pipeline that begins."""
+        if self.given is None:
+            self._thread.prompt = prompt or Prompt(None, self.tokenizer, grid=self.grid)
+            self._thread.denoises = True
 
     def prompt_of(self, given: Mapping[str, Any]) -> Prompt:
         """Read what a model is asked."""
@@ -131,6 +158,11 @@ class Steering(Stage):
             here.prompt = self.given or here.generating[-1]
             return
         given = given_to(model, args, kwargs)
+        if "timestep" in given or "timesteps" in given:
+            # Another model reads the prompt; it lasts until denoising begins anew.
+            if not here.denoises:
+                self.told(None)
+            return
         ids, cache = given.get("input_ids"), given.get("past_key_values")
         length = int(cache.get_seq_length()) if cache is not None else 0
         many = ids.shape[-1] if isinstance(ids, Tensor) else 0
@@ -151,8 +183,12 @@ class Steering(Stage):
         """Make the edits, where the control acts on any query."""
         if self.paused:
             return call
-        here = self._thread
-        at = EditContext(call, here.prompt, self.control.where, self.control.phase)
+        here, control = self._thread, self.control
+        at = EditContext(call, here.prompt, control.where, control.phase, control.branch)
+        if at.forward.timestep is not None:
+            if at.forward.step < here.step:  # denoising begins anew
+                here.prompt.memory.clear()
+            here.step = at.forward.step
         own, known = call, [at]
         if bool(at.limit.any()):
             own, known = apply(self._edits, at)
@@ -179,8 +215,8 @@ class Steering(Stage):
         fired = Fired(at.site, step, call.n, prompt, self._heads(at))
         few = prompt or step <= FEW or step & (step - 1) == 0
         if self.measure == "all" or (self.measure == "some" and few):
-            named = {x.label: x.mask(at) for edit in self._edits for x in edit.sets()}
-            chosen = at.limit
+            named = _named(self._edits, at)
+            chosen = _changed(self._edits, at)
             rows = rows_to_look_at(at, chosen)
             before, after, moved = measured(call, new, rows, named)
             moved = max(moved, difference(result.out, made.out))
@@ -191,6 +227,25 @@ class Steering(Stage):
     def _heads(at: EditContext) -> tuple[int, ...]:
         heads = at.where.heads_at(at.site)
         return tuple(range(at.call.h)) if heads is None else tuple(heads)
+
+
+def _changed(edits: tuple[AttentionEdit, ...], at: EditContext) -> Tensor:
+    """Return the queries that any of the edits changes."""
+    made = torch.zeros_like(at.limit)
+    for edit in edits:
+        made = made | edit.changes(at)
+    return made
+
+
+def _named(edits: tuple[AttentionEdit, ...], at: EditContext) -> dict[str, Tensor]:
+    """Return the sets of the edits as keys; those that are no keys of this site are left out."""
+    made = {}
+    for x in dict.fromkeys(x for edit in edits for x in edit.sets()):
+        try:
+            made[x.label] = x.mask(at)
+        except CapabilityError:
+            continue
+    return made
 
 
 class _Generating(Around):
