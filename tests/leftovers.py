@@ -18,6 +18,7 @@ from torch.nn.modules import module as modules
 
 # Where a registry of classes by name stands.
 REGISTRIES = {
+    "regard.controls.registry": "_controls",
     "regard.layers.registry": "_layers",
     "regard.policies.registry": "_policies",
     "regard.probes.registry": "_probes",

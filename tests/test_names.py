@@ -40,7 +40,7 @@ SAME_MODULE = {
     "__main__": (". cli", "what `python -m` runs"),
     "bands": ("core/support run", "the supports, and their numbers as a kernel takes them"),
     "base": (
-        "core/score core/support layers memories policies probes tasks",
+        "controls core/score core/support layers memories policies probes tasks",
         "what everything of the room derives from",
     ),
     "cache": ("conversions models", "a cache of transformers that holds memories of ours"),
@@ -49,7 +49,7 @@ SAME_MODULE = {
     "executor": ("run run/triton", "the protocol, and the executor made of Triton's kernels"),
     "packed": ("run run/triton", "the executor, and its kernel"),
     "paged": ("memories run", "the memory, and the executor that reads its pages"),
-    "registry": ("core layers policies probes tasks", "what the room offers, by name"),
+    "registry": ("controls core layers policies probes tasks", "what the room offers, by name"),
     "roles": ("probes views", "the view shows what the probes find"),
     "rotary": ("core models", "rotary positions, and how a model uses them"),
     "survey": ("core run run/triton", "what a survey reports, how, and by which kernels"),

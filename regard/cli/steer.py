@@ -59,7 +59,7 @@ def command(
         return
     from regard.cli.models import config_of, need_decoder, text_model
     from regard.controls.registry import control
-    from regard.controls.sweep import sweep
+    from regard.controls.side_by_side import sweep
     from regard.verbs import default_text
 
     at_least("--tokens", tokens, 1)

@@ -15,15 +15,15 @@ from regard.controls.site_choice import SiteChoice
 from regard.controls.steering import Steering
 from regard.controls.strength import PerRow, PerStep
 from regard.controls.tensor_edits import MixBranch, RemoveDirection, ScaleTensor
-from regard.controls.text_tokens import PromptPart, TextBetween, Words
-from regard.controls.tokens import AllTokens, TokenMask, TokenPositions, TokenSet
+from regard.controls.text_tokens import Phrase, PromptPart, TextBetween
+from regard.controls.token_sets import AllTokens, TokenMask, TokenPositions, TokenSet
 from regard.controls.weight_edits import EvenOut, MoveMass, SetShare, ShareToPower
 
 __all__ = [
     "AddBias", "AllTokens", "AttentionEdit", "Control", "Edits", "EvenOut", "ExtraKeys",
     "Forbid", "GivenKeys", "ImageTokens", "KeySource", "MixBranch", "MoveMass", "NothingMoved",
-    "OtherRows", "PerRow", "PerStep", "PromptPart", "RaiseScores", "Receipt", "Region",
+    "OtherRows", "PerRow", "PerStep", "Phrase", "PromptPart", "RaiseScores", "Receipt", "Region",
     "RemoveDirection", "ReplaceKeys", "ScaleScores", "ScaleTensor", "SetShare", "ShareToPower",
-    "SiteChoice", "Steering", "TextBetween", "TokenMask", "TokenPositions", "TokenSet", "Words",
+    "SiteChoice", "Steering", "TextBetween", "TokenMask", "TokenPositions", "TokenSet",
     "control", "known", "only_keys", "register",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import FromLastToken, TokenSet
+from regard.controls.token_sets import FromLastToken, TokenSet
 from regard.controls.weight_edits import EvenOut
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.core.method import method

@@ -33,6 +33,9 @@ class Control(Value):
 
     # The guidance branch that it is about, wherever branches are told; None for all.
     branch: ClassVar[str | None] = None
+    # Whether it reads the hidden states that come into blocks, or rows of weights while decoding.
+    needs_hidden: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False
 
     where: SiteChoice
     phase: str
@@ -56,10 +59,6 @@ class Control(Value):
 
     def processors(self, steering: Any) -> Sequence[Any]:
         """Return what `generate` asks about the scores of each next token: (ids, scores)."""
-        return ()
-
-    def wants(self) -> tuple[str, ...]:
-        """Return what its calls are asked for, beside the output ("weights" for single queries)."""
         return ()
 
     @property

@@ -31,6 +31,8 @@ class EditContext:
     phase: str = "both"
     # The guidance branch that the control is about, wherever branches are told ("conditional").
     branch: str | None = None
+    # Hidden states [b, n, d] that come into the block of the site, where the control asked.
+    hidden: Tensor | None = None
 
     @property
     def site(self) -> Site | None:
@@ -85,9 +87,23 @@ class EditContext:
     def decoded(self) -> Tensor:
         """Which queries stand for decoded tokens, bool [1 or b, n]: those behind the prompt."""
         length = self.prompt_length
+        if self.prompt.of_encoder:
+            return torch.full((1, self.call.n), self.in_decoder, device=self.device)
         if length is None or self.site is None or self.site.kind != "self":
             return torch.full((1, self.call.n), self.forward.step > 0, device=self.device)
         return self.query_positions >= length
+
+    @property
+    def in_decoder(self) -> bool:
+        """Whether the site is in the decoder of a model whose encoder reads the prompt."""
+        site = self.site
+        return self.prompt.of_encoder and site is not None and "decoder" in site.module
+
+    def has_prompt(self, side: str) -> bool:
+        """Whether the "queries" or "keys" of the call are tokens of the prompt or behind it."""
+        if not self.in_decoder or self.site is None:
+            return True
+        return side == "keys" and self.site.kind == "cross"
 
     def number(self, strength: Strength) -> float | Tensor:
         """Return a strength for this call: a number, or a tensor that broadcasts to [b, h, n]."""

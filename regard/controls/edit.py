@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
-from regard.core.errors import RuleError, fail
+from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.partial import wide
 from regard.core.result import Result
 from regard.core.score import LowRankBias
@@ -33,6 +33,11 @@ class AttentionEdit(Value):
 
     point: ClassVar[str] = "scores"
     law: ClassVar[str] = ""
+
+    @property
+    def for_all_queries(self) -> bool:
+        """Whether it changes what all queries of a call share, so that it knows no phase."""
+        return False
 
     def before(self, at: EditContext) -> Call:
         """Return the call of `at` changed."""
@@ -59,7 +64,11 @@ def edits_of(x: Any) -> tuple[AttentionEdit, ...]:
     many = (x,) if isinstance(x, AttentionEdit) else tuple(x) if isinstance(x, list | tuple) else ()
     if not many or not all(isinstance(one, AttentionEdit) for one in many):
         fail(
-            RuleError, "edits", repr(x)[:80], "one or more edits", 'pass AddBias(Words("Paris"), 2)'
+            RuleError,
+            "edits",
+            repr(x)[:80],
+            "one or more edits",
+            'pass AddBias(Phrase("Paris"), 2)',
         )
     return many
 
@@ -72,6 +81,25 @@ def apply(edits: tuple[AttentionEdit, ...], at: EditContext) -> tuple[Call, list
         call = edit.before(own)
         known.append(own)
     return call, known
+
+
+def changed_queries(edits: tuple[AttentionEdit, ...], at: EditContext) -> Tensor:
+    """Return the queries that any of the edits changes."""
+    made = torch.zeros_like(at.limit)
+    for edit in edits:
+        made = made | edit.changes(at)
+    return made
+
+
+def named_sets(edits: tuple[AttentionEdit, ...], at: EditContext) -> dict[str, Tensor]:
+    """Return the sets of the edits as keys; those that are no keys of this site are left out."""
+    made = {}
+    for x in dict.fromkeys(x for edit in edits for x in edit.sets()):
+        try:
+            made[x.label] = x.mask(at)
+        except CapabilityError:
+            continue
+    return made
 
 
 def add_bias(call: Call, parts: list[tuple[Tensor, Tensor]]) -> Call:
@@ -110,4 +138,7 @@ def forbid(call: Call, queries: Tensor, keys: Tensor) -> Call:
     return add_bias(call, [(-FORBIDDEN * queries, keys)])
 
 
-__all__ = ["FORBIDDEN", "POINTS", "AttentionEdit", "add_bias", "apply", "edits_of", "forbid"]
+__all__ = [
+    "FORBIDDEN", "POINTS", "AttentionEdit", "add_bias", "apply", "changed_queries", "edits_of",
+    "forbid", "named_sets",
+]  # fmt: skip

@@ -12,7 +12,7 @@ from regard.controls.score_edits import AddBias
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.value import value
 
 
@@ -25,7 +25,7 @@ class Emphasis(Control):
     `strength=math.log(100)`, for every query, in heads that were profiled for the task.
 
     >>> Emphasis("Paris", 2.0).edits()[0]
-    AddBias(Words('Paris'), 2.0)
+    AddBias(Phrase('Paris'), 2.0)
     """
 
     which: TokenSet

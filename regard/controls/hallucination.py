@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.controls.decoding import Decoded, decode_with_steps_back
+from regard.controls.steps_back import Decoded, decode_with_steps_back
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 

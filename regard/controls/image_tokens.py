@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, shape_of
 from regard.core.value import value
 
@@ -17,8 +17,8 @@ from regard.core.value import value
 class ImageTokens(TokenSet):
     """Tokens that stand for images in a prompt; `number` names one image.
 
-    >>> ImageTokens() & ~TokenPositions((0,))
-    AllOf((ImageTokens(), NotIn(TokenPositions((0,)))))
+    >>> ~ImageTokens(0)
+    NotIn(ImageTokens(0))
     """
 
     number: int | None = None

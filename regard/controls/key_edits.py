@@ -12,7 +12,7 @@ from regard.controls.context import EditContext
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.score_edits import Forbid
 from regard.controls.strength import Strength, strength_of
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
 from regard.core.keys import Dense
@@ -184,9 +184,9 @@ class ReplaceKeys(AttentionEdit):
 def only_keys(keys: TokenSet, queries: TokenSet | None = None) -> Forbid:
     """Let queries attend to these keys alone.
 
-    >>> from regard.controls.text_tokens import Words
-    >>> only_keys(Words("Paris")).keys
-    NotIn(Words('Paris'))
+    >>> from regard.controls.text_tokens import Phrase
+    >>> only_keys(Phrase("Paris")).keys
+    NotIn(Phrase('Paris'))
     """
     return Forbid(~keys, queries)
 

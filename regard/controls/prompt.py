@@ -28,7 +28,8 @@ class Prompt:
 
     `messages` are those of a chat (role and content), `documents` texts that the prompt holds; both
     are found in the prompt in their order. `grid` is that of the patches of an image. What controls
-    find out about a prompt is kept in `memory`, as long as the prompt is.
+    find out about a prompt is kept in `memory`, as long as the prompt is. `of_encoder` says that an
+    encoder reads it: a decoder has none of its tokens, but as keys of cross-attention.
     """
 
     ids: Tensor | None = None
@@ -38,6 +39,7 @@ class Prompt:
     messages: Sequence[Mapping[str, Any]] = ()
     documents: Sequence[str] = ()
     grid: tuple[int, int] | None = None
+    of_encoder: bool = False
     memory: dict[Any, Any] = field(default_factory=dict)
 
     @property

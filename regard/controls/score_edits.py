@@ -12,7 +12,7 @@ from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, add_bias, forbid
 from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.score import Temperature
 from regard.core.score.base import At, as_float
@@ -33,7 +33,7 @@ class AddBias(AttentionEdit):
     The odds of these keys against the others are multiplied by e^strength.
 
     >>> AddBias("Paris", 2.0)
-    AddBias(Words('Paris'), 2.0)
+    AddBias(Phrase('Paris'), 2.0)
     """
 
     keys: TokenSet

@@ -13,7 +13,7 @@ from regard.controls.edit import AttentionEdit
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
-from regard.controls.tokens import FoundInCall, expand_to_heads
+from regard.controls.token_sets import FoundInCall, expand_to_heads
 from regard.controls.weight_edits import MoveMass
 from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method

@@ -10,7 +10,7 @@ from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
 from regard.controls.text_tokens import PromptPart, token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.controls.weight_edits import ShareToPower
 from regard.core.method import method
 from regard.core.value import value

@@ -13,21 +13,24 @@ from torch import Tensor
 
 from regard.controls.base import Control
 from regard.controls.context import EditContext
-from regard.controls.edit import AttentionEdit, apply
-from regard.controls.measuring import difference, measured, rows_to_look_at
+from regard.controls.edit import AttentionEdit, apply, changed_queries, named_sets
+from regard.controls.moved_weight import difference, measured, rows_at, rows_to_look_at
 from regard.controls.noise_guidance import NoiseGuidance
 from regard.controls.pipeline_prompt import hear_prompt
 from regard.controls.prompt import Prompt
 from regard.controls.receipt import Fired, Receipt
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.result import Result
 from regard.models.forward import given_to
 from regard.models.removal import Removal
+from regard.models.residual import layers_of
 from regard.models.site import Sites
 from regard.models.stage import Stage
 from regard.models.wrap import Around, hold
 from regard.run.executor import No
+from regard.run.runner import run
 
 # Decoded tokens whose weights are measured: the first few, then those of a power of two.
 FEW = 4
@@ -41,6 +44,9 @@ class _Thread(threading.local):
         self.prompt = Prompt()
         self.seen = 0
         self.caches: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
+        self.hidden: dict[int | None, Tensor] = {}
+        # Weights of the last query of each layer [b, h, m], and the positions of these keys.
+        self.rows: dict[int | None, tuple[Tensor, EditContext]] = {}
         self.calls: list[tuple[Call, list[EditContext], tuple[AttentionEdit, ...]]] = []
         self.paused = False
         self.step = 0
@@ -102,6 +108,12 @@ class Steering(Stage):
                 f"{type(model).__name__}, {answer.reason}", "a model that it can serve",
                 "take another control: regard.controls.known()",
             )  # fmt: skip
+        if self.control.phase != "both" and any(x.for_all_queries for x in self._edits):
+            fail(
+                CapabilityError, "phase", repr(self.control.phase),
+                "'both', for keys and values: all queries share them",
+                "edit the scores or the output instead",
+            )  # fmt: skip
         for site in sites:
             heads = self.control.where.heads_at(site) or ()
             if site.heads is not None and any(not 0 <= h < site.heads for h in heads):
@@ -114,6 +126,10 @@ class Steering(Stage):
             hear_prompt(self.pipeline, model, self, self._undo)
         if self.control.guidance is not None and not self.control.is_neutral:
             hold(model, "forward", lambda: NoiseGuidance(self), self, self._undo, join=False)
+        if self.control.needs_hidden:
+            for layer in layers_of(model, sites):
+                entering = _Entering(self._thread, layer.site.layer)
+                hold(layer.block, "forward", lambda x=entering: x, self, self._undo, join=False)
         if callable(getattr(model, "generate", None)):
             hold(model, "generate", lambda: _Generating(self), self, self._undo, join=False)
 
@@ -144,7 +160,7 @@ class Steering(Stage):
             images = ids == number
         return Prompt(
             ids, self.tokenizer, None if real is None else real.bool(), images, self.messages,
-            self.documents, self.grid,
+            self.documents, self.grid, bool(getattr(config, "is_encoder_decoder", False)),
         )  # fmt: skip
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -166,8 +182,10 @@ class Steering(Stage):
         ids, cache = given.get("input_ids"), given.get("past_key_values")
         length = int(cache.get_seq_length()) if cache is not None else 0
         many = ids.shape[-1] if isinstance(ids, Tensor) else 0
-        if not length:
+        if not length or (many and here.prompt.of_encoder):
             here.prompt, here.seen = self.prompt_of(given), many
+            return
+        if here.prompt.of_encoder:
             return
         # A cache goes on from a prompt: that of the forward that filled it.
         known = here.caches.get(cache) or (here.prompt if here.seen == length else Prompt())
@@ -189,11 +207,41 @@ class Steering(Stage):
             if at.forward.step < here.step:  # denoising begins anew
                 here.prompt.memory.clear()
             here.step = at.forward.step
+        at.hidden = here.hidden.get(None if at.site is None else at.site.layer)
         own, known = call, [at]
         if bool(at.limit.any()):
             own, known = apply(self._edits, at)
         here.calls.append((call, known, self._edits if len(known) == len(self._edits) else ()))
         return own
+
+    def see(self, call: Call, result: Result) -> None:
+        """Keep the weights of the last query, where the control reads them while decoding."""
+        if self.paused or not self.control.needs_rows:
+            return
+        last = torch.full((call.b, 1), call.n - 1)
+        found = run(rows_at(call, last), ("weights",)).weights
+        assert found is not None
+        at = EditContext(call, self._thread.prompt)
+        self._thread.rows[None if at.site is None else at.site.layer] = found[:, :, 0], at
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that this thread is in."""
+        return self._thread.prompt
+
+    def row_on(self, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, Tensor]:
+        """Return weights [heads, tokens] of the last query on tokens of a prompt, and their ids."""
+        rows, ids = [], self._thread.prompt.ids
+        assert ids is not None
+        for layer, head in heads:
+            if layer not in self._thread.rows:
+                fail(RuleError, "heads", f"layer {layer}", "layers of the model", "name others")
+            weights, at = self._thread.rows[layer]
+            chosen = which.mask(at)
+            own = chosen[b if len(chosen) > 1 else 0, head if chosen.shape[1] > 1 else 0]
+            rows.append(weights[b, head][own])
+            place = at.key_positions.expand(len(weights), -1, -1)[b, 0][own]
+        return torch.stack(rows).float().cpu(), ids[b * len(ids) // len(weights)][place].cpu()
 
     def after(self, call: Call, result: Result) -> Result:
         """Make the edits of outputs, and write the receipt."""
@@ -215,8 +263,8 @@ class Steering(Stage):
         fired = Fired(at.site, step, call.n, prompt, self._heads(at))
         few = prompt or step <= FEW or step & (step - 1) == 0
         if self.measure == "all" or (self.measure == "some" and few):
-            named = _named(self._edits, at)
-            chosen = _changed(self._edits, at)
+            named = named_sets(self._edits, at)
+            chosen = changed_queries(self._edits, at)
             rows = rows_to_look_at(at, chosen)
             before, after, moved = measured(call, new, rows, named)
             moved = max(moved, difference(result.out, made.out))
@@ -229,23 +277,21 @@ class Steering(Stage):
         return tuple(range(at.call.h)) if heads is None else tuple(heads)
 
 
-def _changed(edits: tuple[AttentionEdit, ...], at: EditContext) -> Tensor:
-    """Return the queries that any of the edits changes."""
-    made = torch.zeros_like(at.limit)
-    for edit in edits:
-        made = made | edit.changes(at)
-    return made
+class _Entering(Around):
+    """Around the forward of a block: notes the hidden states that come in."""
 
+    order = 2
 
-def _named(edits: tuple[AttentionEdit, ...], at: EditContext) -> dict[str, Tensor]:
-    """Return the sets of the edits as keys; those that are no keys of this site are left out."""
-    made = {}
-    for x in dict.fromkeys(x for edit in edits for x in edit.sets()):
+    def __init__(self, thread: _Thread, layer: int | None) -> None:
+        super().__init__()
+        self.thread, self.layer = thread, layer
+
+    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.thread.hidden[self.layer] = args[0] if args else kwargs["hidden_states"]
         try:
-            made[x.label] = x.mask(at)
-        except CapabilityError:
-            continue
-    return made
+            return plain(*args, **kwargs)
+        finally:
+            self.thread.hidden.pop(self.layer, None)
 
 
 class _Generating(Around):

@@ -12,7 +12,7 @@ from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply, edits_of
 from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
 from regard.core.result import Result
@@ -37,6 +37,11 @@ class _TensorEdit(AttentionEdit):
         object.__setattr__(self, "strength", strength_of(self.strength))
         if self.tokens is not None:
             object.__setattr__(self, "tokens", token_set(self.tokens))
+
+    @property
+    def for_all_queries(self) -> bool:
+        """Keys and values are shared."""
+        return self.part in ("k", "v")
 
     def changed(self, x: Tensor, number: Tensor, at: EditContext) -> Tensor:
         """Return x changed at a strength that broadcasts to it."""
@@ -75,11 +80,6 @@ class _TensorEdit(AttentionEdit):
 
 def _of_key_heads(limit: Tensor, at: EditContext) -> Tensor:
     """Return where an edit of keys acts, [b or 1, g or 1, 1]: key heads serve groups of queries."""
-    if limit.shape[2] > 1:
-        fail(
-            CapabilityError, "phase", repr(at.phase), "'both', for keys and values: all queries "
-            "share them", "edit the scores or the output instead",
-        )  # fmt: skip
     if limit.shape[1] == 1 or at.call.g == at.call.h:
         return limit
     groups = limit.unflatten(1, (at.call.g, -1))

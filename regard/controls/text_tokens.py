@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.controls.prompt import NotInPromptError, Prompt, word_pattern
-from regard.controls.tokens import AnyOf, TokenMask, TokenPositions, TokenSet
+from regard.controls.token_sets import AnyOf, TokenMask, TokenPositions, TokenSet
 from regard.core.errors import RuleError, fail, shape_of
 from regard.core.value import value
 
@@ -33,13 +33,13 @@ class _FoundInText(TokenSet):
 
 
 @value
-class Words(_FoundInText):
+class Phrase(_FoundInText):
     """Every place of a word or a phrase in the prompt; `number` names one place, from 0.
 
     The word is found as a whole: "cat" is not found in "concatenate".
 
-    >>> Words("Paris") | Words("the Seine")
-    AnyOf((Words('Paris'), Words('the Seine')))
+    >>> Phrase("Paris") | Phrase("the Seine")
+    AnyOf((Phrase('Paris'), Phrase('the Seine')))
     """
 
     text: str
@@ -48,7 +48,7 @@ class Words(_FoundInText):
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
             fail(
-                RuleError, "text", shape_of(self.text), "a word or a phrase", 'pass Words("Paris")'
+                RuleError, "text", shape_of(self.text), "a word or a phrase", 'pass Phrase("Paris")'
             )
 
     def find(self, prompt: Prompt) -> Tensor:
@@ -118,19 +118,19 @@ def token_set(x: Any) -> TokenSet:
     """Read a set of tokens: a set, a word or phrase, numbers of tokens, or a bool mask.
 
     >>> token_set("Paris"), token_set([0, 1])
-    (Words('Paris'), TokenPositions((0, 1)))
+    (Phrase('Paris'), TokenPositions((0, 1)))
     """
     if isinstance(x, TokenSet):
         return x
     if isinstance(x, str):
-        return Words(x)
+        return Phrase(x)
     if isinstance(x, Tensor) and x.dtype == torch.bool:
         return TokenMask(x)
     if isinstance(x, int) and not isinstance(x, bool):
         return TokenPositions((x,))
     if isinstance(x, range | list | tuple) and x:
         if all(isinstance(y, str) for y in x):
-            words = tuple(Words(str(y)) for y in x)
+            words = tuple(Phrase(str(y)) for y in x)
             return words[0] if len(words) == 1 else AnyOf(words)
         if all(isinstance(y, int) and not isinstance(y, bool) for y in x):
             return TokenPositions(tuple(x))
@@ -143,4 +143,4 @@ def token_set(x: Any) -> TokenSet:
     )
 
 
-__all__ = ["PromptPart", "TextBetween", "Words", "token_set"]
+__all__ = ["Phrase", "PromptPart", "TextBetween", "token_set"]

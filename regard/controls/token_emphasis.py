@@ -14,7 +14,7 @@ from regard.controls.score_edits import RaiseScores
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import FromLastToken, TokenSet
+from regard.controls.token_sets import FromLastToken, TokenSet
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value

@@ -19,7 +19,7 @@ from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.score_edits import queries_of
 from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import expand_heads
@@ -204,7 +204,7 @@ class EvenOut(AttentionEdit):
     """Give each of some sets the mean of what they have: strength 1 makes them equal, 0 nothing.
 
     >>> EvenOut(("A", "B")).sets()
-    (Words('A'), Words('B'))
+    (Phrase('A'), Phrase('B'))
     """
 
     parts: tuple[TokenSet, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,14 +14,14 @@ pytest.importorskip("transformers")
 import regard
 from regard import controls as c
 from regard.controls.context import EditContext
-from regard.controls.decoding import decode_with_steps_back
 from regard.controls.deep_thinking import think
+from regard.controls.document_ranking import assemble, rerank, sort_documents
 from regard.controls.edit import apply
 from regard.controls.hallucination import decode_truthfully
 from regard.controls.prompt import Prompt, read
-from regard.controls.prompts import assemble, rerank, sort_documents
 from regard.controls.read_or_write import simultaneous
 from regard.controls.sink_calibration import LaterSinks
+from regard.controls.steps_back import decode_with_steps_back
 from regard.controls.vision_heads import vision_heads
 from regard.core.call import Call
 from regard.core.rule import Rule
@@ -29,6 +30,7 @@ from regard.core.score.dense import DenseBias
 from regard.core.support import Causal
 from regard.models.loading import load
 from regard.models.site import Site
+from regard.probes.wordpieces import whole_maps
 from regard.run.runner import run
 from tests.architectures import PAIRS, build, sharp_llama
 
@@ -173,7 +175,7 @@ def test_a_direction_is_removed() -> None:
 
 def test_rows_that_sit_between_rows_of_a_bias_are_found() -> None:
     """Rows are looked at one by one in a call whose rule has a row for each query."""
-    from regard.controls.measuring import rows_at
+    from regard.controls.moved_weight import rows_at
 
     call = a_call()
     bias = DenseBias(torch.randn(1, 1, 9, 9, dtype=torch.float64))
@@ -219,10 +221,10 @@ def test_words_are_found_where_they_stand(shipped: Any) -> None:
     found, spans = read(tokenizer, ids[0].tolist())
     assert text in found
     for word in ("text", "width", "naïve"):
-        chosen = c.Words(word).find(prompt)[0]
-        inside = "".join(found[a:b] for (a, b), own in zip(spans, chosen, strict=True) if own)
-        assert word in inside
-    assert int(c.Words("text", 1).find(prompt).sum()) < int(c.Words("text").find(prompt).sum())
+        chosen = c.Phrase(word).find(prompt)[0]
+        inside = {i for (a, b), own in zip(spans, chosen, strict=True) if own for i in range(a, b)}
+        assert word in "".join(found[i] for i in sorted(inside))
+    assert int(c.Phrase("text", 1).find(prompt).sum()) < int(c.Phrase("text").find(prompt).sum())
 
 
 def test_roles_and_documents_are_found(shipped: Any) -> None:
@@ -269,10 +271,9 @@ def test_rows_of_the_query_alone_equal_full_maps(shipped: Any) -> None:
     model, tokenizer = shipped
     made = assemble(tokenizer, ["def a(): pass", "x = 3"], "what is x?")
     seen = attended(model, made.inputs, made.question)
-    with torch.no_grad():
-        maps = model(**made.inputs, output_attentions=True).attentions
-    assert maps is not None
-    for own, whole in zip(seen.found.values(), maps, strict=True):
+    maps = whole_maps(model, **made.inputs)
+    assert len(maps) == len(seen.found)
+    for own, whole in zip(seen.found.values(), maps.values(), strict=True):
         assert torch.allclose(own, whole[:, :, made.question].mean(2), atol=1e-5)
     assert float(seen.summed().sum()) == pytest.approx(4 * 8, rel=1e-4)
 
@@ -349,12 +350,12 @@ def test_a_head_that_cannot_see_the_image_is_never_chosen() -> None:
     model = sharp_llama(2)
     g = torch.Generator().manual_seed(0)
     text = torch.randint(5, 60, (1, 8), generator=g)
-    image = torch.randint(60, 90, (1, 4), generator=g)
-    inputs, without = {"input_ids": torch.cat((image, text), 1)}, {"input_ids": text}
+    image = torch.randint(5, 60, (1, 4), generator=g)
+    inputs = {"input_ids": torch.cat((image, text), 1)}
+    # The text stands where it stands behind the image, which is hidden from all.
+    without = {**inputs, "attention_mask": (torch.arange(12) >= 4).long()[None]}
     with torch.no_grad():
         blind = c.Edits(c.Forbid(c.TokenPositions((0, 1, 2, 3))), where={"heads": [(0, 1)]})
-        # Positions are told, so that the text stands where it stands with the image.
-        without["position_ids"] = torch.arange(4, 12)[None]
         with regard.steer(model, blind, check=False):
             found = vision_heads(model, inputs, without)
     assert (0, 1) not in found.heads
@@ -374,3 +375,141 @@ def test_scaling_an_output_is_scaling_columns_of_the_projection() -> None:
         size = weight.shape[1] // model.config.num_attention_heads
         weight[:, size : 2 * size] *= 2
         assert torch.allclose(steered, model(ids).logits, atol=1e-5)
+
+
+# ---- images in a prompt, and decoding ----
+
+
+class _WithImages:
+    """A Llama whose id 7 stands for a patch of an image."""
+
+    def __init__(self) -> None:
+        self.model = sharp_llama(2)
+        self.model.config.image_token_id = 7
+        g = torch.Generator().manual_seed(0)
+        text = torch.randint(10, 60, (1, 6), generator=g)
+        self.ids = torch.cat((text[:, :2], torch.full((1, 9), 7), text[:, 2:]), 1)
+
+
+def test_image_tokens_and_regions_of_a_prompt_are_found() -> None:
+    one = _WithImages()
+    sets = c.Edits(c.AddBias(c.ImageTokens() & c.Region(box=(0, 0, 0.34, 1)), 3.0))
+    with regard.steer(one.model, sets, check=False, grid=(3, 3), measure="all") as steered:
+        one.model(one.ids)
+    assert steered.receipt.fired == 2
+    chosen = c.TokenPositions((2, 3, 4))
+    with regard.steer(one.model, c.AddBias(chosen, 3.0), check=False, measure="all") as other:
+        one.model(one.ids)
+    masses = [next(iter(x.receipt.calls[0].after.values())) for x in (steered, other)]
+    assert torch.allclose(masses[0], masses[1])
+
+
+def test_visual_sinks_keep_rows_and_ratios_and_leave_heads_that_do_not_look() -> None:
+    from regard.controls.visual_sinks import VisualSinks
+
+    one = _WithImages()
+    with torch.no_grad():  # a patch with a massive activation in channel 3
+        one.model.model.embed_tokens.weight[8] = one.model.model.embed_tokens.weight[7]
+        one.model.model.embed_tokens.weight[8, 3] = 100.0
+    ids = one.ids.clone()
+    ids[0, 5] = 8
+    kinds = (one.ids == 7).long()
+    plain = one.model(ids, use_cache=False).logits
+    maps = whole_maps(one.model, input_ids=ids)
+
+    def steered(**settings: Any) -> tuple[Any, dict[Any, Tensor]]:
+        control = VisualSinks((3,), above=5.0, **{"least": 0.05, "most": 1.0, **settings})
+        prompt = Prompt(ids, images=kinds.bool())
+        with regard.steer(
+            one.model, control, check=False, prompt=prompt, measure="all", must_move=False
+        ) as found:
+            new = whole_maps(one.model, input_ids=ids)
+        return found, new
+
+    found, new = steered()
+    first = next(iter(maps))
+    old, now = maps[first], new[first]
+    assert torch.allclose(now.sum(-1), torch.ones(()), atol=1e-5)
+    rest = [i for i in range(2, 11) if i != 5]
+    looks = (old[..., 2:11].sum(-1) >= 0.05)[:, :, 11:]
+    assert bool(looks.any())
+    assert torch.allclose(now[:, :, 11:, 5][looks], 0.6 * old[:, :, 11:, 5][looks], atol=1e-5)
+    assert torch.equal(now[:, :, :11], old[:, :, :11])
+    assert torch.allclose(now[:, :, 11:][~looks], old[:, :, 11:][~looks], atol=1e-6)
+    a, b = (x[:, :, 11:][looks][:, rest] for x in (old, now))
+    assert torch.allclose(a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True), atol=1e-4)
+    assert found.receipt.fired
+    _, new = steered(least=1.1)
+    assert torch.allclose(new[first], old, atol=1e-6)
+    _, new = steered(strength=0.0)
+    assert torch.equal(new[first], old)
+    assert torch.equal(one.model(ids, use_cache=False).logits, plain)
+
+
+def test_a_column_that_is_trusted_grows_and_others_fade() -> None:
+    from regard.controls.over_trust import decode_without_over_trust, over_trust
+
+    window = torch.zeros(12, 12)
+    window[:, 2] = 0.1
+    window[torch.arange(12), torch.arange(12)] = 0.001
+    scores = [over_trust(window[:n, :n]) for n in range(4, 13)]
+    assert {place for _, place in scores} == {2}
+    assert all(a < b for (a, _), (b, _) in pairwise(scores))
+    assert over_trust(torch.full((9, 9), 0.001).tril())[0] < 1e-8
+    model = sharp_llama(2)
+    ids = torch.randint(5, 60, (1, 6), generator=torch.Generator().manual_seed(3))
+    plain = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    same = decode_without_over_trust(model, ids, tokens=6, strength=0.0, patience=999)
+    assert torch.equal(same.ids, plain)
+    back = decode_without_over_trust(model, ids, tokens=8, strength=0.0, patience=2, early=2)
+    for place, token in back.back:
+        assert place >= 0
+        assert int(back.ids[0, 6 + place]) != token or len(back.back) > 1
+
+
+def test_context_tokens_gain_as_much_as_the_model_is_unsure() -> None:
+    from regard.controls.context_guided import ContextGuided, guided, train_use_detector
+
+    model = sharp_llama(2)
+    ids = torch.randint(5, 60, (1, 10), generator=torch.Generator().manual_seed(3))
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    plain = model.generate(ids, **settings)
+    guide = ContextGuided([2, 3, 4], ((0, 1), (1, 2)), (4.0, 2.0), strength=8.0, top=60)
+    with regard.steer(model, guide, check=False) as one:
+        changed = model.generate(ids, **settings)
+    assert not torch.equal(changed, plain)
+    assert set(changed[0, 10:].tolist()) <= set(ids[0, 2:5].tolist()) | set(range(60))
+    assert one.receipt.fired
+    with regard.steer(model, guide.replace(strength=0.0), check=False, must_move=False):
+        assert torch.equal(model.generate(ids, **settings), plain)
+    sure = torch.tensor([0.0, 1e4, 0.0])
+    assert torch.equal(guided(sure, torch.ones(1), torch.tensor([0]), 2.0), sure.softmax(-1))
+    g = torch.Generator().manual_seed(0)
+    used = torch.rand(400, generator=g) < 0.5
+    noise = torch.rand(400, 12, generator=g)
+    noise[:, 5] = used.float() * 0.6 + 0.2 * noise[:, 5]
+    found = train_use_detector(noise, used, [(0, h) for h in range(12)], many=3)
+    assert found.heads[0] == (0, 5)
+
+
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_words_of_an_encoder_are_keys_of_cross_attention_alone(name: str) -> None:
+    model = build(name, PAIRS[name])
+    source = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(1))
+    begin = torch.full((2, 4), 2)
+    control = c.AddBias(c.TokenPositions((3, 4)), 3.0)
+    with torch.no_grad(), regard.steer(model, control, check=False, measure="all") as one:
+        model(input_ids=source, decoder_input_ids=begin)
+    moved = {(x.site.kind, "decoder" in x.site.module): 0.0 for x in one.receipt.calls if x.site}
+    for x in one.receipt.calls:
+        if x.site is not None:
+            key = (x.site.kind, "decoder" in x.site.module)
+            moved[key] = max(moved[key], x.moved or 0.0)
+    assert moved["cross", True] > 0
+    assert moved["self", False] > 0
+    assert moved["self", True] < 1e-6
+    for control, kinds in (("decoded", {True}), ("prompt", {False})):
+        edits = c.Edits(c.AddBias(c.TokenPositions((3, 4)), 3.0), phase=control)
+        with torch.no_grad(), regard.steer(model, edits, check=False, measure="all") as one:
+            model(input_ids=source, decoder_input_ids=begin)
+        assert {"decoder" in x.site.module for x in one.receipt.calls if x.site} == kinds

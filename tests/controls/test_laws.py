@@ -30,8 +30,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "split_softmax": {"which": WORDS},
     "sink_calibration": {"times": 1.5},
     "token_emphasis": {"which": WORDS, "salient": TokenPositions((7,))},
+    "context_guided": None,  # acts within generate: test_defining_effects
     "anchored_options": {"options": (TokenPositions((3,)), TokenPositions((9,)))},
-    "attention_transition": {"carriers": 4},
     "visual_sinks": None,  # needs images: test_images
 }
 # Edits by themselves, each at a strength that does something.
@@ -116,8 +116,8 @@ class Weights(Stage):
 
 
 def test_every_control_is_tried() -> None:
-    assert set(NEEDED) <= set(NAMED) | {"visual_sinks", "anchored_options", "attention_transition"}
-    assert NAMED
+    assert set(NEEDED) <= set(controls.known())
+    assert set(NAMED) <= set(CASES) | {name for name, x in NEEDED.items() if x is None}
 
 
 @every
@@ -191,10 +191,12 @@ def test_a_neutral_strength_that_was_asked_for_raises_too(name: str, model: Any)
 @every
 @pytest.mark.parametrize("phase", PHASES)
 def test_rows_sum_to_one(name: str, phase: str, model: Any) -> None:
-    if phase != "both" and name == "ScaleTensor v":
-        pytest.skip("values are shared by all queries: refused, as test_wrong_uses shows")
     seen = Weights()
     control = made(name, phase=phase)
+    if phase != "both" and any(x.for_all_queries for x in control.edits()):
+        with pytest.raises(RegardError, match="all queries share them"):
+            steered(model, control)
+        return
     with steered(model, control, must_move=False), attach(model, seen, check=False):
         logits(model)
     for weights in seen.found.values():

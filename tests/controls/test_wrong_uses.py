@@ -13,12 +13,12 @@ pytest.importorskip("transformers")
 import regard
 from regard import controls as c
 from regard.controls.crops import best_crop, relative_map
-from regard.controls.decoding import Contrast, decode_with_steps_back
 from regard.controls.deep_thinking import think
+from regard.controls.document_ranking import assemble, rerank, sort_documents
 from regard.controls.hallucination import common_subspace, decode_truthfully, train_detector
 from regard.controls.prompt import Prompt
-from regard.controls.prompts import assemble, rerank, sort_documents
 from regard.controls.read_or_write import simultaneous
+from regard.controls.steps_back import Contrast, decode_with_steps_back
 from regard.controls.token_emphasis import streams
 from regard.core.errors import RegardError
 from regard.models.loading import load
@@ -61,10 +61,10 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     ),
     "a place of a word that is not there": (
         lambda m, t: Prompt(t("a b a", return_tensors="pt").input_ids, t)
-        and c.Words("a", 5).find(Prompt(t("a b a", return_tensors="pt").input_ids, t)),
+        and c.Phrase("a", 5).find(Prompt(t("a b a", return_tensors="pt").input_ids, t)),
         "number 5, of 2 places",
     ),
-    "an empty word": (lambda m, t: c.Words("  "), "a word or a phrase"),
+    "an empty word": (lambda m, t: c.Phrase("  "), "a word or a phrase"),
     "markers that are not there": (
         lambda m, t: run(m, c.AddBias(c.TextBetween("<a>", "</a>")), tokenizer=t), "both markers",
     ),
@@ -88,7 +88,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "a mask of another batch": (
         lambda m, t: run(m, c.AddBias(c.TokenMask(torch.ones(5, 4, dtype=torch.bool)))), "rows",
     ),
-    "a set joined with a word": (lambda m, t: ONE | "Paris", 'pass Words("Paris")'),
+    "a set joined with a word": (lambda m, t: ONE | "Paris", 'pass Phrase("Paris")'),
     "an image where there is none": (
         lambda m, t: run(m, c.AddBias(c.ImageTokens())), "a prompt with an image",
     ),

@@ -13,7 +13,7 @@ from regard.controls.registry import register
 from regard.controls.score_edits import Forbid, ScaleScores
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerStep, Strength
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value

@@ -23,7 +23,7 @@ from regard.controls.score_edits import AddBias, ScaleScores
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerRow, PerStep, Strength, is_neutral, strength_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method

@@ -11,7 +11,7 @@ from torch.nn.functional import max_pool2d
 from regard.controls.context import EditContext
 from regard.controls.image_tokens import grid_of
 from regard.controls.text_tokens import token_set
-from regard.controls.tokens import TokenPositions, TokenSet
+from regard.controls.token_sets import TokenPositions, TokenSet
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.value import Value, value
 
@@ -148,7 +148,7 @@ class Subject(Value):
 
     >>> from regard.controls.image_tokens import Region
     >>> Subject("red fox", Region(box=(0, 0, 1, 0.5))).words
-    Words('red fox')
+    Phrase('red fox')
     """
 
     words: TokenSet

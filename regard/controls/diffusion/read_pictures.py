@@ -13,7 +13,7 @@ from regard.controls.diffusion.picture_tokens import PictureTokens
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.key_edits import FoundKeys, KeySource, append_keys
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, shape_of
 from regard.core.value import value

@@ -16,7 +16,7 @@ from regard.controls.edit import AttentionEdit
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerRow, PerStep, Strength, strength_of
-from regard.controls.tokens import TokenSet
+from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method

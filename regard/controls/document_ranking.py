@@ -82,7 +82,7 @@ class Ranking:
 
 @method(
     "attention_sorting",
-    call="from regard.controls.prompts import sort_documents\n"
+    call="from regard.controls.document_ranking import sort_documents\n"
     "sort_documents(model, documents, question, tokenizer=tokenizer).documents",
 )
 def sort_documents(
@@ -119,7 +119,7 @@ def sort_documents(
 
 @method(
     "icr_rerank",
-    call="from regard.controls.prompts import rerank\n"
+    call="from regard.controls.document_ranking import rerank\n"
     "rerank(model, query, documents, tokenizer=tokenizer).best",
 )
 def rerank(

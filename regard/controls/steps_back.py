@@ -120,8 +120,10 @@ def decode_with_steps_back(
             made.back.append((place, decoded[place]))
             banned.setdefault(tuple(decoded[:place]), set()).add(decoded[place])
             del decoded[place:], confidence[place:]
-            seen = min(seen, start + place - 1 if place else start - 1)
-            cache.crop(seen)
+            # The last token that stays is run again: its scores choose the next.
+            kept = start + place - 1
+            cache.crop(kept - seen)
+            seen = kept
             continue
         if token == end:
             break

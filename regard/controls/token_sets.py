@@ -42,6 +42,8 @@ class TokenSet(Value):
         """Return which keys [b or 1, h or 1, m] or queries [b or 1, 1, n] belong to it."""
         chosen = self.positions(at, side)
         place = at.key_positions if side == "keys" else at.query_positions[:, None]
+        if not at.has_prompt(side):
+            return torch.zeros(1, 1, place.shape[-1], dtype=torch.bool, device=at.device)
         if self.modality != "all" and at.site is not None and at.site.kind != "self":
             # Text and image are counted from their own first token.
             own = at.tokens_at(side, self.modality)
@@ -57,7 +59,7 @@ class TokenSet(Value):
 
 def _need(x: object) -> TokenSet:
     if not isinstance(x, TokenSet):
-        fail(RuleError, "which", shape_of(x), "a set of tokens", 'pass Words("Paris"), say')
+        fail(RuleError, "which", shape_of(x), "a set of tokens", 'pass Phrase("Paris"), say')
     return x
 
 

@@ -1,0 +1,77 @@
+"""Parts add up to logits; weights made even choose no place; an edited vector favors none."""
+
+from __future__ import annotations
+
+import torch
+
+from regard.controls.anchored_options import edited_vectors, option_scores
+from regard.controls.context import EditContext
+from regard.controls.prompt import Prompt
+from regard.controls.token_sets import TokenPositions
+from regard.controls.weight_edits import EvenOut
+from regard.core.call import Call
+from regard.core.rule import Rule
+from regard.core.support import Causal
+from regard.papers.checks import Claims, check
+from regard.papers.claims import FLOAT64, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.small_llama import llama
+from regard.run.runner import run
+
+OPTIONS, OTHERS = (2, 5, 8, 11), (21, 22, 23)
+A = 20
+
+
+@check(
+    "anchored_bias_edit",
+    narrowed={
+        "Swapping preserves row sums": "weights are made even, which swaps need no answer for"
+    },
+    left_out={"Head plus FFN logit contributions": "logit attribution, which has laws of its own"},
+    beyond="multiple-choice questions asked of GPT-2",
+)
+@torch.no_grad()
+def anchored() -> Claims:
+    """Weights made even choose no place; an edited vector favors no option."""
+    q, k, v = (torch.randn(1, 2, 14, 8, dtype=torch.float64) for _ in range(3))
+    q[..., 0] = 6.0
+    k[:, :, OPTIONS[0], 0] = 3.0  # the first place draws the head
+    call = Call.of(q, k, v, Rule(Causal()))
+    edit = EvenOut(tuple(TokenPositions((x,)) for x in OPTIONS), 1.0)
+    even = edit.before(EditContext(call, Prompt(torch.zeros(1, 14).long())))
+    old, new = (run(x, ("weights",)).weights for x in (call, even))
+    assert old is not None
+    assert new is not None
+    last = [x[0, 0, -1, list(OPTIONS)] for x in (old, new)]
+    # A head writes what it reads: it chooses the option whose word has the largest weight.
+    rates = [(x / x.sum()).max() for x in last]
+    model = llama(2).double()
+    scores = option_scores(model, 1, A, OTHERS)
+    unit = int(scores.argmax())
+    with edited_vectors(model, [(1, unit)], A, OTHERS):
+        after = option_scores(model, 1, A, OTHERS)
+    back = option_scores(model, 1, A, OTHERS)
+    others = [i for i in range(len(scores)) if i != unit]
+    yield claim(
+        "Swapping preserves row sums", "distance of a row's sum", gap(new.sum(-1), old.sum(-1))
+    ).within(1e-12, "1", because=FLOAT64)
+    yield claim("averaging weights makes", "largest share of a place", float(rates[1])).within(
+        1e-12, "one of four", value=0.25, because=FLOAT64
+    )
+    yield claim(
+        "averaging weights makes", "largest share of a place as it was", float(rates[0])
+    ).above(0.5, "most of it", because="half")
+    yield claim(
+        "After edit (W_U v)[A]", "what the vector adds to A above the mean", abs(float(after[unit]))
+    ).within(1e-9, "0, as predicted", because=FLOAT64)
+    yield claim("After edit (W_U v)[A]", "what it added", float(scores[unit])).above(
+        0, "it raised A"
+    )
+    yield claim(
+        "After edit (W_U v)[A]",
+        "difference of all other vectors",
+        gap(after[others], scores[others]),
+    ).equals(0.0, "none")
+    yield claim("After edit (W_U v)[A]", "difference after it", gap(back, scores)).equals(
+        0.0, "the weights are put back"
+    )

@@ -1,0 +1,102 @@
+"""Columns that are trusted too much grow and are gone back on; others fade."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard.controls.over_trust import decode_without_over_trust, over_trust
+from regard.papers.checks import Claims, check
+from regard.papers.claims import claim
+from regard.papers.shared.small_llama import llama
+
+SIGMA, START = 50.0, 4
+
+
+class _Head(nn.Module):
+    num_heads = 1
+
+    def __init__(self, summary: int) -> None:
+        super().__init__()
+        self.summary = summary
+
+    def forward(self, n: int) -> Tensor:
+        """Every query puts half of its weight on one token, once it is there."""
+        k = torch.zeros(1, 1, n, 2)
+        k[..., 1] = 1.0
+        # because: the token is there once it was decoded
+        if n > self.summary:
+            k[0, 0, self.summary, 0] = float(torch.tensor(float(n)).log())
+        q = torch.tensor([2.0**0.5, 0.0]).expand(1, 1, n, 2)
+        return nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
+
+
+class _Scripted(nn.Module):
+    """Says 1, 2, 3, ... by a rule of its own, with one column of attention that draws all."""
+
+    def __init__(self, summary: int) -> None:
+        super().__init__()
+        self.head = _Head(summary)
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        from types import SimpleNamespace
+
+        b, n = input_ids.shape
+        self.head(n)
+        scores = torch.zeros(b, n, 20)
+        scores[..., torch.arange(n), (torch.arange(n) * 3 + 1) % 20] = 5.0
+        scores[..., torch.arange(n), (torch.arange(n) * 3 + 2) % 20] = 4.0
+        return SimpleNamespace(logits=scores)
+
+
+@check(
+    "opera",
+    narrowed={
+        "alpha=0 and r=infinity": "beams of one: the search is greedy",
+        "on a scripted toy model": "rows of the window are given",
+    },
+    beyond="LLaVA-1.5 and InstructBLIP, POPE and CHAIR, and searches of several beams",
+)
+@torch.no_grad()
+def opera() -> Claims:
+    """Columns that are trusted too much grow and are gone back on; others fade."""
+    model, ids = llama(2), torch.randint(3, 60, (1, 8))
+    greedy = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)  # type: ignore
+    plain = decode_without_over_trust(model, ids, tokens=8, strength=0.0, patience=10**6)
+    column = int(torch.randint(0, 5, ()))
+    window = 0.001 * torch.rand(14, 14)
+    window[:, column] = 0.1 + 0.3 * torch.rand(14)
+    scores = [over_trust(window[:n, :n].tril(), SIGMA) for n in range(column + 2, 15)]
+    falls = sum(b <= a for (a, _), (b, _) in pairwise(scores))
+    faint = (torch.rand(14, 14) / SIGMA).tril()
+    fades = [over_trust(faint[:n, :n], SIGMA)[0] for n in (2, 14)]
+    summary = START + int(torch.randint(1, 4, ()))
+    # Half of the weight of every later token is on the summary.
+    toy = _Scripted(summary)
+    found = decode_without_over_trust(
+        toy, torch.zeros(1, START, dtype=torch.long), tokens=16, patience=3, early=3, strength=0.0
+    )
+    place, token = found.back[0] if found.back else (-1, -1)
+    later = found.ids[0, START:].tolist()
+    again = place < len(later) and later[place] == token
+    yield claim("alpha=0 and r=infinity", "tokens", str(plain.ids.tolist())).equals(
+        str(greedy.tolist()), "those of greedy search"
+    )
+    yield claim("on a scripted toy model", "lengths at which the score fell", falls).equals(
+        0, "none"
+    )
+    yield claim("on a scripted toy model", "column found", str({x for _, x in scores})).equals(
+        str({column}), "the planted one"
+    )
+    yield claim("on a scripted toy model", "place gone back to", place).equals(
+        summary - START + 1, "right behind the column"
+    )
+    yield claim("on a scripted toy model", "whether what was banned is there", again).equals(
+        False, "never there again"
+    )
+    yield claim("columns with weights", "score of 14 rows", fades[1]).below(
+        fades[0], "of 2 rows", times=0.01, because="a product of numbers that average a half"
+    )
