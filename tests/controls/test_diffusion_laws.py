@@ -47,6 +47,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "bounded alternate": ("bounded_attention", {"subjects": SUBJECTS, "regions": "alternate"}),
     "bounded free": ("bounded_attention", {"subjects": SUBJECTS, "regions": "free"}),
     "seg of some width": ("smoothed_energy_guidance", {"sigma": 1.0}),
+    "ditctrl by object": ("ditctrl", {"mask": LEFT, "target": RIGHT}),
     "story of neighbors": ("storydiffusion", {"window": 1, "rate": 1.0}),
 }
 NAMED = sorted({k.name for k in controls.known().values() if k.models == "diffusion"})
@@ -285,6 +286,7 @@ SHARING: dict[str, dict[str, Any]] = {
     "cross_frame_attention": {},
     "style_aligned": {},
     "freecustom": {"masks": (), "weight": 0.0},
+    "ditctrl": {},
     "magicface": {},
     "magicface later": {},
 }

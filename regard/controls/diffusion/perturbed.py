@@ -88,7 +88,7 @@ class BlurQueries(AttentionEdit):
         own = at.tokens_at("queries", "image")
         q = at.call.q[:, :, own]
         rows, columns = grid_of(at, q.shape[2])
-        down, across = (_blur(size, self.sigma, q) for size in (rows, columns))
+        down, across = (blur_weights(size, self.sigma, q) for size in (rows, columns))
         spread = q.float().unflatten(2, (rows, columns))
         spread = torch.einsum("ij,kl,bhjld->bhikd", down, across, spread).flatten(2, 3)
         whole = at.call.q.clone()
@@ -97,8 +97,12 @@ class BlurQueries(AttentionEdit):
         return at.call.replace(q=q)
 
 
-def _blur(size: int, sigma: float, like: Tensor) -> Tensor:
-    """Return weights of a blur [size, size], rows of which sum to one."""
+def blur_weights(size: int, sigma: float, like: Tensor) -> Tensor:
+    """Return weights of a blur [size, size], rows of which sum to one.
+
+    >>> blur_weights(2, math.inf, torch.zeros(1)).tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
     line = torch.arange(size, device=like.device, dtype=torch.float32)
     apart = line[:, None] - line
     return (-((apart / sigma) ** 2) / 2).softmax(-1)
@@ -254,5 +258,5 @@ class NormalizedAttentionGuidance(DiffusionControl):
 
 __all__ = [
     "AwayFromOtherText", "BlurQueries", "KeepOwnValues", "NormalizedAttentionGuidance",
-    "PerturbedAttentionGuidance", "SmoothedEnergyGuidance", "negative",
+    "PerturbedAttentionGuidance", "SmoothedEnergyGuidance", "blur_weights", "negative",
 ]  # fmt: skip

@@ -154,7 +154,9 @@ class ReadPictures(AttentionEdit):
             fail(RuleError, "queries", shape_of(self.queries), "a region", "pass a Region")
 
     def changes(self, at: EditContext) -> Tensor:
-        """Return the tokens of the picture that read."""
+        """Return the tokens that read: of the picture, or all where text is read as well."""
+        if self.queries is None and getattr(self.source, "text", False):
+            return at.limit
         return at.limit & (self.queries or PictureTokens()).mask(at, "queries")
 
     def before(self, at: EditContext) -> Call:

@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from regard.controls.context import EditContext
 from regard.controls.diffusion.diffusion_control import PICTURE, DiffusionControl
-from regard.controls.diffusion.picture_tokens import EachPicture, PictureTokens
+from regard.controls.diffusion.picture_tokens import EachPicture
 from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
 from regard.controls.edit import AttentionEdit
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerRow, PerStep, Strength, strength_of
 from regard.controls.token_sets import TokenSet
-from regard.core.call import Call
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value
@@ -34,7 +29,7 @@ def times(x: Strength, factor: float) -> Strength:
     return x * factor
 
 
-class _Reading(DiffusionControl):
+class ReadingControl(DiffusionControl):
     """Base of controls in which pictures read others; 0 changes nothing."""
 
     kinds: ClassVar[tuple[str, ...]] = PICTURE
@@ -44,7 +39,7 @@ class _Reading(DiffusionControl):
 @register("storydiffusion")
 @method("storydiffusion", call='regard.steer(pipeline, "storydiffusion")')
 @value
-class StoryDiffusion(_Reading):
+class StoryDiffusion(ReadingControl):
     """Keep a subject alike in a batch: each picture also reads a random part of the others.
 
     `rate` of the tokens of every other picture are drawn, anew at each layer and step and alike in
@@ -71,7 +66,7 @@ class StoryDiffusion(_Reading):
 @register("freecustom")
 @method("freecustom", call="regard.steer(pipeline, controls.diffusion.FreeCustom((0, 1)))")
 @value
-class FreeCustom(_Reading):
+class FreeCustom(ReadingControl):
     """Compose concepts: the picture also reads reference pictures, their subjects more strongly.
 
     `references` are rows of the batch, noised to the same step, which read no others; `masks` holds
@@ -110,7 +105,7 @@ class FreeCustom(_Reading):
 @register("reference_attention", "dreamtuner", "lcm_lookahead")
 @method("dreamtuner", "lcm_lookahead", call='regard.steer(pipeline, "reference_attention")')
 @value
-class ReferenceAttention(_Reading):
+class ReferenceAttention(ReadingControl):
     """Let pictures read a reference of their batch in fine detail, as strongly as `strength` says.
 
     Odds of its tokens are multiplied by strength: 1 lets it count like the picture's own, 0 changes
@@ -140,7 +135,7 @@ class ReferenceAttention(_Reading):
 @register("visctrl")
 @method("visctrl", call="regard.steer(pipeline, controls.diffusion.VisCtrl(target=Region(...)))")
 @value
-class VisCtrl(_Reading):
+class VisCtrl(ReadingControl):
     """Give an object the look of a reference: its tokens read the reference in place of themselves.
 
     Tokens in `target` attend to those of picture `reference` in `mask`, all others as before.
@@ -171,7 +166,7 @@ class VisCtrl(_Reading):
     "magicface", call="regard.steer(pipeline, controls.diffusion.MagicFace((0,), (Region(...),)))"
 )
 @value
-class MagicFace(_Reading):
+class MagicFace(ReadingControl):
     """Compose a person of references: first all may be read, then each region reads its own alone.
 
     `references` are rows of the batch, `masks` their concepts (or none), `regions` where each of
@@ -225,126 +220,6 @@ class MagicFace(_Reading):
         )
 
 
-@register("cross_frame_attention", "latent_warp")
-@method("latent_warp", call='regard.steer(pipeline, "cross_frame_attention")')
-@value
-class CrossFrameAttention(_Reading):
-    """Let each frame of a video read the first and the one before it, beside itself.
-
-    Frames are the rows of the batch, in their order. `strength` multiplies their odds; 0 changes
-    nothing. It is the attention of LatentWarp (Bao et al. 2023), whose other half is `warp_latent`.
-
-    >>> CrossFrameAttention().edits()[0].source
-    PicturesBeside((0,), previous=True)
-    """
-
-    strength: Strength = 1.0
-    where: SiteChoice = SiteChoice()
-    phase: str = "both"
-
-    def edits(self) -> tuple[AttentionEdit, ...]:
-        """Read two frames."""
-        return (ReadPictures(PicturesBeside((0,), previous=True), self.strength),)
-
-
-@register("subject_across_frames", "ouroboros_diffusion")
-@method("ouroboros_diffusion", call="regard.steer(model, SubjectAcrossFrames(mask))")
-@value
-class SubjectAcrossFrames(_Reading):
-    """Let frames of a video read the subject in the frames around them, at most `window` away.
-
-    `which` is the region of the subject (a mask may have a row for each frame). 0 changes nothing.
-    It is the attention of Ouroboros-Diffusion (Chen et al. 2025), whose queue is filled up by
-    `tail_latent`.
-
-    >>> from regard.controls.image_tokens import Region
-    >>> SubjectAcrossFrames(Region(box=(0, 0, 1, 0.5))).window
-    4
-    """
-
-    which: TokenSet
-    strength: Strength = 1.0
-    window: int = 4
-    where: SiteChoice = SiteChoice()
-    phase: str = "both"
-
-    def edits(self) -> tuple[AttentionEdit, ...]:
-        """Read the subject."""
-        source = PicturesBeside(window=self.window, region=self.which)
-        return (ReadPictures(source, self.strength),)
-
-
-@value
-class MatchStatistics(AttentionEdit):
-    """Give queries and keys of all pictures the mean and deviation of those of picture `row`.
-
-    By head and channel, over the tokens of a picture; 0 changes nothing. (AdaIN)
-
-    >>> MatchStatistics().row
-    0
-    """
-
-    row: int = 0
-    strength: Strength = 1.0
-    point: ClassVar[str] = "queries"
-    law: ClassVar[str] = "at strength 1, mean and deviation of each channel are the reference's"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
-
-    def changes(self, at: EditContext) -> Tensor:
-        """Return the tokens of the picture."""
-        return at.limit & PictureTokens().mask(at, "queries")
-
-    def before(self, at: EditContext) -> Call:
-        """Match queries and keys."""
-        call = at.call
-        number = torch.as_tensor(at.number(self.strength), device=at.device, dtype=torch.float32)
-        if not bool((number != 0).any()):
-            return call
-        number = number[..., None] if number.dim() == 3 else number
-        own, size = at.tokens_at("queries", "image"), call.b // at.branches
-        if not 0 <= self.row < size:
-            fail(RuleError, "row", self.row, f"pictures 0 to {size - 1}", "count from 0")
-        found = {}
-        for name in ("q", "k"):
-            x = getattr(call, name)
-            part = x[:, :, own].float()
-            mean, size_of = part.mean(2, keepdim=True), part.std(2, keepdim=True).clamp(min=1e-6)
-            first = torch.arange(call.b, device=at.device) // size * size + self.row
-            matched = (part - mean) / size_of * size_of[first] + mean[first]
-            new = x.clone()
-            new[:, :, own] = (part + number * (matched - part)).to(x)
-            found[name] = torch.where(at.limit[..., None], new, x) if name == "q" else new
-        return call.replace(**found)
-
-
-@register("style_aligned", "style_nerf2nerf")
-@method("style_nerf2nerf", call='regard.steer(pipeline, "style_aligned")')
-@value
-class StyleAligned(_Reading):
-    """Give all pictures of a batch the style of picture `reference`.
-
-    Each reads its keys, with the mean and deviation of its own queries and keys matched to the
-    reference's. 0 changes nothing. Views of a scene get one style so (Style-NeRF2NeRF, Fujiwara et
-    al. 2024, in the form of StyleAligned); a scene is then fitted to them by `sliced_wasserstein`.
-
-    >>> StyleAligned().edits()[0]
-    MatchStatistics(0, 1.0)
-    """
-
-    reference: int = 0
-    strength: Strength = 1.0
-    where: SiteChoice = SiteChoice()
-    phase: str = "both"
-    high: ClassVar[float] = 1.0
-
-    def edits(self) -> tuple[AttentionEdit, ...]:
-        """Match statistics, and read the reference."""
-        source = PicturesBeside((self.reference,))
-        return (MatchStatistics(self.reference, self.strength), ReadPictures(source, self.strength))
-
-
 def _rows(x: object) -> tuple[int, ...]:
     many = (x,) if isinstance(x, int) and not isinstance(x, bool) else x
     rows = tuple(many) if isinstance(many, tuple | list | range) else ()
@@ -364,6 +239,6 @@ def _each(
 
 
 __all__ = [
-    "CrossFrameAttention", "FreeCustom", "MagicFace", "MatchStatistics", "ReferenceAttention",
-    "StoryDiffusion", "StyleAligned", "SubjectAcrossFrames", "VisCtrl", "times",
+    "FreeCustom", "MagicFace", "ReadingControl", "ReferenceAttention", "StoryDiffusion", "VisCtrl",
+    "times",
 ]  # fmt: skip
