@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
-from regard.controls.score_edits import Forbid
+from regard.controls.score_edits import Forbid, RaisedScores
 from regard.controls.strength import Strength, strength_of
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
 from regard.core.keys import Dense
+from regard.core.score import LowRankBias
+from regard.core.score.dense import DenseBias
 from regard.core.support import Extended
 from regard.core.value import Value, value
+
+# Parts of steps that have an entry for each key, and the axis of it.
+BY_KEY = {LowRankBias: ("v", 2), DenseBias: ("bias", 3), RaisedScores: ("chosen", 2)}
 
 
 class FoundKeys(NamedTuple):
@@ -155,8 +160,21 @@ def append_keys(call: Call, found: FoundKeys) -> Call:
     if at_keys is not None:
         line = torch.arange(last, last + extra, device=at_keys.device)
         at_keys = torch.cat((at_keys, line.expand(*at_keys.shape[:-1], extra)), -1)
-    support = Extended(call.rule.support, last)
-    return call.replace(keys=Dense(k, v, at_keys), rule=call.rule.replace(support=support))
+    # What was said of single keys before says nothing of those that come now.
+    score = call.rule.score
+    score = score.replace(steps=tuple(_lengthened(x, call.m, extra) for x in score.steps))
+    rule = call.rule.replace(support=Extended(call.rule.support, last), score=score)
+    return call.replace(keys=Dense(k, v, at_keys), rule=rule)
+
+
+def _lengthened(step: Any, m: int, extra: int) -> Any:
+    """Return a step of a score over `extra` more keys, about which it says nothing."""
+    name, axis = BY_KEY.get(type(step), (None, 0))
+    x: Tensor | None = getattr(step, name) if name else None
+    if x is None or x.shape[axis] != m:
+        return step
+    more = x.new_zeros(*x.shape[:axis], extra, *x.shape[axis + 1 :])
+    return step.replace(**{name: torch.cat((x, more), axis)})
 
 
 @value

@@ -155,6 +155,18 @@ def test_extra_keys_share_one_softmax_and_the_same_again_change_nothing() -> Non
     assert bool((replaced[..., :9] == 0).all())
 
 
+@pytest.mark.parametrize("first", [c.Forbid(A), c.RaiseScores(A, 0.7), c.AddBias(A, 1.0)])
+def test_what_was_said_of_keys_says_nothing_of_those_that_come_later(first: Any) -> None:
+    """An edit of single keys, then more keys: as if these had come first."""
+    call = a_call().replace(rule=Rule())
+    extra = c.ExtraKeys(c.OtherRows(), 0.5)
+    outs = []
+    for order in ((first, extra), (extra, first)):
+        new, _ = apply(order, EditContext(call, Prompt()))
+        outs.append(run(new).out)
+    assert near(outs[0], outs[1])
+
+
 def test_a_branch_is_mixed_linearly() -> None:
     call = a_call()
     at = EditContext(call, Prompt(torch.zeros(2, 9).long()))

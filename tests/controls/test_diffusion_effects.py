@@ -168,12 +168,14 @@ def test_extra_pictures_share_one_softmax(kind: str) -> None:
     torch.manual_seed(0)
     call, image = a_call(kind)
     new = d.ReadPictures(d.PicturesBeside(), 1.0).before(at_call(call))
-    assert new.m == call.m + 24
+    assert new.m == call.m + 2 * 24
     weights = run(new, ("weights",)).weights
     assert weights is not None
     scores = call.q @ torch.cat((call.k, call.k.flip(0)[:, :, image]), 2).transpose(2, 3) * 8**-0.5
     rows = scores[:, :, image].exp()
     own, extra = weights[:, :, image][..., image], weights[:, :, image][..., call.m :]
+    for row in range(2):  # one's own picture is not there twice
+        assert bool((extra[row].unflatten(-1, (2, 24))[..., row, :] == 0).all())
     ratio = extra.sum(-1) / own.sum(-1)
     said = rows[..., call.m :].sum(-1) / rows[..., image].sum(-1)
     assert torch.allclose(ratio, said)
@@ -195,15 +197,17 @@ def test_reference_mass_grows_with_strength_and_masks_remove(kind: str) -> None:
     for strength in (0.0, 0.5, 1.0, 3.0):
         edit = d.ReadPictures(d.PicturesBeside((0,), region=LEFT), strength)
         new = edit.before(at_call(call))
+        if not strength:
+            assert new is call
+            continue
         found = run(new, ("weights",)).weights
         assert found is not None
         assert bool((found[0, ..., call.m :] == 0).all())  # the reference reads nothing
         extra = found[1, :, image][..., call.m :]
         assert bool((extra[..., (torch.arange(24) % 6) >= 3] == 0).all())
         mass.append(float(extra.sum(-1).mean()))
-    assert mass[0] == 0.0
     assert mass == sorted(mass)
-    assert mass[-1] > mass[1] > 0
+    assert mass[-1] > mass[0] > 0
 
 
 @each_model
@@ -242,7 +246,7 @@ def test_read_instead_is_replacement(kind: str) -> None:
 def test_regions_of_two_references_stay_apart() -> None:
     """Later steps of MagicFace: tokens of one region put nothing on the other's reference."""
     torch.manual_seed(0)
-    call, image = a_call("unet", 3)
+    call, _ = a_call("unet", 3)
     control = d.MagicFace((0, 1), (LEFT, RIGHT), layout_steps=0)
     new = call
     for edit in control.edits():
@@ -278,7 +282,7 @@ def test_the_sample_is_the_same_in_both_branches_and_new_at_each_step() -> None:
 def test_pictures_that_read_more_of_each_other_are_more_alike(models: Any) -> None:
     """Random features: outputs come nearer as the rate grows (one layer)."""
     torch.manual_seed(0)
-    call, image = a_call("unet", 4)
+    call, _ = a_call("unet", 4)
     apart = []
     for rate in (0.0, 0.25, 0.5, 1.0):
         edit = d.ReadPictures(d.PicturesBeside(share=rate), 1.0)
@@ -462,8 +466,8 @@ def test_a_neglected_word_is_found_and_only_it_moves_the_latent(kind: str, model
 def test_the_loss_is_that_of_the_most_neglected_word() -> None:
     maps = torch.rand(1, 24, 5, requires_grad=True)
     sets = tuple(torch.eye(5).bool()[i : i + 1] for i in (1, 3))
-    both = d.NeglectedWord(smooth=0.0).loss(TextMaps(maps, GRID, sets))
-    peaks = TextMaps(maps, GRID, sets).sharpened()[0].amax(0)[[1, 3]]
+    both = d.NeglectedWord(10.0, smooth=0.0).loss(TextMaps(maps, GRID, sets))
+    peaks = TextMaps(maps, GRID, sets).sharpened(10.0)[0].amax(0)[[1, 3]]
     assert torch.allclose(both, 1 - peaks.min())
     (slope,) = torch.autograd.grad(both.sum(), maps)
     assert int((slope.abs().sum(-1) > 0).sum()) == 1  # one place: the peak of that word
@@ -477,10 +481,10 @@ def test_overlap_and_retention_have_their_values() -> None:
     maps[0, :2, 1] = 1
     maps[0, :2, 2] = 1
     sets = tuple(torch.eye(3).bool()[i : i + 1] for i in (1, 2))
-    loss = d.SeparateWords(sharpen=1.0, smooth=0.0)
+    loss = d.SeparateWords(sharpen=1.0, smooth=0.0, ignore=())
     assert float(loss.loss(TextMaps(maps, (2, 2), sets))) == pytest.approx(0.5)
     masks = loss.keep(TextMaps(maps, (2, 2), sets))
-    kept = d.SeparateWords(masks, sharpen=1.0, smooth=0.0)
+    kept = d.SeparateWords(masks, sharpen=1.0, smooth=0.0, ignore=())
     assert float(kept.loss(TextMaps(maps, (2, 2), sets))) == pytest.approx(0.5 + 2 * 0.5)
 
 
@@ -510,7 +514,7 @@ def test_steps_of_a_toy_latent_move_words_apart_and_inside() -> None:
         for _ in range(60):
             here = here.requires_grad_()
             value = loss.loss(TextMaps(maps_of(here, layer), GRID, sets, places))
-            first = first or float(value)
+            first = first or float(value.detach())
             (slope,) = torch.autograd.grad(value.sum(), here)
             here = (here - 4 * slope).detach()
         last = TextMaps(maps_of(here, layer), GRID, sets, places)
