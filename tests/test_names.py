@@ -58,6 +58,7 @@ SAME_MODULE = {
 SET_BY_NAME = {
     "conversions/head_sharing.py": "a child of a module is replaced",
     "models/masks.py": "a class gets its operators",
+    "serving/vllm/hooks.py": "methods of vLLM's classes are wrapped",
 }
 
 Places = dict[str, list[str]]

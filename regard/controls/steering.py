@@ -36,7 +36,7 @@ from regard.run.runner import run
 FEW = 4
 
 
-class _Thread(threading.local):
+class _SteeringThread(threading.local):
     """What a thread is in the middle of."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Steering(Stage):
     """
 
     # What the scores of keys are must be said of the keys that policies have left.
-    last = True
+    runs_last = True
 
     def __init__(
         self, control: Control, *, tokenizer: Any = None,
@@ -82,7 +82,7 @@ class Steering(Stage):
         self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
         guided = control.guidance is not None
         self._edits = () if guided and control.is_neutral else control.edits()
-        self._thread = _Thread()
+        self._thread = _SteeringThread()
         self._undo = Removal()
 
     @property
@@ -282,7 +282,7 @@ class _Entering(Around):
 
     order = 2
 
-    def __init__(self, thread: _Thread, layer: int | None) -> None:
+    def __init__(self, thread: _SteeringThread, layer: int | None) -> None:
         super().__init__()
         self.thread, self.layer = thread, layer
 
