@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing to erase": (lambda: d.AttentiveEraser(None), "a region of the picture"),
     "a softness above one": (lambda: d.AttentiveEraser(LEFT, softness=2.0), "0 to 1"),
     "steps below zero": (lambda: d.AttentiveEraser(LEFT, soft_steps=-1), "from 0"),
-    "a region grown by half a cell": (lambda: d.Grown(LEFT, 0.5), "a whole number"),
+    "a region grown by half a cell": (lambda: d.Widened(LEFT, 0.5), "a whole number"),
     "a reference that is not there": (
         lambda: run("unet", d.ReferenceAttention((5,))), "pictures 0 to 1 of the batch",
     ),

@@ -8,7 +8,11 @@ from regard.controls.diffusion.added_attention import AddAttention, MSDiffusion,
 from regard.controls.diffusion.diffusion_control import AtKinds, DiffusionControl
 from regard.controls.diffusion.entropy_scale import EntropyScale
 from regard.controls.diffusion.eraser import AttentiveEraser
-from regard.controls.diffusion.frames import CrossFrameAttention, DiTCtrl, SubjectAcrossFrames
+from regard.controls.diffusion.frame_sharing import (
+    CrossFrameAttention,
+    DiTCtrl,
+    SubjectAcrossFrames,
+)
 from regard.controls.diffusion.latent_guidance import a_star, attend_and_excite, guide_latents
 from regard.controls.diffusion.latents import blend_segments as blend_segments
 from regard.controls.diffusion.latents import sliced_wasserstein as sliced_wasserstein
@@ -24,7 +28,7 @@ from regard.controls.diffusion.perturbed import (
     PerturbedAttentionGuidance as PerturbedAttentionGuidance,
 )
 from regard.controls.diffusion.perturbed import SmoothedEnergyGuidance as SmoothedEnergyGuidance
-from regard.controls.diffusion.picture_tokens import EachPicture, Grown, PictureTokens, Subject
+from regard.controls.diffusion.picture_tokens import EachPicture, PictureTokens, Subject, Widened
 from regard.controls.diffusion.picture_tokens import PromptTokens as PromptTokens
 from regard.controls.diffusion.picture_tokens import TextPositions as TextPositions
 from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
@@ -36,12 +40,11 @@ from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligne
 __all__ = [
     "AddAttention", "AtKinds", "AttentionModulation", "AttentiveEraser", "AwayFromOtherText",
     "BlurQueries", "BoundedAttention", "CrossFrameAttention", "DiTCtrl", "DiffusionControl",
-    "EachPicture", "EntropyScale", "FreeCustom", "Grown", "InsideRegions", "KeepApart",
-    "KeepOwnValues", "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord",
-    "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
-    "PicturesBeside", "PromptTokens", "ReadPictures", "ReferenceAttention", "SeparateWords",
-    "SmoothedEnergyGuidance", "StoryDiffusion", "StyleAligned", "Subject",
-    "SubjectAcrossFrames", "SubjectTokens", "TextPositions", "VisCtrl", "a_star",
-    "attend_and_excite", "blend_segments", "guide_latents", "sliced_wasserstein", "tail_latent",
-    "warp_latent",
+    "EachPicture", "EntropyScale", "FreeCustom", "InsideRegions", "KeepApart", "KeepOwnValues",
+    "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord", "NormalizedAttentionGuidance",
+    "PerturbedAttentionGuidance", "PictureTokens", "PicturesBeside", "PromptTokens",
+    "ReadPictures", "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance",
+    "StoryDiffusion", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectTokens",
+    "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite", "blend_segments",
+    "guide_latents", "sliced_wasserstein", "tail_latent", "warp_latent",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 from regard.controls.diffusion.diffusion_control import PICTURE, DiffusionControl, steps_first
-from regard.controls.diffusion.picture_tokens import Grown
+from regard.controls.diffusion.picture_tokens import Widened
 from regard.controls.edit import AttentionEdit
 from regard.controls.image_tokens import Region
 from regard.controls.registry import register
@@ -66,7 +66,7 @@ class AttentiveEraser(DiffusionControl):
 
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Forbid the object, and soften what stands in its place."""
-        region = Grown(self.which, self.cells) if self.cells else self.which
+        region = Widened(self.which, self.cells) if self.cells else self.which
         soft = PerStep((self.softness,) * self.soft_steps + (1.0,))
         return (ScaleScores(soft, region), Forbid(region))
 

@@ -83,11 +83,11 @@ class TextPositions(TokenSet):
 
 
 @value
-class Grown(TokenSet):
+class Widened(TokenSet):
     """A part of the picture, and all tokens at most `cells` rows and columns away from it.
 
     >>> from regard.controls.image_tokens import Region
-    >>> Grown(Region(box=(0, 0, 0.5, 0.5)), 1).cells
+    >>> Widened(Region(box=(0, 0, 0.5, 0.5)), 1).cells
     1
     """
 
@@ -178,5 +178,10 @@ class Subject(Value):
 
 
 __all__ = [
-    "EachPicture", "Grown", "PictureTokens", "PromptTokens", "Subject", "TextPositions",
+    "EachPicture",
+    "PictureTokens",
+    "PromptTokens",
+    "Subject",
+    "TextPositions",
+    "Widened",
 ]  # fmt: skip
