@@ -150,7 +150,7 @@ class EditContext:
         many = call.n if side == "queries" or own else call.m
         if kind == "joint":
             # Counted by queries: keys from elsewhere may have been added behind one's own.
-            found = site.span(modality, call.n) if site is not None else None
+            found = None if site is None else site.span(modality, call.n, self.forward)
             if found is not None:
                 return found
         elif kind == "cross":

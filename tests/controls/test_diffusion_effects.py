@@ -115,7 +115,7 @@ def a_call(kind: str, b: int = 2) -> tuple[Call, slice]:
     n = 24 + text
     order = {"unet": "image", "sd3": "image-text", "flux": "text-image"}[kind]
     forward = Forward(0, torch.tensor([7.0]), grid=GRID)
-    site = Site(0, "joint" if text else "self", "a", 2, 2, 8, False, order).at(forward)
+    site = Site(0, "joint" if text else "self", "a", 2, 2, 8, False, order)
     q, k, v = (torch.randn(b, 2, n, 8, dtype=torch.float64) for _ in range(3))
     start = text if order == "text-image" else 0
     return Call.of(2 * q, k, v, site=site, forward=forward), slice(start, start + 24)
@@ -268,7 +268,7 @@ def test_the_sample_is_the_same_in_both_branches_and_new_at_each_step() -> None:
         torch.manual_seed(0)
         call, _ = a_call("unet", b)
         forward = Forward(step, torch.tensor([7.0]), branches, GRID)
-        call = call.replace(site=call.site.at(forward), forward=forward)
+        call = call.replace(forward=forward)
         found = source.find(at_call(call))
         assert found is not None
         assert found.k.shape[2] == 24 * 0.5 * b / len(branches or (None,))
@@ -353,7 +353,7 @@ def test_sizes_stay_in_check() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(4, 2, n, 8) for n in (24, 5, 5))
     forward = Forward(0, torch.tensor([7.0]), ("unconditional", "conditional"), GRID)
-    site = Site(0, "cross", "a", 2, 2, 8, False).at(forward)
+    site = Site(0, "cross", "a", 2, 2, 8, False)
     call = Call.of(q, k, v, site=site, forward=forward)
     result = run(call)
     edit = d.AwayFromOtherText(50.0, limit=2.5, mix=1.0)
@@ -418,7 +418,7 @@ def test_subjects_reach_their_regions_alone(kind: str, models: Any) -> None:
     call, image = a_call(kind)
     if kind == "unet":
         forward = call.forward
-        site = Site(0, "cross", subject.sites[0], 2, 2, 8, False).at(forward)
+        site = Site(0, "cross", subject.sites[0], 2, 2, 8, False)
         heads = 2
         size = subject.to_k[0].shape[0] // heads
         q, k, v = torch.randn(2, 2, 24, size), *torch.randn(2, 2, 2, 5, size)
@@ -427,7 +427,7 @@ def test_subjects_reach_their_regions_alone(kind: str, models: Any) -> None:
         site = Site(0, "joint", subject.sites[0], 2, 2, 8, False, call.site.modality)
         size = subject.to_k[0].shape[0] // 2
         q = torch.randn(2, 2, 29, size)
-        call = Call.of(q, q, q, site=site.at(call.forward), forward=call.forward)
+        call = Call.of(q, q, q, site=site, forward=call.forward)
     result = run(call)
     edit = d.AddAttention((subject, subject.replace(tokens=subject.tokens + 1)), (LEFT, RIGHT), 1.0)
     out = edit.after(at_call(call), result).out - result.out
