@@ -174,7 +174,7 @@ def _lengthened(step: Any, m: int, extra: int) -> Any:
     if x is None or x.shape[axis] != m:
         return step
     more = x.new_zeros(*x.shape[:axis], extra, *x.shape[axis + 1 :])
-    return step.replace(**{name: torch.cat((x, more), axis)})
+    return step.replace(**{str(name): torch.cat((x, more), axis)})
 
 
 @value

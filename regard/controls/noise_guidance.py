@@ -54,8 +54,7 @@ def mixed(
     if isinstance(base, tuple):
         return (mixed(base[0], edited[0], strength, branches, branch), *base[1:])
     if hasattr(base, "sample"):
-        made = mixed(base.sample, edited.sample, strength, branches, branch)
-        return type(base)(sample=made)
+        return type(base)(sample=mixed(base.sample, edited.sample, strength, branches, branch))
     if not isinstance(base, Tensor):
         fail(
             CapabilityError, "guidance", shape_of(base), "a model that returns a tensor, a tuple "

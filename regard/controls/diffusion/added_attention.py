@@ -122,8 +122,8 @@ class AddAttention(AttentionEdit):
                 ShapeError, "subject", f"keys of size {k.shape[3]}", f"size {q.shape[3]} at "
                 f"{at.site.module}", "pass weights of the size of this site",
             )  # fmt: skip
-        call = Call.of(q, *(x.expand(q.shape[0], -1, -1, -1) for x in (k, v)), Rule(),
-                       site=at.call.site, forward=at.call.forward)  # fmt: skip
+        k, v = (x.expand(q.shape[0], -1, -1, -1) for x in (k, v))
+        call = Call.of(q, k, v, Rule(), site=at.call.site, forward=at.call.forward)
         sizes = [x[0].shape[2] for x in found]
         if self.regions:
             masks = [region.mask(at, "queries") for region in self.regions]

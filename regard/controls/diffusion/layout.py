@@ -186,11 +186,11 @@ class BoundedAttention(DiffusionControl):
         places = tuple(x.region for x in self.subjects)
         words = tuple(x.words for x in self.subjects)
         both = tuple(x.region | x.words for x in self.subjects)
-        cross = AtKinds(KeepApart(places, words, self.strength), ("cross",))
+        cross = AtKinds((KeepApart(places, words, self.strength),), ("cross",))
         if self.regions == "free":
-            return (cross, AtKinds(KeepApart(places, words, self.strength), ("joint",)))
-        alone = AtKinds(KeepApart(places, places, self.strength), ("self",))
-        joint = AtKinds(KeepApart(both, both, self.strength), ("joint",))
+            return (cross, AtKinds((KeepApart(places, words, self.strength),), ("joint",)))
+        alone = AtKinds((KeepApart(places, places, self.strength),), ("self",))
+        joint = AtKinds((KeepApart(both, both, self.strength),), ("joint",))
         if self.regions == "forbidden":
             return (cross, alone, joint)
         return (cross, AtSomeLayers((alone, joint)))
@@ -251,9 +251,9 @@ class AttentionModulation(DiffusionControl):
         apart = KeepApart(places, words, s)
         picture = PictureTokens()
         return (
-            AtKinds(ScaleScores(sharp, picture), PICTURE), AtKinds(apart, TEXT),
-            AtKinds(AddBias(every, loud, picture), ("joint",)),
-            AtKinds(AddBias(every, loud), ("cross",)),
+            AtKinds((ScaleScores(sharp, picture),), PICTURE), AtKinds((apart,), TEXT),
+            AtKinds((AddBias(every, loud, picture),), ("joint",)),
+            AtKinds((AddBias(every, loud),), ("cross",)),
         )  # fmt: skip
 
 

@@ -152,7 +152,7 @@ class SmoothedEnergyGuidance(_Away):
     the picture their mean. 0 changes nothing. (SEG, Hong 2024)
 
     >>> SmoothedEnergyGuidance(sigma=10.0).edits()
-    (BlurQueries(10.0),)
+    (BlurQueries(),)
     """
 
     strength: Strength = 3.0

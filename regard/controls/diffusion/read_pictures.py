@@ -16,6 +16,7 @@ from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, shape_of
+from regard.core.partial import wide
 from regard.core.value import value
 
 
@@ -29,9 +30,9 @@ class PicturesBeside(KeySource):
     each picture, anew at each step and site, by `seed`. With `text`, tokens of their prompts are
     read as well, where text and picture share one attention.
 
-    >>> PicturesBeside(window=1).reads(3).int().tolist()
+    >>> PicturesBeside(window=1).read_by(3).int().tolist()
     [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
-    >>> PicturesBeside((0,), previous=True).reads(3).int().tolist()
+    >>> PicturesBeside((0,), previous=True).read_by(3).int().tolist()
     [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
     """
 
@@ -56,7 +57,7 @@ class PicturesBeside(KeySource):
         if self.region is not None and not isinstance(self.region, TokenSet):
             fail(RuleError, "region", shape_of(self.region), "a region", "pass a Region")
 
-    def reads(self, size: int) -> Tensor:
+    def read_by(self, size: int) -> Tensor:
         """Return which of so many pictures reads which, bool [size, size]."""
         line = torch.arange(size)
         apart = (line[:, None] - line).abs()
@@ -86,7 +87,7 @@ class PicturesBeside(KeySource):
                 "tell as many branches as the batch holds",
             )  # fmt: skip
         size = call.b // branches
-        reads = self.reads(size)
+        reads = self.read_by(size)
         own = slice(0, call.n) if self.text else at.tokens_at("keys", "image")
         kept = self._drawn(at, own).to(at.device)
         sources = reads.any(0).nonzero().flatten().to(at.device)
@@ -168,17 +169,18 @@ class ReadPictures(AttentionEdit):
         if found is None:
             return at.call
         call = append_keys(at.call, found)
-        number = torch.as_tensor(number, device=at.device, dtype=torch.float32)
+        like: dict[str, Any] = {"device": at.device, "dtype": wide(call.q.dtype)}
+        number = torch.as_tensor(number, **like)
         number = number if number.dim() else number.view(1, 1, 1)
-        extra = torch.zeros(1, 1, call.m, device=at.device)
+        extra = torch.zeros(1, 1, call.m, **like)
         extra[..., at.call.m :] = 1.0
         text = bool(getattr(self.source, "text", False))
         image = slice(0, at.call.n) if text else at.tokens_at("keys", "image")
         own = torch.zeros_like(extra)
         own[..., image] = 1.0
         weight = found.log_weight
-        weight = None if weight is None else weight.clamp(min=-FORBIDDEN)
-        count = torch.full((1, 1, 1), float(found.k.shape[2]), device=at.device)
+        weight = None if weight is None else weight.to(**like).clamp(min=-FORBIDDEN)
+        count = torch.full((1, 1, 1), float(found.k.shape[2]), **like)
         if weight is not None:
             count = weight.exp().sum(-1, keepdim=True)
         reads = self.changes(at) & (count > 0)
@@ -190,8 +192,8 @@ class ReadPictures(AttentionEdit):
         to_own = torch.where(reads, _log(rest) + shift, 0.0)
         parts = [(x, y) for x, y in ((to_extra, extra), (to_own, own)) if bool((x != 0).any())]
         if weight is not None:
-            old = torch.zeros(*weight.shape[:2], at.call.m, device=at.device)
-            parts.append((torch.ones(1, 1, 1, device=at.device), torch.cat((old, weight), 2)))
+            old = torch.zeros(*weight.shape[:2], at.call.m, **like)
+            parts.append((torch.ones(1, 1, 1, **like), torch.cat((old, weight), 2)))
         return add_bias(call, parts) if parts else call
 
 

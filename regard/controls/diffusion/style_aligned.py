@@ -77,7 +77,7 @@ class StyleAligned(ReadingControl):
     al. 2024, in the form of StyleAligned); a scene is then fitted to them by `sliced_wasserstein`.
 
     >>> StyleAligned().edits()[0]
-    MatchStatistics(0, 1.0)
+    MatchStatistics()
     """
 
     reference: int = 0
