@@ -177,7 +177,11 @@ def test_separate_passes_equal_one_batch(name: str, kind: str, models: Any) -> N
     control = made(name, model)
     if name == "normalized_attention_guidance":
         # It reads the other branch, which must be in the batch.
-        with branches("conditional"), steered(model, control), pytest.raises(RegardError):
+        with (
+            branches("conditional"),
+            steered(model, control, must_move=False),
+            pytest.raises(RegardError, match="whose text is led away from"),
+        ):
             paint(model, inputs)
         return
     if name in GUIDING and control.branch == "conditional":
