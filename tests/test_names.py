@@ -33,7 +33,7 @@ SAME_CLASS = {
     "Entry": ("layers/registry tasks/registry", "a line of the room's table"),
     "Induction": ("probes/roles tasks/recall", "the heads, and the task that they solve"),
     "Listing": ("layers/registry tasks/registry", "the room's table"),
-    "Paged": ("core/key_forms memories/paged", "the memory whose keys have that form"),
+    "Paged": ("core/paged_keys memories/paged", "the memory whose keys have that form"),
     "Quantized": ("memories/quantized policies/storing", "the policy stores in that memory"),
 }
 SAME_MODULE = {
