@@ -88,6 +88,21 @@ def test_subjects_do_not_look_at_each_other(kind: str, models: Any) -> None:
 
 
 @each_model
+def test_regions_may_look_at_each_other_in_every_second_layer(kind: str, models: Any) -> None:
+    subjects = [d.Subject((1, 2), LEFT), d.Subject(3, RIGHT)]
+    seen = looked(models[kind], kind, d.BoundedAttention(subjects, regions="alternate"))
+    apart = []
+    for name, weights in seen.found.items():
+        call = seen.calls[name]
+        if call.site.kind != "cross":
+            _, image, left, right = parts(call)
+            between = weights[:, :, image][..., image]
+            apart.append(bool((between[:, :, left][..., right] == 0).all()))
+    assert len(apart) > 1
+    assert apart == [bool(i % 2) for i in range(len(apart))]
+
+
+@each_model
 def test_a_subject_does_not_learn_of_the_other(kind: str) -> None:
     """In one layer, outputs in one region have no gradient with respect to the other."""
     torch.manual_seed(0)

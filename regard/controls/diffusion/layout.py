@@ -97,7 +97,9 @@ def _spread(mask: Tensor, b: int) -> Tensor:
 
 @value
 class AtSomeLayers(AttentionEdit):
-    """Edits at every second site alone: those with odd numbers (`first` 1) or even ones (0).
+    """Edits at every second of the sites where they act: from the second (`first` 1) or the first.
+
+    Sites are counted in the order in which the model comes to them.
 
     >>> AtSomeLayers(ScaleScores(0.5)).first
     1
@@ -122,8 +124,12 @@ class AtSomeLayers(AttentionEdit):
         return AtKinds(self.edits).law
 
     def _here(self, at: EditContext) -> bool:
-        layer = None if at.site is None else at.site.layer
-        return layer is not None and layer % 2 == self.first
+        kinds = [x for x in self.edits if isinstance(x, AtKinds)]
+        if at.site is None or (kinds and not any(x.here(at) for x in kinds)):
+            return False
+        order = at.prompt.memory.setdefault(self, {})
+        turn: int = order.setdefault(at.site.module, len(order))
+        return turn % 2 == self.first
 
     def before(self, at: EditContext) -> Call:
         """Make the edits, at these sites."""
