@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: vllm locked help demo tour demo-model test nightly fuzz evidence oldest bench lint types docs format pictures install clean
+.PHONY: package vllm locked help demo tour demo-model test nightly fuzz evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
@@ -34,6 +34,7 @@ help:
 	@echo "make bench    speed and memory, side by side with what PyTorch has"
 	@echo "make demo-model  train the small model that ships, from the beginning"
 	@echo "make docs     build the documentation into site/"
+	@echo "make package  build the wheel and the sdist, and try each in an environment of its own"
 	@echo "make format   put every file into the house format"
 
 demo: $(VENV)/.ready-demo
@@ -82,6 +83,20 @@ locked:
 	  --no-build-isolation -e .
 	$(LOCKED)/bin/python -m pip check
 	$(ONE_THREAD) $(LOCKED)/bin/python -m pytest -n $(JOBS) tests/test_packaging.py tests/core
+
+# What would be published, tried as a stranger gets it: each archive in an environment without the
+# repository on its path.
+package: $(BIN)/python
+	rm -rf out/package && mkdir -p out/package
+	$(BIN)/python -m venv out/package/build
+	out/package/build/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt build
+	out/package/build/bin/python -m build --outdir out/package/dist . >/dev/null
+	@for archive in out/package/dist/*; do \
+	  echo "== $$archive"; rm -rf out/package/try; $(BIN)/python -m venv out/package/try && \
+	  out/package/try/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt \
+	    "$$archive[see,hf]" && \
+	  $(BIN)/python scripts/try_package.py out/package/try/bin/python || exit 1; \
+	done
 
 # The oldest versions of the hub libraries that pyproject.toml allows, in an environment of their own.
 OLDEST := .venv-oldest

@@ -67,7 +67,6 @@ def see(
         seen.save("heads.html")
     """
     count = heads if isinstance(heads, int) else 0
-    named = heads is not None and not isinstance(heads, int)
     if isinstance(heads, bool | str) or count < 0:
         fail(RuleError, "heads", repr(heads), "a number, or pairs (layer, head)", "pass heads=12")
     name = "the demo model" if model is None else str(model)
@@ -97,7 +96,7 @@ def see(
         sites.select(chosen_sites)
         for probe in made:
             probe.where = chosen_sites if probe.where == everywhere else probe.where
-    if named:
+    if heads is not None and not isinstance(heads, int):
         _need_heads(sites, heads)
     if runner is None:
         readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)

@@ -44,9 +44,10 @@ from regard.memories.memory_files import MEMORY
 from regard.policies.calibration import BEGUN, CALIBRATION, read_calibration
 from regard.views.run_file import RUN
 from regard.views.run_file import Run as SeenRun
+from tests.conftest import FUZZ
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
-TRIES = {"quick": 300, "ci": 1_000, "nightly": 10_000, "fuzz": 10_000}[PROFILE]
+TRIES = {"quick": 300, "ci": 1_000, "nightly": 10_000, "fuzz": FUZZ}[PROFILE]
 FOLDERS = {"quick": 12, "ci": 40, "nightly": 2_000, "fuzz": 2_000}[PROFILE]
 
 

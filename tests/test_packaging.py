@@ -152,6 +152,14 @@ def test_the_version_is_in_the_changelog() -> None:
     assert re.search(rf"^## \[?{re.escape(heading)}\b", text, re.MULTILINE)
 
 
+def test_the_citation_is_of_this_version() -> None:
+    text = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^(version|license|title): \"?([^\"\n]+)", text, re.MULTILINE))
+    assert said["version"] == regard.__version__
+    assert said["license"] == PROJECT["license"]
+    assert PROJECT["description"].lower() in said["title"].lower()
+
+
 def test_the_package_is_typed_and_licensed() -> None:
     assert (PACKAGE / "py.typed").exists()
     assert "Apache License" in (REPOSITORY / "LICENSE").read_text()[:100]

@@ -36,7 +36,11 @@ def test_it_measures_and_draws_and_does_not_measure_twice(tmp_path: Path) -> Non
     assert [c["policy"] for c in cells] == ["full", "streaming", "quantized"]
     assert cells[1]["bytes"] < 0.6
     assert (tmp_path / "quality-memory.png").stat().st_size > 5000
-    again = json.loads(run(*words)[1])["cells"]
+    told = json.loads(run(*words, "--report", "page")[1])
+    page = Path(told["page"]).read_text(encoding="utf-8")
+    assert page.count("<tr>") == 1 + len(cells)
+    assert told["advice"].replace("'", "&#x27;") in page
+    again = told["cells"]
     assert [c["seconds"] for c in again] == [round(c["seconds"], 4) for c in cells]
 
 
@@ -97,6 +101,7 @@ def test_it_lists_the_policies() -> None:
         (("--policy", "snapvk"), "near: snapkv"),
         (("--eval", "magic"), "needle"),
         (("--keep", "much"), "--keep"),
+        (("--report", "book"), "--report"),
         (("nowhere/at-all",), "model"),
     ],
 )

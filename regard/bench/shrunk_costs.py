@@ -40,7 +40,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Costs:
+class RunningCosts:
     """Tokens a second of a prompt and of decoding after it, and the memory that this takes.
 
     `peak` is the most that was allocated on a GPU; on a CPU, which tells no such number, the bytes
@@ -53,7 +53,7 @@ class Costs:
 
 
 @torch.no_grad()
-def costs(model: Any, ids: Tensor, rounds: int = ROUNDS, steps: int = DECODED) -> Costs:
+def costs(model: Any, ids: Tensor, rounds: int = ROUNDS, steps: int = DECODED) -> RunningCosts:
     """Time a prompt ids [1, n], and `steps` tokens after it, one at a time.
 
     A first round, in which things are compiled and cached, is not timed; memory is read in it.
@@ -83,11 +83,11 @@ def costs(model: Any, ids: Tensor, rounds: int = ROUNDS, steps: int = DECODED) -
     for _ in range(rounds):
         prompts.append(ids.numel() / seconds(prompt))
         decodes.append(steps / seconds(decode))
-    return Costs(_rate(prompts), _rate(decodes), peak)
+    return RunningCosts(_rate(prompts), _rate(decodes), peak)
 
 
 def _rate(many: list[float]) -> Rate:
     return Rate(*(round(x, 2) for x in (min(many), statistics.median(many), max(many))))
 
 
-__all__ = ["Costs", "Rate", "costs"]
+__all__ = ["Rate", "RunningCosts", "costs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,8 @@ def run(
         )
     need_device("--device", device)
     allowed, workers = read_budget(budget), workers or _cores(device)
+    if math.inf in (allowed.seconds, allowed.flops, allowed.params):
+        fail(RuleError, "--budget", repr(budget), "a budget that ends", "write 5m or 500steps")
     writable_folder("--out", out)
     planned = plan(
         layers, listed("--tasks", tasks), patterns=listed("--patterns", patterns, empty=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regard.core.errors import CapabilityError, fail, need
+from regard.core.errors import CapabilityError, ValueRangeError, fail, need
 
 
 def quiet_transformers() -> Any:
@@ -21,6 +21,12 @@ def config_of(name: str | None, revision: str | None) -> Any:
     """Read the config of a model, which is there at once; its weights are not."""
     from regard.models.loading import configuration
 
+    if revision is not None and not (name and revision.strip()):
+        got = repr(revision) if name else f"{revision!r} of the model that ships"
+        fail(
+            ValueRangeError, "--revision", got, "a branch, tag or commit of a model on the hub",
+            "name the model as well, or leave --revision out",
+        )  # fmt: skip
     quiet_transformers()
     return configuration(name, revision)
 

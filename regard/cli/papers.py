@@ -140,8 +140,8 @@ def check(
     seeds: Annotated[int, typer.Option(help="How many seeds; only five are kept.")] = 5,
     first: Annotated[int, typer.Option("--from", help="The first seed.")] = 0,
     budget: Annotated[
-        str, typer.Option(help="Begin no check after this long, such as 30m or 90s.")
-    ] = "",
+        str | None, typer.Option(help="Begin no check after this long, such as 30m or 90s.")
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes; 0: one per core.")] = 0,
     listing: Annotated[bool, typer.Option("--list", help="List the checks, run none.")] = False,
     evidence: EvidenceFolder = None,
@@ -196,7 +196,7 @@ def check(
         again=again,
         folder=folder,
         seeds=range(first, first + seeds),
-        budget=_seconds(budget) if budget else math.inf,
+        budget=math.inf if budget is None else _seconds(budget),
     )
     ended = follow(events, len(chosen), quiet=as_json)
     if as_json:
@@ -235,11 +235,16 @@ def _seconds(budget: str) -> float:
     from regard.core.errors import ValueRangeError, fail
 
     units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (budget[:-1], budget[-1]) if budget[-1] in units else (budget, "s")
+    number, unit = (budget[:-1], budget[-1]) if budget[-1:] in units else (budget, "s")
     try:
-        return float(number) * units[unit]
+        seconds = float(number) * units[unit]
     except ValueError:
-        fail(ValueRangeError, "budget", repr(budget), "a time such as 90s, 30m or 2h", "write one")
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        fail(
+            ValueRangeError, "--budget", repr(budget), "a time such as 90s, 30m or 2h", "write one"
+        )
+    return seconds
 
 
 def _fields(one: Standing) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def show(scheme: str, layout: str, tokens: int, new: int) -> dict[str, Any]:
             "sent": sent.sent, "messages": sent.messages.total(), "seconds": seconds,
             "loss": loss, "loss alone": float(alone.loss),
             "logits off by": float((logits - alone.logits).abs().max()),
-            "sent a token": decoding.sent / max(1, new),
+            "sent a token": (decoding.sent - sent.sent) / max(1, new),
             "same tokens": bool((generated == text).all()),
         }  # fmt: skip
 

@@ -18,11 +18,13 @@ from regard.core.scan import (
     ScanTokens,
     check_chunk,
     chunked,
+    contain,
     divided,
     initial_memory,
     prepare,
     with_ones,
 )
+from regard.core.scan.containment import Spoiled
 from regard.schemes.handshake import Meant, shake
 from regard.schemes.messages import TIMEOUT, Peers
 from regard.schemes.sharded_keys import peers_of
@@ -78,12 +80,14 @@ def scan_sharded(
     )  # fmt: skip
     shake(meant, peers, q.device)
     with without_autocast(q.device):
-        out, last = _scan(tokens, start, peers, chunk)
+        tokens, (start,), spoiled = contain(tokens, (start,), keep=keep, reset=reset)
+        out, last = _scan(tokens, start, peers, chunk, spoiled)
         if normalize is not None:
             out = divided(out, normalize)
     if state is not None:
-        both = last.log_decay is not None and state.log_decay is not None
-        last = ScanState(last.memory, state.log_decay + last.log_decay if both else None)
+        early, late = state.log_decay, last.log_decay
+        total = None if early is None or late is None else early + late
+        last = ScanState(last.memory, total)
     return out.to(tokens.dtype), last
 
 
@@ -96,11 +100,15 @@ def message_bytes(b: int, h: int, d: int, e: int, *, delta: bool = False, channe
     return 4 * b * h * (d * e + (d * d if delta else channels))
 
 
-def _scan(tokens: ScanTokens, start: Tensor, peers: Peers, chunk: int) -> tuple[Tensor, ScanState]:
+def _scan(
+    tokens: ScanTokens, start: Tensor, peers: Peers, chunk: int, spoiled: Spoiled | None
+) -> tuple[Tensor, ScanState]:
     """Scan the tokens of this rank, send what they leave, and add what came before."""
     b, h, d, e = tokens.memory_shape
     empty = torch.zeros_like(start)
     out, memory = chunked(tokens, empty, chunk)
+    if spoiled is not None:  # what holds a NaN is sent as NaN
+        out, memory = spoiled.fill(out, memory)
     if tokens.beta is None:
         passage = tokens.total(tokens.log_decay)  # [b, h, 1 or d]
     else:
@@ -122,16 +130,23 @@ def _scan(tokens: ScanTokens, start: Tensor, peers: Peers, chunk: int) -> tuple[
     last = reduce(_after, states, start)
     if tokens.beta is None:
         decay = tokens.log_decay
-        read = tokens.q if decay is None else tokens.q * _since_start(decay, tokens)
-        out = out + read @ entering + joined  # [b, h, n, d] @ [b, h, d, e]
+        since = None if decay is None else _since_start(decay, tokens)
+        read = (tokens.q if since is None else tokens.q * since) @ entering  # [b, h, n, e]
+        if since is not None:  # behind a reset nothing is read, a NaN neither
+            read = read.masked_fill((since == 0).all(-1, keepdim=True), 0.0)
+        out = out + read + joined
         total = torch.stack([x.log_decay for x in states if x.log_decay is not None]).sum(0)
         return out, ScanState(last, total)
     out, _ = chunked(tokens, entering, chunk)
+    if spoiled is not None:
+        (out,) = spoiled.fill(out)
     return out + joined, ScanState(last)
 
 
 def _after(memory: Tensor, segment: ScanState) -> Tensor:
-    """Pass a memory through a segment."""
+    """Pass a memory through a segment; what it forgets may be NaN."""
+    if segment.log_decay is not None:
+        memory = memory.masked_fill((segment.log_decay == -torch.inf)[..., None], 0.0)
     return ScanState(memory).then(segment).memory
 
 

@@ -67,7 +67,8 @@ def _of_ranks(layout: Layout) -> tuple[Tensor, ...]:
     """Positions of each rank."""
     owners = layout.owner_of(torch.arange(layout.length))
     counts = torch.bincount(owners, minlength=layout.world).tolist()
-    return owners.argsort(stable=True).split(counts)
+    parts: tuple[Tensor, ...] = owners.argsort(stable=True).split(counts)
+    return parts
 
 
 @dataclass(frozen=True)

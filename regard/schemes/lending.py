@@ -252,11 +252,12 @@ class LentExecutor(Executor):
 
     def run(self, call: Call) -> Partial:
         """Attend to the parts, and merge."""
-        assert isinstance(call.keys, Lent)
+        lent = call.keys
+        assert isinstance(lent, Lent)
         if call.q_positions is None:
             at = torch.arange(call.n, device=call.q.device)
             call = call.replace(q_positions=at)
-        parts = [partial_of(call.replace(keys=keys)) for _, keys in call.keys.parts]
+        parts = [partial_of(call.replace(keys=keys)) for _, keys in lent.parts]
         empty = call.q.new_zeros(call.b, call.h, call.n, call.e)
         return merge(*parts) if parts else nothing(empty, sums=call.rule.weigh.sums)
 

@@ -127,7 +127,7 @@ def _run_all(folder: Path) -> None:
 
         for job in jobs:
             function_of(job.target)
-    context = multiprocessing.get_context("fork" if forks else "spawn")
+    context: Any = multiprocessing.get_context("fork" if forks else "spawn")
     found = []
     for number, job in enumerate(jobs):
         place = folder / str(number)
@@ -188,12 +188,13 @@ def _rank(job: Job, rank: int, place: str) -> None:
     code = 1
     try:
         import torch
-        import torch.distributed as dist
+        from torch import distributed as dist
 
         torch.set_num_threads(1)
+        store = dist.FileStore(str(Path(place) / "store"), job.world)  # type: ignore[attr-defined]
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(job.world))
         dist.init_process_group(
-            "gloo", store=dist.FileStore(str(Path(place) / "store"), job.world), rank=rank,
+            "gloo", store=store, rank=rank,
             world_size=job.world, timeout=timedelta(seconds=job.message_timeout),
         )  # fmt: skip
         made = function_of(job.target)(*job.args)

@@ -93,8 +93,10 @@ def count_sent(rank: int, x: Tensor, handshake: bool) -> None:
 class Waiting:
     """Messages that are on their way; `wait` ends when all have arrived and been sent."""
 
-    def __init__(self, peers: Peers, works: list[tuple[int, str, Any]], what: str) -> None:
-        self.peers, self.works, self.what = peers, works, what
+    def __init__(
+        self, peers: Peers, works: list[tuple[int, str, Any]], what: str, timed: bool = True
+    ) -> None:
+        self.peers, self.works, self.what, self.timed = peers, works, what, timed
 
     def wait(self) -> None:
         """Wait for all; a peer that is gone, or silent for the timeout, is named."""
@@ -102,7 +104,8 @@ class Waiting:
         works, self.works = self.works, []
         for rank, way, work in works:
             try:
-                done = work.wait(limit) if self.peers.on_cpu else work.wait()
+                # NCCL waits on its stream, and has a watchdog of its own.
+                done = work.wait(limit) if self.timed else work.wait()
             except RuntimeError as error:
                 self._name(rank, way, str(error))
             else:
@@ -141,12 +144,13 @@ class Peers:
             )  # fmt: skip
         _need_world(dist.get_world_size())
         self.timeout = timeout
-        self.on_cpu = "nccl" not in str(dist.get_backend(self.group))
+        # Whether tensors of the CPU can be sent: handshakes are, if so.
+        self.on_cpu = str(dist.get_backend(self.group)) != "nccl"
         self.calls = 0
 
     def number(self, rank: int) -> int:
         """Return the number of a rank of the group among all processes."""
-        return int(dist.get_global_rank(self.group, rank))
+        return int(dist.get_global_rank(self.group, rank))  # type: ignore[arg-type]
 
     def exchange(
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], what: str,
@@ -165,7 +169,8 @@ class Peers:
         for rank, x in puts:
             count_sent(rank, x, handshake)
         try:
-            if self.on_cpu:
+            here = all(x.device.type == "cpu" for _, x in (*gets, *puts))
+            if here:
                 works = [
                     (r, "to", dist.irecv(x, group=self.group, group_src=r, tag=tag))
                     for r, x in gets
@@ -183,7 +188,7 @@ class Peers:
             rank = (puts or gets)[0][0]
             Waiting(self, [], what)._name(rank, "from", str(error))
             raise
-        return Waiting(self, works, what)
+        return Waiting(self, works, what, here)
 
     def everyone(
         self, x: Tensor, what: str, handshake: bool = False, call: int | None = None

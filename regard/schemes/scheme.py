@@ -16,6 +16,8 @@ from regard.core.rule import Rule
 from regard.core.support import Everything
 from regard.core.tilemap import EMPTY, FULL
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
+from regard.run.plan import densified
+from regard.run.reference import weight_matrix
 from regard.run.runner import partial_of
 from regard.run.transforms import Transforms
 from regard.schemes.handshake import Meant, shake
@@ -34,6 +36,8 @@ class Scheme(Executor):
 
     reads: ClassVar[frozenset[str]] = frozenset({ShardedKeys.form})
     transforms = Transforms.NONE
+    # By keys that are gathered once the call is under way: a plan sends nothing.
+    weighs: ClassVar[bool] = True
     # Whether every rank has queries of its own, or all have the same.
     same_queries: ClassVar[bool] = False
     # Whether it attends from a query to some of its keys at a time.
@@ -119,6 +123,11 @@ class Scheme(Executor):
         shake(Meant.by(call, keys.peers, self.name, lengths), keys.peers, call.q.device)
         out, lse = self.spread(call, keys)
         return Partial(out.to(call.q.dtype), lse)
+
+    def weighed(self, call: Call) -> tuple[Partial, Tensor]:
+        """Run a call, and write the weights of this rank's queries out: over all keys."""
+        part = self.run(call)
+        return part, weight_matrix(densified(call))[0]
 
     @abstractmethod
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:

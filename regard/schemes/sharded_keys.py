@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.core.errors import ShapeError, fail, shape_of
+from regard.core.errors import CapabilityError, ShapeError, fail, shape_of
 from regard.core.keys import STEP, Dense, Keys
 from regard.schemes.layouts import Contiguous, Layout
 from regard.schemes.messages import TIMEOUT, Peers, exchange
@@ -181,6 +181,13 @@ class ShardedKeys(Keys):
         if self.real is None:
             return at
         return torch.where(self.real.to(at.device)[:, at], at, -1)
+
+    def take(self, slots: Tensor, *, full: bool | None = None) -> Keys:
+        """Refuse: slots of keys on other ranks would have to be sent by whoever plans."""
+        fail(
+            CapabilityError, "keys", "some slots of keys over devices", "all of them",
+            "choose keys before they are sharded, or by the support of the rule",
+        )  # fmt: skip
 
     def dense(self) -> Dense:
         """Gather the keys of all ranks, in order of position; every rank must ask."""

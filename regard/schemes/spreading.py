@@ -18,6 +18,7 @@ from regard.core.method import method
 from regard.core.support import Blocks, Sinks
 from regard.models.attach import attach
 from regard.models.forward import WholeText, given_to
+from regard.models.recomputation import recomputing
 from regard.models.stage import Stage
 from regard.schemes.layouts import Contiguous, Layout, Striped, ZigZag
 from regard.schemes.messages import TIMEOUT, Peers
@@ -45,6 +46,13 @@ class Grown(Layout):
         old = positions < self.prompt.length
         owners[old] = self.prompt.owner_of(positions[old])
         return owners
+
+    def positions(self, rank: int) -> Tensor:
+        """Return those of the prompt, which are known: one more token costs nothing to place."""
+        own = self.prompt.positions(rank)
+        if rank < self.world - 1:
+            return own
+        return torch.cat((own, torch.arange(self.prompt.length, self.length)))
 
 
 class _Now(NamedTuple):
@@ -74,6 +82,7 @@ class Spread(Stage):
             fail(RuleError, "layout", repr(layout), f"one of {', '.join(LAYOUTS)}", "leave it out")
         self.peers, self.scheme, self.kind = peers, scheme, layout
         self._thread = _SpreadThread()
+        self._last: _Now | None = None
         # Set while tokens are generated: the layout of the prompt.
         self.prompt: Layout | None = None
 
@@ -147,13 +156,16 @@ class Spread(Stage):
             shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
             given["labels"] = given["shift_labels"] = layout.take(shifted, rank, -1)
             given["num_items_in_batch"] = (shifted != -100).sum()
-        self._thread.now = _Now(layout)
+        self._thread.now = self._last = _Now(layout)
         return (), given, {"whole": WholeText(length, 0, padding, documents)}
 
     def before(self, call: Call) -> Call:
         """Make the keys sharded."""
         now = self._thread.now
-        if now is None or getattr(call.forward, "whole", None) is None:
+        if getattr(call.forward, "whole", None) is None:
+            # A checkpoint computes a part again in the backward, maybe in another thread.
+            now = self._last if recomputing() else None
+        if now is None:
             return call
         own, rank = call.keys.dense(), self.peers.rank
         scheme = None if self.scheme in (AUTO, STAR) or now.first is not None else self.scheme
@@ -169,8 +181,11 @@ class Spread(Stage):
         if self.scheme == STAR:
             size = max(1, ceil(now.layout.length / self.peers.world))
             call = call.replace(rule=anchored(call.rule, size))
-        own = Dense(own.k, own.v)
-        return call.replace(keys=ShardedKeys(own, self.peers, now.layout, now.layout, None, scheme))
+        keys = ShardedKeys(
+            Dense(own.k, own.v), self.peers, now.layout, now.layout, None, scheme
+        )  # fmt: skip
+        # A stage behind this one may put other keys in place: where the queries are stays true.
+        return call.replace(keys=keys, q_positions=keys.q_positions)
 
 
 @method("star_attention", call="regard.spread(model, mesh, scheme='star')")

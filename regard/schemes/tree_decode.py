@@ -72,9 +72,10 @@ class _Tree(Function):
         packed = part.out if part.lse is None else torch.cat((part.out, part.lse[..., None]), -1)
         found = keys.peers.everyone(packed, "merging outputs")
         e = part.out.shape[-1]
-        lses = None if part.lse is None else found[..., e]
-        logs = [None] * len(found) if lses is None else list(lses)
-        merged = merge(*map(Partial, found[..., :e], logs))
+        # In the order of the ranks: the same on all of them, bit for bit.
+        merged = merge(*(
+            Partial(x[..., :e], None if part.lse is None else x[..., e]) for x in found.unbind(0)
+        ))  # fmt: skip
         ctx.call, ctx.keys, ctx.many, ctx.number = call, keys, many, keys.peers.calls
         ctx.save_for_backward(q, *merged, *tensors)
         return merged.out.to(q.dtype), merged.lse

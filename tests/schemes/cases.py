@@ -26,11 +26,12 @@ from regard.core.support import (
 )
 from regard.core.weigh import Relu, Sigmoid, Signed, Softmax
 from regard.run.runner import run
+from regard.schemes import SCHEMES as ALL
 from regard.schemes import Contiguous, ShardedKeys, Striped, ZigZag, balanced, peers_of, traffic
 from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import PeerError, Peers
 
-SCHEMES = ("ring", "burst", "gather", "heads", "tree")
+SCHEMES = tuple(ALL)
 
 
 class Case:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from regard.models.attach import attach
+from regard.models.stage import Edit
 from regard.run.api import attend
 from regard.run.scanning import scan
 from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
@@ -46,6 +48,8 @@ def train(scheme: str, layout: str, kind: str, peers: Any = None) -> dict[str, A
         alone = copy.deepcopy(model)
         torch.manual_seed(1)
         ids = torch.randint(1, 50, (b, n))
+    if kind == "checkpoints":
+        model.train().gradient_checkpointing_enable()
     inputs: dict[str, Any] = {"input_ids": ids, "labels": ids.clone()}
     if kind == "documents":
         cuts = (11, 9, 17)
@@ -93,17 +97,24 @@ def generate(
     """Generate over ranks, and in one process."""
     from regard.models.loading import load
 
+    mask = None
     with DRAWING:
-        model = load()[0].float() if name == "shipped" else tiny().eval()
+        model = load()[0].float() if name == "shipped" else None
+        changes = {"sliding_window": 7} if name == "window" else {}
+        model = tiny(**changes).eval() if model is None else model
         torch.manual_seed(2)
-        ids = torch.randint(3, int(model.config.vocab_size), (1, tokens))
+        ids = torch.randint(3, int(model.config.vocab_size), (2 if name == "padded" else 1, tokens))
+    if name == "padded":
+        mask = torch.ones(2, tokens, dtype=torch.long)
+        mask[1, :9] = 0
     with torch.no_grad():
-        alone = ids
-        for _ in range(12):
-            alone = torch.cat((alone, model(alone).logits[:, -1:].argmax(-1)), 1)
+        alone = model.generate(
+            ids, attention_mask=torch.ones_like(ids) if mask is None else mask, max_new_tokens=12,
+            min_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
     with spread(model, peers, scheme, layout="contiguous") as spreading:
-        found = spreading.generate(ids, 12, queries=queries)
-    return {"same": bool((found == alone).all()), "found": found[0, -12:].tolist()}
+        found = spreading.generate(ids, 12, queries=queries, attention_mask=mask)
+    return {"same": bool((found == alone).all()), "found": found[:, -12:].tolist()}
 
 
 def generates(asked: list[list[Any]], peers: Any = None) -> list[dict[str, Any]]:
@@ -199,3 +210,56 @@ def videos(frames: list[int], peers: Any = None) -> list[dict[str, Any]]:
                 "conv": float((here - cut.take(together, peers.rank, 2)).abs().max()),
             })  # fmt: skip
     return found
+
+
+def curve(scheme: str, steps: int, kind: str, peers: Any = None) -> list[list[float]]:
+    """Train over ranks and in one process: both loss curves."""
+    peers = peers or peers_of(None)
+    with DRAWING:
+        model = tiny(**({"sliding_window": 7} if kind == "window" else {}))
+        alone = copy.deepcopy(model)
+    cuts = (13, 9, 18)
+    positions = torch.cat([torch.arange(c) for c in cuts])[None]
+    draw = torch.Generator().manual_seed(3)
+    curves: list[list[float]] = [[], []]
+    both = [torch.optim.AdamW(x.parameters(), lr=3e-3) for x in (model, alone)]
+    with spread(model, peers, scheme) as spreading:
+        for _ in range(steps):
+            ids = torch.randint(1, 50, (1, 20), generator=draw).repeat(1, 2)
+            inputs = {"input_ids": ids, "labels": ids, "position_ids": positions}
+            for optimizer in both:
+                optimizer.zero_grad()
+            loss = model(**inputs, use_cache=False).loss
+            loss.backward()
+            spreading.sum_gradients()
+            curves[0].append(spreading.loss(loss))
+            one = alone(**inputs, use_cache=False).loss
+            one.backward()
+            curves[1].append(float(one.detach()))
+            for optimizer in both:
+                optimizer.step()
+    return curves
+
+
+def edited(order: str, peers: Any) -> float:
+    """Spread a model whose keys another stage edits, before or after: difference of logits."""
+    with DRAWING:
+        model = tiny().eval()
+        ids = torch.arange(2, 41)[None]
+    edit = Edit("k", lambda k: 0.5 * k, where={"heads": [1]})
+    with torch.no_grad():
+        with attach(model, [edit], check=False):
+            alone = model(ids).logits
+        first = attach(model, [edit], check=False) if order == "before" else None
+        with spread(model, peers, "ring") as spreading:
+            after = attach(model, [edit], check=False) if order == "after" else None
+            logits = spreading.gather(model(ids).logits, ids.shape[1])
+            if after is not None:
+                after.detach()
+        if first is not None:
+            first.detach()
+    return float((logits - alone).abs().max())
+
+
+def edits() -> list[float]:
+    return [edited(order, peers_of(None)) for order in ("before", "after")]

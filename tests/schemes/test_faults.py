@@ -40,7 +40,7 @@ def ended() -> dict[str, list[Ended]]:
     jobs = [
         Job(
             1 if name == "a_world_of_one" else 2, f"{HERE / 'faulty.py'}:{name}", timeout=20.0,
-            message_timeout=5.0, interrupt=1.0 if name == "interrupted" else None, grace=0.5,
+            message_timeout=5.0, interrupt=1.0 if name == "interrupted" else None, grace=5.0,
         )
         for name in names
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """A model over ranks is the model: losses, gradients, steps, tokens; and scans are scans."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ TRAINED = [
     ["ring", "zigzag", "plain"], ["burst", "zigzag", "documents"], ["gather", "striped", "window"],
     ["heads", "contiguous", "padding"], ["auto", "zigzag", "documents"],
     ["ring", "zigzag", "window"], ["ring", "contiguous", "padding"],
+    ["ring", "zigzag", "checkpoints"], ["heads", "zigzag", "checkpoints"],
 ]  # fmt: skip
-GENERATED = [["shipped", "auto", 61, 0], ["tiny", "ring", 40, 0], ["tiny", "star", 32, 5]]
+GENERATED = [
+    ["shipped", "auto", 61, 0],
+    ["tiny", "ring", 40, 0],
+    ["tiny", "star", 32, 5],
+    ["window", "gather", 33, 0],
+    ["padded", "ring", 38, 3],
+]
 
 
 WORK: dict[str, tuple[Any, ...]] = {
@@ -77,3 +85,23 @@ def test_clips_over_ranks_are_one_video_and_send_no_more_for_more_frames(
         for one in end:
             assert max(one["out"], one["norm"], one["conv"]) < 1e-5, one
         assert len({one["sent"] for one in end}) == 1, end
+
+
+# Packed documents under a sliding window, over four ranks; the whole curve nightly.
+STEPS = 50 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 6
+
+
+@pytest.mark.parametrize("scheme", ["ring", "gather"])
+def test_a_loss_curve_is_that_of_one_process(scheme: str) -> None:
+    work = function_of(f"{WORKER}:curve")
+    for many, one in on_ranks(4, lambda peers: work(scheme, STEPS, "window", peers)):
+        assert max(abs(a - b) for a, b in zip(many, one, strict=True)) < 1e-4, (many, one)
+        assert one[-1] < one[0]
+
+
+def test_another_stage_may_edit_keys_of_a_spread_model() -> None:
+    # As processes: `Call.dense`, which the second gathers by, has one lock for all threads.
+    (ended,) = launch([Job(2, f"{WORKER}:edits")])
+    for one in ended:
+        assert one.code == 0, one.errors[-3000:]
+        assert max(one.result) < 2e-6, one.result

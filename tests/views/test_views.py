@@ -189,7 +189,7 @@ def test_search_is_over_words_and_keys_name_their_queries(tmp_path):
     const input = document.getElementById("find");
     input.value = "the castle";
     input.dispatchEvent(new Event("input"));
-    const said = document.getElementById("found").textContent;
+    const said = document.getElementById("hits").textContent;
     input.dispatchEvent(new KeyboardEvent("keydown", {{ key: "Enter" }}));
     await tick();
     const first = regard.now.pin;

@@ -118,7 +118,7 @@ const wordAt = (i, side = "keys") => {
   if (p >= 0) return `patch (${Math.floor(p / site.grid[1])}, ${p % site.grid[1]})`;
   if (site.patches) return site.kind === "self" ? "[special]" : "text";
   const word = manifest.tokens[i];
-  return word === undefined ? "#" + i : JSON.stringify(word).slice(1, -1).replaceAll(" ", "␣");
+  return word === undefined ? "#" + i : JSON.stringify(word).slice(1, -1).replaceAll(" ", "␣").replace(/␣{4,}/g, (x) => "␣×" + x.length);
 };
 
 // Heads of the same role, the best first; of a head without one, those without.

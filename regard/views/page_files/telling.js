@@ -1,6 +1,7 @@
 // The first screen in words and small maps: findings whose heads are links, what was read, and the
 // heads that tell most, opened.
 const TELLING = 5;
+const TALL = 12; // layers
 const HEAD_NAME = /(?:[A-Za-z_]+\.)?L\d+[A-Z]?H\d+/g;
 
 function made(kind, text, attributes = {}) {
@@ -60,6 +61,8 @@ function mostTelling() {
 async function showTelling() {
   const place = $("telling");
   place.replaceChildren();
+  // Beside a tall grid there is room, and below it nobody looks first.
+  $(manifest.sites.length > TALL ? "aside" : "overview").append($("most"));
   for (const head of mostTelling()) {
     const index = manifest.deep.findIndex((d) => d.site === head.s && d.head === head.h);
     const fine = index < 0 ? null : await array("map/" + index);

@@ -89,7 +89,7 @@ function drawMinimap() {
 function find(words) {
   reading.hits = search(words);
   for (const [j, span] of spans) span.style.textDecoration = reading.hits.some(([a, b]) => a <= j && j <= b) ? "underline 2px" : "";
-  $("found").textContent = words ? `${reading.hits.length} × “${words}”; Enter pins the next` : "";
+  $("hits").textContent = words ? `${reading.hits.length} × “${words}”; Enter pins the next` : "";
   drawMinimap();
   note();
   return reading.hits;
