@@ -23,14 +23,14 @@ class _Head(nn.Module):
         super().__init__()
         self.summary = summary
 
-    def forward(self, n: int) -> Tensor:
+    def forward(self, b: int, n: int) -> Tensor:
         """Every query puts most of its weight on one token, once it is there."""
-        k = torch.zeros(1, 1, n, 2)
+        k = torch.zeros(b, 1, n, 2)
         k[..., 1] = 1.0
         # because: the token is there once it was decoded
         if n > self.summary:
-            k[0, 0, self.summary, 0] = float(torch.tensor(float(n)).log()) + 4.0
-        q = torch.tensor([2.0**0.5, 0.0]).expand(1, 1, n, 2)
+            k[:, 0, self.summary, 0] = float(torch.tensor(float(n)).log()) + 4.0
+        q = torch.tensor([2.0**0.5, 0.0]).expand(b, 1, n, 2)
         return nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
 
 
@@ -45,7 +45,7 @@ class _Scripted(nn.Module):
         from types import SimpleNamespace
 
         b, n = input_ids.shape
-        self.head(n)
+        self.head(b, n)
         scores = torch.zeros(b, n, 20)
         scores[..., torch.arange(n), (torch.arange(n) * 3 + 1) % 20] = 5.0
         scores[..., torch.arange(n), (torch.arange(n) * 3 + 2) % 20] = 4.0
