@@ -71,7 +71,8 @@ def opera() -> Claims:
     window[:, column] = 0.1 + 0.3 * torch.rand(14)
     scores = [over_trust(window[:n, :n].tril(), SIGMA) for n in range(column + 2, 15)]
     falls = sum(b <= a for (a, _), (b, _) in pairwise(scores))
-    faint = (torch.rand(14, 14) / SIGMA).tril()
+    faint = torch.zeros(14, 14)
+    faint[:, 0] = torch.rand(14) / SIGMA
     fades = [over_trust(faint[:n, :n], SIGMA)[0] for n in (2, 14)]
     summary = START + int(torch.randint(1, 4, ()))
     # Most of the weight of every later token is on the summary.
