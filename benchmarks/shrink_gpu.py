@@ -30,7 +30,6 @@ from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.memories import Kept, Quantized
 from regard.memories.summaries import Bounds
-from regard.models.engine import attended
 from regard.models.site import Site
 from regard.policies.base import Step
 from regard.run.plan import EXECUTORS
@@ -108,13 +107,13 @@ def prompts(n: int, keep: float, rounds: int, device: str, block: int = 128) -> 
             return policy.select(step), step
 
         def run(selected: Any = selected) -> Tensor:
-            return attended(selected()[0])
+            return run_call(selected()[0]).out
 
         title = f"{name}, {keep:.0%} of pairs"
         calls[title] = run
         try:
             small = selected(min(n, 4096))[0]
-            need_same(attended(small), EXECUTORS["chunked"].run(small).out)
+            need_same(run_call(small).out, EXECUTORS["chunked"].run(small).out)
             call, _ = selected()
             ran = run_call(call)
             share = ran.cost.pairs / (call.b * call.h) / (n * (n + 1) / 2)

@@ -21,7 +21,6 @@ from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.memories import Kept, Ring
 from regard.models.cache import KeyLayer
-from regard.models.engine import attended
 from regard.models.site import Site, Sites
 from regard.policies import Budget, policy
 from regard.policies.base import Step
@@ -70,7 +69,7 @@ def prompts(n: int, keep: float, rounds: int) -> list[dict[str, Any]]:
         def run(made: Any = made) -> Tensor:
             call = Call.of(q, k, v, Rule(Causal()), site=site())
             step = Step(site(), call, n, torch.tensor([n]))
-            return attended(made.select(step))
+            return run_call(made.select(step)).out
 
         calls[f"{name}, {keep:.0%} of pairs"] = run
     return compare(f"prompt of {n:,} tokens, {HEADS} heads of {SIZE}", calls, rounds)

@@ -45,6 +45,7 @@ _HOME = {
     "regard.layers.registry": ("layer",),
     "regard.layers.building": ("model",),
     "regard.conversions.swapping": ("swap",),
+    "regard.schemes.spreading": ("spread",),
     "regard.models.attach": ("attach",),
     "regard.models.estimate": ("estimate",),
     "regard.serving.passages": ("Passages",),
@@ -57,7 +58,7 @@ _HOME = {
     ),
 }
 # Rooms that are entered by name: regard.layers.list().
-_ROOMS = ("controls", "layers", "memories", "policies", "serving", "tasks")
+_ROOMS = ("controls", "layers", "memories", "policies", "schemes", "serving", "tasks")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE_OF]

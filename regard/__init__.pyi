@@ -76,6 +76,7 @@ from regard.run.api import plan as plan
 from regard.run.scanning import scan as scan
 from regard.run.scanning import scan_momentum as scan_momentum
 from regard.run.survey import survey as survey
+from regard.schemes.spreading import spread as spread
 from regard.serving.conversations import Conversations as Conversations
 from regard.serving.passages import Passages as Passages
 from regard.serving.threads import think_together as think_together

@@ -31,9 +31,12 @@ from regard.views.compare import Comparison, compare_runs
 from regard.views.run_file import Run
 from regard.views.seen import Seen
 
-STANDARD = ("roles", "sinks", "shape", "importance")
+# What one forward tells; importance needs a backward as well, and is read when it is asked for.
+STANDARD = ("roles", "sinks", "shape")
 DENOISING = ("words", "shape")
 DEEP_BYTES = 12 * 2**20
+# Heads that are kept in full where none are named; all of them where they take no more than this.
+KEPT, FEW_BYTES = 12, 2**20
 SHORT = 64
 
 
@@ -44,7 +47,7 @@ def see(
     *,
     tokenizer: Any = None,
     where: Any = None,
-    heads: int | Sequence[tuple[int, int]] = 12,
+    heads: int | Sequence[tuple[int, int]] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Seen:
@@ -53,8 +56,10 @@ def see(
     `model` is a module, a name to load, or None for the small model that ships with Regard;
     `inputs` are text, texts, ids [b, n], or a dict of model inputs; of a pipeline of diffusers, a
     prompt or a dict of its arguments. `probes` are names, groups ("roles", "sinks", "shape",
-    "importance", "vision"; "words" for models that make images) or `Probe`s. `heads` says how many
-    heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight.
+    "vision"; "importance", which needs a backward pass too; "words" for models that make images;
+    "standard" for what is read where none is named) or `Probe`s. `heads` says how many
+    heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight;
+    unless it is given 12 are, or all of a small model on a short text.
     No matrix of weights is made: memory grows with the length of the input, not with its square.
 
         seen = regard.see(model, "some text", tokenizer=tokenizer)
@@ -62,6 +67,7 @@ def see(
         seen.save("heads.html")
     """
     count = heads if isinstance(heads, int) else 0
+    named = heads is not None and not isinstance(heads, int)
     if isinstance(heads, bool | str) or count < 0:
         fail(RuleError, "heads", repr(heads), "a number, or pairs (layer, head)", "pass heads=12")
     name = "the demo model" if model is None else str(model)
@@ -85,13 +91,13 @@ def see(
     usual = DENOISING if denoises else STANDARD
     if any(site.grid for site in sites):
         usual = (*usual, "vision")
-    made = make_probes(probes or usual)
+    made = make_probes(_with_usual(probes or usual, usual))
     if where is not None:  # a probe that was told its own sites keeps them
         chosen_sites, everywhere = Probe(where).where, Probe().where
         sites.select(chosen_sites)
         for probe in made:
             probe.where = chosen_sites if probe.where == everywhere else probe.where
-    if not isinstance(heads, int):
+    if named:
         _need_heads(sites, heads)
     if runner is None:
         readings = readings_of(model, default_text() if inputs is None else inputs, tokenizer)
@@ -124,6 +130,15 @@ def see(
             seen.deep = look.deep(chosen, maps).found
             seen.interrupted = look.interrupted
     return seen
+
+
+def _with_usual(probes: Any, usual: Sequence[str]) -> Any:
+    """Replace the name "standard" by what is read where nothing is named."""
+    many = [probes] if isinstance(probes, str | Probe) else probes
+    if not isinstance(many, Sequence):
+        return probes
+    whole = [usual if isinstance(one, str) and one == "standard" else [one] for one in many]
+    return [x for some in whole for x in some]
 
 
 def _told(probes: Sequence[Probe], look: Look) -> dict[str, Scores]:
@@ -249,8 +264,15 @@ def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int]]) -> None
             )  # fmt: skip
 
 
-def _chosen_heads(seen: Seen, heads: int | Sequence[tuple[int, int]]) -> list[tuple[Site, int]]:
+def _chosen_heads(
+    seen: Seen, heads: int | Sequence[tuple[int, int]] | None
+) -> list[tuple[Site, int]]:
     """Which heads to keep in full: those asked for, or the best of each role, within a budget."""
+    if heads is None:
+        every = [(site, head) for site in seen.drawn for head in range(site.heads or 0)]
+        if sum(_cost(seen, site) for site, _ in every) <= FEW_BYTES:
+            return every
+        heads = KEPT
     if not isinstance(heads, int):
         by_layer = {site.layer: site for site in reversed(seen.sites)}
         return [(by_layer[layer], head) for layer, head in heads]
@@ -260,14 +282,19 @@ def _chosen_heads(seen: Seen, heads: int | Sequence[tuple[int, int]]) -> list[tu
     found: dict[tuple[Site, int], int] = {}
     left = DEEP_BYTES
     for head in ranked:
-        drawn = seen.drawn.get(head.site)
-        cost = 0 if drawn is None else (2 * (drawn.n + drawn.m) * (head.site.head_size or 64))
-        if drawn is not None and (head.site, head.head) not in found and cost <= left:
+        cost = _cost(seen, head.site)
+        if head.site in seen.drawn and (head.site, head.head) not in found and cost <= left:
             found[head.site, head.head] = cost
             left -= cost
         if len(found) == heads:
             break
     return list(found)
+
+
+def _cost(seen: Seen, site: Site) -> int:
+    """How many bytes queries and keys of a head take."""
+    drawn = seen.drawn.get(site)
+    return 0 if drawn is None else 2 * (drawn.n + drawn.m) * (site.head_size or 64)
 
 
 def _dtype(model: Any) -> Any:

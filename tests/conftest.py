@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from tests.leftovers import seed_of
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-for _name, _examples in (("quick", 25), ("ci", 200), ("nightly", 2_000)):
+for _name, _examples in (("quick", 25), ("ci", 200), ("nightly", 2_000), ("fuzz", 10_000)):
     settings.register_profile(
         _name,
         max_examples=_examples,

@@ -19,9 +19,9 @@ FLOORS = (
     {"run"},
     {"layers", "memories"},
     {"models", "demo", "conformance"},
-    {"probes", "policies", "serving", "controls", "schemes", "conversions", "objectives", "tasks"},
+    {"probes", "policies", "controls", "schemes", "conversions", "objectives", "tasks"},
     {"circuits", "analysis"},
-    {"views", "verbs"},
+    {"views", "verbs", "serving"},
     {"bench", "papers"},
     {"studio", "cli", "tour", "__main__"},
 )
@@ -30,6 +30,7 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 SIDEWAYS = {
     ("layers", "memories"): "a layer decodes through its memory",
     ("verbs", "views"): "a verb shows what it found",
+    ("serving", "views"): "a served request that was surveyed leaves a run file",
     ("cli", "studio"): "the shell starts the workbench",
     ("cli", "tour"): "the shell offers the tour",
     ("__main__", "cli"): "`python -m regard` is the shell",
@@ -40,7 +41,7 @@ LIGHT = {"torch", "numpy", "regard"}
 LATE_IN_CORE = {("draw.py", "matplotlib")}
 OPTIONAL = {
     *("transformers", "diffusers", "accelerate", "tokenizers", "safetensors", "matplotlib"),
-    *("pandas", "pyarrow", "rich", "typer", "triton", "fla", "sklearn", "ray"),
+    *("pandas", "pyarrow", "rich", "typer", "triton", "fla", "sklearn", "ray", "vllm"),
 }
 
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -141,6 +142,7 @@ def _may_import_optional_packages(path: Path) -> bool:
         ("models", "cache.py"),
         ("models", "attention_interface.py"),
     }
+    held.add(("serving", "vllm", "backend.py"))  # subclasses of vLLM's, which vLLM imports by name
     return relative in held
 
 

@@ -46,8 +46,8 @@ from regard.views.run_file import RUN
 from regard.views.run_file import Run as SeenRun
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
-TRIES = {"quick": 300, "ci": 1_000, "nightly": 10_000}[PROFILE]
-FOLDERS = {"quick": 12, "ci": 40, "nightly": 2_000}[PROFILE]
+TRIES = {"quick": 300, "ci": 1_000, "nightly": 10_000, "fuzz": 10_000}[PROFILE]
+FOLDERS = {"quick": 12, "ci": 40, "nightly": 2_000, "fuzz": 2_000}[PROFILE]
 
 
 class Case:

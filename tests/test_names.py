@@ -33,7 +33,7 @@ SAME_CLASS = {
     "Entry": ("layers/registry tasks/registry", "a line of the room's table"),
     "Induction": ("probes/roles tasks/recall", "the heads, and the task that they solve"),
     "Listing": ("layers/registry tasks/registry", "the room's table"),
-    "Paged": ("core/key_forms memories/paged", "the memory whose keys have that form"),
+    "Paged": ("core/paged_keys memories/paged", "the memory whose keys have that form"),
     "Quantized": ("memories/quantized policies/storing", "the policy stores in that memory"),
 }
 SAME_MODULE = {
@@ -58,6 +58,7 @@ SAME_MODULE = {
 SET_BY_NAME = {
     "conversions/head_sharing.py": "a child of a module is replaced",
     "models/masks.py": "a class gets its operators",
+    "serving/vllm/hooks.py": "methods of vLLM's classes are wrapped",
 }
 
 Places = dict[str, list[str]]

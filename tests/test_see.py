@@ -120,6 +120,15 @@ def test_chosen_heads_are_kept_in_full():
     assert seen.top("entropy", 1)[0].name.startswith("L")
 
 
+def test_a_backward_is_run_only_where_importance_is_asked_for():
+    told = []
+    usual = regard.see(llama(), IDS, heads=0, progress=lambda *x: told.append(x))
+    assert "importance" not in usual.scores
+    assert "gradients" not in {title for title, *_ in told}
+    asked = regard.see(llama(), IDS, ["standard", "importance"], heads=0)
+    assert set(asked.scores) == {*usual.scores, "importance"}
+
+
 def test_progress_is_told_site_by_site():
     told = []
     regard.see(llama(), IDS, "entropy", heads=0, progress=lambda *x: told.append(x))

@@ -79,9 +79,11 @@ class FittedRecall:
     "print(fit_recall(profile, items=20, steps=20).distance)",
 )
 def fit_recall(profile: Tensor, *, items: int = 50, steps: int = 300) -> FittedRecall:
-    """Fit the model to the lag profile [2 reach + 1] of a head: a grid, then descent from its best.
+    """Fit the model to the lag profile [2 reach + 1] of a head: a grid, descent, least squares.
 
-    The distance is the mean squared error of profiles that sum to 1.
+    Adam descends from the best of the grid, and damped Gauss-Newton steps (Levenberg-Marquardt) end
+    where parameters are told apart that change the profile alike. The distance is the mean squared
+    error of profiles that sum to 1.
 
     >>> found = fit_recall(torch.tensor([0.02, 0.02, 0.06, 0.7, 0.2]), items=20, steps=100)
     >>> found.distance < 1e-3
@@ -118,11 +120,32 @@ def fit_recall(profile: Tensor, *, items: int = 50, steps: int = 300) -> FittedR
         (errors + 1e-12).log().sum().backward()
         adam.step()
         schedule.step()
-    one = at[lowest.argmin()]
+    one = _least_squares(at[lowest.argmin()], wanted, items)
     p = torch.cat([one[:3].sigmoid(), one[3:].exp()])
     made = recalled(*p, items=items, reach=reach)
     enc, rec, gamma, sharpness = p.tolist()
     return FittedRecall(enc, rec, gamma, sharpness, made, float((made - wanted).square().mean()))
+
+
+def _least_squares(free: Tensor, wanted: Tensor, items: int, steps: int = 40) -> Tensor:
+    """Move parameters [4] by damped Gauss-Newton steps, none of which raises the error."""
+
+    def missed(free: Tensor) -> Tensor:
+        p = torch.cat([free[:3].sigmoid(), free[3:].exp()])
+        return recalled(*p, items=items, reach=len(wanted) // 2) - wanted
+
+    damp, now = 1e-3, missed(free)
+    for _ in range(steps):
+        slope = torch.autograd.functional.jacobian(missed, free)
+        curve = slope.T @ slope
+        curve = curve + torch.diag(damp * curve.diagonal() + 1e-12)
+        tried = free - torch.linalg.solve(curve, slope.T @ now)
+        there = missed(tried)
+        if bool(there.square().sum() < now.square().sum()):
+            free, now, damp = tried, there, damp / 5
+        else:
+            damp *= 4
+    return free
 
 
 __all__ = ["FittedRecall", "fit_recall", "recalled"]

@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,13 @@ class Chart:
         """Draw a line through points, with its label as a tip."""
         at = " ".join(f"{a},{b}" for a, b in (self._at(x, y) for x, y in points))
         self._drawn.append(f'<polyline class="l c{color}" points="{at}">{_tip(label)}</polyline>')
+
+    def steps(self, points: Sequence[tuple[float, float]], label: str = "") -> None:
+        """Draw a grey staircase through points: each holds until the next."""
+        at = [self._at(x, y) for x, y in points]
+        path = at[:1] + [p for a, b in pairwise(at) for p in ((b[0], a[1]), b)]
+        said = " ".join(f"{a},{b}" for a, b in path)
+        self._drawn.append(f'<polyline class="f" points="{said}">{_tip(label)}</polyline>')
 
     def band(self, points: Sequence[tuple[float, float, float]], color: int) -> None:
         """Fill between low and high at each x."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import statistics
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from regard.bench.drawing import Axis, Chart, ranked, short
 from regard.bench.findings import UNLEARNED, findings
+from regard.bench.page_parts import document, figure, grid, header, plain, section, table
 from regard.bench.records import BenchError
 from regard.bench.results import Results, cell_of
 from regard.bench.speed import Measure, exponents, pays_from
@@ -35,24 +32,12 @@ def report(results: Results) -> str:
     >>> "default-src 'none'" in report(Results((), 0))
     True
     """
-    style = (files("regard.bench") / "report.css").read_text(encoding="utf-8")
-    colors = "".join(f".c{i} {{ --c: {color}; }}\n" for i, color in enumerate(ROLE_COLORS))
-    style += colors
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     parts = [
         _header(results), _short(results), _ranking(results), _scores(results),
         _curves(results), _costs(results), _tests(results), _patterns(results), _speeds(results),
         _left_out(results), _method(results),
     ]  # fmt: skip
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_e(results.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n"
-        "</body>\n</html>\n"
-    )
+    return document(results.title, parts)
 
 
 def write_report(results: Results, path: str | Path) -> Path:
@@ -62,22 +47,17 @@ def write_report(results: Results, path: str | Path) -> Path:
 
 
 def _header(results: Results) -> str:
-    legend = "".join(
-        f'<li><i class="s c{_color(results, name)}"></i>{_e(name)}</li>' for name in results.layers
-    )
     facts = [f"{len(results.layers)} layers", f"{len(results.cells)} tasks",
              f"{len(results.records)} runs", results.budget]  # fmt: skip
     if results.records:
         machine = results.records[0]["machine"]
         facts += [f"{machine['device']}", machine["date"]]
-    said = " · ".join(_e(x) for x in facts if x)
-    top = f'<h1>{_e(results.title)}</h1><p class="q">{said}</p>'
-    return f'<header>{top}<ul class="legend">{legend}</ul></header>'
+    return header(results.title, facts, results.layers)
 
 
 def _short(results: Results) -> str:
-    said = "".join(f"<li>{_e(x)}</li>" for x in findings(results))
-    return _section("In short", f"<ul>{said}</ul>") if said else ""
+    said = "".join(f"<li>{plain(x)}</li>" for x in findings(results))
+    return section("In short", f"<ul>{said}</ul>") if said else ""
 
 
 def _ranking(results: Results) -> str:
@@ -94,7 +74,7 @@ def _ranking(results: Results) -> str:
         "perfect. "
         f"Bars are 95% intervals by the bootstrap over {of}."
     )
-    return _section("Ranking", f"<p class=q>{_e(note)}</p>{ranked(rows)}")
+    return section("Ranking", f"<p class=q>{plain(note)}</p>{ranked(rows)}")
 
 
 def _scores(results: Results) -> str:
@@ -103,7 +83,7 @@ def _scores(results: Results) -> str:
     head = ["layer", *results.cells, "parameters"]
     rows = []
     for name in _learners(results):
-        cells = [_e(name)]
+        cells = [plain(name)]
         for cell in results.cells:
             found = results.score(name, cell)
             cells.append(_cell(found, _chance(results, cell)))
@@ -111,7 +91,7 @@ def _scores(results: Results) -> str:
         cells.append(" to ".join(f"{x:,}" for x in sorted({min(sizes), max(sizes)})))
         rows.append(cells)
     chances = ["<i>chance</i>", *(f"{100 * _chance(results, c):.1f}%" for c in results.cells), ""]
-    return _section("Scores by task", _table(head, [*rows, chances]))
+    return section("Scores by task", table(head, [*rows, chances]))
 
 
 def _cell(found: MeanInterval | None, chance: float) -> str:
@@ -135,8 +115,8 @@ def _curves(results: Results) -> str:
             runs = results.of(name, cell)
             if runs:
                 _one_curve(chart, runs, name, _color(results, name))
-        charts.append(_figure(cell, chart))
-    return _section("Learning curves", _grid(charts)) if charts else ""
+        charts.append(figure(cell, chart))
+    return section("Learning curves", grid(charts)) if charts else ""
 
 
 def _one_curve(chart: Chart, runs: Sequence[dict[str, Any]], name: str, color: int) -> None:
@@ -169,8 +149,8 @@ def _costs(results: Results) -> str:
                 f"steps, {r['seconds']:.0f} s, {r['flops']:.2g} FLOPs"
             )
             chart.point(r["flops"] or 1, r["score"] or 0, _color(results, r["run"]["layer"]), label)
-        charts.append(_figure(cell, chart))
-    return _section("Accuracy against cost", _grid(charts)) if charts else ""
+        charts.append(figure(cell, chart))
+    return section("Accuracy against cost", grid(charts)) if charts else ""
 
 
 def _tests(results: Results) -> str:
@@ -185,10 +165,10 @@ def _tests(results: Results) -> str:
         rows = []
         for layer in _learners(results):
             said = (_cell(results.score(layer, cell, t), _chance(results, cell)) for t in names)
-            rows.append([_e(layer), *said])
-        tables.append(f"<h3>{_e(cell)}</h3>" + _table(["layer", *names], rows))
+            rows.append([plain(layer), *said])
+        tables.append(f"<h3>{plain(cell)}</h3>" + table(["layer", *names], rows))
     note = "<p class=q>The first column is the task as it was trained on.</p>"
-    return _section("Other lengths and depths", note + "".join(tables)) if tables else ""
+    return section("Other lengths and depths", note + "".join(tables)) if tables else ""
 
 
 def _patterns(results: Results) -> str:
@@ -212,16 +192,16 @@ def _patterns(results: Results) -> str:
     rows = []
     for name in _learners(results):
         cells = [f"{index[p][name]:+.2f}" if name in index[p]
-                 else f'<span class="q" title="{_e(reasons.get((name, p), ""))}">cannot</span>'
+                 else f'<span class="q" title="{plain(reasons.get((name, p), ""))}">cannot</span>'
                  if (name, p) in reasons else "–" for p in patterns]  # fmt: skip
-        rows.append([_e(name), *cells])
+        rows.append([plain(name), *cells])
     note = (
         "Compositional index: the mean z-score over the tasks of a pattern that some layer "
         "learned, of the layers that did all of them; 0 is the average layer here, and the "
         "numbers mean nothing outside this table."
     )
     head = ["layer", *(PATTERNS[p] for p in patterns)]
-    return _section("By pattern of attention", f"<p class=q>{note}</p>{_table(head, rows)}")
+    return section("By pattern of attention", f"<p class=q>{note}</p>{table(head, rows)}")
 
 
 def _speeds(results: Results) -> str:
@@ -240,13 +220,13 @@ def _speeds(results: Results) -> str:
             for who in dict.fromkeys(r.who for r in mine):
                 line = [(r.n, getattr(r, title)) for r in mine if r.who == who]
                 chart.line(line, _color(results, who), who)
-            charts.append(_figure(f"{what}: {title}", chart))
+            charts.append(figure(f"{what}: {title}", chart))
     head = ["layer", "what", "longest", "seconds there", "bytes there", "time exponent",
             "memory exponent", "faster than mha from"]  # fmt: skip
     lines = []
     for fit in exponents(rows):
         lines.append([
-            _e(fit["who"]), _e(fit["what"]), f"{fit['longest']:,}", short(fit["seconds"]),
+            plain(fit["who"]), plain(fit["what"]), f"{fit['longest']:,}", short(fit["seconds"]),
             short(fit["bytes"]),
             _number(fit["time exponent"]), _number(fit["memory exponent"]),
             pays_from(rows, fit["who"], fit["what"]),
@@ -259,26 +239,26 @@ def _speeds(results: Results) -> str:
         "length measured; where it was slower at the longest, CAB's efficiency length: where the "
         "fitted time falls below that of mha for good."
     )
-    return _section("Speed and memory against length", f"<p class=q>{_e(note)}</p>"
-                    + _grid(charts) + _table(head, lines))  # fmt: skip
+    return section("Speed and memory against length", f"<p class=q>{plain(note)}</p>"
+                    + grid(charts) + table(head, lines))  # fmt: skip
 
 
 def _left_out(results: Results) -> str:
     rows = [
-        [_e(layer), _e(task), _e(PATTERNS.get(p, p)), _e(why)]
+        [plain(layer), plain(task), plain(PATTERNS.get(p, p)), plain(why)]
         for layer, task, p, why in results.left_out
     ]
     missing = results.planned - len(results.records)
     said = f"<p>{missing} of {results.planned} runs are not done.</p>" if missing else ""
     diverged = [r["key"] for r in results.records if r["diverged"]]
     said += (
-        f"<p>Losses of these runs were not finite: {_e(', '.join(diverged))}.</p>"
+        f"<p>Losses of these runs were not finite: {plain(', '.join(diverged))}.</p>"
         if diverged
         else ""
     )
     if rows:
-        said += _table(["layer", "task", "pattern", "why"], rows)
-    return _section("Left out", said) if said else ""
+        said += table(["layer", "task", "pattern", "why"], rows)
+    return section("Left out", said) if said else ""
 
 
 def _method(results: Results) -> str:
@@ -296,7 +276,7 @@ def _method(results: Results) -> str:
         f"Budget: {results.budget}. A setting that suits one layer may not suit another, and a "
         "small budget ranks how fast layers learn."
     )
-    return _section("How it was measured", f"<p>{_e(said)}</p><p class=q>{_e(shown)}</p>")
+    return section("How it was measured", f"<p>{plain(said)}</p><p class=q>{plain(shown)}</p>")
 
 
 def _learners(results: Results) -> list[str]:
@@ -313,26 +293,3 @@ def _color(results: Results, name: str) -> int:
 
 def _number(x: float | None) -> str:
     return "" if x is None else f"{x:.2f}"
-
-
-def _figure(title: str, chart: Chart) -> str:
-    return f"<figure><figcaption>{_e(title)}</figcaption>{chart.svg()}</figure>"
-
-
-def _grid(items: Iterable[str]) -> str:
-    return f'<div class="grid">{"".join(items)}</div>'
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_e(title)}</h2>{body}</section>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{_e(x)}</th>" for x in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{x}</td>' for x in row)}</tr>" for row in rows)
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _e(text: object) -> str:
-    return html.escape(str(text), quote=True)

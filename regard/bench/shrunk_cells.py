@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from regard.bench.drawing import short
 from regard.bench.kept_cells import CELLS
+from regard.bench.shrunk_costs import Rate
 from regard.bench.statistics import Count
 from regard.core.files import read_json, reading
 from regard.policies.budget import Budget
@@ -26,8 +28,10 @@ class Cell:
     """One policy at one budget.
 
     `keep` is the budget with its unit (`25%`, `256tok`, `4MiB`); `needle` and `recall` count the
-    keys said right, `bits` are bits per byte of text, `bytes` and `flops` shares of what the full
-    model takes; `refused` says why nothing was measured.
+    keys said right, `bits` are bits per byte of text, `kl` is the mean divergence (nats) of
+    next tokens on that text from those of the full model, `bytes` and `flops` are shares of what
+    the full model takes, `prompt` and `decode` tokens a second, `peak` bytes of memory (on a CPU,
+    of the largest tensor); `refused` says why nothing was measured.
     """
 
     policy: str
@@ -37,6 +41,10 @@ class Cell:
     bits: float | None = None
     bytes: float | None = None
     flops: float | None = None
+    kl: float | None = None
+    prompt: Rate | None = None
+    decode: Rate | None = None
+    peak: int | None = None
     seconds: float = 0.0
     refused: str = ""
 
@@ -101,6 +109,7 @@ def advice(cell: Cell, full: Cell) -> str:
         cost = f"with {share:.0%} of the bytes"
     elif cell.flops is not None and cell.flops < 0.97:
         cost = f"with {cell.flops:.0%} of the FLOPs of attention"
+    cost += faster(cell, full)
     sure, maybe = lost(cell, full)
     if sure or maybe:
         parts = [f"loses {' and '.join(sure)}"] if sure else []
@@ -114,6 +123,21 @@ def advice(cell: Cell, full: Cell) -> str:
     if cell.bits is not None and not told:
         told = [f"{cell.bits:.3f} bits a byte"]
     return f"{' and '.join(told)}, as the full model, {cost}"
+
+
+def faster(cell: Cell, full: Cell) -> str:
+    """Say how fast a cell is beside the full model, where the spreads of the two are apart.
+
+    >>> full = Cell("full", None, prompt=Rate(90, 100, 110), decode=Rate(9, 10, 11))
+    >>> faster(Cell("h2o", "25%", prompt=Rate(95, 105, 115), decode=Rate(14, 15, 16)), full)
+    ', 1.5x as fast when decoding'
+    """
+    said = ""
+    for what, when in (("prompt", "at the prompt"), ("decode", "when decoding")):
+        here, there = getattr(cell, what), getattr(full, what)
+        times = None if here is None or there is None else here.times(there)
+        said += "" if times is None else f", {times:.2g}x as fast {when}"
+    return said
 
 
 def recommended(cells: Sequence[Cell]) -> str:
@@ -136,10 +160,42 @@ def recommended(cells: Sequence[Cell]) -> str:
     return f"{best.label} keeps least of those {claim}: {advice(best, full)}"
 
 
+def level(cell: Cell, measure: str) -> float | None:
+    """Return a measure as a number: of a count, its share.
+
+    >>> level(Cell("h2o", "25%", needle=Count(3, 4)), "needle")
+    0.75
+    """
+    found = getattr(cell, measure)
+    return found.share if isinstance(found, Count) else found
+
+
+def frontier(cells: Sequence[Cell], measure: str) -> list[Cell]:
+    """Return the cells that no other beats in bytes and in a measure at once, by bytes.
+
+    >>> some = [Cell("a", None, bits=0.9, bytes=0.2), Cell("b", None, bits=1.0, bytes=0.3),
+    ...         Cell("c", None, bits=0.8, bytes=0.4)]
+    >>> [cell.policy for cell in frontier(some, "bits")]
+    ['a', 'c']
+    """
+    up = -1.0 if measure in COUNTS else 1.0  # more is better of counts, less of bits and of KL
+    known = [
+        (c.bytes, up * x, c) for c in cells if c.bytes and (x := level(c, measure)) is not None
+    ]
+    found: list[Cell] = []
+    best = float("inf")
+    for _, bad, cell in sorted(known, key=lambda x: x[:2]):
+        if bad < best:
+            found.append(cell)
+            best = bad
+    return found
+
+
 def rows(cells: Sequence[Cell], measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Give headings and a row of words for each cell."""
     full = next((c for c in cells if c.policy == "full"), Cell("full", None))
-    head = ["policy", "keep", *(HEADINGS[m] for m in measures), "bytes of full", "FLOPs of full",
+    head = ["policy", "keep", *(HEADINGS[m] for m in measures), "KL, nats", "bytes of full",
+            "FLOPs of full", "prompt, tokens/s", "decode, tokens/s", "peak memory",
             "in a line"]  # fmt: skip
 
     def said(cell: Cell, measure: str) -> str:
@@ -154,16 +210,18 @@ def rows(cells: Sequence[Cell], measures: Sequence[str]) -> tuple[list[str], lis
         return "-" if x is None else f"{x:.1%}"
 
     return head, [
-        [c.policy, c.keep or "", *(said(c, m) for m in measures), share(c.bytes), share(c.flops),
-         advice(c, full)]
+        [c.policy, c.keep or "", *(said(c, m) for m in measures),
+         "-" if c.kl is None else f"{c.kl:.3f}", share(c.bytes), share(c.flops),
+         *("-" if x is None else str(x) for x in (c.prompt, c.decode)),
+         "-" if c.peak is None else short(c.peak) + "B", advice(c, full)]
         for c in cells
     ]  # fmt: skip
 
 
 def as_fields(cell: Cell) -> dict[str, Any]:
-    """Give a cell as JSON holds it: counts as `[right, total]`."""
+    """Give a cell as JSON holds it: counts as `[right, total]`, rates as `[low, middle, high]`."""
     return {
-        name: [x["right"], x["total"]] if isinstance(x, dict)
+        name: list(x.values()) if isinstance(x, dict)
         else round(x, 4) if isinstance(x, float) else x
         for name, x in asdict(cell).items()
     }  # fmt: skip
@@ -187,6 +245,9 @@ def cell_of(row: dict[str, Any], setting: dict[str, Any]) -> Cell:
             row[measure] = Count(*found)
         elif found is not None:
             row[measure] = Count(round(found * total), total)
+    for rate in ("prompt", "decode"):
+        if row.get(rate) is not None:
+            row[rate] = Rate(*row[rate])
     if isinstance(row.get("keep"), int | float):
         row["keep"] = Budget.of(row["keep"]).label
     return Cell(**row)
@@ -201,6 +262,6 @@ def read_cells(path: Path) -> list[Cell]:
 
 
 __all__ = [
-    "COUNTS", "HEADINGS", "Cell", "advice", "as_fields", "fails", "lost", "read_cells",
-    "recommended", "rows",
+    "COUNTS", "HEADINGS", "Cell", "advice", "as_fields", "fails", "faster", "frontier",
+    "level", "lost", "read_cells", "recommended", "rows",
 ]  # fmt: skip

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from torch import Tensor
 
 from regard.bench.kept_cells import KeptCells, hash_of_policy
 from regard.bench.shrunk_cells import Cell, as_fields, cell_of
+from regard.bench.shrunk_costs import costs
+from regard.bench.shrunk_texts import Spoken, divergence
 from regard.bench.statistics import Count
 from regard.core.errors import CapabilityError, RegardError, RuleError, ValueRangeError, fail
 from regard.core.hashes import hash_of, hash_of_code
@@ -69,28 +70,44 @@ def _cut(start: int, size: int, text: str | None = None) -> str:
 
 def measure(
     model: Any, tokenizer: Any, made: Policy | None, keep: Any, asked: Sequence[str],
-    setting: Setting,
+    setting: Setting, full: Spoken | None = None,
 ) -> Cell:  # fmt: skip
-    """Measure one policy at one budget (no policy: the full model)."""
+    """Measure one policy at one budget (no policy: the full model).
+
+    `full` is what the full model says of the texts, where it is known.
+    """
     began = time.perf_counter()
     name = "full" if made is None else made.name
     label = None if keep is None else Budget.of(keep).label
     found: dict[str, Any] = {}
+    full = full_text(model, tokenizer, setting) if full is None else full
+    prompt = texts(tokenizer, setting.length)
     with torch.no_grad():
+        # Before anything is attached: what a policy is read against is the model alone.
+        words = full.words if "bits" in asked else None
         if made is None:
-            found = _measured(model, tokenizer, asked, setting)
-            return Cell(name, None, **found, bytes=1.0, flops=1.0, seconds=_since(began))
+            found = _measured(model, tokenizer, asked, setting, full)
+            found |= {} if words is None else {"kl": 0.0}
+            spent = _fields(costs(model, prompt))
+            return Cell(name, None, **found, bytes=1.0, flops=1.0, **spent, seconds=_since(began))
         # Without a budget anything but a whole one will do: a whole one means to change nothing.
         with shrink(model, made, keep=0.5 if keep is None else keep, check=False) as shrunk:
-            found = _measured(model, tokenizer, asked, setting)
-            ids = texts(tokenizer, setting.length)
-            model(ids[:, :-1])
+            own = full_text(model, tokenizer, setting)
+            found = _measured(model, tokenizer, asked, setting, own)
+            if words is not None:
+                found["kl"] = divergence(words, own.words)
+            model(prompt[:, :-1])
             report = shrunk.report()
+            spent = _fields(costs(model, prompt))
         share = report.flops / report.dense_flops
     return Cell(
-        name, label, **found, bytes=report.bytes / report.full_bytes, flops=share,
+        name, label, **found, bytes=report.bytes / report.full_bytes, flops=share, **spent,
         seconds=_since(began),
     )  # fmt: skip
+
+
+def _fields(one: Any) -> dict[str, Any]:
+    return {x.name: getattr(one, x.name) for x in fields(one)}
 
 
 def _since(began: float) -> float:
@@ -129,7 +146,9 @@ def fit_positions(setting: Setting, positions: int | None, measures: Sequence[st
         fail(ValueRangeError, "draws", setting.draws, "at least 1", "leave it out for 4")
 
 
-def _measured(model: Any, tokenizer: Any, asked: Sequence[str], setting: Setting) -> dict[str, Any]:
+def _measured(
+    model: Any, tokenizer: Any, asked: Sequence[str], setting: Setting, read: Spoken
+) -> dict[str, Any]:
     need_measures(asked)
     found: dict[str, Any] = {}
     for one in asked:
@@ -138,7 +157,7 @@ def _measured(model: Any, tokenizer: Any, asked: Sequence[str], setting: Setting
         elif one == "recall":
             found["recall"] = recall(model, tokenizer, setting)
         else:
-            found["bits"] = bits_per_byte(model, tokenizer, setting)
+            found["bits"] = read.bits
     return found
 
 
@@ -234,16 +253,13 @@ def pass_keys(
 
 def bits_per_byte(model: Any, tokenizer: Any, setting: Setting) -> float:
     """Bits a byte of the last `steps` tokens of some texts, read one at a time after the rest."""
+    return full_text(model, tokenizer, setting).bits
+
+
+def full_text(model: Any, tokenizer: Any, setting: Setting) -> Spoken:
+    """Make what a model says of the texts of a setting; it is read when it is first asked for."""
     ids = texts(tokenizer, setting.length, setting.texts)
-    first = setting.length - setting.steps
-    out = model(ids[:, :first], use_cache=True)
-    nats = torch.zeros(())
-    for step in range(first, setting.length):
-        wanted = ids[:, step : step + 1]
-        nats += -out.logits[:, -1].float().log_softmax(-1).gather(1, wanted).sum()
-        out = model(wanted, past_key_values=out.past_key_values, use_cache=True)
-    size = sum(len(tokenizer.decode(row[first:]).encode()) for row in ids)
-    return float(nats) / math.log(2) / size
+    return Spoken(model, tokenizer, ids, setting.steps)
 
 
 def texts(tokenizer: Any, length: int, rows: int = 1, text: str | None = None) -> Tensor:
@@ -276,6 +292,7 @@ def curves(
         "model": fingerprint(model), "text": hash_of(haystack()), "code": hash_of_code(),
         "setting": asks, "asked": list(asked),
     })  # fmt: skip
+    full = full_text(model, tokenizer, setting)
     todo: list[tuple[str, Any, Any]] = [("full", None, None)]
     for one in policies:
         made = policy(one) if isinstance(one, str) else one()
@@ -291,7 +308,7 @@ def curves(
             if row is not None:
                 yield cell_of(row, asks)
                 continue
-            cell = measure(model, tokenizer, fresh, keep, asked, setting)
+            cell = measure(model, tokenizer, fresh, keep, asked, setting, full)
         except RegardError as error:
             if one is None:
                 raise

@@ -10,7 +10,7 @@ import typer
 from regard.cli.naming import name_flags
 
 # A module for each verb, with its `app`; they import what is heavy inside their commands.
-VERBS = ("papers", "bench")
+VERBS = ("papers", "bench", "spread")
 # And one whose whole module is one command.
 COMMANDS = ("see", "compare", "shrink", "steer", "calibrate")
 

@@ -36,7 +36,7 @@ def _layers() -> Iterable[str]:
 def _probes() -> Iterable[str]:
     from regard.probes.registry import groups, known
 
-    return [*groups(), *known()]
+    return ["standard", *groups(), *known()]
 
 
 def _tasks() -> Iterable[str]:

@@ -20,12 +20,16 @@ Model = Annotated[
 Probes = Annotated[
     str,
     typer.Option(
-        help="Probes or groups, by commas: roles, sinks, shape, importance, vision, ...",
+        help="Probes or groups, by commas: standard (roles, sinks, shape), importance, vision, ...",
         autocompletion=one_of_probes,
     ),
 ]
 Heads = Annotated[
-    str, typer.Option(help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0.")
+    str,
+    typer.Option(
+        help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0; "
+        "unless it is given 12, or all of a small model on a short text."
+    ),
 ]
 
 
@@ -37,7 +41,10 @@ def command(
         Path | None, typer.Option(help="A picture, for models that see; with --text for both.")
     ] = None,
     probes: Probes = "",
-    heads: Heads = "12",
+    importance: Annotated[
+        bool, typer.Option("--importance", help="How much the loss feels each head: a backward.")
+    ] = False,
+    heads: Heads = "",
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
@@ -64,9 +71,10 @@ def command(
         fail(RuleError, "--text", "empty text", "some words", "pass text to read")
     words = text if file is None else read_text("--file", file)
     kept = _heads(heads)
-    asked = listed("--probes", probes, empty=True) or None
-    if asked:
-        make_probes(asked)
+    asked = listed("--probes", probes, empty=True)
+    make_probes([name for name in asked if name != "standard"])
+    if importance:
+        asked = [*(asked or ["standard"]), "importance"]
     picture = None if image is None else picture_at(image)
     config = config_of(model, revision)
     need_modality(config, words, picture, model)
@@ -82,7 +90,7 @@ def command(
     inputs, shown = inputs_of(model, revision, words, picture)
     with nullcontext() if as_json else bars("sites") as progress:
         seen = see(
-            loaded, inputs, asked, tokenizer=tokenizer, heads=kept, progress=progress,
+            loaded, inputs, asked or None, tokenizer=tokenizer, heads=kept, progress=progress,
         )  # fmt: skip
     seen.model = {**seen.model, "name": model or "the demo model"}
     if shown is not None:
@@ -105,9 +113,11 @@ def command(
         webbrowser.open(files[0].resolve().as_uri())
 
 
-def _heads(asked: str) -> int | list[tuple[int, int]]:
+def _heads(asked: str) -> int | list[tuple[int, int]] | None:
     from regard.core.errors import RuleError, fail
 
+    if not asked:
+        return None
     if asked.strip().isdecimal():
         return int(asked)
     pairs = [word.split(",") for word in asked.split()]
@@ -119,13 +129,15 @@ def _heads(asked: str) -> int | list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in pairs]
 
 
-def _need_heads(config: Any, kept: int | list[tuple[int, int]]) -> None:
+def _need_heads(config: Any, kept: int | list[tuple[int, int]] | None) -> None:
     """Raise where a config tells that there is no such head."""
     from regard.core.errors import ValueRangeError, fail
 
     inner = config.get_text_config()
     layers, heads = (getattr(inner, x, None) for x in ("num_hidden_layers", "num_attention_heads"))
-    if isinstance(kept, int) or not isinstance(layers, int) or not isinstance(heads, int):
+    if kept is None or isinstance(kept, int):
+        return
+    if not isinstance(layers, int) or not isinstance(heads, int):
         return
     if inner is not config or getattr(config, "is_encoder_decoder", False):
         return  # several towers: which layers there are shows when it is loaded

@@ -43,6 +43,9 @@ def command(
     calibrate: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
     out: Annotated[Path, typer.Option(help="Where numbers and picture go.")] = Path("shrunk"),
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    report: Annotated[
+        str, typer.Option(help="'page' writes the table and its pictures as one HTML page too.")
+    ] = "",
     list_them: Annotated[bool, typer.Option("--list", help="List the policies, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the cells as JSON.")] = False,
 ) -> None:
@@ -63,14 +66,17 @@ def command(
         return
     from regard.bench.shrunk_cells import as_fields, recommended, rows
     from regard.bench.shrunk_models import BROKE, Setting, curves, fit_positions, need_measures
+    from regard.bench.shrunk_page import NOTES, write_shrunk_page
     from regard.bench.shrunk_picture import picture
     from regard.cli.models import config_of, need_decoder, positions_of, text_model
-    from regard.core.errors import need
+    from regard.core.errors import RuleError, fail, need
 
     # Everything that can be told without the weights is told before they are loaded.
     need("matplotlib", "see", "draws curves")
     names, measures = listed("--policy", policies), listed("--eval", asked)
     need_measures(measures)
+    if report not in ("", "page"):
+        fail(RuleError, "--report", repr(report), "'page'", "leave it out for the table alone")
     keeps = budgets("--keep", keep)
     at_least("--draws", draws, 1)
     setting = Setting(length=length, draws=draws)
@@ -95,22 +101,34 @@ def command(
     ):
         cells.append(cell)
         if not as_json:
-            said = "refused" if cell.refused else f"{cell.seconds:.1f} s"
-            typer.echo(f"  {cell.label}: {said}", err=True)
+            took = "refused" if cell.refused else f"{cell.seconds:.1f} s"
+            typer.echo(f"  {cell.label}: {took}", err=True)
     drawn = picture(cells, out / "quality-memory.png")
     advice = recommended(cells)
+    said = {"cells": [as_fields(c) for c in cells], "advice": advice, "picture": str(drawn)}
+    if report:
+        facts = [f"prompts of {length:,} tokens", f"{draws} for each depth"]
+        title = f"{model or 'the demo model'}, shrunk"
+        said["page"] = str(write_shrunk_page(cells, measures, title, facts, out / "shrunk.html"))
     if as_json:
-        print_json(
-            {"cells": [as_fields(c) for c in cells], "advice": advice, "picture": str(drawn)}
-        )
+        print_json(said)
     else:
-        print_table(*rows(cells, measures))
-        for line in (advice, f"drawn in {drawn}"):
+        _print_cells(*rows(cells, measures), NOTES)
+        for line in (advice, *(f"{x}: {said[x]}" for x in ("picture", "page") if x in said)):
             console().print(line, markup=False)
     if any(c.refused.startswith(BROKE) for c in cells):
         raise typer.Exit(1)
     if all(c.refused for c in cells[1:]):
         raise typer.Exit(2)
+
+
+def _print_cells(head: list[str], lines: list[list[str]], notes: str) -> None:
+    """Print numbers as a table, and under it what they come to, a line for each cell."""
+    print_table(head[:-1], [line[:-1] for line in lines])
+    for line in lines:
+        label = f"{line[0]} at {line[1]}" if line[1] else line[0]
+        console().print(f"  {label}: {line[-1]}", markup=False)
+    console().print(f"\n{notes}\n", style="dim", markup=False)
 
 
 def _served(calibrate: Path | None, names: list[str]) -> set[str]:

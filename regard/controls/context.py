@@ -89,7 +89,7 @@ class EditContext:
         return self.prompt.of_encoder and site is not None and "decoder" in site.module
 
     def has_prompt(self, side: str) -> bool:
-        """Whether the "queries" or "keys" of the call are tokens of the prompt, or behind it."""
+        """Whether the "queries" or "keys" of the call are tokens of the prompt or later."""
         if not self.in_decoder or self.site is None:
             return True
         return side == "keys" and self.site.kind == "cross"

@@ -35,7 +35,7 @@ from regard.run.runner import run
 FEW = 4
 
 
-class _Thread(threading.local):
+class _SteeringThread(threading.local):
     """What a thread is in the middle of."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Steering(Stage):
     """
 
     # What the scores of keys are must be said of the keys that policies have left.
-    last = True
+    runs_last = True
 
     def __init__(
         self, control: Control, *, tokenizer: Any = None,
@@ -75,7 +75,7 @@ class Steering(Stage):
         told = prompt is None or isinstance(prompt, Prompt)
         self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
         self._edits = control.edits()
-        self._thread = _Thread()
+        self._thread = _SteeringThread()
         self._undo = Removal()
 
     @property
@@ -247,7 +247,7 @@ class _Entering(Around):
 
     order = 2
 
-    def __init__(self, thread: _Thread, layer: int | None) -> None:
+    def __init__(self, thread: _SteeringThread, layer: int | None) -> None:
         super().__init__()
         self.thread, self.layer = thread, layer
 

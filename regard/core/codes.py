@@ -74,10 +74,11 @@ class Codes(NamedTuple):
             return out
         unpack(self.codes, self.bits, out)
         low, step = self.low.to(out.dtype), self.step.to(out.dtype)
-        if self.group == 1:  # where one number is for all channels, two passes are faster than one
+        m, scales = self.codes.shape[2], low.shape[2]
+        if m == scales:  # where one number is for all channels, two passes are faster than one
             out.mul_(step).add_(low)
         else:
-            codes = out.unflatten(2, (-1, self.group))
+            codes = out.view(*out.shape[:2], scales, m // scales, self.size)
             torch.addcmul(low[:, :, :, None], codes, step[:, :, :, None], out=codes)
         return out
 

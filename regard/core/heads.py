@@ -73,7 +73,23 @@ def take_keys(x: Tensor, index: Tensor) -> Tensor:
     rows = None if x.requires_grad else as_rows(x)
     if rows is None:
         return x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[3]))
-    return take_rows(rows, rows_of(x, index)).view(*index.shape, -1)
+    return take_rows(rows, rows_of(x, index)).view(*index.shape, x.shape[3])
+
+
+def take_both(k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Take keys index [b, g, c] of k [b, g, m, d] and of v [b, g, m, e], as `take_keys` does.
+
+    >>> k, v = torch.arange(6.0).view(2, 1, 1, 3, 1)
+    >>> [x.item() for x in take_both(k, v, torch.tensor([[[2]]]))]
+    [2.0, 5.0]
+    """
+    alike = k.stride() == v.stride() and not (k.requires_grad or v.requires_grad)
+    rows, others = (as_rows(k), as_rows(v)) if alike else (None, None)
+    if rows is None or others is None:
+        return take_keys(k, index), take_keys(v, index)
+    at = rows_of(k, index)  # one table for both
+    one, two = take_rows(rows, at), take_rows(others, at)
+    return one.view(*index.shape, k.shape[3]), two.view(*index.shape, v.shape[3])
 
 
 def as_rows(x: Tensor) -> Tensor | None:

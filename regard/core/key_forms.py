@@ -1,4 +1,4 @@
-"""Keys in pages, in few bits, with another count for each head, and with summaries beside them."""
+"""Keys in few bits, with another count for each head, and with summaries beside them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from regard.core.codes import BITS, Codes
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.keys import STEP, At, Dense, Keys, is_full, written
+from regard.core.paged_keys import Paged
 from regard.core.rule import Rule
 
 
@@ -24,121 +25,6 @@ class _StoredAttribute:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         raise AttributeError(self.name)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Paged(Keys):
-    """Pages of `page` tokens in a pool; a table says which pages belong to which row, in order.
-
-    k [pages, x, page, d], v [pages, x, page, e]; `table` int [b, t, pages of a row] with t = 1
-    where a page holds all heads (x = g), or t = g where every head has pages of its own (x = 1);
-    `lengths` int [b, t] counts the keys. `at` [b, t, m] are positions, where key j is not at j.
-
-    >>> pages = torch.randn(8, 2, 16, 4)
-    >>> table, lengths = torch.tensor([[[3, 5]], [[0, 1]]]), torch.tensor([[20], [32]])
-    >>> keys = Paged(pages, pages, table, lengths)
-    >>> keys, keys.dense().positions[0, 18:22].tolist()
-    (Paged(b=2, g=2, m=32, d=4, e=4, 8,240 bytes), [18, 19, -1, -1])
-    """
-
-    form: ClassVar[str] = "paged"
-    k: Tensor
-    v: Tensor
-    table: Tensor
-    lengths: Tensor
-    at: At = None
-    # Whether the slots within the lengths all hold real keys.
-    real: bool = True
-    # The longest of the lengths, where it is known without waiting for the device.
-    longest: int | None = None
-
-    def __post_init__(self) -> None:
-        k, v, table = self.k, self.v, self.table
-        if k.dim() != 4 or v.dim() != 4 or v.shape[:3] != k.shape[:3]:
-            fail(
-                ShapeError, "k", f"{shape_of(k)} with v {shape_of(v)}",
-                "[pages, g, page, d] and [pages, g, page, e]", "give both one shape but for e",
-            )  # fmt: skip
-        whole = table.dim() == 3 and (table.shape[1] == 1 or k.shape[1] == 1)
-        if not whole or table.is_floating_point():
-            fail(
-                ShapeError, "table", shape_of(table),
-                "integers [b, 1, pages], or [b, g, pages] over pages of one head",
-                "add an axis: table[:, None]",
-            )  # fmt: skip
-        if self.lengths.shape != table.shape[:2] or self.lengths.is_floating_point():
-            fail(
-                ShapeError, "lengths", shape_of(self.lengths), f"integers {list(table.shape[:2])}",
-                "count the keys of each row of the table",
-            )  # fmt: skip
-        room = k.shape[2] * table.shape[2]
-        if self.lengths.device.type == "cpu" and self.lengths.numel():
-            least, most = int(self.lengths.min()), int(self.lengths.max())
-            if not 0 <= least <= most <= room:
-                fail(
-                    ValueRangeError, "lengths", [least, most], f"0 to {room} keys",
-                    "count keys that the pages have room for",
-                )  # fmt: skip
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        """Sizes (b, g, m, d, e): m is the room of the table, or the longest row if known."""
-        _, x, page, d = self.k.shape
-        b, t, pages = self.table.shape
-        m = page * pages if self.longest is None else self.longest
-        return b, t * x, m, d, self.v.shape[3]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return pages, table and lengths."""
-        return self.k, self.v, self.table, self.lengths
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of pages, table, lengths and positions."""
-        at = self.at.nbytes if isinstance(self.at, Tensor) else 0
-        return at + sum(x.nbytes for x in self.tensors())
-
-    @property
-    def count(self) -> float:
-        """Keys that a head holds, on average."""
-        return float(self.lengths.float().mean())
-
-    @property
-    def full(self) -> bool:
-        """Whether the slots within the lengths all hold real keys."""
-        return self.real
-
-    @property
-    def dense_full(self) -> bool:
-        """Whether all rows are equally long, and full."""
-        on_cpu = self.lengths.device.type == "cpu"
-        return self.real and on_cpu and bool((self.lengths == self.m).all())
-
-    @property
-    def placed(self) -> bool:
-        """Whether keys may have other positions than 0, 1, 2, ..."""
-        return self.at is not None
-
-    @property
-    def positions(self) -> Tensor:
-        """Positions [b, t, m], -1 behind the end of a row."""
-        line = torch.arange(self.m, device=self.k.device)
-        inside, at = line < self.lengths[..., None], written(self.at)
-        return torch.where(inside, line if at is None else at[..., : self.m].long(), -1)
-
-    def dense(self) -> Dense:
-        """Gather the pages of each row, or head, in one tensor."""
-        b, g, m, _, _ = self.shape
-        at = self.positions.expand(b, g, m)
-        empty = (at < 0)[..., None]
-        # Behind the end of a row a page holds anything, and nothing times NaN is NaN.
-        # [b, t, pages of a row, x, page, d] -> [b, t x, pages of a row x page, d]
-        k, v = (
-            x[self.table.long()].transpose(2, 3).flatten(1, 2).flatten(2, 3)[:, :, :m]
-            for x in (self.k, self.v)
-        )
-        at = at[:, 0] if self.table.shape[1] == 1 else at
-        return Dense(k.masked_fill(empty, 0), v.masked_fill(empty, 0), at)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -215,25 +101,29 @@ class Packed(Keys):
 
     def dense(self) -> Dense:
         """Write the numbers out."""
-        return Dense(
-            self._joined(self.k, self.tail[0]), self._joined(self.v, self.tail[1]), self.at
-        )
-
-    @staticmethod
-    def _joined(codes: Codes, tail: Tensor) -> Tensor:
-        m = codes.codes.shape[2]
-        if tail.requires_grad:
-            return torch.cat((codes.read(tail.dtype), tail), 2)
-        made = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
-        codes.write(made[:, :, :m])
-        made[:, :, m:] = tail
-        filled: Tensor = made
-        return filled
+        made = []
+        for codes, tail in zip((self.k, self.v), self.tail, strict=True):
+            m = codes.codes.shape[2]
+            if tail.requires_grad:
+                made.append(torch.cat((codes.read(tail.dtype), tail), 2))
+                continue
+            x = tail.new_empty(*tail.shape[:2], m + tail.shape[2], tail.shape[3])
+            codes.write(x[:, :, :m])
+            x[:, :, m:] = tail
+            made.append(x)
+        return Dense(made[0], made[1], self.at)
 
     @property
     def kind(self) -> Hashable:
         """Bits and groups count as well."""
-        return *super().kind, self.k.bits, self.v.bits, self.k.group, self.v.group  # type: ignore[misc]
+        k, v, x, at = self.k, self.v, self.tail[0], self.at
+        b, g, m = k.codes.shape[:3]
+        # Asked at every step of decoding, so written out here.
+        return (
+            self.form, b, g, -(-(m + x.shape[2]) // STEP), k.size, v.size, x.dtype, x.device,
+            at is None or self.full, at is None, k.bits, v.bits, -(-m // max(k.low.shape[2], 1)),
+            -(-m // max(v.low.shape[2], 1)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -305,16 +195,17 @@ class Ragged(Keys):
         return sum(keys.nbytes for _, keys in self.parts)
 
     @property
-    def positions(self) -> Tensor:
-        """Positions [b, g, m], -1 behind the end of shorter heads."""
+    def positions(self) -> Tensor | None:
+        """Positions [b, g, m], -1 behind the end of shorter heads; None where key j is at j."""
         b, g, m, _, _ = self.shape
+        if all(keys.positions is None and keys.m == m for _, keys in self.parts):
+            return None
         made = torch.full((b, g, m), -1, device=self.device)
         for heads, keys in self.parts:
             at = keys.positions
             at = torch.arange(keys.m, device=self.device) if at is None else at
             made[:, list(heads), : keys.m] = (at[:, None] if at.dim() == 2 else at).long()
-        filled: Tensor = made
-        return filled
+        return made
 
     def dense(self) -> Dense:
         """Fill shorter heads up with empty slots."""

@@ -9,7 +9,7 @@ Executors say which forms they read as they are; what none of them reads is made
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regard.core.heads import as_rows, take_keys
+from regard.core.heads import as_rows, take_both
+from regard.core.key_positions import At, Later, Positions, is_full, written
 from regard.core.rule import Rule
 
 # Numbers of keys that plans tell apart in decoding: a text that grows is not planned at each token.
@@ -31,6 +32,10 @@ class Keys(ABC):
     """
 
     form: ClassVar[str]
+    # Positions of the queries of a call over these keys, where the keys know them.
+    q_positions: Tensor | None = None
+    # Whether `dense` takes messages that every rank must join: no plan makes them dense unasked.
+    collective: ClassVar[bool] = False
 
     @abstractmethod
     def dense(self) -> Dense:
@@ -145,62 +150,27 @@ class Keys(ABC):
         """
         return Slots(self, slots, full)
 
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy keys and values of slots [b, g, c] of `dense`: [b, g, c, d] and [b, g, c, e].
+
+        >>> k = torch.arange(3.0).view(1, 1, 3, 1)
+        >>> Dense(k, k + 5).gather(torch.tensor([[[2, 0]]]))[1].flatten().tolist()
+        [7.0, 5.0]
+        """
+        whole = self.dense()
+        return take_both(whole.k, whole.v, slots)
+
+    def since(self, first: int) -> Tensor:
+        """Return the keys of slots `first` and on of `dense`: k [b, g, m - first, d].
+
+        >>> Dense(torch.ones(1, 2, 9, 4), torch.ones(1, 2, 9, 4)).since(7).shape
+        torch.Size([1, 2, 2, 4])
+        """
+        return self.dense().k[:, :, first:]
+
     def __repr__(self) -> str:
         b, g, m, d, e = self.shape
         return f"{type(self).__name__}(b={b}, g={g}, m={m}, d={d}, e={e}, {self.nbytes:,} bytes)"
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Positions of slots of which the last hold the newest tokens; written out only when asked.
-
-    `written` [b, g, w] are those of the first w slots, -1 at empty ones; the others are consecutive
-    and end at `seen - 1`. `full` says that no slot is empty.
-
-    >>> Positions(torch.tensor([[[0, 5]]]), 9, (1, 1, 4), True).tensor().tolist()
-    [[[0, 5, 7, 8]]]
-    """
-
-    written: Tensor | None
-    seen: int
-    shape: tuple[int, int, int]
-    full: bool
-    device: torch.device | None = None
-
-    def tensor(self) -> Tensor:
-        """Return the positions [b, g, m]."""
-        b, g, m = self.shape
-        device = self.device if self.written is None else self.written.device
-        first = m if self.written is None else m - self.written.shape[2]
-        line = torch.arange(self.seen - first, self.seen, device=device).expand(b, g, -1)
-        return line if self.written is None else torch.cat((self.written.long(), line), 2)
-
-
-@dataclass(frozen=True)
-class Later:
-    """Positions that are written out only when asked: `make()` returns them."""
-
-    make: Callable[[], Tensor]
-    full: bool
-
-    def tensor(self) -> Tensor:
-        """Return the positions."""
-        return self.make()
-
-
-At = Tensor | Positions | Later | None
-
-
-def written(at: At) -> Tensor | None:
-    """Write positions out, if there are any."""
-    return at if at is None or isinstance(at, Tensor) else at.tensor()
-
-
-def is_full(at: At) -> bool:
-    """Return whether every slot holds a real key; off the CPU a tensor is not looked at."""
-    if at is None or not isinstance(at, Tensor):
-        return at is None or at.full
-    return at.device.type == "cpu" and bool((at >= 0).all())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -231,6 +201,19 @@ class Dense(Keys):
         """Sizes (b, g, m, d, e)."""
         b, g, m, d = self.k.shape
         return b, g, m, d, self.v.shape[3]
+
+    @property
+    def m(self) -> int:
+        """Keys of each head, empty slots included."""
+        return self.k.shape[2]
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy keys and values of slots [b, g, c]."""
+        return take_both(self.k, self.v, slots)
+
+    def since(self, first: int) -> Tensor:
+        """Return the keys from a slot on; nothing is copied."""
+        return self.k[:, :, first:]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return k and v."""
@@ -323,8 +306,8 @@ class Slots(Keys):
     @cached_property
     def _in_order(self) -> Tensor:
         """Slots by position, those without a key last and counted as m."""
-        m = self.keys.m
-        slots = self.slots.expand(*self.keys.shape[:2], -1)
+        b, g, m, _, _ = self.keys.shape
+        slots = self.slots.expand(b, g, -1)
         return torch.where(slots < 0, m, slots).long().sort(-1).values
 
     @property
@@ -340,10 +323,9 @@ class Slots(Keys):
 
     def dense(self) -> Dense:
         """Copy the keys in the order of their positions."""
-        whole, order = self.keys.dense(), self._in_order
-        index = order.clamp(max=max(whole.m - 1, 0))
-        k, v = take_keys(whole.k, index), take_keys(whole.v, index)
-        return Dense(k, v, self.positions)
+        order, full = self._in_order, self.full
+        k, v = self.keys.gather(order if full else order.clamp(max=max(self.keys.m - 1, 0)))
+        return Dense(k, v, Later(lambda: self.positions, True) if full else self.positions)
 
     @property
     def kind(self) -> Hashable:
@@ -355,8 +337,8 @@ class Slots(Keys):
         b, g, _, d = k.shape
         rows = as_rows(k) is not None and as_rows(v) is not None
         return (
-            "slots", b, g, c, d, v.shape[3], k.dtype, k.device, self.full, inner.full,
-            inner.at is None, rows,
+            "slots", b, g, c, d, v.shape[3], k.dtype, k.device, self.full,
+            inner.at is None or inner.full, inner.at is None, rows,
         )  # fmt: skip
 
 
@@ -408,7 +390,7 @@ class Unordered(Keys):
         """Copy keys and values in order."""
         at, slots = self._order
         index = slots[:, None].expand(*self.k.shape[:2], -1)
-        return Dense(take_keys(self.k, index), take_keys(self.v, index), at)
+        return Dense(*take_both(self.k, self.v, index), at)
 
     def simplest(self, rule: Rule) -> Keys:
         """Leave the order, where it does not matter."""

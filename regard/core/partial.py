@@ -88,21 +88,6 @@ def merge(*parts: Partial) -> Partial:
     return Partial(out, lse)
 
 
-def merge_stacked(parts: Partial, dim: int) -> Partial:
-    """Merge parts that stand along axis `dim` of out [b, h, ..., n, e] and lse [b, h, ..., n].
-
-    >>> parts = Partial(torch.ones(1, 1, 3, 2, 4), torch.zeros(1, 1, 3, 2))
-    >>> merge_stacked(parts, dim=2).lse.shape
-    torch.Size([1, 1, 2])
-    """
-    if parts.lse is None:
-        return Partial(parts.out.sum(dim), None)
-    lse = log_sum_exp(parts.lse, dim)
-    shares = torch.exp(parts.lse - finite(lse).unsqueeze(dim))
-    out = torch.where(shares[..., None] > 0, parts.out, 0.0) * shares[..., None]
-    return Partial(out.sum(dim).to(parts.out.dtype), lse)
-
-
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     """Log of the sum of exponentials, -inf and with zero gradient where all of x is -inf."""
     if x.shape[dim] == 0:

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
-from regard.core.heads import expand_heads, gate_heads
+from regard.core.heads import gate_heads
 from regard.core.score.contents import KeyWeights
 from regard.core.support.base import Everything, Support
 from regard.core.support.chosen import Extended, Tiles
@@ -109,13 +109,3 @@ def choose_tiles(
     best = ranked.topk(min(count, t_k), dim=-1).indices
     chosen = torch.zeros_like(open_).scatter(-1, best, True) & open_
     return Tiles(chosen, sides)
-
-
-def tile_scores(q: Tensor, k: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Score tiles by their pooled queries and keys: [b, h, t_q, t_k].
-
-    >>> tile_scores(torch.randn(1, 4, 64, 8), torch.randn(1, 2, 96, 8), 32).shape
-    torch.Size([1, 4, 2, 3])
-    """
-    sides = (size, size) if isinstance(size, int) else size
-    return pooled(q, sides[0]) @ expand_heads(pooled(k, sides[1]), q.shape[1]).transpose(-1, -2)

@@ -67,7 +67,8 @@ class Rule(Value):
                 )
         need_count("offset", self.offset, 0)
         # What only moves the support is the offset of the rule where no step asks for positions.
-        later = 0 if any(s.asks_positions for s in self.score.steps) else common_shift(self.support)
+        asked = not self.support.moves or any(s.asks_positions for s in self.score.steps)
+        later = 0 if asked else common_shift(self.support)
         if later > 0:
             object.__setattr__(self, "support", self.support.shift(-later))
             object.__setattr__(self, "offset", self.offset + later)

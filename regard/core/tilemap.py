@@ -51,7 +51,7 @@ class Grid:
     ) -> Grid:
         """Lay tiles of `size` over n_q x n_k positions in a row."""
         i, j = (
-            _tiled(torch.arange(n, device=device), s) for n, s in zip((n_q, n_k), size, strict=True)
+            tiled(torch.arange(n, device=device), s) for n, s in zip((n_q, n_k), size, strict=True)
         )
         return Grid.of(i, j, batch, heads)
 
@@ -110,7 +110,7 @@ class Grid:
         return some, every
 
 
-def _tiled(positions: Tensor, size: int) -> Tensor:
+def tiled(positions: Tensor, size: int) -> Tensor:
     """Cut positions [n] into tiles [t, size], repeating the last one to fill up."""
     short = -len(positions) % size
     if short and len(positions):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from regard.core.autocast import autocast_alike
 from regard.core.call import Call
 from regard.core.errors import RuleError, fail, shape_of
+from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.score import Dot, Score
 from regard.core.support import Causal, Documents, Everything, Padding, PerHead, Support
@@ -31,9 +32,9 @@ from regard.layers.base import Layer
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, position_named
 from regard.layers.registry import register
-from regard.memories.base import KeyMemory, Read
+from regard.memories.base import KeyMemory
 from regard.memories.full import Full
-from regard.memories.head_memories import HeadMemories
+from regard.memories.split import Split
 from regard.run.api import attend
 
 
@@ -187,7 +188,7 @@ class Attention(Layer):
         dropout = self.dropout if self.training else 0.0
         return Call.of(q, read.k, read.v, rule, None, read.positions, dropout)
 
-    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
         """Give the queries, and all keys that they may meet: the memory's and the new ones."""
         memory = input.memory
         if memory is not None and input.crosses and memory.seen:
@@ -199,14 +200,14 @@ class Attention(Layer):
 
     def positioned_and_kept(
         self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput
-    ) -> tuple[Tensor, Read]:
+    ) -> tuple[Tensor, Dense]:
         """Tell q and k their positions, and put the new keys to those of the memory."""
         q = self.position.turn(q, input.positions)
         if not input.crosses:
             k = self.position.turn(k, input.positions)
         q, k, v = autocast_alike(q, k, v)
         if input.memory is None:
-            return q, Read(k, v, None)
+            return q, Dense(k, v, None)
         chosen = None if input.crosses else input.memory.keys
         make = self.key_memory if chosen is None else lambda: chosen(self.rule())
         kept: KeyMemory = input.memory.of_kind("keys", make)
@@ -219,12 +220,12 @@ class Attention(Layer):
     def key_memory(self) -> KeyMemory:
         """Make what keys are kept in: for each head alone where each has its own support."""
         apart = isinstance(self.rule().support, PerHead)
-        return HeadMemories(self.kv_heads) if apart else Full()
+        return Split.by_head(self.kv_heads) if apart else Full()
 
     def forget(self, kept: KeyMemory, now: int) -> None:
         """Drop keys that no query from `now` on can need."""
         support = self.rule().support
-        if isinstance(kept, HeadMemories) and isinstance(support, PerHead):
+        if isinstance(kept, Split) and isinstance(support, PerHead):
             share = self.heads // self.kv_heads
             kept.forget_each([
                 reduce(or_, (s.horizon(now) for s in support.supports[g : g + share]))

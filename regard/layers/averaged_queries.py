@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.core.keys import Dense
 from regard.core.method import method
 from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
@@ -16,7 +17,6 @@ from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Learned
 from regard.layers.registry import register
 from regard.layers.stack import Block
-from regard.memories.base import Read
 
 
 @register("averaged_queries")
@@ -45,7 +45,7 @@ class AveragedQueries(Attention):
         total = taps(marked, self.length, input, "items", causal=True).sum(2)
         return total[..., :-1] / total[..., -1:].clamp_min(1)
 
-    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
         """Make queries of means, and keys of single tokens."""
         q = self.queries(self.averaged(input))
         k, v = self.keys(input.x)

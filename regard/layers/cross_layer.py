@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, fail
+from regard.core.keys import Dense
 from regard.core.method import method
 from regard.layers.attention import Attention
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
-from regard.memories.base import Read
 
 
 @register("cross_layer_attention", "mlkv")
@@ -51,7 +51,7 @@ class CrossLayer(Attention):
             self.to_k: nn.Linear | None = None  # type: ignore[assignment]
             self.to_v: nn.Linear | None = None  # type: ignore[assignment]
 
-    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
         """Hand on what is read, or read what was handed on."""
         if self.owns_keys:
             q, input.between["keys"] = super().read(input)

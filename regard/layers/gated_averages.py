@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.core.keys import Dense
 from regard.core.method import method
 from regard.core.support import Blocks
 from regard.layers.arguments import need_size
@@ -16,7 +17,6 @@ from regard.layers.averaging import DampedAverage
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, Relative
 from regard.layers.registry import register
-from regard.memories.base import Read
 
 
 class TwoScalings(nn.Module):
@@ -77,7 +77,7 @@ class MovingAverageGated(Attention):
         self.to_new = nn.Linear(self.dim, self.dim)
         self.to_out = nn.Linear(self.value_dim, self.dim, bias=False)
 
-    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
         """Average, then make queries and keys of the average and values of the tokens."""
         input.between["average"] = averaged = self.average(input.x, input)
         q, k = self.scalings(averaged)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from regard.core.keys import Dense
 from regard.core.rotary import Rotation
 from regard.core.score import Dot, Score
 from regard.layers.arguments import need_size
@@ -14,7 +15,7 @@ from regard.layers.attention import Attention, split
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.positions import Position, Rotary
 from regard.layers.registry import register
-from regard.memories.base import KeyMemory, Read
+from regard.memories.base import KeyMemory
 from regard.memories.full import Full
 
 
@@ -74,7 +75,7 @@ class LatentKeys(Attention):
         """Scale by the width of the keys as written out."""
         return self._score
 
-    def read(self, input: LayerInput) -> tuple[Tensor, Read]:
+    def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
         """Give queries against latents, and the latents."""
         x, memory = input.x, input.memory
         if self.query_latent is not None:
@@ -92,7 +93,7 @@ class LatentKeys(Attention):
             shared = self.turns.turn(shared, input.positions)
         k = torch.cat((self.norm_latent(latent), shared), dim=-1)
         if memory is None:
-            return q, self._values(Read(k, k, None))
+            return q, self._values(Dense(k, k, None))
         chosen = None if input.crosses else memory.keys
         kept: KeyMemory = memory.of_kind(
             "keys", Full if chosen is None else lambda: chosen(self.rule())
@@ -102,7 +103,7 @@ class LatentKeys(Attention):
             kept.forget(self.rule().horizon(input.offset))
         return q, self._values(kept.read())
 
-    def _values(self, read: Read) -> Read:
+    def _values(self, read: Dense) -> Dense:
         return read.replace(v=read.k[..., : self.latent])
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:

@@ -9,10 +9,9 @@ window; `Paged` shares pages, `HeadPages` has them for each head; `Shared` reads
 """
 
 from regard.memories.bare import Bare
-from regard.memories.base import KeyMemory, Read
+from regard.memories.base import KeyMemory
 from regard.memories.blocks import TextBlock, TextBlocks
 from regard.memories.full import Full
-from regard.memories.head_memories import HeadMemories
 from regard.memories.head_pages import HeadPages
 from regard.memories.kept import Kept
 from regard.memories.layer import LayerMemory
@@ -35,7 +34,6 @@ __all__ = [
     "Bare",
     "Bounds",
     "Full",
-    "HeadMemories",
     "HeadPages",
     "Hosted",
     "Kept",
@@ -49,7 +47,6 @@ __all__ = [
     "Plain",
     "Pool",
     "Quantized",
-    "Read",
     "Reservation",
     "Reserved",
     "Ring",

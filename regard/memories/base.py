@@ -12,9 +12,6 @@ from regard.core.errors import CapabilityError, DtypeError, ShapeError, fail, sh
 from regard.core.keys import Dense, Keys
 from regard.core.spans import Spans
 
-# What older code calls the keys that `read` returns.
-Read = Dense
-
 
 class KeyMemory(ABC):
     """Keys and values of the tokens seen so far, or what a method keeps of them.
@@ -43,6 +40,10 @@ class KeyMemory(ABC):
     @abstractmethod
     def crop(self, length: int) -> None:
         """Go back to when `length` tokens had been seen."""
+
+    def check_crop(self, length: int) -> None:
+        """Raise unless `crop(length)` can be done; nothing changes."""
+        return
 
     @abstractmethod
     def reorder(self, rows: Tensor) -> None:

@@ -116,14 +116,7 @@ class Full(KeyMemory):
 
     def crop(self, length: int) -> None:
         """Drop the tokens after the first `length`."""
-        if not 0 <= length <= self.seen:
-            fail(ValueRangeError, "length", length, f"0 to {self.seen}", "crop to what was seen")
-        if length < self._forgot_at:
-            fail(
-                CapabilityError, "length", length,
-                f"at least {self._forgot_at}: keys that earlier queries need are forgotten",
-                "start a new memory",
-            )  # fmt: skip
+        self.check_crop(length)
         if self._k is not None:
             # Columns follow in the order they came; one that is padding in every row goes with
             # those around it.
@@ -132,6 +125,17 @@ class Full(KeyMemory):
             if self._positions is not None:
                 self._positions = self._positions[:, : self._kept]
         self.seen = length
+
+    def check_crop(self, length: int) -> None:
+        """Raise if keys that earlier queries need are gone."""
+        if not 0 <= length <= self.seen:
+            fail(ValueRangeError, "length", length, f"0 to {self.seen}", "crop to what was seen")
+        if length < self._forgot_at:
+            fail(
+                CapabilityError, "length", length,
+                f"at least {self._forgot_at}: keys that earlier queries need are forgotten",
+                "start a new memory",
+            )  # fmt: skip
 
     def reorder(self, rows: Tensor) -> None:
         """Take rows of the batch."""

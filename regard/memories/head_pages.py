@@ -94,7 +94,7 @@ class HeadPages(KeyMemory):
         places = [-(-self.lengths[i] // size) + c for i, x in enumerate(more) for c in range(x)]
         new = torch.arange(have, have + len(rows), dtype=torch.int32, device=device)
         self._table[torch.tensor(rows), torch.tensor(places)] = new
-        self._pages = [torch.cat((x, x.new_empty(len(rows), *x.shape[1:]))) for x in self._pages]
+        self._pages = [torch.cat((x, x.new_zeros(len(rows), *x.shape[1:]))) for x in self._pages]
 
     def _write(self, places: Tensor, k: Tensor, v: Tensor) -> None:
         """Put k, v of every sequence at its places [b g, n]."""
@@ -181,9 +181,13 @@ class HeadPages(KeyMemory):
             line = torch.arange(at.shape[2], device=at.device)
             self.choose(torch.where(needed, line, -1))
 
+    def check_crop(self, length: int) -> None:
+        """Raise if keys that earlier queries need are gone."""
+        need_crop(length, self.seen, self._dropped_at)
+
     def crop(self, length: int) -> None:
         """Go back to when `length` tokens had been seen."""
-        need_crop(length, self.seen, self._dropped_at)
+        self.check_crop(length)
         self.lengths = [max(x - (self.seen - length), 0) for x in self.lengths]
         self._written = [min(a, b) for a, b in zip(self._written, self.lengths, strict=True)]
         if self._at is not None:

@@ -121,9 +121,9 @@ class Kept(KeyMemory):
 
     def _of(self, part: _Part) -> Keys:
         """Return the keys of one part."""
-        assert self._shape is not None
         held, at, m = None, part.at, len(part.k)
         if at is not None or m != self.seen:
+            assert self._shape is not None
             shape = (self._shape[0], len(part.heads), m)
             held = Positions(at, self.seen, shape, part.real, self._device)
         return part.k.with_values(part.v, held)
@@ -141,7 +141,8 @@ class Kept(KeyMemory):
     @property
     def width(self) -> int:
         """Slots of `keys()`, empty ones included."""
-        return max((len(part.k) for part in self._parts), default=0)
+        parts = self._parts
+        return len(parts[0].k) if len(parts) == 1 else max((len(p.k) for p in parts), default=0)
 
     @property
     def held(self) -> float:
@@ -165,18 +166,20 @@ class Kept(KeyMemory):
     def note(self, name: str) -> Tensor:
         """Give what was noted of each slot of `keys()`, [b, g, m]; zeros before anything was."""
         assert self._shape is not None
-        found = [
-            p.notes.get(
-                name, torch.zeros(self._shape[0], len(p.heads), len(p.k), device=self._device)
-            )
-            for p in self._parts
-        ]
-        return found[0] if not self.ragged else self._padded(found)
+        found = []
+        for part in self._parts:
+            own = part.notes.get(name)
+            if own is None:
+                own = torch.zeros(self._shape[0], len(part.heads), len(part.k), device=self._device)
+            found.append(own)
+        return found[0] if len(found) == 1 else self._padded(found)
 
     def set_note(self, name: str, x: Tensor) -> None:
         """Note x [b, g, m] of each slot of `keys()`; it goes where the slots go."""
+        alone = len(self._parts) == 1
         for part in self._parts:
-            part.notes[name] = gather_heads(x, part.heads)[:, :, : len(part.k)].float()
+            own = x if alone else gather_heads(x, part.heads)[:, :, : len(part.k)]
+            part.notes[name] = own.float()
 
     def choose(self, slots: Tensor) -> None:
         """Keep these slots; heads are grouped anew by how many they keep."""
@@ -190,7 +193,7 @@ class Kept(KeyMemory):
         counts = real.sum(-1).amax(0).tolist()
         made: list[_Part] = []
         for heads in _alike(counts):
-            c = max(max(counts[h] for h in heads), 1)
+            c = max(1, *map(counts.__getitem__, heads))
             own = slots[:, list(heads), :c]
             held = own < at.shape[2]
             own = own.clamp(max=at.shape[2] - 1)
@@ -241,9 +244,13 @@ class Kept(KeyMemory):
             if part.at is not None and part.at.untyped_storage().nbytes() > part.at.nbytes:
                 part.at = part.at.clone()
 
+    def check_crop(self, length: int) -> None:
+        """Raise if keys that earlier queries need are gone."""
+        need_crop(length, self.seen, self._dropped_at)
+
     def crop(self, length: int) -> None:
         """Go back to when `length` tokens had been seen."""
-        need_crop(length, self.seen, self._dropped_at)
+        self.check_crop(length)
         if self._shape is not None:
             for part in self._parts:
                 m = length
@@ -315,6 +322,8 @@ def _alike(counts: Sequence[int]) -> list[list[int]]:
     >>> _alike([10, 99, 100, 10])
     [[0, 3], [1, 2]]
     """
+    if not counts or min(counts) == max(counts):
+        return [list(range(len(counts)))] if counts else []
     found: list[list[int]] = []
     for head in sorted(range(len(counts)), key=lambda h: counts[h]):
         if found and counts[head] - counts[found[-1][0]] <= ALIKE * counts[head]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
 from regard.memories.stores import TokenStore
+from regard.run.counting import multiply
 
 
 class LowRank(TokenStore):
@@ -59,9 +60,9 @@ class LowRank(TokenStore):
         if self._basis is None:
             # The right singular vectors, from the d x d products of channels.
             wide = old.double()
-            _, vectors = torch.linalg.eigh(wide.transpose(2, 3) @ wide)
+            _, vectors = torch.linalg.eigh(multiply(wide.transpose(2, 3), wide))
             self._basis = vectors[..., -self.rank :].transpose(2, 3).to(old.dtype).contiguous()
-        new = old @ self._basis.transpose(2, 3)
+        new = multiply(old, self._basis.transpose(2, 3))
         self._parts = new if self._parts is None else torch.cat((self._parts, new), 2)
 
     def read(self) -> Tensor:
@@ -70,7 +71,7 @@ class LowRank(TokenStore):
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         if self._parts is None or self._basis is None:
             return self._tail
-        return torch.cat((self._parts @ self._basis, self._tail), 2)
+        return torch.cat((multiply(self._parts, self._basis), self._tail), 2)
 
     def empty(self) -> LowRank:
         """Make another with the same settings."""

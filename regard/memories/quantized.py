@@ -40,40 +40,43 @@ class Quantized(TokenStore):
                 "pass group=32, residual=32",
             )  # fmt: skip
         self.bits, self.by, self.group, self.residual = bits, by, group, residual
-        # Codes [b, h, m, bytes]; low and step [b, h, m / group, d] or [b, h, m, 1].
-        self._codes: Tensor | None = None
-        self._low: Tensor | None = None
-        self._step: Tensor | None = None
+        # What is packed, and how many tokens that is; the exact tokens behind.
+        self._held: Codes | None = None
+        self._packed = 0
         self._tail: Tensor | None = None
-
-    @property
-    def _packed(self) -> int:
-        return 0 if self._codes is None else self._codes.shape[2]
 
     def __len__(self) -> int:
         return self._packed + (0 if self._tail is None else self._tail.shape[2])
 
+    def _hold(self, codes: Codes | None) -> None:
+        """Take codes in place of those that were held."""
+        self._held, self._packed = codes, 0 if codes is None else codes.codes.shape[2]
+
     def append(self, x: Tensor) -> None:
         """Keep it exact for now."""
+        first = self._tail is None
         self._tail = x if self._tail is None else torch.cat((self._tail, x), 2)
+        self.loose = first or self._tail.shape[2] >= self.residual + self.group
 
     def settle(self) -> None:
         """Pack all full groups but the newest tokens."""
+        self.loose = False
         if self._tail is None or not self._tail.shape[3]:
             return
         n = max(self._tail.shape[2] - self.residual, 0) // self.group * self.group
         if n:
             old, self._tail = self._tail[:, :, :n], self._tail[:, :, n:].clone()
-            made = self._coded(old)
-            held = (self._codes, self._low, self._step)
-            self._codes, self._low, self._step = (
-                new if was is None else torch.cat((was, new), 2)
-                for was, new in zip(held, made, strict=True)
-            )
+            made, held = self._coded(old), self._held
+            if held is not None:
+                codes, low, step = (
+                    torch.cat(both, 2) for both in zip(held[:3], made[:3], strict=True)
+                )
+                made = made._replace(codes=codes, low=low, step=step)
+            self._hold(made)
         elif self._tail.untyped_storage().nbytes() > self._tail.nbytes:
             self._tail = self._tail.clone()
 
-    def _coded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _coded(self, x: Tensor) -> Codes:
         x = x.detach().float()
         grouped = x.unflatten(2, (-1, self.group))  # [b, h, groups, group, d]
         axis = 3 if self.by == "channel" else 4
@@ -84,7 +87,7 @@ class Quantized(TokenStore):
         safe = torch.where(step > 0, step, 1.0).float()
         codes = ((grouped - low.float()) / safe).round().clamp(0, (1 << self.bits) - 1)
         packed = pack(codes.to(torch.uint8).flatten(2, 3), self.bits)
-        return packed, low.flatten(2, 3), step.flatten(2, 3)
+        return Codes(packed, low.flatten(2, 3), step.flatten(2, 3), self.bits, x.shape[3])
 
     def read(self) -> Tensor:
         """Give low + code * step, and the exact tokens behind."""
@@ -100,16 +103,9 @@ class Quantized(TokenStore):
         made[:, :, m:] = tail
         return made
 
-    @property
-    def _held(self) -> Codes | None:
-        """What is packed."""
-        if self._codes is None or self._low is None or self._step is None or self._tail is None:
-            return None
-        return Codes(self._codes, self._low, self._step, self.bits, self._tail.shape[3])
-
     def with_values(self, values: TokenStore, at: At) -> Keys:
         """Return codes, where keys go by channel, values by token, and equally many are packed."""
-        if isinstance(values, Quantized) and self.by == "channel" and values.by == "token":
+        if type(values) is Quantized and self.by == "channel" and values.by == "token":
             k, v, k_tail, v_tail = self._held, values._held, self._tail, values._tail
             if k is not None and v is not None and k_tail is not None and v_tail is not None:
                 plain = k_tail.requires_grad or v_tail.requires_grad
@@ -130,35 +126,37 @@ class Quantized(TokenStore):
             return
         whole = m // self.group * self.group
         self._tail = self.read()[:, :, whole:m].clone()
-        assert self._codes is not None
-        assert self._low is not None
-        assert self._step is not None
+        held = self._held
+        assert held is not None
         scales = whole // self.group if self.by == "channel" else whole
-        self._codes = self._codes[:, :, :whole].clone()
-        self._low, self._step = (x[:, :, :scales].clone() for x in (self._low, self._step))
+        low, step = (x[:, :, :scales].clone() for x in (held.low, held.step))
+        self._hold(held._replace(codes=held.codes[:, :, :whole].clone(), low=low, step=step))
 
     def reorder(self, rows: Tensor) -> None:
         """Take rows."""
-        held = (self._codes, self._low, self._step, self._tail)
-        self._codes, self._low, self._step, self._tail = (
-            None if x is None else take_batch(x, rows) for x in held
-        )
+        held = self._held
+        if held is not None:
+            codes, low, step = (take_batch(x, rows) for x in held[:3])
+            self._hold(held._replace(codes=codes, low=low, step=step))
+        self._tail = None if self._tail is None else take_batch(self._tail, rows)
 
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and exact tokens."""
-        held = (self._codes, self._low, self._step, self._tail)
+        held = (*(() if self._held is None else self._held[:3]), self._tail)
         return sum(x.untyped_storage().nbytes() for x in held if x is not None)
 
     def state(self) -> dict[str, Any]:
         """Give codes, scales and exact tokens."""
-        return {"codes": self._codes, "low": self._low, "step": self._step, "tail": self._tail}
+        codes, low, step = (None, None, None) if self._held is None else self._held[:3]
+        return {"codes": codes, "low": low, "step": step, "tail": self._tail}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take them."""
-        self._codes, self._low, self._step, self._tail = (
-            state[x] for x in ("codes", "low", "step", "tail")
-        )
+        codes, low, step, self._tail = (state[x] for x in ("codes", "low", "step", "tail"))
+        size = 0 if self._tail is None else self._tail.shape[3]
+        self._hold(None if codes is None else Codes(codes, low, step, self.bits, size))
+        self.loose = True
 
 
 __all__ = ["BITS", "Quantized"]

@@ -219,8 +219,15 @@ class Ring(KeyMemory):
         if self._young is not None:
             self._young.crop(length)
         else:
-            need_crop(length, self._seen, self._seen)
+            self.check_crop(length)
         self._seen = length
+
+    def check_crop(self, length: int) -> None:
+        """Raise once the window has been written over."""
+        if self._young is not None:
+            self._young.check_crop(length)
+        else:
+            need_crop(length, self._seen, self._seen)
 
     def reorder(self, rows: Tensor) -> None:
         """Take rows of the batch."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from regard.core.errors import RuleError, fail
@@ -13,6 +16,7 @@ from regard.core.key_forms import Ragged
 from regard.core.keys import Keys
 from regard.core.spans import Spans
 from regard.memories.base import KeyMemory, need_keys
+from regard.memories.full import Full
 
 
 class Split(KeyMemory):
@@ -33,6 +37,18 @@ class Split(KeyMemory):
         if not heads or heads != list(range(len(heads))):
             fail(RuleError, "parts", f"heads {heads}", "each head once", "name heads from 0 on")
         self._heads = len(heads)
+
+    @staticmethod
+    def by_head(heads: int) -> Split:
+        """Make a memory for each key head, so that each forgets what it alone no longer needs.
+
+        >>> memory = Split.by_head(2)
+        >>> memory.extend(torch.ones(1, 2, 6, 4), torch.ones(1, 2, 6, 4))
+        >>> memory.forget_each([Spans.of((5, None)), Spans.of((4, None))])
+        >>> memory.read().positions.tolist()
+        [[[5, -1], [4, 5]]]
+        """
+        return Split([((head,), Full()) for head in range(heads)])
 
     @property
     def seen(self) -> int:  # type: ignore[override]
@@ -63,14 +79,20 @@ class Split(KeyMemory):
     @property
     def counts(self) -> Tensor:
         """Keys that each head keeps, [b, g]."""
-        at = self.read().positions
-        assert at is not None
-        return (at >= 0).sum(-1)
+        keys = self.read()
+        if keys.positions is None:
+            return torch.full((keys.b, keys.g), keys.m, device=keys.device)
+        return (keys.positions >= 0).sum(-1)
 
     def forget(self, horizon: Spans) -> None:
         """Drop what no later query can need."""
         for _, memory in self.parts:
             memory.forget(horizon)
+
+    def forget_each(self, horizons: Sequence[Spans]) -> None:
+        """Drop for each head what is outside its own horizon; heads of one memory share theirs."""
+        for heads, memory in self.parts:
+            memory.forget(reduce(or_, (horizons[head] for head in heads)))
 
     def settle(self) -> None:
         """Let the memories make themselves small."""
@@ -78,10 +100,15 @@ class Split(KeyMemory):
             memory.settle()
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen, if every part can."""
-        # Those that refuse come first, so that either all go back or none does.
-        for _, memory in sorted(self.parts, key=lambda x: type(x[1]).__name__ != "Ring"):
+        """Go back to when `length` tokens had been seen: all parts do, or none."""
+        self.check_crop(length)
+        for _, memory in self.parts:
             memory.crop(length)
+
+    def check_crop(self, length: int) -> None:
+        """Raise unless every part can go back."""
+        for _, memory in self.parts:
+            memory.check_crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         """Take rows of the batch."""

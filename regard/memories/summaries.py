@@ -53,7 +53,7 @@ class Summaries(TokenStore):
     @property
     def pages(self) -> int:
         """Count the summaries."""
-        return len(self._rows)
+        return self._m // self.page
 
     def crop(self, m: int) -> None:
         """Forget the end, and the page it is cut in."""

@@ -94,8 +94,6 @@ def attention(
         attention_mask, query, key, scaling, bool(is_causal), position_bias, softcap, s_aux
     )
     site, now = None if found is None else found.site, current_forward()
-    if site is not None and now is not None:
-        site = site.at(now)
     call = Call(query, Dense(key, value), rule, None, dropout, site, now)
     # A model that shares its config with an attached one is served without stages.
     shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module, now)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -41,11 +42,15 @@ class _Witness(Stage):
         return call
 
 
-class _ZeroOutputs(Stage):
-    """Puts zeros for all outputs."""
+class _Instead(Stage):
+    """Puts one number for all outputs."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
 
     def after(self, call: Call, partial: Result) -> Result:
-        return partial._replace(out=torch.zeros_like(partial.out))
+        return partial._replace(out=torch.full_like(partial.out, self.number))
 
 
 def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
@@ -54,22 +59,31 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
     `given` is an input of the user's: named arguments, a tuple of them, or the one there is. The
     random state and the mode of the model are as before afterwards.
     """
-    inputs = tiny_inputs(model) if given is None else given
-    if inputs is None:
+    tried = list(trial_inputs(model)) if given is None else [given]
+    if not tried:
         return "not made: no tiny input is known for this model"
     modes = [(m, m.training) for m in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            try:
-                plain = _run(model, inputs)
-            except Exception as trouble:
-                if given is not None:
-                    raise
-                return f"not made: the model refused a tiny input ({type(trouble).__name__})"
+        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices, key=str)):
+            for inputs in tried:
+                try:
+                    plain = _run(model, inputs)
+                    break
+                except Exception as trouble:
+                    if given is not None:
+                        raise
+                    refused = type(trouble).__name__
+            else:
+                return f"not made: the model refused a tiny input ({refused})"
             witness = _Witness()
             with_nothing = _with(model, hook, sites, Engine([witness]), inputs)
-            with_silence = _with(model, hook, sites, Engine([_ZeroOutputs()]), inputs)
+            with_silence = _with(model, hook, sites, Engine([_Instead(0.0)]), inputs)
+            unfelt = torch.equal(with_silence, with_nothing)
+            if unfelt:  # zeros behind every site, as before training, hide all but a NaN
+                marked = _with(model, hook, sites, Engine([_Instead(torch.nan)]), inputs)
+                unfelt = torch.equal(marked, with_nothing)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -90,6 +104,8 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             "sums of one",
             "report the architecture; its masks are not understood",
         )
+    if given is None:
+        plain, with_nothing = (_at_real_tokens(x, inputs) for x in (plain, with_nothing))
     error, size = float((plain - with_nothing).abs().max()), float(plain.abs().max())
     room = 4 * torch.finfo(plain.dtype).eps ** 0.5 * max(size, 1.0)
     if error > room or not bool(torch.isfinite(with_nothing).all()):
@@ -100,7 +116,7 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             f"at most {room:.2g}",
             "report the architecture; its masks are not understood",
         )
-    if torch.equal(with_silence, with_nothing):
+    if unfelt:
         fail(
             HookError,
             "model",
@@ -125,7 +141,14 @@ def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: Any) -> 
         undo()
 
 
+def _at_real_tokens(x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Leave out what a model says of padding, which means nothing."""
+    real = inputs.get("attention_mask")
+    return x if real is None or x.shape[:2] != real.shape else x[real.bool()]
+
+
 def _run(model: Any, inputs: Any) -> Tensor:
+    torch.manual_seed(0)  # a model may draw what it masks
     if isinstance(inputs, Mapping):
         found = first_tensor(model(**inputs))
     else:
@@ -146,6 +169,21 @@ def first_tensor(x: Any) -> Tensor | None:
             if (found := first_tensor(part)) is not None:
                 return found
     return None
+
+
+def trial_inputs(model: Any) -> Iterator[dict[str, Any]]:
+    """Yield tiny inputs for a transformers model, the best first: of text, with a padded row."""
+    made = tiny_inputs(model)
+    if made is None:
+        return
+    ids = made.get("input_ids")
+    takes = inspect.signature(type(model).forward).parameters
+    if ids is not None and "attention_mask" in takes:
+        two = {name: x.expand(2, -1) for name, x in made.items()}
+        real = torch.ones(2, ids.shape[1], dtype=torch.long, device=ids.device)
+        real[1, -3:] = 0
+        yield {**two, "attention_mask": real}
+    yield made
 
 
 def tiny_inputs(model: Any) -> dict[str, Any] | None:

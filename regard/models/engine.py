@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.keys import Dense
-from regard.core.partial import Partial
 from regard.core.result import Result
 from regard.models.forward import current_forward
+from regard.models.recomputation import note_call
+from regard.models.recomputation import thread as recording
 from regard.models.site import Place, Site
 from regard.models.stage import Stage
 from regard.run.counting import COUNT
@@ -38,7 +40,8 @@ class Engine:
                     "Stage instances",
                     "derive it from regard.models.Stage, and pass an instance of it",
                 )
-        self.stages = tuple(sorted(stages, key=lambda stage: stage.last))
+        self.stages = tuple(sorted(stages, key=lambda stage: stage.runs_last))
+        self._checkpointed = False
         self._at: dict[Site | None, tuple[Stage, ...]] = {}
         places = (getattr(s, "where", None) for s in self.stages)
         self._everywhere = all(getattr(s, "where", None) == Place() for s in self.stages)
@@ -76,8 +79,11 @@ class Engine:
         stages = self.stages if self._everywhere else self.serving(call.site)
         if not stages:
             return run(call, want), call
-        if call.forward is None:
-            call = timed(call)
+        recorded = recording.recorded is not None or torch.is_grad_enabled()
+        if recorded and not torch.compiler.is_compiling():
+            self._checkpointed = note_call(self._checkpointed)
+        if call.forward is None and isinstance(call.site, Site):
+            call = call.replace(forward=current_forward())
         passed: list[tuple[Stage, Call]] = []
         around = None
         options: dict[str, Any] = {}
@@ -133,27 +139,6 @@ class CallRunner:
         return run(call, self.want, **self.options)
 
 
-def timed(call: Call) -> Call:
-    """Note on a call the forward that it comes in."""
-    now = current_forward()
-    if now is None or not isinstance(call.site, Site):
-        return call
-    return Call(
-        call.q, call.keys, call.rule, call.q_positions, call.dropout, call.site.at(now), now
-    )
-
-
-def attended(call: Call) -> Tensor:
-    """Run one call for its output."""
-    return run(call).out
-
-
-def whole(call: Call) -> Partial:
-    """Run one call for (out, lse), sinks counted."""
-    result = run(call, ("lse",))
-    return Partial(result.out, result.lse)
-
-
 def _agree(stage: Stage, options: dict[str, Any]) -> None:
     """Add what a stage asks of a survey, unless another asks otherwise."""
     for name, value in stage.survey_options.items():
@@ -194,10 +179,8 @@ def _need_call(stage: Stage, new: Any, old: Call) -> None:
         _wrong(stage, "before", old.site, f"q as {shape_of(new.q)}", "q as a tensor")
     if new.q is old.q or (new.q.shape[:3] == old.q.shape[:3] and new.q.dtype == old.q.dtype):
         a, b = new.keys, old.keys
-        if type(a) is Dense and type(b) is Dense:
-            if a.v.shape[3] == b.v.shape[3]:
-                return
-        elif a.shape[4] == b.shape[4]:
+        e = a.v.shape[3] if type(a) is Dense else a.shape[4]
+        if e == (b.v.shape[3] if type(b) is Dense else b.shape[4]):
             return
     new.checked()
     for axis, x, y in (
@@ -237,4 +220,4 @@ def _name(site: Any) -> str:
     return getattr(site, "module", None) or "a call outside of any site"
 
 
-__all__ = ["CallRunner", "Engine", "attended", "timed", "whole"]
+__all__ = ["CallRunner", "Engine"]

@@ -13,15 +13,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from regard.core.errors import RuleError, ShapeError, fail
+from regard.models.recomputation import RecordedForward
+from regard.models.recomputation import thread as recording
 from regard.models.removal import Removal, run_within
 from regard.models.wrap import Around, hold
 from regard.run.counting import COUNT
+
+
+class WholeText(NamedTuple):
+    """The text of which a forward runs a part: other ranks run the others.
+
+    Masks are made for its `length` tokens, of which queries begin at `first`. `padding` [b, length]
+    marks the real ones, and `documents` [b or 1, length] says which document each belongs to.
+    """
+
+    length: int
+    first: int = 0
+    padding: Tensor | None = None
+    documents: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +51,8 @@ class Forward:
     `image_tokens` bool [b, n] marks those of a prompt that stand for an image, where the model's
     config names their id. `positions` [b or 1, n] are those of the tokens, where they were told,
     and `padding` [b, m] marks the real ones among the tokens so far. `cache` is the cache that the
-    forward reads and fills; `weights` says whether weights are to be returned.
+    forward reads and fills; `weights` says whether weights are to be returned. `whole` is the text
+    that the tokens are a part of, where a model is spread over devices.
 
     >>> now = Forward(3, branches=("unconditional", "conditional"), grid=(4, 6))
     >>> now.rows("conditional", 8), now.images
@@ -52,6 +69,7 @@ class Forward:
     padding: Any = None
     cache_ref: Any = None
     weights: bool = False
+    whole: WholeText | None = None
 
     @property
     def cache(self) -> Any:
@@ -99,7 +117,8 @@ class Forward:
 
 # Reads a forward from a model, its arguments and what is kept between forwards.
 Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], Forward]
-# Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None.
+# Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None;
+# a third part names what is known of the forward otherwise than by its arguments.
 Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -168,7 +187,7 @@ def layer_of(keys: Tensor) -> Any:
     last = None if _thread.updated is None else _thread.updated()
     if last is None:
         return None
-    if _returned(last) is keys:
+    if last.returned is not None and last.returned() is keys:
         return last
     return next((x for x in last.cache if _returned(x) is keys), None)
 
@@ -188,15 +207,26 @@ class _Follow(Around):
         model: Any = self.model()
         forwards, told = _thread.forwards, _thread.told
         depth, said, running = len(forwards), len(told), COUNT.depth
+        outer, begun = recording.recorded, list(self.holders)
+        recorded = RecordedForward() if torch.is_grad_enabled() else outer
 
         def run() -> Any:
-            given = args, kwargs
+            recording.recorded = recorded
+            given: Any = (args, kwargs)
+            parts: dict[str, Any] = {}
             for arrive in [x for arrivals in self.holders for x in arrivals.of]:
-                given = arrive(model, *given) or given
-            forwards.append(self.read(model, *given, self.kept.__dict__))
-            return plain(*given[0], **given[1])
+                made = arrive(model, *given)
+                if made:
+                    given, parts = made[:2], {**parts, **(made[2] if len(made) > 2 else {})}
+            now = self.read(model, given[0], given[1], self.kept.__dict__)
+            forwards.append(replace(now, **parts) if parts else now)
+            out = plain(*given[0], **given[1])
+            if recorded is not None and recorded is not outer:
+                recorded.watch(out, begun, lambda: self.holders)
+            return out
 
         def leave() -> None:
+            recording.recorded = outer
             del forwards[depth:]
             del told[said:]
             COUNT.depth = running

@@ -24,6 +24,7 @@ from regard.core.support import (
     Where,
     Window,
 )
+from regard.models.forward import current_forward
 
 # Every forward makes masks; what they share is made once.
 EVERYTHING, CAUSAL = Everything(), Causal()
@@ -40,6 +41,12 @@ class Mask:
         self.b, self.n, self.m = (pieces[x] for x in ("batch_size", "q_length", "kv_length"))
         self.start = int(pieces.get("kv_offset") or 0)
         self.offset = int(pieces.get("q_offset") or 0) - self.start
+        now = current_forward()
+        # Of a text that is spread over devices the mask is that of all of it.
+        self.whole = None if now is None else now.whole
+        if self.whole is not None:
+            self.start, self.offset, self.m = 0, self.whole.first, self.whole.length
+            self.n = self.m - self.offset
         self.device = pieces.get("device", "cpu")
         self.rules: dict[Any, Any] = {}
         # The implementation that the model would ask for without us.
@@ -69,7 +76,10 @@ class Mask:
     def _read(self) -> Support:
         function = self.pieces.get("mask_function")
         found: Support = EVERYTHING if function is None else self._of(function)
-        padding = self.pieces.get("attention_mask")
+        padding, whole = self.pieces.get("attention_mask"), self.whole
+        if whole is not None:
+            padding = whole.padding
+            found = found if whole.documents is None else found & Documents(whole.documents)
         if padding is not None:
             valid = padding[:, self.start : self.start + self.m].bool()
             if valid.shape[1] < self.m:
@@ -81,11 +91,11 @@ class Mask:
     def _of(self, function: Callable[..., Any]) -> Support:
         """Read one mask function by its name and what it closes over."""
         name = getattr(function, "__qualname__", "").split(".")[0]
-        inside = _closed_over(function)
-        last = self.offset + self.n - 1
         if name == "causal_mask_function":
             # One query that stands at or past the last key sees them all.
             return EVERYTHING if self.offset >= self.m - 1 else CAUSAL
+        inside = _closed_over(function)
+        last = self.offset + self.n - 1
         if name == "bidirectional_mask_function":
             return EVERYTHING
         if name == "sliding_window_overlay":  # j > i - w; how far ahead is for others to say
@@ -103,6 +113,8 @@ class Mask:
             size, left = int(inside["chunk_size"]), inside["left_padding"]
             if self.start % size == 0 and not bool(left.any()):
                 return Blocks(size)
+        if name == "packed_sequence_mask_function" and self.whole is not None:
+            return EVERYTHING  # read off a part of the positions; the whole text knows
         if name == "packed_sequence_mask_function" and self.offset == 0 and self.start == 0:
             return Documents(inside["packed_sequence_mask"])
         if name == "remap_positions_for_packed_sequence":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from regard.core.errors import RegardError, RuleError, fail, shape_of
+from regard.core.html_table import html_table
 from regard.models.forward import Forward
 
 KINDS = ("self", "cross", "joint")
@@ -23,7 +24,7 @@ class Site:
     """One place where a model attends; `module` is its path in the model.
 
     `index` counts the calls of a module that attends more than once. `modality` says how tokens of
-    two kinds are laid out ("text-image"). `moment` is set at each call, and is no part of equality.
+    two kinds are laid out ("text-image").
 
     >>> Site(layer=7, kind="self", module="model.layers.7.self_attn", heads=32, kv_heads=8)
     Site(7, 'self', 'model.layers.7.self_attn', 32/8 heads)
@@ -39,7 +40,6 @@ class Site:
     modality: str | None = None
     grid: tuple[int, ...] | None = None
     index: int = 0
-    moment: Forward | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -54,17 +54,12 @@ class Site:
         call = f", call {self.index}" if self.index else ""
         return f"Site({self.layer}, {self.kind!r}, {self.module!r}{call}, {heads})"
 
-    def at(self, moment: Forward) -> Site:
-        """Give this site at a moment."""
-        # Asked at every call: what was checked once is not checked again.
-        made = object.__new__(Site)
-        made.__dict__.update(self.__dict__, moment=moment)
-        return made
+    def span(self, modality: str, n: int, now: Forward | None = None) -> slice | None:
+        """Return where the tokens of a modality are among `n`; None where the model does not tell.
 
-    def span(self, modality: str, n: int) -> slice | None:
-        """Say where the tokens of a modality stand among `n`; None where the model does not tell.
+        `now` is the forward that is running, which knows how many tokens the image has.
 
-        >>> Site(0, "joint", modality="text-image").at(Forward(0, grid=(2, 3))).span("text", 10)
+        >>> Site(0, "joint", modality="text-image").span("text", 10, Forward(0, grid=(2, 3)))
         slice(0, 4, None)
         """
         order = (self.modality or "").split("-")
@@ -72,7 +67,7 @@ class Site:
             return None
         if len(order) == 1:
             return slice(0, n)
-        images = None if self.moment is None else self.moment.images
+        images = None if now is None else now.images
         if images is None or images > n:
             return None
         first = images if order[0] == "image" else n - images
@@ -216,6 +211,10 @@ class Sites(list[Site]):
 
     def __rich__(self) -> Any:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        head, *rows = self.rows()
+        return html_table(f"{len(self)} sites", head, rows)
 
     def __str__(self) -> str:
         rows = self.rows()

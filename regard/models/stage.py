@@ -40,7 +40,7 @@ class Stage:
     runs: bool = False
     # Whether it comes after all stages that do not: what is said of single keys must be said of
     # those that policies have left.
-    last: bool = False
+    runs_last: bool = False
 
     def __init__(self, where: Any = None) -> None:
         self.where = Place.of(where)

@@ -43,8 +43,8 @@ class Around(ABC):
 class Wrapped:
     """What an object has in its `__dict__` in place of a method of its class.
 
-    A deep copy or a pickle of the object gets the plain method: it is a copy without stages, and
-    that is said.
+    A copy or a pickle of the object gets the plain method: it is a copy without stages, and that
+    is said. (A shallow copy shares its parts, and the stages that stand there.)
     """
 
     def __init__(self, owner: Any, name: str, own: Any) -> None:
@@ -81,6 +81,31 @@ class Wrapped:
     def __reduce__(self) -> Any:
         _say_plain()
         return _plain, (self._owner, self._name, self._own)
+
+
+class _State:
+    """What stands in for `__getstate__` of an attached object: its state without what wraps it.
+
+    A shallow copy would else have a forward that is bound to the original.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+
+    def __call__(self) -> Any:
+        kind: Any = type(self._owner)
+        state = kind.__getstate__(self._owner)
+        if not isinstance(state, dict):
+            return state
+        if any(isinstance(x, Wrapped) for x in state.values()):
+            _say_plain()
+        own = {name: x._own if isinstance(x, Wrapped) else x for name, x in state.items()}
+        ours = {name for name, x in state.items() if isinstance(x, Wrapped | _State)}
+        return {name: x for name, x in own.items() if name not in ours or _is_own(x)}
+
+
+def _is_own(x: Any) -> bool:
+    return x is not None and not isinstance(x, _State)
 
 
 def _inside(around: Around, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,6 +159,7 @@ def hold(
         wrapped.arounds = tuple(sorted((*wrapped.arounds, made), key=lambda x: x.order))
     around.holders = [*around.holders, holder]
     around.changed()
+    home.setdefault("__getstate__", _State(owner))
     home[name] = wrapped
     return around
 
@@ -144,12 +170,14 @@ def _let_go(home: dict[str, Any], wrapped: Wrapped, holder: Any) -> None:
         around.changed()
     wrapped.arounds = tuple(x for x in wrapped.arounds if x.holders)
     # Where somebody else has wrapped the method since, theirs calls ours, which passes it on.
-    if wrapped.arounds or home.get(wrapped._name) is not wrapped:
-        return
-    if wrapped._own is not None:
-        home[wrapped._name] = wrapped._own
-    else:
-        home.pop(wrapped._name, None)
+    if not wrapped.arounds and home.get(wrapped._name) is wrapped:
+        if wrapped._own is not None:
+            home[wrapped._name] = wrapped._own
+        else:
+            home.pop(wrapped._name, None)
+    wrapping = any(isinstance(x, Wrapped) for x in home.values())
+    if not wrapping and isinstance(home.get("__getstate__"), _State):
+        home.pop("__getstate__", None)
 
 
 class _Before(Around):

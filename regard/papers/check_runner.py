@@ -30,6 +30,9 @@ from regard.papers.trial import measure
 
 # CPU seconds of a seed that was never measured.
 UNKNOWN_COST = 5.0
+# Seconds between two looks for Ctrl-C. A signal that comes just before a wait begins, or to another
+# thread, is noted and ends no wait.
+LOOK = 0.5
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def _apart(
     start = multiprocessing.get_context("spawn")
     waiting, busy = list(reversed(keys)), dict[Connection, tuple[BaseProcess, str]]()
     idle: list[tuple[Connection, BaseProcess]] = []
+    workers: list[BaseProcess] = []
     try:
         while waiting or busy:
             if time.monotonic() >= end:
@@ -156,13 +160,14 @@ def _apart(
                 else:
                     line, far = start.Pipe()
                     worker = start.Process(target=_work, args=(far, jobs), daemon=True)
+                    workers.append(worker)
                     worker.start()
                     far.close()  # so that a dead worker shows as the end of the line
                 key = waiting.pop()
                 busy[line] = (worker, key)
                 line.send((key, seeds))
                 yield Event(key, "started")
-            for line in wait(list(busy)):
+            for line in wait(list(busy), LOOK):
                 assert isinstance(line, Connection)
                 worker, key = busy.pop(line)
                 try:
@@ -175,9 +180,10 @@ def _apart(
                     )
                 yield event
     finally:
-        for worker in [worker for worker, _ in busy.values()] + [worker for _, worker in idle]:
-            worker.terminate()
-            worker.join()
+        for worker in workers:
+            if worker.pid is not None:  # it has begun
+                worker.terminate()
+                worker.join()
 
 
 def _work(line: Connection, jobs: int) -> None:

@@ -33,7 +33,8 @@ class Step:
     site: Site
     call: Call
     seen: int
-    real: Tensor
+    # Real tokens of each row [b], where there is no layer that counts them.
+    counted: Tensor | None = None
     layer: KeyLayer | None = None
     # Pairs that the whole model would have computed here, if others than these queries and keys.
     dense: float | None = None
@@ -51,14 +52,22 @@ class Step:
     unread: bool = False
 
     @property
+    def real(self) -> Tensor:
+        """Tokens of each row that are no padding, [b]."""
+        if self.counted is not None:
+            return self.counted
+        assert self.layer is not None
+        return self.layer.real
+
+    @property
     def n(self) -> int:
         """Queries of this forward."""
-        return self.call.n
+        return self.call.q.shape[2]
 
     @property
     def prompt(self) -> bool:
         """Whether this is a prompt, or a piece of one."""
-        return self.n > 1 or self.seen == 1
+        return self.call.q.shape[2] > 1 or self.seen == 1
 
     @property
     def first(self) -> bool:
@@ -81,7 +90,7 @@ class Step:
         """Positions of the keys, [b, g, m]; -1 where there is none."""
         at, call = self.at, self.whole or self.call
         if at is None:
-            return torch.arange(call.m, device=call.k.device).expand(call.b, call.g, -1)
+            return torch.arange(call.m, device=call.q.device).expand(call.b, call.g, -1)
         return (at[:, None] if at.dim() == 2 else at).expand(call.b, call.g, -1)
 
 

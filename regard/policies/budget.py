@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -77,7 +78,7 @@ class Budget:
         unit = max((u for u, one in UNITS.items() if size % one == 0), key=lambda u: UNITS[u])
         return f"{size // UNITS[unit]}{unit}{'i' if unit else ''}B"
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether everything may stay."""
         return self.share == 1.0

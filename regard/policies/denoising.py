@@ -210,7 +210,7 @@ class Settling(Stage):
 
     def after(self, call: Call, partial: Result) -> Result:
         """Compare with the step before."""
-        now = call.site.moment
+        now = call.forward
         key = (call.site, now.branches)
         step, last = self._last.get(key, (now.step, partial.out))
         if step == now.step - 1 and last.shape == partial.out.shape:

@@ -17,7 +17,6 @@ from regard.core.result import Result
 from regard.memories.base import KeyMemory
 from regard.memories.near_keys import NearKeys
 from regard.models.attach import attach, hook_of
-from regard.models.engine import whole
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
@@ -27,6 +26,7 @@ from regard.policies.placing import without_padding
 from regard.policies.prompts import last_rows
 from regard.policies.registry import register
 from regard.policies.streaming_heads import near_rows
+from regard.run.runner import partial_of
 
 
 @method("pod_proximal_distant", call='from regard.policies import policy; policy("pod")')
@@ -97,7 +97,7 @@ class PoD(Store, SelectAndJoin, Calibrated):
     def join(self, step: Step, partial: Partial) -> Partial:
         """Merge what the first layer of the group finds far away."""
         far = self.held.pop("far", None)
-        return partial if far is None else merge(partial, whole(far))
+        return partial if far is None else merge(partial, partial_of(far))
 
     # Calibration
 

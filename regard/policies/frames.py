@@ -14,11 +14,11 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.result import Result
 from regard.models.attach import attach
-from regard.models.engine import attended
 from regard.models.stage import Stage
 from regard.policies.grids import Image, OnGrid, image_of, with_rest
 from regard.policies.kinds import Calibrated
 from regard.policies.registry import register
+from regard.run.runner import run
 
 
 @method(
@@ -126,13 +126,13 @@ def meeting(frames: int, k: int) -> Tensor:
 
 def tile_errors(call: Call, image: Image) -> list[float]:
     """Squared difference from dense, over the squared output, for k = 1, ..., F."""
-    dense = attended(call)
+    dense = run(call).out
     size = float(dense.square().mean())
     frame, found = image.coordinates()[0], []
     for k in range(1, _frames(image) + 1):
         support, _ = with_rest(image, frame, meeting(image.grid[0], k))
         rule = call.rule.replace(support=call.rule.support & support)
-        off = attended(call.replace(rule=rule)) - dense
+        off = run(call.replace(rule=rule)).out - dense
         found.append(float(off.square().mean()) / max(size, 1e-30))
     return found
 

@@ -25,6 +25,7 @@ from regard.policies.calibration import need_calibration
 from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
 from regard.policies.tiling import causal_tiles, tile_places
+from regard.run.counting import multiply
 from regard.run.survey import survey_call
 
 
@@ -69,9 +70,11 @@ class Gate:
         k_all = torch.cat([pooled(k.float(), block, 0, x) for x in ("amax", "amin", "mean")], -1)
         rows = torch.arange(q_mean.shape[2], device=q.device) + start // block
         cols = torch.arange(k_all.shape[2], device=q.device)
-        q_made = turn.turn(q_mean @ self.q.to(q.device), rows * block)
-        k_made = turn.turn(k_all @ self.k.to(q.device), cols * block)
-        scores = q_made @ expand_heads(k_made, q.shape[1]).transpose(2, 3) * q.shape[3] ** -0.5
+        q_made = turn.turn(multiply(q_mean, self.q.to(q.device)), rows * block)
+        k_made = turn.turn(multiply(k_all, self.k.to(q.device)), cols * block)
+        scores = (
+            multiply(q_made, expand_heads(k_made, q.shape[1]).transpose(2, 3)) * q.shape[3] ** -0.5
+        )
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
         said: Tensor = scores.log_softmax(-1)
         return said
@@ -114,8 +117,8 @@ class SeerAttention(Prefill, Calibrated):
 
     def _places(self, step: Step) -> Tensor:
         """Where the keys were turned to, [b or 1, m]."""
-        moment = step.site.moment
-        now = None if moment is None else moment.positions
+        forward = step.call.forward
+        now = None if forward is None else forward.positions
         if now is None:
             now = torch.arange(step.seen - step.n, step.seen, device=step.call.k.device)[None]
         if step.layer is None:

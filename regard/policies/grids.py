@@ -57,7 +57,7 @@ def image_of(call: Call) -> Image | None:
         return None
     if site.grid is not None:  # of a model that reads images: what is no image stands before it
         return Image(site.grid, call.n - prod(site.grid), call.n)
-    now = site.moment
+    now = call.forward
     if now is None or now.grid is None:
         fail(
             CapabilityError, "grid", f"{site.module}, whose image has no grid that is told",
@@ -65,7 +65,7 @@ def image_of(call: Call) -> Image | None:
             "pass latents as they are [b, c, (f,) h, w], or img_ids, img_shapes, height and width",
         )  # fmt: skip
     if site.kind == "joint":
-        found = site.span("image", call.n)
+        found = site.span("image", call.n, now)
         fits = found is not None and found.stop - found.start == prod(now.grid)
         return Image(now.grid, found.start, call.n) if found is not None and fits else None
     # The lower resolutions of a UNet are those of its blocks for images alone.

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from regard.models.cache import KeyLayer
 
 
+# Tokens that a single step which evicts frees at least, so that the next ones need not.
+FREED = 4
+
+
 @hooks_of("score", "slots")
 @dataclass
 class Evict(Policy):
@@ -42,6 +46,8 @@ class Evict(Policy):
     what: ClassVar[str] = "evicts"
     needs_cache: ClassVar[bool] = True
     want: ClassVar[tuple[str, ...]] = ()
+    # Whether all heads and layers keep equally many keys.
+    even: ClassVar[bool] = True
 
     sinks: int = 0
     recent: float = 0
@@ -53,18 +59,17 @@ class Evict(Policy):
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
         """Return the slots [b, g, c] that stay after this call; None where all do.
 
-        `spare` is a share of the budget that is freed beside what must go.
+        `spare` is a share of the budget that is freed beside what must go (0: nothing is), `FREED`
+        tokens at least where these are no more than an eighth of it.
         """
         if self.budget.whole:
             return None
-        if isinstance(self, EvictByHistory):
-            self.note(step)
         rows, at = self._room(step), step.positions
-        uneven = isinstance(self, EvictUnevenly)
-        if not uneven and not bool(((at >= 0).sum(-1) > rows[:, None]).any()):
+        if self.even and not bool(((at >= 0).sum(-1) > rows[:, None]).any()):
             return None
         if spare:
-            rows = (rows - (rows * spare).long()).clamp(min=1)
+            freed = (rows * spare).long().maximum((rows * 0.125).long().clamp(max=FREED))
+            rows = (rows - freed).clamp(min=1)
         score = self.score(step).clone()
         rank, real = rank_of(at), (at >= 0)
         newest = at >= step.seen - self._newest(rows)[:, None, None]
@@ -97,6 +102,8 @@ class Evict(Policy):
 class EvictUnevenly(Evict):
     """Evict, with another number of keys for each head or layer."""
 
+    even: ClassVar[bool] = False
+
     @abstractmethod
     def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
         """Return how many keys each head keeps, [b, g], of `rows` [b] on average."""
@@ -109,6 +116,12 @@ class EvictByHistory(Evict):
     @abstractmethod
     def note(self, step: Step) -> None:
         """Note what later scores need; called for every forward."""
+
+    def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
+        """Note, then choose as ever."""
+        if not self.budget.whole:
+            self.note(step)
+        return super().slots(step, spare)
 
 
 @hooks_of("due")

@@ -18,6 +18,7 @@ from regard.policies.base import Step
 from regard.policies.denoising import denoises
 from regard.policies.kinds import SelectAndRun
 from regard.policies.registry import register
+from regard.run.counting import multiply
 from regard.run.executor import Answer
 
 
@@ -83,7 +84,7 @@ class Dgq(SelectAndRun):
         if self.budget.whole or call.site.kind != "cross":
             return None
         weights = log2_quantized(closed_weights(call, self.name), self.bits, self.start)
-        out = weights @ expand_heads(call.v, call.h).to(weights.dtype)
+        out = multiply(weights, expand_heads(call.v, call.h).to(weights.dtype))
         return out.to(call.q.dtype)
 
 

@@ -19,14 +19,15 @@ from regard.core.support import Causal, Everything
 from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
 from regard.memories.summaries import LandmarkPages
-from regard.models.engine import attended
 from regard.models.rotary import Turn, turns_of
 from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.kinds import Select, StoreAndAttend
 from regard.policies.registry import register
 from regard.run.api import attend
+from regard.run.counting import multiply
 from regard.run.executor import Answer, No, Yes
+from regard.run.runner import run
 
 # Numbers that the keys gathered for some queries may take at once.
 ROOM = 1 << 24
@@ -113,7 +114,7 @@ class LongHeads(StoreAndAttend, Select):
             k = turn.turn(bare.k[:, :, :reach], torch.arange(reach, device=at.device))
             rule = call.rule.replace(support=Causal(), offset=int(at[0]))
             first = call.replace(q=call.q[:, :, :early], k=k, v=bare.v[:, :, :reach], rule=rule)
-            outs.append(attended(first))
+            outs.append(run(first).out)
         late = at[early:]
         rows = max(1, ROOM // (call.b * call.h * reach * call.d))
         for some in late.split(rows):
@@ -124,7 +125,7 @@ class LongHeads(StoreAndAttend, Select):
 
     def chosen(self, q: Tensor, marks: Tensor, at: Tensor, count: int) -> Tensor:
         """Chunks [b, h, p, count] that bare queries q [b, h, p, d] at places [p] read, in order."""
-        scores = q @ marks.transpose(2, 3)  # [b, h, p, chunks]
+        scores = multiply(q, marks.transpose(2, 3))  # [b, h, p, chunks]
         newest = (at // self.chunk)[:, None]
         number = torch.arange(marks.shape[2], device=at.device)
         scores = scores.masked_fill(number >= newest - 1, -torch.inf)
@@ -153,7 +154,7 @@ class LongHeads(StoreAndAttend, Select):
             q=turn.turn(q, last).transpose(1, 2).reshape(b * p, h, 1, -1),
             k=turn.turn(gathered(k), line), v=gathered(v), rule=rule, k_positions=seen,
         )  # fmt: skip
-        return attended(own).view(b, p, h, -1).transpose(1, 2)
+        return run(own).out.view(b, p, h, -1).transpose(1, 2)
 
     def _marks(self, turn: Turn, call: Call) -> LandmarkPages:
         rule = Rule(score=call.rule.score)

@@ -12,7 +12,6 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Tiles
-from regard.models.engine import whole
 from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.denoising import denoises
@@ -20,6 +19,7 @@ from regard.policies.kinds import SelectAndRun
 from regard.policies.registry import register
 from regard.run.executor import Answer
 from regard.run.mass import tile_mass
+from regard.run.runner import run
 
 
 @dataclass
@@ -87,7 +87,7 @@ class AdaSpa(SelectAndRun):
         """Use the tiles that were found; search where it is time."""
         call, site = step.call, step.site
         served = site.kind != "cross" and call.n == call.m and call.n >= self.least * self.block
-        now = site.moment
+        now = call.forward
         if self.budget.whole or not served or now is None:
             return call
         found = self._found.setdefault((site, now.branches), FoundTiles())
@@ -106,12 +106,12 @@ class AdaSpa(SelectAndRun):
 
     def run(self, call: Call) -> Tensor | None:
         """Run a first search: densely, with the log-sum-exp kept."""
-        now = getattr(call.site, "moment", None)
+        now = call.forward
         found = self._found.get((call.site, now.branches)) if now is not None else None
         if found is None or not found.due:
             return None
         found.due = False
-        partial = whole(call)
+        partial = run(call, ("lse",))
         found.lse = partial.lse
         self.search(call, found)
         return partial.out
@@ -127,7 +127,7 @@ def always(call: Call, block: int) -> Tensor:
     """Tiles that hold text, bool [t]."""
     site: Site = call.site
     held = torch.zeros(call.n + -call.n % block, dtype=torch.bool)
-    span = site.span("image", call.n)
+    span = site.span("image", call.n, call.forward)
     if site.kind == "joint" and span is not None:
         held[: call.n] = True
         held[span] = False

@@ -20,12 +20,13 @@ from regard.core.method import method
 from regard.core.result import Result
 from regard.core.support import Tiles
 from regard.models.attach import attach
-from regard.models.engine import attended
 from regard.models.stage import Stage
 from regard.policies.kinds import Calibrated, Prefill
 from regard.policies.registry import register
 from regard.policies.tiling import causal_tiles, tile_places
+from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
+from regard.run.runner import run
 
 
 def last_rows(call: Call, rows: int = 64) -> Tensor:
@@ -64,10 +65,15 @@ def affordable(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, paid)
 
 
-def by_block(x: Tensor, block: int) -> Tensor:
-    """Sum x [..., m] over blocks."""
+def best_in_block(x: Tensor, block: int) -> Tensor:
+    """Return the largest of each block of x [..., m], which is not negative.
+
+    >>> best_in_block(torch.tensor([1.0, 3.0, 2.0]), 2).tolist()
+    [3.0, 2.0]
+    """
     short = -x.shape[-1] % block
-    return torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, block)).sum(-1)
+    found: Tensor = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, block)).amax(-1)
+    return found
 
 
 @register("a_shape")
@@ -91,8 +97,10 @@ class AShape(Prefill):
 class VerticalSlash(Prefill):
     """Compute the columns and the diagonals that the last queries put most weight on.
 
-    With A of the `last` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o],
-    blocks of each, best first, half of the share for each kind. (MInference, Jiang et al. 2024)
+    With A of the `last` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o]. A column
+    is one of a block of keys, a diagonal one of two blocks of each row; blocks count as their best
+    line, and the share pays for the best of both kinds. The nearest diagonals are taken first.
+    (MInference, Jiang et al. 2024)
     """
 
     last: int = 64
@@ -101,17 +109,20 @@ class VerticalSlash(Prefill):
         """Find the lines, and pay for the best of them."""
         rows, cols = tile_places(call, self.block)
         columns, slashes = lines(last_rows(call, self.last))
-        columns = by_block(columns, self.block)[..., : len(cols)]
-        # A diagonal at distance o runs through two tiles of each row: those of o and of o + block.
-        near = by_block(slashes, self.block)[..., : len(cols)]
-        near = near + torch.nn.functional.pad(near, (1, 0))[..., :-1]
+        columns = best_in_block(columns, self.block)[..., : len(cols)]
+        # A diagonal at distance o runs through two tiles of each row, and through the farther one
+        # in o % block of its rows.
+        far = torch.arange(slashes.shape[-1], device=slashes.device) % self.block / self.block
+        near = best_in_block(slashes * (1 - far), self.block)[..., : len(cols)]
+        beyond = best_in_block(slashes * far, self.block)[..., : len(cols)]
+        near = near.maximum(torch.nn.functional.pad(beyond, (1, 0))[..., :-1])
+        near[..., 1:2] = torch.inf
+        columns[..., 0], near[..., 0] = -1.0, -1.0  # computed in any case
         total = len(rows) * (len(cols) - (len(rows) - 1) / 2)
-        half = max(keep * total - 2 * len(rows), 0.0) / 2
-        cost = (len(cols) - cols).clamp(max=len(rows)).float()
-        columns[..., 0] = -1.0  # computed in any case
-        near[..., 0] = -1.0
-        vertical = affordable(columns, cost, half)
-        slash = affordable(near, cost, half)
+        cost = (len(cols) - cols).clamp(max=len(rows)).float().repeat(2)
+        budget = max(keep * total - 2 * len(rows), 0.0)
+        paid = affordable(torch.cat((columns, near), -1), cost, budget)
+        vertical, slash = paid.split(len(cols), -1)
         distance = (rows[:, None] - cols).clamp(min=0)
         return vertical[:, :, None] | slash[:, :, distance]
 
@@ -131,7 +142,7 @@ class BlockSparse(Prefill):
         k = pooled(expand_heads(call.k, call.h), self.block)
         before = call.rule.offset % self.block
         q = pooled(padded(call.q, before, 0), self.block)
-        scores = q @ k.transpose(2, 3)
+        scores = multiply(q, k.transpose(2, 3))
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
         scores = scores.masked_fill(self.always(call), torch.inf)
         count = ((rows + 1) * keep).ceil().clamp(min=2)
@@ -186,14 +197,14 @@ class MInference(Prefill, Calibrated):
 
     def best_patterns(self, call: Call, keep: float) -> list[str]:
         """Name for each head the pattern whose output is nearest to the dense one."""
-        dense = attended(call)
+        dense = run(call).out
         errors = []
         for kind in self.kinds.values():
             chosen = kind.always(call) | kind.tiles(call, keep)
             chosen = chosen & causal_tiles(call, self.block)
             some = Tiles(chosen, (self.block, self.block))
             rule = call.rule.replace(support=call.rule.support & some)
-            off = attended(call.replace(rule=rule)) - dense
+            off = run(call.replace(rule=rule)).out - dense
             errors.append(off.flatten(2).norm(dim=2).mean(0))
         best = torch.stack(errors).argmin(0)
         return [list(self.kinds)[i] for i in best.tolist()]
@@ -261,7 +272,7 @@ class Hip(Prefill):
         middle = ((low + high) * self.block // 2).clamp(max=k.shape[2] - 1)
         index = middle.flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
         keys = k.gather(2, index).view(*middle.shape, -1)  # [b, h, t, c, d]
-        score = (q @ keys.transpose(3, 4)).amax(3)
+        score = multiply(q, keys.transpose(3, 4)).amax(3)
         return torch.where(high > low, score, -torch.inf)
 
 

@@ -39,7 +39,7 @@ def received(step: Step, last: int | None = None) -> Tensor:
 
 def by_key_head(x: Tensor, g: int) -> Tensor:
     """Mean over the query heads that share a key head: x [b, h, ...] gives [b, g, ...]."""
-    return x.unflatten(1, (g, -1)).mean(2)
+    return x.reshape(x.shape[0], g, x.shape[1] // g, *x.shape[2:]).mean(2)
 
 
 def smooth(x: Tensor, kernel: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.heads import take_keys
+from regard.core.keys import Dense
 from regard.core.method import method
 from regard.core.support import Everything
 from regard.core.top import top_slots
@@ -25,6 +26,7 @@ from regard.policies.base import Step
 from regard.policies.kinds import Select
 from regard.policies.registry import register
 from regard.policies.scoring import best
+from regard.run.counting import multiply
 
 
 @dataclass
@@ -44,15 +46,17 @@ class Selecting(Select):
         call, layer = step.call, step.layer
         if layer is None or self.budget.whole:
             return call
-        index = self._index(step)
+        index, single, keys = self._index(step), call.q.shape[2] == 1, call.keys
         # A window reads little as it is.
-        windowed = step.n == 1 and not isinstance(call.rule.support, Everything)
-        if step.n == 1 and step.at is None and not windowed and self.alike:
+        windowed = single and type(call.rule.support) is not Everything
+        in_place = (keys.at if type(keys) is Dense else step.at) is None
+        if single and in_place and not windowed and self.alike:
             count = self.budget.of_row(step.seen, self.token_bytes)
-            if count < call.m:
-                return self._plainly(step, index, count)
+            if count < keys.shape[2]:  # where every head holds every key: in any order
+                step.slots = self.quickly(step, index, count)
+                return call
         rows = self.rows(step)
-        if step.n > 1 or bool((rows >= call.m).all()):
+        if not single or bool((rows >= call.m).all()):
             self.passed(step)
             return call
         if windowed:
@@ -61,14 +65,6 @@ class Selecting(Select):
         if slots is None:
             return call
         return taken(call, slots, step.positions)
-
-    def _plainly(self, step: Step, index: Any, count: int) -> Call:
-        """Choose where every head holds every key, and reads equally many: in any order."""
-        slots = self.quickly(step, index, count)
-        if slots is None:
-            return step.call
-        step.slots = slots
-        return step.call
 
     @property
     def alike(self) -> bool:
@@ -92,20 +88,20 @@ class Selecting(Select):
 
     def _index(self, step: Step) -> Any:
         """Bring the index up to the keys that are kept."""
-        layer, memory = step.layer, step.memory
+        layer = step.layer
         assert layer is not None
-        made = self.index()
-        if made is None:
-            return None
-        index = layer.extra.setdefault(self.name, made)
-        k = step.call.k
-        have, dropped = len(index), getattr(memory, "_dropped_at", 0)
-        if have > k.shape[2] - step.n or layer.extra_at.get(self.name, 0) != dropped:
+        index = layer.extra.get(self.name)
+        keys, dropped = step.call.keys, getattr(layer.memory, "_dropped_at", 0)
+        have = 0 if index is None else len(index)
+        gone = have > keys.m - step.call.q.shape[2] or layer.extra_at.get(self.name, 0) != dropped
+        if index is None or gone:
             # Keys have gone since: the index is made anew of those that stayed.
-            index = layer.extra[self.name] = made
-            have = 0
+            index, have = self.index(), 0
+            if index is None:
+                return None
+            layer.extra[self.name] = index
         layer.extra_at[self.name] = dropped
-        index.append(self.seen_by_index(step, k[:, :, have:]))
+        index.append(self.seen_by_index(step, keys.since(have)))
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
@@ -129,10 +125,10 @@ def page_scores(q: Tensor, bounds: Tensor) -> Tensor:
     split by sign it is one product.
     """
     b, h, n, _ = q.shape
-    grouped = q.unflatten(1, (bounds.shape[1], -1)).flatten(2, 3)
+    grouped = q.reshape(b, bounds.shape[1], h // bounds.shape[1] * n, q.shape[3])
     split = torch.cat((grouped.clamp(max=0), grouped.clamp(min=0)), -1)
     # In this order the rows of bounds are read as they lie.
-    found = bounds @ split.transpose(2, 3)
+    found = multiply(bounds, split.transpose(2, 3))
     return found.transpose(2, 3).reshape(b, h, n, -1)
 
 
@@ -142,11 +138,13 @@ def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
     The best bound of its tokens, over the query heads of a key head; the first page and the newest,
     which may not be full, are above all others.
     """
-    score = page_scores(q, index.read())[:, :, 0] if index.pages else q.new_empty(*q.shape[:2], 0)
-    score = score.unflatten(1, (g, -1)).amax(2)
     each = max(1, page // index.page)
-    pages = -(-m // page)
-    score = torch.nn.functional.pad(score, (0, pages * each - score.shape[-1]), value=-torch.inf)
+    score = q.new_full((q.shape[0], g, -(-m // page) * each), -torch.inf)
+    if index.pages:
+        found = page_scores(q, index.read())
+        b, h, n, pages = found.shape
+        own = found.view(b, g, h // g * n, pages).amax(2)
+        score[..., : own.shape[-1]] = own
     if each > 1:
         score = score.unflatten(-1, (-1, each)).amax(-1)
     score[..., 0] = score[..., -1] = torch.finfo(score.dtype).max
@@ -211,12 +209,13 @@ class Quest(Selecting):
 
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
         """Choose whole pages; the newest may not be full, so keys past the end are the last."""
-        call, score = step.call, self._pages(step, index)
+        _, g, m, _, _ = step.call.keys.shape
+        score = page_worth(step.call.q, index, self.page, m, g)
         pages = min(max(2, -(-count // self.page)), score.shape[-1])
         best_pages = score.topk(pages, dim=-1, sorted=False).indices.sort(-1).values
         slots = best_pages[..., None] * self.page + torch.arange(self.page, device=score.device)
         slots = slots.flatten(2)
-        return slots[..., : slots.shape[-1] - (-call.m % self.page)]
+        return slots[..., : slots.shape[-1] - (-m % self.page)]
 
 
 @register("double_sparsity")
@@ -270,7 +269,7 @@ class DoubleSparsity(Selecting):
         q = call.q[:, :, 0].unflatten(1, (call.g, -1))
         # In float32, as scores of few bits tie.
         q = q.gather(3, at.expand(-1, -1, q.shape[2], -1)).float()
-        worth = q @ labels.float().transpose(2, 3)
+        worth = multiply(q, labels.float().transpose(2, 3))
         worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
         worth[..., -1] = torch.finfo(worth.dtype).max
         return worth
@@ -293,7 +292,7 @@ class Recycled(Selecting):
         """Look up what the last full step gave, or make it now."""
         layer, call = step.layer, step.call
         assert layer is not None
-        held = layer.extra.get(self.name)
+        held = layer.extra.get(f"{self.name} weights")
         since = call.m - (0 if held is None else len(held))
         if held is None or since > self.every:
             self.passed(step)
@@ -308,11 +307,11 @@ class Recycled(Selecting):
         assert layer is not None
         # In float32: weights of few bits tie, and which of equal ones is read would be chance.
         q = call.q[:, :, -1].unflatten(1, (call.g, -1)).float()
-        score = q @ call.k.float().transpose(2, 3) / math.sqrt(call.d)
+        score = multiply(q, call.k.float().transpose(2, 3)) / math.sqrt(call.d)
         weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
         held = Plain()
         held.append(weight[..., None])
-        layer.extra[self.name] = held
+        layer.extra[f"{self.name} weights"] = held
 
 
 __all__ = [

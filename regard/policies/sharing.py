@@ -26,6 +26,7 @@ from regard.policies.calibration import need_calibration
 from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.placing import without_padding
 from regard.policies.registry import register
+from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
 
 
@@ -322,17 +323,17 @@ def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
         return own
     chosen = [0]
     while len(chosen) < count:  # the head farthest from those chosen
-        nearest = (x @ x[chosen].T).amax(1)
+        nearest = multiply(x, x[chosen].T).amax(1)
         nearest[chosen] = torch.inf
         chosen.append(int(nearest.argmin()))
     centers = x[chosen]
     for _ in range(10):
-        cluster = (x @ centers.T).argmax(1)
+        cluster = multiply(x, centers.T).argmax(1)
         centers = torch.stack([
             normalize(x[cluster == c].mean(0), dim=0) if bool((cluster == c).any()) else centers[c]
             for c in range(count)
         ])  # fmt: skip
-    near = x @ centers.T
+    near = multiply(x, centers.T)
     cluster = near.argmax(1)
     head_of = {}
     for c in cluster.unique().tolist():

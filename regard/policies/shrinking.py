@@ -34,9 +34,9 @@ from regard.policies.kinds import (
 )  # fmt: skip
 from regard.policies.module_patch import patch_modules
 from regard.policies.placing import without_padding
-from regard.policies.spent_flops import Costs
+from regard.policies.spent_flops import SpentFlops
 from regard.run.counting import COUNT
-from regard.run.executor import No
+from regard.run.executor import Answer, No
 from regard.run.runner import otherwise
 
 
@@ -66,7 +66,7 @@ class Shrinking(Stage):
 
     def begin(self, model: Any, sites: Sites) -> None:
         """Ask every policy whether it can serve the model, then stand before its forwards."""
-        self.caching = can_cache(model, sites)
+        self.caching = self._can_cache(model, sites)
         for one in self.policies:
             lacking = one.needs_cache and isinstance(self.caching, No)
             answer = self.caching if lacking else one.can(model, sites)
@@ -78,7 +78,7 @@ class Shrinking(Stage):
                 )  # fmt: skip
         self._need_company()
         self.model, self.sites = model, sites
-        self.costs = Costs(sites, causal=not isinstance(self.caching, No))
+        self.costs = SpentFlops(sites, causal=not isinstance(self.caching, No))
         # Who is asked what, by kind; a prefill is no matter of single steps.
         own = self.policies
         self._choosing = [p for p in own if isinstance(p, Select | Prefill)]
@@ -88,14 +88,22 @@ class Shrinking(Stage):
         self._making = [p for p in own if isinstance(p, SelectAndRun)]
         self.runs = bool(self._attending or self._making)
         self._keeping = [p for p in own if isinstance(p, Evict)]
-        self._keeping_on = [p for p in own if isinstance(p, EvictAtSteps)]
+        self._keeping_on = next((p for p in own if isinstance(p, EvictAtSteps)), None)
         for one in self.policies:
             one.begin(model, sites, self.budget)
-        self.caches = Caches(model, self)
+        self.caches = self._new_caches(model)
         self._undo.callback(patch_modules(model, sites, self))
         if self.pipeline is not None:
             self._undo.enter_context(telling_by_text(self.pipeline, model))
         self.active = True
+
+    def _can_cache(self, model: Any, sites: Sites) -> Answer:
+        """Return whether what the model keeps can be read and chosen from, or why not."""
+        return can_cache(model, sites)
+
+    def _new_caches(self, model: Any) -> Any:
+        """Make what knows the layer of a cache that a call belongs to."""
+        return Caches(model, self)
 
     def _need_company(self) -> None:
         """Refuse policies that want the same thing in different ways."""
@@ -124,14 +132,6 @@ class Shrinking(Stage):
         self._steps.held = []
         return None if self.paused else self.caches.arrive(model, args, kwargs)
 
-    def _step(self, call: Call, layer: Any) -> Step:
-        """What policies may know of a call, whatever its keys are."""
-        site = call.site
-        if layer is None:
-            real = torch.full((call.b,), call.m, device=call.q.device)
-            return Step(site, call, call.m, real)
-        return Step(site, call, layer.memory.seen, layer.real, layer)
-
     def before(self, call: Call) -> Call:
         """Attend to what the memory keeps in place of the new keys; let policies choose of it."""
         if self.paused:
@@ -141,8 +141,7 @@ class Shrinking(Stage):
         if held is None:
             held = self._steps.held = []
         if self._attending and layer is not None:
-            step = self._step(call, layer)
-            step.unread = True
+            step = Step(call.site, call, layer.memory.seen, None, layer, unread=True)
         else:
             step = self._opened(call, layer)
         held.append(step)
@@ -157,7 +156,10 @@ class Shrinking(Stage):
                 call.q, layer.memory.keys(), rule, call.q_positions, call.dropout, call.site,
                 call.forward,
             )  # fmt: skip
-        step = self._step(call, layer)
+            step = Step(call.site, call, layer.memory.seen, None, layer)
+        else:
+            real = torch.full((call.b,), call.m, device=call.q.device)
+            step = Step(call.site, call, call.m, real)
         step.whole = call
         single = call.q.shape[2] == 1 and layer is not None and step.seen > 1
         for one in self._at_steps if single else self._choosing:
@@ -173,23 +175,16 @@ class Shrinking(Stage):
         if self.paused:
             return ()
         step = self._steps.held[-1]
-        step.due = self._due(step)
-        asked: list[str] = []
-        if step.due and call.q.shape[2] == 1 and any("weights" in p.want for p in step.due):
-            asked.append("weights")
+        one = self._keeping_on
+        single = call.q.shape[2] == 1
+        if step.layer is not None:
+            later = single and step.seen > 1  # then only those that evict at each step
+            if not later or (one is not None and one.due(step.layer)):
+                step.due = self._keeping
+        asked = [x for p in step.due for x in p.want] if single and step.due else []
         if self._joining:
             asked.append("lse")
         return asked
-
-    def _due(self, step: Step) -> Sequence[Evict]:
-        """Policies that choose what stays after a call."""
-        if step.layer is None or not self._keeping:
-            return ()
-        if step.call.q.shape[2] > 1 or step.seen == 1:
-            return self._keeping
-        if not self._keeping_on:
-            return ()
-        return [p for p in self._keeping_on if p.due(step.layer)]
 
     def around(self, call: Call, run: Any) -> Result:
         """Let a policy attend by itself, or make something of the call in its own way."""
@@ -200,12 +195,15 @@ class Shrinking(Stage):
         step = self._steps.held[-1]
         if step.unread:
             # What another stage made of the call since is not what a policy read: it is refused.
-            alone = run.plain and call is step.call
+            alone, before = run.plain and call is step.call, COUNT.flops
             result = self._by_policy(step, call) if alone else None
             if result is not None:
                 return result
+            tried = COUNT.flops - before
             opened = self._opened(call, step.layer)
-            opened.due, opened.spent = step.due, opened.spent + step.spent
+            opened.due = step.due
+            # What a policy computed before it left the call to others counts as well.
+            opened.spent += step.spent + tried
             self._steps.held[-1] = step = opened
             call = step.call
         for one in self._making:
@@ -241,9 +239,10 @@ class Shrinking(Stage):
                 slots = one.slots(step)
                 if slots is not None:
                     step.memory.choose(slots)
-            step.memory.settle()
+            step.layer.memory.settle()
         spent = step.spent + result.cost.flops + COUNT.flops - before
-        self.costs.add(step.whole or call, step.seen, spent, step.dense)
+        e = result.out.shape[3]
+        self.costs.add(step.whole or call, e, step.seen, spent, step.dense)
         return result
 
 

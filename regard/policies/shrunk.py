@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
+from regard.core.html_table import html_table
 from regard.models.attach import Attached
 from regard.models.site import Site
 from regard.policies.shrinking import Shrinking
@@ -78,6 +79,10 @@ class Report:
              _share(x.bytes, x.full_bytes), _share(x.flops, x.dense_flops))
             for x in self.layers
         )]  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        head, *rows = self.rows()
+        return html_table(str(self).splitlines()[0], head, rows)
 
     def __str__(self) -> str:
         rows = self.rows()

@@ -22,7 +22,7 @@ class Spent:
     last: float = 0.0
 
 
-class Costs(dict[Site, Spent]):
+class SpentFlops(dict[Site, Spent]):
     """What each site has cost; `causal` says that every site is, whatever its rules say."""
 
     def __init__(self, sites: Iterable[Site], causal: bool) -> None:
@@ -31,11 +31,14 @@ class Costs(dict[Site, Spent]):
         # Calls that were counted.
         self.calls = 0
 
-    def add(self, call: Call, seen: int, flops: float, dense: float | None = None) -> None:
-        """Add what a call was counted to cost, against all of `seen` keys; `dense` are pairs."""
+    def add(self, call: Call, e: int, seen: int, flops: float, dense: float | None = None) -> None:
+        """Add what a call with values of size `e` cost, against all of `seen` keys.
+
+        `dense` counts the pairs of the whole model, where it would have had others.
+        """
         self.calls += 1
         b, h, n, d = call.q.shape
-        each = 2.0 * b * h * (d + call.e)
+        each = 2.0 * b * h * (d + e)
         whole = float(seen) if n == 1 else self.pairs(call, seen)
         spent = self.get(call.site)
         if spent is None:
@@ -60,4 +63,4 @@ class Costs(dict[Site, Spent]):
                 spent.dense += spent.last
 
 
-__all__ = ["Costs", "Spent"]
+__all__ = ["Spent", "SpentFlops"]

@@ -21,7 +21,6 @@ from regard.memories.ring import Ring
 from regard.memories.split import Split
 from regard.memories.stores import Plain
 from regard.models.attach import attach, hook_of
-from regard.models.engine import attended
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
@@ -30,6 +29,7 @@ from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of, together
 from regard.policies.selecting import Bounds, Selecting, page_worth, whole_pages
+from regard.run.runner import run
 
 
 def near(window: int, sinks: int) -> Support:
@@ -190,7 +190,7 @@ class Gates(Stage):
     def after(self, call: Call, partial: Result) -> Result:
         """Run the call again under the window, and mix."""
         support = call.rule.support & near(self.recent, self.sinks)
-        streaming = attended(call.replace(rule=call.rule.replace(support=support)))
+        streaming = run(call.replace(rule=call.rule.replace(support=support))).out
         gate = expand_heads(self.gates[call.site.layer or 0][None], call.h)[..., None, None]
         gate = gate.to(partial.out.dtype)
         return partial._replace(out=gate * partial.out + (1 - gate) * streaming, lse=None)

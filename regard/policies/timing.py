@@ -13,7 +13,7 @@ from regard.memories.kept import Kept
 from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.budget import Budget
-from regard.policies.kinds import Evict, EvictAtSteps, EvictByHistory, EvictUnevenly, Store
+from regard.policies.kinds import Evict, EvictAtSteps, EvictByHistory, Store
 from regard.run.executor import Answer
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class EachStep(EvictAtSteps, Store):
     """Let a policy that evicts do so at every step, as it does after prompts.
 
-    Once a step passes the budget, a share `spare` of it is freed at once: so few steps evict.
+    Once a step passes the budget, a share `spare` of it is freed at once, and `FREED` tokens at
+    least where these are no more than an eighth: so few steps evict.
 
     >>> from regard.policies.evicting import SnapKV
     >>> EachStep(inner=SnapKV(window=8)).window
@@ -55,6 +56,8 @@ class EachStep(EvictAtSteps, Store):
         """Begin both."""
         super().begin(model, sites, budget)
         self.inner.begin(model, sites, self.budget)
+        self._notes = self.inner if isinstance(self.inner, EvictByHistory) else None
+        self._fewest = self.sinks + 1 if self.budget.share is not None and self.sinks else 1
 
     def end(self) -> None:
         """End both."""
@@ -71,18 +74,24 @@ class EachStep(EvictAtSteps, Store):
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
         """Free a little more than must go, at single steps."""
-        return self.inner.slots(step, spare if step.prompt else self.spare)
+        if step.prompt or step.layer is None:
+            return self.inner.slots(step, spare)
+        if self._notes is not None and not self._passed(step.layer):
+            self._notes.note(step)
+            return None
+        return self.inner.slots(step, self.spare)
 
     def due(self, layer: KeyLayer) -> bool:
-        """Return whether a step has passed the budget, as far as can be told without looking."""
-        if self.budget.whole:
-            return False
-        if layer.padded or isinstance(self.inner, EvictUnevenly | EvictByHistory):
+        """Return whether a step has something to note, or has passed the budget."""
+        return not self.budget.whole and (self._notes is not None or self._passed(layer))
+
+    def _passed(self, layer: KeyLayer) -> bool:
+        """Return whether the budget is passed, as far as can be told without looking."""
+        if layer.padded or not self.inner.even:
             return True
-        memory, most = layer.memory, self.budget.of_row(layer.memory.seen, self.token_bytes)
-        if self.budget.share is not None and self.sinks:
-            most = max(most, self.sinks + 1)
-        return not isinstance(memory, Kept) or memory.width > most
+        memory = layer.memory
+        most = max(self.budget.of_row(memory.seen, self.token_bytes), self._fewest)
+        return type(memory) is not Kept or memory.width > most
 
 
 __all__ = ["EachStep"]

@@ -14,10 +14,9 @@ from regard.core.errors import CapabilityError, RegardError, RuleError, fail
 from regard.core.result import Result
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
-from regard.probes.chance import Chance, chance_call, like
+from regard.probes.chance import Baselines, Chance, like
 from regard.probes.reading import NOTHING, Reading, counted_rows
 from regard.probes.scores import Scores, Tally
-from regard.run.survey import survey_call
 
 
 class Probe(Stage):
@@ -56,6 +55,7 @@ class Probe(Stage):
         self.named = True
         # A twin looks at heads that do nothing, once for all sites that share a baseline.
         self._twin: Probe | None = None
+        self._idle = Baselines()
         self._firsts: dict[Any, Site] = {}
         self._first_of: dict[Site, Site] = {}
         self._counted: dict[Site, int] = {}
@@ -65,9 +65,10 @@ class Probe(Stage):
         """Name in errors."""
         return self.key or type(self).__name__
 
-    def show(self, reading: Reading) -> None:
-        """Say what the model will be shown next."""
+    def show(self, reading: Reading, idle: Baselines | None = None) -> None:
+        """Say what the model will be shown next; probes that look together share `idle`."""
         self.reading, self._firsts = reading, {}
+        self._idle = Baselines() if idle is None else idle
         if self._twin is None and not self.chance_free:
             self._twin = copy.deepcopy(self)
         if self._twin is not None:
@@ -111,9 +112,11 @@ class Probe(Stage):
         first = self._firsts.setdefault(like(call), site)
         if self._first_of.setdefault(site, first) is not first:
             return  # its baseline began as that of another site
-        idle = chance_call(call) if first is site else None
+        if first is not site:
+            return
+        idle, survey = self._idle.of_call(call, self.want)
         if idle is not None:
-            self._twin.look(site, idle, survey_call(idle, self.want) if self.want else None)
+            self._twin.look(site, idle, survey)
 
     def look(self, site: Site, call: Call, survey: Any) -> None:
         """Take one call, and its survey where one is wanted (of `lse` alone, the result)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +11,12 @@ import torch
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import PerHead
+from regard.core.survey import Survey
+from regard.run.survey import survey_call
 
 RANDOM = 15
+# A statistic that holds a number for each pair: a probe that wants it has it made for itself.
+LARGE = {"weights"}
 
 
 @dataclass(frozen=True)
@@ -64,4 +69,40 @@ def like(call: Call) -> Any:
     return call.rule.support, call.rule.offset, call.b, call.n, call.m, placed
 
 
-__all__ = ["RANDOM", "Chance", "chance_call", "like"]
+@dataclass
+class Baselines:
+    """Heads that do nothing, surveyed once for all probes of one forward.
+
+    `want` is all that these probes want; a survey of everything at once holds the same numbers as
+    one for each, in one sweep.
+    """
+
+    want: Sequence[str] = ()
+    _found: dict[Any, tuple[Call | None, Survey | None]] = field(default_factory=dict, repr=False)
+    # Calls that are told apart by their identity, kept so that no other gets it.
+    _placed: list[Call] = field(default_factory=list, repr=False)
+
+    @staticmethod
+    def of(wants: Iterable[Sequence[str]]) -> Baselines:
+        """Unite what probes want.
+
+        >>> Baselines.of([("lse",), ("entropy", "lse"), ("weights",)]).want
+        ('lse', 'entropy')
+        """
+        return Baselines(tuple(dict.fromkeys(x for want in wants for x in want if x not in LARGE)))
+
+    def of_call(self, call: Call, want: Sequence[str]) -> tuple[Call | None, Survey | None]:
+        """Return the idle call like `call`, and its survey where something is wanted."""
+        key = like(call)
+        if key not in self._found:
+            self._placed += [call] if call.placed else []
+            idle = chance_call(call)
+            shared = None if idle is None or not self.want else survey_call(idle, self.want)
+            self._found[key] = idle, shared
+        idle, survey = self._found[key]
+        if idle is None or not want:
+            return idle, None
+        return idle, survey if set(want) <= set(self.want) else survey_call(idle, want)
+
+
+__all__ = ["RANDOM", "Baselines", "Chance", "chance_call", "like"]

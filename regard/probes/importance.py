@@ -29,16 +29,20 @@ from regard.probes.scores import Scores
 class Importance(Probe):
     """How much the loss feels each head: |dL / d gate|, the gate of a head being 1.
 
-    The size is taken for each example alone, then averaged, then scaled by the norm of its layer.
+    A head has a gate at each token, and the sizes of their gradients are added up: those of one
+    gate for a whole text cancel, and rank heads otherwise than taking them out does. Sizes compare
+    across layers, except by the definition "layer".
     """
 
     key, title = "importance", "importance"
     kinds = ("self", "cross", "joint")
     stimulus = "loss"
+    high: ClassVar[float | None] = None
     chance_free = "a gradient is that of the head itself"
     definitions: ClassVar = {
+        "tokens": "sum over tokens of |dL/d gate of the token|, mean over examples",
         "layer": "mean over examples of |dL/d gate|, over the L2 norm of its layer (Michel 2019)",
-        "raw": "the same, not scaled by layer",
+        "raw": "mean over examples of |dL/d gate|, one gate for each head of an example",
     }
 
     def __init__(self, where: Any = None, *, definition: str | None = None) -> None:
@@ -50,10 +54,11 @@ class Importance(Probe):
         """Nothing is to be seen before the loss is known."""
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Put a gate of 1 on each head of each example."""
+        """Put a gate of 1 on each head of each example, or of each of its tokens."""
         if not torch.is_grad_enabled():
             return partial
-        gate = torch.ones(call.b, call.h, 1, 1, requires_grad=True, device=partial.out.device)
+        n = call.n if self.definition == "tokens" else 1
+        gate = torch.ones(call.b, call.h, n, 1, requires_grad=True, device=partial.out.device)
         self.gates[call.site] = gate
         self._counted[call.site] = self._counted.get(call.site, 0) + call.b * call.n
         return partial._replace(out=partial.out * gate.to(partial.out.dtype))
@@ -62,7 +67,7 @@ class Importance(Probe):
         """Read the gates after a backward pass."""
         for site, gate in self.gates.items():
             if gate.grad is not None:
-                self.sizes.setdefault(site, []).append(gate.grad.abs()[..., 0, 0].cpu())
+                self.sizes.setdefault(site, []).append(gate.grad.abs().sum((2, 3)).cpu())
         self.gates = {}
 
     def result(self) -> Scores:

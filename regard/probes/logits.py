@@ -13,7 +13,6 @@ from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.result import Result
-from regard.models.engine import attended
 from regard.models.residual import Stream, precise
 from regard.models.site import Site
 from regard.models.stage import Stage
@@ -21,6 +20,7 @@ from regard.probes.base import Probe
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.rows import rows_of
+from regard.run.runner import run
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class TokenLens(Stage):
         keep = torch.zeros(call.m, 1, dtype=call.v.dtype, device=call.v.device)
         keep[self.tokens] = 1.0
         one = rows_of(call.replace(v=call.v * keep), slice(row, row + 1))
-        out = precise(attended(one)[:, :, 0])
+        out = precise(run(one).out[:, :, 0])
         self.stream.after(call, partial)
         weight = self.stream.written[call.site][0]
         self.said[call.site] = torch.einsum("bhe,hed->bhd", out, weight).detach()

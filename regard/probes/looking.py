@@ -19,6 +19,7 @@ from regard.models.attach import attach, hook_of
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
+from regard.probes.chance import Baselines
 from regard.probes.importance import Importance
 from regard.probes.maps import DeepHeads, Maps
 from regard.probes.reading import Reading
@@ -54,7 +55,7 @@ class Look:
                 self._skip([probe], f"the model has no {' or '.join(probe.kinds)} attention")
                 continue
             kind = probe.stimulus
-            if kind == "repeated" and probe.definition in ("mask", "share"):
+            if kind == "repeated" and probe.definition != "stripe":
                 kind = "text"
             by_stimulus.setdefault(kind, []).append(probe)
         try:
@@ -68,9 +69,10 @@ class Look:
 
     def forward(self, title: str, reading: Reading, stages: Sequence[Stage]) -> Any:
         """One forward under the eyes of some stages."""
-        for stage in stages:
-            if isinstance(stage, Probe):
-                stage.show(reading)
+        probes = [stage for stage in stages if isinstance(stage, Probe)]
+        idle = Baselines.of(probe.want for probe in probes if not probe.chance_free)
+        for probe in probes:
+            probe.show(reading, idle)
         device = next(iter(self.model.parameters())).device
         inputs = {
             name: x.to(device) if isinstance(x, Tensor) else x for name, x in reading.inputs.items()

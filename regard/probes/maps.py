@@ -17,6 +17,7 @@ from regard.core.rule import Rule
 from regard.core.score import SoftCap
 from regard.core.score.matches import DotMatch
 from regard.core.weigh import Softmax
+from regard.models.forward import Forward
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import looks_ahead
@@ -53,7 +54,7 @@ class Patches:
     keys: int | None
 
 
-def patches_of(site: Site, n: int, m: int) -> Patches | None:
+def patches_of(site: Site, n: int, m: int, now: Forward | None = None) -> Patches | None:
     """Find the patches at a site; tokens that are no patches come first where a model has some.
 
     >>> patches_of(Site(0, module="attn", grid=(2, 3)), 7, 7)
@@ -62,14 +63,14 @@ def patches_of(site: Site, n: int, m: int) -> Patches | None:
     if site.grid is not None and len(site.grid) == 2:
         special = n - math.prod(site.grid)
         return Patches(site.grid, special, special) if special >= 0 and n == m else None
-    now, known = site.moment, site.kind == "cross" or "image" in (site.modality or "")
+    known = site.kind == "cross" or "image" in (site.modality or "")
     if now is None or not known:
         return None
-    image = slice(0, n) if site.kind == "cross" else site.span("image", n)
+    image = slice(0, n) if site.kind == "cross" else site.span("image", n, now)
     grid = None if image is None else now.grid_of(image.stop - image.start)
     if image is None or grid is None or len(grid) != 2:
         return None
-    keys = None if site.kind == "cross" else site.span("image", m)
+    keys = None if site.kind == "cross" else site.span("image", m, now)
     return Patches((grid[0], grid[1]), image.start, None if keys is None else keys.start)
 
 
@@ -94,7 +95,7 @@ class Maps(Stage):
         self.found[site] = Drawn(
             survey.entropy[0].float().cpu(), received.float().cpu(),
             survey.tile_max[0].float().cpu(), call.n, call.m, call.rule,
-            None if call.site is None else patches_of(call.site, call.n, call.m),
+            None if call.site is None else patches_of(site, call.n, call.m, call.forward),
         )  # fmt: skip
         self._keep(site, call)
 
@@ -152,11 +153,13 @@ class DeepHeads(Stage):
                 rule=call.rule.take_heads([head]),
             )  # fmt: skip
             tile = max(1, math.ceil(max(call.n, call.m) / FINE))
-            report = survey(one.q, one.k, one.v, one.rule, want=("tiles",), tile=tile)
+            report = survey(one.q, one.k, one.v, one.rule, want=("tiles", "lse"), tile=tile)
+            # With a sink the log-weight of a row is not its log-sum-exp.
+            lse = log_weight(one) if one.rule.weigh.has_sink else report.lse
             self.found.append(
                 Deep(
                     site, head, group, one.q[0, 0].half().cpu(), one.k[0, 0].half().cpu(),
-                    log_weight(one)[0, 0].float().cpu(), report.tile_max[0, 0].float().cpu(),
+                    lse[0, 0].float().cpu(), report.tile_max[0, 0].float().cpu(),
                     tile, facts_of(one),
                 )
             )  # fmt: skip

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.models.engine import attended
 from regard.models.site import Site
 from regard.probes.base import Probe
 from regard.probes.registry import register
+from regard.run.runner import run
 
 
 @register("rank", groups=("patterns",))
@@ -63,7 +63,7 @@ def singular_values(call: Call, sketch: int = 128, seed: int = 0) -> Tensor:
         some = basis[:, start : start + call.d]
         short = call.d - some.shape[1]
         v = torch.nn.functional.pad(some, (0, short)).expand(call.b, call.g, -1, -1)
-        parts.append(attended(wide.replace(v=v.contiguous()))[..., : some.shape[1]])
+        parts.append(run(wide.replace(v=v.contiguous())).out[..., : some.shape[1]])
     return torch.linalg.svdvals(torch.cat(parts, -1))
 
 

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, fail
+from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.method import method
 from regard.core.partial import finite
-from regard.core.support import Padding, Support, Where, Window
+from regard.core.score import Dot
+from regard.core.support import Padding, Sinks, Support, Where, Window
 from regard.models.site import Site
 from regard.probes.base import Probe
 from regard.probes.reading import counted_rows
 from regard.probes.registry import register
-from regard.probes.scores import Scores
-from regard.run.mass import at_distance, log_part, log_weight
+from regard.probes.scores import Scores, Tally
+from regard.run.mass import at_distance, log_part, log_weight, mass
 
 
 class OnPairs(Probe):
@@ -35,14 +36,79 @@ class OnPairs(Probe):
 
     def look(self, site: Site, call: Call, survey: Any) -> None:
         """Add the weight of each query on its pairs."""
-        whole = log_weight(call) if call.rule.weigh.has_sink else survey.lse
+        self.add(site, call, log_weight(call) if call.rule.weigh.has_sink else survey.lse)
+
+    def add(self, site: Site, call: Call, whole: Tensor) -> None:
+        """Add the weight of each query on its pairs, out of all its weight (a log)."""
         part = log_part(call, self.part(call))
         counted = counted_rows(self.reading, call.b, call.n, call.q.device)
         self.tally.add(site, torch.exp(part - finite(whole)), counted & self.eligible(call, part))
 
     def eligible(self, call: Call, part: Tensor) -> Tensor:
-        """Queries that have such a pair, by the log of the weight on them; of a share, all."""
-        return (part > -torch.inf) | (self.definition == "share")
+        """Queries that have such a pair, by the log of the weight on them."""
+        return part > -torch.inf
+
+
+class Detected(OnPairs):
+    """A score on pairs that can also be that of TransformerLens' `detect_head`.
+
+    `definition="share"` is its error measure "mul", `"difference"` its "abs"; `exclude_bos` and
+    `exclude_current_token` leave the first key, and each token itself, out of both.
+    """
+
+    def __init__(
+        self, where: Any = None, *, definition: str | None = None, exclude_bos: bool = False,
+        exclude_current_token: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(where, definition=definition)
+        self.out: list[Support] = [Sinks(1)] if exclude_bos else []
+        self.out += [Window(1)] if exclude_current_token else []
+        self.all = Tally()
+        if self.out and self.definition not in DETECTED:
+            fail(
+                RuleError, "exclude_bos" if exclude_bos else "exclude_current_token",
+                f"True, by the definition {self.definition!r}", f"one of {list(DETECTED)}",
+                "pass definition='share' or definition='difference'",
+            )  # fmt: skip
+
+    def add(self, site: Site, call: Call, whole: Tensor) -> None:
+        """Add the weight on the pairs, and on all that are not left out."""
+        if self.definition not in DETECTED:
+            return super().add(site, call, whole)
+        pairs, everything = self.part(call), torch.exp(whole - finite(whole))
+        for out in self.out:
+            pairs = pairs & ~out
+        if self.out:
+            left_out = self.out[0] if len(self.out) == 1 else self.out[0] | self.out[1]
+            everything = everything - mass(call, left_out, whole)
+        rows = mass(call, pairs, whole)
+        if self.definition == "difference":
+            flat = call.rule.replace(score=Dot(0.0))
+            many = torch.exp(log_part(call.replace(rule=flat), pairs))
+            rows, everything = many + everything - 2 * rows, torch.ones_like(rows)
+        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        self.tally.add(site, rows, counted)
+        self.all.add(site, everything, counted)
+        return None
+
+    def result(self) -> Scores:
+        """Divide the weight on the pairs by all weight, or take the difference from 1."""
+        found = self.tally.means()
+        if self.definition == "share":
+            all_of_it = self.all.means()
+            found = {site: x / all_of_it[site] for site, x in found.items()}
+        elif self.definition == "difference":
+            found = {site: 1 - x for site, x in found.items()}
+        return self.scores(found)
+
+
+# Definitions by which TransformerLens scores heads.
+DETECTED = {
+    "share": "the same pairs' share of all weight, queries without such a key counting too "
+    "(TransformerLens detect_head, error_measure='mul')",
+    "difference": "1 - mean over queries of the sum over keys of |A - D|, where D is 1 on these "
+    "pairs and 0 elsewhere (TransformerLens detect_head, error_measure='abs'); may be below 0",
+}
 
 
 def words_of(probe: Probe, call: Call) -> Tensor:
@@ -58,13 +124,13 @@ def words_of(probe: Probe, call: Call) -> Tensor:
 
 
 @register("previous_token", groups=("roles",))
-class PreviousToken(OnPairs):
+class PreviousToken(Detected):
     """Weight on the token before: the mean of A[i, i-1]."""
 
     key, title = "previous_token", "previous token"
     definitions: ClassVar = {
         "mean": "mean over queries of A[i, i-1] (TransformerLens)",
-        "share": "share of all weight, the first query counting too (its detect_head, 'mul')",
+        **DETECTED,
     }
     distance = 1
 
@@ -145,7 +211,7 @@ class Delimiter(OnPairs):
         return Padding(there)
 
 
-class OfRepeats(OnPairs):
+class OfRepeats(Detected):
     """A score about tokens seen before; by stripe on a repeated stretch, or by the ids of text."""
 
     causal_only = True
@@ -186,9 +252,19 @@ class Induction(OfRepeats):
     definitions: ClassVar = {
         "stripe": "tokens shown twice: mean of A[i, i-period+1] (TransformerLens, Olsson 2022)",
         "mask": "mean weight on all keys whose previous token equals this one",
-        "share": "the same pairs' share of all weight, queries without such a key counting too "
-        "(TransformerLens detect_head, 'mul')",
+        **DETECTED,
     }
+
+
+@register("induction_in_text", groups=("roles",))
+class InductionInText(Induction):
+    """Weight on what followed earlier copies of this token in the text itself.
+
+    Random tokens shown twice say what a head can do; the text says how much it does it there.
+    """
+
+    key, title, stimulus = "induction_in_text", "induction in this text", "text"
+    definitions: ClassVar = {"mask": Induction.definitions["mask"]}
 
 
 @register("duplicate_token", groups=("roles",))
@@ -199,8 +275,7 @@ class DuplicateToken(OfRepeats):
     definitions: ClassVar = {
         "stripe": "tokens shown twice: mean of A[i, i-period] (TransformerLens)",
         "mask": "mean weight on all earlier keys of the same token",
-        "share": "the same pairs' share of all weight, queries without such a key counting too "
-        "(TransformerLens detect_head, 'mul')",
+        **DETECTED,
     }
 
 

@@ -91,11 +91,11 @@ class ImageSink(Probe):
 
     def _marks(self, site: Site, call: Call) -> list[str]:
         """What each key is; of the first row of the batch."""
-        now = site.moment
+        now = call.forward
         if now is not None and now.image_tokens is not None and site.grid is None:
             image = now.image_tokens[0].tolist()
             return ["patch" if x else "text" for x in image] if len(image) == call.m else []
-        patches = patches_of(site, call.n, call.m)
+        patches = patches_of(site, call.n, call.m, now)
         if patches is None or patches.keys is None:
             return []
         self.grids.setdefault(site, patches.grid)

@@ -26,6 +26,7 @@ from regard.models.diffusers import branches as told
 from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
 from regard.probes.base import Probe
+from regard.probes.chance import Baselines
 from regard.probes.reading import Reading
 from regard.probes.regions import WordMaps
 from regard.probes.registry import register
@@ -113,9 +114,9 @@ class Words(Probe):
         self.sums: dict[tuple[int, Site], Tensor] = {}
         self.counts: dict[tuple[int, Site], int] = {}
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: Reading, idle: Baselines | None = None) -> None:
         """Take the words of what is shown, unless they were named."""
-        super().show(reading)
+        super().show(reading, idle)
         self.names = self.names or list(reading.words)
 
     def look(self, site: Site, call: Call, _: Any) -> None:
@@ -133,7 +134,7 @@ class Words(Probe):
         found = (columns.total / len(chosen)).T.float().cpu()  # [text, image]
         found = found[self._kept(site, len(found))]
         found = found.unflatten(1, (-1, *grid[-2:])).mean(1)  # over the frames of a video
-        step = 0 if site.moment is None else site.moment.step
+        step = 0 if call.forward is None else call.forward.step
         self.sums[step, site] = self.sums.get((step, site), 0) + found
         self.counts[step, site] = self.counts.get((step, site), 0) + 1
         told = columns.mass if self.definition == "mass" else (
@@ -143,12 +144,13 @@ class Words(Probe):
 
     def _row(self, site: Site, call: Call) -> int | None:
         """Which row of the batch holds the image that is meant; None if it is not in this batch."""
-        branches = None if site.moment is None else site.moment.branches
+        now = call.forward
+        branches = None if now is None else now.branches
         if branches and self.branch not in branches:
             return None
         rows = range(call.b)
-        if branches and site.moment is not None:
-            rows = rows[site.moment.rows(self.branch, call.b)]
+        if branches and now is not None:
+            rows = rows[now.rows(self.branch, call.b)]
         elif call.b > 1 and self.row is None:
             fail(
                 RuleError, "branches", f"a batch of {call.b} rows that does not say what they are",
@@ -205,10 +207,11 @@ def _layout(site: Site, call: Call) -> tuple[slice, slice, tuple[int, ...]]:
         queries: slice | None = slice(0, call.n)
         keys: slice | None = slice(0, call.m)
     else:
-        queries, keys = site.span("image", call.n), site.span("text", call.m)
+        queries = site.span("image", call.n, call.forward)
+        keys = site.span("text", call.m, call.forward)
     grid = None
-    if site.moment is not None and queries is not None:
-        grid = site.moment.grid_of(queries.stop - queries.start)
+    if call.forward is not None and queries is not None:
+        grid = call.forward.grid_of(queries.stop - queries.start)
     if queries is None or keys is None or grid is None:
         fail(
             CapabilityError, "probes: words",

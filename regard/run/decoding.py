@@ -85,7 +85,7 @@ class Decode(Executor):
 
     def weighed(self, call: Call) -> tuple[Partial, Tensor]:
         """Attend, and return the weights [b, h, 1, m]."""
-        if isinstance(call.keys, Slots):  # weights are of the keys in the order of `dense`
+        if type(call.keys) is Slots:  # weights are of the keys in the order of `dense`
             call = call.replace(keys=call.keys.dense())
         return self._weighed(call)
 
@@ -136,8 +136,7 @@ def _is_slots(call: Call) -> bool:
 
 def _by_key_head(q: Tensor, g: int) -> Tensor:
     """Queries [b, h, n, d] that share a key head in one: [b, g, h / g * n, d]."""
-    made: Tensor = q.unflatten(1, (g, -1)).flatten(2, 3)
-    return made
+    return q.reshape(q.shape[0], g, q.shape[1] // g * q.shape[2], q.shape[3])
 
 
 __all__ = ["Decode"]

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from regard.core.autocast import has_autocast
 from regard.core.call import Call
 from regard.core.keys import Dense
 from regard.core.partial import Partial
 from regard.core.score.base import Score
-from regard.core.score.matches import DotMatch, GaussianMatch, folded
+from regard.core.score.matches import GaussianMatch, folded
 from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.weigh import Softmax
@@ -70,12 +69,14 @@ class Fused(Executor):
     def out(self, call: Call) -> Tensor:
         """Run the kernel without the lse: one call, no overhead."""
         q, rule = call.q, call.rule
-        if q.shape[2] == 1 and rule.plain and not call.placed:  # most steps of decoding
-            keys, match = call.keys, rule.score.match
-            scale = match.scale if isinstance(match, DotMatch) else 0.0
-            plain = isinstance(keys, Dense) and (scale is None or scale > 0)
-            if plain and not has_autocast(q.device):
-                return single(q, keys.k, keys.v, scale, call.dropout)  # type: ignore[attr-defined]
+        keys = call.keys
+        if q.shape[2] == 1 and type(keys) is Dense and rule.plain:  # most steps of decoding
+            scale = rule.score.match.scale  # type: ignore[attr-defined]  # of a plain rule: a dot
+            at = keys.at
+            full = at is None or getattr(at, "full", None)  # a tensor of positions has none
+            full = keys.full if full is None else full
+            if full and (scale is None or scale > 0) and not torch._C._is_any_autocast_enabled():
+                return single(q, keys.k, keys.v, scale, call.dropout)
         return contained_out(call, self._out)
 
     def _out(self, call: Call) -> Tensor:

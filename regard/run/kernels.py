@@ -7,7 +7,9 @@ import torch
 from regard.core.call import Call
 from regard.core.score.matches import DotMatch
 from regard.core.weigh import Softmax
+from regard.run.executor import Cost, Executor
 from regard.run.triton.availability import why_not_here
+from regard.run.triton.executor import QUERIES
 
 
 def why_no_kernel(call: Call) -> str:
@@ -35,9 +37,25 @@ def scale_of(call: Call) -> float:
     return call.d**-0.5 if match.scale is None else float(match.scale)
 
 
-def avoid_interpreter(call: Call) -> str:
-    """Say that kernels are interpreted where there is no GPU: right, and slow."""
-    return "" if call.q.device.type == "cuda" else "interpreted"
+def too_many(call: Call) -> str:
+    """Say that a call has more queries than a kernel takes at a time, or nothing."""
+    if call.n > QUERIES or call.n * (call.h // call.g) > 128:
+        return f"{call.n} queries: it decodes at most {QUERIES} at a time"
+    return ""
 
 
-__all__ = ["avoid_interpreter", "scale_of", "why_no_kernel"]
+class DecodeKernel(Executor):
+    """Base of the kernels of decoding: every key is read once, where it is."""
+
+    def avoid_reason(self, call: Call) -> str:
+        """Never choose the interpreter: it is right, and slow."""
+        return "" if call.q.device.type == "cuda" else "interpreted"
+
+    def cost(self, call: Call) -> Cost:
+        """All queries of a key head read its keys together."""
+        pairs = float(call.b * call.h * call.n * call.m)
+        moved = call.q.element_size() * call.b * call.g * call.m * (call.d + call.e)
+        return Cost(2.0 * pairs * (call.d + call.e), moved, slowness=1.2)
+
+
+__all__ = ["DecodeKernel", "scale_of", "too_many", "why_no_kernel"]

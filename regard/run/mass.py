@@ -92,13 +92,17 @@ def at_distance(distance: int) -> Support:
     [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     >>> at_distance(-1).matrix(3)[0, 0].int().tolist()
     [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    >>> at_distance(0).matrix(2)[0, 0].int().tolist()
+    [[1, 0], [0, 1]]
     """
     far = abs(distance)
-    if distance >= 0:
+    if far == 0:
+        return Window(1)
+    if distance > 0:
         wide, narrow = Window(far + 1, 1), Window(far, 1)
     else:
         wide, narrow = Window(1, far + 1), Window(1, far)
-    return wide if far == 0 else wide & ~narrow
+    return wide & ~narrow
 
 
 __all__ = ["at_distance", "log_part", "log_weight", "mass", "tile_mass"]

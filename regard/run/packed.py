@@ -9,11 +9,11 @@ from regard.core.codes import Codes
 from regard.core.key_forms import Packed
 from regard.core.partial import Partial
 from regard.run.counting import count
-from regard.run.executor import Answer, Cost, Executor, No, Yes
-from regard.run.kernels import avoid_interpreter, scale_of, why_no_kernel
+from regard.run.executor import Answer, Cost, No, Yes
+from regard.run.kernels import DecodeKernel, scale_of, why_no_kernel
 
 
-class PackedDecode(Executor):
+class PackedDecode(DecodeKernel):
     """A Triton kernel for single queries over codes, keys by channel and values by token."""
 
     name = "packed"
@@ -37,10 +37,6 @@ class PackedDecode(Executor):
         if group & (group - 1):
             return No(f"groups of {group} tokens, which are no power of two")
         return Yes()
-
-    def avoid_reason(self, call: Call) -> str:
-        """Never choose the interpreter."""
-        return avoid_interpreter(call)
 
     def cost(self, call: Call) -> Cost:
         """Every code is read once."""

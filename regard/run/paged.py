@@ -12,12 +12,12 @@ from regard.core.key_forms import Paged
 from regard.core.partial import Partial
 from regard.run.bands import FAR
 from regard.run.counting import count
-from regard.run.executor import Answer, Cost, Executor, No, Yes
-from regard.run.kernels import avoid_interpreter, scale_of, why_no_kernel
-from regard.run.triton.executor import QUERIES, band_numbers, bands_of_heads
+from regard.run.executor import Answer, No, Yes
+from regard.run.kernels import DecodeKernel, scale_of, too_many, why_no_kernel
+from regard.run.triton.executor import band_numbers, bands_of_heads
 
 
-class PagedDecode(Executor):
+class PagedDecode(DecodeKernel):
     """A Triton kernel for few queries over pages: causal bands with sinks, or all keys of a row."""
 
     name = "paged"
@@ -28,11 +28,9 @@ class PagedDecode(Executor):
         keys = call.keys
         if not isinstance(keys, Paged):
             return No(f"reads paged keys, not {keys.form}")
-        reason = why_no_kernel(call)
+        reason = why_no_kernel(call) or too_many(call)
         if reason:
             return No(reason)
-        if call.n > QUERIES or call.n * (call.h // call.g) > 128:
-            return No(f"{call.n} queries: it decodes at most {QUERIES} at a time")
         if not keys.real:
             return No("some slots of the pages are empty")
         if call.rule.position_free:
@@ -48,16 +46,6 @@ class PagedDecode(Executor):
         if at is not None and call.n > 1 and not bool((at.diff(dim=-1) == 1).all()):
             return No("queries of a row are not consecutive")
         return Yes()
-
-    def avoid_reason(self, call: Call) -> str:
-        """Never choose the interpreter."""
-        return avoid_interpreter(call)
-
-    def cost(self, call: Call) -> Cost:
-        """Every page is read once."""
-        pairs = float(call.b * call.h * call.n * call.m)
-        moved = call.q.element_size() * call.b * call.g * call.m * (call.d + call.e)
-        return Cost(2.0 * pairs * (call.d + call.e), moved, slowness=1.2)
 
     def run(self, call: Call) -> Partial:
         """Read the pages."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ExecutorError, fail, nearest
-from regard.core.keys import STEP, Dense, Keys
+from regard.core.html_table import html_table
+from regard.core.keys import STEP, Dense
 from regard.run.executor import Cost, Executor, No
 from regard.run.transforms import Transforms, transforms_around
 
@@ -46,10 +47,13 @@ class Executors(Mapping[str, Executor]):
 
     def __init__(self) -> None:
         self._made: dict[str, Executor] = {}
+        # Those of higher floors, which read keys of one form: form -> name -> where it is.
+        self._added: dict[str, dict[str, tuple[str, str]]] = {}
 
     def __getitem__(self, name: str) -> Executor:
         if name not in self._made:
-            module, kind = self.places[name]
+            places = {**self.places, **{n: p for x in self._added.values() for n, p in x.items()}}
+            module, kind = places[name]
             self._made[name] = getattr(importlib.import_module(module), kind)()
         return self._made[name]
 
@@ -58,6 +62,14 @@ class Executors(Mapping[str, Executor]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def add(self, form: str, name: str, module: str, kind: str) -> None:
+        """Register an executor that reads keys of one form alone: `kind` in `module`."""
+        self._added.setdefault(form, {})[name] = (module, kind)
+
+    def among(self, form: str) -> tuple[str, ...]:
+        """Return the names of those that may run a call over keys of a form."""
+        return (*self.places, *self._added.get(form, {}))
 
 
 EXECUTORS = Executors()
@@ -107,6 +119,11 @@ class Plan:
                 lines.append(f"  cannot   {name}: {why}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        first, *others = str(self).splitlines()
+        rows = [[x.strip() for x in line.strip().split("  ", 1)] for line in others]
+        return html_table(first, ["", ""], rows)
+
 
 def _said(x: float, unit: str) -> str:
     for prefix in ("", "k", "M", "G", "T"):
@@ -146,11 +163,14 @@ def make_plan(
     if around and (lse or call.rule.weigh.has_sink):
         around = Transforms.ANY
     # Those that read the keys as they are come first.
-    for name in sorted(EXECUTORS, key=lambda x: form not in EXECUTORS[x].reads):
+    for name in sorted(EXECUTORS.among(form), key=lambda x: form not in EXECUTORS[x].reads):
         executor, asked = EXECUTORS[name], call
         if form not in executor.reads:
             if "dense" not in executor.reads:
                 ruled_out[name] = f"reads {' and '.join(sorted(executor.reads))} keys, not {form}"
+                continue
+            if call.keys.collective:
+                ruled_out[name] = f"reads keys of one device, not {form}"
                 continue
             able = [x for x in considered if not EXECUTORS[x].avoid_reason(call)]
             native = forced in considered or bool(able and not forced)
@@ -179,6 +199,13 @@ def make_plan(
             f"one that can: {', '.join(considered)}",
             "leave `executor` out, or name one of these",
         )
+    if not considered:
+        refusals = [f"{x}: {why}" for x, why in ruled_out.items() if form in EXECUTORS[x].reads]
+        fail(
+            ExecutorError, "keys", f"{call.keys} and {call.rule}, which none can run: "
+            + "; ".join(refusals),
+            "a call that some executor can run", "change what the first of them names",
+        )  # fmt: skip
     asked_only = {x: why for x in considered if (why := EXECUTORS[x].avoid_reason(call))}
     ready = [x for x in considered if x not in asked_only] or list(considered)
     best = [x for x in ready if x not in needs_dense] or ready
@@ -198,15 +225,24 @@ def simplified(call: Call) -> Call:
     """Return the same call over keys of the simplest form that means the same to its rule."""
     if type(call.keys) is Dense:
         return call
-    if not isinstance(call.keys, Keys):
-        return call.checked()
-    keys = call.keys.simplest(call.rule)
+    try:
+        keys = call.keys.simplest(call.rule)
+    except AttributeError:  # no keys; a look at each call would cost all calls
+        call.checked()
+        raise
+    if call.q_positions is None and keys.q_positions is not None:
+        return call.replace(keys=keys, q_positions=keys.q_positions)
     return call if keys is call.keys else call.replace(keys=keys)
 
 
 def densified(call: Call) -> Call:
     """Return the same call over keys that are tensors."""
-    return call if isinstance(call.keys, Dense) else call.replace(keys=call.dense)
+    if type(call.keys) is Dense:
+        return call
+    known = call.__dict__  # where `call.dense` would keep it, too
+    if "dense" not in known:
+        known["dense"] = call.keys.dense()
+    return call.replace(keys=known["dense"])
 
 
 # A kind of call -> its executor, and whether its keys are made dense first.
@@ -252,7 +288,8 @@ def _kind(call: Call) -> Hashable:
         placed = at is not None or call.q_positions is not None
         placed = call.__dict__["placed"] = placed and not (rule.position_free and full)
     else:
-        placed = call.placed
+        placed = keys.placed or call.q_positions is not None
+        placed = call.__dict__["placed"] = placed and not (rule.position_free and keys.full)
     # A text that grows by a token must not be planned anew at each: then lengths come in steps.
     grows = single and not held and (rule.position_free or placed)
     if not dense:

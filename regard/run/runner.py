@@ -56,7 +56,7 @@ def run(
     >>> result.weights.shape, result.survey.entropy.shape, result.executor
     (torch.Size([1, 4, 8, 8]), torch.Size([1, 4, 8]), 'fused')
     """
-    if has_autocast(call.q.device):  # which ends at the door
+    if torch._C._is_any_autocast_enabled() and has_autocast(call.q.device):  # it ends here
         with without_autocast(call.q.device):
             return run(call, want, executor, **survey)
     want = want if type(want) is tuple else (want,) if isinstance(want, str) else tuple(want)
@@ -67,8 +67,7 @@ def run(
     pairs, flops, moved = count.pairs, count.flops, count.bytes
     count.depth += 1
     try:
-        weigh = call.rule.weigh
-        sinks = weigh.has_sink and not wanted.part
+        sinks = not wanted.part and not call.rule.plain and call.rule.weigh.has_sink
         lse_wanted = wanted.lse or wanted.part
         given, call = call, call if type(call.keys) is Dense else simplified(call)
         found, needs_dense = executor_for(call, executor, lse=lse_wanted, weights=wanted.weights)
@@ -115,7 +114,7 @@ def surveyed(call: Call, want: tuple[str, ...], settings: dict[str, Any]) -> Res
     before = counted()
     COUNT.depth += 1
     try:
-        report = _survey(densified(call), want, settings)
+        report = _survey(densified(simplified(call)), want, settings)
     finally:
         COUNT.depth -= 1
     cost = counted().less(before)
@@ -170,11 +169,12 @@ def _read(want: tuple[str, ...]) -> _Wanted:
 
 def need_room(call: Call, asked_by: str = "want", limit: int = LIMIT) -> None:
     """Raise unless the matrix of weights [b, h, n, m] is small enough."""
-    size = 4 * call.b * call.h * call.n * call.m
+    (b, h, n, _), m = call.q.shape, call.m
+    size = 4 * b * h * n * m
     if size > limit:
         fail(
             TooLargeError, asked_by,
-            f"weights of [{call.b}, {call.h}, {call.n}, {call.m}], {size / 2**20:.0f} MiB a site",
+            f"weights of [{b}, {h}, {n}, {m}], {size / 2**20:.0f} MiB a site",
             f"at most {limit / 2**20:.0f} MiB",
             "pass fewer tokens, or want survey statistics, which take memory linear in them",
         )  # fmt: skip

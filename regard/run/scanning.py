@@ -15,6 +15,7 @@ from regard.core.scan import (
     ScanTokens,
     check_chunk,
     chunked,
+    contain,
     divided,
     initial_memory,
     initial_pair,
@@ -64,6 +65,9 @@ def scan(
     - `form`: `"recurrent"` (the meaning), `"parallel"` (O(n^2)), `"chunked"` (the default, O(n)) or
       `"fla"` (the kernels of flash-linear-attention); `chunk` is the tokens per chunk
 
+    A token whose k, v or beta holds a NaN or an infinity gives NaN from itself on, up to the next
+    reset, and changes nothing before.
+
     Half precision is accumulated in float32, and the state stays there. Returns
     `out [b, h, n, e]` in the dtype of `v`, and the state.
 
@@ -83,9 +87,12 @@ def scan(
     )
     start = initial_memory(state, tokens)
     with without_autocast(q.device):
+        tokens, (start,), spoiled = contain(tokens, (start,), keep=keep, reset=reset)
         out, memory = _scan_by(form, q.shape[2], chunk)(tokens, start)
         if normalize is not None:
             out = divided(out, normalize)
+        if spoiled is not None:
+            out, memory = spoiled.fill(out, memory)
     total = None if beta is not None else tokens.total(tokens.log_decay)
     if state is not None:
         # The new state says how older memories pass only where the earlier one does.
@@ -135,10 +142,15 @@ def scan_momentum(
     pair = initial_pair(state, tokens)
     n = q.shape[2]
     with without_autocast(q.device):
+        tokens, (memory, speed), spoiled = contain(tokens, pair, keep=keep, reset=reset)
         if form == "recurrent" or (form is None and n == 1):
-            out, last = momentum_recurrent(tokens, pair)
+            out, last = momentum_recurrent(tokens, (memory, speed))
         else:
-            out, last = momentum_chunked(tokens, pair, n if form == "parallel" else chunk)
+            whole = n if form == "parallel" else chunk
+            out, last = momentum_chunked(tokens, (memory, speed), whole)
+        if spoiled is not None:
+            out, *held = spoiled.fill(out, *last)
+            last = (held[0], held[1])
         passage = None if beta is not None else momentum_passage(tokens)
     if state is not None:
         earlier = state.transition

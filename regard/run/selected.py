@@ -9,12 +9,11 @@ from regard.core.keys import Dense, Slots
 from regard.core.partial import Partial
 from regard.core.support.bands import Causal
 from regard.run.counting import count
-from regard.run.executor import Answer, Cost, Executor, No, Yes
-from regard.run.kernels import avoid_interpreter, scale_of, why_no_kernel
-from regard.run.triton.executor import QUERIES
+from regard.run.executor import Answer, No, Yes
+from regard.run.kernels import DecodeKernel, scale_of, too_many, why_no_kernel
 
 
-class Selected(Executor):
+class Selected(DecodeKernel):
     """A Triton kernel for few queries over chosen keys; a slot of -1 is no key."""
 
     name = "selected"
@@ -30,23 +29,13 @@ class Selected(Executor):
             return No(reason)
         if not isinstance(keys.keys, Dense):
             return No(f"slots of {keys.keys.form} keys")
-        if call.n > QUERIES or call.n * (call.h // call.g) > 128:
-            return No(f"{call.n} queries: it decodes at most {QUERIES} at a time")
+        if reason := too_many(call):
+            return No(reason)
         if call.rule.position_free:
             return Yes() if keys.keys.full else No("some slots of the other keys are empty")
         if keys.keys.placed or call.q_positions is not None:
             return No("positions matter, and are not those of the slots")
         return Yes() if call.rule.support == Causal() else No(f"{call.rule.support} is not causal")
-
-    def avoid_reason(self, call: Call) -> str:
-        """Never choose the interpreter."""
-        return avoid_interpreter(call)
-
-    def cost(self, call: Call) -> Cost:
-        """Every slot is read once."""
-        pairs = float(call.b * call.h * call.n * call.m)
-        moved = call.q.element_size() * call.b * call.g * call.m * (call.d + call.e)
-        return Cost(2.0 * pairs * (call.d + call.e), moved, slowness=1.2)
 
     def run(self, call: Call) -> Partial:
         """Read the slots."""

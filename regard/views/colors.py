@@ -30,4 +30,32 @@ def ramp(levels: np.ndarray) -> np.ndarray:
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
-__all__ = ["RAMP", "ROLE_COLORS", "ramp"]
+def levels(scale: str, maps: np.ndarray) -> np.ndarray:
+    """Return how each byte of a map (log scale) is drawn, uint8 [256]; the page does the same.
+
+    "log" as it is, "linear" by its weight, "adaptive" from the median of what is there to its
+    largest, so that a stripe among thousands of tokens is seen.
+
+    >>> levels("linear", np.zeros(1, np.uint8))[[0, 239, 255]].tolist()
+    [0, 127, 255]
+    """
+    every = np.arange(256)
+    if scale == "log":
+        return every.astype(np.uint8)
+    if scale == "linear":
+        shares = np.where(every > 0, 2.0 ** ((every - 255) / (255 / 16)), 0.0)
+        return np.floor(255 * shares + 0.5).astype(np.uint8)
+    counts = np.bincount(maps.ravel(), minlength=256)
+    counts[0] = 0
+    sums, total = counts.cumsum(), counts.sum()
+    inside = every > 0
+    low = int(every[inside & (sums <= total * 0.5)].max(initial=1))
+    high = int(every[inside & (sums - counts < total * 0.9995)].max(initial=1))
+    high = high if total else 255
+    low = max(1, min(low, high - 16))
+    drawn = np.floor(255 * (every - low) / max(high - low, 1) + 0.5).clip(0, 255)
+    drawn[0] = 0
+    return drawn.astype(np.uint8)
+
+
+__all__ = ["RAMP", "ROLE_COLORS", "levels", "ramp"]

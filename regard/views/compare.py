@@ -26,10 +26,10 @@ class Comparison(Run):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from regard.views.notebook import table
+        from regard.core.html_table import html_table
 
         title, said = str(self.manifest.get("title", "")), self.manifest.get("findings", [])
-        return table(title, ["what changed"], [[x] for x in said])
+        return html_table(title, ["what changed"], [[x] for x in said])
 
 
 def compare_runs(a: Run, b: Run) -> Comparison:

@@ -18,8 +18,11 @@ from regard.views.colors import RAMP, ROLE_COLORS
 from regard.views.overwrite import is_ours, sealed_page
 from regard.views.run_file import Run
 
-# In this order; one module in the page, so that it opens from a disk without a server.
-SCRIPTS = ("data", "color", "patches", "overview", "head", "pinned", "words", "compare", "main")
+# The parts of the page. Each declares its own script (NAME.js), and where it has some its style
+# (NAME.css) and its section (NAME.html). Scripts are one module in this order, so that the page
+# opens from a disk without a server; a view registers itself, and the address names it.
+PARTS = ("style", "data", "color", "state", "patches", "words", "overview", "telling", "heads_view",
+         "head", "map", "lines", "pinned", "text", "head_view", "compare", "main")  # fmt: skip
 
 
 def page(run: Run, after: str = "") -> str:
@@ -29,21 +32,21 @@ def page(run: Run, after: str = "") -> str:
     >>> "default-src 'none'" in text
     True
     """
-    home = files("regard.views") / "page_files"
-    script = "\n".join((home / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    script, style, sections = (_parts(kind) for kind in ("js", "css", "html"))
     script = script.replace("$RAMP", json.dumps(RAMP)).replace("$ROLES", json.dumps(ROLE_COLORS))
     script += f"\nawait ready;\n{after}" if after else ""
-    style = (home / "style.css").read_text(encoding="utf-8")
     # Inline styles are set by the script as properties, which this policy does not concern.
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     manifest = json.dumps(run.manifest, ensure_ascii=False, separators=(",", ":"))
-    return Template((home / "index.html").read_text(encoding="utf-8")).substitute(
+    index = (files("regard.views") / "page_files" / "index.html").read_text(encoding="utf-8")
+    return Template(index).substitute(
         CSP=policy,
         TITLE=html.escape(str(run.manifest.get("title", "Regard"))),
         STYLE=style,
+        SECTIONS=sections,
         SCRIPT=script,
         # Within a script element only "<" could end it.
         MANIFEST=manifest.replace("<", "\\u003c"),
@@ -57,6 +60,13 @@ def write_page(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     A page of Regard that is there is replaced, anything else only where `overwrite` is true.
     """
     return write_bytes(path, sealed_page(page(run)), may_replace=True if overwrite else is_ours)
+
+
+def _parts(kind: str) -> str:
+    """Join what the parts declare of one kind: "js", "css" or "html"."""
+    home = files("regard.views") / "page_files"
+    found = [home / f"{name}.{kind}" for name in PARTS]
+    return "\n".join(x.read_text(encoding="utf-8") for x in found if x.is_file())
 
 
 def _hash(text: str) -> str:

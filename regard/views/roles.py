@@ -76,10 +76,10 @@ class Role:
         return "\n".join([head, *lines, *(f"  {h.name} {h.value:.2f}" for h in self.heads)])
 
     def _repr_html_(self) -> str:
-        from regard.views.notebook import table
+        from regard.core.html_table import html_table
 
         rows = [[h.name, f"{h.value:.2f}"] for h in self.heads]
-        return table(str(self).splitlines()[0], ["head", "score"], rows, [self.too_short])
+        return html_table(str(self).splitlines()[0], ["head", "score"], rows, [self.too_short])
 
 
 class Roles(Mapping[str, Role]):
@@ -122,7 +122,7 @@ class Roles(Mapping[str, Role]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from regard.views.notebook import table
+        from regard.core.html_table import html_table
 
         rows = [
             [role.title, ", ".join(f"{h.name} {h.value:.2f}" for h in role.heads) or "none",
@@ -130,7 +130,7 @@ class Roles(Mapping[str, Role]):
              "" if role.tokens is None else f"{role.tokens:,}", role.too_short]
             for role in self._found.values()
         ]  # fmt: skip
-        return table("Roles", ["role", "heads", "chance", "tokens", ""], rows)
+        return html_table("Roles", ["role", "heads", "chance", "tokens", ""], rows)
 
 
 __all__ = ["ROLES", "Role", "Roles"]

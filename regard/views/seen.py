@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from regard.core.errors import RuleError, fail, need
+from regard.core.errors import RuleError, fail, nearest, need
 from regard.core.files import write_bytes
 from regard.models.site import Site
 from regard.probes.maps import Deep, Drawn, log_scale
 from regard.probes.regions import WordMaps
 from regard.probes.scores import Head, Scores, head_name, towers
+from regard.views.one_head import Chosen, SeenHead
 from regard.views.overwrite import is_ours
 from regard.views.roles import ROLES, Roles
 from regard.views.run_file import Run
@@ -74,6 +76,57 @@ class Seen:
         """Name a head as tables and sentences do."""
         return head_name(site, head, self.towers.get(site, ""))
 
+    def __getitem__(self, name: str) -> SeenHead:
+        """Return one head by its name: `seen["L3H5"]`."""
+        for site in self.sites:
+            for head in range(site.heads or 0):
+                if self.name_of(site, head) == name:
+                    return self._head(site, head)
+        names = [self.name_of(s, h) for s in self.sites for h in range(s.heads or 0)]
+        fail(
+            RuleError, "head", repr(name), f"one of {len(names)} heads, as {names[0]!r}",
+            nearest(str(name), names, "name a layer and a head"),
+        )  # fmt: skip
+
+    def weights(self, layer: int, head: int, rows: Chosen = None, columns: Chosen = None) -> Tensor:
+        """Return exact weights [rows, columns] of a head that was kept in full; see `SeenHead`."""
+        site = next((x for x in self.sites if x.layer == layer and head < (x.heads or 0)), None)
+        if site is None or head < 0:
+            fail(
+                RuleError, "layer, head", f"{layer}, {head}", "a head that was seen",
+                "count from 0; sites tells layers and heads",
+            )  # fmt: skip
+        return self._head(site, head).weights(rows, columns)
+
+    def most_telling(self, count: int = 5) -> list[SeenHead]:
+        """Return the best head of each role, then the second of each; then those that matter most.
+
+        The page opens the same ones.
+        """
+        first = self.roles.first()
+        by_role = [
+            [(x.site, x.head) for x in role.heads if first.get((x.site, x.head)) == name]
+            for name, role in self.roles.items()
+        ]
+        most = max((len(x) for x in by_role), default=0)
+        found = [some[place] for place in range(most) for some in by_role if place < len(some)]
+        sizes = self.importance()
+        every = [(s, h) for s in self.sites for h in range(s.heads or 0) if (s, h) not in found]
+        places = {site: row for row, site in enumerate(self.sites)}
+        every.sort(key=lambda x: -float(np.nan_to_num(sizes[places[x[0]], x[1]])))
+        return [self._head(*x) for x in (*found, *every)[:count]]
+
+    def _head(self, site: Site, head: int) -> SeenHead:
+        deep = next((d for d in self.deep if (d.site, d.head) == (site, head)), None)
+        drawn, role = self.drawn.get(site), self.roles.first().get((site, head))
+        tiles = None if drawn is None else log_scale(drawn.tiles[head])
+        values = {x.title: float(x.values[site][head]) for x in self.scores.values()
+                  if site in x.values and not bool(x.values[site][head].isnan())}  # fmt: skip
+        return SeenHead(
+            self.name_of(site, head), site, head, "" if role is None else self.scores[role].title,
+            values, self.words, tiles if deep is None else log_scale(deep.map), deep,
+        )  # fmt: skip
+
     def findings(self) -> list[str]:
         """Say the main things in words."""
         roles = [role.sentence() for name, role in self.roles.items() if name != "sink"]
@@ -92,7 +145,8 @@ class Seen:
         for name, scores in self.scores.items():
             if name not in ROLES and name not in USUAL and scores.top(1):
                 names = ", ".join(f"{x.name} {x.value:.2f}" for x in scores.top(3))
-                found.append(f"{scores.title}: {names}")
+                against = f" ({scores.read_against()})" if scores.chance else ""
+                found.append(f"{scores.title}: {names}{against}")
         found += [f"{name}: not told, {why}" for name, why in self.skipped.items()]
         if self.interrupted:
             found.append("interrupted: what was seen up to then is kept")
@@ -104,7 +158,8 @@ class Seen:
         top = replace(scores, values=scores.details.get("raw", scores.values)).top(3)
         names = ", ".join(f"{x.name} {x.value:.3g}" for x in top)
         read = f", {scores.tokens:,} tokens" if scores.tokens else ""
-        return [f"the loss feels most (|dL/d gate|{read}): {names}"] if top else []
+        size = "sum of |dL/d gate|" if scores.definition == "tokens" else "|dL/d gate|"
+        return [f"the loss feels most ({size}{read}): {names}"] if top else []
 
     def _of_sinks(self) -> list[str]:
         if "sink" not in self.scores or "image_sink" in self.scores:

@@ -16,6 +16,7 @@ from regard.bench.shrunk_cells import (
     recommended,
     rows,
 )
+from regard.bench.shrunk_costs import Rate
 from regard.bench.shrunk_models import Setting, curves, fit_positions
 from regard.bench.statistics import Count
 from regard.core.errors import CapabilityError, RegardError, ValueRangeError
@@ -101,7 +102,7 @@ def test_one_refused_policy_is_a_row_that_says_why(monkeypatch):
     from regard.bench import shrunk_models
     from regard.models.loading import load
 
-    def measured(model, tokenizer, made, keep, asked, setting):
+    def measured(model, tokenizer, made, keep, asked, setting, *_):
         if made is not None and made.name == "snapkv":
             raise CapabilityError("policy", "this model", "another", "take another")
         if made is not None and made.name == "tova":
@@ -121,3 +122,38 @@ def test_a_model_that_generates_nothing_is_refused_at_once():
     torch = pytest.importorskip("torch")
     with pytest.raises(RegardError, match="decoder"):
         next(curves(torch.nn.Linear(1, 1), None, ["h2o"]))
+
+
+def test_speed_is_told_where_the_spreads_are_apart_and_not_where_they_meet():
+    full = Cell("full", None, Count(12, 12), prompt=Rate(90, 100, 110), decode=Rate(9, 10, 11))
+    quick = cell(needle=Count(12, 12), prompt=Rate(95, 104, 115), decode=Rate(19, 20, 21))
+    assert advice(quick, full).endswith("with 26% of the bytes, 2x as fast when decoding")
+    alike = cell(needle=Count(12, 12), decode=Rate(10, 11, 12))
+    assert "as fast" not in advice(alike, full)
+
+
+def test_a_cell_reads_as_it_was_written():
+    one = cell(needle=Count(3, 12), kl=0.5, prompt=Rate(1, 2, 3), decode=Rate(4, 5, 6), peak=7)
+    assert cell_of(json.loads(json.dumps(as_fields(one))), {}) == one
+
+
+def test_the_table_of_a_real_model_has_every_number(tmp_path):
+    from regard.bench.shrunk_page import write_shrunk_page
+    from regard.models.loading import load
+
+    model, tokenizer = load()
+    setting = Setting(length=160, draws=1, texts=2, steps=4, depths=(0.5,))
+    asked = ["needle", "bits"]
+    cells = list(curves(model.float(), tokenizer, ["streaming"], [0.25, 1.0], asked, setting))
+    full, less, whole = cells
+    for one in cells:
+        assert one.peak
+        for rate in (one.prompt, one.decode):
+            assert 0 < rate.low <= rate.middle <= rate.high
+    assert full.kl == 0
+    assert abs(whole.kl) < 1e-5 < less.kl  # a whole budget changes nothing
+    text = write_shrunk_page(cells, asked, "a model", ["short"], tmp_path / "x.html").read_text()
+    assert text.count("<tr>") == 1 + len(cells)
+    assert text.count("<figure>") == 3
+    for words in ("KL, nats", "decode, tokens/s", "streaming", advice(less, full)):
+        assert words in text

@@ -90,6 +90,15 @@ SETTINGS = [
     ("calibrate duo_attention --file {tmp}/empty.txt", "--file"),
     ("calibrate duo_attention --to {tmp}", "--to"),
     ("calibrate duo_attention --to {tmp}/text.txt/x.cal", "--to"),
+    # spread
+    ("spread run --processes 0", "--processes"), ("spread run --tokens 1", "--tokens"),
+    ("spread run --scheme rign", "--scheme"), ("spread run --layout zig", "--layout"),
+    ("spread run --new -1", "--new"), ("spread rnu", "run"),
+    ("spread plan --devices 0", "--devices"), ("spread plan --devices 7 --nodes 2", "--nodes"),
+    ("spread plan --tokens 3", "--tokens"), ("spread plan --bandwidth 0", "--bandwidth"),
+    ("spread plan --link -1", "--link"), ("spread plan --flops 0", "--flops"),
+    ("spread plan --rule Causl()", "--rule"), ("spread plan --rule 3", "--rule"),
+    ("spread plan --rule 'Window()'", "--rule"), ("spread plan --heads 0", "--heads"),
     # bench
     ("bench mhaa", "mha"), ("bench mha mhaa", "mhaa"), ("bench nothing.such:Layer", "nothing.such"),
     ("bench os:getcwd", "os:getcwd"), ("bench collections:OrderedDict", "OrderedDict"),

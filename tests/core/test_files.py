@@ -258,6 +258,7 @@ OTHERWISE = {
     "memories/mapped.py": "files that are mapped, and go with their process",
     "bench/run_locks.py": "a claim is linked to its name, which one alone can do",
     "papers/evidence_files.py": "whole and in one step too",
+    "schemes/local_processes.py": "what processes of one run hand each other, in their folder",
     "papers/pages.py": "pages of the documentation, which git has",
 }
 

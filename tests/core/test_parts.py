@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import regard
 from regard.core.call import Call
 from regard.core.errors import RegardError
-from regard.core.parts import choose_tiles, mixed, pooled, tile_scores, with_extra_keys
+from regard.core.parts import choose_tiles, mixed, pooled, with_extra_keys
 from regard.core.rule import Rule
 from regard.core.support import Causal, Documents, Sinks, Window
 from regard.run.plan import EXECUTORS
@@ -58,7 +58,8 @@ def test_pool_score_select_attend(seed):
     """A needle's tile is found, and attention to it is exact inside."""
     q, k, v = torch.randn(1, 2, 64, 16), 0.1 * torch.randn(1, 1, 64, 16), torch.randn(1, 1, 64, 16)
     k[:, :, 16:32] += 3 * q[:, :1, 48:].mean(2, keepdim=True)  # the second tile answers the last
-    chosen = choose_tiles(tile_scores(q[:, :1], k, 16), 1, 16, within=Causal())
+    scores = pooled(q[:, :1], 16) @ pooled(k, 16).transpose(2, 3)
+    chosen = choose_tiles(scores, 1, 16, within=Causal())
     assert chosen.chosen[0, 0, 3].tolist() == [False, True, False, False]
     assert not chosen.chosen.triu(1).any()
     rule = Rule(chosen & Causal())

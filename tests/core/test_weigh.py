@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regard.core.partial import Partial, merge, merge_stacked, nothing
+from regard.core.partial import Partial, merge, nothing
 from regard.core.rule import Rule
 from regard.core.support import Causal, Window
 from regard.core.weigh import Normalised, Relu, Sigmoid, Signed, Softmax
@@ -79,11 +79,6 @@ def test_merging_any_parts_in_any_order_equals_the_union(weigh, data, seed):
     same(merge(*parts), whole)
     same(merge(merge(*parts[:2]), merge(*parts[2:])), whole)
     same(merge(parts[0], merge(parts[1], merge(*parts[2:]))), whole)
-    stacked = Partial(
-        torch.stack([p.out for p in parts], 2),
-        None if weigh.sums else torch.stack([p.lse for p in parts], 2),
-    )
-    same(merge_stacked(stacked, 2), whole)
 
 
 @every_weigh

@@ -21,7 +21,6 @@ from regard.core.spans import Spans
 from regard.memories import (
     Bare,
     Bounds,
-    HeadMemories,
     Hosted,
     Kept,
     KeyMemory,
@@ -60,7 +59,7 @@ class Turn:
 OTHERS: dict[str, Callable[[], KeyMemory]] = {
     "reserved": reserved, "unrotated": lambda: Bare(Turn()),
     "near keys": lambda: NearKeys(window=5, sinks=2), "some keys": lambda: SomeKeys(heads=(1,)),
-    "a memory a head": lambda: HeadMemories(G),
+    "a memory a head": lambda: Split.by_head(G),
     "split": lambda: Split([((1,), Kept()), ((0,), Ring(window=5, sinks=1))]),
 }  # fmt: skip
 ALL = {**{name: make for name, (make, _) in MAKERS.items()}, **OTHERS}
@@ -138,8 +137,7 @@ def take(memory: KeyMemory, step: tuple[Any, ...], lent: Lent) -> None:
         return
     try:
         for one in both_of(memory):
-            if step[0] == "crop" and not isinstance(memory, Split):
-                # (A Split whose one part goes back and whose other refuses is of two lengths.)
+            if step[0] == "crop":
                 one.crop(max(one.seen - step[1], 1))
             elif step[0] == "reorder":
                 one.reorder(lent.lend(torch.tensor(step[1])))
@@ -163,6 +161,27 @@ def test_a_memory_writes_to_nothing_that_it_was_given(name: str, steps: list[Any
         take(memory, step, lent)
         memory.read() if memory.seen else None
         assert lent.untouched(), step
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(steps=STEPS, length=st.integers(0, 6))
+def test_a_memory_that_cannot_go_back_stays_as_it_is(
+    name: str, steps: list[Any], length: int
+) -> None:
+    """All parts of it: none is shorter than another."""
+    memory, lent = ALL[name](), Lent()
+    for step in [("extend", 3, 0), *steps]:
+        take(memory, step, lent)
+    seen, was = memory.seen, [None if x is None else x.clone() for x in memory.read()]
+    length = min(length, seen)
+    try:
+        memory.crop(length)
+    except CapabilityError:
+        assert memory.seen == seen
+        for x, y in zip(memory.read(), was, strict=True):
+            assert (x is None and y is None) or torch.equal(x, y)
+    else:
+        assert memory.seen == length
 
 
 @pytest.mark.parametrize("name", STORES)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regard.models import Null, UnsupportedModelError, attach
+from regard.models import Edit, Null, UnsupportedModelError, attach
 from regard.models.checking import HookError
 from regard.models.functional import FunctionalHook
 
@@ -106,3 +106,51 @@ def test_a_hook_that_changes_the_call_is_found(
     assert isinstance(functional.HOOK, FunctionalHook)
     with pytest.raises(HookError, match=said):
         attach(Written(), check=X)
+
+
+def test_a_model_that_draws_its_masks_is_sound():
+    """As masked autoencoders of images do, in evaluation too."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTMAEConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        image_size=16, patch_size=4, decoder_hidden_size=32, decoder_num_attention_heads=4,
+        decoder_num_hidden_layers=1,
+    )  # fmt: skip
+    model = transformers.ViTMAEModel(config).eval()
+    before = torch.get_rng_state()
+    with attach(model, Edit("out", lambda x: x)) as attached:
+        assert "2 of 2 sites reached" in attached.checked
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_output_projections_of_zero_are_sound():
+    """As layers begin that are added to a trained model: an edit is felt, behind weights of 0."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=50,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    with attach(model, Edit("out", lambda x: 2 * x)) as attached:
+        assert "2 of 2 sites reached" in attached.checked
+
+
+def test_the_check_tries_a_padded_row(monkeypatch):
+    """What drops the padding of one row, and is right for whole rows, is found."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=64,
+    )  # fmt: skip
+    model = transformers.BertModel(config)
+    with attach(model, Edit("out", lambda x: x)):
+        pass
+    from regard.models import attention_interface as interface
+
+    plain = interface.rule_of
+    monkeypatch.setattr(interface, "rule_of", lambda mask, *more: plain(None, *more))
+    with pytest.raises(HookError, match="differ by"):
+        attach(model, Edit("out", lambda x: x))

@@ -162,9 +162,9 @@ def test_causal_begins_at_the_first_key() -> None:
     q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8)
     call, _ = call_of(None, q, k, k, is_causal=True)
     expected = F.scaled_dot_product_attention(q, k, k, is_causal=True)
-    from regard.models.engine import attended
+    from regard.run.runner import run
 
-    torch.testing.assert_close(attended(call), expected)
+    torch.testing.assert_close(run(call).out, expected)
 
 
 def test_a_module_out_of_reach_is_named() -> None:

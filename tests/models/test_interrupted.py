@@ -323,6 +323,25 @@ def test_a_copy_of_an_attached_model_is_plain(
         assert not attached._undo.pending
 
 
+@pytest.mark.parametrize("make", MODELS, ids=lambda f: f.__name__)
+def test_a_shallow_copy_of_an_attached_model_is_its_own(make: Callable[[], Made]) -> None:
+    """Its parts are shared; what it is itself is bound to it, and not to the original."""
+    model, _ = make()
+    model.eval()
+    inputs = INPUTS[make]()
+    with torch.no_grad():
+        plain = inputs(model)
+        with (
+            attach(model, [Seen()], check=False),
+            pytest.warns(UserWarning, match="the copy has no stages"),
+        ):
+            twin = copy.copy(model)
+        assert "forward" not in vars(twin)
+        assert vars(twin).keys() == vars(model).keys()
+        assert torch.equal(inputs(twin), plain)
+        assert twin.forward.__self__ is twin
+
+
 def _inputs_of(make: Callable[[], Made]) -> Callable[[], Callable[[Any], torch.Tensor]]:
     def inputs() -> Callable[[Any], torch.Tensor]:
         if make is written:

@@ -39,7 +39,8 @@ def minilm():
 @installed
 def test_its_encoder_is_seen(minilm):
     model, tokenizer = minilm
-    seen = regard.see(model, "The eldest read everything.", tokenizer=tokenizer, heads=0)
+    asked = ["standard", "importance"]
+    seen = regard.see(model, "The eldest read everything.", asked, tokenizer=tokenizer, heads=0)
     assert len(seen.sites) == 6
     assert {"induction", "retrieval", "importance"} <= set(seen.skipped)
     assert "".join(seen.words) == "[CLS] the eldest read everything. [SEP]"

@@ -126,7 +126,7 @@ def test_a_shrunk_pipeline_knows_the_rows_of_each_prompt(pipeline: Any) -> None:
         name = "diary"
 
         def select(self, step: Any) -> Any:
-            seen.append(step.site.moment.branches)
+            seen.append(step.call.forward.branches)
             return step.call
 
     runs = [{"prompt": "a red fox"}, {"prompt": "red"}, {"prompt": "fox", "guidance_scale": 1.0}]

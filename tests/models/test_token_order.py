@@ -32,7 +32,9 @@ class FirstJoint(Stage):
     def before(self, call: Any) -> Any:
         if self.k is None:
             self.k = call.k.clone()
-            self.text, self.image = (call.site.span(x, call.m) for x in ("text", "image"))
+            self.text, self.image = (
+                call.site.span(x, call.m, call.forward) for x in ("text", "image")
+            )
             self.grid = call.forward.grid
         return call
 

@@ -68,6 +68,22 @@ def test_an_interrupt_ends_every_process_and_keeps_what_is_done(stopped):
     assert not load("mqa", folder).held
 
 
+def test_an_interrupt_that_ends_no_wait_is_seen(tmp_path):
+    """A signal may come just before a wait begins: it is noted, and the wait goes on."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    begun = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, str(TOY), str(tmp_path), "2", "titans,moh"],
+        env={
+            **os.environ, "TOY_WAIT": "600", "TOY_INTERRUPT": "done moh", "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.PIPE, text=True, timeout=580, check=False,
+    )  # fmt: skip
+    assert (ended.stdout.splitlines()[-1], ended.returncode) == ("stopped", 130)
+    assert time.monotonic() - begun < 580
+
+
 @pytest.fixture
 def toys(monkeypatch):
     """Count how often toy checks of two rows run in this process."""

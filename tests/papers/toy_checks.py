@@ -4,7 +4,9 @@ Worker processes import it again, and so find the same checks. It prints a line 
 """
 
 import os
+import signal
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -50,6 +52,12 @@ def waits():
     yield claim("toy", "pid", os.getpid()).above(0, "none")
 
 
+def interrupt():
+    """Note Ctrl-C while the main thread waits, and let it wait on, as one in bad time does."""
+    time.sleep(3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+
 if __name__ == "__main__":
     from regard.papers.check_runner import run
 
@@ -59,6 +67,8 @@ if __name__ == "__main__":
             for event in events:
                 last = event.trace.strip().splitlines()[-1:] or [""]
                 print(*filter(None, (event.what, event.key, last[0])), flush=True)
+                if f"{event.what} {event.key}" == os.environ.get("TOY_INTERRUPT"):
+                    threading.Thread(target=interrupt).start()
         except KeyboardInterrupt:
             print("stopped", flush=True)
             sys.exit(130)

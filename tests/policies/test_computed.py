@@ -14,12 +14,12 @@ import regard
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
-from regard.models.engine import attended
 from regard.models.forward import Forward
 from regard.models.site import Site
 from regard.policies import policy
 from regard.policies.base import Step
 from regard.run.counting import counted
+from regard.run.runner import run
 from tests.architectures import sharp_llama
 from tests.policies.test_grids import call_on, selected
 from tests.policies.test_laws import prepared
@@ -53,7 +53,7 @@ def model() -> Any:
 def share(call: Call) -> float:
     """Pairs that are computed, of all."""
     before = counted()
-    attended(call)
+    run(call)
     return counted().less(before).pairs / (call.b * call.h * call.n * call.m)
 
 
@@ -108,6 +108,6 @@ def test_blocks_that_were_found_are_all_that_is_computed() -> None:
     spa = policy("adaspa", searches=(0, 5))
     assert selected(spa, call)[0] is call  # the first step searches, and is dense
     spa.run(call)
-    later = call.replace(site=call.site.at(Forward(1, grid=grid)))
+    later = call.replace(forward=Forward(1, grid=grid))
     step = Step(later.site, later, later.m, torch.tensor([later.m]))
     assert share(spa.select(step)) == pytest.approx(0.25)

@@ -19,7 +19,6 @@ from regard.core.errors import CapabilityError, RegardError
 from regard.models import Stage
 from regard.models.attach import attach
 from regard.models.diffusers import branches
-from regard.models.engine import attended
 from regard.policies import policy
 from regard.policies.calibration import CalibrationError, calibrate
 from regard.policies.distilling import distill
@@ -28,6 +27,7 @@ from regard.policies.grids import image_of
 from regard.policies.log_weights import group_quantized, log2_quantized
 from regard.policies.online_blocks import choose
 from regard.policies.shrinking import Shrinking
+from regard.run import runner
 from regard.run.mass import tile_mass
 from regard.run.reference import weight_matrix
 from tests.diffusion import build, hunyuan, pixart, wan
@@ -172,7 +172,7 @@ def test_errors_of_tiles_are_those_of_masks() -> None:
     frame = torch.cat((torch.zeros(3), torch.arange(5).repeat_interleave(4))).long()
     mask = meeting(5, 2)[frame[:, None], frame]
     mask[:3], mask[:, :3] = True, True
-    plain = attended(call)
+    plain = runner.run(call).out
     off = torch.nn.functional.scaled_dot_product_attention(call.q, call.k, call.v, mask) - plain
     assert abs(errors[1] - float(off.square().mean() / plain.square().mean())) < 1e-6
 

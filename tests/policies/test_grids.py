@@ -19,11 +19,11 @@ pytest.importorskip("transformers")
 import regard
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RegardError
-from regard.models.engine import attended
 from regard.models.forward import Forward
 from regard.models.site import Site, Sites
 from regard.policies import Budget, policy
 from regard.policies.base import Step
+from regard.run import runner
 from tests.architectures import DECODERS
 from tests.architectures import build as build_text
 from tests.diffusion import MAKERS, build, flux, hunyuan, pixart, sd3, unet, wan
@@ -44,10 +44,10 @@ def run(make: Callable[..., Any], model: Any, inputs: dict[str, Any], time: int 
 def call_on(grid: tuple[int, ...], text: int, h: int = 2, front: bool = True, b: int = 1) -> Call:
     """A call of joint attention over a grid and text, before it or behind it."""
     order = "text-image" if front else "image-text"
-    site = Site(0, "joint", "attn", h, h, 8, modality=order).at(Forward(0, grid=grid))
+    site = Site(0, "joint", "attn", h, h, 8, modality=order)
     n = prod(grid) + text
     q, k, v = torch.randn(3, b, h, n, 8)
-    return Call.of(q, k, v, site=site)
+    return Call.of(q, k, v, site=site, forward=Forward(0, grid=grid))
 
 
 def selected(made: Any, call: Call, keep: Any = 0.25) -> tuple[Call, Step]:
@@ -97,7 +97,7 @@ def test_it_is_dense_attention_under_the_token_mask(
     image = slice(text, None) if front else slice(0, call.n - text)
     mask[image, image] = token_mask(name, grid, group, radius)
     expected = sdpa(call.q, call.k, call.v, attn_mask=mask)
-    torch.testing.assert_close(attended(chosen), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(runner.run(chosen).out, expected, atol=1e-5, rtol=1e-4)
 
 
 @MODELS

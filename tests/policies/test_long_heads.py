@@ -69,8 +69,9 @@ def test_less_is_read_than_all() -> None:
         before = made.report().flops
         model(IDS[:, :1], past_key_values=cache)
         step = made.report().flops - before
-    # The 91st token reads four chunks, of which its own is masked behind it: 32 keys of 91.
-    assert step == 2 * 2 * 4 * (8 + 8) * 2.0 * 32
+    # The 91st token reads four chunks, of which its own is masked behind it: 32 keys of 91. To
+    # choose them it compares the query with the landmarks of eleven full chunks.
+    assert step == 2 * 2 * 4 * 2.0 * ((8 + 8) * 32 + 8 * 11)
 
 
 def test_padding_is_refused_where_it_would_matter(model: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import regard
+from regard.models.loading import load
 from regard.probes import known
+from regard.probes.importance import ablation
 from regard.probes.reading import Reading
 
 pytest.importorskip("transformers")
@@ -122,6 +126,45 @@ def test_importance_is_compared_across_layers_by_sizes_that_can_be():
     assert "128 tokens" in told
 
 
+def rank_correlation(a, b):
+    ranks = [torch.as_tensor(x).argsort().argsort().double() for x in (a, b)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+@pytest.mark.parametrize("tokens", [128, 512])
+def test_importance_ranks_heads_as_taking_them_out_does(tokens):
+    """On the model that ships, across layers; one gate for a whole text does not."""
+    model, tokenizer = load()
+    model = model.float()
+    page = (Path(__file__).parents[2] / "docs" / "idea.md").read_text()
+    ids = tokenizer(page, return_tensors="pt").input_ids[:, :tokens]
+    assert ids.shape == (1, tokens)
+
+    def loss(model):
+        with torch.no_grad():
+            return float(model(input_ids=ids, labels=ids, use_cache=False).loss)
+
+    scores = regard.see(model, ids, ["importance"], heads=0).scores["importance"]
+    heads = scores.heads()
+    changes = ablation(model, loss, [(x.site, x.head) for x in heads])
+    felt = [abs(changes[x.site, x.head]) for x in heads]
+    assert rank_correlation([x.value for x in heads], felt) > 0.7
+
+
+def test_induction_is_told_of_repeats_and_of_the_text():
+    text = "one two three. " * 30
+    seen = regard.see(inputs=text, probes=["induction", "induction_in_text"], heads=0)
+    said = [x for x in seen.findings() if x.startswith("induction")]
+    assert [x.split(":")[0] for x in said] == ["induction", "induction in this text"]
+    assert all("chance" in x for x in said)
+    page = (Path(__file__).parents[2] / "docs" / "idea.md").read_text()[:800]
+    other = regard.see(inputs=page, probes=["induction", "induction_in_text"], heads=0)
+    on_text = [x.scores["induction_in_text"].top(1)[0].value for x in (seen, other)]
+    assert on_text[0] > on_text[1] + 0.1  # and on repeats they are the same
+    on_repeats = [x.scores["induction"].array() for x in (seen, other)]
+    assert (on_repeats[0] == on_repeats[1]).all()
+
+
 def test_results_show_themselves():
     seen = regard.see(random_model(), LONG, ["previous_token", "sink", "entropy"], heads=0)
     for shown in (seen._repr_html_(), seen.roles._repr_html_(), seen.roles["sink"]._repr_html_()):
@@ -129,3 +172,25 @@ def test_results_show_themselves():
         assert "<script" not in shown
         assert "http" not in shown
     assert "chance" in str(seen.roles["sink"])
+
+
+def test_probes_that_look_together_read_one_survey_of_idle_heads(monkeypatch):
+    from regard.probes import chance as module
+
+    asked = []
+    plain = module.survey_call
+
+    def counted(call, want):
+        asked.append(tuple(want))
+        return plain(call, want)
+
+    monkeypatch.setattr(module, "survey_call", counted)
+    names = ["previous_token", "local", "entropy", "concentration", "strongest_sink"]
+    ids = torch.randint(5, 60, (1, 40), generator=torch.Generator().manual_seed(0))
+    model = build("llama", DECODERS["llama"], causal=True)
+    together = regard.see(model, ids, names, heads=0).scores
+    assert len(asked) == 1
+    for name in names:
+        alone = regard.see(model, ids, [name], heads=0).scores[name]
+        assert together[name].chance == alone.chance
+        assert alone.chance

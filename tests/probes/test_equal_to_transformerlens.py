@@ -63,32 +63,34 @@ def test_logits_are_the_same(ours, cache, ids):
         assert torch.allclose(ours(ids).logits, cache[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("current", [False, True])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize(("definition", "measure"), [("share", "mul"), ("difference", "abs")])
 @pytest.mark.parametrize(
-    ("probe", "name"),
+    ("kind", "name"),
     [
-        (PreviousToken(definition="share"), "previous_token_head"),
-        (DuplicateToken(definition="share"), "duplicate_token_head"),
-        (Induction(definition="share"), "induction_head"),
+        (PreviousToken, "previous_token_head"),
+        (DuplicateToken, "duplicate_token_head"),
+        (Induction, "induction_head"),
     ],
 )
-def test_detect_head(ours, cache, ids, probe, name):
+def test_detect_head(ours, cache, ids, kind, name, definition, measure, bos, current):
     import transformer_lens.head_detector as detector
 
+    probe = kind(definition=definition, exclude_bos=bos, exclude_current_token=current)
     found = looked(ours, probe, ids)
     wanted = torch.zeros_like(found)
-    patterns = {
-        "previous_token_head": "get_previous_token_head_detection_pattern",
-        "duplicate_token_head": "get_duplicate_token_head_detection_pattern",
-        "induction_head": "get_induction_head_detection_pattern",
-    }
-    pattern = getattr(detector, patterns[name])(ids.cpu())
+    pattern = getattr(detector, f"get_{name}_detection_pattern")(ids.cpu())
     for layer in range(4):
         for head in range(8):
+            # It writes into what it is given.
+            attention = cache[1][f"blocks.{layer}.attn.hook_pattern"][0, head].clone()
             wanted[layer, head] = detector.compute_head_attention_similarity_score(
-                cache[1][f"blocks.{layer}.attn.hook_pattern"][0, head], pattern,
-                exclude_bos=False, exclude_current_token=False, error_measure="mul",
+                attention, pattern.clone(),
+                exclude_bos=bos, exclude_current_token=current, error_measure=measure,
             )  # fmt: skip
-    assert torch.allclose(found, wanted, atol=1e-5)
+    # By "abs" it rounds to three places.
+    assert torch.allclose(found, wanted, atol=1e-5 if measure == "mul" else 6e-4)
 
 
 def test_stripes_of_the_demonstration(ours, cache, ids):

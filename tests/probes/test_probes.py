@@ -96,6 +96,37 @@ def test_weight_on_pairs_is_that_of_the_matrix(kind, make, sink):
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("current", [False, True])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("definition", ["share", "difference"])
+@pytest.mark.parametrize("kind", ["previous_token", "induction mask", "duplicate_token mask"])
+def test_scores_of_a_head_detector_are_those_of_the_matrix(kind, definition, bos, current):
+    call, reading, name = random_call(), repeated(), kind.split()[0]
+    settings = {"exclude_bos": bos, "exclude_current_token": current}
+    found = looked(known()[name](definition=definition, **settings), call, reading)
+    weights = closed_weights(call, "test")
+    own = torch.arange(N)
+    there = pairs(kind, reading, own[:, None], own[None])[:, None].expand_as(weights) & (
+        own[:, None] >= own
+    )
+    kept = torch.ones(N, N, dtype=torch.bool)
+    kept[:, 0] &= not bos
+    kept[own, own] &= not current
+    if definition == "share":
+        share = (weights * (there & kept)).sum((0, 2, 3)) / (weights * kept).sum((0, 2, 3))
+        assert torch.allclose(found, share, atol=1e-9)
+        return
+    gap = ((weights - there.double()).abs() * kept).sum((2, 3)).mean(0) / N
+    assert torch.allclose(found, 1 - gap, atol=1e-9)
+
+
+def test_options_of_a_head_detector_are_for_its_measures():
+    with pytest.raises(RuleError, match="exclude_bos"):
+        Induction(exclude_bos=True)
+    with pytest.raises(RuleError, match="exclude_current_token"):
+        DuplicateToken(definition="mask", exclude_current_token=True)
+
+
 def test_perfect_heads_score_one_and_others_nothing():
     reading = repeated(1)
     # Where there is nothing so far back, a head looks at the token itself.

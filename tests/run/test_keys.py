@@ -67,6 +67,15 @@ def paged(m: int, learned: bool = False) -> Keys:
     return Paged(k, v, table, lengths)
 
 
+def paged_alike(m: int, learned: bool = False) -> Keys:
+    # Keys and values in one tensor, as a server keeps them: pages that lie apart.
+    pages = -(-m // 4)
+    pool = torch.randn(B * pages, G, 8, D)
+    table = torch.randperm(B * pages).view(B, 1, pages)
+    lengths = torch.full((B, 1), m)
+    return Paged(pool[:, :, :4], pool[:, :, 4:], table, lengths, longest=m)
+
+
 def paged_heads(m: int, learned: bool = False) -> Keys:
     pages = -(-m // 4)
     k, v = torch.randn(2, B * G * pages, 1, 4, D).unbind(0)
@@ -105,11 +114,11 @@ def unordered(m: int, learned: bool = False) -> Keys:
 FORMS: dict[str, Callable[..., Keys]] = {
     f.__name__: f
     for f in (
-        plain, evicted, padded, slots, slots_with_holes, paged, paged_heads, packed, ragged,
-        summary, unordered,
+        plain, evicted, padded, slots, slots_with_holes, paged, paged_alike, paged_heads, packed,
+        ragged, summary, unordered,
     )
 }  # fmt: skip
-CARRY = [x for x in FORMS if x not in ("paged", "paged_heads", "packed")]
+CARRY = [x for x in FORMS if x not in ("paged", "paged_alike", "paged_heads", "packed")]
 RULES = {
     "all": Rule(),
     "causal": Rule(Causal(), offset=60),
@@ -122,6 +131,10 @@ RULES = {
 }
 
 
+# Keys on other ranks are tried where there are some: tests/schemes.
+ELSEWHERE = {"lent", "sharded"}
+
+
 def test_every_form_that_there_is_is_tried() -> None:
     found, todo = set(), [Keys]
     while todo:
@@ -129,7 +142,7 @@ def test_every_form_that_there_is_is_tried() -> None:
         todo += kind.__subclasses__()
         if hasattr(kind, "form"):
             found.add(kind.form)
-    assert found == {f(9).form for f in FORMS.values()}
+    assert found - ELSEWHERE == {f(9).form for f in FORMS.values()}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -181,6 +194,11 @@ def test_taking_slots_is_taking_them_of_what_is_dense(form: str, seed: int) -> N
     got = keys.take(some).dense()
     index = some[..., None].expand(-1, -1, -1, D)
     assert torch.equal(got.k, whole.k.gather(2, index))
+    k, v = keys.gather(some)
+    assert torch.equal(k, whole.k.gather(2, index))
+    assert torch.equal(v, whole.v.gather(2, index))
+    for first in (0, 3, whole.m - 1, whole.m):
+        assert torch.equal(keys.since(first), whole.k[:, :, first:])
     assert keys.nbytes > 0
     assert keys.shape[:2] == (B, G)
     assert keys.m == whole.m

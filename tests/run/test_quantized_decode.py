@@ -119,7 +119,7 @@ def test_groups_of_no_power_of_two_are_gathered(seed: int) -> None:
 
 def kernel_alone(patch: pytest.MonkeyPatch) -> None:
     """Let the kernel be chosen in the interpreter, too, and no number be written out."""
-    patch.setattr("regard.run.packed.avoid_interpreter", lambda call: "")
+    patch.setattr("regard.run.packed.PackedDecode.avoid_reason", lambda self, call: "")
     patch.setattr(Codes, "read", None)
     patch.setattr(Packed, "dense", None)
 

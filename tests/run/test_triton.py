@@ -14,7 +14,7 @@ from regard.core.call import Call
 from regard.core.errors import RegardError
 from regard.core.key_forms import Paged
 from regard.core.keys import Dense
-from regard.core.partial import Partial, merge_stacked
+from regard.core.partial import Partial, merge
 from regard.core.rule import Rule
 from regard.core.score import Alibi, Dot, SoftCap
 from regard.core.support import Causal, Everything, PerHead, Sinks, Window
@@ -192,7 +192,8 @@ def test_splits_merge_as_partials_do(seed, splits, empty):
     gone = torch.rand(lses.shape) < (1.0 if empty else 0.3)
     parts, lses = parts.masked_fill(gone[..., None], 0.0), lses.masked_fill(gone, -torch.inf)
     got = merge_splits(parts.to(DEVICE), lses.to(DEVICE), torch.float32)
-    close(got, merge_stacked(Partial(parts, lses), dim=2))
+    apart = zip(parts.unbind(2), lses.unbind(2), strict=True)
+    close(got, merge(*(Partial(*one) for one in apart)))
 
 
 SUPPORTS = [Everything(), Causal(), Window(9, 4), Causal() & (Window(9) | Sinks(3))]

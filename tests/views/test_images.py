@@ -206,8 +206,8 @@ def test_patches_stand_where_the_model_puts_them():
     assert patches_of(vit, 8, 8) == Patches((2, 3), 2, 2)
     assert patches_of(vit, 6, 9) is None
     now = Forward(0, grid=(2, 3))
-    joint = Site(0, "joint", "attn", 2, 2, modality="text-image").at(now)
-    assert patches_of(joint, 11, 11) == Patches((2, 3), 5, 5)
-    assert patches_of(Site(0, "cross", "attn2", 2, 2).at(now), 6, 5) == Patches((2, 3), 0, None)
-    assert patches_of(Site(0, "self", "refiner", 2, 2).at(now), 6, 6) is None
+    joint = Site(0, "joint", "attn", 2, 2, modality="text-image")
+    assert patches_of(joint, 11, 11, now) == Patches((2, 3), 5, 5)
+    assert patches_of(Site(0, "cross", "attn2", 2, 2), 6, 5, now) == Patches((2, 3), 0, None)
+    assert patches_of(Site(0, "self", "refiner", 2, 2), 6, 6, now) is None
     assert patches_of(Site(0, "cross", "attn2", 2, 2), 6, 5) is None

@@ -51,7 +51,6 @@ def test_exact_weights_and_colors_are_those_of_numpy(tmp_path):
 def test_pixels_of_the_map_are_those_of_the_ramp(tmp_path):
     run = seen(n=64, keep=((0, 1),)).run()
     script = """
-    await regard.show(regard.heads[1]);
     const canvas = document.getElementById("map"), context = canvas.getContext("2d");
     const cell = canvas.width / 64, pixels = [];
     const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
@@ -61,7 +60,7 @@ def test_pixels_of_the_map_are_those_of_the_ramp(tmp_path):
     }
     return { pixels };
     """
-    found = visited(run, script, tmp_path)
+    found = visited(run, script, tmp_path, "#head=0.1&scale=log")
     from regard.probes.maps import log_scale
 
     wanted = ramp(log_scale(torch.from_numpy(rows_of(run, 0, 0, 64)))).astype(int)
@@ -86,7 +85,7 @@ def test_hiding_the_first_token_shares_its_weight_out_again(tmp_path):
     assert np.allclose(found["row"], row / row.sum(), atol=2e-3)
     assert "hidden" in found["note"]
     assert found["tops"] > 3
-    assert found["hash"] == "#head=0.1&query=40"
+    assert found["hash"] == "#head=0.1&query=40&hide=1"
 
 
 @in_browser

@@ -6,6 +6,7 @@ and `chunked` (fast). The door with every check is `regard.run.scanning.scan`.
 """
 
 from regard.core.scan.chunked_scan import chunked
+from regard.core.scan.containment import contain
 from regard.core.scan.momentum import (
     momentum_chunked,
     momentum_passage,
@@ -35,6 +36,7 @@ __all__ = [
     "ScanTokens",
     "check_chunk",
     "chunked",
+    "contain",
     "divided",
     "initial_memory",
     "initial_pair",

@@ -12,6 +12,7 @@ from torch import Tensor
 from regard.core.autocast import without_autocast
 from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.partial import Partial, finite, log_sum_exp, merge, nothing, wide
+from regard.core.scan.containment import Spoiled, readers, some_broken
 
 
 def prefix_softmax(
@@ -42,6 +43,7 @@ def prefix_softmax(
         scores = scores.masked_fill(~keep[:, None], -torch.inf)
     if state is None:
         state = nothing(v[:, :, :1])
+    scores, v, state, spoiled = _contain(scores, v, state, reset)
     segment = None if reset is None else reset.long().cumsum(1)
     parts, first = [], segment[:, :1] * 0 if segment is not None else None
     for start in range(0, v.shape[2], chunk):
@@ -51,7 +53,29 @@ def prefix_softmax(
             out, state = _chunk(scores[:, :, piece], v[:, :, piece], state, own, first)
         first = None if own is None else own[:, -1:]
         parts.append(out)
-    return torch.cat(parts, dim=2).to(dtype), state
+    out = torch.cat(parts, dim=2)
+    if spoiled is not None:
+        assert state.lse is not None
+        out, mean, lse = spoiled.fill(out, state.out, state.lse)
+        state = Partial(mean, lse)
+    return out.to(dtype), state
+
+
+def _contain(
+    scores: Tensor, v: Tensor, state: Partial, reset: Tensor | None
+) -> tuple[Tensor, Tensor, Partial, Spoiled | None]:
+    """Take out what is broken, and note who reads it: not a value whose score is -inf."""
+    lse, alone = state.lse, v.shape[2] == 1 and reset is None
+    assert lse is not None
+    if alone or not some_broken(v, state.out, scores.exp(), lse.exp()):
+        return scores, v, state, None
+    bad = ~v.isfinite().all(-1) | ~(scores < torch.inf)
+    entered = (~state.out.isfinite().all(-1) | ~(lse < torch.inf)).squeeze(-1)
+    spoiled = readers(bad & (scores != -torch.inf), entered, reset=reset)
+    mean = state.out.masked_fill(entered[..., None, None], 0.0)
+    state = Partial(mean, lse.masked_fill(entered[..., None], -torch.inf))
+    scores, v = scores.masked_fill(bad, -torch.inf), v.masked_fill(bad[..., None], 0.0)
+    return scores, v, state, spoiled
 
 
 def _chunk(

@@ -119,7 +119,7 @@ def prepare(
             _check_mask(name, mask, q)
     if keep is not None:
         real = keep[:, None, :, None]
-        k = k * real
+        k = k.masked_fill(~real, 0.0)
         decay = None if decay is None else torch.where(real, decay, 0.0)
         momentum = None if momentum is None else torch.where(real, momentum, 0.0)
     if reset is not None:

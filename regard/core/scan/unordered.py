@@ -10,6 +10,7 @@ from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
 from regard.core.partial import wide
 from regard.core.scan.chunked_scan import chunked
+from regard.core.scan.containment import cleared, contain
 from regard.core.scan.scan_inputs import prepare, starts
 
 
@@ -60,7 +61,7 @@ def summed(k: Tensor, v: Tensor, *, keep: Tensor | None = None) -> Tensor:
         fail(ShapeError, "v", shape_of(v), f"[b, g, m, e] for k {list(k.shape)}", "pair them up")
     k, v = k.to(wide(k.dtype)), v.to(wide(k.dtype))
     if keep is not None:
-        k = k * keep[:, None, :, None]
+        k, v = cleared(k, v, keep)
     with without_autocast(k.device):
         return k.mT @ v
 
@@ -92,18 +93,21 @@ def _both_ways(
     reset = starts(documents)
     forth = prepare(q, k, v, keep=keep, reset=reset, scale=scale)
     flipped = (x.flip(2) for x in (q, k, v))
-    back = prepare(
-        *flipped,
-        keep=None if keep is None else keep.flip(1),
-        reset=starts(documents.flip(1)),
-        scale=scale,
-    )
+    back_keep = None if keep is None else keep.flip(1)
+    back_reset = starts(documents.flip(1))
+    back = prepare(*flipped, keep=back_keep, reset=back_reset, scale=scale)
     start = forth.q.new_zeros(forth.memory_shape)
     with without_autocast(q.device):
+        forth, _, before_me = contain(forth, (), keep=keep, reset=reset)
+        back, _, after_me = contain(back, (), keep=back_keep, reset=back_reset)
         before, _ = chunked(forth, start)
         after, _ = chunked(back, start)
         own = (forth.q * forth.k).sum(-1, keepdim=True) * forth.v
-        return before + after.flip(2) - own
+        out = before + after.flip(2) - own
+        if before_me is not None and after_me is not None:
+            rows = before_me.rows | after_me.rows.flip(2)
+            out = out.masked_fill(rows[..., None], torch.nan)
+        return out
 
 
 def with_ones(v: Tensor) -> Tensor:

@@ -46,6 +46,9 @@ class ScoreMod(Value):
     needs_row: ClassVar[bool] = False
     # Whether positions matter to it, beyond places in the q and k of the call.
     asks_positions: ClassVar[bool] = True
+    # Whether its tensors hold an entry for each query or key of the call: a call over some of the
+    # queries or keys would read other entries.
+    by_token: ClassVar[bool] = False
     # Whether `+` is its sign, as that of a bias.
     adds: ClassVar[bool] = True
 

@@ -59,6 +59,7 @@ class LowRankBias(PlaceStep):
     u: Tensor
     v: Tensor
     _head_axis: ClassVar = {"u": 1, "v": 1}
+    by_token: ClassVar = True
     asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
@@ -106,6 +107,7 @@ class KeyWeights(PlaceStep):
 
     log_weight: Tensor
     _head_axis: ClassVar = {"log_weight": 1}
+    by_token: ClassVar = True
     asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
@@ -153,6 +155,7 @@ class Temperature(PlaceStep):
     key: Tensor | None = None
     adds: ClassVar = False
     _head_axis: ClassVar = {"query": 1, "key": 1}
+    by_token: ClassVar = True
     asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:
@@ -201,6 +204,7 @@ class QueryBias(PlaceStep):
     """
 
     table: Tensor
+    by_token: ClassVar = True
     _head_axis: ClassVar = {"table": 1}
 
     def change(self, scores: Tensor, at: At) -> Tensor:

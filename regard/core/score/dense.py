@@ -24,6 +24,7 @@ class DenseBias(PlaceStep):
 
     bias: Tensor
     _head_axis: ClassVar = {"bias": 1}
+    by_token: ClassVar = True
     asks_positions: ClassVar = False
 
     def __post_init__(self) -> None:

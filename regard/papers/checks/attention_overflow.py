@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,15 @@ def _counted(task: Missing, x: Tensor, support: Support) -> Tensor:
     seen = attend(flat[:, :, -1:], flat, values, last)[:, 0, 0, : task.items]
     # Items of equal weight are all as good: one of them at random.
     return (-seen + 1e-6 * torch.rand(seen.shape)).argmax(1)
+
+
+def _rarely(rows: int, share: float) -> int:
+    """The count of hits in `rows` that chance, `share` each, exceeds in one of 1,000 runs."""
+    likely, count = (1 - share) ** rows, 0
+    while likely < 0.999:  # because: one of 1,000
+        count += 1
+        likely += math.comb(rows, count) * share**count * (1 - share) ** (rows - count)
+    return count
 
 
 @check(
@@ -53,15 +64,17 @@ def missing() -> Claims:
         kept = torch.rand(batch.x.shape).argsort(1).argsort(1) < few
         some = torch.where(kept, batch.x, task.items)
         sparse = scored(_counted(task, some, Everything()))
-        error = 3 * (bound * (1 - bound) / rows) ** 0.5
-        scores[items] = (whole, near, bound, error, sparse)
-    for items, (whole, near, bound, error, sparse) in scores.items():
+        chance = _rarely(rows, bound) / rows - bound
+        scores[items] = (whole, near, bound, chance, sparse)
+    for items, (whole, near, bound, chance, sparse) in scores.items():
         yield claim("A uniform-attention", f"accuracy of counting, {items} items", whole).equals(
             1.0, "every row"
         )
         yield claim(
             "A uniform-attention", f"accuracy of a window of half, {items} items", near
-        ).at_most(bound, "1 / (N - w)", plus=error, because="three standard errors of its rows")
+        ).at_most(
+            bound, "1 / (N - w)", plus=chance, because="what chance exceeds in one of 1,000 runs"
+        )
         yield claim(
             "a top-k sparse model", f"accuracy of a quarter of the keys, {items} items", sparse
         ).below(whole, "all keys")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+
 from regard.analysis.similarity import neuron_view
 from regard.core.rule import Rule
-from regard.models.weights import closed_weights
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.shared.copier_models import CAUSAL
 from regard.papers.shared.measure import gap
 from regard.papers.shared.random_calls import random
 from regard.probes.prompt_parts import spans_mass
+from regard.run.api import attend
 
 
 @check("bertviz", beyond="views of line bundles: the page draws maps")
@@ -19,11 +21,16 @@ def views() -> Claims:
     worst, parts = 0.0, 0.0
     for rule in (CAUSAL, Rule()):
         call = random(16, rule)
-        whole = closed_weights(call, "check")[0]
+        eye = torch.eye(16, dtype=torch.float64).expand(1, 4, -1, -1)
+        whole = attend(call.q, call.k, eye, rule)[0]  # what is attended to one-hot is the weights
+        allowed = whole.amax(0) > 0
         for head in range(4):
             for row in range(16):
                 view = neuron_view(call, head, row)
-                worst = max(worst, gap(view.weights, whole[head, row]))
+                # As one who reads the view would: add up the products, scale, softmax what is seen.
+                scores = view.products.sum(-1) / 8**0.5
+                again = scores.masked_fill(~allowed[row], -torch.inf).softmax(-1)
+                worst = max([worst, *(gap(x, whole[head, row]) for x in (again, view.weights))])
         found = spans_mass(call, {"a": slice(0, 7), "b": slice(7, 16)})
         parts = max(parts, float((found["a"] + found["b"] - 1).abs().max()))
     yield claim("From the exported neuron", "largest difference of a row", worst).within(

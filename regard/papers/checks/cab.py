@@ -21,7 +21,7 @@ ALONE = ("gaam",)
 
 
 def _leaks(name: str, pattern: str) -> float:
-    """The largest gradient of an output to what its query may not see, over one that it may."""
+    """The largest gradient of any output to what its query may not see, over one that it may."""
     kind = get(name)
     dim, heads = int(kind.tiny["dim"]), int(kind.tiny.get("heads", 4))
     layer = make_layer(name, pattern, dim, heads, TOKENS).eval()
@@ -29,12 +29,16 @@ def _leaks(name: str, pattern: str) -> float:
     other = torch.randn(1, TOKENS, dim)
     seen = (other if pattern in ("nc", "cc") else x).requires_grad_()
     y = layer(x, seen) if pattern in ("nc", "cc") else layer(seen)
-    place = TOKENS // 2
-    (gradient,) = torch.autograd.grad(y[0, place].square().sum(), seen, allow_unused=True)
-    if gradient is None:
-        return 0.0
-    size = gradient[0].abs().amax(-1)
-    return float(size[place + 1 :].max() / size.max().clamp_min(1e-30))
+    ahead, largest = 0.0, 1e-30
+    for place in range(TOKENS - 1):
+        (gradient,) = torch.autograd.grad(
+            y[0, place].square().sum(), seen, allow_unused=True, retain_graph=True
+        )
+        if gradient is not None:
+            size = gradient[0].abs().amax(-1)
+            ahead = max(ahead, float(size[place + 1 :].max()))
+            largest = max(largest, float(size.max()))
+    return ahead / largest
 
 
 @check(

@@ -7,7 +7,6 @@ import copy
 import torch
 
 from regard.core.call import Call
-from regard.models.engine import attended
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.shared.diffusion_models import chosen, on_grid, tiny_wan, wan_out
@@ -16,6 +15,7 @@ from regard.policies.distilling import distill
 from regard.policies.frames import AttentionTile, meeting, tile_errors, tiles
 from regard.policies.grids import image_of
 from regard.policies.registry import policy
+from regard.run.runner import run
 from regard.verbs import shrink
 
 
@@ -40,7 +40,7 @@ def attention_tile() -> Claims:
     call = on_grid((6, 4, 4), 5)
     whole = AttentionTile()
     whole.take({"references": {0: 6}})
-    exact = gap(attended(chosen(whole, call)[0]), attended(call))
+    exact = gap(run(chosen(whole, call)[0]).out, run(call).out)
     counted = [int(meeting(f, 3).sum()) for f in (8, 16, 32)]
     found = []
     for diagonal, error in ((8.0, 0.01), (None, 0.001)):

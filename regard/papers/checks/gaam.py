@@ -25,7 +25,8 @@ def gaussian_gate() -> Claims:
     uniform = gap(wide.gate(x), torch.full((2, 9, 1, 32), 1 / 32))
     count = sum(p.numel() for p in layer.parameters())
 
-    gate, last = GaussianGate(32, heads=4, gaussians=2), nn.Linear(32, 2)
+    # One slice: a band that fills half of one would be its mirror image, class by class.
+    gate, last = GaussianGate(32, heads=1, gaussians=2), nn.Linear(32, 2)
 
     def batch(rows: int) -> tuple[Tensor, Tensor]:
         wanted = torch.randint(0, 2, (rows,))

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from regard.core.call import Call
-from regard.models.engine import attended
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.shared.diffusion_models import chosen, on_grid
 from regard.papers.shared.measure import gap
 from regard.policies.grids import Grat, GratCrissCross
+from regard.run import runner
 from regard.run.api import attend
 from regard.run.executor import Yes
 from regard.run.folding import make_fold
@@ -54,7 +54,7 @@ def grat() -> Claims:
     """Groups are exact under their token mask, counted in closed form, and whole in the order."""
     one = on_grid((24, 20), 7)
     made = {"one group": Grat(group=(24, 20)), "all around": Grat(group=(8, 8), radius=3)}
-    dense = attended(one)
+    dense = runner.run(one).out
     whole = max(gap(folded(chosen(x, one)[0]), dense) for x in made.values())
     off, counts = 0.0, []
     cases: Any = (((24, 20), (8, 8)), ((5, 9, 12), (2, 4, 4)), ((7, 7), (3, 2)))

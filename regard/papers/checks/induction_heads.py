@@ -41,9 +41,10 @@ def induction() -> Claims:
     with attach(two, gone, check=False):
         broken = repeat_loss(two)
     wired = Wired()
-    ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
-    wiring = Induction()
-    wiring.show(Reading({"input_ids": ids}, period=4))
+    # What comes first has no token before it, and is not shown again.
+    ids = torch.tensor([[4, 0, 1, 2, 0, 1, 2]])
+    wiring = Induction(definition="mask")
+    wiring.show(Reading({"input_ids": ids}))
     with attach(wired, wiring, check=False), torch.no_grad():
         said = wired(ids)
     wired_score = wiring.told().top(1)[0].value

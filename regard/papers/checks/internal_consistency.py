@@ -17,6 +17,7 @@ from regard.probes.reading import Reading
 @check(
     "internal_consistency",
     beyond="reasoning paths of large models, where IC is to tell right answers from wrong ones",
+    same="layers agree or do not whatever is drawn, and the model that ships has one text",
 )
 def consistency() -> Claims:
     """Layers that add to one answer agree, a last layer that flips agrees with none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from regard.core.partial import Partial, merge_stacked
+from regard.core.partial import Partial, merge
 from regard.core.support import Blocks, Causal, Strided
 from regard.layers.block_routing import LandmarkAttention
 from regard.papers.checks import Claims, check
@@ -38,10 +38,7 @@ def landmarks() -> Claims:
         part = partial(q, k[:, :, keys], v[:, :, keys])
         score = scores[..., (b + 1) * size - 1].masked_fill(block <= b, -torch.inf)
         parts.append(Partial(part.out, score))
-    stacked = merge_stacked(
-        Partial(torch.stack([p.out for p in parts], 2), torch.stack([p.lse for p in parts], 2)), 2
-    ).out
-    merged = gap(attend(q, k, v, layer.rule()), stacked)
+    merged = gap(attend(q, k, v, layer.rule()), merge(*parts).out)
     every = LandmarkAttention(32, heads=2, block=size, retrieve=n)
     every.load_state_dict(layer.state_dict())
     few = LandmarkAttention(32, heads=2, block=size, retrieve=2)

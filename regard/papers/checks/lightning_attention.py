@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from regard.layers.lightning import LightningAttention
 from regard.papers.checks import Claims, check
@@ -34,12 +35,28 @@ def lightning() -> Claims:
     layer = LightningAttention(32, heads=4, depth=3, layers=12)
     rate = torch.exp(-8.0 * torch.arange(1, 5) / 4 * (1 - 3 / 12))
     rates_right = gap(layer.log_decay.exp(), rate)
+    layer, x = layer.double(), torch.randn(2, 37, 32).double()
+    with torch.no_grad():
+        q, k, v = (
+            F.linear(x, w).unflatten(-1, (4, -1)).transpose(1, 2)
+            for w in (layer.to_q.weight, layer.to_k.weight, layer.to_v.weight)
+        )
+        apart = torch.arange(37)[:, None] - torch.arange(37)
+        mask = torch.where(apart >= 0, rate[:, None, None] ** apart, 0.0)
+        seen = ((F.silu(q) @ F.silu(k).mT * mask) @ v).transpose(1, 2).flatten(2)
+        seen = seen / seen.square().mean(-1, keepdim=True).sqrt()
+        written = F.linear(seen * F.linear(x, layer.to_gate.weight), layer.to_out.weight)
+        of_layer = gap(layer(x), written)
+    layer = layer.float()
     memory = [decode_bytes(layer, steps) for steps in (8, 64)]
     yield claim("Blockwise equals", "largest difference from the masked product", worst).within(
         1e-10, "(QK^T * M) V in float64", because=CATALOGUE
     )
     yield claim("gradients equal", "largest difference of gradients", worst_gradient).within(
         1e-10, "autograd of the masked product in float64", because=FLOAT64
+    )
+    yield claim("Blockwise equals", "difference of the layer", of_layer).within(
+        1e-5, "its equation, written out over the matrix", because=CATALOGUE
     )
     yield claim("Blockwise equals", "difference of the decay of a head", rates_right).within(
         1e-6, "exp(-(8 h / H)(1 - l / L))", because=FLOAT32

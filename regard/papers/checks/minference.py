@@ -44,8 +44,17 @@ def minference() -> Claims:
     maker = VerticalSlash(block)
     rows = torch.arange(n // block)
     always = (rows[:, None] == rows) | (rows == 0)
+    # What the planted lines cost as tiles: columns, two diagonals of tiles for each planted one (of
+    # distance 0: the nearest two), the first column and the diagonal itself.
+    t = n // block
+    lanes = {o // block + extra for o in offsets for extra in (0, 1)} - {0}
+    needed = sum(t - c // block for c in columns) + sum(t - o for o in lanes) + 2 * t
+    least = needed / (t * (t + 1) / 2)
     errors = {
-        keep: sparse_gap(call, always | maker.tiles(call, keep), block) for keep in (0.4, 0.2)
+        "twice what the planted lines cost": sparse_gap(
+            call, always | maker.tiles(call, 2 * least), block
+        ),
+        "what the planted lines cost": sparse_gap(call, always | maker.tiles(call, least), block),
     }
 
     restart()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regard.models.site import Site, Sites
@@ -45,6 +46,17 @@ def pyramid() -> Claims:
         assert found is not None
         return found
 
+    def by_equation(site: Site) -> Tensor:
+        """SnapKV's choice, from the weights of the last w queries written out."""
+        restart(f"layer {site.layer}")
+        q, k = torch.randn(1, 4, n, 16), torch.randn(1, 2, n, 16)
+        scores = q[:, :, -w:] @ k.repeat_interleave(2, 1).mT / 4  # the root of 16 channels
+        unseen = torch.arange(n) > torch.arange(n - w, n)[:, None]
+        votes = scores.masked_fill(unseen, -torch.inf).softmax(-1).sum(2)[..., : n - w]
+        near = F.avg_pool1d(votes, flat.kernel, 1, flat.kernel // 2).unflatten(1, (2, 2)).mean(2)
+        older = near.topk(c - w).indices
+        return torch.cat((older, torch.arange(n - w, n).expand(1, 2, w)), -1).sort().values
+
     pyramid_, flat = PyramidKV(window=w), PyramidKV(window=w, beta=1.0)
     sizes = [kept(pyramid_, s).shape[-1] for s in sites]
     steps = torch.tensor(sizes).diff()
@@ -61,6 +73,7 @@ def pyramid() -> Claims:
         with shrink(made, "pyramid_kv", keep=4000, check=False):
             identical = bool(torch.equal(made(ids).logits, plain))
     older = sum(x - w for x in sizes)
+    written = sum(torch.equal(kept(flat, s).sort().values, by_equation(s)) for s in sites)
     yield claim("Sum of kept old", "older keys of all layers", older).within(
         layers, "m (C - w)", value=layers * (c - w), because="rounding: one a layer"
     )
@@ -71,6 +84,9 @@ def pyramid() -> Claims:
         True, "the model"
     )
     yield claim("beta giving min = max", "layers with SnapKV's keys", same).equals(layers, "all")
+    yield claim(
+        "beta giving min = max", "layers with the keys that SnapKV's equation chooses", written
+    ).equals(layers, "all")
     yield claim("first layer keeps", "keys of the first layer", sizes[0]).at_least(
         sizes[-1], "keys of the last"
     )

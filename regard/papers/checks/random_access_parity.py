@@ -35,6 +35,7 @@ def _found_by_content(task: ParityMnemonics, drawn: int) -> float:
 
 @check(
     "random_access_parity",
+    same="a head that finds words finds them whatever bits are drawn: weights are ties and no more",
     narrowed={"mass on the correct bit": "a built head, not a trained one"},
     left_out={
         "4-layer model trained": (

@@ -18,9 +18,9 @@ from regard.policies.budget import Budget
 
 def on_grid(grid: tuple[int, ...], text: int = 0, h: int = 2) -> Call:
     """Random joint attention over a grid and text behind it."""
-    site = Site(0, "joint", "attn", h, h, 16, modality="image-text").at(Forward(0, grid=grid))
+    site = Site(0, "joint", "attn", h, h, 16, modality="image-text")
     q, k, v = torch.randn(3, 1, h, prod(grid) + text, 16)
-    return Call.of(q, k, v, site=site)
+    return Call.of(q, k, v, site=site, forward=Forward(0, grid=grid))
 
 
 def chosen(made: Any, call: Call, keep: Any = 0.25) -> tuple[Call, Step]:

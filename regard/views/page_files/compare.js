@@ -10,9 +10,8 @@ function part(kind, text, ...children) {
 
 async function loadCompare() {
   const other = manifest.compare;
-  $("compare").hidden = !other;
   if (!other) return;
-  $("overview").hidden = true;
+  $("compare").hidden = false;
   const jsd = await array("jsd");
   const title = part("h2", `A: ${other.names[0]} | B: ${other.names[1]}`);
   const words = part("p", other.note), legend = part("p", ""), help = part("p", "");
@@ -88,7 +87,7 @@ async function loadCompare() {
         return x === x ? ` · ${manifest.scores[name].title} ${x > 0 ? "+" : ""}${x.toPrecision(2)}` : "";
       }).join("") : "";
   }
-  async function show(key) {
+  async function show(key, push = false) {
     two.key = key;
     list.value = key;
     const index = manifest.deep.findIndex((d) => d.site * wide + d.head === key);
@@ -101,11 +100,14 @@ async function loadCompare() {
     two.box = { i: 0, j: 0, n: two.parts[0].t, m: two.parts[0].s };
     drawGrid();
     drawThree();
+    if (address.view === "compare") note(push);
   }
+  two.show = show;
+  two.first = ranked.length ? at(ranked[0]) : null;
   grid.onclick = (event) => {
     const box = grid.getBoundingClientRect();
     const s = Math.floor((event.clientY - box.top - top) / cell), h = Math.floor((event.clientX - box.left - left) / cell);
-    if (heads.some((head) => head.s === s && head.h === h)) show(s * wide + h);
+    if (heads.some((head) => head.s === s && head.h === h)) show(s * wide + h, true);
   };
   grid.onkeydown = (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wide, ArrowDown: wide }[event.key];
@@ -114,15 +116,25 @@ async function loadCompare() {
     event.preventDefault();
     show(at(next));
   };
-  list.onchange = () => show(Number(list.value));
+  list.onchange = () => show(Number(list.value), true);
   color.onchange = drawGrid;
   whole.onclick = () => zoomThree(1e9, 0, 0);
   two.redraw = () => {
     drawGrid();
     drawThree();
   };
-  if (ranked.length) await show(at(ranked[0]));
 }
+
+registerView({
+  name: "compare", every: ["compare"], sections: () => ["compare"],
+  matches: (params) => Boolean(manifest.compare) && !params.has("head"),
+  open: async (params) => {
+    const [s, h] = (params.get("pair") || "").split(".").map(Number);
+    const asked = heads.find((x) => x.s === s && x.h === h), key = asked ? s * wide + h : two.first;
+    if (key !== null) await two.show(key);
+  },
+  write: () => [["pair", two.key === two.first ? null : `${Math.floor(two.key / wide)}.${two.key % wide}`]],
+});
 
 function drawThree() {
   const [a, b] = two.parts, box = two.box;

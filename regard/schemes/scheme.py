@@ -1,0 +1,244 @@
+"""What a scheme is: an executor over sharded keys, which agrees with all ranks before it sends."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import ShapeError, fail
+from regard.core.partial import Partial, finite, merge, nothing, wide
+from regard.core.rule import Rule
+from regard.core.support import Everything
+from regard.core.tilemap import EMPTY, FULL
+from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
+from regard.run.runner import partial_of
+from regard.run.transforms import Transforms
+from regard.schemes.handshake import Meant, shake
+from regard.schemes.layouts import Layout
+from regard.schemes.sharded_keys import ShardedKeys
+from regard.schemes.work import RankWork, state_of, work_of
+
+# Bytes of memory that are moved in the time in which a link carries one.
+LINK = 16.0
+# Runs of consecutive positions that are attended to one by one, at most.
+RUNS = 4
+
+
+class Scheme(Executor):
+    """A way to run one call over the ranks of a mesh; every rank runs it."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({ShardedKeys.form})
+    transforms = Transforms.NONE
+    # Whether every rank has queries of its own, or all have the same.
+    same_queries: ClassVar[bool] = False
+    # Whether it attends from a query to some of its keys at a time.
+    splits_rows: ClassVar[bool] = True
+
+    def can(self, call: Call) -> Answer:
+        """Any rule that can be cut by positions."""
+        keys = call.keys
+        if not isinstance(keys, ShardedKeys):
+            return No(f"reads sharded keys, not {keys.form}")
+        if keys.scheme is not None and keys.scheme != self.name:
+            return No(f"the keys ask for {keys.scheme}")
+        if call.dropout:
+            return No("drops no weights: each rank would drop others than one process does")
+        if self.same_queries != (keys.queries is None):
+            return No(
+                "every rank has queries of its own" if self.same_queries
+                else "all ranks have the same queries, whose outputs are merged by tree"
+            )  # fmt: skip
+        score = call.rule.score
+        own = next((x for x in score.steps if x.by_token), None)
+        if own is not None:
+            return No(f"{own} has an entry for each token of a call, and a rank holds only some")
+        if self.splits_rows and score.needs_row:
+            return No(f"{score} needs whole rows of scores")
+        reason = self.refuses(call, keys)
+        return No(reason) if reason else Yes(self.note(call, keys))
+
+    def refuses(self, call: Call, keys: ShardedKeys) -> str:
+        """Say why it cannot run a call, or nothing."""
+        return ""
+
+    @abstractmethod
+    def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
+        """Return the bytes that each rank sends for the output of a call: the formula."""
+
+    def pairs(self, call: Call, keys: ShardedKeys) -> list[float]:
+        """Return the pairs of all heads that each rank scores, in tiles that are not empty."""
+        return [float(x) * call.b * call.h for x in work(call, keys).pairs_by_rank()]
+
+    def note(self, call: Call, keys: ShardedKeys) -> str:
+        """Say who does and sends how much."""
+        sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
+        return (
+            f"{keys.peers.world} ranks send {min(sent):,} to {max(sent):,} bytes and score "
+            f"{min(pairs):,.0f} to {max(pairs):,.0f} pairs"
+        )
+
+    # Share of the sending that is not hidden behind computing, and messages that follow on another.
+    exposed: ClassVar[float] = 1.0
+
+    def rounds(self, keys: ShardedKeys) -> int:
+        """Count the messages that wait for another."""
+        return 1
+
+    def held(self, call: Call, keys: ShardedKeys) -> float:
+        """Bytes that are held beside what a rank has."""
+        return float(max(self.bytes_sent(call, keys)))
+
+    def cost(self, call: Call) -> Cost:
+        """Count the work of the rank that has most: the others wait for it."""
+        keys = call.keys
+        assert isinstance(keys, ShardedKeys)
+        sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
+        moved = self.exposed * LINK * max(sent) + keys.nbytes
+        flops = 2.0 * max(pairs) * (call.d + call.e) + LAUNCH * self.rounds(keys)
+        return Cost(flops, moved, self.held(call, keys))
+
+    def run(self, call: Call) -> Partial:
+        """Agree with all ranks, then run."""
+        keys = call.keys
+        assert isinstance(keys, ShardedKeys)
+        if keys.queries is not None:
+            here = len(keys.queries.positions(keys.peers.rank))
+            if call.n != here:
+                fail(
+                    ShapeError, "q", f"{call.n} queries on rank {keys.peers.rank}",
+                    f"{here}, as {keys.queries} gives it",
+                    "take the queries of this rank: layout.take(q, rank, dim=2)",
+                )  # fmt: skip
+        real = "" if keys.real is None else f", {int(keys.real.sum())} real"
+        lengths = f"{keys.layout}{'' if keys.queries == keys.layout else f', {keys.queries}'}{real}"
+        shake(Meant.by(call, keys.peers, self.name, lengths), keys.peers, call.q.device)
+        out, lse = self.spread(call, keys)
+        return Partial(out.to(call.q.dtype), lse)
+
+    @abstractmethod
+    def spread(self, call: Call, keys: ShardedKeys) -> Partial:
+        """Run a call that all ranks agree on; sums are kept in at least float32."""
+
+
+def work(call: Call, keys: ShardedKeys) -> RankWork:
+    """Return who needs what in a call."""
+    return work_of(call.rule, queries_of(keys), keys.layout)
+
+
+def queries_of(keys: ShardedKeys) -> Layout:
+    """Return the layout of the queries."""
+    assert keys.queries is not None
+    return keys.queries
+
+
+def partial_over(
+    rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None = None
+) -> Partial:
+    """Attend from queries at positions i [n] to some keys at positions j [c], both rising.
+
+    q [b, h, n, d], k [b, g, c, d], v [b, g, c, e]; `real` bool [b, length] is false at padding. The
+    output is in at least float32, so that parts of half precision merge without loss. Runs of
+    consecutive positions that a rule leaves empty are skipped, and plain ones need no mask.
+    """
+    if not len(i) or not len(j):
+        # Nothing is attended to, but gradients must still be sent to those who wait for them.
+        joined = sum(x[:, :, :0].sum() for x in (q, k, v))
+        empty = q.new_zeros(*q.shape[:3], v.shape[3], dtype=wide(q.dtype)) + joined
+        return nothing(empty, sums=rule.weigh.sums)._replace(out=empty)
+    rows, cols = _runs(i), _runs(j)
+    if len(rows) * len(cols) > RUNS:
+        rows, cols = [slice(0, len(i))], [slice(0, len(j))]
+    made = []
+    for row in rows:
+        parts = [
+            _block(rule, q[:, :, row], k[:, :, col], v[:, :, col], i[row], j[col], real)
+            for col in cols
+        ]
+        some = [x for x in parts if x is not None]
+        empty = q.new_zeros(*q[:, :, row].shape[:3], v.shape[3], dtype=wide(q.dtype))
+        made.append(merge(*some) if some else nothing(empty, sums=rule.weigh.sums))
+    if len(made) == 1:
+        return made[0]
+    lses = [x.lse for x in made if x.lse is not None]
+    return Partial(torch.cat([x.out for x in made], 2), torch.cat(lses, 2) if lses else None)
+
+
+def _runs(x: Tensor) -> list[slice]:
+    """Cut rising positions into runs of consecutive ones."""
+    ends = ((x.diff() != 1).nonzero().flatten() + 1).tolist()
+    cuts = [0, *ends, len(x)]
+    return [slice(a, b) for a, b in itertools.pairwise(cuts) if b > a]
+
+
+def _block(
+    rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None
+) -> Partial | None:
+    """Attend to one block, without positions where they do not matter; None where it is empty."""
+    device, plain = q.device, real is None and not any(s.asks_positions for s in rule.score.steps)
+    in_a_row = int(i[-1]) - int(i[0]) == len(i) - 1 and int(j[-1]) - int(j[0]) == len(j) - 1
+    call = None
+    if in_a_row:
+        state = state_of(rule, i, j)
+        later = int(i[0]) + rule.offset - int(j[0])
+        if state == EMPTY:
+            return None
+        if plain and state == FULL:
+            call = Call.of(q, k, v, rule.replace(support=Everything(), offset=0))
+        elif plain and later >= 0 and rule.support.anchor() == 0:
+            call = Call.of(q, k, v, rule.replace(offset=later))
+    if call is None:
+        at = j.to(device)
+        if real is not None:
+            at = torch.where(real.to(device)[:, at], at, -1)
+        call = Call.of(q, k, v, rule, i.to(device), at)
+    part = partial_of(call)
+    return Partial(part.out.to(wide(q.dtype)), part.lse)
+
+
+def pulled_back(
+    part: Partial, d_out: Tensor, lse: Tensor | None, d_row: Tensor | None,
+    inputs: tuple[Tensor, ...],
+) -> list[Tensor | None]:  # fmt: skip
+    """Return the gradients of inputs from one part of a merged result.
+
+    Of the merge, out = sum_s exp(lse_s - lse) out_s, so with w = exp(lse_s - lse)
+
+        d out_s = w d_out,   d lse_s = w (d_out . out_s - d_row),   d_row = d_out . out - d_lse
+
+    which asks of the other parts no more than `lse` and `d_row` [b, h, n].
+    """
+    if part.out.grad_fn is None:
+        return [None] * len(inputs)
+    d_out = d_out.to(part.out.dtype)
+    if part.lse is None or lse is None:
+        return list(torch.autograd.grad(part.out, inputs, d_out, allow_unused=True))
+    assert d_row is not None
+    broken = lse.isnan()  # a query that attends to NaN has no gradient
+    share = torch.exp(part.lse.detach() - finite(lse)).masked_fill(broken, 0.0)
+    own = part.out.detach().masked_fill(broken[..., None], 0.0)
+    d_lse = share * ((d_out * own).sum(-1) - d_row.masked_fill(broken, 0.0))
+    outputs, grads = [part.out], [share[..., None] * d_out]
+    if part.lse.grad_fn is not None:
+        outputs.append(part.lse)
+        grads.append(d_lse)
+    return list(torch.autograd.grad(outputs, inputs, grads, allow_unused=True))
+
+
+def row_terms(
+    d_out: Tensor, d_lse: Tensor | None, out: Tensor, lse: Tensor | None
+) -> Tensor | None:
+    """Return d_row [b, h, n] of `pulled_back`; None where nothing is normalized."""
+    if lse is None:
+        return None
+    d_row = (d_out.to(out.dtype) * out).sum(-1)
+    return d_row if d_lse is None else d_row - torch.where(lse == -torch.inf, 0.0, d_lse)
+
+
+__all__ = [
+    "LINK", "Scheme", "partial_over", "pulled_back", "queries_of", "row_terms", "work",
+]  # fmt: skip

@@ -1,0 +1,243 @@
+"""The attention backend that vLLM runs: new keys go into its cache, calls go to the one runner.
+
+vLLM asks for four classes: a backend (what is supported), a metadata builder (once for each step),
+the metadata, and an implementation (once for each layer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    AttentionType,
+    MultipleOf,
+)
+from vllm.v1.kv_cache_interface import KVCacheLayout
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, fail
+from regard.core.key_forms import Paged
+from regard.models.site import Site
+from regard.serving.vllm.hooks import current
+from regard.serving.vllm.layer_rules import LayerRules
+from regard.serving.vllm.served_requests import Served
+
+
+class RegardBackend(AttentionBackend):
+    """What vLLM may ask of attention by Regard."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [
+        torch.float16, torch.bfloat16, torch.float32,
+    ]  # fmt: skip
+    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16"]
+
+    @staticmethod
+    def get_name() -> str:
+        """Return the member of vLLM's registry whose place this takes."""
+        return "CUSTOM"
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        """Return that blocks of any size will do."""
+        return [MultipleOf(1)]
+
+    @classmethod
+    def get_supported_head_sizes(cls) -> list[int]:
+        """Return nothing: heads of any size will do."""
+        return []
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        """Ask for blocks by head: [blocks, g, tokens of a block, 2 d]."""
+        return (KVCacheLayout.LBHNC,)
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        """Return that learned sinks are served."""
+        return True
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        """Return that windows are served."""
+        return True
+
+    @staticmethod
+    def get_impl_cls() -> type[RegardImpl]:
+        """Return what attends."""
+        return RegardImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[RegardBuilder]:
+        """Return what reads a batch."""
+        return RegardBuilder
+
+
+class RegardCpuBackend(RegardBackend):
+    """The same in place of `CPU_ATTN`: the only member that vLLM takes on a CPU."""
+
+    @staticmethod
+    def get_name() -> str:
+        """Return the member of vLLM's registry whose place this takes."""
+        return "CPU_ATTN"
+
+
+class BatchRow(NamedTuple):
+    """One request of a batch: its tokens [start, start + n), after `seen` all told."""
+
+    start: int
+    n: int
+    seen: int
+    # Numbers of its blocks, int [1, 1, blocks].
+    table: Tensor
+    served: Served | None
+
+
+@dataclass
+class RegardMetadata:
+    """What one step computes: a row for each request, and where new keys go."""
+
+    rows: list[BatchRow]
+    tokens: int
+    blocks: Tensor
+    slots: Tensor
+    causal: bool = True
+
+
+class RegardBuilder(AttentionMetadataBuilder[RegardMetadata]):
+    """Reads a batch once for all layers that share a block table."""
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.block = kv_cache_spec.block_size
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> RegardMetadata:
+        """Read lengths, block tables and slots."""
+        common, block = common_attn_metadata, self.block
+        if isinstance(common.causal, Tensor) or not common.causal:
+            fail(
+                CapabilityError, "causal", "a batch that attends to what comes later",
+                "causal decoding", "serve this model without Regard: unset REGARD",
+            )  # fmt: skip
+        starts = common.query_start_loc_cpu.tolist()
+        seen = common.seq_lens.tolist()
+        table = common.block_table_tensor
+        served = current().rows(common.num_reqs)
+        rows = []
+        for i in range(common.num_reqs):
+            n = starts[i + 1] - starts[i]
+            if n > 0:
+                own = table[i : i + 1, None, : -(-seen[i] // block)]
+                rows.append(BatchRow(starts[i], n, seen[i], own, served[i]))
+        tokens = starts[-1]
+        slots = common.slot_mapping[:tokens].long()
+        return RegardMetadata(rows, tokens, slots // block, slots % block)
+
+
+class RegardImpl(AttentionImpl[RegardMetadata]):
+    """Attention of one layer."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: Tensor | None = None,
+        **others: Any,
+    ) -> None:
+        if attn_type != AttentionType.DECODER:
+            fail(
+                CapabilityError, "attn_type", attn_type, "attention of a decoder to itself",
+                "serve this model without Regard: unset REGARD",
+            )  # fmt: skip
+        if kv_cache_dtype not in RegardBackend.supported_kv_cache_dtypes:
+            fail(
+                CapabilityError, "kv_cache_dtype", f"a cache of {kv_cache_dtype}",
+                "keys in 16 or 32 bits, which Regard reads as they are",
+                "leave --kv-cache-dtype out, or unset REGARD",
+            )  # fmt: skip
+        if any(x not in (None, False, -1) for x in others.values()):
+            fail(
+                CapabilityError, "attention", f"{sorted(others)}, which Regard does not know",
+                "a scale, windows, soft caps, slopes and sinks", "unset REGARD for this model",
+            )  # fmt: skip
+        self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.kv_cache_dtype, self.sliding_window = kv_cache_dtype, sliding_window
+        self.sinks, self.alibi_slopes = sinks, alibi_slopes
+        self.shares_cache = kv_sharing_target_layer_name is not None
+        slopes = None if alibi_slopes is None else torch.tensor(alibi_slopes)
+        self.rules = LayerRules(
+            self.scale, sliding_window, logits_soft_cap or None, slopes,
+            None if sinks is None else sinks.detach(),
+        )  # fmt: skip
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: RegardMetadata | None,
+        output: Tensor,
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Attend: query [tokens, h, d], key and value [tokens, g, d], output like query."""
+        if attn_metadata is None:  # vLLM warms up
+            return output
+        pages_k, pages_v = pools(kv_cache)
+        if not self.shares_cache:
+            n = attn_metadata.tokens
+            where = (attn_metadata.blocks, slice(None), attn_metadata.slots)
+            pages_k[where], pages_v[where] = key[:n], value[:n]
+        serving, site = current(), current().site_of(layer.layer_name)
+        out = output.view(-1, self.num_heads, self.head_size)
+        for row in attn_metadata.rows:
+            call = self.call(query, pages_k, pages_v, row, site, whole=serving.by_request)
+            made = serving.attend(call, row.served, self.rules)
+            out[row.start : row.start + row.n] = made[0].transpose(0, 1)
+        return output
+
+    def call(
+        self, query: Tensor, k: Tensor, v: Tensor, row: BatchRow, site: Site | None, *, whole: bool
+    ) -> Call:
+        """Make the call of one request over its pages; `whole` keeps those behind a window."""
+        start, n, seen, table, _ = row
+        q = query[start : start + n].transpose(0, 1)[None]
+        first = 0 if whole else self.rules.first_needed(n, seen) // k.shape[2]
+        if first:  # keys that no query can see; what matters is how far apart tokens are
+            table, seen = table[..., first:], seen - first * k.shape[2]
+        lengths = torch.tensor([[seen]], device=q.device)
+        keys = Paged(k, v, table, lengths, longest=seen)
+        return Call(q, keys, self.rules.of(n, seen), site=site)
+
+
+def pools(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+    """View a cache [blocks, g, block, 2 d] as pages of keys and of values, [blocks, g, block, d].
+
+    In each head of a block all keys come before all values, as in vLLM's own kernels.
+    """
+    blocks, g, block, both = kv_cache.shape
+    halves = kv_cache.view(blocks, g, 2 * block, both // 2)
+    return halves[:, :, :block], halves[:, :, block:]
+
+
+__all__ = ["RegardBackend", "RegardBuilder", "RegardCpuBackend", "RegardImpl", "RegardMetadata"]

@@ -1,0 +1,197 @@
+"""Who is being served: requests by their ids, what each asked for, and the road of their calls."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from regard.core.call import Call
+from regard.core.errors import CapabilityError, fail
+from regard.core.key_forms import Paged
+from regard.models.engine import Engine
+from regard.models.site import Site, Sites
+from regard.policies.budget import Budget
+from regard.run.executor import No
+from regard.serving.vllm.layer_rules import LayerRules
+from regard.serving.vllm.paged_policies import (
+    PagedLayer,
+    PagedShrinking,
+    SinksAndRecent,
+    can_serve,
+    paged_policy,
+)
+from regard.serving.vllm.request_survey import RequestSurvey
+from regard.serving.vllm.server_settings import Asked, Settings
+
+log = logging.getLogger("vllm.regard")  # vLLM shows what loggers of its name say
+_plain = Engine()
+
+
+@dataclass
+class Served:
+    """One request that is being served."""
+
+    name: str
+    asked: Asked = field(default_factory=Asked)
+    prompt: int = 0
+    survey: RequestSurvey | None = None
+    layers: dict[Site, PagedLayer] = field(default_factory=dict)
+    # Why it cannot go on; the server ends it with this.
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a server is set up, as far as policies care."""
+
+    chunks: bool = False
+    caches_prefixes: bool = False
+    guesses: bool = False
+    name: str = "a served model"
+    dtype: str = ""
+    tokenizer: Any = None
+
+
+class Serving:
+    """All requests of one process, and the stages that their calls pass.
+
+    >>> serving = Serving(Settings.of("on"))
+    >>> serving.begin(None, Sites(), Setup())
+    >>> serving.arrive("a", {}, [5, 6, 7]).prompt, serving.requests.keys()
+    (3, dict_keys(['a']))
+    >>> serving.leave("a"); len(serving.requests)
+    0
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.requests: dict[str, Served] = {}
+        self.setup = Setup()
+        self.sites = Sites()
+        self.stage: PagedShrinking | None = None
+        self._engine = _plain
+        self._policy = None if settings.shrink is None else paged_policy(settings.shrink)
+        # Run files that were written, the newest last.
+        self.written: list[Path] = []
+
+    @property
+    def by_request(self) -> bool:
+        """Whether it matters whose call one is."""
+        return self.settings.shrink is not None or self.settings.see is not None
+
+    def begin(self, model: Any, sites: Sites, setup: Setup) -> None:
+        """Get ready for a model, or say why it cannot be served as was asked."""
+        self.sites, self.setup, made = sites, setup, self._policy
+        if made is None:
+            return
+        answer = can_serve(
+            made, chunks=setup.chunks, caches_prefixes=setup.caches_prefixes,
+            guesses=setup.guesses,
+        )  # fmt: skip
+        if isinstance(answer, No):
+            fail(
+                CapabilityError, f"policy {made.name!r}", answer.reason,
+                "a server that is set up for it", "change how the server is started",
+            )  # fmt: skip
+        stage = PagedShrinking([made], made.keep)
+        stage.begin(model, sites)
+        self.stage, self._engine = stage, Engine([stage])
+
+    def arrive(self, name: str, extra: Any, tokens: Any) -> Served:
+        """Return what is known of a request, which is noted when it is new."""
+        found = self.requests.get(name)
+        if found is None:
+            found = self.requests[name] = Served(name, prompt=len(tokens or ()))
+            try:
+                found.asked = Asked.of(extra)
+                if found.asked.see:
+                    found.survey = self._survey(name, list(tokens or ()))
+            except Exception as error:
+                self._fail(found, error)
+        return found
+
+    def leave(self, name: str) -> None:
+        """Let go of all that was kept of a request."""
+        self.requests.pop(name, None)
+
+    def failures(self) -> dict[str, str]:
+        """Return why requests cannot go on, by their names."""
+        return {x.name: x.failed for x in self.requests.values() if x.failed}
+
+    def kept(self) -> tuple[int, int] | None:
+        """Return how many first and newest tokens are read, where a policy reads no others.
+
+        >>> Serving(Settings.of("shrink streaming keep=64 sinks=4")).kept()
+        (4, 60)
+        """
+        one = self._policy
+        if not isinstance(one, SinksAndRecent):
+            return None
+        # Bytes are tokens once the model is known.
+        tokens = Budget.of(one.keep).tokens if self.stage is None else one.most
+        return None if tokens is None else (one.first, tokens - one.first)
+
+    def attend(self, call: Call, served: Served | None, rules: LayerRules) -> Tensor:
+        """Run a call over the pages of one request, past the stages that the request has."""
+        if served is None or served.failed or not self.by_request:
+            return _plain.run(call)
+        try:
+            out = self._through(call, served)
+            if served.survey is not None:
+                self._look(call, served, rules)
+        except Exception as error:
+            self._fail(served, error)
+            return _plain.run(call)
+        return out
+
+    def _through(self, call: Call, served: Served) -> Tensor:
+        if self.stage is None or not served.asked.shrink:
+            return _plain.run(call)
+        keys = call.keys
+        assert isinstance(keys, Paged)
+        layer = served.layers.setdefault(call.site, PagedLayer())
+        layer.arrive(keys, call.n)
+        self.stage.serve(layer)
+        try:
+            return self._engine.run(call)
+        finally:
+            self.stage.serve(None)
+
+    def _look(self, call: Call, served: Served, rules: LayerRules) -> None:
+        survey, see = served.survey, self.settings.see
+        assert survey is not None
+        assert see is not None
+        n = len(survey.tokens)
+        survey.look(call, rules.of(n, n))
+        if survey.done:
+            self.written.append(survey.write(see.out))
+            log.info("regard: request %s was surveyed: %s", served.name, self.written[-1])
+            served.survey = None
+
+    def _survey(self, name: str, tokens: list[int]) -> RequestSurvey:
+        see = self.settings.see
+        if see is None:
+            fail(
+                CapabilityError, "regard_see", "a request to be surveyed",
+                "a server that surveys", "start it with REGARD='see out=FOLDER'",
+            )  # fmt: skip
+        setup = self.setup
+        words = [setup.tokenizer.decode([t]) for t in tokens] if setup.tokenizer else ()
+        about = {"name": setup.name, "kind": "served", "dtype": setup.dtype}
+        return RequestSurvey(name, tokens, words, self.sites, see.probes, about)
+
+    def _fail(self, served: Served, error: Exception) -> None:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        served.failed = f"regard: {type(error).__name__}: {error}"
+        served.survey, served.layers = None, {}
+        log.error(
+            "request %s ends: %s (%s:%s)", served.name, served.failed, where.filename, where.lineno
+        )
+
+
+__all__ = ["Served", "Serving", "Setup"]

@@ -1,0 +1,146 @@
+"""What the environment variable `REGARD` asks of a vLLM server, and what a request asks for itself.
+
+Clauses are divided by `;`:
+
+    on                          attention by Regard, with nothing else
+    shrink POLICY NAME=VALUE    a policy with its settings; `keep=` is what it may keep
+    see out=FOLDER              requests that ask for it are surveyed; one run file each
+    off                         vLLM's own attention, as if Regard were not installed
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from regard.core.errors import RuleError, fail, nearest, shape_of
+
+VARIABLE = "REGARD"
+CLAUSES = ("on", "off", "shrink", "see")
+# Extra arguments of a request's sampling parameters.
+SEE, SHRINK = "regard_see", "regard_shrink"
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """A policy by name, with its settings; `keep` is a share, tokens or bytes."""
+
+    policy: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keep: Any = 0.25
+
+
+@dataclass(frozen=True)
+class See:
+    """Where run files of surveyed requests go, and which probes look."""
+
+    out: str
+    probes: tuple[str, ...] = ("roles", "sinks", "shape")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is asked to do.
+
+    >>> Settings.of("shrink quest keep=10% page=16; see out=runs").shrink.settings
+    {'page': 16}
+    >>> Settings.of("").on, Settings.of("on").on, Settings.of("off; see out=runs").on
+    (False, True, False)
+    """
+
+    on: bool = False
+    shrink: Shrink | None = None
+    see: See | None = None
+
+    @staticmethod
+    def of(said: str) -> Settings:
+        """Read the value of `REGARD`."""
+        clauses = [x.split() for x in said.split(";") if x.strip()]
+        names = [words[0] for words in clauses]
+        for name in names:
+            if name not in CLAUSES:
+                some = f"clauses that begin with one of {', '.join(CLAUSES)}"
+                fail(RuleError, VARIABLE, repr(name), some, nearest(name, CLAUSES, _EXAMPLE))
+            if names.count(name) > 1:
+                fail(RuleError, VARIABLE, f"{name!r} twice", "each clause once", _EXAMPLE)
+        if not clauses or "off" in names:
+            return Settings()
+        found: dict[str, Any] = {}
+        for name, *words in clauses:
+            if name == "shrink":
+                found["shrink"] = _shrink(words)
+            elif name == "see":
+                found["see"] = _see(words)
+            elif words:
+                fail(RuleError, VARIABLE, f"{name} {' '.join(words)}", f"{name} alone", _EXAMPLE)
+        return Settings(True, **found)
+
+
+_EXAMPLE = f"write {VARIABLE}='shrink quest keep=10%; see out=/var/tmp/runs', say"
+
+
+def _shrink(words: list[str]) -> Shrink:
+    if not words or "=" in words[0]:
+        fail(RuleError, VARIABLE, "shrink without a policy", "the name of a policy", _EXAMPLE)
+    settings = _pairs("shrink", words[1:])
+    return Shrink(words[0], settings, settings.pop("keep", 0.25))
+
+
+def _see(words: list[str]) -> See:
+    settings = _pairs("see", words)
+    unknown = set(settings) - {"out", "probes"}
+    if unknown or "out" not in settings:
+        got = f"see with {', '.join(sorted(settings)) or 'nothing'}"
+        fail(RuleError, VARIABLE, got, "out=FOLDER, and probes=NAME,NAME if wanted", _EXAMPLE)
+    probes = settings.get("probes")
+    made = See(str(settings["out"]))
+    return made if probes is None else See(made.out, tuple(str(probes).split(",")))
+
+
+def _pairs(clause: str, words: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, said = word.partition("=")
+        if not name.isidentifier() or not sign or not said or name in found:
+            fail(RuleError, VARIABLE, f"{word!r} in {clause}", "NAME=VALUE, each once", _EXAMPLE)
+        try:
+            found[name] = ast.literal_eval(said)
+        except (ValueError, SyntaxError):
+            found[name] = said
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for: to be surveyed, and not to be shrunk.
+
+    >>> Asked.of({"regard_see": True, "other": 3})
+    Asked(see=True, shrink=True)
+    """
+
+    see: bool = False
+    shrink: bool = True
+
+    @staticmethod
+    def of(given: Mapping[str, Any] | None) -> Asked:
+        """Read the extra arguments of a request's sampling parameters."""
+        given = given or {}
+        for name in given:
+            if name.startswith("regard_") and name not in (SEE, SHRINK):
+                known = nearest(name, (SEE, SHRINK), f"leave it out, or pass {SEE} or {SHRINK}")
+                fail(RuleError, "extra_args", repr(name), f"{SEE} or {SHRINK}", known)
+        return Asked(_flag(SEE, given.get(SEE, False)), _flag(SHRINK, given.get(SHRINK, True)))
+
+
+def _flag(name: str, x: Any) -> bool:
+    # Servers pass words and numbers on, and no booleans.
+    words = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
+    said = str(x).lower()
+    if said not in words:
+        fail(RuleError, name, shape_of(x), f"one of {', '.join(words)}", f"pass {name}=True")
+    return words[said]
+
+
+__all__ = ["SEE", "SHRINK", "VARIABLE", "Asked", "See", "Settings", "Shrink"]

@@ -1,0 +1,53 @@
+// Views register themselves; what is looked at, whole, is in the address, so that a link can be
+// sent and the browser's own back and forward go between views.
+const pageViews = new Map();
+const address = { view: null, applied: null, applying: false };
+
+// A view has a name, the sections it shows, `matches(params)`, `open(params)` and `write()`: what
+// it would have the address keep, as [key, value] pairs; empty values are left out.
+function registerView(view) {
+  pageViews.set(view.name, view);
+}
+
+function addressNow() {
+  const parts = pageViews.get(address.view).write()
+    .filter(([, x]) => x !== null && x !== undefined && x !== "" && x !== false)
+    .map(([key, x]) => `${key}=${encodeURIComponent(x === true ? 1 : x).replaceAll("%2C", ",")}`);
+  return parts.length ? "#" + parts.join("&") : "";
+}
+
+// Write the address: as a place to come back to, or over the one that is there.
+function note(push = false) {
+  if (address.applying) return;
+  const next = addressNow();
+  address.applied = next;
+  if (location.hash === next) return;
+  history[push ? "pushState" : "replaceState"](null, "", next || location.pathname + location.search);
+}
+
+async function go(name, params = {}, push = true) {
+  const shown = new Set(pageViews.get(name).sections());
+  for (const view of pageViews.values()) for (const id of view.every) $(id).hidden = !shown.has(id);
+  const moved = address.view !== null;
+  address.view = name;
+  await pageViews.get(name).open(new URLSearchParams(params));
+  note(push && moved);
+}
+
+async function fromAddress() {
+  if (location.hash === address.applied) return;
+  address.applied = location.hash;
+  const params = new URLSearchParams(location.hash.slice(1));
+  const view = [...pageViews.values()].find((x) => x.matches(params));
+  address.applying = true;
+  try {
+    await go(view.name, params, false);
+  } finally {
+    address.applying = false;
+  }
+}
+
+const numberOf = (text, below) => {
+  const x = text === null || text === "" ? NaN : Number(text);
+  return Number.isInteger(x) && x >= 0 && x < below ? x : null;
+};

@@ -1,0 +1,201 @@
+"""Models and scans over ranks, beside one process; run in processes by test_spreading.py."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from regard.run.api import attend
+from regard.run.scanning import scan
+from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
+from regard.schemes.lasp2 import message_bytes, scan_sharded
+from regard.schemes.spreading import spread
+from regard.schemes.video_clips import clip_rule, group_norm, with_borders
+
+# Ranks that are threads share one stream of random numbers.
+DRAWING = threading.Lock()
+
+
+def tiny(**changes: Any) -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    kind = transformers.MistralConfig if "sliding_window" in changes else transformers.LlamaConfig
+    config = kind(**{
+        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "pad_token_id": 0, **changes,
+    })  # fmt: skip
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def one_step(model: Any, lr: float = 0.1) -> None:
+    torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9).step()
+
+
+def train(scheme: str, layout: str, kind: str, peers: Any = None) -> dict[str, Any]:
+    """One optimizer step over ranks, and in one process: the largest differences."""
+    b, n = (2, 29) if kind == "padding" else (1, 37)
+    with DRAWING:
+        model = tiny(**({"sliding_window": 7} if kind == "window" else {}))
+        alone = copy.deepcopy(model)
+        torch.manual_seed(1)
+        ids = torch.randint(1, 50, (b, n))
+    inputs: dict[str, Any] = {"input_ids": ids, "labels": ids.clone()}
+    if kind == "documents":
+        cuts = (11, 9, 17)
+        inputs["position_ids"] = torch.cat([torch.arange(c) for c in cuts])[None]
+        for start in (11, 20):
+            inputs["labels"][:, start] = -100
+    if kind == "padding":
+        mask = torch.ones(b, n, dtype=torch.long)
+        mask[1, 20:] = 0
+        inputs["attention_mask"] = mask
+        inputs["labels"][mask == 0] = -100
+    one = alone(**inputs, use_cache=False)
+    one.loss.backward()
+    with spread(model, peers, scheme, layout=layout) as spreading, traffic() as sent:
+        out = model(**inputs, use_cache=False)
+        out.loss.backward()
+        spreading.sum_gradients()
+        loss = spreading.loss(out.loss)
+        logits = spreading.gather(out.logits, n)
+    real = inputs.get("attention_mask", torch.ones(b, n)).bool()
+    grads = [
+        float((x.grad - y.grad).abs().max() / (y.grad.abs().max() + 1e-3))
+        for x, y in zip(model.parameters(), alone.parameters(), strict=True)
+        if y.grad is not None
+    ]
+    one_step(model)
+    one_step(alone)
+    steps = [
+        float((x - y).detach().abs().max())
+        for x, y in zip(model.parameters(), alone.parameters(), strict=True)
+    ]
+    return {
+        "loss": abs(loss - float(one.loss.detach())), "grads": max(grads), "step": max(steps),
+        "logits": float((logits - one.logits.detach())[real].abs().max()), "sent": sent.sent,
+    }  # fmt: skip
+
+
+def trains(asked: list[list[str]], peers: Any = None) -> list[dict[str, Any]]:
+    return [train(*one, peers=peers) for one in asked]
+
+
+def generate(
+    name: str, scheme: str, tokens: int, queries: int, peers: Any = None
+) -> dict[str, Any]:
+    """Generate over ranks, and in one process."""
+    from regard.models.loading import load
+
+    with DRAWING:
+        model = load()[0].float() if name == "shipped" else tiny().eval()
+        torch.manual_seed(2)
+        ids = torch.randint(3, int(model.config.vocab_size), (1, tokens))
+    with torch.no_grad():
+        alone = ids
+        for _ in range(12):
+            alone = torch.cat((alone, model(alone).logits[:, -1:].argmax(-1)), 1)
+    with spread(model, peers, scheme, layout="contiguous") as spreading:
+        found = spreading.generate(ids, 12, queries=queries)
+    return {"same": bool((found == alone).all()), "found": found[0, -12:].tolist()}
+
+
+def generates(asked: list[list[Any]], peers: Any = None) -> list[dict[str, Any]]:
+    return [generate(*one, peers=peers) for one in asked]
+
+
+def scans(lengths: list[int], peers: Any = None) -> list[dict[str, Any]]:
+    """Scans over ranks beside `regard.scan`: the largest difference, and the bytes sent."""
+    peers = peers or peers_of(None)
+    found = []
+    for n in lengths:
+        for kind in ("plain", "decay", "channels", "delta", "normalized", "documents"):
+            draw = torch.Generator().manual_seed(n)
+            b, h, g, d, e = 2, 4, 2, 5, 6
+            wide = {"dtype": torch.float64, "generator": draw}
+            q, k, v = (
+                torch.randn(b, x, n, y, **wide).mul(0.3).requires_grad_(True)
+                for x, y in ((h, d), (g, d), (g, e))
+            )
+            decay = torch.rand(
+                b, h, n, *([d] if kind == "channels" else []), dtype=torch.float64, generator=draw
+            )
+            log_decay = None if kind in ("plain", "normalized") else -decay
+            log_decay = None if log_decay is None else log_decay.requires_grad_(True)
+            beta = (
+                torch.rand(b, h, n, dtype=torch.float64, generator=draw)
+                if kind == "delta"
+                else None
+            )
+            reset = torch.rand(b, n, generator=draw) < 0.1 if kind == "documents" else None
+            if kind == "normalized":
+                q, k = (x.detach().abs().requires_grad_(True) for x in (q, k))
+            more = {"normalize": 1e-6} if kind == "normalized" else {}
+            cut = Contiguous(n, peers.world)
+
+            def own(x: Tensor | None, axis: int, cut: Any = cut) -> Any:
+                return None if x is None else cut.take(x, peers.rank, axis)
+
+            one, state = scan(q, k, v, log_decay=log_decay, beta=beta, reset=reset, chunk=4, **more)
+            weights = torch.randn(one.shape, dtype=one.dtype, generator=draw)
+            asked = [x for x in (q, k, v, log_decay) if x is not None]
+            whole = torch.autograd.grad((one * weights).sum(), asked)
+            with traffic() as sent:
+                part, last = scan_sharded(
+                    own(q, 2), own(k, 2), own(v, 2), log_decay=own(log_decay, 2),
+                    beta=own(beta, 2), reset=own(reset, 1), chunk=4, mesh=peers, **more,
+                )  # fmt: skip
+                forward = sent.sent
+                grads = torch.autograd.grad((part * own(weights, 2)).sum(), asked)
+            width = e + 1 if kind == "normalized" else e
+            formula = 2 * message_bytes(  # float64
+                b, h, d, width, delta=kind == "delta", channels=d if kind == "channels" else 1
+            )
+            found.append({
+                "kind": kind, "n": n, "sent": forward, "back": sent.sent - forward,
+                "formula": formula * (peers.world - 1),
+                "out": float((part - own(one, 2)).detach().abs().max()),
+                "state": float((last.memory - state.memory).detach().abs().max()),
+                "grads": max(
+                    float((peers.total(x, "sum") - y).abs().max())
+                    for x, y in zip(grads, whole, strict=True)
+                ),
+            })  # fmt: skip
+    return found
+
+
+def videos(frames: list[int], peers: Any = None) -> list[dict[str, Any]]:
+    """Temporal attention, borders and norms of clips over ranks, beside one process."""
+    peers = peers or peers_of(None)
+    found = []
+    for n in frames:
+        for timestep in (None, 900.0, 100.0):
+            draw = torch.Generator().manual_seed(n)
+            rule = clip_rule(n, peers.world, near=3, many=4, timestep=timestep)
+            cut = Contiguous(n, peers.world)
+            q, k, v = (torch.randn(5, 4, n, 8, generator=draw) for _ in range(3))
+            own = [cut.take(x, peers.rank, 2) for x in (q, k, v)]
+            whole = attend(q, k, v, rule)
+            keys = ShardedKeys.of(own[1], own[2], peers, layout=cut, scheme="gather")
+            with traffic() as sent:
+                out = attend(own[0], keys, rule=rule)
+            x = torch.randn(2, 6, n, 3, generator=draw)
+            mine = cut.take(x, peers.rank, 2)
+            normed = group_norm(mine, 3, peers)
+            with_all = torch.nn.functional.group_norm(x, 3)
+            weight = torch.randn(6, 6, 3, 1, generator=draw)
+            here = conv2d(with_borders(mine, 1, peers), weight)
+            together = conv2d(x, weight, padding=(1, 0))
+            found.append({
+                "frames": n, "sent": sent.sent,
+                "out": float((out - cut.take(whole, peers.rank, 2)).abs().max()),
+                "norm": float((normed - cut.take(with_all, peers.rank, 2)).abs().max()),
+                "conv": float((here - cut.take(together, peers.rank, 2)).abs().max()),
+            })  # fmt: skip
+    return found

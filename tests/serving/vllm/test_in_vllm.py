@@ -1,0 +1,87 @@
+"""Regard inside vLLM itself, on a CPU: `make vllm` makes an environment with it and runs these.
+
+The result of a run of the whole comparison is kept in benchmarks/results/vllm-cpu.json.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed: `make vllm`", allow_module_level=True)
+
+from benchmarks import serve_in_vllm as serving
+
+
+def test_the_tokens_are_those_of_vllm() -> None:
+    found = serving.same()
+    assert found["equal"] == found["prompts"] == 64
+    assert min(found["preempted"]) > 0
+    assert found["blocks_lost"] == 0
+
+
+def test_heads_of_24_are_served() -> None:
+    found = serving.of_demo(count=8)
+    assert found["equal"] == found["prompts"]
+
+
+@pytest.mark.parametrize("name", serving.POLICIES)
+def test_a_policy_is_that_of_shrink(name: str) -> None:
+    found = serving.shrunk(name, count=16, tokens=12)
+    assert found["equal"] == found["prompts"]
+    alike = found["steps_that_read_the_same_keys"]
+    assert alike in (None, found["steps"])
+
+
+def test_streaming_gives_blocks_back() -> None:
+    found = serving.freed()
+    assert found["on"]["at_the_end"] == found["on"]["blocks_at_most"] > 30
+    # 96 tokens in blocks of 32, of which the first and the last may be held in part.
+    assert found["shrink streaming keep=96"]["at_the_end"] <= 5
+
+
+def test_a_survey_is_that_of_see() -> None:
+    found = serving.seen()
+    assert found["requests"] == ["0-0", "0-2"]
+    assert found["largest_difference_of_scores"] < 1e-5
+    assert found["largest_difference_of_rows"] < 5e-3  # kept in 16 bits: entropies reach 6
+    assert found["bytes_of_a_page"] > 0
+
+
+def test_what_fails_takes_nothing_with_it() -> None:
+    found = serving.fails()
+    assert found["blocks_lost"] == [0, 0]
+    assert found["served_after"] == ["length", "length"]
+    assert found["ends"].get("error", 0) > 0
+    assert found["ends"].get("length", 0) > 0
+    assert found["said"].startswith("regard: ZeroDivisionError")
+
+
+def test_over_http_it_is_the_same() -> None:
+    found = serving.http()
+    assert found["shrunk"]
+    assert found["declined"]
+    assert found["differ"]
+    assert found["surveys"] == 1
+    assert found["served_after"]
+
+
+@pytest.mark.parametrize(
+    ("regard", "engine", "said"),
+    [
+        ("shrink snapkv", {}, "evicts other keys"),
+        ("shrink a_shape", {}, "no-enable-prefix-caching"),
+        ("shrnk quest", {}, "did you mean 'shrink'"),
+        ("on", {"kv_cache_dtype": "fp8"}, "keys in 16 or 32 bits"),
+    ],
+)
+def test_what_is_refused_is_said_at_the_start(
+    regard: str, engine: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    _, _, folder = serving.demo()
+    job = {"model": folder, "engine": serving.engine(**engine), "rounds": []}
+    with pytest.raises(RuntimeError, match=said):
+        serving.ask(regard, job)
