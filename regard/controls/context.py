@@ -13,6 +13,7 @@ from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerRow, PerStep, Strength, for_rows
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
+from regard.core.partial import wide
 from regard.models.forward import Forward
 from regard.models.site import Site
 
@@ -114,10 +115,17 @@ class EditContext:
         length = self.prompt_length
         if length is None or self.site is None or self.site.kind != "self":
             return strength.at(self.forward.step)
-        numbers = torch.tensor(strength.numbers, device=self.device)
+        numbers = torch.tensor(strength.numbers, dtype=torch.float64, device=self.device)
         # The last token of the prompt is still the prompt: it decides the first decoded token.
         step = (self.query_positions - length + 1).clamp(0, len(strength.numbers) - 1)
-        return numbers[step][:, None]
+        return numbers[step][:, None].to(wide(self.call.q.dtype))
+
+    def tensor(self, strength: Strength) -> Tensor:
+        """Return a strength as a tensor [1 or b, 1, 1 or n], as wide as scores are."""
+        number, dtype = self.number(strength), wide(self.call.q.dtype)
+        if isinstance(number, Tensor):
+            return number.to(dtype)
+        return torch.full((1, 1, 1), number, dtype=dtype, device=self.device)
 
     @property
     def limit(self) -> Tensor:

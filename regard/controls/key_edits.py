@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.controls.context import EditContext
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.score_edits import Forbid, RaisedScores
-from regard.controls.strength import Strength, strength_of
+from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
@@ -132,15 +132,15 @@ class ExtraKeys(AttentionEdit):
         made = append_keys(call, found)
         own = torch.zeros(1, 1, call.m, device=at.device)
         ones = torch.ones(1, 1, extra, device=at.device)
-        number = torch.as_tensor(at.number(self.strength), device=at.device).float()
-        parts = [(number.expand(1, 1, 1) if number.dim() == 0 else number, _cat(own, ones))]
+        number = at.tensor(self.strength)
+        parts = [(number, _cat(own, ones))]
         limit = at.limit
         if not bool(limit.all()):
             parts.append((-FORBIDDEN * ~limit, _cat(own, ones)))
         if found.log_weight is not None:
             weight = found.log_weight.clamp(min=-FORBIDDEN)
             parts.append((torch.ones(1, 1, 1, device=at.device), _cat(own, weight)))
-        if len(parts) == 1 and number.dim() == 0 and float(number) == 0.0:
+        if len(parts) == 1 and is_neutral(self.strength, 0.0):
             return made
         return add_bias(made, parts)
 

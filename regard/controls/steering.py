@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -128,8 +129,8 @@ class Steering(Stage):
             hold(model, "forward", lambda: NoiseGuidance(self), self, self._undo, join=False)
         if self.control.needs_hidden:
             for layer in layers_of(model, sites):
-                entering = _Entering(self._thread, layer.site.layer)
-                hold(layer.block, "forward", lambda x=entering: x, self, self._undo, join=False)
+                entering = partial(_Entering, self._thread, layer.site.layer)
+                hold(layer.block, "forward", entering, self, self._undo, join=False)
         if callable(getattr(model, "generate", None)):
             hold(model, "generate", lambda: _Generating(self), self, self._undo, join=False)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
+from regard.core.partial import wide
 from regard.core.value import Value, value
 
 
@@ -113,7 +114,7 @@ def for_rows(x: PerRow, b: int, like: Tensor, branches: int = 1) -> Tensor:
             ShapeError, "strength", f"strengths of {many} rows", f"one for each of {b} rows",
             "give one strength for each row of the batch, or a number for all",
         )  # fmt: skip
-    made = torch.tensor(x.numbers, dtype=torch.float32, device=like.device)
+    made = torch.tensor(x.numbers, dtype=wide(like.dtype), device=like.device)
     return made.repeat_interleave(b // many // branches).repeat(branches).view(-1, 1, 1)
 
 
