@@ -6,14 +6,17 @@ from itertools import pairwise
 
 import torch
 
-from regard.controls.diffusion import AttentionModulation, Subject
+from regard.controls.diffusion import AttentionModulation, Subject, TextPositions
 from regard.controls.image_tokens import Region
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.shared.measure import gap
 from regard.papers.shared.picture_calls import LEFT, TOKENS, pictures, with_edits
 
-PAIR = (Subject((1, 2), Region(box=(0, 0, 1, 0.5))), Subject(3, Region(box=(0, 0.5, 1, 1))))
+PAIR = (
+    Subject(TextPositions((1, 2)), Region(box=(0, 0, 1, 0.5))),
+    Subject(TextPositions((3,)), Region(box=(0, 0.5, 1, 1))),
+)
 
 
 @check(

@@ -22,7 +22,8 @@ def _weights(call: Call, softness: float) -> Tensor:
 
 
 def _entropy(weights: Tensor) -> Tensor:
-    return -torch.special.xlogy(weights, weights).sum(-1)
+    found: Tensor = -torch.special.xlogy(weights, weights).sum(-1)
+    return found
 
 
 @check("attentive_eraser", beyond="pictures, and comparisons with methods that are trained")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.diffusion import BoundedAttention, InsideRegions, Subject
+from regard.controls.diffusion import BoundedAttention, InsideRegions, Subject, TextPositions
 from regard.controls.diffusion.map_losses import TextMaps
 from regard.controls.edit import apply
 from regard.controls.image_tokens import Region
@@ -17,7 +17,10 @@ from regard.papers.shared.measure import gap
 from regard.papers.shared.picture_calls import GRID, LEFT, TOKENS, pictures, with_edits
 from regard.run.runner import run
 
-PAIR = [Subject((1, 2), Region(box=(0, 0, 1, 0.5))), Subject(3, Region(box=(0, 0.5, 1, 1)))]
+PAIR = (
+    Subject(TextPositions((1, 2)), Region(box=(0, 0, 1, 0.5))),
+    Subject(TextPositions((3,)), Region(box=(0, 0.5, 1, 1))),
+)
 STEPS = 50
 
 
@@ -47,7 +50,7 @@ def _led() -> tuple[float, float, float]:
 @check("bounded_attention", beyond="pictures of several animals, and boxes refined by clusters")
 def bounded_attention() -> Claims:
     """Subjects put nothing on each other; a latent is led until words are in their regions."""
-    whole = BoundedAttention([Subject((1, 2), Region(box=(0, 0, 1, 1)))])
+    whole = BoundedAttention((Subject(TextPositions((1, 2)), Region(box=(0, 0, 1, 1))),))
     masses, sums, alone = [], [], []
     for kind in ("self", "cross", "joint"):
         call = pictures(2, kind)
