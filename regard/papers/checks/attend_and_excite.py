@@ -39,6 +39,7 @@ def excite() -> Claims:
     """A neglected word is looked at after updates."""
     model, latent, given = tiny_sd3()
     still = attend_and_excite(model, latent, given, [1, 3], step=0, steps=50, strength=0.0)
+    # Sharpened so much, one word of a random model has a peak below the threshold at first.
     loss = NeglectedWord(sharpen=10.0)
     first = guide_latents(model, latent, given, WORDS, loss, times=0).maps
     looked = [float(x.max()) for x in first.of_words(first.sharpened(10.0), loss.smooth)]
@@ -59,7 +60,7 @@ def excite() -> Claims:
     yield claim("min-over-tokens peak rises", "least peak after updates", after).above(
         before, "that before"
     )
-    yield claim("min-over-tokens peak rises", "least peak after updates", after).at_least(
+    yield claim("min-over-tokens peak rises", "least peak at the end", after).at_least(
         THRESHOLD, "the threshold at which updates end"
     )
     yield claim("only through the most neglected token", "difference of gradients",
