@@ -230,20 +230,6 @@ class Steering(Stage):
         """The prompt that this thread is in."""
         return self._thread.prompt
 
-    def row_on(self, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, Tensor]:
-        """Return weights [heads, tokens] of the last query on tokens of a prompt, and their ids."""
-        rows, ids = [], self._thread.prompt.ids
-        assert ids is not None
-        for layer, head in heads:
-            if layer not in self._thread.rows:
-                fail(RuleError, "heads", f"layer {layer}", "layers of the model", "name others")
-            weights, at = self._thread.rows[layer]
-            chosen = which.mask(at)
-            own = chosen[b if len(chosen) > 1 else 0, head if chosen.shape[1] > 1 else 0]
-            rows.append(weights[b, head][own])
-            place = at.key_positions.expand(len(weights), -1, -1)[b, 0][own]
-        return torch.stack(rows).float().cpu(), ids[b * len(ids) // len(weights)][place].cpu()
-
     def after(self, call: Call, result: Result) -> Result:
         """Make the edits of outputs, and write the receipt."""
         if self.paused:
@@ -276,6 +262,22 @@ class Steering(Stage):
     def _heads(at: EditContext) -> tuple[int, ...]:
         heads = at.where.heads_at(at.site)
         return tuple(range(at.call.h)) if heads is None else tuple(heads)
+
+
+def row_on(steering: Steering, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, Tensor]:
+    """Return weights [heads, tokens] of the last query on tokens of a prompt, and their ids."""
+    here = steering._thread
+    rows, ids = [], here.prompt.ids
+    assert ids is not None
+    for layer, head in heads:
+        if layer not in here.rows:
+            fail(RuleError, "heads", f"layer {layer}", "layers of the model", "name others")
+        weights, at = here.rows[layer]
+        chosen = which.mask(at)
+        own = chosen[b if len(chosen) > 1 else 0, head if chosen.shape[1] > 1 else 0]
+        rows.append(weights[b, head][own])
+        place = at.key_positions.expand(len(weights), -1, -1)[b, 0][own]
+    return torch.stack(rows).float().cpu(), ids[b * len(ids) // len(weights)][place].cpu()
 
 
 class _Entering(Around):
@@ -321,4 +323,4 @@ class _Generating(Around):
             del prompts[depth:]
 
 
-__all__ = ["Steering"]
+__all__ = ["Steering", "row_on"]
