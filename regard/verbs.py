@@ -246,6 +246,7 @@ def steer(
     stage = Steering(
         made, tokenizer=tokenizer, messages=messages, documents=documents, grid=grid,
         prompt=prompt, measure=measure, must_move=must_move,
+        pipeline=None if runner is None else runner.pipeline,
     )  # fmt: skip
     return Steered(attach(model, [stage], check=check), stage)
 

@@ -57,12 +57,19 @@ class AnchoredOptions(Control):
         return (EvenOut(self.options, self.strength, FromLastToken()),)
 
 
+def _rows(model: nn.Module) -> Tensor:
+    """Return the rows of the unembedding, [vocabulary, d]."""
+    weight = unembedding_of(model).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
 def _down(model: nn.Module, layer: int) -> nn.Linear:
     """The matrix of an MLP whose columns are its value vectors."""
     found = [x for x in layers_of(model, hook_of(model)[1]) if x.site.layer == layer]
     if not found:
         fail(ValueRangeError, "layer", layer, "a layer of the model", "count layers from 0")
-    size = unembedding_of(model).weight.shape[1]
+    size = _rows(model).shape[1]
     for rest in found[0].rest:
         for module in reversed(list(rest.modules())):
             if isinstance(module, nn.Linear) and module.out_features == size:
@@ -77,7 +84,7 @@ def option_scores(model: nn.Module, layer: int, option: int, others: Sequence[in
 
     Against the mean of the options, for an activation of 1: v . (W_U[option] - mean W_U).
     """
-    rows = unembedding_of(model).weight.detach()
+    rows = _rows(model)
     way = rows[option] - rows[[option, *others]].mean(0)
     return _down(model, layer).weight.detach().T @ way
 
@@ -95,7 +102,7 @@ def edited_vectors(
     strength_of(strength)
     if not others:
         fail(ValueRangeError, "others", shape_of(others), "the other options", "name their ids")
-    rows = unembedding_of(model).weight.detach().clone()
+    rows = _rows(model).clone()
     way = rows[option] - rows[[option, *others]].mean(0)
     way = way / way.norm()
     kept: list[tuple[nn.Linear, int, Tensor]] = []

@@ -31,12 +31,23 @@ class Control(Value):
     # What it serves: "language", "images in a prompt", "diffusion".
     models: ClassVar[str] = "language"
 
+    # The guidance branch that it is about, wherever branches are told; None for all.
+    branch: ClassVar[str | None] = None
     # Whether it reads the hidden states that come into blocks, or rows of weights while decoding.
     needs_hidden: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
 
     where: SiteChoice
     phase: str
+
+    @property
+    def guidance(self) -> Strength | None:
+        """How much of the difference that the edits make to the model's output is added.
+
+        None: the edits are the whole of it. Otherwise the model runs without and with them, and
+        output + guidance (edited - output) is returned; a negative one leads away.
+        """
+        return None
 
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Return the edits, in the order in which they are made."""

@@ -13,6 +13,7 @@ from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerRow, PerStep, Strength, for_rows
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
+from regard.core.partial import wide
 from regard.models.forward import Forward
 from regard.models.site import Site
 
@@ -29,6 +30,8 @@ class EditContext:
     prompt: Prompt
     where: SiteChoice = field(default_factory=SiteChoice)
     phase: str = "both"
+    # The guidance branch that the control is about, wherever branches are told ("conditional").
+    branch: str | None = None
     # Hidden states [b, n, d] that come into the block of the site, where the control asked.
     hidden: Tensor | None = None
 
@@ -41,6 +44,16 @@ class EditContext:
     def forward(self) -> Forward:
         """The forward of the model that is running."""
         return self.call.forward if isinstance(self.call.forward, Forward) else Forward(0)
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Tokens of the prompt among those of the model; None where another model reads it."""
+        return None if self.forward.timestep is not None else self.prompt.length
+
+    @property
+    def branches(self) -> int:
+        """How many guidance branches the batch holds, as equal blocks of rows."""
+        return len(self.forward.branches or (None,))
 
     @property
     def memory(self) -> dict[Any, Any]:
@@ -74,7 +87,7 @@ class EditContext:
     @property
     def decoded(self) -> Tensor:
         """Which queries stand for decoded tokens, bool [1 or b, n]: those behind the prompt."""
-        length = self.prompt.length
+        length = self.prompt_length
         if self.prompt.of_encoder:
             return torch.full((1, self.call.n), self.in_decoder, device=self.device)
         if length is None or self.site is None or self.site.kind != "self":
@@ -96,16 +109,23 @@ class EditContext:
     def number(self, strength: Strength) -> float | Tensor:
         """Return a strength for this call: a number, or a tensor that broadcasts to [b, h, n]."""
         if isinstance(strength, PerRow):
-            return for_rows(strength, self.call.b, self.call.q)
+            return for_rows(strength, self.call.b, self.call.q, self.branches)
         if not isinstance(strength, PerStep):
             return strength
-        length = self.prompt.length
+        length = self.prompt_length
         if length is None or self.site is None or self.site.kind != "self":
             return strength.at(self.forward.step)
-        numbers = torch.tensor(strength.numbers, device=self.device)
+        numbers = torch.tensor(strength.numbers, dtype=torch.float64, device=self.device)
         # The last token of the prompt is still the prompt: it decides the first decoded token.
         step = (self.query_positions - length + 1).clamp(0, len(strength.numbers) - 1)
-        return numbers[step][:, None]
+        return numbers[step][:, None].to(wide(self.call.q.dtype))
+
+    def tensor(self, strength: Strength) -> Tensor:
+        """Return a strength as a tensor [1 or b, 1, 1 or n], as wide as scores are."""
+        number, dtype = self.number(strength), wide(self.call.q.dtype)
+        if isinstance(number, Tensor):
+            return number.to(dtype)
+        return torch.full((1, 1, 1), number, dtype=dtype, device=self.device)
 
     @property
     def limit(self) -> Tensor:
@@ -116,9 +136,12 @@ class EditContext:
             chosen = torch.zeros(call.h, dtype=torch.bool, device=self.device)
             chosen[list(heads)] = True
             made = made & chosen[None, :, None]
-        if self.where.branches is not None:
+        names = self.where.branches
+        if names is None and self.branch is not None and self.forward.branches is not None:
+            names = tuple(x for x in self.forward.branches if x.startswith(self.branch))
+        if names is not None:
             rows = torch.zeros(call.b, dtype=torch.bool, device=self.device)
-            for name in self.where.branches:
+            for name in names:
                 rows[self.forward.rows(name, call.b)] = True
             made = made & rows[:, None, None]
         if self.phase != "both":
@@ -129,10 +152,13 @@ class EditContext:
     def tokens_at(self, side: str, modality: str) -> slice:
         """Return which "queries" or "keys" (`side`) are of a modality, "text" or "image"."""
         site, call = self.site, self.call
-        many = call.n if side == "queries" else call.m
         kind = "self" if site is None else site.kind
+        # A model that denoises has no cache: more keys than queries come from elsewhere.
+        own = kind == "self" and self.forward.timestep is not None
+        many = call.n if side == "queries" or own else call.m
         if kind == "joint":
-            found = site.span(modality, many) if site is not None else None
+            # Counted by queries: keys from elsewhere may have been added behind one's own.
+            found = None if site is None else site.span(modality, call.n, self.forward)
             if found is not None:
                 return found
         elif kind == "cross":

@@ -14,6 +14,7 @@ from regard.controls.edit import AttentionEdit
 from regard.controls.receipt import Fired
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
+from regard.controls.steering import row_on
 from regard.controls.strength import strength_of
 from regard.controls.text_tokens import token_set
 from regard.controls.token_sets import TokenSet
@@ -112,7 +113,7 @@ class _Guide:
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         control, made = self.control, scores.clone()
         for b in range(len(ids)):
-            row, tokens = self.steering.row_on(control.which, control.heads, b)
+            row, tokens = row_on(self.steering, control.which, control.heads, b)
             unique, share = ratios(row, tokens)
             w = torch.tensor(control.weights)
             logit = share.T @ w + control.bias

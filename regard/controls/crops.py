@@ -58,8 +58,8 @@ def best_crop(found: Tensor, base: int, sides: tuple[float, ...] = SIDES) -> Cro
     """Choose the box whose sum in a map [rows, columns] stands out most from its neighbors'.
 
     For each side of r * base cells, the place with the largest sum; of these the size whose sum
-    per cell differs most from the mean of the places one cell away. Sums come from one integral
-    image. (Zhang et al. 2025)
+    differs most, by the cell, from the mean of the boxes beside it, a side away. Sums come from one
+    integral image. (Zhang et al. 2025)
 
     >>> dark = torch.zeros(8, 8); dark[5, 2] = 1.0
     >>> crop = best_crop(dark, 2)
@@ -76,12 +76,12 @@ def best_crop(found: Tensor, base: int, sides: tuple[float, ...] = SIDES) -> Cro
         sums = box_sums(found, side)
         place = int(sums.argmax())
         y, x = divmod(place, sums.shape[1])
-        near = [
-            float(sums[a, b])
-            for a in range(max(0, y - 1), min(sums.shape[0], y + 2))
-            for b in range(max(0, x - 1), min(sums.shape[1], x + 2))
-            if (a, b) != (y, x)
-        ]
+        around = {
+            (min(max(a, 0), sums.shape[0] - 1), min(max(b, 0), sums.shape[1] - 1))
+            for a in (y - side, y, y + side)
+            for b in (x - side, x, x + side)
+        }
+        near = [float(sums[a, b]) for a, b in around - {(y, x)}]
         mean = sum(near) / len(near) if near else 0.0
         gain = (float(sums[y, x]) - mean) / side**2
         if best is None or gain > best.gain + 1e-12:

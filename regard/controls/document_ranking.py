@@ -133,7 +133,7 @@ def rerank(
     each document, tokens that score below the mean by `outliers` deviations are left out.
     (In-context re-ranking, Chen et al. 2024)
     """
-    found = []
+    found: list[Tensor] = []
     for asked in (query, calibrate):
         made = assemble(
             tokenizer, documents, lead + asked, instruction=instruction, separator=separator

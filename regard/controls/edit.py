@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.controls.context import EditContext
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
-from regard.core.errors import RuleError, fail
+from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.partial import wide
 from regard.core.result import Result
 from regard.core.score import LowRankBias
@@ -47,6 +47,13 @@ class AttentionEdit(Value):
         """Return what came of the call of `at` changed."""
         return result
 
+    def changes(self, at: EditContext) -> Tensor:
+        """Return which queries it changes, bool [b or 1, h or 1, n or 1], for the receipt."""
+        queries = getattr(self, "queries", None)
+        if isinstance(queries, TokenSet):
+            return at.limit & queries.mask(at, "queries")
+        return at.limit
+
     def sets(self) -> tuple[TokenSet, ...]:
         """Return the token sets that it is about, for the receipt."""
         return tuple(x for _, x in self.fields() if isinstance(x, TokenSet))
@@ -74,6 +81,25 @@ def apply(edits: tuple[AttentionEdit, ...], at: EditContext) -> tuple[Call, list
         call = edit.before(own)
         known.append(own)
     return call, known
+
+
+def changed_queries(edits: tuple[AttentionEdit, ...], at: EditContext) -> Tensor:
+    """Return the queries that any of the edits changes."""
+    made = torch.zeros_like(at.limit)
+    for edit in edits:
+        made = made | edit.changes(at)
+    return made
+
+
+def named_sets(edits: tuple[AttentionEdit, ...], at: EditContext) -> dict[str, Tensor]:
+    """Return the sets of the edits as keys; those that are no keys of this site are left out."""
+    made = {}
+    for x in dict.fromkeys(x for edit in edits for x in edit.sets()):
+        try:
+            made[x.label] = x.mask(at)
+        except CapabilityError:
+            continue
+    return made
 
 
 def add_bias(call: Call, parts: list[tuple[Tensor, Tensor]]) -> Call:
@@ -112,4 +138,7 @@ def forbid(call: Call, queries: Tensor, keys: Tensor) -> Call:
     return add_bias(call, [(-FORBIDDEN * queries, keys)])
 
 
-__all__ = ["FORBIDDEN", "POINTS", "AttentionEdit", "add_bias", "apply", "edits_of", "forbid"]
+__all__ = [
+    "FORBIDDEN", "POINTS", "AttentionEdit", "add_bias", "apply", "changed_queries", "edits_of",
+    "forbid", "named_sets",
+]  # fmt: skip

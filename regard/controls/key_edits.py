@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
-from regard.controls.score_edits import Forbid
-from regard.controls.strength import Strength, strength_of
+from regard.controls.score_edits import Forbid, RaisedScores
+from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
 from regard.core.keys import Dense
+from regard.core.score import LowRankBias
+from regard.core.score.dense import DenseBias
 from regard.core.support import Extended
 from regard.core.value import Value, value
+
+# Parts of steps that have an entry for each key, and the axis of it.
+BY_KEY = {LowRankBias: ("v", 2), DenseBias: ("bias", 3), RaisedScores: ("chosen", 2)}
 
 
 class FoundKeys(NamedTuple):
@@ -124,29 +129,52 @@ class ExtraKeys(AttentionEdit):
         if found is None:
             return at.call
         call, extra = at.call, found.k.shape[2]
-        _need_fitting(call, found)
-        k = torch.cat((call.k, found.k.to(call.k)), 2)
-        v = torch.cat((call.v, found.v.to(call.v)), 2)
-        at_keys = call.k_positions
-        last = call.m if at_keys is None else int(at_keys.max()) + 1
-        if at_keys is not None:
-            line = torch.arange(last, last + extra, device=at_keys.device)
-            at_keys = torch.cat((at_keys, line.expand(*at_keys.shape[:-1], extra)), -1)
-        support = Extended(call.rule.support, last)
-        made = call.replace(keys=Dense(k, v, at_keys), rule=call.rule.replace(support=support))
+        made = append_keys(call, found)
         own = torch.zeros(1, 1, call.m, device=at.device)
         ones = torch.ones(1, 1, extra, device=at.device)
-        number = torch.as_tensor(at.number(self.strength), device=at.device).float()
-        parts = [(number.expand(1, 1, 1) if number.dim() == 0 else number, _cat(own, ones))]
+        number = at.tensor(self.strength)
+        parts = [(number, _cat(own, ones))]
         limit = at.limit
         if not bool(limit.all()):
             parts.append((-FORBIDDEN * ~limit, _cat(own, ones)))
         if found.log_weight is not None:
             weight = found.log_weight.clamp(min=-FORBIDDEN)
             parts.append((torch.ones(1, 1, 1, device=at.device), _cat(own, weight)))
-        if len(parts) == 1 and number.dim() == 0 and float(number) == 0.0:
+        if len(parts) == 1 and is_neutral(self.strength, 0.0):
             return made
         return add_bias(made, parts)
+
+
+def append_keys(call: Call, found: FoundKeys) -> Call:
+    """Return the call with more keys behind its own, which every query may attend to.
+
+    >>> q = torch.randn(1, 2, 3, 4)
+    >>> append_keys(Call.of(q, q, q), FoundKeys(q, q)).m
+    6
+    """
+    _need_fitting(call, found)
+    k = torch.cat((call.k, found.k.to(call.k)), 2)
+    v = torch.cat((call.v, found.v.to(call.v)), 2)
+    extra, at_keys = found.k.shape[2], call.k_positions
+    last = call.m if at_keys is None else int(at_keys.max()) + 1
+    if at_keys is not None:
+        line = torch.arange(last, last + extra, device=at_keys.device)
+        at_keys = torch.cat((at_keys, line.expand(*at_keys.shape[:-1], extra)), -1)
+    # What was said of single keys before says nothing of those that come now.
+    score = call.rule.score
+    score = score.replace(steps=tuple(_lengthened(x, call.m, extra) for x in score.steps))
+    rule = call.rule.replace(support=Extended(call.rule.support, last), score=score)
+    return call.replace(keys=Dense(k, v, at_keys), rule=rule)
+
+
+def _lengthened(step: Any, m: int, extra: int) -> Any:
+    """Return a step of a score over `extra` more keys, about which it says nothing."""
+    name, axis = BY_KEY.get(type(step), (None, 0))
+    x: Tensor | None = getattr(step, name) if name else None
+    if x is None or x.shape[axis] != m:
+        return step
+    more = x.new_zeros(*x.shape[:axis], extra, *x.shape[axis + 1 :])
+    return step.replace(**{str(name): torch.cat((x, more), axis)})
 
 
 @value
@@ -197,5 +225,6 @@ def _need_fitting(call: Call, found: FoundKeys) -> None:
 
 
 __all__ = [
-    "ExtraKeys", "FoundKeys", "GivenKeys", "KeySource", "OtherRows", "ReplaceKeys", "only_keys",
+    "ExtraKeys", "FoundKeys", "GivenKeys", "KeySource", "OtherRows", "ReplaceKeys", "append_keys",
+    "only_keys",
 ]  # fmt: skip

@@ -52,8 +52,9 @@ def decode_without_over_trust(
     Each of the best `candidates` is run one step; its logit loses `strength` times the column score
     of the last layer (a maximum over heads, rows sum to one). For the first `early` tokens it gains
     the weight on `images` (bool [n]) instead, where there are any. Where one column comes back more
-    than `patience` times, decoding goes on behind it, with the token chosen there banned. One
-    candidate is followed (beams of one); a strength of 0 without going back is greedy decoding.
+    than `patience` times, decoding goes on behind it, with the token chosen there banned: at most
+    `candidates` times for a column, and never within the first `early` tokens. One candidate is
+    followed (beams of one); a strength of 0 without going back is greedy decoding.
     (OPERA, Huang et al. 2024)
     """
     if ids.dim() != 2 or ids.shape[0] != 1:
@@ -97,8 +98,8 @@ def decode_without_over_trust(
         places.append(columns[best])
         place, times = Counter(places).most_common(1)[0]
         back = place + 1
-        if times > patience and len(decoded) >= early and back < len(decoded):
-            back = max(back - gone[place] // candidates, 0)
+        tried = gone[place] < candidates and place >= early
+        if times > patience and tried and back < len(decoded):
             gone[place] += 1
             made.back.append((back, decoded[back]))
             banned.setdefault(tuple(decoded[:back]), set()).add(decoded[back])

@@ -52,8 +52,8 @@ class AddBias(AttentionEdit):
         """Add the bias."""
         if is_neutral(self.strength, 0.0):
             return at.call
-        number = at.number(self.strength)
-        return add_bias(at.call, [(number * queries_of(at, self.queries), self.keys.mask(at))])
+        chosen = queries_of(at, self.queries)
+        return add_bias(at.call, [(at.tensor(self.strength) * chosen, self.keys.mask(at))])
 
 
 @value
@@ -103,9 +103,8 @@ class ScaleScores(AttentionEdit):
         """Add a factor for each query."""
         if is_neutral(self.strength, 1.0):
             return at.call
-        factor = torch.as_tensor(at.number(self.strength), device=at.device, dtype=torch.float32)
         chosen = queries_of(at, self.queries)
-        factor = torch.where(chosen, factor, 1.0)
+        factor = torch.where(chosen, at.tensor(self.strength), 1.0)
         step = Temperature(factor.expand(*factor.shape[:2], at.call.n))
         rule = at.call.rule
         return at.call.replace(rule=rule.replace(score=rule.score >> step))
@@ -135,9 +134,9 @@ class RaiseScores(AttentionEdit):
         """Add a step that knows the size of a score."""
         if is_neutral(self.strength, 0.0):
             return at.call
-        gain = at.number(self.strength) * queries_of(at, self.queries)
+        gain = at.tensor(self.strength) * queries_of(at, self.queries)
         rule = at.call.rule
-        step = RaisedScores(gain.expand(*gain.shape[:2], at.call.n).float(), self.keys.mask(at))
+        step = RaisedScores(gain.expand(*gain.shape[:2], at.call.n), self.keys.mask(at))
         return at.call.replace(rule=rule.replace(score=rule.score >> step))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from regard.controls.base import Control
 from regard.controls.context import EditContext
-from regard.controls.edit import AttentionEdit, apply
+from regard.controls.edit import AttentionEdit, apply, changed_queries, named_sets
 from regard.controls.moved_weight import difference, measured, rows_at, rows_to_look_at
+from regard.controls.noise_guidance import NoiseGuidance
+from regard.controls.pipeline_prompt import hear_prompt
 from regard.controls.prompt import Prompt
 from regard.controls.receipt import Fired, Receipt
 from regard.controls.token_sets import TokenSet
@@ -46,6 +49,10 @@ class _SteeringThread(threading.local):
         # Weights of the last query of each layer [b, h, m], and the positions of these keys.
         self.rows: dict[int | None, tuple[Tensor, EditContext]] = {}
         self.calls: list[tuple[Call, list[EditContext], tuple[AttentionEdit, ...]]] = []
+        self.paused = False
+        self.step = 0
+        # Whether the prompt is that of a model that denoises.
+        self.denoises = False
 
 
 class Steering(Stage):
@@ -62,20 +69,31 @@ class Steering(Stage):
         self, control: Control, *, tokenizer: Any = None,
         messages: Sequence[Mapping[str, Any]] = (), documents: Sequence[str] = (),
         grid: tuple[int, int] | None = None,
-        prompt: Any = None, measure: str = "some", must_move: bool = True,
+        prompt: Any = None, measure: str = "some", must_move: bool = True, pipeline: Any = None,
     ) -> None:  # fmt: skip
         super().__init__(control.where.place)
         if measure not in ("some", "all", "none"):
             fail(RuleError, "measure", repr(measure), "'some', 'all' or 'none'", "choose one")
         self.control, self.tokenizer, self.must_move = control, tokenizer, must_move
         self.messages, self.documents, self.grid = messages, documents, grid
-        self.measure, self.paused = measure, False
+        self.measure = measure
         self.receipt = Receipt(control.name or type(control).__name__, control.describe())
+        self.pipeline = pipeline
         told = prompt is None or isinstance(prompt, Prompt)
         self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
-        self._edits = control.edits()
+        guided = control.guidance is not None
+        self._edits = () if guided and control.is_neutral else control.edits()
         self._thread = _SteeringThread()
         self._undo = Removal()
+
+    @property
+    def paused(self) -> bool:
+        """Whether this thread runs the model as if there were no control."""
+        return self._thread.paused
+
+    @paused.setter
+    def paused(self, x: bool) -> None:
+        self._thread.paused = x
 
     @property
     def name(self) -> str:
@@ -105,16 +123,26 @@ class Steering(Stage):
                     f"heads 0 to {site.heads - 1} at {site.module}", "count heads from 0",
                 )  # fmt: skip
         self.model, self.sites = model, sites
+        if self.pipeline is not None:
+            hear_prompt(self.pipeline, model, self, self._undo)
+        if self.control.guidance is not None and not self.control.is_neutral:
+            hold(model, "forward", lambda: NoiseGuidance(self), self, self._undo, join=False)
         if self.control.needs_hidden:
             for layer in layers_of(model, sites):
-                entering = _Entering(self._thread, layer.site.layer)
-                hold(layer.block, "forward", lambda x=entering: x, self, self._undo, join=False)
+                entering = partial(_Entering, self._thread, layer.site.layer)
+                hold(layer.block, "forward", entering, self, self._undo, join=False)
         if callable(getattr(model, "generate", None)):
             hold(model, "generate", lambda: _Generating(self), self, self._undo, join=False)
 
     def end(self) -> None:
         """Let go of the model."""
         self._undo()
+
+    def told(self, prompt: Prompt | None) -> None:
+        """Take the prompt of a pipeline that begins."""
+        if self.given is None:
+            self._thread.prompt = prompt or Prompt(None, self.tokenizer, grid=self.grid)
+            self._thread.denoises = True
 
     def prompt_of(self, given: Mapping[str, Any]) -> Prompt:
         """Read what a model is asked."""
@@ -147,6 +175,11 @@ class Steering(Stage):
             here.prompt = self.given or here.generating[-1]
             return
         given = given_to(model, args, kwargs)
+        if "timestep" in given or "timesteps" in given:
+            # Another model reads the prompt; it lasts until denoising begins anew.
+            if not here.denoises:
+                self.told(None)
+            return
         ids, cache = given.get("input_ids"), given.get("past_key_values")
         length = int(cache.get_seq_length()) if cache is not None else 0
         many = ids.shape[-1] if isinstance(ids, Tensor) else 0
@@ -169,8 +202,12 @@ class Steering(Stage):
         """Make the edits, where the control acts on any query."""
         if self.paused:
             return call
-        here = self._thread
-        at = EditContext(call, here.prompt, self.control.where, self.control.phase)
+        here, control = self._thread, self.control
+        at = EditContext(call, here.prompt, control.where, control.phase, control.branch)
+        if at.forward.timestep is not None:
+            if at.forward.step < here.step:  # denoising begins anew
+                here.prompt.memory.clear()
+            here.step = at.forward.step
         at.hidden = here.hidden.get(None if at.site is None else at.site.layer)
         own, known = call, [at]
         if bool(at.limit.any()):
@@ -193,20 +230,6 @@ class Steering(Stage):
         """The prompt that this thread is in."""
         return self._thread.prompt
 
-    def row_on(self, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, Tensor]:
-        """Return weights [heads, tokens] of the last query on tokens of a prompt, and their ids."""
-        rows, ids = [], self._thread.prompt.ids
-        assert ids is not None
-        for layer, head in heads:
-            if layer not in self._thread.rows:
-                fail(RuleError, "heads", f"layer {layer}", "layers of the model", "name others")
-            weights, at = self._thread.rows[layer]
-            chosen = which.mask(at)
-            own = chosen[b if len(chosen) > 1 else 0, head if chosen.shape[1] > 1 else 0]
-            rows.append(weights[b, head][own])
-            place = at.key_positions.expand(len(weights), -1, -1)[b, 0][own]
-        return torch.stack(rows).float().cpu(), ids[b * len(ids) // len(weights)][place].cpu()
-
     def after(self, call: Call, result: Result) -> Result:
         """Make the edits of outputs, and write the receipt."""
         if self.paused:
@@ -227,8 +250,8 @@ class Steering(Stage):
         fired = Fired(at.site, step, call.n, prompt, self._heads(at))
         few = prompt or step <= FEW or step & (step - 1) == 0
         if self.measure == "all" or (self.measure == "some" and few):
-            named = {x.label: x.mask(at) for edit in self._edits for x in edit.sets()}
-            chosen = at.limit
+            named = named_sets(self._edits, at)
+            chosen = changed_queries(self._edits, at)
             rows = rows_to_look_at(at, chosen)
             before, after, moved = measured(call, new, rows, named)
             moved = max(moved, difference(result.out, made.out))
@@ -239,6 +262,22 @@ class Steering(Stage):
     def _heads(at: EditContext) -> tuple[int, ...]:
         heads = at.where.heads_at(at.site)
         return tuple(range(at.call.h)) if heads is None else tuple(heads)
+
+
+def row_on(steering: Steering, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, Tensor]:
+    """Return weights [heads, tokens] of the last query on tokens of a prompt, and their ids."""
+    here = steering._thread
+    rows, ids = [], here.prompt.ids
+    assert ids is not None
+    for layer, head in heads:
+        if layer not in here.rows:
+            fail(RuleError, "heads", f"layer {layer}", "layers of the model", "name others")
+        weights, at = here.rows[layer]
+        chosen = which.mask(at)
+        own = chosen[b if len(chosen) > 1 else 0, head if chosen.shape[1] > 1 else 0]
+        rows.append(weights[b, head][own])
+        place = at.key_positions.expand(len(weights), -1, -1)[b, 0][own]
+    return torch.stack(rows).float().cpu(), ids[b * len(ids) // len(weights)][place].cpu()
 
 
 class _Entering(Around):
@@ -284,4 +323,4 @@ class _Generating(Around):
             del prompts[depth:]
 
 
-__all__ = ["Steering"]
+__all__ = ["Steering", "row_on"]

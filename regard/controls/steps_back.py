@@ -94,7 +94,9 @@ def decode_with_steps_back(
     if ids.dim() != 2 or ids.shape[0] != 1:
         fail(ValueRangeError, "ids", shape_of(ids), "ids [1, n]", "decode one row at a time")
     made = Decoded(ids)
-    start, decoded, confidence = ids.shape[1], [], []
+    start = ids.shape[1]
+    decoded: list[int] = []
+    confidence: list[float] = []
     banned: dict[tuple[int, ...], set[int]] = {}
     times: dict[int, int] = {}
     cache, seen = None, 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
+from regard.core.partial import wide
 from regard.core.value import Value, value
 
 
@@ -99,16 +100,22 @@ def is_neutral(x: Strength, neutral: float) -> bool:
     return all(one == neutral for one in numbers)
 
 
-def for_rows(x: PerRow, b: int, like: Tensor) -> Tensor:
-    """Return the strengths of a batch, [b, 1, 1]: rows of beams and branches follow one another."""
+def for_rows(x: PerRow, b: int, like: Tensor, branches: int = 1) -> Tensor:
+    """Return the strengths of a batch, [b, 1, 1].
+
+    Beams of a row follow one another; guidance branches are blocks of all rows.
+
+    >>> for_rows(PerRow((0.0, 1.0)), 4, torch.ones(1), branches=2).flatten().tolist()
+    [0.0, 1.0, 0.0, 1.0]
+    """
     many = len(x.numbers)
-    if b % many:
+    if b % (many * branches):
         fail(
             ShapeError, "strength", f"strengths of {many} rows", f"one for each of {b} rows",
             "give one strength for each row of the batch, or a number for all",
         )  # fmt: skip
-    made = torch.tensor(x.numbers, dtype=torch.float32, device=like.device)
-    return made.repeat_interleave(b // many).view(-1, 1, 1)
+    made = torch.tensor(x.numbers, dtype=wide(like.dtype), device=like.device)
+    return made.repeat_interleave(b // many // branches).repeat(branches).view(-1, 1, 1)
 
 
 __all__ = ["PerRow", "PerStep", "Strength", "for_rows", "is_neutral", "strength_of"]

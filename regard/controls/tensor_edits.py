@@ -58,8 +58,7 @@ class _TensorEdit(AttentionEdit):
                     "all tokens is in one call", "edit q, the scores or the output by step",
                 )  # fmt: skip
         chosen = limit if self.tokens is None else limit & self.tokens.mask(at, side)
-        strength = torch.as_tensor(number, device=x.device, dtype=torch.float32)
-        strength = strength[..., None] if strength.dim() == 3 else strength
+        strength = at.tensor(self.strength)[..., None]
         new = self.changed(x.float() if x.dtype != torch.float64 else x, strength, at).to(x.dtype)
         made: Tensor = torch.where(chosen[..., None], new, x)
         return made
@@ -187,8 +186,7 @@ class MixBranch(AttentionEdit):
         branch = run(call)
         for edit, own in zip(self.edits, known, strict=True):
             branch = edit.after(own, branch)
-        number = torch.as_tensor(at.number(self.strength), device=at.device)
-        number = number[..., None] if number.dim() == 3 else number
+        number = at.tensor(self.strength)[..., None]
         mixed = result.out + number.to(result.out) * (branch.out - result.out)
         return result._replace(out=torch.where(at.limit[..., None], mixed, result.out))
 

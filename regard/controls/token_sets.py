@@ -48,7 +48,8 @@ class TokenSet(Value):
             # Text and image are counted from their own first token.
             own = at.tokens_at(side, self.modality)
             place = torch.where(place < own.stop, place - own.start, -1)
-        return expand_to_heads(looked_up(chosen.to(at.device), place, at.call.b), at)
+        found = looked_up(chosen.to(at.device), place, at.call.b, at.branches)
+        return expand_to_heads(found, at)
 
     @property
     def label(self) -> str:
@@ -62,18 +63,20 @@ def _need(x: object) -> TokenSet:
     return x
 
 
-def looked_up(chosen: Tensor, place: Tensor, b: int) -> Tensor:
+def looked_up(chosen: Tensor, place: Tensor, b: int, branches: int = 1) -> Tensor:
     """Read bool [b or 1, positions] at places [b or 1, g or 1, m]; False beyond its ends.
 
-    Rows of beams follow one another, so a row of the set may serve several.
+    Rows of beams follow one another, so a row of the set may serve several; guidance branches are
+    blocks of all rows.
     """
     if chosen.shape[0] not in (1, b):
-        if b % chosen.shape[0]:
+        if b % (chosen.shape[0] * branches):
             fail(
                 ValueRangeError, "which", f"tokens of {chosen.shape[0]} rows", f"1 or {b} rows",
                 "name tokens for each row of the batch",
             )  # fmt: skip
-        chosen = chosen.repeat_interleave(b // chosen.shape[0], 0)
+        chosen = chosen.repeat_interleave(b // chosen.shape[0] // branches, 0)
+        chosen = chosen.repeat(branches, 1)
     size = chosen.shape[1]
     inside = (place >= 0) & (place < size)
     rows = max(chosen.shape[0], place.shape[0])
@@ -127,7 +130,7 @@ class FoundInCall(TokenSet):
 
 def _of_prompt(at: EditContext) -> EditContext:
     """Leave out queries behind the prompt, which come with it where there is no cache."""
-    length, call = at.prompt.length, at.call
+    length, call = at.prompt_length, at.call
     if length is None or call.n <= length or call.rule.offset or call.q_positions is not None:
         return at
     return replace(at, call=rows_of(call, slice(0, length)))

@@ -194,7 +194,8 @@ def move_mass(
     """
     lost, gained = masses(call, [source, target])
     moves = (lost > 0) & (gained > 0) & queries
-    less = _log(torch.where(moves, torch.as_tensor(1.0 - share).to(lost), 1.0))
+    left = torch.as_tensor(1.0 - share, dtype=lost.dtype, device=lost.device)
+    less = _log(torch.where(moves, left, 1.0))
     more = torch.log1p(torch.where(moves, share * lost / gained.clamp(min=1e-30), 0.0))
     return add_bias(call, [(less, source), (more, target)])
 

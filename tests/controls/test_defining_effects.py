@@ -82,6 +82,14 @@ def test_only_some_keys_are_left() -> None:
     assert bool((new[:, :, 5:, [0, 1, 3, 4, 6, 7, 8]] == 0).all())
 
 
+def test_strengths_are_as_exact_as_the_call() -> None:
+    """0.7 is no number of float32: rows and steps have it as wide as scores are."""
+    for strength in (0.7, c.PerRow((0.7, 0.7)), c.PerStep((0.7,))):
+        old, new = weights(a_call(), c.AddBias(A, strength))
+        gained = (new[:, :, -1, 2] / new[:, :, -1, 0]) / (old[:, :, -1, 2] / old[:, :, -1, 0])
+        assert near(gained, torch.tensor(0.7, dtype=torch.float64).exp())
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_moved_mass_is_what_was_said(share: float) -> None:
     old, new = weights(a_call(), c.MoveMass(A, B, share))
@@ -153,6 +161,18 @@ def test_extra_keys_share_one_softmax_and_the_same_again_change_nothing() -> Non
     replaced = run(c.ReplaceKeys(c.OtherRows()).before(at), ("weights",)).weights
     assert replaced is not None
     assert bool((replaced[..., :9] == 0).all())
+
+
+@pytest.mark.parametrize("first", [c.Forbid(A), c.RaiseScores(A, 0.7), c.AddBias(A, 1.0)])
+def test_what_was_said_of_keys_says_nothing_of_those_that_come_later(first: Any) -> None:
+    """An edit of single keys, then more keys: as if these had come first."""
+    call = a_call().replace(rule=Rule())
+    extra = c.ExtraKeys(c.OtherRows(), 0.5)
+    outs = []
+    for order in ((first, extra), (extra, first)):
+        new, _ = apply(order, EditContext(call, Prompt()))
+        outs.append(run(new).out)
+    assert near(outs[0], outs[1])
 
 
 def test_a_branch_is_mixed_linearly() -> None:

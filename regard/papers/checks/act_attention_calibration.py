@@ -24,8 +24,9 @@ def _call(n: int = 24, size: int = 8) -> Call:
     q, k, v = (torch.randn(2, h, n, size, dtype=torch.float64) for h in (4, 2, 2))
     way = torch.zeros(size, dtype=torch.float64)
     way[0] = 1.0
-    q = q + 4 * way
-    k = k.clone()
+    # What was not planted is even: no other key is a sink by chance.
+    q, k = 0.5 * q + 4 * way, 0.5 * k
+    k[..., 0] *= 0.2
     k[:, :, [0, SINK]] = 2.5 * way
     return Call.of(q, k, v, Rule(Causal()))
 

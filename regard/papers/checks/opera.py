@@ -23,14 +23,14 @@ class _Head(nn.Module):
         super().__init__()
         self.summary = summary
 
-    def forward(self, n: int) -> Tensor:
-        """Every query puts half of its weight on one token, once it is there."""
-        k = torch.zeros(1, 1, n, 2)
+    def forward(self, b: int, n: int) -> Tensor:
+        """Every query puts most of its weight on one token, once it is there."""
+        k = torch.zeros(b, 1, n, 2)
         k[..., 1] = 1.0
         # because: the token is there once it was decoded
         if n > self.summary:
-            k[0, 0, self.summary, 0] = float(torch.tensor(float(n)).log())
-        q = torch.tensor([2.0**0.5, 0.0]).expand(1, 1, n, 2)
+            k[:, 0, self.summary, 0] = float(torch.tensor(float(n)).log()) + 4.0
+        q = torch.tensor([2.0**0.5, 0.0]).expand(b, 1, n, 2)
         return nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
 
 
@@ -45,7 +45,7 @@ class _Scripted(nn.Module):
         from types import SimpleNamespace
 
         b, n = input_ids.shape
-        self.head(n)
+        self.head(b, n)
         scores = torch.zeros(b, n, 20)
         scores[..., torch.arange(n), (torch.arange(n) * 3 + 1) % 20] = 5.0
         scores[..., torch.arange(n), (torch.arange(n) * 3 + 2) % 20] = 4.0
@@ -71,13 +71,14 @@ def opera() -> Claims:
     window[:, column] = 0.1 + 0.3 * torch.rand(14)
     scores = [over_trust(window[:n, :n].tril(), SIGMA) for n in range(column + 2, 15)]
     falls = sum(b <= a for (a, _), (b, _) in pairwise(scores))
-    faint = (torch.rand(14, 14) / SIGMA).tril()
+    faint = torch.zeros(14, 14)
+    faint[:, 0] = torch.rand(14) / SIGMA
     fades = [over_trust(faint[:n, :n], SIGMA)[0] for n in (2, 14)]
     summary = START + int(torch.randint(1, 4, ()))
-    # Half of the weight of every later token is on the summary.
+    # Most of the weight of every later token is on the summary.
     toy = _Scripted(summary)
     found = decode_without_over_trust(
-        toy, torch.zeros(1, START, dtype=torch.long), tokens=16, patience=3, early=3, strength=0.0
+        toy, torch.zeros(1, START, dtype=torch.long), tokens=16, patience=3, early=1, strength=0.0
     )
     place, token = found.back[0] if found.back else (-1, -1)
     later = found.ids[0, START:].tolist()

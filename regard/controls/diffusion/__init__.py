@@ -1,0 +1,50 @@
+"""Controls of models that paint: subjects shared, kept apart, erased, and guidance by attention.
+
+They serve UNets, and transformers in which text and picture share one attention, alike. In a batch
+with guidance, branches are told by the pipeline, or by `regard.models.diffusers.branches`.
+"""
+
+from regard.controls.diffusion.added_attention import AddAttention, MSDiffusion, SubjectTokens
+from regard.controls.diffusion.diffusion_control import AtKinds, DiffusionControl
+from regard.controls.diffusion.entropy_scale import EntropyScale
+from regard.controls.diffusion.eraser import AttentiveEraser
+from regard.controls.diffusion.frame_sharing import (
+    CrossFrameAttention,
+    DiTCtrl,
+    SubjectAcrossFrames,
+)
+from regard.controls.diffusion.latent_guidance import a_star, attend_and_excite, guide_latents
+from regard.controls.diffusion.latents import blend_segments as blend_segments
+from regard.controls.diffusion.latents import sliced_wasserstein as sliced_wasserstein
+from regard.controls.diffusion.latents import tail_latent as tail_latent
+from regard.controls.diffusion.latents import warp_latent as warp_latent
+from regard.controls.diffusion.layout import AttentionModulation, BoundedAttention, KeepApart
+from regard.controls.diffusion.map_losses import InsideRegions, NeglectedWord, SeparateWords
+from regard.controls.diffusion.perturbed import AwayFromOtherText, BlurQueries, KeepOwnValues
+from regard.controls.diffusion.perturbed import (
+    NormalizedAttentionGuidance as NormalizedAttentionGuidance,
+)
+from regard.controls.diffusion.perturbed import (
+    PerturbedAttentionGuidance as PerturbedAttentionGuidance,
+)
+from regard.controls.diffusion.perturbed import SmoothedEnergyGuidance as SmoothedEnergyGuidance
+from regard.controls.diffusion.picture_tokens import EachPicture, PictureTokens, Subject, Widened
+from regard.controls.diffusion.picture_tokens import PromptTokens as PromptTokens
+from regard.controls.diffusion.picture_tokens import TextPositions as TextPositions
+from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
+from regard.controls.diffusion.references import FreeCustom, MagicFace, ReferenceAttention
+from regard.controls.diffusion.references import StoryDiffusion as StoryDiffusion
+from regard.controls.diffusion.references import VisCtrl as VisCtrl
+from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligned
+
+__all__ = [
+    "AddAttention", "AtKinds", "AttentionModulation", "AttentiveEraser", "AwayFromOtherText",
+    "BlurQueries", "BoundedAttention", "CrossFrameAttention", "DiTCtrl", "DiffusionControl",
+    "EachPicture", "EntropyScale", "FreeCustom", "InsideRegions", "KeepApart", "KeepOwnValues",
+    "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord", "NormalizedAttentionGuidance",
+    "PerturbedAttentionGuidance", "PictureTokens", "PicturesBeside", "PromptTokens",
+    "ReadPictures", "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance",
+    "StoryDiffusion", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectTokens",
+    "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite", "blend_segments",
+    "guide_latents", "sliced_wasserstein", "tail_latent", "warp_latent",
+]  # fmt: skip

@@ -1,0 +1,173 @@
+"""Attention to tokens of a subject beside that of the model: added outside of its softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.controls.context import EditContext
+from regard.controls.diffusion.diffusion_control import TEXT, DiffusionControl
+from regard.controls.diffusion.picture_tokens import PictureTokens
+from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
+from regard.controls.registry import register
+from regard.controls.site_choice import SiteChoice
+from regard.controls.strength import Strength, is_neutral, strength_of
+from regard.controls.token_sets import TokenSet
+from regard.core.call import Call
+from regard.core.errors import RuleError, ShapeError, fail, shape_of
+from regard.core.method import method
+from regard.core.result import Result
+from regard.core.rule import Rule
+from regard.core.value import Value, value
+from regard.run.runner import run
+
+
+@value
+class SubjectTokens(Value):
+    """Tokens of a subject [x, c], and weights of keys and values [heads head_size, c] by site.
+
+    `sites` names the modules that have weights, in the order of `to_k` and `to_v`: an adapter's.
+
+    >>> one = SubjectTokens(torch.ones(2, 3), ("a",), (torch.ones(8, 3),), (torch.ones(8, 3),))
+    >>> one.keys_at("a", 2)[0].shape
+    torch.Size([1, 2, 2, 4])
+    """
+
+    tokens: Tensor
+    sites: tuple[str, ...]
+    to_k: tuple[Tensor, ...]
+    to_v: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        x = self.tokens
+        size = x.shape[1] if isinstance(x, Tensor) and x.dim() == 2 else -1
+        many = len(self.sites)
+        good = size > 0 and len(self.to_k) == len(self.to_v) == many > 0
+        if not good or any(w.dim() != 2 or w.shape[1] != size for w in (*self.to_k, *self.to_v)):
+            fail(
+                ShapeError, "subject", f"tokens {shape_of(x)} and {len(self.to_k)} weights for "
+                f"{many} sites", "tokens [x, c] and weights [heads head_size, c] for each site",
+                "pass the adapter's to_k_ip and to_v_ip of every site",
+            )  # fmt: skip
+
+    def keys_at(self, site: str, heads: int) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values [1, heads, x, size] at a site; None where there are none."""
+        if site not in self.sites:
+            return None
+        at = self.sites.index(site)
+        k, v = (self.tokens @ w.to(self.tokens).T for w in (self.to_k[at], self.to_v[at]))
+        k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1)[None] for x in (k, v))
+        return k, v
+
+
+@value
+class AddAttention(AttentionEdit):
+    """Add strength times attention to the tokens of subjects: out + s Attn(q, k_s, v_s).
+
+    Tokens of the picture in `regions[i]` attend to subject i alone; those in none of the regions
+    get nothing, those in several attend to several in one softmax. Without regions all attend to
+    all.
+
+    >>> from regard.core.value import Value
+    >>> AddAttention.point
+    'output'
+    """
+
+    subjects: tuple[SubjectTokens, ...]
+    regions: tuple[TokenSet, ...] = ()
+    strength: Strength = 1.0
+    point: ClassVar[str] = "output"
+    law: ClassVar[str] = "linear in strength; nothing is added outside of all regions"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", strength_of(self.strength))
+        if not self.subjects or not all(isinstance(x, SubjectTokens) for x in self.subjects):
+            fail(
+                RuleError, "subjects", shape_of(self.subjects), "SubjectTokens", "pass one or more"
+            )
+        if self.regions and len(self.regions) != len(self.subjects):
+            fail(
+                RuleError, "regions", f"{len(self.regions)} for {len(self.subjects)} subjects",
+                "one for each", "pass a Region for each subject",
+            )  # fmt: skip
+
+    def sets(self) -> tuple[TokenSet, ...]:
+        """None of its keys are the model's."""
+        return ()
+
+    def changes(self, at: EditContext) -> Tensor:
+        """Return tokens of the picture in any region."""
+        made = PictureTokens().mask(at, "queries")
+        if self.regions:
+            inside = torch.zeros_like(made)
+            for region in self.regions:
+                inside = inside | region.mask(at, "queries")
+            made = made & inside
+        return at.limit & made
+
+    def after(self, at: EditContext, result: Result) -> Result:
+        """Attend to the subjects, and add."""
+        if is_neutral(self.strength, 0.0) or at.site is None:
+            return result
+        q = at.call.q
+        found: list[Any] = [x.keys_at(at.site.module, at.call.h) for x in self.subjects]
+        if any(x is None for x in found):
+            return result
+        k, v = (torch.cat([x[i].to(q) for x in found], 2) for i in (0, 1))
+        if k.shape[3] != q.shape[3]:
+            fail(
+                ShapeError, "subject", f"keys of size {k.shape[3]}", f"size {q.shape[3]} at "
+                f"{at.site.module}", "pass weights of the size of this site",
+            )  # fmt: skip
+        k, v = (x.expand(q.shape[0], -1, -1, -1) for x in (k, v))
+        call = Call.of(q, k, v, Rule(), site=at.call.site, forward=at.call.forward)
+        sizes = [x[0].shape[2] for x in found]
+        if self.regions:
+            masks = [region.mask(at, "queries") for region in self.regions]
+            start = 0
+            parts = []
+            for mask, size in zip(masks, sizes, strict=True):
+                own = torch.zeros(1, 1, k.shape[2], device=q.device)
+                own[..., start : start + size] = 1.0
+                parts.append((-FORBIDDEN * ~mask, own))
+                start += size
+            call = add_bias(call, parts)
+        number = torch.as_tensor(at.number(self.strength), device=q.device)
+        number = number[..., None] if number.dim() == 3 else number
+        more = number * run(call).out.float() * self.changes(at)[..., None]
+        return result._replace(out=(result.out.float() + more).to(result.out))
+
+
+@register("ms_diffusion")
+@method("ms_diffusion", call="regard.steer(pipeline, MSDiffusion(subjects, regions))")
+@value
+class MSDiffusion(DiffusionControl):
+    """Paint several given subjects, each in its region: tokens there attend to its image as well.
+
+    `subjects` hold the image tokens of each subject, and an adapter's weights of keys and values;
+    nothing is added outside of all regions. 0 changes nothing. The adapter is trained elsewhere.
+    (MS-Diffusion, Wang et al. 2024; one subject without a region is an IP-Adapter)
+
+    >>> weights = ("a",), (torch.ones(8, 3),), (torch.ones(8, 3),)
+    >>> MSDiffusion((SubjectTokens(torch.ones(2, 3), *weights),)).strength
+    0.6
+    """
+
+    subjects: tuple[SubjectTokens, ...]
+    regions: tuple[TokenSet, ...] = ()
+    strength: Strength = 0.6
+    where: SiteChoice = SiteChoice()
+    phase: str = "both"
+    kinds: ClassVar[tuple[str, ...]] = TEXT
+    branch: ClassVar[str | None] = "conditional"
+    high: ClassVar[float] = math.inf
+
+    def edits(self) -> tuple[AttentionEdit, ...]:
+        """Add attention to the subjects."""
+        return (AddAttention(tuple(self.subjects), tuple(self.regions), self.strength),)
+
+
+__all__ = ["AddAttention", "MSDiffusion", "SubjectTokens"]

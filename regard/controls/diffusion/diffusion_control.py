@@ -1,0 +1,124 @@
+"""What controls of models that paint have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.controls.base import Control, checked
+from regard.controls.context import EditContext
+from regard.controls.edit import AttentionEdit, edits_of
+from regard.controls.strength import strength_of
+from regard.core.call import Call
+from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
+from regard.core.result import Result
+from regard.core.value import value
+from regard.models.site import KINDS, Sites
+from regard.run.executor import Answer, No, Yes
+
+PICTURE = ("self", "joint")
+TEXT = ("cross", "joint")
+
+
+class DiffusionControl(Control):
+    """Base of controls of models that paint: it acts at sites of `kinds`, in one branch.
+
+    Where guidance branches are told (by a pipeline, or `regard.models.diffusers.branches`), it
+    acts in those of its `branch`.
+    """
+
+    models: ClassVar[str] = "diffusion"
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        own: Any = self
+        object.__setattr__(self, "strength", strength_of(own.strength, self.low, self.high))
+        checked(self)
+        if self.where.kinds is None:
+            object.__setattr__(self, "where", self.where.replace(kinds=self.kinds))
+
+    def can(self, model: Any, sites: Sites) -> Answer:
+        """Return whether the model has the sites, and paints."""
+        if any(site.causal for site in sites):
+            return No("which attends causally, as models of language do")
+        return Yes()
+
+
+@value
+class AtKinds(AttentionEdit):
+    """An edit at sites of some kinds alone: "self", "cross" or "joint".
+
+    >>> from regard.controls.score_edits import ScaleScores
+    >>> AtKinds(ScaleScores(0.5), ("self",)).kinds
+    ('self',)
+    """
+
+    edits: tuple[AttentionEdit, ...]
+    kinds: tuple[str, ...] = PICTURE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", edits_of(self.edits))
+        kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
+        if not kinds or set(kinds) - set(KINDS):
+            fail(RuleError, "kinds", str(self.kinds), f"some of {KINDS}", "name kinds of sites")
+        object.__setattr__(self, "kinds", kinds)
+
+    @property
+    def point(self) -> str:  # type: ignore[override]
+        """What it changes."""
+        return ", ".join(dict.fromkeys(edit.point for edit in self.edits))
+
+    @property
+    def law(self) -> str:  # type: ignore[override]
+        """What holds of its edits."""
+        return "; ".join(dict.fromkeys(edit.law for edit in self.edits))
+
+    def here(self, at: EditContext) -> bool:
+        """Whether it acts at the site."""
+        return at.site is not None and at.site.kind in self.kinds
+
+    def before(self, at: EditContext) -> Call:
+        """Make the edits, at these sites."""
+        from dataclasses import replace
+
+        call = at.call
+        if self.here(at):
+            for edit in self.edits:
+                call = edit.before(replace(at, call=call))
+        return call
+
+    def after(self, at: EditContext, result: Result) -> Result:
+        """Make the edits, at these sites."""
+        if self.here(at):
+            for edit in self.edits:
+                result = edit.after(at, result)
+        return result
+
+    def changes(self, at: EditContext) -> Tensor:
+        """Return what any of the edits changes."""
+        made = torch.zeros_like(at.limit)
+        for edit in self.edits if self.here(at) else ():
+            made = made | edit.changes(at)
+        return made
+
+    def sets(self) -> tuple[Any, ...]:
+        """Return those of the edits."""
+        return tuple(x for edit in self.edits for x in edit.sets())
+
+
+def steps_first(x: object, name: str = "steps") -> int:
+    """Check a number of first steps.
+
+    >>> steps_first(9)
+    9
+    """
+    if isinstance(x, bool) or not isinstance(x, int) or x < 0:
+        fail(ValueRangeError, name, shape_of(x), "a whole number from 0", f"pass {name}=10")
+    return x
+
+
+__all__ = ["PICTURE", "TEXT", "AtKinds", "DiffusionControl", "steps_first"]

@@ -1,0 +1,41 @@
+"""No weight, no mask and one's own picture change nothing; mass grows with the weight."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from regard.controls.diffusion import ReferenceAttention
+from regard.controls.token_sets import TokenMask
+from regard.papers.checks import Claims, check
+from regard.papers.claims import FLOAT64, claim
+from regard.papers.shared.measure import gap
+from regard.papers.shared.picture_calls import TOKENS, alike, pictures, with_edits
+
+
+@check("dreamtuner", beyond="the trained subject encoder, and pictures")
+@torch.no_grad()
+def dreamtuner() -> Claims:
+    """No weight, no mask and one's own picture change nothing; mass grows with the weight."""
+    call, same = pictures(2), alike(pictures(2))
+    plain = with_edits(call, ())[0]
+    none = with_edits(call, ReferenceAttention(strength=0.0).edits())[0]
+    nothing = TokenMask(torch.arange(TOKENS + 1) == TOKENS)
+    masked = with_edits(call, ReferenceAttention(mask=nothing).edits())[0]
+    own = with_edits(same, ReferenceAttention().edits())[0]
+    mass = [
+        float(with_edits(call, ReferenceAttention(strength=w).edits())[1][1, ..., TOKENS:].sum())
+        for w in (0.25, 0.5, 1.0, 4.0)
+    ]
+    yield claim("w=0 or m_r all zero", "difference at w=0", gap(none, plain)).equals(
+        0.0, "plain self-attention"
+    )
+    yield claim("w=0 or m_r all zero", "difference without a mask", gap(masked, plain)).equals(
+        0.0, "plain self-attention"
+    )
+    yield claim("w=1 with reference", "difference", gap(own, with_edits(same, ())[0])).within(
+        1e-12, "plain self-attention", because=FLOAT64
+    )
+    yield claim("monotone in w", "weights at which it did not rise",
+                sum(b <= a for a, b in pairwise(mass))).equals(0, "none of 4")  # fmt: skip
