@@ -28,9 +28,8 @@ def ditctrl() -> Claims:
     shared = with_edits(call, DiTCtrl().edits())[0]
     masked = with_edits(call, DiTCtrl(mask=WHOLE, target=WHOLE).edits())[0]
     plain = with_edits(call, ())[0]
-    likeness = [
-        float(cosine_similarity(*x[:, :, :TOKENS].mean(2).flatten(1), 0)) for x in (plain, shared)
-    ]
+    pairs = [x[:, :, :TOKENS].mean(2).flatten(1) for x in (plain, shared)]
+    likeness = [float(cosine_similarity(x[0], x[1], 0)) for x in pairs]
     constant = torch.full((4, 13, 2, 3), float(torch.randn(())))
     joined = blend_segments([constant] * 3, 6)
     steps = blend_segments([torch.zeros(1, 13, 1, 1), torch.ones(1, 13, 1, 1)], 6).flatten()
