@@ -65,7 +65,7 @@ class _Heard(Around):
         words = kwargs.get("prompt", args[0] if args else None)
         words = [words] if isinstance(words, str) else words
         if isinstance(words, list | tuple) and words and all(isinstance(x, str) for x in words):
-            self.steering.told(pipeline_prompt(self.pipeline, list(words)))
+            self.steering._hear(pipeline_prompt(self.pipeline, list(words)))
         return plain(*args, **kwargs)
 
 

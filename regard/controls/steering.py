@@ -138,7 +138,7 @@ class Steering(Stage):
         """Let go of the model."""
         self._undo()
 
-    def told(self, prompt: Prompt | None) -> None:
+    def _hear(self, prompt: Prompt | None) -> None:
         """Take the prompt of a pipeline that begins."""
         if self.given is None:
             self._thread.prompt = prompt or Prompt(None, self.tokenizer, grid=self.grid)
@@ -178,7 +178,7 @@ class Steering(Stage):
         if "timestep" in given or "timesteps" in given:
             # Another model reads the prompt; it lasts until denoising begins anew.
             if not here.denoises:
-                self.told(None)
+                self._hear(None)
             return
         ids, cache = given.get("input_ids"), given.get("past_key_values")
         length = int(cache.get_seq_length()) if cache is not None else 0

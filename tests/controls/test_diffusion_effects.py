@@ -577,5 +577,4 @@ def test_a_continued_video_is_the_last_one_where_all_is_the_same(kind: str, mode
         a = paint(model, other)
     with regard.steer(model, whole, check=False, measure="none"):
         b = paint(model, other)
-    if kind == "unet":
-        assert torch.allclose(a, b, atol=1e-4)  # masks of ones are no masks
+    assert torch.allclose(a, b, atol=1e-4)  # masks of ones are no masks

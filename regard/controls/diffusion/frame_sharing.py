@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from regard.controls.diffusion.diffusion_control import AtKinds
+from regard.controls.diffusion.picture_tokens import PictureTokens, PromptTokens
 from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
 from regard.controls.diffusion.references import ReadingControl
 from regard.controls.edit import AttentionEdit
@@ -72,7 +74,8 @@ class DiTCtrl(ReadingControl):
     """Continue a video: the next segment reads the last one, its text too, in place of itself.
 
     `source` is the row of the last segment. With `mask` (the object in it) and `target` (in the
-    segments that read), tokens of the object read the object alone, all others what is not it.
+    segments that read), tokens of the object read the object alone, other tokens of the picture
+    what is not it.
     Strength 1 is the paper, in late layers and early steps (`where={"layers": range(25, 30),
     "steps": range(2, 25)}` of 30 and 50); 0 changes nothing. Segments are joined by
     `blend_segments`. (DiTCtrl, Cai et al. 2024)
@@ -102,13 +105,18 @@ class DiTCtrl(ReadingControl):
         if self.mask is None or self.target is None:
             whole = PicturesBeside((self.source,), text=True)
             return (ReadPictures(whole, self.strength, instead=True),)
-        return tuple(
+        rest = PictureTokens() & ~self.target
+        edits = tuple(
             ReadPictures(
-                PicturesBeside((self.source,), region=mask, text=True), self.strength, target,
+                PicturesBeside((self.source,), region=mask, text=True), self.strength, queries,
                 instead=True,
             )
-            for mask, target in ((self.mask, self.target), (~self.mask, ~self.target))
+            for mask, queries in ((self.mask, self.target), (~self.mask, rest))
         )  # fmt: skip
+        # Text reads all of the segment: masks are between tokens of pictures.
+        whole = PicturesBeside((self.source,), text=True)
+        text = ReadPictures(whole, self.strength, PromptTokens(), instead=True)
+        return (*edits, AtKinds((text,), ("joint",)))
 
 
 __all__ = ["CrossFrameAttention", "DiTCtrl", "SubjectAcrossFrames"]

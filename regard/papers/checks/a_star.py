@@ -15,7 +15,7 @@ LATENTS = 16
 SETS = tuple(torch.eye(3, dtype=torch.bool)[i : i + 1] for i in (1, 2))
 
 
-class _ToyImage:
+class _OverlappingWords:
     """One layer of cross-attention, and a latent at which the maps of two words nearly coincide."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _ToyImage:
 @check("a_star", beyond="pictures of Stable Diffusion")
 def a_star() -> Claims:
     """Words that coincide are moved apart, and stay where they were."""
-    toy = _ToyImage()
+    toy = _OverlappingWords()
     apart = SeparateWords(sharpen=5.0, ignore=())
     before = apart.keep(toy.maps(toy.latent))
     first = float(apart.loss(toy.maps(toy.latent)).mean())
