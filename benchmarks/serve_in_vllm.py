@@ -12,14 +12,12 @@ Each part asks vLLM in a fresh process (`ask_vllm.py`) on a CPU, in float32:
 - *freed*: the blocks that `streaming` gives back.
 - *see*: the survey of a request against `regard.see` of the same tokens.
 - *fails*: a policy that raises, and requests that are cancelled: blocks are counted.
-- *http*: `vllm serve`, asked by the openai client: a policy, a survey, and a request that declines.
 - *speed*: 32 requests, beside vLLM's own attention.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -27,18 +25,15 @@ import json
 import os
 import platform
 import random
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("same", "demo", "shrink", "freed", "see", "fails", "http", "speed")
+PARTS = ("same", "demo", "shrink", "freed", "see", "fails", "speed")
 POLICIES = {
     "quest": ("quest keep=25% page=16", "quest", 0.25, {"page": 16}),
     "streaming": ("streaming keep=48", "streaming", 48, {}),
@@ -305,86 +300,6 @@ def fails() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def http() -> dict[str, Any]:
-    """Serve the model that ships over HTTP, and ask with the openai client."""
-    import torch
-
-    import regard
-
-    model, tokenizer, folder = demo()
-    ids = texts(tokenizer, 1, 200, 201)[0]
-    with torch.no_grad():
-        full = generate(model, ids, 16)
-    with regard.shrink(model, "streaming", keep=48, check=False):
-        shrunk_ = generate(model, ids, 16)
-    with tempfile.TemporaryDirectory() as out, _server(folder, out) as client:
-
-        def ask_for(**more: Any) -> Any:
-            return client.completions.create(
-                model=folder, prompt=ids, max_tokens=16, temperature=0,
-                extra_body={"vllm_xargs": more, "ignore_eos": True, "return_token_ids": True},
-            ).choices[0]  # fmt: skip
-
-        plain, declined = ask_for(regard_see=1), ask_for(regard_shrink="off")
-        wrong = ask_for_wrong(ask_for)
-        files = [x.name for x in Path(out).glob("*.npz")]
-        again = ask_for()
-    return {
-        "shrunk": plain.token_ids == shrunk_, "declined": declined.token_ids == full,
-        "differ": full != shrunk_, "surveys": len(files), "wrong": wrong,
-        "served_after": again.token_ids == shrunk_,
-    }  # fmt: skip
-
-
-def ask_for_wrong(ask_for: Any) -> str:
-    """Ask for what there is not, and return how the server says so."""
-    import openai
-
-    try:
-        found: str = ask_for(regard_look=1).finish_reason
-    except openai.APIError as error:
-        found = f"{type(error).__name__}: {error}"
-    return found
-
-
-@contextlib.contextmanager
-def _server(folder: str, out: str) -> Iterator[Any]:
-    """Start a server on this machine, and end it."""
-    import openai
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ, "REGARD": f"shrink streaming keep=48; see out={out} probes=sinks,shape",
-        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }  # fmt: skip
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(
-        [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folder, "--host", "127.0.0.1",
-         "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
-         "--kv-cache-memory-bytes", str(1 << 26)],
-        env=environment, stdout=log, stderr=log,
-    ) as server:  # fmt: skip
-        try:
-            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
-            for _ in range(180):
-                with contextlib.suppress(openai.APIError):
-                    client.models.list()
-                    break
-                if server.poll() is not None:
-                    break
-                time.sleep(1)
-            try:
-                yield client
-            except BaseException:
-                log.seek(0)
-                print(log.read()[-6000:], file=sys.stderr)
-                raise
-        finally:
-            server.terminate()
-
-
 def speed(rounds: int = 3) -> dict[str, Any]:
     """Time 32 requests beside vLLM's own attention."""
     draw = random.Random(0)
@@ -414,7 +329,7 @@ def main() -> None:
         return
     sys.path.insert(0, str(HERE.parent))
     run = {"same": same, "demo": of_demo, "freed": freed, "see": seen, "fails": fails,
-           "http": http, "speed": speed,
+           "speed": speed,
            **{f"shrink {name}": partial(shrunk, name) for name in POLICIES}}  # fmt: skip
     found: dict[str, Any] = {}
     if asked.out and asked.out.exists():

@@ -60,15 +60,6 @@ def test_what_fails_takes_nothing_with_it() -> None:
     assert found["said"].startswith("regard: ZeroDivisionError")
 
 
-def test_over_http_it_is_the_same() -> None:
-    found = serving.http()
-    assert found["shrunk"]
-    assert found["declined"]
-    assert found["differ"]
-    assert found["surveys"] == 1
-    assert found["served_after"]
-
-
 @pytest.mark.parametrize(
     ("regard", "engine", "said"),
     [
