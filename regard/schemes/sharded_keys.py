@@ -159,7 +159,7 @@ class ShardedKeys(Keys):
         return True
 
     @cached_property
-    def q_positions(self) -> Tensor | None:
+    def q_positions(self) -> Tensor | None:  # type: ignore[override]
         """Positions of the queries of this rank; None where all ranks ask the same."""
         if self.queries is None:
             return None
