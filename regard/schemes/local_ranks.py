@@ -8,11 +8,15 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from regard.core.call import Call
 from regard.schemes.messages import Peers, Waiting, count_sent, fail_peer
+from regard.schemes.sharded_keys import ShardedKeys
 
 T = TypeVar("T")
 Key = tuple[int, int, bool, int, int]  # from, to, whether it is a handshake, call, lane
@@ -87,6 +91,18 @@ class _Awaited:
         return True
 
 
+def _unlock() -> None:
+    """Take the locks of Python 3.11 from what is computed once.
+
+    There a `cached_property` has one lock for all instances: a rank that gathers keys within it
+    would keep the others from sending theirs. Later versions of Python have none.
+    """
+    for kind in (Call, ShardedKeys):
+        for part in vars(kind).values():
+            if isinstance(part, cached_property) and hasattr(part, "lock"):
+                part.lock = nullcontext()
+
+
 def on_ranks(world: int, function: Callable[[Peers], T], timeout: float = 60.0) -> list[T]:
     """Run `function(peers)` on ranks that are threads, and return what each returned.
 
@@ -103,6 +119,7 @@ def on_ranks(world: int, function: Callable[[Peers], T], timeout: float = 60.0) 
     >>> torch.allclose(torch.cat(on_ranks(4, run), 2), attend(q, q, q, Causal()), atol=1e-6)
     True
     """
+    _unlock()
     post, found, errors = _Post(), {}, {}
 
     def one(rank: int) -> None:

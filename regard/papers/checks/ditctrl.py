@@ -45,7 +45,7 @@ def ditctrl() -> Claims:
     )  # fmt: skip
     largest = float(steps.diff().max())
     yield claim("triangular-weight average", "largest step over 6 frames", largest).below(
-        0.5, "half of the jump"
+        0.5, "half of the jump", because="a ramp over six frames steps by a fifth"
     )
     yield claim("in a toy MM-DiT", "similarity with sharing", likeness[1]).above(
         likeness[0], "that without"
