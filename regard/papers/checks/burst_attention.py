@@ -41,7 +41,7 @@ def burst_attention() -> Claims:
     yield claim("counted bytes per hop", "numbers a hop, backward", backward).equals(
         3.0 * own * d + 2.0 * own, "3 (n/G) d + 2 n/G of each head"
     )
-    yield claim("counted bytes per hop", "numbers a hop, backward", backward).below(
+    yield claim("counted bytes per hop", "numbers a hop of a backward", backward).below(
         other, "those of a ring"
     )
     rule = Rule(Causal())
