@@ -25,7 +25,7 @@ Probes = Annotated[
     ),
 ]
 Heads = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0; "
         "unless it is given 12, or all of a small model on a short text."
@@ -44,7 +44,7 @@ def command(
     importance: Annotated[
         bool, typer.Option("--importance", help="How much the loss feels each head: a backward.")
     ] = False,
-    heads: Heads = "",
+    heads: Heads = None,
     out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
@@ -113,10 +113,10 @@ def command(
         webbrowser.open(files[0].resolve().as_uri())
 
 
-def _heads(asked: str) -> int | list[tuple[int, int]] | None:
+def _heads(asked: str | None) -> int | list[tuple[int, int]] | None:
     from regard.core.errors import RuleError, fail
 
-    if not asked:
+    if asked is None:
         return None
     if asked.strip().isdecimal():
         return int(asked)

@@ -152,6 +152,7 @@ class RaisedScores(PlaceStep):
     chosen: Tensor
     adds: ClassVar = False
     asks_positions: ClassVar = False
+    by_token: ClassVar = True
     row_part: ClassVar = "gain"
     _head_axis: ClassVar = {"gain": 1, "chosen": 1}
 

@@ -65,11 +65,13 @@ class Evict(Policy):
         if self.budget.whole:
             return None
         rows, at = self._room(step), step.positions
-        if self.even and not bool(((at >= 0).sum(-1) > rows[:, None]).any()):
+        held = (at >= 0).sum(-1)
+        over = (held > rows[:, None]).any(-1) if self.even else held.sum(-1) > rows * held.shape[1]
+        if self.even and not bool(over.any()):
             return None
-        if spare:
+        if spare:  # in rows that have passed their own budget: others go on as if they were alone
             freed = (rows * spare).long().maximum((rows * 0.125).long().clamp(max=FREED))
-            rows = (rows - freed).clamp(min=1)
+            rows = torch.where(over, (rows - freed).clamp(min=1), rows)
         score = self.score(step).clone()
         rank, real = rank_of(at), (at >= 0)
         newest = at >= step.seen - self._newest(rows)[:, None, None]

@@ -104,6 +104,10 @@ SETTINGS = [
     ("spread plan --link -1", "--link"), ("spread plan --flops 0", "--flops"),
     ("spread plan --rule Causl()", "--rule"), ("spread plan --rule 3", "--rule"),
     ("spread plan --rule 'Window()'", "--rule"), ("spread plan --heads 0", "--heads"),
+    # steer
+    ("steer --control emphasiss", "emphasis"), ("steer --strength much", "--strength"),
+    ("steer --heads 3", "--heads"), ("steer --layers x", "--layers"),
+    ("steer --tokens 0", "--tokens"), ("steer --prompt 'x = 1'", "--which"),
     # bench
     ("bench mhaa", "mha"), ("bench mha mhaa", "mhaa"), ("bench nothing.such:Layer", "nothing.such"),
     ("bench os:getcwd", "os:getcwd"), ("bench collections:OrderedDict", "OrderedDict"),

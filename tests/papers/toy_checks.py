@@ -16,6 +16,8 @@ from regard.papers import standing, trial
 from regard.papers.checks import check
 from regard.papers.claims import claim
 
+# A shell that starts tests in the background has them ignore interrupts, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 checks_module._load = lambda: None
 standing.discover = lambda: {}
 trial.hashes = lambda key: ("a", "b")

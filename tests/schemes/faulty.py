@@ -226,6 +226,8 @@ def killed_in_decoding() -> None:
 
 
 def interrupted() -> None:
+    # A shell that starts tests in the background has them ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     peers_of(None, timeout=60.0)
     time.sleep(120)
 

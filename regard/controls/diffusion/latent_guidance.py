@@ -122,7 +122,7 @@ def _words_of(x: Any) -> TokenSet:
 
 @method(
     "attend_and_excite",
-    call="attend_and_excite(unet, latents, inputs, [2, 5], step=i, steps=50).latents",
+    call="from regard.controls.diffusion import attend_and_excite",
 )
 def attend_and_excite(
     model: nn.Module, latents: Tensor, inputs: Mapping[str, Any], words: Sequence[Any], *,
@@ -149,7 +149,7 @@ def attend_and_excite(
     )
 
 
-@method("a_star", call="a_star(unet, latents, inputs, [2, 5], before=masks, step=i, steps=50)")
+@method("a_star", call="from regard.controls.diffusion import a_star")
 def a_star(
     model: nn.Module, latents: Tensor, inputs: Mapping[str, Any], words: Sequence[Any], *,
     step: int, steps: int, before: Tensor | None = None, strength: float = 1.0, retain: float = 1.0,
