@@ -30,7 +30,11 @@ from regard.schemes.messages import TIMEOUT, Peers
 from regard.schemes.sharded_keys import peers_of
 
 
-@method("lasp2", call="regard.schemes.scan_sharded(q, k, v, mesh=mesh, dim='cp', log_decay=-0.1)")
+@method(
+    "lasp2",
+    call="from regard.schemes.lasp2 import scan_sharded\n"
+    "out, state = scan_sharded(q, k, v, mesh=mesh, dim='cp', log_decay=-0.1)",
+)
 def scan_sharded(
     q: Tensor,
     k: Tensor,

@@ -143,7 +143,11 @@ class Workers:
             self._debts[owner, worker] -= 1
 
 
-@method("infinite_llm_dist_attention", call="Workers(capacity=64, workers=4).request(owner=0)")
+@method(
+    "infinite_llm_dist_attention",
+    call="from regard.schemes.lending import Workers\n"
+    "request = Workers(capacity=64, workers=4).request(owner=0)",
+)
 class LentMemory(KeyMemory):
     """The memory of one request: blocks of tokens on its own worker, older ones elsewhere."""
 

@@ -31,7 +31,11 @@ def met(call: Call) -> float:
     return 2.0 * pairs * (call.d + call.e)
 
 
-@check("freeswim", beyond="videos of a trained model beyond its size, and the upsampling before it")
+@check(
+    "freeswim",
+    beyond="videos of a trained model beyond its size, and the upsampling before it",
+    same="pairs and costs are counted, whatever is drawn",
+)
 def freeswim() -> Claims:
     """Windows are of the trained size everywhere, and the branch beside costs what it is run."""
     sizes = []
