@@ -14,6 +14,7 @@ BUDGET = 30.0
 WHOLE = {
     "attention_lens": "maps that are trained: one percent is learned away (heads: models.residual)",
     "big_bench": "generators of tokens, and solvers that name one; timed besides",
+    "cope": "a model that is trained with it: one percent is learned away",
     "hip_attention": "a choice of tiles: which come first stays the same, and noise is noise",
     "icl_multihead_regression": "models that are trained: one percent is learned away",
     "is_same_object": "accuracies of trained probes, and heads that are ranked",
