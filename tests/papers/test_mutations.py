@@ -22,8 +22,8 @@ WHOLE = {
     "mqsa_ted": "accuracies of trained models",
     "random_feature_attention_theory": "ridge weights make up for features that are a percent off",
     "rank_vs_heads": "errors that are ten times apart",
-    "sigmoid_attention": "models that are trained: one percent is learned away",
-    "titans": "models that are trained: one percent is learned away",
+    "sigmoid_attention": "its numbers come from regard.core, the rest is trained: to be looked at",
+    "titans": "its numbers come from regard.core, the rest is trained: to be looked at",
     "scan_and_snap": "signs and ranks, which no percent turns",
 }
 spent = 0.0
