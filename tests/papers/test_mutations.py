@@ -22,7 +22,7 @@ WHOLE = {
     "mqsa_ted": "accuracies of trained models",
     "random_feature_attention_theory": "ridge weights make up for features that are a percent off",
     "rank_vs_heads": "errors that are ten times apart",
-    "sigmoid_attention": "row sums are held to a tenth, shards are of regard.core; the rest is trained",
+    "sigmoid_attention": "row sums are held to a tenth, shards are of regard.core; it is trained",
     "titans": "its equations are those of regard.run.scanning; the layer itself is only trained",
     "scan_and_snap": "signs and ranks, which no percent turns",
 }
