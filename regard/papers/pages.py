@@ -157,6 +157,9 @@ def _evidence(one: Standing) -> list[str]:
         f"{found.machine['cores']} cores of {_plain(str(found.machine['cpu']))}; {about}; commit "
         f"`{found.commit}`."
     )
+    if found.confirmed:
+        again = ", ".join(f"seed {one.seed} at `{one.commit}`" for one in found.confirmed)
+        lines.append(f"Run again on later code, with the same numbers: {again}.")
     if found.beyond:
         lines += ["", f"Beyond what the catalogue asks, not measured: {_plain(found.beyond)}"]
     return lines

@@ -30,6 +30,8 @@ from regard.papers.closure import closure, hash_of_closure, split
 from regard.papers.evidence_files import FOLDER, SEEDS, Evidence, load
 
 STATES = ("planned", "built", "partly", "shown", "matched", "failed", "reading")
+# The one reason for staleness that one seed can lift: see `regard.papers.confirming`.
+CODE_CHANGED = "code that it reaches has changed since"
 # Every folder whose code may claim a row: the seven places, and the ground they stand on.
 PLACES = (
     *("core", "run", "layers", "memories", "policies", "probes", "circuits"),
@@ -139,13 +141,14 @@ def _judge(
     if not claimed:
         return "stale", "no code claims the row any more"
     if evidence.method_hash != method_hash:
-        return "stale", "code that it reaches has changed since"
+        return "stale", CODE_CHANGED
     return verdict_of(evidence)
 
 
 def verdict_of(evidence: Evidence) -> tuple[str, str]:
     """Say what evidence of this very code shows, and why no more."""
-    if not evidence.commit or evidence.commit.endswith("+"):
+    commits = (evidence.commit, *(one.commit for one in evidence.confirmed))
+    if any(not one or one.endswith("+") for one in commits):
         return "dirty", "measured on code that no commit holds"
     if evidence.pinned:
         return "pinned", f"seeds of its own, so five seeds are one: {'; '.join(evidence.pinned)}"
