@@ -104,7 +104,6 @@ def _weights(
 
 @check(
     "pixelworld_peap",
-    long=True,
     beyond=(
         "how far text and pixels align, which is told by `regard.analysis.pixel_words` and "
         "not asserted; large models"
