@@ -5,8 +5,8 @@ ours to transformers; `cut_heads` makes a layer smaller; `share_heads` lets head
 layers share their weights.
 """
 
-from regard.conversions.cutting import cut_heads
 from regard.conversions.exporting import export
+from regard.conversions.head_cutting import cut_heads
 from regard.conversions.head_sharing import post_share, share_heads
 from regard.conversions.swapping import Swapped, swap
 
