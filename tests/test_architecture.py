@@ -167,7 +167,8 @@ def _may_import_optional_packages(path: Path) -> bool:
         ("models", "cache.py"),
         ("models", "attention_interface.py"),
     }
-    held.add(("serving", "vllm", "backend.py"))  # subclasses of vLLM's, which vLLM imports by name
+    for name in ("backend.py", "cpu_backend.py"):  # subclasses of vLLM's, which it imports by name
+        held.add(("serving", "vllm", name))
     return relative in held
 
 

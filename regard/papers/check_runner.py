@@ -9,13 +9,14 @@ import time
 import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
 from regard.bench.measuring import threads_each
 from regard.core.errors import RuleError, ValueRangeError, fail
+from regard.core.waiting import wait_for_any
 from regard.papers.catalogue import row
 from regard.papers.checks import checks
 from regard.papers.confirming import confirm
@@ -31,9 +32,6 @@ from regard.papers.trial import measure
 
 # CPU seconds of a seed that was never measured.
 UNKNOWN_COST = 5.0
-# Seconds between two looks for Ctrl-C. A signal that comes just before a wait begins, or to another
-# thread, is noted and ends no wait.
-LOOK = 0.5
 
 
 @dataclass(frozen=True)
@@ -182,8 +180,7 @@ def _apart(
                 busy[line] = (worker, key)
                 line.send((key, seeds, of))
                 yield Event(key, "started")
-            for line in wait(list(busy), LOOK):
-                assert isinstance(line, Connection)
+            for line in wait_for_any(list(busy)):
                 worker, key = busy.pop(line)
                 try:
                     event = line.recv()

@@ -105,6 +105,7 @@ class Caches:
             cache = holding_cache(None, self)
             kwargs = {**kwargs, "past_key_values": cache, "use_cache": True}
         else:
+            self._need_no_other(cache)
             cache = holding_cache(cache, self)
         mask = given.get("attention_mask")
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
@@ -120,6 +121,27 @@ class Caches:
         for layer in self.layers:
             layer.valid, layer.places = valid, given.get("position_ids")
         return args, kwargs
+
+    def _need_no_other(self, cache: Any) -> None:
+        """Refuse a cache that another shrink has filled, and say whether that one still goes on."""
+        from regard.models.cache import KeyLayer
+
+        layers = getattr(cache, "layers", ())
+        other = next((x.owner for x in layers if isinstance(x, KeyLayer)), None)
+        if other is None or other is self:
+            return
+        if other.active:
+            fail(
+                CapabilityError, self.stage.name,
+                f"a model at which {other.stage.name} is still attached", "a model shrunk once",
+                "end that one first (its `with`, or detach()), or pass the policies of both to one "
+                "shrink: regard.shrink(model, [first, second])",
+            )  # fmt: skip
+        fail(
+            CapabilityError, "past_key_values",
+            f"a cache made under {other.stage.name}, which was detached since", "a new cache",
+            "start the text again, or go on within the `with` that it began in",
+        )  # fmt: skip
 
     def layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""
