@@ -8,6 +8,7 @@ Without these weights the small model that ships is served.
 """
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -79,6 +80,11 @@ def _answers(address: str) -> bool:
         return False
 
 
+def _read(address: str) -> bytes:
+    with urllib.request.urlopen(address, timeout=30) as found:
+        return bytes(found.read())
+
+
 def main() -> None:
     """Ask a server three times."""
     from openai import OpenAI
@@ -98,11 +104,15 @@ def main() -> None:
                 )  # fmt: skip
                 return said.choices[0].text
 
-            print("with the policy    ", repr(ask()))
-            print("without, surveyed  ", repr(ask(regard_shrink="off", regard_see="on")))
-        for path in out.glob("*.npz"):
-            run = Run.load(path)
-            print("survey             ", path.name, *run.manifest["findings"][:3], sep="\n  ")
+            print("with the policy", repr(ask()), sep=": ")
+            print("without, surveyed", repr(ask(regard_shrink="off", regard_see="on")), sep=": ")
+            for name in json.loads(_read(f"{address}/regard/surveys"))["surveys"]:
+                path = Path(folder) / "survey.npz"
+                path.write_bytes(_read(f"{address}/regard/surveys/{name}"))
+                found = Run.load(path).manifest["findings"]
+                print("survey", name, *found[:3], sep="\n  ")
+            metrics = _read(f"{address}/metrics").decode().splitlines()
+            print(*[x for x in metrics if x.startswith("regard_survey_score")][:3], sep="\n")
 
 
 if __name__ == "__main__":
