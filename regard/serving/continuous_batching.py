@@ -25,6 +25,8 @@ from regard.serving.vllm.served_requests import Served, Serving, Setup
 from regard.serving.vllm.server_settings import Settings
 
 IMPLEMENTATION = "sdpa"
+# Tokens of a batch, where a caller does not say.
+MOST_TOKENS = 512
 
 
 def generate_batch(
@@ -38,7 +40,8 @@ def generate_batch(
     """Generate for many prompts (lists of ids) by the continuous batching of transformers.
 
     `regard` is what the environment variable `REGARD` says inside vLLM, and `asked` has the extra
-    arguments of each request: `{"regard_see": True}`. `settings` go to `model.generate_batch`.
+    arguments of each request: `{"regard_see": True}`. `settings` go to `model.generate_batch`;
+    unless `continuous_batching_config` is among them, there is room for all requests at once.
     Return its answers in the order of the prompts; one that Regard could not serve has an `error`.
 
         answers = generate_batch(model, prompts, "shrink quest keep=25%", max_new_tokens=32)
@@ -95,7 +98,15 @@ class _Batching:
         """Return settings of the batching: requests share no beginnings, for one may be changed."""
         from transformers import ContinuousBatchingConfig
 
-        config = settings.get("continuous_batching_config") or ContinuousBatchingConfig()
+        config = settings.get("continuous_batching_config")
+        if config is None:
+            config = ContinuousBatchingConfig(max_batch_tokens=MOST_TOKENS)
+            # Room for all requests at once, where transformers would take most of the memory.
+            page = getattr(config, "page_size", None) or config.block_size
+            new = (
+                settings.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 20
+            )
+            config.num_blocks = sum(2 + (len(x) + new) // page for x in self.prompts)
         config.allow_block_sharing = False
         config.auto_switch_to_flash = False
         config.use_async_batching = False
