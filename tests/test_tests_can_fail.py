@@ -1,4 +1,4 @@
-"""Every test asserts something, itself or by a helper that it calls: one that cannot fail is none."""
+"""Every test asserts something, itself or by a helper: one that cannot fail is none."""
 
 import ast
 from pathlib import Path
