@@ -288,18 +288,19 @@ def _first_line(kind: FileKind) -> bytes:
 # -------------------------------------------------------------------------------------- JSON
 
 
-def is_our_json(path: Path) -> bool:
-    """Whether a file begins as those that `write_json` writes, of whatever kind."""
+def begins_as_ours(path: Path) -> bool:
+    """Whether a file begins as those that `write_json` and `write_packed` write, of any kind."""
     try:
         with open(path, "rb") as file:
-            return b'"format": "regard-' in file.read(64)
+            begins = file.read(64)
     except OSError:
         return False
+    return begins.startswith(b"regard-") or b'"format": "regard-' in begins
 
 
 def write_json(
     path: str | Path, content: dict[str, Any], kind: FileKind, *,
-    may_replace: bool | Callable[[Path], bool] = is_our_json,
+    may_replace: bool | Callable[[Path], bool] = begins_as_ours,
 ) -> Path:  # fmt: skip
     """Write JSON for people and programs, with `format`, `version` and `checksum` beside it.
 
@@ -364,7 +365,7 @@ def _finite(content: Any) -> Any:
 
 
 __all__ = [
-    "KINDS", "FileError", "FileKind", "disk_errors", "is_our_json", "is_packed", "json_bytes",
+    "KINDS", "FileError", "FileKind", "begins_as_ours", "disk_errors", "is_packed", "json_bytes",
     "json_checksum", "locked", "make_folder", "parse_json", "read_bytes", "read_json",
     "read_packed", "reading", "refuse_to_replace", "set_aside", "write_bytes", "write_json",
     "write_packed",

@@ -324,7 +324,6 @@ def test_results_are_written_in_one_way() -> None:
 
 # Calls that may replace whatever is there, by module, and why nothing of the user's is lost.
 REPLACES = {
-    "core/files.py": "it passes on what it was asked",
     "views/run_file.py": "both names were looked at under the lock",
     "policies/calibration.py": "regard calibrate looks first; a .part is of a run that goes on",
     "memories/blocks.py": "blocks are named by hashes, in a folder of their own",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -25,32 +27,36 @@ OTHERWISE = {
 OF_KEYS = [name for name in EXECUTORS if name not in (*EXACT, *OTHERWISE)]
 
 
-@st.composite
-def few_queries(draw, executor: str) -> Call:
+TRIES = 20
+
+
+def drawn(executor: str, draw: random.Random) -> Call:
     """A call of one to three queries over keys of a form that an executor reads."""
-    torch.manual_seed(draw(st.integers(0, 2**31 - 1)))
+    torch.manual_seed(draw.getrandbits(31))
     forms = [name for name, made in FORMS.items() if made(9).form in EXECUTORS[executor].reads]
-    form, m = draw(st.sampled_from(forms)), draw(st.integers(3, 40))
-    n = 1 if draw(st.booleans()) else draw(st.integers(1, 3))
-    near, far = draw(st.integers(1, 40)), draw(st.integers(1, 9))
-    support = draw(st.sampled_from([
+    form, m, n = draw.choice(forms), draw.randint(3, 40), draw.choice([1, 1, 2, 3])
+    near, far = draw.randint(1, 40), draw.randint(1, 9)
+    support = draw.choice([
         Everything(), Everything(), Causal(), Causal() & Window(near),
         Causal() & (Window(near) | Sinks(far)), Window(near),
-    ]))  # fmt: skip
-    score = draw(st.sampled_from([
+    ])  # fmt: skip
+    score = draw.choice([
         Dot(), Dot(), Dot(), Dot(-0.5), Dot(0.0), Dot() >> SoftCap(2.0),
         Dot() + Alibi.for_heads(H),
-    ]))  # fmt: skip
-    weigh = draw(st.sampled_from([Softmax(), Softmax(), Softmax(plus_one=True)]))
-    offset = draw(st.sampled_from([0, m - 1, 60]))
-    return Call(torch.randn(B, H, n, D), FORMS[form](m), Rule(support, score, weigh, offset))
+    ])  # fmt: skip
+    weigh = draw.choice([Softmax(), Softmax(), Softmax(plus_one=True)])
+    offset = draw.choice([0, m - 1, 60])
+    keys = FORMS[form](m)
+    return Call(torch.randn(B, H, n, D), keys, Rule(support, score, weigh, offset)).checked()
 
 
 @pytest.mark.parametrize("executor", OF_KEYS)
-@given(data=st.data())
-def test_equals_the_reference_over_keys(executor, data):
-    call = data.draw(few_queries(executor)).checked()
-    assume(executor in make_plan(call).considered)
+@given(seed=st.integers(0, 2**62))
+def test_equals_the_reference_over_keys(executor, seed):
+    draw = random.Random(seed)
+    tried = (drawn(executor, draw) for _ in range(TRIES))
+    call = next((x for x in tried if executor in make_plan(x).considered), None)
+    assume(call is not None)
     want = run(Call(call.q, call.keys.dense(), call.rule), ("lse",), "reference")
     got = run(call, ("lse",), executor)
     torch.testing.assert_close(got.out, want.out, **TOLERANCE)
