@@ -87,7 +87,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             for i in one.get("cancel", {}).get(str(steps), []):
                 engine.abort_request([f"{number}-{i}"])
         seconds = time.perf_counter() - start
-        scheduler.reset_prefix_cache()
+        if not job.get("keep_prefixes"):
+            scheduler.reset_prefix_cache()
         rounds.append({
             "answers": [found.get(str(i)) for i in range(len(prompts))], "seconds": seconds,
             "steps": steps, "preempted": len(preempted), "free_before": before,
