@@ -21,7 +21,7 @@ from regard.layers.registry import register
 from regard.run.api import attend
 
 
-@register("native_sparse_attention", "nsa")
+@register("native_sparse_attention")
 class NativeSparseAttention(Attention):
     """Three attentions of each query, mixed by gates: to block means, to the best blocks, nearby.
 
