@@ -176,3 +176,8 @@ class Rule(Value):
         from regard.core.draw import draw  # matplotlib, where it is needed
 
         return draw(self, n, n if m is None else m, to, head, overwrite)
+
+    def _repr_html_(self) -> str:
+        from regard.core.draw import notebook_view
+
+        return notebook_view(self)

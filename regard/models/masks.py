@@ -118,9 +118,9 @@ class Mask:
         if name == "packed_sequence_mask_function" and self.offset == 0 and self.start == 0:
             return Documents(inside["packed_sequence_mask"])
         if name == "remap_positions_for_packed_sequence":
-            # Inside a document positions differ by a shift, which bands do not feel.
+            # Inside a document positions differ by a shift, which distances do not feel.
             part = self._of(inside["mask_function"])
-            if _only_bands(part):
+            if part.anchor() == 0:
                 return part
         return Where(self._asked(function))
 
@@ -235,8 +235,3 @@ def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
         if code is None
         else dict(zip(code.co_freevars, (c.cell_contents for c in cells), strict=True))
     )
-
-
-def _only_bands(x: Support) -> bool:
-    parts = getattr(x, "parts", (x,))
-    return all(isinstance(p, Causal | Window | Everything) for p in parts)

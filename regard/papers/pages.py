@@ -6,6 +6,7 @@ import re
 import statistics
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote_plus
 
 from regard.core.errors import RuleError, fail
 from regard.papers.catalogue import row
@@ -121,6 +122,8 @@ def _page(one: Standing) -> str:
         f"**{one.state}**",
         "",
         _plain(row.what),
+        "",
+        f"[Search for the paper by its title]({by_title(row.title)})",
     ]
     if row.why_no:
         lines += ["", "## Why nothing of it is built", "", _plain(row.why_no)]
@@ -140,6 +143,15 @@ def _page(one: Standing) -> str:
     return "\n".join([*lines, "", "## Papers like this one", "", *near, ""])
 
 
+def by_title(title: str) -> str:
+    """Return the address of a search for a title: identifiers are not kept, for few are certain.
+
+    >>> by_title("Attention, & more")
+    'https://scholar.google.com/scholar?q=%22Attention%2C+%26+more%22'
+    """
+    return f"https://scholar.google.com/scholar?q={quote_plus(chr(34) + title + chr(34))}"
+
+
 def _evidence(one: Standing) -> list[str]:
     found = one.evidence
     assert found is not None
@@ -157,6 +169,9 @@ def _evidence(one: Standing) -> list[str]:
         f"{found.machine['cores']} cores of {_plain(str(found.machine['cpu']))}; {about}; commit "
         f"`{found.commit}`."
     )
+    if found.confirmed:
+        again = ", ".join(f"seed {one.seed} at `{one.commit}`" for one in found.confirmed)
+        lines.append(f"Run again on later code, with the same numbers: {again}.")
     if found.beyond:
         lines += ["", f"Beyond what the catalogue asks, not measured: {_plain(found.beyond)}"]
     return lines

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
-from regard.core.html_table import html_table
+from regard.core.html_table import html_table, padded_rows
 from regard.models.attach import Attached
 from regard.models.detaching import Detaching
 from regard.models.site import Site
@@ -85,9 +85,7 @@ class Report:
         return html_table(str(self).splitlines()[0], head, rows)
 
     def __str__(self) -> str:
-        rows = self.rows()
-        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
+        lines = padded_rows(self.rows())
         said = f"{' + '.join(self.policies)}: "
         if self.full_bytes:
             said += f"{self.bytes:,} of {self.full_bytes:,} bytes"

@@ -11,7 +11,7 @@ from regard.core.autocast import without_autocast
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
 from regard.core.scan import Rate, ScanState, check_chunk, contain, initial_memory, prepare
-from regard.core.scan.low_rank_scan import low_rank_chunked, low_rank_recurrent
+from regard.core.scan.diagonal_plus_rank_one import low_rank_chunked, low_rank_recurrent
 
 FORMS = ("recurrent", "parallel", "chunked")
 

@@ -412,9 +412,7 @@ class _Scorer:
             block.lse = torch.where(total > 0, top + torch.log(total.clamp(min=1e-300)), -torch.inf)
             block.share = 1.0 / total.clamp(min=torch.finfo(total.dtype).tiny)
             if weigh.has_sink:
-                logit = scores.new_zeros(()) if weigh.sink is None else weigh.sink.to(scores)
-                logit = logit if logit.dim() == 0 else logit[min(h, len(logit) - 1)]
-                block.sink = torch.sigmoid(block.lse - logit)
+                block.sink = weigh.share_of_keys(block.lse, h)
                 block.share = block.share * block.sink
         return block
 

@@ -9,6 +9,8 @@ import os
 import pickle
 import pkgutil
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from regard.core import files
 from regard.core.errors import RegardError, RuleError
 from regard.core.files import FileError, FileKind, read_json, read_packed, write_bytes
 from regard.core.packing import DTYPES, pack, unpack
+from regard.core.private_names import open_private
 
 KIND = FileKind("regard-test", 3, "something made by a test", "make it again")
 
@@ -139,6 +142,34 @@ def test_the_temporary_name_is_private_and_opened_exclusively(
     with pytest.raises(FileError):
         write_bytes(tmp_path / "x", b"new")
     assert target.read_text() == "keep me"
+
+
+KILLED = """
+import os, sys
+from regard.core import files
+os.fsync = lambda handle: os.kill(os.getpid(), 9)
+files.write_bytes(sys.argv[1], b"half" * 1000)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Any) -> None:
+    """Of this file alone, and only where its writer has ended; nothing else is touched."""
+    pytest.importorskip("fcntl")
+    place = tmp_path / "x"
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(place)], check=False)
+    assert ended.returncode == -9
+    (left,) = tmp_path.iterdir()
+    alive, handle = open_private(place)
+    mine = tmp_path / ".x.notes.part"
+    of_another = tmp_path / f".y.{'0' * 16}.part"
+    for path in (mine, of_another):
+        path.write_text("keep me")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    assert write_bytes(place, b"whole").read_bytes() == b"whole"
+    os.close(handle)
+    assert set(tmp_path.iterdir()) == {place, alive, mine, of_another}
+    assert not left.exists()
 
 
 def test_a_file_has_the_rights_that_the_user_asked_for(tmp_path: Any) -> None:

@@ -15,11 +15,14 @@ from weakref import WeakValueDictionary
 
 from regard.core.errors import CapabilityError, RegardError, fail
 from regard.models.site import Site, Sites
+from regard.run.plan import EXECUTORS
+from regard.serving.vllm.cache_layout import ServerPages
+from regard.serving.vllm.cpu_kernel import KERNEL, CpuKernel
 from regard.serving.vllm.served_requests import Served, Serving, Setup
 from regard.serving.vllm.server_settings import SEE, SHRINK, Asked, Settings
 
 CPU, CUSTOM = "CPU_ATTN", "CUSTOM"
-_HOME = "regard.serving.vllm.backend"
+_HOME, _CPU = "regard.serving.vllm.backend", "regard.serving.vllm.cpu_backend"
 
 
 class Server(Serving):
@@ -104,7 +107,8 @@ def install(settings: Settings) -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     _servers[:] = [Server(settings)]
-    register_backend(AttentionBackendEnum.CPU_ATTN, f"{_HOME}.RegardCpuBackend")
+    EXECUTORS.add(ServerPages.form, KERNEL, CpuKernel.__module__, CpuKernel.__name__)
+    register_backend(AttentionBackendEnum.CPU_ATTN, f"{_CPU}.RegardCpuBackend")
     register_backend(AttentionBackendEnum.CUSTOM, f"{_HOME}.RegardBackend")
     # The second runner of vLLM does not tell of its requests.
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -16,6 +16,7 @@ from regard.core.key_forms import Paged
 from regard.models.engine import Engine
 from regard.models.site import Site, Sites
 from regard.policies.budget import Budget
+from regard.policies.kinds import Prefill
 from regard.run.executor import No
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import (
@@ -24,6 +25,7 @@ from regard.serving.vllm.paged_policies import (
     SinksAndRecent,
     can_serve,
     paged_policy,
+    reads_at_steps,
 )
 from regard.serving.vllm.request_survey import RequestSurvey
 from regard.serving.vllm.server_settings import Asked, Settings
@@ -83,6 +85,38 @@ class Serving:
     def by_request(self) -> bool:
         """Whether it matters whose call one is."""
         return self.settings.shrink is not None or self.settings.see is not None
+
+    @property
+    def kernel(self) -> bool:
+        """Whether vLLM's own kernel may attend for whoever asks for nothing."""
+        return self.settings.kernel
+
+    def asks(self, served: Served | None, n: int, seen: int) -> bool:
+        """Return whether a request asks for anything at a step: the newest `n` of `seen` tokens.
+
+        >>> serving = Serving(Settings.of("shrink quest keep=64"))
+        >>> one = serving.arrive("a", {}, range(90))
+        >>> [serving.asks(one, n, seen) for n, seen in ((90, 90), (1, 91), (1, 60))]
+        [False, True, False]
+        """
+        if served is None or served.failed:
+            return False
+        if served.survey is not None:
+            return True
+        if self._policy is None or not served.asked.shrink:
+            return False
+        if reads_at_steps(self._policy):
+            if n > 1:  # what was kept of it is of another prompt, if it was preempted
+                served.layers.clear()
+                return False
+            return self._leaves(seen)
+        return n > 1 or not isinstance(self._policy, Prefill)
+
+    def _leaves(self, seen: int) -> bool:
+        """Return whether the policy reads fewer than `seen` tokens."""
+        budget = Budget.of(self._policy.keep) if self._policy is not None else None
+        tokens = None if budget is None else budget.tokens
+        return tokens is None or seen > tokens
 
     def begin(self, model: Any, sites: Sites, setup: Setup) -> None:
         """Get ready for a model, or say why it cannot be served as was asked."""

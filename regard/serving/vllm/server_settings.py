@@ -2,7 +2,8 @@
 
 Clauses are divided by `;`:
 
-    on                          attention by Regard, with nothing else
+    on                          Regard takes part, and nothing else; vLLM's kernel attends where
+                                it can, and `on kernel=regard` keeps it from that
     shrink POLICY NAME=VALUE    a policy with its settings; `keep=` is what it may keep
     see out=FOLDER              requests that ask for it are surveyed; one run file each
     off                         vLLM's own attention, as if Regard were not installed
@@ -53,6 +54,8 @@ class Settings:
     on: bool = False
     shrink: Shrink | None = None
     see: See | None = None
+    # Whether vLLM's own kernel may attend for whoever asks for nothing.
+    kernel: bool = True
 
     @staticmethod
     def of(said: str) -> Settings:
@@ -74,7 +77,7 @@ class Settings:
             elif name == "see":
                 found["see"] = _see(words)
             elif words:
-                fail(RuleError, VARIABLE, f"{name} {' '.join(words)}", f"{name} alone", _EXAMPLE)
+                found["kernel"] = _kernel(words)
         return Settings(True, **found)
 
 
@@ -97,6 +100,14 @@ def _see(words: list[str]) -> See:
     probes = settings.get("probes")
     made = See(str(settings["out"]))
     return made if probes is None else See(made.out, tuple(str(probes).split(",")))
+
+
+def _kernel(words: list[str]) -> bool:
+    settings = _pairs("on", words)
+    if set(settings) != {"kernel"} or settings["kernel"] not in ("vllm", "regard"):
+        got = f"on {' '.join(words)}"
+        fail(RuleError, VARIABLE, got, "on alone, or with kernel=vllm or kernel=regard", _EXAMPLE)
+    return bool(settings["kernel"] == "vllm")
 
 
 def _pairs(clause: str, words: list[str]) -> dict[str, Any]:
