@@ -35,9 +35,9 @@ class KVzip(Evict, ModulePatch):
         score(j) = max over these queries and the query heads of a key head of A[i, j]
 
     with A over the sinks, the chunk, and what is being repeated. All heads of all layers share one
-    budget, so that they become ragged. Costs two more prompts, and a second copy of the cache while
-    it scores. What is generated later stays; a text of several chunks is scored as alone only where
-    it is not padded on the left. (KVzip, Kim et al. 2025)
+    budget, so that they become ragged. Costs one more reading of the prompt, and a second copy of
+    the cache while it scores. What is generated later stays; a text of several chunks is scored as
+    alone only where it is not padded on the left. (KVzip, Kim et al. 2025)
     """
 
     patches: ClassVar[tuple[str, ...]] = ("model",)
