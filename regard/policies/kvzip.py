@@ -100,7 +100,8 @@ class KVzip(Evict, ModulePatch):
     ) -> Any:
         """Run the prompt, repeat it, and choose."""
         given = {**dict(zip(self.takes, args, strict=False)), **kwargs}
-        out, ids = run(*args, **kwargs), given.get("input_ids")
+        out = run(*args, **kwargs)
+        ids: Any = given.get("input_ids")
         cache = given.get("past_key_values") or getattr(out, "past_key_values", None)
         prompt = ids is not None and cache is not None and ids.shape[1] > 1
         if prompt and not self.budget.whole and not self.asked:
