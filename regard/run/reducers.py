@@ -77,7 +77,8 @@ def _row_products(a: Tensor, b: Tensor) -> Tensor:
     r, c = a.shape
     step = max(1, PRODUCTS // max(c, 1))
     if step >= r:
-        return torch.linalg.vecdot(a, b)
+        whole: Tensor = torch.linalg.vecdot(a, b)
+        return whole
     found = a.new_empty(r)
     for i in range(0, r, step):
         found[i : i + step] = torch.linalg.vecdot(a[i : i + step], b[i : i + step])
