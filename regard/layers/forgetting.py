@@ -16,7 +16,7 @@ from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
 
-@register("forgetting_attention", "fox")
+@register("forgetting_attention")
 class ForgettingAttention(Attention):
     """A forget gate of each head and token lowers the scores of all keys before it.
 

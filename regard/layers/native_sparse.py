@@ -21,7 +21,7 @@ from regard.layers.registry import register
 from regard.run.api import attend
 
 
-@register("native_sparse_attention", "nsa")
+@register("native_sparse_attention")
 class NativeSparseAttention(Attention):
     """Three attentions of each query, mixed by gates: to block means, to the best blocks, nearby.
 
@@ -84,7 +84,9 @@ class NativeSparseAttention(Attention):
     @torch.no_grad()
     def chosen(self, call: Call, k: Tensor) -> Tiles:
         """Choose the blocks of each query, by means k [b, g, t, d] of all blocks."""
-        q, k_all, scale = call.rule.score.match.prepare(call.q, expand_heads(k, call.h))
+        q, k_all = call.q, expand_heads(k, call.h)
+        # A match that is no product (additive, say) has blocks chosen by the product.
+        q, k_all, scale = call.rule.score.match.prepare(q, k_all) or (q, k_all, call.d**-0.5)
         places = torch.arange(call.n, device=k.device)[:, None] + call.rule.offset
         number = torch.arange(k.shape[2], device=k.device)
         own = torch.div(places, self.block, rounding_mode="floor")

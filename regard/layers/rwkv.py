@@ -49,7 +49,7 @@ class Rwkv7Tokens(NamedTuple):
     rate: Tensor
 
 
-@register("rwkv7", "goose")
+@register("rwkv7")
 class Rwkv7(Recurrent):
     """The time mixing of RWKV-7: decay by channel, and a generalized delta rule.
 

@@ -15,7 +15,7 @@ from regard.layers.inputs import LayerInput
 from regard.layers.registry import register
 
 
-@register("mamba2", "ssd")
+@register("mamba2")
 class StateSpaceDuality(SelectiveState):
     """Mamba-2: values written for as long as the token says, read under a decay of each head.
 

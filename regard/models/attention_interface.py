@@ -127,7 +127,7 @@ def refuse_batching(*_: Any, **__: Any) -> None:
         "generate_batch",
         "continuous batching on an attached model",
         "generate, whose cache is updated by the model",
-        "detach first, or call generate",
+        "detach, and call regard.serving.generate_batch, which serves stages by request",
     )
 
 

@@ -50,7 +50,8 @@ class ExpectedAttention(Evict):
         """Take the moments of the queries to later places, and ask them."""
         call, k = step.call, step.call.k.float()
         mean, spread = self.moments(step)
-        scale = call.rule.score.match.prepare(call.q, call.k)[2]
+        product = call.rule.score.match.prepare(call.q, call.k)
+        scale = call.d**-0.5 if product is None else product[2]
         k_all = expand_heads(k, call.h)
         s = scale * torch.einsum("bhd,bhmd->bhm", mean, k_all)
         if self.covariance:

@@ -35,9 +35,9 @@ class KVzip(Evict, ModulePatch):
         score(j) = max over these queries and the query heads of a key head of A[i, j]
 
     with A over the sinks, the chunk, and what is being repeated. All heads of all layers share one
-    budget, so that they become ragged. Costs two more prompts, and a second copy of the cache while
-    it scores. What is generated later stays; a text of several chunks is scored as alone only where
-    it is not padded on the left. (KVzip, Kim et al. 2025)
+    budget, so that they become ragged. Costs one more reading of the prompt, and a second copy of
+    the cache while it scores. What is generated later stays; a text of several chunks is scored as
+    alone only where it is not padded on the left. (KVzip, Kim et al. 2025)
     """
 
     patches: ClassVar[tuple[str, ...]] = ("model",)
@@ -100,9 +100,10 @@ class KVzip(Evict, ModulePatch):
     ) -> Any:
         """Run the prompt, repeat it, and choose."""
         given = {**dict(zip(self.takes, args, strict=False)), **kwargs}
-        out, ids = run(*args, **kwargs), given.get("input_ids")
+        out = run(*args, **kwargs)
+        ids: Any = given.get("input_ids")
         cache = given.get("past_key_values") or getattr(out, "past_key_values", None)
-        prompt = ids is not None and cache is not None and ids.shape[1] > 1
+        prompt = cache is not None and ids.shape[1] > 1
         if prompt and not self.budget.whole and not self.asked:
             with torch.no_grad():
                 self.repeat(run, cache, ids, given.get("attention_mask"))

@@ -76,10 +76,9 @@ def _row_products(a: Tensor, b: Tensor) -> Tensor:
     """Sum a b [r, c] over each row, a few rows at a time: their products stay in the cache."""
     r, c = a.shape
     step = max(1, PRODUCTS // max(c, 1))
-    found: Tensor
     if step >= r:
-        found = torch.linalg.vecdot(a, b)
-        return found
+        whole: Tensor = torch.linalg.vecdot(a, b)
+        return whole
     found = a.new_empty(r)
     for i in range(0, r, step):
         found[i : i + step] = torch.linalg.vecdot(a[i : i + step], b[i : i + step])

@@ -148,7 +148,7 @@ def test_rwkv7():
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_forgetting_attention(kv_heads):
     torch.manual_seed(0)
-    layer = regard.layer("fox", dim=32, heads=4, kv_heads=kv_heads)
+    layer = regard.layer("forgetting_attention", dim=32, heads=4, kv_heads=kv_heads)
     x = torch.randn(2, N, 32)
     input = LayerInput(x, x, False, torch.arange(N))
     call = layer.call(input)
@@ -163,7 +163,13 @@ def test_native_sparse_attention():
     torch.manual_seed(0)
     block, count, window, n = 4, 4, 6, 42
     layer = regard.layer(
-        "nsa", dim=32, heads=4, kv_heads=2, block=block, blocks=count, window=window
+        "native_sparse_attention",
+        dim=32,
+        heads=4,
+        kv_heads=2,
+        block=block,
+        blocks=count,
+        window=window,
     )
     x = torch.randn(2, n, 32)
     input = LayerInput(x, x, False, torch.arange(n))
