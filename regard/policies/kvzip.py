@@ -103,8 +103,8 @@ class KVzip(Evict, ModulePatch):
         out = run(*args, **kwargs)
         ids: Any = given.get("input_ids")
         cache = given.get("past_key_values") or getattr(out, "past_key_values", None)
-        prompt = cache is not None and ids.shape[1] > 1
-        if prompt and not self.budget.whole and not self.asked:
+        wanted = cache is not None and not self.budget.whole and not self.asked
+        if wanted and ids is not None and ids.shape[1] > 1:
             with torch.no_grad():
                 self.repeat(run, cache, ids, given.get("attention_mask"))
                 self.choose(cache)
