@@ -189,10 +189,9 @@ def main() -> None:
         old, new = Side(unpacked(given.old, home)), Side(ROOT)
         names = [x for x in new.names if any(word in x for word in given.cases)]
         rows = compared(old, new, names, given.rounds)
-    now = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()  # fmt: skip
     if given.save:
+        asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        now = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         save(given.save, rows, old=given.old, new=now, clock="CPU seconds of one thread")
 
 
