@@ -1,4 +1,4 @@
-"""What it costs to free several tokens at once at small budgets: bits a byte of the model that ships.
+"""What it costs to free several tokens at once at small budgets: bits a byte of the demo model.
 
     python benchmarks/small_budgets.py --save small-budgets     # a few minutes of one core
 
