@@ -155,7 +155,7 @@ def compared(old: Side, new: Side, names: list[str], rounds: int) -> list[dict[s
                 break
             if turn:
                 taken.append((found[old], found[new]))
-        row: dict[str, Any] = {"case": name}
+        row: dict[str, Any] = {"what": name}
         if failed:
             row["broke"] = failed
         else:
