@@ -222,7 +222,8 @@ def _config_of_layer(module: Any) -> Any:
 
     The config of such a model refuses to say what differs from layer to layer.
     """
-    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    config: Any = getattr(module, "config", None)
+    layer = getattr(module, "layer_idx", None)
     try:
         return config.per_layer_config[layer]
     except (AttributeError, LookupError, TypeError):
