@@ -113,6 +113,7 @@ def long_texts(rounds: int = 6, length: int = 8192, tokens: int = 24) -> dict[st
         for name, ran in found.items():
             times = [x["decoding"] / x["decoded"] for x in ran][1:]
             made[f"{name or 'vllm'}, {dtype}"] = {
-                "cpu_seconds_a_step": [round(x, 5) for x in times], "times_of_vllm": beside(own, times),
+                "cpu_seconds_a_step": [round(x, 5) for x in times],
+                "times_of_vllm": beside(own, times),
             }  # fmt: skip
     return made
