@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -53,28 +54,33 @@ def weights_of(model: Any, ids: Any) -> tuple[Any, ...]:
     return found
 
 
-def by_bertviz(model: Any, ids: Any, words: list[str], path: Path) -> None:
+def words_of(tokenizer: Any, ids: Any) -> list[str]:
+    """The text of each token."""
+    return [tokenizer.decode([x]) for x in ids[0].tolist()]
+
+
+def by_bertviz(model: Any, ids: Any, tokenizer: Any, path: Path) -> None:
     """Write BertViz' model view: every layer and head."""
     from bertviz import model_view
 
-    shown = model_view(weights_of(model, ids), words, html_action="return")
+    shown = model_view(weights_of(model, ids), words_of(tokenizer, ids), html_action="return")
     path.write_text(f"<!doctype html><meta charset=utf-8>{shown.data}", encoding="utf-8")
 
 
-def by_circuitsvis(model: Any, ids: Any, words: list[str], path: Path) -> None:
+def by_circuitsvis(model: Any, ids: Any, tokenizer: Any, path: Path) -> None:
     """Write CircuitsVis' heads, layer by layer."""
     from circuitsvis.attention import attention_heads
 
-    layers = weights_of(model, ids)
+    layers, words = weights_of(model, ids), words_of(tokenizer, ids)
     pages = [attention_heads(attention=x[0], tokens=words).local_src for x in layers]
     path.write_text(f"<!doctype html><meta charset=utf-8>{''.join(pages)}", encoding="utf-8")
 
 
-def by_regard(model: Any, ids: Any, words: list[str], path: Path) -> None:
+def by_regard(model: Any, ids: Any, tokenizer: Any, path: Path) -> None:
     """Write Regard's page, with scores, roles and findings."""
     import regard
 
-    regard.see(model, ids, words=words).save(str(path))
+    regard.see(model, ids, tokenizer=tokenizer).save(str(path))
 
 
 VIEWERS: dict[str, Callable[..., None]] = {
@@ -90,18 +96,17 @@ def make(viewer: str, length: int, path: Path) -> dict[str, float]:
 
     model, tokenizer = load()
     ids = tokenizer(SENTENCE * (length // 8), return_tensors="pt").input_ids[:, :length]
-    words = [tokenizer.decode([x]) for x in ids[0].tolist()]
     with torch.no_grad():
         model(ids[:, :8])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun = time.perf_counter()
-    VIEWERS[viewer](model, ids, words, path)
+    VIEWERS[viewer](model, ids, tokenizer, path)
     seconds = time.perf_counter() - begun
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
     return {"made, s": round(seconds, 2), "memory, MB": round(taken / 1024)}
 
 
-def opened(path: Path, scripts: Path, picture: Path | None, limit: float) -> dict[str, Any]:
+def opened(path: Path, scripts: Path, picture: Path | None) -> dict[str, Any]:
     """Open a page, and say when it is ready and what it asked of the network."""
     from playwright.sync_api import Error, sync_playwright
 
@@ -116,8 +121,8 @@ def opened(path: Path, scripts: Path, picture: Path | None, limit: float) -> dic
     with sync_playwright() as tools:
         window = tools.chromium.launch(executable_path=found_browser(), args=["--no-sandbox"])
         tab = window.new_page(viewport={"width": 1280, "height": 900})
-        tab.set_default_timeout(1000 * limit)
-        tab.route("http*://**", answer)
+        tab.set_default_timeout(0)
+        tab.route(re.compile("^https?:"), answer)
         try:
             tab.goto(path.as_uri())
             said = tab.evaluate(STILL)
@@ -148,15 +153,23 @@ def row(viewer: str, length: int, arguments: argparse.Namespace) -> dict[str, An
         said["page, MB"] = round(path.stat().st_size / 1e6, 2)
         if path.stat().st_size > MOST:
             return {**said, "opens": "not tried: more than 500 MB"}
-        picture = None
+        command = [sys.executable, __file__, "--open", str(path), "--scripts", arguments.scripts]
         if arguments.pictures:
-            picture = arguments.pictures / f"viewer-{viewer.lower()}-{length}.png"
-        return {**said, **opened(path, arguments.scripts, picture, arguments.limit)}
+            name = f"viewer-{viewer.lower()}-{length}.png"
+            command += ["--pictures", str(arguments.pictures / name)]
+        try:  # a page that is busy answers no timeout of its own
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=arguments.limit, check=True
+            )
+        except subprocess.TimeoutExpired:
+            return {**said, "opens": f"no: still busy after {arguments.limit:.0f} s"}
+        return {**said, **json.loads(done.stdout.strip().splitlines()[-1])}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--make", nargs=3)
+    parser.add_argument("--open", type=Path)
     parser.add_argument("--scripts", type=Path, default=Path())
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--limit", type=float, default=120)
@@ -165,6 +178,10 @@ def main() -> None:
     if arguments.make:
         viewer, length, path = arguments.make
         print(json.dumps(make(viewer, int(length), Path(path))))
+        return
+    if arguments.open:
+        said = opened(arguments.open, arguments.scripts, arguments.pictures)
+        print(json.dumps(said))
         return
     rows = []
     for length in LENGTHS:

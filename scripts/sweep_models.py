@@ -1,8 +1,10 @@
-"""Attach to every class of models that transformers and diffusers have, at a tiny size.
+"""Attach to every class of models that transformers has, and to many of diffusers and timm.
 
     python scripts/sweep_models.py [--library transformers] [--minutes N] [--again CLASS ...]
 
-Each class is built with small random weights, run plainly, and run with a stage that does nothing.
+Each class is built with small random weights, run plainly, and run with a stage that does nothing;
+of timm one model of each file, a small one, at its own size. timm needs a torchvision of torch's
+build, and is left out where it does not import.
 What was found is kept in docs/models-tried.json as it comes, so that a run that was ended goes on
 where it was; a class whose process died is kept as such. docs/models-tried.md is written from it.
 Classes tried with another version of their library are tried again.
@@ -59,7 +61,7 @@ def classes() -> list[str]:
     found = {n for n in found if not n.endswith("PreTrainedModel")}
     types: dict[str, str] = {}
     for mapping, names in sorted(vars(modeling_auto).items()):
-        if mapping.endswith("_MAPPING_NAMES"):
+        if mapping.startswith("MODEL_") and mapping.endswith("_MAPPING_NAMES"):
             for kind, name in names.items():
                 name = name if isinstance(name, str) else name[0]
                 if mapping == "MODEL_MAPPING_NAMES":
@@ -67,7 +69,7 @@ def classes() -> list[str]:
                 types.setdefault(kind, name)
     based = modeling_auto.MODEL_MAPPING_NAMES
     found |= {name for kind, name in types.items() if kind not in based}
-    return sorted(n for n in found if hasattr(transformers, n))
+    return sorted(found & set(dir(transformers)))
 
 
 def models(library: str) -> dict[str, Callable[[], tuple[Any, Iterator[dict[str, Any]]]]]:
@@ -75,7 +77,9 @@ def models(library: str) -> dict[str, Callable[[], tuple[Any, Iterator[dict[str,
     if library == "diffusers":
         from tests.diffusion import MAKERS
 
-        return {name: _of_diffusers(make) for make in MAKERS for name in [make.__name__]}
+        return {name: _given(make) for make in MAKERS for name in [make.__name__]}
+    if library == "timm":
+        return _of_timm()
     import transformers
 
     from tests.tiny_models import inputs_of, tiny_model
@@ -90,7 +94,31 @@ def models(library: str) -> dict[str, Callable[[], tuple[Any, Iterator[dict[str,
     return {name: make(name) for name in classes()}
 
 
-def _of_diffusers(make: Callable[[], Any]) -> Callable[[], tuple[Any, Iterator[dict[str, Any]]]]:
+def _of_timm() -> dict[str, Callable[[], tuple[Any, Iterator[dict[str, Any]]]]]:
+    """Choose the model of each file of timm whose name is of the smallest size."""
+    import timm
+    import torch
+    from timm.models import list_models, list_modules
+
+    sizes = ("atto", "femto", "pico", "nano", "xxtiny", "xxs", "xtiny", "tiny", "mini", "small")
+    chosen: dict[str, Callable[[], Any]] = {}
+    for module in list_modules():
+        names = list_models(module=module)
+        if not names:
+            continue
+        rank = {s: i for i, s in enumerate(sizes)}
+        name = min(names, key=lambda n: (min((rank[s] for s in sizes if s in n), default=99), n))
+
+        def make(name: str = name) -> Any:
+            torch.manual_seed(0)
+            model: Any = timm.create_model(name, pretrained=False, num_classes=5)
+            return model, {"x": torch.randn(1, *model.default_cfg["input_size"])}
+
+        chosen[name] = _given(make)
+    return chosen
+
+
+def _given(make: Callable[[], Any]) -> Callable[[], tuple[Any, Iterator[dict[str, Any]]]]:
     def made() -> tuple[Any, Iterator[dict[str, Any]]]:
         model, inputs = make()
         return model, iter([inputs])
@@ -190,8 +218,8 @@ def sweep(library: str, minutes: float, again: list[str]) -> int:
     wanted = {outcomes.get(x, x) for x in again}
     for name in [n for n, row in rows.items() if n in wanted or row["outcome"] in wanted]:
         del rows[name]
-    begun = time.monotonic()
     known = models(library)
+    begun = time.monotonic()
     for name in [n for n in rows if n not in known]:
         del rows[name]
     due = [name for name in known if name not in rows]
@@ -270,13 +298,19 @@ def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> int:
     """Sweep, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--library", choices=["transformers", "diffusers"], default="transformers")
+    parser.add_argument(
+        "--library", choices=["transformers", "diffusers", "timm"], default="transformers"
+    )
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--again", nargs="*", default=[], help="classes, or outcomes")
     given = parser.parse_args()
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    left = 0 if given.minutes <= 0 else sweep(given.library, given.minutes, given.again)
+    left = 0
+    try:
+        left = 0 if given.minutes <= 0 else sweep(given.library, given.minutes, given.again)
+    except (ImportError, RuntimeError) as missing:  # a torchvision of another build than torch's
+        print(f"{given.library} does not import here: {missing}")
     kept = read()
     PAGE.write_text(page(kept), encoding="utf-8")
     for library, home in sorted(kept.items()):

@@ -24,6 +24,7 @@ from regard.core.errors import fail, need
 from regard.core.files import read_json, reading, write_bytes, write_json
 from regard.core.hashes import hash_of_code
 from regard.core.html_table import html_table, padded_rows
+from regard.core.picture_files import MADE_BY
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,19 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
         if rows:
             path = folder / f"{name}.parquet"
             table, held = pa.Table.from_pylist(list(rows)), io.BytesIO()
-            pq.write_table(table, held)
-            written.append(write_bytes(path, held.getvalue(), error=BenchError))
+            pq.write_table(table.replace_schema_metadata({"made_by": MADE_BY}), held)
+            body = held.getvalue()
+            written.append(write_bytes(path, body, may_replace=_is_our_table, error=BenchError))
     return written
+
+
+def _is_our_table(path: Path) -> bool:
+    """Whether a Parquet file says that Regard made it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        said = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return said.get(b"made_by") == MADE_BY.encode()

@@ -90,10 +90,12 @@ class Band(NamedTuple):
             every.append(lines.every(lines.last + self.low, lines.first + self.high))
         if self.sinks:  # one row for all, where nothing bounds the future
             zero, last = lines.first.new_zeros(1, 1), self.sinks - 1
-            ends = (zero + last, zero + last)
+            of_some = of_every = zero + last
             if self.ahead < FAR:
-                ends = tuple((x + self.ahead).clamp(max=last) for x in (lines.last, lines.first))  # type: ignore[assignment]
-            some.append(lines.some(zero, ends[0])), every.append(lines.every(zero, ends[1]))
+                of_some = (lines.last + self.ahead).clamp(max=last)
+                of_every = (lines.first + self.ahead).clamp(max=last)
+            some.append(lines.some(zero, of_some))
+            every.append(lines.every(zero, of_every))
         return reduce(or_, some), reduce(or_, every)
 
     def horizon(self, i: int) -> Spans:

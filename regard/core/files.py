@@ -288,12 +288,23 @@ def _first_line(kind: FileKind) -> bytes:
 # -------------------------------------------------------------------------------------- JSON
 
 
+def begins_as_ours(path: Path) -> bool:
+    """Whether a file begins as those that `write_json` and `write_packed` write, of any kind."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(64)
+    except OSError:
+        return False
+    return begins.startswith(b"regard-") or b'"format": "regard-' in begins
+
+
 def write_json(
     path: str | Path, content: dict[str, Any], kind: FileKind, *,
-    may_replace: bool | Callable[[Path], bool] = True,
+    may_replace: bool | Callable[[Path], bool] = begins_as_ours,
 ) -> Path:  # fmt: skip
     """Write JSON for people and programs, with `format`, `version` and `checksum` beside it.
 
+    A file that is there is replaced where it is one of Regard's, unless `may_replace` says more.
     NaN and infinity become null: JSON has no word for them.
 
     >>> import tempfile
@@ -354,7 +365,8 @@ def _finite(content: Any) -> Any:
 
 
 __all__ = [
-    "KINDS", "FileError", "FileKind", "disk_errors", "is_packed", "json_bytes", "json_checksum",
-    "locked", "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
-    "refuse_to_replace", "set_aside", "write_bytes", "write_json", "write_packed",
+    "KINDS", "FileError", "FileKind", "begins_as_ours", "disk_errors", "is_packed", "json_bytes",
+    "json_checksum", "locked", "make_folder", "parse_json", "read_bytes", "read_json",
+    "read_packed", "reading", "refuse_to_replace", "set_aside", "write_bytes", "write_json",
+    "write_packed",
 ]  # fmt: skip

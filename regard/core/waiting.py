@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from typing import cast
 
 # Seconds between two looks for Ctrl-C.
 LOOK = 0.5
@@ -26,7 +27,7 @@ def wait_for_any(lines: Sequence[Connection]) -> list[Connection]:
     while lines:
         ready = wait(lines, LOOK)
         if ready:
-            return [line for line in ready if isinstance(line, Connection)]
+            return cast("list[Connection]", ready)
     return []
 
 

@@ -185,7 +185,7 @@ def _configs_of(model: nn.Module) -> list[Any]:
 
 def site_of(path: str, module: nn.Module) -> Site:
     """Read a site from an attention module and its config."""
-    config: Any = getattr(module, "config", None)
+    config: Any = _config_of_layer(module)
 
     def first(*names: str) -> Any:
         for home in (module, config):
@@ -215,6 +215,19 @@ def site_of(path: str, module: nn.Module) -> Site:
         head_size=first("head_dim", "attention_head_size", "head_size", "qk_head_dim"),
         causal=causal if isinstance(causal, bool) else None,
     )
+
+
+def _config_of_layer(module: Any) -> Any:
+    """Return the config of a module: that of its layer, where layers have configs of their own.
+
+    The config of such a model refuses to say what differs from layer to layer.
+    """
+    config: Any = getattr(module, "config", None)
+    layer = getattr(module, "layer_idx", None)
+    try:
+        return config.per_layer_config[layer]
+    except (AttributeError, LookupError, TypeError):
+        return config
 
 
 MODALITIES = {"pixel_values": "image", "input_features": "audio", "input_values": "audio",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from importlib.resources import files
@@ -13,7 +14,9 @@ from regard.papers.catalogue import row
 from regard.papers.claims import Number, sentences
 from regard.papers.evidence_files import Evidence, MeasuredClaim
 from regard.papers.index import like
+from regard.papers.related import text as related_words
 from regard.papers.standing import STATES, Standing, counts, example, standings, where
+from regard.papers.synonyms import SAME, STOP
 
 BEGIN, END = "<!-- papers:begin -->", "<!-- papers:end -->"
 SEARCH_BOX = (
@@ -110,7 +113,14 @@ def _index(found: list[Standing]) -> str:
         row = one.row
         about = f"{row.year or 'undated'} · {row.kind} · {_plain(row.family)} · **{one.state}**"
         lines.append(f"| [{_plain(row.title)}]({row.key}.md)<br>{about} | {_plain(row.what)} |")
+    lines += ["", f'<script id="papers-words" type="application/json">{words_of_search()}</script>']
     return "\n".join([*lines, "", f"<script>\n{script.strip()}\n</script>", ""])
+
+
+def words_of_search() -> str:
+    """Write what the search in a browser knows of words, as JSON on one line."""
+    known = {"same": SAME, "stop": " ".join(sorted(STOP)), "related": related_words()}
+    return json.dumps(known, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _page(one: Standing) -> str:

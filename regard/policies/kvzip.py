@@ -103,7 +103,7 @@ class KVzip(Evict, ModulePatch):
         out = run(*args, **kwargs)
         ids: Any = given.get("input_ids")
         cache = given.get("past_key_values") or getattr(out, "past_key_values", None)
-        prompt = ids is not None and cache is not None and ids.shape[1] > 1
+        prompt = cache is not None and ids.shape[1] > 1
         if prompt and not self.budget.whole and not self.asked:
             with torch.no_grad():
                 self.repeat(run, cache, ids, given.get("attention_mask"))

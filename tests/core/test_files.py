@@ -320,3 +320,38 @@ def test_results_are_written_in_one_way() -> None:
             called = writes(node)
             found += [f"{name}:{node.lineno}: {called}"] if called else []
     assert found == []
+
+
+# Calls that may replace whatever is there, by module, and why nothing of the user's is lost.
+REPLACES = {
+    "views/run_file.py": "both names were looked at under the lock",
+    "policies/calibration.py": "regard calibrate looks first; a .part is of a run that goes on",
+    "memories/blocks.py": "blocks are named by hashes, in a folder of their own",
+    "bench/training.py": "states of unfinished runs, in a folder of their own",
+}
+
+
+def test_nothing_of_the_users_is_replaced() -> None:
+    """Every write says what it may replace, or stands in the table with the reason."""
+    root = Path(regard.__file__).parent
+    found = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func).rpartition(".")[2]
+            says = {word.arg for word in node.keywords}
+            if called in ("write_bytes", "write_packed") and "may_replace" not in says:
+                found.add(path.relative_to(root).as_posix())
+    assert found == set(REPLACES)
+
+
+@pytest.mark.parametrize("held", ["{}", "notes", '{"format": "mine"}', ""])
+def test_json_of_the_users_stays(held: str, tmp_path: Any) -> None:
+    place = tmp_path / "sweep.json"
+    place.write_text(held)
+    with pytest.raises(FileError, match="overwrite=True"):
+        files.write_json(place, {"x": 1}, KIND)
+    assert place.read_text() == held
+    files.write_json(place, {"x": 1}, KIND, may_replace=True)
+    assert read_json(files.write_json(place, {"x": 2}, KIND), KIND)["x"] == 2

@@ -135,6 +135,16 @@ def test_a_mixer_of_streams_beside_attention_is_not_called_attention() -> None:
             assert "2 of 2 sites reached" in attached.checked
 
 
+def test_a_config_of_each_layer_is_read() -> None:
+    """EmbeddingGemma2's config refuses to say what differs from layer to layer."""
+    from tests.tiny_models import tiny_model
+
+    model = tiny_model(transformers.EmbeddingGemma2TextModel)
+    with attach(model, [Null()]) as attached:
+        assert "2 of 2 sites reached" in attached.checked
+        assert all(site.heads and site.kv_heads and site.head_size for site in attached.sites)
+
+
 FEATURES: dict[str, tuple[str, Callable[[Any, Any], torch.Tensor]]] = {
     "sam": ("vision_encoder.layers.1.attn", lambda m, x: m.vision_encoder(**x)[0]),
     "siglip_vision": ("head.attention", lambda m, x: m(**x).pooler_output),

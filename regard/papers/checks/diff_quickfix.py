@@ -10,7 +10,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.shared.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
 
-STEPS = 240
+STEPS = 500
 FIGURES = 1  # which stream of the runner's seed figures are painted from
 
 

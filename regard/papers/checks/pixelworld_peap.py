@@ -20,12 +20,12 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart, seed, seeds
 from regard.papers.shared.measure import gap
-from regard.papers.shared.until_learned import fit_until
+from regard.papers.shared.small_trainer import fit
 from regard.policies.blank_patches import BlankPatches, blank_patches
 from regard.tasks.typeset import shares_of
 from regard.tasks.written import PATCH, WrittenPixels, as_tokens
 
-STEPS = 1000
+STEPS = 800
 
 
 class _Hidden(Stage):
@@ -67,7 +67,7 @@ def _trained(task: WrittenPixels, steps: int, *stages: Stage) -> Any:
         return F.cross_entropy(net(pixel_values=pages).logits, digits)
 
     with attach(net, list(stages), check=False):
-        fit_until(net.parameters(), loss, 0.05, steps, 2e-3)
+        fit(net.parameters(), loss, steps, 2e-3)
     return net.eval()
 
 
@@ -135,7 +135,7 @@ def peap() -> Claims:
     kept_places = [row[row >= 0].tolist() for row in blank.places]
 
     seer.float()
-    own = _trained(task, STEPS, BlankPatches())
+    own = _trained(task, STEPS // 2, BlankPatches())
     whole_accuracy = _accuracy(seer, task)
     untrained, ours = (_accuracy(net, task, BlankPatches()) for net in (seer, own))
     # What it saves is told of a page of 16 x 16 patches, as models of pictures see.

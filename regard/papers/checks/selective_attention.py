@@ -49,7 +49,7 @@ def _assignments(name: str, keys: Any = None, **settings: int) -> tuple[float, f
         tokens, wanted = batch(64)
         return F.cross_entropy(tiny(tokens)[:, -1], wanted)
 
-    fit_until(tiny.parameters(), loss, 0.0005, 900, 4e-3)
+    fit_until(tiny.parameters(), loss, 0.001, 600, 4e-3)
     tokens, wanted = batch(512)
     with torch.no_grad():
         right = (tiny(tokens)[:, -1].argmax(-1) == wanted).float().mean()

@@ -90,6 +90,8 @@ class BatchRow(NamedTuple):
     served: Served | None
     # Which row of the batch it is.
     number: int
+    # `seen`, as Keys count it, [1, 1].
+    lengths: Tensor
 
 
 @dataclass
@@ -141,7 +143,8 @@ def rows_of(common: Any, block: int) -> list[BatchRow]:
         n = starts[i + 1] - starts[i]
         if n > 0:
             own = table[i : i + 1, None, : -(-seen[i] // block)]
-            rows.append(BatchRow(starts[i], n, seen[i], own, served[i], i))
+            length = torch.tensor([[seen[i]]])
+            rows.append(BatchRow(starts[i], n, seen[i], own, served[i], i, length))
     return rows
 
 
@@ -214,7 +217,8 @@ class RowAttention:
         first = 0 if whole else self.rules.first_needed(n, seen) // k.shape[2]
         if first:  # keys that no query can see; what matters is how far apart tokens are
             table, seen = table[..., first:], seen - first * k.shape[2]
-        lengths = torch.tensor([[seen]], device=q.device)
+        lengths = row.lengths if not first else torch.tensor([[seen]])
+        lengths = lengths.to(q.device)
         keys = (
             Paged(k, v, table, lengths, longest=seen)
             if layout is None

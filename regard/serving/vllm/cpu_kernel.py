@@ -62,9 +62,7 @@ class CpuKernel(Executor):
         query = call.q[0].transpose(0, 1).reshape(n * t, h // t, d)
         moved = call.q.element_size() * call.g * m * (d + call.e)
         count(h * n * (m - (0 if call.n == 1 else (n - 1) / 2)), d + call.e, moved)
-        out = attend_pages(
-            query, keys.k, keys.v, keys.table[0].int(), [n] * t, [m] * t, scale_of(call)
-        )
+        out = attend_pages(query, keys.k, keys.v, keys.table[0].int(), m, scale_of(call))
         return out.view(n, h, d).transpose(0, 1)[None]
 
     def cost(self, call: Call) -> Cost:
@@ -75,25 +73,17 @@ class CpuKernel(Executor):
 
 
 def attend_pages(
-    query: Tensor, k: Tensor, v: Tensor, table: Tensor, news: list[int], lengths: list[int],
-    scale: float,
-) -> Tensor:  # fmt: skip
+    query: Tensor, k: Tensor, v: Tensor, table: Tensor, m: int, scale: float
+) -> Tensor:
     """Return what vLLM's kernel makes of queries [tokens, h, d] over pages [pages, g, block, d].
 
-    Row i of `table` [rows, pages] has `lengths[i]` tokens, of which the newest `news[i]` ask.
+    Each row of `table` [rows, pages] has m tokens, of which the newest ask: tokens / rows of them.
     """
     from vllm import _custom_ops as ops
 
-    _, h, d = query.shape
-    ends = [0]
-    for n in news:
-        ends.append(ends[-1] + n)
-    starts, held = torch.tensor(ends, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
-    plan = ops.cpu_attn_get_scheduler_metadata(
-        num_reqs=len(news), num_heads=h, num_kv_heads=k.shape[1], head_dim=d, seq_lens=held,
-        dtype=query.dtype, query_start_loc=starts, causal=True, sliding_window_size=-1,
-        isa=isa_of(query.dtype, k.shape[2], d), enable_kv_split=True,
-    )  # fmt: skip
+    tokens, h, d = query.shape
+    rows, (_, g, block, _) = len(table), k.shape
+    starts, held, plan = _schedule(rows, tokens // rows, m, h, g, d, query.dtype, block)
     out = torch.empty_like(query)
     ops.cpu_attention_with_kv_cache(
         query=query, key_cache=k, value_cache=v, output=out, query_start_loc=starts, seq_lens=held,
@@ -101,6 +91,23 @@ def attend_pages(
         softcap=0, scheduler_metadata=plan, s_aux=None,
     )  # fmt: skip
     return out
+
+
+@lru_cache(maxsize=256)
+def _schedule(
+    rows: int, n: int, m: int, h: int, g: int, d: int, dtype: torch.dtype, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let vLLM plan rows of m tokens, of which n ask; all layers of a step share a plan."""
+    from vllm import _custom_ops as ops
+
+    starts = torch.arange(rows + 1, dtype=torch.int32) * n
+    held = torch.full((rows,), m, dtype=torch.int32)
+    plan = ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=rows, num_heads=h, num_kv_heads=g, head_dim=d, seq_lens=held, dtype=dtype,
+        query_start_loc=starts, causal=True, sliding_window_size=-1, isa=isa_of(dtype, block, d),
+        enable_kv_split=True,
+    )  # fmt: skip
+    return starts, held, plan
 
 
 @lru_cache(maxsize=64)
