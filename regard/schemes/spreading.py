@@ -26,7 +26,7 @@ from regard.schemes.sharded_keys import ShardedKeys, peers_of
 
 STAR = "star"
 AUTO = "auto"
-NAMES = (AUTO, "ring", "burst", "gather", "heads", STAR)
+NAMES = (AUTO, "ring", "burst", "gather", "heads", "heads_ring", STAR)
 LAYOUTS = {"zigzag": ZigZag, "contiguous": Contiguous, "striped": Striped}
 
 
