@@ -211,7 +211,7 @@ def read() -> dict[str, dict[str, Any]]:
 def keep(kept: dict[str, dict[str, Any]]) -> None:
     """Write what was found."""
     held = {
-        library: {"version": one["version"], "classes": dict(sorted(one["classes"].items()))}
+        library: {**one, "classes": dict(sorted(one["classes"].items()))}
         for library, one in sorted(kept.items())
     }
     text = json.dumps(held, indent=1, ensure_ascii=False)
@@ -232,6 +232,7 @@ def sweep(library: str, minutes: float, again: list[str]) -> int:
     for name in [n for n, row in rows.items() if n in wanted or row["outcome"] in wanted]:
         del rows[name]
     known = models(library)
+    home["of"] = len(known)
     begun = time.monotonic()
     for name in [n for n in rows if n not in known]:
         del rows[name]
@@ -279,7 +280,7 @@ def page(kept: dict[str, dict[str, Any]]) -> str:
         counts = collections.Counter(row["outcome"] for row in rows.values())
         padded = sum(bool(row.get("padded row")) for row in rows.values())
         in_part = sum("not reached" in row for row in rows.values())
-        lines += [f"## {library} {home['version']}: {len(rows)} classes", "",
+        lines += [f"## {library} {home['version']}: {len(rows)} of {home['of']} tried", "",
                   "| outcome | classes | what it means |", "|---|---|---|"]  # fmt: skip
         lines += [f"| {x} | {counts[x]} | {OUTCOMES[x]} |" for x in OUTCOMES if counts[x]]
         lines += ["", f"Of those unchanged, {padded} were run with a padded row. {in_part} are "
