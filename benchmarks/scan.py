@@ -16,14 +16,13 @@ import json
 import math
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from side_by_side import no_claim
+from side_by_side import CLOCKS, no_claim
 from torch import Tensor
 
 from regard.run.scanning import scan, scan_momentum
@@ -63,9 +62,6 @@ def methods(b: int, h: int, n: int, d: int, dtype: torch.dtype, device: str) -> 
         "momentum per token": lambda: scan_momentum(q, k, v, log_momentum=token)[0],
     }
     return calls, [q, k, v, head, head_channel, token, channel, beta]
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def seconds(call: Callable[[], object], device: str, clock: str = "wall") -> float:
