@@ -76,7 +76,7 @@ def test_vectors_of_rows_are_those_of_this_catalogue(monkeypatch):
 def test_the_encoder_is_looked_for_where_models_are_loaded_from():
     from regard.models.loading import PACKAGED
 
-    assert encoded.PACKAGE == PACKAGED["minilm"].module
+    assert PACKAGED["minilm"].module == encoded.PACKAGE
 
 
 def test_what_the_encoder_says_is_added(monkeypatch):
