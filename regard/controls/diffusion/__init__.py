@@ -19,6 +19,7 @@ from regard.controls.diffusion.latents import sliced_wasserstein as sliced_wasse
 from regard.controls.diffusion.latents import tail_latent as tail_latent
 from regard.controls.diffusion.latents import warp_latent as warp_latent
 from regard.controls.diffusion.layout import AttentionModulation, BoundedAttention, KeepApart
+from regard.controls.diffusion.led_latents import AStar, AttendAndExcite, LeadIntoRegions
 from regard.controls.diffusion.map_losses import InsideRegions, NeglectedWord, SeparateWords
 from regard.controls.diffusion.perturbed import AwayFromOtherText, BlurQueries, KeepOwnValues
 from regard.controls.diffusion.perturbed import (
@@ -38,10 +39,11 @@ from regard.controls.diffusion.references import VisCtrl as VisCtrl
 from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligned
 
 __all__ = [
-    "AddAttention", "AtKinds", "AttentionModulation", "AttentiveEraser", "AwayFromOtherText",
-    "BlurQueries", "BoundedAttention", "CrossFrameAttention", "DiTCtrl", "DiffusionControl",
-    "EachPicture", "EntropyScale", "FreeCustom", "InsideRegions", "KeepApart", "KeepOwnValues",
-    "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord", "NormalizedAttentionGuidance",
+    "AStar", "AddAttention", "AtKinds", "AttendAndExcite", "AttentionModulation",
+    "AttentiveEraser", "AwayFromOtherText", "BlurQueries", "BoundedAttention",
+    "CrossFrameAttention", "DiTCtrl", "DiffusionControl", "EachPicture", "EntropyScale",
+    "FreeCustom", "InsideRegions", "KeepApart", "KeepOwnValues", "LeadIntoRegions", "MSDiffusion",
+    "MagicFace", "MatchStatistics", "NeglectedWord", "NormalizedAttentionGuidance",
     "PerturbedAttentionGuidance", "PictureTokens", "PicturesBeside", "PromptTokens",
     "ReadPictures", "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance",
     "StoryDiffusion", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectTokens",

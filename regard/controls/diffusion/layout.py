@@ -13,6 +13,7 @@ from regard.controls.diffusion.diffusion_control import (
     TEXT,
     AtKinds,
     DiffusionControl,
+    EditsSomewhere,
     steps_first,
 )  # fmt: skip
 from regard.controls.diffusion.picture_tokens import PictureTokens, Subject
@@ -96,7 +97,7 @@ def _spread(mask: Tensor, b: int) -> Tensor:
 
 
 @value
-class AtSomeLayers(AttentionEdit):
+class AtSomeLayers(EditsSomewhere):
     """Edits at every second of the sites where they act: from the second (`first` 1) or the first.
 
     Sites are counted in the order in which the model comes to them.
@@ -109,44 +110,18 @@ class AtSomeLayers(AttentionEdit):
     first: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", AtKinds(self.edits).edits)
+        super().__post_init__()
         if self.first not in (0, 1):
             fail(RuleError, "first", shape_of(self.first), "0 or 1", "pass 1")
 
-    @property
-    def point(self) -> str:  # type: ignore[override]
-        """What it changes."""
-        return AtKinds(self.edits).point
-
-    @property
-    def law(self) -> str:  # type: ignore[override]
-        """What holds of its edits."""
-        return AtKinds(self.edits).law
-
-    def _here(self, at: EditContext) -> bool:
+    def here(self, at: EditContext) -> bool:
+        """Whether it is the turn of the site."""
         kinds = [x for x in self.edits if isinstance(x, AtKinds)]
         if at.site is None or (kinds and not any(x.here(at) for x in kinds)):
             return False
         order = at.prompt.memory.setdefault(self, {})
         turn: int = order.setdefault(at.site.module, len(order))
         return turn % 2 == self.first
-
-    def before(self, at: EditContext) -> Call:
-        """Make the edits, at these sites."""
-        return (
-            AtKinds(self.edits, ("self", "cross", "joint")).before(at)
-            if self._here(at)
-            else at.call
-        )
-
-    def changes(self, at: EditContext) -> Tensor:
-        """Return what any of the edits changes."""
-        found = AtKinds(self.edits, ("self", "cross", "joint")).changes(at)
-        return found & self._here(at)
-
-    def sets(self) -> tuple[TokenSet, ...]:
-        """Return those of the edits."""
-        return AtKinds(self.edits).sets()
 
 
 @register("bounded_attention")
