@@ -227,9 +227,9 @@ def emphasis(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[
 
 # Claim -> what measures it, prompts a seed, whose number, and against which rivals.
 CLAIMS: dict[str, tuple[Any, int, str, tuple[str, ...]]] = {
-    "sorting": (sorting, 8, "sorted", ("needle first", "shuffled")),
-    "reranking": (reranking, 8, "rerank", ("likelihood", "BM25")),
-    "tracking": (tracking, 9, "chosen heads", ("all heads",)),
+    "sorting": (sorting, 5, "sorted", ("needle first", "shuffled")),
+    "reranking": (reranking, 5, "rerank", ("likelihood", "BM25")),
+    "tracking": (tracking, 6, "chosen heads", ("all heads",)),
     "emphasis": (emphasis, 8, "emphasis", ("plain", "stars")),
 }
 

@@ -40,7 +40,7 @@ from regard.tasks.colored_shapes import (
 )
 
 FILE = RESULTS / "steer-painter.json"
-SEEDS, TUNING, PICTURES = range(5), range(100, 102), 16
+SEEDS, TUNING, PICTURES = range(5), range(100, 101), 16
 HALVES = (Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1)))
 # Numbers of the tokens of each shape: <start> red ring and blue square and green cross.
 TOKENS = ((1, 2), (4, 5), (7, 8))
@@ -191,7 +191,7 @@ Claim = tuple[Callable[..., Measured], str, tuple[str, ...], int, list[dict[str,
 # What measures it, whose number, its rivals, 1 where more is better, and settings to tune over.
 CLAIMS: dict[str, Claim] = {
     "objects": (objects, "attend_and_excite", ("plain", "more guidance"), 1,
-                [{"strength": a, "sharpen": b} for a in (0.02, 0.1, 0.5) for b in (5.0, 20.0)]),
+                [{"strength": a, "sharpen": b} for a in (0.05, 0.3) for b in (5.0, 30.0)]),
     "leakage": (leakage, "bounded and led", ("plain", "led"), -1,
                 [{"strength": a} for a in (5.0, 20.0, 80.0)]),
     "erasing": (erasing, "eraser", ("the model alone",), -1,
@@ -213,8 +213,8 @@ def main() -> None:
         if asked.tune:
             for own in settings:
                 runs = [measure(painter, s, **own) for s in TUNING]
-                print(name, own, {k: round(sum(r[k] for r in runs) / len(runs), 3) for k in runs[0]},
-                      flush=True)  # fmt: skip
+                mean = {k: round(sum(r[k] for r in runs) / len(runs), 3) for k in runs[0]}
+                print(name, own, mean, flush=True)
             continue
         start = time.process_time()
         runs = [measure(painter, s) for s in SEEDS]

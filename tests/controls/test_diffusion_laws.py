@@ -43,6 +43,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ms_diffusion": {"regions": (LEFT,)},
     "attend_and_excite": {"words": (1, 3), "strength": 0.1, "rounds": 2, "sharpen": 5.0},
     "a_star": {"words": (1, 3), "strength": 0.1, "sharpen": 5.0},
+    "isolated_subjects": {"regions": (LEFT, RIGHT), "masks": (RIGHT, LEFT)},
     "inside_regions": {"subjects": SUBJECTS, "strength": 1.0, "rounds": 1},
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {

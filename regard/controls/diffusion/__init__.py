@@ -36,17 +36,21 @@ from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
 from regard.controls.diffusion.references import FreeCustom, MagicFace, ReferenceAttention
 from regard.controls.diffusion.references import StoryDiffusion as StoryDiffusion
 from regard.controls.diffusion.references import VisCtrl as VisCtrl
+from regard.controls.diffusion.rf_solver import rf_edit as rf_edit
+from regard.controls.diffusion.rf_solver import rf_solve as rf_solve
 from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligned
+from regard.controls.diffusion.subject_isolation import IsolatedSubjects, ReadOwnSubject
 
 __all__ = [
     "AStar", "AddAttention", "AtKinds", "AttendAndExcite", "AttentionModulation",
     "AttentiveEraser", "AwayFromOtherText", "BlurQueries", "BoundedAttention",
     "CrossFrameAttention", "DiTCtrl", "DiffusionControl", "EachPicture", "EntropyScale",
-    "FreeCustom", "InsideRegions", "KeepApart", "KeepOwnValues", "LeadIntoRegions", "MSDiffusion",
-    "MagicFace", "MatchStatistics", "NeglectedWord", "NormalizedAttentionGuidance",
-    "PerturbedAttentionGuidance", "PictureTokens", "PicturesBeside", "PromptTokens",
-    "ReadPictures", "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance",
-    "StoryDiffusion", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectTokens",
-    "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite", "blend_segments",
-    "guide_latents", "sliced_wasserstein", "tail_latent", "warp_latent",
+    "FreeCustom", "InsideRegions", "IsolatedSubjects", "KeepApart", "KeepOwnValues",
+    "LeadIntoRegions", "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord",
+    "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
+    "PicturesBeside", "PromptTokens", "ReadOwnSubject", "ReadPictures", "ReferenceAttention",
+    "SeparateWords", "SmoothedEnergyGuidance", "StoryDiffusion", "StyleAligned", "Subject",
+    "SubjectAcrossFrames", "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star",
+    "attend_and_excite", "blend_segments", "guide_latents", "rf_edit", "rf_solve",
+    "sliced_wasserstein", "tail_latent", "warp_latent",
 ]  # fmt: skip

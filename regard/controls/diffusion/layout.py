@@ -77,22 +77,36 @@ class KeepApart(AttentionEdit):
             return at.call
         call = at.call
         inside = torch.stack([x.mask(at, "queries").expand(call.b, 1, call.n) for x in self.groups])
-        keys = torch.stack([_spread(x.mask(at), call.b) for x in self.keys])
+        keys = torch.stack([spread(x.mask(at), call.b) for x in self.keys])
         number = torch.as_tensor(at.number(self.strength), device=at.device, dtype=torch.float32)
-        low = torch.where(number < 1, torch.log1p(-number.clamp(max=1 - 1e-7)), -FORBIDDEN)
-        ways = inside.flatten(1).T.unique(dim=0)
-        parts = []
-        for way in ways:
-            if not bool(way.any()):
-                continue
-            own = (inside == way[:, None, None, None]).all(0)
-            others = keys.any(0) & ~keys[way].any(0)
-            if bool(others.any()):
-                parts.append((low * (own & at.limit), others))
-        return add_bias(call, parts) if parts else call
+        return kept_apart(call, inside & at.limit, keys, number)
 
 
-def _spread(mask: Tensor, b: int) -> Tensor:
+def kept_apart(call: Call, inside: Tensor, keys: Tensor, strength: Tensor) -> Call:
+    """Multiply odds of the keys of other groups alone by 1 - strength, for queries of groups.
+
+    `inside` bool [groups, b, h or 1, n] are the queries, `keys` bool [groups, b, h or 1, m].
+
+    >>> q = torch.randn(1, 1, 2, 4)
+    >>> groups = torch.eye(2).bool()[:, None, None]
+    >>> apart = kept_apart(Call.of(q, q, q), groups, groups, torch.tensor(1.0))
+    >>> len(apart.rule.score.steps)
+    1
+    """
+    low = torch.where(strength < 1, torch.log1p(-strength.clamp(max=1 - 1e-7)), -FORBIDDEN)
+    parts = []
+    for way in inside.flatten(1).T.unique(dim=0):
+        if not bool(way.any()):
+            continue
+        own = (inside == way[:, None, None, None]).all(0)
+        others = keys.any(0) & ~keys[way].any(0)
+        if bool(others.any()):
+            parts.append((low * own, others))
+    return add_bias(call, parts) if parts else call
+
+
+def spread(mask: Tensor, b: int) -> Tensor:
+    """Return a mask of keys for every row of the batch, [b, 1, m]."""
     return mask.any(1, keepdim=True).expand(b, 1, -1)
 
 
@@ -238,4 +252,6 @@ class AttentionModulation(DiffusionControl):
         )  # fmt: skip
 
 
-__all__ = ["AtSomeLayers", "AttentionModulation", "BoundedAttention", "KeepApart"]
+__all__ = [
+    "AtSomeLayers", "AttentionModulation", "BoundedAttention", "KeepApart", "kept_apart", "spread",
+]  # fmt: skip
