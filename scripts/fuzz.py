@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "fuzz.json"
 EQUAL = "tests/run/test_executors_equal.py::test_equals_the_reference"
+OF_KEYS = "tests/run/test_executors_of_keys.py::test_equals_the_reference_over_keys"
 DAMAGE = "tests/test_damaged_files.py::test_damage_is_told_or_changes_nothing"
 
 
@@ -31,9 +32,11 @@ def targets() -> dict[str, str]:
     """Return the tests to run, by what they try."""
     sys.path.insert(0, str(ROOT))
     from tests.run.test_executors_equal import EXACT
+    from tests.run.test_executors_of_keys import OF_KEYS as KEYED
     from tests.test_damaged_files import CASES as READERS
 
     executors = {f"executor {name}": f"{EQUAL}[{name}]" for name in EXACT}
+    executors |= {f"executor {name}": f"{OF_KEYS}[{name}]" for name in KEYED}
     return executors | {f"reader {name}": f"{DAMAGE}[{name}]" for name in READERS}
 
 

@@ -80,7 +80,8 @@ class Registry(Generic[T]):
             sys.path.insert(0, here)
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except Exception as broken:  # a module of a user's may fail in any way
+        # A module of a user's may fail in any way: a script at its top level may even end Python.
+        except (Exception, SystemExit) as broken:
             fail(
                 RuleError, self.argument, f"{path!r} ({type(broken).__name__}: {broken})",
                 f"a {self.what} by its path, package.module:Class", "check the path",

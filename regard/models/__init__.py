@@ -5,6 +5,7 @@ from regard.models.engine import Engine
 from regard.models.estimate import Estimate, estimate
 from regard.models.forward import Forward, current_forward
 from regard.models.hook import Hook, UnsupportedModelError
+from regard.models.loading import packaged
 from regard.models.site import Site, Sites
 from regard.models.stage import Edit, Null, Stage
 
@@ -23,4 +24,5 @@ __all__ = [
     "attach",
     "current_forward",
     "estimate",
+    "packaged",
 ]

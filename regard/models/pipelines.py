@@ -30,6 +30,7 @@ TOKENIZERS = {
     "PixArt": ("tokenizer",),
     "Flux": ("tokenizer_2",),
     "Wan": ("tokenizer",),
+    "ShapePainter": ("tokenizer",),
 }
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from regard.core.errors import RegardError, RuleError, fail, shape_of
-from regard.core.html_table import html_table
+from regard.core.html_table import html_table, padded_rows
 from regard.models.forward import Forward
 
 KINDS = ("self", "cross", "joint")
@@ -217,11 +217,7 @@ class Sites(list[Site]):
         return html_table(f"{len(self)} sites", head, rows)
 
     def __str__(self) -> str:
-        rows = self.rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)).rstrip() for r in rows
-        )
+        return "\n".join(padded_rows(self.rows()))
 
 
 def _cell(x: Any) -> str:

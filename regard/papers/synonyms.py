@@ -88,6 +88,19 @@ def plain(text: str) -> str:
     return text
 
 
+_ENDINGS = re.compile(r"(?:ations?|ings?|ions?|ers?|ed|es|s|e)$")
+
+
+def stem(word: str) -> str:
+    """Cut an ending off, where four letters are left.
+
+    >>> stem("layers"), stem("sharing"), stem("tree")
+    ('layer', 'shar', 'tree')
+    """
+    end = _ENDINGS.search(word)
+    return word[: end.start()] if end and end.start() >= 4 else word
+
+
 def terms(question: str) -> list[str]:
     """Cut a question into words that carry something, once each, in order.
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.hashes import hash_of
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -29,6 +31,17 @@ class Reading:
     spans: Mapping[str, slice] = field(default_factory=dict)
     grid: tuple[int, ...] | None = None
     whole: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hash what the model is given: its tensors, and plain values.
+
+        >>> a, b = (Reading({"input_ids": torch.tensor([[i]])}) for i in (3, 4))
+        >>> a.digest == a.digest, a.digest == b.digest
+        (True, False)
+        """
+        plain = Tensor | str | bool | int | float
+        return hash_of({str(k): x for k, x in self.inputs.items() if isinstance(x, plain)})
 
     @property
     def cut(self) -> str:

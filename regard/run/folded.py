@@ -25,8 +25,9 @@ from regard.core.runs import Lines
 from regard.core.support.chosen import asks_for_more
 from regard.core.tilemap import EMPTY, PARTIAL, RunMap, TileMap
 from regard.run import dense_kernels
+from regard.run.cutting import tile_size
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
-from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
+from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold
 from regard.run.fused import pattern, product, why_not_product
 from regard.run.isolation import contained
 from regard.run.pieces import Piecewise

@@ -8,11 +8,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from regard.core.call import Call
 from regard.core.keys import Dense
-from regard.core.partial import Partial
+from regard.core.partial import Partial, merge
 from regard.core.score.base import Score
 from regard.core.score.matches import GaussianMatch, folded
 from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
+from regard.core.support.chosen import Extended
 from regard.core.weigh import Softmax
 from regard.run.counting import count
 from regard.run.dense_kernels import Shape, count_dense, dense
@@ -22,6 +23,8 @@ from regard.run.transforms import transforms_around
 
 # A mask of at most this many entries is written out; beyond it, folding takes over.
 MASK_ENTRIES = 1 << 22
+# Where keys lie beside those of a pattern, a mask of more entries costs more than a second kernel.
+BESIDE_ENTRIES = 1 << 18
 
 
 class Fused(Executor):
@@ -38,6 +41,8 @@ class Fused(Executor):
             return No("torch.func: PyTorch's own call takes no extra channels")
         if pattern(call) is not None:
             return Yes()
+        if beside(call):
+            return Yes("in two parts: the extra keys beside the others")
         entries = mask_entries(call)
         if entries > MASK_ENTRIES:
             return No(f"its mask would have {entries:,} entries (limit {MASK_ENTRIES:,})")
@@ -45,7 +50,7 @@ class Fused(Executor):
 
     def cost(self, call: Call) -> Cost:
         """All pairs, half of them if causal."""
-        kind = pattern(call)
+        kind = pattern(call) or beside(call)
         pairs = call.b * call.h * call.n * call.m * (0.5 if kind == "causal" else 1.0)
         size = call.q.element_size()
         moved = size * (2 * call.q.numel() + call.k.numel() + call.v.numel())
@@ -58,6 +63,12 @@ class Fused(Executor):
 
     def _run(self, call: Call) -> Partial:
         q, k, scale = product(call)
+        kind = beside(call)
+        if kind:
+            own: int = call.rule.support.keys  # type: ignore[attr-defined]  # of an Extended
+            parts = ((slice(own), kind == "causal"), (slice(own, None), False))
+            cut = [(k[:, :, keys], call.v[:, :, keys], below) for keys, below in parts]
+            return merge(*(dense(q, a, b, Shape(scale, below)) for a, b, below in cut))
         kind = pattern(call)
         if call.dropout and not call.rule.weigh.has_sink:
             return Partial(self._out(call), None)
@@ -80,6 +91,8 @@ class Fused(Executor):
         return contained_out(call, self._out)
 
     def _out(self, call: Call) -> Tensor:
+        if beside(call):
+            return self._run(call).out
         q, k, scale = product(call)
         if q.shape[-1] != call.e and not call.dropout:  # PyTorch would write the matrix out
             return self._run(call).out
@@ -172,6 +185,21 @@ def pattern(call: Call) -> str | None:
         if offset == 0:
             return "causal"
     return None
+
+
+def beside(call: Call) -> str | None:
+    """Return "all" or "causal" where that is the support of all keys but extra ones, else None.
+
+    None as well where its mask is small, and where weights are dropped.
+    """
+    support = call.rule.support
+    if not isinstance(support, Extended) or call.dropout or not 0 < support.keys < call.m:
+        return None
+    if call.n * call.m <= BESIDE_ENTRIES:
+        return None
+    own = slice(support.keys)
+    rule = call.rule.replace(support=support.part)
+    return pattern(call.replace(k=call.k[:, :, own], v=call.v[:, :, own], rule=rule))
 
 
 def mask_entries(call: Call) -> int:

@@ -20,6 +20,9 @@ from regard.core.survey import octave
 if TYPE_CHECKING:
     from regard.run.survey import RowBlock
 
+# Products that are held at once.
+PRODUCTS = 1 << 16
+
 
 class Reducer:
     """Reads blocks; `finish` gives named tensors."""
@@ -61,12 +64,25 @@ class Entropy(_Rows):
         """Read one block."""
         total = block.total.clamp(min=torch.finfo(block.total.dtype).tiny)
         if block.top is not None:  # scores are less `top`: log size
-            inner = torch.linalg.vecdot(block.size, block.scores) / total
+            inner = _row_products(block.size, block.scores) / total
             found = torch.log(total) - inner
         else:
             found = torch.log(total) - torch.special.xlogy(block.size, block.size).sum(1) / total
         found = torch.where(block.total > 0, found, 0.0).clamp(min=0.0)
         self.found[block.b, block.h, block.rows] = found
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Sum a b [r, c] over each row, a few rows at a time: their products stay in the cache."""
+    r, c = a.shape
+    step = max(1, PRODUCTS // max(c, 1))
+    if step >= r:
+        whole: Tensor = torch.linalg.vecdot(a, b)
+        return whole
+    found = a.new_empty(r)
+    for i in range(0, r, step):
+        found[i : i + step] = torch.linalg.vecdot(a[i : i + step], b[i : i + step])
+    return found
 
 
 class SinkShare(_Rows):

@@ -21,7 +21,7 @@ installed = pytest.mark.skipif(
 
 
 def test_where_its_package_is_missing_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(loading.PACKAGED, "minilm", ("no_such_package", "model"))
+    monkeypatch.setitem(loading.PACKAGED, "minilm", loading.Carried("no_such_package", "model"))
     with pytest.raises(MissingExtraError, match=r"regard\[demo\]"):
         loading.load("minilm")
     # A folder of that name is what is meant where there is one.
@@ -65,3 +65,26 @@ def test_pieces_of_words_read_as_text(minilm):
     words = readings_of(*minilm[:1], "Unbelievably, lighthouses!", minilm[1])[0].words
     assert "".join(words) == "[CLS] unbelievably, lighthouses! [SEP]"
     assert len(words) > 6
+
+
+def test_a_model_in_one_file_is_found_without_importing_its_package(monkeypatch, tmp_path):
+    home = tmp_path / "no_runtime"
+    home.mkdir()
+    (home / "__init__.py").write_text("raise RuntimeError('wants a runtime')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(
+        loading.PACKAGED, "one", loading.Carried("no_runtime", "", "smollm2", "x.gguf")
+    )
+    monkeypatch.setattr(loading, "need", lambda *asked: None)
+    assert loading._place("one") == home
+    assert loading._file("one") == {"gguf_file": "x.gguf"}
+    monkeypatch.setitem(
+        loading.PACKAGED, "one", loading.Carried("not_there", "", "smollm2", "x.gguf")
+    )
+    with pytest.raises(MissingExtraError, match=r"regard\[smollm2\]"):
+        loading.load("one")
+
+
+def test_a_name_that_no_package_carries_is_told_with_those_there_are():
+    with pytest.raises(loading.LoadingError, match="'smollm2'"):
+        loading.packaged("gpt")

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from regard.core.errors import RegardError
 from regard.papers.catalogue import rows
-from regard.papers.pages import BEGIN, END, into_readme, pages, table, write
+from regard.papers.pages import BEGIN, END, by_title, into_readme, pages, table, write
 from regard.papers.standing import standings
 
 
@@ -24,7 +25,15 @@ def test_every_link_leads_to_a_page(made):
     for name, text in made.items():
         targets = re.findall(r"\]\(([^)]+)\)", text)
         assert targets, name
-        assert set(targets) <= set(made), name
+        assert {t for t in targets if not t.startswith("https://")} <= set(made), name
+
+
+def test_every_page_of_a_paper_has_a_link_that_finds_it_by_its_title(made):
+    for row in rows():
+        outward = re.findall(r"\]\((https?://[^)]+)\)", made[f"{row.key}.md"])
+        assert outward == [by_title(row.title)]
+        (asked,) = parse_qs(urlsplit(outward[0]).query)["q"]
+        assert asked == f'"{row.title}"'
 
 
 def test_the_index_holds_every_paper_and_a_search_without_requests(made):

@@ -8,6 +8,7 @@ from typing import ClassVar, NoReturn, Self
 import torch
 from torch import Tensor
 
+from regard.core.band import Band
 from regard.core.errors import RuleError, fail
 from regard.core.runs import Lines, Runs
 from regard.core.spans import Spans
@@ -18,8 +19,10 @@ from regard.core.value import Value
 class Support(Value):
     """A set of pairs of positions, combined with `&`, `|` and `~`.
 
-    A subclass says what it means in `allows`, elementwise. What it can say of whole tiles
-    (`cover`) and of the future (`horizon`) makes it fast, and is never needed to be right.
+    A subclass says what it means in `allows`, elementwise. All else makes it fast, and is never
+    needed to be right: what it can say of whole tiles (`cover`, `runs`), of the future (`horizon`),
+    of the order of tokens that suits it (`order`, `tile_size`); or that it is a `band`, from which
+    the others follow.
 
     >>> from regard.core.support import Causal, Sinks, Window
     >>> Causal() & (Window(1024) | Sinks(4))
@@ -46,6 +49,9 @@ class Support(Value):
         `every` towards False; without a better answer every pair is looked at, and where more is
         asked than `extent` says nothing is known.
         """
+        band = self.band()
+        if band is not None:
+            return band.cover(grid)
         if self.asks_for_more(grid.b.device):
             unknown = torch.ones(grid.shape, dtype=torch.bool, device=grid.b.device)
             return unknown, ~unknown
@@ -105,7 +111,8 @@ class Support(Value):
 
         Then a tile map of a million tokens costs no more than a row of tiles.
         """
-        return None
+        band = self.band()
+        return None if band is None else band.runs(lines)
 
     def anchor(self) -> int | None:
         """Return how many of the first keys are met by their place; of all others only the
@@ -115,11 +122,49 @@ class Support(Value):
         >>> (Causal() & (Window(8) | Sinks(4))).anchor(), Blocks(8).anchor()
         (4, None)
         """
-        return None
+        band = self.band()
+        return None if band is None else band.sinks
 
     def horizon(self, i: int) -> Spans:
         """Give the key positions that a query at position i or later can still need."""
-        return Spans.everything()
+        band = self.band()
+        return Spans.everything() if band is None else band.horizon(i)
+
+    def band(self) -> Band | None:
+        """Return the band around the diagonal that the support is, or None.
+
+        Kernels for bands then run it, and `cover`, `runs`, `anchor` and `horizon` follow.
+
+        >>> from regard.core.support import Blocks, Causal, Sinks, Window
+        >>> (Causal() & (Window(8) | Sinks(4))).band(), Blocks(8).band()
+        (Band(low=-7, high=0, sinks=4, ahead=0), None)
+        """
+        return None
+
+    def order(self, n: int, side: int, device: torch.device) -> Tensor | None:
+        """Return positions 0..n-1, [n], in an order in which tiles of `side` attend to few others.
+
+        None where they had best stay as they are.
+        """
+        return None
+
+    def tile_size(self) -> tuple[int, int] | None:
+        """Return the sides of the tiles, of queries and of keys, that suit the support; None: any.
+
+        >>> from regard.core.support import Causal, Neighborhood
+        >>> (Causal() & Neighborhood((3, 3), (8, 8))).tile_size()
+        (64, 16)
+        """
+        return None
+
+    @property
+    def conjuncts(self) -> tuple[Support, ...]:
+        """The parts that must all allow a pair."""
+        return (self,)
+
+    def per_head(self) -> tuple[Support, ...] | None:
+        """Return the support of each query head, where it says what each head does; else None."""
+        return None
 
     def extent(self) -> tuple[int, int]:
         """Batch size and heads that the support was made for; 1 where it is the same for all."""

@@ -164,3 +164,31 @@ class Neighborhood(Support):
         for axis, (x, y) in enumerate(zip(self.coordinates(i), self.coordinates(j), strict=True)):
             near = near & self.along(axis, x, y)
         return near
+
+    @property
+    def _spread(self) -> bool:
+        return len(self.lattice) > 1 or max(self.dilation) > 1
+
+    def tile_size(self) -> tuple[int, int] | None:
+        """Few keys at a time, where neighbors are not in a row."""
+        return (64, 16) if self._spread else None
+
+    def order(self, n: int, side: int, device: torch.device) -> Tensor | None:
+        """Residues first, then boxes of about `side` tokens, where neighbors are not in a row."""
+        if not self._spread:
+            return None
+        position = torch.arange(n, device=device)
+        box = max(1, round(side ** (1 / len(self.lattice))))
+        coordinates = self.coordinates(position)
+        places = [
+            torch.div(x, d, rounding_mode="floor")
+            for x, d in zip(coordinates, self.dilation, strict=True)
+        ]
+        # Residues first, then boxes, then places within the box: each a digit of the sorting key.
+        digits = [(x % d, d) for x, d in zip(coordinates, self.dilation, strict=True)]
+        digits += [(x // box, -(-s // box)) for x, s in zip(places, self.lattice, strict=True)]
+        digits += [(x % box, box) for x in places]
+        key = torch.zeros_like(position)
+        for digit, base in digits:
+            key = key * base + digit
+        return torch.argsort(key, stable=True)

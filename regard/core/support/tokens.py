@@ -174,12 +174,13 @@ class Kinds(Support):
                 "add rows to the table",
             )
 
-    @property
-    def mixed(self) -> bool:
-        """Whether sorting brings kinds together that stand apart, in one order for all rows."""
-        return len(self.kinds) == 1 and self.memo(
+    def order(self, n: int, side: int, device: torch.device) -> Tensor | None:
+        """Kind by kind, where that brings some together, in one order for all rows."""
+        if len(self.kinds) > 1 or not self.memo(
             "mixed", lambda: bool((self.kinds.diff() < 0).any())
-        )
+        ):
+            return None
+        return torch.argsort(self.kinds[0, :n].to(device), stable=True)
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Ask the table."""
