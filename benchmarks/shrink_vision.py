@@ -110,7 +110,7 @@ def gated(steps: int, gate: int, rounds: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", help="name of the file in benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -46,8 +46,7 @@ def vectors() -> NDArray[numpy.float32] | None:
 
 def installed() -> bool:
     """Whether the sentence encoder is here."""
-    package, _ = PACKAGED["minilm"]
-    return importlib.util.find_spec(package) is not None
+    return importlib.util.find_spec(PACKAGED["minilm"].module) is not None
 
 
 @functools.cache

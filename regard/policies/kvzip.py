@@ -69,7 +69,7 @@ class KVzip(Evict, ModulePatch):
         return worth(step.memory)
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Note what a repetition looks at; heads of all layers are chosen together, later."""
+        """Record what a repetition looks at; heads of all layers are chosen together, later."""
         asked = self.asked.get(step.site.layer)
         if asked is not None:
             self.found[step.site.layer] = self.looked_at(step, asked)
@@ -103,8 +103,8 @@ class KVzip(Evict, ModulePatch):
         out = run(*args, **kwargs)
         ids: Any = given.get("input_ids")
         cache = given.get("past_key_values") or getattr(out, "past_key_values", None)
-        prompt = cache is not None and ids.shape[1] > 1
-        if prompt and not self.budget.whole and not self.asked:
+        wanted = cache is not None and not self.budget.whole and not self.asked
+        if wanted and ids is not None and ids.shape[1] > 1:
             with torch.no_grad():
                 self.repeat(run, cache, ids, given.get("attention_mask"))
                 self.choose(cache)
