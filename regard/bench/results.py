@@ -173,4 +173,4 @@ def _is_our_table(path: Path) -> bool:
         said = pq.read_metadata(path).metadata or {}
     except (pa.ArrowException, OSError, ValueError):
         return False
-    return said.get(b"made_by") == MADE_BY.encode()
+    return bool(said.get(b"made_by") == MADE_BY.encode())

@@ -25,8 +25,8 @@ def _scaled_bias(module: Any, rel_pos: Tensor | None, rel_2d_pos: Tensor | None)
         return None
     both = module.has_spatial_attention_bias and rel_2d_pos is not None
     bias = rel_pos + rel_2d_pos if both else rel_pos  # type: ignore[operator]
-    scale: float = module.attention_head_size**-0.5
-    return bias * scale
+    root: float = module.attention_head_size**-0.5
+    return bias * root
 
 
 def _spatial_bias(module: Any, rel_pos: Tensor | None, rel_2d_pos: Tensor | None) -> Tensor | None:
@@ -35,8 +35,8 @@ def _spatial_bias(module: Any, rel_pos: Tensor | None, rel_2d_pos: Tensor | None
         return rel_2d_pos
     if not module.has_relative_attention_bias or rel_pos is None:
         return None
-    scale: float = module.attention_head_size**-0.5
-    return rel_pos * scale
+    root: float = module.attention_head_size**-0.5
+    return rel_pos * root
 
 
 # softmax((q k + bias) / √d + mask) v, with a softmax that is shifted and rescaled against overflow

@@ -1,8 +1,9 @@
 """Words of general English, and the words of the catalogue that mean nearly the same.
 
-The table was made once by `scripts/related_words.py`, from a sentence encoder; nothing but the
-table is read here. Its first line lists stems of the catalogue; every other line is a word, and
-stems by their number in base 36, with a digit behind each: how near it is, in tenths.
+The table was made once by `scripts/related_words.py`, from all-MiniLM-L6-v2 (a sentence encoder,
+Apache-2.0); nothing but the table is read here. Its first line lists stems of the catalogue; every
+other line is a word, and stems by their number in base 36, with a digit behind each: how near it
+is, in tenths.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class KVzip(Evict, ModulePatch):
         return worth(step.memory)
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Note what a repetition looks at; heads of all layers are chosen together, later."""
+        """Record what a repetition looks at; heads of all layers are chosen together, later."""
         asked = self.asked.get(step.site.layer)
         if asked is not None:
             self.found[step.site.layer] = self.looked_at(step, asked)
@@ -153,7 +153,10 @@ class KVzip(Evict, ModulePatch):
             score = torch.where(rank_of(where) < self.sinks, 3.0, worth(layer.memory))
             scores.append(torch.where(where >= 0, score, -torch.inf).flatten(1))
         real = layers[0].real
-        room = (self.budget.of_rows(real, self.token_bytes) * heads)[:, None]
+        rows = self.budget.of_rows(real, self.token_bytes)
+        if self.budget.share is not None and self.sinks:  # as every policy: sinks do not go
+            rows = rows.clamp(min=self.sinks + 1).minimum(real)
+        room = (rows * heads)[:, None]
         flat = torch.cat(scores, 1)
         order = flat.argsort(dim=-1, descending=True, stable=True)
         kept = torch.arange(flat.shape[1], device=flat.device) < room
@@ -177,7 +180,9 @@ def worth(memory: Any) -> Tensor:
 def slots_of(memory: Any) -> Tensor:
     """Count the slots of each key head, [g]: the newest tokens lie in its last ones."""
     counts = {head: own.width for heads, own in memory.groups() for head in heads}
-    return torch.tensor([counts[head] for head in sorted(counts)])
+    return torch.tensor(
+        [counts[head] for head in sorted(counts)], device=memory.positions.device
+    )  # fmt: skip
 
 
 __all__ = ["KVzip"]

@@ -10,7 +10,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.shared.painting import COLORS, SHAPES, Figure, color_of, painter, tokens
 
-STEPS = 500
+STEPS = 400
 FIGURES = 1  # which stream of the runner's seed figures are painted from
 
 
@@ -66,7 +66,7 @@ def _left(model: nn.Module, color: str) -> dict[str, float]:
     return {c: sum(color_of(x, "left", c) for x in images) / len(images) for c in COLORS}
 
 
-@check("diff_quickfix", beyond="Stable Diffusion, CLIPScore, and the UNet's own parts")
+@check("diff_quickfix", long=True, beyond="Stable Diffusion, CLIPScore, and the UNet's own parts")
 def quickfix() -> Claims:
     """The closed form is exact; tracing finds a planted path, and the layer that can be edited."""
     apart, limit = _closed_form()

@@ -135,7 +135,7 @@ def peap() -> Claims:
     kept_places = [row[row >= 0].tolist() for row in blank.places]
 
     seer.float()
-    own = _trained(task, STEPS // 2, BlankPatches())
+    own = _trained(task, STEPS, BlankPatches())
     whole_accuracy = _accuracy(seer, task)
     untrained, ours = (_accuracy(net, task, BlankPatches()) for net in (seer, own))
     # What it saves is told of a page of 16 x 16 patches, as models of pictures see.

@@ -53,7 +53,7 @@ class Painter(nn.Module):
             )
         )  # fmt: skip
         self.unet = diffusers.UNet2DConditionModel(
-            sample_size=HIGH, in_channels=3, out_channels=3, block_out_channels=(16, 32),
+            sample_size=HIGH, in_channels=3, out_channels=3, block_out_channels=(24, 32),
             layers_per_block=1, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8,
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -69,7 +69,7 @@ class Painter(nn.Module):
         found: Tensor = self.unet(x, 1000 * time, states).sample
         return found
 
-    def learn(self, steps: int, batch: int = 8) -> list[float]:
+    def learn(self, steps: int, batch: int = 16) -> list[float]:
         """Learn to paint; give the losses."""
         kinds = [(color, shape) for color in COLORS for shape in SHAPES]
 
@@ -90,7 +90,7 @@ class Painter(nn.Module):
         return losses
 
     @torch.no_grad()
-    def paint(self, states: Tensor, steps: int = 5, seed: int = 0) -> Tensor:
+    def paint(self, states: Tensor, steps: int = 8, seed: int = 0) -> Tensor:
         """Images [b, 3, 8, 16] from text states [b, 7, 32]; noise is that of the seed."""
         drawn = generator(f"paint {seed}")
         x = torch.randn(len(states), 3, HIGH, WIDE, generator=drawn)
