@@ -3,8 +3,7 @@
     python benchmarks/shrink.py --save shrink-demo      # half an hour of one core; can be resumed
 
 Needles (asked in the prompt), keys recalled (asked for after the text was read and shrunk), bits
-per byte, bytes and FLOPs of full. `--picture` draws the curves of what is already measured, and
-`--counts` counts bytes and FLOPs of those cells again, which takes a minute, and leaves the rest.
+per byte, bytes and FLOPs of full. `--picture` draws the curves of what is already measured.
 """
 
 from __future__ import annotations
@@ -14,14 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import regard
-from regard.bench.kept_cells import CELLS
 from regard.bench.shrunk_cells import read_cells
-from regard.bench.shrunk_models import BUDGETS, MEASURES, Setting, curves, texts
+from regard.bench.shrunk_models import BUDGETS, MEASURES, Setting, curves
 from regard.bench.shrunk_picture import picture
-from regard.core.files import read_json, write_json
 from regard.models.loading import load
 from regard.policies import known, policy
 from regard.policies.calibration import accepted, load_calibration
@@ -45,38 +39,13 @@ def named(name: str, model: Any) -> Any:
     return made
 
 
-def count_again(path: Path) -> None:
-    """Count bytes and FLOPs of the cells of a file anew, over a prompt of its length."""
-    said = read_json(path, CELLS)
-    model, tokenizer = load()
-    model = model.float()
-    prompt = texts(tokenizer, said["setting"]["length"])
-    for row in said["cells"]:
-        if row.get("bits") is None or row["policy"] == "full":
-            continue
-        keep = 0.5 if row["keep"] is None else row["keep"]
-        made = named(row["policy"], model)
-        with torch.no_grad(), regard.shrink(model, made, keep=keep, check=False) as shrunk:
-            model(prompt[:, :-1])
-            report = shrunk.report()
-        old = row["bytes"], row["flops"]
-        row["bytes"] = round(report.bytes / report.full_bytes, 4)
-        row["flops"] = round(report.flops / report.dense_flops, 4)
-        print(row["policy"], row["keep"], old, "->", (row["bytes"], row["flops"]), flush=True)
-    write_json(path, {name: said[name] for name in ("setting", "inputs", "cells")}, CELLS)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policies", nargs="+", default=None)
     parser.add_argument("--save", default="shrink-demo", help="name of the file in results")
     parser.add_argument("--picture", type=Path, help="draw what is measured, and end")
-    parser.add_argument("--counts", action="store_true", help="count the cells again, and end")
     arguments = parser.parse_args()
     path = RESULTS / f"{arguments.save}.json"
-    if arguments.counts:
-        count_again(path)
-        return
     if arguments.picture:
         cells = [c for c in read_cells(path) if c.policy in ("full", *DRAWN)]
         print(picture(cells, arguments.picture))
