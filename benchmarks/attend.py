@@ -137,9 +137,7 @@ def structured(name: str, n: int, dtype: torch.dtype, rounds: int) -> list[dict]
         ),
         "regard.attend": backward(lambda *x: regard.attend(*x, rule), q, k, v),
     }
-    return rows + compare(
-        f"{name}, n {n:,}, {dtype}, forward + backward", both, max(2, rounds // 2)
-    )
+    return rows + compare(f"{name}, n {n:,}, {dtype}, forward + backward", both, rounds)
 
 
 def main() -> None:

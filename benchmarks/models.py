@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from side_by_side import save
+from side_by_side import ROUNDS, no_claim, save
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -104,6 +104,7 @@ def measure(
                 "times_faster": round(statistics.median(ratios), 4),
                 "least": round(min(ratios), 4),
                 "most": round(max(ratios), 4),
+                "no_claim": no_claim(min(ratios), max(ratios), rounds),
                 "extra_us_a_call": round(statistics.median(extra), 1),
             }
         )
@@ -111,7 +112,8 @@ def measure(
     for row in rows:
         print(
             f"  {row['call']:<24} {row['median_ms']:>9.2f} ms  {row['times_faster']:.3f}x"
-            f"  ({row['least']:.3f} to {row['most']:.3f})  {row['extra_us_a_call']:>8.1f} us more",
+            f"  ({row['least']:.3f} to {row['most']:.3f})  {row['extra_us_a_call']:>8.1f} us more"
+            + (f"  NO CLAIM: {row['no_claim']}" if row["no_claim"] else ""),
             flush=True,
         )
     return rows
@@ -144,7 +146,7 @@ def main() -> None:
     ids = torch.randint(5, 1000, (1, given.long))
     looked: dict[str, list[Stage] | None] = {"plain": None, "entropy, received, tiles": [Look()]}
     title = f"Llama, a survey at every layer, n {given.long:,}"
-    rows += measure(title, model, lambda: model(ids), looked, max(given.rounds // 3, 3), 1)
+    rows += measure(title, model, lambda: model(ids), looked, ROUNDS, 1)
     if given.save:
         save(given.save, rows, rounds=given.rounds, clock="process time, one thread")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from side_by_side import no_claim
 from torch import Tensor
 
 from regard.run.scanning import scan, scan_momentum
@@ -110,6 +111,7 @@ def compare(calls: dict[str, Callable[[], object]], rounds: int, device: str) ->
                 "times_faster": round(statistics.median(ratios), 2),
                 "times_faster_least": round(min(ratios), 2),
                 "times_faster_most": round(max(ratios), 2),
+                "no_claim": no_claim(min(ratios), max(ratios), rounds),
             }
         )
     return rows
@@ -156,7 +158,7 @@ def main() -> None:
     tables = {}
     for title, wrap, rounds in (
         ("forward", forward, given.rounds),
-        ("forward and backward", lambda m: both_ways(m, leaves), max(2, given.rounds // 2)),
+        ("forward and backward", lambda m: both_ways(m, leaves), given.rounds),
     ):
         rows = compare({name: wrap(m) for name, m in calls.items()}, rounds, given.device)
         tables[title] = rows
@@ -166,6 +168,7 @@ def main() -> None:
             print(
                 f"{row['method']:64}{row['median_ms']:11.1f}{row['times_faster']:9.2f}"
                 f"{row['times_faster_least']:9.2f}{row['times_faster_most']:9.2f}"
+                + (f"  NO CLAIM: {row['no_claim']}" if row["no_claim"] else "")
             )
     lengths = [n for n in (2**i for i in range(11, 24)) if n <= given.longest]
     tables["growth"] = growth(lengths, 3, shape, given.device)

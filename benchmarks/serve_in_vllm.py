@@ -12,7 +12,9 @@ Each part asks vLLM in a fresh process (`ask_vllm.py`) on a CPU, in float32:
 - *freed*: the blocks that `streaming` gives back.
 - *see*: the survey of a request against `regard.see` of the same tokens.
 - *fails*: a policy that raises, and requests that are cancelled: blocks are counted.
-- *speed*: 32 requests, beside vLLM's own attention.
+- *pages*: `quest` over vLLM's own kernel (heads of 64); a third of the requests decline it.
+- *processes*: two processes of half the heads each against one.
+- *speed*, *long*: beside vLLM's own attention (`vllm_speed.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("same", "demo", "shrink", "freed", "see", "fails", "speed")
+PARTS = ("same", "demo", "shrink", "pages", "freed", "see", "fails", "processes", "speed", "long")
 POLICIES = {
     "quest": ("quest keep=25% page=16", "quest", 0.25, {"page": 16}),
     "streaming": ("streaming keep=48", "streaming", 48, {}),
@@ -52,18 +54,23 @@ def ask(regard: str, job: dict[str, Any], threads: int = 1) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         asked, out = Path(folder) / "job.json", Path(folder) / "out.json"
         asked.write_text(json.dumps(job))
-        environment = {**os.environ, "REGARD": regard, "OMP_NUM_THREADS": str(threads)}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            x for x in (str(HERE.parent), os.environ.get("PYTHONPATH", "")) if x
-        )
         ran = subprocess.run(
             [sys.executable, str(HERE / "ask_vllm.py"), str(asked), str(out)],
-            env=environment, capture_output=True, text=True, check=False,
+            env=environment(regard, threads), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if ran.returncode:
             raise RuntimeError(ran.stderr[-4000:])
         found: dict[str, Any] = json.loads(out.read_text())
         return found
+
+
+def environment(regard: str, threads: int = 1) -> dict[str, str]:
+    """Return the environment of a process that `REGARD` says something to."""
+    paths = (str(HERE.parent), os.environ.get("PYTHONPATH", ""))
+    return {
+        **os.environ, "REGARD": regard, "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(x for x in paths if x),
+    }  # fmt: skip
 
 
 def engine(**more: Any) -> dict[str, Any]:
@@ -132,15 +139,18 @@ def same(count: int = 64, tokens: int = 80) -> dict[str, Any]:
             ),
             "rounds": [{"prompts": prompts, "tokens": tokens}],
         }  # fmt: skip
-        theirs, ours = (ask(x, job)["rounds"][0] for x in ("", "on"))
-    both = zip(theirs["answers"], ours["answers"], strict=True)
-    equal = [a["tokens"] == b["tokens"] for a, b in both]
-    return {
-        "prompts": count, "tokens": tokens * count, "equal": sum(equal),
-        "preempted": [theirs["preempted"], ours["preempted"]],
-        "steps": [theirs["steps"], ours["steps"]],
-        "blocks_lost": ours["free_before"] - ours["free_after"],
+        ran = {x: ask(x, job)["rounds"][0] for x in ("", "on", "on kernel=regard")}
+    made: dict[str, Any] = {
+        "prompts": count, "tokens": tokens * count,
+        "preempted": [x["preempted"] for x in ran.values()],
+        "steps": [x["steps"] for x in ran.values()],
+        "blocks_lost": [x["free_before"] - x["free_after"] for x in ran.values()],
     }  # fmt: skip
+    for said, ours in ran.items():
+        if said:
+            both = zip(ran[""]["answers"], ours["answers"], strict=True)
+            made[f"equal {said}"] = sum(a["tokens"] == b["tokens"] for a, b in both)
+    return made
 
 
 def generate(model: Any, ids: list[int], tokens: int) -> list[int]:
@@ -205,6 +215,42 @@ def shrunk(name: str, count: int = 16, tokens: int = 24) -> dict[str, Any]:
         "steps": len(ours["slots"]), "steps_that_read_the_same_keys": alike,
         "steps_that_chose": sum(1 for x in ours["slots"] if x[2] is not None),
     }  # fmt: skip
+
+
+def pages(count: int = 12, tokens: int = 24) -> dict[str, Any]:
+    """Compare `quest` over vLLM's kernel with `regard.shrink`: some ask, some decline."""
+    import regard
+    from regard.policies.registry import policy
+
+    draw = random.Random(0)
+    prompts = [[draw.randrange(5, 500) for _ in range(draw.randrange(80, 400))]
+               for _ in range(count)]  # fmt: skip
+    extra = [{"regard_shrink": "off"} if i % 3 == 2 else None for i in range(count)]
+    made: dict[str, Any] = {"prompts": count, "tokens": tokens * count, "keep": 0.3}
+    with tempfile.TemporaryDirectory() as folder:
+        path = tiny(Path(folder))
+        model = _llama(path)
+        want = [generate(model, ids, tokens) for ids in prompts]
+        with regard.shrink(model, policy("quest", page=32), keep=0.3, check=False):
+            shrunk_ = [generate(model, ids, tokens) for ids in prompts]
+        want = [b if e is None else a for a, b, e in zip(want, shrunk_, extra, strict=True)]
+        for said in (
+            "shrink quest keep=30% page=32",
+            "shrink quest keep=30% page=32; on kernel=regard",
+        ):
+            job = {"model": path, "engine": engine(max_num_batched_tokens=128, max_num_seqs=16),
+                   "rounds": [{"prompts": prompts, "tokens": tokens, "extra": extra}]}  # fmt: skip
+            one = ask(said, job)["rounds"][0]
+            made[said] = sum(a["tokens"] == b for a, b in zip(one["answers"], want, strict=True))
+    return made
+
+
+def _llama(path: str) -> Any:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.set_num_threads(1)
+    return LlamaForCausalLM.from_pretrained(path).float().eval()
 
 
 def _alike(one: list[str], other: list[str]) -> int:
@@ -300,22 +346,29 @@ def fails() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def speed(rounds: int = 3) -> dict[str, Any]:
-    """Time 32 requests beside vLLM's own attention."""
+def processes(count: int = 8, tokens: int = 24) -> dict[str, Any]:
+    """Compare two processes, of half the heads each, with one; half of the requests decline."""
     draw = random.Random(0)
-    prompts = [[draw.randrange(5, 500) for _ in range(draw.randrange(64, 512))] for _ in range(32)]
-    made: dict[str, Any] = {}
+    prompts = [
+        [draw.randrange(5, 500) for _ in range(draw.randrange(40, 400))] for _ in range(count)
+    ]
+    extra = [{"regard_shrink": False} if i % 2 else None for i in range(count)]
+    said, found = "shrink quest keep=25% page=32", []
     with tempfile.TemporaryDirectory() as folder:
-        model = tiny(Path(folder), layers=6, hidden=512, heads=8)
-        job = {
-            "model": model, "engine": engine(kv_cache_memory_bytes=1 << 29, block_size=128,
-                                             enable_prefix_caching=False),
-            "rounds": [{"prompts": prompts, "tokens": 32}] * rounds,
-        }  # fmt: skip
-        for name, said in (("vllm", ""), ("on", "on"), ("quest 10%", "shrink quest keep=10%")):
-            times = [x["seconds"] for x in ask(said, job)["rounds"]]
-            made[name] = {"seconds": times, "tokens_per_second": 32 * 32 / min(times)}
-    return made
+        model = tiny(Path(folder))
+        for n in (1, 2):
+            job = {
+                "model": model, "engine": engine(tensor_parallel_size=n),
+                "rounds": [{"prompts": prompts, "tokens": tokens, "extra": extra}],
+            }  # fmt: skip
+            found.append(ask(said, job)["rounds"][0])
+    one, two = (x["answers"] for x in found)
+    return {
+        "prompts": count, "tokens": tokens * count, "policy": said,
+        "equal": sum(a["tokens"] == b["tokens"] for a, b in zip(one, two, strict=True)),
+        "ends": sorted({x["end"] for x in two}),
+        "blocks_lost": [x["free_before"] - x["free_after"] for x in found],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -328,8 +381,10 @@ def main() -> None:
         print("vLLM is not installed: `make vllm` makes an environment with it")
         return
     sys.path.insert(0, str(HERE.parent))
+    from benchmarks.vllm_speed import long_texts, speed
+
     run = {"same": same, "demo": of_demo, "freed": freed, "see": seen, "fails": fails,
-           "speed": speed,
+           "processes": processes, "speed": speed, "long": long_texts, "pages": pages,
            **{f"shrink {name}": partial(shrunk, name) for name in POLICIES}}  # fmt: skip
     found: dict[str, Any] = {}
     if asked.out and asked.out.exists():

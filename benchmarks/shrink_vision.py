@@ -59,7 +59,7 @@ def layer(grid: tuple[int, ...], text: int, contenders: dict[str, Contender], ro
 
         def run(made: Any = made, at: int = at, name: str = name) -> Tensor:
             call = Call.of(q, k, v, site=site, forward=Forward(at, grid=grid))
-            step = Step(call.site, call, n, torch.tensor([n]))
+            step = Step(call, n, torch.tensor([n]))
             chosen = made.select(step)
             out = made.run(chosen) if isinstance(made, SelectAndRun) else None
             if out is not None:
@@ -110,7 +110,7 @@ def gated(steps: int, gate: int, rounds: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", help="name of the file in benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from regard.controls.steered import Steered
 from regard.controls.steering import Steering
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.models.attach import attach, hook_of
+from regard.models.fingerprint import fingerprint
 from regard.models.loading import load
 from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
@@ -116,6 +117,7 @@ def see(
             [site for site in sites if site in maps.found] or list(sites),
             scores, () if denoises else first.words, maps.found, (), look.skipped,
             look.interrupted, notes=[x.cut for x in readings if x.cut],
+            made_from={"model": fingerprint(model), "inputs": first.digest},
         )  # fmt: skip
         looked = [probe for probe in made if isinstance(probe, Words) and probe.sums]
         seen.image = picture_of(first)

@@ -4,7 +4,8 @@
 
 Without targets all run. What each run did is kept in docs/fuzz.json as it ends: cases, seed,
 seconds, date and versions; one that fails is kept as failed, with the seed that repeats it. Runs of
-fewer cases, with seeds of their own, add up.
+fewer cases, with seeds of their own, add up; one that is not done in time says nothing, and is not
+kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "fuzz.json"
 EQUAL = "tests/run/test_executors_equal.py::test_equals_the_reference"
+OF_KEYS = "tests/run/test_executors_of_keys.py::test_equals_the_reference_over_keys"
 DAMAGE = "tests/test_damaged_files.py::test_damage_is_told_or_changes_nothing"
 
 
@@ -31,9 +33,11 @@ def targets() -> dict[str, str]:
     """Return the tests to run, by what they try."""
     sys.path.insert(0, str(ROOT))
     from tests.run.test_executors_equal import EXACT
+    from tests.run.test_executors_of_keys import OF_KEYS as KEYED
     from tests.test_damaged_files import CASES as READERS
 
     executors = {f"executor {name}": f"{EQUAL}[{name}]" for name in EXACT}
+    executors |= {f"executor {name}": f"{OF_KEYS}[{name}]" for name in KEYED}
     return executors | {f"reader {name}": f"{DAMAGE}[{name}]" for name in READERS}
 
 
@@ -85,6 +89,10 @@ def main() -> None:
     failed = False
     for name in given.targets or known:
         found = fuzz(known[name], given.seed, given.cases, given.minutes)
+        if found["outcome"] not in ("held", "failed"):
+            print(f"{name}: {found['outcome']}")
+            failed = True
+            continue
         found["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
         found["python"], found["torch"] = platform.python_version(), torch.__version__
         kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}

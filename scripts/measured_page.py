@@ -28,9 +28,14 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         lines.append(
             f"| {row['call']} | {row['median_ms']:.3f} | {row['times_faster']:.2f} "
-            f"| {row['least']:.2f} to {row['most']:.2f} |"
+            f"| {row['least']:.2f} to {row['most']:.2f}{_unclaimed(row)} |"
         )
     return lines
+
+
+def _unclaimed(row: dict[str, Any]) -> str:
+    """Write why a ratio claims nothing, where it does not."""
+    return f"; no claim: {row['no_claim']}" if row.get("no_claim") else ""
 
 
 def section(path: Path) -> list[str]:
@@ -90,6 +95,7 @@ def _alike(said: dict[str, Any]) -> dict[str, Any]:
             "times_faster": row["times_faster"],
             "least": row["times_faster_least"],
             "most": row["times_faster_most"],
+            "no_claim": row.get("no_claim", ""),
         }
         for title in ("forward", "forward and backward")
         for row in said[title]
@@ -101,8 +107,9 @@ def page() -> str:
     """Write the whole page."""
     lines = [HEAD]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        if json.loads(path.read_text()).keys() & {"cells", "sweeps"}:
-            continue  # docs/shrink.md and docs/bench.md have them
+        held = json.loads(path.read_text()).keys()
+        if held & {"cells", "sweeps"} or not held & {"rows", "setting"}:
+            continue  # docs/shrink.md, docs/bench.md and pages of their own have them
         lines += section(path)
     return "\n".join(lines).rstrip() + "\n"
 

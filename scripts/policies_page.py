@@ -55,10 +55,31 @@ PAPERS = {
         "Yuan Feng, Junlin Lv, Yukun Cao, Xike Xie, S. Kevin Zhou, 2024",
         "2407.11550",
     ),
+    "expected_attention": (
+        "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries "
+        "Distribution",
+        "Alessio Devoto and others, 2025",
+        "2510.00636",
+    ),
+    "finch": (
+        "FINCH: Prompt-guided Key-Value Cache Compression",
+        "Giulio Corallo, Paolo Papotti, 2024",
+        "2408.00167",
+    ),
     "h2o": (
         "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
         "Zhenyu Zhang and others, 2023",
         "2306.14048",
+    ),
+    "kvzip": (
+        "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction",
+        "Jang-Hyun Kim and others, 2025",
+        "2505.23416",
+    ),
+    "q_filters": (
+        "Q-Filters: Leveraging QK Geometry for Efficient KV Cache Compression",
+        "Nathan Godey and others, 2025",
+        "2503.02812",
     ),
     "quest": (
         "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",

@@ -142,7 +142,8 @@ def _may_import_optional_packages(path: Path) -> bool:
         ("models", "cache.py"),
         ("models", "attention_interface.py"),
     }
-    held.add(("serving", "vllm", "backend.py"))  # subclasses of vLLM's, which vLLM imports by name
+    # Subclasses of vLLM's, which vLLM imports by name.
+    held |= {("serving", "vllm", x) for x in ("backend.py", "cpu_backend.py")}
     return relative in held
 
 

@@ -15,7 +15,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # What is no recipe: it trains for minutes, starts processes or a server, is no program of its own,
 # or is tried with its subject.
 ELSEWHERE = {
-    *("bench_own_layer", "distance_attention", "serve_in_vllm", "spread_model", "steer_a_word"),
+    *("bench_own_layer", "distance_attention", "serve_in_vllm", "serve_over_http", "spread_model"),
+    "steer_a_word",
 }
 NAMES = sorted(x.stem for x in EXAMPLES.glob("*.py") if x.stem not in ELSEWHERE)
 

@@ -7,7 +7,6 @@ directions of feed-forward values say.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -149,12 +148,7 @@ def principal_words(
     return (told * side).topk(top, 0).indices.T, share[:components]
 
 
-def importance_of(words: Tensor, density_: Tensor) -> float:
-    """Mean density over some words of a prompt, a bool mask [m]; NaN where there are none."""
-    return float(density_[words].mean()) if bool(words.any()) else math.nan
-
-
 __all__ = [
-    "blanked", "by_gradient", "changed", "density", "importance_of", "left_out", "principal_words",
+    "blanked", "by_gradient", "changed", "density", "left_out", "principal_words",
     "word_pairs",
 ]  # fmt: skip

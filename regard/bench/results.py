@@ -23,6 +23,8 @@ from regard.bench.sweep import SweepPlan
 from regard.core.errors import fail, need
 from regard.core.files import read_json, reading, write_bytes, write_json
 from regard.core.hashes import hash_of_code
+from regard.core.html_table import html_table, padded_rows
+from regard.core.picture_files import MADE_BY
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,27 @@ class Results:
         if not known:
             return None
         return estimate([x["score"] for x in known], [x["error"] or 0 for x in known])
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return one row of words for each layer, after a row of headings: scores by task."""
+        lines: list[tuple[str, ...]] = [("layer", *self.cells)]
+        for layer in self.layers:
+            found = [self.score(layer, cell) for cell in self.cells]
+            said = (
+                "-" if x is None else f"{x.mean:.1%} ({x.low:.1%} to {x.high:.1%})" for x in found
+            )
+            lines.append((layer, *said))
+        return lines
+
+    def __str__(self) -> str:
+        done = f"{len(self.records)} of {self.planned} runs"
+        return "\n".join([f"{self.title}: {done}", *padded_rows(self.rows())])
+
+    def _repr_html_(self) -> str:
+        from regard.bench.findings import findings
+
+        head, *rows = self.rows()
+        return html_table(str(self).splitlines()[0], head, rows, findings(self))
 
 
 def cell_of(record: dict[str, Any]) -> str:
@@ -135,6 +158,19 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
         if rows:
             path = folder / f"{name}.parquet"
             table, held = pa.Table.from_pylist(list(rows)), io.BytesIO()
-            pq.write_table(table, held)
-            written.append(write_bytes(path, held.getvalue(), error=BenchError))
+            pq.write_table(table.replace_schema_metadata({"made_by": MADE_BY}), held)
+            body = held.getvalue()
+            written.append(write_bytes(path, body, may_replace=_is_our_table, error=BenchError))
     return written
+
+
+def _is_our_table(path: Path) -> bool:
+    """Whether a Parquet file says that Regard made it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        said = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return bool(said.get(b"made_by") == MADE_BY.encode())

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from regard.bench.training import Progress, carry_out
 from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
 from regard.core.files import set_aside, write_json
 from regard.core.hashes import hash_of_code
+from regard.core.waiting import wait_for_any
 from regard.layers.registry import get
 from regard.tasks import PATTERNS
 
@@ -108,7 +109,7 @@ def _try_settings(runs: Sequence[TrainingRun]) -> None:
 
 
 def _shared_out(run: TrainingRun, budget: RunBudget, runs: int, workers: int) -> TrainingRun:
-    """Give a run its part of the budget, and a width where parameters are to be equal."""
+    """Set a run's part of the budget, and a width where parameters are to be equal."""
     if budget.params is not None:
         task = task_of(run.task)
         dim = width_for(
@@ -210,8 +211,8 @@ def _by_processes(
 ) -> Iterator[News]:
     start = multiprocessing.get_context("spawn")
     # Each worker writes to a pipe of its own: one that is killed cannot hold a lock of the others.
-    lines: dict[Any, Any] = {}
-    running: dict[Any, str] = {}
+    lines: dict[Connection, Any] = {}
+    running: dict[Connection, str] = {}
     with _few_threads(workers):
         for number in range(workers):
             far, near = start.Pipe(duplex=False)
@@ -226,9 +227,9 @@ def _by_processes(
     told: set[str] = set()
     try:
         while lines:
-            for line in wait(list(lines)):
+            for line in wait_for_any(list(lines)):
                 try:
-                    news: Any = line.recv()  # type: ignore
+                    news: Any = line.recv()
                 except (EOFError, ConnectionError):
                     process = lines.pop(line)
                     process.join()

@@ -61,7 +61,11 @@ def _said(event: Event) -> str:
     if event.evidence is None:
         return f"[red]broke[/] {event.key}: {escape(event.trace.strip())}"
     found = event.evidence
-    note = " (fresh evidence)" if event.what == "fresh" else f" in {found.cost}"
+    notes = {
+        "fresh": " (fresh evidence)",
+        "confirmed": " (one seed again, the same numbers)",
+    }
+    note = notes.get(event.what, f" in {found.cost}")
     verdict, why = verdict_of(found)
     color = {"held": "green", "failed": "red"}.get(verdict, "yellow")
     said = f"[{color}]{verdict}[/] {event.key}{note}"
@@ -74,7 +78,7 @@ def _said(event: Event) -> str:
 
 
 def as_fields(event: Event) -> dict[str, Any]:
-    """Give an event as JSON holds it."""
+    """Return an event as JSON holds it."""
     found = event.evidence
     return {
         "key": event.key,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail, need
@@ -63,11 +62,6 @@ def text_model(name: str | None, revision: str | None, otherwise: str) -> tuple[
     return model.float(), tokenizer
 
 
-def folder_of(name: str | None) -> Path | None:
-    """The folder of a model that is on this machine by its path."""
-    return Path(name) if name and Path(name).is_dir() else None
-
-
 __all__ = [
-    "config_of", "folder_of", "need_decoder", "positions_of", "quiet_transformers", "text_model",
+    "config_of", "need_decoder", "positions_of", "quiet_transformers", "text_model",
 ]  # fmt: skip

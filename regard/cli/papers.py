@@ -137,6 +137,12 @@ def check(
     stale: Annotated[
         bool, typer.Option("--stale", help="Only rows without evidence of this code.")
     ] = False,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm", help="One seed where only the method's code changed; five if it differs."
+        ),
+    ] = False,
     seeds: Annotated[int, typer.Option(help="How many seeds; only five are kept.")] = 5,
     first: Annotated[int, typer.Option("--from", help="The first seed.")] = 0,
     budget: Annotated[
@@ -197,6 +203,7 @@ def check(
         folder=folder,
         seeds=range(first, first + seeds),
         budget=math.inf if budget is None else _seconds(budget),
+        confirm=confirm,
     )
     ended = follow(events, len(chosen), quiet=as_json)
     if as_json:
@@ -304,7 +311,8 @@ def _show(one: Standing) -> None:
                 if each.answers == sentence:
                     what, numbers, asked, _ = told(each)
                     lines.append(f"  {what}: {numbers}; {asked}")
-        lines.append(f"{found.date}, {found.cost}, commit {found.commit or 'unknown'}")
+        again = "".join(f", seed {one.seed} again at {one.commit}" for one in found.confirmed)
+        lines.append(f"{found.date}, {found.cost}, commit {found.commit or 'unknown'}{again}")
         if found.beyond:
             lines.append(f"beyond that, not measured: {found.beyond}")
         part("Evidence", "\n".join(lines))

@@ -20,7 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON
 @app.command()
 def run(
     processes: Annotated[int, typer.Option(help="CPU processes on this machine.")] = 2,
-    scheme: Annotated[str, typer.Option(help="auto, ring, burst, gather, heads or star.")] = "auto",
+    scheme: Annotated[
+        str, typer.Option(help="auto, ring, burst, gather, heads, heads_ring or star.")
+    ] = "auto",
     layout: Annotated[str, typer.Option(help="zigzag, contiguous or striped.")] = "zigzag",
     tokens: Annotated[int, typer.Option(help="Tokens of the text.")] = 512,
     new: Annotated[int, typer.Option(help="Tokens to generate.")] = 8,
@@ -64,14 +66,16 @@ def plan(
     bandwidth: Annotated[float, typer.Option(help="GB/s of a device between nodes.")] = 25.0,
     link: Annotated[float, typer.Option(help="GB/s of a device within a node.")] = 200.0,
     flops: Annotated[float, typer.Option(help="TFLOP/s that attention reaches.")] = 300.0,
+    memory: Annotated[float, typer.Option(help="GB/s of a device's memory.")] = 3000.0,
     tokens: Annotated[int, typer.Option(help="Tokens of the text.")] = 131_072,
     rule: Annotated[str, typer.Option(help="Which pairs may attend.")] = "Causal()",
     heads: int = 32,
     kv_heads: int = 8,
     head_size: int = 128,
+    backward: Annotated[bool, typer.Option(help="Count the backward too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare schemes on hardware that need not be there, for one layer's forward: simulated.
+    """Compare schemes on hardware that need not be there, for one layer: simulated.
 
     What a device computes and sends is counted from the rule; times come from the rates given.
     """
@@ -84,7 +88,8 @@ def plan(
         ("--kv-heads", kv_heads), ("--head-size", head_size),
     ):  # fmt: skip
         at_least(flag, value, 1)
-    for name, rate in (("--bandwidth", bandwidth), ("--link", link), ("--flops", flops)):
+    rates = {"--bandwidth": bandwidth, "--link": link, "--flops": flops, "--memory": memory}
+    for name, rate in rates.items():
         if not 0 < rate < float("inf"):
             fail(ValueRangeError, name, rate, "a number above 0", "give what you measured")
     if devices % nodes:
@@ -93,10 +98,11 @@ def plan(
             "as many devices in each", "count all devices: --devices 64 --nodes 8",
         )  # fmt: skip
     at_least("--tokens", tokens, 2 * devices)
-    machine = Machine(devices, nodes, bandwidth, link, flops)
+    machine = Machine(devices, nodes, bandwidth, link, flops, memory)
     found = simulate(
-        Rule(read_support(rule)), tokens, machine, LayerShape(heads, kv_heads, head_size)
-    )
+        Rule(read_support(rule)), tokens, machine, LayerShape(heads, kv_heads, head_size),
+        backward=backward,
+    )  # fmt: skip
     if as_json:
         print_json([x._asdict() for x in found])
         return
@@ -109,7 +115,8 @@ def plan(
         ],
     )  # fmt: skip
     console().print(
-        "simulated: one layer's forward, one row of a batch; bytes are those of the rank with most"
+        f"simulated: one layer's forward{' and backward' * backward}, one row of a batch; bytes "
+        "are those of the rank with most"
     )
 
 

@@ -27,7 +27,9 @@ from regard.models.residual import layers_of, unembedding_of
 @register("anchored_options")
 @method(
     "anchored_bias_edit",
-    call='regard.steer(model, "anchored_options", options=("A", "B", "C"), where={"heads": found})',
+    call="from regard.controls.anchored_options import AnchoredOptions\n"
+    'options = AnchoredOptions(("A", "B", "C"))\n'
+    'regard.steer(model, options, where={"heads": found}, tokenizer=tokenizer)',
 )
 @value
 class AnchoredOptions(Control):

@@ -82,6 +82,7 @@ def common_subspace(source: Tensor, target: Tensor, size: int) -> tuple[Tensor, 
 @method(
     "truthprint",
     call="from regard.controls.hallucination import decode_truthfully, train_detector\n"
+    "detector = train_detector(hidden, made_up)\n"
     "decode_truthfully(model, ids, risk, tokens=32, threshold=detector.threshold)",
 )
 def decode_truthfully(

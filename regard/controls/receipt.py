@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from regard.core.errors import RegardError, RuleError, fail, nearest
+from regard.core.html_table import html_table, padded_rows
 from regard.models.site import Site
 
 # What moved less than this did not move: rounding of float32 is as much.
@@ -172,19 +172,14 @@ class Receipt:
             f"{self.at_prompts} of prompts, {sum(steps.values())} of decoded tokens{each}; "
             f"{len(self.heads)} heads in {len(self.layers)} layers; moved up to {self.moved:.4f}"
         )
-        rows = self.rows()
-        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
+        lines = padded_rows(self.rows())
         if self.logits is not None:
             lines.append("logits: " + ", ".join(f"{k} {x:.4g}" for k, x in self.logits.items()))
         return "\n".join([said, *lines])
 
     def _repr_html_(self) -> str:
-        head, *body = ([escape(x) for x in row] for row in self.rows())
-        first = escape(str(self).splitlines()[0])
-        rows = "".join("<tr>" + "".join(f"<td>{x}</td>" for x in row) + "</tr>" for row in body)
-        heads = "".join(f"<th>{x}</th>" for x in head)
-        return f"<p>{first}</p><table><tr>{heads}</tr>{rows}</table>"
+        head, *rows = self.rows()
+        return html_table(str(self).splitlines()[0], head, rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""

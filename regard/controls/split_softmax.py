@@ -17,7 +17,10 @@ from regard.core.value import value
 
 
 @register("split_softmax")
-@method("split_softmax", call='regard.steer(model, "split_softmax", strength=0.7, messages=chat)')
+@method(
+    "split_softmax",
+    call='regard.steer(model, "split_softmax", strength=0.7, messages=chat, tokenizer=tokenizer)',
+)
 @value
 class SplitSoftmax(Control):
     """Raise the share p that decoded tokens give a part of the prompt to p^strength.

@@ -143,6 +143,10 @@ class Steering(Stage):
             self._thread.prompt = prompt or Prompt(None, self.tokenizer, grid=self.grid)
             self._thread.denoises = True
 
+    def reads(self, prompt: Prompt) -> None:
+        """Say which prompt this thread's next calls belong to, where no forward of a model does."""
+        self._thread.prompt = prompt
+
     def prompt_of(self, given: Mapping[str, Any]) -> Prompt:
         """Read what a model is asked."""
         ids = given.get("input_ids")

@@ -139,8 +139,8 @@ class MoveFromSinks(AttentionEdit):
 @register("visual_sinks", "var")
 @method(
     "var_visual_sink",
-    call='regard.steer(model, "visual_sinks", strength=0.4, where=range(2, 31), '
-    'channels=(1415, 2533))  # control("visual_sinks", channels=...)',
+    call="from regard.controls.visual_sinks import VisualSinks\n"
+    "regard.steer(model, VisualSinks((1415, 2533)), where=range(2, 31))",
 )
 @value
 class VisualSinks(Control):

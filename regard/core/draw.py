@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from regard.core.errors import ValueRangeError, fail, need
+from regard.core.errors import RegardError, ValueRangeError, fail, need
+from regard.core.html_table import html_table, plain_text
 from regard.core.picture_files import write_figure
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
 # Beyond this many positions a side the picture is drawn of tiles.
 PIXELS = 512
+# Positions a side that a notebook shows.
+FEW = 24
 
 
 def draw(rule: Rule, n: int, m: int, to: str | None, head: int, overwrite: bool = False) -> str:
-    """Give the mask as text, and save it as a picture where `to` names a file."""
+    """Return the mask as text, and save it as a picture where `to` names a file."""
     if not (isinstance(n, int) and isinstance(m, int)) or min(n, m) < 1:
         fail(ValueRangeError, "n", (n, m), "at least one query and one key", "pass n=16")
     if to is None and max(n, m) > 128:
@@ -64,3 +67,34 @@ def _picture(rule: Rule, n: int, m: int, to: str, head: int, overwrite: bool) ->
     axes.set_title(str(rule.support), fontsize=9, wrap=True)
     write_figure(figure, to, overwrite=overwrite, dpi=160, bbox_inches="tight")
     return to
+
+
+def notebook_view(rule: Rule) -> str:
+    """Return a rule as static HTML: its parts, and the mask of its first head over few tokens.
+
+    >>> from regard.core import rule, support
+    >>> notebook_view(rule.Rule(support.Window(2) & support.Causal())).count("<rect")
+    47
+    """
+    rows = [(name, getattr(rule, name)) for name in ("support", "score", "weigh")]
+    table = html_table("Rule", ["part", ""], rows)
+    first = rule.offset
+    places = torch.arange(FEW)
+    try:
+        rule.support.check(first + FEW, first + FEW)
+        nothing = torch.zeros((), dtype=torch.long)
+        allowed = rule.allows(nothing, nothing, places.view(-1, 1), first + places)
+    except RegardError as refused:  # it was made for one length, or for tokens on a grid
+        return f"{table}<div>{plain_text(str(refused).splitlines()[0])}</div>"
+    side = 8
+    squares = "".join(
+        f'<rect x="{side * j}" y="{side * i}" width="{side}" height="{side}"/>'
+        for i, j in allowed.expand(FEW, FEW).nonzero().tolist()
+    )
+    about = f"{FEW} queries down, keys {first} to {first + FEW - 1} across"
+    return (
+        f'<div style="display:flex;gap:1.5em;flex-wrap:wrap">{table}<figure style="margin:0">'
+        f'<svg width="{side * FEW}" height="{side * FEW}" fill="#1f5f7a" role="img" '
+        f'style="background:#f3f1ec" aria-label="mask: {about}">{squares}</svg>'
+        f"<figcaption>{about}</figcaption></figure></div>"
+    )

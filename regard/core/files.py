@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from regard.core.errors import RegardError, fail
 from regard.core.packing import Buffer, pack, unpack
+from regard.core.private_names import open_private, sweep_private
 
 # Largest file of JSON that is read: a hundred times what a sweep of a thousand runs writes.
 JSON_LIMIT = 256 << 20
@@ -67,8 +67,8 @@ def write_bytes(
     """Write a whole file: a reader sees the old one or the new one, never a part.
 
     The bytes go to a private name beside it, opened exclusively, and are on the disk before they
-    take its place. `may_replace` says whether a file that is there may go: True, False, or a
-    function of its path.
+    take its place; what writers of the same file that were killed have left is removed.
+    `may_replace` says whether a file that is there may go: True, False, or a function of its path.
 
     >>> import tempfile
     >>> place = Path(tempfile.mkdtemp()) / "new" / "a.txt"
@@ -82,9 +82,8 @@ def write_bytes(
             raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
         make_folder(path.parent)
         replaced = may_replace if isinstance(may_replace, bool) else _allows(may_replace, path)
-        part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        handle = os.open(part, flags | getattr(os, "O_BINARY", 0), 0o666)
+        sweep_private(path)
+        part, handle = open_private(path)
         try:
             with os.fdopen(handle, "wb") as file:
                 for piece in parts:
@@ -104,7 +103,7 @@ def write_bytes(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless it is there."""
+    """Create a folder and those above it, unless it is there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -124,7 +123,7 @@ def refuse_to_replace(path: Path, error: type[FileError] = FileError) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, where the system can."""
+    """Flush the new name to the disk, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -289,12 +288,23 @@ def _first_line(kind: FileKind) -> bytes:
 # -------------------------------------------------------------------------------------- JSON
 
 
+def begins_as_ours(path: Path) -> bool:
+    """Whether a file begins as those that `write_json` and `write_packed` write, of any kind."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(64)
+    except OSError:
+        return False
+    return begins.startswith(b"regard-") or b'"format": "regard-' in begins
+
+
 def write_json(
     path: str | Path, content: dict[str, Any], kind: FileKind, *,
-    may_replace: bool | Callable[[Path], bool] = True,
+    may_replace: bool | Callable[[Path], bool] = begins_as_ours,
 ) -> Path:  # fmt: skip
     """Write JSON for people and programs, with `format`, `version` and `checksum` beside it.
 
+    A file that is there is replaced where it is one of Regard's, unless `may_replace` says more.
     NaN and infinity become null: JSON has no word for them.
 
     >>> import tempfile
@@ -355,7 +365,8 @@ def _finite(content: Any) -> Any:
 
 
 __all__ = [
-    "KINDS", "FileError", "FileKind", "disk_errors", "is_packed", "json_bytes", "json_checksum",
-    "locked", "make_folder", "parse_json", "read_bytes", "read_json", "read_packed", "reading",
-    "refuse_to_replace", "set_aside", "write_bytes", "write_json", "write_packed",
+    "KINDS", "FileError", "FileKind", "begins_as_ours", "disk_errors", "is_packed", "json_bytes",
+    "json_checksum", "locked", "make_folder", "parse_json", "read_bytes", "read_json",
+    "read_packed", "reading", "refuse_to_replace", "set_aside", "write_bytes", "write_json",
+    "write_packed",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tables as static HTML: how objects show themselves in a notebook, without script or network."""
+"""Tables as static HTML for notebooks, without script or network; and as text for terminals."""
 
 from __future__ import annotations
 
@@ -35,8 +35,18 @@ def plain_text(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
+def padded_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write rows as lines of text whose columns stand below each other.
+
+    >>> padded_rows([("layer", "task"), ("mha", "1")])
+    ['layer  task', 'mha    1']
+    """
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
+
+
 def _cell(kind: str, content: object) -> str:
     return f'<{kind} style="{_CELL}">{plain_text(content)}</{kind}>'
 
 
-__all__ = ["html_table", "plain_text"]
+__all__ = ["html_table", "padded_rows", "plain_text"]

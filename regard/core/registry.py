@@ -35,7 +35,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, *names: str) -> Callable[[K], K]:
-        """Make a class known by one or more names, each its own alone."""
+        """Register a class by one or more names, each its own alone."""
 
         def keep(kind: K) -> K:
             for name in names:
@@ -61,7 +61,7 @@ class Registry(Generic[T]):
         return dict(sorted(self.kinds.items()))
 
     def get(self, name: str) -> type[T]:
-        """Give the class of a name, or say which names are near.
+        """Return the class of a name, or say which names are near.
 
         `package.module:Class` finds one that is not registered, in the current folder too.
         """
@@ -80,7 +80,8 @@ class Registry(Generic[T]):
             sys.path.insert(0, here)
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except Exception as broken:  # a module of a user's may fail in any way
+        # A module of a user's may fail in any way: a script at its top level may even end Python.
+        except (Exception, SystemExit) as broken:
             fail(
                 RuleError, self.argument, f"{path!r} ({type(broken).__name__}: {broken})",
                 f"a {self.what} by its path, package.module:Class", "check the path",

@@ -23,6 +23,10 @@ from regard.core.weigh import Softmax, Weigh
 
 _count = count()
 _by_number: WeakValueDictionary[int, Rule] = WeakValueDictionary()
+# What a rule that asks for no positions shares with the same rule at another offset.
+_AT_ANY_OFFSET = (
+    "support", "score", "weigh", "held", "traced", "_tensors", "position_free", "plain", "step_key",
+)  # fmt: skip
 
 
 @value
@@ -84,12 +88,12 @@ class Rule(Value):
 
     @staticmethod
     def numbered(number: int) -> Rule:
-        """Give the rule of a number, which must still be alive."""
+        """Return the rule of a number, which must still be alive."""
         return _by_number[number]
 
     @staticmethod
     def of(x: Rule | Support | Score | Weigh | None) -> Rule:
-        """Make a rule of one of its parts."""
+        """Build a rule of one of its parts."""
         if isinstance(x, Rule):
             return x
         if x is None:
@@ -111,25 +115,41 @@ class Rule(Value):
         )
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Say for each pair whether query i (counted from the first) may meet key j."""
+        """Return for each pair whether query i (counted from the first) may attend to key j."""
         return self.support.allows(b, h, i + self.offset, j)
 
     def tiles(self, n_q: int, n_k: int, size: int | tuple[int, int] = 64, **where: Any) -> TileMap:
-        """Say which tiles are empty, full or partial."""
+        """Return which tiles are empty, full or partial."""
         return self.support.tiles(n_q, n_k, size, offset=self.offset, **where)
 
     def horizon(self, i: int) -> Spans:
-        """Give the key positions that query i or a later one can still need."""
+        """Return the key positions that query i or a later one can still need."""
         return self.support.horizon(i + self.offset)
 
     def shift(self, offset: int) -> Rule:
-        """Give the same rule for queries that begin `offset` positions later.
+        """Return the same rule for queries that begin `offset` positions later.
 
         >>> from regard.core.support import Causal
         >>> Rule(Causal()).shift(9000).horizon(0)
         Spans(0..)
         """
-        return self if offset == 0 else self.replace(offset=self.offset + offset)
+        if offset == 0:
+            return self
+        if type(offset) is not int or offset < 0 or not self._shifts_alike:
+            return self.replace(offset=self.offset + offset)
+        # Each step of decoding shifts a rule: what positions do not change is taken over.
+        made, kept = object.__new__(Rule), self.__dict__
+        made.__dict__.update({name: kept[name] for name in _AT_ANY_OFFSET})
+        made.__dict__.update(offset=self.offset + offset, number=next(_count))
+        _by_number[made.number] = made
+        return made
+
+    @property
+    def _shifts_alike(self) -> bool:
+        """Whether nothing but the offset differs in a shifted rule, and all of it is at hand."""
+        if self.tensors() or not self.position_free or torch.compiler.is_compiling():
+            return False
+        return not self.traced and self.plain is not None and self.step_key is not None
 
     @cached_property
     def position_free(self) -> bool:
@@ -176,3 +196,8 @@ class Rule(Value):
         from regard.core.draw import draw  # matplotlib, where it is needed
 
         return draw(self, n, n if m is None else m, to, head, overwrite)
+
+    def _repr_html_(self) -> str:
+        from regard.core.draw import notebook_view
+
+        return notebook_view(self)

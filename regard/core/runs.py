@@ -25,7 +25,7 @@ class Runs(NamedTuple):
 
     @staticmethod
     def between(start: Tensor, stop: Tensor, end: int) -> Runs:
-        """Make one run for each row, of [t or 1, 1] starts and stops.
+        """Build one run for each row, of [t or 1, 1] starts and stops.
 
         >>> Runs.between(torch.tensor([[-1], [2]]), torch.tensor([[2], [9]]), 4).length().tolist()
         [2, 2]
@@ -71,7 +71,7 @@ class Runs(NamedTuple):
         )  # fmt: skip
 
     def holds(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Say of columns [u, c] in rows [u] whether they are in a run."""
+        """Return for columns [u, c] in rows [u] whether they are in a run."""
         start, stop = (x.expand(max(len(x), 1), -1) for x in (self.start, self.stop))
         row = rows if len(start) > 1 else torch.zeros_like(rows)
         inside = columns[:, :, None] >= start[row][:, None]
@@ -98,6 +98,8 @@ class Runs(NamedTuple):
 def _joined(start: Tensor, stop: Tensor, end: int) -> tuple[Tensor, Tensor]:
     """Join two runs [t, 2] in order where they touch."""
     touch = (start[:, 1:] <= stop[:, :1]) & (stop[:, 1:] > start[:, 1:])
+    if not bool(touch.any()):
+        return start, stop
     first = torch.where(touch, torch.maximum(stop[:, :1], stop[:, 1:]), stop[:, :1])
     second = (x[:, 1:].masked_fill(touch, end) for x in (start, stop))
     return tuple(torch.cat([x, y], 1) for x, y in zip((start[:, :1], first), second, strict=True))  # type: ignore[return-value]
@@ -110,7 +112,8 @@ def _ordered(start: Tensor, stop: Tensor, end: int) -> Runs:
     if start.shape[1] > 1:
         if start.shape[1] == 2:  # sorting pairs of a million rows takes longer than all the rest
             swap = start[:, :1] > start[:, 1:]
-            start, stop = (torch.where(swap, x.flip(1), x) for x in (start, stop))
+            if bool(swap.any()):
+                start, stop = (torch.where(swap, x.flip(1), x) for x in (start, stop))
         else:
             order = start.argsort(dim=1, stable=True)
             start, stop = start.gather(1, order), stop.gather(1, order)

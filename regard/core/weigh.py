@@ -45,7 +45,7 @@ class Weigh(Value):
     def update(
         self, state: RunningState, scores: Tensor, allowed: Tensor | None, v: Tensor
     ) -> RunningState:
-        """Take in a tile of keys: scores [b, h, n, m], v [b, h, m, e]."""
+        """Append a tile of keys: scores [b, h, n, m], v [b, h, m, e]."""
         raise NotImplementedError
 
     def finish(self, state: RunningState) -> Partial:
@@ -71,7 +71,7 @@ class Weigh(Value):
         raise NotImplementedError
 
     def rows(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Give the weights of whole rows, and their lse: by plain differentiable operations."""
+        """Return the weights of whole rows, and their lse: by plain differentiable operations."""
         return self.weights(scores, allowed, None), None
 
     def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:
@@ -250,10 +250,22 @@ class Softmax(Normalised):
             return partial
         out, lse = partial
         assert lse is not None
-        zero = lse.new_zeros(1)
-        sink = (zero if self.sink is None else self.sink.to(lse)).view(1, -1, 1).expand_as(lse)
-        share = torch.sigmoid(lse - sink)
+        share, sink = self.share_of_keys(lse), self._sink_of(lse, None).expand_as(lse)
         return Partial(out * share[..., None].to(out.dtype), torch.logaddexp(lse, sink))
+
+    def share_of_keys(self, lse: Tensor, head: int | None = None) -> Tensor:
+        """Return the share of each row that the sink leaves to keys.
+
+        `lse` [b, h, n] is that of the keys; or [n], of one query head.
+
+        >>> Softmax(plus_one=True).share_of_keys(torch.zeros(1, 1, 1)).item()
+        0.5
+        """
+        return torch.sigmoid(lse - self._sink_of(lse, head))
+
+    def _sink_of(self, lse: Tensor, head: int | None) -> Tensor:
+        sink = lse.new_zeros(1) if self.sink is None else self.sink.to(lse)
+        return sink.view(1, -1, 1) if head is None else sink[min(head, len(sink) - 1)]
 
     def check(self, h: int) -> None:
         """One sink, or one for each head."""

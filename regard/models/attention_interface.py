@@ -96,7 +96,7 @@ def attention(
     site, now = None if found is None else found.site, current_forward()
     call = Call(query, Dense(key, value), rule, None, dropout, site, now)
     # A model that shares its config with an attached one is served without stages.
-    shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module, now)
+    shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module, now, attention_mask)
     if shown:
         need_room(call, "output_attentions")
     want = ("out", "weights") if shown else ("out",)
@@ -104,7 +104,7 @@ def attention(
     return result.out.transpose(1, 2).contiguous(), result.weights
 
 
-def weights_are_asked(module: nn.Module, now: Forward | None) -> bool:
+def weights_are_asked(module: nn.Module, now: Forward | None, mask: Any = None) -> bool:
     """Whether somebody collects weights that the attention is not told to return.
 
     Eager attention returns them always, so some models ask for them only where they collect them.
@@ -114,7 +114,10 @@ def weights_are_asked(module: nn.Module, now: Forward | None) -> bool:
         return True
     if now is not None:  # which has read the config
         return bool(now.weights)
-    return bool(getattr(getattr(module, "config", None), "output_attentions", False))
+    config = getattr(module, "config", None)
+    if type(mask) is Mask and mask.config is config:  # asked once in a forward
+        return mask.weights
+    return bool(getattr(config, "output_attentions", False))
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:
@@ -124,7 +127,7 @@ def refuse_batching(*_: Any, **__: Any) -> None:
         "generate_batch",
         "continuous batching on an attached model",
         "generate, whose cache is updated by the model",
-        "detach first, or call generate",
+        "detach, and call regard.serving.generate_batch, which serves stages by request",
     )
 
 
@@ -138,7 +141,7 @@ def rule_of(
     softcap: float | None,
     sink: Tensor | None,
 ) -> Rule:
-    """Make the rule of one call; calls of one forward that mean the same share it."""
+    """Build the rule of one call; calls of one forward that mean the same share it."""
     plain = bias is None and sink is None
     home: dict[Any, Any] | None = mask.rules if isinstance(mask, Mask) else None
     if mask is None:
@@ -147,9 +150,10 @@ def rule_of(
     if isinstance(scaling, Tensor):
         scaling = float(scaling)
     kind = (scaling, softcap, is_causal and n > 1)
-    if plain and home is not None and kind in home:
-        found: Rule = home[kind]
-        return found
+    if plain and home is not None:
+        found: Rule | None = home.get(kind)
+        if found is not None:
+            return found
     support: Support = EVERYTHING
     offset = 0
     score = _score(scaling, softcap)
@@ -164,7 +168,10 @@ def rule_of(
         bias = four_axes(bias)[..., :m]
         score = score + DenseBias(bias.expand(*bias.shape[:3], m))
     weigh = SOFTMAX if sink is None else Softmax(sink=sink.reshape(-1))
-    rule = Rule(support, score, weigh, offset)
+    if plain and type(support) is Everything and not isinstance(mask, Tensor):
+        rule = _dense(scaling, softcap).shift(offset)
+    else:
+        rule = Rule(support, score, weigh, offset)
     if plain and home is not None:
         if len(home) > 64:
             home.clear()
@@ -179,8 +186,14 @@ EVERYTHING, SOFTMAX = Everything(), Softmax()
 
 @lru_cache(maxsize=64)
 def _score(scaling: float | None, softcap: float | None) -> Score:
-    """Make the score of a scale and a soft cap."""
+    """Build the score of a scale and a soft cap."""
     return Dot(scaling) if softcap is None else Dot(scaling) >> SoftCap(softcap)
+
+
+@lru_cache(maxsize=64)
+def _dense(scaling: float | None, softcap: float | None) -> Rule:
+    """Build the rule by which every key may be attended to."""
+    return Rule(EVERYTHING, _score(scaling, softcap), SOFTMAX)
 
 
 AttentionInterface.register(NAME, attention)

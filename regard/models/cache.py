@@ -6,13 +6,14 @@ Imported where a cache of transformers is at hand, never before.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from regard.core.errors import CapabilityError, fail
+from regard.core.errors import CapabilityError, fail, shape_of
 from regard.core.heads import take_batch
 from regard.memories.bare import Bare
 from regard.memories.base import KeyMemory
@@ -48,15 +49,15 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """Say that there is no end."""
+        """Return that there is no limit."""
         return -1
 
     def get_max_cache_shape(self) -> int:
-        """Say that there is no end, as older versions ask."""
+        """Return that there is no limit, as older versions ask."""
         return -1
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         self.memory = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -76,7 +77,7 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.reorder_cache(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Go back by some tokens (a negative number), or to a length."""
+        """Crop by some tokens (a negative number), or to a length."""
         if self.memory is not None and tokens_to_remove:
             seen = self.memory.seen
             self.memory.crop(seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
@@ -176,7 +177,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
             self._real = take_batch(self._real, beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Go back; what is cropped is taken to be real."""
+        """Crop; what is cropped is taken to be real."""
         if self._several:
             self.owner.tokens_were_checked()
         before = self.memory.seen
@@ -187,4 +188,39 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         self._since -= before - self.memory.seen
 
 
-__all__ = ["HoldingLayer", "KeyLayer"]
+def _into_dynamic(cache: Any, layers: list[Any]) -> None:
+    cache.layers, cache.layer_class_to_replicate = layers, None
+    cache.offloading = False
+
+
+# How layers of ours go into an empty cache, for each type of transformers that can hold them.
+CACHE_TYPES: dict[type[Cache], Callable[[Any, list[Any]], None]] = {DynamicCache: _into_dynamic}
+
+
+def holding_cache(cache: Any, owner: Any) -> Cache:
+    """Return a cache whose layers are those of `owner`: the one given, or a new one for None.
+
+    One that is given holds them already, or is empty and of a type of `CACHE_TYPES`.
+    """
+    if cache is None:
+        return Cache(layers=owner.new_layers())
+    if not isinstance(cache, Cache):
+        fail(
+            CapabilityError, "past_key_values", shape_of(cache), "a transformers Cache",
+            "leave it out, or pass DynamicCache()",
+        )  # fmt: skip
+    if any(isinstance(x, KeyLayer) and x.owner is owner for x in cache.layers):
+        return cache
+    seen = int(cache.get_seq_length()) if cache.layers else 0
+    put = next((put for kind, put in CACHE_TYPES.items() if isinstance(cache, kind)), None)
+    if put is None or seen:
+        fail(
+            CapabilityError, "past_key_values", f"a {type(cache).__name__} with {seen} tokens seen",
+            f"a {' or '.join(x.__name__ for x in CACHE_TYPES)} in which nothing is yet",
+            "start the text within `with regard.shrink(...)`, with a dynamic cache",
+        )  # fmt: skip
+    put(cache, owner.new_layers())
+    return cache
+
+
+__all__ = ["CACHE_TYPES", "HoldingLayer", "KeyLayer", "holding_cache"]

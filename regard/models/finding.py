@@ -56,11 +56,18 @@ def out_of_reach(model: nn.Module, sites: Set[str]) -> list[str]:
     return [
         f"{path} ({type(module).__name__})".lstrip()
         for path, module in model.named_modules()
-        if path not in sites
-        and _called_attention(path, module)
-        and _has_softmax(module)
-        and not calls_attention(module)
+        if path not in sites and _attends_alone(path, module) and not calls_attention(module)
     ]
+
+
+def _attends_alone(path: str, module: nn.Module) -> bool:
+    """Whether a class called attention has a softmax; one by its path alone, products as well.
+
+    What stands beside attention under such a path (gates, mixers of streams) has a softmax alone.
+    """
+    if "attention" in type(module).__name__.lower():
+        return _has_softmax(module)
+    return _called_attention(path, module) and weighs(module)
 
 
 def _has_softmax(module: nn.Module) -> bool:
@@ -94,7 +101,7 @@ def _kind_weighs(kind: Any, by: frozenset[str]) -> bool:
 
 
 def _own_functions(kind: type) -> Iterator[Any]:
-    """Give the functions of a class and its bases, less those of PyTorch."""
+    """Return the functions of a class and its bases, less those of PyTorch."""
     for base in kind.__mro__:
         if base is not nn.Module and base.__module__.partition(".")[0] != "torch":
             yield from (inspect.unwrap(f) for f in vars(base).values() if inspect.isfunction(f))

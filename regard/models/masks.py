@@ -38,7 +38,8 @@ class Mask:
 
     def __init__(self, pieces: dict[str, Any]) -> None:
         self.pieces = pieces
-        self.b, self.n, self.m = (pieces[x] for x in ("batch_size", "q_length", "kv_length"))
+        self.b, self.n = pieces["batch_size"], pieces["q_length"]
+        self.m = pieces["kv_length"]
         self.start = int(pieces.get("kv_offset") or 0)
         self.offset = int(pieces.get("q_offset") or 0) - self.start
         now = current_forward()
@@ -50,11 +51,20 @@ class Mask:
         self.device = pieces.get("device", "cpu")
         self.rules: dict[Any, Any] = {}
         # The implementation that the model would ask for without us.
-        asked = getattr(pieces.get("config"), "_attn_implementation_internal", None)
+        self.config = pieces.get("config")
+        asked = getattr(self.config, "_attn_implementation_internal", None)
         self.replaced: str | None = getattr(asked, "replaced", None)
         self._dense: Tensor | None = None
         self._plain: Tensor | None = None
         self._support: Support | None = None
+        self._weights: bool | None = None
+
+    @property
+    def weights(self) -> bool:
+        """Whether the config asks for weights: read once, since that takes it many calls."""
+        if self._weights is None:
+            self._weights = bool(getattr(self.config, "output_attentions", False))
+        return self._weights
 
     @property
     def shape(self) -> torch.Size:
@@ -118,9 +128,9 @@ class Mask:
         if name == "packed_sequence_mask_function" and self.offset == 0 and self.start == 0:
             return Documents(inside["packed_sequence_mask"])
         if name == "remap_positions_for_packed_sequence":
-            # Inside a document positions differ by a shift, which bands do not feel.
+            # Inside a document positions differ by a shift, which distances do not feel.
             part = self._of(inside["mask_function"])
-            if _only_bands(part):
+            if part.anchor() == 0:
                 return part
         return Where(self._asked(function))
 
@@ -235,8 +245,3 @@ def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
         if code is None
         else dict(zip(code.co_freevars, (c.cell_contents for c in cells), strict=True))
     )
-
-
-def _only_bands(x: Support) -> bool:
-    parts = getattr(x, "parts", (x,))
-    return all(isinstance(p, Causal | Window | Everything) for p in parts)

@@ -22,10 +22,11 @@ from regard.models.removal import Removal, exclusive
 from regard.models.site import Site, Sites
 from regard.models.versions import supported
 from regard.models.wrap import Around, hold
+from regard.models.written_out import CallOurs, is_written_out
 
 
 class TransformersHook:
-    """Hook into models whose attention goes through `ALL_ATTENTION_FUNCTIONS`."""
+    """Hook into models whose attention goes through `ALL_ATTENTION_FUNCTIONS`, or is known."""
 
     name = "transformers"
 
@@ -34,10 +35,10 @@ class TransformersHook:
         if not isinstance(model, nn.Module):
             return []
         modules = list(model.named_modules())
-        if not any(_interfaced(m) for _, m in modules):
+        if not any(_ours(m) for _, m in modules):
             return []
         supported("transformers")
-        found = [(n, m) for n, m in modules if _interfaced(m) or calls_attention(m)]
+        found = [(n, m) for n, m in modules if _ours(m) or calls_attention(m)]
         homes = {n: m for n, m in model.named_modules() if hasattr(m, "main_input_name")}
         return [_placed(site_of(name, module), homes) for name, module in found]
 
@@ -60,12 +61,14 @@ class TransformersHook:
     def install(self, model: nn.Module, sites: Sites, engine: Engine, undo: Removal) -> None:
         """Set the configs of the model to our name, and hold the engine at its modules."""
         modules = [(model.get_submodule(site.module), site) for site in sites]
-        asking = [(m, site) for m, site in modules if _interfaced(m)]
+        asking = [(m, site) for m, site in modules if _ours(m)]
         configs = _configs_of(model)
         undo.add(lambda: _let_go(asking, configs, engine))
         for module, site in asking:
             one = held.get(module) or Held(site)
             held[module] = one.by((*one.engines, engine))
+            if is_written_out(module) and engine.stages:
+                hold(module, "forward", _call_ours(module), engine, undo)
         for name, around in (
             ("generate_batch", _Refuse(refuse_batching)),
             ("set_attn_implementation", _Refuse(_refuse_other)),
@@ -79,7 +82,7 @@ class TransformersHook:
             config._attn_implementation_internal = ours
         # Last, and so the first to go: other threads may be in a forward the while.
         hold(model, "forward", lambda: _NeedOurs(configs), engine, undo)
-        others = Sites(site for m, site in modules if not _interfaced(m))
+        others = Sites(site for m, site in modules if not _ours(m))
         if others:
             FUNCTIONAL.install(model, others, engine, undo)
 
@@ -114,6 +117,10 @@ class _Refuse(Around):
         return self.refuse(*args, **kwargs)
 
 
+def _call_ours(module: nn.Module) -> Callable[[], Around]:
+    return lambda: CallOurs(module)
+
+
 def _same(around: Around) -> Callable[[], Around]:
     return lambda: around
 
@@ -140,6 +147,11 @@ def _refuse_other(asked: Any = None, *_: Any, **__: Any) -> None:
         "the implementation that the model had when stages were attached",
         "detach first, then model.set_attn_implementation(...), then attach again",
     )
+
+
+def _ours(module: nn.Module) -> bool:
+    """Whether our attention can be called in place of that of a module."""
+    return _interfaced(module) or is_written_out(module)
 
 
 def _interfaced(module: nn.Module) -> bool:
@@ -173,7 +185,7 @@ def _configs_of(model: nn.Module) -> list[Any]:
 
 def site_of(path: str, module: nn.Module) -> Site:
     """Read a site from an attention module and its config."""
-    config: Any = getattr(module, "config", None)
+    config: Any = _config_of_layer(module)
 
     def first(*names: str) -> Any:
         for home in (module, config):
@@ -205,12 +217,25 @@ def site_of(path: str, module: nn.Module) -> Site:
     )
 
 
+def _config_of_layer(module: Any) -> Any:
+    """Return the config of a module: that of its layer, where layers have configs of their own.
+
+    The config of such a model refuses to say what differs from layer to layer.
+    """
+    config: Any = getattr(module, "config", None)
+    layer = getattr(module, "layer_idx", None)
+    try:
+        return config.per_layer_config[layer]
+    except (AttributeError, LookupError, TypeError):
+        return config
+
+
 MODALITIES = {"pixel_values": "image", "input_features": "audio", "input_values": "audio",
               "input_ids": "text"}  # fmt: skip
 
 
 def _placed(site: Site, homes: dict[str, nn.Module]) -> Site:
-    """Say what the tokens of a site are, by the innermost model that it is a part of."""
+    """Return what the tokens of a site are, by the innermost model that it is a part of."""
     paths = [path for path in homes if not path or site.module.startswith(f"{path}.")]
     # A whole model says what it reads first; its parts say it of themselves.
     for path in sorted(paths, key=len, reverse=True):

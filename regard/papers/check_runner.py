@@ -9,15 +9,17 @@ import time
 import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
 from regard.bench.measuring import threads_each
 from regard.core.errors import RuleError, ValueRangeError, fail
+from regard.core.waiting import wait_for_any
 from regard.papers.catalogue import row
 from regard.papers.checks import checks
+from regard.papers.confirming import confirm
 from regard.papers.evidence_files import (
     FOLDER,
     SEEDS,
@@ -30,9 +32,6 @@ from regard.papers.trial import measure
 
 # CPU seconds of a seed that was never measured.
 UNKNOWN_COST = 5.0
-# Seconds between two looks for Ctrl-C. A signal that comes just before a wait begins, or to another
-# thread, is noted and ends no wait.
-LOOK = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Event:
     """Something that happened to the check of one row; `trace` says how it broke."""
 
     key: str
-    what: Literal["fresh", "started", "done", "broke"]
+    what: Literal["fresh", "started", "confirmed", "done", "broke"]
     evidence: Evidence | None = None
     trace: str = ""
 
@@ -91,18 +90,21 @@ def run(
     folder: Path = FOLDER,
     seeds: Sequence[int] = SEEDS,
     budget: float = math.inf,
+    confirm: bool = False,
 ) -> Generator[Event, None, None]:
     """Check `keys` and save what is measured as it comes; rows with fresh evidence are passed by.
 
     With one job the checks run in this process, where a debugger can follow. Closing the
     iterator, or Ctrl-C, ends the workers; what is done stays done. No check begins after `budget`
     seconds. Only the five seeds that count are saved; with others every row is measured.
+    `confirm` runs one seed where only the code of the method has changed, and all where its
+    numbers have changed too.
     """
     if jobs < 1:
         fail(ValueRangeError, "jobs", jobs, "at least 1", "leave it out for one for each core")
     if not seeds:
         fail(ValueRangeError, "seeds", "none", "at least one", "give --seeds 5")
-    return _run(keys, jobs, again, folder, tuple(seeds), time.monotonic() + budget)
+    return _run(keys, jobs, again, folder, tuple(seeds), time.monotonic() + budget, confirm)
 
 
 def _run(
@@ -112,6 +114,7 @@ def _run(
     folder: Path,
     seeds: tuple[int, ...],
     end: float,
+    confirming: bool,
 ) -> Generator[Event, None, None]:
     due, counts = [], seeds == SEEDS
     for key in keys:
@@ -120,30 +123,40 @@ def _run(
             yield Event(key, "fresh", found.evidence)
         else:
             due.append(key)
-    events = _here(due, seeds, end) if jobs == 1 else _apart(due, min(jobs, len(due)), seeds, end)
+    of = folder if confirming and counts and not again else None
+    if jobs == 1:
+        events = _here(due, seeds, of, end)
+    else:
+        events = _apart(due, min(jobs, len(due)), seeds, of, end)
     for event in events:
         if event.evidence is not None and counts:
             save(event.evidence, folder)
         yield event
 
 
-def _here(keys: list[str], seeds: tuple[int, ...], end: float) -> Generator[Event, None, None]:
+def _here(
+    keys: list[str], seeds: tuple[int, ...], of: Path | None, end: float
+) -> Generator[Event, None, None]:
     for key in keys:
         if time.monotonic() >= end:
             return
         yield Event(key, "started")
-        yield _outcome(key, seeds)
+        yield _outcome(key, seeds, of)
 
 
-def _outcome(key: str, seeds: tuple[int, ...] = SEEDS) -> Event:
+def _outcome(key: str, seeds: tuple[int, ...] = SEEDS, of: Path | None = None) -> Event:
+    """Measure one row, or confirm its evidence in the folder `of` where that is enough."""
     try:
+        confirmed = None if of is None else confirm(key, of)
+        if confirmed is not None:
+            return Event(key, "confirmed", confirmed)
         return Event(key, "done", measure(key, seeds))
     except Exception:  # a broken check is reported, and the others still run
         return Event(key, "broke", trace=traceback.format_exc())
 
 
 def _apart(
-    keys: list[str], jobs: int, seeds: tuple[int, ...], end: float
+    keys: list[str], jobs: int, seeds: tuple[int, ...], of: Path | None, end: float
 ) -> Generator[Event, None, None]:
     """Keep `jobs` processes busy; one that dies breaks its own check only, and is replaced."""
     start = multiprocessing.get_context("spawn")
@@ -165,10 +178,9 @@ def _apart(
                     far.close()  # so that a dead worker shows as the end of the line
                 key = waiting.pop()
                 busy[line] = (worker, key)
-                line.send((key, seeds))
+                line.send((key, seeds, of))
                 yield Event(key, "started")
-            for line in wait(list(busy), LOOK):
-                assert isinstance(line, Connection)
+            for line in wait_for_any(list(busy)):
                 worker, key = busy.pop(line)
                 try:
                     event = line.recv()
@@ -195,7 +207,7 @@ def _work(line: Connection, jobs: int) -> None:
     torch.set_num_threads(threads_each(jobs))
     while True:
         try:
-            key, seeds = line.recv()
+            key, seeds, of = line.recv()
         except EOFError:
             return
-        line.send(_outcome(key, seeds))
+        line.send(_outcome(key, seeds, of))

@@ -19,7 +19,6 @@ Over = Literal["every seed", "median"]
 CATALOGUE = "the catalogue's number"
 FLOAT32 = "rounding of float32 sums in another order"
 FLOAT64 = "rounding of float64 sums in another order"
-CHANCE = "what chance gives on this input"
 
 # 0.975 quantiles of Student's t for 1, 2, ... degrees of freedom, then of the normal.
 _STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,23 @@ class MeasuredClaim:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """One seed of old evidence, run again on later code, gave every number that it had given."""
+
+    seed: int
+    commit: str
+    date: str
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What was measured for one row, when, where, and by which code.
 
     `narrowed` and `left_out` map sentences of the catalogue to what was asked less, or why nothing
     was; `unanswered` are the sentences that are neither answered nor explained. `pinned` names
     seeds that did not come from the runner. `seconds` (of a clock) and `cpu_seconds` (of
-    processors) are those of one seed.
+    processors) are those of one seed. `commit` is what all seeds ran on; the hashes are those of
+    the last of `confirmed`, where there is one.
     """
 
     key: str
@@ -72,6 +82,7 @@ class Evidence:
     commit: str
     check_hash: str
     method_hash: str
+    confirmed: list[Confirmation] = field(default_factory=list)
     format: int = FORMAT
 
     @property
@@ -119,7 +130,8 @@ def load(key: str, folder: Path = FOLDER) -> Evidence | None:
             return None  # one verdict of one seed: it shows nothing that counts
         if written == FORMAT:
             claims = [MeasuredClaim(**one) for one in fields.pop("claims")]
-            return Evidence(claims=claims, **fields)
+            confirmed = [Confirmation(**one) for one in fields.pop("confirmed", [])]
+            return Evidence(claims=claims, confirmed=confirmed, **fields)
         got = f"format {written}"
     except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as broken:
         got = f"a file that cannot be read ({broken})"

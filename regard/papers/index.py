@@ -1,22 +1,31 @@
-"""Full-text search over the catalogue: SQLite FTS5 in memory, ranked by bm25."""
+"""Search over the catalogue: bm25 over the words of a row, and over words that are related to them.
+
+`search.js` is the same in a browser; a test holds that both find the same. Where the sentence
+encoder of the `demo` extra is installed, what it thinks is added.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-import sqlite3
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regard.core.errors import RuleError, VersionError, fail
+from regard.core.errors import RuleError, fail
 from regard.papers.catalogue import Row, row, rows
-from regard.papers.synonyms import STOP, plain, terms
+from regard.papers.encoded import nearness
+from regard.papers.related import related
+from regard.papers.synonyms import STOP, plain, stem, terms
 
-# How much a word counts by where it stands. What the paper is, in our words, is the best text;
-# `how` and `check` are long and full of details that many rows share. Chosen on the questions
-# called TUNED in the tests, never on those called QUERIES.
-WEIGHTS = {"name": 3.0, "title": 4.0, "family": 3.0, "what": 4.0, "how": 0.5, "checked": 0.3}
+# How much a word counts by where it stands. `how` and `check` are long and full of details that
+# many rows share: they find nothing better. Chosen on questions called TUNED and OTHER_WORDS.
+WEIGHTS = {"name": 1.0, "title": 2.0, "family": 1.0, "what": 1.0}
+# bm25: how soon a repeated word stops to count, and how much long rows are held back.
+SATURATION, LENGTH = 1.2, 0.75
+# What a title typed in is worth: more than any sum of its words.
+TITLE = 100.0
 
 
 @dataclass(frozen=True)
@@ -28,44 +37,53 @@ class Hit:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Index:
+    """What every stem is worth in every row (`worth[stem][row]`), and titles as plain words."""
+
+    worth: Mapping[str, Mapping[int, float]]
+    titles: tuple[str, ...]
+    counts: tuple[Counter[str], ...]
+
+
 @functools.cache
-def _index() -> sqlite3.Connection:
-    base = sqlite3.connect(":memory:", check_same_thread=False)
-    columns = ", ".join(WEIGHTS)
-    try:
-        base.execute(
-            f"CREATE VIRTUAL TABLE papers USING fts5({columns}, tokenize='porter unicode61')"
-        )
-    except sqlite3.OperationalError as missing:
-        raise VersionError(
-            "sqlite3",
-            f"SQLite {sqlite3.sqlite_version} without FTS5",
-            "SQLite with FTS5",
-            "use a Python whose sqlite3 module has it (python.org and conda builds do)",
-        ) from missing
-    base.execute("CREATE VIRTUAL TABLE terms USING fts5vocab(papers, 'instance')")
-    base.executemany(
-        f"INSERT INTO papers(rowid, {columns}) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                i,
-                r.key.replace("_", " "),
-                *map(
-                    plain,
-                    (r.title, r.family, r.what, r.how or "", f"{r.check or ''} {r.headline or ''}"),
-                ),
-            )
-            for i, r in enumerate(rows())
-        ],
-    )
-    return base
+def index() -> Index:
+    """Count the stems of every row, and weigh them by how rare they are."""
+    counts = tuple(map(_counted, rows()))
+    sizes = [sum(count.values()) for count in counts]
+    mean = sum(sizes) / len(sizes)
+    holders = Counter(one for count in counts for one in count)
+    worth: dict[str, dict[int, float]] = {one: {} for one in holders}
+    for i, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        held = SATURATION * (1 - LENGTH + LENGTH * size / mean)
+        for one, many in count.items():
+            rare = math.log(1 + (len(counts) - holders[one] + 0.5) / (holders[one] + 0.5))
+            worth[one][i] = rare * many * (1 + SATURATION) / (many + held)
+    return Index(worth, tuple(" ".join(_words(one.title)) for one in rows()), counts)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", plain(text))
+
+
+def _counted(one: Row) -> Counter[str]:
+    parts = {
+        "name": one.key.replace("_", " "), "title": one.title, "family": one.family,
+        "what": one.what,
+    }  # fmt: skip
+    count: Counter[str] = Counter()
+    for name, text in parts.items():
+        for word in _words(text):
+            if word not in STOP and (len(word) > 1 or word.isdigit()):
+                count[stem(word)] += WEIGHTS[name]
+    return count
 
 
 def search(question: str, limit: int = 10) -> list[Hit]:
     """Find the rows that answer `question`, best first.
 
-    >>> [hit.row.key for hit in search("share key value heads between layers", limit=3)]
-    ['mlkv', 'kv_sharer', 'cross_layer_attention']
+    >>> [hit.row.key for hit in search("share key value heads between layers", limit=1)]
+    ['mlkv']
     """
     wanted = terms(question)
     if not wanted:
@@ -76,22 +94,48 @@ def search(question: str, limit: int = 10) -> list[Hit]:
             "at least one word",
             'ask in words, such as "share kv across layers"',
         )
-    base, everything = _index(), rows()
-    match = "SELECT rowid FROM papers WHERE papers MATCH ?"
-    holders = {word: {i for (i,) in base.execute(match, (f'"{word}"',))} for word in wanted}
-    weights = ", ".join(map(str, WEIGHTS.values()))
-    # The question as one phrase as well, so that a title typed in is found by its common words.
-    phrases = [*wanted, " ".join(re.findall(r"\w+", plain(question)))]
-    found = base.execute(
-        f"SELECT rowid, bm25(papers, {weights}) FROM papers WHERE papers MATCH ?",
-        (" OR ".join(f'"{phrase}"' for phrase in dict.fromkeys(phrases)),),
-    )
+    here = index()
+    scores: Counter[int] = Counter()
+    met: Counter[int] = Counter()
+    words: dict[int, list[str]] = {}
+    asked = 0
+    for word in wanted:
+        known = {one: by for one, by in near(word).items() if one in here.worth}
+        asked += bool(known)
+        best: dict[int, tuple[float, float]] = {}
+        for one, by in known.items():
+            for i, worth in here.worth[one].items():
+                best[i] = max(best.get(i, (0.0, 0.0)), (by * worth, by))
+        for i, (worth, by) in best.items():
+            scores[i] += worth
+            met[i] += by  # type: ignore[assignment]
+            words.setdefault(i, []).append(word)
+    # bm25 adds up; a row that answers more of the question should beat one rare word.
+    weighed = {i: score * math.sqrt(met[i] / asked) for i, score in scores.items()}
+    seen = nearness(question)
+    if seen is not None and weighed:
+        largest = max(weighed.values())
+        weighed = {
+            i: weighed.get(i, 0.0) + largest * max(float(x), 0.0) for i, x in enumerate(seen)
+        }
+    phrase = " ".join(_words(question))
     hits = []
-    for i, rank in found:
-        words = tuple(word for word in wanted if i in holders[word])
-        # bm25 adds up; a row that answers more of the question should beat one rare word.
-        hits.append(Hit(everything[i], -rank * math.sqrt(len(words) / len(wanted)), words))
-    return sorted(hits, key=lambda hit: -hit.score)[:limit]
+    for i, one in enumerate(rows()):
+        score = weighed.get(i, 0.0)
+        # A title is found by its common words as well.
+        score += TITLE * (phrase == here.titles[i]) if len(phrase) > 1 else 0.0
+        if score > 0:
+            hits.append(Hit(one, score, tuple(words.get(i, ()))))
+    return sorted(hits, key=lambda hit: (-hit.score, hit.row.key))[:limit]
+
+
+def near(word: str) -> dict[str, float]:
+    """Return the stems that answer a word: its own, and those of related words for less.
+
+    >>> near("k7x")
+    {'k7x': 1.0}
+    """
+    return {**related(word), stem(word): 1.0}
 
 
 def like(key: str, limit: int = 10) -> list[Hit]:
@@ -115,20 +159,15 @@ def like(key: str, limit: int = 10) -> list[Hit]:
 @functools.cache
 def _vectors() -> list[dict[str, float]]:
     """Unit vectors of weighted words, one for each row: log count times inverse frequency."""
-    weights = {name: weight for name, weight in WEIGHTS.items() if name != "checked"}
-    counts: list[Counter[str]] = [Counter() for _ in rows()]
-    seen: defaultdict[str, set[int]] = defaultdict(set)
-    for term, i, column in _index().execute("SELECT term, doc, col FROM terms"):
-        if column in weights and len(term) > 2 and term not in STOP and not term.isdigit():
-            counts[i][term] += weights[column]
-            seen[term].add(i)
+    counts = index().counts
+    holders = Counter(one for count in counts for one in count)
     vectors = []
     for count in counts:
         raw = {
-            t: math.log1p(c) * math.log(len(counts) / len(seen[t]))
-            for t, c in count.items()
-            if len(seen[t]) > 1
+            one: math.log1p(many) * math.log(len(counts) / holders[one])
+            for one, many in count.items()
+            if holders[one] > 1 and len(one) > 2 and not one.isdigit()
         }
         length = math.sqrt(sum(w * w for w in raw.values())) or 1.0
-        vectors.append({t: w / length for t, w in raw.items()})
+        vectors.append({one: w / length for one, w in raw.items()})
     return vectors

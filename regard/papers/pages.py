@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import statistics
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote_plus
 
 from regard.core.errors import RuleError, fail
 from regard.papers.catalogue import row
 from regard.papers.claims import Number, sentences
 from regard.papers.evidence_files import Evidence, MeasuredClaim
 from regard.papers.index import like
+from regard.papers.related import text as related_words
 from regard.papers.standing import STATES, Standing, counts, example, standings, where
+from regard.papers.synonyms import SAME, STOP
 
 BEGIN, END = "<!-- papers:begin -->", "<!-- papers:end -->"
 SEARCH_BOX = (
@@ -109,7 +114,14 @@ def _index(found: list[Standing]) -> str:
         row = one.row
         about = f"{row.year or 'undated'} · {row.kind} · {_plain(row.family)} · **{one.state}**"
         lines.append(f"| [{_plain(row.title)}]({row.key}.md)<br>{about} | {_plain(row.what)} |")
+    lines += ["", f'<script id="papers-words" type="application/json">{words_of_search()}</script>']
     return "\n".join([*lines, "", f"<script>\n{script.strip()}\n</script>", ""])
+
+
+def words_of_search() -> str:
+    """Write what the search in a browser knows of words, as JSON on one line."""
+    known = {"same": SAME, "stop": " ".join(sorted(STOP)), "related": related_words()}
+    return json.dumps(known, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _page(one: Standing) -> str:
@@ -121,6 +133,8 @@ def _page(one: Standing) -> str:
         f"**{one.state}**",
         "",
         _plain(row.what),
+        "",
+        f"{said_by(row.key)}[Search for the paper by its title]({by_title(row.title)})",
     ]
     if row.why_no:
         lines += ["", "## Why nothing of it is built", "", _plain(row.why_no)]
@@ -140,6 +154,33 @@ def _page(one: Standing) -> str:
     return "\n".join([*lines, "", "## Papers like this one", "", *near, ""])
 
 
+def said_by(key: str) -> str:
+    """Name the authors, where they are certain: nothing is guessed.
+
+    >>> said_by("mqa"), said_by("gaam")
+    ('Noam Shazeer. ', '')
+    """
+    found = authors().get(key)
+    return f"{_plain(found)}. " if found else ""
+
+
+@functools.cache
+def authors() -> dict[str, str]:
+    """Return the authors of rows whose authors are certain, by key."""
+    text = files("regard.papers").joinpath("authors.json").read_text(encoding="utf-8")
+    found: dict[str, str] = json.loads(text)
+    return found
+
+
+def by_title(title: str) -> str:
+    """Return the address of a search for a title: identifiers are not kept, for few are certain.
+
+    >>> by_title("Attention, & more")
+    'https://scholar.google.com/scholar?q=%22Attention%2C+%26+more%22'
+    """
+    return f"https://scholar.google.com/scholar?q={quote_plus(chr(34) + title + chr(34))}"
+
+
 def _evidence(one: Standing) -> list[str]:
     found = one.evidence
     assert found is not None
@@ -157,6 +198,9 @@ def _evidence(one: Standing) -> list[str]:
         f"{found.machine['cores']} cores of {_plain(str(found.machine['cpu']))}; {about}; commit "
         f"`{found.commit}`."
     )
+    if found.confirmed:
+        again = ", ".join(f"seed {one.seed} at `{one.commit}`" for one in found.confirmed)
+        lines.append(f"Run again on later code, with the same numbers: {again}.")
     if found.beyond:
         lines += ["", f"Beyond what the catalogue asks, not measured: {_plain(found.beyond)}"]
     return lines

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 from dataclasses import dataclass
@@ -30,10 +29,12 @@ from regard.papers.closure import closure, hash_of_closure, split
 from regard.papers.evidence_files import FOLDER, SEEDS, Evidence, load
 
 STATES = ("planned", "built", "partly", "shown", "matched", "failed", "reading")
+# The one reason for staleness that one seed can lift: see `regard.papers.confirming`.
+CODE_CHANGED = "code that it reaches has changed since"
 # Every folder whose code may claim a row: the seven places, and the ground they stand on.
 PLACES = (
     *("core", "run", "layers", "memories", "policies", "probes", "circuits"),
-    *("analysis", "controls", "schemes", "serving", "objectives", "tasks", "conversions", "bench"),
+    *("analysis", "controls", "schemes", "serving", "tasks", "conversions", "bench"),
 )
 
 
@@ -64,10 +65,7 @@ def discover() -> dict[str, str]:
     """Import every module that may claim a row; give those that could not be, with the reason."""
     problems: dict[str, str] = {}
     for place in PLACES:
-        name = f"regard.{place}"
-        # A place that is not built yet is no problem.
-        if importlib.util.find_spec(name) is not None:
-            _walk(name, problems)
+        _walk(f"regard.{place}", problems)
     _walk("regard.papers.ground", problems)
     return problems
 
@@ -142,13 +140,14 @@ def _judge(
     if not claimed:
         return "stale", "no code claims the row any more"
     if evidence.method_hash != method_hash:
-        return "stale", "code that it reaches has changed since"
+        return "stale", CODE_CHANGED
     return verdict_of(evidence)
 
 
 def verdict_of(evidence: Evidence) -> tuple[str, str]:
     """Say what evidence of this very code shows, and why no more."""
-    if not evidence.commit or evidence.commit.endswith("+"):
+    commits = (evidence.commit, *(one.commit for one in evidence.confirmed))
+    if any(not one or one.endswith("+") for one in commits):
         return "dirty", "measured on code that no commit holds"
     if evidence.pinned:
         return "pinned", f"seeds of its own, so five seeds are one: {'; '.join(evidence.pinned)}"

@@ -88,6 +88,21 @@ def plain(text: str) -> str:
     return text
 
 
+ENDINGS = ("ations", "ation", "ings", "ions", "ing", "ion", "ers", "er", "ed", "es", "s", "e")
+
+
+def stem(word: str) -> str:
+    """Cut off the longest ending that leaves four letters.
+
+    >>> stem("layers"), stem("sharing"), stem("tree")
+    ('layer', 'shar', 'tree')
+    """
+    for ending in ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word[: -len(ending)]
+    return word
+
+
 def terms(question: str) -> list[str]:
     """Cut a question into words that carry something, once each, in order.
 

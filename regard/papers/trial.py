@@ -25,14 +25,8 @@ from regard.papers.standing import hashes
 def measure(key: str, seeds: Sequence[int] = SEEDS) -> Evidence:
     """Run the check of one row here and now, once for each seed, and return what it measured."""
     made = checks()[key]
-    runs: list[list[Claim]] = []
-    pinned: list[str] = []
     begun, used = time.perf_counter(), cpu_seconds()
-    for seed in seeds:
-        seeding.begin(seed)
-        with seeding.watched() as found:
-            runs.append(list(made.function()))
-        pinned += [one for one in found if one not in pinned]
+    runs, pinned = claims_of_seeds(key, seeds)
     seconds, used = time.perf_counter() - begun, cpu_seconds() - used
     asked = row(key).check or ""
     check_hash, method_hash = hashes(key)
@@ -53,13 +47,30 @@ def measure(key: str, seeds: Sequence[int] = SEEDS) -> Evidence:
         long=made.long,
         seconds=round(seconds / len(seeds), 3),
         cpu_seconds=round(used / len(seeds), 3),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        date=today(),
         machine=machine(),
         versions=versions(),
         commit=commit(),
         check_hash=check_hash,
         method_hash=method_hash,
     )
+
+
+def claims_of_seeds(key: str, seeds: Sequence[int]) -> tuple[list[list[Claim]], list[str]]:
+    """Run the check of one row once for each seed; give its claims, and seeds of its own."""
+    runs: list[list[Claim]] = []
+    pinned: list[str] = []
+    for seed in seeds:
+        seeding.begin(seed)
+        with seeding.watched() as found:
+            runs.append(list(checks()[key].function()))
+        pinned += [one for one in found if one not in pinned]
+    return runs, pinned
+
+
+def today() -> str:
+    """Give the date, of UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def together(key: str, runs: Sequence[Sequence[Claim]], asked: str) -> list[MeasuredClaim]:

@@ -30,7 +30,6 @@ class Step:
     `layer` is None where the model runs without a cache.
     """
 
-    site: Site
     call: Call
     seen: int
     # Real tokens of each row [b], where there is no layer that counts them.
@@ -50,6 +49,12 @@ class Step:
     spent: float = 0.0
     # Whether the memory was not read: a policy may attend by itself.
     unread: bool = False
+
+    @property
+    def site(self) -> Site:
+        """Where the model attends."""
+        site: Site = (self.whole or self.call).site
+        return site
 
     @property
     def real(self) -> Tensor:
@@ -161,7 +166,7 @@ class Policy(ABC):  # noqa: B024
         self.depth = {s.layer: place for place, s in enumerate(sites)}
 
     def end(self) -> None:
-        """Let go of the model, and of what was held of it."""
+        """Release the model, and of what was held of it."""
         self.model, self.held = None, {}
 
     def rows(self, step: Step) -> Tensor:

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from regard.core.errors import ValueRangeError, fail, shape_of
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# As the standards have them (IEC 80000-13): kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
+UNITS = {"B": 1} | {
+    f"{prefix}{binary}B": (1024 if binary else 1000) ** power
+    for power, prefix in enumerate("KMGT", 1)
+    for binary in ("", "i")
+}
 _NUMBER = r"([0-9]*\.?[0-9]+)\s*"
-_BYTES = re.compile(_NUMBER + "([KMGT]?)i?B(?:ytes?)?", re.IGNORECASE)
+_BYTES = re.compile(_NUMBER + "((?:[KMGT]i?)?B)(?:ytes?)?", re.IGNORECASE)
 _SHARE = re.compile(_NUMBER + "%")
 _TOKENS = re.compile(r"([0-9]+)\s*tok(?:ens?)?", re.IGNORECASE)
 
@@ -24,10 +29,13 @@ _TOKENS = re.compile(r"([0-9]+)\s*tok(?:ens?)?", re.IGNORECASE)
 class Budget:
     """A share of the tokens seen, a number of tokens, or bytes for one row over all layers.
 
-    A float is a share, an int a number of tokens; a string has its unit: `25%`, `256tok`, `4MiB`.
+    A float is a share, an int a number of tokens; a string has its unit: `25%`, `256tok`, `4MiB`
+    (of 1024 x 1024 bytes), `4MB` (of 1000 x 1000).
 
     >>> Budget.of(0.25), Budget.of(512), Budget.of("2 MiB")
     (Budget(share=0.25), Budget(tokens=512), Budget(bytes=2097152))
+    >>> Budget.of("5 GiB").bytes, Budget.of("5 GB").bytes
+    (5368709120, 5000000000)
     >>> Budget.of("25%") == Budget.of(0.25), Budget.of("256tok") == Budget.of(256)
     (True, True)
     """
@@ -50,7 +58,8 @@ class Budget:
         if isinstance(keep, str):
             said = keep.strip()
             if (found := _BYTES.fullmatch(said)) and float(found[1]) > 0:
-                return Budget(bytes=int(float(found[1]) * UNITS[found[2].upper()]))
+                unit = found[2].upper().replace("I", "i")
+                return Budget(bytes=round(float(found[1]) * UNITS[unit]))
             if (found := _SHARE.fullmatch(said)) and 0 < float(found[1]) <= 100:
                 return Budget(share=float(found[1]) / 100)
             if (found := _TOKENS.fullmatch(said)) and int(found[1]) > 0:
@@ -67,8 +76,8 @@ class Budget:
     def label(self) -> str:
         """Write the budget with its unit, as `of` reads it.
 
-        >>> [Budget.of(x).label for x in (1, 1.0, 0.125, "4 MiB", "1500 B")]
-        ['1tok', '100%', '12.5%', '4MiB', '1500B']
+        >>> [Budget.of(x).label for x in (1, 1.0, 0.125, "4 MiB", "4 MB", "1500 B")]
+        ['1tok', '100%', '12.5%', '4MiB', '4MB', '1500B']
         """
         if self.share is not None:
             return f"{100 * self.share:.6g}%"
@@ -76,7 +85,7 @@ class Budget:
             return f"{self.tokens}tok"
         size = self.bytes or 0
         unit = max((u for u, one in UNITS.items() if size % one == 0), key=lambda u: UNITS[u])
-        return f"{size // UNITS[unit]}{unit}{'i' if unit else ''}B"
+        return f"{size // UNITS[unit]}{unit}"
 
     @cached_property
     def whole(self) -> bool:
@@ -84,7 +93,7 @@ class Budget:
         return self.share == 1.0
 
     def of_rows(self, real: Tensor, token_bytes: float) -> Tensor:
-        """Give the tokens that a head may keep on average, [b], of so many `real` ones [b].
+        """Return the tokens that a head may keep on average, [b], of so many `real` ones [b].
 
         `token_bytes` is what one token costs over all layers and heads. At least one token stays.
         """
@@ -95,7 +104,7 @@ class Budget:
         return kept.clamp(min=1).minimum(real)
 
     def of_row(self, real: int, token_bytes: float) -> int:
-        """Give the tokens that a head may keep of one row's `real` ones.
+        """Return the tokens that a head may keep of one row's `real` ones.
 
         >>> Budget.of(0.25).of_row(10, 1.0), Budget.of(512).of_row(10, 1.0)
         (3, 10)

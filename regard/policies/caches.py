@@ -47,7 +47,7 @@ class Caches:
         return self._by_layer[layer.number]
 
     def new_memory(self, layer: Any) -> KeyMemory:
-        """Make the memory of one layer of a cache."""
+        """Build the memory of one layer of a cache."""
         site = self.site_of(layer)
         before = [one.memory for one in layer.cache[: layer.number]]
         made: list[tuple[str, KeyMemory]] = []
@@ -60,7 +60,7 @@ class Caches:
         return made[0][1] if made else Kept(Plain)
 
     def new_layers(self) -> list[Any]:
-        """Make the layers of a cache."""
+        """Build the layers of a cache."""
         from regard.models.cache import KeyLayer
 
         made: list[Any] = []
@@ -88,9 +88,7 @@ class Caches:
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Put our layers in the cache of a forward that begins, and tell them what is padding."""
-        from transformers.cache_utils import Cache, DynamicCache
-
-        from regard.models.cache import KeyLayer
+        from regard.models.cache import holding_cache
 
         given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
         cache, use = given.get("past_key_values"), given.get("use_cache")
@@ -104,25 +102,11 @@ class Caches:
                 )  # fmt: skip
             return None
         if cache is None:
-            cache = Cache(layers=self.new_layers())
+            cache = holding_cache(None, self)
             kwargs = {**kwargs, "past_key_values": cache, "use_cache": True}
-        elif not isinstance(cache, Cache):
-            fail(
-                CapabilityError, "past_key_values", shape_of(cache), "a transformers Cache",
-                "leave it out, or pass DynamicCache()",
-            )  # fmt: skip
-        ours = [x for x in cache.layers if isinstance(x, KeyLayer) and x.owner is self]
-        if not ours:
-            seen = int(cache.get_seq_length()) if cache.layers else 0
-            if not isinstance(cache, DynamicCache) or seen:
-                fail(
-                    CapabilityError, "past_key_values",
-                    f"a {type(cache).__name__} with {seen} tokens seen",
-                    "a DynamicCache in which nothing is yet",
-                    "start the text within `with regard.shrink(...)`, with a dynamic cache",
-                )  # fmt: skip
-            cache.layers, cache.layer_class_to_replicate = self.new_layers(), None
-            cache.offloading = False
+        else:
+            self._need_no_other(cache)
+            cache = holding_cache(cache, self)
         mask = given.get("attention_mask")
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             fail(
@@ -137,6 +121,27 @@ class Caches:
         for layer in self.layers:
             layer.valid, layer.places = valid, given.get("position_ids")
         return args, kwargs
+
+    def _need_no_other(self, cache: Any) -> None:
+        """Refuse a cache that another shrink has filled, and say whether that one still goes on."""
+        from regard.models.cache import KeyLayer
+
+        layers = getattr(cache, "layers", ())
+        other = next((x.owner for x in layers if isinstance(x, KeyLayer)), None)
+        if other is None or other is self:
+            return
+        if other.active:
+            fail(
+                CapabilityError, self.stage.name,
+                f"a model at which {other.stage.name} is still attached", "a model shrunk once",
+                "end that one first (its `with`, or detach()), or pass the policies of both to one "
+                "shrink: regard.shrink(model, [first, second])",
+            )  # fmt: skip
+        fail(
+            CapabilityError, "past_key_values",
+            f"a cache made under {other.stage.name}, which was detached since", "a new cache",
+            "start the text again, or go on within the `with` that it began in",
+        )  # fmt: skip
 
     def layer_of(self, call: Call) -> Any:
         """The layer of the cache that the keys of a call went to; None without a cache."""

@@ -102,7 +102,7 @@ class Shrinking(Stage):
         return can_cache(model, sites)
 
     def _new_caches(self, model: Any) -> Any:
-        """Make what knows the layer of a cache that a call belongs to."""
+        """Build what knows the layer of a cache that a call belongs to."""
         return Caches(model, self)
 
     def _need_company(self) -> None:
@@ -119,7 +119,7 @@ class Shrinking(Stage):
                 need_one([p.name for p in own], what)
 
     def end(self) -> None:
-        """Let go of the model; caches made here refuse to go on."""
+        """Release the model; caches made here refuse to go on."""
         self.active = False
         self._undo.close()
         for one in self.policies:
@@ -141,7 +141,7 @@ class Shrinking(Stage):
         if held is None:
             held = self._steps.held = []
         if self._attending and layer is not None:
-            step = Step(call.site, call, layer.memory.seen, None, layer, unread=True)
+            step = Step(call, layer.memory.seen, None, layer, unread=True)
         else:
             step = self._opened(call, layer)
         held.append(step)
@@ -156,10 +156,10 @@ class Shrinking(Stage):
                 call.q, layer.memory.keys(), rule, call.q_positions, call.dropout, call.site,
                 call.forward,
             )  # fmt: skip
-            step = Step(call.site, call, layer.memory.seen, None, layer)
+            step = Step(call, layer.memory.seen, None, layer)
         else:
             real = torch.full((call.b,), call.m, device=call.q.device)
-            step = Step(call.site, call, call.m, real)
+            step = Step(call, call.m, real)
         step.whole = call
         single = call.q.shape[2] == 1 and layer is not None and step.seen > 1
         for one in self._at_steps if single else self._choosing:

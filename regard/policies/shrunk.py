@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
-from regard.core.html_table import html_table
+from regard.core.html_table import html_table, padded_rows
 from regard.models.attach import Attached
+from regard.models.detaching import Detaching
 from regard.models.site import Site
 from regard.policies.shrinking import Shrinking
 from regard.run.executor import No
@@ -67,7 +67,7 @@ class Report:
         return sum(x.dense_flops for x in self.layers)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give one row of words for each layer, after a row of headings."""
+        """Return one row of words for each layer, after a row of headings."""
         if not self.full_bytes:
             return [("layer", "kind", "module", "FLOPs", "of dense"), *(
                 (str(x.site.layer), x.site.kind, x.site.module, f"{x.flops:.3g}",
@@ -85,9 +85,7 @@ class Report:
         return html_table(str(self).splitlines()[0], head, rows)
 
     def __str__(self) -> str:
-        rows = self.rows()
-        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)).rstrip() for r in rows]
+        lines = padded_rows(self.rows())
         said = f"{' + '.join(self.policies)}: "
         if self.full_bytes:
             said += f"{self.bytes:,} of {self.full_bytes:,} bytes"
@@ -104,7 +102,7 @@ def _share(a: float, b: float) -> str:
     return f"{a / b:.1%}" if b else "-"
 
 
-class Shrunk:
+class Shrunk(Detaching):
     """A shrunk model, until `detach()` or the end of the `with`."""
 
     def __init__(self, attached: Attached, stage: Shrinking, tokenizer: Any = None) -> None:
@@ -120,20 +118,8 @@ class Shrunk:
         """The policies at work."""
         return self.stage.policies
 
-    def detach(self) -> None:
-        """Give the model back as it was."""
-        self.attached.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.detach()
-
     def report(self, text: Any = None) -> Report:
-        """Say what is kept and what it costs; with a probe text (or ids), what is lost as well.
+        """Return what is kept and what it costs; with a probe text (or ids), what is lost as well.
 
         Without a text it tells of the cache that was used last, and of all FLOPs so far. A model
         without a cache, as those that make images, is told of by its FLOPs alone.

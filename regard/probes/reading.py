@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.hashes import hash_of
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -31,8 +33,19 @@ class Reading:
     whole: int | None = None
 
     @property
+    def digest(self) -> str:
+        """Hash what the model is given: its tensors, and plain values.
+
+        >>> a, b = (Reading({"input_ids": torch.tensor([[i]])}) for i in (3, 4))
+        >>> a.digest == a.digest, a.digest == b.digest
+        (True, False)
+        """
+        plain = Tensor | str | bool | int | float
+        return hash_of({str(k): x for k, x in self.inputs.items() if isinstance(x, plain)})
+
+    @property
     def cut(self) -> str:
-        """Say that the text was cut, and to what; empty where it was not.
+        """Return that the text was cut, and to what; empty where it was not.
 
         >>> Reading({"input_ids": torch.zeros(1, 8).long()}, whole=20).cut
         'only the first 8 of 20 tokens were read: the model was made for 8 positions'

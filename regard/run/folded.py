@@ -25,8 +25,9 @@ from regard.core.runs import Lines
 from regard.core.support.chosen import asks_for_more
 from regard.core.tilemap import EMPTY, PARTIAL, RunMap, TileMap
 from regard.run import dense_kernels
+from regard.run.cutting import tile_size
 from regard.run.executor import LAUNCH, Answer, Cost, Executor, No, Yes
-from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold, tile_size
+from regard.run.folding import LOOK_ENTRIES, Fold, Group, make_fold
 from regard.run.fused import pattern, product, why_not_product
 from regard.run.isolation import contained
 from regard.run.pieces import Piecewise
@@ -305,7 +306,7 @@ def _units(group: Group, part: slice) -> slice | Tensor:
 def _backward(
     one: One, scale: float, d_out: Tensor, d_lse: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give dq [h, n, d], dk, dv [g, m, d] of one row, summed over the pieces."""
+    """Return dq [h, n, d], dk, dv [g, m, d] of one row, summed over the pieces."""
     fold, (side_q, side_k) = one.fold, one.fold.size
     rows = [
         _arranged(x if x.dim() == 3 else x[..., None], fold.order_q, side_q)

@@ -8,22 +8,15 @@ are of kinds, they are first put in an order in which neighbours, or kinds, are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
-from operator import and_
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.runs import Lines, Runs
-from regard.core.score.base import At
-from regard.core.support.algebra import Both, simple_parts
-from regard.core.support.bands import Dilated
-from regard.core.support.base import Support
-from regard.core.support.chosen import Tiles
-from regard.core.support.lattice import Neighborhood
-from regard.core.support.tokens import Kinds
-from regard.core.tilemap import FULL, PARTIAL, WRITTEN, Grid, tile_states
+from regard.core.tilemap import FULL, PARTIAL
+from regard.run.cutting import Cut, cut
+from regard.run.fold_masks import alike_units, all_same, kinds_of, mask_of
 from regard.run.tile_lists import TileLists
 
 # Pairs from which on a few partial tiles are split off from many full ones.
@@ -82,131 +75,6 @@ class Fold:
         return sum(g.pairs for layer in self.layers for g in layer) * self.size[0] * self.size[1]
 
 
-def lattice_of(support: Support) -> Support | None:
-    """Find the part of a support that asks for a special order of positions."""
-    parts = support.parts if isinstance(support, Both) else (support,)
-    for part in parts:
-        if isinstance(part, Dilated) or (isinstance(part, Neighborhood) and _spread(part)):
-            return part
-        if isinstance(part, Kinds) and part.mixed:
-            return part
-    return None
-
-
-def _spread(part: Neighborhood) -> bool:
-    return len(part.lattice) > 1 or max(part.dilation) > 1
-
-
-def tile_size(support: Support) -> tuple[int, int]:
-    """Choose the sides of the tiles for a support."""
-    parts = support.parts if isinstance(support, Both) else (support,)
-    for part in parts:
-        if isinstance(part, Tiles) and min(part.size) >= 16:
-            return part.size
-        if isinstance(part, Neighborhood) and _spread(part):
-            return (64, 16)
-    return (64, 32)
-
-
-def order_of(part: Support | None, n: int, side: int, device: torch.device) -> Tensor | None:
-    """Put positions 0..n-1 in an order in which tiles of `side` are compact; None: as they are."""
-    if part is None:
-        return None
-    position = torch.arange(n, device=device)
-    if isinstance(part, Dilated):
-        return torch.argsort(position % part.step, stable=True)
-    if isinstance(part, Kinds):
-        return torch.argsort(part.kinds[0, :n].to(device), stable=True)
-    assert isinstance(part, Neighborhood)
-    axes = len(part.lattice)
-    box = max(1, round(side ** (1 / axes)))
-    key = torch.zeros_like(position)
-    coordinates = part.coordinates(position)
-    places = [
-        torch.div(x, d, rounding_mode="floor")
-        for x, d in zip(coordinates, part.dilation, strict=True)
-    ]
-    # Residues first, then boxes, then places within the box: each a digit of the sorting key.
-    digits = [(x % d, d) for x, d in zip(coordinates, part.dilation, strict=True)]
-    digits += [(x // box, -(-s // box)) for x, s in zip(places, part.lattice, strict=True)]
-    digits += [(x % box, box) for x in places]
-    for digit, base in digits:
-        key = key * base + digit
-    return torch.argsort(key, stable=True)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A support cut into tiles, for all rows and heads at once.
-
-    `i`, `j` [t, side] are the positions in each tile; `states` int8 [b or 1, h or 1, t_q, t_k] are
-    those of each of the `parts` that must all allow a pair.
-    """
-
-    size: tuple[int, int]
-    orders: tuple[Tensor | None, Tensor | None]
-    i: Tensor
-    j: Tensor
-    parts: tuple[Support, ...]
-    states: tuple[Tensor, ...] = ()
-    # Where the support has runs: those of some pair, and for each part those of every pair.
-    some: Runs | None = None
-    whole: tuple[Runs, ...] = ()
-
-    def met(self, batch: int, head: int) -> TileLists:
-        """List the tiles that meet, for one row of the batch and one head."""
-        if self.some is not None:
-            keys, counts = self.some.listed(len(self.i))
-            keys = keys.clamp(max=len(self.j) - 1)
-            rows = torch.arange(len(self.i), device=keys.device)
-            full = reduce(and_, self.whole).holds(rows, keys)
-            return TileLists(counts, keys, torch.where(full, FULL, PARTIAL).to(torch.int8))
-        return TileLists.of(torch.stack(self._at(batch, head)).amin(0))
-
-    def _at(self, batch: int, head: int) -> list[Tensor]:
-        return [x[min(batch, len(x) - 1), min(head, x.shape[1] - 1)] for x in self.states]
-
-    def asked(self, batch: int, head: int, units: Tensor, keys: Tensor, real: Tensor) -> list[bool]:
-        """Say for each part whether it masks a pair of tiles keys [u, c] of units [u]."""
-        if self.some is not None:
-            full = [whole.holds(units, keys) for whole in self.whole]
-        else:
-            full = [x[units[:, None], keys] == FULL for x in self._at(batch, head)]
-        return [not bool(x[real].all()) for x in full]
-
-
-def cut(call: Call) -> Cut:
-    """Cut the support of a call; calls of one shape share it."""
-    key = ("cut", call.n, call.m, call.rule.offset, str(call.q.device))
-    return call.rule.support.memo(key, lambda: _cut(call))
-
-
-def _cut(call: Call) -> Cut:
-    support, device = call.rule.support, call.q.device
-    size, special = tile_size(support), lattice_of(support)
-    orders = tuple(
-        order_of(special, n, side, device)
-        for n, side in zip((call.n, call.m), size, strict=True)
-    )  # fmt: skip
-    i, j = (
-        _tiles(n, side, order, device)
-        for n, side, order in zip((call.n, call.m), size, orders, strict=True)
-    )
-    if support.tensors():
-        support = support.to(device)
-    parts = support.parts if isinstance(support, Both) else (support,)
-    runs = None
-    if special is None and support.extent() == (1, 1) and len(i) * len(j) > WRITTEN:
-        runs = [p.runs(Lines.over(call.n, call.m, size, call.rule.offset, device)) for p in parts]
-    if runs is not None and None not in runs:
-        some, whole = zip(*(x for x in runs if x is not None), strict=True)
-        return Cut(size, (None, None), i, j, parts, some=reduce(and_, some), whole=whole)
-    states = tuple(
-        tile_states(part, Grid.of(i, j, *part.extent()).shift(call.rule.offset)) for part in parts
-    )
-    return Cut(size, (orders[0], orders[1]), i, j, parts, states)
-
-
 def make_fold(call: Call, batch: int, head: int) -> Fold:
     """Fold the support of a call for one row of the batch and one head."""
     made = cut(call)
@@ -215,13 +83,6 @@ def make_fold(call: Call, batch: int, head: int) -> Fold:
         short = (met.keys == len(made.j) - 1) & (met.states == FULL)
         met = met._replace(states=met.states.masked_fill(short, PARTIAL))
     return Fold(call.n, made.size, _layers(call, made, met, batch, head), *made.orders)
-
-
-def _tiles(n: int, size: int, order: Tensor | None, device: torch.device) -> Tensor:
-    """Positions of each tile, [t, size]; the last ones are filled up with the last position."""
-    position = torch.arange(n, device=device) if order is None else order
-    short = -n % size
-    return torch.cat([position, position[-1:].expand(short)]).view(-1, size)
 
 
 def _layers(
@@ -282,10 +143,10 @@ def _buckets(counts: Tensor, most: int = 64) -> list[tuple[int, int]]:
 def _masked(
     call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor, batch: int, head: int
 ) -> list[Group]:
-    """Make the masks of some units, and put units of equal mask together."""
-    firsts, alike = _alike(call, cut, units, keys, filled)
-    mask = _mask(call, cut, units[firsts], keys[firsts], filled[firsts], batch, head)
-    kinds, side = _kinds(mask)[alike], cut.size[1]
+    """Build the masks of some units, and put units of equal mask together."""
+    firsts, alike = alike_units(call, cut, units, keys, filled)
+    mask = mask_of(call, cut, units[firsts], keys[firsts], filled[firsts], batch, head)
+    kinds, side = kinds_of(mask)[alike], cut.size[1]
     # Units of one mask share it; masks of single units are kept together, in one batch.
     groups, single = [], []
     for kind in kinds.unique().tolist():
@@ -301,108 +162,6 @@ def _masked(
             return groups
         groups.append(_regular(units[mine], keys[mine], mask[alike[mine], None], side))
     return groups
-
-
-def _alike(
-    call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Find units that must have one mask: (one unit of each kind, the kind of each unit).
-
-    Where only the distance matters, and the place of the first keys, units that stand alike among
-    their keys have one mask: a window over a million keys is asked about for a few tiles.
-    """
-    anchor, place = call.rule.support.anchor(), torch.arange(len(units), device=units.device)
-    if anchor is None or cut.orders != (None, None):
-        return place, place
-    side_q, side_k = cut.size
-    far = 1 << 40  # beyond any distance
-    shown = keys * side_k - units[:, None] * side_q
-    by_place = keys < -(-anchor // side_k)
-    if call.m % side_k:
-        by_place = by_place | (keys == len(cut.j) - 1)
-    shown = torch.where(by_place, keys + far, shown).masked_fill(~filled, -far)
-    short = (units == len(cut.i) - 1) & (call.n % side_q > 0)
-    near = _near(call, cut, units, keys, by_place & filled)
-    told = torch.cat([shown, near, short[:, None].long()], 1)
-    _, kinds = told.unique(dim=0, return_inverse=True)
-    firsts = place.new_full((int(kinds.max()) + 1,), len(units))
-    return firsts.scatter_reduce(0, kinds, place, "amin"), kinds
-
-
-def _near(call: Call, cut: Cut, units: Tensor, keys: Tensor, by_place: Tensor) -> Tensor:
-    """Return what distance does to tiles [u, c] that are told by their place: int [u, 2 c].
-
-    For a part of the support that moves with the query, a tile is empty, whole, or (then the
-    distance itself is told) neither: the masks of two tiles of one place differ by no more.
-    """
-    alike = torch.zeros_like(keys)
-    if not bool(by_place.any()):
-        return torch.cat([alike, alike], 1)
-    columns = keys[by_place].unique()
-    grid = Grid.of(cut.i, cut.j[columns], 1, 1).shift(call.rule.offset)
-    state = torch.zeros(grid.shape[2:], device=keys.device, dtype=keys.dtype)
-    varies = torch.zeros_like(state, dtype=torch.bool)
-    for part in simple_parts(call.rule.support):
-        if part.moves:
-            own = tile_states(part, grid)[0, 0]
-            state, varies = 3 * state + own, varies | (own == PARTIAL)
-    at = units[:, None], torch.searchsorted(columns, keys).clamp(max=len(columns) - 1)
-    far = torch.where(varies[at], keys * cut.size[1] - units[:, None] * cut.size[0] + 1, 0)
-    return torch.cat([torch.where(by_place, x, 0) for x in (state[at], far)], 1)
-
-
-def _mask(
-    call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor, batch: int, head: int
-) -> Tensor:
-    """Say which pairs of units [u] and their tiles of keys [u, c] are met: bool [u, q, c k]."""
-    i, j = cut.i, cut.j
-    rows, cols = i[units], j[keys].flatten(1)  # [u, q], [u, c k]
-    device = rows.device
-    at = At(
-        torch.tensor(batch, device=device),
-        torch.tensor(head, device=device),
-        rows[:, :, None],
-        cols[:, None],
-        rows[:, :, None] + call.rule.offset,
-        cols[:, None],
-    )
-    # Parts that allow all of these tiles need not be asked about their pairs.
-    asked = [
-        part.allows(at.b, at.h, at.i, at.j)
-        for part, masks in zip(
-            cut.parts, cut.asked(batch, head, units, keys, filled), strict=True
-        )
-        if masks
-    ]  # fmt: skip
-    mask = rows.new_ones((), dtype=torch.bool) if not asked else reduce(torch.logical_and, asked)
-    mask = mask.expand(len(units), i.shape[1], cols.shape[1])
-    real = filled[:, :, None].expand(*filled.shape, j.shape[1]).flatten(1)
-    short = j.numel() - call.m
-    if short:
-        place = torch.arange(j.shape[1], device=device)
-        in_last = (keys == len(j) - 1)[:, :, None] & (place >= j.shape[1] - short)
-        real = real & ~in_last.flatten(1)
-    return mask & real[:, None]
-
-
-def _kinds(mask: Tensor) -> Tensor:
-    """Number the distinct masks of [u, q, k]."""
-    flat = mask.flatten(1)
-    place = torch.arange(len(flat), device=flat.device)
-    if len(flat) < 3 or bool((flat == flat[:1]).all()):
-        return torch.zeros_like(place) if _all_same(flat) else place
-    # Two random sums tell masks apart but for a chance of 1e-14; equality is then made sure of.
-    weights = torch.rand(
-        flat.shape[1], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    sums = torch.cat([chunk.double() @ weights.to(flat.device) for chunk in flat.split(64)])
-    _, kinds = sums.unique(dim=0, return_inverse=True)
-    firsts = torch.stack([torch.nonzero(kinds == x)[0, 0] for x in range(int(kinds.max()) + 1)])
-    return kinds if bool((flat == flat[firsts[kinds]]).all()) else place
-
-
-def _all_same(flat: Tensor) -> bool:
-    return bool((flat == flat[:1]).all())
 
 
 def _split(group: Group, side: int) -> tuple[Group, Group | None]:
@@ -426,10 +185,10 @@ def _split(group: Group, side: int) -> tuple[Group, Group | None]:
 
 
 def _regular(units: Tensor, keys: Tensor, mask: Tensor | None, side: int) -> Group:
-    """Make a group, and notice where units and keys form arithmetic rows."""
+    """Build a group, and notice where units and keys form arithmetic rows."""
     if len(units) > 1:
         unit_steps, key_steps = units.diff(), keys[:, 0].diff()
-        even = _all_same(unit_steps[:, None]) and _all_same(key_steps[:, None])
+        even = all_same(unit_steps[:, None]) and all_same(key_steps[:, None])
         step, key_step = int(unit_steps[0]), int(key_steps[0])
     else:
         even, step, key_step = True, 1, 0

@@ -7,8 +7,7 @@ import torch
 from regard.core.call import Call
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.partial import Partial
-from regard.core.support.base import Both, Support
-from regard.core.support.chosen import PerHead
+from regard.core.support.base import Support
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import unrecorded
 from regard.run.transforms import Transforms
@@ -22,7 +21,7 @@ class Grouped(Executor):
 
     def can(self, call: Call) -> Answer:
         """Only supports that say what each head does."""
-        found = _per_head(call.rule.support)
+        found = _groups(call.rule.support)
         if found is None:
             return No("all heads share one support")
         if call.k_positions is not None and call.k_positions.dim() == 3:
@@ -57,26 +56,21 @@ class Grouped(Executor):
         return Partial(out, torch.cat(lses, 1).index_select(1, back) if lses else None)
 
 
-def _per_head(support: Support) -> dict[Support, list[int]] | None:
-    """Give the heads of each distinct support, or None if there is no `PerHead`."""
-    if isinstance(support, PerHead):
-        return support.groups()
-    if isinstance(support, Both):
-        for place, part in enumerate(support.parts):
-            if isinstance(part, PerHead):
-                rest = support.parts[:place] + support.parts[place + 1 :]
-                shared = rest[0] if len(rest) == 1 else Both(rest)
-                found: dict[Support, list[int]] = {}
-                for own, heads in part.groups().items():  # two may become one beside the rest
-                    found.setdefault(own & shared, []).extend(heads)
-                return {own: sorted(heads) for own, heads in found.items()}
-    return None
+def _groups(support: Support) -> dict[Support, list[int]] | None:
+    """Return the heads of each distinct support, or None where all share one."""
+    supports = support.per_head()
+    if supports is None:
+        return None
+    found: dict[Support, list[int]] = {}
+    for head, own in enumerate(supports):
+        found.setdefault(own, []).append(head)
+    return found
 
 
 def _parts(call: Call) -> list[tuple[list[int], Call]]:
-    """Give the heads and the call of each group."""
+    """Return the heads and the call of each group."""
     found = []
-    for support, heads in (_per_head(call.rule.support) or {}).items():
+    for support, heads in (_groups(call.rule.support) or {}).items():
         keys = key_heads_of(heads, call.h, call.g)
         rule = call.rule.take_heads(heads)
         part = call.replace(

@@ -10,11 +10,11 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.key_forms import Paged
 from regard.core.partial import Partial
-from regard.run.bands import FAR
+from regard.run.bands import FAR, bands_of_heads
 from regard.run.counting import count
 from regard.run.executor import Answer, No, Yes
 from regard.run.kernels import DecodeKernel, scale_of, too_many, why_no_kernel
-from regard.run.triton.executor import band_numbers, bands_of_heads
+from regard.run.triton.executor import band_numbers
 
 
 class PagedDecode(DecodeKernel):

@@ -20,6 +20,9 @@ from regard.core.survey import octave
 if TYPE_CHECKING:
     from regard.run.survey import RowBlock
 
+# Products that are held at once.
+PRODUCTS = 1 << 16
+
 
 class Reducer:
     """Reads blocks; `finish` gives named tensors."""
@@ -29,7 +32,7 @@ class Reducer:
         raise NotImplementedError
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {}
 
 
@@ -41,7 +44,7 @@ class _Rows(Reducer):
         self.found = _zeros(call, call.n, *more)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {self.name: self.found}
 
 
@@ -61,12 +64,25 @@ class Entropy(_Rows):
         """Read one block."""
         total = block.total.clamp(min=torch.finfo(block.total.dtype).tiny)
         if block.top is not None:  # scores are less `top`: log size
-            inner = torch.linalg.vecdot(block.size, block.scores) / total
+            inner = _row_products(block.size, block.scores) / total
             found = torch.log(total) - inner
         else:
             found = torch.log(total) - torch.special.xlogy(block.size, block.size).sum(1) / total
         found = torch.where(block.total > 0, found, 0.0).clamp(min=0.0)
         self.found[block.b, block.h, block.rows] = found
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Sum a b [r, c] over each row, a few rows at a time: their products stay in the cache."""
+    r, c = a.shape
+    step = max(1, PRODUCTS // max(c, 1))
+    if step >= r:
+        whole: Tensor = torch.linalg.vecdot(a, b)
+        return whole
+    found = a.new_empty(r)
+    for i in range(0, r, step):
+        found[i : i + step] = torch.linalg.vecdot(a[i : i + step], b[i : i + step])
+    return found
 
 
 class SinkShare(_Rows):
@@ -97,7 +113,7 @@ class Top(Reducer):
         self.keys[where] = torch.where(size > 0, key + block.cols.start, -1)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         if self.names[0] == "row_max":
             return {"row_max": self.weights[..., 0], "row_max_key": self.keys[..., 0]}
         return {self.names[0]: self.weights, self.names[1]: self.keys}
@@ -121,7 +137,7 @@ class Received(Reducer):
             seen[block.met_cols] -= (~block.met).sum(0)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {"received": self.found[..., : self.m], "seen": self.seen[..., : self.m]}
 
 
@@ -164,7 +180,7 @@ class TileMapReducer(Reducer):
             part.scatter_reduce_(0, index, x * share, how)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {"tile_sum": self.sum, "tile_max": self.max}
 
 
@@ -191,7 +207,7 @@ class Distance(Reducer):
         far.index_add_(0, place.flatten(), other.flatten())
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {"distance_near": self.at, "distance_far": self.far}
 
 
@@ -241,7 +257,7 @@ class ByValue(Reducer):
         self.inner.take(replace(block, size=size, top=None, tops=None))
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         found = self.inner.finish()
         return {f"{name}_by_value": x for name, x in found.items() if name != "seen"}
 
@@ -249,7 +265,7 @@ class ByValue(Reducer):
 def make_reducers(
     call: Call, want: tuple[str, ...], columns: Tensor, tile: int, top: int, near: int
 ) -> list[Reducer]:
-    """Make a reducer for each thing wanted."""
+    """Build a reducer for each thing wanted."""
     made: list[Reducer] = []
     for one in want:
         plain = one.removesuffix("_by_value")

@@ -27,6 +27,7 @@ from regard.core.scan import (
     recurrent,
     with_ones,
 )
+from regard.core.scan.containment import Spoiled
 from regard.run import scan_fla
 
 FORMS = ("recurrent", "parallel", "chunked", "fla")
@@ -80,6 +81,38 @@ def scan(
     ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0])
     """
     chunk, form = check_chunk(chunk), _form(form, FORMS)
+
+    def run(tokens: ScanTokens, start: Tensor, spoiled: Spoiled | None) -> tuple[Tensor, ScanState]:
+        out, memory = _scan_by(form, tokens.q.shape[2], chunk)(tokens, start)
+        if spoiled is not None:
+            out, memory = spoiled.fill(out, memory)
+        return out, ScanState(memory, None if beta is not None else tokens.total(tokens.log_decay))
+
+    return scan_with(
+        run, q, k, v, log_decay=log_decay, beta=beta, state=state, keep=keep, reset=reset,
+        scale=scale, normalize=normalize,
+    )  # fmt: skip
+
+
+def scan_with(
+    run: Callable[[ScanTokens, Tensor, Spoiled | None], tuple[Tensor, ScanState]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Rate | None = None,
+    beta: Rate | None = None,
+    state: ScanState | None = None,
+    keep: Tensor | None = None,
+    reset: Tensor | None = None,
+    scale: float = 1.0,
+    normalize: float | None = None,
+) -> tuple[Tensor, ScanState]:
+    """Do all of a scan but the scan: arguments and results are those of `scan`.
+
+    `run(tokens, memory, spoiled)` scans tokens that hold nothing broken from a memory
+    [b, h, d, e]: it returns the output and the state after them, NaN where `spoiled` says.
+    """
     bad = not isinstance(v, Tensor) or v.ndim != 4  # for `prepare` to say so
     values = v if bad or normalize is None else with_ones(v)
     tokens = prepare(
@@ -88,16 +121,14 @@ def scan(
     start = initial_memory(state, tokens)
     with without_autocast(q.device):
         tokens, (start,), spoiled = contain(tokens, (start,), keep=keep, reset=reset)
-        out, memory = _scan_by(form, q.shape[2], chunk)(tokens, start)
+        out, last = run(tokens, start, spoiled)
         if normalize is not None:
             out = divided(out, normalize)
-        if spoiled is not None:
-            out, memory = spoiled.fill(out, memory)
-    total = None if beta is not None else tokens.total(tokens.log_decay)
     if state is not None:
         # The new state says how older memories pass only where the earlier one does.
-        total = None if total is None or state.log_decay is None else state.log_decay + total
-    return out.to(tokens.dtype), ScanState(memory, total)
+        early, late = state.log_decay, last.log_decay
+        last = ScanState(last.memory, None if early is None or late is None else early + late)
+    return out.to(tokens.dtype), last
 
 
 def scan_momentum(

@@ -291,6 +291,7 @@ class _Place(NamedTuple):
     cols: slice
     at: At
     met: Tensor | None
+    hidden: Tensor | None  # pairs that may not meet, among `met_cols`
     met_cols: slice
 
 
@@ -333,11 +334,12 @@ class _Scorer:
         cols, asked = _reach(row, self.tile, self.width, self.call.m)
         place = torch.arange(rows.start, rows.stop, device=self.q.device)
         met = self._met(b, h, place, asked) if asked.stop > asked.start else None
-        return _Place(rows, cols, self._at(b, h, place, cols), met, asked)
+        hidden = None if met is None else ~met
+        return _Place(rows, cols, self._at(b, h, place, cols), met, hidden, asked)
 
     def block(self, place: _Place, b: int, h: int) -> RowBlock:
         """Score the rows of one head."""
-        rows, cols, at, met, asked = place
+        rows, cols, at, _, hidden, asked = place
         r, c = rows.stop - rows.start, cols.stop - cols.start
         scores = self.buffers[0].view(-1)[: r * c].view(r, c)
         count(float(r * c), self.q.shape[-1], 2.0 * bytes_of(scores))
@@ -345,9 +347,9 @@ class _Scorer:
             torch.mm(self.q[b, h, rows], self._keys(b, h)[cols].T, out=scores)
         else:
             self._general(scores, place._replace(at=at._replace(h=torch.full_like(at.h, h))), b, h)
-        if met is not None:
+        if hidden is not None:
             part = scores[:, asked.start - cols.start : asked.stop - cols.start]
-            part.masked_fill_(~met, REMOVED)
+            part.masked_fill_(hidden, REMOVED)
         return self._weighed(scores, place, b, h)
 
     def _at(self, b: int, h: int, place: Tensor, cols: slice) -> At:
@@ -369,7 +371,7 @@ class _Scorer:
 
     def _general(self, scores: Tensor, place: _Place, b: int, h: int) -> None:
         """Score any match and any steps."""
-        rows, cols, at, met, masked = place
+        rows, cols, at, met, _, masked = place
         match = self.call.rule.score.match.take_heads([h])
         keys = self._keys(b, h)[cols]
         made = match.between(self.q[b : b + 1, h : h + 1, rows], keys[None, None])
@@ -385,7 +387,7 @@ class _Scorer:
 
     def _weighed(self, scores: Tensor, place: _Place, b: int, h: int) -> RowBlock:
         """Take exponentials and sums of a block of scores."""
-        rows, cols, at, met, masked = place
+        rows, cols, at, met, hidden, masked = place
         weigh, r = self.call.rule.weigh, scores.shape[0]
         size = self.buffers[1].view(-1)[: scores.numel()].view(scores.shape)
         lse = top = sink = tops = None
@@ -394,8 +396,16 @@ class _Scorer:
             top = tops.amax(1) if tops.shape[1] else scores.new_full((r,), REMOVED)
             empty = top <= REMOVED / 2
             top = top.masked_fill(empty, 0.0)
-            torch.exp(scores.sub_(top[:, None]), out=size)
-            share = scores.new_ones(r)
+            scores.sub_(top[:, None])
+            if hidden is None:
+                torch.exp(scores, out=size)
+            else:
+                # The exponential of -inf is exact and quick, that of a large number a slow case.
+                part = scores[:, masked.start - cols.start : masked.stop - cols.start]
+                part.masked_fill_(hidden, -torch.inf)
+                torch.exp(scores, out=size)
+                part.masked_fill_(hidden, REMOVED)
+            share = top  # until the sum is known
         else:
             real = scores.masked_fill(scores <= REMOVED / 2, -torch.inf)
             weights, total = weigh.rows(real[None, None], None)
@@ -412,9 +422,7 @@ class _Scorer:
             block.lse = torch.where(total > 0, top + torch.log(total.clamp(min=1e-300)), -torch.inf)
             block.share = 1.0 / total.clamp(min=torch.finfo(total.dtype).tiny)
             if weigh.has_sink:
-                logit = scores.new_zeros(()) if weigh.sink is None else weigh.sink.to(scores)
-                logit = logit if logit.dim() == 0 else logit[min(h, len(logit) - 1)]
-                block.sink = torch.sigmoid(block.lse - logit)
+                block.sink = weigh.share_of_keys(block.lse, h)
                 block.share = block.share * block.sink
         return block
 

@@ -19,6 +19,7 @@ SCHEMES = {
     "burst": ("regard.schemes.ring_attention", "BurstAttention"),
     "gather": ("regard.schemes.key_gather", "KeyGather"),
     "heads": ("regard.schemes.head_split", "HeadSplit"),
+    "heads_ring": ("regard.schemes.heads_over_ring", "HeadsOverRing"),
     "tree": ("regard.schemes.tree_decode", "TreeDecode"),
 }
 for _name, (_module, _kind) in SCHEMES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from regard.core.call import Call
 from regard.core.heads import gather_heads, key_heads_of
 from regard.core.method import method
 from regard.core.partial import Partial, wide
+from regard.core.rule import Rule
 from regard.run.runner import partial_of
 from regard.schemes.layouts import Layout
 from regard.schemes.messages import exchange
@@ -47,18 +49,7 @@ class HeadSplit(Scheme):
 
     def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
         """Queries, keys and values of the heads of others, and their outputs with the lse."""
-        own, size, world = shares(call.h, keys.peers.world), call.q.element_size(), keys.peers.world
-        key_heads = [len(_key_heads(heads, call)) for heads in own]
-        kept, queries = keys.layout.counts(), queries_of(keys).counts()
-        lse = 0 if call.rule.weigh.sums else wide(call.q.dtype).itemsize
-        sent = []
-        for r in range(world):
-            there = [s for s in range(world) if s != r]
-            out = sum(queries[s] for s in there) * len(own[r]) * (call.e * size + lse)
-            q = sum(len(own[s]) for s in there) * queries[r] * call.d * size
-            kv = sum(key_heads[s] for s in there) * kept[r] * (call.d + call.e) * size
-            sent.append(call.b * (out + q + kv))
-        return sent
+        return exchanged_bytes(call, keys.layout.counts(), queries_of(keys).counts())
 
     def rounds(self, keys: ShardedKeys) -> int:
         """There and back."""
@@ -66,32 +57,70 @@ class HeadSplit(Scheme):
 
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:
         """Exchange, attend, exchange back."""
-        peers, rule, own = keys.peers, call.rule, keys.own.dense()
-        heads = shares(call.h, peers.world)
-        key_heads = [_key_heads(x, call) for x in heads]
-        queries, mine = queries_of(keys), heads[peers.rank]
-        q, k, v = _by_heads(
-            keys, (call.q, heads, queries), (own.k, key_heads, keys.layout),
-            (own.v, key_heads, keys.layout),
-        )  # fmt: skip
-        if mine:
-            # A key head for each query head, where these do not share them equally.
-            of_key = [key_heads[peers.rank].index(x) for x in key_heads_of(mine, call.h, call.g)]
-            if not _equal(of_key):
-                k, v = gather_heads(k, of_key), gather_heads(v, of_key)
-            some = rule if len(mine) == call.h else rule.take_heads(mine)
-            at = keys.positions
-            at = None if at is None else at.to(q.device)
-            part = partial_of(Call.of(q, k, v, some, k_positions=at))
-        else:
-            # Gradients of those who sent nothing here must be on their way as well.
-            empty = q.new_zeros(call.b, 0, queries.length, call.e) + 0 * (q.sum() + v.sum())
-            part = Partial(empty, None if rule.weigh.sums else empty[..., 0].to(wide(q.dtype)))
-        return _by_tokens(keys, heads, part)
+        at = keys.positions
+        at = None if at is None else at.to(call.q.device)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Partial:
+            return partial_of(Call.of(q, k, v, rule, k_positions=at))
+
+        return through_heads(call, keys, attend)
 
 
-def _key_heads(heads: list[int], call: Call) -> list[int]:
+def through_heads(
+    call: Call, keys: ShardedKeys, attend: Callable[[Tensor, Tensor, Tensor, Rule], Partial]
+) -> Partial:
+    """Exchange tokens for heads, `attend` for those of this rank, and exchange back.
+
+    `attend` is given q [b, own heads, n, d], k and v of the tokens of all ranks in order, and the
+    rule of these heads.
+    """
+    peers, rule, own = keys.peers, call.rule, keys.own.dense()
+    heads = shares(call.h, peers.world)
+    key_heads = [key_heads_for(x, call) for x in heads]
+    queries, mine = queries_of(keys), heads[peers.rank]
+    q, k, v = _by_heads(
+        keys, (call.q, heads, queries), (own.k, key_heads, keys.layout),
+        (own.v, key_heads, keys.layout),
+    )  # fmt: skip
+    if mine:
+        # A key head for each query head, where these do not share them equally.
+        of_key = [key_heads[peers.rank].index(x) for x in key_heads_of(mine, call.h, call.g)]
+        if not _equal(of_key):
+            k, v = gather_heads(k, of_key), gather_heads(v, of_key)
+        part = attend(q, k, v, rule if len(mine) == call.h else rule.take_heads(mine))
+    else:
+        # Gradients of those who sent nothing here must be on their way as well.
+        empty = q.new_zeros(call.b, 0, queries.length, call.e) + 0 * (q.sum() + v.sum())
+        part = Partial(empty, None if rule.weigh.sums else empty[..., 0].to(wide(q.dtype)))
+    return _by_tokens(keys, heads, part)
+
+
+def exchanged_bytes(call: Call, kept: Sequence[int], queries: Sequence[int]) -> list[int]:
+    """Count the bytes that each rank sends, of ranks that hold so many keys and queries."""
+    world, size = len(kept), call.q.element_size()
+    own = shares(call.h, world)
+    key_heads = [len(key_heads_for(heads, call)) for heads in own]
+    lse = 0 if call.rule.weigh.sums else wide(call.q.dtype).itemsize
+    sent = []
+    for r in range(world):
+        there = [s for s in range(world) if s != r]
+        out = sum(queries[s] for s in there) * len(own[r]) * (call.e * size + lse)
+        q = sum(len(own[s]) for s in there) * queries[r] * call.d * size
+        kv = sum(key_heads[s] for s in there) * kept[r] * (call.d + call.e) * size
+        sent.append(call.b * (out + q + kv))
+    return sent
+
+
+def key_heads_for(heads: list[int], call: Call) -> list[int]:
+    """Return the key heads that some query heads read, rising."""
     return sorted(set(key_heads_of(heads, call.h, call.g)))
+
+
+def key_heads_held(heads: list[int], call: Call) -> int:
+    """Count the key heads that a rank has: one a head, where its heads share them unequally."""
+    few = key_heads_for(heads, call)
+    of_key = [few.index(x) for x in key_heads_of(heads, call.h, call.g)]
+    return 0 if not heads else len(few) if _equal(of_key) else len(of_key)
 
 
 def _equal(of_key: list[int]) -> bool:
@@ -148,4 +177,6 @@ def _by_tokens(keys: ShardedKeys, heads: list[list[int]], part: Partial) -> Part
     return Partial(found[0], found[1][..., 0] if len(found) > 1 else None)
 
 
-__all__ = ["HeadSplit", "shares"]
+__all__ = [
+    "HeadSplit", "exchanged_bytes", "key_heads_for", "key_heads_held", "shares", "through_heads",
+]  # fmt: skip

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from regard.core.autocast import without_autocast
 from regard.core.method import method
 from regard.core.scan import (
     Rate,
@@ -18,13 +17,9 @@ from regard.core.scan import (
     ScanTokens,
     check_chunk,
     chunked,
-    contain,
-    divided,
-    initial_memory,
-    prepare,
-    with_ones,
 )
 from regard.core.scan.containment import Spoiled
+from regard.run.scanning import scan_with
 from regard.schemes.handshake import Meant, shake
 from regard.schemes.messages import TIMEOUT, Peers
 from regard.schemes.sharded_keys import peers_of
@@ -69,30 +64,23 @@ def scan_sharded(
     >>> dist.destroy_process_group()
     """
     peers, chunk = peers_of(mesh, dim, timeout), check_chunk(chunk)
-    values = v if normalize is None else with_ones(v)
-    tokens = prepare(
-        q, k, values, log_decay=log_decay, beta=beta, keep=keep, reset=reset, scale=scale
-    )
-    b, h, d, e = tokens.memory_shape
-    start = initial_memory(state, tokens)
-    kind = "delta" if beta is not None else "additive"
-    wide = 1 if tokens.log_decay is None else tokens.log_decay.shape[-1]
-    grad = " with gradients" if torch.is_grad_enabled() else ""
-    meant = Meant(
-        f"call {peers.calls}", f"lasp2{grad}", f"{kind} scan", f"decay of {wide}",
-        f"{q.dtype} on {q.device.type}", f"b={b} h={h} d={d} e={e}", torch.__version__,
+
+    def run(tokens: ScanTokens, start: Tensor, spoiled: Spoiled | None) -> tuple[Tensor, ScanState]:
+        b, h, d, e = tokens.memory_shape
+        kind = "delta" if beta is not None else "additive"
+        wide = 1 if tokens.log_decay is None else tokens.log_decay.shape[-1]
+        grad = " with gradients" if torch.is_grad_enabled() else ""
+        meant = Meant(
+            f"call {peers.calls}", f"lasp2{grad}", f"{kind} scan", f"decay of {wide}",
+            f"{q.dtype} on {q.device.type}", f"b={b} h={h} d={d} e={e}", torch.__version__,
+        )  # fmt: skip
+        shake(meant, peers, q.device)
+        return _scan(tokens, start, peers, chunk, spoiled)
+
+    return scan_with(
+        run, q, k, v, log_decay=log_decay, beta=beta, state=state, keep=keep, reset=reset,
+        scale=scale, normalize=normalize,
     )  # fmt: skip
-    shake(meant, peers, q.device)
-    with without_autocast(q.device):
-        tokens, (start,), spoiled = contain(tokens, (start,), keep=keep, reset=reset)
-        out, last = _scan(tokens, start, peers, chunk, spoiled)
-        if normalize is not None:
-            out = divided(out, normalize)
-    if state is not None:
-        early, late = state.log_decay, last.log_decay
-        total = None if early is None or late is None else early + late
-        last = ScanState(last.memory, total)
-    return out.to(tokens.dtype), last
 
 
 def message_bytes(b: int, h: int, d: int, e: int, *, delta: bool = False, channels: int = 1) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -214,6 +214,36 @@ class Peers:
         return self.everyone(x, what, call=call).sum(0)
 
 
+class SomePeers(Peers):
+    """Some of the ranks of a group, numbered anew: one dimension of a mesh of two.
+
+    Calls are counted, and messages tagged, by the group. Two such sets that share no pair of ranks
+    may send at once.
+    """
+
+    def __init__(self, of: Peers, ranks: Sequence[int]) -> None:
+        self.of, self.ranks = of, tuple(ranks)
+        self.rank, self.world = self.ranks.index(of.rank), len(self.ranks)
+        self.timeout, self.on_cpu = of.timeout, of.on_cpu
+
+    @property
+    def calls(self) -> int:  # type: ignore[override]
+        """Count the calls of the group."""
+        return self.of.calls
+
+    def number(self, rank: int) -> int:
+        """Return the number of a rank among all processes."""
+        return self.of.number(self.ranks[rank])
+
+    def exchange(
+        self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], what: str,
+        lane: int = 0, call: int | None = None, handshake: bool = False,
+    ) -> Waiting:  # fmt: skip
+        """Exchange with ranks of the group."""
+        there = [{self.ranks[r]: x for r, x in some.items()} for some in (sends, receives)]
+        return self.of.exchange(there[0], there[1], what, lane, call, handshake)
+
+
 def _need_world(world: int) -> None:
     """Raise where a starter meant several processes, and each is a world of its own."""
     if world > 1:
@@ -284,6 +314,7 @@ __all__ = [
     "Exchange",
     "PeerError",
     "Peers",
+    "SomePeers",
     "Traffic",
     "exchange",
     "fail_peer",

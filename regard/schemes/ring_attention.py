@@ -21,7 +21,11 @@ from regard.schemes.sharded_keys import ShardedKeys
 KEYS, BACK = 0, 1  # lanes
 
 
-@method("ring_attention", call="regard.attend(q, ShardedKeys.of(k, v, mesh, 'cp'), rule=rule)")
+@method(
+    "ring_attention",
+    call="from regard.schemes import ShardedKeys\n"
+    "regard.attend(q, ShardedKeys.of(k, v, mesh, 'cp'), rule=rule)",
+)
 class RingAttention(Scheme):
     """Pass the keys of every rank by all others; a rank holds one block beside its own.
 

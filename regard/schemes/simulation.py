@@ -16,14 +16,20 @@ from regard.schemes.layouts import Contiguous, Dealt, Layout, Striped, ZigZag, b
 
 # Tiles along each side of a simulated sequence, at most.
 TILES = 4096
-SCHEMES = ("ring", "gather", "heads")
+SCHEMES = ("ring", "burst", "gather", "heads")
+# FLOPs of a backward by those of its forward: five products of matrices for two.
+BACKWARD = 2.5
+# Bytes of float32 that are moved to merge a number of a part into the output: the part is read and
+# made wide, read again, and the output is read and written; and to add one to a gradient.
+MERGED, ADDED = 16, 8
 
 
 @dataclass(frozen=True)
 class Machine:
     """Devices in nodes: `bandwidth` between nodes and `link` within one, in GB/s each way.
 
-    `flops` is what attention reaches on one device, in TFLOP/s.
+    `flops` is what attention reaches on one device, in TFLOP/s, and `memory` what its memory moves,
+    in GB/s.
     """
 
     devices: int
@@ -31,6 +37,7 @@ class Machine:
     bandwidth: float = 25.0
     link: float = 200.0
     flops: float = 300.0
+    memory: float = 3000.0
 
     def __post_init__(self) -> None:
         if self.devices < 1 or self.nodes < 1 or self.devices % self.nodes:
@@ -38,7 +45,7 @@ class Machine:
                 ValueRangeError, "nodes", f"{self.devices} devices in {self.nodes} nodes",
                 "as many devices in each node", "name all devices: --devices 64 --nodes 8",
             )  # fmt: skip
-        for name in ("bandwidth", "link", "flops"):
+        for name in ("bandwidth", "link", "flops", "memory"):
             if not getattr(self, name) > 0:
                 fail(ValueRangeError, name, getattr(self, name), "more than 0", "measure it")
 
@@ -54,7 +61,7 @@ class LayerShape:
 
 
 class SchemeCost(NamedTuple):
-    """One scheme under one layout: the rank with most of each, and seconds of one layer's forward.
+    """One scheme under one layout: the rank with most of each, and the seconds of one layer.
 
     `balance` is the mean work of a rank by that of the one with most; `ideal` is the share of
     `seconds` that would do if nothing were sent and all had as much to do.
@@ -83,17 +90,21 @@ def layouts(rule: Rule, tokens: int, devices: int) -> dict[str, Layout]:
 
 
 def simulate(
-    rule: Rule, tokens: int, machine: Machine, shape: LayerShape = LayerShape()
-) -> list[SchemeCost]:
-    """SchemeCost every scheme under every layout, the quickest first.
+    rule: Rule, tokens: int, machine: Machine, shape: LayerShape = LayerShape(), *,
+    backward: bool = False,
+) -> list[SchemeCost]:  # fmt: skip
+    """Return what every scheme costs under every layout, the quickest first.
+
+    One layer's forward is counted; with `backward`, that and its backward. A ring merges what it
+    attends to at every step, which its memory must move; what it sends is hidden behind computing.
 
     Pairs and bytes are counted by tiles of the sequence, 4,096 a side at most, in which a tile that
     is not empty counts as a whole, or by half where it is only partly met.
 
     >>> from regard.core.support import Causal
     >>> best = simulate(Rule(Causal()), 65_536, Machine(8))[0]
-    >>> best.scheme, best.layout, best.balance > 0.9
-    ('ring', 'zigzag', True)
+    >>> round(best.balance, 2), best.ideal > 0.9
+    (1.0, True)
     """
     if tokens < 2 * machine.devices:
         fail(
@@ -101,18 +112,26 @@ def simulate(
             "use fewer devices",
         )  # fmt: skip
     found = []
-    for name, (pairs, rows) in _counted(rule, tokens, machine.devices).items():
+    for name, counts in _counted(rule, tokens, machine.devices).items():
         found += [
-            _by_rows(scheme, name, pairs, rows, tokens, machine, shape)
-            for scheme in ("ring", "gather")
+            _by_rows(scheme, name, counts, tokens, machine, shape, backward)
+            for scheme in (("ring", "burst", "gather") if backward else ("ring", "gather"))
         ]
         if name == "contiguous":  # heads see all tokens, wherever these are
-            found.append(_by_heads(pairs, tokens, machine, shape))
+            found.append(_by_heads(counts.pairs, tokens, machine, shape, backward))
     return sorted(found, key=lambda x: x.seconds)
 
 
-def _counted(rule: Rule, tokens: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Count pairs [world] of one head, and rows [to, from] that are needed, by tiles: by layout."""
+class Counts(NamedTuple):
+    """Pairs [world] of one head; rows of keys [to, from], and of queries [from, to], by rank."""
+
+    pairs: Tensor
+    rows: Tensor
+    asking: Tensor
+
+
+def _counted(rule: Rule, tokens: int, world: int) -> dict[str, Counts]:
+    """Count what a rule asks of every rank, by tiles: by layout."""
     size = -(-tokens // min(TILES, tokens))
     line = tiled(torch.arange(tokens), size)
     t, starts = len(line), line[:, 0].contiguous()
@@ -120,6 +139,7 @@ def _counted(rule: Rule, tokens: int, world: int) -> dict[str, tuple[Tensor, Ten
     support = rule.support.to("cpu")
     batch, heads = support.extent()
     needed = {name: torch.zeros(world, t) for name in owners}
+    asking = {name: torch.zeros(world, world, dtype=torch.double) for name in owners}
     work = torch.zeros(t, dtype=torch.double)
     step = max(1, (1 << 24) // (t * batch * heads))
     for first in range(0, t, step):
@@ -131,32 +151,48 @@ def _counted(rule: Rule, tokens: int, world: int) -> dict[str, tuple[Tensor, Ten
         some = there.flatten(0, 1).any(0).float()
         for name, owner in owners.items():
             needed[name].index_add_(0, owner[own], some)
+            asked = torch.zeros(len(some), world).index_add_(1, owner, some) > 0
+            asking[name].index_add_(0, owner[own], asked.double() * size)
     found = {}
     for name, owner in owners.items():
         pairs = torch.zeros(world, dtype=torch.double).index_add_(0, owner, work)
         rows = torch.zeros(world, world, dtype=torch.double)
         rows.index_add_(1, owner, (needed[name] > 0).double() * size)
-        found[name] = (pairs, rows)
+        found[name] = Counts(pairs, rows, asking[name])
     return found
 
 
 def _by_rows(
-    scheme: str, layout: str, pairs: Tensor, rows: Tensor, tokens: int, machine: Machine,
-    shape: LayerShape,
+    scheme: str, layout: str, counts: Counts, tokens: int, machine: Machine, shape: LayerShape,
+    backward: bool,
 ) -> SchemeCost:  # fmt: skip
-    """A ring, or a gather: keys go where they are needed."""
-    world = machine.devices
+    """A ring, or a gather: keys go where they are needed, and their gradients home."""
+    pairs, rows, asking = counts
+    world, passing = machine.devices, scheme != "gather"
     node = torch.arange(world) // (world // machine.nodes)
     each = 2.0 * shape.key_heads * shape.size * shape.item
-    sent = (rows - torch.diag(rows.diagonal())) * each
+    sent = rows * each  # [to, from]
+    if backward and scheme == "burst":  # queries, gradients and two numbers go, gradients return
+        number = shape.heads * shape.size * shape.item
+        sent = sent + asking.T * (2.0 * number + 8.0 * shape.heads) + asking * number
+    elif backward:  # a ring sends keys again, a gather keeps them; gradients are as many
+        sent = sent + rows.T * each + (rows * each if passing else 0.0)
+    sent = sent - torch.diag(sent.diagonal())
     across = sent * (node[:, None] != node)
     within, between = (sent - across).sum(0), across.sum(0)
     slow = float((within / machine.link + between / machine.bandwidth).max()) / 1e9
     compute = pairs * shape.heads * 4.0 * shape.size / (machine.flops * 1e12)
-    most = float(compute.max())
-    seconds = max(most, slow) if scheme == "ring" else most + slow
+    compute = compute * (1 + BACKWARD * backward)
+    busy = compute
+    if passing:  # every part but the first is merged
+        numbers = tokens / world * shape.heads * shape.size
+        moved = MERGED + shape.item + backward * (ADDED + shape.item)
+        merged = ((rows > 0).sum(1) - 1).clamp(min=0) * numbers * moved
+        busy = compute + merged / (machine.memory * 1e9)
+    most = float(busy.max())
+    seconds = max(most, slow) if passing else most + slow
     own = tokens / world * each
-    held = 2 * own if scheme == "ring" else float(rows.sum(1).max()) * each
+    held = 2 * own if passing else float(rows.sum(1).max()) * each
     return SchemeCost(
         scheme, layout, float(pairs.max()) * shape.heads, float(pairs.mean() / pairs.max()),
         float(sent.sum(0).max()), float(between.max()), held, seconds,
@@ -164,16 +200,18 @@ def _by_rows(
     )  # fmt: skip
 
 
-def _by_heads(pairs: Tensor, tokens: int, machine: Machine, shape: LayerShape) -> SchemeCost:
+def _by_heads(
+    pairs: Tensor, tokens: int, machine: Machine, shape: LayerShape, backward: bool
+) -> SchemeCost:
     """An exchange of tokens for heads, and back."""
     world, own = machine.devices, tokens / machine.devices
     heads = [len(x) for x in shares(shape.heads, world)]
     keys = [min(shape.key_heads, max(x, 1)) for x in heads]
     moved = 2.0 * shape.heads + 2.0 * sum(keys)  # queries and outputs, keys and values
-    sent = own * moved * shape.size * shape.item * (world - 1) / world
+    sent = own * moved * shape.size * shape.item * (world - 1) / world * (1 + backward)
     across = sent * (1 - (world / machine.nodes - 1) / max(1, world - 1))
     slow = ((sent - across) / machine.link + across / machine.bandwidth) / 1e9
-    one = float(pairs.sum()) * 4.0 * shape.size / (machine.flops * 1e12)
+    one = float(pairs.sum()) * 4.0 * shape.size / (machine.flops * 1e12) * (1 + BACKWARD * backward)
     compute, mean = one * max(heads), one * shape.heads / world
     held = tokens * (max(heads) + 2.0 * max(keys)) * shape.size * shape.item
     return SchemeCost(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from math import ceil
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from regard.core.keys import Dense
 from regard.core.method import method
 from regard.core.support import Blocks, Sinks
 from regard.models.attach import attach
+from regard.models.detaching import Detaching
 from regard.models.forward import WholeText, given_to
 from regard.models.recomputation import recomputing
 from regard.models.stage import Stage
@@ -26,33 +26,38 @@ from regard.schemes.sharded_keys import ShardedKeys, peers_of
 
 STAR = "star"
 AUTO = "auto"
-NAMES = (AUTO, "ring", "burst", "gather", "heads", STAR)
+NAMES = (AUTO, "ring", "burst", "gather", "heads", "heads_ring", STAR)
 LAYOUTS = {"zigzag": ZigZag, "contiguous": Contiguous, "striped": Striped}
+
+
+# Generated tokens in a row that one rank keeps, before the next one does.
+DEALT = 16
 
 
 @dataclass(frozen=True)
 class Grown(Layout):
-    """A layout of a prompt, and generated tokens behind it, which the last rank holds.
+    """A layout of a prompt, and generated tokens behind it, dealt out in blocks of `block`.
 
-    >>> Grown(5, 2, Contiguous(4, 2)).positions(1).tolist()
-    [2, 3, 4]
+    The last rank, which a zigzag gives least of an odd length, begins.
+
+    >>> [Grown(9, 2, Contiguous(4, 2), 2).positions(rank).tolist() for rank in range(2)]
+    [[0, 1, 6, 7], [2, 3, 4, 5, 8]]
     """
 
     prompt: Layout
+    block: int = DEALT
 
     def owner_of(self, positions: Tensor) -> Tensor:
-        """Ask the layout of the prompt; the rest is the last rank's."""
-        owners = torch.full_like(positions, self.world - 1)
+        """Ask the layout of the prompt; the rest is dealt out."""
+        owners = self.world - 1 - (positions - self.prompt.length) // self.block % self.world
         old = positions < self.prompt.length
         owners[old] = self.prompt.owner_of(positions[old])
         return owners
 
     def positions(self, rank: int) -> Tensor:
-        """Return those of the prompt, which are known: one more token costs nothing to place."""
-        own = self.prompt.positions(rank)
-        if rank < self.world - 1:
-            return own
-        return torch.cat((own, torch.arange(self.prompt.length, self.length)))
+        """Return those of the prompt, which are known, and what was dealt out."""
+        new = torch.arange(self.prompt.length, self.length)
+        return torch.cat((self.prompt.positions(rank), new[self.owner_of(new) == rank]))
 
 
 class _Now(NamedTuple):
@@ -171,10 +176,11 @@ class Spread(Stage):
         scheme = None if self.scheme in (AUTO, STAR) or now.first is not None else self.scheme
         held = len(now.layout.positions(rank))
         if now.first is not None:
-            if now.layout.length - now.first != call.n or own.m < held:
+            new = torch.arange(now.first, now.layout.length)
+            mine = now.layout.owner_of(new) == rank
+            if len(new) != call.n or own.m - call.n + int(mine.sum()) != held:
                 _not_spread(call, own.m, held)
-            # The last rank keeps what is generated; all have it, for all ran it.
-            own = Dense(own.k[:, :, :held], own.v[:, :, :held])
+            own = _kept(call, own, mine)
             return call.replace(keys=ShardedKeys(own, self.peers, now.layout))
         if own.m != held or call.n != held:
             _not_spread(call, own.m, held)
@@ -186,6 +192,24 @@ class Spread(Stage):
         )  # fmt: skip
         # A stage behind this one may put other keys in place: where the queries are stays true.
         return call.replace(keys=keys, q_positions=keys.q_positions)
+
+
+def _kept(call: Call, keys: Dense, mine: Tensor) -> Dense:
+    """Return the keys without the new ones that other ranks keep, and leave these in the cache.
+
+    Every rank ran the new tokens; `mine` [n] says which of them this rank keeps.
+    """
+    if bool(mine.all()):
+        return keys
+    old = keys.m - call.n
+    if bool(mine.any()):
+        slots = torch.cat((torch.arange(old), old + mine.nonzero().flatten())).to(keys.k.device)
+        k, v = keys.k[:, :, slots], keys.v[:, :, slots]
+    else:
+        k, v = keys.k[:, :, :old], keys.v[:, :, :old]
+    layer = call.forward.cache.layers[call.site.layer]
+    layer.keys, layer.values = k, v
+    return Dense(k, v)
 
 
 @method("star_attention", call="regard.spread(model, mesh, scheme='star')")
@@ -216,7 +240,7 @@ def _not_spread(call: Call, found: int, held: int) -> None:
     )  # fmt: skip
 
 
-class Spreading:
+class Spreading(Detaching):
     """A model that is spread: call it with whole inputs on every rank; each runs its tokens.
 
     Outputs are those of this rank's tokens (`positions`); a loss is this rank's part of the mean
@@ -226,6 +250,8 @@ class Spreading:
     def __init__(self, model: nn.Module, stage: Spread, attached: Any) -> None:
         self.model, self.stage, self.attached = model, stage, attached
         self.peers = stage.peers
+        # The cache of the last generation: what this rank keeps of it.
+        self.cache: Any = None
 
     def positions(self, length: int) -> Tensor:
         """Return the positions of this rank's tokens in a text of so many."""
@@ -264,14 +290,16 @@ class Spreading:
         self, ids: Tensor, max_new_tokens: int = 20, *, queries: int = 0,
         attention_mask: Tensor | None = None, stop: int | None = None,
     ) -> Tensor:  # fmt: skip
-        """Generate greedily: ids [b, n] to [b, n + new]; the memory of the prompt stays spread.
+        """Generate greedily: ids [b, n] to [b, n + new]; the memory is spread, and stays so.
+
+        Ranks keep the new tokens in turn, `DEALT` in a row, so that all have room for as many.
 
         The last `queries` tokens of the prompt are run on all ranks, over all its keys: under
         "star" they are the question, whose attention is exact. `stop` ends a batch of one.
         """
         transformers = need("transformers", "hf", "generates from models of transformers")
         cache: Any = transformers.DynamicCache()
-        stage = self.stage
+        self.cache, stage = cache, self.stage
         context = ids.shape[1] - queries
         layout = stage.layout_of(context)
         padding = None if attention_mask is None else attention_mask.bool()
@@ -323,18 +351,6 @@ class Spreading:
         """Return the tokens that one rank chose."""
         return self.peers.everyone(token, "agreeing on tokens")[owner]
 
-    def detach(self) -> None:
-        """Put the model back as it was."""
-        self.attached.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.detach()
-
     def __repr__(self) -> str:
         name, world = type(self.model).__name__, self.peers.world
         return f"Spreading({name} over {world} ranks by {self.stage.scheme})"
@@ -353,10 +369,10 @@ def spread(
     """Spread a model of transformers over the ranks of a mesh dimension, by tokens.
 
     `mesh` is a `DeviceMesh` with a dimension `dim`, a process group, or None for all processes.
-    `scheme` is "auto" (what the plan finds cheapest), "ring", "burst", "gather", "heads" or
-    "star" (an approximation: a block sees itself and the first one). Every rank calls the model
-    with the whole batch; ids, positions and labels are cut inside. Masks stay: windows, documents
-    (by `position_ids` that begin anew) and padding are those of the whole text.
+    `scheme` is "auto" (what the plan finds cheapest), "ring", "burst", "gather", "heads",
+    "heads_ring" or "star" (an approximation: a block sees itself and the first one). Every rank
+    calls the model with the whole batch; ids, positions and labels are cut inside. Masks stay:
+    windows, documents (by `position_ids` that begin anew) and padding are those of the whole text.
 
         with regard.spread(model, mesh, scheme="ring") as spread:
             loss = model(ids, labels=ids).loss

@@ -54,7 +54,10 @@ class _Bias:
 
 
 @method(
-    "video_infinity", call="attend(q, ShardedKeys.of(k, v, mesh), rule=clip_rule(frames, world))"
+    "video_infinity",
+    call="from regard.schemes import ShardedKeys\n"
+    "from regard.schemes.video_clips import clip_rule\n"
+    "regard.attend(q, ShardedKeys.of(k, v, mesh), rule=clip_rule(frames, world))",
 )
 def clip_rule(
     frames: int, world: int, *, near: int = 8, many: int = 16, timestep: float | None = None,

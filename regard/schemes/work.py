@@ -45,11 +45,6 @@ class RankWork:
         world = len(self.needed)
         return [sum(len(self.needed[r][s]) for r in range(world) if r != s) for s in range(world)]
 
-    def queries_sent(self) -> list[int]:
-        """Count the queries that each rank sends, where queries travel and keys stay."""
-        world = len(self.asking)
-        return [sum(len(self.asking[r][s]) for s in range(world) if r != s) for r in range(world)]
-
 
 def work_of(rule: Rule, queries: Layout, keys: Layout) -> RankWork:
     """Read off a rule what every rank needs of every other; kept for as long as the rule is.

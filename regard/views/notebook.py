@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Texts of so many tokens are shown as words with lines between them, as the page does.
 SENTENCE = 32
-SPACE = "␣"
 
 
 def heads_grid(seen: Seen) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from regard.core.errors import RuleError, fail, need
+from regard.core.errors import need
 from regard.core.picture_files import write_figure
-from regard.views.colors import ROLE_COLORS, ramp
+from regard.views.colors import ROLE_COLORS
 from regard.views.run_file import Run
 
 
@@ -48,24 +48,4 @@ def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     return write_figure(figure, path, overwrite=overwrite, dpi=150)
 
 
-def draw_map(run: Run, number: int, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Draw one head that was kept in full: the map of its largest weights, on a log scale."""
-    need("matplotlib", "see", "draws pictures")
-    from matplotlib.figure import Figure
-
-    deep = run.manifest.get("deep", [])
-    if not 0 <= number < len(deep):
-        fail(
-            RuleError, "number", number, f"one of {len(deep)} heads kept in full",
-            "look with see(..., heads=[(layer, head)]) to keep one",
-        )  # fmt: skip
-    site = run.manifest["sites"][deep[number]["site"]]
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
-    extent = (0, site["keys"], site["queries"], 0)
-    axes.imshow(ramp(run.arrays[f"map/{number}"]), extent=extent, interpolation="nearest")
-    axes.set(xlabel="key", ylabel="query", title=f"L{site['layer']}H{deep[number]['head']}")
-    return write_figure(figure, path, overwrite=overwrite, dpi=150)
-
-
-__all__ = ["draw_heads", "draw_map"]
+__all__ = ["draw_heads"]

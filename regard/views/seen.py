@@ -53,6 +53,8 @@ class Seen:
     words_seen: WordMaps | None = field(default=None, repr=False)
     # What a reader must know first: that a text was cut, say.
     notes: Sequence[str] = ()
+    # What it was made from: the fingerprint of the model, and the hash of what it was given.
+    made_from: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         named = towers(self.sites)
@@ -128,7 +130,7 @@ class Seen:
         )  # fmt: skip
 
     def findings(self) -> list[str]:
-        """Say the main things in words."""
+        """Return the main findings as sentences."""
         roles = [role.sentence() for name, role in self.roles.items() if name != "sink"]
         found = [said for said in (*self.notes, *roles, *self._of_sinks()) if said]
         found += [said for x in self.scores.values() for said in x.details.get("said", ())]
@@ -284,7 +286,8 @@ class Seen:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "title": self.model.get("name", "model")
             + (f", {len(self.words)} tokens" if self.words else ""),
-            "model": dict(self.model), "versions": versions(), "tokens": list(self.words),
+            "model": dict(self.model), "made_from": dict(self.made_from), "versions": versions(),
+            "tokens": list(self.words),
             "modality": "image" if self.image is not None else "text",
             "grid": None if grid is None else list(grid), "sites": described,
             "scores": {

@@ -468,6 +468,19 @@ def test_the_list_of_tasks_is_printed():
     assert "mqar" in {row["task"] for row in json.loads(ran.stdout)}
 
 
+def test_tables_of_the_users_are_not_written_over(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    list(carry_out_all(tiny(["mha"]), tmp_path))
+    theirs = pandas.DataFrame({"x": [1]})
+    theirs.to_parquet(tmp_path / "results.parquet")
+    with pytest.raises(BenchError, match="a new name"):
+        write_tables(read_folder(tmp_path), tmp_path)
+    assert pandas.read_parquet(tmp_path / "results.parquet").equals(theirs)
+    (tmp_path / "results.parquet").unlink()
+    for _ in range(2):  # our own are replaced
+        write_tables(read_folder(tmp_path), tmp_path)
+
+
 def test_a_folder_without_a_sweep_is_said(tmp_path):
     with pytest.raises(RegardError, match="no sweep"):
         read_folder(tmp_path)

@@ -211,3 +211,17 @@ def test_what_lies_on_the_axis_is_drawn_at_its_ends():
     chart.point(10, 1, 0)
     assert 'cx="46.0" cy="64.0"' in chart.svg()
     assert 'cx="178.0" cy="10.0"' in chart.svg()
+
+
+def test_results_show_themselves_as_words_and_in_a_notebook():
+    found = results(record("mha", "recall", 0.9), record("ssm<b>", "recall", 0.2))
+    first, head, one, two = str(found).splitlines()
+    assert first == "Layers compared: 2 of 2 runs"
+    assert head.split() == ["layer", "recall", "(cs)"]
+    assert one.startswith("mha")
+    assert "90.0%" in one
+    assert "20.0%" in two
+    html = found._repr_html_()
+    assert "90.0%" in html
+    assert "is ahead" in html
+    assert "ssm<b>" not in html

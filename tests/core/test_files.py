@@ -9,6 +9,8 @@ import os
 import pickle
 import pkgutil
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from regard.core import files
 from regard.core.errors import RegardError, RuleError
 from regard.core.files import FileError, FileKind, read_json, read_packed, write_bytes
 from regard.core.packing import DTYPES, pack, unpack
+from regard.core.private_names import open_private
 
 KIND = FileKind("regard-test", 3, "something made by a test", "make it again")
 
@@ -139,6 +142,34 @@ def test_the_temporary_name_is_private_and_opened_exclusively(
     with pytest.raises(FileError):
         write_bytes(tmp_path / "x", b"new")
     assert target.read_text() == "keep me"
+
+
+KILLED = """
+import os, sys
+from regard.core import files
+os.fsync = lambda handle: os.kill(os.getpid(), 9)
+files.write_bytes(sys.argv[1], b"half" * 1000)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Any) -> None:
+    """Of this file alone, and only where its writer has ended; nothing else is touched."""
+    pytest.importorskip("fcntl")
+    place = tmp_path / "x"
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(place)], check=False)
+    assert ended.returncode == -9
+    (left,) = tmp_path.iterdir()
+    alive, handle = open_private(place)
+    mine = tmp_path / ".x.notes.part"
+    of_another = tmp_path / f".y.{'0' * 16}.part"
+    for path in (mine, of_another):
+        path.write_text("keep me")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    assert write_bytes(place, b"whole").read_bytes() == b"whole"
+    os.close(handle)
+    assert set(tmp_path.iterdir()) == {place, alive, mine, of_another}
+    assert not left.exists()
 
 
 def test_a_file_has_the_rights_that_the_user_asked_for(tmp_path: Any) -> None:
@@ -289,3 +320,38 @@ def test_results_are_written_in_one_way() -> None:
             called = writes(node)
             found += [f"{name}:{node.lineno}: {called}"] if called else []
     assert found == []
+
+
+# Calls that may replace whatever is there, by module, and why nothing of the user's is lost.
+REPLACES = {
+    "views/run_file.py": "both names were looked at under the lock",
+    "policies/calibration.py": "regard calibrate looks first; a .part is of a run that goes on",
+    "memories/blocks.py": "blocks are named by hashes, in a folder of their own",
+    "bench/training.py": "states of unfinished runs, in a folder of their own",
+}
+
+
+def test_nothing_of_the_users_is_replaced() -> None:
+    """Every write says what it may replace, or stands in the table with the reason."""
+    root = Path(regard.__file__).parent
+    found = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func).rpartition(".")[2]
+            says = {word.arg for word in node.keywords}
+            if called in ("write_bytes", "write_packed") and "may_replace" not in says:
+                found.add(path.relative_to(root).as_posix())
+    assert found == set(REPLACES)
+
+
+@pytest.mark.parametrize("held", ["{}", "notes", '{"format": "mine"}', ""])
+def test_json_of_the_users_stays(held: str, tmp_path: Any) -> None:
+    place = tmp_path / "sweep.json"
+    place.write_text(held)
+    with pytest.raises(FileError, match="overwrite=True"):
+        files.write_json(place, {"x": 1}, KIND)
+    assert place.read_text() == held
+    files.write_json(place, {"x": 1}, KIND, may_replace=True)
+    assert read_json(files.write_json(place, {"x": 2}, KIND), KIND)["x"] == 2

@@ -12,7 +12,7 @@ from regard.core import tilemap
 from regard.core.runs import Lines, Runs
 from regard.core.support import Blocks, Causal, Everything, Sinks, Support, Window
 from regard.core.tilemap import EMPTY, FULL, PARTIAL, Grid, RunMap, tile_states
-from regard.run import folding
+from regard.run import cutting
 from regard.run.plan import EXECUTORS
 from tests.strategies import calls, weighs
 
@@ -84,7 +84,7 @@ def test_folds_of_runs_equal_the_reference(
     weigh = data.draw(weighs(call.h))
     rule = regard.Rule(support, call.rule.score, weigh, call.rule.offset)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folding, "WRITTEN", 0)
+        patch.setattr(cutting, "WRITTEN", 0)
         patch.setattr(tilemap, "WRITTEN", 0)
         for own in (call.replace(rule=rule), call.replace(rule=regard.Rule(support))):
             # Derived things are shared by equal supports: none may come from written maps.

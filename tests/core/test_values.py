@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import types
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import assume, given
 
 import regard
-from regard.core.errors import RuleError
+from regard.core.errors import RegardError, RuleError
 from regard.core.reach import reached
 from regard.core.rule import Rule
 from regard.core.score import Dot, KeyWeights, ScoreStep, SoftCap
@@ -19,6 +20,7 @@ from regard.core.score import base as score_base
 from regard.core.support import Both, Causal, Everything, Padding, Sinks, Support, Where, Window
 from regard.core.value import Value
 from regard.core.value import types as value_types
+from regard.core.weigh import Softmax
 from tests import parts
 from tests.strategies import calls
 
@@ -290,3 +292,32 @@ def test_a_moved_parameter_has_another_signature():
     weight.requires_grad_(False)
     assert rule.signature != now
     assert copy.deepcopy(rule) == rule
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(),
+        Rule(score=Dot(0.3)),
+        Rule(weigh=Softmax(plus_one=True)),
+        Rule(weigh=Softmax(sink=torch.zeros(2))),
+        Rule(Causal() & Window(4)),
+        Rule(Everything(), Dot() >> SoftCap(30)),
+    ],
+    ids=str,
+)
+def test_a_shifted_rule_is_the_rule_made_at_that_offset(rule: Rule) -> None:
+    for start in (0, 5):
+        before = rule.replace(offset=start)
+        shifted, made = before.shift(7), before.replace(offset=start + 7)
+        assert shifted == made
+        assert hash(shifted) == hash(made)
+        assert repr(shifted) == repr(made)
+        assert shifted.signature == made.signature
+        assert (shifted.plain, shifted.position_free) == (made.plain, made.position_free)
+        assert Rule.numbered(shifted.number) is shifted
+        assert pickle.loads(pickle.dumps(shifted)) == made
+        assert copy.deepcopy(shifted) == made
+        assert shifted.shift(-7) == before
+        with pytest.raises(RegardError):
+            before.shift(-1 - start)

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 transformers = pytest.importorskip("transformers")
 
 from regard.models import Edit, Null, attach  # noqa: E402
+from tests.alone import Alone  # noqa: E402
 from tests.architectures import IMAGES, OTHERS, build, other  # noqa: E402
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -101,35 +100,6 @@ IN_PART = {
 WHOLE = {"sam": sam, "siglip_vision": siglip, **{name: others(name) for name in OTHERS}}
 
 
-class Alone(TorchFunctionMode):
-    """Notes the modules called attention that take a softmax while no call of ours is run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside: list[nn.Module] = []
-        self.found: set[nn.Module] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "softmax" in getattr(func, "__name__", "") and self.inside:
-            self.found.add(self.inside[-1])
-        return func(*args, **(kwargs or {}))
-
-    def watch(self, model: nn.Module, run: Callable[[], Any]) -> set[str]:
-        """Run, and name the modules."""
-        hooks = [
-            nn.modules.module.register_module_forward_pre_hook(lambda m, _: self.inside.append(m)),
-            nn.modules.module.register_module_forward_hook(lambda *_: self.inside.pop() and None),
-        ]
-        try:
-            with self:
-                run()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        names = {m: f"{n} ({type(m).__name__})" for n, m in model.named_modules()}
-        return {names[m] for m in self.found if "attention" in names[m].lower()}
-
-
 @pytest.mark.parametrize("name", [*IN_PART, *WHOLE])
 def test_attention_out_of_reach_is_named(name: str) -> None:
     """What takes a softmax of its own under an attached model is what was named, and no more."""
@@ -151,6 +121,28 @@ def test_attention_out_of_reach_is_named(name: str) -> None:
         assert attached.unreached == ()
     if ran:
         assert alone <= set(attached.unreached)
+
+
+def test_a_mixer_of_streams_beside_attention_is_not_called_attention() -> None:
+    """DeepSeek-V4's hyper-connections stand at `attn_hc`, and have a softmax over streams."""
+    options = {**WORDS, "num_key_value_heads": 1, "head_dim": 8, "n_routed_experts": 4,
+               "num_experts_per_tok": 2, "moe_intermediate_size": 16}  # fmt: skip
+    model = make("DeepseekV4ForCausalLM", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with attach(model, [Null()]) as attached:
+            assert attached.unreached == ()
+            assert "2 of 2 sites reached" in attached.checked
+
+
+def test_a_config_of_each_layer_is_read() -> None:
+    """EmbeddingGemma2's config refuses to say what differs from layer to layer."""
+    from tests.tiny_models import tiny_model
+
+    model = tiny_model(transformers.EmbeddingGemma2TextModel)
+    with attach(model, [Null()]) as attached:
+        assert "2 of 2 sites reached" in attached.checked
+        assert all(site.heads and site.kv_heads and site.head_size for site in attached.sites)
 
 
 FEATURES: dict[str, tuple[str, Callable[[Any, Any], torch.Tensor]]] = {

@@ -89,7 +89,7 @@ def toys(monkeypatch):
     """Count how often toy checks of two rows run in this process."""
     ran = []
 
-    def outcome(key, seeds):
+    def outcome(key, seeds, of=None):
         ran.append(key)
         return check_runner.Event(key, "broke", trace="toy")
 

@@ -3,11 +3,21 @@
 import pytest
 
 from regard.core.errors import RegardError
+from regard.papers import encoded
+from regard.papers import index as indexing
 from regard.papers.catalogue import row, rows
-from regard.papers.index import like, search
+from regard.papers.index import like, near, search
 from regard.papers.synonyms import plain, terms
 from tests.papers.more_queries import MORE
+from tests.papers.new_queries import NEW
 from tests.papers.queries import QUERIES, TUNED
+from tests.papers.tuning_queries import OTHER_WORDS
+
+
+@pytest.fixture(autouse=True)
+def without_encoder(monkeypatch):
+    """Search as it is where the sentence encoder is not installed."""
+    monkeypatch.setattr(indexing, "nearness", lambda question: None)
 
 
 def place(key, question):
@@ -19,18 +29,68 @@ def place(key, question):
 def test_sixty_questions_of_ideas_find_their_paper_in_the_first_five():
     missed = {key: q for key, q in QUERIES.items() if place(key, q) is None}
     assert len(QUERIES) == 60
-    assert len(missed) <= 6, missed
+    assert len(missed) <= 1, missed
 
 
 def test_the_questions_used_for_tuning_find_theirs_too():
-    assert sum(place(key, q) is not None for key, q in TUNED.items()) >= 38
+    assert sum(place(key, q) is not None for key, q in TUNED.items()) == 40
 
 
 def test_sixty_more_in_other_words_find_theirs():
-    """54 is what is reached; 58 is what is asked for, and not reached yet."""
     assert len(MORE) == 60
     assert not set(MORE) & (set(QUERIES) | set(TUNED))
-    assert sum(place(key, q) is not None for key, q in MORE.items()) >= 54
+    assert sum(place(key, q) is not None for key, q in MORE.items()) >= 58
+
+
+def test_sixty_new_ones_as_far_from_the_catalogue_as_words_go():
+    """45 is what is reached: 44 before words were related, and 47 with the encoder."""
+    assert len(NEW) == 60
+    assert not set(NEW) & (set(QUERIES) | set(TUNED) | set(MORE))
+    assert sum(place(key, q) is not None for key, q in NEW.items()) >= 45
+
+
+def test_forty_that_related_words_were_chosen_on():
+    assert sum(place(key, q) is not None for key, q in OTHER_WORDS.items()) >= 27
+
+
+def test_a_related_word_counts_for_less_than_the_word_itself():
+    for word in ("automobile", "tumor", "movie"):
+        found = near(word)
+        assert found.pop(next(one for one, by in found.items() if by == 1.0)) == 1.0
+        assert found
+        assert all(0 < by < 1 for by in found.values())
+
+
+def test_vectors_of_rows_are_those_of_this_catalogue(monkeypatch):
+    vectors = encoded.vectors()
+    assert vectors.shape[0] == len(rows())
+    assert abs((vectors**2).sum(1) - 1).max() < 1e-5
+    monkeypatch.setattr(encoded, "stamp", lambda: "another")
+    encoded.vectors.cache_clear()
+    try:
+        assert encoded.vectors() is None
+    finally:
+        encoded.vectors.cache_clear()
+
+
+def test_the_encoder_is_looked_for_where_models_are_loaded_from():
+    from regard.models.loading import PACKAGED
+
+    assert PACKAGED["minilm"].module == encoded.PACKAGE
+
+
+def test_what_the_encoder_says_is_added(monkeypatch):
+    target = next(i for i, one in enumerate(rows()) if one.key == "moh")
+    monkeypatch.setattr(
+        indexing, "nearness", lambda question: [float(i == target) for i in range(len(rows()))]
+    )
+    assert "moh" in [hit.row.key for hit in search("traffic congestion on roads", limit=3)]
+
+
+@pytest.mark.skipif(not encoded.installed(), reason="the sentence encoder is not installed")
+def test_with_the_encoder_sixty_of_sixty(monkeypatch):
+    monkeypatch.setattr(indexing, "nearness", encoded.nearness)
+    assert sum(place(key, q) is not None for key, q in {**QUERIES, **MORE}.items()) >= 118
 
 
 def test_questions_do_not_use_the_titles():

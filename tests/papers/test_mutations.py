@@ -14,7 +14,6 @@ BUDGET = 30.0
 WHOLE = {
     "attention_lens": "maps that are trained: one percent is learned away (heads: models.residual)",
     "big_bench": "generators of tokens, and solvers that name one; timed besides",
-    "cope": "a model that is trained with it: one percent is learned away",
     "hip_attention": "a choice of tiles: which come first stays the same, and noise is noise",
     "icl_multihead_regression": "models that are trained: one percent is learned away",
     "is_same_object": "accuracies of trained probes, and heads that are ranked",
@@ -22,8 +21,6 @@ WHOLE = {
     "mqsa_ted": "accuracies of trained models",
     "random_feature_attention_theory": "ridge weights make up for features that are a percent off",
     "rank_vs_heads": "errors that are ten times apart",
-    "sigmoid_attention": "row sums are held to a tenth, shards are of regard.core; it is trained",
-    "titans": "its equations are those of regard.run.scanning; the layer itself is only trained",
     "scan_and_snap": "signs and ranks, which no percent turns",
 }
 spent = 0.0

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from regard.core.errors import RegardError
 from regard.papers.catalogue import rows
-from regard.papers.pages import BEGIN, END, into_readme, pages, table, write
+from regard.papers.pages import BEGIN, END, authors, by_title, into_readme, pages, table, write
 from regard.papers.standing import standings
 
 
@@ -24,7 +25,15 @@ def test_every_link_leads_to_a_page(made):
     for name, text in made.items():
         targets = re.findall(r"\]\(([^)]+)\)", text)
         assert targets, name
-        assert set(targets) <= set(made), name
+        assert {t for t in targets if not t.startswith("https://")} <= set(made), name
+
+
+def test_every_page_of_a_paper_has_a_link_that_finds_it_by_its_title(made):
+    for row in rows():
+        outward = re.findall(r"\]\((https?://[^)]+)\)", made[f"{row.key}.md"])
+        assert outward == [by_title(row.title)]
+        (asked,) = parse_qs(urlsplit(outward[0]).query)["q"]
+        assert asked == f'"{row.title}"'
 
 
 def test_the_index_holds_every_paper_and_a_search_without_requests(made):
@@ -32,6 +41,14 @@ def test_the_index_holds_every_paper_and_a_search_without_requests(made):
     assert all(f"]({row.key}.md)" in index for row in rows())
     assert "papers-search" in index
     assert not re.search(r"https?://|src=", index)
+
+
+def test_authors_are_of_rows_and_stand_on_their_pages(made):
+    known = {row.key for row in rows()}
+    assert set(authors()) <= known
+    for key, names in authors().items():
+        assert names.split(",")[0] in made[f"{key}.md"], key
+        assert not names.endswith("."), key
 
 
 def test_prose_cannot_become_markup(made):

@@ -109,5 +109,5 @@ def test_blocks_that_were_found_are_all_that_is_computed() -> None:
     assert selected(spa, call)[0] is call  # the first step searches, and is dense
     spa.run(call)
     later = call.replace(forward=Forward(1, grid=grid))
-    step = Step(later.site, later, later.m, torch.tensor([later.m]))
+    step = Step(later, later.m, torch.tensor([later.m]))
     assert share(spa.select(step)) == pytest.approx(0.25)

@@ -24,12 +24,13 @@ BOUNDS = {
     **dict.fromkeys(("quest", "h2o", "tova", "ada_kv"), 90),
     # They do nothing at single steps, or keep keys otherwise.
     **dict.fromkeys((
-        "a_shape", "block_sparse", "hip", "keydiff", "kv_sharer", "low_rank", "minference", "moba",
-        "offloaded", "pyramid_kv", "random", "seer_attention", "shared_weights", "vertical_slash",
+        "a_shape", "block_sparse", "expected_attention", "finch", "hip", "keydiff", "kv_sharer",
+        "low_rank", "minference", "moba", "offloaded", "pyramid_kv", "q_filters", "random",
+        "seer_attention", "shared_weights", "vertical_slash",
     ), 60),
     # They choose at each step, or run heads apart.
-    "chai": 90, "recycled": 100, "double_sparsity": 95, "duo_attention": 105, "longheads": 140,
-    "moa_sparse": 145,
+    "chai": 90, "recycled": 100, "double_sparsity": 95, "duo_attention": 105, "kvzip": 110,
+    "longheads": 140, "moa_sparse": 145,
     # They plan anew as positions move, walk over tiles, or have their keys elsewhere.
     "lserve": 360, "pod": 400, "remote_attention": 680, "s2": 1350,
 }  # fmt: skip

@@ -53,7 +53,7 @@ def call_on(grid: tuple[int, ...], text: int, h: int = 2, front: bool = True, b:
 def selected(made: Any, call: Call, keep: Any = 0.25) -> tuple[Call, Step]:
     """What a policy makes of a call, outside of any model."""
     made.begin(torch.nn.Linear(1, 1), Sites([call.site]), Budget.of(keep))
-    step = Step(call.site, call, call.m, torch.tensor([call.m]))
+    step = Step(call, call.m, torch.tensor([call.m]))
     return made.select(step), step
 
 

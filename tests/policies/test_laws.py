@@ -252,6 +252,27 @@ def test_caches_that_cannot_be_taken_over_are_told(model: Any) -> None:
         model(IDS[:, :1], past_key_values=ours)
 
 
+def test_a_cache_type_of_transformers_is_one_line_under_models(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Cache, DynamicCache
+
+    from regard.models.cache import CACHE_TYPES, KeyLayer
+
+    class OwnCache(Cache):
+        """A type that the library has never seen."""
+
+    with regard.shrink(model, "snapkv", check=False), torch.no_grad():
+        with pytest.raises(CapabilityError, match="OwnCache"):
+            model(IDS, past_key_values=OwnCache(layers=[]))
+        monkeypatch.setitem(CACHE_TYPES, OwnCache, lambda cache, own: setattr(cache, "layers", own))
+        ours = OwnCache(layers=[])
+        found = model(IDS, past_key_values=ours).logits
+        want = model(IDS, past_key_values=DynamicCache(config=model.config)).logits
+    assert all(isinstance(x, KeyLayer) for x in ours.layers)
+    assert torch.equal(found, want)
+
+
 def test_a_stage_that_changes_keys_is_told(model: Any) -> None:
     from regard.models import Edit
 

@@ -122,7 +122,7 @@ def test_queries_choose_as_the_layer_does(seed: int, keep: float) -> None:
     call = Call.of(q, k, v, Rule(Causal()), site=site)
     one = policy("moba", block=16)
     one.begin(torch.nn.Linear(1, 1), Sites([site]), Budget.of(keep))
-    step = Step(site, call, 90, torch.tensor([90, 90]))
+    step = Step(call, 90, torch.tensor([90, 90]))
     made = one.select(step)
     count = max(2, round(6 * (1 - (1 - keep) ** 0.5)))
     chosen = routed(call, 16, count)

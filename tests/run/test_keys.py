@@ -131,8 +131,8 @@ RULES = {
 }
 
 
-# Keys on other ranks are tried where there are some: tests/schemes.
-ELSEWHERE = {"lent", "sharded"}
+# Keys on other ranks are tried in tests/schemes, pages of vLLM in tests/serving.
+ELSEWHERE = {"lent", "sharded", "vllm"}
 
 
 def test_every_form_that_there_is_is_tried() -> None:

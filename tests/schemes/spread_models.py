@@ -92,7 +92,7 @@ def trains(asked: list[list[str]], peers: Any = None) -> list[dict[str, Any]]:
 
 
 def generate(
-    name: str, scheme: str, tokens: int, queries: int, peers: Any = None
+    name: str, scheme: str, tokens: int, queries: int, new: int = 12, peers: Any = None
 ) -> dict[str, Any]:
     """Generate over ranks, and in one process."""
     from regard.models.loading import load
@@ -109,12 +109,16 @@ def generate(
         mask[1, :9] = 0
     with torch.no_grad():
         alone = model.generate(
-            ids, attention_mask=torch.ones_like(ids) if mask is None else mask, max_new_tokens=12,
-            min_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None,
+            ids, attention_mask=torch.ones_like(ids) if mask is None else mask, max_new_tokens=new,
+            min_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
     with spread(model, peers, scheme, layout="contiguous") as spreading:
-        found = spreading.generate(ids, 12, queries=queries, attention_mask=mask)
-    return {"same": bool((found == alone).all()), "found": found[:, -12:].tolist()}
+        found = spreading.generate(ids, new, queries=queries, attention_mask=mask)
+        held = [layer.keys.shape[2] for layer in spreading.cache.layers]
+    return {
+        "same": bool((found == alone).all()), "found": found[:, -new:].tolist(), "held": held,
+        "seen": found.shape[1] - 1,
+    }  # fmt: skip
 
 
 def generates(asked: list[list[Any]], peers: Any = None) -> list[dict[str, Any]]:
@@ -263,3 +267,47 @@ def edited(order: str, peers: Any) -> float:
 
 def edits() -> list[float]:
     return [edited(order, peers_of(None)) for order in ("before", "after")]
+
+
+def sharded_training(scheme: str, steps: int) -> list[list[float]]:
+    """Train on 2 texts x 2 pieces with FSDP2 over all four ranks, and in one process: both curves.
+
+    As torchtitan has it: the mesh is (dp_shard, cp), parameters are sharded over both, flattened.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_shard", "cp"))
+    flat = mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
+    model = tiny(sliding_window=7)
+    alone = copy.deepcopy(model)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=flat)
+    fully_shard(model, mesh=flat)
+    cuts = (13, 9, 18)
+    positions = torch.cat([torch.arange(c) for c in cuts])[None]
+    draw = torch.Generator().manual_seed(3)
+    curves: list[list[float]] = [[], []]
+    both = [torch.optim.AdamW(x.parameters(), lr=3e-3) for x in (model, alone)]
+    text = mesh.get_local_rank("dp_shard")
+    with spread(model, mesh, scheme, dim="cp") as spreading:
+        for _ in range(steps):
+            ids = torch.randint(1, 50, (2, 20), generator=draw).repeat(1, 2)
+            inputs = {"position_ids": positions, "use_cache": False}
+            for optimizer in both:
+                optimizer.zero_grad()
+            own = ids[text : text + 1]
+            loss = model(input_ids=own, labels=own, **inputs).loss
+            # FSDP divides by its four ranks, and two of them are pieces of one text.
+            (2 * loss).backward()
+            total = torch.tensor([spreading.loss(loss)])
+            torch.distributed.all_reduce(total, group=mesh.get_group("dp_shard"))
+            curves[0].append(float(total) / 2)
+            one = torch.stack([
+                alone(input_ids=x, labels=x, **inputs).loss for x in ids.split(1)
+            ]).mean()  # fmt: skip
+            one.backward()
+            curves[1].append(float(one.detach()))
+            for optimizer in both:
+                optimizer.step()
+    return curves

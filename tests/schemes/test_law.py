@@ -25,12 +25,13 @@ def test_many_ranks_equal_one(world: int) -> None:
 
 @pytest.fixture(scope="module")
 def processes() -> dict[int, Any]:
-    worlds = (2, 3, 4)
-    jobs = [Job(w, f"{CASES}:run_cases", (1000 * w, PROCESSES), timeout=1500) for w in worlds]
+    worlds = (2, 3, 4, 8)
+    many = {w: max(len(SCHEMES), PROCESSES // (1 if w < 8 else 2)) for w in worlds}
+    jobs = [Job(w, f"{CASES}:run_cases", (1000 * w, many[w]), timeout=1500) for w in worlds]
     return dict(zip(worlds, launch(jobs), strict=True))
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
 def test_many_processes_equal_one(world: int, processes: dict[int, Any]) -> None:
     for one in processes[world]:
         assert one.code == 0, one.errors[-3000:]

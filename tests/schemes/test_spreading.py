@@ -8,6 +8,7 @@ import pytest
 
 from regard.schemes.local_processes import Job, function_of, launch
 from regard.schemes.local_ranks import on_ranks
+from regard.schemes.spreading import DEALT
 
 WORKER = Path(__file__).parent / "spread_models.py"
 TRAINED = [
@@ -22,6 +23,7 @@ GENERATED = [
     ["tiny", "star", 32, 5],
     ["window", "gather", 33, 0],
     ["padded", "ring", 38, 3],
+    ["tiny", "ring", 40, 7, 70],
 ]
 
 
@@ -63,7 +65,14 @@ def test_tokens_are_those_of_one_process(ran: dict[str, Any]) -> None:
             if asked[1] == "star" and ran["world"] > 2:
                 continue  # an approximation where there are more than two blocks
             assert one["same"], (asked, one)
-    assert len({str(end) for end in ran["generates"]}) == 1
+    assert len({str([one["found"] for one in end]) for end in ran["generates"]}) == 1
+
+
+def test_what_is_generated_is_kept_by_all_ranks_in_turn(ran: dict[str, Any]) -> None:
+    for ends in zip(*ran["generates"], strict=True):
+        for held in zip(*(one["held"] for one in ends), strict=True):
+            assert sum(held) == ends[0]["seen"]
+            assert max(held) - min(held) <= DEALT + 2, held
 
 
 def test_scans_are_those_of_one_process(ran: dict[str, Any]) -> None:
@@ -95,6 +104,16 @@ STEPS = 50 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 6
 def test_a_loss_curve_is_that_of_one_process(scheme: str) -> None:
     work = function_of(f"{WORKER}:curve")
     for many, one in on_ranks(4, lambda peers: work(scheme, STEPS, "window", peers)):
+        assert max(abs(a - b) for a, b in zip(many, one, strict=True)) < 1e-4, (many, one)
+        assert one[-1] < one[0]
+
+
+@pytest.mark.parametrize("scheme", ["ring"])
+def test_with_fsdp_on_another_dimension_a_loss_curve_is_that_of_one_process(scheme: str) -> None:
+    (ended,) = launch([Job(4, f"{WORKER}:sharded_training", (scheme, STEPS), timeout=600)])
+    for end in ended:
+        assert end.code == 0, end.errors[-3000:]
+        many, one = end.result
         assert max(abs(a - b) for a, b in zip(many, one, strict=True)) < 1e-4, (many, one)
         assert one[-1] < one[0]
 

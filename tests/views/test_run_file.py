@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from regard.core.errors import RegardError, RuleError
 from regard.core.files import FileKind, json_bytes
@@ -28,8 +29,6 @@ def test_a_run_comes_back_as_it_went(tmp_path):
 
 
 def test_weights_of_a_kept_head_can_be_computed_again():
-    import torch
-
     from regard.models.weights import closed_weights
     from tests.views import runs
 
@@ -42,6 +41,28 @@ def test_weights_of_a_kept_head_can_be_computed_again():
     wanted = closed_weights(call, "test")[0, 3].numpy()
     found = rows_of(made.run(), 0, 0, 70)
     assert np.abs(found - wanted).max() < 4e-3  # q and k are kept in half precision
+
+
+def test_a_run_names_the_weights_and_the_inputs_that_it_was_made_from(tmp_path):
+    """Of other weights, or of another text, a run says so, whatever it is called."""
+    import regard
+    from regard.models.fingerprint import fingerprint
+    from tests.architectures import DECODERS, build
+
+    model, ids = build("llama", DECODERS["llama"], causal=True), torch.arange(3, 40)[None]
+
+    def made_from(ids):
+        run = regard.see(model, ids, ["shape"], heads=0)
+        return Run.load(run.run().save(tmp_path / "a run")).manifest["made_from"]
+
+    first, other = made_from(ids), made_from(ids + 1)
+    assert first["model"] == other["model"] == fingerprint(model)
+    assert first["inputs"] != other["inputs"]
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] += 1
+    again = made_from(ids)
+    assert again["model"] != first["model"]
+    assert again["inputs"] == first["inputs"]
 
 
 def test_names_may_have_dots(tmp_path):

@@ -137,7 +137,11 @@ class AddAttention(PictureEdit):
 
 
 @register("ms_diffusion")
-@method("ms_diffusion", call="regard.steer(pipeline, MSDiffusion(subjects, regions))")
+@method(
+    "ms_diffusion",
+    call="from regard.controls.diffusion import MSDiffusion\n"
+    "regard.steer(pipeline, MSDiffusion(subjects, regions))",
+)
 @value
 class MSDiffusion(DiffusionControl):
     """Paint several given subjects, each in its region: tokens there attend to its image as well.

@@ -22,7 +22,11 @@ from regard.core.value import value
 
 
 @register("entropy_scale")
-@method("entropy_scale_variable_size", call='regard.steer(pipeline, "entropy_scale", trained=1024)')
+@method(
+    "entropy_scale_variable_size",
+    call="from regard.controls.diffusion import EntropyScale\n"
+    "regard.steer(pipeline, EntropyScale(trained=1024))",
+)
 @value
 class EntropyScale(DiffusionControl):
     """Paint at a size that the model was not trained for: keep the entropy of its attention.

@@ -22,7 +22,9 @@ from regard.core.value import value
 @register("attentive_eraser")
 @method(
     "attentive_eraser",
-    call="regard.steer(pipeline, controls.diffusion.AttentiveEraser(Region(pixels=mask)))",
+    call="from regard.controls import Region\n"
+    "from regard.controls.diffusion import AttentiveEraser\n"
+    "regard.steer(pipeline, AttentiveEraser(Region(pixels=mask)))",
 )
 @value
 class AttentiveEraser(DiffusionControl):

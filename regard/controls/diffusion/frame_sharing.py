@@ -41,7 +41,11 @@ class CrossFrameAttention(ReadingControl):
 
 
 @register("subject_across_frames", "ouroboros_diffusion")
-@method("ouroboros_diffusion", call="regard.steer(model, SubjectAcrossFrames(mask))")
+@method(
+    "ouroboros_diffusion",
+    call="from regard.controls.diffusion import SubjectAcrossFrames\n"
+    "regard.steer(model, SubjectAcrossFrames(mask))",
+)
 @value
 class SubjectAcrossFrames(ReadingControl):
     """Let frames of a video read the subject in the frames around them, at most `window` away.
@@ -68,7 +72,11 @@ class SubjectAcrossFrames(ReadingControl):
 
 
 @register("ditctrl")
-@method("ditctrl", call="regard.steer(transformer, controls.diffusion.DiTCtrl(mask, mask))")
+@method(
+    "ditctrl",
+    call="from regard.controls.diffusion import DiTCtrl\n"
+    "regard.steer(transformer, DiTCtrl(mask=mask, target=mask))",
+)
 @value
 class DiTCtrl(ReadingControl):
     """Continue a video: the next segment reads the last one, its text too, in place of itself.

@@ -122,7 +122,8 @@ def _words_of(x: Any) -> TokenSet:
 
 @method(
     "attend_and_excite",
-    call="from regard.controls.diffusion import attend_and_excite",
+    call="from regard.controls.diffusion import attend_and_excite\n"
+    "attend_and_excite(model, latents, inputs, words=[2, 3], step=0, steps=50).latents",
 )
 def attend_and_excite(
     model: nn.Module, latents: Tensor, inputs: Mapping[str, Any], words: Sequence[Any], *,
@@ -149,7 +150,11 @@ def attend_and_excite(
     )
 
 
-@method("a_star", call="from regard.controls.diffusion import a_star")
+@method(
+    "a_star",
+    call="from regard.controls.diffusion import a_star\n"
+    "found, before = a_star(model, latents, inputs, words=[2, 3], step=0, steps=50)",
+)
 def a_star(
     model: nn.Module, latents: Tensor, inputs: Mapping[str, Any], words: Sequence[Any], *,
     step: int, steps: int, before: Tensor | None = None, strength: float = 1.0, retain: float = 1.0,

@@ -141,7 +141,8 @@ class AtSomeLayers(EditsSomewhere):
 @register("bounded_attention")
 @method(
     "bounded_attention",
-    call='regard.steer(pipeline, BoundedAttention([Subject("cat", left), Subject("dog", right)]))',
+    call="from regard.controls.diffusion import BoundedAttention, Subject\n"
+    'regard.steer(pipeline, BoundedAttention([Subject("cat", left), Subject("dog", right)]))',
 )
 @value
 class BoundedAttention(DiffusionControl):
@@ -194,7 +195,8 @@ class BoundedAttention(DiffusionControl):
 @register("attention_modulation")
 @method(
     "attention_modulation_t2i",
-    call='regard.steer(pipeline, AttentionModulation([Subject("cat", left), ...]))',
+    call="from regard.controls.diffusion import AttentionModulation, Subject\n"
+    'regard.steer(pipeline, AttentionModulation([Subject("cat", left), Subject("dog", right)]))',
 )
 @value
 class AttentionModulation(DiffusionControl):

@@ -53,7 +53,11 @@ class StoryDiffusion(ReadingControl):
 
 
 @register("freecustom")
-@method("freecustom", call="regard.steer(pipeline, controls.diffusion.FreeCustom((0, 1)))")
+@method(
+    "freecustom",
+    call="from regard.controls.diffusion import FreeCustom\n"
+    "regard.steer(pipeline, FreeCustom((0, 1)))",
+)
 @value
 class FreeCustom(ReadingControl):
     """Compose concepts: the picture also reads reference pictures, their subjects more strongly.
@@ -122,7 +126,11 @@ class ReferenceAttention(ReadingControl):
 
 
 @register("visctrl")
-@method("visctrl", call="regard.steer(pipeline, controls.diffusion.VisCtrl(target=Region(...)))")
+@method(
+    "visctrl",
+    call="from regard.controls.diffusion import VisCtrl\n"
+    "regard.steer(pipeline, VisCtrl(target=region))",
+)
 @value
 class VisCtrl(ReadingControl):
     """Give an object the look of a reference: its tokens read the reference in place of themselves.
@@ -152,7 +160,9 @@ class VisCtrl(ReadingControl):
 
 @register("magicface")
 @method(
-    "magicface", call="regard.steer(pipeline, controls.diffusion.MagicFace((0,), (Region(...),)))"
+    "magicface",
+    call="from regard.controls.diffusion import MagicFace\n"
+    "regard.steer(pipeline, MagicFace((0,), (region,)))",
 )
 @value
 class MagicFace(ReadingControl):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import and_, or_
 from typing import ClassVar
@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regard.core.band import Band
 from regard.core.errors import RuleError, ShapeError, fail
 from regard.core.runs import Lines, Runs
 from regard.core.spans import Spans
@@ -83,9 +84,9 @@ class Everything(Support):
         whole = Runs.between(zero, zero + lines.tiles, lines.tiles)
         return whole, whole
 
-    def anchor(self) -> int:
-        """Nothing matters."""
-        return 0
+    def band(self) -> Band:
+        """Any distance."""
+        return Band()
 
     @property
     def moves(self) -> bool:
@@ -126,6 +127,13 @@ class Joined(Support):
     def _runs_of_parts(self, lines: Lines) -> list[tuple[Runs, Runs]] | None:
         found = [p.runs(lines) for p in self.parts]
         return None if None in found else [x for x in found if x is not None]
+
+    def _band_of_parts(self, join: Callable[[Band, Band], Band | None]) -> Band | None:
+        found = self.parts[0].band()
+        for part in self.parts[1:]:
+            own = None if found is None else part.band()
+            found = None if found is None or own is None else join(found, own)
+        return found
 
     @property
     def moves(self) -> bool:
@@ -172,14 +180,44 @@ class Both(Joined):
 
     def runs(self, lines: Lines) -> tuple[Runs, Runs] | None:
         """What the runs of the parts have in common."""
-        found = self._runs_of_parts(lines)
+        found = self._runs_of_parts(lines) if self.band() is None else None
         if found is None:
-            return None
+            return super().runs(lines)
         return reduce(and_, (x for x, _ in found)), reduce(and_, (x for _, x in found))
 
     def horizon(self, i: int) -> Spans:
         """Keys that every part can still need."""
         return reduce(lambda a, b: a & b, (p.horizon(i) for p in self.parts))
+
+    def band(self) -> Band | None:
+        """What the bands of the parts have in common, where that is a band."""
+        return self._band_of_parts(Band.meets)
+
+    def order(self, n: int, side: int, device: torch.device) -> Tensor | None:
+        """The order that the first part asks for."""
+        found = (p.order(n, side, device) for p in self.parts)
+        return next((x for x in found if x is not None), None)
+
+    def tile_size(self) -> tuple[int, int] | None:
+        """The tiles that the first part asks for."""
+        found = (p.tile_size() for p in self.parts)
+        return next((x for x in found if x is not None), None)
+
+    @property
+    def conjuncts(self) -> tuple[Support, ...]:
+        """The parts."""
+        return self.parts
+
+    def per_head(self) -> tuple[Support, ...] | None:
+        """What the first part that tells heads apart says, beside all others."""
+        for place, part in enumerate(self.parts):
+            heads = part.per_head()
+            if heads is not None:
+                rest = self.parts[:place] + self.parts[place + 1 :]
+                shared = rest[0] if len(rest) == 1 else Both(rest)
+                joint = {own: own & shared for own in dict.fromkeys(heads)}
+                return tuple(joint[own] for own in heads)
+        return None
 
     def _text(self, show: Show) -> str:
         said = (f"({show(p)})" if isinstance(p, Either) else show(p) for p in self.parts)
@@ -203,14 +241,18 @@ class Either(Joined):
 
     def runs(self, lines: Lines) -> tuple[Runs, Runs] | None:
         """The runs of all parts."""
-        found = self._runs_of_parts(lines)
+        found = self._runs_of_parts(lines) if self.band() is None else None
         if found is None:
-            return None
+            return super().runs(lines)
         return reduce(or_, (x for x, _ in found)), reduce(or_, (x for _, x in found))
 
     def horizon(self, i: int) -> Spans:
         """Keys that any part can still need."""
         return reduce(lambda a, b: a | b, (p.horizon(i) for p in self.parts))
+
+    def band(self) -> Band | None:
+        """The bands of all parts, where they make one: a window with sinks."""
+        return self._band_of_parts(Band.joins)
 
     def _text(self, show: Show) -> str:
         said = (f"({show(p)})" if isinstance(p, Both) else show(p) for p in self.parts)

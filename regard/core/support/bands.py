@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regard.core.band import Band
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.core.runs import Lines, Runs
 from regard.core.spans import Spans
@@ -37,18 +38,9 @@ class Causal(Support):
         """Allow the past."""
         return j <= i
 
-    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """A tile has some if its corner allows, and all if the opposite corner does."""
-        return grid.j_lo <= grid.i_hi, grid.j_hi <= grid.i_lo
-
-    def runs(self, lines: Lines) -> tuple[Runs, Runs]:
-        """The tiles that begin before the last query, and those that end before the first."""
-        start = torch.zeros_like(lines.first)
-        return lines.some(start, lines.last), lines.every(start, lines.first)
-
-    def anchor(self) -> int:
-        """Only the distance matters."""
-        return 0
+    def band(self) -> Band:
+        """No key ahead."""
+        return Band(high=0)
 
 
 @value
@@ -84,26 +76,9 @@ class Window(Support):
         low, high = self.reach
         return (j - i >= low) & (j - i <= high)
 
-    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Compare the nearest and the farthest corners with the reach."""
-        low, high = self.reach
-        farthest_back, farthest_ahead = grid.j_lo - grid.i_hi, grid.j_hi - grid.i_lo
-        some = (farthest_ahead >= low) & (farthest_back <= high)
-        return some, (farthest_back >= low) & (farthest_ahead <= high)
-
-    def runs(self, lines: Lines) -> tuple[Runs, Runs]:
-        """The tiles within reach of some query, and of every query."""
-        low, high = self.reach
-        some = lines.some(lines.first + low, lines.last + high)
-        return some, lines.every(lines.last + low, lines.first + high)
-
-    def anchor(self) -> int:
-        """Only the distance matters."""
-        return 0
-
-    def horizon(self, i: int) -> Spans:
-        """Keys no farther back than the window of query i."""
-        return Spans.of((max(0, i + self.reach[0]), None))
+    def band(self) -> Band:
+        """The keys within reach."""
+        return Band(*self.reach)
 
 
 @value
@@ -123,24 +98,9 @@ class Sinks(Support):
         """Allow the first keys."""
         return (j < self.count) & (i == i)
 
-    def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Only the key side matters."""
-        like = torch.zeros_like(grid.i_lo)
-        return grid.j_lo + like < self.count, grid.j_hi + like < self.count
-
-    def runs(self, lines: Lines) -> tuple[Runs, Runs]:
-        """The first tiles, of every row."""
-        zero = lines.first.new_zeros(1, 1)
-        last = zero + self.count - 1
-        return lines.some(zero, last), lines.every(zero, last)
-
-    def anchor(self) -> int:
-        """The sinks are met by their place."""
-        return self.count
-
-    def horizon(self, i: int) -> Spans:
-        """The sinks, for ever."""
-        return Spans.of((0, self.count))
+    def band(self) -> Band:
+        """The sinks alone."""
+        return Band.of_sinks(self.count)
 
     @property
     def moves(self) -> bool:
@@ -173,6 +133,10 @@ class Dilated(Support):
         low, high = grid.i_lo - grid.j_hi, grid.i_hi - grid.j_lo
         fits = torch.div(high, self.step, rounding_mode="floor") * self.step >= low
         return torch.where(pure, alike, fits), alike
+
+    def order(self, n: int, side: int, device: torch.device) -> Tensor:
+        """Residue by residue."""
+        return torch.argsort(torch.arange(n, device=device) % self.step, stable=True)
 
 
 @value

@@ -8,6 +8,7 @@ from typing import ClassVar, NoReturn, Self
 import torch
 from torch import Tensor
 
+from regard.core.band import Band
 from regard.core.errors import RuleError, fail
 from regard.core.runs import Lines, Runs
 from regard.core.spans import Spans
@@ -18,8 +19,10 @@ from regard.core.value import Value
 class Support(Value):
     """A set of pairs of positions, combined with `&`, `|` and `~`.
 
-    A subclass says what it means in `allows`, elementwise. What it can say of whole tiles
-    (`cover`) and of the future (`horizon`) makes it fast, and is never needed to be right.
+    A subclass says what it means in `allows`, elementwise. All else makes it fast, and is never
+    needed to be right: what it can say of whole tiles (`cover`, `runs`), of the future (`horizon`),
+    of the order of tokens that suits it (`order`, `tile_size`); or that it is a `band`, from which
+    the others follow.
 
     >>> from regard.core.support import Causal, Sinks, Window
     >>> Causal() & (Window(1024) | Sinks(4))
@@ -32,7 +35,7 @@ class Support(Value):
     _asks_parts: ClassVar[bool] = False
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Say for each pair whether query position i may meet key position j.
+        """Return for each pair whether query position i may attend to key position j.
 
         `b`, `h`, `i`, `j` are integer tensors that broadcast against each other; the result is a
         bool tensor that broadcasts to their common shape.
@@ -40,19 +43,22 @@ class Support(Value):
         raise NotImplementedError
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Say for each tile whether some pair may be, and whether every pair is, allowed.
+        """Return for each tile whether some pair may be, and whether every pair is, allowed.
 
         Two bool tensors that broadcast to [b, h, t_q, t_k]. `some` may err towards True and
         `every` towards False; without a better answer every pair is looked at, and where more is
         asked than `extent` says nothing is known.
         """
+        band = self.band()
+        if band is not None:
+            return band.cover(grid)
         if self.asks_for_more(grid.b.device):
             unknown = torch.ones(grid.shape, dtype=torch.bool, device=grid.b.device)
             return unknown, ~unknown
         return grid.look_at_every_pair(self.allows)
 
     def asks_for_more(self, device: torch.device) -> bool:
-        """Say whether the answer depends on a batch row or head that `extent` does not count.
+        """Return whether the answer depends on a batch row or head that `extent` does not count.
 
         Supports of the library say all in their extent. Others are asked about two rows and two
         heads: an answer of more than one pair depends on them, or may.
@@ -105,7 +111,8 @@ class Support(Value):
 
         Then a tile map of a million tokens costs no more than a row of tiles.
         """
-        return None
+        band = self.band()
+        return None if band is None else band.runs(lines)
 
     def anchor(self) -> int | None:
         """Return how many of the first keys are met by their place; of all others only the
@@ -115,11 +122,49 @@ class Support(Value):
         >>> (Causal() & (Window(8) | Sinks(4))).anchor(), Blocks(8).anchor()
         (4, None)
         """
-        return None
+        band = self.band()
+        return None if band is None else band.sinks
 
     def horizon(self, i: int) -> Spans:
-        """Give the key positions that a query at position i or later can still need."""
-        return Spans.everything()
+        """Return the key positions that a query at position i or later can still need."""
+        band = self.band()
+        return Spans.everything() if band is None else band.horizon(i)
+
+    def band(self) -> Band | None:
+        """Return the band around the diagonal that the support is, or None.
+
+        Kernels for bands then run it, and `cover`, `runs`, `anchor` and `horizon` follow.
+
+        >>> from regard.core.support import Blocks, Causal, Sinks, Window
+        >>> (Causal() & (Window(8) | Sinks(4))).band(), Blocks(8).band()
+        (Band(low=-7, high=0, sinks=4, ahead=0), None)
+        """
+        return None
+
+    def order(self, n: int, side: int, device: torch.device) -> Tensor | None:
+        """Return positions 0..n-1, [n], in an order in which tiles of `side` attend to few others.
+
+        None where they had best stay as they are.
+        """
+        return None
+
+    def tile_size(self) -> tuple[int, int] | None:
+        """Return the sides of the tiles, of queries and of keys, that suit the support; None: any.
+
+        >>> from regard.core.support import Causal, Neighborhood
+        >>> (Causal() & Neighborhood((3, 3), (8, 8))).tile_size()
+        (64, 16)
+        """
+        return None
+
+    @property
+    def conjuncts(self) -> tuple[Support, ...]:
+        """The parts that must all allow a pair."""
+        return (self,)
+
+    def per_head(self) -> tuple[Support, ...] | None:
+        """Return the support of each query head, where it says what each head does; else None."""
+        return None
 
     def extent(self) -> tuple[int, int]:
         """Batch size and heads that the support was made for; 1 where it is the same for all."""
@@ -129,7 +174,7 @@ class Support(Value):
         """Raise a `RegardError` if the support cannot serve positions below n and m."""
 
     def shift(self, offset: int) -> Support:
-        """Give the same support for queries that start at position `offset`."""
+        """Return the same support for queries that start at position `offset`."""
         return Shifted(self, offset) if offset and self.moves else self
 
     def tiles(
@@ -141,7 +186,7 @@ class Support(Value):
         offset: int = 0,
         device: torch.device | str | None = None,
     ) -> TileMap:
-        """Say which tiles of the n_q x n_k plane are empty, full or partial.
+        """Return which tiles of the n_q x n_k plane are empty, full or partial.
 
         >>> from regard.core.support import Causal
         >>> Causal().tiles(4, 4, 2)

@@ -94,6 +94,10 @@ class Tiles(Support):
         area = (rows[1] - rows[0] + 1)[:, None] * (columns[1] - columns[0] + 1)
         return count > 0, count == area
 
+    def tile_size(self) -> tuple[int, int] | None:
+        """The chosen tiles, where they are large enough to be worth a kernel."""
+        return self.size if min(self.size) >= 16 else None
+
     def extent(self) -> tuple[int, int]:
         """Batch and heads of the choice."""
         return self.chosen.shape[0], self.chosen.shape[1]
@@ -224,12 +228,9 @@ class PerHead(Support):
         """Keep the supports of some heads."""
         return PerHead(tuple(self.supports[h].take_heads(heads) for h in heads))  # type: ignore[return-value]
 
-    def groups(self) -> dict[Support, list[int]]:
-        """Heads that share a support."""
-        found: dict[Support, list[int]] = {}
-        for head, support in enumerate(self.supports):
-            found.setdefault(support, []).append(head)
-        return found
+    def per_head(self) -> tuple[Support, ...]:
+        """The supports."""
+        return self.supports
 
     def horizon(self, i: int) -> Spans:
         """Keys that any head can still need."""
@@ -332,7 +333,7 @@ class Where(Support):
         return met & (i == i) & (j == j)
 
     def asks_for_more(self, device: torch.device) -> bool:
-        """Say whether the answer depends on the batch row or the head, beside the positions.
+        """Return whether the answer depends on the batch row or the head, beside the positions.
 
         The support cannot know how many of them a call will have.
         """
@@ -340,7 +341,7 @@ class Where(Support):
 
 
 def asks_for_more(support: Support, device: torch.device) -> bool:
-    """Say whether some part of a support asks for batch rows or heads that no extent counts.
+    """Return whether some part of a support asks for batch rows or heads that no extent counts.
 
     Its answer for one head must then not be taken for another.
     """

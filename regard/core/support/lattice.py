@@ -16,7 +16,7 @@ from regard.core.value import value
 
 
 def per_axis(name: str, x: int | bool | Sequence[int | bool], axes: int) -> tuple[int, ...]:
-    """Give one number for each axis, repeating a single one."""
+    """Return one number for each axis, repeating a single one."""
     if isinstance(x, int):
         return (x,) * axes
     if not isinstance(x, Sequence) or len(x) != axes or not all(isinstance(a, int) for a in x):
@@ -103,7 +103,7 @@ class Neighborhood(Support):
             )
 
     def along(self, axis: int, x: Tensor, y: Tensor) -> Tensor:
-        """Say for coordinates on one axis whether query x may meet key y."""
+        """Return for coordinates on one axis whether query x may attend to key y."""
         d = self.dilation[axis]
         first, last = self._window(axis, x)
         key = torch.div(y, d, rounding_mode="floor")
@@ -164,3 +164,31 @@ class Neighborhood(Support):
         for axis, (x, y) in enumerate(zip(self.coordinates(i), self.coordinates(j), strict=True)):
             near = near & self.along(axis, x, y)
         return near
+
+    @property
+    def _spread(self) -> bool:
+        return len(self.lattice) > 1 or max(self.dilation) > 1
+
+    def tile_size(self) -> tuple[int, int] | None:
+        """Few keys at a time, where neighbors are not in a row."""
+        return (64, 16) if self._spread else None
+
+    def order(self, n: int, side: int, device: torch.device) -> Tensor | None:
+        """Residues first, then boxes of about `side` tokens, where neighbors are not in a row."""
+        if not self._spread:
+            return None
+        position = torch.arange(n, device=device)
+        box = max(1, round(side ** (1 / len(self.lattice))))
+        coordinates = self.coordinates(position)
+        places = [
+            torch.div(x, d, rounding_mode="floor")
+            for x, d in zip(coordinates, self.dilation, strict=True)
+        ]
+        # Residues first, then boxes, then places within the box: each a digit of the sorting key.
+        digits = [(x % d, d) for x, d in zip(coordinates, self.dilation, strict=True)]
+        digits += [(x // box, -(-s // box)) for x, s in zip(places, self.lattice, strict=True)]
+        digits += [(x % box, box) for x in places]
+        key = torch.zeros_like(position)
+        for digit, base in digits:
+            key = key * base + digit
+        return torch.argsort(key, stable=True)

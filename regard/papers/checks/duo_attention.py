@@ -55,7 +55,7 @@ class _Windowed(Gates):
         return partial
 
 
-@check("duo_attention", long=True, beyond="models of 7B and more")
+@check("duo_attention", beyond="models of 7B and more")
 def duo() -> Claims:
     """Gates keep the induction heads of a trained toy; at 1 and 0 they are full and streaming."""
     tiny = _copier()

@@ -31,7 +31,7 @@ def sites_of(layers: int, heads: int, kv_heads: int, size: int) -> Sites:
 )
 def pyramid() -> Claims:
     """Budgets fall in even steps and add up; without the slope it is SnapKV; planted keys stay."""
-    layers, n, w, c = 8, 2000, 8, 200
+    layers, n, w, c = 8, 4000, 8, 400  # 10%; the last layer keeps 19 older keys
     sites = sites_of(layers, 4, 2, 16)
     none = torch.nn.Linear(1, 1)
 
@@ -61,7 +61,7 @@ def pyramid() -> Claims:
     sizes = [kept(pyramid_, s).shape[-1] for s in sites]
     steps = torch.tensor(sizes).diff()
     same = sum(torch.equal(kept(flat, s), kept(SnapKV(window=w), s)) for s in sites)
-    planted = torch.tensor([30, 150, 290])
+    planted = torch.tensor([30, 150, 290])  # with their neighbors, 15 places after pooling
     survive = sum(
         all(set(planted.tolist()) <= set(own.tolist()) for own in kept(pyramid_, s, planted)[0])
         for s in sites

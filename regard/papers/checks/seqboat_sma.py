@@ -61,7 +61,7 @@ def recall(awake: bool | None) -> tuple[float, float]:
         return found
 
     def loss() -> Tensor:
-        x, wanted = batch(48)
+        x, wanted = batch(24)
         return F.cross_entropy(scores(x).flatten(0, 1), wanted.flatten())
 
     fit(tiny.parameters(), loss, STEPS, 8e-3)

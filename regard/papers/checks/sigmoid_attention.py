@@ -14,7 +14,7 @@ from regard.core.weigh import Sigmoid
 from regard.layers.building import model
 from regard.layers.normalizers import SigmoidAttention
 from regard.papers.checks import Claims, check
-from regard.papers.claims import CATALOGUE, claim
+from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_trainer import fit
@@ -35,6 +35,26 @@ def _language(name: str, steps: int = 250, **settings: object) -> float:
     return sum(losses[-40:]) / 40
 
 
+def _by_shards(layer: SigmoidAttention, x: Tensor, cuts: list[slice]) -> Tensor:
+    """Add what each shard of the keys [1, n, dim] gives, from the equation and no statistics."""
+    n, d = x.shape[1], layer.head_dim
+
+    def heads(part: nn.Linear) -> Tensor:
+        return part(x).view(1, n, layer.heads, d).transpose(1, 2)
+
+    def normed(y: Tensor) -> Tensor:
+        apart = y - y.mean(-1, keepdim=True)
+        return apart / (apart.square().mean(-1, keepdim=True) + layer.norm_q.eps).sqrt()
+
+    q, k, v = normed(heads(layer.to_q)), normed(heads(layer.to_k)), heads(layer.to_v)
+    added = torch.zeros_like(q)
+    for cut in cuts:
+        score = torch.einsum("bhid,bhjd->bhij", q, k[:, :, cut]) / d**0.5
+        added = added + 1 / (1 + n * torch.exp(-score)) @ v[:, :, cut]  # b = -ln n
+    whole: Tensor = layer.to_out(added.transpose(1, 2).flatten(2))
+    return whole
+
+
 @check("sigmoid_attention")
 def sigmoid() -> Claims:
     """Shards add without statistics; the bias sets row sums; training needs the bias."""
@@ -44,6 +64,8 @@ def sigmoid() -> Claims:
     cuts = [slice(0, 7), slice(7, 40), slice(40, 60)]
     parts = [partial(q, k[:, :, c], v[:, :, c], rule) for c in cuts]
     added = max(gap(sum(p.out for p in parts), whole), gap(merge(*parts).out, whole))
+    layer, x = SigmoidAttention(32, heads=4, length=60).double(), torch.randn(1, 60, 32).double()
+    equation = gap(layer(x), _by_shards(layer, x, cuts))
 
     sums = {}
     for n in (64, 512, 4096):
@@ -63,6 +85,9 @@ def sigmoid() -> Claims:
     yield claim("Key shards", "sum of shards against the whole", added).within(
         1e-6, "the whole", because=CATALOGUE
     )
+    yield claim(
+        "Key shards", "difference of the layer from shards that are added", equation
+    ).within(1e-9, "the equation with b = -ln n, written out", because=FLOAT64)
     for n in (64, 512, 4096):
         yield claim("at init with b=-ln n", f"row sum of {n} keys", sums[f"biased {n}"]).within(
             1,

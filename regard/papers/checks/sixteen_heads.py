@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regard.conversions import cut_heads
 from regard.layers.attention import Attention
 from regard.models.attach import attach
 from regard.models.site import Site
@@ -18,13 +19,7 @@ from regard.papers.shared.measure import gap
 from regard.probes.importance import Importance, taken_out
 
 
-@check(
-    "sixteen_heads",
-    narrowed={
-        "On a small trained": "two layers of four heads, and 1e-5",
-        "physically slicing": "weights are cut by this check: the library gates",
-    },
-)
+@check("sixteen_heads", narrowed={"On a small trained": "two layers of four heads, and 1e-5"})
 def importance() -> Claims:
     """The gradient of a gate is <out, dL/dout>, and its order prunes better than chance."""
     two, _ = copier(2)
@@ -63,14 +58,8 @@ def importance() -> Claims:
         with attach(two, taken_out(heads), check=False):
             return repeat_loss(two)
 
-    layer, smaller = (
-        Attention(64, heads=4, causal=True),
-        Attention(64, heads=3, head_dim=16, causal=True),
-    )
-    with torch.no_grad():
-        for name in ("to_q", "to_k", "to_v"):
-            getattr(smaller, name).weight.copy_(getattr(layer, name).weight[16:])
-        smaller.to_out.weight.copy_(layer.to_out.weight[:, 16:])
+    layer = Attention(64, heads=4, causal=True)
+    smaller = cut_heads(layer, [0])
     x = torch.randn(2, 9, 64)
     with attach(layer, check=False) as found:
         (site,) = list(found.sites)

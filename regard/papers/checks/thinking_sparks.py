@@ -13,14 +13,14 @@ from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.seeding import restart
-from regard.papers.shared.small_trainer import fit
+from regard.papers.shared.until_learned import fit_until
 from regard.papers.shared.wired import PlainNorm
 from regard.probes.importance import taken_out
 
-WORDS, LONG = 24, 12
+WORDS, LONG = 14, 6
 
 
-HEADS, EDGES = 4, 12
+HEADS, EDGES = 4, 8
 
 
 AGAIN, BACK = 0, 1  # the first token says which task it is
@@ -33,15 +33,15 @@ def batch(rows: int, task: int | None) -> Tensor:
     return torch.cat([kind, words, torch.where(kind == AGAIN, words, words.flip(1))], 1)
 
 
-def trained(model: nn.Module, task: int | None, steps: int) -> None:
-    """Train on one task, or on both."""
+def trained(model: nn.Module, task: int | None, most: int) -> None:
+    """Train on one task, or on both, until it is learned."""
 
     def loss() -> Tensor:
-        ids = batch(64, task)
+        ids = batch(48, task)
         said = model(ids)[:, LONG + 1 : -1]
         return F.cross_entropy(said.flatten(0, 1), ids[:, LONG + 2 :].flatten())
 
-    fit(model.parameters(), loss, steps, 6e-3)
+    fit_until(model.parameters(), loss, 0.05, most, 5e-3)
 
 
 def right(model: nn.Module, task: int) -> float:
@@ -92,7 +92,6 @@ def _linear() -> float:
 
 @check(
     "thinking_sparks",
-    long=True,
     beyond="reasoning models, reinforcement learning and its checkpoints",
 )
 def sparks() -> Claims:
@@ -102,9 +101,9 @@ def sparks() -> Claims:
         [Attention(64, heads=HEADS, causal=True, position="rotary") for _ in range(2)],
         vocab=WORDS + 2, dim=64, tied=False,
     )  # fmt: skip
-    trained(model, AGAIN, 500)
+    trained(model, AGAIN, 400)
     base = circuit(model, AGAIN, EDGES)
-    trained(model, None, 900)
+    trained(model, None, 1000)
     post = circuit(model, BACK, EDGES) | circuit(model, AGAIN, EDGES)
     came = emergent(base, post)["emerged"]
     sites = {f"L{s.layer}H{h}": (s, h) for s in hook_of(model)[1] for h in range(HEADS)}

@@ -31,9 +31,7 @@ def _said_by(net: nn.Module, task: Verbatim) -> dict[str, float]:
     return found
 
 
-@check(
-    "verbatim_recall", long=True, beyond="language models, real nouns, the LSTM, lengths and delays"
-)
+@check("verbatim_recall", beyond="language models, real nouns, the LSTM, lengths and delays")
 def verbatim() -> Claims:
     """Perfect copying scores 0, no memory 100, and a model that attends lies between, by order."""
     task = Verbatim(nouns=5, gap=10, vocab=32, mixed=0.5)

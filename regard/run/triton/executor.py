@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regard.core.band import Band
 from regard.core.call import Call
 from regard.core.partial import Partial
 from regard.core.score.matches import DotMatch
 from regard.core.support.base import Support
-from regard.core.support.chosen import PerHead
 from regard.core.weigh import Softmax
-from regard.run.bands import FAR, Band, band_of
+from regard.run.bands import FAR, bands_of_heads
 from regard.run.counting import count
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained
@@ -106,12 +106,3 @@ def band_numbers(support: Support, h: int, device: torch.device) -> tuple[Tensor
 
     window, sinks = support.memo(("decode", h, str(device)), written)
     return window, sinks
-
-
-def bands_of_heads(support: Support) -> list[Band] | None:
-    """Give one band for all heads, or one for each."""
-    if isinstance(support, PerHead):
-        found = [band_of(s) for s in support.supports]
-        return None if any(b is None for b in found) else [b for b in found if b is not None]
-    band = band_of(support)
-    return None if band is None else [band]

@@ -24,6 +24,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.key_forms import Paged
 from regard.models.site import Site
+from regard.serving.vllm.cache_layout import CacheLayout, ServerPages
 from regard.serving.vllm.hooks import current
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.served_requests import Served
@@ -78,17 +79,8 @@ class RegardBackend(AttentionBackend):
         return RegardBuilder
 
 
-class RegardCpuBackend(RegardBackend):
-    """The same in place of `CPU_ATTN`: the only member that vLLM takes on a CPU."""
-
-    @staticmethod
-    def get_name() -> str:
-        """Return the member of vLLM's registry whose place this takes."""
-        return "CPU_ATTN"
-
-
 class BatchRow(NamedTuple):
-    """One request of a batch: its tokens [start, start + n), after `seen` all told."""
+    """One request of a batch: its tokens [start, start + n), the newest of `seen`."""
 
     start: int
     n: int
@@ -96,6 +88,10 @@ class BatchRow(NamedTuple):
     # Numbers of its blocks, int [1, 1, blocks].
     table: Tensor
     served: Served | None
+    # Which row of the batch it is.
+    number: int
+    # `seen`, as Keys count it, [1, 1].
+    lengths: Tensor
 
 
 @dataclass
@@ -103,8 +99,7 @@ class RegardMetadata:
     """What one step computes: a row for each request, and where new keys go."""
 
     rows: list[BatchRow]
-    tokens: int
-    blocks: Tensor
+    # Of each token.
     slots: Tensor
     causal: bool = True
 
@@ -122,28 +117,117 @@ class RegardBuilder(AttentionMetadataBuilder[RegardMetadata]):
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> RegardMetadata:
         """Read lengths, block tables and slots."""
-        common, block = common_attn_metadata, self.block
-        if isinstance(common.causal, Tensor) or not common.causal:
+        common = common_attn_metadata
+        causal_alone(common)
+        tokens = int(common.query_start_loc_cpu[-1])
+        return RegardMetadata(rows_of(common, self.block), common.slot_mapping[:tokens])
+
+
+def causal_alone(common: Any) -> None:
+    """Refuse a batch that is not causal."""
+    if isinstance(common.causal, Tensor) or not common.causal:
+        fail(
+            CapabilityError, "causal", "a batch that attends to what comes later",
+            "causal decoding", "serve this model without Regard: unset REGARD",
+        )  # fmt: skip
+
+
+def rows_of(common: Any, block: int) -> list[BatchRow]:
+    """Read the rows of a batch that have new tokens: lengths, blocks, and whose they are."""
+    starts = common.query_start_loc_cpu.tolist()
+    seen = common.seq_lens.tolist()
+    table = common.block_table_tensor
+    served = current().rows(common.num_reqs)
+    rows = []
+    for i in range(common.num_reqs):
+        n = starts[i + 1] - starts[i]
+        if n > 0:
+            own = table[i : i + 1, None, : -(-seen[i] // block)]
+            length = torch.tensor([[seen[i]]])
+            rows.append(BatchRow(starts[i], n, seen[i], own, served[i], i, length))
+    return rows
+
+
+class RowAttention:
+    """Attention of one layer to the rows of a batch, one by one, through the one runner."""
+
+    def prepare(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None,
+        alibi_slopes: list[float] | None,
+        sliding_window: int | None,
+        kv_cache_dtype: str,
+        logits_soft_cap: float | None,
+        sinks: Tensor | None,
+        others: dict[str, Any],
+    ) -> None:
+        """Note what vLLM says of a layer, or refuse it."""
+        if kv_cache_dtype not in RegardBackend.supported_kv_cache_dtypes:
             fail(
-                CapabilityError, "causal", "a batch that attends to what comes later",
-                "causal decoding", "serve this model without Regard: unset REGARD",
+                CapabilityError, "kv_cache_dtype", f"a cache of {kv_cache_dtype}",
+                "keys in 16 or 32 bits, which Regard reads as they are",
+                "leave --kv-cache-dtype out, or unset REGARD",
             )  # fmt: skip
-        starts = common.query_start_loc_cpu.tolist()
-        seen = common.seq_lens.tolist()
-        table = common.block_table_tensor
-        served = current().rows(common.num_reqs)
-        rows = []
-        for i in range(common.num_reqs):
-            n = starts[i + 1] - starts[i]
-            if n > 0:
-                own = table[i : i + 1, None, : -(-seen[i] // block)]
-                rows.append(BatchRow(starts[i], n, seen[i], own, served[i]))
-        tokens = starts[-1]
-        slots = common.slot_mapping[:tokens].long()
-        return RegardMetadata(rows, tokens, slots // block, slots % block)
+        if any(x not in (None, False, -1) for x in others.values()):
+            fail(
+                CapabilityError, "attention", f"{sorted(others)}, which Regard does not know",
+                "a scale, windows, soft caps, slopes and sinks", "unset REGARD for this model",
+            )  # fmt: skip
+        self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        slopes = None if alibi_slopes is None else torch.tensor(alibi_slopes)
+        self.rules = LayerRules(
+            self.scale, sliding_window, logits_soft_cap or None, slopes,
+            None if sinks is None else sinks.detach(),
+        )  # fmt: skip
+
+    def attend_rows(
+        self,
+        layer: Any,
+        query: Tensor,
+        pages: tuple[Tensor, Tensor],
+        rows: list[BatchRow],
+        output: Tensor,
+        layout: CacheLayout | None = None,
+    ) -> None:
+        """Attend: query [tokens, h, d], output like it; pages of keys and of values."""
+        serving, site = current(), current().site_of(layer.layer_name)
+        out = output.view(-1, self.num_heads, self.head_size)
+        for row in rows:
+            call = self.call(query, pages, row, site, layout, whole=serving.by_request)
+            made = serving.attend(call, row.served, self.rules)
+            out[row.start : row.start + row.n] = made[0].transpose(0, 1)
+
+    def call(
+        self,
+        query: Tensor,
+        pages: tuple[Tensor, Tensor],
+        row: BatchRow,
+        site: Site | None,
+        layout: CacheLayout | None,
+        *,
+        whole: bool,
+    ) -> Call:
+        """Make the call of one request over its pages; `whole` keeps those behind a window."""
+        (k, v), n, seen, table = pages, row.n, row.seen, row.table
+        q = query[row.start : row.start + n].transpose(0, 1)[None]
+        first = 0 if whole else self.rules.first_needed(n, seen) // k.shape[2]
+        if first:  # keys that no query can see; what matters is how far apart tokens are
+            table, seen = table[..., first:], seen - first * k.shape[2]
+        lengths = row.lengths if not first else torch.tensor([[seen]])
+        lengths = lengths.to(q.device)
+        keys = (
+            Paged(k, v, table, lengths, longest=seen)
+            if layout is None
+            else ServerPages(k, v, table, lengths, longest=seen, layout=layout)
+        )
+        return Call(q, keys, self.rules.of(n, seen), site=site)
 
 
-class RegardImpl(AttentionImpl[RegardMetadata]):
+class RegardImpl(RowAttention, AttentionImpl[RegardMetadata]):
     """Attention of one layer."""
 
     def __init__(
@@ -166,27 +250,13 @@ class RegardImpl(AttentionImpl[RegardMetadata]):
                 CapabilityError, "attn_type", attn_type, "attention of a decoder to itself",
                 "serve this model without Regard: unset REGARD",
             )  # fmt: skip
-        if kv_cache_dtype not in RegardBackend.supported_kv_cache_dtypes:
-            fail(
-                CapabilityError, "kv_cache_dtype", f"a cache of {kv_cache_dtype}",
-                "keys in 16 or 32 bits, which Regard reads as they are",
-                "leave --kv-cache-dtype out, or unset REGARD",
-            )  # fmt: skip
-        if any(x not in (None, False, -1) for x in others.values()):
-            fail(
-                CapabilityError, "attention", f"{sorted(others)}, which Regard does not know",
-                "a scale, windows, soft caps, slopes and sinks", "unset REGARD for this model",
-            )  # fmt: skip
-        self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.prepare(
+            num_heads, head_size, scale, num_kv_heads, alibi_slopes, sliding_window,
+            kv_cache_dtype, logits_soft_cap, sinks, others,
+        )  # fmt: skip
         self.kv_cache_dtype, self.sliding_window = kv_cache_dtype, sliding_window
         self.sinks, self.alibi_slopes = sinks, alibi_slopes
         self.shares_cache = kv_sharing_target_layer_name is not None
-        slopes = None if alibi_slopes is None else torch.tensor(alibi_slopes)
-        self.rules = LayerRules(
-            self.scale, sliding_window, logits_soft_cap or None, slopes,
-            None if sinks is None else sinks.detach(),
-        )  # fmt: skip
 
     def forward(
         self,
@@ -203,31 +273,10 @@ class RegardImpl(AttentionImpl[RegardMetadata]):
         """Attend: query [tokens, h, d], key and value [tokens, g, d], output like query."""
         if attn_metadata is None:  # vLLM warms up
             return output
-        pages_k, pages_v = pools(kv_cache)
         if not self.shares_cache:
-            n = attn_metadata.tokens
-            where = (attn_metadata.blocks, slice(None), attn_metadata.slots)
-            pages_k[where], pages_v[where] = key[:n], value[:n]
-        serving, site = current(), current().site_of(layer.layer_name)
-        out = output.view(-1, self.num_heads, self.head_size)
-        for row in attn_metadata.rows:
-            call = self.call(query, pages_k, pages_v, row, site, whole=serving.by_request)
-            made = serving.attend(call, row.served, self.rules)
-            out[row.start : row.start + row.n] = made[0].transpose(0, 1)
+            write_keys(key, value, kv_cache, attn_metadata.slots)
+        self.attend_rows(layer, query, pools(kv_cache), attn_metadata.rows, output)
         return output
-
-    def call(
-        self, query: Tensor, k: Tensor, v: Tensor, row: BatchRow, site: Site | None, *, whole: bool
-    ) -> Call:
-        """Make the call of one request over its pages; `whole` keeps those behind a window."""
-        start, n, seen, table, _ = row
-        q = query[start : start + n].transpose(0, 1)[None]
-        first = 0 if whole else self.rules.first_needed(n, seen) // k.shape[2]
-        if first:  # keys that no query can see; what matters is how far apart tokens are
-            table, seen = table[..., first:], seen - first * k.shape[2]
-        lengths = torch.tensor([[seen]], device=q.device)
-        keys = Paged(k, v, table, lengths, longest=seen)
-        return Call(q, keys, self.rules.of(n, seen), site=site)
 
 
 def pools(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,4 +289,20 @@ def pools(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     return halves[:, :, :block], halves[:, :, block:]
 
 
-__all__ = ["RegardBackend", "RegardBuilder", "RegardCpuBackend", "RegardImpl", "RegardMetadata"]
+def write_keys(key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> None:
+    """Write keys and values [tokens, g, d] into a cache at `slots` [tokens]; -1 is nowhere."""
+    k, v = pools(kv_cache)
+    n, block = len(slots), kv_cache.shape[2]
+    slots = slots.long()
+    key, value = key[:n], value[:n]
+    if bool((slots < 0).any()):
+        real = slots >= 0
+        key, value, slots = key[real], value[real], slots[real]
+    where = (slots // block, slice(None), slots % block)
+    k[where], v[where] = key, value
+
+
+__all__ = [
+    "BatchRow", "RegardBackend", "RegardBuilder", "RegardImpl", "RegardMetadata", "RowAttention",
+    "causal_alone", "pools", "rows_of", "write_keys",
+]  # fmt: skip

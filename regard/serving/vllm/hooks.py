@@ -15,11 +15,14 @@ from weakref import WeakValueDictionary
 
 from regard.core.errors import CapabilityError, RegardError, fail
 from regard.models.site import Site, Sites
+from regard.run.plan import EXECUTORS
+from regard.serving.vllm.cache_layout import ServerPages
+from regard.serving.vllm.cpu_kernel import KERNEL, CpuKernel
 from regard.serving.vllm.served_requests import Served, Serving, Setup
-from regard.serving.vllm.server_settings import SEE, SHRINK, Asked, Settings
+from regard.serving.vllm.server_settings import EXTRAS, Asked, Settings
 
 CPU, CUSTOM = "CPU_ATTN", "CUSTOM"
-_HOME = "regard.serving.vllm.backend"
+_HOME, _CPU = "regard.serving.vllm.backend", "regard.serving.vllm.cpu_backend"
 
 
 class Server(Serving):
@@ -50,7 +53,9 @@ class Server(Serving):
         )
         setup = Setup(
             chunks, bool(scheduler.enable_prefix_caching), config.speculative_config is not None,
-            str(model.model), str(model.dtype), _tokenizer(model) if self.settings.see else None,
+            str(model.model), str(model.dtype),
+            _tokenizer(model) if self.settings.see or self.settings.steer else None,
+            config.parallel_config.tensor_parallel_size,
         )  # fmt: skip
         self.known = True
         self.begin(runner.get_model(), Sites(self._sites.values()), setup)
@@ -104,7 +109,8 @@ def install(settings: Settings) -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     _servers[:] = [Server(settings)]
-    register_backend(AttentionBackendEnum.CPU_ATTN, f"{_HOME}.RegardCpuBackend")
+    EXECUTORS.add(ServerPages.form, KERNEL, CpuKernel.__module__, CpuKernel.__name__)
+    register_backend(AttentionBackendEnum.CPU_ATTN, f"{_CPU}.RegardCpuBackend")
     register_backend(AttentionBackendEnum.CUSTOM, f"{_HOME}.RegardBackend")
     # The second runner of vLLM does not tell of its requests.
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
@@ -169,11 +175,15 @@ def _added(plain: Any, scheduler: Any, request: Any) -> Any:
     params = request.sampling_params
     extra = (None if params is None else params.extra_args) or {}
     try:
-        asked = Asked.of({x: extra[x] for x in (SEE, SHRINK) if x in extra})
+        asked = Asked.of({x: extra[x] for x in EXTRAS if x in extra})
     except RegardError:  # which ends the request when it is served
         asked = Asked(shrink=False)
-    if asked.see:
+    if asked.see or asked.steer:
         request.skip_reading_prefix_cache = True
+    if asked.steer:  # its keys are like those of no other request
+        request.cache_salt = f"regard {request.request_id}"
+        request.block_hashes.clear()
+        request.update_block_hashes()
     if not asked.shrink:
         current().declined[request.request_id] = request
     return plain(scheduler, request)

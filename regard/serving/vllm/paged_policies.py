@@ -27,7 +27,7 @@ from regard.policies.budget import Budget
 from regard.policies.evicting import Rolling, Streaming
 from regard.policies.kinds import Calibrated, Evict, ModulePatch, Prefill, Select, Store
 from regard.policies.registry import policy
-from regard.policies.selecting import DoubleSparsity, Selecting
+from regard.policies.selecting import DoubleSparsity, Quest, Selecting
 from regard.policies.shrinking import Shrinking
 from regard.run.executor import Answer, No, Yes
 from regard.serving.vllm.server_settings import Shrink
@@ -209,6 +209,15 @@ def why_not_paged(one: Policy) -> str:
     return ""
 
 
+def reads_at_steps(one: Policy) -> bool:
+    """Whether a policy chooses keys for single tokens by what the pages hold, and nothing else.
+
+    What it keeps beside them (bounds of pages) is made of the keys when it is needed, so prompts
+    need not pass it.
+    """
+    return isinstance(one, Quest | SinksAndRecent)
+
+
 def needs_whole_prompt(one: Policy) -> str:
     """Say why a prompt must come in one piece, none of it cached; nothing if it need not."""
     if isinstance(one, Prefill):
@@ -243,5 +252,5 @@ def can_serve(one: Policy, *, chunks: bool, caches_prefixes: bool, guesses: bool
 
 __all__ = [
     "PagedLayer", "PagedShrinking", "ServedPages", "SinksAndRecent", "can_serve", "paged_policy",
-    "why_not_paged",
+    "reads_at_steps", "why_not_paged",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from regard.core.key_forms import Paged
 from regard.models.engine import Engine
 from regard.models.site import Site, Sites
 from regard.policies.budget import Budget
+from regard.policies.kinds import Prefill
 from regard.run.executor import No
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import (
@@ -24,7 +25,9 @@ from regard.serving.vllm.paged_policies import (
     SinksAndRecent,
     can_serve,
     paged_policy,
+    reads_at_steps,
 )
+from regard.serving.vllm.request_steering import RequestSteering, check_control
 from regard.serving.vllm.request_survey import RequestSurvey
 from regard.serving.vllm.server_settings import Asked, Settings
 
@@ -40,6 +43,7 @@ class Served:
     asked: Asked = field(default_factory=Asked)
     prompt: int = 0
     survey: RequestSurvey | None = None
+    steering: RequestSteering | None = None
     layers: dict[Site, PagedLayer] = field(default_factory=dict)
     # Why it cannot go on; the server ends it with this.
     failed: str = ""
@@ -55,6 +59,8 @@ class Setup:
     name: str = "a served model"
     dtype: str = ""
     tokenizer: Any = None
+    # Over which the heads of the model are divided.
+    processes: int = 1
 
 
 class Serving:
@@ -76,17 +82,59 @@ class Serving:
         self.stage: PagedShrinking | None = None
         self._engine = _plain
         self._policy = None if settings.shrink is None else paged_policy(settings.shrink)
+        self.model: Any = None
+        if settings.steer is not None:
+            check_control(settings.steer)
         # Run files that were written, the newest last.
         self.written: list[Path] = []
 
     @property
     def by_request(self) -> bool:
         """Whether it matters whose call one is."""
-        return self.settings.shrink is not None or self.settings.see is not None
+        asked = self.settings
+        return any(x is not None for x in (asked.shrink, asked.see, asked.steer))
+
+    @property
+    def kernel(self) -> bool:
+        """Whether vLLM's own kernel may attend for whoever asks for nothing."""
+        return self.settings.kernel
+
+    def asks(self, served: Served | None, n: int, seen: int) -> bool:
+        """Return whether a request asks for anything at a step: the newest `n` of `seen` tokens.
+
+        >>> serving = Serving(Settings.of("shrink quest keep=64"))
+        >>> one = serving.arrive("a", {}, range(90))
+        >>> [serving.asks(one, n, seen) for n, seen in ((90, 90), (1, 91), (1, 60))]
+        [False, True, False]
+        """
+        if served is None or served.failed:
+            return False
+        if served.survey is not None or served.steering is not None:
+            return True
+        if self._policy is None or not served.asked.shrink:
+            return False
+        if reads_at_steps(self._policy):
+            if n > 1:  # what was kept of it is of another prompt, if it was preempted
+                served.layers.clear()
+                return False
+            return self._leaves(seen)
+        return n > 1 or not isinstance(self._policy, Prefill)
+
+    def _leaves(self, seen: int) -> bool:
+        """Return whether the policy reads fewer than `seen` tokens."""
+        budget = Budget.of(self._policy.keep) if self._policy is not None else None
+        tokens = None if budget is None else budget.tokens
+        return tokens is None or seen > tokens
 
     def begin(self, model: Any, sites: Sites, setup: Setup) -> None:
         """Get ready for a model, or say why it cannot be served as was asked."""
-        self.sites, self.setup, made = sites, setup, self._policy
+        self.model, self.sites, self.setup, made = model, sites, setup, self._policy
+        if setup.processes > 1 and (self.settings.see or self.settings.steer):
+            fail(
+                CapabilityError, "REGARD", f"see or steer in {setup.processes} processes, each of "
+                "which has some of the heads", "one process for a model, or policies alone",
+                "leave see and steer out, or serve with --tensor-parallel-size 1",
+            )  # fmt: skip
         if made is None:
             return
         answer = can_serve(
@@ -111,13 +159,17 @@ class Serving:
                 found.asked = Asked.of(extra)
                 if found.asked.see:
                     found.survey = self._survey(name, list(tokens or ()))
+                if found.asked.steer:
+                    found.steering = self._steering(found.asked, list(tokens or ()))
             except Exception as error:
                 self._fail(found, error)
         return found
 
     def leave(self, name: str) -> None:
         """Let go of all that was kept of a request."""
-        self.requests.pop(name, None)
+        one = self.requests.pop(name, None)
+        if one is not None and one.steering is not None:
+            log.info("regard: request %s was steered: %s", name, one.steering.said)
 
     def failures(self) -> dict[str, str]:
         """Return why requests cannot go on, by their names."""
@@ -150,15 +202,19 @@ class Serving:
         return out
 
     def _through(self, call: Call, served: Served) -> Tensor:
+        engine, steering = _plain, served.steering
+        if steering is not None:
+            call, engine = steering.call(call), Engine([steering.stage])
         if self.stage is None or not served.asked.shrink:
-            return _plain.run(call)
+            return engine.run(call)
+        engine = self._engine if steering is None else Engine([self.stage, steering.stage])
         keys = call.keys
         assert isinstance(keys, Paged)
         layer = served.layers.setdefault(call.site, PagedLayer())
         layer.arrive(keys, call.n)
         self.stage.serve(layer)
         try:
-            return self._engine.run(call)
+            return engine.run(call)
         finally:
             self.stage.serve(None)
 
@@ -185,10 +241,19 @@ class Serving:
         about = {"name": setup.name, "kind": "served", "dtype": setup.dtype}
         return RequestSurvey(name, tokens, words, self.sites, see.probes, about)
 
+    def _steering(self, asked: Asked, tokens: list[int]) -> RequestSteering:
+        steer = self.settings.steer
+        if steer is None:
+            fail(
+                CapabilityError, "regard_steer", "a request to be steered", "a server that steers",
+                "start it with REGARD='steer emphasis', say",
+            )  # fmt: skip
+        return RequestSteering(steer, asked, tokens, self.setup.tokenizer, self.model, self.sites)
+
     def _fail(self, served: Served, error: Exception) -> None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         served.failed = f"regard: {type(error).__name__}: {error}"
-        served.survey, served.layers = None, {}
+        served.survey, served.steering, served.layers = None, None, {}
         log.error(
             "request %s ends: %s (%s:%s)", served.name, served.failed, where.filename, where.lineno
         )

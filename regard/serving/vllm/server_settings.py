@@ -2,9 +2,11 @@
 
 Clauses are divided by `;`:
 
-    on                          attention by Regard, with nothing else
+    on                          Regard takes part, and nothing else; vLLM's kernel attends where
+                                it can, and `on kernel=regard` keeps it from that
     shrink POLICY NAME=VALUE    a policy with its settings; `keep=` is what it may keep
     see out=FOLDER              requests that ask for it are surveyed; one run file each
+    steer CONTROL NAME=VALUE    requests that ask for it are steered
     off                         vLLM's own attention, as if Regard were not installed
 """
 
@@ -18,9 +20,11 @@ from typing import Any
 from regard.core.errors import RuleError, fail, nearest, shape_of
 
 VARIABLE = "REGARD"
-CLAUSES = ("on", "off", "shrink", "see")
+CLAUSES = ("on", "off", "shrink", "see", "steer")
 # Extra arguments of a request's sampling parameters.
-SEE, SHRINK = "regard_see", "regard_shrink"
+SEE, SHRINK, STEER = "regard_see", "regard_shrink", "regard_steer"
+WHICH, STRENGTH = "regard_which", "regard_strength"
+EXTRAS = (SEE, SHRINK, STEER, WHICH, STRENGTH)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class See:
 
 
 @dataclass(frozen=True)
+class Steer:
+    """A control by name, with its settings; requests may say `which` and `strength`."""
+
+    control: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a server is asked to do.
 
@@ -53,6 +65,9 @@ class Settings:
     on: bool = False
     shrink: Shrink | None = None
     see: See | None = None
+    steer: Steer | None = None
+    # Whether vLLM's own kernel may attend for whoever asks for nothing.
+    kernel: bool = True
 
     @staticmethod
     def of(said: str) -> Settings:
@@ -73,8 +88,10 @@ class Settings:
                 found["shrink"] = _shrink(words)
             elif name == "see":
                 found["see"] = _see(words)
+            elif name == "steer":
+                found["steer"] = _steer(words)
             elif words:
-                fail(RuleError, VARIABLE, f"{name} {' '.join(words)}", f"{name} alone", _EXAMPLE)
+                found["kernel"] = _kernel(words)
         return Settings(True, **found)
 
 
@@ -88,6 +105,12 @@ def _shrink(words: list[str]) -> Shrink:
     return Shrink(words[0], settings, settings.pop("keep", 0.25))
 
 
+def _steer(words: list[str]) -> Steer:
+    if not words or "=" in words[0]:
+        fail(RuleError, VARIABLE, "steer without a control", "the name of a control", _EXAMPLE)
+    return Steer(words[0], _pairs("steer", words[1:]))
+
+
 def _see(words: list[str]) -> See:
     settings = _pairs("see", words)
     unknown = set(settings) - {"out", "probes"}
@@ -97,6 +120,14 @@ def _see(words: list[str]) -> See:
     probes = settings.get("probes")
     made = See(str(settings["out"]))
     return made if probes is None else See(made.out, tuple(str(probes).split(",")))
+
+
+def _kernel(words: list[str]) -> bool:
+    settings = _pairs("on", words)
+    if set(settings) != {"kernel"} or settings["kernel"] not in ("vllm", "regard"):
+        got = f"on {' '.join(words)}"
+        fail(RuleError, VARIABLE, got, "on alone, or with kernel=vllm or kernel=regard", _EXAMPLE)
+    return bool(settings["kernel"] == "vllm")
 
 
 def _pairs(clause: str, words: list[str]) -> dict[str, Any]:
@@ -114,24 +145,45 @@ def _pairs(clause: str, words: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for: to be surveyed, and not to be shrunk.
+    """What a request asks for: to be surveyed, not to be shrunk, to be steered, and how.
 
     >>> Asked.of({"regard_see": True, "other": 3})
-    Asked(see=True, shrink=True)
+    Asked(see=True, shrink=True, steer=False, which=None, strength=None)
+    >>> Asked.of({"regard_steer": 1, "regard_which": "Paris", "regard_strength": "2"}).strength
+    2.0
     """
 
     see: bool = False
     shrink: bool = True
+    steer: bool = False
+    which: Any = None
+    strength: float | None = None
 
     @staticmethod
     def of(given: Mapping[str, Any] | None) -> Asked:
         """Read the extra arguments of a request's sampling parameters."""
         given = given or {}
         for name in given:
-            if name.startswith("regard_") and name not in (SEE, SHRINK):
-                known = nearest(name, (SEE, SHRINK), f"leave it out, or pass {SEE} or {SHRINK}")
-                fail(RuleError, "extra_args", repr(name), f"{SEE} or {SHRINK}", known)
-        return Asked(_flag(SEE, given.get(SEE, False)), _flag(SHRINK, given.get(SHRINK, True)))
+            if name.startswith("regard_") and name not in EXTRAS:
+                known = nearest(name, EXTRAS, f"leave it out, or pass one of {', '.join(EXTRAS)}")
+                fail(RuleError, "extra_args", repr(name), f"one of {', '.join(EXTRAS)}", known)
+        steer = _flag(STEER, given.get(STEER, False))
+        for name in (WHICH, STRENGTH):
+            if name in given and not steer:
+                fail(RuleError, name, repr(given[name]), f"{STEER} beside it", f"pass {STEER}=1")
+        return Asked(
+            _flag(SEE, given.get(SEE, False)), _flag(SHRINK, given.get(SHRINK, True)), steer,
+            given.get(WHICH), _number(STRENGTH, given.get(STRENGTH)),
+        )  # fmt: skip
+
+
+def _number(name: str, x: Any) -> float | None:
+    if x is None:
+        return None
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        return fail(RuleError, name, shape_of(x), "a number", f"pass {name}=2")
 
 
 def _flag(name: str, x: Any) -> bool:
@@ -143,4 +195,6 @@ def _flag(name: str, x: Any) -> bool:
     return words[said]
 
 
-__all__ = ["SEE", "SHRINK", "VARIABLE", "Asked", "See", "Settings", "Shrink"]
+__all__ = [
+    "EXTRAS", "SEE", "SHRINK", "STEER", "VARIABLE", "Asked", "See", "Settings", "Shrink", "Steer",
+]  # fmt: skip

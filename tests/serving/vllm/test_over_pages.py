@@ -169,6 +169,84 @@ def test_a_survey_of_a_request_is_that_of_see(
     assert compared > 6
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize(
+    ("control", "asked", "settings"),
+    [
+        ("emphasis", {"regard_which": [3, 4, 5], "regard_strength": 3}, {"which": [3, 4, 5]}),
+        ("emphasis phase=decoded", {"regard_which": [7], "regard_strength": "2"},
+         {"which": [7], "phase": "decoded"}),
+        ("emphasis which=9 strength=2 where=1", {}, {"which": 9, "where": 1}),
+    ],
+)  # fmt: skip
+def test_a_steered_request_is_that_of_steer(
+    model: Any, ids: Tensor, pieces: int, control: str, asked: Any, settings: Any
+) -> None:
+    strength = float(asked.get("regard_strength", 2))
+    with regard.steer(model, "emphasis", strength=strength, **settings) as steered:
+        want = generate(model, ids, pieces)
+        assert steered.receipt.moved > 0
+    one = serving(model, f"steer {control}", ids, regard_steer=True, **asked)
+    one.arrive("other", {}, ids[0].tolist())
+    assert served(model, one, ids, pieces) == want
+    assert one.failures() == {}
+    assert one.asks(one.requests["r"], 1, 95)
+    assert not one.asks(one.requests["other"], 1, 95)
+
+
+def test_a_steered_request_may_be_shrunk_too(model: Any, ids: Tensor) -> None:
+    with (
+        regard.shrink(model, policy("quest"), keep=0.3, check=False),
+        regard.steer(model, "emphasis", strength=3.0, which=[3, 4, 5]),
+    ):
+        want = generate(model, ids)
+    said = "shrink quest keep=30%; steer emphasis strength=3"
+    one = serving(model, said, ids, regard_steer=1, regard_which=[3, 4, 5])
+    assert served(model, one, ids) == want
+    assert one.failures() == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("steer emphasiss", "emphasis"),
+        ("steer attentive_eraser", "a control that reads"),
+        ("steer", "without a control"),
+    ],
+)
+def test_a_control_that_a_server_cannot_run_is_refused(said: str, named: str) -> None:
+    with pytest.raises(RegardError, match=named):
+        Serving(Settings.of(said))
+
+
+def test_each_control_is_served_or_refused_with_its_reason() -> None:
+    from regard.controls import known as controls
+    from regard.serving.vllm.request_steering import check_control
+    from regard.serving.vllm.server_settings import Steer
+
+    served_, refused = set(), {}
+    for name, kind in controls().items():
+        try:
+            check_control(Steer(name))
+            served_.add(kind.name)
+        except RegardError as error:
+            refused[kind.name] = str(error)
+    assert "emphasis" in served_
+    assert refused
+    assert all("a control that reads" in x for x in refused.values())
+
+
+def test_a_server_that_does_not_steer_says_so(model: Any, ids: Tensor) -> None:
+    one = serving(model, "shrink quest", ids, regard_steer=True)
+    assert "a server that steers" in one.failures()["r"]
+
+
+def test_half_of_the_heads_are_not_surveyed_as_all(model: Any) -> None:
+    one = Serving(Settings.of("see out=runs"))
+    with pytest.raises(RegardError, match="2 processes"):
+        one.begin(model, hook_of(model)[1], Setup(processes=2))
+
+
 def test_a_request_that_does_not_ask_leaves_no_trace(
     model: Any, ids: Tensor, tmp_path: Path
 ) -> None:

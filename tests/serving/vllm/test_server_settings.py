@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from regard.core.errors import RegardError
-from regard.serving.vllm.server_settings import Asked, See, Settings, Shrink
+from regard.serving.vllm.server_settings import Asked, See, Settings, Shrink, Steer
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from regard.serving.vllm.server_settings import Asked, See, Settings, Shrink
         ("off", Settings()),
         ("off; shrink quest", Settings()),
         ("on", Settings(True)),
+        ("on kernel=regard", Settings(True, kernel=False)),
+        ("steer emphasis strength=2", Settings(True, steer=Steer("emphasis", {"strength": 2}))),
         ("shrink quest", Settings(True, Shrink("quest"))),
         ("shrink quest keep=10%", Settings(True, Shrink("quest", {}, "10%"))),
         ("shrink quest keep=64 page=8", Settings(True, Shrink("quest", {"page": 8}, 64))),
@@ -43,7 +45,9 @@ def test_what_is_said_is_what_is_meant(said: str, means: Settings) -> None:
         ("shrink quest keep", "NAME=VALUE"),
         ("shrink quest keep=1 keep=2", "each once"),
         ("shrink quest; shrink h2o", "twice"),
-        ("on all", "on alone"),
+        ("on all", "NAME=VALUE"),
+        ("on kernel=theirs", "on alone"),
+        ("steer which=3", "without a control"),
         ("see", "out=FOLDER"),
         ("see out=a where=b", "out=FOLDER"),
     ],
@@ -59,7 +63,13 @@ def test_a_request_may_ask_to_be_seen(flag: object) -> None:
     assert Asked.of({"regard_shrink": flag}) == Asked.of(None) == Asked.of({"theirs": 3})
 
 
-@pytest.mark.parametrize("extra", [{"regard_look": 1}, {"regard_see": 7}, {"regard_shrink": None}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"regard_look": 1}, {"regard_see": 7}, {"regard_shrink": None}, {"regard_which": "Paris"},
+        {"regard_steer": 1, "regard_strength": "much"},
+    ],
+)  # fmt: skip
 def test_a_request_that_asks_for_something_else_is_told(extra: dict[str, object]) -> None:
     with pytest.raises(RegardError, match="regard_"):
         Asked.of(extra)

@@ -1,0 +1,36 @@
+"""The committed sweep of models: nothing is changed in silence, and the page is in step."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = {"changed", "unnamed", "broke", "died"}
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    where = importlib.util.spec_from_file_location("sweep", ROOT / "scripts" / "sweep_models.py")
+    module = importlib.util.module_from_spec(where)
+    where.loader.exec_module(module)
+    return module
+
+
+def test_no_class_is_changed_or_passed_by_in_silence(sweep):
+    for library, home in sweep.read().items():
+        found = {n: row for n, row in home["classes"].items() if row["outcome"] in FAULTS}
+        assert not found, library
+        assert all(row["outcome"] in sweep.OUTCOMES for row in home["classes"].values())
+
+
+def test_the_page_is_in_step(sweep):
+    assert sweep.PAGE.read_text(encoding="utf-8") == sweep.page(sweep.read())
+
+
+def test_a_class_is_tried(sweep):
+    transformers = pytest.importorskip("transformers")
+    assert hasattr(transformers, "LlamaModel")
+    found = sweep.in_time(sweep.models("transformers")["LlamaModel"])
+    assert (found["outcome"], found["sites"]) == ("unchanged", 2)
+    assert found["padded row"]

@@ -1,0 +1,63 @@
+"""Executors that read keys where they are equal the reference, on generated calls."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from regard.core.call import Call
+from regard.core.rule import Rule
+from regard.core.score import Alibi, Dot, SoftCap
+from regard.core.support import Causal, Everything, Sinks, Window
+from regard.core.weigh import Softmax
+from regard.run.plan import EXECUTORS, make_plan
+from regard.run.runner import run
+from tests.run.test_executors_equal import EXACT
+from tests.run.test_keys import EXACT as TOLERANCE
+from tests.run.test_keys import FORMS, B, D, H
+
+OTHERWISE = {
+    "reference": "what the others are compared with",
+    "flex": "it compiles each rule for seconds: tests/run/test_flex.py has the rules it takes",
+}
+OF_KEYS = [name for name in EXECUTORS if name not in (*EXACT, *OTHERWISE)]
+
+
+TRIES = 20
+
+
+def drawn(executor: str, draw: random.Random) -> Call:
+    """A call of one to three queries over keys of a form that an executor reads."""
+    torch.manual_seed(draw.getrandbits(31))
+    forms = [name for name, made in FORMS.items() if made(9).form in EXECUTORS[executor].reads]
+    form, m, n = draw.choice(forms), draw.randint(3, 40), draw.choice([1, 1, 2, 3])
+    near, far = draw.randint(1, 40), draw.randint(1, 9)
+    support = draw.choice([
+        Everything(), Everything(), Causal(), Causal() & Window(near),
+        Causal() & (Window(near) | Sinks(far)), Window(near),
+    ])  # fmt: skip
+    score = draw.choice([
+        Dot(), Dot(), Dot(), Dot(-0.5), Dot(0.0), Dot() >> SoftCap(2.0),
+        Dot() + Alibi.for_heads(H),
+    ])  # fmt: skip
+    weigh = draw.choice([Softmax(), Softmax(), Softmax(plus_one=True)])
+    offset = draw.choice([0, m - 1, 60])
+    keys = FORMS[form](m)
+    return Call(torch.randn(B, H, n, D), keys, Rule(support, score, weigh, offset)).checked()
+
+
+@pytest.mark.parametrize("executor", OF_KEYS)
+@given(seed=st.integers(0, 2**62))
+def test_equals_the_reference_over_keys(executor, seed):
+    draw = random.Random(seed)
+    tried = (drawn(executor, draw) for _ in range(TRIES))
+    call = next((x for x in tried if executor in make_plan(x).considered), None)
+    assume(call is not None)
+    want = run(Call(call.q, call.keys.dense(), call.rule), ("lse",), "reference")
+    got = run(call, ("lse",), executor)
+    torch.testing.assert_close(got.out, want.out, **TOLERANCE)
+    torch.testing.assert_close(got.lse, want.lse, **TOLERANCE)

@@ -1,0 +1,76 @@
+"""Surveys over HTTP: names, run files and pages of one folder, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from regard.core.errors import RegardError
+from regard.serving.vllm.endpoints import RegardEndpoints, ScoreGauges, Surveys
+from regard.views.run_file import Run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Surveys of two requests of the model that ships."""
+    import regard
+
+    made = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    for number, name in enumerate(("cmpl-ab-0", "cmpl-abc-0")):
+        seen = regard.see(inputs="def first(words):\n    return words", probes=["sinks", "shape"])
+        path = seen.save(made / f"{name}.npz")
+        os.utime(made / f"{name}.npz", (number, number))
+        assert path
+    return made
+
+
+def test_a_request_is_found_by_the_name_of_its_answer(folder: Path) -> None:
+    surveys = Surveys(folder)
+    assert surveys.names() == ["cmpl-abc-0", "cmpl-ab-0"]  # the newest first
+    assert surveys.find("cmpl-ab") == folder / "cmpl-ab-0.npz"
+    assert surveys.find("cmpl-abc-0") == folder / "cmpl-abc-0.npz"
+    assert surveys.find("cmpl-a") is None
+    assert surveys.find("../runs/cmpl-ab-0") is None
+
+
+def test_scores_are_those_of_the_run_file(folder: Path) -> None:
+    surveys, run = Surveys(folder), Run.load(folder / "cmpl-abc-0.npz")
+    found = {(score, layer): value for score, layer, value in surveys.scores()}
+    for name in ("entropy", "sink"):
+        for layer, row in enumerate(run.arrays[f"scores/{name}"]):
+            assert found[name, layer] == pytest.approx(float(np.nanmean(row)))
+
+
+def test_a_server_that_surveys_nothing_has_no_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGARD", "on")
+    with pytest.raises(RegardError, match="surveys nothing"):
+        RegardEndpoints()
+
+
+def test_routes_and_gauges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    client = pytest.importorskip("prometheus_client")
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    monkeypatch.setenv("REGARD", f"see out={folder}")
+    app, plugin = FastAPI(), RegardEndpoints()
+    plugin.attach_router(app)
+    http = TestClient(app)
+    assert http.get("/regard/surveys").json() == {"surveys": ["cmpl-abc-0", "cmpl-ab-0"]}
+    assert http.get("/regard/surveys/cmpl-ab").content == (folder / "cmpl-ab-0.npz").read_bytes()
+    assert "<html" in http.get("/regard/surveys/cmpl-ab/page").text
+    assert http.get("/regard/surveys/other").status_code == 404
+    registry = client.CollectorRegistry()
+    registry.register(ScoreGauges(plugin.surveys))
+    said = client.generate_latest(registry).decode()
+    assert 'regard_survey_score{layer="0",score="entropy"}' in said
+    assert "regard_surveys 2.0" in said
+    assert asyncio.iscoroutinefunction(plugin.init_state)
