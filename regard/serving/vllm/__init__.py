@@ -1,4 +1,4 @@
-"""Regard inside vLLM: attention of a server that can be shrunk and surveyed, request by request.
+"""Regard inside vLLM: attention of a server, shrunk, surveyed and steered request by request.
 
 vLLM loads `entry_point.register` in every process, which does nothing unless the environment
 variable `REGARD` asks for something (see `server_settings`). Then `backend` attends in vLLM's
