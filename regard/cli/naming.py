@@ -35,7 +35,7 @@ def name_flags(command: Any) -> Any:
 
 
 def by_flag(error: RegardError, params: Sequence[Any], typed: Sequence[str]) -> RegardError:
-    """Give the error again, about the flag as it was typed, where it is about one.
+    """Return the error again, about the flag as it was typed, where it is about one.
 
     `params` are those of the command; what is no flag of it stays as it is.
     """

@@ -90,7 +90,7 @@ def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
 
 
 def shape_of(x: Any) -> str:
-    """Say what `x` is, for the `got` part of an error.
+    """Return what `x` is, for the `got` part of an error.
 
     >>> import torch
     >>> shape_of(torch.zeros(2, 3)), shape_of(7)
