@@ -88,7 +88,7 @@ def _read(address: str) -> bytes:
 
 
 def main() -> None:
-    """Ask a server three times."""
+    """Ask a server twice, and read the survey that it made."""
     from openai import OpenAI
 
     from regard.views.run_file import Run
