@@ -4,12 +4,12 @@
     python benchmarks/beside_viewers.py --scripts FOLDER --pictures FOLDER --save beside-viewers
 
 All three read the model that ships. A page is made by a process of its own: its seconds are those
-after the model was loaded, with the forward that gives the weights, and its memory is what the
-process took at most beyond the loaded model. `ready` is the time from opening the file until the
-document holds still for half a second (that half not counted). BertViz' page loads jQuery, D3 and
-require.js from a network: `--scripts` is a folder with `jquery.min.js`, `d3.min.js` and
-`require.js`, which are given to it as if from there. What a viewer cannot do within `--limit`
-seconds or a page of 500 MB is said in words.
+of a processor after the model was loaded, with the forward that gives the weights, and its memory
+is what the process took at most beyond the loaded model. `ready` is the time from opening the file
+until the document holds still for half a second (that half not counted). BertViz' page loads
+jQuery, D3 and require.js from a network: `--scripts` is a folder with `jquery.min.js`, `d3.min.js`
+and `require.js`, which are given to it as if from there. What a viewer cannot do within `--limit`
+seconds, or with a page of 500 MB, is said in words.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ def make(viewer: str, length: int, path: Path) -> dict[str, float]:
     with torch.no_grad():
         model(ids[:, :8])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.perf_counter()
+    begun = time.process_time()
     VIEWERS[viewer](model, ids, tokenizer, path)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
-    return {"made, s": round(seconds, 2), "memory, MB": round(taken / 1024)}
+    return {"made, CPU s": round(seconds, 2), "memory, MB": round(taken / 1024)}
 
 
 def opened(path: Path, scripts: Path, picture: Path | None) -> dict[str, Any]:

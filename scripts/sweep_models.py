@@ -48,6 +48,10 @@ OUTCOMES = {
 }  # fmt: skip
 
 
+# Models to try, the first that can be built and fed counts, each with inputs for it.
+Maker = Callable[[], Iterator[tuple[Any, Iterator[dict[str, Any]]]]]
+
+
 class TookTooLongError(Exception):
     """A class takes more seconds than one may."""
 
@@ -72,7 +76,7 @@ def classes() -> list[str]:
     return sorted(found & set(dir(transformers)))
 
 
-def models(library: str) -> dict[str, Callable[[], tuple[Any, Iterator[dict[str, Any]]]]]:
+def models(library: str) -> dict[str, Maker]:
     """Return what makes the model of each class, and inputs for it."""
     if library == "diffusers":
         from tests.diffusion import MAKERS
@@ -82,19 +86,19 @@ def models(library: str) -> dict[str, Callable[[], tuple[Any, Iterator[dict[str,
         return _of_timm()
     import transformers
 
-    from tests.tiny_models import inputs_of, tiny_model
+    from tests.tiny_models import inputs_of, tiny_models
 
-    def make(name: str) -> Callable[[], tuple[Any, Iterator[dict[str, Any]]]]:
-        def made() -> tuple[Any, Iterator[dict[str, Any]]]:
-            model = tiny_model(getattr(transformers, name))
-            return model, inputs_of(model)
+    def make(name: str) -> Maker:
+        def made() -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
+            for model in tiny_models(getattr(transformers, name)):
+                yield model, inputs_of(model)
 
         return made
 
     return {name: make(name) for name in classes()}
 
 
-def _of_timm() -> dict[str, Callable[[], tuple[Any, Iterator[dict[str, Any]]]]]:
+def _of_timm() -> dict[str, Maker]:
     """Choose the model of each file of timm whose name is of the smallest size."""
     import timm
     import torch
@@ -118,15 +122,15 @@ def _of_timm() -> dict[str, Callable[[], tuple[Any, Iterator[dict[str, Any]]]]]:
     return chosen
 
 
-def _given(make: Callable[[], Any]) -> Callable[[], tuple[Any, Iterator[dict[str, Any]]]]:
-    def made() -> tuple[Any, Iterator[dict[str, Any]]]:
+def _given(make: Callable[[], Any]) -> Maker:
+    def made() -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
         model, inputs = make()
-        return model, iter([inputs])
+        yield model.eval(), iter([inputs])
 
     return made
 
 
-def tried(make: Callable[[], tuple[Any, Iterator[dict[str, Any]]]]) -> dict[str, Any]:
+def tried(make: Maker) -> dict[str, Any]:
     """Build a model, run it plainly and attached, and say what came of it."""
     import torch
 
@@ -136,23 +140,11 @@ def tried(make: Callable[[], tuple[Any, Iterator[dict[str, Any]]]]) -> dict[str,
     from tests.alone import Alone
 
     try:
-        model, candidates = make()
-        model.eval()
+        model, given, why = chosen(make)
+    except TookTooLongError:
+        raise
     except Exception as error:
         return {"outcome": "not built", "why": said(error)}
-    torch.manual_seed(0)
-    given, why = None, "no input is known"
-    with torch.no_grad():
-        for inputs in candidates:
-            try:
-                model(**inputs)
-            except TookTooLongError:
-                raise
-            except Exception as error:
-                why = said(error)
-                continue
-            given = inputs
-            break
     found: dict[str, Any] = {}
     try:
         with torch.no_grad(), attach(model, [Null()], check=False) as attached:
@@ -182,6 +174,27 @@ def tried(make: Callable[[], tuple[Any, Iterator[dict[str, Any]]]]) -> dict[str,
         whose = "ours" if isinstance(error, RegardError) else "not ours"
         return {"outcome": "broke", "why": f"{whose}: {said(error)}", **found}
     return {"outcome": "unchanged", **found}
+
+
+def chosen(make: Maker) -> tuple[Any, dict[str, Any] | None, str]:
+    """Return the first model that takes some input, with it; else the first, and why not."""
+    import torch
+
+    first, why = None, "no input is known"
+    for model, candidates in make():
+        for inputs in candidates:
+            try:
+                torch.manual_seed(0)
+                with torch.no_grad():
+                    model(**inputs)
+            except TookTooLongError:
+                raise
+            except Exception as error:
+                why = said(error) if why == "no input is known" else why
+            else:
+                return model, inputs, ""
+        first = model if first is None else first
+    return first, None, why
 
 
 def said(error: BaseException) -> str:

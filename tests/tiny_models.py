@@ -7,6 +7,7 @@ name among the arguments of its forward. What this cannot make is said by whoeve
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ NAMES: tuple[tuple[int, str], ...] = (
      attention_heads num_self_attention_heads num_cross_attention_heads attention_num_heads
      num_decoder_attention_heads num_encoder_attention_heads num_experts n_routed_experts
      num_local_experts moe_num_experts num_routed_experts sliding_window local_attention
-     attention_window"""),
+     attention_window mamba_n_heads n_mamba_heads mamba_num_heads"""),
     (8, """head_dim attention_head_dim d_kv dim_head kv_channels q_lora_rank qk_rope_head_dim
      qk_nope_head_dim v_head_dim patch_size num_conv_pos_embeddings"""),
     (48, """intermediate_size d_ff ffn_dim d_inner mlp_dim encoder_ffn_dim decoder_ffn_dim
@@ -40,7 +41,7 @@ NAMES: tuple[tuple[int, str], ...] = (
      encoder_intermediate_size decoder_intermediate_size hidden_dim_ff
      shared_expert_intermediate_size mlp_hidden_size moe_dense_intermediate_size"""),
     (16, """moe_intermediate_size expert_ffn_hidden_size expert_dim kv_lora_rank num_mel_bins
-     n_mels feature_size input_feat_per_channel"""),
+     n_mels feature_size input_feat_per_channel mamba_d_head mamba_head_dim"""),
     (1, "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace"),
     (WORDS, "vocab_size text_vocab_size src_vocab_size tgt_vocab_size"),
     (128, """max_position_embeddings n_positions max_seq_len n_ctx seq_length max_source_positions
@@ -49,6 +50,17 @@ NAMES: tuple[tuple[int, str], ...] = (
     (3, "conv_kernel_size"),
 )  # fmt: skip
 SIZES = {name: size for size, names in NAMES for name in names.split()}
+# What does not go with what differs from class to class: heads of their own size, heads of keys
+# that are fewer, and settings that are lists in some classes.
+_EQUAL = {n: x for n, x in SIZES.items() if n != "head_dim"} | {"num_key_value_heads": 4}
+_LISTS = re.compile("moe_|layer|expert|depth")
+SIZES_TRIED = (
+    SIZES,
+    {n: x for n, x in SIZES.items() if n != "head_dim"},
+    _EQUAL,
+    {n: x for n, x in _EQUAL.items() if not _LISTS.search(n)},
+    {},
+)
 # Numbers of tokens that mean something, below the vocabulary; others of such a name count down.
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 # Lists of one number for each stage of a network: shorter stages, as wide as they are.
@@ -69,16 +81,16 @@ def tiny_config(kind: Any, tried: int = 0) -> Any:
     """Make a config of a class with small sizes; later tries change less of it."""
     number = WORDS
     chosen: dict[str, Any] = {}
-    skipped = ({}, {"head_dim"}, {"head_dim", "num_key_value_heads"}, set(SIZES))[tried]
+    sizes = SIZES_TRIED[tried]
     parts = getattr(kind, "sub_configs", {})
     for name, default in settings_of(kind).items():
         if name in parts:
             continue
-        if name in SIZES and name not in skipped and not isinstance(default, list | tuple | str):
-            chosen[name] = SIZES[name]
+        if name in sizes and not isinstance(default, list | tuple | str):
+            chosen[name] = sizes[name]
         elif name in STAGES and isinstance(default, list | tuple):
             chosen[name] = [1] * len(default)
-        elif name in TOKENS and isinstance(default, int):
+        elif name in TOKENS and (isinstance(default, int) or name == "pad_token_id"):
             chosen[name] = TOKENS[name]
         elif name.endswith(("token_id", "token_index")) and isinstance(default, int):
             number -= 1
@@ -93,22 +105,37 @@ def tiny_config(kind: Any, tried: int = 0) -> Any:
     return kind(**chosen)
 
 
-def tiny_model(kind: Any) -> nn.Module:
-    """Make a random model of a class, or raise what its last try raised."""
-    for tried in range(4):
+MOST = 180_000_000
+
+
+def tiny_models(kind: Any) -> Iterator[nn.Module]:
+    """Yield random models of a class, smallest first; raise what the first try raised if none is.
+
+    A later one has more of the sizes that its config has by default, where some do not go together.
+    """
+    first: Exception | None = None
+    built = False
+    for tried in range(len(SIZES_TRIED)):
         try:
-            torch.manual_seed(0)
             config = tiny_config(kind.config_class, tried)
             with torch.device("meta"):
                 size = sum(p.numel() for p in kind(config).parameters())
-            if size > 60_000_000:
+            if size > MOST:
                 raise ValueError(f"{size / 1e6:.0f} million parameters at the smallest tried")
             torch.manual_seed(0)
             made: nn.Module = kind(config).eval()
-            return made
         except Exception as refused:  # configs refuse in many ways
-            last = refused
-    raise last
+            first = first or refused
+        else:
+            built = True
+            yield made
+    if not built and first is not None:
+        raise first
+
+
+def tiny_model(kind: Any) -> nn.Module:
+    """Return the smallest random model of a class."""
+    return next(tiny_models(kind))
 
 
 def find(config: Any, *names: str) -> Any:
@@ -126,11 +153,17 @@ def inputs_of(model: Any) -> Iterator[dict[str, Any]]:
     """Yield inputs that a model may take, the most telling first: with a padded row."""
     takes = inspect.signature(type(model).forward).parameters
     config = getattr(model, "config", None)
-    for sound in ((2, 2000), (2, 16, 64), (2, 64, 16)):
+    long = find(config, "max_length")
+    sounds = [(2, 2000), (2, 16, 64), (2, 64, 16), (2, 16, 256)]
+    sounds += [(2, long, 16)] if isinstance(long, int) and long < 3000 else []
+    for sound in sounds:
         made = _inputs(takes, config, sound)
         if not made:
             return
         yield made
+        books = find(config, "num_codebooks")
+        if "input_ids" in made and isinstance(books, int):
+            yield {**made, "input_ids": made["input_ids"][..., None].expand(-1, -1, books)}
         for left in (["attention_mask"], ["attention_mask", "decoder_input_ids"],
                      ["pixel_values"], ["input_ids", "attention_mask"]):  # fmt: skip
             fewer = {name: x for name, x in made.items() if name not in left}
@@ -166,8 +199,21 @@ def _inputs(takes: Any, config: Any, sound: tuple[int, ...]) -> dict[str, Any]:
         made["input_features"] = torch.randn(
             sound if len(sound) > 2 else (2, 16, 64), generator=draw
         )
+        if "input_features_mask" in takes:
+            shape = made["input_features"].shape
+            made["input_features_mask"] = torch.ones(2, shape[-1], dtype=torch.long)
     if "input_values" in takes:
         made["input_values"] = torch.randn(sound, generator=draw)
+    if "grid_thw" in takes:
+        sides = [find(config, n) for n in ("in_channels", "temporal_patch_size", "patch_size")]
+        many, deep, side = (
+            x if isinstance(x, int) else y for x, y in zip(sides, (3, 1, 8), strict=True)
+        )
+        name = "pixel_values" if "pixel_values" in takes else "hidden_states"
+        made[name] = torch.randn(16, many * deep * side * side, generator=draw)
+        made["grid_thw"] = torch.tensor([[1, 4, 4]])
+    if "query_embeds" in takes and not made:
+        made["query_embeds"] = torch.randn(2, 12, 32, generator=draw)
     if "hidden_states" in takes and not made:
         made["hidden_states"] = torch.randn(2, 12, 32, generator=draw)
     if "inputs_embeds" in takes and not made:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from regard.core.key_forms import Paged
 from regard.models.attach import hook_of
 from regard.models.site import Site
 from regard.serving.vllm.layer_rules import LayerRules
-from regard.serving.vllm.paged_policies import needs_whole_prompt, paged_policy
-from regard.serving.vllm.served_requests import Served, Serving, Setup
 from regard.serving.vllm.server_settings import Settings
+
+if TYPE_CHECKING:  # policies and views, which not everyone who serves needs
+    from regard.serving.vllm.served_requests import Served
 
 IMPLEMENTATION = "sdpa"
 # Tokens of a batch, where a caller does not say.
@@ -46,6 +47,8 @@ def generate_batch(
 
         answers = generate_batch(model, prompts, "shrink quest keep=25%", max_new_tokens=32)
     """
+    from regard.serving.vllm.paged_policies import needs_whole_prompt, paged_policy
+
     asked = [None] * len(prompts) if asked is None else list(asked)
     if len(asked) != len(prompts):
         fail(ShapeError, "asked", len(asked), f"{len(prompts)}, one a prompt", "pass None for none")
@@ -73,6 +76,8 @@ class _Batching:
         self, model: Any, said: Settings, prompts: Sequence[Sequence[int]],
         asked: Sequence[Mapping[str, Any] | None], tokenizer: Any,
     ) -> None:  # fmt: skip
+        from regard.serving.vllm.served_requests import Serving, Setup
+
         self.model, self.prompts, self.asked = model, prompts, asked
         hook, sites = hook_of(model)
         name = getattr(model.config, "_attn_implementation", None)

@@ -11,22 +11,11 @@ from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
 from regard.controls.edit import AttentionEdit
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
-from regard.controls.strength import PerRow, PerStep, Strength, strength_of
+from regard.controls.strength import PerRow, PerStep, Strength, strength_of, times
 from regard.controls.token_sets import TokenSet
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value
-
-
-def times(x: Strength, factor: float) -> Strength:
-    """Return a strength multiplied by a factor.
-
-    >>> times(PerRow((0.0, 1.0)), 2.0).numbers
-    (0.0, 2.0)
-    """
-    if isinstance(x, PerRow | PerStep):
-        return type(x)(tuple(one * factor for one in x.numbers))
-    return x * factor
 
 
 class ReadingControl(DiffusionControl):
@@ -250,5 +239,4 @@ def _each(
 
 __all__ = [
     "FreeCustom", "MagicFace", "ReadingControl", "ReferenceAttention", "StoryDiffusion", "VisCtrl",
-    "times",
 ]  # fmt: skip

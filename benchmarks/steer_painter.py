@@ -1,0 +1,238 @@
+"""Do controls of pictures do what their papers say? The painter that ships, five seeds, and rivals.
+
+    python benchmarks/steer_painter.py objects leakage erasing likeness
+    python benchmarks/steer_painter.py objects --tune      # settings, on seeds of their own
+
+Every seed draws its own prompts and noise; a control and its rivals get the same. Objects are
+found by a matcher, not by a model (`regard.tasks.colored_shapes`). What is written: the number of
+every seed, the mean difference with a 95% interval over seeds (Student's t), whether it excludes 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from side_by_side import RESULTS, machine
+from steer_language import interval
+from torch import Tensor
+
+import regard
+from regard.controls import Region
+from regard.controls import diffusion as d
+from regard.models.diffusers import branches
+from regard.models.shape_painter import ShapePainter, load_painter
+from regard.tasks.colored_shapes import (
+    COLORS,
+    SHAPES,
+    SIDE,
+    SIZE,
+    describe,
+    draw_shapes,
+    found,
+    ink,
+    picture,
+)
+
+FILE = RESULTS / "steer-painter.json"
+SEEDS, TUNING, PICTURES = range(5), range(100, 101), 16
+HALVES = (Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1)))
+# Numbers of the tokens of each shape: <start> red ring and blue square and green cross.
+TOKENS = ((1, 2), (4, 5), (7, 8))
+Measured = dict[str, float]
+
+
+def pairs(many: int, seed: int) -> list[list[tuple[str, str]]]:
+    """Colors and shapes of prompts of so many objects."""
+    drawn = torch.Generator().manual_seed(seed)
+    return [[(x.color, x.shape) for x in draw_shapes(many, drawn)] for _ in range(PICTURES)]
+
+
+def paint(
+    painter: ShapePainter, prompts: list[Any], seed: int, *controls: Any, **more: Any
+) -> Tensor:
+    """Pictures [b, 3, 16, 16] of prompts, under controls."""
+    texts = [describe(x) for x in prompts]
+    held = []
+    try:
+        for control in controls:
+            held.append(regard.steer(painter, control, check=False, measure="none"))
+        made: Tensor = painter(texts, generator=torch.Generator().manual_seed(seed), **more).images
+    finally:
+        for one in reversed(held):
+            one.attached.detach()
+    return made
+
+
+def share_found(pictures: Tensor, prompts: list[Any]) -> float:
+    """Share of named objects that are there, in their color and shape."""
+    each = [found(x[None], p).float().mean() for x, p in zip(pictures, prompts, strict=True)]
+    return float(torch.stack(each).mean())
+
+
+def objects(
+    painter: ShapePainter, seed: int, strength: float = 0.1, sharpen: float = 20.0
+) -> Measured:
+    """Share of the objects of prompts of three that are found."""
+    prompts = pairs(3, seed)
+    nouns = [second for _, second in TOKENS]
+    excite = d.AttendAndExcite(nouns, strength, rounds=5, sharpen=sharpen)
+    apart = d.AStar(nouns, strength, sharpen=sharpen)
+    return {
+        "attend_and_excite": share_found(paint(painter, prompts, seed, excite), prompts),
+        "a_star": share_found(paint(painter, prompts, seed, apart), prompts),
+        "plain": share_found(paint(painter, prompts, seed), prompts),
+        "more guidance": share_found(paint(painter, prompts, seed, guidance_scale=6.0), prompts),
+    }  # fmt: skip
+
+
+def leaked(pictures: Tensor, prompts: list[Any]) -> float:
+    """Share of the ink of two colors that is in the other's half, the better way around."""
+    names, shares = list(COLORS), []
+    for marks, ((a, _), (b, _)) in zip(ink(pictures), prompts, strict=True):
+        one, two = marks[names.index(a)], marks[names.index(b)]
+        half = SIDE // 2
+        wrong = one[:, half:].sum() + two[:, :half].sum()
+        every = (one.sum() + two.sum()).clamp(min=1)
+        shares.append(torch.minimum(wrong, every - wrong) / every)
+    return float(torch.stack(shares).mean())
+
+
+def leakage(painter: ShapePainter, seed: int, strength: float = 20.0) -> Measured:
+    """Share of the ink of two subjects that is in the other's half."""
+    prompts = pairs(2, seed)
+    subjects = [d.Subject(d.TextPositions(t), r) for t, r in zip(TOKENS, HALVES, strict=False)]
+    lead = d.LeadIntoRegions(subjects, strength)
+    bound = d.BoundedAttention(subjects)
+    ways = {"bounded and led": (bound, lead), "bounded": (bound,), "led": (lead,), "plain": ()}
+    made = {name: paint(painter, prompts, seed, *own) for name, own in ways.items()}
+    found_too = {f"found, {n}": share_found(x, prompts) for n, x in made.items()}
+    return {**{n: leaked(x, prompts) for n, x in made.items()}, **found_too}
+
+
+@torch.no_grad()
+def filled(
+    painter: ShapePainter, clean: Tensor, hole: Tensor, seed: int, control: Any = None
+) -> Tensor:
+    """Paint a hole anew without a prompt, from 0.8 of the noise; what is outside is kept."""
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    sigmas = torch.linspace(0.8, 0, 17)
+    text = painter.words(painter.tokenizer.padded([""] * len(clean)))
+    net = painter.transformer
+    x = (1 - sigmas[0]) * clean + sigmas[0] * noise
+    held = control and regard.steer(net, control, check=False, measure="none")
+    try:
+        for now, then in itertools.pairwise(sigmas.tolist()):
+            with branches("conditional"):
+                flow = net(
+                    hidden_states=x, timestep=torch.full((len(x),), 1000 * now),
+                    encoder_hidden_states=text, pooled_projections=torch.zeros(len(x), 8),
+                    return_dict=False,
+                )[0]  # fmt: skip
+            x = x + (then - now) * flow
+            x = torch.where(hole, x, (1 - then) * clean + then * noise)
+    finally:
+        if held:
+            held.attached.detach()
+    return x
+
+
+def erasing(painter: ShapePainter, seed: int, strength: float = 3.0) -> Measured:
+    """Share of the pixels of an erased object's place that hold ink afterwards: less is better."""
+    drawn = torch.Generator().manual_seed(seed)
+    shapes = [draw_shapes(2, drawn) for _ in range(PICTURES)]
+    clean = torch.stack([picture(x) for x in shapes])
+    hole = torch.zeros(PICTURES, 1, SIDE, SIDE, dtype=torch.bool)
+    for mask, (one, _) in zip(hole, shapes, strict=True):
+        mask[
+            0, max(one.top - 1, 0) : one.top + SIZE + 1, max(one.left - 1, 0) : one.left + SIZE + 1
+        ] = True
+
+    def left(x: Tensor) -> float:
+        return float((ink(x).sum(1, keepdim=True) * hole).sum() / hole.sum())
+
+    made: Measured = {}
+    others = [[(two.color, two.shape)] for _, two in shapes]
+    for name in ("eraser", "the model alone"):
+        painted = []
+        for i in range(PICTURES):  # each with a hole of its own
+            eraser = d.AttentiveEraser(Region(pixels=hole[i, 0]), strength, cells=0)
+            own = slice(i, i + 1)
+            control = eraser if name == "eraser" else None
+            painted.append(filled(painter, clean[own], hole[own], 1000 * seed + i, control))
+        x = torch.cat(painted)
+        made[name] = left(x)
+        made[f"the other object found, {name}"] = share_found(x, others)
+    return made
+
+
+def likeness(painter: ShapePainter, seed: int, rate: float = 0.5) -> Measured:
+    """Share of pairs of four pictures of one prompt, no color named, with one color."""
+    shapes = list(SHAPES)
+    alike: dict[str, list[float]] = {}
+    for k in range(PICTURES // 4):
+        prompts = [[("a", shapes[(seed + k) % 3])]] * 4
+        ways = {"shared": (d.StoryDiffusion(rate=rate),), "independent": ()}
+        for name, own in ways.items():
+            colors = (
+                ink(paint(painter, prompts, 100 * seed + k, *own)).sum((2, 3)).argmax(1).tolist()
+            )
+            same = [a == b for a, b in itertools.combinations(colors, 2)]
+            alike.setdefault(name, []).append(sum(same) / len(same))
+    return {name: sum(x) / len(x) for name, x in alike.items()}
+
+
+Claim = tuple[Callable[..., Measured], str, tuple[str, ...], int, list[dict[str, float]]]
+# What measures it, whose number, its rivals, 1 where more is better, and settings to tune over.
+CLAIMS: dict[str, Claim] = {
+    "objects": (objects, "attend_and_excite", ("plain", "more guidance"), 1,
+                [{"strength": a, "sharpen": b} for a in (0.05, 0.3) for b in (5.0, 30.0)]),
+    "leakage": (leakage, "bounded and led", ("plain", "led"), -1,
+                [{"strength": a} for a in (5.0, 20.0, 80.0)]),
+    "erasing": (erasing, "eraser", ("the model alone",), -1,
+                [{"strength": a} for a in (1.0, 3.0, 9.0)]),
+    "likeness": (likeness, "shared", ("independent",), 1, [{"rate": a} for a in (0.5, 1.0)]),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure the claims named, print them, and keep them beside the others."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("claims", nargs="*", default=list(CLAIMS))
+    parser.add_argument("--tune", action="store_true", help="try settings on other seeds")
+    asked = parser.parse_args()
+    painter = load_painter()
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {"claims": {}}
+    for name in asked.claims:
+        measure, ours, rivals, sign, settings = CLAIMS[name]
+        if asked.tune:
+            for own in settings:
+                runs = [measure(painter, s, **own) for s in TUNING]
+                mean = {k: round(sum(r[k] for r in runs) / len(runs), 3) for k in runs[0]}
+                print(name, own, mean, flush=True)
+            continue
+        start = time.process_time()
+        runs = [measure(painter, s) for s in SEEDS]
+        by = {key: [round(run[key], 4) for run in runs] for key in runs[0]}
+        against = {}
+        for rival in rivals:
+            apart = interval([sign * (a - b) for a, b in zip(by[ours], by[rival], strict=True)])
+            against[rival] = {"better by": apart, "holds": apart[1] > 0}
+        kept["claims"][name] = {
+            "measures": " ".join((measure.__doc__ or "").split()), "pictures_a_seed": PICTURES,
+            "ours": ours, "more_is_better": sign > 0, "seeds": by,
+            "mean": {k: interval(x) for k, x in by.items()}, "against": against,
+            "cpu_seconds": round(time.process_time() - start),
+        }  # fmt: skip
+        print(name, json.dumps(kept["claims"][name], indent=1), flush=True)
+        kept["machine"] = machine()
+        FILE.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
