@@ -32,6 +32,7 @@ from regard.tasks.colored_shapes import (
     SHAPES,
     SIDE,
     SIZE,
+    ColoredShape,
     describe,
     draw_shapes,
     found,
@@ -40,7 +41,7 @@ from regard.tasks.colored_shapes import (
 )
 
 FILE = RESULTS / "steer-painter.json"
-SEEDS, TUNING, PICTURES = range(5), range(100, 101), 16
+SEEDS, TUNING, PICTURES = range(5), range(100, 101), 8
 HALVES = (Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1)))
 # Numbers of the tokens of each shape: <start> red ring and blue square and green cross.
 TOKENS = ((1, 2), (4, 5), (7, 8))
@@ -142,32 +143,25 @@ def filled(
     return x
 
 
-def erasing(painter: ShapePainter, seed: int, strength: float = 3.0) -> Measured:
+def erasing(painter: ShapePainter, seed: int, strength: float = 9.0) -> Measured:
     """Share of the pixels of an erased object's place that hold ink afterwards: less is better."""
     drawn = torch.Generator().manual_seed(seed)
-    shapes = [draw_shapes(2, drawn) for _ in range(PICTURES)]
+    place = draw_shapes(1, drawn)[0]
+    shapes: list[list[ColoredShape]] = []
+    while len(shapes) < PICTURES:  # an object at the same place in each, another anywhere else
+        one, two = draw_shapes(2, drawn)
+        if max(abs(two.top - place.top), abs(two.left - place.left)) > SIZE + 1:
+            shapes.append([one._replace(top=place.top, left=place.left), two])
     clean = torch.stack([picture(x) for x in shapes])
-    hole = torch.zeros(PICTURES, 1, SIDE, SIDE, dtype=torch.bool)
-    for mask, (one, _) in zip(hole, shapes, strict=True):
-        mask[
-            0, max(one.top - 1, 0) : one.top + SIZE + 1, max(one.left - 1, 0) : one.left + SIZE + 1
-        ] = True
-
-    def left(x: Tensor) -> float:
-        return float((ink(x).sum(1, keepdim=True) * hole).sum() / hole.sum())
-
+    hole = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    hole[max(place.top - 1, 0) : place.top + SIZE + 1, max(place.left - 1, 0) :][:, : SIZE + 2] = (
+        True
+    )
+    eraser = d.AttentiveEraser(Region(pixels=hole), strength, cells=0)
     made: Measured = {}
-    others = [[(two.color, two.shape)] for _, two in shapes]
-    for name in ("eraser", "the model alone"):
-        painted = []
-        for i in range(PICTURES):  # each with a hole of its own
-            eraser = d.AttentiveEraser(Region(pixels=hole[i, 0]), strength, cells=0)
-            own = slice(i, i + 1)
-            control = eraser if name == "eraser" else None
-            painted.append(filled(painter, clean[own], hole[own], 1000 * seed + i, control))
-        x = torch.cat(painted)
-        made[name] = left(x)
-        made[f"the other object found, {name}"] = share_found(x, others)
+    for name, control in (("eraser", eraser), ("the model alone", None)):
+        x = filled(painter, clean, hole, seed, control)
+        made[name] = float(ink(x).sum(1)[:, hole].mean())
     return made
 
 
