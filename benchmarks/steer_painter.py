@@ -42,7 +42,8 @@ from regard.tasks.colored_shapes import (
 
 FILE = RESULTS / "steer-painter.json"
 SEEDS, TUNING, PICTURES = range(5), range(100, 101), 8
-HALVES = (Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1)))
+# Boxes with background around them: where boxes cover all, bounded words have nothing to lead.
+BOXES = (Region(box=(0.2, 0.05, 0.8, 0.45)), Region(box=(0.2, 0.55, 0.8, 0.95)))
 # Numbers of the tokens of each shape: <start> red ring and blue square and green cross.
 TOKENS = ((1, 2), (4, 5), (7, 8))
 Measured = dict[str, float]
@@ -107,7 +108,7 @@ def leaked(pictures: Tensor, prompts: list[Any]) -> float:
 def leakage(painter: ShapePainter, seed: int, strength: float = 20.0) -> Measured:
     """Share of the ink of two subjects that is in the other's half."""
     prompts = pairs(2, seed)
-    subjects = [d.Subject(d.TextPositions(t), r) for t, r in zip(TOKENS, HALVES, strict=False)]
+    subjects = [d.Subject(d.TextPositions(t), r) for t, r in zip(TOKENS, BOXES, strict=False)]
     lead = d.LeadIntoRegions(subjects, strength)
     bound = d.BoundedAttention(subjects)
     ways = {"bounded and led": (bound, lead), "bounded": (bound,), "led": (lead,), "plain": ()}
