@@ -89,7 +89,7 @@ def usage_error(error: Exception) -> str | None:
     if unknown and "ean" not in said and ctx is not None:
         near = nearest(unknown[1], ctx.command.commands, "")
         said = f"{said}: {near}" if near else said
-    return f"{path}: {said}. To put it right: `{path} --help` says what it takes"
+    return f"{path}: {said}. Fix: `{path} --help` says what it takes"
 
 
 __all__ = ["by_flag", "name_flags", "usage_error"]

@@ -135,7 +135,7 @@ def _stacked(many: list[Tensor], device: torch.device) -> Tensor:
 
 
 def forbid(call: Call, queries: Tensor, keys: Tensor) -> Call:
-    """Give weight 0 to keys [b or 1, h or 1, m], for queries bool [b or 1, h or 1, n or 1].
+    """Set the weight of keys to 0: [b or 1, h or 1, m], for queries bool [b or 1, h or 1, n or 1].
 
     A query that may attend to none but these is left as it is.
 

@@ -134,7 +134,7 @@ class Steering(Stage):
             hold(model, "generate", lambda: Generating(self), self, self._undo, join=False)
 
     def end(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._undo()
 
     def _hear(self, prompt: Prompt | None) -> None:
@@ -202,7 +202,7 @@ class Steering(Stage):
             here.caches[cache] = here.prompt
 
     def before(self, call: Call) -> Call:
-        """Make the edits, where the control acts on any query."""
+        """Apply the edits, where the control acts on any query."""
         if self.paused:
             return call
         here, control = self._thread, self.control
@@ -234,7 +234,7 @@ class Steering(Stage):
         return self._thread.prompt
 
     def after(self, call: Call, result: Result) -> Result:
-        """Make the edits of outputs, and write the receipt."""
+        """Apply the edits of outputs, and write the receipt."""
         if self.paused:
             return result
         old, known, edits = self._thread.calls.pop()

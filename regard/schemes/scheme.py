@@ -67,7 +67,7 @@ class Scheme(Executor):
         return No(reason) if reason else Yes(self.note(call, keys))
 
     def refuses(self, call: Call, keys: ShardedKeys) -> str:
-        """Say why it cannot run a call, or nothing."""
+        """Return why it cannot run a call, or nothing."""
         return ""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Scheme(Executor):
         return [float(x) * call.b * call.h for x in work(call, keys).pairs_by_rank()]
 
     def note(self, call: Call, keys: ShardedKeys) -> str:
-        """Say who does and sends how much."""
+        """Return who does and sends how much."""
         sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
         return (
             f"{keys.peers.world} ranks send {min(sent):,} to {max(sent):,} bytes and score "
@@ -204,7 +204,7 @@ def _block(
 def block_call(
     rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None
 ) -> Call | None:
-    """Make the call of one block, without positions where they do not matter; None if empty."""
+    """Build the call of one block, without positions where they do not matter; None if empty."""
     device, plain = q.device, real is None and not any(s.asks_positions for s in rule.score.steps)
     in_a_row = int(i[-1]) - int(i[0]) == len(i) - 1 and int(j[-1]) - int(j[0]) == len(j) - 1
     call = None

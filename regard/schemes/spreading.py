@@ -165,7 +165,7 @@ class Spread(Stage):
         return (), given, {"whole": WholeText(length, 0, padding, documents)}
 
     def before(self, call: Call) -> Call:
-        """Make the keys sharded."""
+        """Shard the keys."""
         now = self._thread.now
         if getattr(call.forward, "whole", None) is None:
             # A checkpoint computes a part again in the backward, maybe in another thread.

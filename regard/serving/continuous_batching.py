@@ -154,7 +154,7 @@ class _Batching:
             Batches.prepare_batch_tensors = prepare
 
     def arrive(self, state: Any) -> Served:
-        """Note a request, which transformers names by its number."""
+        """Record a request, which transformers names by its number."""
         name = state.request_id
         number = int(name.partition("_")[2])
         return self.serving.arrive(name, self.asked[number], list(self.prompts[number]))

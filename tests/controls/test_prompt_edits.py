@@ -33,7 +33,7 @@ def test_what_is_written_is_what_is_read(written: str, text: str, pieces: Any) -
 
 @pytest.mark.parametrize("written", ["(a", "a)", "(a]", "[a)", "((a)", "(a:0)", "(a:-1)"])
 def test_what_cannot_be_read_is_told(written: str) -> None:
-    with pytest.raises(RegardError, match="To put it right"):
+    with pytest.raises(RegardError, match="Fix"):
         parse_weights(written)
 
 

@@ -71,11 +71,11 @@ class EditsSomewhere(AttentionEdit):
         return "; ".join(dict.fromkeys(edit.law for edit in self.edits))
 
     def before(self, at: EditContext) -> Call:
-        """Make the edits, at these sites."""
+        """Apply the edits, at these sites."""
         return apply(self.edits, at)[0] if self.here(at) else at.call
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Make the edits, at these sites."""
+        """Apply the edits, at these sites."""
         for edit in self.edits if self.here(at) else ():
             result = edit.after(at, result)
         return result

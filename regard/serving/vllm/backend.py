@@ -124,7 +124,7 @@ class RowAttention:
         sinks: Tensor | None,
         others: dict[str, Any],
     ) -> None:
-        """Note what vLLM says of a layer, or refuse it."""
+        """Record what vLLM says of a layer, or refuse it."""
         if kv_cache_dtype not in RegardBackend.supported_kv_cache_dtypes:
             fail(
                 CapabilityError, "kv_cache_dtype", f"a cache of {kv_cache_dtype}",
@@ -171,7 +171,7 @@ class RowAttention:
         *,
         whole: bool,
     ) -> Call:
-        """Make the call of one request over its pages; `whole` keeps those behind a window."""
+        """Build the call of one request over its pages; `whole` keeps those behind a window."""
         (k, v), n, seen, table = pages, row.n, row.seen, row.table
         q = query[row.start : row.start + n].transpose(0, 1)[None]
         first = 0 if whole else self.rules.first_needed(n, seen) // k.shape[2]
