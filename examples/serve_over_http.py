@@ -57,6 +57,8 @@ def served(model: Path, regard: str, log: Path) -> Iterator[str]:
         "REGARD": regard,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": "regard",  # without it vLLM adds no routes
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores of a container are not ours to bind
     }
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as out:
@@ -86,7 +88,7 @@ def _read(address: str) -> bytes:
 
 
 def main() -> None:
-    """Ask a server three times."""
+    """Ask a server twice, and read the survey that it made."""
     from openai import OpenAI
 
     from regard.views.run_file import Run

@@ -20,14 +20,8 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from regard.serving.vllm.backend import (
-    BatchRow,
-    RowAttention,
-    causal_alone,
-    pools,
-    rows_of,
-    write_keys,
-)  # fmt: skip
+from regard.serving.vllm.backend import RowAttention, pools, write_keys
+from regard.serving.vllm.batch_rows import BatchRow, causal_alone, rows_of
 from regard.serving.vllm.cache_layout import CacheLayout, layout_of
 from regard.serving.vllm.hooks import current
 
