@@ -63,7 +63,8 @@ def parse_weights(prompt: str) -> Weighted:
     """
     if not isinstance(prompt, str):
         fail(RuleError, "prompt", shape_of(prompt), "a text", "pass 'a (red:1.3) fox'")
-    text, open_at = "", []
+    text = ""
+    open_at: list[tuple[str, int]] = []
     weights: list[float] = []  # of each letter
     for found in _TOKEN.finditer(prompt):
         piece, number = found.group(), found.group(1)
@@ -88,7 +89,8 @@ def parse_weights(prompt: str) -> Weighted:
         weights += [1.0] * len(plain)
     if open_at:
         _unbalanced(prompt)
-    pieces, start = [], 0
+    pieces: list[tuple[int, int, float]] = []
+    start = 0
     for i in range(1, len(text) + 1):
         if i == len(text) or weights[i] != weights[start]:
             if weights[start] != 1.0:
@@ -143,7 +145,8 @@ def crop_documents(
             ValueRangeError, "tokens", tokens, f"at least {sizes[order[0]]}, the best document's",
             "allow more tokens, or cut the document",
         )  # fmt: skip
-    kept, left = [], tokens
+    kept: list[int] = []
+    left = tokens
     for i in order:
         if sizes[i] <= left:
             kept.append(i)
