@@ -32,6 +32,7 @@ from side_by_side import save
 LENGTHS = (24, 256, 1024, 2048)
 SENTENCE = "When Mary and John went to the store, John gave a drink to Mary. "
 MOST = 500_000_000
+MEMORY = 12_000_000_000
 STILL = """() => new Promise((done) => {
   let last = performance.now(), count = -1;
   const look = () => {
@@ -94,6 +95,7 @@ def make(viewer: str, length: int, path: Path) -> dict[str, float]:
 
     from regard.models.loading import load
 
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     model, tokenizer = load()
     ids = tokenizer(SENTENCE * (length // 8), return_tensors="pt").input_ids[:, :length]
     with torch.no_grad():
@@ -148,7 +150,8 @@ def row(viewer: str, length: int, arguments: argparse.Namespace) -> dict[str, An
         except subprocess.TimeoutExpired:
             return {"made": f"no: not within {arguments.limit:.0f} s"}
         if done.returncode:
-            return {"made": f"no: {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}"}
+            why = done.stderr.strip().splitlines()[-1][:200] if done.returncode > 0 else "killed"
+            return {"made": f"no: {why}, with at most {MEMORY / 1e9:.0f} GB"}
         said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         said["page, MB"] = round(path.stat().st_size / 1e6, 2)
         if path.stat().st_size > MOST:

@@ -229,8 +229,8 @@ def emphasis(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[
 CLAIMS: dict[str, tuple[Any, int, str, tuple[str, ...]]] = {
     "sorting": (sorting, 5, "sorted", ("needle first", "shuffled")),
     "reranking": (reranking, 5, "rerank", ("likelihood", "BM25")),
-    "tracking": (tracking, 6, "chosen heads", ("all heads",)),
-    "emphasis": (emphasis, 8, "emphasis", ("plain", "stars")),
+    "tracking": (tracking, 4, "chosen heads", ("all heads",)),
+    "emphasis": (emphasis, 5, "emphasis", ("plain", "stars")),
 }
 
 

@@ -32,6 +32,7 @@ from regard.tasks.colored_shapes import (
     SHAPES,
     SIDE,
     SIZE,
+    ColoredShape,
     describe,
     draw_shapes,
     found,
@@ -40,8 +41,9 @@ from regard.tasks.colored_shapes import (
 )
 
 FILE = RESULTS / "steer-painter.json"
-SEEDS, TUNING, PICTURES = range(5), range(100, 101), 16
-HALVES = (Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1)))
+SEEDS, TUNING, PICTURES = range(5), range(100, 101), 8
+# Boxes with background around them: where boxes cover all, bounded words have nothing to lead.
+BOXES = (Region(box=(0.2, 0.05, 0.8, 0.45)), Region(box=(0.2, 0.55, 0.8, 0.95)))
 # Numbers of the tokens of each shape: <start> red ring and blue square and green cross.
 TOKENS = ((1, 2), (4, 5), (7, 8))
 Measured = dict[str, float]
@@ -76,18 +78,24 @@ def share_found(pictures: Tensor, prompts: list[Any]) -> float:
 
 
 def objects(
-    painter: ShapePainter, seed: int, strength: float = 0.1, sharpen: float = 20.0
+    painter: ShapePainter, seed: int, strength: float = 1.0, sharpen: float = 50.0
 ) -> Measured:
-    """Share of the objects of prompts of three that are found."""
+    """Share of the objects of prompts of three that are found, in eight pictures of ten steps."""
     prompts = pairs(3, seed)
     nouns = [second for _, second in TOKENS]
-    excite = d.AttendAndExcite(nouns, strength, rounds=5, sharpen=sharpen)
-    apart = d.AStar(nouns, strength, sharpen=sharpen)
+    ways: dict[str, tuple[tuple[Any, ...], float]] = {
+        "attend_and_excite": (
+            (d.AttendAndExcite(nouns, strength, rounds=5, sharpen=sharpen),), 3.0
+        ),
+        "a_star": ((d.AStar(nouns, strength, sharpen=sharpen),), 3.0),
+        "plain": ((), 3.0), "more guidance": ((), 6.0),
+    }  # fmt: skip
     return {
-        "attend_and_excite": share_found(paint(painter, prompts, seed, excite), prompts),
-        "a_star": share_found(paint(painter, prompts, seed, apart), prompts),
-        "plain": share_found(paint(painter, prompts, seed), prompts),
-        "more guidance": share_found(paint(painter, prompts, seed, guidance_scale=6.0), prompts),
+        name: share_found(
+            paint(painter, prompts, seed, *own, guidance_scale=scale, num_inference_steps=10),
+            prompts,
+        )
+        for name, (own, scale) in ways.items()
     }  # fmt: skip
 
 
@@ -104,13 +112,14 @@ def leaked(pictures: Tensor, prompts: list[Any]) -> float:
 
 
 def leakage(painter: ShapePainter, seed: int, strength: float = 20.0) -> Measured:
-    """Share of the ink of two subjects that is in the other's half."""
-    prompts = pairs(2, seed)
-    subjects = [d.Subject(d.TextPositions(t), r) for t, r in zip(TOKENS, HALVES, strict=False)]
+    """Share of the ink of two subjects in the other's half, in four pictures of ten steps."""
+    prompts = pairs(2, seed)[:4]
+    subjects = [d.Subject(d.TextPositions(t), r) for t, r in zip(TOKENS, BOXES, strict=False)]
     lead = d.LeadIntoRegions(subjects, strength)
     bound = d.BoundedAttention(subjects)
     ways = {"bounded and led": (bound, lead), "bounded": (bound,), "led": (lead,), "plain": ()}
-    made = {name: paint(painter, prompts, seed, *own) for name, own in ways.items()}
+    more = {"num_inference_steps": 10}
+    made = {name: paint(painter, prompts, seed, *own, **more) for name, own in ways.items()}
     found_too = {f"found, {n}": share_found(x, prompts) for n, x in made.items()}
     return {**{n: leaked(x, prompts) for n, x in made.items()}, **found_too}
 
@@ -142,32 +151,25 @@ def filled(
     return x
 
 
-def erasing(painter: ShapePainter, seed: int, strength: float = 3.0) -> Measured:
+def erasing(painter: ShapePainter, seed: int, strength: float = 9.0) -> Measured:
     """Share of the pixels of an erased object's place that hold ink afterwards: less is better."""
     drawn = torch.Generator().manual_seed(seed)
-    shapes = [draw_shapes(2, drawn) for _ in range(PICTURES)]
+    place = draw_shapes(1, drawn)[0]
+    shapes: list[list[ColoredShape]] = []
+    while len(shapes) < PICTURES:  # an object at the same place in each, another anywhere else
+        one, two = draw_shapes(2, drawn)
+        if max(abs(two.top - place.top), abs(two.left - place.left)) > SIZE + 1:
+            shapes.append([one._replace(top=place.top, left=place.left), two])
     clean = torch.stack([picture(x) for x in shapes])
-    hole = torch.zeros(PICTURES, 1, SIDE, SIDE, dtype=torch.bool)
-    for mask, (one, _) in zip(hole, shapes, strict=True):
-        mask[
-            0, max(one.top - 1, 0) : one.top + SIZE + 1, max(one.left - 1, 0) : one.left + SIZE + 1
-        ] = True
-
-    def left(x: Tensor) -> float:
-        return float((ink(x).sum(1, keepdim=True) * hole).sum() / hole.sum())
-
+    hole = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    hole[max(place.top - 1, 0) : place.top + SIZE + 1, max(place.left - 1, 0) :][:, : SIZE + 2] = (
+        True
+    )
+    eraser = d.AttentiveEraser(Region(pixels=hole), strength, cells=0)
     made: Measured = {}
-    others = [[(two.color, two.shape)] for _, two in shapes]
-    for name in ("eraser", "the model alone"):
-        painted = []
-        for i in range(PICTURES):  # each with a hole of its own
-            eraser = d.AttentiveEraser(Region(pixels=hole[i, 0]), strength, cells=0)
-            own = slice(i, i + 1)
-            control = eraser if name == "eraser" else None
-            painted.append(filled(painter, clean[own], hole[own], 1000 * seed + i, control))
-        x = torch.cat(painted)
-        made[name] = left(x)
-        made[f"the other object found, {name}"] = share_found(x, others)
+    for name, control in (("eraser", eraser), ("the model alone", None)):
+        x = filled(painter, clean, hole, seed, control)
+        made[name] = float(ink(x).sum(1)[:, hole].mean())
     return made
 
 
@@ -191,7 +193,7 @@ Claim = tuple[Callable[..., Measured], str, tuple[str, ...], int, list[dict[str,
 # What measures it, whose number, its rivals, 1 where more is better, and settings to tune over.
 CLAIMS: dict[str, Claim] = {
     "objects": (objects, "attend_and_excite", ("plain", "more guidance"), 1,
-                [{"strength": a, "sharpen": b} for a in (0.05, 0.3) for b in (5.0, 30.0)]),
+                [{"strength": a, "sharpen": b} for a in (0.3, 1.0) for b in (20.0, 50.0)]),
     "leakage": (leakage, "bounded and led", ("plain", "led"), -1,
                 [{"strength": a} for a in (5.0, 20.0, 80.0)]),
     "erasing": (erasing, "eraser", ("the model alone",), -1,

@@ -52,8 +52,8 @@ OUTCOMES = {
 Maker = Callable[[], Iterator[tuple[Any, Iterator[dict[str, Any]]]]]
 
 
-class TookTooLongError(Exception):
-    """A class takes more seconds than one may."""
+class TookTooLongError(BaseException):
+    """A class takes more seconds than one may; no `except Exception` on the way keeps it."""
 
 
 def classes() -> list[str]:
@@ -141,8 +141,6 @@ def tried(make: Maker) -> dict[str, Any]:
 
     try:
         model, given, why = chosen(make)
-    except TookTooLongError:
-        raise
     except Exception as error:
         return {"outcome": "not built", "why": said(error)}
     found: dict[str, Any] = {}
@@ -168,8 +166,6 @@ def tried(make: Maker) -> dict[str, Any]:
     except UnsupportedModelError as error:
         none = "attends nowhere" in str(error)
         return {"outcome": "no attention" if none else "refused", "why": said(error), **found}
-    except TookTooLongError:
-        raise
     except Exception as error:
         whose = "ours" if isinstance(error, RegardError) else "not ours"
         return {"outcome": "broke", "why": f"{whose}: {said(error)}", **found}
@@ -187,8 +183,6 @@ def chosen(make: Maker) -> tuple[Any, dict[str, Any] | None, str]:
                 torch.manual_seed(0)
                 with torch.no_grad():
                     model(**inputs)
-            except TookTooLongError:
-                raise
             except Exception as error:
                 why = said(error) if why == "no input is known" else why
             else:
@@ -211,7 +205,7 @@ def read() -> dict[str, dict[str, Any]]:
 def keep(kept: dict[str, dict[str, Any]]) -> None:
     """Write what was found."""
     held = {
-        library: {"version": one["version"], "classes": dict(sorted(one["classes"].items()))}
+        library: {**one, "classes": dict(sorted(one["classes"].items()))}
         for library, one in sorted(kept.items())
     }
     text = json.dumps(held, indent=1, ensure_ascii=False)
@@ -232,6 +226,7 @@ def sweep(library: str, minutes: float, again: list[str]) -> int:
     for name in [n for n, row in rows.items() if n in wanted or row["outcome"] in wanted]:
         del rows[name]
     known = models(library)
+    home["of"] = len(known)
     begun = time.monotonic()
     for name in [n for n in rows if n not in known]:
         del rows[name]
@@ -279,7 +274,7 @@ def page(kept: dict[str, dict[str, Any]]) -> str:
         counts = collections.Counter(row["outcome"] for row in rows.values())
         padded = sum(bool(row.get("padded row")) for row in rows.values())
         in_part = sum("not reached" in row for row in rows.values())
-        lines += [f"## {library} {home['version']}: {len(rows)} classes", "",
+        lines += [f"## {library} {home['version']}: {len(rows)} of {home['of']} tried", "",
                   "| outcome | classes | what it means |", "|---|---|---|"]  # fmt: skip
         lines += [f"| {x} | {counts[x]} | {OUTCOMES[x]} |" for x in OUTCOMES if counts[x]]
         lines += ["", f"Of those unchanged, {padded} were run with a padded row. {in_part} are "

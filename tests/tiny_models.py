@@ -105,7 +105,7 @@ def tiny_config(kind: Any, tried: int = 0) -> Any:
     return kind(**chosen)
 
 
-MOST = 180_000_000
+MOST = 80_000_000
 
 
 def tiny_models(kind: Any) -> Iterator[nn.Module]:

@@ -155,3 +155,20 @@ def test_a_continued_video_is_the_last_one_where_all_is_the_same(kind: str, mode
     with regard.steer(model, whole, check=False, measure="none"):
         b = paint(model, other)
     assert torch.allclose(a, b, atol=1e-4)  # masks of ones are no masks
+
+
+@each_model
+def test_maps_are_read_beside_a_control_that_forbids(kind: str, models: Any) -> None:
+    """Words of the other subject get nothing, and the latent is led all the same."""
+    model, inputs = models[kind], inputs_of(kind, 1)
+    name = "sample" if kind == "unet" else "hidden_states"
+    latents = inputs.pop(name)
+    inputs["timestep"] = torch.tensor([7.0])
+    edges = (Region(box=(0, 0, 1, 0.34)), Region(box=(0, 0.67, 1, 1)))
+    subjects = [d.Subject(words, x) for words, x in zip(((1, 2), 3), edges, strict=True)]
+    with regard.steer(model, d.BoundedAttention(subjects), check=False, must_move=False):
+        led = d.guide_latents(model, latents, inputs, subjects, d.InsideRegions(), size=1.0)
+    assert not torch.equal(led.latents, latents)
+    maps, (left, right) = led.maps.maps, led.maps.regions
+    assert bool((maps[:, left[0]][..., 3] == 0).all())
+    assert bool((maps[:, right[0]][..., [1, 2]] == 0).all())

@@ -187,8 +187,9 @@ def _words(x: Any) -> tuple[Any, ...]:
 class AttendAndExcite(LedLatents):
     """Step the latent, in the first half of the steps, until every word has a place that looks.
 
-    `words` are words of the prompt, or numbers of its tokens. Strength 0 changes nothing; see
-    `attend_and_excite`. (Chefer et al. 2023)
+    `words` are words of the prompt, or numbers of its tokens. `peaks` are pairs of a share of the
+    steps, and of the peak that as many as `rounds` steps of the latent go for there. Strength 0
+    changes nothing; see `attend_and_excite`. (Chefer et al. 2023)
 
     >>> AttendAndExcite(["cat", "dog"]).words
     ('cat', 'dog')
@@ -197,6 +198,7 @@ class AttendAndExcite(LedLatents):
     words: tuple[Any, ...]
     strength: Strength = 1.0
     rounds: int = 20
+    peaks: tuple[tuple[float, float], ...] = ((0.0, 0.05), (0.2, 0.5), (0.4, 0.8))
     sharpen: float = 100.0
     steps: int = 50
     where: SiteChoice = SiteChoice()
@@ -205,6 +207,7 @@ class AttendAndExcite(LedLatents):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "words", _words(self.words))
+        object.__setattr__(self, "peaks", tuple((float(a), float(b)) for a, b in self.peaks))
 
     def lead(
         self, model: Any, latents: Tensor, inputs: Mapping[str, Any], step: int, steps: int,
@@ -214,7 +217,8 @@ class AttendAndExcite(LedLatents):
         assert isinstance(self.strength, float)
         return attend_and_excite(
             model, latents, inputs, self.words, step=step, steps=steps, strength=self.strength,
-            rounds=self.rounds, sharpen=self.sharpen, prompt=kept.get("prompt"),
+            rounds=self.rounds, peaks=dict(self.peaks), sharpen=self.sharpen,
+            prompt=kept.get("prompt"),
         )  # fmt: skip
 
 
@@ -249,9 +253,10 @@ class AStar(LedLatents):
     ) -> GuidedLatents:  # fmt: skip
         """Push places apart."""
         assert isinstance(self.strength, float)
-        made, kept["before"] = a_star(
+        masks = kept.setdefault("masks", {})
+        made, masks[step] = a_star(
             model, latents, inputs, self.words, step=step, steps=steps, strength=self.strength,
-            retain=self.retain, sharpen=self.sharpen, before=kept.get("before"),
+            retain=self.retain, sharpen=self.sharpen, before=masks.get(step - 1),
             prompt=kept.get("prompt"),
         )  # fmt: skip
         return made

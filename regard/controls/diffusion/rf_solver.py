@@ -73,7 +73,11 @@ class _KeptValues(Stage):
         return call.replace(v=v)
 
 
-@method("rf_solver_edit", call="from regard.controls.diffusion.rf_solver import rf_edit")
+@method(
+    "rf_solver_edit",
+    call="from regard.controls.diffusion.rf_solver import rf_edit\n"
+    "rf_edit(model, latents, inputs, inputs, steps=4, inject=2)",
+)
 @torch.no_grad()
 def rf_edit(
     model: nn.Module, latents: Tensor, source: Mapping[str, Any], target: Mapping[str, Any], *,
@@ -108,7 +112,7 @@ def rf_edit(
             stage.records = records
             stage.time = t if t > least + 1e-9 else None
             time = torch.full((len(z),), scale * t, device=z.device)
-            made = model(**{name: z, "timestep": time, **given, "return_dict": False})
+            made = model(**{**given, name: z, "timestep": time, "return_dict": False})
             found: Tensor = made[0]
             return found
 

@@ -86,7 +86,11 @@ class ReadOwnSubject(PictureEdit):
 
 
 @register("isolated_subjects", "ir_diffusion")
-@method("ir_diffusion", call="regard.steer(pipeline, IsolatedSubjects(regions, masks))")
+@method(
+    "ir_diffusion",
+    call="from regard.controls.diffusion import IsolatedSubjects\n"
+    "regard.steer(pipeline, IsolatedSubjects((left, right), (right, left)))",
+)
 @value
 class IsolatedSubjects(ReadingControl):
     """Keep several subjects what they are in a reference picture, and apart from one another.

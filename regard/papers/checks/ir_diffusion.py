@@ -33,12 +33,13 @@ def ir_diffusion() -> Claims:
         apart += [rows[..., :TOKENS][..., other].sum(-1), rows[..., TOKENS:][..., inside].sum(-1)]
         own.append(rows[..., TOKENS:][..., other].sum(-1))
     sums = gap(weights.sum(-1), torch.ones((), dtype=weights.dtype))
-    words = "two disjoint masks"
     yield claim("one subject and equal boxes", "outputs equal", torch.equal(one, plain)).equals(
         True, "those of plain reference attention"
     )
-    yield claim(words, "largest mass on another subject",
+    yield claim("two disjoint masks", "largest mass on another subject",
                 max(float(x.max()) for x in apart)).equals(0.0, "0")  # fmt: skip
-    yield claim(words, "least mass on its own in the reference",
+    yield claim("two disjoint masks", "least mass on its own in the reference",
                 min(float(x.min()) for x in own)).above(0, "0")  # fmt: skip
-    yield claim(words, "largest deviation of a sum", sums).within(1e-12, "1", because=FLOAT64)
+    yield claim("two disjoint masks", "largest deviation of a sum", sums).within(
+        1e-12, "1", because=FLOAT64
+    )

@@ -51,13 +51,17 @@ def ms_diffusion() -> Claims:
     weights = (call.q @ k.transpose(2, 3) * call.d**-0.5).softmax(-1)
     adapter = plain + 0.7 * (weights @ v)
     none = _out(call, MSDiffusion(subjects, BOXES, 0.0))
-    words = "exactly zero and image branch is zero"
-    yield claim(words, "largest gradient of the left half by the right subject",
-                float(slope[1].abs().max())).equals(0.0, "zero")  # fmt: skip
-    yield claim(words, "largest gradient by its own subject", float(slope[0].abs().max())).above(
-        0, "zero"
-    )
-    yield claim(words, "what is added outside of all boxes",
+    yield claim(
+        "exactly zero and image branch is zero",
+        "largest gradient of the left half by the right subject",
+        float(slope[1].abs().max()),
+    ).equals(0.0, "zero")
+    yield claim(
+        "exactly zero and image branch is zero",
+        "largest gradient by its own subject",
+        float(slope[0].abs().max()),
+    ).above(0, "zero")
+    yield claim("exactly zero and image branch is zero", "what is added outside of all boxes",
                 float(one[:, :, outside].abs().max())).equals(0.0, "zero")  # fmt: skip
     yield claim("equals IP-Adapter's decoupled", "largest difference", gap(whole, adapter)).within(
         1e-4, "its two attentions, written out", because=FLOAT32

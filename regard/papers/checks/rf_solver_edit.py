@@ -65,15 +65,14 @@ def rf_solver_edit() -> Claims:
     plain = rf_solve(flow(other), noise, _line(STEPS)[::-1])  # type: ignore[arg-type]
     none = rf_edit(model, latent, one, other, steps=STEPS, inject=0)
     some = rf_edit(model, latent, one, other, steps=STEPS, inject=3)
-    words = "global error falls 4x"
     powers = [math.log2(a / b) for a, b in (second, first)]
-    yield claim(words, "powers of two by which the error falls", powers[0]).within(
-        0.3, "four times", value=2.0, because="the limit of small steps"
-    )
-    yield claim(words, "powers of two by which Euler's falls", powers[1]).within(
+    yield claim(
+        "global error falls 4x", "powers of two by which the error falls", powers[0]
+    ).within(0.3, "four times", value=2.0, because="the limit of small steps")
+    yield claim("global error falls 4x", "powers of two by which Euler's falls", powers[1]).within(
         0.3, "two times", value=1.0, because="the limit of small steps"
     )
-    yield claim(words, "error there and back", coarse).below(
+    yield claim("global error falls 4x", "error there and back", coarse).below(
         rough, "that of Euler", times=0.1, because="far less: a tenth"
     )
     yield claim("same prompt plus injection", "error of a picture rebuilt", apart[0]).at_most(
