@@ -36,7 +36,12 @@ def model_folder(folder: Path) -> tuple[Path, str]:
     weights = next(Path(found.origin).parent.glob("*.gguf"))
     given = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     AutoTokenizer.from_pretrained(**given).save_pretrained(folder)
-    AutoModelForCausalLM.from_pretrained(**given, dtype="float32").save_pretrained(folder)
+    read = AutoModelForCausalLM.from_pretrained(**given, dtype="float32")
+    # What was read from 4 bits says that it is packed, and refuses to be saved: a copy is plain.
+    said = {name: x for name, x in read.config.to_dict().items() if name != "quantization_config"}
+    plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(said))
+    plain.load_state_dict(read.state_dict())
+    plain.float().save_pretrained(folder)
     return folder, "The capital of France is"
 
 
