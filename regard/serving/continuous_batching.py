@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # policies and views, which not everyone who serves needs
 IMPLEMENTATION = "sdpa"
 # Tokens of a batch, where a caller does not say.
 MOST_TOKENS = 512
+# The method of transformers that makes a batch ready, which is told who is in it.
+PREPARES = "prepare_batch_tensors"
 
 
 def generate_batch(
@@ -107,10 +109,9 @@ class _Batching:
         if config is None:
             config = ContinuousBatchingConfig(max_batch_tokens=MOST_TOKENS)
             # Room for all requests at once, where transformers would take most of the memory.
-            page = getattr(config, "page_size", None) or config.block_size
-            new = (
-                settings.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 20
-            )
+            page: int = getattr(config, "page_size", None) or config.block_size or 1
+            usual = self.model.generation_config.max_new_tokens
+            new = int(settings.get("max_new_tokens") or usual or 20)
             config.num_blocks = sum(2 + (len(x) + new) // page for x in self.prompts)
         config.allow_block_sharing = False
         config.auto_switch_to_flash = False
@@ -132,7 +133,7 @@ class _Batching:
         )
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        plain, prepare = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION], Batches.prepare_batch_tensors
+        plain, prepare = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION], getattr(Batches, PREPARES)
 
         def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if module not in self.sites or kwargs.get("cache") is None:
@@ -146,12 +147,12 @@ class _Batching:
             return prepare(one, *args, **kwargs)
 
         AttentionInterface.register(IMPLEMENTATION, attention)
-        Batches.prepare_batch_tensors = prepared
+        setattr(Batches, PREPARES, prepared)
         try:
             yield
         finally:
             AttentionInterface.register(IMPLEMENTATION, plain)
-            Batches.prepare_batch_tensors = prepare
+            setattr(Batches, PREPARES, prepare)
 
     def arrive(self, state: Any) -> Served:
         """Record a request, which transformers names by its number."""

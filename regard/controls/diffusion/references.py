@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from regard.controls.diffusion.diffusion_control import PICTURE, DiffusionControl
 from regard.controls.diffusion.picture_tokens import EachPicture
@@ -12,7 +12,7 @@ from regard.controls.edit import AttentionEdit
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerRow, PerStep, Strength, strength_of, times
-from regard.controls.token_sets import TokenSet
+from regard.controls.token_sets import KnownTokens, TokenSet
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value
@@ -233,7 +233,8 @@ def _each(
     rows: tuple[int, ...], masks: tuple[TokenSet, ...], strength: Strength
 ) -> tuple[AttentionEdit, ...]:
     """Read each row with its own mask; all together where there are no masks."""
-    region = EachPicture(rows, masks) if masks else None
+    known = cast("tuple[KnownTokens, ...]", masks)  # or `EachPicture` says which is not
+    region = EachPicture(rows, known) if known else None
     return (ReadPictures(PicturesBeside(rows, region=region), strength),)
 
 

@@ -105,12 +105,12 @@ def rf_edit(
     stage = _KeptValues(where)
     rising = [i / steps for i in range(steps + 1)]
 
-    least = 1 - inject / steps
+    threshold = 1 - inject / steps
 
     def velocity(given: Mapping[str, Any], records: bool) -> Velocity:
         def flow(z: Tensor, t: float) -> Tensor:
             stage.records = records
-            stage.time = t if t > least + 1e-9 else None
+            stage.time = t if t > threshold + 1e-9 else None
             time = torch.full((len(z),), scale * t, device=z.device)
             made = model(**{**given, name: z, "timestep": time, "return_dict": False})
             found: Tensor = made[0]
