@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from side_by_side import compare, save
+from side_by_side import CLOCKS, compare, save
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -105,17 +105,20 @@ def peer_masks(n: int) -> dict[str, Callable[..., Tensor]]:
     }
 
 
-def structured(name: str, n: int, dtype: torch.dtype, rounds: int) -> list[dict]:
+def structured(
+    name: str, n: int, dtype: torch.dtype, rounds: int, clock: str, masked: bool
+) -> list[dict]:
     support = supports(n)[name]
     rule, (q, k, v) = regard.Rule(support), tensors(n, dtype)
     print(f"\n{regard.plan(q, k, v, rule)}")
     heads = support.extent()[1]
-    mask = support.matrix(n)
     calls: dict[str, Callable[[], object]] = {
         "SDPA causal": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         "regard.attend": lambda: regard.attend(q, k, v, rule),
-        "SDPA, dense mask": lambda: F.scaled_dot_product_attention(q, k, v, mask),
     }
+    if masked:
+        mask = support.matrix(n)
+        calls["SDPA, dense mask"] = lambda: F.scaled_dot_product_attention(q, k, v, mask)
     torch._dynamo.reset()
     compiled = torch.compile(flex_attention)
     block = create_block_mask(
@@ -130,14 +133,18 @@ def structured(name: str, n: int, dtype: torch.dtype, rounds: int) -> list[dict]
     except Exception as failed:  # a peer that cannot compile a case is a result, not our error
         print(f"  FlexAttention failed: {type(failed).__name__}")
     with torch.no_grad():
-        rows = compare(f"{name}, n {n:,}, {dtype}, forward: {support}", calls, rounds)
+        rows = compare(
+            f"{name}, n {n:,}, {dtype}, forward: {support}", calls, rounds, clock=CLOCKS[clock]
+        )
     both = {
         "SDPA causal": backward(
             lambda *x: F.scaled_dot_product_attention(*x, is_causal=True), q, k, v
         ),
         "regard.attend": backward(lambda *x: regard.attend(*x, rule), q, k, v),
     }
-    return rows + compare(f"{name}, n {n:,}, {dtype}, forward + backward", both, rounds)
+    return rows + compare(
+        f"{name}, n {n:,}, {dtype}, forward + backward", both, rounds, clock=CLOCKS[clock]
+    )
 
 
 def main() -> None:
@@ -147,6 +154,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=16384)
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of one thread")
+    parser.add_argument("--no-dense-mask", action="store_true", help="leave out what is slowest")
     parser.add_argument("--save", metavar="NAME")
     given = parser.parse_args()
     unknown = set(given.cases) - set(cases)
@@ -159,9 +168,11 @@ def main() -> None:
                 with torch.no_grad():
                     rows += plain(dtype, given.rounds)
             else:
-                rows += structured(case, given.n, dtype, given.rounds)
+                rows += structured(
+                    case, given.n, dtype, given.rounds, given.clock, not given.no_dense_mask
+                )
     if given.save:
-        save(given.save, rows, heads=H, size=D, n=given.n)
+        save(given.save, rows, heads=H, size=D, n=given.n, clock=given.clock)
 
 
 if __name__ == "__main__":

@@ -62,11 +62,12 @@ class Placed:
 
     def __call__(self, ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> Any:
         seen = getattr(past_key_values, "told", 0)
-        at = torch.arange(seen, seen + ids.shape[1]).expand(len(ids), -1)
+        places = torch.arange(seen, seen + ids.shape[1])
         begins = past_key_values is None
         with self.press(self.model) if begins and self.press is not None else nullcontext():
             out = self.model(
-                ids, past_key_values=past_key_values, position_ids=at, use_cache=True
+                ids, past_key_values=past_key_values, use_cache=True, cache_position=places,
+                position_ids=places.expand(len(ids), -1),
             )  # fmt: skip
         out.past_key_values.told = seen + ids.shape[1]
         return out
@@ -206,11 +207,35 @@ def asked(python: str, side: str, method: str, keep: float) -> dict[str, Any]:
     return dict(json.loads(ran.stdout.splitlines()[-1]))
 
 
+def with_kept(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a file with those just measured in their places; they carry the date of their own."""
+    from side_by_side import RESULTS, machine
+
+    def which(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["method"], row["keep"], row["by"]
+
+    path = RESULTS / f"{name}.json"
+    said = json.loads(path.read_text()) if path.exists() else {"rows": [], "machine": {}}
+    rows = [{**row, "date": machine()["date"]} for row in rows]
+    kept = [{"date": said["machine"].get("date"), **row} for row in said["rows"]]
+    new = {which(row): row for row in rows}
+    old = {which(row) for row in kept}
+    return [new.get(which(row), row) for row in kept] + [r for r in rows if which(r) not in old]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="a Python that has kvpress")
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--method", choices=METHODS)
+    parser.add_argument(
+        "--methods",
+        choices=METHODS,
+        nargs="+",
+        default=METHODS,
+        help="measure these alone, and leave other rows of --save as they are",
+    )
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=list(SIDES))
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--save", help="name of the file in benchmarks/results")
     arguments = parser.parse_args()
@@ -225,12 +250,13 @@ def main() -> None:
                 found = ours(method, keep, setting, go_on=arguments.side != "ours")
             print(json.dumps(found))
         return
-    if not arguments.peer:
+    if not arguments.peer and "theirs" in arguments.sides:
         parser.error("name a Python that has kvpress: --peer")
     rows = []
-    for method in METHODS:
+    for method in arguments.methods:
         for keep in arguments.keep if method != "full" else [1.0]:
-            for side, name in SIDES.items():
+            for side in arguments.sides:
+                name = SIDES[side]
                 if side == "ours, at every step" and method not in GO_ON:
                     continue
                 python = arguments.peer if side == "theirs" else sys.executable
@@ -241,8 +267,9 @@ def main() -> None:
         from side_by_side import save
 
         save(
-            arguments.save, rows, length=setting.length, window=WINDOW, steps=STEPS,
-            kvpress="0.5.5, transformers 5.2.0", seconds="CPU seconds, medians of 9 rounds",
+            arguments.save, with_kept(arguments.save, rows), length=setting.length,
+            window=WINDOW, steps=STEPS, kvpress="0.5.5, transformers 5.2.0",
+            seconds="CPU seconds, medians of 9 rounds",
             larger="50 million weights, 2,048 tokens, 3 rounds",
         )  # fmt: skip
 

@@ -16,14 +16,13 @@ import json
 import math
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from side_by_side import no_claim
+from side_by_side import CLOCKS, no_claim
 from torch import Tensor
 
 from regard.run.scanning import scan, scan_momentum
@@ -65,14 +64,14 @@ def methods(b: int, h: int, n: int, d: int, dtype: torch.dtype, device: str) -> 
     return calls, [q, k, v, head, head_channel, token, channel, beta]
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
+def seconds(call: Callable[[], object], device: str, clock: str = "wall") -> float:
     if device != "cpu":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = CLOCKS[clock]()
     call()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
 def forward(method: Method) -> Callable[[], object]:
@@ -92,12 +91,14 @@ def both_ways(method: Method, leaves: list[Tensor]) -> Callable[[], object]:
     return run
 
 
-def compare(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> list[dict]:
+def compare(
+    calls: dict[str, Callable[[], object]], rounds: int, device: str, clock: str = "wall"
+) -> list[dict]:
     """Time each call once a round, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            took = seconds(call, device)
+            took = seconds(call, device, clock)
             if turn:
                 times[name].append(took)
     rows = []
@@ -147,6 +148,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--longest", type=int, default=65_536, help="of the growth table")
+    parser.add_argument("--only", default="", help="a word of the methods to time: delta, say")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of one thread")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args()
@@ -155,12 +158,15 @@ def main() -> None:
         "b": given.batch, "h": given.heads, "d": given.size, "dtype": getattr(torch, given.dtype),
     }  # fmt: skip
     calls, leaves = methods(n=given.length, device=given.device, **shape)
+    calls = {name: x for name, x in calls.items() if given.only in name or name == SOFTMAX}
     tables = {}
     for title, wrap, rounds in (
         ("forward", forward, given.rounds),
         ("forward and backward", lambda m: both_ways(m, leaves), given.rounds),
     ):
-        rows = compare({name: wrap(m) for name, m in calls.items()}, rounds, given.device)
+        rows = compare(
+            {name: wrap(m) for name, m in calls.items()}, rounds, given.device, given.clock
+        )
         tables[title] = rows
         print(f"\n{title}, {given.length} tokens, {rounds} rounds")
         print(f"{'method':64}{'median ms':>11}{'faster':>9}{'(least':>9}{'most)':>9}")
@@ -172,12 +178,16 @@ def main() -> None:
             )
     lengths = [n for n in (2**i for i in range(11, 24)) if n <= given.longest]
     tables["growth"] = growth(lengths, 3, shape, given.device)
-    print(f"\ngrowth of the forward pass from {lengths[0]} to {lengths[-1]} tokens")
+    if lengths:
+        print(f"\ngrowth of the forward pass from {lengths[0]} to {lengths[-1]} tokens")
     for row in tables["growth"]:
         print(f"{row['method']:64} n^{row['exponent']:.3f}")
     if given.save:
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"scan-{given.device}-{given.threads}-threads.json"
+        path = (
+            RESULTS
+            / f"scan-{given.device}-{given.threads}-threads{given.only and f'-{given.only}'}.json"
+        )
         setting = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "torch": torch.__version__,
@@ -186,7 +196,7 @@ def main() -> None:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "device": torch.cuda.get_device_name() if given.device != "cpu" else "cpu",
             "batch": given.batch, "heads": given.heads, "length": given.length,
-            "size": given.size, "dtype": given.dtype, "chunk": 64,
+            "size": given.size, "dtype": given.dtype, "chunk": 64, "clock": given.clock,
         }  # fmt: skip
         path.write_text(json.dumps({"setting": setting, **tables}, indent=1) + "\n")
         print(f"\nwritten: {path}")

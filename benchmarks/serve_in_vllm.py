@@ -347,25 +347,28 @@ def fails() -> dict[str, Any]:
 
 
 def processes(count: int = 8, tokens: int = 24) -> dict[str, Any]:
-    """Compare two processes, of half the heads each, with one."""
+    """Compare two processes, of half the heads each, with one; half of the requests decline."""
     draw = random.Random(0)
-    prompts = [[draw.randrange(5, 500) for _ in range(draw.randrange(40, 400))]
-               for _ in range(count)]  # fmt: skip
-    # Half of the requests decline the policy.
+    prompts = [
+        [draw.randrange(5, 500) for _ in range(draw.randrange(40, 400))] for _ in range(count)
+    ]
     extra = [{"regard_shrink": False} if i % 2 else None for i in range(count)]
-    made: dict[str, Any] = {"prompts": count, "tokens": tokens * count}
+    said, found = "shrink quest keep=25% page=32", []
     with tempfile.TemporaryDirectory() as folder:
         model = tiny(Path(folder))
-        for said in ("on", "on kernel=regard", "shrink quest keep=25% page=32"):
-            one, two = (
-                ask(said, {
-                    "model": model, "engine": engine(tensor_parallel_size=n),
-                    "rounds": [{"prompts": prompts, "tokens": tokens, "extra": extra}],
-                })["rounds"][0]["answers"]
-                for n in (1, 2)
-            )  # fmt: skip
-            made[said] = sum(a["tokens"] == b["tokens"] for a, b in zip(one, two, strict=True))
-    return made
+        for n in (1, 2):
+            job = {
+                "model": model, "engine": engine(tensor_parallel_size=n),
+                "rounds": [{"prompts": prompts, "tokens": tokens, "extra": extra}],
+            }  # fmt: skip
+            found.append(ask(said, job)["rounds"][0])
+    one, two = (x["answers"] for x in found)
+    return {
+        "prompts": count, "tokens": tokens * count, "policy": said,
+        "equal": sum(a["tokens"] == b["tokens"] for a, b in zip(one, two, strict=True)),
+        "ends": sorted({x["end"] for x in two}),
+        "blocks_lost": [x["free_before"] - x["free_after"] for x in found],
+    }  # fmt: skip
 
 
 def main() -> None:

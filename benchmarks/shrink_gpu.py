@@ -103,7 +103,7 @@ def prompts(n: int, keep: float, rounds: int, device: str, block: int = 128) -> 
 
         def selected(m: int = n, policy: Any = policy) -> tuple[Call, Step]:
             call = Call.of(q[:, :, :m], k[:, :, :m], v[:, :, :m], Rule(Causal()), site=WHERE)
-            step = Step(WHERE, call, m, torch.tensor([m], device=device))
+            step = Step(call, m, torch.tensor([m], device=device))
             return policy.select(step), step
 
         def run(selected: Any = selected) -> Tensor:
@@ -149,7 +149,7 @@ def selected(b: int, n: int, keep: float, rounds: int, device: str) -> Rows:
         indexes[-1].append(call.k)
 
     def quest(call: Call, index: Bounds) -> Tensor:
-        step = Step(WHERE, call, n, torch.full((b,), n, device=device))
+        step = Step(call, n, torch.full((b,), n, device=device))
         return over_slots(call, policy.quickly(step, index, count))
 
     def over_slots(call: Call, slots: Tensor, executor: str | None = None) -> Tensor:

@@ -68,7 +68,7 @@ def prompts(n: int, keep: float, rounds: int) -> list[dict[str, Any]]:
 
         def run(made: Any = made) -> Tensor:
             call = Call.of(q, k, v, Rule(Causal()), site=site())
-            step = Step(site(), call, n, torch.tensor([n]))
+            step = Step(call, n, torch.tensor([n]))
             return run_call(made.select(step)).out
 
         calls[f"{name}, {keep:.0%} of pairs"] = run
@@ -109,7 +109,7 @@ def decoding(n: int, keep: float, rounds: int, heads: int) -> list[dict[str, Any
             layer.update(new, new)
             k, v = layer.memory.read().tensors()
             seen = layer.memory.seen
-            step = Step(where, Call.of(q, k, v, rule, site=where), seen, layer.real, layer)
+            step = Step(Call.of(q, k, v, rule, site=where), seen, layer.real, layer)
             call = made.select(step)
             return over_slots(call, step.slots)
 

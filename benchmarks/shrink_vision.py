@@ -59,7 +59,7 @@ def layer(grid: tuple[int, ...], text: int, contenders: dict[str, Contender], ro
 
         def run(made: Any = made, at: int = at, name: str = name) -> Tensor:
             call = Call.of(q, k, v, site=site, forward=Forward(at, grid=grid))
-            step = Step(call.site, call, n, torch.tensor([n]))
+            step = Step(call, n, torch.tensor([n]))
             chosen = made.select(step)
             out = made.run(chosen) if isinstance(made, SelectAndRun) else None
             if out is not None:

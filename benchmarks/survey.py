@@ -16,7 +16,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from side_by_side import compare, save
+from side_by_side import CLOCKS, compare, save
 
 import regard
 
@@ -42,7 +42,7 @@ print(json.dumps({"extra_mib": (kib("VmHWM") - before) / 1024, "seconds": took})
 """
 
 
-def speed(n: int, rounds: int) -> list[dict]:
+def speed(n: int, rounds: int, clock: str) -> list[dict]:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, H, n, D) for _ in range(3))
 
@@ -64,6 +64,7 @@ def speed(n: int, rounds: int) -> list[dict]:
                 "eager softmax and sums": eager,
             },
             rounds,
+            clock=CLOCKS[clock],
         )
 
 
@@ -84,11 +85,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--long", type=int, default=32768)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of one thread")
     parser.add_argument("--save", metavar="NAME")
     given = parser.parse_args()
-    rows = [*speed(given.n, given.rounds), memory(given.long)]
+    rows = [*speed(given.n, given.rounds, given.clock), memory(given.long)]
     if given.save:
-        save(given.save, rows, heads=H, size=D)
+        save(given.save, rows, heads=H, size=D, clock=given.clock)
 
 
 if __name__ == "__main__":

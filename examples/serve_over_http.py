@@ -36,7 +36,12 @@ def model_folder(folder: Path) -> tuple[Path, str]:
     weights = next(Path(found.origin).parent.glob("*.gguf"))
     given = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     AutoTokenizer.from_pretrained(**given).save_pretrained(folder)
-    AutoModelForCausalLM.from_pretrained(**given, dtype="float32").save_pretrained(folder)
+    read = AutoModelForCausalLM.from_pretrained(**given, dtype="float32")
+    # What was read from 4 bits says that it is packed, and refuses to be saved: a copy is plain.
+    said = {name: x for name, x in read.config.to_dict().items() if name != "quantization_config"}
+    plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(said))
+    plain.load_state_dict(read.state_dict())
+    plain.float().save_pretrained(folder)
     return folder, "The capital of France is"
 
 
@@ -57,6 +62,8 @@ def served(model: Path, regard: str, log: Path) -> Iterator[str]:
         "REGARD": regard,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": "regard",  # without it vLLM adds no routes
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores of a container are not ours to bind
     }
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as out:
@@ -86,7 +93,7 @@ def _read(address: str) -> bytes:
 
 
 def main() -> None:
-    """Ask a server three times."""
+    """Ask a server twice, and read the survey that it made."""
     from openai import OpenAI
 
     from regard.views.run_file import Run

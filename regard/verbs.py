@@ -14,7 +14,7 @@ from regard.controls.steering import Steering
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.models.attach import attach, hook_of
 from regard.models.fingerprint import fingerprint
-from regard.models.loading import load
+from regard.models.loading import load, shown_name
 from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
 from regard.policies.calibration import load_calibration
@@ -70,7 +70,7 @@ def see(
     count = heads if isinstance(heads, int) else 0
     if isinstance(heads, bool | str) or count < 0:
         fail(RuleError, "heads", repr(heads), "a number, or pairs (layer, head)", "pass heads=12")
-    name = "the demo model" if model is None else str(model)
+    name = shown_name(model) if model is None or isinstance(model, str | Path) else ""
     runner = None
     if is_pipeline(model):
         runner = Runner(model)
@@ -85,7 +85,7 @@ def see(
         )  # fmt: skip
     else:
         config = getattr(model, "config", None)
-        name = getattr(config, "_name_or_path", "") or type(model).__name__
+        name = shown_name(getattr(config, "_name_or_path", "") or type(model).__name__)
     hook, sites = hook_of(model)
     denoises = hook.name == "diffusers"
     usual = DENOISING if denoises else STANDARD

@@ -105,6 +105,30 @@ def caches() -> str:
     return "\n".join(lines)
 
 
+def steps() -> str:
+    """A decoded token of ours by kvpress' and by the bare model's, in one process."""
+    lines = ["| model | ours | beside | ours, ms | theirs, ms | ours by theirs | middle half |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in (*read("decode-beside-bare")["rows"], *read("decode-beside-kvpress")["rows"]):
+        lines.append(
+            f"| {r['model']} | {r['ours']} | {r['beside']} | {r['ours_ms']:.2f} | "
+            f"{r['theirs_ms']:.2f} | {r['ratio']:.2f} | {r['low']:.2f} to {r['high']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def freed() -> str:
+    """Bits a byte at small budgets, if steps free one token or some."""
+    lines = ["| policy | tokens kept | bits a byte, one freed | some freed | more |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for r in read("small-budgets")["rows"][1:]:
+        lines.append(
+            f"| {r['policy']} | {r['tokens']} | {r['bits_one']:.3f} | {r['bits_some']:.3f} | "
+            f"{r['bits_more']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def vision() -> str:
     """Times as fast as dense, beside the pairs that are computed."""
     lines = ["| case | call | pairs | times as fast | least to most |", "|---|---|---|---|---|"]
@@ -134,7 +158,7 @@ def put(page: Path, tables: dict[str, str]) -> None:
 def main() -> None:
     put(PAGE, {
         "TABLE": quality(), "SPEED": speed(), "PEERS": peers(), "BESIDE": beside(),
-        "CACHES": caches(),
+        "CACHES": caches(), "STEPS": steps(), "FREED": freed(),
     })  # fmt: skip
     put(VISION, {"SPEED": vision()})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from regard.core.errors import RegardError
+from regard.core.errors import MissingExtraError, RegardError
 
 
 def assert_named(call: Callable[[], object], kind: type[RegardError], word: str) -> None:
@@ -15,6 +15,7 @@ def assert_named(call: Callable[[], object], kind: type[RegardError], word: str)
         call()
     assert type(raised.value) is kind
     said = str(raised.value)
-    for part in (word, "`", "got ", "expected ", "To put it right: "):
+    usual = ("`", "got ", "expected ") if kind is not MissingExtraError else (" is required: ",)
+    for part in (word, *usual, "Fix: "):
         assert part in said
     assert len(raised.value.fix) > 5

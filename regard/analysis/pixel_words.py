@@ -60,7 +60,7 @@ class RowWeights(Stage):
         self.found[call.site] = closed_weights(one, self.name)[:, :, 0].mean(1).detach().cpu()
 
     def weights(self, layers: str = "last") -> Tensor:
-        """Give weights [b, m] of the last site, or their mean over all sites ("mean")."""
+        """Return weights [b, m] of the last site, or their mean over all sites ("mean")."""
         if layers not in ("last", "mean") or not self.found:
             fail(
                 RuleError, "layers", repr(layers) if self.found else "no forward yet",

@@ -27,7 +27,7 @@ class Axis:
     def around(
         cls, values: Sequence[float], title: str = "", *, log: bool = False, whole: bool = False
     ) -> Axis:
-        """Make an axis that holds all values.
+        """Build an axis that holds all values.
 
         >>> Axis.around([3.0, 9.0]).low
         3.0

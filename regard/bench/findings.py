@@ -9,7 +9,7 @@ LEARNED, UNLEARNED = 0.9, 0.1
 
 
 def findings(results: Results) -> list[str]:
-    """Say what stands out, and what cannot be told."""
+    """Return what stands out, and what cannot be told."""
     said = []
     scores, errors = results.scores()
     found = ranking(scores, errors)

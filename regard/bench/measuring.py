@@ -116,7 +116,7 @@ def slope(lengths: Sequence[float], values: Sequence[float]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Say what the numbers were measured on, without naming the host."""
+    """Return what the numbers were measured on, without naming the host."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -124,5 +124,5 @@ def kept_speed(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]] | N
 
 
 def told_of_disk(path: Path) -> AbstractContextManager[None]:
-    """Say in one sentence that a disk is full, or that a folder may not be written."""
+    """Raise one sentence when a disk is full, or when a folder may not be written."""
     return disk_errors(path, BenchError)

@@ -29,7 +29,7 @@ class RunBudget:
     params: float | None = None
 
     def said(self) -> str:
-        """Say the budget in words.
+        """Describe the budget.
 
         >>> read_budget("5m").said()
         '300 s for the whole sweep'

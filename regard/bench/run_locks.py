@@ -47,7 +47,7 @@ class RunLock:
         return _newest(self.folder, self.key) == self.generation
 
     def release(self) -> None:
-        """Give the run back, with the older generations of the claim."""
+        """Release the run, with the older generations of the claim."""
         for number in range(self.generation + 1):
             (self.folder / f"{self.key}.{number}").unlink(missing_ok=True)
 

@@ -88,7 +88,7 @@ def lost(cell: Cell, full: Cell) -> tuple[list[str], list[str]]:
 
 
 def advice(cell: Cell, full: Cell) -> str:
-    """Say in one line what a cell means to somebody who must decide.
+    """Describe in one line what a cell means to somebody who must decide.
 
     >>> full = Cell("full", None, Count(12, 12), bits=0.8, bytes=1.0, flops=1.0)
     >>> advice(Cell("h2o", "25%", Count(11, 12), bits=0.801, bytes=0.26, flops=0.9), full)
@@ -126,7 +126,7 @@ def advice(cell: Cell, full: Cell) -> str:
 
 
 def faster(cell: Cell, full: Cell) -> str:
-    """Say how fast a cell is beside the full model, where the spreads of the two are apart.
+    """Return how fast a cell is beside the full model, where the spreads of the two are apart.
 
     >>> full = Cell("full", None, prompt=Rate(90, 100, 110), decode=Rate(9, 10, 11))
     >>> faster(Cell("h2o", "25%", prompt=Rate(95, 105, 115), decode=Rate(14, 15, 16)), full)
@@ -192,7 +192,7 @@ def frontier(cells: Sequence[Cell], measure: str) -> list[Cell]:
 
 
 def rows(cells: Sequence[Cell], measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Give headings and a row of words for each cell."""
+    """Return headings and a row of words for each cell."""
     full = next((c for c in cells if c.policy == "full"), Cell("full", None))
     head = ["policy", "keep", *(HEADINGS[m] for m in measures), "KL, nats", "bytes of full",
             "FLOPs of full", "prompt, tokens/s", "decode, tokens/s", "peak memory",

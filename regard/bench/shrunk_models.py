@@ -257,7 +257,7 @@ def bits_per_byte(model: Any, tokenizer: Any, setting: Setting) -> float:
 
 
 def full_text(model: Any, tokenizer: Any, setting: Setting) -> Spoken:
-    """Make what a model says of the texts of a setting; it is read when it is first asked for."""
+    """Return what a model says of the texts of a setting; it is read when it is first asked for."""
     ids = texts(tokenizer, setting.length, setting.texts)
     return Spoken(model, tokenizer, ids, setting.steps)
 

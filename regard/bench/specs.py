@@ -45,13 +45,13 @@ def read_spec(said: str) -> tuple[str, dict[str, Any]]:
 
 
 def task_of(said: str) -> Task:
-    """Make the task that a spec names."""
+    """Build the task that a spec names."""
     name, knobs = read_spec(said)
     return make_task(name, **knobs)
 
 
 def why_not(kind: type[Layer], pattern: str) -> str | None:
-    """Say why a kind of layer cannot be asked to look in a pattern; None where it can.
+    """Return why a kind of layer cannot be asked to look in a pattern; None where it can.
 
     >>> why_not(get("linear"), "cs"), why_not(get("delta"), "ns")
     (None, 'it looks at the past alone')
@@ -90,7 +90,7 @@ def need_pattern(name: str, pattern: str) -> None:
 
 
 def make_layer(said: str, pattern: str, dim: int, heads: int, longest: int) -> Layer:
-    """Make a layer for a pattern, with sizes that suit the backbone where a spec says none.
+    """Build a layer for a pattern, with sizes that suit the backbone where a spec says none.
 
     >>> make_layer("gqa:kv_heads=2", "cs", 32, 4, 64).causal
     True

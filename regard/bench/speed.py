@@ -102,7 +102,7 @@ def exponents(rows: Sequence[Measure]) -> list[dict[str, Any]]:
 
 
 def pays_from(rows: Sequence[Measure], who: str, what: str) -> str:
-    """Say from which length on a layer is faster than mha: as measured, and beyond by the fit.
+    """Return from which length on a layer is faster than mha: as measured, and beyond by the fit.
 
     >>> slow, fast = [9e-3, 1e-2, 2e-2], [1e-3, 4e-3, 1.6e-2]
     >>> rows = [Measure(who, "forward", n, x, 1) for who, times in (("a", slow), ("mha", fast))
@@ -129,7 +129,7 @@ def pays_from(rows: Sequence[Measure], who: str, what: str) -> str:
 
 
 def as_rows(rows: Sequence[Measure]) -> list[dict[str, Any]]:
-    """Give measurements as JSON and tables hold them."""
+    """Return measurements as JSON and tables hold them."""
     return [asdict(row) for row in rows]
 
 

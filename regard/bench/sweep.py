@@ -109,7 +109,7 @@ def _try_settings(runs: Sequence[TrainingRun]) -> None:
 
 
 def _shared_out(run: TrainingRun, budget: RunBudget, runs: int, workers: int) -> TrainingRun:
-    """Give a run its part of the budget, and a width where parameters are to be equal."""
+    """Set a run's part of the budget, and a width where parameters are to be equal."""
     if budget.params is not None:
         task = task_of(run.task)
         dim = width_for(

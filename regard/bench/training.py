@@ -158,7 +158,7 @@ def step(
     number: int,
     device: str,
 ) -> float:
-    """Take one step of training on the batch of that number; give the loss."""
+    """Run one step of training on the batch of that number; return the loss."""
     batch = task.batch(run.batch, seed_of(run.seed, number)).to(device)
     loss: Tensor = task.loss(model(batch), batch)
     adam.zero_grad()
@@ -176,7 +176,7 @@ def _rate(share: float) -> float:
 def _begin(
     kept: Path | None, about: dict[str, Any], model: nn.Module, adam: torch.optim.Optimizer
 ) -> Progress:
-    """Go on from what a killed run of the same settings, code and device kept, or begin."""
+    """Resume what a killed run of the same settings, code and device kept, or begin."""
     if kept is None or not kept.exists():
         return Progress()
     begun = copy.deepcopy(model.state_dict())

@@ -94,7 +94,7 @@ class _Branches(Stage):
         self._handles.append(self.layers[-1].block.register_forward_hook(self._end))
 
     def end(self) -> None:
-        """Take them away."""
+        """Remove them."""
         for handle in self._handles:
             handle.remove()
 

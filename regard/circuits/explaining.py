@@ -159,7 +159,7 @@ def lime(
 
 
 def deep_lift(module: nn.Module) -> Explainer:
-    """Make an explainer of captum's DeepLIFT for a module that maps [b, n, d] to [b].
+    """Build an explainer of captum's DeepLIFT for a module that maps [b, n, d] to [b].
 
     Its rule is written on modules, so that a plain function cannot be explained by it.
     """

@@ -231,7 +231,7 @@ def relevance(
     target: int | None = None,
     where: Any = None,
 ) -> Relevance:
-    """Say what one position of the top layer rests on, token by token.
+    """Return what one position of the top layer rests on, token by token.
 
     `by` is "rollout", "flow", "gradient" (of the logit of `target`, the likeliest token unless
     given), or, of the last layer alone, "attention" or "value_norm". Models of self-attention.

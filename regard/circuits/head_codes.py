@@ -39,7 +39,7 @@ class SparseCoder(nn.Module):
         self.encode, self.decode = nn.Linear(dim, codes), nn.Linear(codes, dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give x again, and its codes."""
+        """Return x again, and its codes."""
         z = self.encode(x).relu()
         return self.decode(z), z
 

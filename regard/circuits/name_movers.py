@@ -43,7 +43,7 @@ def naming_circuit(
     model: nn.Module, clean: Any, corrupt: Any, metric: Metric, *, share: float = 0.1,
     parts: Sequence[str] = ("q", "k", "v"), freeze_mlp: bool = True,
 ) -> Circuit:  # fmt: skip
-    """Tell the roles of an answer's heads by path patching, from the logits backwards.
+    """Find the roles of an answer's heads by path patching, from the logits backwards.
 
     A head has a role where at least `share` of the metric's span goes with its direct path. Two
     forwards for each head, and as many again for each of `parts`.

@@ -112,7 +112,7 @@ def _restoring(
     name: str, module: nn.Module, recorded: Sequence[Tensor], positions: Sequence[int] | None,
     rows: slice | None,
 ) -> Iterator[None]:  # fmt: skip
-    """Give what was recorded in place of what a module gives, call by call."""
+    """Return what was recorded in place of what a module gives, call by call."""
     calls = 0
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
@@ -137,7 +137,7 @@ def _restoring(
 
 
 def rewritten(weight: Tensor, inputs: Tensor, wanted: Tensor, strength: float = 0.1) -> Tensor:
-    """Give W' [o, i] that gives `wanted` [c, o] on `inputs` [c, i], near W elsewhere.
+    """Return W' [o, i] that gives `wanted` [c, o] on `inputs` [c, i], near W elsewhere.
 
     As `strength` goes to 0 it does so exactly, where the inputs are independent; as it grows W'
     goes to W.
@@ -202,12 +202,12 @@ class QuickFix:
         self.weight = rewritten(self.before, self.inputs, self.wanted - bias, strength)
 
     def apply(self) -> None:
-        """Put the new weight in place."""
+        """Set the new weight."""
         with torch.no_grad():
             self.layer.weight.copy_(self.weight)
 
     def undo(self) -> None:
-        """Put the old weight back."""
+        """Restore the old weight."""
         with torch.no_grad():
             self.layer.weight.copy_(self.before)
 
@@ -222,7 +222,7 @@ class QuickFix:
 
 
 def seen_at(layer: nn.Module, runs: Sequence[tuple[Run, int]]) -> tuple[Tensor, Tensor]:
-    """Give what a layer gets and gives, [runs, i] and [runs, o], at the position of each run."""
+    """Return what a layer gets and gives, [runs, i] and [runs, o], at the position of each run."""
     kept: list[tuple[Tensor, Tensor]] = []
     handle = layer.register_forward_hook(
         lambda _, args, output: kept.append((args[0].detach(), _tensor(output).detach()))

@@ -40,12 +40,12 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _end(
-            f"regard: {where}{error.strerror or error}. To put it right: name another file or "
+            f"regard: {where}{error.strerror or error}. Fix: name another file or "
             "folder, or make room there",
             2, error,
         )  # fmt: skip
     except MemoryError as error:
-        _end("regard: out of memory. To put it right: read a shorter text, or a smaller model", 2,
+        _end("regard: out of memory. Fix: read a shorter text, or a smaller model", 2,
              error)  # fmt: skip
     except Exception as error:
         said = " ".join(str(error).split())[:300]

@@ -67,7 +67,7 @@ def budgets(flag: str, said: str) -> list[Any]:
 
 
 def writable_folder(flag: str, folder: Path) -> Path:
-    """Make a folder to write to, or say why it cannot be written to."""
+    """Create a folder to write to, or say why it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

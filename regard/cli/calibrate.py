@@ -91,7 +91,7 @@ def _inputs(made: Any, tokenizer: Any, text: str | None, rows: int, sizes: list[
 
 
 def _policy(name: str, words: list[str]) -> Any:
-    """Make the policy; a setting of the wrong kind is told as one."""
+    """Build the policy; a setting of the wrong kind is told as one."""
     from regard.core.errors import RegardError, RuleError, fail
     from regard.policies import policy
 

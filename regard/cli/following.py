@@ -78,7 +78,7 @@ def _said(event: Event) -> str:
 
 
 def as_fields(event: Event) -> dict[str, Any]:
-    """Give an event as JSON holds it."""
+    """Return an event as JSON holds it."""
     found = event.evidence
     return {
         "key": event.key,

@@ -35,7 +35,7 @@ def name_flags(command: Any) -> Any:
 
 
 def by_flag(error: RegardError, params: Sequence[Any], typed: Sequence[str]) -> RegardError:
-    """Give the error again, about the flag as it was typed, where it is about one.
+    """Return the error again, about the flag as it was typed, where it is about one.
 
     `params` are those of the command; what is no flag of it stays as it is.
     """
@@ -89,7 +89,7 @@ def usage_error(error: Exception) -> str | None:
     if unknown and "ean" not in said and ctx is not None:
         near = nearest(unknown[1], ctx.command.commands, "")
         said = f"{said}: {near}" if near else said
-    return f"{path}: {said}. To put it right: `{path} --help` says what it takes"
+    return f"{path}: {said}. Fix: `{path} --help` says what it takes"
 
 
 __all__ = ["by_flag", "name_flags", "usage_error"]

@@ -15,7 +15,7 @@ from rich.table import Table
 
 
 def console() -> Console:
-    """Make a console for standard output; what is piped gets room, as tools read it."""
+    """Build a console for standard output; what is piped gets room, as tools read it."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 

@@ -57,7 +57,7 @@ def command(
     from regard.cli.models import config_of, quiet_transformers
     from regard.cli.showing import inputs_of, need_modality, picture_at
     from regard.core.errors import CapabilityError, RuleError, fail, need
-    from regard.models.loading import load
+    from regard.models.loading import load, shown_name
     from regard.probes.registry import make_probes
     from regard.verbs import see
 
@@ -92,7 +92,7 @@ def command(
         seen = see(
             loaded, inputs, asked or None, tokenizer=tokenizer, heads=kept, progress=progress,
         )  # fmt: skip
-    seen.model = {**seen.model, "name": model or "the demo model"}
+    seen.model = {**seen.model, "name": shown_name(model)}
     if shown is not None:
         seen.image = shown
     endings = (".html", ".npz", ".png", ".csv")

@@ -152,7 +152,7 @@ def _served(calibrate: Path | None, names: list[str]) -> set[str]:
 
 
 def _calibrated(name: str, model: Any, calibrate: Path | None) -> Any:
-    """Make a policy with its calibration, anew each time."""
+    """Build a policy with its calibration, anew each time."""
     from regard.policies.calibration import load_calibration
     from regard.policies.registry import policy
 

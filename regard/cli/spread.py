@@ -20,7 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON
 @app.command()
 def run(
     processes: Annotated[int, typer.Option(help="CPU processes on this machine.")] = 2,
-    scheme: Annotated[str, typer.Option(help="auto, ring, burst, gather, heads or star.")] = "auto",
+    scheme: Annotated[
+        str, typer.Option(help="auto, ring, burst, gather, heads, heads_ring or star.")
+    ] = "auto",
     layout: Annotated[str, typer.Option(help="zigzag, contiguous or striped.")] = "zigzag",
     tokens: Annotated[int, typer.Option(help="Tokens of the text.")] = 512,
     new: Annotated[int, typer.Option(help="Tokens to generate.")] = 8,

@@ -73,7 +73,7 @@ class Case:
         return self.kind.tiny_tokens
 
     def make(self, dtype: torch.dtype = torch.float64, **settings: Any) -> Layer:
-        """Make the layer, the same each time, ready to be asked (not to be trained)."""
+        """Build the layer, the same each time, ready to be asked (not to be trained)."""
         torch.manual_seed(0)
         chosen = {**self.kind.tiny, "causal": self.mode == "causal", **settings}
         if self.mode == "cross":

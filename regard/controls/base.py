@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from regard.controls.edit import AttentionEdit, edits_of
+from regard.controls.noise_guidance import NoiseGuidance
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, is_neutral
 from regard.core.errors import RuleError, fail
 from regard.core.value import Value, value
+from regard.models.removal import Removal
 from regard.models.site import Sites
+from regard.models.wrap import hold
 from regard.run.executor import Answer, Yes
 
 PHASES = ("both", "prompt", "decoded")
@@ -56,6 +59,17 @@ class Control(Value):
     def can(self, model: Any, sites: Sites) -> Answer:
         """Return whether it can serve a model with these sites, and why not."""
         return Yes()
+
+    def wrap_model(self, steering: Any, undo: Removal) -> None:
+        """Wrap methods of `steering.model` until `undo`: by default, for guidance, its forward.
+
+        Not asked at the neutral strength.
+        """
+        if self.guidance is not None:
+            hold(
+                steering.model, "forward", lambda: NoiseGuidance(steering), steering, undo,
+                join=False,
+            )  # fmt: skip
 
     def processors(self, steering: Any) -> Sequence[Any]:
         """Return what `generate` asks about the scores of each next token: (ids, scores)."""

@@ -120,6 +120,11 @@ class EditContext:
         step = (self.query_positions - length + 1).clamp(0, len(strength.numbers) - 1)
         return numbers[step][:, None].to(wide(self.call.q.dtype))
 
+    def factor(self, strength: Strength) -> float | Tensor:
+        """Return a strength for outputs: a number, or a tensor that broadcasts to [b, h, n, e]."""
+        number = self.number(strength)
+        return number[..., None] if isinstance(number, Tensor) else number
+
     def tensor(self, strength: Strength) -> Tensor:
         """Return a strength as a tensor [1 or b, 1, 1 or n], as wide as scores are."""
         number, dtype = self.number(strength), wide(self.call.q.dtype)

@@ -14,7 +14,7 @@ from regard.controls.edit import AttentionEdit
 from regard.controls.receipt import Fired
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
-from regard.controls.steering import row_on
+from regard.controls.steering_hooks import row_on
 from regard.controls.strength import strength_of
 from regard.controls.text_tokens import token_set
 from regard.controls.token_sets import TokenSet

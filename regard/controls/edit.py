@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +26,22 @@ FORBIDDEN = 3000.0
 class AttentionEdit(Value):
     """One change of attention. `point` names what it changes, `law` what holds of it exactly.
 
+    Both are class variables, or properties where they depend on what the edit is made of.
+
     An edit changes the call (`before`), or what came of it (`after`), in the heads, rows and
     queries of `at.limit` alone; outside, and at its neutral strength, it returns what it got. One
     that is made of tensors or sets keeps them as fields, so that it can be saved.
     """
 
-    point: ClassVar[str] = "scores"
-    law: ClassVar[str] = ""
+    @property
+    def point(self) -> str:
+        """What it changes: one of `POINTS`, or several."""
+        return "scores"
+
+    @property
+    def law(self) -> str:
+        """What holds of it exactly."""
+        return ""
 
     @property
     def for_all_queries(self) -> bool:
@@ -126,7 +135,7 @@ def _stacked(many: list[Tensor], device: torch.device) -> Tensor:
 
 
 def forbid(call: Call, queries: Tensor, keys: Tensor) -> Call:
-    """Give weight 0 to keys [b or 1, h or 1, m], for queries bool [b or 1, h or 1, n or 1].
+    """Set the weight of keys to 0: [b or 1, h or 1, m], for queries bool [b or 1, h or 1, n or 1].
 
     A query that may attend to none but these is left as it is.
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.token_sets import TokenSet
+from regard.controls.token_sets import KnownTokens
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, shape_of
 from regard.core.value import value
 
 
 @value
-class ImageTokens(TokenSet):
+class ImageTokens(KnownTokens):
     """Tokens that stand for images in a prompt; `number` names one image.
 
     >>> ~ImageTokens(0)
@@ -44,7 +44,7 @@ class ImageTokens(TokenSet):
 
 
 @value
-class Region(TokenSet):
+class Region(KnownTokens):
     """A region of a picture: a box (top, left, bottom, right) in shares of its sides, or a mask.
 
     `mask` is bool or numbers [rows, columns], of any size; a patch belongs to the region where its

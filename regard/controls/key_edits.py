@@ -200,7 +200,7 @@ class ReplaceKeys(AttentionEdit):
 
 
 def only_keys(keys: TokenSet, queries: TokenSet | None = None) -> Forbid:
-    """Let queries attend to these keys alone.
+    """Allow queries to attend to these keys alone.
 
     >>> from regard.controls.text_tokens import Phrase
     >>> only_keys(Phrase("Paris")).keys

@@ -17,7 +17,7 @@ _controls = Registry[Control]("control", "regard.controls", "take one of regard.
 
 
 def register(*names: str) -> Callable[[C], C]:
-    """Make a control known by one or more names; the first is its own.
+    """Register a control by one or more names; the first is its own.
 
     >>> @register("example")
     ... class Example(Control): ...
@@ -42,7 +42,7 @@ def known() -> dict[str, type[Control]]:
 
 
 def control(name: str, **settings: Any) -> Control:
-    """Make a control by name; `which` may be a word, numbers of tokens, or a mask.
+    """Build a control by name; `which` may be a word, numbers of tokens, or a mask.
 
     >>> control("emphasis", which="Paris", strength=2.0).strength
     2.0

@@ -35,7 +35,7 @@ class Steered:
         return self.stage.receipt
 
     def detach(self) -> None:
-        """Give the model back as it was; raise `NothingMoved` where the control did nothing."""
+        """Restore the model as it was; raise `NothingMoved` where the control did nothing."""
         self.attached.detach()
         if self.stage.must_move:
             self.receipt.need_effect()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,11 +16,10 @@ from regard.controls.base import Control
 from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply, changed_queries, named_sets
 from regard.controls.moved_weight import difference, measured, rows_at, rows_to_look_at
-from regard.controls.noise_guidance import NoiseGuidance
 from regard.controls.pipeline_prompt import hear_prompt
 from regard.controls.prompt import Prompt
 from regard.controls.receipt import Fired, Receipt
-from regard.controls.token_sets import TokenSet
+from regard.controls.steering_hooks import EnteringBlocks, Generating
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.result import Result
@@ -29,7 +28,7 @@ from regard.models.removal import Removal
 from regard.models.residual import layers_of
 from regard.models.site import Sites
 from regard.models.stage import Stage
-from regard.models.wrap import Around, hold
+from regard.models.wrap import hold
 from regard.run.executor import No
 from regard.run.runner import run
 
@@ -125,17 +124,17 @@ class Steering(Stage):
         self.model, self.sites = model, sites
         if self.pipeline is not None:
             hear_prompt(self.pipeline, model, self, self._undo)
-        if self.control.guidance is not None and not self.control.is_neutral:
-            hold(model, "forward", lambda: NoiseGuidance(self), self, self._undo, join=False)
+        if not self.control.is_neutral:
+            self.control.wrap_model(self, self._undo)
         if self.control.needs_hidden:
             for layer in layers_of(model, sites):
-                entering = partial(_Entering, self._thread, layer.site.layer)
+                entering = partial(EnteringBlocks, self._thread, layer.site.layer)
                 hold(layer.block, "forward", entering, self, self._undo, join=False)
         if callable(getattr(model, "generate", None)):
-            hold(model, "generate", lambda: _Generating(self), self, self._undo, join=False)
+            hold(model, "generate", lambda: Generating(self), self, self._undo, join=False)
 
     def end(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._undo()
 
     def _hear(self, prompt: Prompt | None) -> None:
@@ -203,7 +202,7 @@ class Steering(Stage):
             here.caches[cache] = here.prompt
 
     def before(self, call: Call) -> Call:
-        """Make the edits, where the control acts on any query."""
+        """Apply the edits, where the control acts on any query."""
         if self.paused:
             return call
         here, control = self._thread, self.control
@@ -235,7 +234,7 @@ class Steering(Stage):
         return self._thread.prompt
 
     def after(self, call: Call, result: Result) -> Result:
-        """Make the edits of outputs, and write the receipt."""
+        """Apply the edits of outputs, and write the receipt."""
         if self.paused:
             return result
         old, known, edits = self._thread.calls.pop()
@@ -268,63 +267,4 @@ class Steering(Stage):
         return tuple(range(at.call.h)) if heads is None else tuple(heads)
 
 
-def row_on(steering: Steering, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, Tensor]:
-    """Return weights [heads, tokens] of the last query on tokens of a prompt, and their ids."""
-    here = steering._thread
-    rows, ids = [], here.prompt.ids
-    assert ids is not None
-    for layer, head in heads:
-        if layer not in here.rows:
-            fail(RuleError, "heads", f"layer {layer}", "layers of the model", "name others")
-        weights, at = here.rows[layer]
-        chosen = which.mask(at)
-        own = chosen[b if len(chosen) > 1 else 0, head if chosen.shape[1] > 1 else 0]
-        rows.append(weights[b, head][own])
-        place = at.key_positions.expand(len(weights), -1, -1)[b, 0][own]
-    return torch.stack(rows).float().cpu(), ids[b * len(ids) // len(weights)][place].cpu()
-
-
-class _Entering(Around):
-    """Around the forward of a block: notes the hidden states that come in."""
-
-    order = 2
-
-    def __init__(self, thread: _SteeringThread, layer: int | None) -> None:
-        super().__init__()
-        self.thread, self.layer = thread, layer
-
-    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.thread.hidden[self.layer] = args[0] if args else kwargs["hidden_states"]
-        try:
-            return plain(*args, **kwargs)
-        finally:
-            self.thread.hidden.pop(self.layer, None)
-
-
-class _Generating(Around):
-    """Around `generate`: its prompt is the prompt of every forward within."""
-
-    order = 2
-
-    def __init__(self, steering: Steering) -> None:
-        super().__init__()
-        self.steering = steering
-
-    def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        one = self.steering
-        if one.paused:
-            return plain(*args, **kwargs)
-        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        prompts = one._thread.generating
-        depth = len(prompts)
-        prompts.append(one.prompt_of({**kwargs, "input_ids": ids}))
-        own = list(one.control.processors(one))
-        if own:
-            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), *own]
-        try:
-            return plain(*args, **kwargs)
-        finally:
-            del prompts[depth:]
-
-
-__all__ = ["Steering", "row_on"]
+__all__ = ["Steering"]

@@ -118,4 +118,15 @@ def for_rows(x: PerRow, b: int, like: Tensor, branches: int = 1) -> Tensor:
     return made.repeat_interleave(b // many // branches).repeat(branches).view(-1, 1, 1)
 
 
-__all__ = ["PerRow", "PerStep", "Strength", "for_rows", "is_neutral", "strength_of"]
+def times(x: Strength, factor: float) -> Strength:
+    """Return a strength multiplied by a factor.
+
+    >>> times(PerRow((0.0, 1.0)), -2.0).numbers
+    (-0.0, -2.0)
+    """
+    if isinstance(x, PerRow | PerStep):
+        return type(x)(tuple(one * factor for one in x.numbers))
+    return x * factor
+
+
+__all__ = ["PerRow", "PerStep", "Strength", "for_rows", "is_neutral", "strength_of", "times"]

@@ -106,7 +106,7 @@ class ScaleTensor(_TensorEdit):
     neutral: ClassVar[float] = 1.0
 
     @property
-    def point(self) -> str:  # type: ignore[override]
+    def point(self) -> str:
         """What it changes."""
         return POINT[self.part]
 
@@ -139,7 +139,7 @@ class RemoveDirection(_TensorEdit):
             object.__setattr__(self, "direction", x.float() / size)
 
     @property
-    def point(self) -> str:  # type: ignore[override]
+    def point(self) -> str:
         """What it changes."""
         return POINT[self.part]
 

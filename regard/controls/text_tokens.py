@@ -10,12 +10,12 @@ from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.controls.prompt import NotInPromptError, Prompt, word_pattern
-from regard.controls.token_sets import AnyOf, TokenMask, TokenPositions, TokenSet
+from regard.controls.token_sets import AnyOf, KnownTokens, TokenMask, TokenPositions, TokenSet
 from regard.core.errors import RuleError, fail, shape_of
 from regard.core.value import value
 
 
-class _FoundInText(TokenSet):
+class _FoundInText(KnownTokens):
     """A set that is found in the text of the prompt, once for each prompt."""
 
     modality: ClassVar[str] = "text"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from functools import reduce
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from regard.run.rows import rows_of
 class TokenSet(Value):
     """A set of tokens, as queries or as keys; `|`, `&` and `~` combine sets.
 
-    A set that is known before the call writes `positions`; one that is found in the call itself
-    writes `mask`.
+    A set that is known before the call is a `KnownTokens`, one that is found in the call itself a
+    `FoundInCall`.
     """
 
     # What its positions count: "all" tokens of the sequence, those of the "text", of the "image".
@@ -33,6 +34,19 @@ class TokenSet(Value):
 
     def __invert__(self) -> TokenSet:
         return self.part if isinstance(self, NotIn) else NotIn(self)
+
+    @abstractmethod
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Return which keys [b or 1, h or 1, m] or queries [b or 1, 1, n] belong to it."""
+
+    @property
+    def label(self) -> str:
+        """How a receipt names it."""
+        return str(self)
+
+
+class KnownTokens(TokenSet):
+    """Base of sets that are known before the call, by position."""
 
     @abstractmethod
     def positions(self, at: EditContext, side: str) -> Tensor:
@@ -50,11 +64,6 @@ class TokenSet(Value):
             place = torch.where(place < own.stop, place - own.start, -1)
         found = looked_up(chosen.to(at.device), place, at.call.b, at.branches)
         return expand_to_heads(found, at)
-
-    @property
-    def label(self) -> str:
-        """How a receipt names it."""
-        return str(self)
 
 
 def _need(x: object) -> TokenSet:
@@ -97,13 +106,9 @@ class FoundInCall(TokenSet):
     What was found then is kept as long as the prompt: decoded tokens are not asked again.
     """
 
+    @abstractmethod
     def find(self, at: EditContext) -> Tensor:
         """Return which keys of the call belong to it, bool [b or 1, h or 1, m]."""
-        raise NotImplementedError
-
-    def positions(self, at: EditContext, side: str) -> Tensor:
-        """Not asked: heads have sets of their own."""
-        raise NotImplementedError
 
     def mask(self, at: EditContext, side: str = "keys") -> Tensor:
         """Find it, or remember where it was found."""
@@ -144,11 +149,6 @@ class AllTokens(TokenSet):
     AllOf((AllTokens(), NotIn(TokenPositions((0,)))))
     """
 
-    def positions(self, at: EditContext, side: str) -> Tensor:
-        """Return all positions that there are."""
-        place = at.key_positions if side == "keys" else at.query_positions
-        return torch.ones(1, int(place.max()) + 1 if place.numel() else 0, dtype=torch.bool)
-
     def mask(self, at: EditContext, side: str = "keys") -> Tensor:
         """Return all that hold a token."""
         many = at.call.n if side == "queries" else at.call.m
@@ -156,40 +156,31 @@ class AllTokens(TokenSet):
         return expand_to_heads(at.key_positions >= 0, at) if side == "keys" else whole
 
 
+class _OfParts(TokenSet):
+    """Base of sets that are made of others."""
+
+    parts: tuple[TokenSet, ...]
+    join: ClassVar[Any]
+
+    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
+        """Ask the sets one by one, and join what they say."""
+        return reduce(type(self).join, (part.mask(at, side) for part in self.parts))
+
+
 @value
-class AnyOf(TokenSet):
+class AnyOf(_OfParts):
     """Tokens of any of some sets."""
 
     parts: tuple[TokenSet, ...]
-
-    def positions(self, at: EditContext, side: str) -> Tensor:
-        """Not asked: the sets are asked one by one."""
-        raise NotImplementedError
-
-    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
-        """Unite the sets."""
-        found = self.parts[0].mask(at, side)
-        for part in self.parts[1:]:
-            found = found | part.mask(at, side)
-        return found
+    join: ClassVar[Any] = staticmethod(torch.logical_or)
 
 
 @value
-class AllOf(TokenSet):
+class AllOf(_OfParts):
     """Tokens that are in all of some sets."""
 
     parts: tuple[TokenSet, ...]
-
-    def positions(self, at: EditContext, side: str) -> Tensor:
-        """Not asked: the sets are asked one by one."""
-        raise NotImplementedError
-
-    def mask(self, at: EditContext, side: str = "keys") -> Tensor:
-        """Intersect the sets."""
-        found = self.parts[0].mask(at, side)
-        for part in self.parts[1:]:
-            found = found & part.mask(at, side)
-        return found
+    join: ClassVar[Any] = staticmethod(torch.logical_and)
 
 
 @value
@@ -198,17 +189,13 @@ class NotIn(TokenSet):
 
     part: TokenSet
 
-    def positions(self, at: EditContext, side: str) -> Tensor:
-        """Not asked: the set is asked."""
-        raise NotImplementedError
-
     def mask(self, at: EditContext, side: str = "keys") -> Tensor:
         """Return all that hold a token, and are not in the set."""
         return AllTokens().mask(at, side) & ~self.part.mask(at, side)
 
 
 @value
-class TokenPositions(TokenSet):
+class TokenPositions(KnownTokens):
     """Tokens by number, from 0, padding counted; negative ones from the end of the prompt.
 
     >>> TokenPositions(range(3)).numbers
@@ -247,7 +234,7 @@ class TokenPositions(TokenSet):
 
 
 @value
-class FromLastToken(TokenSet):
+class FromLastToken(KnownTokens):
     """The last token of the prompt, and all that are decoded: each was the newest once.
 
     Behind right padding it is the last real token.
@@ -272,7 +259,7 @@ class FromLastToken(TokenSet):
 
 
 @value
-class TokenMask(TokenSet):
+class TokenMask(KnownTokens):
     """Tokens by a mask, bool [positions] or [b, positions].
 
     >>> print(TokenMask(torch.tensor([True, False])))
@@ -298,7 +285,6 @@ class TokenMask(TokenSet):
 
 
 __all__ = [
-    "AllOf", "AllTokens", "AnyOf", "FoundInCall", "FromLastToken", "NotIn", "TokenMask",
-    "TokenPositions", "TokenSet",
-    "expand_to_heads", "looked_up",
+    "AllOf", "AllTokens", "AnyOf", "FoundInCall", "FromLastToken", "KnownTokens", "NotIn",
+    "TokenMask", "TokenPositions", "TokenSet", "expand_to_heads", "looked_up",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ PLAIN = (Attention, GroupedQuery, MultiQuery)
 
 
 def export(model: LanguageModel, *, longest: int = 2048) -> Any:
-    """Make the transformers model that scores tokens as `model` does.
+    """Build the transformers model that scores tokens as `model` does.
 
     Multi-head, grouped and multi-query attention with rotary positions become Llama; with
     normalized queries and keys Qwen 3; with a window Mistral. Save it with `save_pretrained`. What

@@ -59,7 +59,7 @@ class SharedHeadLinear(nn.Module):
         return own
 
     def forward(self, x: Tensor) -> Tensor:
-        """Make all heads, [.., heads * size]."""
+        """Build all heads, [.., heads * size]."""
         weight = torch.cat([self._head("weight", h) for h in range(self.heads)])
         bias = None
         if self.bias is not None:

@@ -42,7 +42,7 @@ def attention_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def plain_layer(module: nn.Module, config: Any, dtype: torch.dtype) -> Attention:
-    """Make the plain layer that does what an attention module of transformers does."""
+    """Build the plain layer that does what an attention module of transformers does."""
     parts = next(p for p in PARTS if isinstance(getattr(module, p[0], None), nn.Linear))
     q, k, v = (getattr(module, part) for part in parts[:3] if part)
     heads = getattr(config, "num_attention_heads", None)

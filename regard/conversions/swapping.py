@@ -54,7 +54,7 @@ class Swapped(nn.Module):
 
 
 def memory_in(cache: Any, swapped: Swapped) -> LayerMemory:
-    """Give the memory that a layer keeps in a cache of transformers, made on first use."""
+    """Return the memory that a layer keeps in a cache of transformers, made on first use."""
     from regard.conversions.cache import OwnCacheLayer
 
     number = swapped.layer_idx
@@ -134,7 +134,7 @@ def swap(
 
 
 def converted(plain: Attention, kind: type[Attention], **settings: Any) -> Attention:
-    """Make a layer of a kind from a plain one: its weights, and what is new at its beginning.
+    """Build a layer of a kind from a plain one: its weights, and what is new at its beginning.
 
     >>> from regard.layers.grouped_query import MultiQuery
     >>> converted(Attention(16, heads=4), MultiQuery).to_k.weight.shape
@@ -186,7 +186,7 @@ def _carry(
 
 @torch.no_grad()
 def _share(plain: dict[int, Attention], sources: Sequence[int]) -> None:
-    """Give the owner of keys the mean of the maps of all layers that read them."""
+    """Set the maps of the owner of keys to the mean of the maps of all layers that read them."""
     for owner in set(sources):
         group = [plain[i] for i, source in enumerate(sources) if source == owner and i in plain]
         for name in ("to_k", "to_v"):

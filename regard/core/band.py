@@ -37,7 +37,7 @@ class Band(NamedTuple):
 
     @staticmethod
     def of_sinks(count: int) -> Band:
-        """Make a band of the first keys alone."""
+        """Build a band of the first keys alone."""
         return Band(FAR, -FAR, count)
 
     @property
@@ -68,7 +68,7 @@ class Band(NamedTuple):
         return Band(near.low, near.high, first.sinks, first.ahead)
 
     def allows(self, i: Tensor, j: Tensor) -> Tensor:
-        """Say for each pair of positions whether it is in the band."""
+        """Return for each pair of positions whether it is in the band."""
         apart = j - i
         near = (apart >= self.low) & (apart <= self.high)
         return near | ((j < self.sinks) & (apart <= self.ahead)) if self.sinks else near
@@ -120,7 +120,7 @@ class Band(NamedTuple):
 
 
 def _within(grid: Grid, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Say for each tile whether some pair, and whether every pair, has low <= j - i <= high."""
+    """Return for each tile whether some pair, and whether every pair, has low <= j - i <= high."""
     pairs = []
     if high < FAR or low <= -FAR:
         pairs.append((grid.j_lo <= grid.i_hi + high, grid.j_hi <= grid.i_lo + high))

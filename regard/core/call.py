@@ -52,7 +52,7 @@ class Call:
         site: Any = None,
         forward: Any = None,
     ) -> Call:
-        """Make a call over tensors k [b, g, m, d] and v [b, g, m, e].
+        """Build a call over tensors k [b, g, m, d] and v [b, g, m, e].
 
         `k_positions` [m], [b, m] or [b, g, m] are the positions of keys that are not 0, 1, 2, ...;
         -1 marks an empty slot.
@@ -136,7 +136,7 @@ class Call:
         return torch.is_grad_enabled() and any(t.requires_grad for t in self.rule.reads().tensors)
 
     def replace(self, **changes: Any) -> Call:
-        """Make the same call with some parts changed; `k`, `v`, `k_positions` make dense keys."""
+        """Return the same call with some parts changed; `k`, `v`, `k_positions` make dense keys."""
         if not changes.keys().isdisjoint(("k", "v", "k_positions")):
             k, v, at = (changes.pop(x, self) for x in ("k", "v", "k_positions"))
             old = changes.pop("keys", None) or self.dense
@@ -153,7 +153,7 @@ class Call:
         return made
 
     def at(self, rows: Tensor | None = None, cols: Tensor | None = None) -> At:
-        """Give the places of some queries and keys (all where not given), to broadcast.
+        """Return the places of some queries and keys (all where not given), to broadcast.
 
         `rows` and `cols` are 1-D index tensors.
         """
@@ -177,7 +177,7 @@ class Call:
         return At(b, h, rows.view(-1, 1), cols, i, j)
 
     def allowed(self, at: At) -> Tensor:
-        """Say which pairs may meet, broadcasting to [b, h, n, m]."""
+        """Return which pairs may attend, broadcasting to [b, h, n, m]."""
         support = self.rule.support
         if support.tensors():
             support = support.memo(("on", str(self.q.device)), lambda: support.to(self.q.device))

@@ -26,7 +26,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, out: Tensor) -> Tensor:
-    """Take codes apart again, and write them as numbers to out [..., d].
+    """Unpack codes, and write them as numbers to out [..., d].
 
     >>> unpack(torch.tensor([33, 3], dtype=torch.uint8), 4, torch.empty(3)).tolist()
     [1.0, 2.0, 3.0]

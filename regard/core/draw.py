@@ -20,7 +20,7 @@ FEW = 24
 
 
 def draw(rule: Rule, n: int, m: int, to: str | None, head: int, overwrite: bool = False) -> str:
-    """Give the mask as text, and save it as a picture where `to` names a file."""
+    """Return the mask as text, and save it as a picture where `to` names a file."""
     if not (isinstance(n, int) and isinstance(m, int)) or min(n, m) < 1:
         fail(ValueRangeError, "n", (n, m), "at least one query and one key", "pass n=16")
     if to is None and max(n, m) > 128:

@@ -17,15 +17,17 @@ class RegardError(Exception):
     """An error that names the argument, what came, what was expected and what to do.
 
     >>> print(ShapeError("k", "4 heads", "a divisor of the 6 query heads", "repeat the heads"))
-    `k`: got 4 heads; expected a divisor of the 6 query heads. To put it right: repeat the heads.
+    `k`: got 4 heads; expected a divisor of the 6 query heads. Fix: repeat the heads.
     """
 
     def __init__(self, argument: str, got: object, expected: str, fix: str) -> None:
         self.argument, self.got, self.expected, self.fix = argument, got, expected, fix
         end = "" if fix.endswith((".", "?", "!")) else "."
-        super().__init__(
-            f"`{argument}`: got {got}; expected {expected}. To put it right: {fix}{end}"
-        )
+        super().__init__(f"{self._wrong()}. Fix: {fix}{end}")
+
+    def _wrong(self) -> str:
+        """Return what is wrong, without the fix."""
+        return f"`{self.argument}`: got {self.got}; expected {self.expected}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are rebuilt from `args`, which is the one sentence; what came may be anything,
@@ -67,7 +69,14 @@ class CapabilityError(RegardError):
 
 
 class MissingExtraError(RegardError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed; `expected` says what it is for.
+
+    >>> print(MissingExtraError("rich", "nothing", "it draws tables", "pip install 'regard[see]'"))
+    rich is required: it draws tables. Fix: pip install 'regard[see]'.
+    """
+
+    def _wrong(self) -> str:
+        return f"{self.argument} is required: {self.expected}"
 
 
 class VersionError(RegardError, ImportError):
@@ -90,7 +99,7 @@ def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
 
 
 def shape_of(x: Any) -> str:
-    """Say what `x` is, for the `got` part of an error.
+    """Return what `x` is, for the `got` part of an error.
 
     >>> import torch
     >>> shape_of(torch.zeros(2, 3)), shape_of(7)
@@ -113,7 +122,7 @@ def need(module: str, extra: str, why: str) -> ModuleType:
     except ImportError as missing:
         raise MissingExtraError(
             module,
-            "no such package installed",
-            f"it to be there: it {why}",
+            "no such package",
+            f"it {why}",
             f"pip install 'regard[{extra}]'",
         ) from missing

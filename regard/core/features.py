@@ -36,7 +36,7 @@ def identity(x: Tensor) -> Tensor:
 
 
 def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """Bring each vector to length 1, so that scores are cosines and delta rules are stable.
+    """Scale each vector to length 1, so that scores are cosines and delta rules are stable.
 
     >>> unit(torch.tensor([3.0, 4.0]))
     tensor([0.6000, 0.8000])
@@ -47,7 +47,7 @@ def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def standardized(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """Bring the entries of each vector to mean 0 and standard deviation 1.
+    """Normalize the entries of each vector to mean 0 and standard deviation 1.
 
     >>> standardized(torch.tensor([1.0, 3.0]))
     tensor([-1.,  1.])
@@ -57,7 +57,7 @@ def standardized(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
-    """Take `elu(x) + 1`: positive, with a gradient on both sides of zero.
+    """Return `elu(x) + 1`: positive, with a gradient on both sides of zero.
 
     >>> elu_plus_one(torch.tensor([0.0, 2.0]))
     tensor([1., 3.])
@@ -67,7 +67,7 @@ def elu_plus_one(x: Tensor) -> Tensor:
 
 
 def relu(x: Tensor) -> Tensor:
-    """Take the positive part.
+    """Return the positive part.
 
     >>> relu(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
@@ -94,7 +94,7 @@ def relu_power(x: Tensor, power: float = 3.0) -> Tensor:
 
 
 def softmax_features(x: Tensor) -> Tensor:
-    """Make each vector a distribution over its channels.
+    """Turn each vector into a distribution over its channels.
 
     >>> softmax_features(torch.zeros(4))
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
@@ -103,7 +103,7 @@ def softmax_features(x: Tensor) -> Tensor:
 
 
 def softmax_pairs(x: Tensor) -> Tensor:
-    """Make distributions over the channels of `x` and of `-x`: `[..., d]` to `[..., 2 d]`.
+    """Build distributions over the channels of `x` and of `-x`: `[..., d]` to `[..., 2 d]`.
 
     >>> softmax_pairs(torch.zeros(2))
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
@@ -135,7 +135,7 @@ def taylor(x: Tensor, order: int = 2) -> Tensor:
 
 
 def exponential(x: Tensor, alpha: float | Tensor = 1.0, beta: float | Tensor = 0.0) -> Tensor:
-    """Take `exp(alpha x + beta)`: sums of such products are close to log-normal.
+    """Return `exp(alpha x + beta)`: sums of such products are close to log-normal.
 
     `beta` only stabilizes: it cancels in a normalized scan when it is one number per query for q
     and one number per head for k (such as minus the largest `alpha k`). For a scan in segments it

@@ -103,7 +103,7 @@ def write_bytes(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless it is there."""
+    """Create a folder and those above it, unless it is there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -123,7 +123,7 @@ def refuse_to_replace(path: Path, error: type[FileError] = FileError) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, where the system can."""
+    """Flush the new name to the disk, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -24,7 +24,7 @@ def expand_heads(x: Tensor, h: int) -> Tensor:
 
 
 def key_heads_of(heads: Sequence[int], h: int, g: int) -> list[int]:
-    """Give the key head of each of some query heads.
+    """Return the key head of each of some query heads.
 
     >>> key_heads_of([0, 3], h=4, g=2)
     [0, 1]
@@ -46,7 +46,7 @@ def gate_heads(out: Tensor, gate: Tensor) -> Tensor:
 
 
 def gather_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
-    """Take some heads of x [b, h, ...]; a view where they stand in a row."""
+    """Select some heads of x [b, h, ...]; a view where they stand in a row."""
     first, count = heads[0], len(heads)
     if list(heads) == list(range(first, first + count)):
         return x[:, first : first + count]
@@ -54,7 +54,7 @@ def gather_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
 
 
 def take_batch(x: Tensor, rows: Tensor) -> Tensor:
-    """Take rows of the batch from x [b, ...], on whatever device their numbers are.
+    """Select rows of the batch from x [b, ...], on whatever device their numbers are.
 
     >>> take_batch(torch.tensor([[1], [2]]), torch.tensor([1, 1])).tolist()
     [[2], [2]]
@@ -63,7 +63,7 @@ def take_batch(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def take_keys(x: Tensor, index: Tensor) -> Tensor:
-    """Take keys index [b, g, c] of x [b, g, m, d], row by row: [b, g, c, d].
+    """Gather keys index [b, g, c] of x [b, g, m, d], row by row: [b, g, c, d].
 
     Whole rows are copied, which is many times as fast as gathering them entry by entry.
 
@@ -77,7 +77,7 @@ def take_keys(x: Tensor, index: Tensor) -> Tensor:
 
 
 def take_both(k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Take keys index [b, g, c] of k [b, g, m, d] and of v [b, g, m, e], as `take_keys` does.
+    """Gather keys index [b, g, c] of k [b, g, m, d] and of v [b, g, m, e], as `take_keys` does.
 
     >>> k, v = torch.arange(6.0).view(2, 1, 1, 3, 1)
     >>> [x.item() for x in take_both(k, v, torch.tensor([[[2]]]))]
@@ -93,7 +93,7 @@ def take_both(k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_rows(x: Tensor) -> Tensor | None:
-    """Give the keys x [b, g, m, d] of all heads as rows [r, d]; None where they do not lie so."""
+    """Return the keys x [b, g, m, d] of all heads as rows [r, d]; None where they do not lie so."""
     b, g, m, d = x.shape
     over_b, over_g, over_m, over_d = x.stride()
     if over_d != 1 or m == 0 or over_m <= 0 or over_b % over_m or over_g % over_m:
@@ -103,7 +103,7 @@ def as_rows(x: Tensor) -> Tensor | None:
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Say which of the rows of `as_rows(x)` keys index [b, g, c] are, [b g c]."""
+    """Return which of the rows of `as_rows(x)` keys index [b, g, c] are, [b g c]."""
     b, g = x.shape[:2]
     if b * g == 1:
         return index.flatten()
@@ -114,7 +114,7 @@ def rows_of(x: Tensor, index: Tensor) -> Tensor:
 
 
 def take_rows(rows: Tensor, at: Tensor) -> Tensor:
-    """Take some rows of many."""
+    """Select some rows of many."""
     if rows.device.type != "cpu" or rows.dtype != torch.float32 or len(at) < MANY:
         return rows.index_select(0, at)
     # Bags of one row each fetch ahead, which index_select does not.

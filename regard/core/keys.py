@@ -246,7 +246,7 @@ class Dense(Keys):
         return self.k.nbytes + self.v.nbytes + at
 
     def replace(self, **changes: Any) -> Dense:
-        """Make the same with some parts changed."""
+        """Return the same with some parts changed."""
         return replace(self, **changes)
 
     @property

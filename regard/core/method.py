@@ -56,7 +56,7 @@ def method(*keys: str, call: str = "") -> Callable[[T], T]:
     Traceback (most recent call last):
       ...
     regard.core.errors.RuleError: `key`: got 'Mixture of Heads'; expected lower-case words joined \
-by underscores. To put it right: use the row's key, as `regard papers search` prints it.
+by underscores. Fix: use the row's key, as `regard papers search` prints it.
     """
     if not keys:
         fail(RuleError, "keys", "none", "at least one key of the catalogue", 'write @method("moh")')

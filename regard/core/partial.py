@@ -29,7 +29,7 @@ class Partial(NamedTuple):
 
 
 def nothing(like: Tensor, *, sums: bool = False) -> Partial:
-    """Give the identity of `merge` for outputs shaped like `like` [b, h, n, e]."""
+    """Return the identity of `merge` for outputs shaped like `like` [b, h, n, e]."""
     lse = torch.full(like.shape[:-1], -torch.inf, dtype=wide(like.dtype), device=like.device)
     return Partial(torch.zeros_like(like), None if sums else lse)
 
@@ -97,7 +97,7 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
 
 
 def softmax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Give exp(x) over its sum along `dim`, 0 where all of x is -inf, and the log of the sum."""
+    """Return exp(x) over its sum along `dim`, 0 where all of x is -inf, and the log of the sum."""
     if x.shape[dim] == 0:
         return x, x.sum(dim) - torch.inf
     size, total, top = _sized(x, dim)

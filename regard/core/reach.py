@@ -143,7 +143,7 @@ class Stamp(NamedTuple):
 
     @staticmethod
     def of(x: Tensor) -> Stamp:
-        """Note how a tensor is now. PyTorch counts no changes of inference tensors: these are
+        """Record how a tensor is now. PyTorch counts no changes of inference tensors: these are
         copied.
         """
         if x.is_inference():
@@ -151,7 +151,7 @@ class Stamp(NamedTuple):
         return Stamp(x, x._version, _memory(x))
 
     def holds(self, x: Tensor) -> bool:
-        """Say whether a tensor is the same one, with the same contents."""
+        """Return whether a tensor is the same one, with the same contents."""
         if x is not self.tensor or _memory(x) != self.memory:
             return False
         if self.copy is None:

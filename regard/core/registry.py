@@ -35,7 +35,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, *names: str) -> Callable[[K], K]:
-        """Make a class known by one or more names, each its own alone."""
+        """Register a class by one or more names, each its own alone."""
 
         def keep(kind: K) -> K:
             for name in names:
@@ -61,7 +61,7 @@ class Registry(Generic[T]):
         return dict(sorted(self.kinds.items()))
 
     def get(self, name: str) -> type[T]:
-        """Give the class of a name, or say which names are near.
+        """Return the class of a name, or say which names are near.
 
         `package.module:Class` finds one that is not registered, in the current folder too.
         """

@@ -88,12 +88,12 @@ class Rule(Value):
 
     @staticmethod
     def numbered(number: int) -> Rule:
-        """Give the rule of a number, which must still be alive."""
+        """Return the rule of a number, which must still be alive."""
         return _by_number[number]
 
     @staticmethod
     def of(x: Rule | Support | Score | Weigh | None) -> Rule:
-        """Make a rule of one of its parts."""
+        """Build a rule of one of its parts."""
         if isinstance(x, Rule):
             return x
         if x is None:
@@ -115,19 +115,19 @@ class Rule(Value):
         )
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Say for each pair whether query i (counted from the first) may meet key j."""
+        """Return for each pair whether query i (counted from the first) may attend to key j."""
         return self.support.allows(b, h, i + self.offset, j)
 
     def tiles(self, n_q: int, n_k: int, size: int | tuple[int, int] = 64, **where: Any) -> TileMap:
-        """Say which tiles are empty, full or partial."""
+        """Return which tiles are empty, full or partial."""
         return self.support.tiles(n_q, n_k, size, offset=self.offset, **where)
 
     def horizon(self, i: int) -> Spans:
-        """Give the key positions that query i or a later one can still need."""
+        """Return the key positions that query i or a later one can still need."""
         return self.support.horizon(i + self.offset)
 
     def shift(self, offset: int) -> Rule:
-        """Give the same rule for queries that begin `offset` positions later.
+        """Return the same rule for queries that begin `offset` positions later.
 
         >>> from regard.core.support import Causal
         >>> Rule(Causal()).shift(9000).horizon(0)

@@ -25,7 +25,7 @@ class Runs(NamedTuple):
 
     @staticmethod
     def between(start: Tensor, stop: Tensor, end: int) -> Runs:
-        """Make one run for each row, of [t or 1, 1] starts and stops.
+        """Build one run for each row, of [t or 1, 1] starts and stops.
 
         >>> Runs.between(torch.tensor([[-1], [2]]), torch.tensor([[2], [9]]), 4).length().tolist()
         [2, 2]
@@ -71,7 +71,7 @@ class Runs(NamedTuple):
         )  # fmt: skip
 
     def holds(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Say of columns [u, c] in rows [u] whether they are in a run."""
+        """Return for columns [u, c] in rows [u] whether they are in a run."""
         start, stop = (x.expand(max(len(x), 1), -1) for x in (self.start, self.stop))
         row = rows if len(start) > 1 else torch.zeros_like(rows)
         inside = columns[:, :, None] >= start[row][:, None]

@@ -23,7 +23,7 @@ class Spans(Value):
 
     @staticmethod
     def of(*spans: tuple[int, int | None]) -> Spans:
-        """Make a set from spans in any order, overlapping or not."""
+        """Build a set from spans in any order, overlapping or not."""
         merged: list[tuple[int, int | None]] = []
         for start, stop in sorted(spans, key=lambda s: s[0]):
             if stop is not None and stop <= start:
@@ -61,7 +61,7 @@ class Spans(Value):
         return any(a <= position and (b is None or position < b) for a, b in self.spans)
 
     def holds(self, positions: Tensor) -> Tensor:
-        """Say of each position whether it is in the set.
+        """Return for each position whether it is in the set.
 
         >>> Spans.of((0, 2), (5, None)).holds(torch.arange(7)).int().tolist()
         [1, 1, 0, 0, 0, 1, 1]

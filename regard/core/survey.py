@@ -123,7 +123,7 @@ class Survey:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Give means over everything but heads, as plain numbers that JSON can hold."""
+        """Return means over everything but heads, as plain numbers that JSON can hold."""
         said: dict[str, Any] = {"queries": self.n, "keys": self.m}
         for name, x in self.found.items():
             if x.is_floating_point() and x.dim() >= 3:

@@ -57,7 +57,7 @@ class Grid:
 
     @staticmethod
     def of(i: Tensor, j: Tensor, batch: int, heads: int) -> Grid:
-        """Make a grid of tiles of given positions, [t_q, size] and [t_k, size]."""
+        """Build a grid of tiles of given positions, [t_q, size] and [t_k, size]."""
         b = torch.arange(batch, device=i.device).view(-1, 1, 1, 1)
         return Grid(b, torch.arange(heads, device=i.device).view(-1, 1, 1), i, j)
 

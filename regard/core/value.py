@@ -40,7 +40,7 @@ class _Memo(NamedTuple):
     settings: tuple[Hashable, ...]
 
     def holds(self, now: Reached) -> bool:
-        """Say whether nothing that the value reads has changed since."""
+        """Return whether nothing that the value reads has changed since."""
         if len(self.stamps) != len(now.tensors) or self.settings != now.settings:
             return False
         return all(s.holds(x) for s, x in zip(self.stamps, now.tensors, strict=True))
@@ -256,7 +256,7 @@ class Value:
 
 @dataclass_transform(frozen_default=True)
 def value(kind: type[T]) -> type[T]:
-    """Make `kind` a frozen `Value` that can be saved under its class name."""
+    """Turn `kind` into a frozen `Value` that can be saved under its class name."""
     made = dataclasses.dataclass(frozen=True, eq=False, repr=False)(kind)
     _TYPES[kind.__name__] = made  # type: ignore[assignment]
     return made
@@ -268,7 +268,7 @@ def types() -> dict[str, type[Value]]:
 
 
 def same_objects(a: Value, b: Value) -> bool:
-    """Say whether two values are equal and will stay so: their tensors are the same objects."""
+    """Return whether two values are equal and will stay so: their tensors are the same objects."""
     if a != b:
         return False
     return all(x is y for x, y in zip(a.tensors(), b.tensors(), strict=True))

@@ -45,7 +45,7 @@ class Weigh(Value):
     def update(
         self, state: RunningState, scores: Tensor, allowed: Tensor | None, v: Tensor
     ) -> RunningState:
-        """Take in a tile of keys: scores [b, h, n, m], v [b, h, m, e]."""
+        """Append a tile of keys: scores [b, h, n, m], v [b, h, m, e]."""
         raise NotImplementedError
 
     def finish(self, state: RunningState) -> Partial:
@@ -71,7 +71,7 @@ class Weigh(Value):
         raise NotImplementedError
 
     def rows(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Give the weights of whole rows, and their lse: by plain differentiable operations."""
+        """Return the weights of whole rows, and their lse: by plain differentiable operations."""
         return self.weights(scores, allowed, None), None
 
     def whole(self, scores: Tensor, allowed: Tensor | None, v: Tensor) -> Partial:

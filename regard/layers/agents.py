@@ -55,7 +55,7 @@ class AgentAttention(Attention):
         return agents
 
     def scores_of(self, agents_ask: bool) -> Score:
-        """Say how agents match keys, or queries agents."""
+        """Return how agents match keys, or queries agents."""
         return self.score()
 
     def look(self, call: Call, input: LayerInput) -> Tensor:

@@ -43,10 +43,10 @@ class SourceAttention(Layer):
         self.make(**settings)
 
     def make(self) -> None:
-        """Make what `look` reads."""
+        """Build what `look` reads."""
 
     def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
-        """Give what each state [b, 1, n, dim] sees of the source [b, 1, m, c]."""
+        """Return what each state [b, 1, n, dim] sees of the source [b, 1, m, c]."""
         raise NotImplementedError
 
     def compute(self, input: LayerInput) -> Tensor:
@@ -80,7 +80,7 @@ class GlobalAlignment(SourceAttention):
     """
 
     def make(self, *, matching: str = "general", width: int | None = None) -> None:
-        """Make the weights of the match."""
+        """Build the weights of the match."""
         if matching not in ("dot", "general", "concat"):
             self.cannot("matching", repr(matching), "match so", "take 'dot', 'general' or 'concat'")
         self.matching = matching
@@ -95,7 +95,7 @@ class GlobalAlignment(SourceAttention):
             self.weight = nn.Parameter(torch.randn(1, width) * width**-0.5)
 
     def score(self) -> Score:
-        """Say how states match."""
+        """Return how states match."""
         if self.matching == "dot":
             return Dot(1.0)
         if self.matching == "general":
@@ -119,7 +119,7 @@ class MonotonicAlignment(GlobalAlignment):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32, "reach": 3}
 
     def make(self, *, reach: int = 10, **settings: Any) -> None:
-        """Make the match, and the window."""
+        """Build the match, and the window."""
         need_size("reach", reach)
         super().make(**settings)
         self.near = Window(reach + 1)
@@ -147,7 +147,7 @@ class PredictedAlignment(GlobalAlignment):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32, "reach": 6}
 
     def make(self, *, reach: int = 10, **settings: Any) -> None:
-        """Make the match, and what predicts the place."""
+        """Build the match, and what predicts the place."""
         need_size("reach", reach)
         super().make(**settings)
         self.reach = reach

@@ -68,7 +68,7 @@ class KeyDriven(Attention):
         self.allocation.copy_(allocated(norms - norms.min(), self.heads))
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Give each query head the key head it was allocated."""
+        """Return for each query head the key head it was allocated."""
         if keeps_statistics(self):
             self.allocate(call.k)
         groups = torch.repeat_interleave(
@@ -111,7 +111,7 @@ class MovingAllocation(KeyDriven):
         self.norms.copy_(self.keep * norms + (1 - self.keep) * self.norms)
 
     def shares(self, norms: Tensor) -> Tensor:
-        """Say how much each key head should serve."""
+        """Return how much each key head should serve."""
         return self.keep * norms + (1 - self.keep) * self.norms
 
 

@@ -106,7 +106,7 @@ class Attention(Layer):
         self._normed = qk_norm is not None
 
     def make_projections(self, bias: bool) -> None:
-        """Make the weights that `queries`, `keys` and `mix` read."""
+        """Build the weights that `queries`, `keys` and `mix` read."""
         self.to_q = nn.Linear(self.dim, self.heads * self.head_dim, bias)
         self.to_k = nn.Linear(self.context_dim, self.kv_heads * self.head_dim, bias)
         self.to_v = nn.Linear(self.context_dim, self.kv_heads * self.value_dim, bias)
@@ -115,11 +115,11 @@ class Attention(Layer):
     # The three steps, and the rule.
 
     def queries(self, x: Tensor) -> Tensor:
-        """Make q [b, h, n, d]."""
+        """Build q [b, h, n, d]."""
         return split(self.to_q(x), self.heads)
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Make k [b, g, m, d] and v [b, g, m, e]."""
+        """Build k [b, g, m, d] and v [b, g, m, e]."""
         return split(self.to_k(context), self.kv_heads), split(self.to_v(context), self.kv_heads)
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
@@ -127,12 +127,12 @@ class Attention(Layer):
         return self.attend(call)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Bring the heads [b, h, n, e] together: y [b, n, dim]."""
+        """Join the heads [b, h, n, e]: y [b, n, dim]."""
         mixed: Tensor = self.to_out(joined(seen))
         return mixed
 
     def rule(self) -> Rule:
-        """Make the rule: override `support`, `score` or `weigh` to change it."""
+        """Build the rule: override `support`, `score` or `weigh` to change it."""
         if self._fixed is None:
             made = Rule(self.support(), self.position.steps(self.score()), self.weigh())
             if made.tensors():  # what is learned must be read anew each time
@@ -141,15 +141,15 @@ class Attention(Layer):
         return self._fixed
 
     def support(self) -> Support:
-        """Say which pairs may meet."""
+        """Return which pairs may attend."""
         return self._support
 
     def score(self) -> Score:
-        """Say how much a pair matches, before positions are told."""
+        """Return how much a pair matches, before positions are told."""
         return self._score
 
     def weigh(self) -> Weigh:
-        """Say how scores become weights."""
+        """Return how scores become weights."""
         return self._weigh
 
     # What surrounds the steps.
@@ -175,7 +175,7 @@ class Attention(Layer):
         return self.mix(self.look(self.call(input), input), input)
 
     def call(self, input: LayerInput) -> Call:
-        """Make the call of attention for an input."""
+        """Build the call of attention for an input."""
         q, read = self.read(input)
         rule = self.rule().shift(input.offset)
         support = rule.support
@@ -189,7 +189,7 @@ class Attention(Layer):
         return Call.of(q, read.k, read.v, rule, None, read.positions, dropout)
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
-        """Give the queries, and all keys that they may meet: the memory's and the new ones."""
+        """Return the queries, and all keys that they may meet: the memory's and the new ones."""
         memory = input.memory
         if memory is not None and input.crosses and memory.seen:
             (q,) = autocast_alike(self.normed_queries(input))
@@ -201,7 +201,7 @@ class Attention(Layer):
     def positioned_and_kept(
         self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput
     ) -> tuple[Tensor, Dense]:
-        """Tell q and k their positions, and put the new keys to those of the memory."""
+        """Apply positions to q and k, and put the new keys to those of the memory."""
         q = self.position.turn(q, input.positions)
         if not input.crosses:
             k = self.position.turn(k, input.positions)
@@ -218,7 +218,7 @@ class Attention(Layer):
         return q, kept.read()
 
     def key_memory(self) -> KeyMemory:
-        """Make what keys are kept in: for each head alone where each has its own support."""
+        """Build what keys are kept in: for each head alone where each has its own support."""
         apart = isinstance(self.rule().support, PerHead)
         return Split.by_head(self.kv_heads) if apart else Full()
 
@@ -235,7 +235,7 @@ class Attention(Layer):
             kept.forget(support.horizon(now))
 
     def normed_queries(self, input: LayerInput) -> Tensor:
-        """Make the queries, brought to their norm where there is one."""
+        """Build the queries, brought to their norm where there is one."""
         q = self.queries(input.x)
         return self.norm_q(q) if self._normed else q
 
@@ -248,12 +248,12 @@ class Attention(Layer):
         return seen
 
     def describe(self) -> str:
-        """Say in a line what the layer is."""
+        """Describe in a line what the layer is."""
         sizes = f"{self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, d={self.head_dim}"
         return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"
 
     def extra_repr(self) -> str:
-        """Say the rule."""
+        """Describe the rule."""
         return f"heads={self.heads}, kv_heads={self.kv_heads}, rule={self.rule()}"
 
     def __getstate__(self) -> dict[str, Any]:

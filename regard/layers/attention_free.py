@@ -45,7 +45,7 @@ class AttentionFree(Attention):
         self.of_place = nn.Parameter(torch.randn(2, longest, rank) * rank**-0.5 * 0.1)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Give ones: no query changes a score."""
+        """Return ones: no query changes a score."""
         return x.new_ones(len(x), self.heads, x.shape[1], 1)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:

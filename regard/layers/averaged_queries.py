@@ -46,7 +46,7 @@ class AveragedQueries(Attention):
         return total[..., :-1] / total[..., -1:].clamp_min(1)
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
-        """Make queries of means, and keys of single tokens."""
+        """Build queries of means, and keys of single tokens."""
         q = self.queries(self.averaged(input))
         k, v = self.keys(input.x)
         if self._normed:

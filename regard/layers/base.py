@@ -149,7 +149,7 @@ class Layer(nn.Module):
         return crosses
 
     def memory(self, keys: Any = None) -> LayerMemory:
-        """Make an empty memory, to decode with.
+        """Build an empty memory, to decode with.
 
         Looking at itself a layer must be causal to have one. `keys` says what keys are kept in, if
         not what the layer would take: a name ("int4", "ring", "paged", ...), a class of

@@ -30,7 +30,7 @@ def model(
     checkpointing: bool = False,
     **settings: Any,
 ) -> LanguageModel:
-    """Make a language model of layers given by name (or made already), with shared `settings`.
+    """Build a language model of layers given by name (or made already), with shared `settings`.
 
     `sources` lets layers read the keys of earlier ones (`[0, 0, 2, 2]`). `absolute` adds positions
     to the tokens: "sinusoidal", "learned" (up to `longest`) or a module of your own. A setting

@@ -62,21 +62,21 @@ class RoutedAttention(Attention):
         self.register_buffer("centers", torch.randn(heads, clusters, self.head_dim))
 
     def make_projections(self, bias: bool) -> None:
-        """Make one map for queries and keys."""
+        """Build one map for queries and keys."""
         super().make_projections(bias)
         del self.to_k
 
     def queries(self, x: Tensor) -> Tensor:
-        """Bring queries to length sqrt(d)."""
+        """Scale queries to length sqrt(d)."""
         return standardized(super().queries(x))
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Bring keys to length sqrt(d)."""
+        """Scale keys to length sqrt(d)."""
         k, v = self.to_q(context), self.to_v(context)
         return standardized(split(k, self.heads)), split(v, self.heads)
 
     def members(self, x: Tensor) -> Tensor:
-        """Give the tokens of each cluster, in order: x [b, h, n, d] to [b, h, clusters, w]."""
+        """Return the tokens of each cluster, in order: x [b, h, n, d] to [b, h, clusters, w]."""
         width = -(-x.shape[2] // self.centers.shape[1])
         return (self.centers @ x.mT).topk(width, dim=-1).indices.sort(-1).values
 

@@ -29,10 +29,10 @@ class ConditionedPooling(nn.Module):
         self.make(dim, knowledge)
 
     def make(self, dim: int, knowledge: int) -> None:
-        """Make what `condition` reads."""
+        """Build what `condition` reads."""
 
     def condition(self, h: Tensor, c: Tensor) -> Tensor:
-        """Give what is scored: [b, n, d]."""
+        """Return what is scored: [b, n, d]."""
         return h
 
     def forward(self, h: Tensor, c: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class GatedPooling(ConditionedPooling):
     """
 
     def make(self, dim: int, knowledge: int) -> None:
-        """Make the gate."""
+        """Build the gate."""
         self.to_gate = nn.Linear(knowledge, dim)
         nn.init.constant_(self.to_gate.bias, 3.0)
 
@@ -74,7 +74,7 @@ class AffinePooling(ConditionedPooling):
     """
 
     def make(self, dim: int, knowledge: int) -> None:
-        """Make scale and shift."""
+        """Build scale and shift."""
         self.to_scale, self.to_shift = nn.Linear(knowledge, dim), nn.Linear(knowledge, dim)
         for map_, start in ((self.to_scale, 1.0), (self.to_shift, 0.0)):
             nn.init.zeros_(map_.weight)
@@ -94,7 +94,7 @@ class JoinedPooling(ConditionedPooling):
     """
 
     def make(self, dim: int, knowledge: int) -> None:
-        """Make the map of both."""
+        """Build the map of both."""
         self.to_both = nn.Linear(dim + knowledge, dim)
 
     def condition(self, h: Tensor, c: Tensor) -> Tensor:

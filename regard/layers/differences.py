@@ -43,22 +43,22 @@ class Differential(Attention):
         self.norm = nn.RMSNorm(self.value_dim)
 
     def make_projections(self, bias: bool) -> None:
-        """Make twice as many queries and keys as values."""
+        """Build twice as many queries and keys as values."""
         super().make_projections(bias)
         self.to_q = nn.Linear(self.dim, 2 * self.heads * self.head_dim, bias)
         self.to_k = nn.Linear(self.context_dim, 2 * self.kv_heads * self.head_dim, bias)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Make q [b, 2 h, n, d]."""
+        """Build q [b, 2 h, n, d]."""
         return split(self.to_q(x), 2 * self.heads)
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Make k [b, 2 g, m, d], and the same v [b, 2 g, m, e] for both of a pair."""
+        """Build k [b, 2 g, m, d], and the same v [b, 2 g, m, e] for both of a pair."""
         k = split(self.to_k(context), 2 * self.kv_heads)
         return k, expand_heads(split(self.to_v(context), self.kv_heads), 2 * self.kv_heads)
 
     def rule(self) -> Rule:
-        """Make the rule, with what its position says of a head for both of its queries."""
+        """Build the rule, with what its position says of a head for both of its queries."""
         rule = super().rule()
         if not rule.score.steps:
             return rule
@@ -73,7 +73,7 @@ class Differential(Attention):
         return strength
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Take the second of each pair of heads from the first."""
+        """Subtract the second of each pair of heads from the first."""
         first, second = super().look(call, input).unflatten(1, (self.heads, 2)).unbind(2)
         minus = -self.strength().expand(self.heads)
         found: Tensor = self.norm(mixed((first, second), (1.0, minus))) * (1 - self.start)

@@ -12,7 +12,7 @@ from regard.layers.inputs import LayerInput
 def document_means(
     x: Tensor, padding: Tensor | None = None, documents: Tensor | None = None
 ) -> Tensor:
-    """Give each token the mean of its document: [b, n, c] to [b, n, c].
+    """Return for each token the mean of its document: [b, n, c] to [b, n, c].
 
     `padding` [b, n] is true at real tokens, `documents` [b, n] names documents (from 0 on).
 

@@ -48,7 +48,7 @@ class SpanConvolution(Attention):
         self.to_out = nn.Linear(2 * inner, dim, settings.get("bias", False))
 
     def kernels(self, input: LayerInput) -> Tensor:
-        """Make a kernel for each token and head: [b, n, h, kernel]."""
+        """Build a kernel for each token and head: [b, n, h, kernel]."""
         span = self.to_span(self.span(input.x, input))
         made: Tensor = self.to_kernel(self.to_q(input.x) * span).unflatten(-1, (self.heads, -1))
         return made.softmax(-1)
@@ -60,6 +60,6 @@ class SpanConvolution(Attention):
         return torch.einsum("bnhk,bnkhd->bnhd", self.kernels(input), near).flatten(2)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Put both kinds of heads side by side."""
+        """Concatenate both kinds of heads."""
         mixed: Tensor = self.to_out(torch.cat((joined(seen), self.convolved(input)), -1))
         return mixed

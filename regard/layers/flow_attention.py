@@ -50,7 +50,7 @@ class FlowAttention(Recurrent):
     )
 
     def features(self, x: Tensor) -> Tensor:
-        """Take the sigmoid."""
+        """Return the sigmoid."""
         return x.sigmoid()
 
     def _sum(self, x: Tensor, input: LayerInput, name: str) -> Tensor:

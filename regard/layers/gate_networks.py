@@ -41,7 +41,7 @@ class GaussianGate(Layer):
         self.spreads = nn.Parameter(torch.randn(heads, gaussians))
 
     def gate(self, x: Tensor) -> Tensor:
-        """Give the gate of x [b, n, dim]: [b, n, heads, slice], summing to 1 over a slice."""
+        """Return the gate of x [b, n, dim]: [b, n, heads, slice], summing to 1 over a slice."""
         slices = x.unflatten(-1, (len(self.offsets), -1))
         centered = slices - slices.mean(-1, keepdim=True)
         deviation = (slices.var(-1, correction=0, keepdim=True) + 1e-8).sqrt()

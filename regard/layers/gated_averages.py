@@ -34,7 +34,7 @@ class TwoScalings(nn.Module):
         self.shifts = nn.Parameter(torch.zeros(2, size))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Make q and k [b, 1, n, d] of x [b, n, dim]."""
+        """Build q and k [b, 1, n, d] of x [b, n, dim]."""
         shared = F.silu(self.to_shared(x))[:, None]
         q, k = (shared * s + t for s, t in zip(self.scales, self.shifts, strict=True))
         return q, k
@@ -69,7 +69,7 @@ class MovingAverageGated(Attention):
         self.average = DampedAverage(dim, size=rates, causal=self.causal)
 
     def make_projections(self, bias: bool) -> None:
-        """Make one map for queries and keys, and the gates."""
+        """Build one map for queries and keys, and the gates."""
         self.scalings = TwoScalings(self.dim, self.head_dim)
         self.to_v = nn.Linear(self.dim, self.value_dim)
         self.to_reset = nn.Linear(self.dim, self.value_dim)

@@ -60,7 +60,7 @@ class HeadEmbeddings(MultiQuery):
     """
 
     def make_projections(self, bias: bool) -> None:
-        """Make maps for a single head, and an embedding for each head."""
+        """Build maps for a single head, and an embedding for each head."""
         super().make_projections(bias)
         self.to_q = nn.Linear(self.dim, self.head_dim, bias)
         self.of_query, self.of_key, self.of_value = (
@@ -89,7 +89,7 @@ class AddedHeadEmbeddings(MultiQuery):
     """
 
     def make_projections(self, bias: bool) -> None:
-        """Make maps for a single head, and vectors for each head."""
+        """Build maps for a single head, and vectors for each head."""
         super().make_projections(bias)
         self.to_q = nn.Linear(self.dim, self.head_dim, bias)
         self.of_query = nn.Parameter(0.02 * torch.randn(self.heads, 1, self.head_dim))

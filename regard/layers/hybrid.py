@@ -38,7 +38,7 @@ class SelectiveState(Recurrent):
         super().__init__(dim, heads, **settings)
 
     def make_projections(self, bias: bool) -> None:
-        """Make the maps to x, z, B, C and d."""
+        """Build the maps to x, z, B, C and d."""
         inner = self.heads * self.value_dim
         self.to_x, self.to_gate = (nn.Linear(self.dim, inner, bias) for _ in range(2))
         self.to_states = nn.Linear(inner, 2 * self.states, bias)

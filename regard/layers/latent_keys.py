@@ -57,7 +57,7 @@ class LatentKeys(Attention):
         self._score = Dot((self.head_dim + rotary) ** -0.5)
 
     def make_projections(self, bias: bool) -> None:
-        """Make maps to the latent, and from it for each head."""
+        """Build maps to the latent, and from it for each head."""
         width = self.query_latent or self.dim
         if self.query_latent is not None:
             self.to_query_latent = nn.Linear(self.dim, width, bias)
@@ -76,7 +76,7 @@ class LatentKeys(Attention):
         return self._score
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
-        """Give queries against latents, and the latents."""
+        """Return queries against latents, and the latents."""
         x, memory = input.x, input.memory
         if self.query_latent is not None:
             x = self.norm_query(self.to_query_latent(x))

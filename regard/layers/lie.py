@@ -22,7 +22,7 @@ CUT = 1e-4
 
 
 def lift(points: Tensor, turns: Tensor) -> Tensor:
-    """Make elements of SE(2) of points [b, n, 2]: one for each turn [s], [b, n s, 3].
+    """Build elements of SE(2) of points [b, n, 2]: one for each turn [s], [b, n s, 3].
 
     An element is (x, y, angle). Without turns (`torch.zeros(1)`) it is a translation alone. Turns
     spaced evenly over the circle stay the same set when all are turned by one of them.
@@ -50,7 +50,7 @@ def moved(g: Tensor, by: Tensor) -> Tensor:
 
 
 def logarithms(g: Tensor) -> Tensor:
-    """Give the logarithm of each `g_i^-1 g_j`: [b, n, 3] to [b, n, n, 3].
+    """Return the logarithm of each `g_i^-1 g_j`: [b, n, 3] to [b, n, n, 3].
 
     It is what is left of two elements when the choice of an origin is taken away. Angles are
     within a half turn; a half turn itself, which has two logarithms, is taken as positive.
@@ -146,7 +146,7 @@ class LieTransformer(nn.Module):
         self.leave = nn.Linear(dim, out)
 
     def elements(self, f: Tensor, g: Tensor) -> Tensor:
-        """Give features [b, n, dim] of elements g [b, n, 3] that begin with f [b, n, c]."""
+        """Return features [b, n, dim] of elements g [b, n, 3] that begin with f [b, n, c]."""
         x: Tensor = self.enter(f)
         for i, mixer in enumerate(self.mixers):
             assert isinstance(mixer, LieAttention)

@@ -49,7 +49,7 @@ class LightningAttention(Recurrent):
         self.to_gate = nn.Linear(dim, heads * self.value_dim, bias=False)
 
     def features(self, x: Tensor) -> Tensor:
-        """Take SiLU."""
+        """Return SiLU."""
         return F.silu(x)
 
     def rates(self, input: LayerInput) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class MovingAttention(SourceAttention):
     """A source attention whose steps are taken one by one; subclasses write `step`."""
 
     def begin(self, source: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Give what the first step starts from; real [b, m] is true at source tokens."""
+        """Return what the first step starts from; real [b, m] is true at source tokens."""
         raise NotImplementedError
 
     def step(
@@ -69,7 +69,7 @@ class MonotonicLocation(MovingAttention):
     """
 
     def make(self, *, content: bool = False) -> None:
-        """Make what moves the center."""
+        """Build what moves the center."""
         self.to_step = nn.Linear(self.dim, 1)
         self.to_width = nn.Linear(self.dim, 1)
         self.mixing = nn.Parameter(torch.tensor(20.0))
@@ -83,7 +83,7 @@ class MonotonicLocation(MovingAttention):
         return {"mean": source.new_zeros(len(source), 1)}
 
     def moved(self, state: Tensor) -> Tensor:
-        """Say how many places to go on: [b, 1]."""
+        """Return how many places to go on: [b, 1]."""
         x, s = self.to_step(state), self.mixing.sigmoid()
         moved: Tensor = s * x.relu() + (1 - s) * (5 * x).sigmoid()
         return moved
@@ -122,12 +122,12 @@ class OneStepLocation(MonotonicLocation):
     """
 
     def make(self, *, content: bool = False) -> None:
-        """Make what moves the center: there is nothing to mix."""
+        """Build what moves the center: there is nothing to mix."""
         super().make(content=content)
         del self.mixing
 
     def moved(self, state: Tensor) -> Tensor:
-        """Say how far to go on: [b, 1]."""
+        """Return how far to go on: [b, 1]."""
         moved: Tensor = (5 * self.to_step(state)).sigmoid()
         return moved
 
@@ -160,7 +160,7 @@ class GaussianMixture(MovingAttention):
     """
 
     def make(self, *, mixtures: int = 5, hidden: int = 128) -> None:
-        """Make the network of the mixture; steps start at 1 and widths at 10 places."""
+        """Build the network of the mixture; steps start at 1 and widths at 10 places."""
         need_size("mixtures", mixtures)
         self.mixtures = mixtures
         last = nn.Linear(hidden, 3 * mixtures)
@@ -207,7 +207,7 @@ class DynamicConvolutionAttention(MovingAttention):
     prior: Tensor
 
     def make(self, *, filters: int = 8, taps: int = 21, hidden: int = 128) -> None:
-        """Make the filters, and the prior of beta-binomial steps."""
+        """Build the filters, and the prior of beta-binomial steps."""
         need_size("filters", filters)
         need_size("taps", taps)
         self.static = nn.Parameter(torch.randn(filters, 1, taps) * taps**-0.5)

@@ -52,7 +52,7 @@ class MixtureOfHeads(Attention):
         self.make_router()
 
     def make_router(self) -> None:
-        """Make the weights that `scores` reads."""
+        """Build the weights that `scores` reads."""
         self.to_shared = nn.Linear(self.dim, self.shared, bias=False) if self.shared else None
         self.to_routed = nn.Linear(self.dim, self.heads - self.shared, bias=False)
         self.to_shares = nn.Linear(self.dim, 2, bias=False) if self.shared else None
@@ -104,10 +104,10 @@ class MixtureOfTrainedHeads(MixtureOfHeads):
     can: ClassVar[Capabilities] = Capabilities(multihead_weights=True, exact_gradients=False)
 
     def make_router(self) -> None:
-        """Make none: queries route."""
+        """Build nothing: queries route."""
 
     def gates(self, x: Tensor) -> Tensor:
-        """Give 1 to shared heads and to those with the longest queries: [b, h, n]."""
+        """Return 1 for shared heads and for those with the longest queries: [b, h, n]."""
         likely = self.queries(x)[:, self.shared :].norm(dim=-1).softmax(1)
         best = likely.topk(self.active - self.shared, dim=1).indices
         chosen = torch.zeros_like(likely).scatter(1, best, 1.0)

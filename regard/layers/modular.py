@@ -41,7 +41,7 @@ class GatheredTokens(NamedTuple):
         return GatheredTokens(order, torch.arange(most, device=chosen.device) < count[:, None])
 
     def take(self, x: Tensor) -> Tensor:
-        """Take the chosen of x [b, n, c]: [b, chosen, c]."""
+        """Gather the chosen of x [b, n, c]: [b, chosen, c]."""
         return x.gather(1, self.order[..., None].expand(-1, -1, x.shape[-1]))
 
     def put_back(self, y: Tensor, n: int) -> Tensor:
@@ -85,7 +85,7 @@ class SparseModular(Attention):
         self.log_temperature = nn.Parameter(torch.tensor(0.3 * dim**0.5).log())
 
     def make_projections(self, bias: bool) -> None:
-        """Make the router, the way past attention, and the gated unit."""
+        """Build the router, the way past attention, and the gated unit."""
         self.to_router = nn.Linear(self.dim, 2, bias=False)
         self.to_plain = nn.Linear(self.dim, self.dim)
         self.scalings = TwoScalings(self.dim, self.head_dim)
@@ -108,7 +108,7 @@ class SparseModular(Attention):
         return F.silu(plain + trust[..., None] * seen)
 
     def route(self, averaged: Tensor) -> tuple[Tensor, Tensor]:
-        """Say which tokens are awake, and how sure the router is of it [b, n]."""
+        """Return which tokens are awake, and how sure the router is of it [b, n]."""
         shares = torch.softmax(self.to_router(averaged) / self.log_temperature.exp(), -1)
         return shares[..., 1] > shares[..., 0], shares[..., 1]
 

@@ -55,7 +55,7 @@ class NeighborhoodAttention(Attention):
             self.table = torch.nn.Parameter(torch.zeros(heads, *sides))
 
     def support(self) -> Support:
-        """Say the window: a causal one looks at no later token in row-major order."""
+        """Return the window: a causal one looks at no later token in row-major order."""
         return self.near
 
     def score(self) -> Score:

@@ -51,11 +51,11 @@ class NeuralMemory(Recurrent):
         self.norm = nn.RMSNorm(self.value_dim)
 
     def features(self, x: Tensor) -> Tensor:
-        """Bring queries and keys to length 1."""
+        """Scale queries and keys to length 1."""
         return unit(F.silu(x))
 
     def momentum_rates(self, x: Tensor) -> dict[str, Any]:
-        """Say how much momentum goes on, how far a step goes, and what is forgotten."""
+        """Return how much momentum goes on, how far a step goes, and what is forgotten."""
         eta, theta, alpha = self.to_rates(x).transpose(1, 2).chunk(3, 1)
         return {
             "log_momentum": F.logsigmoid(eta),

@@ -105,7 +105,7 @@ class PervasiveAttention(nn.Module):
     def alignment(
         self, source: Tensor, target: Tensor, words: Tensor, padding: Tensor | None = None
     ) -> Tensor:
-        """Say which source tokens spoke for each of `words` [b, t]: shares [b, t, s].
+        """Return which source tokens spoke for each of `words` [b, t]: shares [b, t, s].
 
         A channel speaks for the token at which it is largest, by what it adds to the score of the
         word above what it adds to words on average. A kernel of 3 may speak from next to it.

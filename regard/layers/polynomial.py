@@ -122,7 +122,7 @@ class LogNormalWithBlocks(LogNormal):
         self.near = Rule(Causal() & near if self.causal else near)
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
-        """Take the mean of both attentions."""
+        """Average both attentions."""
         far = super().look(q, k, v, input)
         plain = split(self.to_q(input.x), self.heads), split(self.to_k(input.x), self.heads)
         rule = self.near

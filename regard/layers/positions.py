@@ -58,7 +58,7 @@ class Rotary(Position):
         return turned(x, self.rotation.angles(positions, d), self.rotation.interleaved)
 
     def extra_repr(self) -> str:
-        """Say the schedule."""
+        """Describe the schedule."""
         return f"{self.rotation}"
 
 
@@ -154,7 +154,7 @@ class Sinusoidal(nn.Module):
         self.dim, self.base = dim, base
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Give [..., dim] for positions [...]."""
+        """Return [..., dim] for positions [...]."""
         pair = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32)
         angles = positions[..., None].float() * torch.exp(-math.log(self.base) / self.dim * pair)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
@@ -172,7 +172,7 @@ class Learned(nn.Embedding):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Give [..., dim] for positions [...] below `longest`."""
+        """Return [..., dim] for positions [...] below `longest`."""
         if positions.numel() and int(positions.max()) >= self.num_embeddings:
             fail(
                 RuleError, "positions", int(positions.max()), f"below {self.num_embeddings}",
@@ -182,7 +182,7 @@ class Learned(nn.Embedding):
 
 
 def position_named(name: str, heads: int, head_dim: int, causal: bool) -> Position:
-    """Make a part by its name, with its usual settings.
+    """Build a part by its name, with its usual settings.
 
     >>> position_named("rotary", 4, 8, causal=True)
     Rotary(Rotation())

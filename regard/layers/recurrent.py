@@ -67,7 +67,7 @@ class Recurrent(Layer):
         self.make_projections(bias)
 
     def make_projections(self, bias: bool) -> None:
-        """Make the weights that `queries`, `keys` and `mix` read."""
+        """Build the weights that `queries`, `keys` and `mix` read."""
         self.to_q = nn.Linear(self.dim, self.heads * self.head_dim, bias)
         self.to_k = nn.Linear(self.context_dim, self.heads * self.head_dim, bias)
         self.to_v = nn.Linear(self.context_dim, self.heads * self.value_dim, bias)
@@ -78,16 +78,16 @@ class Recurrent(Layer):
         return x
 
     def queries(self, x: Tensor) -> Tensor:
-        """Make q [b, h, n, d], features included."""
+        """Build q [b, h, n, d], features included."""
         return self.features(split(self.to_q(x), self.heads))
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Make k [b, h, m, d], features included, and v [b, h, m, e]."""
+        """Build k [b, h, m, d], features included, and v [b, h, m, e]."""
         k, v = split(self.to_k(context), self.heads), split(self.to_v(context), self.heads)
         return self.features(k), v
 
     def rates(self, input: LayerInput) -> dict[str, Any]:
-        """Say how the state forgets and writes: arguments of `regard.scan`."""
+        """Return how the state forgets and writes: arguments of `regard.scan`."""
         return {}
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
@@ -115,7 +115,7 @@ class Recurrent(Layer):
         return seen
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Bring the heads [b, h, n, e] together: y [b, n, dim]."""
+        """Join the heads [b, h, n, e]: y [b, n, dim]."""
         mixed: Tensor = self.to_out(joined(seen))
         return mixed
 
@@ -141,7 +141,7 @@ class Recurrent(Layer):
         return self.mix(read_sum(q, memory.get("context"), self.normalize), input)
 
     def describe(self) -> str:
-        """Say in a line what the layer is."""
+        """Describe in a line what the layer is."""
         sizes = f"{self.dim}, heads={self.heads}, d={self.head_dim}, e={self.value_dim}"
         return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"
 
@@ -158,7 +158,7 @@ class Linear(Recurrent):
     normalize: ClassVar[float | None] = 1e-6
 
     def features(self, x: Tensor) -> Tensor:
-        """Take `elu + 1`."""
+        """Return `elu + 1`."""
         return elu_plus_one(x)
 
 
@@ -228,7 +228,7 @@ class Delta(Recurrent):
         self.norm = nn.RMSNorm(self.value_dim)
 
     def features(self, x: Tensor) -> Tensor:
-        """Bring queries and keys to length 1, without which the rule does not settle."""
+        """Scale queries and keys to length 1, without which the rule does not settle."""
         return unit(F.silu(x))
 
     def rates(self, input: LayerInput) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Layer]:
-    """Give the class of a name; `package.module:Class` finds one that is not registered.
+    """Return the class of a name; `package.module:Class` finds one that is not registered.
 
     The word attention may be left out at the end of a name.
 
@@ -62,7 +62,7 @@ def get(name: str) -> type[Layer]:
 
 
 def layer(name: str, *args: Any, **settings: Any) -> Layer:
-    """Make any mechanism by its name, with the parameters of its paper.
+    """Build any mechanism by its name, with the parameters of its paper.
 
     >>> import torch, regard
     >>> mixer = regard.layer("gqa", dim=64, heads=8, kv_heads=2, causal=True, position="rotary")

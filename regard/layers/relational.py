@@ -55,7 +55,7 @@ class RelationalAttention(Attention):
         self.to_out = nn.Linear(heads * self.head_dim, dim, self.to_out.bias is not None)
 
     def make_projections(self, bias: bool) -> None:
-        """Make maps for queries, keys, relations and symbols."""
+        """Build maps for queries, keys, relations and symbols."""
         super().make_projections(bias)
         wide = self.relations * self.width
         self.to_relation = nn.Linear(self.dim, wide, False)
@@ -72,7 +72,7 @@ class RelationalAttention(Attention):
         return read
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Give keys, and what relates to them beside their symbols, the same for every head."""
+        """Return keys, and what relates to them beside their symbols, the same for every head."""
         k = self.to_k(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         of_context = self.to_relation if self.symmetric else self.to_v
         told = torch.cat((of_context(context), self.symbols(context)), -1)

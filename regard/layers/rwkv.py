@@ -76,7 +76,7 @@ class Rwkv7(Recurrent):
         super().__init__(dim, heads, **settings)
 
     def make_projections(self, bias: bool) -> None:
-        """Make projections, low-rank maps, mixes with the token before, and the norm of heads."""
+        """Build projections, low-rank maps, mixes with the token before, and the norm of heads."""
         dim, inner, rank = self.dim, self.heads * self.head_dim, self.rank
         values = self.heads * self.value_dim
         self.mixes = nn.Parameter(torch.linspace(0, 1, 6)[:, None].repeat(1, dim))
@@ -92,7 +92,7 @@ class Rwkv7(Recurrent):
         self.to_out = nn.Linear(values, dim, bias)
 
     def tokens(self, input: LayerInput) -> tuple[Rwkv7Tokens, Tensor]:
-        """Make what the scan reads, and the gate [b, n, h d]."""
+        """Build what the scan reads, and the gate [b, n, h d]."""
         near = taps(input.x, 2, input, "before", causal=True)  # the token before, and the token
         x_r, x_w, x_k, x_v, x_a, x_g = (
             near[:, :, 1] + (near[:, :, 0] - near[:, :, 1]) * mix for mix in self.mixes

@@ -72,7 +72,7 @@ class RecurrentWindows(Layer):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
 
     def first(self, batch: int) -> Cells:
-        """Make the cell before the first window."""
+        """Build the cell before the first window."""
         return Cells(self.norms[0](F.silu(self.start)).expand(batch, -1, -1), None)
 
     def step(self, x: Tensor, cells: Cells) -> tuple[Tensor, Tensor, Cells]:
@@ -108,5 +108,5 @@ class RecurrentWindows(Layer):
 
 
 def _plain(x: Tensor) -> Tensor:
-    """Bring each vector to mean 0 and deviation 1."""
+    """Normalize each vector to mean 0 and deviation 1."""
     return F.layer_norm(x, x.shape[-1:])

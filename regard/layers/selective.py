@@ -56,7 +56,7 @@ class SelectiveAttention(Attention):
         self.keep = keep
 
     def key_memory(self) -> KeyMemory:
-        """Make what keys are kept in: of which some may be dropped, where `keep` asks it."""
+        """Build what keys are kept in: of which some may be dropped, where `keep` asks it."""
         return super().key_memory() if self.keep is None else Kept()
 
     def votes(self, call: Call) -> Tensor:

@@ -38,14 +38,14 @@ class SingleHead(Attention):
         super().__init__(dim, 1, causal=causal, support=Window(span), **settings)
 
     def make_projections(self, bias: bool) -> None:
-        """Make the one map, of queries, and the scales."""
+        """Build the one map, of queries, and the scales."""
         self.to_q = nn.Linear(self.dim, self.dim, bias)
         self.norm_of_query, self.norm_of_tokens = nn.LayerNorm(self.dim), nn.LayerNorm(self.dim)
         self.scales = nn.Parameter(torch.zeros(3, self.dim))
         self.to_gate = nn.Linear(self.dim, 2 * self.dim)
 
     def gate(self) -> Tensor:
-        """Make the constant that values are scaled by; it can be kept once trained."""
+        """Build the constant that values are scaled by; it can be kept once trained."""
         forget, change = self.to_gate(self.scales[2].sigmoid()).chunk(2)
         gate: Tensor = forget.sigmoid() * change.tanh()
         return gate
@@ -61,7 +61,7 @@ class SingleHead(Attention):
         return self.scales[1].sigmoid() * tokens, self.gate() * tokens
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Give what the one head saw."""
+        """Return what the one head saw."""
         return seen[:, 0]
 
 

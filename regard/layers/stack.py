@@ -165,7 +165,7 @@ class Stack(nn.Module):
         return x
 
     def memory(self, keys: Any = None) -> LayerMemory:
-        """Make an empty memory for all blocks; `keys` as in `Layer.memory`."""
+        """Build an empty memory for all blocks; `keys` as in `Layer.memory`."""
         return with_keys(LayerMemory("stack", self), keys)
 
 
@@ -233,7 +233,7 @@ class LanguageModel(nn.Module):
         return scores
 
     def memory(self, keys: Any = None) -> LayerMemory:
-        """Make an empty memory to decode with.
+        """Build an empty memory to decode with.
 
         `keys` says what keys are kept in: a name ("int8", "int4", "int2", "low_rank", "ring",
         "paged", "hosted", "mapped"), a class of `regard.memories`, or a function of the layer's
@@ -255,7 +255,7 @@ class LanguageModel(nn.Module):
         generator: torch.Generator | None = None,
         memory: Any = None,
     ) -> Tensor:
-        """Go on from tokens [b, n] by `count` tokens: greedily, or sampled at a temperature.
+        """Continue tokens [b, n] by `count` tokens: greedily, or sampled at a temperature.
 
         A prompt shorter than others is padded on the left, with `padding` [b, n] true at its real
         tokens. After `stop` a row repeats it. `memory` is what `self.memory` takes, or a memory,

@@ -40,7 +40,7 @@ class StateSpaceDuality(SelectiveState):
         )  # fmt: skip
 
     def make_projections(self, bias: bool) -> None:
-        """Make one projection for gate, values, B, C and d."""
+        """Build one projection for gate, values, B, C and d."""
         inner = self.heads * self.value_dim
         self.sizes = (inner, inner + 2 * self.states, self.heads)
         self.to_all = nn.Linear(self.dim, sum(self.sizes), bias)

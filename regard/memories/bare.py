@@ -45,11 +45,11 @@ class Bare(Kept):
         self._where: Tensor | None = None
 
     def stand(self, at: Tensor | None) -> None:
-        """Say where the tokens of the next `extend` stand, [n], [1, n] or [b, n]."""
+        """Set the positions of the tokens of the next `extend`, [n], [1, n] or [b, n]."""
         self._next = at
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Take their positions from the keys, and append them."""
+        """Read their positions from the keys, and append them."""
         b, n = k.shape[0], k.shape[2]
         numbers = torch.arange(self.seen, self.seen + n, device=k.device)
         at, self._next = numbers if self._next is None else self._next, None
@@ -75,11 +75,11 @@ class Bare(Kept):
         return self._where is None and self.bare().positions is None
 
     def bare(self) -> Dense:
-        """Give the keys without positions."""
+        """Return the keys without positions."""
         return super().keys().dense()
 
     def keys(self) -> Dense:
-        """Give the keys turned to where they stood."""
+        """Return the keys turned to where they stood."""
         read = self.bare()
         return read.replace(k=self.turning.turn(read.k, self.where))
 
@@ -91,12 +91,12 @@ class Bare(Kept):
         """Keep all."""
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen."""
+        """Crop to the first `length` tokens."""
         super().crop(length)
         self._where = None if self._where is None else self._where[:, :length]
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         super().reorder(rows)
         self._where = None if self._where is None else take_batch(self._where, rows)
 
@@ -107,11 +107,11 @@ class Bare(Kept):
         return super().nbytes + where
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         return {**super().state(), "where": self._where}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         super().restore(state)
         self._where = state["where"]
 

@@ -23,7 +23,7 @@ class KeyMemory(ABC):
 
     @abstractmethod
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Take in k [b, g, n, d] and v [b, g, n, e]; `keep` [b, n] is false at padding."""
+        """Append k [b, g, n, d] and v [b, g, n, e]; `keep` [b, n] is false at padding."""
 
     @abstractmethod
     def keys(self) -> Keys:
@@ -39,7 +39,7 @@ class KeyMemory(ABC):
 
     @abstractmethod
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen."""
+        """Crop to the first `length` tokens."""
 
     def check_crop(self, length: int) -> None:
         """Raise unless `crop(length)` can be done; nothing changes."""
@@ -47,7 +47,7 @@ class KeyMemory(ABC):
 
     @abstractmethod
     def reorder(self, rows: Tensor) -> None:
-        """Let row i of the batch go on from row `rows[i]`, as beam search asks."""
+        """Continue row i of the batch from row `rows[i]`, as beam search asks."""
 
     @property
     @abstractmethod
@@ -67,7 +67,7 @@ class KeyMemory(ABC):
         )  # fmt: skip
 
     def settle(self) -> None:
-        """Make small what attention has read; a memory that has nothing to do does nothing."""
+        """Compact what attention has read; a memory that has nothing to do does nothing."""
         return
 
     def repeat(self, times: int, batch: int) -> None:
@@ -75,14 +75,14 @@ class KeyMemory(ABC):
         self.reorder(torch.arange(batch).repeat_interleave(times))
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold: tensors, numbers, lists and dicts of these."""
+        """Return what a file must hold: tensors, numbers, lists and dicts of these."""
         fail(
             CapabilityError, "memory", f"a {type(self).__name__}", "a memory that has a state",
             "save a Kept, a Ring or a Paged",
         )  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         self.state()
 
 

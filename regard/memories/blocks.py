@@ -73,7 +73,7 @@ class TextBlocks:
         return name in self._held or (self.folder is not None and self._file(name).exists())
 
     def find(self, name: str) -> TextBlock | None:
-        """Give a block, from memory or from the folder; None where there is none."""
+        """Return a block, from memory or from the folder; None where there is none."""
         if name in self._held:
             self._held.move_to_end(name)
             return self._held[name]
@@ -124,12 +124,12 @@ class TextBlocks:
         return sum(file.stat().st_size for file in files)
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         held = {name: {"k": list(b.k), "v": list(b.v)} for name, b in self._held.items()}
         return {"of": self.of, "blocks": held}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held, beside what is held already."""
+        """Load what a file held, beside what is held already."""
         for name, content in state["blocks"].items():
             self._hold(name, self._made({"of": state["of"], **content}, "the file"))
 

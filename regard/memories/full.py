@@ -82,7 +82,7 @@ class Full(KeyMemory):
         return held
 
     def keys(self) -> Dense:
-        """Give all that is kept."""
+        """Return all that is kept."""
         if self._k is None or self._v is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return Dense(self._k[:, :, : self._kept], self._v[:, :, : self._kept], self._positions)
@@ -138,7 +138,7 @@ class Full(KeyMemory):
             )  # fmt: skip
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         if self._k is not None and self._v is not None:
             self._k, self._v = take_batch(self._k, rows), take_batch(self._v, rows)
         if self._positions is not None and len(self._positions) > 1:

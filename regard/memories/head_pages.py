@@ -82,7 +82,7 @@ class HeadPages(KeyMemory):
         self._at, self._written = made, [x + keep.shape[1] for x in self.lengths]
 
     def _make_room(self, n: int) -> None:
-        """Give sequences the pages that n more tokens need."""
+        """Allocate to sequences the pages that n more tokens need."""
         size, have = self.size, len(self._pages[0])
         more = [-(-(x + n) // size) - -(-x // size) for x in self.lengths]
         if not any(more):
@@ -186,7 +186,7 @@ class HeadPages(KeyMemory):
         need_crop(length, self.seen, self._dropped_at)
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen."""
+        """Crop to the first `length` tokens."""
         self.check_crop(length)
         self.lengths = [max(x - (self.seen - length), 0) for x in self.lengths]
         self._written = [min(a, b) for a, b in zip(self._written, self.lengths, strict=True)]
@@ -196,7 +196,7 @@ class HeadPages(KeyMemory):
         self._pack()
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         if self._shape is None:
             return
         g = self._shape[1]
@@ -210,7 +210,7 @@ class HeadPages(KeyMemory):
         self._pack()
 
     def _pack(self) -> None:
-        """Give every sequence pages of its own, in order, and let the others go."""
+        """Allocate to every sequence pages of its own, in order, and let the others go."""
         counts = [-(-x // self.size) for x in self.lengths]
         wide = max(counts, default=0)
         device = self._table.device
@@ -228,7 +228,7 @@ class HeadPages(KeyMemory):
         return sum(x.untyped_storage().nbytes() for x in held)
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         return {
             "seen": self.seen, "dropped": self._dropped_at, "lengths": list(self.lengths),
             "shape": None if self._shape is None else list(self._shape),
@@ -238,7 +238,7 @@ class HeadPages(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         pages = state["pages"]
         if pages and pages[0].shape[1] != self.size:
             fail(

@@ -95,7 +95,7 @@ class Kept(KeyMemory):
             part.real = False
 
     def groups(self) -> Iterator[tuple[tuple[int, ...], KeyMemory]]:
-        """Give the heads that keep equally many keys, and their keys; nothing is copied."""
+        """Return the heads that keep equally many keys, and their keys; nothing is copied."""
         for part in self._parts:
             own = Kept(*self._kinds)
             own.seen, own._parts, own._device = self.seen, [part], self._device
@@ -164,7 +164,7 @@ class Kept(KeyMemory):
         return (self.positions >= 0).sum(-1)
 
     def note(self, name: str) -> Tensor:
-        """Give what was noted of each slot of `keys()`, [b, g, m]; zeros before anything was."""
+        """Return what was noted of each slot of `keys()`, [b, g, m]; zeros before anything was."""
         assert self._shape is not None
         found = []
         for part in self._parts:
@@ -175,7 +175,7 @@ class Kept(KeyMemory):
         return found[0] if len(found) == 1 else self._padded(found)
 
     def set_note(self, name: str, x: Tensor) -> None:
-        """Note x [b, g, m] of each slot of `keys()`; it goes where the slots go."""
+        """Record x [b, g, m] of each slot of `keys()`; it goes where the slots go."""
         alone = len(self._parts) == 1
         for part in self._parts:
             own = x if alone else gather_heads(x, part.heads)[:, :, : len(part.k)]
@@ -235,7 +235,7 @@ class Kept(KeyMemory):
         self.choose(torch.where(needed, line, -1))
 
     def settle(self) -> None:
-        """Let the stores make themselves small."""
+        """Compact the stores."""
         for part in self._parts:
             if part.k.loose:
                 part.k.settle()
@@ -249,7 +249,7 @@ class Kept(KeyMemory):
         need_crop(length, self.seen, self._dropped_at)
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen."""
+        """Crop to the first `length` tokens."""
         self.check_crop(length)
         if self._shape is not None:
             for part in self._parts:
@@ -264,7 +264,7 @@ class Kept(KeyMemory):
         self.seen = length
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         if self._shape is None:
             return
         for part in self._parts:
@@ -290,7 +290,7 @@ class Kept(KeyMemory):
         return sum(p.k.file_bytes + p.v.file_bytes for p in self._parts)
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         parts = [
             {"heads": list(p.heads), "k": p.k.state(), "v": p.v.state(), "at": p.at,
              "notes": p.notes}
@@ -302,7 +302,7 @@ class Kept(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         self.seen, self._dropped_at = state["seen"], state["dropped"]
         self._shape = None if state["shape"] is None else tuple(state["shape"])
         self._parts = []

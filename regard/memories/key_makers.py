@@ -22,7 +22,7 @@ KeyMaker = Callable[[Rule], KeyMemory]
 
 
 def ring(rule: Rule) -> KeyMemory:
-    """Make a ring where late queries need a window (and sinks) alone, else keep everything."""
+    """Build a ring where late queries need a window (and sinks) alone, else keep everything."""
     try:
         return Ring.of(rule)
     except CapabilityError:

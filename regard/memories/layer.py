@@ -42,7 +42,7 @@ class LayerMemory:
         self._parts: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
-        """Give what is kept under a name, None where nothing is yet."""
+        """Return what is kept under a name, None where nothing is yet."""
         return self._parts.get(name)
 
     def keep(self, name: str, x: Any) -> None:
@@ -50,7 +50,7 @@ class LayerMemory:
         self._parts[name] = x
 
     def of_kind(self, name: str, make: Callable[[], T]) -> T:
-        """Give what is kept under a name, made on first use."""
+        """Return what is kept under a name, made on first use."""
         if name not in self._parts:
             self._parts[name] = made = make()
             if isinstance(made, LayerMemory) and made.keys is None:
@@ -59,18 +59,18 @@ class LayerMemory:
         return found
 
     def settle(self) -> None:
-        """Make small what attention has read."""
+        """Compact what attention has read."""
         for x in self._parts.values():
             if isinstance(x, KeyMemory):
                 x.settle()
 
     def serves(self, of: str, layer: object) -> bool:
-        """Say whether this memory was made by that layer, or loaded for one like it."""
+        """Return whether this memory was made by that layer, or loaded for one like it."""
         made_by = None if self._layer is None else self._layer()
         return self.of == of and (made_by is None or made_by is layer)
 
     def reorder(self, rows: Tensor) -> None:
-        """Let row i of the batch go on from row `rows[i]`, as beam search asks."""
+        """Continue row i of the batch from row `rows[i]`, as beam search asks."""
         for name, x in self._parts.items():
             if isinstance(x, KeyMemory | LayerMemory):
                 x.reorder(rows)
@@ -79,7 +79,7 @@ class LayerMemory:
         self.batch = len(rows)
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen; memories of keys can, states cannot."""
+        """Crop to the first `length` tokens; memories of keys can, states cannot."""
         if not 0 <= length <= self.seen:
             fail(ValueRangeError, "length", length, f"0 to {self.seen}", "crop to what was seen")
         for name, x in self._parts.items():

@@ -74,18 +74,18 @@ class LowRank(TokenStore):
         return torch.cat((multiply(self._parts, self._basis), self._tail), 2)
 
     def empty(self) -> LowRank:
-        """Make another with the same settings."""
+        """Return another with the same settings."""
         return LowRank(self.rank, self.residual)
 
     def crop(self, m: int) -> None:
-        """Forget the end."""
+        """Drop the end."""
         if m < self._projected and self._parts is not None:
             self._parts = self._parts[:, :, :m].clone()
         if self._tail is not None:
             self._tail = self._tail[:, :, : max(m - self._projected, 0)]
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows."""
+        """Select rows."""
         held = (self._basis, self._parts, self._tail)
         self._basis, self._parts, self._tail = (
             None if x is None else take_batch(x, rows) for x in held
@@ -98,11 +98,11 @@ class LowRank(TokenStore):
         return sum(x.untyped_storage().nbytes() for x in held if x is not None)
 
     def state(self) -> dict[str, Any]:
-        """Give basis, coefficients and exact tokens."""
+        """Return basis, coefficients and exact tokens."""
         return {"basis": self._basis, "parts": self._parts, "tail": self._tail}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take them."""
+        """Load them."""
         self._basis, self._parts, self._tail = (state[x] for x in ("basis", "parts", "tail"))
 
 

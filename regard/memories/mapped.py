@@ -87,7 +87,7 @@ class Mapped(TokenStore):
         self._written, self._lent = self._m, 0
 
     def _map(self, tokens: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Make the file long enough, and map it anew."""
+        """Grow the file, and map it anew."""
         token = shape[0] * shape[1] * shape[2] * dtype.itemsize
         tokens = tokens + max(tokens // 2, STEP // token + 1)
         try:
@@ -111,21 +111,21 @@ class Mapped(TokenStore):
         self._x = flat.view(tokens, *shape)
 
     def read(self) -> Tensor:
-        """Give a view of the map, whose pages are read when they are used; a copy on a GPU."""
+        """Return a view of the map, whose pages are read when they are used; a copy on a GPU."""
         if self._x is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return self._x[: self._m].permute(1, 2, 0, 3).to(device=self._device)
 
     def empty(self) -> Mapped:
-        """Make another in the same folder."""
+        """Return another in the same folder."""
         return Mapped(self.folder)
 
     def crop(self, m: int) -> None:
-        """Forget the end; the file stays as long as it is."""
+        """Drop the end; the file stays as long as it is."""
         self._m = min(self._m, m)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows, into a new file."""
+        """Select rows, into a new file."""
         if self._x is not None:
             x = take_batch(self.read(), rows)
             other = self.empty()
@@ -151,7 +151,7 @@ class Mapped(TokenStore):
         return 0 if self._x is None else self._x.nbytes
 
     def state(self) -> dict[str, Any]:
-        """Give a copy of the tokens."""
+        """Return a copy of the tokens."""
         return {"x": None if self._x is None else self.read().clone()}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -35,16 +35,16 @@ class NearKeys(KeyMemory):
         return self._values.seen
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Take in n tokens."""
+        """Append n tokens."""
         self._keys.extend(k, v[..., :0], keep)
         self._values.extend(k, v, keep)
 
     def keys(self) -> Dense:
-        """Give all values, with zeros for keys."""
+        """Return all values, with zeros for keys."""
         return self._values.keys()
 
     def near(self) -> Dense:
-        """Give the keys there are, with their values."""
+        """Return the keys there are, with their values."""
         held, v = self._keys.read(), self._values.read().v
         k, at = held.k, held.positions
         if at is None:
@@ -61,12 +61,12 @@ class NearKeys(KeyMemory):
         self._values.settle()
 
     def crop(self, length: int) -> None:
-        """Go back, while no key has been dropped."""
+        """Crop, while no key has been dropped."""
         self._keys.crop(length)
         self._values.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         self._keys.reorder(rows)
         self._values.reorder(rows)
 
@@ -76,11 +76,11 @@ class NearKeys(KeyMemory):
         return self._keys.nbytes + self._values.nbytes
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         return {"keys": self._keys.state(), "values": self._values.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         self._keys.restore(state["keys"])
         self._values.restore(state["values"])
 

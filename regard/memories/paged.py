@@ -42,7 +42,7 @@ class Pool:
         self.free: list[int] = []
 
     def fit(self, k: Tensor, v: Tensor) -> None:
-        """Make the tensors, of the kind of the first keys."""
+        """Build the tensors, of the kind of the first keys."""
         if self.k is None or self.v is None:
             shape = len(self.counts), k.shape[1], self.size
             self.k, self.v = (x.new_empty(*shape, x.shape[3]) for x in (k, v))
@@ -54,7 +54,7 @@ class Pool:
             )  # fmt: skip
 
     def take(self) -> int:
-        """Give a free page, held once."""
+        """Return a free page, held once."""
         if not self.free:
             have = len(self.counts)
             more = max(have, 1) if self.limit is None else min(max(have, 1), self.limit - have)
@@ -78,13 +78,13 @@ class Pool:
         self.counts[page] += 1
 
     def drop(self, page: int) -> None:
-        """Let go of a page; it is free when no one holds it."""
+        """Release a page; it is free when no one holds it."""
         self.counts[page] -= 1
         if not self.counts[page]:
             self.free.append(page)
 
     def own(self, page: int) -> int:
-        """Give a page that its one holder may write to: the page itself, or a copy of it."""
+        """Return a page that its one holder may write to: the page itself, or a copy of it."""
         if self.counts[page] == 1:
             return page
         copy = self.take()
@@ -169,7 +169,7 @@ class Paged(KeyMemory):
         return PagedKeys(k, v, table, lengths, where, at is None, self.seen)
 
     def fork(self) -> Paged:
-        """Make a second memory of the same tokens; nothing is copied until one of them goes on."""
+        """Build a second memory of the same tokens; nothing is copied until one of them goes on."""
         other = Paged(self.pool)
         other.seen, other._at = self.seen, self._at
         other.tables = None if self.tables is None else [list(table) for table in self.tables]
@@ -179,7 +179,7 @@ class Paged(KeyMemory):
         return other
 
     def free(self) -> None:
-        """Let go of every page."""
+        """Release every page."""
         for table in self.tables or ():
             for page in table:
                 self.pool.drop(page)
@@ -198,7 +198,7 @@ class Paged(KeyMemory):
         self.seen = length
 
     def reorder(self, rows: Tensor) -> None:
-        """Let rows go on from others: their tables are copied, their pages are not."""
+        """Continue rows from others: their tables are copied, their pages are not."""
         if self.tables is None:
             return
         new = [list(self.tables[row]) for row in rows.tolist()]
@@ -219,7 +219,7 @@ class Paged(KeyMemory):
         return round(own) + 4 * entries + at
 
     def state(self) -> dict[str, Any]:
-        """Give the tokens, without the pool."""
+        """Return the tokens, without the pool."""
         read = None if self.tables is None else self.read()
         return {
             "seen": self.seen, "at": self._at,

@@ -49,7 +49,7 @@ class Quantized(TokenStore):
         return self._packed + (0 if self._tail is None else self._tail.shape[2])
 
     def _hold(self, codes: Codes | None) -> None:
-        """Take codes in place of those that were held."""
+        """Store codes in place of those that were held."""
         self._held, self._packed = codes, 0 if codes is None else codes.codes.shape[2]
 
     def append(self, x: Tensor) -> None:
@@ -90,7 +90,7 @@ class Quantized(TokenStore):
         return Codes(packed, low.flatten(2, 3), step.flatten(2, 3), self.bits, x.shape[3])
 
     def read(self) -> Tensor:
-        """Give low + code * step, and the exact tokens behind."""
+        """Return low + code * step, and the exact tokens behind."""
         if self._tail is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         packed, tail, m = self._held, self._tail, self._packed
@@ -114,11 +114,11 @@ class Quantized(TokenStore):
         return super().with_values(values, at)
 
     def empty(self) -> Quantized:
-        """Make another with the same settings."""
+        """Return another with the same settings."""
         return Quantized(self.bits, self.by, self.group, self.residual)
 
     def crop(self, m: int) -> None:
-        """Forget the end; a group that is cut becomes exact tokens, as rounded as they were."""
+        """Drop the end; a group that is cut becomes exact tokens, as rounded as they were."""
         if m >= len(self):
             return
         if m >= self._packed and self._tail is not None:
@@ -133,7 +133,7 @@ class Quantized(TokenStore):
         self._hold(held._replace(codes=held.codes[:, :, :whole].clone(), low=low, step=step))
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows."""
+        """Select rows."""
         held = self._held
         if held is not None:
             codes, low, step = (take_batch(x, rows) for x in held[:3])
@@ -147,12 +147,12 @@ class Quantized(TokenStore):
         return sum(x.untyped_storage().nbytes() for x in held if x is not None)
 
     def state(self) -> dict[str, Any]:
-        """Give codes, scales and exact tokens."""
+        """Return codes, scales and exact tokens."""
         codes, low, step = (None, None, None) if self._held is None else self._held[:3]
         return {"codes": codes, "low": low, "step": step, "tail": self._tail}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take them."""
+        """Load them."""
         codes, low, step, self._tail = (state[x] for x in ("codes", "low", "step", "tail"))
         size = 0 if self._tail is None else self._tail.shape[3]
         self._hold(None if codes is None else Codes(codes, low, step, self.bits, size))

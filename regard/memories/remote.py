@@ -33,7 +33,7 @@ class Remote(KeyMemory):
         self._at: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Take in n tokens, which go out behind the next queries."""
+        """Append n tokens, which go out behind the next queries."""
         need_keys(k, v, keep)
         self._flush()
         keep = None if keep is None or bool(keep.all()) else keep
@@ -94,7 +94,7 @@ class Remote(KeyMemory):
         return torch.cat([x for (x,) in self.workers.ask(asked, new)], 1).to(q.device)
 
     def keys(self) -> Dense:
-        """Bring everything back."""
+        """Copy everything back."""
         self._flush()
         if self._kind is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
@@ -106,21 +106,21 @@ class Remote(KeyMemory):
         """Keep all."""
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen."""
+        """Crop to the first `length` tokens."""
         self._flush()
         if self.seen:
             self.workers.tell(self._all("crop", length))
         self.seen, self._at = length, None if self._at is None else self._at[:, :length]
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         self._flush()
         if self.seen:
             self.workers.tell(self._all("reorder", rows.cpu()))
         self._at = None if self._at is None else take_batch(self._at, rows)
 
     def free(self) -> None:
-        """Let the workers forget it."""
+        """Free it on the workers."""
         self.workers.tell(self._all("free"))
         self.seen, self._new, self._at = 0, None, None
 

@@ -87,7 +87,7 @@ class Reservation:
         self.maps = 0
 
     def open(self) -> int:
-        """Give a free slot, one that has memory already where there is one."""
+        """Return a free slot, one that has memory already where there is one."""
         with self._lock:
             free = [s for s in range(self.slots) if s not in self._busy]
             if not free:
@@ -100,7 +100,7 @@ class Reservation:
             return slot
 
     def close(self, slot: int) -> None:
-        """Say that a text has ended; what is mapped stays for the next one."""
+        """End a text; what is mapped stays for the next one."""
         with self._lock:
             self._busy.discard(slot)
 
@@ -142,7 +142,7 @@ class Reservation:
             )  # fmt: skip
 
     def reclaim(self, wanted: int | None = None) -> int:
-        """Give memory of closed slots back to the system, all or as much as is wanted: bytes."""
+        """Return memory of closed slots to the system, all or as much as is wanted: bytes."""
         given = 0
         with self._lock:
             for slot in range(self.slots):
@@ -157,7 +157,7 @@ class Reservation:
         return given
 
     def tensors(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Give the keys and values of a layer, [slots, longest, heads, size] each."""
+        """Return the keys and values of a layer, [slots, longest, heads, size] each."""
         return self._tensors[2 * layer], self._tensors[2 * layer + 1]
 
     @property
@@ -209,7 +209,7 @@ class Reserved(KeyMemory):
         self.seen += n
 
     def keys(self) -> Dense:
-        """Give a view where slots stand in a row, else a copy."""
+        """Return a view where slots stand in a row, else a copy."""
         if not self.seen:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         k, v = (self._rows(x)[:, : self.seen].transpose(1, 2)
@@ -226,7 +226,7 @@ class Reserved(KeyMemory):
         """Keep all, in its place."""
 
     def crop(self, length: int) -> None:
-        """Go back; what is mapped stays."""
+        """Crop; what is mapped stays."""
         need_crop(length, self.seen, 0)
         self._at = None if self._at is None else self._at[:, :length]
         self.seen = length
@@ -253,7 +253,7 @@ class Reserved(KeyMemory):
         return at + sum(self.rooms.bytes_of(slot, self.layer) for slot in self.slots)
 
     def state(self) -> dict[str, Any]:
-        """Give the tokens."""
+        """Return the tokens."""
         read = self.read() if self.seen else None
         return {
             "seen": self.seen, "at": self._at,

@@ -50,7 +50,7 @@ class Ring(KeyMemory):
 
     @staticmethod
     def of(rule: Rule) -> Ring:
-        """Make the ring that a rule needs, by what its horizon says of late queries.
+        """Build the ring that a rule needs, by what its horizon says of late queries.
 
         >>> from regard.core.support import Causal, Sinks, Window
         >>> ring = Ring.of(Rule(Causal() & (Window(64) | Sinks(4))))
@@ -75,7 +75,7 @@ class Ring(KeyMemory):
         return self._seen
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Take in n tokens: one at a time goes into the ring, a piece waits until `settle`."""
+        """Append n tokens: one at a time goes into the ring, a piece waits until `settle`."""
         need_keys(k, v, keep)
         if self._young is not None:
             self._young.extend(k, v, keep)
@@ -93,7 +93,7 @@ class Ring(KeyMemory):
             self.settle()
 
     def settle(self) -> None:
-        """Put what was read in its place, and drop what no later query needs."""
+        """Store what was read in its place, and drop what no later query needs."""
         if self._young is not None:
             if self._young.seen > self.window + self.sinks:
                 self._found(self._young)
@@ -180,7 +180,7 @@ class Ring(KeyMemory):
         return Dense(k, v, at.long())
 
     def widen(self, window: int) -> None:
-        """Make the window larger (or, while all is still there, any size); what is gone stays gone.
+        """Widen the window (or, while all is still there, any size); what is gone stays gone.
 
         >>> memory, token = Ring(window=2), torch.ones(1, 1, 1, 2)
         >>> for t in range(6):
@@ -215,7 +215,7 @@ class Ring(KeyMemory):
         """Forget when what is new was read (`settle`): the ring keeps no other rule's keys."""
 
     def crop(self, length: int) -> None:
-        """Go back, while nothing has been written over."""
+        """Crop, while nothing has been written over."""
         if self._young is not None:
             self._young.crop(length)
         else:
@@ -230,7 +230,7 @@ class Ring(KeyMemory):
             need_crop(length, self._seen, self._seen)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         if self._young is not None:
             self._young.reorder(rows)
         self._held, self._new = (
@@ -245,7 +245,7 @@ class Ring(KeyMemory):
         return young + sum(x.untyped_storage().nbytes() for x in held)
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         young = None if self._young is None else self._young.state()
         return {
             "window": self.window, "sinks": self.sinks, "seen": self._seen, "young": young,
@@ -254,7 +254,7 @@ class Ring(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         if (state["window"], state["sinks"]) != (self.window, self.sinks):
             fail(
                 ValueRangeError, "state", f"window {state['window']}, sinks {state['sinks']}",

@@ -52,11 +52,11 @@ class Shared(KeyMemory):
         return 0
 
     def state(self) -> dict[str, int]:
-        """Give the count."""
+        """Return the count."""
         return {"seen": self.seen}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Take the count."""
+        """Load the count."""
         self.seen = state["seen"]
 
 

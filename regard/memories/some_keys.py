@@ -79,12 +79,12 @@ class SomeKeys(KeyMemory):
         """Keep all."""
 
     def settle(self) -> None:
-        """Let the tensors fit."""
+        """Resize the tensors to fit."""
         self._k.settle()
         self._v.settle()
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen."""
+        """Crop to the first `length` tokens."""
         need_crop(length, self.seen, 0)
         self._k.crop(length)
         self._v.crop(length)
@@ -92,7 +92,7 @@ class SomeKeys(KeyMemory):
         self.seen = length
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         self._k.reorder(rows)
         self._v.reorder(rows)
         if self.leaders is not None:
@@ -108,14 +108,14 @@ class SomeKeys(KeyMemory):
         return self._k.nbytes + self._v.nbytes + sum(x.untyped_storage().nbytes() for x in tables)
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         return {
             "heads": self.heads, "leaders": self.leaders,
             "seen": self.seen, "k": self._k.state(), "v": self._v.state(), "at": self._at,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         self.heads, self.leaders = state["heads"], state["leaders"]
         self.seen, self._at = state["seen"], state["at"]
         self._k.restore(state["k"])

@@ -40,7 +40,7 @@ class Split(KeyMemory):
 
     @staticmethod
     def by_head(heads: int) -> Split:
-        """Make a memory for each key head, so that each forgets what it alone no longer needs.
+        """Build a memory for each key head, so that each forgets what it alone no longer needs.
 
         >>> memory = Split.by_head(2)
         >>> memory.extend(torch.ones(1, 2, 6, 4), torch.ones(1, 2, 6, 4))
@@ -61,7 +61,7 @@ class Split(KeyMemory):
         return len(self.parts) > 1
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Give every head its keys."""
+        """Append to every head its keys."""
         need_keys(k, v, keep)
         for heads, memory in self.parts:
             memory.extend(gather_heads(k, heads), gather_heads(v, heads), keep)
@@ -95,12 +95,12 @@ class Split(KeyMemory):
             memory.forget(reduce(or_, (horizons[head] for head in heads)))
 
     def settle(self) -> None:
-        """Let the memories make themselves small."""
+        """Compact the memories."""
         for _, memory in self.parts:
             memory.settle()
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen: all parts do, or none."""
+        """Crop to the first `length` tokens: all parts do, or none."""
         self.check_crop(length)
         for _, memory in self.parts:
             memory.crop(length)
@@ -111,7 +111,7 @@ class Split(KeyMemory):
             memory.check_crop(length)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         for _, memory in self.parts:
             memory.reorder(rows)
 
@@ -126,11 +126,11 @@ class Split(KeyMemory):
         return sum(memory.file_bytes for _, memory in self.parts)
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         return {"parts": [[list(heads), memory.state()] for heads, memory in self.parts]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
         for (heads, memory), (own, held) in zip(self.parts, state["parts"], strict=True):
             if list(heads) != own:
                 fail(RuleError, "state", f"heads {own}", f"{list(heads)}", "make it as it was")

@@ -31,15 +31,15 @@ class TokenStore(ABC):
 
     @abstractmethod
     def append(self, x: Tensor) -> None:
-        """Take in x [b, h, n, d]."""
+        """Append x [b, h, n, d]."""
 
     @abstractmethod
     def read(self) -> Tensor:
-        """Give all that is held, [b, h, m, d]."""
+        """Return all that is held, [b, h, m, d]."""
 
     @abstractmethod
     def empty(self) -> TokenStore:
-        """Make a store of this kind that holds nothing."""
+        """Build a store of this kind that holds nothing."""
 
     @abstractmethod
     def crop(self, m: int) -> None:
@@ -47,7 +47,7 @@ class TokenStore(ABC):
 
     @abstractmethod
     def reorder(self, rows: Tensor) -> None:
-        """Let row i of the batch be what row `rows[i]` was."""
+        """Set row i of the batch to what row `rows[i]` was."""
 
     @property
     @abstractmethod
@@ -60,7 +60,7 @@ class TokenStore(ABC):
         return 0
 
     def settle(self) -> None:
-        """Make small what no longer needs to be exact; called when attention has read it."""
+        """Compact what no longer needs to be exact; called when attention has read it."""
         return
 
     def with_values(self, values: TokenStore, at: At) -> Keys:
@@ -69,11 +69,11 @@ class TokenStore(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold: tensors and plain values."""
+        """Return what a file must hold: tensors and plain values."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a file held."""
+        """Load what a file held."""
 
 
 StoreKind = Callable[[], TokenStore]
@@ -123,21 +123,21 @@ class Plain(TokenStore):
         return super().with_values(values, at)
 
     def read(self) -> Tensor:
-        """Give a view."""
+        """Return a view."""
         if self._x is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return self._x[:, :, : self._m]
 
     def empty(self) -> Plain:
-        """Make another."""
+        """Return another."""
         return Plain()
 
     def crop(self, m: int) -> None:
-        """Forget the end."""
+        """Drop the end."""
         self._m = min(self._m, m)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows."""
+        """Select rows."""
         if self._x is not None:
             self._x, self._ours = take_batch(self.read(), rows), True
 
@@ -147,17 +147,17 @@ class Plain(TokenStore):
         return 0 if self._x is None else self._x.untyped_storage().nbytes()
 
     def settle(self) -> None:
-        """Let go of a larger tensor that what is held is only a part of."""
+        """Release a larger tensor that what is held is only a part of."""
         x, self.loose = self._x, False
         if x is not None and x.untyped_storage().nbytes() > x.nbytes:
             self._x, self._ours = x.clone(), True
 
     def state(self) -> dict[str, Any]:
-        """Give the tokens."""
+        """Return the tokens."""
         return {"x": None if self._x is None else self.read().clone()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the tokens."""
+        """Load the tokens."""
         self._x, self.loose = state["x"], True
         # What a state has is lent, as what `append` is given: copied before it is written to.
         self._m, self._ours = 0 if self._x is None else self._x.shape[2], False
@@ -181,15 +181,15 @@ class Hosted(Plain):
         super().append(x.to(self.home))
 
     def read(self) -> Tensor:
-        """Bring it over."""
+        """Copy it over."""
         return super().read().to(self._device)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows, at home."""
+        """Select rows, at home."""
         super().reorder(rows.to(self.home))
 
     def empty(self) -> Hosted:
-        """Make another."""
+        """Return another."""
         return Hosted(self.home)
 
 

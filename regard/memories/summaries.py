@@ -36,7 +36,7 @@ class Summaries(TokenStore):
         return self._m
 
     def append(self, x: Tensor) -> None:
-        """Take in tokens [b, h, n, d]."""
+        """Append tokens [b, h, n, d]."""
         if not x.shape[2]:
             return
         x = x if self._open is None else torch.cat((self._open, x), 2)
@@ -47,7 +47,7 @@ class Summaries(TokenStore):
         self._open = x[:, :, full:].clone() if x.shape[2] > full else None
 
     def read(self) -> Tensor:
-        """Give the summaries, [b, h, pages, c]."""
+        """Return the summaries, [b, h, pages, c]."""
         return self._rows.read()
 
     @property
@@ -56,7 +56,7 @@ class Summaries(TokenStore):
         return self._m // self.page
 
     def crop(self, m: int) -> None:
-        """Forget the end, and the page it is cut in."""
+        """Drop the end, and the page it is cut in."""
         if m >= self._m:
             return
         self._m = m // self.page * self.page
@@ -64,7 +64,7 @@ class Summaries(TokenStore):
         self._open = None
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows."""
+        """Select rows."""
         self._rows.reorder(rows)
         self._open = None if self._open is None else take_batch(self._open, rows)
 
@@ -75,11 +75,11 @@ class Summaries(TokenStore):
         return self._rows.nbytes + open_
 
     def state(self) -> dict[str, Any]:
-        """Give summaries and open page."""
+        """Return summaries and open page."""
         return {"m": self._m, "rows": self._rows.state(), "open": self._open}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take them."""
+        """Load them."""
         self._m, self._open = state["m"], state["open"]
         self._rows.restore(state["rows"])
 
@@ -96,7 +96,7 @@ class Bounds(Summaries):
     """
 
     def append(self, x: Tensor) -> None:
-        """Take in the pages that tokens [b, h, n, d] fill."""
+        """Append the pages that tokens [b, h, n, d] fill."""
         full = x.shape[2] // self.page * self.page
         if full:
             super().append(x[:, :, :full])
@@ -118,7 +118,7 @@ class Bounds(Summaries):
         return rows[..., rows.shape[3] // 2 :]
 
     def empty(self) -> Bounds:
-        """Make another."""
+        """Return another."""
         return Bounds(self.page)
 
 
@@ -142,7 +142,7 @@ class LandmarkPages(Summaries):
         return made
 
     def crop(self, m: int) -> None:
-        """Forget tokens of the open page."""
+        """Drop tokens of the open page."""
         if m < self._m // self.page * self.page:
             fail(
                 CapabilityError, "length", m,
@@ -154,7 +154,7 @@ class LandmarkPages(Summaries):
             self._m, self._open = m, self._open[:, :, :left].clone() if left else None
 
     def empty(self) -> LandmarkPages:
-        """Make another."""
+        """Return another."""
         return LandmarkPages(self.page, self.make)
 
 

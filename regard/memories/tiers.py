@@ -122,7 +122,7 @@ class Tiers:
         return name in self._length
 
     def put(self, name: str, k: Tensor, v: Tensor, *, now: float, start: int = 0) -> None:
-        """Take in the keys k [layers, g, m, d] and values of tokens from `start` on; others may go.
+        """Append the keys k [layers, g, m, d] and values of tokens from `start` on; others may go.
 
         A conversation is put whole; `take` it before.
         """
@@ -143,7 +143,7 @@ class Tiers:
         self.settle(now)
 
     def take(self, name: str) -> tuple[int, Tensor | None, Tensor | None]:
-        """Give a conversation away: how many of its first tokens were dropped, and the rest."""
+        """Hand a conversation over: how many of its first tokens were dropped, and the rest."""
         if name not in self:
             fail(RuleError, "name", repr(name), "a conversation that was put", "put it first")
         chunks, length = self._chunks.pop(name), self._length.pop(name)
@@ -154,7 +154,7 @@ class Tiers:
         return chunks[0].start, k, v
 
     def drop(self, name: str) -> None:
-        """Forget a conversation."""
+        """Drop a conversation."""
         for held in (self._chunks, self._length, self._active):
             held.pop(name, None)
 
@@ -235,7 +235,7 @@ class Tiers:
             free += chunk.bytes("device")
 
     def state(self) -> dict[str, Any]:
-        """Give what a file must hold."""
+        """Return what a file must hold."""
         said: dict[str, Any] = {}
         for name, chunks in self._chunks.items():
             pairs = list(zip(*(c.read() for c in chunks), strict=True))
@@ -244,7 +244,7 @@ class Tiers:
         return {"size": self.size, "conversations": said}
 
     def restore(self, state: dict[str, Any], now: float = 0.0) -> None:
-        """Take what a file held; all of it was idle for as long."""
+        """Load what a file held; all of it was idle for as long."""
         for name, held in state["conversations"].items():
             self.drop(name)
             if held["k"] is not None:

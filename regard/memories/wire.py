@@ -28,7 +28,7 @@ class WireError(RegardError, ConnectionError):
 
 
 def new_key() -> bytes:
-    """Make a key for the two ends of a line."""
+    """Build a key for the two ends of a line."""
     return secrets.token_bytes(KEY)
 
 

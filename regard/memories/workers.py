@@ -157,7 +157,7 @@ class AttentionWorkers:
         self.close()
 
     def remote(self) -> Remote:
-        """Make a memory whose keys are kept by the workers."""
+        """Build a memory whose keys are kept by the workers."""
         from regard.memories.remote import Remote
 
         return Remote(self, next(self._names))

@@ -46,7 +46,7 @@ class Attached:
         weakref.finalize(self, _thrown_away, undo, names).atexit = False
 
     def detach(self) -> None:
-        """Put the model back as it was; more than once does no harm.
+        """Restore the model as it was; more than once does no harm.
 
         Whatever is raised meanwhile (Ctrl-C, or an error in the `end` of a stage) is raised when
         everything has been put back.
@@ -150,7 +150,7 @@ def _unreached(model: Any, sites: Sites) -> tuple[str, ...]:
 
 
 def _chosen(stage: Stage, sites: Sites) -> Sites:
-    """Give the sites of a stage; a choice that means none is an error."""
+    """Return the sites of a stage; a choice that means none is an error."""
     place = getattr(stage, "where", None)
     if place is None:
         fail(

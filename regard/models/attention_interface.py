@@ -141,7 +141,7 @@ def rule_of(
     softcap: float | None,
     sink: Tensor | None,
 ) -> Rule:
-    """Make the rule of one call; calls of one forward that mean the same share it."""
+    """Build the rule of one call; calls of one forward that mean the same share it."""
     plain = bias is None and sink is None
     home: dict[Any, Any] | None = mask.rules if isinstance(mask, Mask) else None
     if mask is None:
@@ -186,13 +186,13 @@ EVERYTHING, SOFTMAX = Everything(), Softmax()
 
 @lru_cache(maxsize=64)
 def _score(scaling: float | None, softcap: float | None) -> Score:
-    """Make the score of a scale and a soft cap."""
+    """Build the score of a scale and a soft cap."""
     return Dot(scaling) if softcap is None else Dot(scaling) >> SoftCap(softcap)
 
 
 @lru_cache(maxsize=64)
 def _dense(scaling: float | None, softcap: float | None) -> Rule:
-    """Make the rule by which every key may be attended to."""
+    """Build the rule by which every key may be attended to."""
     return Rule(EVERYTHING, _score(scaling, softcap), SOFTMAX)
 
 

@@ -49,15 +49,15 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """Say that there is no end."""
+        """Return that there is no limit."""
         return -1
 
     def get_max_cache_shape(self) -> int:
-        """Say that there is no end, as older versions ask."""
+        """Return that there is no limit, as older versions ask."""
         return -1
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         self.memory = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -77,7 +77,7 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.reorder_cache(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Go back by some tokens (a negative number), or to a length."""
+        """Crop by some tokens (a negative number), or to a length."""
         if self.memory is not None and tokens_to_remove:
             seen = self.memory.seen
             self.memory.crop(seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
@@ -177,7 +177,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
             self._real = take_batch(self._real, beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Go back; what is cropped is taken to be real."""
+        """Crop; what is cropped is taken to be real."""
         if self._several:
             self.owner.tokens_were_checked()
         before = self.memory.seen

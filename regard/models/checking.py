@@ -157,7 +157,7 @@ def _run(model: Any, inputs: Any) -> Tensor:
 
 
 def first_tensor(x: Any) -> Tensor | None:
-    """Give the first floating tensor in an output."""
+    """Return the first floating tensor in an output."""
     if isinstance(x, Tensor):
         return x if x.is_floating_point() else None
     if isinstance(x, dict):
@@ -187,7 +187,7 @@ def trial_inputs(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def tiny_inputs(model: Any) -> dict[str, Any] | None:
-    """Make a tiny input for a transformers model; None where none is known."""
+    """Build a tiny input for a transformers model; None where none is known."""
     main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
     if main is None or config is None:
         return None

@@ -14,7 +14,7 @@ class Detaching:
     attached: Attached
 
     def detach(self) -> None:
-        """Put the model back as it was."""
+        """Restore the model as it was."""
         self.attached.detach()
 
     def __enter__(self) -> Self:

@@ -51,7 +51,7 @@ BRANCHES = {"cond": "conditional", "uncond": "unconditional"}
 
 
 def timestep() -> Any:
-    """Give the timestep that the running forward of an attached model was called with.
+    """Return the timestep that the running forward of an attached model was called with.
 
     None outside of a forward, and where the model has no argument of this name.
 
@@ -63,7 +63,7 @@ def timestep() -> Any:
 
 
 def branches(*names: str) -> AbstractContextManager[None]:
-    """Tell which guidance branches the batches hold, as equal blocks of rows in this order.
+    """Mark which guidance branches the batches hold, as equal blocks of rows in this order.
 
     Pipelines that run one forward for each branch tell it by themselves (`cache_context`); those
     that put the branches in one batch do not, and it cannot be seen from the numbers.
@@ -226,7 +226,7 @@ def _grid(model: nn.Module, given: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def _flat(sizes: Any) -> tuple[int, ...]:
-    """Give two axes for an image, three for a video of more than one frame."""
+    """Return two axes for an image, three for a video of more than one frame."""
     found = [int(s) for s in sizes]
     while len(found) > 2 and found[0] == 1:
         found = found[1:]

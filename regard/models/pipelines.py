@@ -106,7 +106,7 @@ class Runner:
 def telling_by_text(
     pipeline: Any, model: nn.Module, embeds: Tensor | None = None
 ) -> Iterator[None]:
-    """Tell the branches of each forward by the rows of text it is given.
+    """Mark the branches of each forward by the rows of text it is given.
 
     What `encode_prompt` first gives are the embeddings of the prompt. A block of rows that equals
     them is conditional, any other is not; text of another shape tells nothing. After forwards of

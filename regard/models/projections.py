@@ -59,7 +59,7 @@ class HeadWeights:
 
 
 def head_weights(model: nn.Module, site: Site) -> HeadWeights:
-    """Give the weights of the heads of a site.
+    """Return the weights of the heads of a site.
 
     >>> import regard
     >>> from regard.models.attach import hook_of

@@ -60,7 +60,7 @@ thread = _RecordingThread()
 
 
 def note_call(known: bool) -> bool:
-    """Note a call that stages change; return whether it comes from a checkpointed forward.
+    """Record a call that stages change; return whether it comes from a checkpointed forward.
 
     A call that is computed again, though no forward with these stages was checkpointed (`known`),
     is of a forward from before they were attached: it is refused.

@@ -128,7 +128,7 @@ class Stream(Stage):
         self._handles.append(self.head.register_forward_pre_hook(self._unembed))
 
     def end(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

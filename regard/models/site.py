@@ -163,7 +163,7 @@ class Sites(list[Site]):
     """
 
     def select(self, where: Any = None) -> Sites:
-        """Give the sites that `where` means; raise `SiteError` where it means none."""
+        """Return the sites that `where` means; raise `SiteError` where it means none."""
         place = Place.of(where)
         found = Sites(site for site in self if site in place)
         if not found and where is not None:
@@ -189,7 +189,7 @@ class Sites(list[Site]):
         return found
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give one row of words for each site, after a row of headings.
+        """Return one row of words for each site, after a row of headings.
 
         >>> Sites([Site(0, module="a", modality="image", grid=(4, 6))]).rows()[1][-2:]
         ('image', '4 x 6')
@@ -200,7 +200,7 @@ class Sites(list[Site]):
         return [head, *(tuple(_cell(getattr(s, x)) for x in told) for s in self)]
 
     def table(self) -> Any:
-        """Make a rich table (needs rich)."""
+        """Build a rich table (needs rich)."""
         from rich.table import Table
 
         head, *body = self.rows()

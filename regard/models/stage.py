@@ -54,7 +54,7 @@ class Stage:
         """Get ready for a model; `sites` are those chosen by `where`."""
 
     def end(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
 
     def before(self, call: Call) -> Call:
         """Change the call before it is run."""
@@ -73,7 +73,7 @@ class Stage:
         return found
 
     def see(self, call: Call, result: Result) -> None:
-        """Look at the call as it was run, after `before` of all stages, and at what came of it."""
+        """Observe the call as it was run, after `before` of all stages, and at what came of it."""
 
     def after(self, call: Call, result: Result) -> Result:
         """Change what came of it: `result._replace(out=...)`, out [b, h, n, e]."""

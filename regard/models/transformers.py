@@ -235,7 +235,7 @@ MODALITIES = {"pixel_values": "image", "input_features": "audio", "input_values"
 
 
 def _placed(site: Site, homes: dict[str, nn.Module]) -> Site:
-    """Say what the tokens of a site are, by the innermost model that it is a part of."""
+    """Return what the tokens of a site are, by the innermost model that it is a part of."""
     paths = [path for path in homes if not path or site.module.startswith(f"{path}.")]
     # A whole model says what it reads first; its parts say it of themselves.
     for path in sorted(paths, key=len, reverse=True):

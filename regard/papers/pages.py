@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -133,7 +134,7 @@ def _page(one: Standing) -> str:
         "",
         _plain(row.what),
         "",
-        f"[Search for the paper by its title]({by_title(row.title)})",
+        f"{said_by(row.key)}[Search for the paper by its title]({by_title(row.title)})",
     ]
     if row.why_no:
         lines += ["", "## Why nothing of it is built", "", _plain(row.why_no)]
@@ -151,6 +152,24 @@ def _page(one: Standing) -> str:
         lines += ["", "## The paper's own number", "", _plain(row.headline)]
     near = [f"- [{_plain(hit.row.title)}]({hit.row.key}.md)" for hit in like(row.key, 5)]
     return "\n".join([*lines, "", "## Papers like this one", "", *near, ""])
+
+
+def said_by(key: str) -> str:
+    """Name the authors, where they are certain: nothing is guessed.
+
+    >>> said_by("mqa"), said_by("gaam")
+    ('Noam Shazeer. ', '')
+    """
+    found = authors().get(key)
+    return f"{_plain(found)}. " if found else ""
+
+
+@functools.cache
+def authors() -> dict[str, str]:
+    """Return the authors of rows whose authors are certain, by key."""
+    text = files("regard.papers").joinpath("authors.json").read_text(encoding="utf-8")
+    found: dict[str, str] = json.loads(text)
+    return found
 
 
 def by_title(title: str) -> str:

@@ -1,11 +1,12 @@
 // Search over the table above, in the reader's browser: what `regard.papers.index` does, without
 // the sentence encoder. Words, spellings and related words are in the page; no request is sent.
 const papersSearch = (() => {
-  const worthOf = { name: 2, title: 3, family: 2, what: 2 };
+  const worthOf = { name: 1, title: 2, family: 1, what: 1 };
   const saturation = 1.2, length = 0.75, ofTitle = 100, share = 0.65;
+  const endings = ["ations", "ation", "ings", "ions", "ing", "ion", "ers", "er", "ed", "es", "s", "e"];
   const stem = (word) => {
-    const end = /(?:ations?|ings?|ions?|ers?|ed|es|s|e)$/.exec(word);
-    return end && end.index >= 4 ? word.slice(0, end.index) : word;
+    const end = endings.find((one) => word.endsWith(one) && word.length - one.length >= 4);
+    return end ? word.slice(0, -end.length) : word;
   };
 
   // `given`: same [[name, pattern]], stop "a b", related (the table's text).

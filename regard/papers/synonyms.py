@@ -88,17 +88,19 @@ def plain(text: str) -> str:
     return text
 
 
-_ENDINGS = re.compile(r"(?:ations?|ings?|ions?|ers?|ed|es|s|e)$")
+ENDINGS = ("ations", "ation", "ings", "ions", "ing", "ion", "ers", "er", "ed", "es", "s", "e")
 
 
 def stem(word: str) -> str:
-    """Cut an ending off, where four letters are left.
+    """Cut off the longest ending that leaves four letters.
 
     >>> stem("layers"), stem("sharing"), stem("tree")
     ('layer', 'shar', 'tree')
     """
-    end = _ENDINGS.search(word)
-    return word[: end.start()] if end and end.start() >= 4 else word
+    for ending in ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word[: -len(ending)]
+    return word
 
 
 def terms(question: str) -> list[str]:

@@ -166,7 +166,7 @@ class Policy(ABC):  # noqa: B024
         self.depth = {s.layer: place for place, s in enumerate(sites)}
 
     def end(self) -> None:
-        """Let go of the model, and of what was held of it."""
+        """Release the model, and of what was held of it."""
         self.model, self.held = None, {}
 
     def rows(self, step: Step) -> Tensor:

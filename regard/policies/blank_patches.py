@@ -26,7 +26,7 @@ from regard.models.stage import Stage
 
 
 def blank_patches(pixels: Tensor, patch: int, threshold: float = 1e-4) -> Tensor:
-    """Say which patches are blank: bool [b, n] of images [b, c, h, w], line by line.
+    """Return which patches are blank: bool [b, n] of images [b, c, h, w], line by line.
 
     The variance is over the pixels of a patch, and the largest of its channels counts.
 
@@ -111,7 +111,7 @@ class BlankPatches(Stage):
         return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
     def _rotary(self, module: nn.Module, args: Any, table: tuple[Tensor, ...]) -> Any:
-        """Give each row the angles of its own patches: [b, 1, kept, d]."""
+        """Return for each row the angles of its own patches: [b, 1, kept, d]."""
         return tuple(angles[self._order][:, None] for angles in table)
 
     def _pooling(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -93,7 +93,7 @@ class Budget:
         return self.share == 1.0
 
     def of_rows(self, real: Tensor, token_bytes: float) -> Tensor:
-        """Give the tokens that a head may keep on average, [b], of so many `real` ones [b].
+        """Return the tokens that a head may keep on average, [b], of so many `real` ones [b].
 
         `token_bytes` is what one token costs over all layers and heads. At least one token stays.
         """
@@ -104,7 +104,7 @@ class Budget:
         return kept.clamp(min=1).minimum(real)
 
     def of_row(self, real: int, token_bytes: float) -> int:
-        """Give the tokens that a head may keep of one row's `real` ones.
+        """Return the tokens that a head may keep of one row's `real` ones.
 
         >>> Budget.of(0.25).of_row(10, 1.0), Budget.of(512).of_row(10, 1.0)
         (3, 10)

@@ -47,7 +47,7 @@ class Caches:
         return self._by_layer[layer.number]
 
     def new_memory(self, layer: Any) -> KeyMemory:
-        """Make the memory of one layer of a cache."""
+        """Build the memory of one layer of a cache."""
         site = self.site_of(layer)
         before = [one.memory for one in layer.cache[: layer.number]]
         made: list[tuple[str, KeyMemory]] = []
@@ -60,7 +60,7 @@ class Caches:
         return made[0][1] if made else Kept(Plain)
 
     def new_layers(self) -> list[Any]:
-        """Make the layers of a cache."""
+        """Build the layers of a cache."""
         from regard.models.cache import KeyLayer
 
         made: list[Any] = []

@@ -10,7 +10,7 @@ from regard.run.executor import Answer, No, Yes
 
 
 def can_cache(model: Any, sites: Sites) -> Answer:
-    """Say whether the cache of a model can hold our memories, or why not."""
+    """Return whether the cache of a model can hold our memories, or why not."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "register_forward_pre_hook"):
         return No("which keeps no cache that is known")

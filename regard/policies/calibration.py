@@ -51,7 +51,7 @@ def need_calibration(policy: Calibrated, lacking: str) -> NoReturn:
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """Let gradients pass the weights of a model by, while something else learns."""
+    """Freeze the weights of a model, while something else learns."""
     weights = [p for p in model.parameters() if p.requires_grad]
     for p in weights:
         p.requires_grad_(False)
@@ -111,7 +111,7 @@ def serves(path: str | Path, policy: Policy) -> bool:
 
 
 def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
-    """Give a file to the policy it is of."""
+    """Load a file into the policy it is of."""
     if not isinstance(path, str | Path):
         fail(
             RuleError, "calibrate", repr(path)[:60], "the name of a calibration file",
@@ -145,7 +145,7 @@ def calibrate(
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Let a policy find out about a model, and write what it found to a file.
+    """Calibrate a policy on a model, and write what it found to a file.
 
     What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there, if
     the model (weights and config), the policy and its settings, the inputs and the code of Regard

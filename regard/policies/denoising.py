@@ -47,12 +47,12 @@ class OverSteps(ModulePatch):
         return denoises(model, sites, "cross")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Forget the outputs of another model."""
+        """Drop the outputs of another model."""
         super().begin(model, sites, budget)
         self.kept: dict[Any, Tensor] = {}
 
     def end(self) -> None:
-        """Let go of outputs."""
+        """Release outputs."""
         super().end()
         self.kept = {}
 
@@ -81,7 +81,7 @@ def rows_of(args: Any, kwargs: Mapping[str, Any]) -> int:
 
 
 def taken(x: Any, rows: slice, b: int) -> Any:
-    """Take some rows of everything that has one for each of the b rows of a batch.
+    """Select some rows of everything that has one for each of the b rows of a batch.
 
     >>> taken({"x": torch.arange(4), "scale": 2.0}, slice(2, 4), 4)
     {'x': tensor([2, 3]), 'scale': 2.0}
@@ -134,7 +134,7 @@ class TGate(OverSteps, Select):
         self._first: tuple[str, ...] | None = None
 
     def end(self) -> None:
-        """Let go of outputs."""
+        """Release outputs."""
         super().end()
         self._branches, self._given = {}, (None, None, None)
 
@@ -220,7 +220,7 @@ class Settling(Stage):
         return partial
 
     def by_step(self) -> list[float]:
-        """Give the change at step 1, 2, ..., a mean over layers."""
+        """Return the change at step 1, 2, ..., a mean over layers."""
         return [sum(x) / len(x) for _, x in sorted(self._found.items())]
 
 

@@ -102,11 +102,11 @@ class PoD(Store, SelectAndJoin, Calibrated):
     # Calibration
 
     def found(self) -> dict[str, Any]:
-        """Give the groups."""
+        """Return the groups."""
         return {"sources": self.sources}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take groups."""
+        """Load groups."""
         self.sources = {int(a): int(b) for a, b in found["sources"].items()}
         self.found_none = not self.sources
 

@@ -158,7 +158,7 @@ class ExpandedQueries(Store, Select, ModulePatch):
             model.__dict__["_expand_inputs_for_generation"] = _sharing(model)
 
     def end(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         if getattr(self, "model", None) is not None:
             self.model.__dict__.pop("_expand_inputs_for_generation", None)
         self._weights = {}

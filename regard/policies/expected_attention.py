@@ -16,6 +16,7 @@ from regard.policies.base import Step
 from regard.policies.kinds import Evict
 from regard.policies.registry import register
 from regard.policies.scoring import by_key_head, rank_of
+from regard.run.counting import multiply
 from regard.run.executor import Answer, No, Yes
 
 
@@ -53,9 +54,9 @@ class ExpectedAttention(Evict):
         product = call.rule.score.match.prepare(call.q, call.k)
         scale = call.d**-0.5 if product is None else product[2]
         k_all = expand_heads(k, call.h)
-        s = scale * torch.einsum("bhd,bhmd->bhm", mean, k_all)
+        s = scale * multiply(k_all, mean[..., None]).squeeze(-1)
         if self.covariance:
-            s = s + scale**2 / 2 * (torch.matmul(k_all, spread) * k_all).sum(-1)
+            s = s + scale**2 / 2 * (multiply(k_all, spread) * k_all).sum(-1)
         rank = rank_of(step.positions)
         counted = expand_heads(rank >= min(self.sinks, call.m - 1), call.h)
         weight = by_key_head(s.masked_fill(~counted, -torch.inf).softmax(-1), call.g)
@@ -70,14 +71,15 @@ class ExpectedAttention(Evict):
         counted = rank >= self.sinks
         counted = torch.where(counted.any(1, keepdim=True), counted, rank >= 0).float()
         w = counted / counted.sum(1, keepdim=True).clamp(min=1)
-        mean = torch.einsum("bn,bhnd->bhd", w, bare)
+        shares = w[:, None, None]
+        mean = multiply(shares, bare)[:, :, 0]
         apart = bare - mean[:, :, None]
-        spread = torch.einsum("bn,bhnd,bhne->bhde", w, apart, apart)
+        spread = multiply(apart.mT * shares, apart)
         # A turn by start + p is one by start after one by p: the average over p is the same map.
         average, start = self._average(turn, call.d, bare), at[:, -1:] + 1
-        mean = turn.turn((mean @ average)[:, :, None], start)[:, :, 0]
+        mean = turn.turn(multiply(mean, average)[:, :, None], start)[:, :, 0]
         start = start.expand(-1, call.d)
-        spread = turn.turn(average.mT @ spread @ average, start)
+        spread = turn.turn(multiply(multiply(average.mT, spread), average), start)
         return mean, turn.turn(spread.mT, start)
 
     def _places(self, step: Step) -> Tensor:

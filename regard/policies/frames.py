@@ -65,11 +65,11 @@ class AttentionTile(OnGrid, Calibrated):
     # Calibration
 
     def found(self) -> dict[str, Any]:
-        """Give the k of each layer."""
+        """Return the k of each layer."""
         return {"references": self.references}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take them."""
+        """Load them."""
         self.references = {int(layer): int(k) for layer, k in found["references"].items()}
 
     def learn(

@@ -109,7 +109,7 @@ class SeerAttention(Prefill, Calibrated):
         self.turns = rotations_of(model, self.gates)
 
     def select(self, step: Step) -> Call:
-        """Note where keys were turned to, and choose tiles in a prompt."""
+        """Record where keys were turned to, and choose tiles in a prompt."""
         if self.budget.whole:
             return step.call
         self._at = self._places(step)
@@ -145,21 +145,21 @@ class SeerAttention(Prefill, Calibrated):
     # Calibration
 
     def found(self) -> dict[str, Any]:
-        """Give the gates."""
+        """Return the gates."""
         return {"gates": {layer: [gate.q, gate.k] for layer, gate in self.gates.items()}}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take gates."""
+        """Load gates."""
         self.gates = {int(layer): Gate(*own) for layer, own in found["gates"].items()}
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Give gates that have not learned: they compare means."""
+        """Return gates that have not learned: they compare means."""
         sites = hook_of(model)[1]
         made = {s.layer or 0: Gate.of(s, s.head_size or 64) for s in sites}
         return {"gates": {layer: [gate.q, gate.k] for layer, gate in made.items()}}
 
     def settings(self) -> dict[str, Any]:
-        """Give what a calibration depends on."""
+        """Return what a calibration depends on."""
         return {x: getattr(self, x) for x in ("block", "rate", "steps")}
 
     def learn(

@@ -45,7 +45,7 @@ class Image(NamedTuple):
         return self.n - prod(self.grid)
 
     def coordinates(self) -> list[Tensor]:
-        """Give the place of each image token on each axis, [tokens] each."""
+        """Return the place of each image token on each axis, [tokens] each."""
         axes = [torch.arange(size) for size in self.grid]
         return [x.flatten() for x in torch.meshgrid(*axes, indexing="ij")]
 
@@ -89,7 +89,7 @@ class OnGrid(Select):
         return Yes()
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Forget the supports of another model."""
+        """Drop the supports of another model."""
         super().begin(model, sites, budget)
         self._made: dict[Any, Support] = {}
 
@@ -100,7 +100,7 @@ class OnGrid(Select):
         """
 
     def key(self, image: Image, call: Call) -> Any:
-        """Say what the groups depend on."""
+        """Return what the groups depend on."""
         return image
 
     def select(self, step: Step) -> Call:
@@ -121,7 +121,7 @@ class OnGrid(Select):
 
 
 def with_rest(image: Image, groups: Tensor, meets: Tensor) -> tuple[Support, float]:
-    """Make a support of groups of image tokens; all else meets all. Give it with its pairs."""
+    """Build a support of groups of image tokens; all else meets all. Give it with its pairs."""
     count = len(meets)
     kinds = torch.full((image.n,), count)
     kinds[image.span] = groups

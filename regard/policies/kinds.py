@@ -117,10 +117,10 @@ class EvictByHistory(Evict):
 
     @abstractmethod
     def note(self, step: Step) -> None:
-        """Note what later scores need; called for every forward."""
+        """Record what later scores need; called for every forward."""
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Note, then choose as ever."""
+        """Record, then choose as ever."""
         if not self.budget.whole:
             self.note(step)
         return super().slots(step, spare)
@@ -144,7 +144,7 @@ class Store(Policy):
 
     @abstractmethod
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Make the memory of a site, or None for the usual one; `before` are those of earlier
+        """Build the memory of a site, or None for the usual one; `before` are those of earlier
         layers.
         """
 
@@ -276,7 +276,7 @@ class Calibrated(ABC):
 
     @abstractmethod
     def take(self, found: dict[str, Any]) -> None:
-        """Take what a file has kept."""
+        """Load what a file has kept."""
 
 
 KINDS: tuple[type[Policy], ...] = (Evict, Store, Select, Prefill, ModulePatch)

@@ -69,7 +69,7 @@ class KVzip(Evict, ModulePatch):
         return worth(step.memory)
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Note what a repetition looks at; heads of all layers are chosen together, later."""
+        """Record what a repetition looks at; heads of all layers are chosen together, later."""
         asked = self.asked.get(step.site.layer)
         if asked is not None:
             self.found[step.site.layer] = self.looked_at(step, asked)

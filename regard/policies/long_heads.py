@@ -54,7 +54,7 @@ class LongHeads(StoreAndAttend, Select):
     chunk: int = 256
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Say whether keys can be turned back."""
+        """Return whether keys can be turned back."""
         try:
             self.turns = turns_of(model)
         except RegardError as why:

@@ -188,11 +188,11 @@ class MoASparse(Store, Select, Calibrated):
     # Calibration
 
     def found(self) -> dict[str, Any]:
-        """Give the profile and the plans."""
+        """Return the profile and the plans."""
         return {"profile": self.profile, "plans": self.plans}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take them."""
+        """Load them."""
         self.profile = {int(n): dict(own) for n, own in found["profile"].items()}
         self.plans = {
             share: {layer: [(a, b) for a, b in own] for layer, own in rules.items()}
@@ -200,7 +200,7 @@ class MoASparse(Store, Select, Calibrated):
         }
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Give a profile that knows nothing: near keys count more, and later heads more."""
+        """Return a profile that knows nothing: near keys count more, and later heads more."""
         lengths, sites = (8 * self.block, 16 * self.block), hook_of(model)[1]
         return {"plans": {}, "profile": {
             n: {

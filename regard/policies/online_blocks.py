@@ -62,7 +62,7 @@ class AdaSpa(SelectAndRun):
         return denoises(model, sites, "self", "joint")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Forget what was found in another model."""
+        """Drop what was found in another model."""
         super().begin(model, sites, budget)
         steps = self.searches
         good = isinstance(steps, tuple | list) and all(isinstance(s, int) for s in steps)
@@ -79,7 +79,7 @@ class AdaSpa(SelectAndRun):
         self._found: dict[Any, FoundTiles] = {}
 
     def end(self) -> None:
-        """Let go of what was found."""
+        """Release what was found."""
         super().end()
         self._found = {}
 

@@ -10,7 +10,7 @@ from regard.core.support import Both, Everything, Padding, Support
 
 
 def placed(call: Call, k: Tensor, v: Tensor, positions: Tensor | None) -> Call:
-    """Give a call with the keys of a memory."""
+    """Return a call with the keys of a memory."""
     if positions is None:
         return call.replace(k=k, v=v)
     # Padding is no key of the memory, so the rule need not look for it.
@@ -24,7 +24,7 @@ def placed(call: Call, k: Tensor, v: Tensor, positions: Tensor | None) -> Call:
 
 
 def without_padding(rule: Rule) -> Rule:
-    """Give a rule less its padding; asked again, a rule gives the same.
+    """Return a rule less its padding; asked again, a rule gives the same.
 
     >>> import torch
     >>> from regard.core.support import Causal

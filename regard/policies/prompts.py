@@ -223,11 +223,11 @@ class MInference(Prefill, Calibrated):
         yield 1, 1
 
     def found(self) -> dict[str, Any]:
-        """Give the pattern of each head."""
+        """Return the pattern of each head."""
         return {"patterns": self.patterns}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take them."""
+        """Load them."""
         self.patterns = dict(found["patterns"])
 
 

@@ -18,7 +18,7 @@ _wraps: dict[type[Policy], type[Policy]] = {}
 
 
 def register(*names: str, wrap: type[Policy] | None = None) -> Callable[[P], P]:
-    """Make a policy known by one or more names; the first is its own.
+    """Register a policy by one or more names; the first is its own.
 
     Asked for by name it is wrapped in `wrap`, which says when it acts: `wrap(inner=...)`.
 
@@ -54,7 +54,7 @@ def known() -> dict[str, type[Policy]]:
 
 
 def policy(name: str, **settings: Any) -> Policy:
-    """Make a policy by name.
+    """Build a policy by name.
 
     >>> policy("streaming", sinks=2).sinks
     2

@@ -34,7 +34,7 @@ class Selecting(Select):
     """Base of policies for decoding: override `index` and `worth`."""
 
     def index(self) -> TokenStore | None:
-        """Make what is kept of every key beside the memory."""
+        """Build what is kept of every key beside the memory."""
         return None
 
     @abstractmethod
@@ -84,10 +84,10 @@ class Selecting(Select):
         return best(worth, rows[:, None].expand(-1, step.call.g), step.positions)
 
     def passed(self, step: Step) -> None:
-        """Note what a step that read everything can tell."""
+        """Record what a step that read everything can tell."""
 
     def _index(self, step: Step) -> Any:
-        """Bring the index up to the keys that are kept."""
+        """Update the index to the keys that are kept."""
         layer = step.layer
         assert layer is not None
         index = layer.extra.get(self.name)
@@ -105,12 +105,12 @@ class Selecting(Select):
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
-        """Give what of new keys the index takes in."""
+        """Return what of new keys the index takes in."""
         return k
 
 
 def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
-    """Give a decoding call with the keys of some slots [b, g, c] that stand `at` [b, g, m]."""
+    """Return a decoding call with the keys of some slots [b, g, c] that stand `at` [b, g, m]."""
     index = slots.clamp(min=0)
     k, v = take_keys(call.k, index), take_keys(call.v, index)
     if bool((slots >= 0).all()):
@@ -237,7 +237,7 @@ class DoubleSparsity(Selecting):
         return Plain()
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
-        """Take the chosen channels, which the first prompt chooses."""
+        """Select the chosen channels, which the first prompt chooses."""
         layer = step.layer
         assert layer is not None
         chosen = layer.extra.get(f"{self.name} channels")

@@ -81,11 +81,11 @@ class KVSharer(Store, Calibrated):
         return None if source is None else Shared(before[source])
 
     def found(self) -> dict[str, Any]:
-        """Give the map."""
+        """Return the map."""
         return {"sources": self.sources}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take a map."""
+        """Load a map."""
         self.sources = dict(found["sources"])
 
     def guess(self, model: Any) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class _MeanKeys(Stage):
             total[place] = total[place] + x.detach().mean(0)
 
     def mean(self) -> list[list[Tensor]]:
-        """Give (keys, values) [g, n, d] of each layer."""
+        """Return (keys, values) [g, n, d] of each layer."""
         return [self.sums[layer] for layer in sorted(self.sums)]
 
 
@@ -207,7 +207,7 @@ class SharedWeights(Store, Select):
         return SomeKeys(heads=()) if site.layer in self.span else None
 
     def select(self, step: Step) -> Call:
-        """Note queries and keys before the span, and use them in it."""
+        """Record queries and keys before the span, and use them in it."""
         layer, call = step.site.layer or 0, step.call
         if layer in self.span and self._source is not None:
             return call.replace(q=self._source.q, k=self._source.k)
@@ -216,7 +216,7 @@ class SharedWeights(Store, Select):
         return call
 
     def end(self) -> None:
-        """Let go of the queries and keys as well."""
+        """Release the queries and keys as well."""
         super().end()
         self._source = None
 
@@ -304,7 +304,7 @@ def distinct(heads: Tensor) -> Tensor:
 
 
 def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
-    """Give each head the head that leads its cluster, [h], from weights [b, h, n, m].
+    """Return for each head the head that leads its cluster, [h], from weights [b, h, n, m].
 
     k-means over unit rows, begun at heads far from one another.
 

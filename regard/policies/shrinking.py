@@ -102,7 +102,7 @@ class Shrinking(Stage):
         return can_cache(model, sites)
 
     def _new_caches(self, model: Any) -> Any:
-        """Make what knows the layer of a cache that a call belongs to."""
+        """Build what knows the layer of a cache that a call belongs to."""
         return Caches(model, self)
 
     def _need_company(self) -> None:
@@ -119,7 +119,7 @@ class Shrinking(Stage):
                 need_one([p.name for p in own], what)
 
     def end(self) -> None:
-        """Let go of the model; caches made here refuse to go on."""
+        """Release the model; caches made here refuse to go on."""
         self.active = False
         self._undo.close()
         for one in self.policies:

@@ -67,7 +67,7 @@ class Report:
         return sum(x.dense_flops for x in self.layers)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give one row of words for each layer, after a row of headings."""
+        """Return one row of words for each layer, after a row of headings."""
         if not self.full_bytes:
             return [("layer", "kind", "module", "FLOPs", "of dense"), *(
                 (str(x.site.layer), x.site.kind, x.site.module, f"{x.flops:.3g}",
@@ -119,7 +119,7 @@ class Shrunk(Detaching):
         return self.stage.policies
 
     def report(self, text: Any = None) -> Report:
-        """Say what is kept and what it costs; with a probe text (or ids), what is lost as well.
+        """Return what is kept and what it costs; with a probe text (or ids), what is lost as well.
 
         Without a text it tells of the cache that was used last, and of all FLOPs so far. A model
         without a cache, as those that make images, is told of by its FLOPs alone.

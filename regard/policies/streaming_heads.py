@@ -96,7 +96,7 @@ class DuoAttention(Store, Select, Calibrated):
         }
 
     def heads(self, site: Site) -> tuple[list[int], list[int]]:
-        """Give the key heads of a site that retrieve, and those that stream."""
+        """Return the key heads of a site that retrieve, and those that stream."""
         roles = self.roles.get(site.layer or 0, [True] * (site.kv_heads or 1))
         return [h for h, x in enumerate(roles) if x], [h for h, x in enumerate(roles) if not x]
 
@@ -123,15 +123,15 @@ class DuoAttention(Store, Select, Calibrated):
     # Calibration
 
     def found(self) -> dict[str, Any]:
-        """Give the gates."""
+        """Return the gates."""
         return {"gates": self.gates}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take gates."""
+        """Load gates."""
         self.gates = {int(layer): list(own) for layer, own in found["gates"].items()}
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Give gates that know nothing: later heads first."""
+        """Return gates that know nothing: later heads first."""
         sites = hook_of(model)[1]
         return {"gates": {s.layer: [h / 9 for h in range(s.kv_heads or 1)] for s in sites}}
 

@@ -66,7 +66,7 @@ class Probe(Stage):
         return self.key or type(self).__name__
 
     def show(self, reading: Reading, idle: Baselines | None = None) -> None:
-        """Say what the model will be shown next; probes that look together share `idle`."""
+        """Set what the model will be shown next; probes that look together share `idle`."""
         self.reading, self._firsts = reading, {}
         self._idle = Baselines() if idle is None else idle
         if self._twin is None and not self.chance_free:
@@ -84,7 +84,7 @@ class Probe(Stage):
             )  # fmt: skip
 
     def see(self, call: Call, result: Result) -> None:
-        """Look at one site; a model may have others that this probe can look at."""
+        """Observe one site; a model may have others that this probe can look at."""
         site = call.site
         if not self._looks_at(site):
             return
@@ -129,11 +129,11 @@ class Probe(Stage):
         return isinstance(site, Site) and site.kind in self.kinds
 
     def result(self) -> Scores:
-        """Say what was found."""
+        """Return what was found."""
         return self.scores(self.tally.means())
 
     def told(self) -> Scores:
-        """Say what was found; where no site could be looked at, raise what kept it from it."""
+        """Return what was found; where no site could be looked at, raise what kept it from it."""
         scores = self.result()
         if not scores.values and self.refusal is not None:
             raise self.refusal
@@ -168,7 +168,7 @@ class RowMean(Probe):
         self.tally.add(site, self.rows(call, survey), counted & self.eligible(call))
 
     def rows(self, call: Call, survey: Any) -> Tensor:
-        """Give the number of each query [b, h, n]."""
+        """Return the number of each query [b, h, n]."""
         raise NotImplementedError
 
     def eligible(self, call: Call) -> Tensor:

@@ -43,7 +43,7 @@ class Chance:
 
 
 def chance_call(call: Call) -> Call | None:
-    """Make the same call with heads that do nothing: the first uniform, the others random.
+    """Return the same call with heads that do nothing: the first uniform, the others random.
 
     q and k become [b, 1 + RANDOM, n, 16]; the support stays, and with it who may attend to whom.
     None where heads have supports of their own: no one baseline holds for them.

@@ -143,7 +143,7 @@ def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
 
 
 def taken_out(heads: Iterable[tuple[Site, int]]) -> Stage:
-    """Make a stage in which some heads say nothing."""
+    """Build a stage in which some heads say nothing."""
     by_site: dict[Site, list[int]] = {}
     for site, head in heads:
         by_site.setdefault(site, []).append(head)

@@ -45,7 +45,7 @@ class Reading:
 
     @property
     def cut(self) -> str:
-        """Say that the text was cut, and to what; empty where it was not.
+        """Return that the text was cut, and to what; empty where it was not.
 
         >>> Reading({"input_ids": torch.zeros(1, 8).long()}, whole=20).cut
         'only the first 8 of 20 tokens were read: the model was made for 8 positions'

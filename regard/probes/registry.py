@@ -14,7 +14,7 @@ _groups: dict[str, set[str]] = {}
 
 
 def register(name: str, groups: Iterable[str] = ()) -> Callable[[type[Any]], type[Any]]:
-    """Make a probe known by a name, and as one of some groups."""
+    """Register a probe by a name, and as one of some groups."""
 
     def add(kind: type[Any]) -> type[Any]:
         for group in groups:

@@ -37,7 +37,7 @@ class Head(NamedTuple):
 
 
 def head_name(site: Site, head: int, tower: str = "") -> str:
-    """Say which head it is: `L1H3`, with the kind of the site where it is not self-attention.
+    """Return which head it is: `L1H3`, with the kind of the site where it is not self-attention.
 
     Where a model has several towers, that of the site goes before: `vision.L1H3`.
     """
@@ -111,7 +111,7 @@ class Scores:
         return max((x.level for x in self.chance.values()), default=None)
 
     def read_against(self) -> str:
-        """Say what the scores must be read against.
+        """Return what the scores must be read against.
 
         >>> Scores("local", "local", {}, tokens=512).read_against()
         '512 tokens'
@@ -127,7 +127,7 @@ class Scores:
         return list(self.values)
 
     def array(self, sites: list[Site] | None = None) -> np.ndarray:
-        """Give [sites, most heads], NaN where there is no such head."""
+        """Return [sites, most heads], NaN where there is no such head."""
         sites = self.sites if sites is None else sites
         wide = max((len(x) for x in self.values.values()), default=0)
         made = np.full((len(sites), wide), np.nan, dtype=np.float32)

@@ -109,7 +109,7 @@ def plan(
     k_positions: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Plan:
-    """Say which executor would run the call, why, at what cost, and what was ruled out and why.
+    """Return which executor would run the call, why, at what cost, and what was ruled out and why.
 
     >>> import torch
     >>> q = torch.randn(1, 2, 64, 8)

@@ -192,7 +192,7 @@ class _Stream(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, *learned: Tensor
     ) -> Partial:
-        """Give (out, lse); `learned` are the tensors of the score, for autograd to see.
+        """Return (out, lse); `learned` are the tensors of the score, for autograd to see.
 
         First those that its parts hold, then those that its functions reach.
         """
@@ -204,7 +204,7 @@ class _Stream(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Give the gradients of q, k, v and of each tensor of the score."""
+        """Return the gradients of q, k, v and of each tensor of the score."""
         if torch.is_grad_enabled():
             no_second_derivative("chunked")
         saved: list[Any] = [None if x is None else x.detach() for x in ctx.saved_tensors]
@@ -308,7 +308,7 @@ def reached_learned(part: Value) -> tuple[Tensor, ...]:
 
 
 def learns_unseen(call: Call) -> str:
-    """Say what a function of the score learns beside the tensors that it can be found to reach.
+    """Return what a function of the score learns beside the tensors that it can be found to reach.
 
     Each function is asked about one pair, and its graph followed to where its gradient would go.
     """

@@ -121,7 +121,7 @@ def _need_home(said: dict[str, Any]) -> None:
 
 @lru_cache(maxsize=_KEPT)
 def _sums(text: str) -> bool:
-    """Say whether the weigh of a rule only sums."""
+    """Return whether the weigh of a rule only sums."""
     said = json.loads(text)
     if "number" in said:
         _need_home(said)
@@ -166,7 +166,7 @@ def opaque_backward(
     rule: str,
     executor: str,
 ) -> list[Tensor]:
-    """Give the gradients of q, k, v and of the rule's floating tensors."""
+    """Return the gradients of q, k, v and of the rule's floating tensors."""
     with torch.enable_grad(), _autograd_again(), without_autocast(q.device):
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
         own = [x.detach().requires_grad_(x.is_floating_point()) for x in held]

@@ -60,7 +60,7 @@ class Cut:
         return [x[min(batch, len(x) - 1), min(head, x.shape[1] - 1)] for x in self.states]
 
     def asked(self, batch: int, head: int, units: Tensor, keys: Tensor, real: Tensor) -> list[bool]:
-        """Say for each part whether it masks a pair of tiles keys [u, c] of units [u]."""
+        """Return for each part whether it masks a pair of tiles keys [u, c] of units [u]."""
         if self.some is not None:
             full = [whole.holds(units, keys) for whole in self.whole]
         else:

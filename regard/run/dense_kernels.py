@@ -109,7 +109,7 @@ def backward(
     shape: Shape,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give dq, dk, dv of these keys; `out` and `lse` may be those of a larger set of keys.
+    """Return dq, dk, dv of these keys; `out` and `lse` may be those of a larger set of keys.
 
     The kernels know ds = p (dp - sum(d_out out)). A gradient of the lse adds to dp, for which an
     extra channel of v is all ones, and d_out carries d_lse in it.
@@ -151,7 +151,7 @@ def _one_size(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _four(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Bring a mask to q's dtype."""
+    """Convert a mask to q's dtype."""
     return None if mask is None else mask.to(q.dtype)
 
 

@@ -129,7 +129,7 @@ def _why_not_here(call: Call) -> str:
 
 @lru_cache
 def no_compiler(kind: str) -> str:
-    """Say what torch.compile lacks on a kind of device, or nothing."""
+    """Return what torch.compile lacks on a kind of device, or nothing."""
     if kind == "cuda":
         return "" if importlib.util.find_spec("triton") else "torch.compile needs triton"
     if sys.platform == "darwin" or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
@@ -221,7 +221,7 @@ def _missing(size: int) -> int:
 
 
 def _support_here(call: Call) -> Support:
-    """Give the support with its tensors on the device of q, kept for the next call."""
+    """Return the support with its tensors on the device of q, kept for the next call."""
     support, device = call.rule.support, call.q.device
     if all(t.device == device for t in support.tensors()):
         return support
@@ -323,7 +323,7 @@ def _score_mod(graph: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Cal
 
 
 def _block_mask(call: Call, support: Support, kernel: _Kernel) -> Any:
-    """Give the block mask of a call, kept with the tile map it was made of."""
+    """Return the block mask of a call, kept with the tile map it was made of."""
     graph = kernel.mask
     if graph is None:
         return None

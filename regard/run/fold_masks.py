@@ -68,7 +68,7 @@ def _near(call: Call, cut: Cut, units: Tensor, keys: Tensor, by_place: Tensor) -
 def mask_of(
     call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor, batch: int, head: int
 ) -> Tensor:
-    """Say which pairs of units [u] and their tiles of keys [u, c] are met: bool [u, q, c k]."""
+    """Return which pairs of units [u] and their tiles of keys [u, c] are met: bool [u, q, c k]."""
     i, j = cut.i, cut.j
     rows, cols = i[units], j[keys].flatten(1)  # [u, q], [u, c k]
     device = rows.device

@@ -306,7 +306,7 @@ def _units(group: Group, part: slice) -> slice | Tensor:
 def _backward(
     one: One, scale: float, d_out: Tensor, d_lse: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give dq [h, n, d], dk, dv [g, m, d] of one row, summed over the pieces."""
+    """Return dq [h, n, d], dk, dv [g, m, d] of one row, summed over the pieces."""
     fold, (side_q, side_k) = one.fold, one.fold.size
     rows = [
         _arranged(x if x.dim() == 3 else x[..., None], fold.order_q, side_q)

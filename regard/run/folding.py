@@ -143,7 +143,7 @@ def _buckets(counts: Tensor, most: int = 64) -> list[tuple[int, int]]:
 def _masked(
     call: Call, cut: Cut, units: Tensor, keys: Tensor, filled: Tensor, batch: int, head: int
 ) -> list[Group]:
-    """Make the masks of some units, and put units of equal mask together."""
+    """Build the masks of some units, and put units of equal mask together."""
     firsts, alike = alike_units(call, cut, units, keys, filled)
     mask = mask_of(call, cut, units[firsts], keys[firsts], filled[firsts], batch, head)
     kinds, side = kinds_of(mask)[alike], cut.size[1]
@@ -185,7 +185,7 @@ def _split(group: Group, side: int) -> tuple[Group, Group | None]:
 
 
 def _regular(units: Tensor, keys: Tensor, mask: Tensor | None, side: int) -> Group:
-    """Make a group, and notice where units and keys form arithmetic rows."""
+    """Build a group, and notice where units and keys form arithmetic rows."""
     if len(units) > 1:
         unit_steps, key_steps = units.diff(), keys[:, 0].diff()
         even = all_same(unit_steps[:, None]) and all_same(key_steps[:, None])

@@ -130,7 +130,7 @@ def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float 
 
 
 def why_not_product(call: Call) -> str:
-    """Say why a call is not the softmax of a scaled product, or nothing if it is."""
+    """Return why a call is not the softmax of a scaled product, or nothing if it is."""
     if type(call.rule.weigh) is not Softmax:
         return f"weighs by {call.rule.weigh}, not by softmax"
     score = call.rule.score
@@ -150,7 +150,7 @@ def why_not_product(call: Call) -> str:
 
 
 def product_left_over(call: Call) -> tuple[object, ...]:
-    """Give the steps that did not fold into q and k."""
+    """Return the steps that did not fold into q and k."""
     with unrecorded():
         made = folded(call.rule.score, call.q, call.k)
     return made[3].steps if made else call.rule.score.steps
@@ -173,7 +173,7 @@ def product(call: Call) -> tuple[Tensor, Tensor, float]:
 
 
 def pattern(call: Call) -> str | None:
-    """Give "all" or "causal" where the support is just that, else None."""
+    """Return "all" or "causal" where the support is just that, else None."""
     if call.placed:
         return None
     support, offset = call.rule.support, call.rule.offset

@@ -68,7 +68,7 @@ def _groups(support: Support) -> dict[Support, list[int]] | None:
 
 
 def _parts(call: Call) -> list[tuple[list[int], Call]]:
-    """Give the heads and the call of each group."""
+    """Return the heads and the call of each group."""
     found = []
     for support, heads in (_groups(call.rule.support) or {}).items():
         keys = key_heads_of(heads, call.h, call.g)

@@ -35,7 +35,7 @@ PAIRS = 1 << 24
 
 
 def one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring q, k and v of mixed dtypes to that of autocast, where it is on.
+    """Convert q, k and v of mixed dtypes to that of autocast, where it is on.
 
     >>> q, k = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4, dtype=torch.bfloat16)
     >>> with torch.autocast("cpu", torch.bfloat16):
@@ -117,7 +117,7 @@ def broken_keys(call: Call) -> Tensor | None:
 
 
 def masks_something(call: Call) -> bool:
-    """Say whether some pair of a call may be masked."""
+    """Return whether some pair of a call may be masked."""
     support = call.rule.support
     if call.m == 0 or call.n == 0:
         return False
@@ -130,13 +130,13 @@ def masks_something(call: Call) -> bool:
 
 
 def _without(call: Call, bad: Tensor) -> Call:
-    """Put zeros for keys that are not finite, which then have no gradient."""
+    """Replace with zeros the keys that are not finite, which then have no gradient."""
     gone = bad[..., None]
     return call.replace(k=call.k.masked_fill(gone, 0.0), v=call.v.masked_fill(gone, 0.0))
 
 
 def attends_to(call: Call, keys: Tensor) -> Tensor:
-    """Say which queries [b, h, n] may attend to at least one of some keys [b, g, m]."""
+    """Return which queries [b, h, n] may attend to at least one of some keys [b, g, m]."""
     found = torch.zeros(call.b, call.h, call.n, dtype=torch.bool, device=call.q.device)
     some = keys.flatten(0, 1).any(0).nonzero().flatten()
     for cols in some.split(max(1, PAIRS // max(1, found.numel()))):
@@ -147,7 +147,7 @@ def attends_to(call: Call, keys: Tensor) -> Tensor:
 
 
 def _removed(call: Call, at: At) -> Tensor:
-    """Say which pairs a bias of -inf removes; steps that ask for q and k remove none."""
+    """Return which pairs a bias of -inf removes; steps that ask for q and k remove none."""
     scores = torch.zeros((), device=call.q.device, dtype=call.q.dtype)
     scores = scores.expand(call.b, call.h, call.n, at.col.shape[-1])
     with torch.no_grad():

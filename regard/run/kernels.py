@@ -13,7 +13,7 @@ from regard.run.triton.executor import QUERIES
 
 
 def why_no_kernel(call: Call) -> str:
-    """Say why no kernel of decoding can run a call, or nothing if one can."""
+    """Return why no kernel of decoding can run a call, or nothing if one can."""
     reason = why_not_here(call.q.device)
     if reason:
         return reason
@@ -38,7 +38,7 @@ def scale_of(call: Call) -> float:
 
 
 def too_many(call: Call) -> str:
-    """Say that a call has more queries than a kernel takes at a time, or nothing."""
+    """Return that a call has more queries than a kernel takes at a time, or nothing."""
     if call.n > QUERIES or call.n * (call.h // call.g) > 128:
         return f"{call.n} queries: it decodes at most {QUERIES} at a time"
     return ""

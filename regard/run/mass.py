@@ -41,7 +41,7 @@ def log_part(call: Call, part: Support) -> Tensor:
 
 
 def mass(call: Call, part: Support, whole: Tensor | None = None) -> Tensor:
-    """Give the weight [b, h, n] that each query puts on the pairs of `part`.
+    """Return the weight [b, h, n] that each query puts on the pairs of `part`.
 
     Two attentions, over all pairs and over the part, differ in their log-sum-exp by the log of that
     weight. `whole` is `log_weight(call)`, where it is known.

@@ -147,7 +147,7 @@ def _places(n: int, side: int, order: Tensor | None, device: torch.device) -> Te
 
 
 def _joined(parts: list[Partial], dim: int) -> Partial:
-    """Put partials side by side."""
+    """Concatenate partials."""
     out = torch.cat([p.out for p in parts], dim)
     lses = [p.lse for p in parts if p.lse is not None]
     return Partial(out, torch.cat(lses, dim) if lses else None)

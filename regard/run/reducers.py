@@ -32,7 +32,7 @@ class Reducer:
         raise NotImplementedError
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {}
 
 
@@ -44,7 +44,7 @@ class _Rows(Reducer):
         self.found = _zeros(call, call.n, *more)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {self.name: self.found}
 
 
@@ -113,7 +113,7 @@ class Top(Reducer):
         self.keys[where] = torch.where(size > 0, key + block.cols.start, -1)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         if self.names[0] == "row_max":
             return {"row_max": self.weights[..., 0], "row_max_key": self.keys[..., 0]}
         return {self.names[0]: self.weights, self.names[1]: self.keys}
@@ -137,7 +137,7 @@ class Received(Reducer):
             seen[block.met_cols] -= (~block.met).sum(0)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {"received": self.found[..., : self.m], "seen": self.seen[..., : self.m]}
 
 
@@ -180,7 +180,7 @@ class TileMapReducer(Reducer):
             part.scatter_reduce_(0, index, x * share, how)
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {"tile_sum": self.sum, "tile_max": self.max}
 
 
@@ -207,7 +207,7 @@ class Distance(Reducer):
         far.index_add_(0, place.flatten(), other.flatten())
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         return {"distance_near": self.at, "distance_far": self.far}
 
 
@@ -257,7 +257,7 @@ class ByValue(Reducer):
         self.inner.take(replace(block, size=size, top=None, tops=None))
 
     def finish(self) -> dict[str, Tensor]:
-        """Give what was found."""
+        """Return what was found."""
         found = self.inner.finish()
         return {f"{name}_by_value": x for name, x in found.items() if name != "seen"}
 
@@ -265,7 +265,7 @@ class ByValue(Reducer):
 def make_reducers(
     call: Call, want: tuple[str, ...], columns: Tensor, tile: int, top: int, near: int
 ) -> list[Reducer]:
-    """Make a reducer for each thing wanted."""
+    """Build a reducer for each thing wanted."""
     made: list[Reducer] = []
     for one in want:
         plain = one.removesuffix("_by_value")

@@ -7,7 +7,7 @@ from regard.core.errors import ValueRangeError, fail
 
 
 def rows_of(call: Call, rows: slice) -> Call:
-    """Give the call of queries [start, stop) alone, under the same rule.
+    """Return the call of queries [start, stop) alone, under the same rule.
 
     >>> q = torch.randn(1, 2, 9, 4)
     >>> from regard.core.rule import Rule

@@ -17,7 +17,7 @@ from regard.core.scan import ScanTokens
 
 
 def why_not(tokens: ScanTokens) -> str | None:
-    """Say why these kernels cannot run a call, or `None` where they can.
+    """Return why these kernels cannot run a call, or `None` where they can.
 
     >>> from regard.core.scan import prepare
     >>> x = torch.ones(1, 1, 2, 4)

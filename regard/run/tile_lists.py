@@ -22,7 +22,7 @@ class TileLists(NamedTuple):
 
     @staticmethod
     def of(states: Tensor) -> TileLists:
-        """Make the list from states [t_q, t_k]."""
+        """Build the list from states [t_q, t_k]."""
         met = states != EMPTY
         counts = met.sum(1)
         most = int(counts.max()) if counts.numel() else 0

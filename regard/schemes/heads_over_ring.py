@@ -27,11 +27,11 @@ from regard.schemes.work import RankWork, work_of
 
 
 @dataclass(frozen=True)
-class Grouped(Layout):
+class ShardGroups(Layout):
     """A layout whose ranks are groups of `size` ranks in a row of another.
 
     >>> from regard.schemes.layouts import ZigZag
-    >>> Grouped.of_ranks(ZigZag(8, 4), 2).positions(1).tolist()
+    >>> ShardGroups.of_ranks(ZigZag(8, 4), 2).positions(1).tolist()
     [2, 3, 4, 5]
     """
 
@@ -39,9 +39,9 @@ class Grouped(Layout):
     size: int
 
     @staticmethod
-    def of_ranks(layout: Layout, size: int) -> Grouped:
+    def of_ranks(layout: Layout, size: int) -> ShardGroups:
         """Group the ranks of a layout."""
-        return Grouped(layout.length, layout.world // size, layout, size)
+        return ShardGroups(layout.length, layout.world // size, layout, size)
 
     def owner_of(self, positions: Tensor) -> Tensor:
         """Return the group of the rank that holds each position."""
@@ -57,13 +57,13 @@ class Within(Layout):
     [[0, 3], [1, 2]]
     """
 
-    groups: Grouped
+    groups: ShardGroups
     number: int
 
     @staticmethod
     def group(layout: Layout, size: int, number: int) -> Within:
         """Return the layout of one group."""
-        groups = Grouped.of_ranks(layout, size)
+        groups = ShardGroups.of_ranks(layout, size)
         return Within(len(groups.positions(number)), size, groups, number)
 
     def owner_of(self, positions: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class HeadsOverRing(HeadSplit):
         group, place = divmod(peers.rank, size)
         near = SomePeers(peers, range(group * size, (group + 1) * size))
         far = SomePeers(peers, range(place, peers.world, size))
-        of_keys, of_queries = (Grouped.of_ranks(x, size) for x in (keys.layout, queries))
+        of_keys, of_queries = (ShardGroups.of_ranks(x, size) for x in (keys.layout, queries))
 
         def attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Partial:
             inner = ShardedKeys(Dense(k, v), far, of_keys, of_queries, keys.real)
@@ -145,7 +145,7 @@ class HeadsOverRing(HeadSplit):
 
     def _work(self, call: Call, keys: ShardedKeys, size: int, heads: list[int]) -> RankWork:
         """Return what groups ask of each other for some heads."""
-        queries, kept = (Grouped.of_ranks(x, size) for x in (queries_of(keys), keys.layout))
+        queries, kept = (ShardGroups.of_ranks(x, size) for x in (queries_of(keys), keys.layout))
         apart = heads and len(heads) < call.h and call.rule.support.extent()[1] > 1
         return work_of(call.rule.take_heads(heads) if apart else call.rule, queries, kept)
 
@@ -165,4 +165,4 @@ def across(call: Call, world: int) -> int:
     return 1
 
 
-__all__ = ["Grouped", "HeadsOverRing", "Within", "across"]
+__all__ = ["HeadsOverRing", "ShardGroups", "Within", "across"]

@@ -53,7 +53,7 @@ class Layout(ABC):
         return tuple(len(self.positions(rank)) for rank in range(self.world))
 
     def take(self, x: Tensor, rank: int, dim: int = -1) -> Tensor:
-        """Take the tokens of a rank from x, whose axis `dim` counts all tokens."""
+        """Select the tokens of a rank from x, whose axis `dim` counts all tokens."""
         if x.shape[dim] != self.length:
             fail(
                 ShapeError, "x", f"{x.shape[dim]} tokens along axis {dim}", f"{self.length}",

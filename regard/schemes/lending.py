@@ -67,7 +67,7 @@ class Lent(Keys):
         return True
 
     def dense(self) -> Dense:
-        """Bring all parts to one place, in order."""
+        """Join all parts in one tensor, in order."""
         at = torch.cat([x.positions for _, x in self.parts if x.positions is not None])
         order = at.argsort()
         k, v = (torch.cat([getattr(x, n) for _, x in self.parts], 2)[:, :, order] for n in "kv")
@@ -158,7 +158,7 @@ class LentMemory(KeyMemory):
         self.blocks: list[tuple[int, Tensor, Tensor]] = []
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Take in n tokens: into the newest block, then into new ones on the own worker."""
+        """Append n tokens: into the newest block, then into new ones on the own worker."""
         need_keys(k, v, keep)
         if keep is not None and not bool(keep.all()):
             fail(ValueRangeError, "keep", "padding", "real tokens", "one request for each text")
@@ -208,7 +208,7 @@ class LentMemory(KeyMemory):
         """Keep all: a block that is lent stays until the request ends."""
 
     def crop(self, length: int) -> None:
-        """Go back to when `length` tokens had been seen; blocks without tokens return."""
+        """Crop to the first `length` tokens; blocks without tokens return."""
         size = self.workers.block
         while self.blocks and (len(self.blocks) - 1) * size >= length:
             self.workers.give_back(self.owner, self.blocks.pop()[0])
@@ -219,7 +219,7 @@ class LentMemory(KeyMemory):
         self.seen = min(self.seen, length)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take rows of the batch."""
+        """Select rows of the batch."""
         self.blocks = [(w, take_batch(k, rows), take_batch(v, rows)) for w, k, v in self.blocks]
 
     def free(self) -> None:

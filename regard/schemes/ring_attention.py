@@ -15,7 +15,8 @@ from regard.core.partial import Partial, merge, nothing, wide
 from regard.run.chunked import learns_unseen, reached_learned
 from regard.run.transforms import no_second_derivative
 from regard.schemes.messages import Waiting
-from regard.schemes.scheme import Scheme, partial_over, pulled_back, queries_of, row_terms, work
+from regard.schemes.part_gradients import part_grads
+from regard.schemes.scheme import Scheme, partial_over, queries_of, row_terms, work
 from regard.schemes.sharded_keys import ShardedKeys
 
 KEYS, BACK = 0, 1  # lanes
@@ -116,7 +117,7 @@ def learned_by(call: Call) -> tuple[Tensor, ...]:
 
 
 def learns_unseen_by(call: Call) -> str:
-    """Say what a function of the score learns that cannot be found, or nothing."""
+    """Return what a function of the score learns that cannot be found, or nothing."""
     unseen = learns_unseen(call) if torch.is_grad_enabled() else ""
     return f"{unseen}; make them fields of a step" if unseen else ""
 
@@ -126,12 +127,14 @@ class Back:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, learned: tuple[Tensor, ...], d_out: Tensor,
-        lse: Tensor | None, d_row: Tensor | None, number: int,
+        lse: Tensor | None, d_row: Tensor | None, number: int, out: Tensor | None = None,
     ) -> None:  # fmt: skip
         # Of the call whose backward it is: others may have been made since.
         self.number = number
         self.q, self.k, self.v, self.learned = q, k, v, learned
         self.d_out, self.lse, self.d_row = d_out, lse, d_row
+        # The output, where all that is asked for is its gradient.
+        self.out = out
         self.dq, self.dk, self.dv = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (q, k, v))
         self.d_learned = [torch.zeros_like(x) for x in learned]
 
@@ -167,7 +170,10 @@ class _Ring(Function):
         q, k, v, out, lse, *learned = ctx.saved_tensors
         d_out, d_lse = grads
         d_row = row_terms(d_out, d_lse, out, lse)
-        back = Back(q, k, v, tuple(learned), d_out, lse, d_row, ctx.number)
+        alone = d_lse is None or not bool(d_lse.any())
+        back = Back(
+            q, k, v, tuple(learned), d_out, lse, d_row, ctx.number, out if alone else None
+        )  # fmt: skip
         return (None, None, None, *ctx.scheme.backward(ctx.call, ctx.keys, back))
 
 
@@ -218,10 +224,6 @@ def _learn(back: Back, found: list[Tensor | None]) -> None:
             whole += part
 
 
-def _asked(*xs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.detach().requires_grad_(True) for x in xs)
-
-
 def _keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
     """Pass the keys by again, and send their gradients home."""
     peers, needed = keys.peers, work(call, keys).needed
@@ -231,12 +233,10 @@ def _keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
     for step, (source, k, v, j) in enumerate(_passing(call, keys, back.k, back.v, back.number)):
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         if len(i) and len(j):
-            with torch.enable_grad():
-                q, own_k, own_v = _asked(back.q, k, v)
-                part = partial_over(call.rule, q, own_k, own_v, i, j, keys.real)
-                dq, found_k, found_v, *rest = pulled_back(
-                    part, back.d_out, back.lse, back.d_row, (q, own_k, own_v, *back.learned)
-                )
+            dq, found_k, found_v, *rest = part_grads(
+                call.rule, back.q, k, v, i, j, keys.real, back.d_out, back.lse, back.d_row,
+                back.learned, back.out,
+            )  # fmt: skip
             if dq is not None:
                 back.dq += dq
             dk, dv = dk if found_k is None else found_k, dv if found_v is None else found_v
@@ -296,12 +296,10 @@ def _queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
             lse, d_row = got[1].view(2, b, h, c) if rows else (None, None)
             some = slots.to(back.k.device)
             i, j = layout.positions(source)[asked], keys.layout.positions(peers.rank)[slots]
-            with torch.enable_grad():
-                q, k, v = _asked(q, back.k[:, :, some], back.v[:, :, some])
-                part = partial_over(call.rule, q, k, v, i, j, keys.real)
-                found_q, dk, dv, *rest = pulled_back(
-                    part, d_out, lse, d_row, (q, k, v, *back.learned)
-                )
+            found_q, dk, dv, *rest = part_grads(
+                call.rule, q, back.k[:, :, some], back.v[:, :, some], i, j, keys.real, d_out, lse,
+                d_row, back.learned,
+            )  # fmt: skip
             dq = dq if found_q is None else found_q
             _add(back.dk, slots, dk)
             _add(back.dv, slots, dv)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import ShapeError, fail
-from regard.core.partial import Partial, finite, merge, nothing, wide
+from regard.core.partial import Partial, merge, nothing, wide
 from regard.core.rule import Rule
 from regard.core.support import Everything
 from regard.core.tilemap import EMPTY, FULL
@@ -67,7 +67,7 @@ class Scheme(Executor):
         return No(reason) if reason else Yes(self.note(call, keys))
 
     def refuses(self, call: Call, keys: ShardedKeys) -> str:
-        """Say why it cannot run a call, or nothing."""
+        """Return why it cannot run a call, or nothing."""
         return ""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Scheme(Executor):
         return [float(x) * call.b * call.h for x in work(call, keys).pairs_by_rank()]
 
     def note(self, call: Call, keys: ShardedKeys) -> str:
-        """Say who does and sends how much."""
+        """Return who does and sends how much."""
         sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
         return (
             f"{keys.peers.world} ranks send {min(sent):,} to {max(sent):,} bytes and score "
@@ -159,9 +159,7 @@ def partial_over(
         joined = sum(x[:, :, :0].sum() for x in (q, k, v))
         empty = q.new_zeros(*q.shape[:3], v.shape[3], dtype=wide(q.dtype)) + joined
         return nothing(empty, sums=rule.weigh.sums)._replace(out=empty)
-    rows, cols = _runs(i), _runs(j)
-    if len(rows) * len(cols) > RUNS:
-        rows, cols = [slice(0, len(i))], [slice(0, len(j))]
+    rows, cols = blocks_of(i, j)
     made = []
     for row in rows:
         parts = [
@@ -177,6 +175,14 @@ def partial_over(
     return Partial(torch.cat([x.out for x in made], 2), torch.cat(lses, 2) if lses else None)
 
 
+def blocks_of(i: Tensor, j: Tensor) -> tuple[list[slice], list[slice]]:
+    """Cut positions of queries and keys into runs, where these are few."""
+    rows, cols = _runs(i), _runs(j)
+    if len(rows) * len(cols) > RUNS:
+        return [slice(0, len(i))], [slice(0, len(j))]
+    return rows, cols
+
+
 def _runs(x: Tensor) -> list[slice]:
     """Cut rising positions into runs of consecutive ones."""
     ends = ((x.diff() != 1).nonzero().flatten() + 1).tolist()
@@ -187,7 +193,18 @@ def _runs(x: Tensor) -> list[slice]:
 def _block(
     rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None
 ) -> Partial | None:
-    """Attend to one block, without positions where they do not matter; None where it is empty."""
+    """Attend to one block; None where it is empty."""
+    call = block_call(rule, q, k, v, i, j, real)
+    if call is None:
+        return None
+    part = partial_of(call)
+    return Partial(part.out.to(wide(q.dtype)), part.lse)
+
+
+def block_call(
+    rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None
+) -> Call | None:
+    """Build the call of one block, without positions where they do not matter; None if empty."""
     device, plain = q.device, real is None and not any(s.asks_positions for s in rule.score.steps)
     in_a_row = int(i[-1]) - int(i[0]) == len(i) - 1 and int(j[-1]) - int(j[0]) == len(j) - 1
     call = None
@@ -205,37 +222,7 @@ def _block(
         if real is not None:
             at = torch.where(real.to(device)[:, at], at, -1)
         call = Call.of(q, k, v, rule, i.to(device), at)
-    part = partial_of(call)
-    return Partial(part.out.to(wide(q.dtype)), part.lse)
-
-
-def pulled_back(
-    part: Partial, d_out: Tensor, lse: Tensor | None, d_row: Tensor | None,
-    inputs: tuple[Tensor, ...],
-) -> list[Tensor | None]:  # fmt: skip
-    """Return the gradients of inputs from one part of a merged result.
-
-    Of the merge, out = sum_s exp(lse_s - lse) out_s, so with w = exp(lse_s - lse)
-
-        d out_s = w d_out,   d lse_s = w (d_out . out_s - d_row),   d_row = d_out . out - d_lse
-
-    which asks of the other parts no more than `lse` and `d_row` [b, h, n].
-    """
-    if part.out.grad_fn is None:
-        return [None] * len(inputs)
-    d_out = d_out.to(part.out.dtype)
-    if part.lse is None or lse is None:
-        return list(torch.autograd.grad(part.out, inputs, d_out, allow_unused=True))
-    assert d_row is not None
-    broken = lse.isnan()  # a query that attends to NaN has no gradient
-    share = torch.exp(part.lse.detach() - finite(lse)).masked_fill(broken, 0.0)
-    own = part.out.detach().masked_fill(broken[..., None], 0.0)
-    d_lse = share * ((d_out * own).sum(-1) - d_row.masked_fill(broken, 0.0))
-    outputs, grads = [part.out], [share[..., None] * d_out]
-    if part.lse.grad_fn is not None:
-        outputs.append(part.lse)
-        grads.append(d_lse)
-    return list(torch.autograd.grad(outputs, inputs, grads, allow_unused=True))
+    return call
 
 
 def row_terms(
@@ -249,5 +236,5 @@ def row_terms(
 
 
 __all__ = [
-    "LINK", "Scheme", "partial_over", "pulled_back", "queries_of", "row_terms", "work",
+    "LINK", "Scheme", "block_call", "blocks_of", "partial_over", "queries_of", "row_terms", "work",
 ]  # fmt: skip

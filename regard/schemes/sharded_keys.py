@@ -99,7 +99,7 @@ class ShardedKeys(Keys):
         scheme: str | None = None,
         timeout: float = TIMEOUT,
     ) -> ShardedKeys:
-        """Make sharded keys of this rank's k [b, g, c, d] and v [b, g, c, e].
+        """Build sharded keys of this rank's k [b, g, c, d] and v [b, g, c, e].
 
         `mesh` is a `DeviceMesh` with the dimension `dim`, a process group, or None for all ranks.
         Without a `layout`, pieces in a row of a sequence of `length` tokens.
@@ -205,7 +205,7 @@ class ShardedKeys(Keys):
 def gathered(
     keys: ShardedKeys, own: Dense, needed: list[list[Tensor]], what: str
 ) -> tuple[Tensor, Tensor]:
-    """Bring the needed keys of every rank here, by position: k [b, g, c, d] and v [b, g, c, e].
+    """Gather the needed keys of every rank, by position: k [b, g, c, d] and v [b, g, c, e].
 
     `needed[r][s]` are the slots of rank s that rank r needs. Differentiable: gradients go back to
     the ranks that hold the keys, and are summed there.

@@ -165,7 +165,7 @@ class Spread(Stage):
         return (), given, {"whole": WholeText(length, 0, padding, documents)}
 
     def before(self, call: Call) -> Call:
-        """Make the keys sharded."""
+        """Shard the keys."""
         now = self._thread.now
         if getattr(call.forward, "whole", None) is None:
             # A checkpoint computes a part again in the backward, maybe in another thread.
@@ -369,10 +369,10 @@ def spread(
     """Spread a model of transformers over the ranks of a mesh dimension, by tokens.
 
     `mesh` is a `DeviceMesh` with a dimension `dim`, a process group, or None for all processes.
-    `scheme` is "auto" (what the plan finds cheapest), "ring", "burst", "gather", "heads" or
-    "star" (an approximation: a block sees itself and the first one). Every rank calls the model
-    with the whole batch; ids, positions and labels are cut inside. Masks stay: windows, documents
-    (by `position_ids` that begin anew) and padding are those of the whole text.
+    `scheme` is "auto" (what the plan finds cheapest), "ring", "burst", "gather", "heads",
+    "heads_ring" or "star" (an approximation: a block sees itself and the first one). Every rank
+    calls the model with the whole batch; ids, positions and labels are cut inside. Masks stay:
+    windows, documents (by `position_ids` that begin anew) and padding are those of the whole text.
 
         with regard.spread(model, mesh, scheme="ring") as spread:
             loss = model(ids, labels=ids).loss

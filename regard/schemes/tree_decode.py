@@ -13,8 +13,9 @@ from regard.core.keys import Dense
 from regard.core.partial import Partial, merge, wide
 from regard.run.runner import partial_of
 from regard.run.transforms import no_second_derivative
+from regard.schemes.part_gradients import pulled_back
 from regard.schemes.ring_attention import learned_by, learns_unseen_by
-from regard.schemes.scheme import Scheme, pulled_back, row_terms
+from regard.schemes.scheme import Scheme, row_terms
 from regard.schemes.sharded_keys import ShardedKeys
 
 

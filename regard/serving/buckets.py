@@ -175,7 +175,7 @@ class Buckets:
             )  # fmt: skip
 
     def close(self) -> None:
-        """Give the model back as it was."""
+        """Restore the model as it was."""
         while self._undo:
             self._undo.pop()()
 

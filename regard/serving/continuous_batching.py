@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,16 @@ from regard.core.key_forms import Paged
 from regard.models.attach import hook_of
 from regard.models.site import Site
 from regard.serving.vllm.layer_rules import LayerRules
-from regard.serving.vllm.paged_policies import needs_whole_prompt, paged_policy
-from regard.serving.vllm.served_requests import Served, Serving, Setup
 from regard.serving.vllm.server_settings import Settings
+
+if TYPE_CHECKING:  # policies and views, which not everyone who serves needs
+    from regard.serving.vllm.served_requests import Served
 
 IMPLEMENTATION = "sdpa"
 # Tokens of a batch, where a caller does not say.
 MOST_TOKENS = 512
+# The method of transformers that makes a batch ready, which is told who is in it.
+PREPARES = "prepare_batch_tensors"
 
 
 def generate_batch(
@@ -46,6 +49,8 @@ def generate_batch(
 
         answers = generate_batch(model, prompts, "shrink quest keep=25%", max_new_tokens=32)
     """
+    from regard.serving.vllm.paged_policies import needs_whole_prompt, paged_policy
+
     asked = [None] * len(prompts) if asked is None else list(asked)
     if len(asked) != len(prompts):
         fail(ShapeError, "asked", len(asked), f"{len(prompts)}, one a prompt", "pass None for none")
@@ -73,6 +78,8 @@ class _Batching:
         self, model: Any, said: Settings, prompts: Sequence[Sequence[int]],
         asked: Sequence[Mapping[str, Any] | None], tokenizer: Any,
     ) -> None:  # fmt: skip
+        from regard.serving.vllm.served_requests import Serving, Setup
+
         self.model, self.prompts, self.asked = model, prompts, asked
         hook, sites = hook_of(model)
         name = getattr(model.config, "_attn_implementation", None)
@@ -102,10 +109,9 @@ class _Batching:
         if config is None:
             config = ContinuousBatchingConfig(max_batch_tokens=MOST_TOKENS)
             # Room for all requests at once, where transformers would take most of the memory.
-            page = getattr(config, "page_size", None) or config.block_size
-            new = (
-                settings.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 20
-            )
+            page: int = getattr(config, "page_size", None) or config.block_size or 1
+            usual = self.model.generation_config.max_new_tokens
+            new = int(settings.get("max_new_tokens") or usual or 20)
             config.num_blocks = sum(2 + (len(x) + new) // page for x in self.prompts)
         config.allow_block_sharing = False
         config.auto_switch_to_flash = False
@@ -127,7 +133,7 @@ class _Batching:
         )
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        plain, prepare = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION], Batches.prepare_batch_tensors
+        plain, prepare = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION], getattr(Batches, PREPARES)
 
         def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if module not in self.sites or kwargs.get("cache") is None:
@@ -141,15 +147,15 @@ class _Batching:
             return prepare(one, *args, **kwargs)
 
         AttentionInterface.register(IMPLEMENTATION, attention)
-        Batches.prepare_batch_tensors = prepared
+        setattr(Batches, PREPARES, prepared)
         try:
             yield
         finally:
             AttentionInterface.register(IMPLEMENTATION, plain)
-            Batches.prepare_batch_tensors = prepare
+            setattr(Batches, PREPARES, prepare)
 
     def arrive(self, state: Any) -> Served:
-        """Note a request, which transformers names by its number."""
+        """Record a request, which transformers names by its number."""
         name = state.request_id
         number = int(name.partition("_")[2])
         return self.serving.arrive(name, self.asked[number], list(self.prompts[number]))

@@ -70,7 +70,7 @@ class Conversations:
         self._ids: dict[str, list[int]] = {}
 
     def history(self, name: str) -> list[int]:
-        """Give the tokens of a conversation."""
+        """Return the tokens of a conversation."""
         return list(self._ids.get(name, []))
 
     def forget(self, name: str) -> None:
@@ -126,7 +126,7 @@ class Conversations:
         return result
 
     def _resumed(self, name: str, whole: Tensor) -> tuple[Any, int]:
-        """Make the cache of what went before; dropped tokens are run anew, as a text of their own.
+        """Build the cache of what went before; dropped tokens are run anew, as a text of their own.
 
         The last tokens of a history may not have been run yet: the one made last never is.
         """

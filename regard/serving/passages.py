@@ -89,7 +89,7 @@ class Passages:
     def inputs(
         self, passages: Sequence[Text], question: Text, *, system: Text | None = None
     ) -> dict[str, Any]:
-        """Make what `model.generate` takes: all tokens, and a cache of all but the question's.
+        """Build what `model.generate` takes: all tokens, and a cache of all but the question's.
 
         Passages and `system`, which stands first as a block of its own, are texts or token ids.
         """

@@ -19,7 +19,7 @@ PROMPT = -1
 
 
 def meets(q_time: Tensor, q_thread: Tensor, k_time: Tensor, k_thread: Tensor) -> Tensor:
-    """Say which tokens meet, [n, m]: all that came in earlier steps, and a thread itself.
+    """Return which tokens meet, [n, m]: all that came in earlier steps, and a thread itself.
 
     >>> times, threads = torch.tensor([-1, 0, 0, 1]), torch.tensor([-1, 0, 1, 0])
     >>> meets(times, threads, times, threads).int().tolist()
@@ -85,7 +85,7 @@ class Threads:
             scores[who] = out
 
     def texts(self) -> list[str]:
-        """Give what each thread has said so far (needs a tokenizer)."""
+        """Return what each thread has said so far (needs a tokenizer)."""
         if self.tokenizer is None:
             fail(ShapeError, "tokenizer", "None", "a tokenizer", "pass one to think_together")
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in self.ids]

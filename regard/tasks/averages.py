@@ -95,7 +95,7 @@ class RandomHeads:
             self.weights[:, range(width), range(width)] += width**0.5
 
     def features(self, x: Tensor, points: Tensor) -> Tensor:
-        """Give features [b, heads (width + 1)] of queries [b, 1, width], points [b, m, width]."""
+        """Return features [b, heads (width + 1)] of queries [b, 1, width], points [b, m, width]."""
         if x.dim() != 3 or x.shape[1] != 1:
             fail(RuleError, "x", list(x.shape), "one query a row, [b, 1, width]", "add a dimension")
         x, points = (F.pad(t, (0, 1), value=1.0) for t in (x, points))
@@ -120,7 +120,7 @@ class RandomNet:
         self.weights = torch.randn(size + 1, count, generator=random) / 2
 
     def features(self, x: Tensor, points: Tensor) -> Tensor:
-        """Give features [b, count] of queries [b, 1, width] and points [b, m, width]."""
+        """Return features [b, count] of queries [b, 1, width] and points [b, m, width]."""
         side_by_side = torch.cat((x, points), 1).flatten(1)
         return (F.pad(side_by_side, (0, 1), value=1.0) @ self.weights).relu()
 

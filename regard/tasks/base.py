@@ -54,7 +54,7 @@ class Batch:
     context: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        """Give the same batch on a device."""
+        """Return the same batch on a device."""
         context = None if self.context is None else self.context.to(device)
         return Batch(self.x.to(device), self.y.to(device), self.asked.to(device), context)
 
@@ -133,7 +133,7 @@ class Task:
         return outputs.argmax(-1) if isinstance(self.outputs, Tokens) else outputs
 
     def score(self, answers: Tensor, batch: Batch) -> float:
-        """Say how good answers are: 1 is perfect.
+        """Score answers: 1 is perfect.
 
         Tokens: the share that is right (of rows, where only whole rows count). Numbers: the share
         of their variance that is explained, which is below 0 for answers worse than the mean.
@@ -164,7 +164,7 @@ class Task:
         return guessed
 
     def knobs(self) -> dict[str, Any]:
-        """Give every knob with its value."""
+        """Return every knob with its value."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def said(self) -> str:
@@ -230,7 +230,7 @@ def one(low: int, high: int, random: torch.Generator) -> int:
 
 
 def nothing_asked(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Give zeros to fill answers into, and a mask in which nothing is asked yet."""
+    """Return zeros to fill answers into, and a mask in which nothing is asked yet."""
     return torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
 
 

@@ -15,7 +15,7 @@ _tasks = Registry[Task]("task", "regard.tasks", "take one of regard.tasks.list()
 
 
 def register(name: str) -> Callable[[T], T]:
-    """Make a class of tasks known by a name."""
+    """Register a class of tasks by a name."""
 
     def keep(kind: T) -> T:
         kind.name = name
@@ -30,7 +30,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Task]:
-    """Give the class of a name.
+    """Return the class of a name.
 
     >>> get("mqar").__name__
     'Mqar'
@@ -44,7 +44,7 @@ def get(name: str) -> type[Task]:
 
 
 def task(name: str, **knobs: Any) -> Task:
-    """Make a task by its name, with its knobs.
+    """Build a task by its name, with its knobs.
 
     >>> task("needle", length=64).length
     64

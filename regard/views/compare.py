@@ -33,7 +33,7 @@ class Comparison(Run):
 
 
 def compare_runs(a: Run, b: Run) -> Comparison:
-    """Make a run that shows what changed from `a` to `b`: scores, heads, maps.
+    """Build a run that shows what changed from `a` to `b`: scores, heads, maps.
 
     The two must have looked at the same tokens with the same heads. Distances are exact for heads
     that both keep in full; of all others, they are those of the pooled maps.
@@ -100,7 +100,7 @@ def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def ranked_sentences(run: Run, distance: np.ndarray) -> list[str]:
-    """Say which heads changed most; where none did, that."""
+    """Return which heads changed most; where none did, that."""
     if not (distance > 5e-4).any():
         return ["no head looks elsewhere than before (Jensen-Shannon distance below 0.0005)"]
     places = np.dstack(np.unravel_index(np.argsort(-distance, axis=None), distance.shape))[0][:5]

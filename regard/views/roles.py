@@ -59,7 +59,7 @@ class Role:
         )  # fmt: skip
 
     def sentence(self) -> str:
-        """Say it in one line; empty where no head has the role."""
+        """Describe it in one line; empty where no head has the role."""
         if self.too_short:
             return f"{self.title}: not told, {self.too_short}"
         if not self.heads:

@@ -130,7 +130,7 @@ class Seen:
         )  # fmt: skip
 
     def findings(self) -> list[str]:
-        """Say the main things in words."""
+        """Return the main findings as sentences."""
         roles = [role.sentence() for name, role in self.roles.items() if name != "sink"]
         found = [said for said in (*self.notes, *roles, *self._of_sinks()) if said]
         found += [said for x in self.scores.values() for said in x.details.get("said", ())]

@@ -16,7 +16,7 @@ WORD_BYTES = 8 * 2**20
 
 
 def packed_words(maps: WordMaps, room: int = WORD_BYTES) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give what a manifest says of word maps, and their arrays.
+    """Return what a manifest says of word maps, and their arrays.
 
     `words/0` float16 [1 + steps, tokens, rows, columns] is the mean over layers at the largest
     grid, `words/S` that of the site S - 1 at its own; the first along steps is the mean over all.

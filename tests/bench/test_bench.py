@@ -272,7 +272,7 @@ def test_a_broken_run_is_told_and_the_others_go_on(tmp_path):
     assert [n.what for n in news].count("done") == 1
     broken = [n for n in news if n.what == "broke"]
     assert len(broken) == 1
-    assert "To put it right" in broken[0].trace
+    assert "Fix" in broken[0].trace
 
 
 # Claims --------------------------------------------------------------------------

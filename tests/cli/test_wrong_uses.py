@@ -48,7 +48,7 @@ def assert_refused(words: list[str], said: str, monkeypatch, capsys) -> None:
     assert err.count("\n") == 1, err
     assert err.startswith("regard")
     assert said in err
-    assert "To put it right" in err or "Fix:" in err
+    assert "Fix" in err or "Fix:" in err
     assert len(err) < 600
     assert "Traceback" not in err
     assert "defect" not in err

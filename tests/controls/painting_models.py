@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.controls.context import EditContext
+from regard.controls.prompt import Prompt
+from regard.core.call import Call
 from regard.models.diffusers import branches
+from regard.models.forward import Forward
+from regard.models.site import Site
 from regard.models.stage import Stage
 from tests.diffusion import TEXT, build, flux, sd3, unet
 
@@ -90,3 +95,19 @@ class Weights(Stage):
     def see(self, call: Any, result: Any) -> None:
         self.found[call.site.module] = result.weights
         self.calls[call.site.module] = call
+
+
+def a_call(kind: str, b: int = 2) -> tuple[Call, slice]:
+    """A call as one of these models makes it, and where its picture is."""
+    text = 0 if kind == "unet" else 5
+    n = 24 + text
+    order = {"unet": "image", "sd3": "image-text", "flux": "text-image"}[kind]
+    forward = Forward(0, torch.tensor([7.0]), grid=GRID)
+    site = Site(0, "joint" if text else "self", "a", 2, 2, 8, False, order)
+    q, k, v = (torch.randn(b, 2, n, 8, dtype=torch.float64) for _ in range(3))
+    start = text if order == "text-image" else 0
+    return Call.of(2 * q, k, v, site=site, forward=forward), slice(start, start + 24)
+
+
+def at_call(call: Call) -> EditContext:
+    return EditContext(call, Prompt())

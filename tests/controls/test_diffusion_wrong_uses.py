@@ -143,4 +143,4 @@ def test_a_wrong_use_is_told(name: str) -> None:
     said = str(told.value)
     assert words in said, said
     assert "\n" not in said
-    assert "To put it right" in said
+    assert "Fix" in said

@@ -210,7 +210,7 @@ def test_a_wrong_use_is_told(name: str, model: Any, tokenizer: Any) -> None:
     said = str(told.value)
     assert words in said, said
     assert "\n" not in said
-    assert "To put it right" in said
+    assert "Fix" in said
 
 
 def test_there_are_enough() -> None:

@@ -103,5 +103,5 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case):
     x = torch.randn(1, 2, 6, 8)
-    with pytest.raises(RegardError, match="To put it right"):
+    with pytest.raises(RegardError, match="Fix"):
         BAD[case](Call.of(x, x, x, Rule(Causal() & Window(3))), x)

@@ -86,7 +86,7 @@ def test_a_bad_input_is_named(argument, kind, changes):
         scan(**{**good, **changes})
     assert caught.value.argument == argument
     assert type(caught.value) is kind
-    assert "To put it right" in str(caught.value)
+    assert "Fix" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_more_than_forty_bad_uses_are_told() -> None:
 
 @pytest.mark.parametrize("use", USES)
 def test_a_bad_use_is_told(use: str) -> None:
-    with pytest.raises(regard.RegardError, match="To put it right"):
+    with pytest.raises(regard.RegardError, match="Fix"):
         USES[use]()
 
 
@@ -171,7 +171,7 @@ def test_a_bad_use_is_told(use: str) -> None:
 def test_what_a_stage_returns_is_looked_at(case: int) -> None:
     model, (step, make) = llama(), RETURNS[case]
     plain = model(IDS).logits
-    told = pytest.raises(regard.RegardError, match="To put it right")
+    told = pytest.raises(regard.RegardError, match="Fix")
     with told, attach(model, [Returns(step, make)], check=False):
         model(IDS)
     assert torch.equal(model(IDS).logits, plain)

@@ -69,5 +69,5 @@ def test_a_head_size_that_is_not_told_is_said() -> None:
     "how", [{"n": 0}, {"n": 2.5}, {"n": True}, {"n": 8, "batch": 0}, {"n": 8, "want": ("moon",)}]
 )
 def test_what_cannot_be_estimated_is_told(how: dict[str, Any]) -> None:
-    with pytest.raises(regard.RegardError, match="To put it right"):
+    with pytest.raises(regard.RegardError, match="Fix"):
         regard.estimate(nn.MultiheadAttention(8, 2), **how)

@@ -276,11 +276,12 @@ def piped(pictures: int = 1, prompt: str = "cat dog") -> Callable[[Any], Context
 
 PAINTED = {
     "attend_and_excite": latents, "a_star": latents, "ditctrl": painter(2),
-    "ouroboros_diffusion": painter(3),
+    "ouroboros_diffusion": painter(3), "rf_solver_edit": latents,
 }  # fmt: skip
 PIPED = {
     "attention_modulation_t2i": piped(), "attentive_eraser": piped(), "bounded_attention": piped(),
     "dreamtuner": piped(2), "entropy_scale_variable_size": piped(), "freecustom": piped(3),
+    "ir_diffusion": piped(2),
     "latent_warp": piped(3), "lcm_lookahead": piped(2), "magicface": piped(2),
     "ms_diffusion": piped(), "storydiffusion": piped(2), "style_nerf2nerf": piped(2),
     "visctrl": piped(2),

@@ -73,6 +73,12 @@ def test_vectors_of_rows_are_those_of_this_catalogue(monkeypatch):
         encoded.vectors.cache_clear()
 
 
+def test_the_encoder_is_looked_for_where_models_are_loaded_from():
+    from regard.models.loading import PACKAGED
+
+    assert PACKAGED["minilm"].module == encoded.PACKAGE
+
+
 def test_what_the_encoder_says_is_added(monkeypatch):
     target = next(i for i, one in enumerate(rows()) if one.key == "moh")
     monkeypatch.setattr(

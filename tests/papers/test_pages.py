@@ -8,7 +8,7 @@ import pytest
 
 from regard.core.errors import RegardError
 from regard.papers.catalogue import rows
-from regard.papers.pages import BEGIN, END, by_title, into_readme, pages, table, write
+from regard.papers.pages import BEGIN, END, authors, by_title, into_readme, pages, table, write
 from regard.papers.standing import standings
 
 
@@ -41,6 +41,14 @@ def test_the_index_holds_every_paper_and_a_search_without_requests(made):
     assert all(f"]({row.key}.md)" in index for row in rows())
     assert "papers-search" in index
     assert not re.search(r"https?://|src=", index)
+
+
+def test_authors_are_of_rows_and_stand_on_their_pages(made):
+    known = {row.key for row in rows()}
+    assert set(authors()) <= known
+    for key, names in authors().items():
+        assert names.split(",")[0] in made[f"{key}.md"], key
+        assert not names.endswith("."), key
 
 
 def test_prose_cannot_become_markup(made):

@@ -76,7 +76,7 @@ def _at(place: str, act: Any, grad: bool = True, scheme: str = "ring") -> None:
     if _rank() == 1 and place == "after":
         act()
     if _rank() == 1 and place == "in backward":
-        home.pulled_back = lambda *_: act()  # type: ignore[assignment]
+        home.part_grads = lambda *_: act()  # type: ignore[assignment]
     out.sum().backward()
     _call(n=12, scheme=scheme)
 

@@ -19,6 +19,7 @@ from regard.controls.diffusion.latents import sliced_wasserstein as sliced_wasse
 from regard.controls.diffusion.latents import tail_latent as tail_latent
 from regard.controls.diffusion.latents import warp_latent as warp_latent
 from regard.controls.diffusion.layout import AttentionModulation, BoundedAttention, KeepApart
+from regard.controls.diffusion.led_latents import AStar, AttendAndExcite, LeadIntoRegions
 from regard.controls.diffusion.map_losses import InsideRegions, NeglectedWord, SeparateWords
 from regard.controls.diffusion.perturbed import AwayFromOtherText, BlurQueries, KeepOwnValues
 from regard.controls.diffusion.perturbed import (
@@ -35,16 +36,21 @@ from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
 from regard.controls.diffusion.references import FreeCustom, MagicFace, ReferenceAttention
 from regard.controls.diffusion.references import StoryDiffusion as StoryDiffusion
 from regard.controls.diffusion.references import VisCtrl as VisCtrl
+from regard.controls.diffusion.rf_solver import rf_edit as rf_edit
+from regard.controls.diffusion.rf_solver import rf_solve as rf_solve
 from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligned
+from regard.controls.diffusion.subject_isolation import IsolatedSubjects, ReadOwnSubject
 
 __all__ = [
-    "AddAttention", "AtKinds", "AttentionModulation", "AttentiveEraser", "AwayFromOtherText",
-    "BlurQueries", "BoundedAttention", "CrossFrameAttention", "DiTCtrl", "DiffusionControl",
-    "EachPicture", "EntropyScale", "FreeCustom", "InsideRegions", "KeepApart", "KeepOwnValues",
-    "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord", "NormalizedAttentionGuidance",
-    "PerturbedAttentionGuidance", "PictureTokens", "PicturesBeside", "PromptTokens",
-    "ReadPictures", "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance",
-    "StoryDiffusion", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectTokens",
-    "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite", "blend_segments",
-    "guide_latents", "sliced_wasserstein", "tail_latent", "warp_latent",
+    "AStar", "AddAttention", "AtKinds", "AttendAndExcite", "AttentionModulation",
+    "AttentiveEraser", "AwayFromOtherText", "BlurQueries", "BoundedAttention",
+    "CrossFrameAttention", "DiTCtrl", "DiffusionControl", "EachPicture", "EntropyScale",
+    "FreeCustom", "InsideRegions", "IsolatedSubjects", "KeepApart", "KeepOwnValues",
+    "LeadIntoRegions", "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord",
+    "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
+    "PicturesBeside", "PromptTokens", "ReadOwnSubject", "ReadPictures", "ReferenceAttention",
+    "SeparateWords", "SmoothedEnergyGuidance", "StoryDiffusion", "StyleAligned", "Subject",
+    "SubjectAcrossFrames", "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star",
+    "attend_and_excite", "blend_segments", "guide_latents", "rf_edit", "rf_solve",
+    "sliced_wasserstein", "tail_latent", "warp_latent",
 ]  # fmt: skip

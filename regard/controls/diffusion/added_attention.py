@@ -10,15 +10,16 @@ from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.controls.diffusion.diffusion_control import TEXT, DiffusionControl
-from regard.controls.diffusion.picture_tokens import PictureTokens
+from regard.controls.diffusion.picture_tokens import PictureEdit
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.token_sets import TokenSet
+from regard.controls.token_sets import AnyOf, TokenSet
 from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, fail, shape_of
 from regard.core.method import method
+from regard.core.partial import wide
 from regard.core.result import Result
 from regard.core.rule import Rule
 from regard.core.value import Value, value
@@ -64,7 +65,7 @@ class SubjectTokens(Value):
 
 
 @value
-class AddAttention(AttentionEdit):
+class AddAttention(PictureEdit):
     """Add strength times attention to the tokens of subjects: out + s Attn(q, k_s, v_s).
 
     Tokens of the picture in `regions[i]` attend to subject i alone; those in none of the regions
@@ -100,13 +101,8 @@ class AddAttention(AttentionEdit):
 
     def changes(self, at: EditContext) -> Tensor:
         """Return tokens of the picture in any region."""
-        made = PictureTokens().mask(at, "queries")
-        if self.regions:
-            inside = torch.zeros_like(made)
-            for region in self.regions:
-                inside = inside | region.mask(at, "queries")
-            made = made & inside
-        return at.limit & made
+        made = super().changes(at)
+        return made & AnyOf(self.regions).mask(at, "queries") if self.regions else made
 
     def after(self, at: EditContext, result: Result) -> Result:
         """Attend to the subjects, and add."""
@@ -135,10 +131,9 @@ class AddAttention(AttentionEdit):
                 parts.append((-FORBIDDEN * ~mask, own))
                 start += size
             call = add_bias(call, parts)
-        number = torch.as_tensor(at.number(self.strength), device=q.device)
-        number = number[..., None] if number.dim() == 3 else number
-        more = number * run(call).out.float() * self.changes(at)[..., None]
-        return result._replace(out=(result.out.float() + more).to(result.out))
+        old, more = (x.to(wide(x.dtype)) for x in (result.out, run(call).out))
+        more = at.factor(self.strength) * more * self.changes(at)[..., None]
+        return result._replace(out=(old + more).to(result.out))
 
 
 @register("ms_diffusion")

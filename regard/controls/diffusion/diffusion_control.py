@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from regard.controls.base import Control, checked
 from regard.controls.context import EditContext
-from regard.controls.edit import AttentionEdit, edits_of
+from regard.controls.edit import AttentionEdit, apply, changed_queries, edits_of
 from regard.controls.strength import strength_of
 from regard.core.call import Call
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
@@ -48,9 +48,50 @@ class DiffusionControl(Control):
         return Yes()
 
 
+class EditsSomewhere(AttentionEdit):
+    """Base of edits that act at some sites alone: subclasses say at which."""
+
+    edits: tuple[AttentionEdit, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", edits_of(self.edits))
+
+    @abstractmethod
+    def here(self, at: EditContext) -> bool:
+        """Whether they act at the site."""
+
+    @property
+    def point(self) -> str:
+        """What they change."""
+        return ", ".join(dict.fromkeys(edit.point for edit in self.edits))
+
+    @property
+    def law(self) -> str:
+        """What holds of them."""
+        return "; ".join(dict.fromkeys(edit.law for edit in self.edits))
+
+    def before(self, at: EditContext) -> Call:
+        """Apply the edits, at these sites."""
+        return apply(self.edits, at)[0] if self.here(at) else at.call
+
+    def after(self, at: EditContext, result: Result) -> Result:
+        """Apply the edits, at these sites."""
+        for edit in self.edits if self.here(at) else ():
+            result = edit.after(at, result)
+        return result
+
+    def changes(self, at: EditContext) -> Tensor:
+        """Return what any of the edits changes."""
+        return changed_queries(self.edits if self.here(at) else (), at)
+
+    def sets(self) -> tuple[Any, ...]:
+        """Return those of the edits."""
+        return tuple(x for edit in self.edits for x in edit.sets())
+
+
 @value
-class AtKinds(AttentionEdit):
-    """An edit at sites of some kinds alone: "self", "cross" or "joint".
+class AtKinds(EditsSomewhere):
+    """Edits at sites of some kinds alone: "self", "cross" or "joint".
 
     >>> from regard.controls.score_edits import ScaleScores
     >>> AtKinds(ScaleScores(0.5), ("self",)).kinds
@@ -61,53 +102,15 @@ class AtKinds(AttentionEdit):
     kinds: tuple[str, ...] = PICTURE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", edits_of(self.edits))
+        super().__post_init__()
         kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
         if not kinds or set(kinds) - set(KINDS):
             fail(RuleError, "kinds", str(self.kinds), f"some of {KINDS}", "name kinds of sites")
         object.__setattr__(self, "kinds", kinds)
 
-    @property
-    def point(self) -> str:  # type: ignore[override]
-        """What it changes."""
-        return ", ".join(dict.fromkeys(edit.point for edit in self.edits))
-
-    @property
-    def law(self) -> str:  # type: ignore[override]
-        """What holds of its edits."""
-        return "; ".join(dict.fromkeys(edit.law for edit in self.edits))
-
     def here(self, at: EditContext) -> bool:
-        """Whether it acts at the site."""
+        """Whether the site is of these kinds."""
         return at.site is not None and at.site.kind in self.kinds
-
-    def before(self, at: EditContext) -> Call:
-        """Make the edits, at these sites."""
-        from dataclasses import replace
-
-        call = at.call
-        if self.here(at):
-            for edit in self.edits:
-                call = edit.before(replace(at, call=call))
-        return call
-
-    def after(self, at: EditContext, result: Result) -> Result:
-        """Make the edits, at these sites."""
-        if self.here(at):
-            for edit in self.edits:
-                result = edit.after(at, result)
-        return result
-
-    def changes(self, at: EditContext) -> Tensor:
-        """Return what any of the edits changes."""
-        made = torch.zeros_like(at.limit)
-        for edit in self.edits if self.here(at) else ():
-            made = made | edit.changes(at)
-        return made
-
-    def sets(self) -> tuple[Any, ...]:
-        """Return those of the edits."""
-        return tuple(x for edit in self.edits for x in edit.sets())
 
 
 def steps_first(x: object, name: str = "steps") -> int:
@@ -121,4 +124,4 @@ def steps_first(x: object, name: str = "steps") -> int:
     return x
 
 
-__all__ = ["PICTURE", "TEXT", "AtKinds", "DiffusionControl", "steps_first"]
+__all__ = ["PICTURE", "TEXT", "AtKinds", "DiffusionControl", "EditsSomewhere", "steps_first"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from regard.controls.diffusion.diffusion_control import PICTURE, DiffusionControl, steps_first
 from regard.controls.diffusion.picture_tokens import Widened
@@ -13,7 +13,7 @@ from regard.controls.registry import register
 from regard.controls.score_edits import Forbid, ScaleScores
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import PerStep, Strength
-from regard.controls.token_sets import TokenSet
+from regard.controls.token_sets import KnownTokens, TokenSet
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value
@@ -68,7 +68,8 @@ class AttentiveEraser(DiffusionControl):
 
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Forbid the object, and soften what stands in its place."""
-        region = Widened(self.which, self.cells) if self.cells else self.which
+        which = cast("KnownTokens", self.which)  # or `Widened` says what is missing
+        region = Widened(which, self.cells) if self.cells else self.which
         soft = PerStep((self.softness,) * self.soft_steps + (1.0,))
         return (ScaleScores(soft, region), Forbid(region))
 

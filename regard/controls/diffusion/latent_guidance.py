@@ -15,6 +15,7 @@ from regard.controls.diffusion.diffusion_control import TEXT
 from regard.controls.diffusion.map_losses import MapLoss, NeglectedWord, SeparateWords, TextMaps
 from regard.controls.diffusion.picture_tokens import Subject, TextPositions
 from regard.controls.image_tokens import grid_of
+from regard.controls.moved_weight import rows_at
 from regard.controls.prompt import Prompt
 from regard.controls.text_tokens import token_set
 from regard.controls.token_sets import TokenPositions, TokenSet
@@ -48,7 +49,11 @@ class _Reading(Stage):
         text, image = at.tokens_at("keys", "text"), at.tokens_at("queries", "image")
         marks = torch.eye(call.m, dtype=call.q.dtype, device=call.q.device)[:, text]
         marks = marks.expand(*call.k.shape[:2], -1, -1)
-        own = rows_of(call, image).replace(v=marks, dropout=0.0)
+        own = rows_of(call, image)
+        if call.rule.score.steps:  # what a control beside it says of each query goes with its rows
+            line = torch.arange(image.start, image.stop, device=call.q.device)
+            own = rows_at(call, line.expand(call.b, -1))
+        own = own.replace(v=marks, dropout=0.0)
         tokens = own.n
         self.found.setdefault(tokens, []).append(run(own).out.float().mean(1))
         if tokens not in self.told:

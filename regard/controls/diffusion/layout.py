@@ -13,6 +13,7 @@ from regard.controls.diffusion.diffusion_control import (
     TEXT,
     AtKinds,
     DiffusionControl,
+    EditsSomewhere,
     steps_first,
 )  # fmt: skip
 from regard.controls.diffusion.picture_tokens import PictureTokens, Subject
@@ -76,27 +77,41 @@ class KeepApart(AttentionEdit):
             return at.call
         call = at.call
         inside = torch.stack([x.mask(at, "queries").expand(call.b, 1, call.n) for x in self.groups])
-        keys = torch.stack([_spread(x.mask(at), call.b) for x in self.keys])
+        keys = torch.stack([spread(x.mask(at), call.b) for x in self.keys])
         number = torch.as_tensor(at.number(self.strength), device=at.device, dtype=torch.float32)
-        low = torch.where(number < 1, torch.log1p(-number.clamp(max=1 - 1e-7)), -FORBIDDEN)
-        ways = inside.flatten(1).T.unique(dim=0)
-        parts = []
-        for way in ways:
-            if not bool(way.any()):
-                continue
-            own = (inside == way[:, None, None, None]).all(0)
-            others = keys.any(0) & ~keys[way].any(0)
-            if bool(others.any()):
-                parts.append((low * (own & at.limit), others))
-        return add_bias(call, parts) if parts else call
+        return kept_apart(call, inside & at.limit, keys, number)
 
 
-def _spread(mask: Tensor, b: int) -> Tensor:
+def kept_apart(call: Call, inside: Tensor, keys: Tensor, strength: Tensor) -> Call:
+    """Multiply odds of the keys of other groups alone by 1 - strength, for queries of groups.
+
+    `inside` bool [groups, b, h or 1, n] are the queries, `keys` bool [groups, b, h or 1, m].
+
+    >>> q = torch.randn(1, 1, 2, 4)
+    >>> groups = torch.eye(2).bool()[:, None, None]
+    >>> apart = kept_apart(Call.of(q, q, q), groups, groups, torch.tensor(1.0))
+    >>> len(apart.rule.score.steps)
+    1
+    """
+    low = torch.where(strength < 1, torch.log1p(-strength.clamp(max=1 - 1e-7)), -FORBIDDEN)
+    parts = []
+    for way in inside.flatten(1).T.unique(dim=0):
+        if not bool(way.any()):
+            continue
+        own = (inside == way[:, None, None, None]).all(0)
+        others = keys.any(0) & ~keys[way].any(0)
+        if bool(others.any()):
+            parts.append((low * own, others))
+    return add_bias(call, parts) if parts else call
+
+
+def spread(mask: Tensor, b: int) -> Tensor:
+    """Return a mask of keys for every row of the batch, [b, 1, m]."""
     return mask.any(1, keepdim=True).expand(b, 1, -1)
 
 
 @value
-class AtSomeLayers(AttentionEdit):
+class AtSomeLayers(EditsSomewhere):
     """Edits at every second of the sites where they act: from the second (`first` 1) or the first.
 
     Sites are counted in the order in which the model comes to them.
@@ -109,44 +124,18 @@ class AtSomeLayers(AttentionEdit):
     first: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", AtKinds(self.edits).edits)
+        super().__post_init__()
         if self.first not in (0, 1):
             fail(RuleError, "first", shape_of(self.first), "0 or 1", "pass 1")
 
-    @property
-    def point(self) -> str:  # type: ignore[override]
-        """What it changes."""
-        return AtKinds(self.edits).point
-
-    @property
-    def law(self) -> str:  # type: ignore[override]
-        """What holds of its edits."""
-        return AtKinds(self.edits).law
-
-    def _here(self, at: EditContext) -> bool:
+    def here(self, at: EditContext) -> bool:
+        """Whether it is the turn of the site."""
         kinds = [x for x in self.edits if isinstance(x, AtKinds)]
         if at.site is None or (kinds and not any(x.here(at) for x in kinds)):
             return False
         order = at.prompt.memory.setdefault(self, {})
         turn: int = order.setdefault(at.site.module, len(order))
         return turn % 2 == self.first
-
-    def before(self, at: EditContext) -> Call:
-        """Make the edits, at these sites."""
-        return (
-            AtKinds(self.edits, ("self", "cross", "joint")).before(at)
-            if self._here(at)
-            else at.call
-        )
-
-    def changes(self, at: EditContext) -> Tensor:
-        """Return what any of the edits changes."""
-        found = AtKinds(self.edits, ("self", "cross", "joint")).changes(at)
-        return found & self._here(at)
-
-    def sets(self) -> tuple[TokenSet, ...]:
-        """Return those of the edits."""
-        return AtKinds(self.edits).sets()
 
 
 @register("bounded_attention")
@@ -265,4 +254,6 @@ class AttentionModulation(DiffusionControl):
         )  # fmt: skip
 
 
-__all__ = ["AtSomeLayers", "AttentionModulation", "BoundedAttention", "KeepApart"]
+__all__ = [
+    "AtSomeLayers", "AttentionModulation", "BoundedAttention", "KeepApart", "kept_apart", "spread",
+]  # fmt: skip

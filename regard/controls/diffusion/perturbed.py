@@ -10,12 +10,12 @@ from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.controls.diffusion.diffusion_control import PICTURE, TEXT, DiffusionControl
-from regard.controls.diffusion.picture_tokens import PictureTokens
+from regard.controls.diffusion.picture_tokens import PictureEdit
 from regard.controls.edit import AttentionEdit
 from regard.controls.image_tokens import grid_of
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
-from regard.controls.strength import PerRow, PerStep, Strength, is_neutral, strength_of
+from regard.controls.strength import Strength, is_neutral, strength_of, times
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
@@ -24,19 +24,8 @@ from regard.core.value import value
 from regard.run.runner import run
 
 
-def negative(x: Strength) -> Strength:
-    """Return a strength with its sign turned.
-
-    >>> negative(PerRow((0.0, 2.0))).numbers
-    (-0.0, -2.0)
-    """
-    if isinstance(x, PerRow | PerStep):
-        return type(x)(tuple(-one for one in x.numbers))
-    return -x
-
-
 @value
-class KeepOwnValues(AttentionEdit):
+class KeepOwnValues(PictureEdit):
     """Let each token of the picture attend to itself alone: its output is its own value.
 
     >>> KeepOwnValues().point
@@ -46,10 +35,6 @@ class KeepOwnValues(AttentionEdit):
     point: ClassVar[str] = "output"
     law: ClassVar[str] = "weights of tokens of the picture are the identity"
 
-    def changes(self, at: EditContext) -> Tensor:
-        """Return the tokens of the picture."""
-        return at.limit & PictureTokens().mask(at, "queries")
-
     def after(self, at: EditContext, result: Result) -> Result:
         """Put values in the place of outputs."""
         own = expand_heads(at.call.v, at.call.h)[:, :, : at.call.n].to(result.out)
@@ -57,7 +42,7 @@ class KeepOwnValues(AttentionEdit):
 
 
 @value
-class BlurQueries(AttentionEdit):
+class BlurQueries(PictureEdit):
     """Blur the queries of the picture over its rows and columns, with a Gaussian of `sigma` tokens.
 
     0 changes nothing; infinity gives every token the mean query. Weights at the border are
@@ -76,10 +61,6 @@ class BlurQueries(AttentionEdit):
         if isinstance(x, bool) or not isinstance(x, int | float) or not x >= 0:
             fail(ValueRangeError, "sigma", shape_of(x), "a number of tokens, from 0", "pass 10.0")
         object.__setattr__(self, "sigma", float(x))
-
-    def changes(self, at: EditContext) -> Tensor:
-        """Return the tokens of the picture."""
-        return at.limit & PictureTokens().mask(at, "queries")
 
     def before(self, at: EditContext) -> Call:
         """Blur."""
@@ -119,7 +100,7 @@ class _Away(DiffusionControl):
     @property
     def guidance(self) -> Strength:
         """Lead away, as strongly as asked."""
-        return negative(self.strength)
+        return times(self.strength, -1.0)
 
 
 @register("perturbed_attention_guidance", "pag")
@@ -166,7 +147,7 @@ class SmoothedEnergyGuidance(_Away):
 
 
 @value
-class AwayFromOtherText(AttentionEdit):
+class AwayFromOtherText(PictureEdit):
     """Lead tokens of the picture away from what they read in the prompt of another branch.
 
     z + strength (z - z_other), shortened to `limit` times the sum of sizes of z, and mixed with z
@@ -190,10 +171,6 @@ class AwayFromOtherText(AttentionEdit):
             if isinstance(x, bool) or not isinstance(x, int | float) or not least <= x <= most:
                 fail(ValueRangeError, name, shape_of(x), f"{least:g} to {most:g}", "pass a number")
 
-    def changes(self, at: EditContext) -> Tensor:
-        """Return the tokens of the picture."""
-        return at.limit & PictureTokens().mask(at, "queries")
-
     def after(self, at: EditContext, result: Result) -> Result:
         """Attend to the other text, and lead away from it."""
         if is_neutral(self.strength, 0.0):
@@ -211,9 +188,7 @@ class AwayFromOtherText(AttentionEdit):
         )
         z = result.out.float()
         other = run(call.replace(k=k, v=v)).out.float()
-        number = torch.as_tensor(at.number(self.strength), device=z.device)
-        number = number[..., None] if number.dim() == 3 else number
-        away = z + number * (z - other)
+        away = z + at.factor(self.strength) * (z - other)
         old, new = (x.abs().sum((1, 3), keepdim=True) for x in (z, away))
         most = self.limit * old
         away = torch.where(new > most, away * most / new.clamp(min=1e-12), away)
@@ -258,5 +233,5 @@ class NormalizedAttentionGuidance(DiffusionControl):
 
 __all__ = [
     "AwayFromOtherText", "BlurQueries", "KeepOwnValues", "NormalizedAttentionGuidance",
-    "PerturbedAttentionGuidance", "SmoothedEnergyGuidance", "blur_weights", "negative",
+    "PerturbedAttentionGuidance", "SmoothedEnergyGuidance", "blur_weights",
 ]  # fmt: skip

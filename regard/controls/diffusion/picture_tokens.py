@@ -9,15 +9,25 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from regard.controls.context import EditContext
+from regard.controls.edit import AttentionEdit
 from regard.controls.image_tokens import grid_of
 from regard.controls.text_tokens import token_set
-from regard.controls.token_sets import TokenPositions, TokenSet
+from regard.controls.token_sets import KnownTokens, TokenPositions, TokenSet
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.value import Value, value
 
 
+class _Whole(KnownTokens):
+    """Base of the sets of all tokens of a modality."""
+
+    def positions(self, at: EditContext, side: str) -> Tensor:
+        """Mark as many as there are."""
+        own = at.tokens_at(side, self.modality)
+        return torch.ones(1, own.stop - own.start, dtype=torch.bool)
+
+
 @value
-class PictureTokens(TokenSet):
+class PictureTokens(_Whole):
     """All tokens of the picture.
 
     >>> PictureTokens().modality
@@ -26,14 +36,9 @@ class PictureTokens(TokenSet):
 
     modality: ClassVar[str] = "image"
 
-    def positions(self, at: EditContext, side: str) -> Tensor:
-        """Mark as many as there are."""
-        own = at.tokens_at(side, "image")
-        return torch.ones(1, own.stop - own.start, dtype=torch.bool)
-
 
 @value
-class PromptTokens(TokenSet):
+class PromptTokens(_Whole):
     """All tokens of the prompt, padding included.
 
     >>> PromptTokens().modality
@@ -42,14 +47,17 @@ class PromptTokens(TokenSet):
 
     modality: ClassVar[str] = "text"
 
-    def positions(self, at: EditContext, side: str) -> Tensor:
-        """Mark as many as there are."""
-        own = at.tokens_at(side, "text")
-        return torch.ones(1, own.stop - own.start, dtype=torch.bool)
+
+class PictureEdit(AttentionEdit):
+    """Base of edits that change tokens of the picture alone."""
+
+    def changes(self, at: EditContext) -> Tensor:
+        """Return the tokens of the picture."""
+        return at.limit & PictureTokens().mask(at, "queries")
 
 
 @value
-class TextPositions(TokenSet):
+class TextPositions(KnownTokens):
     """Tokens of the prompt by number, from 0, whatever stands before them in the model.
 
     >>> TextPositions((1, 2)).numbers
@@ -83,7 +91,7 @@ class TextPositions(TokenSet):
 
 
 @value
-class Widened(TokenSet):
+class Widened(KnownTokens):
     """A part of the picture, and all tokens at most `cells` rows and columns away from it.
 
     >>> from regard.controls.image_tokens import Region
@@ -91,12 +99,12 @@ class Widened(TokenSet):
     1
     """
 
-    part: TokenSet
+    part: KnownTokens
     cells: int = 1
     modality: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.part, TokenSet) or self.part.modality != "image":
+        if not isinstance(self.part, KnownTokens) or self.part.modality != "image":
             fail(RuleError, "part", shape_of(self.part), "a region of the picture", "pass a Region")
         if isinstance(self.cells, bool) or not isinstance(self.cells, int) or self.cells < 0:
             fail(ValueRangeError, "cells", shape_of(self.cells), "a whole number from 0", "pass 1")
@@ -111,7 +119,7 @@ class Widened(TokenSet):
 
 
 @value
-class EachPicture(TokenSet):
+class EachPicture(KnownTokens):
     """A region of its own in some pictures of the batch, all of every other.
 
     >>> from regard.controls.image_tokens import Region
@@ -120,11 +128,11 @@ class EachPicture(TokenSet):
     """
 
     rows: tuple[int, ...]
-    parts: tuple[TokenSet, ...]
+    parts: tuple[KnownTokens, ...]
     modality: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
-        good = all(isinstance(x, TokenSet) and x.modality == "image" for x in self.parts)
+        good = all(isinstance(x, KnownTokens) and x.modality == "image" for x in self.parts)
         if not good or len(self.parts) != len(self.rows):
             fail(
                 RuleError, "masks", shape_of(self.parts), f"a region for each of {len(self.rows)} "
@@ -179,6 +187,7 @@ class Subject(Value):
 
 __all__ = [
     "EachPicture",
+    "PictureEdit",
     "PictureTokens",
     "PromptTokens",
     "Subject",

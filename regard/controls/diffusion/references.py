@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from regard.controls.diffusion.diffusion_control import PICTURE, DiffusionControl
 from regard.controls.diffusion.picture_tokens import EachPicture
@@ -11,22 +11,11 @@ from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
 from regard.controls.edit import AttentionEdit
 from regard.controls.registry import register
 from regard.controls.site_choice import SiteChoice
-from regard.controls.strength import PerRow, PerStep, Strength, strength_of
-from regard.controls.token_sets import TokenSet
+from regard.controls.strength import PerRow, PerStep, Strength, strength_of, times
+from regard.controls.token_sets import KnownTokens, TokenSet
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.value import value
-
-
-def times(x: Strength, factor: float) -> Strength:
-    """Return a strength multiplied by a factor.
-
-    >>> times(PerRow((0.0, 1.0)), 2.0).numbers
-    (0.0, 2.0)
-    """
-    if isinstance(x, PerRow | PerStep):
-        return type(x)(tuple(one * factor for one in x.numbers))
-    return x * factor
 
 
 class ReadingControl(DiffusionControl):
@@ -244,11 +233,11 @@ def _each(
     rows: tuple[int, ...], masks: tuple[TokenSet, ...], strength: Strength
 ) -> tuple[AttentionEdit, ...]:
     """Read each row with its own mask; all together where there are no masks."""
-    region = EachPicture(rows, masks) if masks else None
+    known = cast("tuple[KnownTokens, ...]", masks)  # or `EachPicture` says which is not
+    region = EachPicture(rows, known) if known else None
     return (ReadPictures(PicturesBeside(rows, region=region), strength),)
 
 
 __all__ = [
     "FreeCustom", "MagicFace", "ReadingControl", "ReferenceAttention", "StoryDiffusion", "VisCtrl",
-    "times",
 ]  # fmt: skip

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.diffusion.picture_tokens import PictureTokens
+from regard.controls.diffusion.picture_tokens import PictureEdit
 from regard.controls.diffusion.read_pictures import PicturesBeside, ReadPictures
 from regard.controls.diffusion.references import ReadingControl
 from regard.controls.edit import AttentionEdit
@@ -22,7 +21,7 @@ from regard.core.value import value
 
 
 @value
-class MatchStatistics(AttentionEdit):
+class MatchStatistics(PictureEdit):
     """Give queries and keys of all pictures the mean and deviation of those of picture `row`.
 
     By head and channel, over the tokens of a picture; 0 changes nothing. (AdaIN)
@@ -39,17 +38,12 @@ class MatchStatistics(AttentionEdit):
     def __post_init__(self) -> None:
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
 
-    def changes(self, at: EditContext) -> Tensor:
-        """Return the tokens of the picture."""
-        return at.limit & PictureTokens().mask(at, "queries")
-
     def before(self, at: EditContext) -> Call:
         """Match queries and keys."""
         call = at.call
-        number = torch.as_tensor(at.number(self.strength), device=at.device, dtype=torch.float32)
-        if not bool((number != 0).any()):
+        if not bool((at.tensor(self.strength) != 0).any()):
             return call
-        number = number[..., None] if number.dim() == 3 else number
+        number = at.factor(self.strength)
         own, size = at.tokens_at("queries", "image"), call.b // at.branches
         if not 0 <= self.row < size:
             fail(RuleError, "row", self.row, f"pictures 0 to {size - 1}", "count from 0")

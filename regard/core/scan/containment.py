@@ -66,7 +66,7 @@ def contain(
 def readers(
     bad: Tensor, entered: Tensor, keep: Tensor | None = None, reset: Tensor | None = None
 ) -> Spoiled:
-    """Say who reads broken tokens `[b, h, n]`, and broken memories `[b, h]` that enter.
+    """Return who reads broken tokens `[b, h, n]`, and broken memories `[b, h]` that enter.
 
     >>> bad, entered = torch.tensor([[[True, False, False]]]), torch.tensor([[False]])
     >>> readers(bad, entered, reset=torch.tensor([[False, False, True]])).rows.flatten().tolist()

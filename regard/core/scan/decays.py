@@ -16,12 +16,12 @@ from torch import Tensor
 
 
 def entering(rate: Tensor | None) -> Tensor | None:
-    """Give the decay from before the chunk to each token, that token's own included."""
+    """Return the decay from before the chunk to each token, that token's own included."""
     return None if rate is None else rate.cumsum(-2).exp()
 
 
 def leaving(rate: Tensor | None) -> Tensor | None:
-    """Give the decay from after each token to the end of the chunk."""
+    """Return the decay from after each token to the end of the chunk."""
     if rate is None:
         return None
     later = F.pad(rate[..., 1:, :], (0, 0, 0, 1))
@@ -29,7 +29,7 @@ def leaving(rate: Tensor | None) -> Tensor | None:
 
 
 def passing(rate: Tensor | None) -> Tensor | None:
-    """Give the decay of the whole chunk, `[rows, t|1, 1|d, 1]`, as it multiplies a memory."""
+    """Return the decay of the whole chunk, `[rows, t|1, 1|d, 1]`, as it multiplies a memory."""
     return None if rate is None else rate.sum(-2).exp().unsqueeze(-1)
 
 

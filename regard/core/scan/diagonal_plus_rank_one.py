@@ -36,7 +36,7 @@ def low_rank_step(
 def low_rank_recurrent(
     tokens: ScanTokens, left: Tensor, right: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Take every token through `low_rank_step`: `out [b, h, n, e]` and the last memory."""
+    """Run every token through `low_rank_step`: `out [b, h, n, e]` and the last memory."""
     decay = decay_of(tokens)
     outs = []
     for t in range(tokens.q.shape[2]):

@@ -47,7 +47,7 @@ def momentum_step(
 
 
 def momentum_recurrent(tokens: ScanTokens, pair: Pair) -> tuple[Tensor, Pair]:
-    """Take every token through `momentum_step`: `out [b, h, n, e]` and the last pair."""
+    """Run every token through `momentum_step`: `out [b, h, n, e]` and the last pair."""
     outs = []
     for t in range(tokens.q.shape[2]):
         rate = at(tokens.log_momentum, t)
@@ -75,7 +75,7 @@ def momentum_chunked(tokens: ScanTokens, pair: Pair, chunk: int = 64) -> tuple[T
 
 
 def momentum_passage(tokens: ScanTokens) -> Tensor:
-    """Give how a (memory, momentum) pair passes through additive tokens: `[b, h, 2, 2]`.
+    """Return how a (memory, momentum) pair passes through additive tokens: `[b, h, 2, 2]`.
 
     Found by scanning: what tokens that write nothing make of the pairs (1, 0) and (0, 1).
     """
@@ -153,7 +153,7 @@ def _scan(
 
 
 def _weights(decay: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give `shown`, `moving` `[r, t, c, c]`, `entered [r, t, c, 2]` and `faded [r, t, 1]`.
+    """Return `shown`, `moving` `[r, t, c, c]`, `entered [r, t, c, 2]` and `faded [r, t, 1]`.
 
     A write first moves for some tokens (momentum) and from then on stays (decay): summed over
     the token where it stops moving, that is the product of the two triangles.

@@ -46,7 +46,7 @@ def weights(q: Tensor, k: Tensor, kept: Tensor) -> Tensor:
 
 
 def decay_between(rate: Tensor | None, n: int, like: Tensor) -> Tensor:
-    """Give the decay from token `j` to token `i`, `[b|1, h|1, i, j, d|1]`, zero where `i < j`."""
+    """Return the decay from token `j` to token `i`, `[b|1, h|1, i, j, d|1]`, zero where `i < j`."""
     one = like.new_zeros(1, 1, 1, 1) if rate is None else rate
     one = one.expand(*one.shape[:2], n, one.shape[3])
     after = torch.ones(n, n, dtype=torch.bool, device=like.device).tril(-1)[..., None]
@@ -58,6 +58,6 @@ def decay_between(rate: Tensor | None, n: int, like: Tensor) -> Tensor:
 
 
 def decay_since_start(rate: Tensor | None, n: int, like: Tensor) -> Tensor:
-    """Give the decay from before the first token to token `i`, `[b|1, h|1, n, d|1]`."""
+    """Return the decay from before the first token to token `i`, `[b|1, h|1, n, d|1]`."""
     one = like.new_zeros(1, 1, 1, 1) if rate is None else rate
     return one.expand(*one.shape[:2], n, one.shape[3]).cumsum(2).exp()

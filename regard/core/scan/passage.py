@@ -20,7 +20,7 @@ def transition(
     reset: Tensor | None = None,
     chunk: int = 64,
 ) -> Tensor:
-    """Give the product of `(I - beta_t k_t k_t^T) decay_t` over the tokens: `[b, g, d, d]`.
+    """Return the product of `(I - beta_t k_t k_t^T) decay_t` over the tokens: `[b, g, d, d]`.
 
     `k [b, g, n, d]`, whose heads are those of the memory (repeat them first for grouped heads).
     The memory is linear in the one that enters, so this is what a scan that writes nothing

@@ -64,7 +64,7 @@ def prefix_softmax(
 def _contain(
     scores: Tensor, v: Tensor, state: Partial, reset: Tensor | None
 ) -> tuple[Tensor, Tensor, Partial, Spoiled | None]:
-    """Take out what is broken, and note who reads it: not a value whose score is -inf."""
+    """Remove what is broken, and note who reads it: not a value whose score is -inf."""
     lse, alone = state.lse, v.shape[2] == 1 and reset is None
     assert lse is not None
     if alone or not some_broken(v, state.out, scores.exp(), lse.exp()):

@@ -38,7 +38,7 @@ def step(
 
 
 def recurrent(tokens: ScanTokens, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Take every token through `step`: `out [b, h, n, e]` and the last memory `[b, h, d, e]`."""
+    """Run every token through `step`: `out [b, h, n, e]` and the last memory `[b, h, d, e]`."""
     outs = []
     for t in range(tokens.q.shape[2]):
         out, memory = step(

@@ -44,7 +44,7 @@ class ScanTokens:
 
     @property
     def memory_shape(self) -> tuple[int, int, int, int]:
-        """Give the shape of the memory, `[b, h, d, e]`."""
+        """Return the shape of the memory, `[b, h, d, e]`."""
         b, h, _, d = self.q.shape
         return b, h, d, self.v.shape[-1]
 
@@ -133,7 +133,7 @@ def prepare(
 
 
 def initial_memory(state: object, tokens: ScanTokens) -> Tensor:
-    """Give the memory a scan begins with, `[b, h, d, e]`: that of `state`, or zeros."""
+    """Return the memory a scan begins with, `[b, h, d, e]`: that of `state`, or zeros."""
     if state is None:
         return tokens.v.new_zeros(tokens.memory_shape)
     if not isinstance(state, ScanState):
@@ -145,7 +145,7 @@ def initial_memory(state: object, tokens: ScanTokens) -> Tensor:
 
 
 def initial_pair(state: object, tokens: ScanTokens) -> tuple[Tensor, Tensor]:
-    """Give the (memory, momentum) a momentum scan begins with, each `[b, h, d, e]`."""
+    """Return the (memory, momentum) a momentum scan begins with, each `[b, h, d, e]`."""
     if state is None:
         zeros = tokens.v.new_zeros(tokens.memory_shape)
         return zeros, zeros
@@ -161,7 +161,7 @@ def initial_pair(state: object, tokens: ScanTokens) -> tuple[Tensor, Tensor]:
 
 
 def check_chunk(chunk: object) -> int:
-    """Give `chunk` back when it is a whole number of at least 1."""
+    """Return `chunk` when it is a whole number of at least 1."""
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
         fail(ValueRangeError, "chunk", repr(chunk), "a whole number of at least 1", "use 64")
     return chunk
@@ -196,7 +196,7 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _rate(
     name: str, rate: Rate | None, q: Tensor, g: int, work: torch.dtype, channels: bool = True
 ) -> Tensor | None:
-    """Bring a log rate to `[b|1, h, n|1, d|1]`, checking shape, kind and sign."""
+    """Expand a log rate to `[b|1, h, n|1, d|1]`, checking shape, kind and sign."""
     if rate is None:
         return None
     b, h, n, d = q.shape
@@ -222,7 +222,7 @@ def _rate(
 
 
 def _strength(beta: Rate | None, q: Tensor, g: int, work: torch.dtype) -> Tensor | None:
-    """Bring the delta rule's writing strength to `[b, h, n]`."""
+    """Expand the delta rule's writing strength to `[b, h, n]`."""
     if beta is None:
         return None
     b, h, n, _ = q.shape
@@ -235,7 +235,7 @@ def _strength(beta: Rate | None, q: Tensor, g: int, work: torch.dtype) -> Tensor
 
 
 def _expanded(x: Tensor, h: int, g: int) -> Tensor:
-    """Give a rate or strength of `g` key heads one entry per query head."""
+    """Return a rate or strength of `g` key heads one entry per query head."""
     if x.ndim in (1, 2) and x.shape[0] == g:
         return expand_heads(x[None], h)[0]
     return expand_heads(x, h) if x.ndim in (3, 4) and x.shape[1] == g else x

@@ -68,7 +68,7 @@ class ScoreMod(Value):
         raise NotImplementedError
 
     def fold(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Give q and k (key heads not expanded) whose product holds the step, or None.
+        """Return q and k (key heads not expanded) whose product holds the step, or None.
 
         `scale` multiplies that product later.
         """
@@ -82,7 +82,7 @@ class ScoreMod(Value):
         return None
 
     def placed(self, q: Tensor, k: Tensor) -> ScoreMod | None:
-        """Give the same step as one that knows only where a pair is (a `PlaceStep`), or None.
+        """Return the same step as one that knows only where a pair is (a `PlaceStep`), or None.
 
         What it took from q and k is then in its tensors, where a compiled kernel can find it.
         """
@@ -101,7 +101,7 @@ class Match(Value):
     """The first score of a pair, from its query and key."""
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float] | None:
-        """Give q, k and scale whose scaled product is the match, or None if there are none."""
+        """Return q, k and scale whose scaled product is the match, or None if there are none."""
         return None
 
     @property
@@ -272,5 +272,5 @@ def distance(at: At) -> Tensor:
 
 
 def as_float(x: Tensor, like: Tensor) -> Tensor:
-    """Bring a table to the dtype and device of the scores."""
+    """Convert a table to the dtype and device of the scores."""
     return x.to(device=like.device, dtype=like.dtype) if torch.is_tensor(x) else x

@@ -98,7 +98,7 @@ class Alibi(PlaceStep):
 
     @staticmethod
     def for_heads(h: int) -> Alibi:
-        """Give the paper's slopes: a geometric row, filled up from the next power of two."""
+        """Return the paper's slopes: a geometric row, filled up from the next power of two."""
         need_count("h", h)
         whole = 2 ** math.floor(math.log2(h))
         slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
@@ -231,7 +231,7 @@ class T5Bias(PlaceStep):
         need_number("max_distance", self.max_distance, above=exact)
 
     def bucket(self, apart: Tensor) -> Tensor:
-        """Give the bucket of each distance j - i."""
+        """Return the bucket of each distance j - i."""
         buckets = self.table.shape[1]
         base = apart * 0
         if self.bidirectional:
@@ -353,7 +353,7 @@ class StepOfHeads(PlaceStep):
         return self.step.change(scores, at._replace(h=old[at.h.clamp(max=len(self.heads) - 1)]))
 
     def take_heads(self, heads: Sequence[int]) -> Self:
-        """Take some of these heads."""
+        """Select some of these heads."""
         return self.replace(heads=tuple(self.heads[h] for h in heads))
 
     def check(self, b: int, h: int, n: int, m: int, d: int) -> None:

@@ -35,7 +35,7 @@ class Support(Value):
     _asks_parts: ClassVar[bool] = False
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Say for each pair whether query position i may meet key position j.
+        """Return for each pair whether query position i may attend to key position j.
 
         `b`, `h`, `i`, `j` are integer tensors that broadcast against each other; the result is a
         bool tensor that broadcasts to their common shape.
@@ -43,7 +43,7 @@ class Support(Value):
         raise NotImplementedError
 
     def cover(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Say for each tile whether some pair may be, and whether every pair is, allowed.
+        """Return for each tile whether some pair may be, and whether every pair is, allowed.
 
         Two bool tensors that broadcast to [b, h, t_q, t_k]. `some` may err towards True and
         `every` towards False; without a better answer every pair is looked at, and where more is
@@ -58,7 +58,7 @@ class Support(Value):
         return grid.look_at_every_pair(self.allows)
 
     def asks_for_more(self, device: torch.device) -> bool:
-        """Say whether the answer depends on a batch row or head that `extent` does not count.
+        """Return whether the answer depends on a batch row or head that `extent` does not count.
 
         Supports of the library say all in their extent. Others are asked about two rows and two
         heads: an answer of more than one pair depends on them, or may.
@@ -126,7 +126,7 @@ class Support(Value):
         return None if band is None else band.sinks
 
     def horizon(self, i: int) -> Spans:
-        """Give the key positions that a query at position i or later can still need."""
+        """Return the key positions that a query at position i or later can still need."""
         band = self.band()
         return Spans.everything() if band is None else band.horizon(i)
 
@@ -174,7 +174,7 @@ class Support(Value):
         """Raise a `RegardError` if the support cannot serve positions below n and m."""
 
     def shift(self, offset: int) -> Support:
-        """Give the same support for queries that start at position `offset`."""
+        """Return the same support for queries that start at position `offset`."""
         return Shifted(self, offset) if offset and self.moves else self
 
     def tiles(
@@ -186,7 +186,7 @@ class Support(Value):
         offset: int = 0,
         device: torch.device | str | None = None,
     ) -> TileMap:
-        """Say which tiles of the n_q x n_k plane are empty, full or partial.
+        """Return which tiles of the n_q x n_k plane are empty, full or partial.
 
         >>> from regard.core.support import Causal
         >>> Causal().tiles(4, 4, 2)

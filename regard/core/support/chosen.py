@@ -333,7 +333,7 @@ class Where(Support):
         return met & (i == i) & (j == j)
 
     def asks_for_more(self, device: torch.device) -> bool:
-        """Say whether the answer depends on the batch row or the head, beside the positions.
+        """Return whether the answer depends on the batch row or the head, beside the positions.
 
         The support cannot know how many of them a call will have.
         """
@@ -341,7 +341,7 @@ class Where(Support):
 
 
 def asks_for_more(support: Support, device: torch.device) -> bool:
-    """Say whether some part of a support asks for batch rows or heads that no extent counts.
+    """Return whether some part of a support asks for batch rows or heads that no extent counts.
 
     Its answer for one head must then not be taken for another.
     """

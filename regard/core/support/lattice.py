@@ -16,7 +16,7 @@ from regard.core.value import value
 
 
 def per_axis(name: str, x: int | bool | Sequence[int | bool], axes: int) -> tuple[int, ...]:
-    """Give one number for each axis, repeating a single one."""
+    """Return one number for each axis, repeating a single one."""
     if isinstance(x, int):
         return (x,) * axes
     if not isinstance(x, Sequence) or len(x) != axes or not all(isinstance(a, int) for a in x):
@@ -103,7 +103,7 @@ class Neighborhood(Support):
             )
 
     def along(self, axis: int, x: Tensor, y: Tensor) -> Tensor:
-        """Say for coordinates on one axis whether query x may meet key y."""
+        """Return for coordinates on one axis whether query x may attend to key y."""
         d = self.dilation[axis]
         first, last = self._window(axis, x)
         key = torch.div(y, d, rounding_mode="floor")

@@ -51,7 +51,7 @@ class OfHeads(Support):
         return (self.part,)
 
     def take_heads(self, heads: Sequence[int]) -> Self:
-        """Take some of these heads."""
+        """Select some of these heads."""
         return self.replace(heads=tuple(self.heads[h] for h in heads))
 
     def horizon(self, i: int) -> Spans:

@@ -26,7 +26,7 @@ def look_up(table: Tensor, b: Tensor, position: Tensor) -> Tensor:
 
 
 def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
-    """Take one value for each token, [n] or [b, n], as a tensor [b or 1, n]."""
+    """Return one value for each token, [n] or [b, n], as a tensor [b or 1, n]."""
     if isinstance(x, Sequence) and not isinstance(x, str):
         with suppress(TypeError, ValueError, RuntimeError):  # ragged rows are told of below
             x = torch.tensor(x)
@@ -45,7 +45,7 @@ def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def whole_numbers(name: str, x: object) -> Tensor:
-    """Take one whole number, or a row of them, as an int tensor."""
+    """Return one whole number, or a row of them, as an int tensor."""
     found = None
     with suppress(TypeError, ValueError, RuntimeError):
         found = torch.as_tensor(x)
@@ -210,7 +210,7 @@ class Kinds(Support):
 
 
 def Documents(ids: Tensor | Sequence[int], key_ids: Tensor | None = None) -> Attribute:
-    """Let tokens meet within their own document; `ids` [n] or [b, n] says which that is.
+    """Allow tokens to attend within their own document; `ids` [n] or [b, n] says which that is.
 
     >>> Documents([0, 0, 1]).matrix(3)[0, 0].int().tolist()
     [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
@@ -221,7 +221,7 @@ def Documents(ids: Tensor | Sequence[int], key_ids: Tensor | None = None) -> Att
 def documents_from_lengths(
     lengths: Sequence[int] | Tensor, *, cumulative: bool = False
 ) -> Attribute:
-    """Make `Documents` from the lengths of packed documents, or from their cumulative lengths.
+    """Build `Documents` from the lengths of packed documents, or from their cumulative lengths.
 
     >>> documents_from_lengths([2, 1]) == documents_from_lengths([0, 2, 3], cumulative=True)
     True
@@ -263,7 +263,7 @@ class Padding(Support):
 
     @staticmethod
     def from_lengths(lengths: Sequence[int] | Tensor, n: int, side: str = "right") -> Padding:
-        """Make padding from the true length of each row of the batch.
+        """Build padding from the true length of each row of the batch.
 
         >>> Padding.from_lengths([1, 2], 2, side="left").valid.int().tolist()
         [[0, 1], [1, 1]]

@@ -95,7 +95,7 @@ def long_heads() -> Claims:
     call = Call.of(
         turned[:, :, -1:], new, v[:, :, -1:], Rule(Everything(), offset=n - 1), site=site
     )
-    step = Step(site, call, n, torch.tensor([n]), layer)
+    step = Step(call, n, torch.tensor([n]), layer)
     with recording() as ran:
         out = own.attend(step)
     assert out is not None

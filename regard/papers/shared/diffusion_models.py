@@ -26,7 +26,7 @@ def on_grid(grid: tuple[int, ...], text: int = 0, h: int = 2) -> Call:
 def chosen(made: Any, call: Call, keep: Any = 0.25) -> tuple[Call, Step]:
     """What a policy makes of a call by itself."""
     made.begin(nn.Linear(1, 1), Sites([call.site]), Budget.of(keep))
-    step = Step(call.site, call, call.m, torch.tensor([call.m]))
+    step = Step(call, call.m, torch.tensor([call.m]))
     return made.select(step), step
 
 

@@ -34,4 +34,4 @@ def llama(layers: int = 4, heads: int = 4, kv_heads: int = 2, seed: int = 0) -> 
 def step_of(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Step:
     """A prompt at one site."""
     n = k.shape[2]
-    return Step(site, Call.of(q, k, v, Rule(Causal()), site=site), n, torch.full((q.shape[0],), n))
+    return Step(Call.of(q, k, v, Rule(Causal()), site=site), n, torch.full((q.shape[0],), n))

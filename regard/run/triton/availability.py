@@ -9,7 +9,7 @@ import torch
 
 
 def why_not_here(device: torch.device) -> str:
-    """Say why kernels cannot run on a device, or nothing if they can."""
+    """Return why kernels cannot run on a device, or nothing if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'regard[gpu]'"
     if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
@@ -18,5 +18,5 @@ def why_not_here(device: torch.device) -> str:
 
 
 def interpreting() -> bool:
-    """Say whether kernels are interpreted, which is right and slow."""
+    """Return whether kernels are interpreted, which is right and slow."""
     return os.environ.get("TRITON_INTERPRET") == "1"

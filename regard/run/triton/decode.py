@@ -191,7 +191,7 @@ def decode_into(
 def _launch(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, index: Tensor | None
 ) -> tuple[Launch, int]:
-    """Say how to launch, and how many keys a row may have."""
+    """Return how to launch, and how many keys a row may have."""
     most = k.shape[2] if table is None else k.shape[2] * table.shape[1]
     most = most if index is None else index.shape[2]
     launch = of_size(DECODE, max(q.shape[3], v.shape[3]), q.element_size())
@@ -199,7 +199,7 @@ def _launch(
 
 
 def per_head(x: int | Tensor | None, h: int, otherwise: int, device: torch.device) -> Tensor:
-    """Give one number for each head."""
+    """Return one number for each head."""
     if isinstance(x, Tensor):
         return x.to(device=device, dtype=torch.int32).expand(h).contiguous()
     number = otherwise if x is None else x

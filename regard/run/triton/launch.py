@@ -39,7 +39,7 @@ def of_size(table: dict[int, Launch], size: int, itemsize: int) -> Launch:
 
 
 def least_power(x: int, least: int = 16) -> int:
-    """Give the least power of two at or above x, and at least what a matrix product takes.
+    """Return the least power of two at or above x, and at least what a matrix product takes.
 
     >>> least_power(1), least_power(17)
     (16, 32)
@@ -48,7 +48,7 @@ def least_power(x: int, least: int = 16) -> int:
 
 
 def splits_of(most: int, block: int, heads: int, asked: int | None = None) -> int:
-    """Say in how many splits `heads` key heads (of all rows) are to read `most` keys each.
+    """Return in how many splits `heads` key heads (of all rows) are to read `most` keys each.
 
     >>> splits_of(4096, 64, 8), splits_of(4096, 64, 396), splits_of(10, 64, 1)
     (49, 1, 1)

@@ -56,7 +56,7 @@ def merge_splits(parts: Tensor, lses: Tensor, dtype: torch.dtype) -> Partial:
 
 
 def room(q: Tensor, e: int, splits: int) -> Partial:
-    """Make room for what splits find: out [b, h, splits, n, e] and its lse.
+    """Allocate room for what splits find: out [b, h, splits, n, e] and its lse.
 
     A split alone is the whole, in the dtype that is asked for.
     """

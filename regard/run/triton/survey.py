@@ -25,7 +25,7 @@ ANSWERS = ("lse", "entropy", "received", "tiles", "sinks")
 
 
 def can_survey(call: Call, want: tuple[str, ...], tile: int) -> Answer:
-    """Say whether the kernels answer `want` for a call, or why not."""
+    """Return whether the kernels answer `want` for a call, or why not."""
     reason = why_not_here(call.q.device)
     if reason:
         return No(reason)

@@ -1,7 +1,8 @@
-"""Regard inside vLLM: attention of a server that can be shrunk and surveyed, request by request.
+"""Regard inside vLLM: attention of a server, shrunk, surveyed and steered request by request.
 
 vLLM loads `entry_point.register` in every process, which does nothing unless the environment
-variable `REGARD` asks for something (see `server_settings`). Then `backend` attends in vLLM's
-place: it writes new keys into vLLM's cache, reads the pages of each request as they are, and runs
-each call through the one engine, past the stages of its request.
+variable `REGARD` asks for something (see `server_settings`). Then `cpu_backend` (on
+other devices `backend`) attends in vLLM's place: who asks for nothing goes to vLLM's own kernel;
+calls of the others are run through the one engine, over pages of their request, past its stages.
+`endpoints` hands surveys out over HTTP.
 """

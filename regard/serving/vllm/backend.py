@@ -7,7 +7,7 @@ the metadata, and an implementation (once for each layer).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.key_forms import Paged
 from regard.models.site import Site
+from regard.serving.vllm.batch_rows import BatchRow, causal_alone, rows_of
 from regard.serving.vllm.cache_layout import CacheLayout, ServerPages
 from regard.serving.vllm.hooks import current
 from regard.serving.vllm.layer_rules import LayerRules
-from regard.serving.vllm.served_requests import Served
 
 
 class RegardBackend(AttentionBackend):
@@ -79,21 +79,6 @@ class RegardBackend(AttentionBackend):
         return RegardBuilder
 
 
-class BatchRow(NamedTuple):
-    """One request of a batch: its tokens [start, start + n), the newest of `seen`."""
-
-    start: int
-    n: int
-    seen: int
-    # Numbers of its blocks, int [1, 1, blocks].
-    table: Tensor
-    served: Served | None
-    # Which row of the batch it is.
-    number: int
-    # `seen`, as Keys count it, [1, 1].
-    lengths: Tensor
-
-
 @dataclass
 class RegardMetadata:
     """What one step computes: a row for each request, and where new keys go."""
@@ -123,31 +108,6 @@ class RegardBuilder(AttentionMetadataBuilder[RegardMetadata]):
         return RegardMetadata(rows_of(common, self.block), common.slot_mapping[:tokens])
 
 
-def causal_alone(common: Any) -> None:
-    """Refuse a batch that is not causal."""
-    if isinstance(common.causal, Tensor) or not common.causal:
-        fail(
-            CapabilityError, "causal", "a batch that attends to what comes later",
-            "causal decoding", "serve this model without Regard: unset REGARD",
-        )  # fmt: skip
-
-
-def rows_of(common: Any, block: int) -> list[BatchRow]:
-    """Read the rows of a batch that have new tokens: lengths, blocks, and whose they are."""
-    starts = common.query_start_loc_cpu.tolist()
-    seen = common.seq_lens.tolist()
-    table = common.block_table_tensor
-    served = current().rows(common.num_reqs)
-    rows = []
-    for i in range(common.num_reqs):
-        n = starts[i + 1] - starts[i]
-        if n > 0:
-            own = table[i : i + 1, None, : -(-seen[i] // block)]
-            length = torch.tensor([[seen[i]]])
-            rows.append(BatchRow(starts[i], n, seen[i], own, served[i], i, length))
-    return rows
-
-
 class RowAttention:
     """Attention of one layer to the rows of a batch, one by one, through the one runner."""
 
@@ -164,7 +124,7 @@ class RowAttention:
         sinks: Tensor | None,
         others: dict[str, Any],
     ) -> None:
-        """Note what vLLM says of a layer, or refuse it."""
+        """Record what vLLM says of a layer, or refuse it."""
         if kv_cache_dtype not in RegardBackend.supported_kv_cache_dtypes:
             fail(
                 CapabilityError, "kv_cache_dtype", f"a cache of {kv_cache_dtype}",
@@ -211,7 +171,7 @@ class RowAttention:
         *,
         whole: bool,
     ) -> Call:
-        """Make the call of one request over its pages; `whole` keeps those behind a window."""
+        """Build the call of one request over its pages; `whole` keeps those behind a window."""
         (k, v), n, seen, table = pages, row.n, row.seen, row.table
         q = query[row.start : row.start + n].transpose(0, 1)[None]
         first = 0 if whole else self.rules.first_needed(n, seen) // k.shape[2]
@@ -303,6 +263,6 @@ def write_keys(key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> N
 
 
 __all__ = [
-    "BatchRow", "RegardBackend", "RegardBuilder", "RegardImpl", "RegardMetadata", "RowAttention",
-    "causal_alone", "pools", "rows_of", "write_keys",
+    "RegardBackend", "RegardBuilder", "RegardImpl", "RegardMetadata", "RowAttention", "pools",
+    "write_keys",
 ]  # fmt: skip

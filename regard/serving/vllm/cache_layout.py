@@ -7,7 +7,7 @@ vLLM write known numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -109,9 +109,9 @@ class ServerPages(Paged):
     layout: CacheLayout | None = None
 
     @property
-    def kind(self) -> Any:
+    def kind(self) -> Hashable:
         """Whether heads have pages of their own counts as well."""
-        return *super().kind, self.table.shape[1], self.k.shape[2]  # type: ignore[misc]
+        return super().kind, self.table.shape[1], self.k.shape[2]
 
     def take(self, slots: Tensor, *, full: bool | None = None) -> Keys:
         """Return the keys of slots [1, g, c]; whole pages of each head stay as they are."""

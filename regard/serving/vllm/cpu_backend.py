@@ -20,19 +20,13 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from regard.serving.vllm.backend import (
-    BatchRow,
-    RowAttention,
-    causal_alone,
-    pools,
-    rows_of,
-    write_keys,
-)  # fmt: skip
+from regard.serving.vllm.backend import RowAttention, pools, write_keys
+from regard.serving.vllm.batch_rows import BatchRow, causal_alone, rows_of
 from regard.serving.vllm.cache_layout import CacheLayout, layout_of
 from regard.serving.vllm.hooks import current
 
 
-class RegardCpuBackend(CPUAttentionBackend):  # type: ignore[misc]
+class RegardCpuBackend(CPUAttentionBackend):
     """Takes the place of `CPU_ATTN`, the only member of vLLM's registry that a CPU takes."""
 
     @classmethod
@@ -66,7 +60,7 @@ class CpuBatch:
         return self.own is None or bool(self.own.causal)
 
 
-class RegardCpuBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+class RegardCpuBuilder(CPUAttentionMetadataBuilder):
     """Reads a batch once for all layers that share a block table."""
 
     def __init__(self, kv_cache_spec: Any, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +97,7 @@ class RegardCpuBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
         return CpuBatch(asking, own, self.layout)
 
 
-class RegardCpuImpl(RowAttention, CPUAttentionBackendImpl):  # type: ignore[misc]
+class RegardCpuImpl(RowAttention, CPUAttentionBackendImpl):
     """Attention of one layer."""
 
     def __init__(

@@ -59,7 +59,8 @@ class CpuKernel(Executor):
         keys = call.keys
         assert isinstance(keys, ServerPages)
         (_, h, n, d), t, m = call.q.shape, keys.table.shape[1], keys.m
-        query = call.q[0].transpose(0, 1).reshape(n * t, h // t, d)
+        # The kernel takes rows of heads as they follow one another in memory.
+        query = call.q[0].transpose(0, 1).reshape(n * t, h // t, d).contiguous()
         moved = call.q.element_size() * call.g * m * (d + call.e)
         count(h * n * (m - (0 if call.n == 1 else (n - 1) / 2)), d + call.e, moved)
         out = attend_pages(query, keys.k, keys.v, keys.table[0].int(), m, scale_of(call))

@@ -65,7 +65,7 @@ class Server(Serving):
         return self._sites.get(layer)
 
     def note(self, runner: Any) -> None:
-        """Note who is in the batch that comes next."""
+        """Record who is in the batch that comes next."""
         if not self.by_request:
             return
         found = []

@@ -88,7 +88,7 @@ class PagedLayer:
     real: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
 
     def arrive(self, keys: Paged, n: int) -> None:
-        """Note the pages of a call whose newest `n` tokens are its queries."""
+        """Record the pages of a call whose newest `n` tokens are its queries."""
         seen = keys.m
         if seen - n != self.memory.seen:  # the request was preempted, and begins again
             self.extra, self.extra_at = {}, {}
@@ -117,11 +117,11 @@ class PagedShrinking(Shrinking):
         return Yes()
 
     def _new_caches(self, model: Any) -> Any:
-        """Make what knows the layer of a call."""
+        """Build what knows the layer of a call."""
         return _Caches()
 
     def serve(self, layer: PagedLayer | None) -> None:
-        """Say which layer of which request comes next; nothing is left of a call that failed."""
+        """Return which layer of which request comes next; nothing is left of a call that failed."""
         self.caches.now = layer
         self._steps.held = []
 
@@ -158,7 +158,7 @@ class SinksAndRecent(Select):
 
 
 def paged_policy(asked: Shrink) -> Policy:
-    """Make the policy that a server was asked for, as it works over pages.
+    """Build the policy that a server was asked for, as it works over pages.
 
     >>> paged_policy(Shrink("streaming", {"sinks": 2}, keep=64)).name
     'streaming'
@@ -189,7 +189,7 @@ def paged_policy(asked: Shrink) -> Policy:
 
 
 def why_not_paged(one: Policy) -> str:
-    """Say why a policy cannot work over the pages of a server; nothing if it can."""
+    """Return why a policy cannot work over the pages of a server; nothing if it can."""
     if isinstance(one, Store) and not isinstance(one, Evict):
         return (
             "a policy that stores keys in a form of its own: a server's pages hold keys as the "
@@ -219,7 +219,7 @@ def reads_at_steps(one: Policy) -> bool:
 
 
 def needs_whole_prompt(one: Policy) -> str:
-    """Say why a prompt must come in one piece, none of it cached; nothing if it need not."""
+    """Return why a prompt must come in one piece, none of it cached; nothing if it need not."""
     if isinstance(one, Prefill):
         return "chooses tiles by the length of the prompt"
     if isinstance(one, DoubleSparsity):

@@ -166,7 +166,7 @@ class Serving:
         return found
 
     def leave(self, name: str) -> None:
-        """Let go of all that was kept of a request."""
+        """Release all that was kept of a request."""
         one = self.requests.pop(name, None)
         if one is not None and one.steering is not None:
             log.info("regard: request %s was steered: %s", name, one.steering.said)

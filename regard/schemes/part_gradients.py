@@ -1,0 +1,119 @@
+"""Gradients of one part of a merged result: of some queries and some keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from regard.core.partial import Partial, finite, wide
+from regard.core.rule import Rule
+from regard.core.score.matches import DotMatch
+from regard.core.weigh import Softmax
+from regard.run.dense_kernels import Shape, backward
+from regard.run.fused import pattern
+from regard.schemes.scheme import block_call, blocks_of, partial_over
+
+
+def part_grads(
+    rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None,
+    d_out: Tensor, lse: Tensor | None, d_row: Tensor | None, learned: tuple[Tensor, ...] = (),
+    out: Tensor | None = None,
+) -> list[Tensor | None]:  # fmt: skip
+    """Return the gradients of q, k, v and of what is learned, from one part of a merged result.
+
+    Where a kernel knows the part, it finds them of `lse` and `d_row` alone; else the part is
+    computed once more, and `pulled_back`. `out` is the merged output, where it is here and the lse
+    has no gradient.
+    """
+    if not learned and lse is not None and d_row is not None:
+        found = _kernel_grads(rule, q, k, v, i, j, real, d_out, lse, d_row, out)
+        if found is not None:
+            return found
+    with torch.enable_grad():
+        q, k, v = (x.detach().requires_grad_(True) for x in (q, k, v))
+        part = partial_over(rule, q, k, v, i, j, real)
+        return pulled_back(part, d_out, lse, d_row, (q, k, v, *learned))
+
+
+def _kernel_grads(
+    rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None,
+    d_out: Tensor, lse: Tensor, d_row: Tensor, out: Tensor | None,
+) -> list[Tensor | None] | None:  # fmt: skip
+    """Return the gradients of q, k, v by a dense kernel's backward; None where it cannot.
+
+    The kernel takes p = exp(s - lse) and ds = p (d_out . v - d_out . out). Without `out`, one more
+    channel stands for it, ones in d_out, nothing in v and `d_row` in out: the last product is then
+    d_row. In half precision that would be rounded, and the kernel is not asked.
+    """
+    plain = type(rule.weigh) is Softmax and isinstance(rule.score.match, DotMatch)
+    if not plain or rule.score.steps or real is not None or wide(q.dtype) != q.dtype:
+        return None
+    scale = scale_of_dot(rule, q.shape[3])
+    if scale <= 0 or bool(lse.isnan().any()):
+        return None
+    rows, cols = blocks_of(i, j)
+    made = []
+    for row in rows:
+        for col in cols:
+            own = q[:, :, row], k[:, :, col], v[:, :, col]
+            made.append((row, col, block_call(rule, *own, i[row], j[col], None)))
+    if any(call is not None and pattern(call) is None for *_, call in made):
+        return None
+    grads = tuple(torch.zeros_like(x) for x in (q, k, v))
+    d_out = d_out.to(q.dtype)
+    if out is None:
+        v, out = pad(v, (0, 1)), torch.cat((torch.zeros_like(d_out), d_row[..., None]), -1)
+        d_out = pad(d_out, (0, 1), value=1.0)
+    for row, col, call in made:
+        if call is not None:
+            found = backward(
+                d_out[:, :, row], None, call.q, call.k, v[:, :, col], out[:, :, row],
+                lse[:, :, row], Shape(scale, pattern(call) == "causal"),
+            )  # fmt: skip
+            for whole, some, part in zip(grads, (row, col, col), found, strict=True):
+                whole[:, :, some] += part[..., : whole.shape[3]]
+    return list(grads)
+
+
+def scale_of_dot(rule: Rule, d: int) -> float:
+    """Return what products are scaled with: 1 / sqrt(d) where a rule does not say.
+
+    >>> scale_of_dot(Rule(), 16)
+    0.25
+    """
+    match = rule.score.match
+    assert isinstance(match, DotMatch)
+    return d**-0.5 if match.scale is None else float(match.scale)
+
+
+def pulled_back(
+    part: Partial, d_out: Tensor, lse: Tensor | None, d_row: Tensor | None,
+    inputs: tuple[Tensor, ...],
+) -> list[Tensor | None]:  # fmt: skip
+    """Return the gradients of inputs from one part of a merged result.
+
+    Of the merge, out = sum_s exp(lse_s - lse) out_s, so with w = exp(lse_s - lse)
+
+        d out_s = w d_out,   d lse_s = w (d_out . out_s - d_row),   d_row = d_out . out - d_lse
+
+    which asks of the other parts no more than `lse` and `d_row` [b, h, n].
+    """
+    if part.out.grad_fn is None:
+        return [None] * len(inputs)
+    d_out = d_out.to(part.out.dtype)
+    if part.lse is None or lse is None:
+        return list(torch.autograd.grad(part.out, inputs, d_out, allow_unused=True))
+    assert d_row is not None
+    broken = lse.isnan()  # a query that attends to NaN has no gradient
+    share = torch.exp(part.lse.detach() - finite(lse)).masked_fill(broken, 0.0)
+    own = part.out.detach().masked_fill(broken[..., None], 0.0)
+    d_lse = share * ((d_out * own).sum(-1) - d_row.masked_fill(broken, 0.0))
+    outputs, grads = [part.out], [share[..., None] * d_out]
+    if part.lse.grad_fn is not None:
+        outputs.append(part.lse)
+        grads.append(d_lse)
+    return list(torch.autograd.grad(outputs, inputs, grads, allow_unused=True))
+
+
+__all__ = ["part_grads", "pulled_back", "scale_of_dot"]
