@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from regard.core.call import Call
-from regard.core.errors import fail
+from regard.core.errors import fail, shape_of
 from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.score import Dot, SoftCap
@@ -39,6 +39,8 @@ NAME = "regard"
 # Whom the calls of a module go through.
 held: WeakKeyDictionary[nn.Module, Held] = WeakKeyDictionary()
 _nobody = Engine()
+# What a model may hand to its attention that changes scores and is not read here.
+UNREAD = ("sinks", "head_mask")
 
 
 class Name(str):
@@ -87,6 +89,9 @@ def attention(
     """Stand where transformers expects its attention: out [b, n, h, e], and weights if asked."""
     if kwargs.get("cache") is not None:
         refuse_batching()
+    for name in UNREAD:
+        if kwargs.get(name) is not None:
+            refuse_unread(name, kwargs[name])
     found = held.get(module)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -118,6 +123,17 @@ def weights_are_asked(module: nn.Module, now: Forward | None, mask: Any = None) 
     if type(mask) is Mask and mask.config is config:  # asked once in a forward
         return mask.weights
     return bool(getattr(config, "output_attentions", False))
+
+
+def refuse_unread(name: str, x: Any) -> None:
+    """Refuse a model that changes its scores by an argument that no rule can say."""
+    fail(
+        UnsupportedModelError,
+        name,
+        shape_of(x),
+        "scores that a mask, a bias, a soft cap or a sink for each head change",
+        "use the model as it is: Regard would leave this out",
+    )
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:
