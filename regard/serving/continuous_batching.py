@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # policies and views, which not everyone who serves needs
 IMPLEMENTATION = "sdpa"
 # Tokens of a batch, where a caller does not say.
 MOST_TOKENS = 512
-# The method of transformers that makes a batch ready, which is told who is in it.
-PREPARES = "prepare_batch_tensors"
 
 
 def generate_batch(
@@ -133,7 +131,7 @@ class _Batching:
         )
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        plain, prepare = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION], getattr(Batches, PREPARES)
+        plain, prepare = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION], Batches.prepare_batch_tensors
 
         def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if module not in self.sites or kwargs.get("cache") is None:
@@ -147,12 +145,13 @@ class _Batching:
             return prepare(one, *args, **kwargs)
 
         AttentionInterface.register(IMPLEMENTATION, attention)
-        setattr(Batches, PREPARES, prepared)
+        # Put back below; transformers tells nobody else who is in a batch.
+        Batches.prepare_batch_tensors = prepared  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:
             AttentionInterface.register(IMPLEMENTATION, plain)
-            setattr(Batches, PREPARES, prepare)
+            Batches.prepare_batch_tensors = prepare  # type: ignore[method-assign]
 
     def arrive(self, state: Any) -> Served:
         """Record a request, which transformers names by its number."""
