@@ -11,7 +11,8 @@ import pytest
 import torch
 
 # Subclasses of vLLM's, imported by vLLM alone: no examples to collect where it is not installed.
-collect_ignore = [] if find_spec("vllm") else ["regard/serving/vllm/backend.py"]
+OF_VLLM = ["regard/serving/vllm/backend.py", "regard/serving/vllm/cpu_backend.py"]
+collect_ignore = [] if find_spec("vllm") else OF_VLLM
 
 # Kernels run in Triton's interpreter where there is no GPU; Triton reads this on import.
 if not torch.cuda.is_available():

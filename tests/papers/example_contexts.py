@@ -67,9 +67,9 @@ def _llama(layers: int = 4, n: int = 16, **names: Any) -> Context:
 
 
 def sinks() -> Context:
-    """The shipped model, a head of which rests on later tokens too."""
+    """The shipped model, and a text on which head 3 of layer 2 rests on a later token too."""
     model, tokenizer = load(None)
-    ids = tokenizer("x = 1; y = 2; z = 3; " * 4, return_tensors="pt").input_ids
+    ids = tokenizer("def f(x):\n    return x\n\n" * 16, return_tensors="pt").input_ids
     return Context({"model": model}, lambda: model(ids))
 
 
