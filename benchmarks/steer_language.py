@@ -238,7 +238,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the ends of its 95% interval."""
     mean = statistics.mean(values)
     half = STUDENT * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return tuple(round(x, 4) for x in (mean, mean - half, mean + half))  # type: ignore[return-value]
+    low, high = mean - half, mean + half
+    return round(mean, 4), round(low, 4), round(high, 4)
 
 
 def main() -> None:
