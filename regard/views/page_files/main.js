@@ -12,6 +12,7 @@ function redraw() {
   if (!$("compare").hidden) two.redraw?.();
 }
 
+/** @param {string} name */
 function theme(name) {
   document.documentElement.dataset.theme = name;
   redraw();

@@ -14,6 +14,10 @@ async function pictureOf() {
 
 // From the lightest patch to the heaviest: without a picture in the colors of weights, with one as
 // a veil that the heaviest patch is free of. `chosen` gets a frame.
+/**
+ * @param {HTMLCanvasElement} canvas @param {Float32Array | null | undefined} weights
+ * @param {number[]} grid @param {OffscreenCanvas | null} picture @param {number} long @param {number | null} chosen
+ */
 function drawPatches(canvas, weights, [rows, columns], picture, long, chosen) {
   const wideness = picture ? picture.width : columns, high = picture ? picture.height : rows;
   const scale = long / Math.max(wideness, high);
@@ -34,8 +38,10 @@ function drawPatches(canvas, weights, [rows, columns], picture, long, chosen) {
   context.strokeRect((chosen % columns) * dx, Math.floor(chosen / columns) * dy, dx, dy);
 }
 
+/** @param {Float32Array} x @returns {number[]} */
 const rangeOf = (x) => x.reduce(([a, b], y) => [Math.min(a, y), Math.max(b, y)], [Infinity, -Infinity]);
 
+/** @param {MouseEvent} event @param {HTMLCanvasElement} canvas @param {number[]} grid */
 function patchUnder(event, canvas, [rows, columns]) {
   const box = canvas.getBoundingClientRect();
   const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
@@ -44,6 +50,7 @@ function patchUnder(event, canvas, [rows, columns]) {
 }
 
 // Which patch a token is, among the queries or the keys of a site; -1 where it is none.
+/** @param {number} i @param {Site} site @param {"queries" | "keys"} side */
 function patchOf(i, site, side) {
   const from = site.patches?.[side];
   if (from === undefined || from === null) return -1;

@@ -1,18 +1,23 @@
 // A pinned query with the keys it looks at most; a pinned key with the queries that look at it most.
 const LISTED_TOPS = 12;
 
+/** @param {number} i */
 const rowWeights = (i) => (exactHead() ? exactTile(i, 0, 1, now.m) : null);
+/** @param {number} j */
 const columnWeights = (j) => (exactHead() ? exactTile(0, j, now.n, 1) : null);
 
 // What a click on the map or on a word picks; with shift, the other.
+/** @param {number} i @param {number} j @param {boolean} other */
 const choose = (i, j, other) => (($("picks").value === "key") !== other ? pinKey(j) : pin(i));
 
+/** @param {number | null} i @param {boolean} push */
 async function pin(i, push = true) {
   now.pin = i;
   now.by = "query";
   await showPins(push);
 }
 
+/** @param {number | null} j @param {boolean} push */
 async function pinKey(j, push = true) {
   now.key = j;
   now.by = "key";
@@ -36,6 +41,10 @@ async function showPins(push = false) {
   await overlay(row);
 }
 
+/**
+ * @param {HTMLElement} list @param {Float32Array | null} weights @param {"queries" | "keys"} side
+ * @param {(place: number) => unknown} go
+ */
 function listTops(list, weights, side, go) {
   const items = [];
   if (weights) {
@@ -54,6 +63,7 @@ function listTops(list, weights, side, go) {
 }
 
 // What the patches of an image get: from the pinned query, or on average where none is pinned.
+/** @param {Float32Array | null} weights */
 async function overlay(weights) {
   const canvas = $("picture"), site = manifest.sites[now.head.s], from = site.patches?.keys;
   canvas.hidden = $("picture-said").hidden = from === undefined || from === null;
@@ -69,6 +79,7 @@ async function overlay(weights) {
     + `${said(low)} (${picture ? "veiled" : "dark"}) to ${said(high)} (${picture ? "clear" : "light"}). Click one to pin it.`;
 }
 
+/** @param {MouseEvent} event */
 function pinPatch(event) {
   const site = manifest.sites[now.head.s];
   if (site.patches?.queries === null) return;

@@ -1,6 +1,8 @@
 // The text that was read: what the pinned token looks at, a search over words, a map of the whole.
 const PAGE = 700; // tokens shown around the pinned one: the page stays light
+/** @type {Map<number, HTMLElement>} */
 let spans = new Map();
+/** @type {{ start: number, at: number | null, hits: number[][], levels: Uint8Array | null }} */
 const reading = { start: 0, at: null, hits: [], levels: null };
 
 // Words as they read, whatever pieces they are made of: lowered tokens, and where each begins.
@@ -9,6 +11,7 @@ const begins = new Uint32Array(lowered.length + 1);
 lowered.forEach((x, i) => { begins[i + 1] = begins[i] + x.length; });
 const wholeText = lowered.join("");
 
+/** @param {number} offset */
 function tokenAt(offset) {
   let [low, high] = [0, lowered.length - 1];
   while (low < high) {
@@ -20,6 +23,7 @@ function tokenAt(offset) {
 }
 
 // Where words stand: the first and the last token of each place.
+/** @param {string} words */
 function search(words) {
   const wanted = words.toLowerCase(), found = [];
   for (let at = wanted ? wholeText.indexOf(wanted) : -1; at >= 0; at = wholeText.indexOf(wanted, at + 1)) {
@@ -38,12 +42,13 @@ function showText() {
   const middle = reading.at ?? (now.by === "key" ? now.key : now.pin);
   const start = middle === null ? 0 : Math.max(0, Math.min(middle - 550, now.n - PAGE));
   reading.start = start;
+  /** @type {(string | HTMLElement)[]} */
   const found = [];
   if (start > 0) found.push(`… ${start} tokens before\n`);
   manifest.tokens.slice(start, start + PAGE).forEach((word, x) => {
     const span = document.createElement("span");
     span.textContent = word;
-    span.dataset.i = start + x;
+    span.dataset.i = String(start + x);
     spans.set(start + x, span);
     found.push(span);
   });
@@ -86,6 +91,7 @@ function drawMinimap() {
   context.strokeRect(0.5, at(reading.start) + 0.5, 16, Math.max(3, at(Math.min(many, reading.start + PAGE)) - at(reading.start)));
 }
 
+/** @param {string} words */
 function find(words) {
   reading.hits = search(words);
   for (const [j, span] of spans) span.style.textDecoration = reading.hits.some(([a, b]) => a <= j && j <= b) ? "underline 2px" : "";
@@ -95,6 +101,7 @@ function find(words) {
   return reading.hits;
 }
 
+/** @param {number} step */
 function nextFound(step) {
   const { hits } = reading, from = now.pin ?? -1;
   if (!hits.length) return;
@@ -105,7 +112,7 @@ function nextFound(step) {
 
 function watchText() {
   $("text").onclick = (event) => {
-    const i = Number(event.target.dataset.i ?? NaN);
+    const i = Number(/** @type {HTMLElement} */ (event.target).dataset.i ?? NaN);
     reading.at = null;
     if (i >= 0) choose(i, i, event.shiftKey);
   };
