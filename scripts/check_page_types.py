@@ -53,7 +53,7 @@ def ids(page: Path = PAGE) -> dict[str, str]:
 
 
 def errors(page: Path = PAGE, out: Path = OUT) -> list[str]:
-    """What the compiler says of the scripts of a page, line by line."""
+    """What the compiler says of the scripts of a page, one text an error."""
     held = compiler(out)
     assert held is not None
     named = "".join(
@@ -65,7 +65,7 @@ def errors(page: Path = PAGE, out: Path = OUT) -> list[str]:
     settings.write_text(json.dumps({"compilerOptions": OPTIONS, "files": files}), "utf-8")
     command = ["node", str(held), "--pretty", "false", "-p", str(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = (done.stdout + done.stderr).splitlines()
+    said = re.sub(r"\n +", " ", done.stdout + done.stderr).splitlines()
     if done.returncode and not said:
         said = [f"the compiler ended with {done.returncode}"]
     return said if done.returncode else []
