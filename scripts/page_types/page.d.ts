@@ -9,12 +9,12 @@ type Values = Float32Array | Uint8Array | Int8Array;
 interface Packed<T extends Values = Values> { values: T; shape: number[] }
 
 interface Head { s: number; h: number }
-interface Place { queries: number | null; keys: number | null }
+interface Place { queries: number | null; keys: number | null; words: boolean }
 interface Site {
   layer: number | null; kind: string; module: string; tower: string; heads: number | null;
   kv_heads: number | null; head_size: number | null; causal: boolean | null;
   queries: number | null; keys: number | null; grid: [number, number] | null;
-  patches: Place | null; rule: string;
+  patches: Place | null; rule: string; tile: number | null;
 }
 interface Score {
   title: string; definition: string; low: number; high: number | null;
@@ -32,17 +32,26 @@ interface WordsManifest {
   tokens: string[]; branch: string; grid: [number, number]; steps: number[]; left_out: number;
   sites: { layer: number | null; kind: string; module: string }[];
 }
+interface RolloutManifest {
+  layers: number[]; of: number; grid: [number, number]; first: number; modules: string[];
+}
 // What regard/views/seen.py writes; `compare` by regard/views/compare.py alone.
 interface Manifest {
   title: string; created?: string; model: { name: string; [fact: string]: string };
   tokens: string[]; modality: string; grid: [number, number] | null; sites: Site[];
   scores: Record<string, Score>; roles: Role[]; findings?: string[]; deep: DeepHead[];
-  words?: WordsManifest | null; compare?: { names: [string, string]; note: string };
+  words?: WordsManifest | null; rollout?: RolloutManifest | null;
+  compare?: { names: [string, string]; note: string };
 }
 
 interface PageView {
   name: string; every: string[]; sections(): string[]; matches(params: URLSearchParams): boolean;
   open(params: URLSearchParams): void | Promise<void>; write(): [string, unknown][];
+}
+
+interface PagePanel {
+  id: string; has(): boolean; load(): Promise<void>; open(params: URLSearchParams): unknown;
+  redraw(): unknown; write(): [string, unknown][];
 }
 
 // A part of a map: bytes on the log scale, and where it lies.

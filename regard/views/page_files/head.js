@@ -83,8 +83,14 @@ function pooled() {
 function smallMap(head) {
   if (!thumbs) return null;
   const [, , t, s] = thumbs.shape, key = head.s * wide + head.h, site = manifest.sites[head.s];
-  const tile = Math.max(1, Math.ceil(Math.max(site.queries || 1, site.keys || 1) / Math.max(t, s)));
-  return { bytes: thumbs.values.subarray(key * t * s, (key + 1) * t * s), rows: t, columns: s, tile };
+  const tile = site.tile || Math.max(1, Math.ceil(Math.max(site.queries || 1, site.keys || 1) / Math.max(t, s)));
+  const [rows, columns] = [Math.min(t, Math.ceil((site.queries || 1) / tile)), Math.min(s, Math.ceil((site.keys || 1) / tile))];
+  const all = thumbs.values.subarray(key * t * s, (key + 1) * t * s);
+  if (rows === t && columns === s) return { bytes: all, rows, columns, tile };
+  // Sites of different lengths share one array, each in its corner.
+  const bytes = new Uint8Array(rows * columns);
+  for (let r = 0; r < rows; r++) bytes.set(all.subarray(r * s, r * s + columns), r * columns);
+  return { bytes, rows, columns, tile };
 }
 
 // Tiles without the first key: its column of tiles is computed again from the other keys; where
@@ -126,8 +132,8 @@ function boxNow() {
 /** @param {number} i @param {"queries" | "keys"} side */
 const wordAt = (i, side = "keys") => {
   const site = manifest.sites[now.head.s], p = patchOf(i, site, side);
-  if (p >= 0) return `patch (${Math.floor(p / site.grid[1])}, ${p % site.grid[1]})`;
-  if (site.patches) return site.kind === "self" ? "[special]" : "text";
+  if (p >= 0) return patchName(site, p);
+  if (site.patches && !site.patches.words) return site.kind === "self" ? "[special]" : "text";
   const word = manifest.tokens[i];
   return word === undefined ? "#" + i : JSON.stringify(word).slice(1, -1).replaceAll(" ", "␣").replace(/␣{4,}/g, (x) => "␣×" + x.length);
 };

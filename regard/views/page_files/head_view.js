@@ -40,11 +40,11 @@ async function openHeadView(params) {
   $("head-scores").textContent = scoreNames.filter((name) => valueOf(name, now.head) === valueOf(name, now.head))
     .map((name) => `${manifest.scores[name].title} ${said(valueOf(name, now.head))}`).join(" · ");
   now.told = now.deep ? (now.deep.exact ? "" : "This rule is drawn from its tiles alone.")
-    : `A small map only: see it with --heads ${site.layer},${now.head.h} to keep every weight.`;
+    : `A small map only: see it with --heads ${nameOf(now.head)} to keep every weight.`;
   $("hide-sink").disabled = !pooled();
   [$("hide-sink").checked, $("by-row").checked, $("scale").value] = [now.hide, now.rows, now.scale];
   $("form").disabled = !exactHead() || Boolean(site.patches);
-  $("find").parentElement.hidden = !manifest.tokens.length;
+  $("find").parentElement.hidden = !showsText(site);
   $("find").value = params.get("find") || "";
   now.pin = numberOf(params.get("query"), now.n);
   now.key = numberOf(params.get("key"), now.m);

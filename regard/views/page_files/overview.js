@@ -89,9 +89,8 @@ function arrange() {
 function thumb(head) {
   const key = head.s * wide + head.h;
   if (!view.thumbs.has(key)) {
-    const [, , t, s] = thumbs.shape;
-    const bytes = thumbs.values.subarray(key * t * s, (key + 1) * t * s), { lut } = levels("adaptive", bytes);
-    view.thumbs.set(key, bitmap(bytes.map((x) => lut[x]), t, s));
+    const { bytes, rows, columns } = smallMap(head), { lut } = levels("adaptive", bytes);
+    view.thumbs.set(key, bitmap(bytes.map((x) => lut[x]), rows, columns));
   }
   return view.thumbs.get(key);
 }

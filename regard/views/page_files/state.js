@@ -2,6 +2,16 @@
 // sent and the browser's own back and forward go between views.
 /** @type {Map<string, PageView>} */
 const pageViews = new Map();
+// What stands beside the grid of all heads where a run has something for it. A panel has the id of
+// its section, `has()`, `load()`, `open(params)`, `redraw()`, and `write()` as views have.
+/** @type {PagePanel[]} */
+const pagePanels = [];
+
+/** @param {PagePanel} panel */
+function registerPanel(panel) {
+  pagePanels.push(panel);
+}
+
 /** @type {{ view: string, applied: string, applying: boolean }} */
 const address = { view: null, applied: null, applying: false };
 

@@ -34,10 +34,13 @@ function search(words) {
   return found;
 }
 
+/** @param {Site} site */
+const showsText = (site) => manifest.tokens.length > 0 && (!site.patches || site.patches.words);
+
 function showText() {
-  const text = $("text");
+  const text = $("text"), site = manifest.sites[now.head.s];
   spans = new Map();
-  text.hidden = $("minimap").hidden = !manifest.tokens.length;
+  text.hidden = $("minimap").hidden = !showsText(site);
   if (text.hidden) return;
   const middle = reading.at ?? (now.by === "key" ? now.key : now.pin);
   const start = middle === null ? 0 : Math.max(0, Math.min(middle - 550, now.n - PAGE));
@@ -45,7 +48,12 @@ function showText() {
   /** @type {(string | HTMLElement)[]} */
   const found = [];
   if (start > 0) found.push(`… ${start} tokens before\n`);
+  let patches = 0;
   manifest.tokens.slice(start, start + PAGE).forEach((word, x) => {
+    if (site.patches?.words && patchOf(start + x, site, site.keys === manifest.tokens.length ? "keys" : "queries") >= 0) {
+      if (!patches++) found.push(" [the image] "); // its patches are in the picture
+      return;
+    }
     const span = document.createElement("span");
     span.textContent = word;
     span.dataset.i = String(start + x);
@@ -57,8 +65,12 @@ function showText() {
 
 // Weights of the token pinned last, in the text and on the map of the whole.
 function highlight() {
-  const chosen = now.by === "key" ? now.key : now.pin;
-  const weights = chosen === null ? null : now.by === "key" ? columnWeights(chosen) : rowWeights(chosen);
+  const byKey = now.by === "key", picked = byKey ? now.key : now.pin, site = manifest.sites[now.head.s];
+  // Weights are those of the other side: of a query its keys, of a key its queries.
+  const [of, on] = byKey ? [readsText(site, "keys"), readsText(site, "queries")]
+    : [readsText(site, "queries"), readsText(site, "keys")];
+  const chosen = of ? picked : null;
+  const weights = picked === null || !on ? null : byKey ? columnWeights(picked) : rowWeights(picked);
   reading.levels = weights && Uint8Array.from(weights, logByte);
   for (const [j, span] of spans) {
     const level = reading.levels && j < reading.levels.length ? reading.levels[j] : 0;

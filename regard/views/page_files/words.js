@@ -6,8 +6,6 @@ const LISTED = 200; // words in the list: the page stays light
 
 async function loadWords() {
   const words = manifest.words;
-  $("words").hidden = !words;
-  if (!words) return;
   told.picture = await pictureOf();
   $("over-picture").parentElement.hidden = !told.picture;
   $("words-title").textContent = `Where the words of the prompt go (${words.branch} branch)`;
@@ -96,15 +94,10 @@ function readPatch(p) {
 
 /** @param {KeyboardEvent} event */
 function patchKeys(event) {
-  const [rows, columns] = gridNow(), p = told.patch ?? 0;
-  const [r, c] = [Math.floor(p / columns), p % columns];
-  const to = { ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1], ArrowUp: [r - 1, c],
-    ArrowDown: [r + 1, c] }[event.key];
+  const to = walkPatches(event.key, told.patch, gridNow());
   if (event.key === "Escape") showWords({ patch: null });
-  else if (!to) return;
-  else if (to[0] >= 0 && to[0] < rows && to[1] >= 0 && to[1] < columns) {
-    showWords({ patch: told.patch === null ? 0 : to[0] * columns + to[1] });
-  }
+  else if (to === undefined) return;
+  else if (to !== null) showWords({ patch: to });
   event.preventDefault();
 }
 
@@ -124,3 +117,8 @@ function wordsOf(params) {
   if (word === null || step === null || site === null) return { word: 0, step: 0, site: 0, patch: null };
   return { word, step, site, patch: numberOf(params.get("patch"), Infinity) };
 }
+
+registerPanel({
+  id: "words", has: () => Boolean(manifest.words), load: loadWords, write: wordsState,
+  open: (params) => showWords(wordsOf(params)), redraw: () => told.maps && showWords({}),
+});
