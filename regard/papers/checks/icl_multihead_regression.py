@@ -12,7 +12,6 @@ from regard.papers.shared.small_trainer import fit
 from regard.tasks.base import Batch
 from regard.tasks.regression import InContextRegression, RegressionHeads, debiased_step
 
-
 STARTS, LOOK, STEPS = 4, 400, 2000
 
 

@@ -12,8 +12,8 @@ from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
 
-
-# At 300 one router of five had not settled, in seeds not seen before; at 1,000 a beta of 0.01 begins to tell.
+# At 300 one router of five had not settled, with seeds not seen before; at 1,000 a beta of 0.01
+# begins to tell.
 STEPS = 500
 
 
