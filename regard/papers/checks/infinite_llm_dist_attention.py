@@ -63,7 +63,9 @@ def infinite_llm() -> Claims:
     )
     # The paper sends a maximum and a sum where one log-sum-exp says both.
     yield claim("bytes sent per token", "bytes of a part and its query ", sizes[-1]).at_most(
-        4 * (4 * (16 + 2) + 4 * 16), "the catalogue's H (d + 2) back, and the query"
+        4 * (4 * (16 + 2) + 4 * 16),
+        "the catalogue's H (d + 2) back, and the query",
+        because=CATALOGUE,
     )
     request.free()
     yield claim("ledger debts", "sum at every moment", max(map(abs, balances))).equals(0, "nothing")
