@@ -28,7 +28,7 @@ def flops_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:
 
 
 def time_ratio(layer: Layer, n: int, times: int, rows: int = 1) -> float:
-    """How much more processor time `times` as many tokens take, per token: the least of five runs."""
+    """How much more processor time `times` as many tokens take, per token: least of five runs."""
     taken = []
     for tokens in (n, n * times):
         x = torch.randn(rows, tokens, layer.dim)
