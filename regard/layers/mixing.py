@@ -23,7 +23,7 @@ from regard.core.method import method
 )
 @torch.no_grad()
 def mixing_matrix(mixer: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Return M [..., d, n, n] of a mixer of values [..., n, d]: out[i, c] = sum_j M[c, i, j] v[j, c].
+    """Return M [..., d, n, n] of a mixer of values [..., n, d]: out[i] = sum_j M[:, i, j] v[j].
 
     The mixer is fed one token at a time, 1 in every channel: it must be linear in its values and
     leave channels apart. A mixer that has no input but values (a Fourier transform, a convolution)
