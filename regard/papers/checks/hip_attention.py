@@ -49,7 +49,7 @@ def hip() -> Claims:
         call = Call.of(q, walk, walk, CAUSAL, site=SITE)
         counting = _Counted(block)
         chosen = counting.tiles(call, keep) & causal_tiles(call, block)
-        # Mass of the keys chosen, for the last row of tiles, against each query's best as many keys.
+        # Mass of the keys chosen, for the last row of tiles, against each query's best as many.
         rows = last_rows(call, block)
         own = chosen[:, :, -1].repeat_interleave(block, -1)[:, :, None]
         count = int(own.sum(-1).max())
