@@ -225,45 +225,67 @@ def _learn(back: Back, found: list[Tensor | None]) -> None:
 
 
 def _keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
-    """Pass the keys by again, and send their gradients home."""
+    """Pass the keys by again, and send their gradients home.
+
+    Of its own keys a rank takes a part first, while those of the next rank arrive, and the rest
+    last, while the last gradients go home.
+    """
     peers, needed = keys.peers, work(call, keys).needed
     i = queries_of(keys).positions(peers.rank)
     home: list[tuple[Waiting, Tensor, Tensor]] = []
     (b, g, _, d), e = back.k.shape, back.v.shape[3]
+
+    def grads_of(k: Tensor, v: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of some keys and values; add those of the queries up."""
+        if not len(i) or not len(j):
+            return torch.zeros_like(k), torch.zeros_like(v)
+        dq, dk, dv, *rest = part_grads(
+            call.rule, back.q, k, v, i, j, keys.real, back.d_out, back.lse, back.d_row,
+            back.learned, back.out,
+        )  # fmt: skip
+        if dq is not None:
+            back.dq += dq
+        _learn(back, rest)
+        return (
+            torch.zeros_like(k) if dk is None else dk,
+            torch.zeros_like(v) if dv is None else dv,
+        )
+
+    def own_part(some: slice, k: Tensor, v: Tensor, j: Tensor) -> None:
+        slots = needed[peers.rank][peers.rank][some]
+        dk, dv = grads_of(k[:, :, some], v[:, :, some], j[some])
+        _add(back.dk, slots, dk)
+        _add(back.dv, slots, dv)
+
+    rest: tuple[slice, Tensor, Tensor, Tensor] | None = None
     for step, (source, k, v, j) in enumerate(_passing(call, keys, back.k, back.v, back.number)):
-        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-        if len(i) and len(j):
-            dq, found_k, found_v, *rest = part_grads(
-                call.rule, back.q, k, v, i, j, keys.real, back.d_out, back.lse, back.d_row,
-                back.learned, back.out,
-            )  # fmt: skip
-            if dq is not None:
-                back.dq += dq
-            dk, dv = dk if found_k is None else found_k, dv if found_v is None else found_v
-            _learn(back, rest)
         if step == 0:
-            slots = needed[peers.rank][peers.rank]
-            _add(back.dk, slots, dk)
-            _add(back.dv, slots, dv)
+            cut = _gap(j) if peers.world > 1 else len(j)
+            own_part(slice(0, cut), k, v, j)
+            rest = (slice(cut, len(j)), k, v, j) if cut < len(j) else None
             continue
+        dk, dv = grads_of(k, v, j)
         to = (peers.rank + step) % peers.world
         slots = needed[to][peers.rank]
         got = back.k.new_empty(b * g * len(slots) * (d + e))
         sent = torch.cat((dk.flatten(), dv.flatten())).to(back.k.dtype)
         what = f"step {step} of the backward of ring"
-        home.append(
-            (
-                peers.exchange({source: sent}, {to: got}, what, lane=BACK, call=back.number),
-                got,
-                slots,
-            )
-        )
+        waiting = peers.exchange({source: sent}, {to: got}, what, lane=BACK, call=back.number)
+        home.append((waiting, got, slots))
+    if rest is not None:
+        own_part(*rest)
     for waiting, got, slots in home:
         waiting.wait()
         cut = b * g * len(slots) * d
         _add(back.dk, slots, got[:cut].view(b, g, -1, d) if len(slots) else None)
         _add(back.dv, slots, got[cut:].view(b, g, -1, e) if len(slots) else None)
     return back.grads()
+
+
+def _gap(j: Tensor) -> int:
+    """Return where to cut rising positions in two: at a gap between runs, the one in the middle."""
+    gaps = ((j.diff() != 1).nonzero().flatten() + 1).tolist()
+    return int(min(gaps, key=lambda x: abs(2 * x - len(j)))) if gaps else len(j)
 
 
 def _queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
@@ -273,21 +295,37 @@ def _queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
     (b, h, _, d), e = back.q.shape, back.v.shape[3]
     rows = [] if back.lse is None or back.d_row is None else [back.lse, back.d_row]
     home: list[tuple[Waiting, Tensor, Tensor]] = []
+
+    def packed(slots: Tensor) -> list[Tensor]:
+        here = slots.to(back.q.device)
+        wide_rows = [x[:, :, here].flatten().to(full) for x in rows]
+        given = [torch.cat((back.q[:, :, here].flatten(), back.d_out[:, :, here].flatten()))]
+        return given + ([torch.cat(wide_rows)] if rows else [])
+
+    def post(step: int) -> tuple[list[Waiting], list[Tensor]]:
+        to, source = (peers.rank + step) % peers.world, (peers.rank - step) % peers.world
+        c, what = len(ranks.asking[source][peers.rank]), f"step {step} of the backward of burst"
+        got = [back.q.new_empty(b * h * c * (d + e))]
+        got += [back.q.new_empty(b * h * c * 2, dtype=full)] if rows else []
+        given = packed(ranks.asking[peers.rank][to])
+        return [
+            peers.exchange({to: x}, {source: y}, what, lane=lane + 2, call=back.number)
+            for lane, (x, y) in enumerate(zip(given, got, strict=True))
+        ], got
+
+    coming = post(1) if peers.world > 1 else None
     for step in range(peers.world):
         to, source = (peers.rank + step) % peers.world, (peers.rank - step) % peers.world
         asks, asked = ranks.asking[peers.rank][to], ranks.asking[source][peers.rank]
         what, c = f"step {step} of the backward of burst", len(asked)
-        here = asks.to(back.q.device)
-        wide_rows = [x[:, :, here].flatten().to(full) for x in rows]
-        given = [torch.cat((back.q[:, :, here].flatten(), back.d_out[:, :, here].flatten()))]
-        given += [torch.cat(wide_rows)] if rows else []
-        got = [back.q.new_empty(b * h * c * (d + e))]
-        got += [back.q.new_empty(b * h * c * 2, dtype=full)] if rows else []
         if step:
-            for lane, (x, y) in enumerate(zip(given, got, strict=True)):
-                peers.exchange({to: x}, {source: y}, what, lane=lane + 2, call=back.number).wait()
+            assert coming is not None
+            for waiting in coming[0]:
+                waiting.wait()
+            got = coming[1]
+            coming = post(step + 1) if step + 1 < peers.world else None
         else:
-            got = given
+            got = packed(asks)
         q = got[0][: b * h * c * d].view(b, h, c, d) if c else back.q[:, :, :0]
         dq = torch.zeros_like(q)
         slots = ranks.needed[source][peers.rank]
