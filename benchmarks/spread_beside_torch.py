@@ -3,10 +3,10 @@
     python benchmarks/spread_beside_torch.py --save spread-beside-torch
 
 torch has two: for `flex_attention` (keys and values of all ranks are gathered, a block mask is
-rewritten) and for `scaled_dot_product_attention` (a ring). A row says whether a call ran, by how
-much its output and gradients are off from one process, and the bytes that a rank sent both ways:
-counted for ours, and for torch what its gathering and scattering must send. No times: without a
-compiler flex attention on a CPU is the plain equation.
+rewritten) and for `scaled_dot_product_attention` (a ring). A row says by how much the output is off
+from one process and which bytes a rank sent for it (counted for ours; for torch what its gathering
+must send), and by how much the gradients are off; or the error in place of them. No times: without
+a compiler flex attention on a CPU is the plain equation.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ def cases(tokens: int) -> dict[str, tuple[Rule, Callable[..., Tensor], Any]]:
     }
 
 
+def told(error: Exception) -> str:
+    """Return the kind of an error, and the beginning of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+
+
 def one_rank(tokens: int) -> list[dict[str, Any]]:
     """What this rank found of every case: ours, torch's for flex, and torch's for SDPA."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -129,19 +134,23 @@ def one_rank(tokens: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"case": title, "call": name}
             dist.barrier()
             try:
-                with traffic() as sent:
+                with torch.no_grad(), traffic() as sent:
                     out = call()
-                    got = [out.detach(), *torch.autograd.grad(out, own, cut.take(d_out, rank, 2))]
             except Exception as error:
-                row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+                row["error"] = told(error)
             else:
-                row["off_by"] = max(
-                    float((x - cut.take(y, rank, 2)).abs().max())
-                    for x, y in zip(got, right, strict=True)
-                )
-                # Forward: keys and values to every other rank; backward: their gradients.
-                all_keys = 2 * 2 * 4 * own[1].numel() * (peers.world - 1)
+                row["off_by"] = float((out - cut.take(right[0], rank, 2)).abs().max())
+                all_keys = 2 * 4 * own[1].numel() * (peers.world - 1)
                 row["sent"] = sent.sent if name == "regard" else all_keys
+            try:
+                got = torch.autograd.grad(call(), own, cut.take(d_out, rank, 2))
+            except Exception as error:
+                row["error_with_gradients"] = told(error)
+            else:
+                row["gradients_off_by"] = max(
+                    float((x - cut.take(y, rank, 2)).abs().max())
+                    for x, y in zip(got, right[1:], strict=True)
+                )
             found.append(row)
     return found
 
@@ -158,7 +167,7 @@ def main() -> None:
             ranks = results(world, f"{__file__}:one_rank", tokens, timeout=300.0)
             for each in zip(*ranks, strict=True):
                 row = {"processes": world, "tokens": tokens, **each[0]}
-                for part in ("off_by", "sent"):
+                for part in ("off_by", "sent", "gradients_off_by"):
                     if part in row:
                         row[part] = max(x[part] for x in each)
                 rows.append(row)

@@ -33,7 +33,7 @@ import regard
 from regard.core.partial import Partial
 from regard.core.rule import Rule
 from regard.core.support import Causal
-from regard.schemes import ShardedKeys, ZigZag, peers_of, ring_attention
+from regard.schemes import ShardedKeys, ZigZag, peers_of, ring_attention, ring_passes
 from regard.schemes.messages import Peers, Waiting
 
 HEADS, SIZE = 8, 64
@@ -43,10 +43,10 @@ Span = tuple[str, str, float, float]
 class Recorder:
     """Spans of what this rank does, and ways to leave a part of it out."""
 
-    def __init__(self, home: Any = ring_attention) -> None:
+    def __init__(self, there: Any = ring_attention, back: Any = ring_passes) -> None:
         self.spans: list[Span] = []
-        self.home = home
-        self.attend, self.grads = home.partial_over, home.part_grads
+        self.there, self.back = there, back
+        self.attend, self.grads = there.partial_over, back.part_grads
         self.exchange, self.wait = Peers.exchange, Waiting.wait
         self.received = 0
 
@@ -94,7 +94,7 @@ class Recorder:
             kind = "agreeing" if "handshake" in waiting.what else "waiting"
             self.span(kind, waiting.what, lambda: self.wait(waiting))
 
-        self.home.partial_over, self.home.part_grads = attend, grads
+        self.there.partial_over, self.back.part_grads = attend, grads
         Peers.exchange, Waiting.wait = exchange, wait  # type: ignore[assignment, method-assign]
 
 
@@ -168,8 +168,8 @@ def draw(ranks: list[list[Span]], message: float, path: Path) -> None:
                           color=colors[kind])  # fmt: skip
     axes.set_yticks([0, 0.8, 2, 2.8], ["rank 0", "messages", "rank 1", "messages"])
     axes.invert_yaxis()
-    axes.set(xlabel="ms", title="a ring over two hosts, 1 Gbit/s: computing (blue), messages, for as "
-             "long as the cable takes (green), waiting (red), handshake (gray)")  # fmt: skip
+    axes.set(xlabel="ms", title="a ring over two hosts, 1 Gbit/s: computing (blue), messages for "
+             "as long as the cable takes (green), waiting (red), handshake (gray)")  # fmt: skip
     axes.title.set_fontsize(8)
     figure.savefig(path, dpi=120)
 
