@@ -48,8 +48,8 @@ def passing(
 
     def post(step: int) -> tuple[Waiting, Tensor]:
         to, source = (peers.rank + step) % peers.world, (peers.rank - step) % peers.world
-        slots = needed[to][peers.rank].to(k.device)
-        sent = torch.cat((k[:, :, slots].flatten(), v[:, :, slots].flatten()))
+        slots = needed[to][peers.rank]
+        sent = torch.cat((_rows(k, slots).flatten(), _rows(v, slots).flatten()))
         got = k.new_empty(b * g * len(needed[peers.rank][source]) * (d + e))
         back = number is not None
         what = f"step {step} of {'the backward of ' * back}ring"
@@ -62,8 +62,7 @@ def passing(
         source = (peers.rank - step) % peers.world
         slots = needed[peers.rank][source]
         if step == 0:
-            here = slots.to(k.device)
-            own_k, own_v = k[:, :, here], v[:, :, here]
+            own_k, own_v = _rows(k, slots), _rows(v, slots)
         else:
             assert coming is not None
             coming[0].wait()
@@ -74,9 +73,16 @@ def passing(
         yield source, own_k, own_v, keys.layout.positions(source)[slots]
 
 
+def _rows(x: Tensor, slots: Tensor) -> Tensor:
+    """Return some rows of x [b, g, c, d], in rising order: x itself where they are all."""
+    return x if len(slots) == x.shape[2] else x[:, :, slots.to(x.device)]
+
+
 def _add(whole: Tensor, slots: Tensor, part: Tensor | None) -> None:
     """Add the gradient of some rows of x [b, g, c, d]."""
-    if part is not None:
+    if part is not None and len(slots) == whole.shape[2]:
+        whole += part
+    elif part is not None:
         whole.index_add_(2, slots.to(whole.device), part.to(whole.dtype))
 
 
