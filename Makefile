@@ -145,6 +145,7 @@ lint: $(VENV)/.ready-dev
 
 types: $(VENV)/.ready-dev
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_page_types.py
 
 docs: $(VENV)/.ready-dev
 	$(DOCS_ENV) $(BIN)/mkdocs build --strict --quiet
