@@ -26,6 +26,7 @@ from regard.models.engine import Engine
 from regard.models.forward import Forward, current_forward
 from regard.models.hook import Held, UnsupportedModelError
 from regard.models.masks import Mask, make_mask
+from regard.models.removal import uncompiled
 from regard.models.sdpa import four_axes, with_mask
 from regard.run.runner import need_room
 
@@ -72,6 +73,7 @@ def _same(x: str | None) -> str | None:
     return x
 
 
+@uncompiled
 def attention(
     module: nn.Module,
     query: Tensor,
