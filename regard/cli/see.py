@@ -12,16 +12,13 @@ import typer
 
 from regard.cli.asking import listed, read_text, writable_folder
 from regard.cli.completing import one_of_probes
+from regard.cli.options import AsJson, Force, Model, Revision
 from regard.cli.printing import bars, console, print_json
 
-Model = Annotated[
-    str | None,
-    typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
-]
 Probes = Annotated[
     str,
     typer.Option(
-        help="Probes or groups, by commas: standard (roles, sinks, shape), importance, vision, ...",
+        help="Probes or groups, comma-separated: standard (roles, sinks, shape), importance, ...",
         autocompletion=one_of_probes,
     ),
 ]
@@ -29,8 +26,7 @@ Heads = Annotated[
     str | None,
     typer.Option(
         help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0, or names as "
-        "'vision.L1H3'; "
-        "unless it is given 12, or all of a small model on a short text."
+        "'vision.L1H3'. Default: 12, or all of a small model on a short text."
     ),
 ]
 # A head as pages and tables name it.
@@ -42,22 +38,24 @@ def command(
     text: Annotated[str | None, typer.Option(help="Text to read.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file of text to read.")] = None,
     image: Annotated[
-        Path | None, typer.Option(help="A picture, for models that see; with --text for both.")
+        Path | None, typer.Option(help="A picture, for vision models; with --text for both.")
     ] = None,
     probes: Probes = "",
     importance: Annotated[
-        bool, typer.Option("--importance", help="How much the loss feels each head: a backward.")
+        bool,
+        typer.Option(
+            "--importance",
+            help="Also measure how much the loss depends on each head (a backward pass).",
+        ),
     ] = False,
     heads: Heads = None,
-    out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
+    out: Annotated[Path, typer.Option(help="Folder for the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite files that Regard did not write.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    revision: Revision = None,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
-    """See what the heads of a model do: a table, findings in words, and a page to look closer."""
+    """Show what the heads of a model do: a table, findings in words, and an interactive page."""
     from regard.cli.models import config_of, quiet_transformers
     from regard.cli.showing import inputs_of, need_modality, picture_at
     from regard.core.errors import CapabilityError, RuleError, fail, need
@@ -66,11 +64,11 @@ def command(
     from regard.verbs import see
 
     began = time.perf_counter()
-    # Everything that can be told without the weights is told before they are loaded.
+    # Check what needs no weights before loading them.
     for package, why in (("matplotlib", "draws pictures"), ("pandas", "makes tables of scores")):
         need(package, "see", why)
     if text is not None and file is not None:
-        fail(RuleError, "--text", "text beside --file", "one of them", "look at one text at a time")
+        fail(RuleError, "--text", "text beside --file", "one of them", "leave one of them out")
     if text is not None and not text.strip():
         fail(RuleError, "--text", "empty text", "some words", "pass text to read")
     words = text if file is None else read_text("--file", file)

@@ -21,7 +21,7 @@ from regard.core.heads import as_rows, take_both
 from regard.core.key_positions import At, Later, Positions, is_full, written
 from regard.core.rule import Rule
 
-# Numbers of keys that plans tell apart in decoding: a text that grows is not planned at each token.
+# Plans distinguish numbers of keys in steps of this, so that decoding is not planned at each token.
 STEP = 128
 
 

@@ -31,7 +31,7 @@ _AT_ANY_OFFSET = (
 
 @value
 class Rule(Value):
-    """Which pairs meet, how much they match, and how scores become weights.
+    """Which pairs may attend, how much they match, and how scores become weights.
 
     `offset` is the position of the first query; decoding at position 9,000 is
     `rule.shift(9000)`.
@@ -67,7 +67,7 @@ class Rule(Value):
                     name,
                     shape_of(getattr(self, name)),
                     f"a {kind.__name__}",
-                    f"pass {name}={example}, say",
+                    f"pass {name}={example}",
                 )
         need_count("offset", self.offset, 0)
         # What only moves the support is the offset of the rule where no step asks for positions.

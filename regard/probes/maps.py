@@ -1,4 +1,4 @@
-"""What a view draws of each head: margins and a small map; and of chosen heads, q, k and lse."""
+"""Data for views: margins and a small map of each head; q, k and lse of chosen heads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from regard.run.mass import log_weight
 from regard.run.survey import survey
 
 THUMB, FINE = 48, 256
-# What a first look may keep of queries and keys, so that chosen heads need no second forward.
+# Bytes of queries and keys to keep, so that chosen heads need no second forward.
 KEPT_BYTES = 128 * 2**20
 
 
@@ -45,10 +45,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Patches:
-    """Where patches of an image stand: their grid, the first among queries, the first among keys.
+    """The patches of an image: their grid, and the index of the first among queries and among keys.
 
-    None where queries, or keys, hold no patches, as the keys of cross-attention to text do. Frames
-    of sound are a grid of one row.
+    An index is None if queries, or keys, hold no patches, like the keys of cross-attention to text.
+    Frames of sound are a grid of one row.
     """
 
     grid: tuple[int, int]
@@ -127,7 +127,7 @@ class Maps(Stage):
         self._keep(site, call)
 
     def _keep(self, site: Site, call: Call) -> None:
-        """Keep the first row of a call while there is room; heads are chosen when all was seen."""
+        """Keep the first row of a call while there is room, for heads chosen later."""
         if self.kept is None:
             return
         # A rule that holds tensors may hold those of each row, and needs them all.
@@ -193,7 +193,7 @@ class DeepHeads(Stage):
 
 
 def facts_of(call: Call) -> dict[str, Any]:
-    """What a page must know to compute weights again; `exact` is False where it cannot."""
+    """Return what a page needs to recompute weights; `exact` is False if it cannot."""
     rule = call.rule
     match, steps = rule.score.match, rule.score.steps
     dot = isinstance(match, DotMatch)
@@ -222,13 +222,10 @@ def _simple(call: Call, causal: bool, rows: Tensor, cols: Tensor) -> bool:
 
 
 def log_scale(weights: Tensor) -> np.ndarray:
-    """Weights as bytes on a log scale: 0 for 2^-16 and less, 255 for 1.
+    """Return weights as bytes on a log scale: 0 for 2^-16 and less, 255 for 1.
 
     >>> log_scale(torch.tensor([0.0, 2.0**-16, 2.0**-8, 1.0])).tolist()
     [0, 0, 128, 255]
     """
     logs = 255 + (255 / 16) * torch.log2(weights.clamp(min=2.0**-17))
     return logs.round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-__all__ = ["Deep", "DeepHeads", "Drawn", "Maps", "Patches", "facts_of", "log_scale", "patches_of"]

@@ -82,6 +82,3 @@ def _element(name: str, x: np.ndarray) -> str:
         f'<script type="text/plain" id="a:{html.escape(name)}" data-type="{x.dtype.name}" '
         f'data-shape="{shape}">{packed.decode()}</script>'
     )
-
-
-__all__ = ["page", "write_page"]

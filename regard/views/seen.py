@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-# Scores that a first look has anyway; others were asked for, and are told of.
+# Scores that every run has; others were asked for, and get a sentence.
 USUAL = {"sink", "strongest_sink", "entropy", "concentration", "distance", "importance"}
 SUFFIXES = (".html", ".json", ".npz", ".png", ".csv")
 
 
 @dataclass
 class Seen:
-    """Everything that was seen in one look; `table()`, `findings()`, `save(path)`.
+    """The results of one `see`: `table()`, `findings()`, `save(path)`.
 
-    `scores` holds what each probe says, by its name; `skipped` why some said nothing.
+    `scores` holds the scores of each probe by name; `skipped` why a probe has none.
     """
 
     model: Mapping[str, str]
@@ -57,7 +57,7 @@ class Seen:
     # spectrogram.
     rollout: RolledOut | None = field(default=None, repr=False)
     sound: bool = False
-    # What a reader must know first: that a text was cut, say.
+    # What a reader must know first, such as that the text was truncated.
     notes: Sequence[str] = ()
     # What it was made from: the fingerprint of the model, and the hash of what it was given.
     made_from: Mapping[str, str] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class Seen:
         ]
 
     def table(self) -> Table:
-        """A rich table: heads that have a role, then what each score says of them."""
+        """Return a rich table: heads that have a role, then what each score says of them."""
         rich = need("rich.table", "see", "draws tables")
         roles = self.roles.first()
         shown = [name for name in ("entropy", "distance", "importance") if name in self.scores]
@@ -218,7 +218,7 @@ class Seen:
         return table
 
     def to_frame(self) -> pandas.DataFrame:
-        """A pandas table with a row for each head and a column for each score."""
+        """Return a pandas table with a row for each head and a column for each score."""
         pandas = need("pandas", "see", "makes tables of scores")
         roles, rows = self.roles.first(), []
         arrays = {name: x.array(list(self.sites)) for name, x in self.scores.items()}
@@ -247,7 +247,7 @@ class Seen:
         return sizes / max(float(np.nanmax(sizes)) if np.isfinite(sizes).any() else 1.0, 1e-9)
 
     def run(self) -> Run:
-        """Everything as one run: a manifest and arrays."""
+        """Return everything as one run: a manifest and arrays."""
         names, roles = self.role_names, self.roles.first()
         arrays: dict[str, np.ndarray] = {}
         for name, scores in self.scores.items():
@@ -324,7 +324,7 @@ class Seen:
         if path.suffix not in SUFFIXES:
             fail(
                 RuleError, "path", str(path), f"a name that ends in one of {', '.join(SUFFIXES)}",
-                "save('heads.html'), say",
+                "pass 'heads.html', for example",
             )  # fmt: skip
         if path.suffix == ".html":
             from regard.views.page import write_page
@@ -341,7 +341,7 @@ class Seen:
         return path
 
     def top(self, score: str, count: int = 5) -> list[Head]:
-        """The heads that score highest."""
+        """Return the heads that score highest."""
         if score not in self.scores:
             fail(
                 RuleError, "score", repr(score), f"one of {', '.join(self.scores)}",
