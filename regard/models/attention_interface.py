@@ -141,7 +141,10 @@ def with_chosen(mask: Any, chosen: Tensor, n: int, is_causal: bool) -> Tensor:
         later = torch.ones((n, m), dtype=torch.bool, device=chosen.device).triu(1)
         return chosen & ~later if is_causal and n > 1 else chosen
     mask = four_axes(mask)[..., : chosen.shape[3]]
-    return mask & chosen if mask.dtype == torch.bool else mask.masked_fill(~chosen, -torch.inf)
+    both: Tensor = (
+        mask & chosen if mask.dtype == torch.bool else mask.masked_fill(~chosen, -torch.inf)
+    )
+    return both
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:

@@ -136,7 +136,7 @@ def pruning_effects(
         if embedding is not None:
             away = float((1 - torch.cosine_similarity(state, whole[1], -1)).mean())
         found[one] = PruningEffects(
-            float((whole[0] - p)[rows, labels].mean()), float(sum(apart).mean()) / 2,
+            float((whole[0] - p)[rows, labels].mean()), float((apart[0] + apart[1]).mean()) / 2,
             away, float(right[0] - right[1]),
         )  # fmt: skip
     return found

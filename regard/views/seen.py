@@ -372,7 +372,7 @@ def _described(site: Site, drawn: Drawn | None, words: int) -> dict[str, Any]:
         "patches": None if patches is None else {
             "queries": patches.queries, "keys": patches.keys,
             # Whether the other tokens are those of the text.
-            "words": bool(words) and site.grid is None and words in (drawn.n, drawn.m),
+            "words": bool(words) and site.grid is None and words in (n, drawn.m if drawn else None),
         },
         "tile": None if drawn is None else drawn.tile,
         "rule": "" if drawn is None else repr(drawn.rule)[:200],
