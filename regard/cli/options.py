@@ -15,5 +15,5 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a m
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that Regard did not write.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-ListThem = Annotated[bool, typer.Option("--list", help="List what can be named, and exit.")]
+ListThem = Annotated[bool, typer.Option("--list", help="List all names, and exit.")]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
