@@ -53,6 +53,45 @@ class ScanAndSnap(nn.Module):
         return torch.special.entr(self.attention(query, counts)).sum(-1)
 
 
+def likelihood(queries: int, following: int, own: int, shared: int) -> Tensor:
+    """Draw P(l | m, n) [queries, following, tokens]: what stands before each next token.
+
+    Next token n belongs to the query n % queries. The first `shared` tokens are common to all, and
+    `own` more are distinct to each next token; how often each comes is random.
+
+    >>> table = likelihood(queries=2, following=4, own=3, shared=2)
+    >>> table.shape, bool(table.sum(-1).flatten()[0].isclose(torch.tensor(1.0)))
+    (torch.Size([2, 4, 14]), True)
+    """
+    table = torch.zeros(queries, following, shared + following * own)
+    for n in range(following):
+        start = shared + n * own
+        table[n % queries, n, start : start + own] = torch.rand(own) + 0.2
+        table[n % queries, n, :shared] = torch.rand(shared) + 0.2
+    return table / table.sum(-1, keepdim=True).clamp_min(1e-9)
+
+
+def sampler(table: Tensor, rows: int, length: int) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+    """Return a function that draws texts of `length` tokens from P(l | m, n), `rows` at a time.
+
+    It gives queries [rows], counts [rows, tokens] and next tokens [rows], as `descend` takes them.
+
+    >>> query, counts, following = sampler(likelihood(2, 4, 3, 2), rows=5, length=20)()
+    >>> query.shape, counts.sum(-1).tolist()
+    (torch.Size([5]), [20.0, 20.0, 20.0, 20.0, 20.0])
+    """
+    pairs = table.any(-1).nonzero()
+
+    def draw() -> tuple[Tensor, Tensor, Tensor]:
+        query, following = pairs[torch.randint(0, len(pairs), (rows,))].T
+        tokens = torch.multinomial(table[query, following], length, replacement=True)
+        counts = torch.zeros(rows, table.shape[-1])
+        counts.scatter_add_(1, tokens, torch.ones(rows, length))
+        return query, counts, following
+
+    return draw
+
+
 @dataclass(frozen=True)
 class Growth:
     """What became of z: by class, and against how often tokens come.
@@ -104,8 +143,12 @@ def descend(
 
 @method(
     "scan_and_snap",
-    call="from regard.analysis.scan_and_snap import ScanAndSnap, descend, growth\n"
-    "# entropies = descend(ScanAndSnap(2, 40, 6), batch, 1000, rate_y=1.0, rate_z=0.1)",
+    call="from regard.analysis.scan_and_snap import ScanAndSnap, descend, growth, likelihood\n"
+    "from regard.analysis.scan_and_snap import sampler\n"
+    "table = likelihood(queries=2, following=4, own=5, shared=3)\n"
+    "model = ScanAndSnap(2, 23, 4)\n"
+    "entropies = descend(model, sampler(table, 16, 50), 100, rate_y=1.0, rate_z=0.1)\n"
+    "print(growth(model, table, entropies).as_said)",
 )
 def growth(model: ScanAndSnap, likelihood: Tensor, entropies: list[float]) -> Growth:
     """Measure z by class; `likelihood` P(l | m, n) [queries, following, tokens].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,10 +25,12 @@ Probes = Annotated[
 Heads = Annotated[
     str | None,
     typer.Option(
-        help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0. "
-        "Default: 12, or all of a small model on a short text."
+        help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0, or names as "
+        "'vision.L1H3'. Default: 12, or all of a small model on a short text."
     ),
 ]
+# A head as pages and tables name it.
+NAME = re.compile(r"(?:[A-Za-z_]+\.)?L\d+[A-Z]?H\d+")
 
 
 def command(
@@ -112,23 +115,32 @@ def command(
         webbrowser.open(files[0].resolve().as_uri())
 
 
-def _heads(asked: str | None) -> int | list[tuple[int, int]] | None:
+def _heads(asked: str | None) -> int | list[tuple[int, int] | str] | None:
     from regard.core.errors import RuleError, fail
 
     if asked is None:
         return None
     if asked.strip().isdecimal():
         return int(asked)
-    pairs = [word.split(",") for word in asked.split()]
-    if not pairs or not all(len(p) == 2 and all(x.isdecimal() for x in p) for p in pairs):
+    found: list[tuple[int, int] | str] = []
+    for word in asked.split():
+        pair = word.split(",")
+        if len(pair) == 2 and all(x.isdecimal() for x in pair):
+            found.append((int(pair[0]), int(pair[1])))
+        elif NAME.fullmatch(word):
+            found.append(word)
+        else:
+            found.clear()
+            break
+    if not found:
         fail(
-            RuleError, "--heads", repr(asked), "a number, or pairs such as '1,3 2,0'",
-            "name heads as LAYER,HEAD",
+            RuleError, "--heads", repr(asked), "a number, or pairs such as '1,3 2,0', or names",
+            "name heads as LAYER,HEAD, or as the page does: L1H3, vision.L1H3",
         )  # fmt: skip
-    return [(int(layer), int(head)) for layer, head in pairs]
+    return found
 
 
-def _need_heads(config: Any, kept: int | list[tuple[int, int]] | None) -> None:
+def _need_heads(config: Any, kept: int | list[tuple[int, int] | str] | None) -> None:
     """Raise where a config tells that there is no such head."""
     from regard.core.errors import ValueRangeError, fail
 
@@ -140,7 +152,10 @@ def _need_heads(config: Any, kept: int | list[tuple[int, int]] | None) -> None:
         return
     if inner is not config or getattr(config, "is_encoder_decoder", False):
         return  # several towers: which layers there are shows when it is loaded
-    for layer, head in kept:
+    for one in kept:
+        if isinstance(one, str):
+            continue  # told when the model is loaded, whose sites have names
+        layer, head = one
         if layer >= layers or head >= heads:
             fail(
                 ValueRangeError, "--heads", f"{layer},{head}",

@@ -82,7 +82,9 @@ def match_heads(model: nn.Module) -> list[HeadMatch]:
             best = torch.cat([own @ other.T for other in earlier], 1).max(1)
             for head, place in enumerate(best.indices.tolist()):
                 value = float(best.values[head])
-                found.append(HeadMatch(site.layer or 0, head, *names[place], value))
+                found.append(
+                    HeadMatch(site.layer or 0, head, names[place][0], names[place][1], value)
+                )
         names += [(site.layer or 0, head) for head in range(g)]
         earlier.append(own)
     return sorted(found, key=lambda x: -x.cosine)

@@ -93,26 +93,16 @@ class Rule(Value):
 
     @staticmethod
     def of(x: Rule | Support | Score | Weigh | None) -> Rule:
-        """Build a rule of one of its parts."""
+        """Build a rule of one of its parts; calls that name the same one share it."""
         if isinstance(x, Rule):
             return x
+        if torch.compiler.is_compiling():
+            return _of(x)
         if x is None:
-            return Rule()
-        if isinstance(x, Support):
-            return Rule(support=x)
-        if isinstance(x, Score):
-            return Rule(score=x)
-        if isinstance(x, Match):
-            return Rule(score=Score(x))
-        if isinstance(x, Weigh):
-            return Rule(weigh=x)
-        return fail(
-            RuleError,
-            "rule",
-            shape_of(x),
-            "a Rule, Support, Score or Weigh",
-            "pass Causal(), or Rule(Causal(), Dot(), Softmax())",
-        )
+            return _PLAIN
+        if isinstance(x, Value) and not x.tensors() and not x.functions():
+            return x.memo("rule", lambda: _of(x))
+        return _of(x)
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Return for each pair whether query i (counted from the first) may attend to key j."""
@@ -201,3 +191,27 @@ class Rule(Value):
         from regard.core.draw import notebook_view
 
         return notebook_view(self)
+
+
+def _of(x: Support | Score | Weigh | None) -> Rule:
+    if x is None:
+        return Rule()
+    if isinstance(x, Support):
+        return Rule(support=x)
+    if isinstance(x, Score):
+        return Rule(score=x)
+    if isinstance(x, Match):
+        return Rule(score=Score(x))
+    if isinstance(x, Weigh):
+        return Rule(weigh=x)
+    return fail(
+        RuleError,
+        "rule",
+        shape_of(x),
+        "a Rule, Support, Score or Weigh",
+        "pass Causal(), or Rule(Causal(), Dot(), Softmax())",
+    )
+
+
+# The rule of a call that names none; calls share it, and what was derived from it.
+_PLAIN = Rule()

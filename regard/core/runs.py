@@ -60,7 +60,9 @@ class Runs(NamedTuple):
         begins[:, 1:] = (start[:, 1:] > reach[:, :-1]) & (stop[:, 1:] > start[:, 1:])
         which = begins.cumsum(1) - 1
         first = torch.full_like(start, self.end).scatter_reduce(1, which, start, "amin")
-        last = torch.zeros_like(stop).scatter_reduce(1, which, stop, "amax")
+        # Empty runs wait at the end: they must not stretch the run before them to it.
+        some = torch.where(stop > start, stop, 0)
+        last = torch.zeros_like(stop).scatter_reduce(1, which, some, "amax")
         return _ordered(first, last, self.end)
 
     def __invert__(self) -> Runs:

@@ -62,7 +62,7 @@ class Value:
 
     def fields(self) -> tuple[tuple[str, Any], ...]:
         """Return name and content of each part, in order."""
-        return tuple((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return tuple((name, getattr(self, name)) for name in _names(type(self)))  # type: ignore[arg-type]
 
     def memo(self, key: Hashable, build: Callable[[], T]) -> T:
         """Build something derived from this value once, and cache it while nothing changes.

@@ -22,6 +22,8 @@ from regard.core.partial import Partial, finite, softmax
 from regard.core.score.base import need_heads, need_number, need_tensor
 from regard.core.value import Value, value
 
+_LAPLACE_MEAN, _LAPLACE_DEVIATION = math.sqrt(0.5), math.sqrt(1 / (4 * math.pi))
+
 
 class RunningState(NamedTuple):
     """State of a running form: `out` [b, h, n, e], with `top` and `total` [b, h, n] of the lse."""
@@ -319,6 +321,28 @@ class Sigmoid(Summed):
         """P (1 - p)."""
         p = self.amount(scores)
         return p * (1 - p)
+
+
+@value
+class Laplace(Summed):
+    """Weights (1 + erf((s - mean) / (deviation sqrt 2))) / 2: a bounded squared ReLU (Mega).
+
+    The mean sqrt(1/2) and the deviation sqrt(1 / (4 pi)) give s^2 its value and its slope at the
+    mean.
+
+    >>> round(float(Laplace().amount(torch.tensor(0.5**0.5))), 6)
+    0.5
+    """
+
+    def amount(self, scores: Tensor) -> Tensor:
+        """Accumulate a normal density."""
+        z = (scores - _LAPLACE_MEAN) / _LAPLACE_DEVIATION
+        return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+
+    def slope(self, scores: Tensor) -> Tensor:
+        """The density."""
+        z = (scores - _LAPLACE_MEAN) / _LAPLACE_DEVIATION
+        return torch.exp(-z.square() / 2) / (_LAPLACE_DEVIATION * math.sqrt(2 * math.pi))
 
 
 @value

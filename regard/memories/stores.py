@@ -25,6 +25,11 @@ class TokenStore(ABC):
     # Whether `settle` may have something to do.
     loose: bool = True
 
+    @property
+    def takes(self) -> int:
+        """Tokens that must come at once for any to be taken in."""
+        return 1
+
     @abstractmethod
     def __len__(self) -> int:
         """Count the tokens held."""

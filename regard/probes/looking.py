@@ -239,8 +239,10 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
     words: list[str] = []
     ids = inputs.get("input_ids")
     need_ids(model, ids)
-    if tokenizer is not None and isinstance(ids, Tensor):
-        words = words_of(tokenizer, ids[0].tolist())
+    # A model that hears or sees, and writes, has no other words than those it is to go on from.
+    shown = inputs.get("decoder_input_ids") if ids is None else ids
+    if tokenizer is not None and isinstance(shown, Tensor):
+        words = words_of(tokenizer, shown[0].tolist())
     return [Reading(dict(inputs), words=words)]
 
 

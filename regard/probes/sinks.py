@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.call import Call
-from regard.core.errors import ValueRangeError, fail
+from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
+from regard.core.partial import merge
+from regard.core.support import ChosenKeys
 from regard.models.site import Site
 from regard.probes.base import Probe, looks_ahead
 from regard.probes.registry import register
 from regard.probes.scores import Scores
+from regard.run.runner import partial_of
 from regard.run.survey import survey
 
 
@@ -213,6 +216,39 @@ class MassiveActivations(Probe):
             for site, share in self._kept
         }
         return self.scores(values, found=self.found, largest=self.largest)
+
+
+def output_split(call: Call, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Split an output [b, h, n, e] into what some keys give it and what all others do.
+
+    Both are sums of weights times values, with the weights that the whole row has: their sum is the
+    output. Where the keys are those of massive states, the first part is nearly the same for every
+    query (Sun 2024).
+
+    >>> q = torch.randn(1, 2, 5, 4)
+    >>> call = Call.of(q, q, q)
+    >>> torch.allclose(sum(output_split(call, [0, 3])), run(call).out, atol=1e-6)
+    True
+    """
+    if call.rule.weigh.has_sink or call.rule.weigh.sums:
+        fail(
+            CapabilityError, "call", f"weights by {call.rule.weigh}", "a plain softmax",
+            "split what has shares of one unit",
+        )  # fmt: skip
+    chosen = ChosenKeys(torch.tensor(list(keys)).view(1, 1, 1, -1))
+    support = call.rule.support
+    parts = [
+        partial_of(call.replace(rule=call.rule.replace(support=support & side)))
+        for side in (chosen, ~chosen)
+    ]
+    whole = merge(*parts).lse
+    assert whole is not None
+    made = []
+    for part in parts:
+        assert part.lse is not None
+        share = torch.exp(part.lse - whole.masked_fill(whole == -torch.inf, 0.0))
+        made.append(part.out * share[..., None].to(part.out.dtype))
+    return made[0], made[1]
 
 
 def sink_rates(probe: _Received, positions: Sequence[int], epsilon: float = 0.3) -> list[float]:

@@ -22,7 +22,9 @@ from regard.probes.scores import Head, Scores, head_name, towers
 from regard.views.one_head import Chosen, SeenHead
 from regard.views.overwrite import is_ours
 from regard.views.roles import ROLES, Roles
+from regard.views.rollout import RolledOut, packed_rollout
 from regard.views.run_file import Run
+from regard.views.sound import frames_of
 from regard.views.word_maps import packed_words
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ class Seen:
     interrupted: bool = False
     image: np.ndarray | None = field(default=None, repr=False)
     words_seen: WordMaps | None = field(default=None, repr=False)
+    # Of a model that sees, attention rollout up to each layer; of one that hears, `image` is the
+    # spectrogram.
+    rollout: RolledOut | None = field(default=None, repr=False)
+    sound: bool = False
     # What a reader must know first, such as that the text was truncated.
     notes: Sequence[str] = ()
     # What it was made from: the fingerprint of the model, and the hash of what it was given.
@@ -255,9 +261,13 @@ class Seen:
         side = max((max(d.tiles.shape[-2:]) for d in self.drawn.values()), default=0)
         thumbs = np.zeros((len(self.sites), wide, side, side), np.uint8)
         described = []
+        frames = frames_of(self.drawn) if self.sound else {}
         for row, site in enumerate(self.sites):
             drawn = self.drawn.get(site)
-            described.append({"tower": self.towers[site], **_described(site, drawn)})
+            if drawn is not None and site in frames:
+                drawn = replace(drawn, patches=frames[site])
+            about = _described(site, drawn, len(self.words))
+            described.append({"tower": self.towers[site], **about})
             if drawn is not None:
                 h, t, s = drawn.tiles.shape
                 thumbs[row, :h, :t, :s] = log_scale(drawn.tiles)
@@ -281,6 +291,9 @@ class Seen:
         if self.words_seen is not None:
             words, maps = packed_words(self.words_seen)
             arrays |= maps
+        rollout = None
+        if self.rollout is not None:
+            rollout, arrays["rollout"] = packed_rollout(self.rollout)
         grid = next((site.grid for site in self.sites if site.grid), None)
         manifest = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -288,7 +301,7 @@ class Seen:
             + (f", {len(self.words)} tokens" if self.words else ""),
             "model": dict(self.model), "made_from": dict(self.made_from), "versions": versions(),
             "tokens": list(self.words),
-            "modality": "image" if self.image is not None else "text",
+            "modality": "sound" if self.sound else "image" if self.image is not None else "text",
             "grid": None if grid is None else list(grid), "sites": described,
             "scores": {
                 name: {"title": x.title, "definition": x.source or x.definition,
@@ -298,6 +311,7 @@ class Seen:
             "roles": [{"name": n, "title": self.scores[n].title, "threshold": ROLES[n]}
                       for n in names],
             "findings": self.findings(), "deep": entries, "words": words,
+            "rollout": rollout,
         }  # fmt: skip
         return Run(manifest, arrays)
 
@@ -346,7 +360,7 @@ class Seen:
         return f"Seen({self.model.get('name', 'model')}: {heads} heads)\n{lines}"
 
 
-def _described(site: Site, drawn: Drawn | None) -> dict[str, Any]:
+def _described(site: Site, drawn: Drawn | None, words: int) -> dict[str, Any]:
     n = None if drawn is None else drawn.n
     patches = None if drawn is None else drawn.patches
     grid = site.grid if patches is None else patches.grid
@@ -355,7 +369,12 @@ def _described(site: Site, drawn: Drawn | None) -> dict[str, Any]:
         "kv_heads": site.kv_heads, "head_size": site.head_size, "causal": site.causal,
         "queries": n, "keys": None if drawn is None else drawn.m,
         "grid": None if grid is None else list(grid),
-        "patches": None if patches is None else {"queries": patches.queries, "keys": patches.keys},
+        "patches": None if patches is None else {
+            "queries": patches.queries, "keys": patches.keys,
+            # Whether the other tokens are those of the text.
+            "words": bool(words) and site.grid is None and words in (n, drawn.m if drawn else None),
+        },
+        "tile": None if drawn is None else drawn.tile,
         "rule": "" if drawn is None else repr(drawn.rule)[:200],
     }  # fmt: skip
 
