@@ -13,7 +13,6 @@ from regard.papers.seeding import restart
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_trainer import fit
 
-
 # After 300 the gates of some seeds have not formed: 0.73 to 0.94; after 800, 0.99.
 STEPS = 800
 
