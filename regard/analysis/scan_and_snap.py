@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.method import method
+from regard.probes.position_heads import ranks
 
 
 class ScanAndSnap(nn.Module):
@@ -40,15 +41,15 @@ class ScanAndSnap(nn.Module):
         self.y = nn.Parameter(torch.zeros(tokens, following))
 
     def attention(self, query: Tensor, counts: Tensor) -> Tensor:
-        """Weight of each token [b, tokens]: softmax over every place it stands at."""
+        """Return the weight of each token [b, tokens]: softmax over every place it stands at."""
         return torch.softmax(self.z[query] + counts.log(), -1)
 
     def forward(self, query: Tensor, counts: Tensor) -> Tensor:
-        """Logits of the next token [b, following]."""
+        """Return logits of the next token [b, following]."""
         return F.normalize(self.attention(query, counts), dim=-1) @ self.y
 
     def entropy(self, query: Tensor, counts: Tensor) -> Tensor:
-        """Entropy of attention over tokens [b], in nats."""
+        """Return the entropy of attention over tokens [b], in nats."""
         return torch.special.entr(self.attention(query, counts)).sum(-1)
 
 
@@ -107,7 +108,7 @@ class Growth:
 
     @property
     def as_said(self) -> float:
-        """Share of tokens whose z has the sign that the theory says."""
+        """Fraction of tokens whose z has the sign that the theory predicts."""
         right = int((self.common < 0).sum()) + int((self.distinct > 0).sum())
         return right / (len(self.common) + len(self.distinct))
 
@@ -176,22 +177,10 @@ def growth(model: ScanAndSnap, likelihood: Tensor, entropies: list[float]) -> Gr
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation of two rows [n]; ties take the mean of their ranks.
+    """Return Spearman's correlation of two rows [n]; ties take the mean of their ranks.
 
     >>> round(rank_correlation(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([0.0, 5.0, 6.0])), 6)
     1.0
     """
-    ranks = [_ranks(x) for x in (a, b)]
-    centered = [r - r.mean() for r in ranks]
+    centered = [r - r.mean() for r in (ranks(x[:, None])[:, 0] for x in (a, b))]
     return float((centered[0] * centered[1]).sum() / (centered[0].norm() * centered[1].norm()))
-
-
-def _ranks(x: Tensor) -> Tensor:
-    """Rank of each number: those below it, and half of its equals."""
-    below, same = (x[:, None] > x).sum(1), (x[:, None] == x).sum(1)
-    return below.double() + (same.double() - 1) / 2
-
-
-__all__ = [
-    "Growth", "ScanAndSnap", "descend", "growth", "likelihood", "rank_correlation", "sampler",
-]  # fmt: skip

@@ -66,7 +66,7 @@ class Weigh(Value):
         lse: Tensor | None,
         d_row: Tensor | None,
     ) -> Tensor:
-        """Gradient of the scores of a tile from that of its weights.
+        """Return the gradient of the scores of a tile from that of its weights.
 
         `d_row` [b, h, n] is d_lse - sum(d_out * out): what every key of the row shares.
         """
@@ -95,7 +95,7 @@ class Weigh(Value):
 
 
 def alive(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    """Pairs that count: allowed, and not removed by a bias of -inf."""
+    """Return pairs that count: allowed, and not removed by a bias of -inf."""
     there = scores != -torch.inf
     return there if allowed is None else there & allowed
 
@@ -104,7 +104,7 @@ class Normalised(Weigh):
     """Weights sign(s) exp(strength(s)) / sum exp(strength(s))."""
 
     def strength(self, scores: Tensor) -> Tensor:
-        """Log of the weight before it is normalised."""
+        """Return log of the weight before it is normalised."""
         return scores
 
     def sign(self, scores: Tensor) -> Tensor | None:
@@ -159,7 +159,7 @@ class Normalised(Weigh):
         lse: Tensor | None,
         d_row: Tensor | None,
     ) -> Tensor:
-        """The softmax rule: w (dw - row), with the row term unsigned."""
+        """Return the softmax rule: w (dw - row), with the row term unsigned."""
         assert d_row is not None
         sign = self.sign(scores)
         if sign is None:
@@ -174,11 +174,11 @@ class Summed(Weigh):
     sums: ClassVar[bool] = True
 
     def amount(self, scores: Tensor) -> Tensor:
-        """Weight of a score."""
+        """Return the weight of a score."""
         raise NotImplementedError
 
     def slope(self, scores: Tensor) -> Tensor:
-        """Derivative of `amount`."""
+        """Return derivative of `amount`."""
         raise NotImplementedError
 
     def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
@@ -289,7 +289,7 @@ class Signed(Normalised):
         return scores.abs()
 
     def sign(self, scores: Tensor) -> Tensor:
-        """The sign of the score."""
+        """Return the sign of the score."""
         return scores.sign()
 
 
@@ -366,6 +366,6 @@ class Relu(Summed):
         return self.scale * scores.clamp(min=0) ** self.power
 
     def slope(self, scores: Tensor) -> Tensor:
-        """Derivative of the power, 0 below 0."""
+        """Return derivative of the power, 0 below 0."""
         up = (scores > 0).to(scores.dtype)
         return self.scale * self.power * scores.clamp(min=0) ** (self.power - 1) * up

@@ -52,7 +52,8 @@ class FourierMixing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x [..., n, d]."""
-        return torch.fft.fft(x, dim=-2).real
+        mixed: Tensor = torch.fft.fft(x, dim=-2).real
+        return mixed
 
 
 __all__ = ["FourierMixing", "mixing_matrix"]

@@ -101,7 +101,8 @@ class Selecting(Select):
                 return None
             layer.extra[self.name] = index
         layer.extra_at[self.name] = dropped
-        index.append(self.seen_by_index(step, keys.since(have)))
+        if keys.m - have >= index.takes:
+            index.append(self.seen_by_index(step, keys.since(have)))
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:

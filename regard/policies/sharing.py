@@ -171,11 +171,11 @@ def skipped(projection: nn.Linear) -> Callable[[], None]:
         return x.new_zeros(()).expand(*x.shape[:-1], projection.out_features)
 
     before = vars(projection).get("forward")
-    projection.forward = nothing  # type: ignore[method-assign]
+    projection.forward = nothing  # type: ignore[method-assign, assignment]
 
     def undo() -> None:
         if before is None:
-            del projection.forward  # type: ignore[misc]
+            del projection.forward
         else:
             projection.forward = before  # type: ignore[method-assign]
 

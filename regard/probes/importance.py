@@ -28,10 +28,10 @@ from regard.probes.scores import Scores
     "probe = Importance()  # regard.see(model, text, [probe]).scores['importance']",
 )
 class Importance(Probe):
-    """How much the loss feels each head: |dL / d gate|, the gate of a head being 1.
+    """How much the loss depends on each head: |dL / d gate|, with the gate of a head at 1.
 
-    A head has a gate at each token, and the sizes of their gradients are added up: those of one
-    gate for a whole text cancel, and rank heads otherwise than taking them out does. Sizes compare
+    A head has a gate at each token, and the sizes of their gradients are summed: gradients of one
+    gate for a whole text cancel, and rank heads differently than ablation does. Sizes compare
     across layers, except by the definition "layer".
     """
 
@@ -52,7 +52,7 @@ class Importance(Probe):
         self.sizes: dict[Site, list[Tensor]] = {}
 
     def see(self, call: Call, result: Result) -> None:
-        """Nothing is to be seen before the loss is known."""
+        """Do nothing before the loss is known."""
 
     def after(self, call: Call, partial: Result) -> Result:
         """Put a gate of 1 on each head of each example, or of each of its tokens."""
@@ -72,7 +72,7 @@ class Importance(Probe):
         self.gates = {}
 
     def result(self) -> Scores:
-        """Mean size over examples."""
+        """Return the mean size over examples."""
         found = {site: torch.cat(x).double().mean(0) for site, x in self.sizes.items()}
         raw = dict(found)
         if self.definition == "layer":
@@ -83,7 +83,7 @@ class Importance(Probe):
 def ablation(
     model: Any, measure: Callable[[Any], float], heads: Iterable[tuple[Site, int]]
 ) -> dict[tuple[Site, int], float]:
-    """Change of `measure(model)` when each head is taken out alone."""
+    """Return the change of `measure(model)` when each head alone is ablated."""
     plain = measure(model)
     changes = {}
     for site, head in heads:
@@ -136,7 +136,7 @@ def pruning_effects(
         if embedding is not None:
             away = float((1 - torch.cosine_similarity(state, whole[1], -1)).mean())
         found[one] = PruningEffects(
-            float((whole[0] - p)[rows, labels].mean()), float(sum(apart).mean()) / 2,
+            float((whole[0] - p)[rows, labels].mean()), float((apart[0] + apart[1]).mean()) / 2,
             away, float(right[0] - right[1]),
         )  # fmt: skip
     return found
@@ -168,9 +168,9 @@ class _SilenceHeads(Stage):
 
 
 class Averaged(Stage):
-    """Let some heads say their mean alone, over inputs and tokens (mean ablation).
+    """Replace the outputs of some heads by their mean over inputs and tokens (mean ablation).
 
-    `means[site]` [h, e] is what they say on average: `means_of(model, inputs)`.
+    `means[site]` [h, e] are the mean outputs: `means_of(model, inputs)`.
     """
 
     def __init__(self, heads: Iterable[tuple[Site, int]], means: Mapping[Site, Tensor]) -> None:
@@ -188,7 +188,7 @@ class Averaged(Stage):
 
 
 def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
-    """What each head says on average [h, e], over the batch and the tokens."""
+    """Return the mean output of each head [h, e], over the batch and the tokens."""
     found: dict[Site, Tensor] = {}
 
     class Means(Stage):
@@ -202,14 +202,8 @@ def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
 
 
 def taken_out(heads: Iterable[tuple[Site, int]]) -> Stage:
-    """Build a stage in which some heads say nothing."""
+    """Build a stage in which the outputs of some heads are zero."""
     by_site: dict[Site, list[int]] = {}
     for site, head in heads:
         by_site.setdefault(site, []).append(head)
     return _SilenceHeads(by_site)
-
-
-__all__ = [
-    "Averaged", "Importance", "PruningEffects", "ablation", "means_of", "pruning_effects",
-    "taken_out",
-]  # fmt: skip

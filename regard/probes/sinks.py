@@ -1,4 +1,4 @@
-"""Where weight goes to rest: sinks, and the states that make them."""
+"""Attention sinks, and the massive activations that cause them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from regard.run.survey import survey
 
 
 class _Received(Probe):
-    """Mean weight that each key gets of the queries that may meet it, summed over inputs."""
+    """Mean weight on each key over the queries that may attend to it, by input."""
 
     want: Sequence[str] = ("received",)
 
@@ -31,7 +31,7 @@ class _Received(Probe):
         self.mean: dict[Site, list[Tensor]] = {}
 
     def look(self, site: Site, call: Call, report: Any) -> None:
-        """Keep the mean weight of every key [b, h, m]; at decoding steps there is too little."""
+        """Keep the mean weight of every key [b, h, m]; skip decoding steps."""
         if call.n > 1:
             mean = report.received / report.seen.clamp(min=1)
             self.mean.setdefault(site, []).append(mean.float().cpu())
@@ -44,7 +44,7 @@ class _Received(Probe):
     "probe = SinkRate(epsilon=0.3)  # regard.see(model, text, [probe]).scores['sink'].details",
 )
 class SinkRate(_Received):
-    """Mean weight on one key, of the queries that may meet it; and how often it passes a bound.
+    """Mean weight on one key over the queries that may attend to it, and the rate over a bound.
 
     alpha_k is the mean of A[i, k] over the queries i >= k among the first `length` tokens: it falls
     as texts grow, so the length is part of the measure. The score of a head is alpha of the key at
@@ -67,7 +67,7 @@ class SinkRate(_Received):
         self.position, self.epsilon, self.length = position, epsilon, length
 
     def tokens_of(self, call: Call) -> int:
-        """The first tokens alone, where the future is hidden."""
+        """Return the first tokens alone, where the future is hidden."""
         return min(self.length, call.n) if not looks_ahead(call) else call.n
 
     def look(self, site: Site, call: Call, _: Any) -> None:
@@ -101,13 +101,15 @@ class SinkRate(_Received):
 
 @register("strongest_sink", groups=("sinks",))
 class StrongestSink(_Received):
-    """The key that gets the most of the queries that may meet it; the last keys are left out.
+    """The key with the largest mean weight over the queries that may attend to it.
 
-    A key that few queries meet is no sink, so only keys met by at least `least` queries count.
+    Only keys that at least `least` queries may attend to count, which leaves out the last ones.
     """
 
     key, title = "strongest_sink", "strongest sink"
-    definitions: ClassVar = {"alpha": "largest mean weight on any key met by 16 queries or more"}
+    definitions: ClassVar = {
+        "alpha": "largest mean weight on any key visible to 16 queries or more"
+    }
 
     def __init__(self, least: int = 16, where: Any = None) -> None:
         super().__init__(where)
@@ -115,13 +117,13 @@ class StrongestSink(_Received):
         self.seen: dict[Site, list[Tensor]] = {}
 
     def look(self, site: Site, call: Call, report: Any) -> None:
-        """Keep the weights, and how many queries may meet each key."""
+        """Keep the weights, and how many queries may attend to each key."""
         super().look(site, call, report)
         if call.n > 1:
             self.seen.setdefault(site, []).append(report.seen.cpu())
 
     def result(self) -> Scores:
-        """The largest mean weight of each head, and the key of it."""
+        """Return the largest mean weight of each head, and the key of it."""
         values, keys = {}, {}
         for site, each in self.mean.items():
             best = [
@@ -172,7 +174,7 @@ class MassiveActivations(Probe):
         self.end()
 
     def begin(self, model: Any, sites: Any) -> None:
-        """Watch the modules that hold the attention: what they give is the state after a layer."""
+        """Watch the modules that contain attention: their outputs are the states after a layer."""
         super().begin(model, sites)
         paths = dict.fromkeys(site.module.rpartition(".")[0] for site in sites)
         self._watch((path, model.get_submodule(path)) for path in paths if path)
@@ -207,7 +209,7 @@ class MassiveActivations(Probe):
         self._kept.append((site, share.float().mean(0).cpu()))
 
     def result(self) -> Scores:
-        """Share of all weight on tokens with massive states."""
+        """Return the share of all weight on tokens with massive states."""
         tokens = sorted({token for _, token, _, _ in self.found})
         values = {
             site: share[:, [t for t in tokens if t < share.shape[1]]].sum(1)
@@ -256,6 +258,3 @@ def sink_rates(probe: _Received, positions: Sequence[int], epsilon: float = 0.3)
         over = [(x[..., k] > epsilon).double().flatten() for e in probe.mean.values() for x in e]
         found.append(float(torch.cat(over).mean()))
     return found
-
-
-__all__ = ["MassiveActivations", "SinkRate", "StrongestSink", "output_split", "sink_rates"]
