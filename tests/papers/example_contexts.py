@@ -262,12 +262,16 @@ def piped(pictures: int = 1, prompt: str = "cat dog") -> Callable[[Any], Context
 
         mask = torch.zeros(8, 16, dtype=torch.bool)
         mask[2:6, 2:8] = True
-        crosses = [n for n, x in pipeline.unet.named_modules() if n.endswith("attn2")]
-        wide = [pipeline.unet.get_submodule(n).to_q.out_features for n in crosses]
-        weights = tuple(torch.randn(size, 16) for size in wide)
-        subject = SubjectTokens(torch.randn(3, 16), tuple(crosses), weights, weights)
+
+        def subject(kind: str) -> SubjectTokens:
+            own = [n for n, x in pipeline.unet.named_modules() if n.endswith(kind)]
+            wide = [pipeline.unet.get_submodule(n).to_q.out_features for n in own]
+            weights = tuple(torch.randn(size, 16) for size in wide)
+            return SubjectTokens(torch.randn(3, 16), tuple(own), weights, weights)
+
         names = {"pipeline": pipeline, "left": LEFT, "right": RIGHT, "region": LEFT, "mask": mask,
-                 "subjects": (subject,), "regions": (LEFT,)}  # fmt: skip
+                 "subjects": (subject("attn2"),), "regions": (LEFT,), "unet": pipeline.unet,
+                 "subject_states": (torch.randn(3, 16),), "subject": subject("attn1")}  # fmt: skip
         given = told(prompt=prompt, num_images_per_prompt=pictures)
         return Context(names, lambda: pipeline(**given))
 
@@ -279,10 +283,12 @@ PAINTED = {
     "ouroboros_diffusion": painter(3), "rf_solver_edit": latents,
 }  # fmt: skip
 PIPED = {
-    "attention_modulation_t2i": piped(), "attentive_eraser": piped(), "bounded_attention": piped(),
+    "attention_modulation_t2i": piped(), "attentive_eraser": piped(), "autostudio": piped(),
+    "bounded_attention": piped(),
     "dreamtuner": piped(2), "entropy_scale_variable_size": piped(), "freecustom": piped(3),
     "ir_diffusion": piped(2),
     "latent_warp": piped(3), "lcm_lookahead": piped(2), "magicface": piped(2),
-    "ms_diffusion": piped(), "storydiffusion": piped(2), "style_nerf2nerf": piped(2),
+    "ms_diffusion": piped(), "pinco": piped(),
+    "storydiffusion": piped(2), "style_nerf2nerf": piped(2),
     "visctrl": piped(2),
 }  # fmt: skip
