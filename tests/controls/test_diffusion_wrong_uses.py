@@ -111,6 +111,20 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "regions of fewer subjects": (
         lambda: d.MSDiffusion((ONE, ONE), (LEFT,)).edits(), "one for each",
     ),
+    "patches that leave gaps": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 0), stride=(5, 4)), "from 1 to",
+    ),
+    "a picture smaller than a patch": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 0))(torch.zeros(1, 1, 3, 9), 1.0),
+        "at least (4, 4)",
+    ),
+    "no time to paint": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 1)), "the first and the last",
+    ),
+    "a mask without a channel": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 0), mask=torch.zeros(4, 4)),
+        "[b, 1, h, w]",
+    ),
     "an anchor of fewer places": (
         lambda: ONE.replace(anchor=d.grid_rotation((3, 3), 8)), "cos and sin [2, head_size]",
     ),

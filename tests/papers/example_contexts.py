@@ -278,7 +278,14 @@ def piped(pictures: int = 1, prompt: str = "cat dog") -> Callable[[Any], Context
     return made
 
 
+def large() -> Context:
+    """A velocity of pictures of any size, and noise of one that is too large for it."""
+    names = {"velocity": lambda z, time: -z, "noise": torch.randn(1, 4, 96, 128)}
+    return Context(names)
+
+
 PAINTED = {
+    "asg_diffusion": large,
     "attend_and_excite": latents, "a_star": latents, "ditctrl": painter(2),
     "ouroboros_diffusion": painter(3), "rf_solver_edit": latents,
 }  # fmt: skip

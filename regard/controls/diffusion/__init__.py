@@ -40,6 +40,7 @@ from regard.controls.diffusion.references import StoryDiffusion as StoryDiffusio
 from regard.controls.diffusion.references import VisCtrl as VisCtrl
 from regard.controls.diffusion.rf_solver import rf_edit as rf_edit
 from regard.controls.diffusion.rf_solver import rf_solve as rf_solve
+from regard.controls.diffusion.structure_guidance import StructureGuidance, object_mask
 from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligned
 from regard.controls.diffusion.subject_composition import AutoStudio, ComposeSubjects
 from regard.controls.diffusion.subject_composition import SubjectKeys as SubjectKeys
@@ -55,8 +56,8 @@ __all__ = [
     "NeglectedWord", "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
     "PicturesBeside", "Pinco", "PromptTokens", "ReadOwnSubject", "ReadPictures",
     "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance", "StoryDiffusion",
-    "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectKeys", "SubjectTokens",
-    "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite", "blend_segments",
-    "grid_rotation", "guide_latents", "prompt_subject", "rf_edit", "rf_solve",
-    "sliced_wasserstein", "tail_latent", "warp_latent",
+    "StructureGuidance", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectKeys",
+    "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite",
+    "blend_segments", "grid_rotation", "guide_latents", "object_mask", "prompt_subject",
+    "rf_edit", "rf_solve", "sliced_wasserstein", "tail_latent", "warp_latent",
 ]  # fmt: skip
