@@ -43,6 +43,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "entropy_scale": {"trained": 12},
     "ms_diffusion": {"regions": (LEFT,)},
     "autostudio": {"regions": (LEFT,)},
+    "diffuhaul": {"source": LEFT, "target": RIGHT, "words": (1,)},
     "attend_and_excite": {
         "words": (1, 3),
         "strength": 0.1,
@@ -55,6 +56,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "inside_regions": {"subjects": SUBJECTS, "strength": 1.0, "rounds": 1},
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "diffuhaul later": ("diffuhaul", {**NEEDED["diffuhaul"], "soft_steps": 0}),
     "magicface later": ("magicface", {**NEEDED["magicface"], "layout_steps": 0}),
     "bounded alternate": ("bounded_attention", {"subjects": SUBJECTS, "regions": "alternate"}),
     "bounded free": ("bounded_attention", {"subjects": SUBJECTS, "regions": "free"}),
@@ -66,7 +68,14 @@ NAMED = sorted({k.name for k in controls.known().values() if k.models == "diffus
 CASES = [*NAMED, *MORE]
 every = pytest.mark.parametrize("name", CASES)
 # Those that take one number, since their steps have their own; or that run the model twice.
-ONE_NUMBER = ("magicface", "attention_modulation", "attend_and_excite", "a_star", "inside_regions")
+ONE_NUMBER = (
+    "magicface",
+    "diffuhaul",
+    "attention_modulation",
+    "attend_and_excite",
+    "a_star",
+    "inside_regions",
+)
 # Those that change the latent, which every branch reads.
 LEADING = ("attend_and_excite", "a_star", "inside_regions")
 GUIDING = ("perturbed_attention_guidance", "smoothed_energy_guidance", "attentive_eraser",

@@ -125,6 +125,12 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 0), mask=torch.zeros(4, 4)),
         "[b, 1, h, w]",
     ),
+    "a source picture that is not there": (
+        lambda: run("sd3", d.DiffUHaul(LEFT, RIGHT, reference=5)), "pictures 0 to 1",
+    ),
+    "a place in words": (
+        lambda: d.DiffUHaul(LEFT, c.Phrase("right")).edits(), "a region of the picture",
+    ),
     "an anchor of fewer places": (
         lambda: ONE.replace(anchor=d.grid_rotation((3, 3), 8)), "cos and sin [2, head_size]",
     ),

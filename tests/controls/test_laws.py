@@ -33,6 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "context_guided": None,  # acts within generate: test_defining_effects
     "anchored_options": {"options": (TokenPositions((3,)), TokenPositions((9,)))},
     "visual_sinks": None,  # needs images: test_images
+    "attention_transition": {"many": 4, "strength": 0.6},
 }
 # Edits by themselves, each at a strength that does something.
 EDITS = {

@@ -220,7 +220,7 @@ def spread_model(call: str) -> None:
 
 LANGUAGE = {
     "act_attention_calibration": sinks, "anchored_bias_edit": options,
-    "attention_sorting": documents, "icr_rerank": documents, "dagcd": context_guided,
+    "attention_sorting": documents, "attention_transition": chat, "icr_rerank": documents, "dagcd": context_guided,
     "deep_thinking_icl": examples_of_a_task, "dual_stream_token_emphasis": emphasis,
     "edatt": translator, "opera": decoding, "truthprint": decoding, "split_softmax": chat,
     "var_visual_sink": images_in_a_prompt, "vhd_vhr": seeing_heads, "vicrop": crops,
@@ -291,7 +291,7 @@ PAINTED = {
 }  # fmt: skip
 PIPED = {
     "attention_modulation_t2i": piped(), "attentive_eraser": piped(), "autostudio": piped(),
-    "bounded_attention": piped(),
+    "bounded_attention": piped(), "diffuhaul": piped(2),
     "dreamtuner": piped(2), "entropy_scale_variable_size": piped(), "freecustom": piped(3),
     "ir_diffusion": piped(2),
     "latent_warp": piped(3), "lcm_lookahead": piped(2), "magicface": piped(2),

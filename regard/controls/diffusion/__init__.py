@@ -8,6 +8,8 @@ from regard.controls.diffusion.added_attention import AddAttention, MSDiffusion,
 from regard.controls.diffusion.added_attention import Pinco as Pinco
 from regard.controls.diffusion.added_attention import grid_rotation as grid_rotation
 from regard.controls.diffusion.diffusion_control import AtKinds, DiffusionControl
+from regard.controls.diffusion.dragging import DiffUHaul as DiffUHaul
+from regard.controls.diffusion.dragging import independent_noise as independent_noise
 from regard.controls.diffusion.entropy_scale import EntropyScale
 from regard.controls.diffusion.eraser import AttentiveEraser
 from regard.controls.diffusion.frame_sharing import (
@@ -50,14 +52,14 @@ from regard.controls.diffusion.subject_isolation import IsolatedSubjects, ReadOw
 __all__ = [
     "AStar", "AddAttention", "AtKinds", "AttendAndExcite", "AttentionModulation",
     "AttentiveEraser", "AutoStudio", "AwayFromOtherText", "BlurQueries", "BoundedAttention",
-    "ComposeSubjects", "CrossFrameAttention", "DiTCtrl", "DiffusionControl", "EachPicture",
-    "EntropyScale", "FreeCustom", "InsideRegions", "IsolatedSubjects", "KeepApart",
+    "ComposeSubjects", "CrossFrameAttention", "DiTCtrl", "DiffUHaul", "DiffusionControl",
+    "EachPicture", "EntropyScale", "FreeCustom", "InsideRegions", "IsolatedSubjects", "KeepApart",
     "KeepOwnValues", "LeadIntoRegions", "MSDiffusion", "MagicFace", "MatchStatistics",
     "NeglectedWord", "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
     "PicturesBeside", "Pinco", "PromptTokens", "ReadOwnSubject", "ReadPictures",
     "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance", "StoryDiffusion",
     "StructureGuidance", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectKeys",
     "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite",
-    "blend_segments", "grid_rotation", "guide_latents", "object_mask", "prompt_subject",
-    "rf_edit", "rf_solve", "sliced_wasserstein", "tail_latent", "warp_latent",
+    "blend_segments", "grid_rotation", "guide_latents", "independent_noise", "object_mask",
+    "prompt_subject", "rf_edit", "rf_solve", "sliced_wasserstein", "tail_latent", "warp_latent",
 ]  # fmt: skip
