@@ -301,13 +301,13 @@ def split(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[str
 
 # Claim -> what measures it, prompts a seed, whose number, and against which rivals.
 CLAIMS: dict[str, tuple[Any, int, str, tuple[str, ...]]] = {
-    "sorting, 8 notes": (sorting, 16, "sorted", ("needle first", "shuffled")),
-    "sorting, 20 notes": (partial(sorting, notes_each=20), 6, "sorted",
+    "sorting, 8 notes": (sorting, 10, "sorted", ("needle first", "shuffled")),
+    "sorting, 20 notes": (partial(sorting, notes_each=20), 4, "sorted",
                           ("needle first", "shuffled")),
-    "reranking": (reranking, 12, "rerank", ("likelihood", "BM25")),
-    "tracking": (tracking, 12, "chosen heads", ("all heads",)),
-    "emphasis": (emphasis, 10, "emphasis", ("plain", "stars", "twice")),
-    "split": (split, 4, "split softmax", ("plain", "system prompt repeated")),
+    "reranking": (reranking, 10, "rerank", ("likelihood", "BM25")),
+    "tracking": (tracking, 8, "chosen heads", ("all heads",)),
+    "emphasis": (emphasis, 8, "emphasis", ("plain", "stars", "twice")),
+    "split": (split, 2, "split softmax", ("plain", "system prompt repeated")),
 }  # fmt: skip
 
 

@@ -220,7 +220,8 @@ def spread_model(call: str) -> None:
 
 LANGUAGE = {
     "act_attention_calibration": sinks, "anchored_bias_edit": options,
-    "attention_sorting": documents, "attention_transition": chat, "icr_rerank": documents, "dagcd": context_guided,
+    "attention_sorting": documents, "attention_transition": chat, "icr_rerank": documents,
+    "dagcd": context_guided,
     "deep_thinking_icl": examples_of_a_task, "dual_stream_token_emphasis": emphasis,
     "edatt": translator, "opera": decoding, "truthprint": decoding, "split_softmax": chat,
     "var_visual_sink": images_in_a_prompt, "vhd_vhr": seeing_heads, "vicrop": crops,
