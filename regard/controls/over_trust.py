@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.attended import AttendedKeys
+from regard.controls.site_choice import of_other_encoders
 from regard.controls.steps_back import Decoded
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.core.method import method
@@ -63,7 +64,9 @@ def decode_without_over_trust(
     if candidates < 1:
         fail(ValueRangeError, "candidates", candidates, "at least 1", "pass candidates=5")
     start = ids.shape[1]
-    last = max(site.layer or 0 for site in hook_of(model)[1])
+    sites = hook_of(model)[1]
+    elsewhere = of_other_encoders(model, sites)
+    last = max((x for x in sites if x.module not in elsewhere), key=lambda x: x.layer or 0)
     decoded: list[int] = []
     rows: list[Tensor] = []  # of each decoded token, on the decoded tokens up to itself
     places: list[int] = []
@@ -78,7 +81,7 @@ def decode_without_over_trust(
         top = scores.topk(candidates).indices
         head = torch.tensor([decoded], dtype=ids.dtype)
         whole = torch.cat((ids, head), 1).expand(candidates, -1)
-        seen = AttendedKeys(slice(-1, None), {"layers": last})
+        seen = AttendedKeys(slice(-1, None), {"names": last.module})
         with attach(model, seen, check=False):
             out = model(torch.cat((whole, top[:, None].to(ids)), 1), **each).logits[:, -1].float()
         made.forwards += 1

@@ -59,9 +59,14 @@ def word_tokenizer() -> Any:
 def load_describer(folder: str | Path = DESCRIBER) -> tuple[Any, Any]:
     """Load (model, tokenizer) of the describer, or of one that `scripts/describer/train.py` made.
 
-    >>> model, tokenizer = load_describer()                            # doctest: +SKIP
+    >>> model, tokenizer = load_describer()
+    >>> drawn = torch.ones(1, 3, 24, 24).neg()
+    >>> drawn[:, 0, 1:6, 1:6] = 1.0  # a red square in the corner
+    >>> answers(model, tokenizer, ask(tokenizer, drawn, "how many ?"), max_new_tokens=2)
+    ['one .']
     """
-    return load(folder)
+    model, tokenizer = load(folder)
+    return model.float(), tokenizer
 
 
 def ask(
