@@ -57,12 +57,12 @@ def prompt_subject(model: Any, states: Tensor) -> SubjectTokens:
     sites, to_k, to_v = [], [], []
     for site in hook_of(model)[1]:
         module = model.get_submodule(site.module) if site.kind == "cross" else None
-        parts = [getattr(module, x, None) for x in ("to_k", "to_v")]
+        parts: list[Any] = [getattr(module, x, None) for x in ("to_k", "to_v")]
         plain = all(x is not None and getattr(x, "bias", None) is None for x in parts)
         if plain and getattr(module, "norm_k", None) is None:
             sites.append(site.module)
-            to_k.append(parts[0].weight.detach())  # type: ignore[union-attr]
-            to_v.append(parts[1].weight.detach())  # type: ignore[union-attr]
+            to_k.append(parts[0].weight.detach())
+            to_v.append(parts[1].weight.detach())
     if not sites:
         fail(
             CapabilityError, "model", type(model).__name__, "cross-attention to a text by plain "
