@@ -195,9 +195,9 @@ def test_decoded_tokens_alone_are_steered_alike_with_a_cache(name: str, model: A
     control = made(name, phase="decoded")
     if any(x.for_all_queries for x in control.edits()):
         return
-    with steered(model, control), torch.no_grad():
+    with steered(model, control, must_move=False), torch.no_grad():
         whole = logits(model)
-    with steered(model, control), torch.no_grad():
+    with steered(model, control, must_move=False), torch.no_grad():
         cache = model(PROMPT, use_cache=True).past_key_values
         each = [
             model(IDS[:, i : i + 1], past_key_values=cache, use_cache=True).logits
