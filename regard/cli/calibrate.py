@@ -36,7 +36,7 @@ def command(
     settings: Settings = None,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite a file that Regard did not write.")
+        bool, typer.Option("--force", help="Overwrite a file of yours, or of another model.")
     ] = False,
 ) -> None:
     """Calibrate a policy on a model. A run that is broken off, or killed, goes on where it was."""
@@ -44,6 +44,7 @@ def command(
     from regard.core.errors import RuleError, ValueRangeError, fail
     from regard.core.files import is_packed, refuse_to_replace
     from regard.policies import calibrate
+    from regard.policies.calibration import CALIBRATION
 
     made = _policy(name, settings or [])
     if not hasattr(made, "learn"):
@@ -52,7 +53,7 @@ def command(
             "use it as it is: it needs no calibration",
         )  # fmt: skip
     path = writable_file("--to", Path(f"{name}.cal") if to is None else to)
-    if path.exists() and not force and not is_packed(path):
+    if path.exists() and not force and not is_packed(path, CALIBRATION):
         refuse_to_replace(path)
     text, sizes = None if file is None else read_text("--file", file), numbers("--length", length)
     at_least("--rows", rows, 1)

@@ -17,6 +17,9 @@ def command(
     a: Side,
     b: Side,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compared/change.html"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a file of yours, or of other runs.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Compare two looks at the same text: which heads changed, how much, and a page of both."""
@@ -28,7 +31,7 @@ def command(
         fail(RuleError, "--out", str(out), "a name that ends in .html", "say --out change.html")
     writable_file("--out", out)
     run = compare(*(x / "heads.npz" if x.is_dir() else x for x in (a, b)))
-    page = write_page(run, out)
+    page = write_page(run, out, overwrite=force)
     said = run.manifest.get("findings", [])
     if as_json:
         print_json({"findings": said, "files": [str(page)]})

@@ -49,7 +49,7 @@ def command(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite files that Regard did not write.")
+        bool, typer.Option("--force", help="Overwrite files of yours, or of another model or text.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
@@ -60,6 +60,7 @@ def command(
     from regard.models.loading import load, shown_name
     from regard.probes.registry import make_probes
     from regard.verbs import see
+    from regard.views.overwrite import need_replaceable
 
     began = time.perf_counter()
     # Everything that can be told without the weights is told before they are loaded.
@@ -96,6 +97,8 @@ def command(
     if shown is not None:
         seen.image = shown
     endings = (".html", ".npz", ".png", ".csv")
+    if not force:
+        need_replaceable([out / f"heads{suffix}" for suffix in endings], seen.run().origin)
     files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]
     if as_json:
         print_json({"findings": seen.findings(), "files": [str(x) for x in files]})

@@ -114,10 +114,14 @@ def _allows(may_replace: Callable[[Path], bool], path: Path) -> bool:
     return not path.exists() or may_replace(path)
 
 
-def refuse_to_replace(path: Path, error: type[FileError] = FileError) -> None:
-    """Raise: a file is there that Regard did not write."""
+NOT_OURS = "a file that is there already, and that Regard did not write as it is"
+OF_ANOTHER = "what is there already, and was made from another model or other inputs"
+
+
+def refuse_to_replace(path: Path, error: type[FileError] = FileError, got: str = NOT_OURS) -> None:
+    """Raise: a file is there that may not go."""
     fail(
-        error, str(path), "a file that is there already, and that Regard did not write as it is",
+        error, str(path), got,
         "a new name", "name another file, or pass overwrite=True (--force in the shell)",
     )  # fmt: skip
 
@@ -270,15 +274,15 @@ def read_packed(path: str | Path, kind: FileKind, limit: int | None = None) -> A
         return unpack(body)
 
 
-def is_packed(path: str | Path) -> bool:
-    """Whether a file is one that `write_packed` wrote, of whatever kind, and is whole."""
+def is_packed(path: str | Path, kind: FileKind) -> bool:
+    """Whether a file is one of a kind that `write_packed` wrote, and is whole."""
     try:
         found = read_bytes(path)
     except OSError:
         return False
     line, _, rest = found.partition(b"\n")
     body = memoryview(rest)[32:]
-    return line.startswith(b"regard-") and hashlib.sha256(body).digest() == rest[:32]
+    return line.startswith(f"{kind.name} ".encode()) and hashlib.sha256(body).digest() == rest[:32]
 
 
 def _first_line(kind: FileKind) -> bytes:

@@ -114,7 +114,7 @@ class Look:
         if vocabulary is None or not self._reads_ids_alone():
             return self._skip(probes, "only a model that reads tokens alone can be shown repeats")
         reading = repeated(
-            int(vocabulary), first=_start(self.tokenizer, config), seed=self.seed,
+            int(vocabulary), first=_start(self.tokenizer), seed=self.seed,
             period=max(4, min(64, (positions_of(config) or 128) // 2 - 1)),
         )  # fmt: skip
         self.forward("repeated tokens", reading, probes)
@@ -327,7 +327,7 @@ def longest(model: Any) -> int:
     return positions_of(getattr(model, "config", None)) or 1 << 20
 
 
-def _start(tokenizer: Any, config: Any) -> int | None:
+def _start(tokenizer: Any) -> int | None:
     found = getattr(tokenizer, "bos_token_id", None)
     return found if isinstance(found, int) else None
 
