@@ -26,7 +26,6 @@ def write_figure(
     mark = {_MARKS[kind]: f"{MADE_BY} {origin}".rstrip()} if kind in _MARKS else None
     figure.savefig(held, format=kind, metadata=mark, **how)
 
-
     def may_replace(there: Path) -> bool:
         if is_our_picture(there) and not is_our_picture(there, origin):
             refuse_to_replace(there, error, OF_ANOTHER)
