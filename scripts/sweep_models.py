@@ -259,7 +259,7 @@ def sweep(library: str, minutes: float, again: list[str]) -> int:
 
 
 def in_time(make: Callable[[], Any]) -> dict[str, Any]:
-    """Try a class for no longer than it may take: in CPU time, whatever else runs here."""
+    """Try a class for at most its CPU time, which does not depend on what else runs."""
 
     def late(*_: Any) -> None:
         raise TookTooLongError(f"more than {SECONDS} s of CPU time")

@@ -1,8 +1,9 @@
 """Write the table of transforms into docs/transforms.md; with --check, try a sample against it.
 
 `python scripts/transforms_page.py` tries every layer, and with the compiler those that were not yet
-(`--again`: all, which takes long); `--untried` leaves rows that are done as they are, and goes on
-where a run was ended; `--check NAME ...` tries those named, and says what is no longer so.
+(`--again`: all, which takes long); `--untried` leaves the rows that are done as they are, and goes
+on where an earlier run was ended; `--check NAME ...` tries those named, and says what is no longer
+so.
 """
 
 from __future__ import annotations

@@ -63,6 +63,3 @@ def picture(
     figure.tight_layout()
     plt.close(figure)
     return write_figure(figure, path, origin=origin, overwrite=overwrite, dpi=130)
-
-
-__all__ = ["picture"]

@@ -59,10 +59,11 @@ def need_known(module: nn.Module, given: dict[str, Any]) -> None:
       ...
     regard.models.hook.UnsupportedModelError: `head_mask`: got a tensor of shape [4]; expected...
     """
+    kind: Any = type(module)
     for name, x in given.items():
         if x is None or name in HARMLESS or name in READ:
             continue
-        if name in REFUSED or _is_handed(type(module), name):
+        if name in REFUSED or _is_handed(kind, name):
             what = REFUSED.get(name, "an argument that Regard does not know")
             fail(
                 UnsupportedModelError, name, f"{shape_of(x)} ({what})",

@@ -28,6 +28,7 @@ from regard.models.engine import Engine
 from regard.models.forward import Forward, current_forward
 from regard.models.hook import Held, UnsupportedModelError
 from regard.models.masks import Mask, make_mask
+from regard.models.removal import uncompiled
 from regard.models.sdpa import four_axes, with_mask
 from regard.run.runner import need_room
 
@@ -72,6 +73,7 @@ def _same(x: str | None) -> str | None:
     return x
 
 
+@uncompiled
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -139,7 +141,10 @@ def with_chosen(mask: Any, chosen: Tensor, n: int, is_causal: bool) -> Tensor:
         later = torch.ones((n, m), dtype=torch.bool, device=chosen.device).triu(1)
         return chosen & ~later if is_causal and n > 1 else chosen
     mask = four_axes(mask)[..., : chosen.shape[3]]
-    return mask & chosen if mask.dtype == torch.bool else mask.masked_fill(~chosen, -torch.inf)
+    both: Tensor = (
+        mask & chosen if mask.dtype == torch.bool else mask.masked_fill(~chosen, -torch.inf)
+    )
+    return both
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:

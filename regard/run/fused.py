@@ -81,13 +81,19 @@ class Fused(Executor):
         """Run the kernel without the lse: one call, no overhead."""
         q, rule = call.q, call.rule
         keys = call.keys
-        if q.shape[2] == 1 and type(keys) is Dense and rule.plain:  # most steps of decoding
+        # Most steps of decoding, and small calls of which nothing is asked: no pair is masked.
+        if type(keys) is Dense and rule.plain:
             scale = rule.score.match.scale  # type: ignore[attr-defined]  # of a plain rule: a dot
             at = keys.at
             full = at is None or getattr(at, "full", None)  # a tensor of positions has none
             full = keys.full if full is None else full
             if full and (scale is None or scale > 0) and not torch._C._is_any_autocast_enabled():
-                return single(q, keys.k, keys.v, scale, call.dropout)
+                k, v = keys.k, keys.v
+                if q.shape[2] == 1:
+                    return single(q, k, v, scale, call.dropout)
+                d = q.shape[3]
+                if d == v.shape[3] or call.dropout:
+                    return every_pair(q, k, v, d**-0.5 if scale is None else scale, call.dropout)
         return contained_out(call, self._out)
 
     def _out(self, call: Call) -> Tensor:
@@ -99,6 +105,8 @@ class Fused(Executor):
         kind = pattern(call)
         if call.n == 1 and kind == "all":
             return single(q, k, call.v, scale, call.dropout)
+        if kind == "all":
+            return every_pair(q, k, call.v, scale, call.dropout)
         mask = None if kind else additive_mask(call)
         count_dense(q, k, call.v, causal=kind == "causal")
         return scaled_dot_product_attention(
@@ -111,6 +119,14 @@ class Fused(Executor):
             scale=scale,
             enable_gqa=call.h != call.g,
         )
+
+
+def every_pair(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor:
+    """Attend from each query to every key."""
+    count_dense(q, k, v, causal=False)
+    return scaled_dot_product_attention(
+        q, k, v, None, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float = 0.0) -> Tensor:

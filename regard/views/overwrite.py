@@ -1,4 +1,4 @@
-"""What may be written over: files that Regard wrote, as it wrote them."""
+"""Which files may be overwritten: those that Regard wrote and nobody changed."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def need_replaceable(paths: Sequence[Path], origin: str) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is a page, run, picture or table of Regard that nobody changed.
+    """Return whether a file is a page, run, picture or table of Regard that nobody changed.
 
-    A table (.csv) has no place for a seal: it is told by its columns.
+    A table (.csv) has no seal: it is recognized by its columns.
     """
     if path.suffix in (".npz", ".json"):
         return is_run(path)
@@ -98,6 +98,3 @@ def _parted(body: bytes) -> tuple[bytes, bytes | None]:
 def _sealed(body: bytes, origin: bytes) -> bytes:
     digest = hashlib.sha256(body + origin).hexdigest().encode()
     return body + _SEAL + origin + b" sha256 " + digest + b" -->\n"
-
-
-__all__ = ["is_ours", "may_replace", "need_replaceable", "origin_of_file", "sealed_page"]

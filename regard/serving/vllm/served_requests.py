@@ -27,6 +27,7 @@ from regard.serving.vllm.paged_policies import (
     paged_policy,
     reads_at_steps,
 )
+from regard.serving.vllm.request_lookback import RequestLookback
 from regard.serving.vllm.request_steering import RequestSteering, check_control
 from regard.serving.vllm.request_survey import RequestSurvey
 from regard.serving.vllm.server_settings import Asked, Settings
@@ -43,6 +44,8 @@ class Served:
     asked: Asked = field(default_factory=Asked)
     prompt: int = 0
     survey: RequestSurvey | None = None
+    # What is seen of the tokens that it generates, if it is surveyed.
+    lookback: RequestLookback | None = None
     steering: RequestSteering | None = None
     layers: dict[Site, PagedLayer] = field(default_factory=dict)
     # Why it cannot go on; the server ends it with this.
@@ -109,7 +112,7 @@ class Serving:
         """
         if served is None or served.failed:
             return False
-        if served.survey is not None or served.steering is not None:
+        if served.lookback is not None or served.steering is not None:
             return True
         if self._policy is None or not served.asked.shrink:
             return False
@@ -159,6 +162,7 @@ class Serving:
                 found.asked = Asked.of(extra)
                 if found.asked.see:
                     found.survey = self._survey(name, list(tokens or ()))
+                    found.lookback = RequestLookback(found.prompt)
                 if found.asked.steer:
                     found.steering = self._steering(found.asked, list(tokens or ()))
             except Exception as error:
@@ -168,6 +172,8 @@ class Serving:
     def leave(self, name: str) -> None:
         """Release all that was kept of a request."""
         one = self.requests.pop(name, None)
+        if one is not None and one.lookback is not None and self.settings.see is not None:
+            one.lookback.write(self.settings.see.out, name)
         if one is not None and one.steering is not None:
             log.info("regard: request %s was steered: %s", name, one.steering.said)
 
@@ -196,6 +202,8 @@ class Serving:
             out = self._through(call, served)
             if served.survey is not None:
                 self._look(call, served, rules)
+            if served.lookback is not None:
+                served.lookback.look(call)
         except Exception as error:
             self._fail(served, error)
             return _plain.run(call)
@@ -253,7 +261,7 @@ class Serving:
     def _fail(self, served: Served, error: Exception) -> None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         served.failed = f"regard: {type(error).__name__}: {error}"
-        served.survey, served.steering, served.layers = None, None, {}
+        served.survey, served.lookback, served.steering, served.layers = None, None, None, {}
         log.error(
             "request %s ends: %s (%s:%s)", served.name, served.failed, where.filename, where.lineno
         )

@@ -6,6 +6,7 @@ as `regard.serving.vllm` does. `test_in_vllm.py` shows the same inside vLLM.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from regard.policies.selecting import Quest
 from regard.run.runner import otherwise
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import can_serve, paged_policy, why_not_paged
+from regard.serving.vllm.request_lookback import SUFFIX
 from regard.serving.vllm.served_requests import Serving, Setup
 from regard.serving.vllm.server_settings import Settings, Shrink
 from regard.views.run_file import Run
@@ -167,6 +169,30 @@ def test_a_survey_of_a_request_is_that_of_see(
             )
             compared += 1
     assert compared > 6
+
+
+@pytest.mark.parametrize("said", ["", "shrink quest keep=25%; "])
+def test_lookback_ratios_are_those_of_the_weights(
+    model: Any, ids: Tensor, said: str, tmp_path: Path
+) -> None:
+    one = serving(model, f"{said}see out={tmp_path} probes=sinks", ids, regard_see=True)
+    made = served(model, one, ids, 3)
+    one.leave("r")
+    rows = json.loads((tmp_path / f"r{SUFFIX}").read_text())
+    assert rows["tokens"] == len(made)
+    if said:
+        return  # what a policy hides from a step is looked at as well, by queries of its own
+    whole, n = torch.cat((ids, torch.tensor([made])), 1), ids.shape[1]
+    eager = build("llama", {**DECODERS["llama"], "attn_implementation": "eager"}, causal=True)
+    eager.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        weights = eager(whole, output_attentions=True).attentions
+    for row, x in zip(rows["lookback"], weights, strict=True):
+        at = torch.arange(n, whole.shape[1])
+        p = x[0, :, n:, :n].double().mean(-1)
+        a = x[0, :, n:, n:].double().sum(-1) / (at - n + 1)
+        want = (p / (p + a)).mean(-1)
+        torch.testing.assert_close(torch.tensor(row["heads"]).double(), want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
