@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that asks the network for nothing and runs no script."""
+"""The report of a sweep: one HTML file without network requests and scripts."""
 
 from __future__ import annotations
 

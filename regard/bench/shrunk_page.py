@@ -1,4 +1,4 @@
-"""What shrinking does to a model, as one page: a table to decide by, and what is traded."""
+"""Policies at budgets as one page: a table, and charts of quality against cost."""
 
 from __future__ import annotations
 
@@ -80,6 +80,3 @@ def _chart(cells: Sequence[Cell], names: Sequence[str], measure: str) -> Chart:
             chart.interval(at, *found.interval, color)
         chart.point(at, level(cell, measure) or 0.0, color, f"{cell.label}: {found}")
     return chart
-
-
-__all__ = ["NOTES", "shrunk_page", "write_shrunk_page"]

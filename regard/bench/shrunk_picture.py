@@ -58,6 +58,3 @@ def picture(cells: Sequence[Cell], path: Path) -> Path:
     figure.tight_layout()
     plt.close(figure)
     return write_figure(figure, path, dpi=130)
-
-
-__all__ = ["picture"]

@@ -175,6 +175,3 @@ class Paged(Keys):
             longest=self.m - before,
         )  # fmt: skip
         return last._gathered(last.k)[:, :, first - before :]
-
-
-__all__ = ["Paged"]

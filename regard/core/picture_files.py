@@ -1,4 +1,4 @@
-"""Pictures as files: whole, marked as Regard's, and only over what has that mark."""
+"""Write pictures atomically, marked as Regard's, and replace only files with that mark."""
 
 from __future__ import annotations
 
@@ -30,13 +30,10 @@ def write_figure(
 
 
 def is_our_picture(path: Path) -> bool:
-    """Whether a picture says that Regard made it (PNG, SVG and PDF can)."""
+    """Return whether a picture (PNG, SVG or PDF) is marked as made by Regard."""
     try:
         body = path.read_bytes()
     except OSError:
         return False
     begins = body.startswith((b"\x89PNG", b"<?xml", b"%PDF"))
     return begins and MADE_BY.encode() in body[:4096] + body[-4096:]
-
-
-__all__ = ["MADE_BY", "is_our_picture", "write_figure"]

@@ -40,7 +40,7 @@ def load(memory: Any, path: str | Path) -> Any:
         memory.restore(content["state"])
         if isinstance(memory, KeyMemory) and memory.seen != 0:
             held = memory.read()
-            need_keys(held.k, held.v, None)  # what cannot be read is told here, not later
+            need_keys(held.k, held.v, None)  # fail here rather than when it is read
     return memory
 
 

@@ -40,7 +40,7 @@ class TokenStore(ABC):
 
     @abstractmethod
     def read(self) -> Tensor:
-        """Return all that is held, [b, h, m, d]."""
+        """Return all tokens, [b, h, m, d]."""
 
     @abstractmethod
     def empty(self) -> TokenStore:
@@ -78,7 +78,7 @@ class TokenStore(ABC):
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
 
 
 StoreKind = Callable[[], TokenStore]
@@ -196,6 +196,3 @@ class Hosted(Plain):
     def empty(self) -> Hosted:
         """Return another."""
         return Hosted(self.home)
-
-
-__all__ = ["Hosted", "Plain", "StoreKind", "TokenStore"]

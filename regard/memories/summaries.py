@@ -162,6 +162,3 @@ class LandmarkPages(Summaries):
     def empty(self) -> LandmarkPages:
         """Return another."""
         return LandmarkPages(self.page, self.make)
-
-
-__all__ = ["Bounds", "LandmarkPages", "Summaries"]

@@ -40,7 +40,8 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
     """
     code: Any = function
     if not hasattr(_frames, "set_code_exec_strategy"):
-        return torch.compiler.disable(function)
+        disabled: Callable[P, T] = torch.compiler.disable(function)
+        return disabled
     action = _frames._FrameAction
     _frames.set_code_exec_strategy(
         code.__code__, _frames._FrameExecStrategy(action.SKIP, action.SKIP)

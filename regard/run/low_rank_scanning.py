@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,16 @@ from torch import Tensor
 from regard.core.autocast import without_autocast
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.heads import expand_heads
-from regard.core.scan import Rate, ScanState, check_chunk, contain, initial_memory, prepare
+from regard.core.scan import (
+    Rate,
+    ScanState,
+    ScanTokens,
+    check_chunk,
+    contain,
+    initial_memory,
+    prepare,
+)
+from regard.core.scan.containment import Spoiled
 from regard.core.scan.diagonal_plus_rank_one import low_rank_chunked, low_rank_recurrent
 
 FORMS = ("recurrent", "parallel", "chunked")
@@ -54,6 +64,45 @@ def scan_low_rank(
     if form is not None and form not in FORMS:
         want = f"None or one of {', '.join(FORMS)}"
         fail(ValueRangeError, "form", repr(form), want, "leave it out")
+
+    def run(
+        tokens: ScanTokens, left: Tensor, right: Tensor, start: Tensor, spoiled: Spoiled | None
+    ) -> tuple[Tensor, ScanState]:
+        n = q.shape[2]
+        if form == "recurrent" or (form is None and n == 1):
+            out, memory = low_rank_recurrent(tokens, left, right, start)
+        else:
+            whole = n if form == "parallel" else chunk
+            out, memory = low_rank_chunked(tokens, left, right, start, whole)
+        if spoiled is not None:
+            out, memory = spoiled.fill(out, memory)
+        return out, ScanState(memory, None)
+
+    return scan_low_rank_with(
+        run, q, k, v, left, right, log_decay=log_decay, state=state, keep=keep, reset=reset,
+        scale=scale,
+    )  # fmt: skip
+
+
+def scan_low_rank_with(
+    run: Callable[[ScanTokens, Tensor, Tensor, Tensor, Spoiled | None], tuple[Tensor, ScanState]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    left: Tensor,
+    right: Tensor,
+    *,
+    log_decay: Rate | None = None,
+    state: ScanState | None = None,
+    keep: Tensor | None = None,
+    reset: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, ScanState]:
+    """Do all of a low-rank scan but the scan: arguments and results are those of `scan_low_rank`.
+
+    `run(tokens, left, right, memory, spoiled)` scans tokens that hold nothing broken from a memory
+    [b, h, d, e]: it returns the output and the state after them, NaN where `spoiled` says.
+    """
     tokens = prepare(q, k, v, log_decay=log_decay, keep=keep, reset=reset, scale=scale)
     left, right = (_directions(name, x, tokens.k) for name, x in (("left", left), ("right", right)))
     for mask, gone in ((keep, False), (reset, True)):
@@ -65,16 +114,8 @@ def scan_low_rank(
         joined = replace(tokens, k=torch.cat((tokens.k, left, right), -1))
         joined, (start,), spoiled = contain(joined, (start,), keep=keep, reset=reset)
         k_all, left, right = joined.k.split(d, -1)
-        tokens = replace(joined, k=k_all)
-        n = q.shape[2]
-        if form == "recurrent" or (form is None and n == 1):
-            out, memory = low_rank_recurrent(tokens, left, right, start)
-        else:
-            whole = n if form == "parallel" else chunk
-            out, memory = low_rank_chunked(tokens, left, right, start, whole)
-        if spoiled is not None:
-            out, memory = spoiled.fill(out, memory)
-    return out.to(tokens.dtype), ScanState(memory, None)
+        out, last = run(replace(joined, k=k_all), left, right, start, spoiled)
+    return out.to(tokens.dtype), last
 
 
 def _directions(name: str, x: Tensor, k: Tensor) -> Tensor:
@@ -87,4 +128,4 @@ def _directions(name: str, x: Tensor, k: Tensor) -> Tensor:
     return expand_heads(x.to(k.dtype), h)
 
 
-__all__ = ["FORMS", "scan_low_rank"]
+__all__ = ["FORMS", "scan_low_rank", "scan_low_rank_with"]

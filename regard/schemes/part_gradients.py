@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from regard.core.call import Call
 from regard.core.partial import Partial, finite, wide
 from regard.core.rule import Rule
 from regard.core.score.matches import DotMatch
@@ -46,20 +47,10 @@ def _kernel_grads(
     channel stands for it, ones in d_out, nothing in v and `d_row` in out: the last product is then
     d_row. In half precision that would be rounded, and the kernel is not asked.
     """
-    plain = type(rule.weigh) is Softmax and isinstance(rule.score.match, DotMatch)
-    if not plain or rule.score.steps or real is not None or wide(q.dtype) != q.dtype:
+    made = None if bool(lse.isnan().any()) else kernel_blocks(rule, q, k, v, i, j, real)
+    if made is None:
         return None
     scale = scale_of_dot(rule, q.shape[3])
-    if scale <= 0 or bool(lse.isnan().any()):
-        return None
-    rows, cols = blocks_of(i, j)
-    made = []
-    for row in rows:
-        for col in cols:
-            own = q[:, :, row], k[:, :, col], v[:, :, col]
-            made.append((row, col, block_call(rule, *own, i[row], j[col], None)))
-    if any(call is not None and pattern(call) is None for *_, call in made):
-        return None
     grads = tuple(torch.zeros_like(x) for x in (q, k, v))
     d_out = d_out.to(q.dtype)
     if out is None:
@@ -74,6 +65,29 @@ def _kernel_grads(
             for whole, some, part in zip(grads, (row, col, col), found, strict=True):
                 whole[:, :, some] += part[..., : whole.shape[3]]
     return list(grads)
+
+
+def kernel_blocks(
+    rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None
+) -> list[tuple[slice, slice, Call | None]] | None:
+    """Cut a part into blocks that dense kernels know: (rows, columns, call), None where empty.
+
+    None where one of them has a mask, or where the rule asks for more than a kernel does.
+    """
+    plain = type(rule.weigh) is Softmax and isinstance(rule.score.match, DotMatch)
+    if not plain or rule.score.steps or real is not None or wide(q.dtype) != q.dtype:
+        return None
+    if scale_of_dot(rule, q.shape[3]) <= 0 or not len(i) or not len(j):
+        return None
+    made = []
+    for row, cols in blocks_of(rule, i, j):
+        for col in cols:
+            own = q[:, :, row], k[:, :, col], v[:, :, col]
+            call = block_call(rule, *own, i[row], j[col], None)
+            if call is not None and pattern(call) is None:
+                return None
+            made.append((row, col, call))
+    return made
 
 
 def scale_of_dot(rule: Rule, d: int) -> float:
@@ -116,4 +130,4 @@ def pulled_back(
     return list(torch.autograd.grad(outputs, inputs, grads, allow_unused=True))
 
 
-__all__ = ["part_grads", "pulled_back", "scale_of_dot"]
+__all__ = ["kernel_blocks", "part_grads", "pulled_back", "scale_of_dot"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +13,9 @@ from regard.core.method import method
 from regard.core.partial import Partial, merge, nothing, wide
 from regard.run.chunked import learns_unseen, reached_learned
 from regard.run.transforms import no_second_derivative
-from regard.schemes.messages import Waiting
-from regard.schemes.part_gradients import part_grads
+from regard.schemes.ring_passes import Back, keys_travel, passing, queries_travel
 from regard.schemes.scheme import Scheme, partial_over, queries_of, row_terms, work
 from regard.schemes.sharded_keys import ShardedKeys
-
-KEYS, BACK = 0, 1  # lanes
 
 
 @method(
@@ -76,7 +72,7 @@ class RingAttention(Scheme):
 
     def backward(self, call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         """Return the gradients of q, k, v and of what the rule learns."""
-        return _keys_travel(call, keys, back)
+        return keys_travel(call, keys, back)
 
 
 @method("burst_attention", call="regard.attend(q, keys, rule=rule, executor='burst')")
@@ -107,7 +103,7 @@ class BurstAttention(RingAttention):
 
     def backward(self, call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         """Let the queries travel."""
-        return _queries_travel(call, keys, back)
+        return queries_travel(call, keys, back)
 
 
 def learned_by(call: Call) -> tuple[Tensor, ...]:
@@ -122,28 +118,6 @@ def learns_unseen_by(call: Call) -> str:
     return f"{unseen}; make them fields of a step" if unseen else ""
 
 
-class Back:
-    """What the backward of a ring needs: tensors of the forward, and gradients of its output."""
-
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, learned: tuple[Tensor, ...], d_out: Tensor,
-        lse: Tensor | None, d_row: Tensor | None, number: int, out: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        # Of the call whose backward it is: others may have been made since.
-        self.number = number
-        self.q, self.k, self.v, self.learned = q, k, v, learned
-        self.d_out, self.lse, self.d_row = d_out, lse, d_row
-        # The output, where all that is asked for is its gradient.
-        self.out = out
-        self.dq, self.dk, self.dv = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (q, k, v))
-        self.d_learned = [torch.zeros_like(x) for x in learned]
-
-    def grads(self) -> list[Tensor]:
-        """Return all gradients, each in the type of what it belongs to."""
-        found = zip((self.dq, self.dk, self.dv), (self.q, self.k, self.v), strict=True)
-        return [*(x.to(like.dtype) for x, like in found), *self.d_learned]
-
-
 class _Ring(Function):
     @staticmethod
     def forward(
@@ -152,7 +126,7 @@ class _Ring(Function):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         i = queries_of(keys).positions(keys.peers.rank)
         out: Partial | None = None
-        for _, own_k, own_v, j in _passing(call, keys, k, v):
+        for _, own_k, own_v, j in passing(call, keys, k, v):
             if len(j) and len(i):
                 part = partial_over(call.rule, q, own_k, own_v, i, j, keys.real)
                 out = part if out is None else merge(out, part)
@@ -175,151 +149,6 @@ class _Ring(Function):
             q, k, v, tuple(learned), d_out, lse, d_row, ctx.number, out if alone else None
         )  # fmt: skip
         return (None, None, None, *ctx.scheme.backward(ctx.call, ctx.keys, back))
-
-
-def _passing(
-    call: Call, keys: ShardedKeys, k: Tensor, v: Tensor, number: int | None = None
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Yield the needed keys of each rank, nearest first: (rank, k, v, positions)."""
-    peers, needed = keys.peers, work(call, keys).needed
-    (b, g, _, d), e = k.shape, v.shape[3]
-
-    def post(step: int) -> tuple[Waiting, Tensor]:
-        to, source = (peers.rank + step) % peers.world, (peers.rank - step) % peers.world
-        slots = needed[to][peers.rank].to(k.device)
-        sent = torch.cat((k[:, :, slots].flatten(), v[:, :, slots].flatten()))
-        got = k.new_empty(b * g * len(needed[peers.rank][source]) * (d + e))
-        back = number is not None
-        what = f"step {step} of {'the backward of ' * back}ring"
-        return peers.exchange(
-            {to: sent}, {source: got}, what, lane=KEYS + 4 * back, call=number
-        ), got
-
-    coming = post(1) if peers.world > 1 else None
-    for step in range(peers.world):
-        source = (peers.rank - step) % peers.world
-        slots = needed[peers.rank][source]
-        if step == 0:
-            here = slots.to(k.device)
-            own_k, own_v = k[:, :, here], v[:, :, here]
-        else:
-            assert coming is not None
-            coming[0].wait()
-            got, c = coming[1], len(slots)
-            coming = post(step + 1) if step + 1 < peers.world else None
-            own_k = got[: b * g * c * d].view(b, g, c, d)
-            own_v = got[b * g * c * d :].view(b, g, c, e)
-        yield source, own_k, own_v, keys.layout.positions(source)[slots]
-
-
-def _add(whole: Tensor, slots: Tensor, part: Tensor | None) -> None:
-    """Add the gradient of some rows of x [b, g, c, d]."""
-    if part is not None:
-        whole.index_add_(2, slots.to(whole.device), part.to(whole.dtype))
-
-
-def _learn(back: Back, found: list[Tensor | None]) -> None:
-    for whole, part in zip(back.d_learned, found, strict=True):
-        if part is not None:
-            whole += part
-
-
-def _keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
-    """Pass the keys by again, and send their gradients home."""
-    peers, needed = keys.peers, work(call, keys).needed
-    i = queries_of(keys).positions(peers.rank)
-    home: list[tuple[Waiting, Tensor, Tensor]] = []
-    (b, g, _, d), e = back.k.shape, back.v.shape[3]
-    for step, (source, k, v, j) in enumerate(_passing(call, keys, back.k, back.v, back.number)):
-        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-        if len(i) and len(j):
-            dq, found_k, found_v, *rest = part_grads(
-                call.rule, back.q, k, v, i, j, keys.real, back.d_out, back.lse, back.d_row,
-                back.learned, back.out,
-            )  # fmt: skip
-            if dq is not None:
-                back.dq += dq
-            dk, dv = dk if found_k is None else found_k, dv if found_v is None else found_v
-            _learn(back, rest)
-        if step == 0:
-            slots = needed[peers.rank][peers.rank]
-            _add(back.dk, slots, dk)
-            _add(back.dv, slots, dv)
-            continue
-        to = (peers.rank + step) % peers.world
-        slots = needed[to][peers.rank]
-        got = back.k.new_empty(b * g * len(slots) * (d + e))
-        sent = torch.cat((dk.flatten(), dv.flatten())).to(back.k.dtype)
-        what = f"step {step} of the backward of ring"
-        home.append(
-            (
-                peers.exchange({source: sent}, {to: got}, what, lane=BACK, call=back.number),
-                got,
-                slots,
-            )
-        )
-    for waiting, got, slots in home:
-        waiting.wait()
-        cut = b * g * len(slots) * d
-        _add(back.dk, slots, got[:cut].view(b, g, -1, d) if len(slots) else None)
-        _add(back.dv, slots, got[cut:].view(b, g, -1, e) if len(slots) else None)
-    return back.grads()
-
-
-def _queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
-    """Pass the queries by the keys, and send their gradients home."""
-    peers, ranks = keys.peers, work(call, keys)
-    layout, full = queries_of(keys), wide(back.q.dtype)
-    (b, h, _, d), e = back.q.shape, back.v.shape[3]
-    rows = [] if back.lse is None or back.d_row is None else [back.lse, back.d_row]
-    home: list[tuple[Waiting, Tensor, Tensor]] = []
-    for step in range(peers.world):
-        to, source = (peers.rank + step) % peers.world, (peers.rank - step) % peers.world
-        asks, asked = ranks.asking[peers.rank][to], ranks.asking[source][peers.rank]
-        what, c = f"step {step} of the backward of burst", len(asked)
-        here = asks.to(back.q.device)
-        wide_rows = [x[:, :, here].flatten().to(full) for x in rows]
-        given = [torch.cat((back.q[:, :, here].flatten(), back.d_out[:, :, here].flatten()))]
-        given += [torch.cat(wide_rows)] if rows else []
-        got = [back.q.new_empty(b * h * c * (d + e))]
-        got += [back.q.new_empty(b * h * c * 2, dtype=full)] if rows else []
-        if step:
-            for lane, (x, y) in enumerate(zip(given, got, strict=True)):
-                peers.exchange({to: x}, {source: y}, what, lane=lane + 2, call=back.number).wait()
-        else:
-            got = given
-        q = got[0][: b * h * c * d].view(b, h, c, d) if c else back.q[:, :, :0]
-        dq = torch.zeros_like(q)
-        slots = ranks.needed[source][peers.rank]
-        if c and len(slots):
-            d_out = got[0][b * h * c * d :].view(b, h, c, e)
-            lse, d_row = got[1].view(2, b, h, c) if rows else (None, None)
-            some = slots.to(back.k.device)
-            i, j = layout.positions(source)[asked], keys.layout.positions(peers.rank)[slots]
-            found_q, dk, dv, *rest = part_grads(
-                call.rule, q, back.k[:, :, some], back.v[:, :, some], i, j, keys.real, d_out, lse,
-                d_row, back.learned,
-            )  # fmt: skip
-            dq = dq if found_q is None else found_q
-            _add(back.dk, slots, dk)
-            _add(back.dv, slots, dv)
-            _learn(back, rest)
-        if not step:
-            _add(back.dq, asks, dq)
-            continue
-        mine = back.q.new_empty(b * h * len(asks) * d)
-        sent = dq.to(back.q.dtype).flatten()
-        home.append(
-            (
-                peers.exchange({source: sent}, {to: mine}, what, lane=BACK, call=back.number),
-                mine,
-                asks,
-            )
-        )
-    for waiting, mine, asks in home:
-        waiting.wait()
-        _add(back.dq, asks, mine.view(b, h, -1, d) if len(asks) else None)
-    return back.grads()
 
 
 __all__ = ["BurstAttention", "RingAttention", "learned_by"]

@@ -159,9 +159,8 @@ def partial_over(
         joined = sum(x[:, :, :0].sum() for x in (q, k, v))
         empty = q.new_zeros(*q.shape[:3], v.shape[3], dtype=wide(q.dtype)) + joined
         return nothing(empty, sums=rule.weigh.sums)._replace(out=empty)
-    rows, cols = blocks_of(i, j)
     made = []
-    for row in rows:
+    for row, cols in blocks_of(rule, i, j):
         parts = [
             _block(rule, q[:, :, row], k[:, :, col], v[:, :, col], i[row], j[col], real)
             for col in cols
@@ -175,12 +174,31 @@ def partial_over(
     return Partial(torch.cat([x.out for x in made], 2), torch.cat(lses, 2) if lses else None)
 
 
-def blocks_of(i: Tensor, j: Tensor) -> tuple[list[slice], list[slice]]:
-    """Cut positions of queries and keys into runs, where these are few."""
+def blocks_of(rule: Rule, i: Tensor, j: Tensor) -> list[tuple[slice, list[slice]]]:
+    """Cut positions of queries into runs, and those of keys for each, where these are few."""
     rows, cols = _runs(i), _runs(j)
     if len(rows) * len(cols) > RUNS:
-        return [slice(0, len(i))], [slice(0, len(j))]
-    return rows, cols
+        return [(slice(0, len(i)), [slice(0, len(j))])]
+    return [(row, [x for col in cols for x in _cut(rule, i[row], j, col)]) for row in rows]
+
+
+def _cut(rule: Rule, i: Tensor, j: Tensor, col: slice) -> list[slice]:
+    """Cut a run of keys into those before, beside and behind a run of queries.
+
+    Where all of the first are attended to and none of the last, as under a causal rule, kernels
+    need no mask for any of the three.
+    """
+    at = j[col]
+    low = int(torch.searchsorted(at, int(i[0]) + rule.offset))
+    high = int(torch.searchsorted(at, int(i[-1]) + rule.offset, right=True))
+    if low == high or (low == 0 and high == len(at)):
+        return [col]
+    if low and state_of(rule, i, at[:low]) != FULL:
+        return [col]
+    if high < len(at) and state_of(rule, i, at[high:]) != EMPTY:
+        return [col]
+    cuts = [0, low, high, len(at)]
+    return [slice(col.start + a, col.start + b) for a, b in itertools.pairwise(cuts) if b > a]
 
 
 def _runs(x: Tensor) -> list[slice]:

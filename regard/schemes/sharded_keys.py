@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from regard.core.errors import CapabilityError, ShapeError, fail, shape_of
 from regard.core.keys import STEP, Dense, Keys
+from regard.core.partial import wide
+from regard.run.transforms import no_second_derivative
 from regard.schemes.layouts import Contiguous, Layout
-from regard.schemes.messages import TIMEOUT, Peers, exchange
+from regard.schemes.messages import TIMEOUT, Peers, Waiting
 
 
 def peers_of(mesh: Any, dim: str | None = None, timeout: float = TIMEOUT) -> Peers:
@@ -208,25 +211,97 @@ def gathered(
     """Gather the needed keys of every rank, by position: k [b, g, c, d] and v [b, g, c, e].
 
     `needed[r][s]` are the slots of rank s that rank r needs. Differentiable: gradients go back to
-    the ranks that hold the keys, and are summed there.
+    the ranks that hold the keys, and are summed there. The keys that are gathered are held twice
+    while they arrive, and once from then on.
     """
-    peers, (b, g, _, d, e) = keys.peers, own.shape
-    slots = [needed[rank][peers.rank].to(own.k.device) for rank in range(peers.world)]
-    x = torch.cat([
-        torch.cat((own.k[:, :, s].flatten(), own.v[:, :, s].flatten())) for s in slots
-    ])  # fmt: skip
-    each = b * g * (d + e)
-    counts = [len(x) for x in needed[peers.rank]]
-    outgoing, incoming = tuple(len(s) * each for s in slots), tuple(c * each for c in counts)
-    found = exchange(peers, ((outgoing, incoming),), what, x)[0].split(incoming)
-    k = torch.cat([
-        x[: b * g * c * d].view(b, g, c, d) for x, c in zip(found, counts, strict=True)
-    ], 2)  # fmt: skip
-    v = torch.cat([
-        x[b * g * c * d :].view(b, g, c, e) for x, c in zip(found, counts, strict=True)
-    ], 2)  # fmt: skip
-    order = arrived(keys, needed[peers.rank]).argsort().to(k.device)
-    return k[:, :, order], v[:, :, order]
+    made: tuple[Tensor, Tensor] = _Gathered.apply(keys, needed, what, own.k, own.v)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _Gathered(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, keys: ShardedKeys, needed: list[list[Tensor]], what: str, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        peers, (b, g, _, d), e = keys.peers, k.shape, v.shape[3]
+        ranks, here = range(peers.world), needed[peers.rank]
+        places = arrived(keys, here).argsort().argsort().split([len(x) for x in here])
+        gets = {r: k.new_empty(b * g * len(here[r]) * (d + e)) for r in ranks if r != peers.rank}
+        waiting = peers.exchange(_packed(needed, peers.rank, k, v), gets, what)
+        count = sum(map(len, here))
+        all_k, all_v = k.new_empty(b, g, count, d), v.new_empty(b, g, count, e)
+        slots = here[peers.rank].to(k.device)
+        own = places[peers.rank].to(k.device)
+        all_k.index_copy_(2, own, k[:, :, slots])
+        all_v.index_copy_(2, own, v[:, :, slots])
+        waiting.wait()
+        for rank, place in enumerate(places):
+            if rank != peers.rank:
+                got_k, got_v = _unpacked(gets.pop(rank), b, g, d, e)
+                all_k.index_copy_(2, place.to(k.device), got_k)
+                all_v.index_copy_(2, place.to(v.device), got_v)
+        ctx.keys, ctx.needed, ctx.what, ctx.places = keys, needed, what, places
+        ctx.call, ctx.shapes = peers.calls, (k.shape, v.shape)
+        return all_k, all_v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[None, None, None, Tensor, Tensor]:
+        """Send gradients home, to one rank after the other: two messages are held at a time."""
+        if torch.is_grad_enabled():
+            no_second_derivative("gather")
+        peers, needed, (all_k, all_v) = ctx.keys.peers, ctx.needed, grads
+        (b, g, _, d), e = ctx.shapes[0], ctx.shapes[1][3]
+        dk, dv = (
+            x.new_zeros(shape, dtype=wide(x.dtype))
+            for x, shape in zip(grads, ctx.shapes, strict=True)
+        )
+
+        def post(step: int) -> tuple[Waiting, Tensor]:
+            to, source = (peers.rank + step) % peers.world, (peers.rank - step) % peers.world
+            place = ctx.places[to].to(all_k.device)
+            sent = torch.cat((all_k[:, :, place].flatten(), all_v[:, :, place].flatten()))
+            got = all_k.new_empty(b * g * len(needed[source][peers.rank]) * (d + e))
+            what = f"the backward of {ctx.what}"
+            return peers.exchange({to: sent}, {source: got}, what, lane=1, call=ctx.call), got
+
+        coming = post(1) if peers.world > 1 else None
+        for step in range(peers.world):
+            source = (peers.rank - step) % peers.world
+            slots = needed[source][peers.rank].to(dk.device)
+            if step == 0:
+                place = ctx.places[peers.rank].to(all_k.device)
+                part_k, part_v = all_k[:, :, place], all_v[:, :, place]
+            else:
+                assert coming is not None
+                coming[0].wait()
+                part_k, part_v = _unpacked(coming[1], b, g, d, e)
+                coming = post(step + 1) if step + 1 < peers.world else None
+            dk.index_add_(2, slots, part_k.to(dk.dtype))
+            dv.index_add_(2, slots, part_v.to(dv.dtype))
+        return None, None, None, dk.to(all_k.dtype), dv.to(all_v.dtype)
+
+
+def _packed(needed: list[list[Tensor]], rank: int, k: Tensor, v: Tensor) -> dict[int, Tensor]:
+    """Pack what each other rank needs of this one; those who need the same get the same tensor."""
+    made: list[tuple[Tensor, Tensor]] = []
+    sends = {}
+    for to, row in enumerate(needed):
+        slots = row[rank]
+        if to == rank:
+            continue
+        found = next((x for old, x in made if torch.equal(old, slots)), None)
+        if found is None:
+            some = slots.to(k.device)
+            found = torch.cat((k[:, :, some].flatten(), v[:, :, some].flatten()))
+            made.append((slots, found))
+        sends[to] = found
+    return sends
+
+
+def _unpacked(x: Tensor, b: int, g: int, d: int, e: int) -> tuple[Tensor, Tensor]:
+    """Cut a message into k [b, g, c, d] and v [b, g, c, e]."""
+    c = x.numel() // (b * g * (d + e))
+    return x[: b * g * c * d].view(b, g, c, d), x[b * g * c * d :].view(b, g, c, e)
 
 
 def arrived(keys: ShardedKeys, slots: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ NAMES = (AUTO, "ring", "burst", "gather", "heads", "heads_ring", STAR)
 LAYOUTS = {"zigzag": ZigZag, "contiguous": Contiguous, "striped": Striped}
 
 
+# Numbers of gradients that travel in one message, at most, but for larger parameters.
+BUCKET = 1 << 22
 # Generated tokens in a row that one rank keeps, before the next one does.
 DEALT = 16
 
@@ -279,11 +282,13 @@ class Spreading(Detaching):
         FSDP and DDP over this dimension do it by themselves (they divide by the ranks: multiply
         the loss by as many).
         """
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                grad = parameter.grad
-                own = torch.zeros_like(parameter) if grad is None else grad
-                parameter.grad = self.peers.total(own, f"adding gradients of {name} up")
+        for names, some in _buckets(self.model):
+            own = [torch.zeros_like(x) if x.grad is None else x.grad for x in some]
+            flat = torch.cat([x.flatten() for x in own])
+            what = f"adding gradients of {names[0]} to {names[-1]} up"
+            summed = self.peers.total(flat, what).split([x.numel() for x in some])
+            for parameter, part in zip(some, summed, strict=True):
+                parameter.grad = part.view_as(parameter)
 
     @torch.no_grad()
     def generate(
@@ -354,6 +359,23 @@ class Spreading(Detaching):
     def __repr__(self) -> str:
         name, world = type(self.model).__name__, self.peers.world
         return f"Spreading({name} over {world} ranks by {self.stage.scheme})"
+
+
+def _buckets(model: nn.Module) -> Iterator[tuple[list[str], list[nn.Parameter]]]:
+    """Yield what is learned, a few parameters of one kind at a time: they travel as one message."""
+    names: list[str] = []
+    some: list[nn.Parameter] = []
+    for name, x in model.named_parameters():
+        if not x.requires_grad:
+            continue
+        full = sum(y.numel() for y in some) + x.numel() > BUCKET
+        if some and (full or (x.dtype, x.device) != (some[0].dtype, some[0].device)):
+            yield names, some
+            names, some = [], []
+        names.append(name)
+        some.append(x)
+    if some:
+        yield names, some
 
 
 def spread(

@@ -1,4 +1,4 @@
-"""What may be written over: files that Regard wrote, as it wrote them."""
+"""Which files may be overwritten: those that Regard wrote and nobody changed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def sealed_page(text: str) -> bytes:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is a page, run, picture or table of Regard that nobody changed.
+    """Return whether a file is a page, run, picture or table of Regard that nobody changed.
 
-    A table (.csv) has no place for a seal: it is told by its columns.
+    A table (.csv) has no seal: it is recognized by its columns.
     """
     if path.suffix in (".npz", ".json"):
         return is_run(path)
@@ -42,6 +42,3 @@ def is_ours(path: Path) -> bool:
 
 def _sealed(body: bytes) -> bytes:
     return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b" -->\n"
-
-
-__all__ = ["is_ours", "sealed_page"]

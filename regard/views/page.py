@@ -21,8 +21,9 @@ from regard.views.run_file import Run
 # The parts of the page. Each declares its own script (NAME.js), and where it has some its style
 # (NAME.css) and its section (NAME.html). Scripts are one module in this order, so that the page
 # opens from a disk without a server; a view registers itself, and the address names it.
-PARTS = ("style", "data", "color", "state", "patches", "words", "overview", "telling", "heads_view",
-         "head", "map", "lines", "pinned", "text", "head_view", "compare", "main")  # fmt: skip
+PARTS = ("style", "data", "color", "state", "patches", "words", "overview", "telling",
+         "heads_view", "rollout", "head", "map", "lines", "pinned", "text", "head_view", "compare",
+         "main")  # fmt: skip
 
 
 def page(run: Run, after: str = "") -> str:
@@ -81,6 +82,3 @@ def _element(name: str, x: np.ndarray) -> str:
         f'<script type="text/plain" id="a:{html.escape(name)}" data-type="{x.dtype.name}" '
         f'data-shape="{shape}">{packed.decode()}</script>'
     )
-
-
-__all__ = ["page", "write_page"]

@@ -46,6 +46,3 @@ def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
         axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_title(run.manifest.get("title", ""), fontsize=10)
     return write_figure(figure, path, overwrite=overwrite, dpi=150)
-
-
-__all__ = ["draw_heads"]

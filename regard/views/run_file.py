@@ -89,7 +89,7 @@ class Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a file is a run, or the manifest of one, just as Regard wrote it."""
+    """Return whether a file is a run, or the manifest of one, just as Regard wrote it."""
     try:
         with reading(path, RUN):
             body = read_bytes(path)
@@ -161,6 +161,3 @@ def _array(body: bytes) -> np.ndarray:
         raise ValueError(f"an array {list(shape)} of {dtype} in {left:,} bytes")
     flat = np.frombuffer(body, dtype, offset=file.tell()) if left else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if fortran else "C").copy()
-
-
-__all__ = ["FORMAT", "LIMIT", "RUN", "VERSION", "Run", "RunFileError", "is_run"]

@@ -26,7 +26,7 @@ from regard.bench.sweep import carry_out_all, one, plan
 from regard.bench.training import carry_out, seed_of
 from regard.cli.bench import app
 from regard.core.errors import CapabilityError, RegardError, RuleError
-from regard.core.files import write_json
+from regard.core.files import disk_errors, write_json
 from regard.layers.registry import get
 from regard.tasks import task as make_task
 
@@ -341,7 +341,7 @@ def test_unknown_names_suggest_near_ones():
 
 
 def test_a_layer_without_the_pattern_is_refused_with_the_reason():
-    with pytest.raises(CapabilityError, match="it looks ahead, always"):
+    with pytest.raises(CapabilityError, match="it always attends to the future"):
         tiny(["agent_attention"])
     with pytest.raises(CapabilityError, match="no context"):
         tiny(["retention"], ["translation"])
@@ -384,7 +384,7 @@ def test_a_full_disk_ends_a_sweep_in_one_line(tmp_path, monkeypatch):
 
 
 def _full(path, content, kind):
-    with records.told_of_disk(path):
+    with disk_errors(path, records.BenchError):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

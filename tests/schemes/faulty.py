@@ -61,6 +61,7 @@ def _both(on_one: dict[str, Any], **both: Any) -> None:
 def _at(place: str, act: Any, grad: bool = True, scheme: str = "ring") -> None:
     """Do something on rank 1 before, in or after the messages of a call."""
     from regard.schemes import ring_attention as home
+    from regard.schemes import ring_passes
 
     if _rank() == 1 and place == "before":
         act()
@@ -76,7 +77,7 @@ def _at(place: str, act: Any, grad: bool = True, scheme: str = "ring") -> None:
     if _rank() == 1 and place == "after":
         act()
     if _rank() == 1 and place == "in backward":
-        home.part_grads = lambda *_: act()  # type: ignore[assignment]
+        ring_passes.part_grads = lambda *_: act()  # type: ignore[assignment]
     out.sum().backward()
     _call(n=12, scheme=scheme)
 

@@ -1,4 +1,4 @@
-"""Models and scans over ranks, beside one process; run in processes by test_spreading.py."""
+"""Models over ranks, beside one process; run in processes by test_spreading.py."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import threading
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import conv2d
 
 from regard.models.attach import attach
 from regard.models.stage import Edit
 from regard.run.api import attend
-from regard.run.scanning import scan
 from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
-from regard.schemes.lasp2 import message_bytes, scan_sharded
 from regard.schemes.spreading import spread
 from regard.schemes.video_clips import clip_rule, group_norm, with_borders
 
@@ -123,66 +120,6 @@ def generate(
 
 def generates(asked: list[list[Any]], peers: Any = None) -> list[dict[str, Any]]:
     return [generate(*one, peers=peers) for one in asked]
-
-
-def scans(lengths: list[int], peers: Any = None) -> list[dict[str, Any]]:
-    """Scans over ranks beside `regard.scan`: the largest difference, and the bytes sent."""
-    peers = peers or peers_of(None)
-    found = []
-    for n in lengths:
-        for kind in ("plain", "decay", "channels", "delta", "normalized", "documents"):
-            draw = torch.Generator().manual_seed(n)
-            b, h, g, d, e = 2, 4, 2, 5, 6
-            wide = {"dtype": torch.float64, "generator": draw}
-            q, k, v = (
-                torch.randn(b, x, n, y, **wide).mul(0.3).requires_grad_(True)
-                for x, y in ((h, d), (g, d), (g, e))
-            )
-            decay = torch.rand(
-                b, h, n, *([d] if kind == "channels" else []), dtype=torch.float64, generator=draw
-            )
-            log_decay = None if kind in ("plain", "normalized") else -decay
-            log_decay = None if log_decay is None else log_decay.requires_grad_(True)
-            beta = (
-                torch.rand(b, h, n, dtype=torch.float64, generator=draw)
-                if kind == "delta"
-                else None
-            )
-            reset = torch.rand(b, n, generator=draw) < 0.1 if kind == "documents" else None
-            if kind == "normalized":
-                q, k = (x.detach().abs().requires_grad_(True) for x in (q, k))
-            more = {"normalize": 1e-6} if kind == "normalized" else {}
-            cut = Contiguous(n, peers.world)
-
-            def own(x: Tensor | None, axis: int, cut: Any = cut) -> Any:
-                return None if x is None else cut.take(x, peers.rank, axis)
-
-            one, state = scan(q, k, v, log_decay=log_decay, beta=beta, reset=reset, chunk=4, **more)
-            weights = torch.randn(one.shape, dtype=one.dtype, generator=draw)
-            asked = [x for x in (q, k, v, log_decay) if x is not None]
-            whole = torch.autograd.grad((one * weights).sum(), asked)
-            with traffic() as sent:
-                part, last = scan_sharded(
-                    own(q, 2), own(k, 2), own(v, 2), log_decay=own(log_decay, 2),
-                    beta=own(beta, 2), reset=own(reset, 1), chunk=4, mesh=peers, **more,
-                )  # fmt: skip
-                forward = sent.sent
-                grads = torch.autograd.grad((part * own(weights, 2)).sum(), asked)
-            width = e + 1 if kind == "normalized" else e
-            formula = 2 * message_bytes(  # float64
-                b, h, d, width, delta=kind == "delta", channels=d if kind == "channels" else 1
-            )
-            found.append({
-                "kind": kind, "n": n, "sent": forward, "back": sent.sent - forward,
-                "formula": formula * (peers.world - 1),
-                "out": float((part - own(one, 2)).detach().abs().max()),
-                "state": float((last.memory - state.memory).detach().abs().max()),
-                "grads": max(
-                    float((peers.total(x, "sum") - y).abs().max())
-                    for x, y in zip(grads, whole, strict=True)
-                ),
-            })  # fmt: skip
-    return found
 
 
 def videos(frames: list[int], peers: Any = None) -> list[dict[str, Any]]:

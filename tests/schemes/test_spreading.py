@@ -11,6 +11,7 @@ from regard.schemes.local_ranks import on_ranks
 from regard.schemes.spreading import DEALT
 
 WORKER = Path(__file__).parent / "spread_models.py"
+SCANS = Path(__file__).parent / "scans_over_ranks.py"
 TRAINED = [
     ["ring", "zigzag", "plain"], ["burst", "zigzag", "documents"], ["gather", "striped", "window"],
     ["heads", "contiguous", "padding"], ["auto", "zigzag", "documents"],
@@ -30,6 +31,7 @@ GENERATED = [
 WORK: dict[str, tuple[Any, ...]] = {
     "trains": (TRAINED,), "generates": (GENERATED,), "scans": ([13, 26],), "videos": ([32, 64],),
 }  # fmt: skip
+HOME = {"scans": SCANS}
 
 
 @pytest.fixture(scope="module", params=["2 threads", "4 threads", "2 processes"])
@@ -39,10 +41,11 @@ def ran(request: Any) -> dict[str, Any]:
     if how == "threads":
         found = {}
         for name, args in WORK.items():
-            work = function_of(f"{WORKER}:{name}")
+            work = function_of(f"{HOME.get(name, WORKER)}:{name}")
             found[name] = on_ranks(world, lambda peers, run=work, a=args: run(*a, peers))
         return {"world": world, **found}
-    ended = launch([Job(world, f"{WORKER}:{name}", args) for name, args in WORK.items()])
+    jobs = [Job(world, f"{HOME.get(name, WORKER)}:{name}", args) for name, args in WORK.items()]
+    ended = launch(jobs)
     for name, ends in zip(WORK, ended, strict=True):
         for one in ends:
             assert one.code == 0, f"{name}: rank {one.rank}: {one.errors[-3000:]}"
