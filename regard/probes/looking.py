@@ -16,6 +16,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.core.result import Result
 from regard.models.attach import attach, hook_of
+from regard.models.finding import main_input
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
@@ -169,7 +170,7 @@ class Look:
         """Return whether ids are all that the model needs."""
         if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
             return False
-        main = getattr(self.model, "main_input_name", "input_ids")
+        main = main_input(self.model, "input_ids")
         given = set(self.readings[0].inputs) if self.readings else set()
         return main == "input_ids" and given <= {"input_ids", "attention_mask"}
 
@@ -228,7 +229,7 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         return [_read_text(text, tokenizer, longest(model)) for text in texts]
     if isinstance(inputs, Tensor):
-        name = getattr(model, "main_input_name", "input_ids")
+        name = main_input(model, "input_ids")
         if not inputs.is_floating_point():
             name = "input_ids"
         inputs = {name: inputs}

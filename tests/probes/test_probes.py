@@ -274,7 +274,7 @@ def test_massive_states_are_found_where_they_were_planted():
         (lambda: make_probes([3]), RuleError, "names, groups"),
         (lambda: Induction(definition="stripes"), RuleError, "stripe"),
         (lambda: looked(Induction(), random_call(regard.Rule()), repeated()), CapabilityError,
-         "sees the future"),
+         "attends to the future"),
         (lambda: looked(Induction(), random_call(), Reading({})), CapabilityError, "period"),
         (lambda: looked(Induction(definition="mask"), random_call(), Reading({})),
          CapabilityError, "no token ids"),
