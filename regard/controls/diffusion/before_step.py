@@ -111,7 +111,7 @@ class Leading(Around):
         return plain(**given)
 
 
-class Shifted(Around):
+class ShiftedStep(Around):
     """Around the step of a scheduler: it steps from the latent that the model read."""
 
     def __init__(self, shift: Shift) -> None:
@@ -136,4 +136,4 @@ class Shifted(Around):
         return plain(*given, **kwargs)
 
 
-__all__ = ["BeforeStep", "Leading", "Shift", "Shifted"]
+__all__ = ["BeforeStep", "Leading", "Shift", "ShiftedStep"]

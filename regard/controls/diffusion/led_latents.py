@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
-from regard.controls.diffusion.before_step import BeforeStep, Leading, Shift, Shifted
+from regard.controls.diffusion.before_step import BeforeStep, Leading, Shift, ShiftedStep
 from regard.controls.diffusion.diffusion_control import DiffusionControl, steps_first
 from regard.controls.diffusion.latent_guidance import (
     GuidedLatents,
@@ -65,7 +65,7 @@ class LedLatents(DiffusionControl):
              join=False)  # fmt: skip
         scheduler = getattr(steering.pipeline, "scheduler", None)
         if scheduler is not None:
-            hold(scheduler, "step", lambda: Shifted(shift), steering, undo, join=False)
+            hold(scheduler, "step", lambda: ShiftedStep(shift), steering, undo, join=False)
 
 
 def _words(x: Any) -> tuple[Any, ...]:
