@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import regard
 from regard.core.call import Call
 from regard.core.rule import Rule
-from regard.core.score import Alibi, Dot, SoftCap
+from regard.core.score import Dot, ScoreStep, SoftCap
 from regard.core.support import Causal, Window, documents_from_lengths
 from regard.run.runner import run
 from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
@@ -60,7 +60,6 @@ def cases(tokens: int) -> dict[str, tuple[Rule, Callable[..., Tensor], Any]]:
     """Rules of ours, and the mask and score functions that say the same to flex attention."""
     lengths = [tokens // 2 - 7, 7, tokens - tokens // 2]
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
-    slopes = Alibi.for_heads(HEADS).slopes
 
     def causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i >= j
@@ -74,15 +73,15 @@ def cases(tokens: int) -> dict[str, tuple[Rule, Callable[..., Tensor], Any]]:
     def capped(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return 5.0 * torch.tanh(s / 5.0)
 
-    def alibi(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return s + slopes[h] * (j - i)
+    def far(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s - torch.log1p((i - j).abs().float())
 
     return {
         "causal": (Rule(Causal()), causal, None),
         "window 100": (Rule(Causal() & Window(100)), window, None),
         "3 documents": (Rule(Causal() & documents_from_lengths(lengths)), documents, None),
         "soft cap": (Rule(Causal(), Dot() >> SoftCap(5.0)), causal, capped),
-        "ALiBi": (Rule(Causal(), Dot() + Alibi.for_heads(HEADS)), causal, alibi),
+        "log of distance": (Rule(Causal(), Dot() + ScoreStep(far)), causal, far),
     }
 
 
