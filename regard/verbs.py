@@ -76,6 +76,13 @@ def see(
     name = shown_name(model) if model is None or isinstance(model, str | Path) else ""
     runner = None
     if is_pipeline(model):
+        for given, x in (("heads", heads), ("tokenizer", tokenizer)):
+            if x is not None:
+                fail(
+                    RuleError, given, f"{shape_of(x)}, with a pipeline", "None",
+                    "leave it out: a pipeline has its tokenizers, and is run once, with no second "
+                    "run to keep heads of",
+                )  # fmt: skip
         runner = Runner(model)
         name, model = type(model).__name__, runner.model
     elif model is None or isinstance(model, (str, Path)):

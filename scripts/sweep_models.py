@@ -180,17 +180,24 @@ def chosen(make: Maker) -> tuple[Any, dict[str, Any] | None, str]:
     """Return the first model that takes some input, with it; else the first, and why not."""
     import torch
 
+    from tests.tiny_models import with_placeholders
+
     first, why = None, "no input is known"
     for model, candidates in make():
-        for inputs in candidates:
-            try:
-                torch.manual_seed(0)
-                with torch.no_grad():
-                    model(**inputs)
-            except Exception as error:
-                why = said(error) if why == "no input is known" else why
-            else:
-                return model, inputs, ""
+        for given in candidates:
+            inputs: dict[str, Any] | None = given
+            for _ in range(2):
+                try:
+                    torch.manual_seed(0)
+                    with torch.no_grad():
+                        model(**inputs)
+                except Exception as error:
+                    why = said(error) if why == "no input is known" else why
+                    inputs = with_placeholders(model, given, str(error))
+                    if inputs is None:
+                        break
+                else:
+                    return model, inputs, ""
         first = model if first is None else first
     return first, None, why
 

@@ -41,6 +41,7 @@ def command(
     from regard.core.errors import RuleError, ValueRangeError, fail
     from regard.core.files import is_packed, refuse_to_replace
     from regard.policies import calibrate
+    from regard.policies.calibration import CALIBRATION
     from regard.probes.looking import positions_of
 
     made = _policy(name, settings or [])
@@ -50,7 +51,7 @@ def command(
             "use it as it is: it needs no calibration",
         )  # fmt: skip
     path = writable_file("--to", Path(f"{name}.cal") if to is None else to)
-    if path.exists() and not force and not is_packed(path):
+    if path.exists() and not force and not is_packed(path, CALIBRATION):
         refuse_to_replace(path)
     text, sizes = None if file is None else read_text("--file", file), numbers("--length", length)
     at_least("--rows", rows, 1)

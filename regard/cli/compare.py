@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regard.cli.asking import writable_file
-from regard.cli.options import AsJson
+from regard.cli.options import AsJson, Force
 from regard.cli.printing import console, print_json
 
 Side = Annotated[Path, typer.Argument(help="A run that `regard see` wrote: a file, or its folder.")]
@@ -18,6 +18,7 @@ def command(
     a: Side,
     b: Side,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compared/change.html"),
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs on the same text: which heads changed, how much, and a page of both."""
@@ -29,7 +30,7 @@ def command(
         fail(RuleError, "--out", str(out), "a name that ends in .html", "pass --out change.html")
     writable_file("--out", out)
     run = compare(*(x / "heads.npz" if x.is_dir() else x for x in (a, b)))
-    page = write_page(run, out)
+    page = write_page(run, out, overwrite=force)
     said = run.manifest.get("findings", [])
     if as_json:
         print_json({"findings": said, "files": [str(page)]})

@@ -62,6 +62,7 @@ def command(
     from regard.models.loading import load, shown_name
     from regard.probes.registry import make_probes
     from regard.verbs import see
+    from regard.views.overwrite import need_replaceable
 
     began = time.perf_counter()
     # Check what needs no weights before loading them.
@@ -98,6 +99,8 @@ def command(
     if shown is not None:
         seen.image = shown
     endings = (".html", ".npz", ".png", ".csv")
+    if not force:
+        need_replaceable([out / f"heads{suffix}" for suffix in endings], seen.run().origin)
     files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]
     if as_json:
         print_json({"findings": seen.findings(), "files": [str(x) for x in files]})

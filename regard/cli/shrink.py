@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from regard.cli.asking import at_least, budgets, listed, writable_folder
 from regard.cli.completing import one_of_measures, one_of_policies
-from regard.cli.options import AsJson, ListThem, Model, Revision
+from regard.cli.options import AsJson, Force, ListThem, Model, Revision
 from regard.cli.printing import console, print_json, print_rows, print_table
 
 Policies = Annotated[
@@ -47,6 +48,7 @@ def command(
     report: Annotated[
         str, typer.Option(help="'page' also writes the table and its pictures as one HTML page.")
     ] = "",
+    force: Force = False,
     list_them: ListThem = False,
     as_json: AsJson = False,
 ) -> None:
@@ -68,6 +70,7 @@ def command(
     from regard.cli.models import config_of, need_decoder, text_model
     from regard.core.errors import RuleError, fail, need
     from regard.probes.looking import positions_of
+    from regard.views.overwrite import need_replaceable
 
     # Check what needs no weights before loading them.
     need("matplotlib", "see", "draws curves")
@@ -87,12 +90,16 @@ def command(
     need_decoder(config, otherwise)
     fit_positions(setting, positions_of(config), measures)
     writable_folder("--out", out)
+    key = f"{(model or 'demo').replace('/', '--')}-{length}-{draws}-{'+'.join(measures)}.json"
+    origin = hashlib.sha256(key.encode()).hexdigest()[:16]
+    drawing, paper = out / "quality-memory.png", out / "shrunk.html"
+    if not force:
+        need_replaceable([drawing, paper] if report else [drawing], origin)
     loaded, tokenizer = text_model(model, revision, otherwise)
 
     def made(name: str) -> Any:
         return _calibrated(name, loaded, calibrate) if name in served else name
 
-    key = f"{(model or 'demo').replace('/', '--')}-{length}-{draws}-{'+'.join(measures)}.json"
     cells = []
     for cell in curves(
         loaded, tokenizer, [made(n) for n in names], keeps, measures, setting, out / key
@@ -101,13 +108,14 @@ def command(
         if not as_json:
             took = "refused" if cell.refused else f"{cell.seconds:.1f} s"
             typer.echo(f"  {cell.label}: {took}", err=True)
-    drawn = picture(cells, out / "quality-memory.png")
+    drawn = picture(cells, drawing, origin, overwrite=force)
     advice = recommended(cells)
     said = {"cells": [as_fields(c) for c in cells], "advice": advice, "picture": str(drawn)}
     if report:
         facts = [f"prompts of {length:,} tokens", f"{draws} for each depth"]
         title = f"{model or 'the demo model'}, shrunk"
-        said["page"] = str(write_shrunk_page(cells, measures, title, facts, out / "shrunk.html"))
+        page = write_shrunk_page(cells, measures, title, facts, paper, origin, overwrite=force)
+        said["page"] = str(page)
     if as_json:
         print_json(said)
     else:

@@ -158,7 +158,7 @@ def learn_shares(
     what follows, of a model that gives logits.
     """
     sites = [x for x in hook_of(model)[1] if x.layer is not None]
-    layers, heads = 1 + max(x.layer or 0 for x in sites), sites[0].heads
+    layers, heads = 1 + max(x.layer or 0 for x in sites), sites[0].heads or 1
     logit = torch.tensor(start).logit()
     weights = torch.full((layers, heads), float(logit), requires_grad=True)
     adam = torch.optim.Adam([weights], rate)

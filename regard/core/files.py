@@ -114,10 +114,14 @@ def _allows(may_replace: Callable[[Path], bool], path: Path) -> bool:
     return not path.exists() or may_replace(path)
 
 
-def refuse_to_replace(path: Path, error: type[FileError] = FileError) -> None:
-    """Raise an error about an existing file that Regard did not write."""
+NOT_OURS = "an existing file that Regard did not write, or that was changed since"
+OF_ANOTHER = "an existing file that was made from another model or other inputs"
+
+
+def refuse_to_replace(path: Path, error: type[FileError] = FileError, got: str = NOT_OURS) -> None:
+    """Raise an error about an existing file that may not be replaced."""
     fail(
-        error, str(path), "an existing file that Regard did not write, or that was changed since",
+        error, str(path), got,
         "a new name", "name another file, or pass overwrite=True (--force in the shell)",
     )  # fmt: skip
 
@@ -270,15 +274,15 @@ def read_packed(path: str | Path, kind: FileKind, limit: int | None = None) -> A
         return unpack(body)
 
 
-def is_packed(path: str | Path) -> bool:
-    """Return whether a file was written by `write_packed`, of any kind, and is intact."""
+def is_packed(path: str | Path, kind: FileKind) -> bool:
+    """Return whether a file was written by `write_packed`, of a kind, and is intact."""
     try:
         found = read_bytes(path)
     except OSError:
         return False
     line, _, rest = found.partition(b"\n")
     body = memoryview(rest)[32:]
-    return line.startswith(b"regard-") and hashlib.sha256(body).digest() == rest[:32]
+    return line.startswith(f"{kind.name} ".encode()) and hashlib.sha256(body).digest() == rest[:32]
 
 
 def _first_line(kind: FileKind) -> bytes:

@@ -13,6 +13,7 @@ from regard.core.call import Call
 from regard.core.errors import RegardError, fail
 from regard.core.result import Result
 from regard.models.engine import Engine
+from regard.models.finding import main_input
 from regard.models.hook import Hook
 from regard.models.removal import Removal
 from regard.models.site import Site, Sites
@@ -232,8 +233,8 @@ def trial_inputs(model: Any) -> Iterator[dict[str, Any]]:
 
 def tiny_inputs(model: Any) -> dict[str, Any] | None:
     """Build a tiny input for a transformers model; None where none is known."""
-    main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
-    if main is None or config is None:
+    main, config = main_input(model), getattr(model, "config", None)
+    if not main or config is None:
         return None
     parameter = next(iter(model.parameters()), None)
     device = "cpu" if parameter is None else parameter.device

@@ -16,6 +16,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.core.result import Result
 from regard.models.attach import attach, hook_of
+from regard.models.finding import main_input
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
@@ -81,7 +82,8 @@ class Look:
         with attach(self.model, [*stages, counter], check=False), torch.no_grad():
             if self.runs is not None:
                 return self.runs(inputs)
-            return run_on(self.model, inputs)
+            # Under stages attention is looked at, and what is said next is not.
+            return run_on(self.model, inputs, logits=not stages)
 
     def deep(self, heads: Sequence[tuple[Site, int]], maps: Maps) -> DeepHeads:
         """Keep chosen heads in full, of the first reading: from what was kept of it, or again."""
@@ -168,7 +170,7 @@ class Look:
         """Return whether ids are all that the model needs."""
         if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
             return False
-        main = getattr(self.model, "main_input_name", "input_ids")
+        main = main_input(self.model, "input_ids")
         given = set(self.readings[0].inputs) if self.readings else set()
         return main == "input_ids" and given <= {"input_ids", "attention_mask"}
 
@@ -227,7 +229,7 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         return [_read_text(text, tokenizer, longest(model)) for text in texts]
     if isinstance(inputs, Tensor):
-        name = getattr(model, "main_input_name", "input_ids")
+        name = main_input(model, "input_ids")
         if not inputs.is_floating_point():
             name = "input_ids"
         inputs = {name: inputs}
@@ -343,10 +345,15 @@ def _takes(model: Any, inputs: Mapping[str, Any]) -> bool:
     return first is None or first.default is not first.empty or first.kind is first.VAR_KEYWORD
 
 
-def run_on(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """Run a model once on named inputs; a lone one may have another name in the model."""
+def run_on(model: Any, inputs: Mapping[str, Any], *, logits: bool = True) -> Any:
+    """Run a model once on named inputs; a lone one may have another name in the model.
+
+    Without `logits` a language model says what comes after the last token alone, if it can.
+    """
     if not _takes(model, inputs):
         return model(*inputs.values())
+    if not logits and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs = {"logits_to_keep": 1, **inputs}
     # Keep no keys: nothing is decoded.
     return model(**({"use_cache": False} if _keeps(model) else {}) | dict(inputs))
 

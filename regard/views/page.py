@@ -15,7 +15,7 @@ import numpy as np
 
 from regard.core.files import write_bytes
 from regard.views.colors import RAMP, ROLE_COLORS
-from regard.views.overwrite import is_ours, sealed_page
+from regard.views.overwrite import may_replace, sealed_page
 from regard.views.run_file import Run
 
 # The parts of the page. Each declares its own script (NAME.js), and where it has some its style
@@ -58,9 +58,11 @@ def page(run: Run, after: str = "") -> str:
 def write_page(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write the page of a run to a file.
 
-    A page of Regard that is there is replaced, anything else only where `overwrite` is true.
+    A page of the same model and inputs that is there is replaced, anything else only where
+    `overwrite` is true.
     """
-    return write_bytes(path, sealed_page(page(run)), may_replace=True if overwrite else is_ours)
+    body, there = sealed_page(page(run), run.origin), may_replace(run.origin)
+    return write_bytes(path, body, may_replace=True if overwrite else there)
 
 
 def _parts(kind: str) -> str:

@@ -20,7 +20,7 @@ from regard.probes.maps import Deep, Drawn, log_scale
 from regard.probes.regions import WordMaps
 from regard.probes.scores import Head, Scores, head_name, towers
 from regard.views.one_head import Chosen, SeenHead
-from regard.views.overwrite import is_ours
+from regard.views.overwrite import may_replace
 from regard.views.roles import ROLES, Roles
 from regard.views.rollout import RolledOut, packed_rollout
 from regard.views.run_file import Run
@@ -318,7 +318,8 @@ class Seen:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a file by its suffix: .html, .npz (and .json), .png, .csv.
 
-        A file of Regard that is there is replaced, anything else only where `overwrite` is true.
+        A file of the same model and inputs that is there is replaced, anything else only where
+        `overwrite` is true.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -335,8 +336,9 @@ class Seen:
 
             return draw_heads(self.run(), path, overwrite=overwrite)
         if path.suffix == ".csv":
+            there = may_replace(self.run().origin)
             table = self.to_frame().to_csv(index=False).encode()
-            return write_bytes(path, table, may_replace=True if overwrite else is_ours)
+            return write_bytes(path, table, may_replace=True if overwrite else there)
         self.run().save(path, overwrite=overwrite)
         return path
 

@@ -207,12 +207,12 @@ class DiffUHaul(DiffusionControl):
         moved = MovedRegion(self.source, self.target, self.reference)
         source = PicturesBeside((self.reference,))
         made: tuple[AttentionEdit, ...] = (
-            AtKinds(ReadPictures(source, self.strength, instead=True), PICTURE),
-            AtKinds(AnchorFeatures(moved, self.strength, self.soft_steps), PICTURE),
+            AtKinds((ReadPictures(source, self.strength, instead=True),), PICTURE),
+            AtKinds((AnchorFeatures(moved, self.strength, self.soft_steps),), PICTURE),
         )
         if self.words is None:
             return made
-        return AtKinds(OnlyInRegion(self.words, moved, self.strength), TEXT), *made
+        return AtKinds((OnlyInRegion(self.words, moved, self.strength),), TEXT), *made
 
 
 def independent_noise(picture: Tensor, alphas: Tensor, generator: torch.Generator) -> Tensor:
