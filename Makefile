@@ -132,7 +132,8 @@ $(VLLM)/.ready-vllm: $(INPUTS)
 	@touch $@
 
 vllm: $(VLLM)/.ready-vllm
-	$(ONE_THREAD) $(VLLM)/bin/python -m pytest tests/serving/vllm
+	$(ONE_THREAD) $(VLLM)/bin/python -m pytest tests/serving/vllm --junitxml=out/vllm-tests.xml
+	$(VLLM)/bin/python scripts/keep_test_results.py out/vllm-tests.xml --out benchmarks/results/vllm-tests.json
 
 # Each script says with --help how to time less, and how to keep its results.
 bench: $(VENV)/.ready-bench

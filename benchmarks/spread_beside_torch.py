@@ -108,17 +108,17 @@ def one_rank(tokens: int) -> list[dict[str, Any]]:
         right = [one.detach(), *torch.autograd.grad(one, whole, d_out)]
         own = [cut.take(x, rank, 2).requires_grad_(True) for x in (q, k, v)]
 
-        def ours(rule: Rule = rule, own: list[Tensor] = own) -> Tensor:
+        def ours(own: list[Tensor], rule: Rule = rule) -> Tensor:
             return regard.attend(
                 own[0], ShardedKeys.of(own[1], own[2], peers, layout=cut), rule=rule
             )
 
-        def flex(visible: Any = visible, score: Any = score, own: list[Tensor] = own) -> Tensor:
+        def flex(own: list[Tensor], visible: Any = visible, score: Any = score) -> Tensor:
             module, mask = flex_over(mesh, visible, tokens)
             made: Tensor = module(*own, block_mask=mask, score_mod=score)
             return made
 
-        def ring(own: list[Tensor] = own) -> Tensor:
+        def ring(own: list[Tensor]) -> Tensor:
             from torch.distributed.tensor.experimental import context_parallel
 
             with context_parallel(mesh):
@@ -134,8 +134,8 @@ def one_rank(tokens: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"case": title, "call": name}
             dist.barrier()
             try:
-                with torch.no_grad(), traffic() as sent:
-                    out = call()
+                with traffic() as sent:
+                    out = call([x.detach() for x in own])
             except Exception as error:
                 row["error"] = told(error)
             else:
@@ -143,7 +143,7 @@ def one_rank(tokens: int) -> list[dict[str, Any]]:
                 all_keys = 2 * 4 * own[1].numel() * (peers.world - 1)
                 row["sent"] = sent.sent if name == "regard" else all_keys
             try:
-                got = torch.autograd.grad(call(), own, cut.take(d_out, rank, 2))
+                got = torch.autograd.grad(call(own), own, cut.take(d_out, rank, 2))
             except Exception as error:
                 row["error_with_gradients"] = told(error)
             else:

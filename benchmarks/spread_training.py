@@ -33,19 +33,14 @@ def main() -> None:
         off = max(abs(a - b) for many, one in found for a, b in zip(many, one, strict=True))
         rows.append({"case": case, "call": call, "off_by": off,
                      "loss": [round(x, 5) for x in found[0][0]]})  # fmt: skip
-        print(
-            case,
-            call,
-            f"off by {off:.1e}, {found[0][0][0]:.3f} to {found[0][0][-1]:.3f}",
-            flush=True,
-        )
+        print(case, call, f"off by {off:.1e}, from {found[0][0][0]:.3f} to {found[0][0][-1]:.3f}")
+        if said.save:
+            save(said.save, rows, steps=said.steps, processes=WORLD, layers=2)
 
     made = results(WORLD, f"{WORKER}:curve", "ring", said.steps, "window", timeout=1500.0)
     add("40 tokens", "regard, ring", made)
     made = results(WORLD, f"{WORKER}:sharded_training", "ring", said.steps, timeout=1500.0)
     add("2 x 40 tokens, FSDP2 over both dimensions of 2 x 2", "regard, ring", made)
-    if said.save:
-        save(said.save, rows, steps=said.steps, processes=WORLD, layers=2)
 
 
 if __name__ == "__main__":

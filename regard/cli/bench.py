@@ -294,8 +294,8 @@ def _follow(events: Iterator[News], plan: SweepPlan, *, quiet: bool) -> int:
                     done += 1
                     word = "kept" if news.what == "kept" else "[green]done[/]"
                     # A run with NaN answers has no score.
-                    score = float("nan") if news.score is None else news.score
-                    screen.print(f"{word} {name}: score {score:.3f}")
+                    final = float("nan") if news.score is None else news.score
+                    screen.print(f"{word} {name}: score {final:.3f}")
                 shown.update(
                     whole, completed=done + broken, said=f"{done + broken} of {len(plan.runs)}"
                 )

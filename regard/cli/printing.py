@@ -32,9 +32,10 @@ def print_table(
     room = screen.width - whole - 3 * len(head)
     dropped = cut.pop(0) if len(cut) > 1 and room < 25 * len(cut) else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, width in zip(head, wide, strict=True):
+    for name, longest in zip(head, wide, strict=True):
+        width: int | None = longest
         if name in cut:
-            width = max(8, min(width, room // len(cut)))
+            width = max(8, min(longest, room // len(cut)))
         elif name == head[-1] and not cut:
             width = None
         if name != dropped:

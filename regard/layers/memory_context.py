@@ -122,9 +122,10 @@ class MemoryAsContext(Layer):
 
     def _always(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return keys and values of the persistent tokens, which every token may attend to."""
-        tokens = self.persistent.to(x.dtype).expand(len(x), -1, -1)
-        there = torch.arange(tokens.shape[1], device=x.device).expand(len(x), -1)
-        return (*self.near.keys(tokens), there)
+        k, v = (
+            each.expand(len(x), -1, -1, -1) for each in self.near.keys(self.persistent.to(x.dtype))
+        )
+        return k, v, torch.arange(k.shape[2], device=x.device).expand(len(x), -1)
 
     def _told(self, x: Tensor, held: Tensor | None) -> Tensor:
         """Return what a memory [b, h, d, e] says of tokens, [b, n, dim]: zeros where it is new."""

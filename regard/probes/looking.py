@@ -82,7 +82,8 @@ class Look:
         with attach(self.model, [*stages, counter], check=False), torch.no_grad():
             if self.runs is not None:
                 return self.runs(inputs)
-            return run_on(self.model, inputs)
+            # Under stages attention is looked at, and what is said next is not.
+            return run_on(self.model, inputs, logits=not stages)
 
     def deep(self, heads: Sequence[tuple[Site, int]], maps: Maps) -> DeepHeads:
         """Keep chosen heads in full, of the first reading: from what was kept of it, or again."""
@@ -344,10 +345,15 @@ def _takes(model: Any, inputs: Mapping[str, Any]) -> bool:
     return first is None or first.default is not first.empty or first.kind is first.VAR_KEYWORD
 
 
-def run_on(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """Run a model once on named inputs; a lone one may have another name in the model."""
+def run_on(model: Any, inputs: Mapping[str, Any], *, logits: bool = True) -> Any:
+    """Run a model once on named inputs; a lone one may have another name in the model.
+
+    Without `logits` a language model says what comes after the last token alone, if it can.
+    """
     if not _takes(model, inputs):
         return model(*inputs.values())
+    if not logits and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs = {"logits_to_keep": 1, **inputs}
     # Keep no keys: nothing is decoded.
     return model(**({"use_cache": False} if _keeps(model) else {}) | dict(inputs))
 

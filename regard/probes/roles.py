@@ -13,13 +13,21 @@ from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.method import method
 from regard.core.partial import finite
 from regard.core.score import Dot
-from regard.core.support import Padding, Sinks, Support, Where, Window
+from regard.core.support import Causal, Padding, Sinks, Support, Where, Window
 from regard.models.site import Site
 from regard.probes.base import Probe
 from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores, Tally
-from regard.run.mass import at_distance, log_part, log_weight, mass
+from regard.run.mass import (
+    at_distance,
+    gathers,
+    log_part,
+    log_part_of_groups,
+    log_part_of_keys,
+    log_weight,
+    mass,
+)
 
 
 class OnPairs(Probe):
@@ -38,9 +46,13 @@ class OnPairs(Probe):
         """Add the weight of each query on its pairs."""
         self.add(site, call, log_weight(call) if call.rule.weigh.has_sink else survey.lse)
 
+    def log_part(self, call: Call) -> Tensor:
+        """Return the log of the weight on the pairs [b, h, n]."""
+        return log_part(call, self.part(call))
+
     def add(self, site: Site, call: Call, whole: Tensor) -> None:
         """Add the weight of each query on its pairs, out of all its weight (a log)."""
-        part = log_part(call, self.part(call))
+        part = self.log_part(call)
         counted = counted_rows(self.reading, call)
         self.tally.add(site, torch.exp(part - finite(whole)), counted & self.eligible(call, part))
 
@@ -192,6 +204,14 @@ class Delimiter(OnPairs):
         super().__init__(where)
         self.ids = None if ids is None else torch.tensor(sorted(ids))
 
+    def log_part(self, call: Call) -> Tensor:
+        """Read the delimiters alone, where the text is long."""
+        part = self.part(call)
+        assert isinstance(part, Padding)
+        if gathers(call) and part.valid.shape[0] == 1 and bool(part.valid.any()):
+            return log_part_of_keys(call, part.valid[0].nonzero()[:, 0].to(call.q.device))
+        return log_part(call, part)
+
     def part(self, call: Call) -> Support:
         """The keys that are delimiters, the first token left out: it is a sink by its place."""
         tokens = words_of(self, call)
@@ -223,6 +243,18 @@ class OfRepeats(Detected):
     causal_only = True
     stimulus = "repeated"
     back: ClassVar[int] = 0  # 1: the key after the earlier copy; 0: the copy itself
+
+    def log_part(self, call: Call) -> Tensor:
+        """Read the copies of each token alone, where the text is long."""
+        if self.definition != "mask" or not gathers(call) or call.n != call.m:
+            return super().log_part(call)
+        tokens = words_of(self, call)
+        if len(tokens) != 1:
+            return super().log_part(call)
+        _, groups = tokens[0].unique(return_inverse=True)
+        after = torch.nn.functional.pad(groups, (self.back, 0), value=-1)[: call.m]
+        before = Causal() if self.back else Causal() & ~Window(1)
+        return log_part_of_groups(call, groups, after, before)
 
     def part(self, call: Call) -> Support:
         """Return the pairs of a copy, by its distance or by the tokens."""

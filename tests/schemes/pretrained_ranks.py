@@ -34,7 +34,7 @@ MODEL, TOKENIZER = packaged("smollm2")
 def generated(scheme: str, layout: str) -> dict[str, Any]:
     """Generate greedily over the ranks, and on the first rank alone too."""
     torch.set_num_threads(1)
-    model, peers = MODEL.float(), peers_of(None, timeout=PATIENCE)
+    model, peers = MODEL, peers_of(None, timeout=PATIENCE)
     ids = TOKENIZER(" ".join(TEXT.split()), return_tensors="pt").input_ids
     alone = None
     if peers.rank == 0:

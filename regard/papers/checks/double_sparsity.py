@@ -22,7 +22,7 @@ from regard.verbs import shrink
 WORDS = 16384
 
 
-class _Head(nn.Module):
+class _LookupHead(nn.Module):
     """One head, a random query and key for each token; 4 channels of keys are large."""
 
     num_heads = 1
@@ -50,12 +50,12 @@ class _Head(nn.Module):
         return F.scaled_dot_product_attention(q, k, k, is_causal=True)
 
 
-class _Planted(nn.Module):
+class _PlantedKeys(nn.Module):
     """A model of that head alone."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.head = _Head(scale, 64)
+        self.head = _LookupHead(scale, 64)
 
     def forward(self, ids: Tensor, use_cache: bool = False) -> Tensor:
         """Read a text."""
@@ -71,7 +71,7 @@ def double() -> Claims:
     """A few large channels tell which keys matter; reads are counted."""
     m, top = 1024, 64
 
-    def recall(model: _Planted, own: DoubleSparsity) -> float:
+    def recall(model: _PlantedKeys, own: DoubleSparsity) -> float:
         (site,) = hook_of(model)[1]
         q, k = (x.detach() for x in model.head.look(torch.randint(WORDS, (1, m))))
         at = own.chosen(step_of(q, k, k, site))
@@ -84,7 +84,7 @@ def double() -> Claims:
         found = []
         for draw in range(12):
             restart(f"keys {draw}")
-            model, own = _Planted(scale), DoubleSparsity(channels=channels)
+            model, own = _PlantedKeys(scale), DoubleSparsity(channels=channels)
             list(own.learn(model, [torch.randint(WORDS, (1, m))], {}, dict))
             found.append(recall(model, own))
         return sum(found) / 12
@@ -92,7 +92,7 @@ def double() -> Claims:
     large, medium, whole = calibrated(20), calibrated(8), calibrated(1, 1.0)
     by_chance, found = DoubleSparsity(channels=4 / 64, random_channels=True), []
     for _ in range(12):
-        model = _Planted(20)
+        model = _PlantedKeys(20)
         for _ in range(20):  # one draw of four has a large channel: many are needed to average that
             model.head.plant()
             found.append(recall(model, by_chance))

@@ -16,7 +16,7 @@ from regard.core.key_forms import Paged
 from regard.models.engine import Engine
 from regard.models.site import Site, Sites
 from regard.policies.budget import Budget
-from regard.policies.kinds import Prefill
+from regard.policies.kinds import Prefill, Select
 from regard.run.executor import No
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import (
@@ -107,8 +107,8 @@ class Serving:
 
         >>> serving = Serving(Settings.of("shrink quest keep=64"))
         >>> one = serving.arrive("a", {}, range(90))
-        >>> [serving.asks(one, n, seen) for n, seen in ((90, 90), (1, 91), (1, 60))]
-        [False, True, False]
+        >>> [serving.asks(one, n, seen) for n, seen in ((90, 90), (1, 91), (1, 60), (1, 90))]
+        [False, True, False, False]
         """
         if served is None or served.failed:
             return False
@@ -120,7 +120,7 @@ class Serving:
             if n > 1:  # what was kept of it is of another prompt, if it was preempted
                 served.layers.clear()
                 return False
-            return self._leaves(seen)
+            return seen > served.prompt and self._leaves(seen)
         return n > 1 or not isinstance(self._policy, Prefill)
 
     def _leaves(self, seen: int) -> bool:
@@ -213,7 +213,9 @@ class Serving:
         engine, steering = _plain, served.steering
         if steering is not None:
             call, engine = steering.call(call), Engine([steering.stage])
-        if self.stage is None or not served.asked.shrink:
+        # The last piece of a prompt may be a single token, which is no step for that.
+        piece = call.n == 1 < call.m <= served.prompt and isinstance(self._policy, Select)
+        if self.stage is None or not served.asked.shrink or piece:
             return engine.run(call)
         engine = self._engine if steering is None else Engine([self.stage, steering.stage])
         keys = call.keys

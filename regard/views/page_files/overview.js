@@ -76,9 +76,13 @@ function arrange() {
     const x = (head) => valueOf(by, head);
     view.order.sort((a, b) => (x(b) === x(b) ? x(b) : -1e9) - (x(a) === x(a) ? x(a) : -1e9));
   }
+  // A tall and narrow grid leaves the room beside it to what is found.
+  $("overview").classList.toggle("tall", manifest.sites.length > TALL && wide <= 20);
   const room = Math.max(280, $("grid").parentElement.clientWidth) - view.left - 10;
+  // All layers on the first screen, as long as circles stay large enough to be told apart.
+  const tall = Math.max(24, Math.floor((innerHeight - 230) / Math.max(1, manifest.sites.length)));
   view.cell = $("thumbs").checked ? Math.max(30, Math.min(110, Math.floor(room / wide)))
-    : Math.max(16, Math.min(80, Math.floor(room / wide)));
+    : Math.max(16, Math.min(80, Math.floor(room / wide), by === "layer" ? tall : 80));
   view.columns = by === "layer" ? wide : Math.max(1, Math.floor(room / view.cell));
   view.places = view.order.map((head, i) => by === "layer"
     ? [head.h, head.s] : [i % view.columns, Math.floor(i / view.columns)]);

@@ -60,6 +60,8 @@ function walkPatches(key, patch, [rows, columns]) {
   return to[0] >= 0 && to[0] < rows && to[1] >= 0 && to[1] < columns ? to[0] * columns + to[1] : null;
 }
 
+const patchKind = () => (manifest.modality === "sound" ? "frame" : "patch");
+
 // What a patch is called; frames of sound are a grid of one row.
 /** @param {Site} site @param {number} p */
 const patchName = (site, p) => (manifest.modality === "sound" ? `frame ${p}`

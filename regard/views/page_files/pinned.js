@@ -28,7 +28,7 @@ async function showPins(push = false) {
   const row = now.pin === null ? null : rowWeights(now.pin), column = now.key === null ? null : columnWeights(now.key);
   const site = manifest.sites[now.head.s];
   $("pin-title").textContent = now.pin !== null ? `Query ${now.pin}: ${clipped(wordAt(now.pin, "queries"), 40)}`
-    : site.patches ? `Click a row of the map, or a ${manifest.modality === "sound" ? "frame" : "patch"}: until then, what each received`
+    : site.patches ? `Click a row of the map, or a ${patchKind()}: until then, what each ${patchKind()} received`
       : "Click a row of the map, or a token";
   listTops($("tops"), row, "keys", pinKey);
   $("key-title").hidden = $("key-tops").hidden = now.key === null;
@@ -80,7 +80,7 @@ async function overlay(row, column) {
   const long = manifest.modality === "sound" ? Math.max(240, Math.min(720, $("side").clientWidth - 12)) : 320;
   drawPatches(canvas, part, site.grid, picture, long, chosen);
   const [low, high] = part ? rangeOf(part) : [];
-  $("picture-said").textContent = !part ? "" : `${looking ? "Weight on the pinned key of" : weights ? "Weight of the pinned query on" : "Mean weight received by"} each ${manifest.modality === "sound" ? "frame" : "patch"}: `
+  $("picture-said").textContent = !part ? "" : `${looking ? "Weight on the pinned key of" : weights ? "Weight of the pinned query on" : "Mean weight received by"} each ${patchKind()}: `
     + `${said(low)} (${picture ? "veiled" : "dark"}) to ${said(high)} (${picture ? "clear" : "light"}). Click one to pin it; with shift the other of query and key.`;
 }
 

@@ -138,6 +138,17 @@ def test_these_do_not_care_how_a_prompt_comes(model: Any, ids: Tensor, name: str
     assert served(model, serving(model, f"shrink {said}", ids), ids, pieces=5) == whole
 
 
+@pytest.mark.parametrize("name", ["quest", "quest of small pages", "streaming"])
+def test_the_last_token_of_a_prompt_is_no_step(model: Any, ids: Tensor, name: str) -> None:
+    one = serving(model, f"shrink {POLICIES[name][0]}", ids)
+    with torch.no_grad():
+        want = model(ids).logits[0, -1]
+        with regard.attach(model, OverPages(one, "r"), check=False):
+            cache = model(ids[:, :-1], use_cache=True).past_key_values
+            got = model(ids[:, -1:], past_key_values=cache).logits[0, -1]
+    torch.testing.assert_close(got, want)
+
+
 def test_a_request_that_begins_again_is_served_as_one_that_begins(model: Any, ids: Tensor) -> None:
     one = serving(model, "shrink quest keep=25%", ids)
     first = served(model, one, ids)
