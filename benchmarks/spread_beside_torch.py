@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import regard
 from regard.core.call import Call
 from regard.core.rule import Rule
-from regard.core.score import Alibi, Dot, SoftCap
+from regard.core.score import Dot, ScoreStep, SoftCap
 from regard.core.support import Causal, Window, documents_from_lengths
 from regard.run.runner import run
 from regard.schemes import Contiguous, ShardedKeys, peers_of, traffic
@@ -60,7 +60,6 @@ def cases(tokens: int) -> dict[str, tuple[Rule, Callable[..., Tensor], Any]]:
     """Rules of ours, and the mask and score functions that say the same to flex attention."""
     lengths = [tokens // 2 - 7, 7, tokens - tokens // 2]
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
-    slopes = Alibi.for_heads(HEADS).slopes
 
     def causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i >= j
@@ -74,15 +73,15 @@ def cases(tokens: int) -> dict[str, tuple[Rule, Callable[..., Tensor], Any]]:
     def capped(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return 5.0 * torch.tanh(s / 5.0)
 
-    def alibi(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return s + slopes[h] * (j - i)
+    def far(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s - torch.log1p((i - j).abs().float())
 
     return {
         "causal": (Rule(Causal()), causal, None),
         "window 100": (Rule(Causal() & Window(100)), window, None),
         "3 documents": (Rule(Causal() & documents_from_lengths(lengths)), documents, None),
         "soft cap": (Rule(Causal(), Dot() >> SoftCap(5.0)), causal, capped),
-        "ALiBi": (Rule(Causal(), Dot() + Alibi.for_heads(HEADS)), causal, alibi),
+        "log of distance": (Rule(Causal(), Dot() + ScoreStep(far)), causal, far),
     }
 
 
@@ -108,17 +107,17 @@ def one_rank(tokens: int) -> list[dict[str, Any]]:
         right = [one.detach(), *torch.autograd.grad(one, whole, d_out)]
         own = [cut.take(x, rank, 2).requires_grad_(True) for x in (q, k, v)]
 
-        def ours(rule: Rule = rule, own: list[Tensor] = own) -> Tensor:
+        def ours(own: list[Tensor], rule: Rule = rule) -> Tensor:
             return regard.attend(
                 own[0], ShardedKeys.of(own[1], own[2], peers, layout=cut), rule=rule
             )
 
-        def flex(visible: Any = visible, score: Any = score, own: list[Tensor] = own) -> Tensor:
+        def flex(own: list[Tensor], visible: Any = visible, score: Any = score) -> Tensor:
             module, mask = flex_over(mesh, visible, tokens)
             made: Tensor = module(*own, block_mask=mask, score_mod=score)
             return made
 
-        def ring(own: list[Tensor] = own) -> Tensor:
+        def ring(own: list[Tensor]) -> Tensor:
             from torch.distributed.tensor.experimental import context_parallel
 
             with context_parallel(mesh):
@@ -134,8 +133,8 @@ def one_rank(tokens: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"case": title, "call": name}
             dist.barrier()
             try:
-                with torch.no_grad(), traffic() as sent:
-                    out = call()
+                with traffic() as sent:
+                    out = call([x.detach() for x in own])
             except Exception as error:
                 row["error"] = told(error)
             else:
@@ -143,7 +142,7 @@ def one_rank(tokens: int) -> list[dict[str, Any]]:
                 all_keys = 2 * 4 * own[1].numel() * (peers.world - 1)
                 row["sent"] = sent.sent if name == "regard" else all_keys
             try:
-                got = torch.autograd.grad(call(), own, cut.take(d_out, rank, 2))
+                got = torch.autograd.grad(call(own), own, cut.take(d_out, rank, 2))
             except Exception as error:
                 row["error_with_gradients"] = told(error)
             else:

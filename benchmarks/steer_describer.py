@@ -26,7 +26,7 @@ from regard.models.shape_describer import answers, ask, load_describer
 from regard.tasks.described_shapes import draw_scene, noisy_picture, told
 
 FILE = RESULTS / "steer-describer.json"
-SEEDS, TUNING, PICTURES, NOISE, TOKENS = range(5), 100, 20, 1.5, 32
+SEEDS, TUNING, PICTURES, NOISE, TOKENS = range(5), 100, 12, 1.0, 32
 OPERA: dict[str, float] = {"strength": 1.0, "sigma": 50.0}
 PATIENCE, LOUDER = 4, 0.3  # captions are short: the paper's 15 never comes
 

@@ -11,6 +11,7 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -48,14 +49,24 @@ def read(xml: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def revision() -> str:
+    """Return the commit that is checked out."""
+    ran = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return ran.stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--revision", default=revision(), help="the commit that was tested")
     asked = parser.parse_args()
     held = json.loads(asked.out.read_text())["tests"] if asked.out.exists() else {}
     for report in asked.reports:
-        held.update(read(report.read_text()))
+        for name, one in read(report.read_text()).items():
+            held[name] = {**one, "revision": asked.revision}
     made = {"versions": versions(), "tests": dict(sorted(held.items()))}
     asked.out.write_text(json.dumps(made, indent=1) + "\n")
     ends = [x["ended"] for x in held.values()]

@@ -24,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def models(library: str) -> dict[str, Maker]:
     if library == "diffusers":
         from tests.diffusion import MAKERS
 
-        return {name: _given(make) for make in MAKERS for name in [make.__name__]}
+        return {make.__name__: _given(partial(_denoiser, make)) for make in MAKERS}
     if library == "timm":
         return _of_timm()
     import transformers
@@ -124,6 +125,18 @@ def _of_timm() -> dict[str, Maker]:
 
         chosen[name] = _given(make)
     return chosen
+
+
+def _denoiser(make: Callable[..., Any]) -> Any:
+    """Build a model of diffusers, with a noisy picture and its time."""
+    import torch
+
+    from tests.diffusion import build
+
+    torch.manual_seed(0)
+    model, inputs = build(make)
+    time = "timesteps" if "HiDream" in type(model).__name__ else "timestep"
+    return model, {**inputs, time: torch.tensor([5])}
 
 
 def _given(make: Callable[[], Any]) -> Maker:

@@ -166,13 +166,17 @@ def inputs_of(model: Any) -> Iterator[dict[str, Any]]:
         if "input_ids" in made and isinstance(books, int):
             yield {**made, "input_ids": made["input_ids"][..., None].expand(-1, -1, books)}
         for left in (["attention_mask"], ["attention_mask", "decoder_input_ids"],
-                     ["pixel_values"], ["input_ids", "attention_mask"], ["input_features_mask"],
-                     ["input_values", "input_features"]):  # fmt: skip
+                     ["pixel_values"], ["input_ids", "attention_mask"],
+                     ["input_features_mask"]):  # fmt: skip
             fewer = {name: x for name, x in made.items() if name not in left}
             if fewer and len(fewer) < len(made):
                 yield fewer
         if not any(name in made for name in ("input_features", "input_values")):
             return
+    silent = {n: x for n, x in made.items() if n not in ("input_features", "input_values")}
+    silent.pop("input_features_mask", None)
+    if silent:
+        yield silent
 
 
 def with_placeholders(model: Any, inputs: dict[str, Any], said: str) -> dict[str, Any] | None:

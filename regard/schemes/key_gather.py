@@ -69,12 +69,12 @@ class _Blocks(Function):
         if torch.is_grad_enabled():
             no_second_derivative("gather")
         q, k, v, out, lse = ctx.saved_tensors
+        i, j = ctx.at
         d_out, d_lse = grads
         alone = d_lse is None or not bool(d_lse.any())
-        i, j = ctx.at
         found = part_grads(
-            ctx.rule, q, k, v, i, j, None, d_out, lse, row_terms(d_out, d_lse, out, lse), (),
-            out if alone else None,
+            ctx.rule, q, k, v, i, j, None, d_out, lse, row_terms(d_out, d_lse, out, lse),
+            out=out if alone else None,
         )  # fmt: skip
         return None, None, None, *found
 

@@ -13,7 +13,7 @@ import torch
 from regard.models.shape_describer import DESCRIBER, WORDS, answers, ask, load_describer
 from regard.tasks.described_shapes import draw_scene, noisy_picture, questions, told
 
-SEEDS, PICTURES, NOISES = range(5), 32, (0.0, 1.0, 1.5)
+SEEDS, PICTURES, NOISES = range(5), 24, (0.0, 1.0, 1.5)
 KINDS = {"how": "how many", "is": "is there one", "color": "color", "where": "place"}
 
 

@@ -68,6 +68,7 @@ def pinco() -> Claims:
         gap(moved, anchored),
     ).within(1e-9, "the weights before", because=FLOAT64)  # fmt: skip
     yield claim(
-        "With content-independent keys", "without the anchor, distance of weights from the mean",
+        "without the anchor the argmax is position-blind",
+        "without the anchor, distance of weights from the mean",
         gap(blind, torch.full_like(blind, 1 / TOKENS)),
     ).within(1e-9, "the same for every place", because=FLOAT64)  # fmt: skip

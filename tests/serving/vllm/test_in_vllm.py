@@ -36,7 +36,8 @@ def test_pages_are_read_in_place_for_those_who_ask() -> None:
 
 def test_several_answers_are_those_of_several_requests() -> None:
     found = serving.several()
-    assert found["equal"] == found["different"] == found["prompts"]
+    assert found["equal"] == found["prompts"]
+    assert found["different"] > 0  # seeds differ, and so may answers
     assert set(found["blocks_lost"]) == {0}
     assert "beams, which vLLM asks for as a new prompt" in found["beams"]
 
