@@ -109,7 +109,8 @@ class MixCarriers(AttentionEdit):
 @register("attention_transition")
 @method(
     "attention_transition",
-    call='regard.steer(model, "attention_transition", many=32, strength=0.1)',
+    call="from regard.controls.carried_context import AttentionTransition\n"
+    "regard.steer(model, AttentionTransition(many=32, strength=0.1))",
 )
 @value
 class AttentionTransition(Control):

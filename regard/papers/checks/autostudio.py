@@ -36,19 +36,18 @@ def autostudio() -> Claims:
     call = pictures(1, "cross")
     assert call.site is not None
     weights = [tuple(torch.randn(1, 16, 6, dtype=torch.float64)) for _ in range(2)]
-    subjects = [
+    subjects = tuple(
         SubjectTokens(torch.randn(3, 6, dtype=torch.float64), (call.site.module,), *weights)
         for _ in range(3)
-    ]
+    )
     found = subjects[0].keys_at(call.site.module, call.h)
     assert found is not None
     k, v = found
     ordinary = (call.q @ k.transpose(2, 3) * call.d**-0.5).softmax(-1) @ v
     whole = _out(call, AutoStudio(subjects[:1], WHOLE, strength=1.0, image_strength=0.0))
-    settings = {"strength": 0.7, "image_strength": 0.5}
     images = (subjects[2], subjects[2])
-    one = _out(call, AutoStudio(subjects[:2], HALVES, images, **settings))
-    other = _out(call, AutoStudio((subjects[0], subjects[2]), HALVES, images, **settings))
+    one = _out(call, AutoStudio(subjects[:2], HALVES, images))
+    other = _out(call, AutoStudio((subjects[0], subjects[2]), HALVES, images))
     moved = (one - other).abs().amax((0, 1, 3))
     yield claim(
         "With one subject covering", "largest difference of the output", gap(whole, ordinary)
