@@ -1,4 +1,4 @@
-"""`regard spread`: a model over processes of this machine, and plans for machines one has not."""
+"""`regard spread`: run a model over processes of this machine, and plan for other hardware."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from regard.cli.asking import at_least
+from regard.cli.options import AsJson
 from regard.cli.printing import console, print_json, print_table
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
     help="Attention over many devices: regard spread run, regard spread plan --devices 64",
 )  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
 
 
 @app.command()
@@ -27,9 +27,9 @@ def run(
     tokens: Annotated[int, typer.Option(help="Tokens of the text.")] = 512,
     new: Annotated[int, typer.Option(help="Tokens to generate.")] = 8,
     on: Annotated[str, typer.Option(help="here, or ray: the cluster of RAY_ADDRESS.")] = "here",
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Spread the model that ships over processes, and print what each rank did."""
+    """Run the model that ships over processes, and print the work of each rank."""
     from regard.core.errors import RuleError, fail
     from regard.schemes.local_processes import results
     from regard.schemes.spreading import LAYOUTS, NAMES
@@ -70,10 +70,10 @@ def run(
 
 @app.command()
 def plan(
-    devices: Annotated[int, typer.Option(help="Devices in all.")] = 8,
-    nodes: Annotated[int, typer.Option(help="Nodes that they are in.")] = 1,
-    bandwidth: Annotated[float, typer.Option(help="GB/s of a device between nodes.")] = 25.0,
-    link: Annotated[float, typer.Option(help="GB/s of a device within a node.")] = 200.0,
+    devices: Annotated[int, typer.Option(help="Devices in total.")] = 8,
+    nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
+    bandwidth: Annotated[float, typer.Option(help="GB/s per device between nodes.")] = 25.0,
+    link: Annotated[float, typer.Option(help="GB/s per device within a node.")] = 200.0,
     flops: Annotated[float, typer.Option(help="TFLOP/s that attention reaches.")] = 300.0,
     memory: Annotated[float, typer.Option(help="GB/s of a device's memory.")] = 3000.0,
     tokens: Annotated[int, typer.Option(help="Tokens of the text.")] = 131_072,
@@ -82,11 +82,11 @@ def plan(
     kv_heads: int = 8,
     head_size: int = 128,
     backward: Annotated[bool, typer.Option(help="Count the backward too.")] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Compare schemes on hardware that need not be there, for one layer: simulated.
+    """Simulate schemes on other hardware, for one layer.
 
-    What a device computes and sends is counted from the rule; times come from the rates given.
+    What a device computes and sends is counted from the rule; times follow from the given rates.
     """
     from regard.core.errors import ValueRangeError, fail
     from regard.core.rule import Rule
@@ -100,7 +100,7 @@ def plan(
     rates = {"--bandwidth": bandwidth, "--link": link, "--flops": flops, "--memory": memory}
     for name, rate in rates.items():
         if not 0 < rate < float("inf"):
-            fail(ValueRangeError, name, rate, "a number above 0", "give what you measured")
+            fail(ValueRangeError, name, rate, "a number above 0", "pass what you measured")
     if devices % nodes:
         fail(
             ValueRangeError, "--nodes", f"{devices} devices in {nodes} nodes",
@@ -169,6 +169,3 @@ def read_support(text: str) -> Any:
     if not isinstance(made, home.Support):
         fail(RuleError, "--rule", repr(text), "a support such as Causal()", "name one")
     return made
-
-
-__all__ = ["app", "read_support"]
