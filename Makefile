@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: package vllm locked help demo tour demo-model test nightly fuzz models evidence oldest bench lint types docs format pictures install clean
+.PHONY: package vllm locked help demo tour demo-model test checks nightly fuzz models evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
@@ -50,8 +50,12 @@ demo-model: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/demo_model/train.py
 	$(BIN)/python scripts/demo_model/evaluate.py --model out/demo/model
 
-test: lint types docs
+test: checks
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Side by side: types and documentation each keep one core for minutes.
+checks: $(VENV)/.ready-dev
+	@$(MAKE) --no-print-directory -j $(JOBS) lint types docs
 
 # In random order: with many generated cases once, and in two more orders with few.
 nightly: $(VENV)/.ready-dev
@@ -128,7 +132,8 @@ $(VLLM)/.ready-vllm: $(INPUTS)
 	@touch $@
 
 vllm: $(VLLM)/.ready-vllm
-	$(ONE_THREAD) $(VLLM)/bin/python -m pytest tests/serving/vllm
+	$(ONE_THREAD) $(VLLM)/bin/python -m pytest tests/serving/vllm --junitxml=out/vllm-tests.xml
+	$(VLLM)/bin/python scripts/keep_test_results.py out/vllm-tests.xml --out benchmarks/results/vllm-tests.json
 
 # Each script says with --help how to time less, and how to keep its results.
 bench: $(VENV)/.ready-bench
@@ -141,6 +146,7 @@ lint: $(VENV)/.ready-dev
 
 types: $(VENV)/.ready-dev
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_page_types.py
 
 docs: $(VENV)/.ready-dev
 	$(DOCS_ENV) $(BIN)/mkdocs build --strict --quiet

@@ -60,9 +60,10 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         if log is not None:
             log.clear()
         for i, ids in enumerate(prompts):
-            params = SamplingParams(
-                temperature=0, max_tokens=one["tokens"], ignore_eos=True, extra_args=extra[i]
-            )
+            params = SamplingParams(**{
+                "temperature": 0, "max_tokens": one["tokens"], "ignore_eos": True,
+                "extra_args": extra[i], **one.get("sampling", {}),
+            })  # fmt: skip
             engine.add_request(f"{number}-{i}", {"prompt_token_ids": ids}, params)
         if job.get("wait"):
             print("ready", flush=True)
@@ -82,6 +83,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
                     found[output.request_id.split("-")[1]] = {
                         "tokens": list(said.token_ids), "end": said.finish_reason,
                         "why": said.stop_reason,
+                        "others": [list(x.token_ids) for x in output.outputs[1:]],
                     }  # fmt: skip
             steps += 1
             used.append(before - pool.get_num_free_blocks())
@@ -98,7 +100,41 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             "decoding": decoding, "decoded": decoded, "used": used,
             "slots": None if log is None else list(log),
         })  # fmt: skip
-    return {"rounds": rounds}
+    return {"rounds": rounds, "beams": _beams(llm, job["beams"]) if "beams" in job else None}
+
+
+def refusals(job: dict[str, Any]) -> dict[str, Any]:
+    """Start a server for each case, in this one process, and note why it does not start."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+
+    from regard.serving.vllm.entry_point import register
+
+    why = []
+    for number, one in enumerate(job["refused"]):
+        os.environ["REGARD"] = one["regard"]
+        try:
+            if number:  # vLLM loads its plugins once
+                register()
+            LLM(model=job["model"], skip_tokenizer_init=True, enforce_eager=True, **one["engine"])
+        except Exception as error:
+            why.append(str(error))
+        else:
+            why.append("")
+    return {"why": why}
+
+
+def _beams(llm: Any, prompts: list[list[int]]) -> Any:
+    """Ask for beams: tokens of the best ones, or why they are refused."""
+    from vllm.sampling_params import BeamSearchParams
+
+    params = BeamSearchParams(beam_width=2, max_tokens=4, ignore_eos=True)
+    try:
+        found = llm.beam_search([{"prompt_token_ids": ids} for ids in prompts], params)
+    except ValueError as error:
+        return str(error)
+    return [x.sequences[0].tokens for x in found]
 
 
 def _log_slots() -> list[Any]:
@@ -145,4 +181,5 @@ def __getattr__(name: str) -> Any:
 
 if __name__ == "__main__":
     asked, out = (Path(x) for x in sys.argv[1:3])
-    out.write_text(json.dumps(answer(json.loads(asked.read_text()))))
+    given = json.loads(asked.read_text())
+    out.write_text(json.dumps((refusals if "refused" in given else answer)(given)))

@@ -1,7 +1,8 @@
-"""Size and speed of the page: one head of 32,768 tokens, all of 32 x 32 heads, words over an image.
+"""Size and speed of the page: 2,048 and 32,768 tokens, all of 32 x 32 heads, words over an image.
 
     pip install playwright
     python benchmarks/page.py --save page-chromium      # with chromium on the path
+    python benchmarks/page.py --hold                    # an error where a budget is broken
 
 `ready` is the time from opening to the first drawn view (of the head, where one is named in the
 address), `tile` that of 256 x 256 exact weights (the median of nine), both measured in the page;
@@ -32,10 +33,11 @@ REPORT = """
 const found = { ready: globalThis.READY, nodes: document.querySelectorAll("*").length };
 found.requests = performance.getEntriesByType("resource").length;
 const took = [];
-if (manifest.deep.length) {
+if (manifest.deep.length && location.hash) {
+  const { n, m } = regard.now, row = Math.min(20000, n - 256);
   for (let i = 0; i < 9; i++) {
     const began = performance.now();
-    regard.exactTile(20000, 18000 + 100 * i, 256, 256);
+    regard.exactTile(row, Math.min(18000 + 100 * i, m - 256), 256, 256);
     took.push(performance.now() - began);
   }
 }
@@ -99,12 +101,41 @@ def words(tokens: int, steps: int) -> Run:
     return made
 
 
+def shown(tokens: int) -> Run:
+    """The model that ships reads a text of so many tokens."""
+    import regard
+    from regard.models.loading import load
+    from regard.verbs import default_text
+
+    model, tokenizer = load()
+    ids = tokenizer(default_text(20000))["input_ids"][:tokens]
+    return regard.see(model, torch.tensor([ids]), tokenizer=tokenizer).run()
+
+
 # The pages that are measured, each with the part of its address that opens it.
 PAGES = {
+    "the model that ships, 2,048 tokens": (lambda: shown(2048), "#head=3.5"),
     "one head of 32,768 tokens, d 128": (lambda: run(1, 1, 32768, 128, 48, True), "#head=0.0"),
     "overview of 32 x 32 heads": (lambda: run(32, 32, 4096, 128, 48, False), ""),
     "12 words, 16 layers, 50 steps, 64 x 96 patches": (lambda: words(12, 50), ""),
 }
+# Megabytes and milliseconds that a page may take, and milliseconds of an exact tile.
+BUDGETS = {
+    "the model that ships, 2,048 tokens": (3, 1500, 30),
+    "one head of 32,768 tokens, d 128": (25, 4000, 30),
+    "overview of 32 x 32 heads": (3, 1500, 30),
+    "12 words, 16 layers, 50 steps, 64 x 96 patches": (12, 1500, 30),
+}
+
+
+def broken(row: dict[str, Any]) -> list[str]:
+    """Which budgets a page breaks."""
+    kinds = ("megabytes", "ready, ms", "256 x 256 exact weights, ms")
+    return [
+        f"{kind} {row[kind]}, more than {most}"
+        for kind, most in zip(kinds, BUDGETS[row["page"]], strict=True)
+        if row[kind] is not None and row[kind] > most
+    ]
 
 
 def found_browser() -> str | None:
@@ -146,6 +177,7 @@ def opened(made: Run, address: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--save")
+    parser.add_argument("--hold", action="store_true", help="end with an error over a budget")
     arguments = parser.parse_args()
     if found_browser() is None or importlib.util.find_spec("playwright") is None:
         print("left out: it needs chromium on the path, and pip install playwright")
@@ -153,9 +185,11 @@ def main() -> None:
     rows = []
     for case, (make, address) in PAGES.items():
         rows.append({"page": case, **opened(make(), address)})
-        print(rows[-1], flush=True)
+        print(rows[-1], *broken(rows[-1]), flush=True)
     if arguments.save:
         save(arguments.save, [], facts=rows)
+    if arguments.hold and any(broken(row) for row in rows):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

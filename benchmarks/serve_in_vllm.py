@@ -13,6 +13,7 @@ Each part asks vLLM in a fresh process (`ask_vllm.py`) on a CPU, in float32:
 - *see*: the survey of a request against `regard.see` of the same tokens.
 - *fails*: a policy that raises, and requests that are cancelled: blocks are counted.
 - *pages*: `quest` over vLLM's own kernel (heads of 64); a third of the requests decline it.
+- *several*: three answers to each prompt, against requests of their own; beams.
 - *processes*: two processes of half the heads each against one.
 - *speed*, *long*: beside vLLM's own attention (`vllm_speed.py`).
 """
@@ -35,7 +36,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("same", "demo", "shrink", "pages", "freed", "see", "fails", "processes", "speed", "long")
+PARTS = ("same", "demo", "shrink", "pages", "freed", "see", "fails", "several",
+         "processes", "speed", "long")  # fmt: skip
 POLICIES = {
     "quest": ("quest keep=25% page=16", "quest", 0.25, {"page": 16}),
     "streaming": ("streaming keep=48", "streaming", 48, {}),
@@ -292,7 +294,7 @@ def seen() -> dict[str, Any]:
             "rounds": [{"prompts": prompts, "tokens": 4,
                         "extra": [{"regard_see": True}, None, {"regard_see": 1}, None]}],
         }  # fmt: skip
-        ask(f"see out={out} probes=sinks,shape", job)
+        answers = ask(f"see out={out} probes=sinks,shape", job)["rounds"][0]["answers"]
         files = sorted(Path(out).glob("*.npz"))
         for path in files:
             ids = prompts[int(path.stem.split("-")[1])]
@@ -302,12 +304,38 @@ def seen() -> dict[str, Any]:
             of_maps = max(of_maps, distance(ours, theirs, "entropy/", "received/"))
             scores = sorted(ours.manifest["scores"])
             page = write_page(ours, path.with_suffix(".html")).stat().st_size
+        back = max(
+            looked(model, prompts[i], answers[i]["tokens"], path)
+            for path in Path(out).glob("*.lookback.json")
+            for i in [int(path.name.split("-")[1])]
+        )
     return {
         "asked": 2, "of": len(prompts), "requests": [x.stem.rpartition("-")[0] for x in files],
         "largest_difference_of_scores": of_scores,
         # Entropies and weights received are kept in 16 bits.
-        "largest_difference_of_rows": of_maps, "scores": scores, "bytes_of_a_page": page,
+        "largest_difference_of_rows": of_maps, "largest_difference_of_lookback": back,
+        "scores": scores, "bytes_of_a_page": page,
     }  # fmt: skip
+
+
+def looked(model: Any, prompt: list[int], answer: list[int], path: Path) -> float:
+    """Return how far lookback ratios of a request are from those of the weights of eager code."""
+    import torch
+
+    n, ids = len(prompt), torch.tensor([prompt + answer[:-1]])
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = model(ids, output_attentions=True).attentions
+    model.set_attn_implementation(before)
+    rows = json.loads(path.read_text())["lookback"]
+    generated = torch.arange(1, ids.shape[1] - n + 1)
+    found = 0.0
+    for row, x in zip(rows, weights, strict=True):
+        p, a = x[0, :, n:, :n].mean(-1), x[0, :, n:, n:].sum(-1) / generated
+        want = (p / (p + a)).mean(-1)
+        found = max(found, float((torch.tensor(row["heads"]) - want).abs().max()))
+    return found
 
 
 def distance(a: Any, b: Any, *kinds: str) -> float:
@@ -343,6 +371,44 @@ def fails() -> dict[str, Any]:
         "said": next((a["why"] for a in first["answers"] if a and a["end"] == "error"), ""),
         "blocks_lost": [x["free_before"] - x["free_after"] for x in (first, second)],
         "served_after": [a["end"] for a in second["answers"]],
+    }  # fmt: skip
+
+
+def refused(cases: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Start servers that `REGARD` asks what they cannot do: why each does not start."""
+    _, _, folder = demo()
+    asked = [{"regard": said, "engine": engine(**more)} for said, more in cases]
+    why: list[str] = ask(cases[0][0], {"model": folder, "refused": asked})["why"]
+    return why
+
+
+def several(count: int = 4, tokens: int = 16, answers: int = 3) -> dict[str, Any]:
+    """Draw several answers to each prompt under a policy: each is that of a request of its own."""
+    _, tokenizer, folder = demo()
+    prompts, heat = texts(tokenizer, count), {"temperature": 0.8, "top_k": 50}
+    alone = [
+        {"prompts": prompts, "tokens": tokens, "sampling": {**heat, "seed": 7 + i}}
+        for i in range(answers)
+    ]
+    job = {
+        "model": folder, "beams": prompts[:1], "no_tokenizer": False,
+        # With seeds, vLLM's runner for CPUs takes prompts in one piece only.
+        "engine": engine(max_num_batched_tokens=2048, enable_chunked_prefill=False),
+        "rounds": [{"prompts": prompts, "tokens": tokens,
+                    "sampling": {**heat, "seed": 7, "n": answers}}, *alone],
+    }  # fmt: skip
+    found = ask("shrink quest keep=25% page=16", job)
+    together, *rounds = found["rounds"]
+    equal = sum(
+        [one["tokens"], *one["others"]] == [x["answers"][i]["tokens"] for x in rounds]
+        for i, one in enumerate(together["answers"])
+    )
+    return {
+        "prompts": count, "answers": answers, "tokens": tokens * count * answers, "equal": equal,
+        "different": sum(len({str(t) for t in (x["tokens"], *x["others"])}) == answers
+                         for x in together["answers"]),
+        "blocks_lost": [x["free_before"] - x["free_after"] for x in found["rounds"]],
+        "beams": found["beams"],
     }  # fmt: skip
 
 
@@ -384,7 +450,8 @@ def main() -> None:
     from benchmarks.vllm_speed import long_texts, speed
 
     run = {"same": same, "demo": of_demo, "freed": freed, "see": seen, "fails": fails,
-           "processes": processes, "speed": speed, "long": long_texts, "pages": pages,
+           "several": several, "processes": processes, "speed": speed, "long": long_texts,
+           "pages": pages,
            **{f"shrink {name}": partial(shrunk, name) for name in POLICIES}}  # fmt: skip
     found: dict[str, Any] = {}
     if asked.out and asked.out.exists():

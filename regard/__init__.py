@@ -36,7 +36,7 @@ _HOME = {
         *("Alibi", "DistanceBias", "T5Bias", "RelativeBias", "LatticeBias", "ShawBias"),
         *("LowRankBias", "Landmarks", "Cope", "KeyWeights", "GroupBias", "ScoreStep"),
     ),
-    "regard.core.weigh": ("Weigh", "Softmax", "Sigmoid", "Relu", "Signed"),
+    "regard.core.weigh": ("Weigh", "Softmax", "Sigmoid", "Relu", "Laplace", "Signed"),
     "regard.core.partial": ("Partial", "merge"),
     "regard.core.call": ("Call",),
     "regard.core.keys": ("Dense", "Keys"),

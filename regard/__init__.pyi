@@ -61,6 +61,7 @@ from regard.core.support import Where as Where
 from regard.core.support import Window as Window
 from regard.core.support import documents_from_lengths as documents_from_lengths
 from regard.core.survey import Survey as Survey
+from regard.core.weigh import Laplace as Laplace
 from regard.core.weigh import Relu as Relu
 from regard.core.weigh import Sigmoid as Sigmoid
 from regard.core.weigh import Signed as Signed

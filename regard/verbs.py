@@ -11,7 +11,7 @@ from torch import nn
 from regard.controls.registry import make_control
 from regard.controls.steered import Steered
 from regard.controls.steering import Steering
-from regard.core.errors import CapabilityError, RuleError, fail, shape_of
+from regard.core.errors import CapabilityError, RuleError, fail, nearest, shape_of
 from regard.models.attach import attach, hook_of
 from regard.models.fingerprint import fingerprint
 from regard.models.loading import load, shown_name
@@ -26,11 +26,13 @@ from regard.probes.looking import Look, Progress, need_sites, picture_of, quiet,
 from regard.probes.maps import Maps
 from regard.probes.reading import Reading
 from regard.probes.registry import make_probes
-from regard.probes.scores import Scores
+from regard.probes.scores import Head, Scores, head_name, towers
 from regard.probes.words import Words
 from regard.views.compare import Comparison, compare_runs
+from regard.views.rollout import roll_out
 from regard.views.run_file import Run
 from regard.views.seen import Seen
+from regard.views.sound import spectrogram_of
 
 # What one forward tells; importance needs a backward as well, and is read when it is asked for.
 STANDARD = ("roles", "sinks", "shape")
@@ -48,7 +50,7 @@ def see(
     *,
     tokenizer: Any = None,
     where: Any = None,
-    heads: int | Sequence[tuple[int, int]] | None = None,
+    heads: int | Sequence[tuple[int, int] | str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Seen:
@@ -59,8 +61,9 @@ def see(
     prompt or a dict of its arguments. `probes` are names, groups ("roles", "sinks", "shape",
     "vision"; "importance", which needs a backward pass too; "words" for models that make images;
     "standard" for what is read where none is named) or `Probe`s. `heads` says how many
-    heads, or which (layer, head) ones, are kept in full, so that a page can zoom to every weight;
-    unless it is given 12 are, or all of a small model on a short text.
+    heads, or which, by (layer, head) or by name as "language.L3H1", are kept in full, so that a
+    page can zoom to every weight; unless it is given 12 are, or all of a small model on a short
+    text.
     No matrix of weights is made: memory grows with the length of the input, not with its square.
 
         seen = regard.see(model, "some text", tokenizer=tokenizer)
@@ -73,6 +76,13 @@ def see(
     name = shown_name(model) if model is None or isinstance(model, str | Path) else ""
     runner = None
     if is_pipeline(model):
+        for given, x in (("heads", heads), ("tokenizer", tokenizer)):
+            if x is not None:
+                fail(
+                    RuleError, given, f"{shape_of(x)}, with a pipeline", "None",
+                    "leave it out: a pipeline has its tokenizers, and is run once, with no second "
+                    "run to keep heads of",
+                )  # fmt: skip
         runner = Runner(model)
         name, model = type(model).__name__, runner.model
     elif model is None or isinstance(model, (str, Path)):
@@ -120,7 +130,10 @@ def see(
             made_from={"model": fingerprint(model), "inputs": first.digest},
         )  # fmt: skip
         looked = [probe for probe in made if isinstance(probe, Words) and probe.sums]
-        seen.image = picture_of(first)
+        heard = spectrogram_of(first.inputs)
+        seen.sound = heard is not None
+        seen.image = picture_of(first) if heard is None else heard
+        seen.rollout = None if maps.kept is None else roll_out(maps.kept.values())
         if looked:
             seen.words_seen = looked[0].maps()
         if runner is not None:  # a second run would make another image
@@ -253,10 +266,19 @@ def steer(
     return Steered(attach(model, [stage], check=check), stage)
 
 
-def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int]]) -> None:
-    """Raise unless each is a pair (layer, head) of a site of the model."""
+def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int] | str]) -> None:
+    """Raise unless each is a pair (layer, head), or the name, of a head of the model."""
     many = {site.layer: site.heads or 0 for site in reversed(sites) if site.layer is not None}
+    named = towers(sites)
+    names = [head_name(s, h, named[s]) for s in sites for h in range(s.heads or 0)]
     for one in heads:
+        if isinstance(one, str):
+            if one not in names:
+                fail(
+                    RuleError, "heads", repr(one), f"one of {len(names)} heads, as {names[:1]}",
+                    nearest(one, names, "pass heads=[(1, 3)], say"),
+                )  # fmt: skip
+            continue
         pair = isinstance(one, Sequence) and len(one) == 2
         if not pair or one[0] not in many or not 0 <= one[1] < many[one[0]]:
             fail(
@@ -267,7 +289,7 @@ def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int]]) -> None
 
 
 def _chosen_heads(
-    seen: Seen, heads: int | Sequence[tuple[int, int]] | None
+    seen: Seen, heads: int | Sequence[tuple[int, int] | str] | None
 ) -> list[tuple[Site, int]]:
     """Which heads to keep in full: those asked for, or the best of each role, within a budget."""
     if heads is None:
@@ -277,13 +299,21 @@ def _chosen_heads(
         heads = KEPT
     if not isinstance(heads, int):
         by_layer = {site.layer: site for site in reversed(seen.sites)}
-        return [(by_layer[layer], head) for layer, head in heads]
+        pairs = [x if isinstance(x, str) else (by_layer[x[0]], x[1]) for x in heads]
+        return [(seen[x].site, seen[x].head) if isinstance(x, str) else x for x in pairs]
     tops = [seen.scores[name].top(3) for name in seen.role_names]
     ranked = [top[place] for place in range(3) for top in tops if place < len(top)]
     ranked += [h for x in seen.scores.values() for h in x.top(1)]
+    # A kind of attention, or a tower, without a role is looked into as well: its narrowest head.
+    if "entropy" in seen.scores:
+        narrow: dict[tuple[str, str], Head] = {}
+        for head in sorted(seen.scores["entropy"].heads(), key=lambda x: x.value):
+            narrow.setdefault((head.site.kind, seen.towers[head.site]), head)
+        if len(narrow) > 1:
+            ranked = [*ranked[: max(0, heads - len(narrow))], *narrow.values(), *ranked]
     found: dict[tuple[Site, int], int] = {}
     left = DEEP_BYTES
-    for head in ranked:
+    for head in ranked if heads else ():  # none, where none are asked for
         cost = _cost(seen, head.site)
         if head.site in seen.drawn and (head.site, head.head) not in found and cost <= left:
             found[head.site, head.head] = cost

@@ -1,7 +1,8 @@
 """Write the table of transforms into docs/transforms.md; with --check, try a sample against it.
 
 `python scripts/transforms_page.py` tries every layer, and with the compiler those that were not yet
-(`--again`: all, which takes long); `--check NAME ...` tries those named, and says what is no longer
+(`--again`: all, which takes long); `--untried` leaves the rows that are done as they are, and goes
+on where an earlier run was ended; `--check NAME ...` tries those named, and says what is no longer
 so.
 """
 
@@ -112,7 +113,8 @@ def main() -> int:
     before = written() if "| `" in PAGE.read_text(encoding="utf-8") else {}
     untried = [UNTRIED, UNTRIED]
     kept = {name: before.get(name, untried)[-2:] for name in names()}
-    rows = {name: [*quick(name), *kept[name]] for name in names()}
+    done = before if "--untried" in sys.argv else {}
+    rows = {name: done.get(name) or [*quick(name), *kept[name]] for name in names()}
     write(rows)
     for name, words in rows.items():
         if UNTRIED in words or "--again" in sys.argv:

@@ -7,20 +7,36 @@ from typing import Any
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 
 class Alone(TorchFunctionMode):
-    """Notes the modules called attention that take a softmax while no call of ours is run."""
+    """Notes the modules called attention that read a softmax of their own while none of ours runs.
+
+    A softmax that nothing reads, as Sam2 computes beside its call, weighs nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.inside: list[nn.Module] = []
         self.found: set[nn.Module] = set()
+        # Weights that nothing has read yet, by their number, with the module that made them.
+        self.unread: dict[int, tuple[Any, nn.Module]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "softmax" in getattr(func, "__name__", "") and self.inside:
-            self.found.add(self.inside[-1])
-        return func(*args, **(kwargs or {}))
+        name, given = getattr(func, "__name__", ""), (args, kwargs or {})
+        if name == "__get__":  # a shape or a dtype
+            return func(*args, **(kwargs or {}))
+        leaves = tree_leaves(given) if self.unread else []
+        read = [self.unread.pop(id(x)) for x in leaves if id(x) in self.unread]
+        out = func(*args, **(kwargs or {}))
+        if name in ("to", "type_as", "contiguous") and read and out is not None:
+            self.unread[id(out)] = (out, read[0][1])
+        else:
+            self.found |= {module for _, module in read}
+        if "softmax" in name and self.inside:
+            self.unread[id(out)] = (out, self.inside[-1])
+        return out
 
     def watch(self, model: nn.Module, run: Callable[[], Any]) -> set[str]:
         """Run, and name the modules."""

@@ -61,7 +61,7 @@ from regard.core.support import (
 )
 from regard.core.support.dense import DenseMask
 from regard.core.value import Value, types
-from regard.core.weigh import Relu, Sigmoid, Signed, Softmax, Weigh
+from regard.core.weigh import Laplace, Relu, Sigmoid, Signed, Softmax, Weigh
 
 B, H, G, N, D = 2, 4, 2, 12, 8
 # Values that are no part of a rule.
@@ -157,6 +157,7 @@ WEIGHS: dict[str, Callable[[], Weigh]] = {
     "Signed": Signed,
     "Sigmoid": lambda: Sigmoid(-1.0),
     "Relu": lambda: Relu(2, 0.25),
+    "Laplace": Laplace,
 }
 
 PARTS: dict[str, Callable[[], Value]] = {

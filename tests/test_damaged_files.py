@@ -47,7 +47,7 @@ from regard.views.run_file import Run as SeenRun
 from tests.conftest import FUZZ
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
-TRIES = {"quick": 300, "ci": 1_000, "nightly": 10_000, "fuzz": FUZZ}[PROFILE]
+TRIES = {"quick": 300, "ci": 400, "nightly": 10_000, "fuzz": FUZZ}[PROFILE]
 FOLDERS = {"quick": 12, "ci": 40, "nightly": 2_000, "fuzz": 2_000}[PROFILE]
 
 

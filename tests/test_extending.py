@@ -40,7 +40,7 @@ class OnItself(Probe):
 
     def look(self, site: Any, call: Call, report: Any) -> None:
         """Measure the mass on the diagonal."""
-        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        counted = counted_rows(self.reading, call)
         self.tally.add(site, mass(call, Window(1)), counted)
 
 

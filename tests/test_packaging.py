@@ -177,6 +177,13 @@ def test_ci_runs_what_newcomers_run() -> None:
         assert f"make {command}" in readme
 
 
+def test_the_readme_is_short() -> None:
+    lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 120
+    assert sum(line.startswith("![") for line in lines) == 3
+    assert sum(line.startswith(("| ---", "|---")) for line in lines) == 1
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_relative_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -59,7 +59,7 @@ def test_models_of_every_kind_can_be_seen(name, make, inputs, tmp_path):
 def test_a_group_leaves_out_what_cannot_look_and_a_name_does_not():
     bert = build("bert", ENCODERS["bert"])
     assert "induction" in regard.see(bert, IDS, ["roles"]).skipped
-    with pytest.raises(CapabilityError, match="sees the future"):
+    with pytest.raises(CapabilityError, match="attends to the future"):
         regard.see(bert, IDS, ["induction"])
 
 

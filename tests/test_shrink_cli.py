@@ -89,6 +89,27 @@ def test_what_was_measured_of_another_model_or_calibration_is_measured_again(
     assert len(list((tmp_path / "older").iterdir())) == 3
 
 
+def test_a_policy_is_found_again_by_any_of_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regard.bench import shrunk_models
+    from regard.models.loading import load
+
+    model, tokenizer = load()
+    setting = shrunk_models.Setting(length=160, draws=1, texts=1, steps=4)
+    place, counted = tmp_path / "cells.json", []
+
+    def count(model: object, tokens: object, made: object, keep: object, *_: object) -> object:
+        counted.append(made)
+        name = "full" if made is None else "quest"
+        return shrunk_models.Cell(name, None if keep is None else "50%", bits=1.0)
+
+    monkeypatch.setattr(shrunk_models, "measure", count)
+    for name in ("pages", "pages", "quest"):
+        list(shrunk_models.curves(model, tokenizer, [name], (0.5,), ["ppl"], setting, place))
+    assert len(counted) == 2
+
+
 def test_it_lists_the_policies() -> None:
     code, text, _ = run("--list")
     assert code == 0

@@ -154,7 +154,8 @@ def inputs_of(model: Any) -> Iterator[dict[str, Any]]:
     takes = inspect.signature(type(model).forward).parameters
     config = getattr(model, "config", None)
     long = find(config, "max_length")
-    sounds = [(2, 2000), (2, 16, 64), (2, 64, 16), (2, 16, 256)]
+    sounds = [(2, 2000), (2, 16, 64), (2, 64, 16), (2, 16, 256), (2, 16, 160), (2, 1, 2000),
+              (2, 128, 64)]  # fmt: skip
     sounds += [(2, long, 16)] if isinstance(long, int) and long < 3000 else []
     for sound in sounds:
         made = _inputs(takes, config, sound)
@@ -165,12 +166,35 @@ def inputs_of(model: Any) -> Iterator[dict[str, Any]]:
         if "input_ids" in made and isinstance(books, int):
             yield {**made, "input_ids": made["input_ids"][..., None].expand(-1, -1, books)}
         for left in (["attention_mask"], ["attention_mask", "decoder_input_ids"],
-                     ["pixel_values"], ["input_ids", "attention_mask"]):  # fmt: skip
+                     ["pixel_values"], ["input_ids", "attention_mask"],
+                     ["input_features_mask"]):  # fmt: skip
             fewer = {name: x for name, x in made.items() if name not in left}
             if fewer and len(fewer) < len(made):
                 yield fewer
         if not any(name in made for name in ("input_features", "input_values")):
             return
+    silent = {n: x for n, x in made.items() if n not in ("input_features", "input_values")}
+    silent.pop("input_features_mask", None)
+    if silent:
+        yield silent
+
+
+def with_placeholders(model: Any, inputs: dict[str, Any], said: str) -> dict[str, Any] | None:
+    """Return inputs whose text has a place for every feature that an error has counted."""
+    counted = re.search(r"features:? (\d+)", said)
+    names = [f"{x}_token_{y}" for x in ("audio", "image", "video") for y in ("id", "index")]
+    config = getattr(model, "config", None)
+    token = next((x for x in (find(config, n) for n in names) if isinstance(x, int)), None)
+    if counted is None or token is None or "input_ids" not in inputs:
+        return None
+    ids = inputs["input_ids"]
+    places = torch.full((len(ids), int(counted[1]) // len(ids)), token)
+    ids = torch.cat((ids[:, :4], places, ids[:, 4:8]), 1)
+    made = {**inputs, "input_ids": ids}
+    if "attention_mask" in made:
+        made["attention_mask"] = torch.ones_like(ids)
+        made["attention_mask"][1:, -2:] = 0
+    return made
 
 
 def _inputs(takes: Any, config: Any, sound: tuple[int, ...]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Analyses of whole models and of theory: likeness of heads, syntax, recall, tuning.
+"""Analyses of whole models and of theory: similarity of heads, syntax, recall, tuning.
 
-They are functions over models, maps or weights. What a stage can see in one run is a probe
-(`regard.probes`); what asks which part of a model did something is a circuit (`regard.circuits`).
+They are functions over models, maps or weights. Stages that observe one run are probes
+(`regard.probes`); analyses of which part of a model did something are in `regard.circuits`.
 """

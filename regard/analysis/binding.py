@@ -1,4 +1,4 @@
-"""Whether two embeddings are told to be of one object: pairwise probes, and taking the signal out.
+"""Object binding: pairwise probes of whether two patches are of one object, and ablations.
 
 For embeddings x, y [.., d] of two patches, the score of "same object" is
 
@@ -49,7 +49,7 @@ class PairProbe(nn.Module):
         return self
 
     def accuracy(self, x: Tensor, objects: Tensor, pairs: int = 4000) -> float:
-        """Share of balanced pairs that are told right."""
+        """Return the accuracy on balanced pairs."""
         one, other, same = balanced(x, objects, pairs)
         with torch.no_grad():
             return float(((self(one, other) > 0) == same).float().mean())
@@ -116,7 +116,7 @@ class QuadraticPair(PairProbe):
     def __init__(self, dim: int, rank: int) -> None:
         super().__init__()
         if not 1 <= rank <= dim:
-            fail(ValueRangeError, "rank", rank, f"from 1 to {dim}", "take dim // 8, say")
+            fail(ValueRangeError, "rank", rank, f"from 1 to {dim}", "pass dim // 8")
         self.w = nn.Parameter(torch.randn(rank, dim) / dim**0.5)
         self.b = nn.Parameter(torch.zeros(()))
 
@@ -126,28 +126,28 @@ class QuadraticPair(PairProbe):
 
 
 class PointwisePair(PairProbe):
-    """The control: say the class of each patch first, then whether the classes are the same."""
+    """The control: classify each patch alone, then compare the classes."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
         self.say = nn.Linear(dim, classes)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log odds that two patches, each classed alone, are of one class."""
+        """Return log odds that two patches, each classed alone, are of one class."""
         same = (self.say(x).softmax(-1) * self.say(y).softmax(-1)).sum(-1)
         return torch.logit(same, eps=1e-6)
 
 
 def row_space(w: Tensor) -> Tensor:
-    """An orthonormal basis [k, d] of the rows of W [k, d]."""
+    """Return an orthonormal basis [k, d] of the rows of W [k, d]."""
     basis: Tensor = torch.linalg.qr(w.detach().T).Q.T
     return basis
 
 
 def without(x: Tensor, w: Tensor, share: float = 1.0) -> Tensor:
-    """Take a share of what lies in the row space of W [k, d] out of embeddings x [.., d].
+    """Remove a fraction of the row space of W [k, d] from embeddings x [.., d].
 
-    The probe of that W is blind then; the signal may still be there for another: train one to know.
+    The probe of that W is blind then; another probe may still find the signal.
 
     >>> without(torch.tensor([3.0, 4.0]), torch.tensor([[2.0, 0.0]])).tolist()
     [0.0, 4.0]
@@ -159,7 +159,7 @@ def without(x: Tensor, w: Tensor, share: float = 1.0) -> Tensor:
 
 
 def shuffled(x: Tensor, w: Tensor) -> Tensor:
-    """Swap what lies in the row space of W among the patches of each image [images, patches, d]."""
+    """Permute the row-space part of W among the patches of each image [images, patches, d]."""
     basis = row_space(w)
     inside = (x @ basis.T) @ basis
     order = torch.rand(x.shape[:2]).argsort(1)
@@ -182,9 +182,3 @@ def guidance(scores: Tensor, probe: PairProbe, x: Tensor) -> Tensor:
         told = probe(x[:, None], x[None]).flatten()
     rows = torch.cat([told[None].to(scores), scores.flatten(1)])
     return torch.corrcoef(rows)[0, 1:]
-
-
-__all__ = [
-    "DiagonalPair", "LinearPair", "PairProbe", "PointwisePair", "QuadraticPair",
-    "balanced", "binding_directions", "guidance", "row_space", "shuffled", "without",
-]  # fmt: skip

@@ -52,6 +52,3 @@ class Compressed(Stage):
             q[:, head] = q[:, head] @ a @ a.T
             k[:, head] = k[:, head] @ b @ b.T
         return call.replace(q=q, k=k, v=expand_heads(call.v, call.h))
-
-
-__all__ = ["Compressed", "subspace"]

@@ -1,4 +1,4 @@
-"""The model of context maintenance and retrieval (CMR), and how near heads come to it.
+"""The model of context maintenance and retrieval (CMR), fitted to heads.
 
 Items are one-hot, a context drifts as they are studied, and an item recalls the context it came in:
 
@@ -26,7 +26,7 @@ from regard.core.method import method
 def recalled(
     beta_enc: Tensor, beta_rec: Tensor, gamma: Tensor, sharpness: Tensor, *, items: int, reach: int
 ) -> Tensor:
-    """Mean probability of recall by lag [..., 2 reach + 1], brought to sum 1; parameters [...].
+    """Return recall probabilities by lag [..., 2 reach + 1], normalized; parameters [...].
 
     Means are over cues in the middle of the list, all of whose lags are there.
 
@@ -81,9 +81,9 @@ class FittedRecall:
 def fit_recall(profile: Tensor, *, items: int = 50, steps: int = 300) -> FittedRecall:
     """Fit the model to the lag profile [2 reach + 1] of a head: a grid, descent, least squares.
 
-    Adam descends from the best of the grid, and damped Gauss-Newton steps (Levenberg-Marquardt) end
-    where parameters are told apart that change the profile alike. The distance is the mean squared
-    error of profiles that sum to 1.
+    Adam descends from the best of the grid; damped Gauss-Newton steps (Levenberg-Marquardt) then
+    separate parameters with similar effects. The distance is the mean squared error of profiles
+    that sum to 1.
 
     >>> found = fit_recall(torch.tensor([0.02, 0.02, 0.06, 0.7, 0.2]), items=20, steps=100)
     >>> found.distance < 1e-3
@@ -103,7 +103,7 @@ def fit_recall(profile: Tensor, *, items: int = 50, steps: int = 300) -> FittedR
         found = recalled(*grid.T, items=items, reach=reach)
         best = (found - wanted).square().mean(-1).topk(8, largest=False).indices
     start = grid[best]
-    # What lies from 0 to 1 is moved as a logit, what is positive as a logarithm.
+    # Parameters in (0, 1) are optimized as logits, positive ones as logarithms.
     free = torch.cat([torch.logit(start[:, :3].clamp(0.01, 0.99)), start[:, 3:].log()], 1)
     free.requires_grad_()
     adam = torch.optim.Adam([free], 0.05)
@@ -146,6 +146,3 @@ def _least_squares(free: Tensor, wanted: Tensor, items: int, steps: int = 40) ->
         else:
             damp *= 4
     return free
-
-
-__all__ = ["FittedRecall", "fit_recall", "recalled"]

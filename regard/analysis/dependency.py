@@ -1,4 +1,4 @@
-"""What heads know of syntax: single heads, all of them weighed by a probe, and coreference.
+"""Syntax in heads: single heads, a probe over all of them, and coreference.
 
 Maps are by word ([h, n, n], see `words.word_maps`), trees give the head of each word. After Clark
 2019, "What does BERT look at?".
@@ -22,7 +22,7 @@ DIRECTIONS = ("to the head", "from the head")
 class DependencyTree:
     """A dependency tree: `heads` [n] with -1 where a word has none, and the name of each link.
 
-    `left_out` bool [n] marks words that no head may be said to look at ([SEP], say).
+    `left_out` bool [n] marks words to ignore, such as [SEP].
 
     >>> DependencyTree(torch.tensor([1, -1, 1]), ("det", "root", "obj")).words
     3
@@ -54,7 +54,7 @@ class DependencyTree:
 class Skill:
     """Accuracy by relation: of each head in each direction [2, heads], and of the best offset.
 
-    `offsets[relation]` is (offset, accuracy) of the baseline that says "the word so far away".
+    `offsets[relation]` is (offset, accuracy) of the baseline of a fixed offset.
     """
 
     accuracy: Mapping[str, Tensor]
@@ -62,14 +62,14 @@ class Skill:
     links: Mapping[str, int]
 
     def best(self, relation: str) -> tuple[int, str, float]:
-        """The head that knows a relation best: its number, direction, and accuracy."""
+        """Return the head that knows a relation best: its number, direction, and accuracy."""
         found = self.accuracy[relation]
         place = int(found.argmax())
         way, head = divmod(place, found.shape[1])
         return head, DIRECTIONS[way], float(found.flatten()[place])
 
     def by_head(self) -> Tensor:
-        """The best of each head over directions and relations [heads]."""
+        """Return the best of each head over directions and relations [heads]."""
         return torch.stack([x.amax(0) for x in self.accuracy.values()]).amax(0)
 
 
@@ -83,7 +83,7 @@ class Skill:
 def dependency_skill(
     maps: Sequence[Tensor], trees: Sequence[DependencyTree], *, farthest: int = 10
 ) -> Skill:
-    """How often the word that gets (or gives) the most weight is the head of a word.
+    """Return how often the word that gets (or gives) the most weight is the head of a word.
 
     maps [h, n, n] of each sentence. The baseline is the best fixed offset up to `farthest`.
 
@@ -124,7 +124,7 @@ def dependency_skill(
 
 
 class AttentionProbe(nn.Module):
-    """Say the head of each word from maps alone: two weights for each attention head.
+    """Predict the head of each word from maps alone: two weights for each attention head.
 
     p(i is the head of j)  ~  exp(sum_k w_k A^k_ij + u_k A^k_ji).
 
@@ -138,7 +138,7 @@ class AttentionProbe(nn.Module):
         self.u = nn.Parameter(torch.zeros(heads))
 
     def forward(self, weights: Tensor) -> Tensor:
-        """Logits [n words, n heads of them] of maps [h, n, n]."""
+        """Return logits [n words, n heads of them] of maps [h, n, n]."""
         scores = torch.einsum("h,hij->ji", self.w, weights)
         scores = scores + torch.einsum("h,hji->ji", self.u, weights)
         return scores.masked_fill(torch.eye(len(scores), dtype=torch.bool), -torch.inf)
@@ -163,7 +163,7 @@ class AttentionProbe(nn.Module):
         return self
 
     def score(self, maps: Sequence[Tensor], trees: Sequence[DependencyTree]) -> float:
-        """Share of words whose head is said right (unlabeled attachment score)."""
+        """Return the share of words whose head is said right (unlabeled attachment score)."""
         right = total = 0
         for weights, tree in zip(maps, trees, strict=True):
             there = tree.heads >= 0
@@ -175,7 +175,7 @@ class AttentionProbe(nn.Module):
 
 
 def antecedents(weights: Tensor, mentions: Sequence[int], clusters: Sequence[int]) -> Tensor:
-    """How often each head looks, among earlier mentions, at one of the same thing [h].
+    """Return how often each head looks, among earlier mentions, at one of the same thing [h].
 
     `mentions` are the places of mentions' head words in order, `clusters` what each is about;
     mentions that are the first of their cluster do not count.
@@ -192,6 +192,3 @@ def antecedents(weights: Tensor, mentions: Sequence[int], clusters: Sequence[int
         same = torch.tensor([c == clusters[place] for c in clusters[:place]])
         hits, many = hits + same[best], many + 1
     return hits / max(many, 1)
-
-
-__all__ = ["AttentionProbe", "DependencyTree", "Skill", "antecedents", "dependency_skill"]

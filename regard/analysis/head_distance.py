@@ -39,7 +39,7 @@ def head_distances(maps: Sequence[Tensor]) -> Tensor:
 
 
 def plane(distances: Tensor, dimensions: int = 2) -> Tensor:
-    """Classical scaling: places [h, dimensions] whose distances come near to those given.
+    """Place heads in the plane by classical scaling: [h, dimensions], near the given distances.
 
     >>> line = torch.tensor([[0.0, 3.0, 5.0], [3.0, 0.0, 2.0], [5.0, 2.0, 0.0]])
     >>> torch.cdist(plane(line), plane(line)).allclose(line.double(), atol=1e-6)
@@ -53,7 +53,5 @@ def plane(distances: Tensor, dimensions: int = 2) -> Tensor:
     center = torch.eye(h, dtype=torch.float64) - 1 / h
     product = -0.5 * center @ distances.double().square() @ center
     values, vectors = torch.linalg.eigh(product)
-    return vectors[:, -dimensions:] * values[-dimensions:].clamp(min=0).sqrt()
-
-
-__all__ = ["head_distances", "plane"]
+    found: Tensor = vectors[:, -dimensions:] * values[-dimensions:].clamp(min=0).sqrt()
+    return found.flip(1)  # the widest direction first

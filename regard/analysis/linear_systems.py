@@ -131,7 +131,7 @@ def gated(forget: Tensor, enter: Tensor, w_c: Tensor, out: Tensor | None = None)
 
 
 def taylor_power(x: Tensor, order: int) -> Tensor:
-    """Features whose product is sum_{p <= order} (x . y)^p / p!: [..., d] to [..., sum d^p].
+    """Return features whose product is sum_{p <= order} (x . y)^p / p!: [..., d] to [..., sum d^p].
 
     >>> x = torch.tensor([0.5, 1.0])
     >>> features = taylor_power(x, 3)
@@ -145,6 +145,3 @@ def taylor_power(x: Tensor, order: int) -> Tensor:
         parts.append(power / math.sqrt(math.factorial(p)))
         power = (power[..., None] * x[..., None, :]).flatten(-2)
     return torch.cat(parts, -1)
-
-
-__all__ = ["LinearSystem", "gated", "linear_attention", "selective", "taylor_power"]

@@ -1,4 +1,4 @@
-"""An overview of heads: how sure they are, and whether they follow syntax or what matters."""
+"""An overview of heads: confidence, and agreement with syntax and with saliency."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def confidence(weights: Tensor, *, keep: Tensor | None = None) -> Tensor:
 
 
 def semantic_score(weights: Tensor, saliency: Tensor, *, definition: str = "distance") -> Tensor:
-    """How like what each token gets [h] is to the saliency [m] of tokens, both brought to sum 1.
+    """Return the similarity [h] of attention per token to saliency [m], both normalized to sum 1.
 
     "distance" is 1 / (1 + |a - s|), "cosine" the cosine; the paper's own scaling is not sure.
 
@@ -52,12 +52,12 @@ def semantic_score(weights: Tensor, saliency: Tensor, *, definition: str = "dist
             ShapeError, "saliency", shape_of(saliency), f"[{weights.shape[2]}]",
             "give every token its saliency",
         )  # fmt: skip
-    got, felt = weights.sum(1), saliency.abs().to(weights)
-    got, felt = got / got.sum(1, keepdim=True), felt / felt.sum().clamp_min(1e-30)
+    got, wanted = weights.sum(1), saliency.abs().to(weights)
+    got, wanted = got / got.sum(1, keepdim=True), wanted / wanted.sum().clamp_min(1e-30)
     if definition == "distance":
-        return 1 / (1 + (got - felt).norm(dim=1))
+        return 1 / (1 + (got - wanted).norm(dim=1))
     if definition == "cosine":
-        return torch.cosine_similarity(got, felt[None], dim=1)
+        return torch.cosine_similarity(got, wanted[None], dim=1)
     fail(ValueRangeError, "definition", repr(definition), "'distance' or 'cosine'", "name one")
 
 
@@ -129,6 +129,3 @@ def draw_overview(cells: Sequence[HeadCell], to: str, *, overwrite: bool = False
     )  # fmt: skip
     axes.invert_yaxis()
     write_figure(figure, to, overwrite=overwrite)
-
-
-__all__ = ["HeadCell", "confidence", "draw_overview", "exported", "overview", "semantic_score"]

@@ -1,4 +1,4 @@
-"""Text and pixels side by side: does a model look at the same words when it sees them drawn?
+"""Text and pixels side by side: does a model attend to the same words as text and as pixels?
 
 The same item is read as tokens and as an image. In both, the weights of one query (the place that
 answers) are averaged over heads, and summed over what belongs to each word:
@@ -85,7 +85,7 @@ class Alignment:
     k: int
 
     def means(self) -> dict[str, float]:
-        """Mean over items of each."""
+        """Return the mean over items of each."""
         names = ("cosine", "rank", "overlap", "drawn")
         return {name: float(getattr(self, name).mean()) for name in names}
 
@@ -126,6 +126,3 @@ def aligned(text: Tensor, pixels: Tensor, k: int = 1) -> Alignment:
     return Alignment(
         F.cosine_similarity(text, pixels, 1), torch.tensor(ranks).double(), same, pixels.sum(1), k
     )
-
-
-__all__ = ["Alignment", "RowWeights", "aligned", "word_weights"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import ShapeError, fail, shape_of
 from regard.core.method import method
+from regard.probes.position_heads import ranks
 
 
 class ScanAndSnap(nn.Module):
@@ -40,16 +41,55 @@ class ScanAndSnap(nn.Module):
         self.y = nn.Parameter(torch.zeros(tokens, following))
 
     def attention(self, query: Tensor, counts: Tensor) -> Tensor:
-        """Weight of each token [b, tokens]: softmax over every place it stands at."""
+        """Return the weight of each token [b, tokens]: softmax over every place it stands at."""
         return torch.softmax(self.z[query] + counts.log(), -1)
 
     def forward(self, query: Tensor, counts: Tensor) -> Tensor:
-        """Logits of the next token [b, following]."""
+        """Return logits of the next token [b, following]."""
         return F.normalize(self.attention(query, counts), dim=-1) @ self.y
 
     def entropy(self, query: Tensor, counts: Tensor) -> Tensor:
-        """Entropy of attention over tokens [b], in nats."""
+        """Return the entropy of attention over tokens [b], in nats."""
         return torch.special.entr(self.attention(query, counts)).sum(-1)
+
+
+def likelihood(queries: int, following: int, own: int, shared: int) -> Tensor:
+    """Draw P(l | m, n) [queries, following, tokens]: what stands before each next token.
+
+    Next token n belongs to the query n % queries. The first `shared` tokens are common to all, and
+    `own` more are distinct to each next token; how often each comes is random.
+
+    >>> table = likelihood(queries=2, following=4, own=3, shared=2)
+    >>> table.shape, bool(table.sum(-1).flatten()[0].isclose(torch.tensor(1.0)))
+    (torch.Size([2, 4, 14]), True)
+    """
+    table = torch.zeros(queries, following, shared + following * own)
+    for n in range(following):
+        start = shared + n * own
+        table[n % queries, n, start : start + own] = torch.rand(own) + 0.2
+        table[n % queries, n, :shared] = torch.rand(shared) + 0.2
+    return table / table.sum(-1, keepdim=True).clamp_min(1e-9)
+
+
+def sampler(table: Tensor, rows: int, length: int) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+    """Return a function that draws texts of `length` tokens from P(l | m, n), `rows` at a time.
+
+    It gives queries [rows], counts [rows, tokens] and next tokens [rows], as `descend` takes them.
+
+    >>> query, counts, following = sampler(likelihood(2, 4, 3, 2), rows=5, length=20)()
+    >>> query.shape, counts.sum(-1).tolist()
+    (torch.Size([5]), [20.0, 20.0, 20.0, 20.0, 20.0])
+    """
+    pairs = table.any(-1).nonzero()
+
+    def draw() -> tuple[Tensor, Tensor, Tensor]:
+        query, following = pairs[torch.randint(0, len(pairs), (rows,))].T
+        tokens = torch.multinomial(table[query, following], length, replacement=True)
+        counts = torch.zeros(rows, table.shape[-1])
+        counts.scatter_add_(1, tokens, torch.ones(rows, length))
+        return query, counts, following
+
+    return draw
 
 
 @dataclass(frozen=True)
@@ -68,7 +108,7 @@ class Growth:
 
     @property
     def as_said(self) -> float:
-        """Share of tokens whose z has the sign that the theory says."""
+        """Fraction of tokens whose z has the sign that the theory predicts."""
         right = int((self.common < 0).sum()) + int((self.distinct > 0).sum())
         return right / (len(self.common) + len(self.distinct))
 
@@ -103,8 +143,12 @@ def descend(
 
 @method(
     "scan_and_snap",
-    call="from regard.analysis.scan_and_snap import ScanAndSnap, descend, growth\n"
-    "# entropies = descend(ScanAndSnap(2, 40, 6), batch, 1000, rate_y=1.0, rate_z=0.1)",
+    call="from regard.analysis.scan_and_snap import ScanAndSnap, descend, growth, likelihood\n"
+    "from regard.analysis.scan_and_snap import sampler\n"
+    "table = likelihood(queries=2, following=4, own=5, shared=3)\n"
+    "model = ScanAndSnap(2, 23, 4)\n"
+    "entropies = descend(model, sampler(table, 16, 50), 100, rate_y=1.0, rate_z=0.1)\n"
+    "print(growth(model, table, entropies).as_said)",
 )
 def growth(model: ScanAndSnap, likelihood: Tensor, entropies: list[float]) -> Growth:
     """Measure z by class; `likelihood` P(l | m, n) [queries, following, tokens].
@@ -133,20 +177,10 @@ def growth(model: ScanAndSnap, likelihood: Tensor, entropies: list[float]) -> Gr
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation of two rows [n]; ties take the mean of their ranks.
+    """Return Spearman's correlation of two rows [n]; ties take the mean of their ranks.
 
     >>> round(rank_correlation(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([0.0, 5.0, 6.0])), 6)
     1.0
     """
-    ranks = [_ranks(x) for x in (a, b)]
-    centered = [r - r.mean() for r in ranks]
+    centered = [r - r.mean() for r in (ranks(x[:, None])[:, 0] for x in (a, b))]
     return float((centered[0] * centered[1]).sum() / (centered[0].norm() * centered[1].norm()))
-
-
-def _ranks(x: Tensor) -> Tensor:
-    """Rank of each number: those below it, and half of its equals."""
-    below, same = (x[:, None] > x).sum(1), (x[:, None] == x).sum(1)
-    return below.double() + (same.double() - 1) / 2
-
-
-__all__ = ["Growth", "ScanAndSnap", "descend", "growth", "rank_correlation"]

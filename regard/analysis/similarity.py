@@ -1,11 +1,11 @@
-"""Which heads do the same: distances between maps, clusters, likeness of layers, alike memories."""
+"""Similarity of heads and layers: distances between maps, clusters, keys and values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Distances:
     measure: str
 
     def nearest(self, count: int = 5) -> list[tuple[tuple[Site, int], tuple[Site, int], float]]:
-        """The pairs of heads that are most alike."""
+        """Return the pairs of heads that are most alike."""
         upper = self.values + torch.full_like(self.values, torch.inf).tril()
         order = upper.flatten().argsort()[: min(count, math.comb(len(self.heads), 2))].tolist()
         width = len(self.heads)
@@ -67,19 +67,12 @@ class Distances:
         return [[self.heads[x] for x in sorted(group)] for group in groups]
 
     def layers(self) -> Tensor:
-        """Mean distance between the heads of two layers, [layers, layers]."""
+        """Return the mean distance between the heads of two layers, [layers, layers]."""
         sites = list(dict.fromkeys(site for site, _ in self.heads))
         member = torch.tensor([sites.index(site) for site, _ in self.heads])
         one_hot = torch.nn.functional.one_hot(member, len(sites)).to(self.values.dtype)
         count = one_hot.sum(0)
         return one_hot.T @ self.values @ one_hot / (count[:, None] * count)
-
-    def map2d(self) -> Tensor:
-        """Places of the heads in the plane [heads, 2], by classical scaling of the distances."""
-        square = self.values.double() ** 2
-        center = torch.eye(len(square), dtype=square.dtype) - 1 / len(square)
-        values, vectors = torch.linalg.eigh(-0.5 * center @ square @ center)
-        return vectors[:, -2:].flip(1) * values[-2:].flip(0).clamp(min=0).sqrt()
 
 
 class HeadMaps(Stage):
@@ -127,7 +120,7 @@ class HeadMaps(Stage):
 
 
 def rows_of_heads(call: Call, rows: Tensor) -> Tensor:
-    """The weights of some queries, [h, b * rows, m]."""
+    """Return the weights of some queries, [h, b * rows, m]."""
     kept = []
     for row in rows.tolist():
         keep = _Keep(call)
@@ -165,46 +158,6 @@ def _apart(maps: Tensor, measure: str) -> Tensor:
     return found
 
 
-class LayerMemories(Stage):
-    """How unlike the keys and values of layers are: what may be shared across layers.
-
-    `dissimilarity()` [layers, layers] is the Euclidean distance of their means over tokens, keys
-    and values side by side (KVSharer, Yang 2024: large means fit to be shared).
-    """
-
-    measures: ClassVar = ("euclidean", "cosine")
-
-    def __init__(self, where: Any = None) -> None:
-        super().__init__(where)
-        self.sums: dict[Site, Tensor] = {}
-        self.counts: dict[Site, int] = {}
-
-    def see(self, call: Call, result: Result) -> None:
-        """Add the keys and values of a call."""
-        both = torch.cat([call.k, call.v], -1).double().sum((0, 2)).flatten().cpu()
-        self.sums[call.site] = self.sums.get(call.site, 0.0) + both
-        self.counts[call.site] = self.counts.get(call.site, 0) + call.b * call.m
-
-    def dissimilarity(self, measure: str = "euclidean") -> Tensor:
-        """Distances of layers two by two."""
-        if measure not in self.measures:
-            fail(RuleError, "measure", repr(measure), f"one of {self.measures}", "name a measure")
-        means = torch.stack([x / self.counts[site] for site, x in self.sums.items()])
-        if measure == "euclidean":
-            return torch.cdist(means, means)
-        unit = means / means.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        return 1 - unit @ unit.T
-
-    def ranked(self) -> list[tuple[Site, Site, float]]:
-        """Pairs of layers, the most unlike first: the order in which KVSharer tries them."""
-        sites, values = list(self.sums), self.dissimilarity()
-        pairs = [
-            (sites[i], sites[j], float(values[i, j]))
-            for i in range(len(sites)) for j in range(i)
-        ]  # fmt: skip
-        return sorted(pairs, key=lambda pair: -pair[2])
-
-
 @dataclass(frozen=True)
 class Joint:
     """Queries and keys of a head in one space, weights unchanged: q [n, d], k [m, d]."""
@@ -215,7 +168,7 @@ class Joint:
     shift: Tensor
 
     def places(self) -> tuple[Tensor, Tensor]:
-        """Places in the plane by principal components: [n, 2] and [m, 2]."""
+        """Return places in the plane by principal components: [n, 2] and [m, 2]."""
         both = torch.cat([self.q, self.k])
         both = both - both.mean(0)
         _, _, vt = torch.linalg.svd(both, full_matrices=False)
@@ -295,9 +248,3 @@ def neuron_view(call: Call, head: int, row: int) -> Neuron:
     scores = score_matrix(call)[0][0, head, row]
     keys = expand_heads(k, call.h)[0, head]
     return Neuron(q[0, head, row], keys, q[0, head, row] * keys, scores, weights)
-
-
-__all__ = [
-    "Distances", "HeadMaps", "Joint", "LayerMemories", "Neuron", "joint_embedding", "neuron_view",
-    "rows_of_heads",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whether a model stores which words go together: in its attention, and in its embeddings."""
+"""Topic structure: whether attention and embeddings store which words go together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regard.models.site import Site
 from regard.probes.base import Probe
 from regard.probes.roles import words_of
 from regard.probes.scores import Scores
-from regard.probes.shape import met_keys
+from regard.probes.shape import visible_keys
 from regard.run.mass import log_weight, mass
 
 CLASSES = ("same word", "same topic", "different topic")
@@ -32,7 +32,7 @@ class TopicAttention(Probe):
     """Mean weight between words of one topic, over that between words of different topics.
 
     `topic_of` [vocabulary] names the topic of each word, -1 where it has none (Li 2023). A weight
-    is the mean of A[i, j] over the pairs that may meet; `details` gives those of the same word (but
+    is the mean of A[i, j] over visible pairs; `details` gives those of the same word (but
     not the same place), of other words of the topic, and of different topics, for each site.
     """
 
@@ -57,13 +57,14 @@ class TopicAttention(Probe):
         topics = self.topic_of.to(tokens.device)[tokens]
         whole, found = log_weight(call), []
         for part in _classes(tokens, topics):
-            pairs = met_keys(call.replace(rule=call.rule.replace(support=call.rule.support & part)))
+            rule = call.rule.replace(support=call.rule.support & part)
+            pairs = visible_keys(call.replace(rule=rule))
             weight = mass(call, part, whole).double().sum((0, 2))
             found.append(torch.stack([weight, pairs.expand(call.b, call.h, -1).sum((0, 2))]))
         self.sums[site] = self.sums.get(site, 0.0) + torch.stack(found).cpu()  # [class, 2, h]
 
     def result(self) -> Scores:
-        """The ratio by head."""
+        """Return the ratio by head."""
         means = {site: x[:, 0] / x[:, 1] for site, x in self.sums.items()}
         details = {
             name: {site: x[i] for site, x in means.items()} for i, name in enumerate(CLASSES)
@@ -72,7 +73,7 @@ class TopicAttention(Probe):
 
 
 def _classes(tokens: Tensor, topics: Tensor) -> list[Support]:
-    """The pairs of each class, by the words [b, n] and their topics [b, n]."""
+    """Return the pairs of each class, by the words [b, n] and their topics [b, n]."""
 
     def at(table: Tensor, b: Tensor, i: Tensor) -> Tensor:
         return table[b.clamp(max=len(table) - 1), i.clamp(0, table.shape[1] - 1)]
@@ -94,7 +95,7 @@ def _classes(tokens: Tensor, topics: Tensor) -> list[Support]:
 
 
 def topic_similarity(embedding: Tensor, topic_of: Tensor) -> tuple[float, float]:
-    """Mean inner product of embeddings [words, d]: within topics, and between.
+    """Return the mean inner product of embeddings [words, d]: within topics, and between.
 
     >>> topic_similarity(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1]))
     (1.0, 0.0)
@@ -109,6 +110,3 @@ def topic_similarity(embedding: Tensor, topic_of: Tensor) -> tuple[float, float]
     same = (topic_of[:, None] == topic_of) & known
     apart = ~torch.eye(len(embedding), dtype=torch.bool, device=embedding.device)
     return float(product[same & apart].mean()), float(product[~same & known].mean())
-
-
-__all__ = ["CLASSES", "TopicAttention", "topic_similarity"]

@@ -1,4 +1,4 @@
-"""What instruction tuning changes: which words of a prompt matter, and what weights pair and hold.
+"""What instruction tuning changes: important prompt words, word pairs, feed-forward concepts.
 
 Three measures of Wu 2023, each for a model before and after: the density of attribution from prompt
 to response, pairs of words that queries and keys bring together, and words that the principal
@@ -30,7 +30,7 @@ def left_out(model: Any, prompt: Tensor, response: Tensor) -> Tensor:
 
 
 def _said(model: Any, prompt: Tensor, response: Tensor) -> Tensor:
-    """The probability of each word of a response [n]."""
+    """Return the probability of each word of a response [n]."""
     ids = torch.cat([prompt, response])[None]
     with torch.no_grad():
         logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
@@ -54,7 +54,7 @@ def by_gradient(model: Any, prompt: Tensor, response: Tensor) -> Tensor:
     """`blanked` to first order: the gradient of p(y_n) at the embedding of x_m, times it.
 
     Where the first thing a model does is a norm of size alone (RMSNorm), the gradient along the
-    embedding is all but nothing, and this says little.
+    embedding nearly vanishes, and this is uninformative.
     """
     ids = torch.cat([prompt, response])[None]
     x = model.get_input_embeddings()(ids).detach().requires_grad_()
@@ -73,7 +73,7 @@ def by_gradient(model: Any, prompt: Tensor, response: Tensor) -> Tensor:
     "print(density(importance))",
 )
 def density(importance: Tensor, *, levels: int = 10, least: int = 7, power: float = 4.0) -> Tensor:
-    """How many words of the response each word of the prompt matters to [m], from I [m, n].
+    """Return how many words of the response each word of the prompt matters to [m], from I [m, n].
 
     S_mn = ceil(levels I_mn / max_m I_mn), 0 below `least` and where I is not positive; then
     a_m = |S_m|_1 / |S_m|_power: 1 where one word depends on it, n^(1 - 1/power) where all do alike.
@@ -101,10 +101,10 @@ def word_pairs(
     w_q: Tensor, w_k: Tensor, embedding: Tensor, *, vectors: Tensor | None = None, top: int = 100,
     least: float = 0.3,
 ) -> set[tuple[int, int]]:  # fmt: skip
-    """Pairs (a, b) of words that a head's channels bring together: w_q, w_k [d, channels].
+    """Return pairs (a, b) of words that a head's channels bring together: w_q, w_k [d, channels].
 
     For each channel the `top` words by embedding w_q and by embedding w_k [words, d]; of all pairs
-    across the two lists, those whose `vectors` [words, e] (the embedding, unless given: GloVe, say)
+    across the two lists, those whose `vectors` [words, e] (the embedding if None; GloVe, ...)
     have a cosine of at least `least`.
     """
     if w_q.shape != w_k.shape or w_q.shape[0] != embedding.shape[1]:
@@ -123,7 +123,7 @@ def word_pairs(
 
 
 def changed(before: set[Any], after: set[Any]) -> float:
-    """Share of what is in either that is not in both.
+    """Return the share of what is in either that is not in both.
 
     >>> changed({1, 2}, {2, 3})
     0.6666666666666667
@@ -135,7 +135,7 @@ def changed(before: set[Any], after: set[Any]) -> float:
 def principal_words(
     values: Tensor, embedding: Tensor, *, components: int = 5, top: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """Words that the principal directions of feed-forward values [d_ff, d] say.
+    """Return words that the principal directions of feed-forward values [d_ff, d] say.
 
     Gives the words [components, top] with the largest |embedding . direction| on the side where
     most lies, and the share of variance of each component.
@@ -146,9 +146,3 @@ def principal_words(
     side = torch.sign(told.gather(0, told.abs().argmax(0, keepdim=True)))
     share = sizes.square() / sizes.square().sum()
     return (told * side).topk(top, 0).indices.T, share[:components]
-
-
-__all__ = [
-    "blanked", "by_gradient", "changed", "density", "left_out", "principal_words",
-    "word_pairs",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""One backbone for every layer: the same embedding, blocks and head around what is compared."""
+"""One backbone for every layer: the same embedding, blocks and head around the layer under test."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ POSITIONS = ("learned", "sinusoidal", "none")
 
 
 class Backbone(nn.Module):
-    """Blocks around one kind of layer, made for a task and a pattern.
+    """Blocks around one kind of layer, built for a task and a pattern.
 
-    Looking at itself, each block mixes by the layer. Looking at a context, each block mixes by
-    plain attention and looks at the context by the layer.
+    For self-attention the layer is the mixer of each block. For cross-attention the mixer is plain
+    attention, and the layer attends to the context.
 
     >>> from regard.tasks import task
     >>> job = task("mqar")
@@ -33,14 +33,14 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, said: str, task: Task, pattern: str, *, dim: int = 64, heads: int = 4,
+        self, spec: str, task: Task, pattern: str, *, dim: int = 64, heads: int = 4,
         depth: int = 2, positions: str = "sinusoidal",
     ) -> None:  # fmt: skip
         super().__init__()
         if positions not in POSITIONS:
             fail(
                 RuleError, "positions", repr(positions), f"one of {', '.join(POSITIONS)}",
-                "give a layer its own with LAYER:position=rotary and positions=none",
+                "for positions of a layer pass LAYER:position=rotary and positions=none",
             )  # fmt: skip
         if pattern not in task.patterns:
             fail(
@@ -51,10 +51,10 @@ class Backbone(nn.Module):
         longest = max(test.longest for test in task.tests().values())
 
         def block() -> Block:
-            looks = make_layer(said, pattern, dim, heads, longest)
+            layer = make_layer(spec, pattern, dim, heads, longest)
             if not crosses:
-                return Block(looks)
-            return Block(Attention(dim, heads=heads, causal=pattern == "cc"), cross=looks)
+                return Block(layer)
+            return Block(Attention(dim, heads=heads, causal=pattern == "cc"), cross=layer)
 
         self.embed = _reader(task.inputs, dim)
         self.embed_context = _reader(task.contexts, dim) if task.contexts is not None else None
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         self.head = nn.Linear(dim, kind.count if isinstance(kind, Tokens) else kind.width)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Answer at every place: [b, n, kinds of tokens or numbers]."""
+        """Return outputs at every position: [b, n, classes or numbers]."""
         context = None
         if self.embed_context is not None and batch.context is not None:
             context = self._placed(self.embed_context(batch.context))
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
 
 
 def _reader(kind: Kind, dim: int) -> nn.Module:
-    """Embed tokens, or map numbers, to vectors of about unit entries."""
+    """Build an embedding of tokens, or a linear map of numbers."""
     if isinstance(kind, Tokens):
         return nn.Embedding(kind.count, dim)
     return nn.Linear(kind.width, dim)
@@ -97,13 +97,13 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def width_for(target: float, said: str, task: Task, pattern: str, *, heads: int, depth: int) -> int:
-    """Find the width, a multiple of the heads, whose model has nearest to `target` parameters."""
+def width_for(target: float, spec: str, task: Task, pattern: str, *, heads: int, depth: int) -> int:
+    """Find the width, a multiple of the heads, whose parameter count is nearest to `target`."""
 
     def count(dim: int) -> int:
         with torch.device("meta"):
             return parameters(
-                Backbone(said, task, pattern, dim=dim, heads=heads, depth=depth, positions="none")
+                Backbone(spec, task, pattern, dim=dim, heads=heads, depth=depth, positions="none")
             )
 
     step = 2 * heads

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Axis:
-    """From low to high, logarithmic or not, with a title; of shares, or of whole numbers."""
+    """An axis from low to high with a title; logarithmic, of fractions, or of integers."""
 
     low: float
     high: float
@@ -39,14 +39,14 @@ class Axis:
         return cls(low, high, title, log, whole=whole)
 
     def at(self, value: float) -> float:
-        """Where a value stands: 0 at low, 1 at high."""
+        """Return the relative position of a value: 0 at low, 1 at high."""
         if self.log:
             value = max(value, 1e-300)
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Round numbers within the axis.
+        """Return round numbers within the axis.
 
         >>> Axis(0, 1).ticks()
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -69,7 +69,7 @@ class Axis:
                 held = [x for x in steps if self.low * 0.999 <= x <= self.high * 1.001]
                 if len(held) > 1:
                     break
-            # Of values that are nearly one, both ends.
+            # If all values are nearly equal, both ends.
             held = held if len(held) > 1 or self.whole else [self.low, self.high]
             return held[:: max(1, -(-len(held) // 6))]
         span = self.high - self.low
@@ -79,15 +79,15 @@ class Axis:
         first = math.ceil(self.low / step - 1e-9)
         return [round(k * step, 10) for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
-    def said(self, value: float) -> str:
-        """Write a tick."""
+    def label(self, value: float) -> str:
+        """Format a tick."""
         if self.whole:
             return f"{value:,.0f}"
         return f"{100 * value:.0f}%" if self.share else short(value)
 
 
 def short(value: float) -> str:
-    """Write a number in few letters.
+    """Format a number in few characters.
 
     >>> short(1500), short(0.25), short(2.5e9), short(3e-5)
     ('1.5k', '0.25', '2.5G', '30µ')
@@ -159,17 +159,17 @@ class Chart:
         )
 
     def svg(self) -> str:
-        """Write the chart."""
+        """Return the chart as SVG."""
         marks = []
         for tick in self.y.ticks():
             (a, b), (c, _) = self._at(self.x.low, tick), self._at(self.x.high, tick)
             marks.append(
                 f'<line class="g" x1="{a}" x2="{c}" y1="{b}" y2="{b}"/>'
-                f'<text class="e" x="{a - 5}" y="{b + 4}">{self.y.said(tick)}</text>'
+                f'<text class="e" x="{a - 5}" y="{b + 4}">{self.y.label(tick)}</text>'
             )
         for tick in self.x.ticks():
             a, b = self._at(tick, self.y.low)
-            marks.append(f'<text class="m" x="{a}" y="{b + 15}">{self.x.said(tick)}</text>')
+            marks.append(f'<text class="m" x="{a}" y="{b + 15}">{self.x.label(tick)}</text>')
         middle = (self.left + self.width - 22) / 2
         marks.append(
             f'<text class="m q" x="{middle}" y="{self.height - 4}">{_plain(self.x.title)}</text>'
@@ -183,7 +183,7 @@ class Chart:
 
 
 def ranked(rows: Sequence[tuple[str, float, float, float, int]], width: int = 620) -> str:
-    """Draw means with intervals, a row each: label, mean, low, high, color; from 0 to 1.
+    """Draw means with intervals, one per row: label, mean, low, high, color; from 0 to 1.
 
     >>> ranked([("mha", 0.9, 0.8, 1.0, 0)]).count("<circle")
     1
@@ -201,7 +201,7 @@ def ranked(rows: Sequence[tuple[str, float, float, float, int]], width: int = 62
         a = at(tick)
         drawn.append(
             f'<line class="g" x1="{a}" x2="{a}" y1="4" y2="{height - 24}"/>'
-            f'<text class="m" x="{a}" y="{height - 8}">{axis.said(tick)}</text>'
+            f'<text class="m" x="{a}" y="{height - 8}">{axis.label(tick)}</text>'
         )
     for i, (label, mean, under, over, color) in enumerate(rows):
         b = 28 * i + 18

@@ -1,4 +1,4 @@
-"""What a sweep found, in sentences."""
+"""The findings of a sweep, in sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LEARNED, UNLEARNED = 0.9, 0.1
 
 
 def findings(results: Results) -> list[str]:
-    """Return what stands out, and what cannot be told."""
+    """Return the main findings as sentences, and what remains open."""
     said = []
     scores, errors = results.scores()
     found = ranking(scores, errors)
@@ -18,12 +18,12 @@ def findings(results: Results) -> list[str]:
         if best.low > next_best.high:
             said.append(
                 f"{first} is ahead: {_percent(best)} above chance on average, {second} "
-                f"{_percent(next_best)}; their intervals do not meet."
+                f"{_percent(next_best)}; their intervals do not overlap."
             )
         else:
             level = [name for name, x in found if x.high >= best.low]
             said.append(
-                f"{', '.join(level)} cannot be told apart: their intervals meet "
+                f"{', '.join(level)} cannot be distinguished: their intervals overlap "
                 f"({_percent(best)} is the best mean)."
             )
     for cell in results.cells:
@@ -31,7 +31,7 @@ def findings(results: Results) -> list[str]:
     lost = [(c, n) for c, n in ((c, _fallen(results, c)) for c in results.cells) if n]
     for cell, names in lost:
         said.append(
-            f"{cell}: {', '.join(names)} learned it, and lost more than half of it elsewhere "
+            f"{cell}: {', '.join(names)} learned it, and lost more than half of it on other tests "
             "(see other lengths and depths)."
         )
     if results.planned > len(results.records):
@@ -49,9 +49,9 @@ def _of_task(results: Results, cell: str) -> list[str]:
     if not level:
         return []
     if max(level.values()) < UNLEARNED:
-        return [f"{cell}: no layer learned it within the budget; it says nothing of them yet."]
+        return [f"{cell}: no layer learned it within the budget; so it does not rank them."]
     if min(level.values()) > LEARNED and len(level) > 1:
-        return [f"{cell}: every layer learned it; a harder one would tell them apart."]
+        return [f"{cell}: every layer learned it; a harder one would separate them."]
     learned = [name for name, x in level.items() if x > LEARNED]
     not_yet = [name for name, x in level.items() if x < UNLEARNED]
     parts = []
@@ -66,7 +66,7 @@ def _of_task(results: Results, cell: str) -> list[str]:
 
 
 def _fallen(results: Results, cell: str) -> list[str]:
-    """Layers that learned a task as trained, and lose more than half on one of its other tests."""
+    """Return layers that learned a task and lose more than half on one of its other tests."""
     names = []
     for layer in results.layers:
         tests = [list(r["tests"].values()) for r in results.of(layer, cell)]

@@ -1,4 +1,4 @@
-"""What a shrunk model was measured to do, kept so that measuring can be broken off and go on."""
+"""Measurements of a shrunk model in a file, so that measuring can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class KeptCells:
         return None
 
     def add(self, cell: dict[str, Any], of: str | None) -> None:
-        """Add a cell; the one it takes the place of goes."""
+        """Add a cell in place of an older one of the same policy and budget."""
         named = ("policy", "keep")
         with locked(self.path):
             rows = [r for r in self._read() if [r[n] for n in named] != [cell[n] for n in named]]
@@ -71,6 +71,3 @@ def hash_of_policy(policy: Policy | None) -> str | None:
         return hash_of([*held, hash_of_modules([type(policy).__module__])])
     except RuleError:
         return None
-
-
-__all__ = ["CELLS", "KeptCells", "hash_of_policy"]

@@ -1,4 +1,4 @@
-"""Seconds, bytes and growth: what benchmarks and checks measure with."""
+"""Measure seconds, bytes and growth, for benchmarks and checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Largest(TorchDispatchMode):
     """Keep the size in bytes of the largest tensor that any operation returns.
 
-    A count, and so the same on every machine. What a kernel uses inside is not seen.
+    A count, the same on every machine; memory inside of a kernel is not included.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation, and look at what it returns."""
+        """Run the operation, and record the size of its outputs."""
         made = func(*args, **(kwargs or {}))
         for one in made if isinstance(made, tuple | list) else (made,):
             if isinstance(one, Tensor):
@@ -39,9 +39,9 @@ class Largest(TorchDispatchMode):
 
 
 def threads_each(workers: int) -> int:
-    """Threads of each worker: its share of the cores, or fewer where OMP_NUM_THREADS says so.
+    """Return the threads of each worker: its share of the cores, at most OMP_NUM_THREADS.
 
-    Two threads that wait for one another on a core that others use are slower than one.
+    Oversubscribed threads wait for one another, and are slower than fewer.
     """
     share = max(1, (os.cpu_count() or 1) // workers)
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -51,7 +51,7 @@ def threads_each(workers: int) -> int:
 def seconds(
     call: Callable[[], object], times: int = 1, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Time of one call by a clock (wall time), the device drained before and after."""
+    """Return the wall time of one call, with the device synchronized before and after."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = clock()
@@ -69,11 +69,11 @@ def compared(
     times: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Time each call once a round (after one that does not count); the first is the measure.
+    """Time each call once per round, after a warm-up round; the first call is the baseline.
 
-    A row a call: median milliseconds, and how many times faster than the first it is (median,
-    least and most over the rounds, ratios being taken round by round: a machine that slows down
-    slows every call of a round alike).
+    Returns a row per call: median milliseconds, and how many times faster it is than the first
+    (median, least and most over rounds; ratios are taken within a round, so that a machine that
+    slows down affects both).
 
     >>> [row["call"] for row in compared("sums", {"a": lambda: sum(range(9))}, rounds=1)]
     ['a']
@@ -102,7 +102,7 @@ def compared(
 
 
 def slope(lengths: Sequence[float], values: Sequence[float]) -> float:
-    """Least-squares slope of log value against log length: the exponent of growth.
+    """Return least-squares slope of log value against log length: the exponent of growth.
 
     >>> slope([1, 2, 4], [3.0, 12.0, 48.0])
     2.0
@@ -116,7 +116,7 @@ def slope(lengths: Sequence[float], values: Sequence[float]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers were measured on, without naming the host."""
+    """Describe the machine, without naming the host."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

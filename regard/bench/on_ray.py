@@ -1,6 +1,6 @@
-"""A sweep on a Ray cluster: machines train, and this one keeps what they found.
+"""A sweep on a Ray cluster: nodes train, and this machine keeps the results.
 
-Nodes need Regard, and no folder in common. A run on a node that is lost is done again by Ray.
+Nodes need Regard, but no shared folder. Ray repeats the runs of a lost node.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from regard.core.files import set_aside, write_json
 
 
 def carry_out_on_ray(plan: SweepPlan, folder: Path, *, device: str = "cpu") -> Iterator[News]:
-    """Do what is left of a plan on the cluster that RAY_ADDRESS names, or on one made here."""
+    """Do the rest of a plan on the cluster that RAY_ADDRESS names, or on a local one."""
     keep_plan(plan, folder)
     ray = need("ray", "ray", "spreads a sweep over machines")
     if not ray.is_initialized():

@@ -1,6 +1,6 @@
 """Parts of pages of numbers: sections, tables, figures, and the document around them.
 
-A page runs no script and asks the network for nothing.
+A page runs no script and makes no network request.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def figure(title: str, chart: Chart) -> str:
 
 
 def grid(items: Iterable[str]) -> str:
-    """Set figures side by side."""
+    """Lay figures out in a grid."""
     return f'<div class="grid">{"".join(items)}</div>'
 
 
@@ -70,12 +70,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plain(text: object) -> str:
-    """Write words so that none is read as HTML.
+    """Escape text for HTML.
 
     >>> plain("<b>")
     '&lt;b&gt;'
     """
     return html.escape(str(text), quote=True)
-
-
-__all__ = ["document", "figure", "grid", "header", "plain", "section", "table"]

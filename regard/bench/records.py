@@ -1,17 +1,16 @@
-"""Files of a sweep: what each run is, what it found, and what that was made from."""
+"""Files of a sweep: the settings of each run, its results, and hashes of its inputs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from regard.bench.specs import read_spec, task_of
-from regard.core.files import FileError, FileKind, disk_errors, read_json, reading, write_json
+from regard.core.files import FileError, FileKind, read_json, reading, write_json
 from regard.core.hashes import hash_of_code, hash_of_modules
 from regard.layers.registry import get
 
@@ -25,13 +24,13 @@ RECORD = FileKind("regard-bench", 2, "the record of a run", _AGAIN, BenchError)
 SWEEP = FileKind("regard-bench-sweep", 2, "the plan of a sweep", _AGAIN, BenchError)
 SPEED = FileKind("regard-bench-speed", 2, "measured speeds", _AGAIN, BenchError)
 RESULTS = FileKind("regard-bench-results", 2, "the results of a sweep", _AGAIN, BenchError)
-# What a run that was killed goes on from.
-BEGUN = FileKind("regard-bench-begun", 2, "a run that was broken off", _AGAIN, BenchError)
+# The state from which a killed run resumes.
+BEGUN = FileKind("regard-bench-begun", 2, "an interrupted run", _AGAIN, BenchError)
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What one run trains: a layer, on a task, in a pattern, from a seed, in a backbone.
+    """The settings of one run: a layer, a task, a pattern, a seed, and the backbone.
 
     One of `seconds`, `flops` and `steps` ends it. `dim` is the width.
     """
@@ -52,7 +51,7 @@ class TrainingRun:
 
     @property
     def key(self) -> str:
-        """Name the run: readable, and different where any setting is.
+        """A readable name of the run, different if any setting is.
 
         >>> TrainingRun("mha", "copy", "cs", 0).key.startswith("mha-copy-cs-0-")
         True
@@ -63,14 +62,14 @@ class TrainingRun:
 
 
 def record_path(folder: Path, run: TrainingRun) -> Path:
-    """Where the record of a run stands in the folder of a sweep."""
+    """Return the path of the record of a run in the folder of a sweep."""
     return folder / "runs" / f"{run.key}.json"
 
 
 def inputs_of(run: TrainingRun, device: str = "cpu") -> dict[str, str]:
-    """Hash what the numbers of a run depend on, beside its settings: code, and the device.
+    """Hash what the numbers of a run depend on beside its settings: code and device.
 
-    `layer` is the code of a layer and a task that lie outside of the package.
+    `layer` is the code of a layer and a task defined outside of the package.
     """
     own = [get(read_spec(run.layer)[0]).__module__, type(task_of(run.task)).__module__]
     return {"code": hash_of_code(), "layer": hash_of_modules(own), "device": device}
@@ -99,13 +98,13 @@ def kept_record(folder: Path, run: TrainingRun, device: str = "cpu") -> dict[str
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """Read every record in the folder of a sweep, by name."""
+    """Read every record in the folder of a sweep, sorted by name."""
     paths = sorted(p for p in (folder / "runs").glob("*.json") if not p.name.startswith("."))
     return [read_record(path) for path in paths]
 
 
 def write_speed(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write measured speeds, with the settings and the code that they are of."""
+    """Write measured speeds, with their settings and code."""
     write_json(path, {"settings": settings, "code": hash_of_code(), "rows": rows}, SPEED)
 
 
@@ -121,8 +120,3 @@ def kept_speed(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]] | N
     said = read_speed(path) if path.exists() else None
     same = said is not None and said["settings"] == settings and said["code"] == hash_of_code()
     return said["rows"] if said is not None and same else None
-
-
-def told_of_disk(path: Path) -> AbstractContextManager[None]:
-    """Raise one sentence when a disk is full, or when a folder may not be written."""
-    return disk_errors(path, BenchError)

@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that asks the network for nothing and runs no script."""
+"""The report of a sweep: one HTML file without network requests and scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from regard.bench.statistics import (
 from regard.core.files import write_bytes
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
-from regard.views.overwrite import is_ours, sealed_page
+from regard.views.overwrite import may_replace, sealed_page
 
 
 def report(results: Results) -> str:
@@ -43,7 +43,7 @@ def report(results: Results) -> str:
 def write_report(results: Results, path: str | Path) -> Path:
     """Write the report to a file; a report of Regard that is there is replaced, nothing else."""
     body = sealed_page(report(results))
-    return write_bytes(path, body, may_replace=is_ours, error=BenchError)
+    return write_bytes(path, body, may_replace=may_replace("", BenchError), error=BenchError)
 
 
 def _header(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep found, put together: cells of layer and task, as tables and files."""
+"""The results of a sweep: cells of layer and task, as tables and files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from regard.core.picture_files import MADE_BY
 
 @dataclass(frozen=True)
 class Results:
-    """Records of a sweep, with what was left out and how speed grows, where it was measured."""
+    """Records of a sweep, the runs left out, and measured speeds."""
 
     records: tuple[dict[str, Any], ...]
     planned: int
@@ -40,7 +40,7 @@ class Results:
 
     @property
     def layers(self) -> list[str]:
-        """Layers in the order that they were asked for."""
+        """The layers, in the order of the command."""
         asked = [r["run"]["layer"] for r in self.records] + [r["who"] for r in self.speed]
         return list(dict.fromkeys(asked))
 
@@ -50,11 +50,11 @@ class Results:
         return list(dict.fromkeys(cell_of(r) for r in self.records))
 
     def of(self, layer: str, cell: str) -> list[dict[str, Any]]:
-        """Records of a layer on a task, by seed."""
+        """Return records of a layer on a task, by seed."""
         return [r for r in self.records if r["run"]["layer"] == layer and cell_of(r) == cell]
 
     def scores(self) -> tuple[Scores, Scores]:
-        """Scores above chance, and their errors from test rows, by layer, cell and seed."""
+        """Return scores above chance, and their errors from test rows, by layer, cell and seed."""
         scores: dict[str, dict[str, list[float]]] = {}
         errors: dict[str, dict[str, list[float]]] = {}
         for r in self.records:
@@ -67,7 +67,7 @@ class Results:
         return scores, errors
 
     def score(self, layer: str, cell: str, test: str | None = None) -> MeanInterval | None:
-        """The raw score of a layer on a task, or on one of its tests, with its interval."""
+        """Return the raw score of a layer on a task, or on one of its tests, with its interval."""
         found = [next(iter(r["tests"].values())) if test is None else r["tests"].get(test)
                  for r in self.of(layer, cell)]  # fmt: skip
         known = [x for x in found if x is not None and x["score"] is not None]
@@ -76,7 +76,7 @@ class Results:
         return estimate([x["score"] for x in known], [x["error"] or 0 for x in known])
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return one row of words for each layer, after a row of headings: scores by task."""
+        """Return scores by task as text: a row of headings, then a row for each layer."""
         lines: list[tuple[str, ...]] = [("layer", *self.cells)]
         for layer in self.layers:
             found = [self.score(layer, cell) for cell in self.cells]
@@ -104,7 +104,7 @@ def cell_of(record: dict[str, Any]) -> str:
 
 
 def gathered(plan: SweepPlan, folder: Path, *, code: str | None = None, **more: Any) -> Results:
-    """Read the records of a plan that are there, of one generation: those of the same code."""
+    """Read the finished records of a plan, of the same code only."""
     code = hash_of_code() if code is None else code
     paths = [record_path(folder, run) for run in plan.runs]
     records = tuple(read_record(path) for path in paths if path.exists())
@@ -113,7 +113,7 @@ def gathered(plan: SweepPlan, folder: Path, *, code: str | None = None, **more: 
 
 
 def read_folder(folder: Path) -> Results:
-    """Read what a sweep wrote: its last plan's runs that are done, and its speeds."""
+    """Read a sweep: the finished runs of its last plan, and its speeds."""
     path = folder / "sweep.json"
     if not path.exists():
         records = read_all(folder)
@@ -136,7 +136,7 @@ def read_folder(folder: Path) -> Results:
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write results.json, and results, curves and speed as Parquet; give their paths."""
+    """Write results.json, and results, curves and speed as Parquet; return their paths."""
     need("pyarrow", "bench", "writes Parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -165,7 +165,7 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
 
 
 def _is_our_table(path: Path) -> bool:
-    """Whether a Parquet file says that Regard made it."""
+    """Return whether a Parquet file is marked as written by Regard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

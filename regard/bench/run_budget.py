@@ -1,4 +1,4 @@
-"""How much each run may use: seconds of the whole sweep, FLOPs or steps of a run, parameters."""
+"""The budget of a sweep: seconds in total, FLOPs or steps per run, parameters per model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ HELP = (
 
 @dataclass(frozen=True)
 class RunBudget:
-    """What is the same for all that is compared.
+    """The budget that all runs of a sweep share.
 
-    One of `seconds` (of the whole sweep, shared out evenly among runs), `flops` and `steps` (of
-    each run) ends training; `params` sets the width of each model so that all have about as many.
+    One of `seconds` (of the whole sweep, divided evenly among runs), `flops` and `steps` (of each
+    run) ends training; `params` sets the width of each model so that all have about as many.
     """
 
     seconds: float | None = None
@@ -28,10 +28,10 @@ class RunBudget:
     steps: int | None = None
     params: float | None = None
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """Describe the budget.
 
-        >>> read_budget("5m").said()
+        >>> read_budget("5m").describe()
         '300 s for the whole sweep'
         """
         parts = []
@@ -46,23 +46,23 @@ class RunBudget:
         return ", ".join(parts)
 
 
-def read_budget(said: str) -> RunBudget:
-    """Read a budget as the command line writes it.
+def read_budget(text: str) -> RunBudget:
+    """Read a budget from the command line.
 
     >>> read_budget("2Tflops,200kparams")
     RunBudget(seconds=None, flops=2000000000000.0, steps=None, params=200000.0)
     """
     found: dict[str, float] = {}
-    for part in said.split(","):
+    for part in text.split(","):
         name, amount = _part(part.strip())
         if name in found:
-            fail(RuleError, "budget", repr(said), f"one of each kind; {name} came twice", HELP)
+            fail(RuleError, "budget", repr(text), f"one of each kind; {name} occurs twice", HELP)
         found[name] = amount
     ends = [name for name in found if name != "params"]
     if len(ends) > 1:
         fail(
-            RuleError, "budget", repr(said), f"one end of training; {' and '.join(ends)} are two",
-            "take one of seconds, flops and steps",
+            RuleError, "budget", repr(text), f"one end of training; {' and '.join(ends)} are two",
+            "pass one of seconds, flops and steps",
         )  # fmt: skip
     if not ends:
         found["seconds"] = 300.0
@@ -79,4 +79,4 @@ def _part(said: str) -> tuple[str, float]:
     if counted:
         name = "params" if counted[3] == "parameters" else counted[3]
         return name, float(counted[1]) * _UNITS[counted[2]]
-    fail(RuleError, "budget", repr(said), HELP, "write 5m, 500steps, 2Tflops or 200kparams, say")
+    fail(RuleError, "budget", repr(said), HELP, "pass 5m, 500steps, 2Tflops or 200kparams")

@@ -1,9 +1,9 @@
-"""Claims: which worker does which run, where several share one folder.
+"""Locks: which worker does which run, where several share one folder.
 
-A claim is a file made by a call that only one can win. It names its process and is touched while
-the run goes on. A claim is stale when its process is gone (on this machine) or was not touched for
-long (on another); whoever makes the next generation of the claim takes the run over, which again
-only one can. A worker that finds a newer generation than its own has lost the run.
+A lock is a file made by an atomic call. It names its process and is touched while the run goes on.
+A lock is stale when its process is gone (on this machine) or it was not touched for long (on
+another); whoever creates the next generation of the lock, again atomically, takes the run over. A
+worker that finds a newer generation than its own has lost the run.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from regard.bench.records import told_of_disk
+from regard.bench.records import BenchError
+from regard.core.files import disk_errors
 
 STALE_AFTER = 300.0
 
 
 @dataclass(frozen=True)
 class RunLock:
-    """A run that is ours while `mine()` is true."""
+    """A lock on a run, held while `mine()` is true."""
 
     folder: Path
     key: str
@@ -32,28 +33,28 @@ class RunLock:
 
     @property
     def path(self) -> Path:
-        """Where the claim stands."""
+        """The file of the lock."""
         return self.folder / f"{self.key}.{self.generation}"
 
     def touch(self) -> None:
-        """Show that the run goes on."""
+        """Refresh the lock while the run goes on."""
         try:
             os.utime(self.path)
         except FileNotFoundError:
             return
 
     def mine(self) -> bool:
-        """Whether nobody took the run over."""
+        """Return whether no other worker took the run over."""
         return _newest(self.folder, self.key) == self.generation
 
     def release(self) -> None:
-        """Release the run, with the older generations of the claim."""
+        """Release the run, and remove older generations of the lock."""
         for number in range(self.generation + 1):
             (self.folder / f"{self.key}.{number}").unlink(missing_ok=True)
 
 
 def claim(folder: Path, key: str, stale_after: float = STALE_AFTER) -> RunLock | None:
-    """Claim a run, or None where somebody is at it.
+    """Lock a run; None if another worker holds it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -61,14 +62,14 @@ def claim(folder: Path, key: str, stale_after: float = STALE_AFTER) -> RunLock |
     ...     ours.mine(), claim(Path(place), "run")
     (True, None)
     """
-    with told_of_disk(folder):
+    with disk_errors(folder, BenchError):
         folder.mkdir(parents=True, exist_ok=True)
         newest = _newest(folder, key)
         if newest is not None and not stale(folder / f"{key}.{newest}", stale_after):
             return None
         ours = RunLock(folder, key, 0 if newest is None else newest + 1, uuid.uuid4().hex)
         said = {"pid": os.getpid(), "host": platform.node(), "token": ours.token}
-        # Linked to its name when it is written: nobody reads a half, and one link wins.
+        # Link it once it is written: nobody reads a partial file, and only one link succeeds.
         part = folder / f".{key}.{ours.token}.part"
         try:
             part.write_text(json.dumps(said), encoding="utf-8")
@@ -81,22 +82,22 @@ def claim(folder: Path, key: str, stale_after: float = STALE_AFTER) -> RunLock |
         return ours
 
 
-def sweep(folder: Path, key: str) -> None:
-    """Remove the claim of a worker that was killed after its run was written."""
+def remove_stale(folder: Path, key: str) -> None:
+    """Remove the lock of a worker that was killed after its run was written."""
     newest = _newest(folder, key)
     if newest is not None and stale(folder / f"{key}.{newest}"):
         RunLock(folder, key, newest, "").release()
 
 
 def stale(path: Path, stale_after: float = STALE_AFTER) -> bool:
-    """Whether the worker that made a claim is gone."""
+    """Return whether the worker that made a lock is gone."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         age = time.time() - path.stat().st_mtime
         gone = said["host"] == platform.node() and not _alive(int(said["pid"]))
     except FileNotFoundError:
-        return False  # given back just now: look again on the next round
-    except Exception:  # a damaged claim is nobody's
+        return False  # just released: look again on the next round
+    except Exception:  # a damaged lock belongs to nobody
         return True
     return gone or age > stale_after
 
@@ -113,7 +114,7 @@ def _alive(pid: int) -> bool:
         return False
     except OSError:
         return True
-    try:  # a process that ended, and that nobody waited for, still has its number
+    try:  # a zombie process still has its number
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return True

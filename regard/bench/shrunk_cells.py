@@ -1,4 +1,4 @@
-"""What was measured of a shrunk model: cells, as rows of a table, as sentences, as a file."""
+"""Measurements of a shrunk model: cells, as rows of a table, as sentences, as a file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from regard.core.files import read_json, reading
 from regard.policies.budget import Budget
 
 COUNTS = ("needle", "recall")
-# A column of each measure: its heading with the unit, and what it counts.
+# The column heading of each measure, and what it counts.
 HEADINGS = {"needle": "needles found (95%)", "recall": "keys recalled (95%)",
             "bits": "bits per byte"}  # fmt: skip
 WHAT = {"needle": "needles", "recall": "keys"}
-# As good as the full model: its share within the interval, its bits exceeded by so little.
+# Relative excess in bits per byte up to which a model counts as good as the full one.
 MORE_BITS = 0.01
 
 
@@ -55,7 +55,7 @@ class Cell:
 
 
 def fails(full: Cell, measure: str) -> bool:
-    """Whether the full model gets fewer than half of a test right: it says nothing of policies.
+    """Return whether the full model gets under half of a test right, which makes it useless.
 
     >>> fails(Cell("full", None, needle=Count(1, 12)), "needle")
     True
@@ -65,7 +65,7 @@ def fails(full: Cell, measure: str) -> bool:
 
 
 def lost(cell: Cell, full: Cell) -> tuple[list[str], list[str]]:
-    """Name what a cell loses against the full model, and what it may lose.
+    """Return what a cell loses against the full model, and what it may lose.
 
     A count that is lower is a loss where the two 95% intervals are apart; where they overlap, the
     prompts are too few to tell.
@@ -88,7 +88,7 @@ def lost(cell: Cell, full: Cell) -> tuple[list[str], list[str]]:
 
 
 def advice(cell: Cell, full: Cell) -> str:
-    """Describe in one line what a cell means to somebody who must decide.
+    """Summarize a cell in one line.
 
     >>> full = Cell("full", None, Count(12, 12), bits=0.8, bytes=1.0, flops=1.0)
     >>> advice(Cell("h2o", "25%", Count(11, 12), bits=0.801, bytes=0.26, flops=0.9), full)
@@ -219,7 +219,7 @@ def rows(cells: Sequence[Cell], measures: Sequence[str]) -> tuple[list[str], lis
 
 
 def as_fields(cell: Cell) -> dict[str, Any]:
-    """Give a cell as JSON holds it: counts as `[right, total]`, rates as `[low, middle, high]`."""
+    """Return a cell for JSON: counts as `[right, total]`, rates as `[low, middle, high]`."""
     return {
         name: list(x.values()) if isinstance(x, dict)
         else round(x, 4) if isinstance(x, float) else x
@@ -228,7 +228,7 @@ def as_fields(cell: Cell) -> dict[str, Any]:
 
 
 def cell_of(row: dict[str, Any], setting: dict[str, Any]) -> Cell:
-    """Read a cell; what an earlier version wrote as shares is counts of what its setting asked.
+    """Read a cell; shares written by an earlier version become counts.
 
     >>> old = {"policy": "h2o", "keep": 0.25, "needle": 0.3333}
     >>> cell_of(old, {"depths": [0.1, 0.5, 0.9], "draws": 4, "keys": 4})
@@ -254,14 +254,8 @@ def cell_of(row: dict[str, Any], setting: dict[str, Any]) -> Cell:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """Read cells that were measured before, of whatever model."""
+    """Read the cells of a file, of any model."""
     with reading(path, CELLS):
         said = read_json(path, CELLS)
         rows = [{k: x for k, x in row.items() if k != "of"} for row in said["cells"]]
         return [cell_of(row, said["setting"]) for row in rows]
-
-
-__all__ = [
-    "COUNTS", "HEADINGS", "Cell", "advice", "as_fields", "fails", "faster", "frontier",
-    "level", "lost", "read_cells", "recommended", "rows",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a shrunk model costs to run: tokens a second at a prompt and when decoding, and memory."""
+"""Costs of a shrunk model: tokens per second at the prompt and when decoding, and memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Rate:
     high: float
 
     def times(self, other: Rate) -> float | None:
-        """How many times as fast as another; None where the two spreads overlap."""
+        """Return how many times as fast as another; None where the two spreads overlap."""
         if self.low <= other.high and other.low <= self.high:
             return None
         return self.middle / other.middle
@@ -43,8 +43,8 @@ class Rate:
 class RunningCosts:
     """Tokens a second of a prompt and of decoding after it, and the memory that this takes.
 
-    `peak` is the most that was allocated on a GPU; on a CPU, which tells no such number, the bytes
-    of the largest tensor.
+    `peak` is the most that was allocated on a GPU; on a CPU, which reports no such number, the
+    bytes of the largest tensor.
     """
 
     prompt: Rate
@@ -56,7 +56,7 @@ class RunningCosts:
 def costs(model: Any, ids: Tensor, rounds: int = ROUNDS, steps: int = DECODED) -> RunningCosts:
     """Time a prompt ids [1, n], and `steps` tokens after it, one at a time.
 
-    A first round, in which things are compiled and cached, is not timed; memory is read in it.
+    A first round, which compiles and caches, is not timed; memory is measured in it.
     """
     prompts, decodes = list[float](), list[float]()
     state: dict[str, Any] = {}
@@ -88,6 +88,3 @@ def costs(model: Any, ids: Tensor, rounds: int = ROUNDS, steps: int = DECODED) -
 
 def _rate(many: list[float]) -> Rate:
     return Rate(*(round(x, 2) for x in (min(many), statistics.median(many), max(many))))
-
-
-__all__ = ["Rate", "RunningCosts", "costs"]

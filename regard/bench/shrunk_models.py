@@ -1,7 +1,7 @@
-"""What a shrunk model still can do, against what it keeps: needles, recall, bits per byte.
+"""Quality of a shrunk model against the memory that it keeps: needles, recall, bits per byte.
 
 Every number comes from decoding one token at a time after a prompt, so that policies that act when
-decoding, when a prompt ends, or within a prompt, are all felt.
+decoding, at the end of a prompt, or within a prompt all take effect.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from regard.probes.stimuli import ASKED, NAMES, TOLD, needle
 from regard.verbs import shrink
 
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 0.75)
-# Policies that share by a map of their own, whatever the budget.
+# Policies that share by a fixed map, whatever the budget.
 UNBUDGETED = ("kv_sharer", "shared_weights", "pod")
 MEASURES = ("needle", "recall", "bits")
-# How the reason begins where a policy broke, rather than refused.
+# How the reason begins if a policy crashed instead of refusing.
 BROKE = "it broke with"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much is asked: length of a prompt in tokens, prompts for each depth, rows of text."""
+    """The size of the tests: tokens in a prompt, prompts for each depth, rows of text."""
 
     length: int = 1024
     depths: tuple[float, ...] = (0.1, 0.5, 0.9)
@@ -53,17 +53,16 @@ class Setting:
 
 
 def haystack() -> str:
-    """Text that every machine has: sources of the standard library."""
+    """Return text that every machine has: sources of the standard library."""
     import argparse
     import difflib
-    import inspect as own
     import textwrap
 
-    return "\n".join(inspect.getsource(x) for x in (argparse, difflib, own, textwrap))
+    return "\n".join(inspect.getsource(x) for x in (argparse, difflib, inspect, textwrap))
 
 
 def _cut(start: int, size: int, text: str | None = None) -> str:
-    """Some of the text, from the front again where it ends."""
+    """Return `size` characters of the text from `start` on, wrapping around at its end."""
     text = haystack() if text is None else text
     return (text * 2)[start % len(text) :][:size]
 
@@ -74,7 +73,7 @@ def measure(
 ) -> Cell:  # fmt: skip
     """Measure one policy at one budget (no policy: the full model).
 
-    `full` is what the full model says of the texts, where it is known.
+    `full` holds the full model's log-probabilities of the texts, computed if not given.
     """
     began = time.perf_counter()
     name = "full" if made is None else made.name
@@ -83,14 +82,14 @@ def measure(
     full = full_text(model, tokenizer, setting) if full is None else full
     prompt = texts(tokenizer, setting.length)
     with torch.no_grad():
-        # Before anything is attached: what a policy is read against is the model alone.
+        # Before anything is attached: the reference is the bare model.
         words = full.words if "bits" in asked else None
         if made is None:
             found = _measured(model, tokenizer, asked, setting, full)
             found |= {} if words is None else {"kl": 0.0}
             spent = _fields(costs(model, prompt))
             return Cell(name, None, **found, bytes=1.0, flops=1.0, **spent, seconds=_since(began))
-        # Without a budget anything but a whole one will do: a whole one means to change nothing.
+        # A policy without a budget gets any but 1.0, which would mean to change nothing.
         with shrink(model, made, keep=0.5 if keep is None else keep, check=False) as shrunk:
             own = full_text(model, tokenizer, setting)
             found = _measured(model, tokenizer, asked, setting, own)
@@ -125,7 +124,7 @@ def need_measures(asked: Sequence[str]) -> None:
 
 
 def fit_positions(setting: Setting, positions: int | None, measures: Sequence[str]) -> None:
-    """Raise where prompts would be longer than the positions of a model, or too short to measure.
+    """Raise if prompts are longer than the positions of a model, or too short to measure.
 
     >>> fit_positions(Setting(length=512), 2048, ["needle"])
     """
@@ -162,7 +161,7 @@ def _measured(
 
 
 def said(model: Any, prompt: Tensor, count: int, cache: Any = None) -> list[int]:
-    """Tokens that the model says after a prompt [1, n], one at a time, the likeliest first."""
+    """Decode tokens greedily after a prompt [1, n], one at a time."""
     out = model(prompt, past_key_values=cache, use_cache=True)
     tokens: list[int] = []
     for _ in range(count):
@@ -174,7 +173,7 @@ def said(model: Any, prompt: Tensor, count: int, cache: Any = None) -> list[int]
 
 
 def needles(model: Any, tokenizer: Any, setting: Setting) -> Count:
-    """Count pass keys said right, asked for at the end of the prompt that hides them."""
+    """Count pass keys recalled, asked for at the end of the prompt that hides them."""
     right = total = 0
     text = haystack()
     for depth in setting.depths:
@@ -193,9 +192,9 @@ def needles(model: Any, tokenizer: Any, setting: Setting) -> Count:
 
 
 def recall(model: Any, tokenizer: Any, setting: Setting) -> Count:
-    """Count which of several hidden keys are said right, each asked for after the text was shrunk.
+    """Count which of several hidden keys are recalled, each asked for after the text was shrunk.
 
-    No policy knows the question when it chooses what to keep of the text.
+    No policy knows the question when it chooses what to keep.
     """
     right = total = 0
     for draw in range(setting.draws):
@@ -210,7 +209,7 @@ def recall(model: Any, tokenizer: Any, setting: Setting) -> Count:
 def keys_and_questions(
     tokenizer: Any, setting: Setting, seed: int, text: str | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, list[int]]]]:
-    """A text that hides several keys, and for each its question [1, n] and its answer."""
+    """Return a text that hides several keys, and for each its question [1, n] and its answer."""
     rng = random.Random(seed)
 
     def ids_of(words: str) -> list[int]:
@@ -241,7 +240,7 @@ def keys_and_questions(
 def pass_keys(
     tokenizer: Any, length: int = 512, rows: int = 16, keys: int = 4, text: str | None = None
 ) -> list[tuple[Tensor, int]]:
-    """Rows that hide pass keys in text and say them all at the end: (ids [1, n], answer tokens)."""
+    """Return rows that hide pass keys in text and end with them: (ids [1, n], answer tokens)."""
     setting, found = Setting(length=length - 24 * keys, keys=keys), []
     for seed in range(rows):
         ids, questions = keys_and_questions(tokenizer, setting, 100 + seed, text)
@@ -252,18 +251,18 @@ def pass_keys(
 
 
 def bits_per_byte(model: Any, tokenizer: Any, setting: Setting) -> float:
-    """Bits a byte of the last `steps` tokens of some texts, read one at a time after the rest."""
+    """Return bits per byte of the last `steps` tokens of texts, read one at a time."""
     return full_text(model, tokenizer, setting).bits
 
 
 def full_text(model: Any, tokenizer: Any, setting: Setting) -> Spoken:
-    """Return what a model says of the texts of a setting; it is read when it is first asked for."""
+    """Return the log-probabilities of the texts of a setting, computed on first use."""
     ids = texts(tokenizer, setting.length, setting.texts)
     return Spoken(model, tokenizer, ids, setting.steps)
 
 
 def texts(tokenizer: Any, length: int, rows: int = 1, text: str | None = None) -> Tensor:
-    """Rows of text [rows, length], each after the start token where there is one."""
+    """Return rows of text [rows, length], each after the start token where there is one."""
     text = haystack() if text is None else text
     found = tokenizer(text[: 8 * length * rows], add_special_tokens=False)["input_ids"]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -278,12 +277,12 @@ def curves(
     budgets: Sequence[Any] = BUDGETS, asked: Sequence[str] = MEASURES,
     setting: Setting | None = None, kept_in: Path | None = None,
 ) -> Iterator[Cell]:  # fmt: skip
-    """Measure policies at budgets, the full model first; what a file already has is not measured.
+    """Measure policies at budgets, the full model first; skip the cells that a file already has.
 
-    A policy that has no budget (it stores) is measured once. One that cannot serve this model is a
-    cell that says why, and is tried anew the next time. A cell of the file is trusted if the model,
-    text, code and setting are the same by their hashes, and the policy with its settings and
-    calibration too. A file of others is moved to `older/`.
+    A policy without a budget (it stores) is measured once. One that does not support the model is a
+    cell that says why, and is tried again the next time. A cell of the file is reused if the hashes
+    of model, text, code, setting, and policy (with settings and calibration) are the same. A file
+    of other inputs is moved to `older/`.
     """
     setting = Setting() if setting is None else setting
     _need_decoder(model)
@@ -304,7 +303,8 @@ def curves(
         try:
             fresh = None if one is None else policy(one) if isinstance(one, str) else one()
             of = hash_of_policy(fresh)
-            row = None if kept is None else kept.find(label, spelled, of)
+            name = "full" if fresh is None else fresh.name  # a policy may have several names
+            row = None if kept is None else kept.find(name, spelled, of)
             if row is not None:
                 yield cell_of(row, asks)
                 continue
@@ -314,7 +314,7 @@ def curves(
                 raise
             yield Cell(label, spelled, refused=str(error))
             continue
-        except Exception as error:  # one policy that breaks is a row too, and told as a defect
+        except Exception as error:  # a policy that crashes is a row too
             if one is None:
                 raise
             first = (str(error).strip().splitlines() or [""])[0][:200]
@@ -326,7 +326,7 @@ def curves(
 
 
 def _need_decoder(model: Any) -> None:
-    """Raise unless a model says what comes next, from keys that it keeps."""
+    """Raise unless a model generates text with a cache."""
     config = getattr(model, "config", None)
     generates = bool(getattr(model, "can_generate", lambda: False)())
     if not generates or getattr(config, "is_encoder_decoder", False):
@@ -335,6 +335,3 @@ def _need_decoder(model: Any) -> None:
             "a decoder that generates text",
             "measure it from Python: with regard.shrink(model, ...) as shrunk: ...",
         )  # fmt: skip
-
-
-__all__ = ["BROKE", "BUDGETS", "MEASURES", "Setting", "curves", "fit_positions", "measure"]

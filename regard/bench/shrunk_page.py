@@ -1,4 +1,4 @@
-"""What shrinking does to a model, as one page: a table to decide by, and what is traded."""
+"""Policies at budgets as one page: a table, and charts of quality against cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regard.bench.shrunk_cells import HEADINGS, Cell, frontier, level, recommend
 from regard.bench.statistics import Count
 from regard.core.files import write_bytes
 from regard.views.colors import ROLE_COLORS
-from regard.views.overwrite import is_ours, sealed_page
+from regard.views.overwrite import may_replace, sealed_page
 
 TITLES = {**HEADINGS, "kl": "KL to the full model, nats"}
 NOTES = (
@@ -51,11 +51,12 @@ def shrunk_page(
 
 def write_shrunk_page(
     cells: Sequence[Cell], measures: Sequence[str], title: str, facts: Sequence[str],
-    path: str | Path,
+    path: str | Path, origin: str = "", *, overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Write the page to a file; a page of Regard that is there is replaced, nothing else."""
-    body = sealed_page(shrunk_page(cells, measures, title, facts))
-    return write_bytes(path, body, may_replace=is_ours, error=BenchError)
+    """Write the page to a file; a page of the same `origin` that is there is replaced, no other."""
+    body = sealed_page(shrunk_page(cells, measures, title, facts), origin)
+    there = may_replace(origin, BenchError)
+    return write_bytes(path, body, may_replace=True if overwrite else there, error=BenchError)
 
 
 def _chart(cells: Sequence[Cell], names: Sequence[str], measure: str) -> Chart:
@@ -80,6 +81,3 @@ def _chart(cells: Sequence[Cell], names: Sequence[str], measure: str) -> Chart:
             chart.interval(at, *found.interval, color)
         chart.point(at, level(cell, measure) or 0.0, color, f"{cell.label}: {found}")
     return chart
-
-
-__all__ = ["NOTES", "shrunk_page", "write_shrunk_page"]

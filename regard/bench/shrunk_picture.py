@@ -16,8 +16,13 @@ TITLES = {"needle": "share of needles found", "recall": "share of keys recalled,
 MARKS = "osD^vP*X<>hd"
 
 
-def picture(cells: Sequence[Cell], path: Path) -> Path:
-    """Draw quality against memory (or FLOPs, for policies that keep all), one line a policy."""
+def picture(
+    cells: Sequence[Cell], path: Path, origin: str = "", *, overwrite: bool = False
+) -> Path:
+    """Draw quality against memory (or FLOPs, for policies that keep all), one line a policy.
+
+    A picture of the same `origin` that is there is replaced, another only with `overwrite`.
+    """
     need("matplotlib", "see", "draws curves")
     import matplotlib
 
@@ -57,7 +62,4 @@ def picture(cells: Sequence[Cell], path: Path) -> Path:
     axes[0][-1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.tight_layout()
     plt.close(figure)
-    return write_figure(figure, path, dpi=130)
-
-
-__all__ = ["picture"]
+    return write_figure(figure, path, origin=origin, overwrite=overwrite, dpi=130)

@@ -1,4 +1,4 @@
-"""What a model says of texts, read one token at a time: bits a byte, and how far from another."""
+"""Log-probabilities of texts read one token at a time: bits per byte, and KL between models."""
 
 from __future__ import annotations
 
@@ -58,6 +58,3 @@ def divergence(full: Tensor, own: Tensor) -> float:
         said = a.isfinite()  # a word that the full model never says adds nothing
         total += float(torch.where(said, a.exp() * (a - b), 0.0).sum())
     return total / (full.shape[0] * full.shape[1])
-
-
-__all__ = ["Spoken", "divergence"]

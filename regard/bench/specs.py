@@ -14,11 +14,11 @@ from regard.layers.registry import get, layer
 from regard.tasks import PATTERNS, Task
 from regard.tasks.registry import task as make_task
 
-# Settings that count heads: a small example's are taken in proportion.
+# Settings that count heads are scaled from those of the small example.
 _HEAD_COUNTS = ("active", "shared", "kv_heads")
 
 
-def read_spec(said: str) -> tuple[str, dict[str, Any]]:
+def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """Read a name and its settings.
 
     >>> read_spec("moh:active=3:position=rotary")
@@ -26,7 +26,7 @@ def read_spec(said: str) -> tuple[str, dict[str, Any]]:
     >>> read_spec("mine:Own:size=2")  # a class of your own, by its path
     ('mine:Own', {'size': 2})
     """
-    name, *settings = said.split(":")
+    name, *settings = spec.split(":")
     if settings and settings[0].isidentifier():
         name = f"{name}:{settings.pop(0)}"
     found: dict[str, Any] = {}
@@ -34,8 +34,8 @@ def read_spec(said: str) -> tuple[str, dict[str, Any]]:
         key, equals, text = setting.partition("=")
         if not (key and equals):
             fail(
-                RuleError, "settings", repr(said), "NAME:SETTING=VALUE:...",
-                "write mqar:length=128:pairs=8, say",
+                RuleError, "settings", repr(spec), "NAME:SETTING=VALUE:...",
+                "write mqar:length=128:pairs=8, for example",
             )  # fmt: skip
         try:
             found[key] = ast.literal_eval(text)
@@ -44,62 +44,62 @@ def read_spec(said: str) -> tuple[str, dict[str, Any]]:
     return name, found
 
 
-def task_of(said: str) -> Task:
+def task_of(spec: str) -> Task:
     """Build the task that a spec names."""
-    name, knobs = read_spec(said)
+    name, knobs = read_spec(spec)
     return make_task(name, **knobs)
 
 
 def why_not(kind: type[Layer], pattern: str) -> str | None:
-    """Return why a kind of layer cannot be asked to look in a pattern; None where it can.
+    """Return why a layer does not support an attention pattern, or None.
 
     >>> why_not(get("linear"), "cs"), why_not(get("delta"), "ns")
-    (None, 'it looks at the past alone')
+    (None, 'it attends to the past only')
     """
     if pattern == "cs":
-        return None if kind.can.causal else "it looks ahead, always"
+        return None if kind.can.causal else "it always attends to the future"
     if pattern == "ns":
-        return None if kind.can.bidirectional else "it looks at the past alone"
+        return None if kind.can.bidirectional else "it attends to the past only"
     if not kind.can.cross:
-        return "it looks at no context"
+        return "it has no cross-attention"
     if pattern == "cc" and not (issubclass(kind, Attention) and _pairwise(kind)):
-        return "it cannot be told how far into the context each query may look"
+        return "it takes no mask of the context for each query"
     return None
 
 
 def _pairwise(kind: type[Attention]) -> bool:
-    """Whether each pair of query and key is judged by a rule, so that a support can forbid it."""
+    """Return whether a rule decides each pair of query and key, so that a support applies."""
     return kind.look is Attention.look
 
 
 def need_pattern(name: str, pattern: str) -> None:
-    """Raise unless the layer of a name can look in a pattern."""
+    """Raise unless a layer supports a pattern."""
     if pattern not in PATTERNS:
         fail(
             RuleError, "pattern", repr(pattern),
-            f"one of {', '.join(f'{k} ({v})' for k, v in PATTERNS.items())}", "take cs, say",
+            f"one of {', '.join(f'{k} ({v})' for k, v in PATTERNS.items())}", "pass cs",
         )  # fmt: skip
     reason = why_not(get(name), pattern)
     if reason is not None:
         others = [p for p in PATTERNS if why_not(get(name), p) is None]
         fail(
             CapabilityError, name, f"the pattern {pattern} ({PATTERNS[pattern]})",
-            f"one that it can: {', '.join(others)}; {reason}",
+            f"one of {', '.join(others)}; {reason}",
             "leave the layer out, or choose tasks of its patterns",
         )  # fmt: skip
 
 
-def make_layer(said: str, pattern: str, dim: int, heads: int, longest: int) -> Layer:
-    """Build a layer for a pattern, with sizes that suit the backbone where a spec says none.
+def make_layer(spec: str, pattern: str, dim: int, heads: int, longest: int) -> Layer:
+    """Build a layer for a pattern, with sizes that suit the backbone unless the spec names them.
 
     >>> make_layer("gqa:kv_heads=2", "cs", 32, 4, 64).causal
     True
     """
-    name, told = read_spec(said)
+    name, given = read_spec(spec)
     need_pattern(name, pattern)
     kind = get(name)
-    settings = {**_sizes(name, heads, longest), **told}
-    # A context of the same width; a query of a streamed context sees no farther than its own place.
+    settings = {**_sizes(name, heads, longest), **given}
+    # The context has the same width; in cc a query sees the context up to its own position.
     if pattern in ("nc", "cc"):
         settings["context_dim"] = dim
     if pattern == "cc":
@@ -110,7 +110,7 @@ def make_layer(said: str, pattern: str, dim: int, heads: int, longest: int) -> L
 
 
 def _sizes(name: str, heads: int, longest: int) -> dict[str, Any]:
-    """Heads, and what else the class asks for, in proportion to its own small example."""
+    """Return heads and other required arguments, scaled from the small example of the class."""
     kind = get(name)
     tiny = kind.tiny
     asked: set[str] = set()

@@ -1,4 +1,4 @@
-"""How seconds and bytes of layers, executors and peers grow with the number of tokens."""
+"""Measure how seconds and bytes of layers, executors and peers grow with the number of tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regard.run.api import attend
 
 WHATS = ("forward", "backward", "decode")
 LENGTHS = (128, 256, 512, 1024, 2048)
-# A line of measurements ends where one call takes longer.
+# Stop at the length where one call takes longer than this many seconds.
 LIMIT = 2.0
 DECODED = 16
 
@@ -50,14 +50,14 @@ def measure(
 ) -> list[Measure]:  # fmt: skip
     """Measure causal layers, and beside them `executors` of plain attention, and peers.
 
-    Each call is made once before it is timed, and the least of `rounds` times is kept.
+    Each call runs once before it is timed; the least of `rounds` times is kept.
 
     >>> [row.n for row in measure(["mqa"], lengths=[16, 32], whats=["forward"], rounds=1)]
     [16, 32]
     """
     for what in whats:
         if what not in WHATS:
-            fail(RuleError, "whats", repr(what), f"some of {', '.join(WHATS)}", "take forward")
+            fail(RuleError, "whats", repr(what), f"some of {', '.join(WHATS)}", "pass forward")
     torch.manual_seed(0)
     calls: dict[str, Any] = {}
     for said in layers:
@@ -77,7 +77,7 @@ def measure(
                     continue
                 told(f"{who}, {what}, {n:,} tokens")
                 kept = _bytes(call, what, x)  # which also warms what is compiled or cached
-                # The least: whatever else the machine does can only add.
+                # The minimum: other load on the machine can only add time.
                 took = min(_timed(call, what, x) for _ in range(rounds))
                 rows.append(Measure(who, what, n, took, kept))
                 if took * (DECODED if what == "decode" else 1) > LIMIT:
@@ -86,7 +86,7 @@ def measure(
 
 
 def exponents(rows: Sequence[Measure]) -> list[dict[str, Any]]:
-    """Fit how seconds and bytes grow: the slopes of their logarithms over the longer lengths."""
+    """Fit growth exponents of seconds and bytes: log-log slopes over the longest lengths."""
     found = []
     for who, what in dict.fromkeys((r.who, r.what) for r in rows):
         mine = [r for r in rows if (r.who, r.what) == (who, what)][-4:]
@@ -102,7 +102,7 @@ def exponents(rows: Sequence[Measure]) -> list[dict[str, Any]]:
 
 
 def pays_from(rows: Sequence[Measure], who: str, what: str) -> str:
-    """Return from which length on a layer is faster than mha: as measured, and beyond by the fit.
+    """Return from which length on a layer is faster than mha, as measured or extrapolated.
 
     >>> slow, fast = [9e-3, 1e-2, 2e-2], [1e-3, 4e-3, 1.6e-2]
     >>> rows = [Measure(who, "forward", n, x, 1) for who, times in (("a", slow), ("mha", fast))

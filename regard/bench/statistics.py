@@ -1,4 +1,4 @@
-"""What can be said from scores: intervals, rankings, CAB's index, lengths at which layers pay."""
+"""Statistics of scores: intervals, rankings, CAB's index, break-even lengths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MeanInterval:
 
 
 def estimate(values: Sequence[float], errors: Sequence[float] = ()) -> MeanInterval:
-    """Estimate a mean: from how values of several seeds spread, or from the error of a single one.
+    """Estimate a mean with its interval, from several seeds or from the error of a single one.
 
     >>> estimate([0.5, 0.7])
     MeanInterval(mean=0.6, low=-0.6706, high=1.8706)
@@ -89,8 +89,8 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 def ranking(scores: Scores, errors: Scores, draws: int = 2000) -> list[tuple[str, MeanInterval]]:
     """Rank layers by their mean over tasks, best first, with intervals by the bootstrap.
 
-    Each draw takes seeds anew within each task, and where there is one seed alone, its score with
-    the error of its test rows. Only tasks that every layer has done are counted.
+    Each draw resamples seeds within each task; a single seed is resampled by the error of its test
+    rows. Only tasks that every layer has done are counted.
 
     >>> ranking({"a": {"t": [1.0]}, "b": {"t": [0.0]}}, {"a": {"t": [0.0]}, "b": {"t": [0.0]}})[0]
     ('a', MeanInterval(mean=1.0, low=1.0, high=1.0))
@@ -118,7 +118,7 @@ def ranking(scores: Scores, errors: Scores, draws: int = 2000) -> list[tuple[str
 
 
 def common(scores: Scores) -> list[str]:
-    """Tasks that every layer has done, in the order of the first layer."""
+    """Return tasks that every layer has done, in the order of the first layer."""
     first = next(iter(scores.values()), {})
     return [t for t in first if all(t in by_task for by_task in scores.values())]
 
@@ -161,7 +161,7 @@ def efficiency_length(
     a, b = _parabola(lengths, costs), _parabola(lengths, plain)
     two, one, zero = (x - y for x, y in zip(a, b, strict=True))
     last = next((x for x in (two, one, zero) if abs(x) > 1e-18), 0.0)
-    if last >= 0:  # the part that grows fastest decides of the longest texts
+    if last >= 0:  # the fastest-growing term decides for long texts
         return None
     if abs(two) < 1e-18:
         roots = [-zero / one] if abs(one) > 1e-18 else []

@@ -1,7 +1,7 @@
 """A sweep: every layer on every task from every seed, by several processes that share a folder.
 
-What is done is on the disk. The same sweep given again does what is left; two at once on one folder
-share the work, for a run is done by whoever claims it.
+Results are on disk. The same sweep started again does the rest; two at once on one folder share the
+work, since each run is locked by the worker that does it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 
 from regard.bench.backbone import width_for
 from regard.bench.measuring import threads_each
-from regard.bench.records import RECORD, SWEEP, TrainingRun, kept_record, record_path
+from regard.bench.records import RECORD, SWEEP, BenchError, TrainingRun, kept_record, record_path
 from regard.bench.run_budget import RunBudget
-from regard.bench.run_locks import RunLock, claim, sweep
+from regard.bench.run_locks import RunLock, claim, remove_stale
 from regard.bench.specs import make_layer, need_pattern, read_spec, task_of, why_not
 from regard.bench.training import Progress, carry_out
 from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
@@ -38,7 +38,7 @@ from regard.tasks import PATTERNS
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The runs of a sweep, and pairs of layer and task that were left out, with the reason."""
+    """The runs of a sweep, and the (layer, task, pattern, reason) that were left out."""
 
     runs: tuple[TrainingRun, ...]
     left_out: tuple[tuple[str, str, str, str], ...] = ()
@@ -49,10 +49,10 @@ def plan(
     layers: Sequence[str], tasks: Sequence[str], *, patterns: Sequence[str] = (),
     seeds: int = 1, budget: RunBudget, workers: int = 1, **backbone: Any,
 ) -> SweepPlan:  # fmt: skip
-    """Plan a sweep: check every name before anything runs.
+    """Plan a sweep; check every name before anything runs.
 
-    With no `patterns` each task is posed in the first of its own. A layer that can look in none of
-    the patterns of any task is refused; one that can do some leaves out the others.
+    Without `patterns` each task is posed in its first. A layer that supports no pattern of any task
+    is an error; one that supports some leaves out the others.
 
     >>> from regard.bench.run_budget import read_budget
     >>> len(plan(["mha", "linear"], ["mqar", "copy"], budget=read_budget("10steps")).runs)
@@ -86,12 +86,12 @@ def plan(
     return SweepPlan(
         tuple(_shared_out(run, budget, len(runs), workers) for run in runs),
         tuple(left_out),
-        budget.said(),
+        budget.describe(),
     )
 
 
 def _try_settings(runs: Sequence[TrainingRun]) -> None:
-    """Make each layer once, without memory, so that a misspelt setting is told before the sweep."""
+    """Build each layer on the meta device, so that a misspelled setting fails before the sweep."""
     for run in {run.layer: run for run in runs}.values():
         try:
             with torch.device("meta"):
@@ -104,12 +104,12 @@ def _try_settings(runs: Sequence[TrainingRun]) -> None:
                 raise type(wrong)(
                     f"layers: {wrong.argument} of {run.layer}", wrong.got, wrong.expected, wrong.fix
                 ) from None
-        except Exception:  # what else may be wrong breaks its runs alone, and is told there
+        except Exception:  # any other error breaks its own runs, and is reported there
             continue
 
 
 def _shared_out(run: TrainingRun, budget: RunBudget, runs: int, workers: int) -> TrainingRun:
-    """Set a run's part of the budget, and a width where parameters are to be equal."""
+    """Set a run's part of the budget, and its width if parameters are to be equal."""
     if budget.params is not None:
         task = task_of(run.task)
         dim = width_for(
@@ -118,14 +118,14 @@ def _shared_out(run: TrainingRun, budget: RunBudget, runs: int, workers: int) ->
         run = replace(run, dim=dim)
     seconds = budget.seconds
     if seconds is not None:
-        # Rounds of runs that go on at once; the last round may be smaller.
+        # Rounds of concurrent runs; the last round may be smaller.
         seconds = round(seconds / -(-runs // workers), 3)
     return replace(run, seconds=seconds, flops=budget.flops, steps=budget.steps)
 
 
 @dataclass(frozen=True)
 class News:
-    """Something that happened to a run: `share` of its budget is used."""
+    """An event of a run, of whose budget `share` is used."""
 
     key: str
     what: str  # "kept", "started", "going", "done", "broke"
@@ -137,7 +137,7 @@ class News:
 def one(
     run: TrainingRun, folder: Path, device: str = "cpu", told: Callable[[News], None] | None = None
 ) -> str:
-    """Do a run, unless it is done or another worker is at it; say "kept", "taken" or "done"."""
+    """Do a run unless it is done or taken by another worker; return "kept", "taken" or "done"."""
     path = record_path(folder, run)
     if kept_record(folder, run, device) is not None:
         return "kept"
@@ -145,7 +145,7 @@ def one(
     if ours is None:
         return "taken"
     try:
-        if kept_record(folder, run, device) is not None:  # done between the two looks
+        if kept_record(folder, run, device) is not None:  # done between the two checks
             return "kept"
         if path.exists():  # of other code, or of another device
             set_aside(path)
@@ -165,7 +165,7 @@ def one(
 def _keeping(
     ours: RunLock, run: TrainingRun, heard: Callable[[News], None]
 ) -> Callable[[float, Progress], None]:
-    """Touch the claim and tell of the run, no oftener than twice a second."""
+    """Refresh the lock and report progress, at most twice a second."""
     last = [0.0]
 
     def told(share: float, progress: Progress) -> None:
@@ -179,7 +179,7 @@ def _keeping(
 
 
 def keep_plan(plan: SweepPlan, folder: Path) -> None:
-    """Write down what a sweep is to do, for its report."""
+    """Write the plan of a sweep, for its report."""
     said = {"runs": [asdict(run) for run in plan.runs], "budget": plan.budget,
             "left_out": [list(x) for x in plan.left_out], "code": hash_of_code()}  # fmt: skip
     write_json(folder / "sweep.json", said, SWEEP)
@@ -188,17 +188,17 @@ def keep_plan(plan: SweepPlan, folder: Path) -> None:
 def carry_out_all(
     plan: SweepPlan, folder: Path, *, workers: int = 1, device: str = "cpu"
 ) -> Iterator[News]:
-    """Do what is left of a plan, and tell what happens.
+    """Do the rest of a plan, and yield its events.
 
-    Every worker is a process of its own with its share of the cores. One that dies breaks its run
-    alone: the run is told as broken, and the others go on.
+    Every worker is a process with its share of the cores. If one dies only its run breaks, and the
+    others go on.
     """
     keep_plan(plan, folder)
     due = []
     for run in plan.runs:
         record = kept_record(folder, run, device)
         if record is not None:
-            sweep(folder / "claims", run.key)
+            remove_stale(folder / "claims", run.key)
             yield News(run.key, "kept", 1.0, record["score"])
         else:
             due.append(run)
@@ -210,13 +210,13 @@ def _by_processes(
     runs: list[TrainingRun], folder: Path, workers: int, device: str
 ) -> Iterator[News]:
     start = multiprocessing.get_context("spawn")
-    # Each worker writes to a pipe of its own: one that is killed cannot hold a lock of the others.
+    # A pipe for each worker: one that is killed cannot hold a lock of the others.
     lines: dict[Connection, Any] = {}
     running: dict[Connection, str] = {}
     with _few_threads(workers):
         for number in range(workers):
             far, near = start.Pipe(duplex=False)
-            # Workers begin at different places, so that they seldom want the same run.
+            # Workers start at different runs, so that they seldom compete.
             part = runs[number::workers] + [r for i in range(workers) if i != number
                                             for r in runs[i::workers]]  # fmt: skip
             process = start.Process(target=_work, args=(near, part, folder, workers, device))
@@ -255,7 +255,7 @@ def _by_processes(
 
 @contextmanager
 def _few_threads(workers: int) -> Iterator[None]:
-    """Let processes started here have their share of the cores, and no more."""
+    """Limit the threads of processes started here to their share of the cores."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads_each(workers))
     try:
@@ -267,7 +267,7 @@ def _few_threads(workers: int) -> Iterator[None]:
 
 
 def _work(line: Any, runs: list[TrainingRun], folder: Path, workers: int, device: str) -> None:
-    """Do the runs that nobody is at, then wait for those whose worker may yet die."""
+    """Do the runs that no other worker holds, then wait for those whose worker may yet die."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(threads_each(workers))
     waiting, broken = list(runs), set[str]()
@@ -279,7 +279,7 @@ def _work(line: Any, runs: list[TrainingRun], folder: Path, workers: int, device
             except (RegardError, MemoryError) as error:
                 _send_error(line, run, error)
                 continue
-            except Exception:  # a broken run is told, and the others still run
+            except Exception:  # report a broken run, and go on with the others
                 line.send(News(run.key, "broke", trace=traceback.format_exc()))
                 broken.add(run.key)
                 continue
@@ -294,9 +294,7 @@ def _work(line: Any, runs: list[TrainingRun], folder: Path, workers: int, device
 
 
 def _send_error(line: Any, run: TrainingRun, error: BaseException) -> None:
-    """A full disk or a foreign file ends the sweep; a layer that refuses a task breaks its run."""
-    from regard.bench.records import BenchError
-
+    """Send an error: a full disk or a foreign file ends the sweep, others break their run."""
     if isinstance(error, BenchError):
         line.send(error)
     else:

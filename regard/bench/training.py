@@ -1,4 +1,4 @@
-"""One run: train a layer in the backbone on a task until its budget is used, and score it."""
+"""One run: train a layer in the backbone on a task within its budget, and score it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from regard.bench.specs import task_of
 from regard.core.files import FileError, read_packed, reading, write_packed
 from regard.tasks import Task
 
-# Rows that a model is tested on: as many batches, whose spread says how sure a score is.
+# Test batches, whose spread gives the error of a score, and rows in each.
 TEST_BATCHES, TEST_ROWS, CURVE_POINTS = 8, 64, 16
-KEEP_EVERY = 20.0  # seconds between states kept for a run that is killed
-# Tests are drawn by seeds that no step of training reaches.
+KEEP_EVERY = 20.0  # seconds between checkpoints
+# Test batches use seeds that no training step reaches.
 TEST_SEED = 2**40
 
 Told = Callable[[float, "Progress"], None]
@@ -34,7 +34,7 @@ Told = Callable[[float, "Progress"], None]
 
 @dataclass
 class Progress:
-    """How far a run is: kept on the disk, so that a run that is killed goes on."""
+    """The progress of a run, part of its checkpoint."""
 
     step: int = 0
     trained: float = 0.0
@@ -43,12 +43,12 @@ class Progress:
 
 
 def seed_of(seed: int, step: int) -> int:
-    """The seed of a batch: the same for every layer, so that all see the same data in one order."""
+    """Return the seed of a batch, the same for every layer, so that all see the same data."""
     return (seed * 1_000_003 + step) % 2**39
 
 
 def scored(model: nn.Module, task: Task, device: Any, batches: int = TEST_BATCHES) -> list[float]:
-    """Score a model on each of some batches that it has never seen."""
+    """Score a model on each of some unseen batches."""
     found = []
     model.eval()
     with torch.no_grad():
@@ -62,10 +62,10 @@ def scored(model: nn.Module, task: Task, device: Any, batches: int = TEST_BATCHE
 def carry_out(
     run: TrainingRun, *, device: str = "cpu", kept: Path | None = None, told: Told | None = None
 ) -> dict[str, Any]:
-    """Train and score; give the record.
+    """Train and score, and return the record.
 
-    `kept` is where the state of an unfinished run is kept; `told(share, progress)` is called now
-    and then with the share of the budget that is used.
+    `kept` is the path of the checkpoint; `told(share, progress)` is called during training with the
+    share of the budget that is used.
     """
     task = task_of(run.task)
     torch.manual_seed(run.seed)
@@ -151,13 +151,9 @@ def _train(
 
 
 def step(
-    model: nn.Module,
-    task: Task,
-    run: TrainingRun,
-    adam: torch.optim.Optimizer,
-    number: int,
+    model: nn.Module, task: Task, run: TrainingRun, adam: torch.optim.Optimizer, number: int,
     device: str,
-) -> float:
+) -> float:  # fmt: skip
     """Run one step of training on the batch of that number; return the loss."""
     batch = task.batch(run.batch, seed_of(run.seed, number)).to(device)
     loss: Tensor = task.loss(model(batch), batch)
@@ -169,14 +165,14 @@ def step(
 
 
 def _rate(share: float) -> float:
-    """The learning rate at a share of the budget: up for a twentieth, down for the last third."""
+    """Return the learning-rate factor: warm-up for a twentieth, decay over the last third."""
     return min(1.0, share / 0.05 + 0.01, (1 - share) / 0.3)
 
 
 def _begin(
     kept: Path | None, about: dict[str, Any], model: nn.Module, adam: torch.optim.Optimizer
 ) -> Progress:
-    """Resume what a killed run of the same settings, code and device kept, or begin."""
+    """Load the checkpoint of a killed run of the same settings, code and device, or begin."""
     if kept is None or not kept.exists():
         return Progress()
     begun = copy.deepcopy(model.state_dict())
@@ -191,7 +187,7 @@ def _begin(
             torch.random.set_rng_state(state["random"])
         return progress
     except FileError:
-        # Of other code, or damaged: nothing of it can be used, and the run begins again.
+        # Of other code, or damaged: begin again.
         model.load_state_dict(begun)
         adam.state.clear()
         return Progress()

@@ -1,5 +1,5 @@
-"""Circuits: which heads did it, by patching, paths, edges, lenses, attribution and Shapley values.
+"""Circuits: which heads matter, by patching, paths, edges, lenses, attribution and Shapley values.
 
-A probe is a stage that looks at one run; what stands here runs a model several times, or trains
-something on what it gave, and answers a question about the whole.
+A probe is a stage that observes one run; these analyses run a model several times, or train on its
+outputs, and answer a question about the whole.
 """

@@ -1,4 +1,4 @@
-"""Circuits by edges: which heads feed which, by gradients along the way between two inputs.
+"""Edge attribution: which heads feed which, by gradients between two inputs.
 
 Edge attribution patching with integrated gradients (Hanna 2024): an edge from a writer to a reader
 scores (writer_clean - writer_corrupt) . mean over steps of dm / d(what the reader reads).
@@ -48,7 +48,7 @@ class Edges:
     corrupt: float
 
     def circuit(self, count: int) -> dict[tuple[Node, Node], float]:
-        """The `count` largest edges by size, less those that lead nowhere."""
+        """Return the `count` largest edges by size, less those that lead nowhere."""
         ranked = sorted(self.scores.items(), key=lambda edge: -abs(edge[1]))
         kept = dict(ranked[:count])
         while True:
@@ -60,7 +60,7 @@ class Edges:
                 del kept[edge]
 
     def heads(self, count: int) -> set[str]:
-        """Names of the heads in the circuit of so many edges."""
+        """Return names of the heads in the circuit of so many edges."""
         names = {node.name for edge in self.circuit(count) for node in edge}
         return {name for name in names if "H" in name}
 
@@ -70,7 +70,7 @@ class Edges:
 
 
 class _Branches(Stage):
-    """Hang zeros on each branch that reads the residual stream; the sum around it is not moved."""
+    """Add zeros that require a gradient to each branch that reads the residual stream."""
 
     def __init__(self, layers: list[ResidualBlock], other: Tensor, share: float) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _Branches(Stage):
         self._handles: list[Any] = []
 
     def begin(self, model: Any, sites: Any) -> None:
-        """Hang hooks on embedding, norms and the last block."""
+        """Register hooks on embedding, norms and the last block."""
         table = embedding_of(model)
         self._handles.append(table.register_forward_hook(self._lean))
         for place, layer in enumerate(self.layers):
@@ -99,7 +99,7 @@ class _Branches(Stage):
             handle.remove()
 
     def before(self, call: Call) -> Call:
-        """Keep q, k and v: heads read by these, each query head by keys and values of its own."""
+        """Keep q, k and v, expanded so that each query head has its own keys and values."""
         k, v = expand_heads(call.k, call.h), expand_heads(call.v, call.h)
         call = call.replace(k=k, v=v)
         place = next(i for i, x in enumerate(self.layers) if x.site == call.site)
@@ -127,7 +127,7 @@ class _Branches(Stage):
         return (state + self.last, *output[1:]) if isinstance(output, tuple) else state + self.last
 
     def slopes(self, value: Tensor) -> dict[Node, Tensor]:
-        """Gradients of the metric in what each reader takes of the stream [b, n, D]."""
+        """Return gradients of the metric in what each reader takes of the stream [b, n, D]."""
         assert self.last is not None
         found = {Node(LOGITS, float("inf")): _grad(value, self.last)}
         for place, layer in enumerate(self.layers):
@@ -138,7 +138,7 @@ class _Branches(Stage):
             if bump is None:
                 fail(
                     CapabilityError, layer.site.module, "attention that no norm of its block feeds",
-                    "norm first, then attention", "edges of this model cannot be told",
+                    "pre-norm attention", "use a pre-norm model",
                 )  # fmt: skip
             for part in ("q", "k", "v"):
                 made = getattr(call, part)
@@ -208,7 +208,7 @@ def _streamed(model: nn.Module, ids: Tensor, metric: Metric) -> tuple[Stream, fl
 
 
 def _writers(good: Stream, bad: Stream) -> dict[Node, Tensor]:
-    """Changes of what each node writes [b, n, D]."""
+    """Return changes of what each node writes [b, n, D]."""
     found = {Node("embedding", -1.0): good.embedding - bad.embedding}
     for place, layer in enumerate(good.layers):
         change = good.heads(layer.site) - bad.heads(layer.site)
@@ -220,13 +220,10 @@ def _writers(good: Stream, bad: Stream) -> dict[Node, Tensor]:
 
 
 def emergent(before: Collection[str], after: Collection[str]) -> dict[str, set[str]]:
-    """Heads that came, went and stayed between two circuits.
+    """Return heads that emerged, vanished and were kept between two circuits.
 
     >>> sorted(emergent({"L0H1"}, {"L0H1", "L1H0"})["emerged"])
     ['L1H0']
     """
     one, two = set(before), set(after)
     return {"emerged": two - one, "vanished": one - two, "kept": one & two}
-
-
-__all__ = ["LOGITS", "Edges", "Node", "edge_attribution", "emergent"]

@@ -1,8 +1,8 @@
-"""Which tokens an answer rests on: explainers, each a score for every token of one input.
+"""Explainers: scores for every token of one input, by how much the answer depends on it.
 
 A `Question` holds the embeddings of one input and a function that scores any batch of such
-embeddings; an explainer gives one number for each token. They need nothing of the model inside but
-what that function gives, and, for attention, maps that the user hands in.
+embeddings; an explainer gives one number for each token. They need only the values of that
+function, and, for attention, maps that the user passes.
 
 | name | score of token t | source |
 |---|---|---|
@@ -73,11 +73,11 @@ class Question:
             return self.score(torch.where(keep[..., None], self.embeddings, self.absent))
 
     def draw(self) -> torch.Generator:
-        """A generator of the question's own."""
+        """Return a generator of the question's own."""
         return torch.Generator().manual_seed(self.seed)
 
     def slopes(self, x: Tensor) -> Tensor:
-        """Gradient of the score at x [b, n, d]."""
+        """Return the gradient of the score at x [b, n, d]."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(self.score(x).sum(), x)[0]
@@ -101,7 +101,7 @@ def question_of(model: Any, ids: Tensor, target: int, *, position: int | None = 
 
 
 def gradient_x_input(question: Question) -> Tensor:
-    """Gradient times input, summed over channels [n]."""
+    """Return the gradient times input, summed over channels [n]."""
     x = question.embeddings
     return (x * question.slopes(x[None])[0]).sum(-1)
 
@@ -120,7 +120,7 @@ def integrated_gradients(question: Question, steps: int = 64) -> Tensor:
 
 
 def gradient_shap(question: Question, draws: int = 64, noise: float = 0.1) -> Tensor:
-    """Gradients at random places between noisy inputs and the baseline [n]."""
+    """Return gradients at random places between noisy inputs and the baseline [n]."""
     x, draw = question.embeddings, question.draw()
     shape = (draws, *x.shape)
     ends = x + noise * x.std() * torch.randn(shape, generator=draw).to(x)
@@ -130,7 +130,7 @@ def gradient_shap(question: Question, draws: int = 64, noise: float = 0.1) -> Te
 
 
 def occlusion(question: Question) -> Tensor:
-    """How much the score falls without each token [n]."""
+    """Return how much the score falls without each token [n]."""
     n = len(question.embeddings)
     keep = ~torch.eye(n + 1, dtype=torch.bool, device=question.embeddings.device)[:, :n]
     scores = question.kept(keep)  # the last row keeps everything
@@ -140,7 +140,7 @@ def occlusion(question: Question) -> Tensor:
 def lime(
     question: Question, draws: int = 1000, width: float = 0.25, penalty: float = 1e-3
 ) -> Tensor:
-    """Slopes of a ridge regression of the score on random deletions [n].
+    """Return slopes of a ridge regression of the score on random deletions [n].
 
     Draws count by exp(-distance^2 / width^2), the distance being that of the cosine to "all kept".
     """
@@ -176,7 +176,7 @@ def deep_lift(module: nn.Module) -> Explainer:
 
 
 def chance(question: Question) -> Tensor:
-    """Random scores [n]."""
+    """Return random scores [n]."""
     return torch.randn(len(question.embeddings), generator=question.draw())
 
 
@@ -188,8 +188,3 @@ EXPLAINERS: dict[str, Explainer] = {
     "lime": lime,
     "chance": chance,
 }
-
-__all__ = [
-    "EXPLAINERS", "Explainer", "Question", "chance", "deep_lift", "gradient_shap",
-    "gradient_x_input", "integrated_gradients", "lime", "occlusion", "question_of",
-]  # fmt: skip

@@ -26,12 +26,13 @@ from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.models.weights import closed_weights
 from regard.probes.scores import head_name
+from regard.run.rows import rows_of
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
 def kendall(a: Tensor, b: Tensor) -> float:
-    """Kendall's tau-b of two rankings [n], ties counted; NaN where one ranks nothing.
+    """Return Kendall's tau-b of two rankings [n], ties counted; NaN where one ranks nothing.
 
     (pairs in the same order - pairs in the opposite one) / sqrt(pairs untied in a * untied in b).
 
@@ -50,7 +51,7 @@ def kendall(a: Tensor, b: Tensor) -> float:
 
 
 def top_overlap(a: Tensor, b: Tensor, k: int) -> float:
-    """Share of the k best of a that are among the k best of b.
+    """Return the share of the k best of a that are among the k best of b.
 
     >>> top_overlap(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 1.0, 2.0]), 2)
     0.5
@@ -74,11 +75,11 @@ class Agreement:
     warning: str = "agreement of rankings is no evidence that either is right"
 
     def mean(self, a: str, b: str) -> float:
-        """Mean tau of two explainers, in either order."""
+        """Return the mean tau of two explainers, in either order."""
         return self.tau[(a, b) if (a, b) in self.tau else (b, a)][0]
 
     def to_frame(self) -> Any:
-        """A pandas table, one row for each pair."""
+        """Return a pandas table, one row for each pair."""
         pandas = need("pandas", "see", "makes tables of scores")
         return pandas.DataFrame(
             [
@@ -137,7 +138,7 @@ def agreement(
 
 
 def _summary(found: Sequence[float]) -> tuple[float, float, float, int]:
-    """Mean, 95% bootstrap interval and count of what could be ranked."""
+    """Return mean, 95% bootstrap interval and count of what could be ranked."""
     x = torch.tensor([t for t in found if t == t], dtype=torch.float64)
     if not len(x):
         return math.nan, math.nan, math.nan, 0
@@ -236,11 +237,13 @@ class HeadRows(Stage):
 
     def see(self, call: Call, result: Result) -> None:
         """Weigh one row."""
+        if not -call.n <= self.row < call.n:
+            fail(
+                ValueRangeError, "row", self.row, f"a query among {call.n}",
+                "count from 0, or from the end with -1",
+            )  # fmt: skip
         row = self.row % call.n
-        place = torch.tensor([row], device=call.q.device)
-        if call.q_positions is not None:
-            place = call.q_positions[..., row : row + 1]
-        one = call.replace(q=call.q[:, :, row : row + 1].detach(), q_positions=place)
+        one = rows_of(call, slice(row, row + 1))
         with torch.no_grad():
             self.found[call.site] = closed_weights(one, self.name)[0, :, 0].float().cpu()
 
@@ -256,9 +259,3 @@ def head_maps(model: Any, embeddings: Tensor, *, row: int = -1) -> dict[str, Ten
         model(inputs_embeds=embeddings[None])
     maps = {head_name(s, h): x for s, each in stage.found.items() for h, x in enumerate(each)}
     return maps | {"attention": list(stage.found.values())[-1].mean(0)}
-
-
-__all__ = [
-    "SHARES", "Agreement", "HeadRows", "Verdict", "agreement", "erased", "head_maps", "judged",
-    "kendall", "top_overlap",
-]  # fmt: skip

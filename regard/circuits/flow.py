@@ -1,4 +1,4 @@
-"""From the last layer down to the input: rollout, flow, and relevance by gradient.
+"""Relevance of input tokens through all layers: rollout, flow, and gradients.
 
 Each follows one position of the top layer downward, a row vector at a time, so no matrix of
 weights is made: r A is a sweep of `run.reducers.Given`. Only `flow` (maximal flow) needs matrices,
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail, nearest, need
+from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.result import Result
 from regard.models.attach import attach
@@ -44,14 +45,14 @@ class Relevance:
     target: int | None = None
 
     def top(self, count: int = 5) -> list[tuple[int, str, float]]:
-        """The tokens that count most: place, word, value."""
+        """Return the tokens that count most: place, word, value."""
         order = self.values.argsort(descending=True)[:count].tolist()
         return [
             (i, self.words[i] if i < len(self.words) else "", float(self.values[i])) for i in order
         ]
 
     def table(self, count: int = 10) -> Table:
-        """A rich table of the tokens that count most."""
+        """Return a rich table of the tokens that count most."""
         rich = need("rich.table", "see", "draws tables")
         table = rich.Table(title=f"What position {self.position} rests on, by {self.by}")
         for column in ("place", "token", "relevance"):
@@ -83,7 +84,7 @@ class RecordedCalls(Stage):
         self.calls.append(plain)
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Add nothing, by a tensor whose gradient is that of the output."""
+        """Add zeros whose gradient is that of the output."""
         if not self.graded:
             return partial
         bump = torch.zeros_like(partial.out, requires_grad=True)
@@ -92,14 +93,14 @@ class RecordedCalls(Stage):
 
 
 def given(call: Call, rows: Tensor, make: Callable[..., Reducer] | None = None) -> Tensor:
-    """The row vector rows [b, n] times the mean over heads of the weights: [b, m]."""
+    """Return the row vector rows [b, n] times the mean over heads of the weights: [b, m]."""
     reducer = Given(call, rows[:, None]) if make is None else make(call, rows[:, None])
     survey_call(call, reducers=[reducer])
     return reducer.found.mean(1)  # type: ignore[attr-defined]
 
 
 def row_sums(call: Call) -> Tensor:
-    """What the keys get of each query, mean over heads [b, n]: 1, less what sinks take."""
+    """Return what the keys get of each query, mean over heads [b, n]: 1, less what sinks take."""
     sink = survey_call(call, ("sets",), sets={"all": torch.arange(call.m)})
     return sink.named("all").mean(1)
 
@@ -138,7 +139,7 @@ def flow(calls: Sequence[Call], position: int = -1, limit: int = FLOW_TOKENS) ->
 
 
 def maximal_flows(calls: Sequence[Call], position: int = -1, limit: int = FLOW_TOKENS) -> Tensor:
-    """The same, not shared out: the value of each maximal flow [b, n]."""
+    """Return the same, not shared out: the value of each maximal flow [b, n]."""
     networkx = need("networkx", "see", "finds maximal flows")
     n = calls[0].n
     if n > limit:
@@ -179,8 +180,6 @@ class _Positive(Reducer):
     """Sum over queries of rows[i] times the positive part of w_ij (g_i . v_j), [b, h, m]."""
 
     def __init__(self, call: Call, rows: Tensor, grad: Tensor) -> None:
-        from regard.core.heads import expand_heads
-
         self.rows = rows.double().expand(call.b, call.h, call.n)
         self.v, self.grad = expand_heads(call.v, call.h).double(), grad.double()
         self.found = torch.zeros(call.b, call.h, call.m, dtype=torch.float64, device=call.q.device)
@@ -196,15 +195,13 @@ class _Positive(Reducer):
 
 
 def last_attention(calls: Sequence[Call], position: int = -1) -> Tensor:
-    """The last layer's weights at `position`, mean over heads: what people often show."""
+    """Return the last layer's weights at `position`, mean over heads: what people often show."""
     return given(calls[-1], _one_hot(calls, position))
 
 
 def value_norm(calls: Sequence[Call], position: int = -1) -> Tensor:
     """The last layer's weights times the length of the values, summing to 1 (Kobayashi 2020)."""
     call = calls[-1]
-    from regard.core.heads import expand_heads
-
     lengths = expand_heads(call.v, call.h).double().norm(dim=-1)  # [b, h, m]
     reducer = Given(call, _one_hot(calls, position)[:, None])
     survey_call(call, reducers=[reducer])
@@ -231,7 +228,7 @@ def relevance(
     target: int | None = None,
     where: Any = None,
 ) -> Relevance:
-    """Return what one position of the top layer rests on, token by token.
+    """Return how much one position of the top layer depends on each token.
 
     `by` is "rollout", "flow", "gradient" (of the logit of `target`, the likeliest token unless
     given), or, of the last layer alone, "attention" or "value_norm". Models of self-attention.
@@ -258,7 +255,7 @@ def relevance(
 def _gradients(
     output: Any, kept: RecordedCalls, position: int, target: int | None
 ) -> tuple[int, list[Tensor]]:
-    """Gradients of one logit in the outputs of the heads, and which logit it is."""
+    """Return gradients of one logit in the outputs of the heads, and which logit it is."""
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         fail(
@@ -289,17 +286,10 @@ def _one_hot(calls: Sequence[Call], position: int) -> Tensor:
 
 
 def _need_one_length(calls: Sequence[Call]) -> None:
-    """Layers of other lengths cannot be multiplied."""
+    """Raise unless all layers have one length, so that weights can be multiplied."""
     lengths = {call.n for call in calls}
     if len(lengths) != 1:
         fail(
             CapabilityError, "model", f"layers of {sorted(lengths)} tokens", "one number of tokens",
             "choose the layers of one stage with where=",
         )  # fmt: skip
-
-
-__all__ = [
-    "BY", "RecordedCalls", "Relevance", "by_gradient", "flow", "given", "last_attention",
-    "maximal_flows",
-    "relevance", "rollout", "row_sums", "value_norm",
-]  # fmt: skip

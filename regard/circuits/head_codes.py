@@ -1,6 +1,6 @@
 """Which heads a task needs, from ten prompts: codes of their outputs that the task alone shows.
 
-A small sparse autoencoder reads what each head says at the last token of each prompt,
+A small sparse autoencoder reads the output of each head at the last token of each prompt,
 
     z = relu(W_e x + b_e),  x^ = W_d z + b_d,  |x - x^|^2 + penalty |z|_1,
 
@@ -69,7 +69,7 @@ class CodeScores:
     codes: Tensor
 
     def members(self, threshold: float) -> list[int]:
-        """Heads whose softmax of scores over all heads is above a threshold."""
+        """Return heads whose softmax of scores over all heads is above a threshold."""
         return (self.heads.softmax(0) > threshold).nonzero()[:, 0].tolist()
 
 
@@ -114,7 +114,7 @@ def _own_share(codes: Sequence[object], task: int) -> float:
 
 
 class LastOutputs(Stage):
-    """Keep what each head says at the last token: [b, h, e] for each site."""
+    """Keep the output of each head at the last token: [b, h, e] for each site."""
 
     def __init__(self, where: Any = None) -> None:
         super().__init__(where)
@@ -127,7 +127,7 @@ class LastOutputs(Stage):
 
 
 def head_outputs(model: Any, prompts: Sequence[Tensor]) -> tuple[Tensor, list[tuple[Site, int]]]:
-    """What all heads say at the end of prompts [n] of ids: [prompts, heads, e], and their names.
+    """Return head outputs at the last token of prompts [n]: [prompts, heads, e], and head names.
 
     All heads of the model must have one size.
     """
@@ -148,8 +148,3 @@ def area_under(scores: Tensor, members: Tensor) -> float:
     inside, outside = scores[members].double(), scores[~members].double()
     above = torch.sign(inside[:, None] - outside[None]).mean()
     return float((above + 1) / 2)
-
-
-__all__ = [
-    "CodeScores", "LastOutputs", "SparseCoder", "area_under", "discover_circuit", "head_outputs",
-]  # fmt: skip

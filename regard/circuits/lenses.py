@@ -1,4 +1,4 @@
-"""Attention lenses: what one head says, in words, by a map that is trained for that head."""
+"""Attention lenses: the output of one head as tokens, by a map trained for that head."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lens(nn.Module):
         self.bias = nn.Parameter(unembedding.new_zeros(len(unembedding)))
 
     def forward(self, said: Tensor) -> Tensor:
-        """Logits of what was said."""
+        """Return logits of a head's output."""
         return F.linear(said, self.weight, self.bias)
 
 
@@ -40,7 +40,7 @@ class Lenses:
     def read(
         self, stream: Stream, head: tuple[Site, int], row: int = -1, top: int = 5
     ) -> list[int]:
-        """The tokens a head says at a row, by its lens."""
+        """Return the top tokens of a head's output at a row, by its lens."""
         said = stream.heads(head[0])[0, head[1], row]
         with torch.no_grad():
             ids: list[int] = self.lenses[head](said).topk(top).indices.tolist()
@@ -48,7 +48,7 @@ class Lenses:
 
 
 def logit_lens(stream: Stream, head: tuple[Site, int], row: int = -1, top: int = 5) -> list[int]:
-    """The tokens a head says, through the model's own unembedding, untrained."""
+    """Return the top tokens of a head's output by the model's own unembedding, untrained."""
     said = stream.heads(head[0])[0, head[1], row]
     ids: list[int] = (stream.unembedding[0] @ said).topk(top).indices.tolist()
     return ids
@@ -125,6 +125,3 @@ def _fit(
 
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
-
-
-__all__ = ["Lens", "Lenses", "logit_lens", "train_lenses"]

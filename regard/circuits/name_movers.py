@@ -28,7 +28,7 @@ class Circuit:
     scores: dict[str, Scores]
 
     def table(self) -> list[tuple[str, str, float]]:
-        """Rows of (role, head, share of the answer that goes with it)."""
+        """Return rows of (role, head, share of the answer that goes with it)."""
         rows = []
         for role, heads in (
             ("mover", self.movers), ("negative mover", self.negative),
@@ -63,10 +63,7 @@ def naming_circuit(
 
 
 def _beyond(scores: Scores, bound: float) -> list[Head]:
-    """Heads whose score is past a bound, the strongest first."""
+    """Return heads whose score is past a bound, the strongest first."""
     sign = 1 if bound > 0 else -1
     heads = [x for x in scores.heads() if sign * x.value >= sign * bound]
     return [(x.site, x.head) for x in sorted(heads, key=lambda x: -sign * x.value)]
-
-
-__all__ = ["Circuit", "naming_circuit"]

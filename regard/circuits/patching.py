@@ -1,8 +1,8 @@
-"""What would have been said otherwise: activation, attribution and path patching, head by head.
+"""Activation, attribution and path patching, head by head.
 
-Two inputs of one shape differ in what is to be explained. `metric(output)` gives a number of a
-forward (a logit difference, say); a head counts for as much as the metric comes back, or goes away,
-when its output is that of the other input.
+Two inputs of one shape differ in what is to be explained. `metric(output)` is a number, such as a
+logit difference; the effect of a head is how much the metric is restored, or lost, when its output
+is replaced by that of the other input.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from regard.core.call import Call
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.result import Result
+from regard.core.support import Where
 from regard.models.attach import attach, hook_of
 from regard.models.residual import layers_of
 from regard.models.site import Site
@@ -32,7 +33,7 @@ PARTS = ("out", "q", "k", "v")
 
 
 def logit_difference(right: int, wrong: int, row: int = -1) -> Metric:
-    """The mean over the batch of logit(right) - logit(wrong) at a row."""
+    """Return the mean over the batch of logit(right) - logit(wrong) at a row."""
 
     def metric(output: Any) -> Tensor:
         logits = getattr(output, "logits", output)
@@ -58,9 +59,9 @@ class Recorded(Stage):
 
 
 class Patched(Stage):
-    """Put recorded values in place of some heads' own, at all tokens or at some.
+    """Replace values of some heads by recorded ones, at all tokens or at some.
 
-    `values[site][part]` is the whole tensor of that part; `heads[site]` says which heads of it
+    `values[site][part]` is the whole tensor of that part; `heads[site]` are the heads to replace
     (key heads, for k and v).
     """
 
@@ -117,7 +118,7 @@ class Effect:
 
 
 def recorded(model: nn.Module, inputs: Any, metric: Metric | None = None) -> tuple[Recorded, float]:
-    """One forward under the eyes of a recorder, and its metric."""
+    """Run one forward with a recorder attached, and return it with the metric."""
     record = Recorded()
     with attach(model, record, check=False), torch.no_grad():
         output = _run(model, inputs)
@@ -192,7 +193,7 @@ def attribution_patching(
 
 
 class _Leaning(Stage):
-    """Move outputs some way toward others, and keep them for a gradient."""
+    """Interpolate outputs toward others, and keep them for a gradient."""
 
     def __init__(self, sites: Iterable[Site], change: Mapping[Site, Tensor], share: float) -> None:
         super().__init__()
@@ -232,7 +233,7 @@ def path_patching(
     senders: Sequence[Head] | None = None, receivers: Sequence[Head] | None = None,
     part: str = "q", freeze_mlp: bool = True, progress: Progress | None = None,
 ) -> Effect:  # fmt: skip
-    """How much each sender matters through direct paths to some receivers (Wang 2022).
+    """Return how much each sender matters through direct paths to some receivers (Wang 2022).
 
     1. all outputs are recorded on both inputs; 2. the clean input is run with every head frozen at
     its clean output, but the sender at its corrupted one, and the receivers' `part` (q, k or v) is
@@ -266,7 +267,7 @@ def _through(
     model: nn.Module, clean: Any, metric: Metric, good: Recorded, bad: Recorded, sender: Head,
     receivers: Sequence[Head] | None, part: str, mlps: Mapping[nn.Module, Any],
 ) -> float:  # fmt: skip
-    """The metric where one head's change reaches the receivers alone."""
+    """Return the metric where one head's change reaches the receivers alone."""
     frozen = {
         s: [h for h in range(x["out"].shape[1]) if (s, h) != sender] for s, x in good.parts.items()
     }
@@ -291,7 +292,7 @@ def _through(
 
 
 class _hooks:
-    """Hang one function on modules' outputs in a `with`."""
+    """Register one function as a forward hook of several modules, in a `with`."""
 
     def __init__(self, modules: Sequence[nn.Module], fn: Callable[[nn.Module, Any], Any]) -> None:
         self.modules, self.fn, self.stack = modules, fn, ExitStack()
@@ -306,15 +307,13 @@ class _hooks:
 
 
 def knockout(queries: Sequence[int], keys: Sequence[int], where: Any = None) -> Stage:
-    """A stage in which some queries may not look at some keys (attention knockout, Geva 2023)."""
-    from regard.core.support import Where
-
+    """Build a stage that masks some keys for some queries (attention knockout, Geva 2023)."""
     asked, barred = torch.tensor(list(queries)), torch.tensor(list(keys))
 
-    def met(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return ~(torch.isin(i, asked.to(i.device)) & torch.isin(j, barred.to(j.device)))
 
-    return _Barred(Where(met), where)
+    return _Barred(Where(visible), where)
 
 
 class _Barred(Stage):
@@ -334,7 +333,7 @@ def overlap(a: Collection[Head], b: Collection[Head]) -> float:
 
 
 def in_circuit(scores: Scores, share: float = 0.02) -> list[Head]:
-    """The heads with the largest effects, up or down: the top share of all, at least one."""
+    """Return the heads with the largest effects, up or down: the top share of all, at least one."""
     heads = [h for h in scores.heads() if h.value == h.value]
     count = max(1, round(share * len(heads)))
     ranked = sorted(heads, key=lambda h: -abs(h.value))[:count]
@@ -354,16 +353,10 @@ def _span(clean: float, corrupt: float) -> float:
     if abs(clean - corrupt) < 1e-12:
         fail(
             ValueRangeError, "corrupt", "an input with the metric of the clean one",
-            f"a metric other than {clean:.4g}", "corrupt what the answer hangs on",
+            f"a metric other than {clean:.4g}", "corrupt a token that the answer depends on",
         )  # fmt: skip
     return clean - corrupt
 
 
 def _scores(name: str, title: str, values: dict[Site, Tensor], source: str) -> Scores:
     return Scores(name, title, values, "ratio", source, low=-torch.inf, high=None)
-
-
-__all__ = [
-    "Effect", "Patched", "Recorded", "activation_patching", "attribution_patching", "in_circuit",
-    "knockout", "logit_difference", "overlap", "path_patching", "recorded",
-]  # fmt: skip

@@ -32,7 +32,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Effects:
-    """What a metric says of the clean run, of the corrupted one, and with each part restored.
+    """A metric on the clean run, on the corrupted one, and with each part restored.
 
     >>> Effects(1.0, 0.2, {"text.0": 0.9, "text.1": 0.3}).top(1)
     [('text.0', 0.7)]
@@ -43,11 +43,11 @@ class Effects:
     restored: Mapping[str, float]
 
     def indirect(self) -> dict[str, float]:
-        """How much of the metric each part brings back."""
+        """Return how much of the metric each part brings back."""
         return {name: x - self.corrupted for name, x in self.restored.items()}
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The parts that bring back most."""
+        """Return the parts that bring back most."""
         ranked = sorted(self.indirect().items(), key=lambda part: -part[1])
         return [(name, round(x, 6)) for name, x in ranked[:count]]
 
@@ -56,7 +56,7 @@ class Effects:
 def corrupting(
     module: nn.Module, positions: Sequence[int], size: float, seed: int = 0
 ) -> Iterator[None]:
-    """Add Gaussian noise of a size to what a module gives [b, n, d] at some positions."""
+    """Add Gaussian noise to the outputs [b, n, d] of a module at some positions."""
     if not size >= 0:
         fail(ValueRangeError, "size", size, "0 or more", "take the standard deviation of the noise")
     generator = torch.Generator().manual_seed(seed)
@@ -83,10 +83,10 @@ def trace(
     positions: Sequence[int] | None = None,
     rows: slice | None = None,
 ) -> Effects:
-    """Restore one part at a time in a corrupted run, and say what that brings back.
+    """Restore one part at a time in a corrupted run, and measure the effect.
 
     A part that runs several times, as in denoising, is restored each time. `positions` restores
-    some tokens alone, `rows` some rows of the batch alone (those of the conditional branch, say).
+    some tokens alone, `rows` some rows of the batch alone (such as the conditional branch).
     """
     recorded: dict[str, list[Tensor]] = {name: [] for name in parts}
 
@@ -172,7 +172,7 @@ class QuickFix:
     """Make a linear layer treat some tokens as it treats others; in a `with`, or for good.
 
     `old` and `new` are runs of the model, each with the position of a token: on the token of each
-    old run the layer is to give what it gives on that of the new run. Other inputs are changed as
+    old run the layer will return its output on that of the new run. Other inputs are changed as
     little as `strength` says.
 
         with QuickFix(layer, old=[(red, 2)], new=[(blue, 2)]):
@@ -222,7 +222,7 @@ class QuickFix:
 
 
 def seen_at(layer: nn.Module, runs: Sequence[tuple[Run, int]]) -> tuple[Tensor, Tensor]:
-    """Return what a layer gets and gives, [runs, i] and [runs, o], at the position of each run."""
+    """Return inputs [runs, i] and outputs [runs, o] of a layer at the position of each run."""
     kept: list[tuple[Tensor, Tensor]] = []
     handle = layer.register_forward_hook(
         lambda _, args, output: kept.append((args[0].detach(), _tensor(output).detach()))
@@ -246,7 +246,7 @@ def seen_at(layer: nn.Module, runs: Sequence[tuple[Run, int]]) -> tuple[Tensor, 
 
 
 def _tensor(output: Any) -> Tensor:
-    """The first tensor of what a module gives."""
+    """Return the first tensor of what a module gives."""
     first = output[0] if isinstance(output, tuple | list) else output
     first = getattr(first, "last_hidden_state", getattr(first, "sample", first))
     if not isinstance(first, Tensor):
@@ -258,8 +258,5 @@ def _tensor(output: Any) -> Tensor:
 
 
 def _with(output: Any, x: Tensor) -> Any:
-    """What a module gives, its first tensor replaced."""
+    """Return what a module gives, its first tensor replaced."""
     return (x, *output[1:]) if isinstance(output, tuple) else x
-
-
-__all__ = ["Effects", "QuickFix", "corrupting", "rewritten", "seen_at", "trace"]

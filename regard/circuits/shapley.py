@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Shapley:
     players: Sequence[tuple[Site, int]] = field(default=(), repr=False)
 
     def negative(self) -> list[int]:
-        """Players whose interval lies below 0: without them the metric does not fall."""
+        """Return players whose interval lies below 0: without them the metric does not fall."""
         return [
             i for i, (x, b) in enumerate(zip(self.values, self.bound, strict=True)) if x + b < 0
         ]
@@ -126,7 +126,7 @@ def _bounds(total: Tensor, square: Tensor, count: Tensor, width: float, delta: f
 
 
 def exact(value: Value, players: int) -> Tensor:
-    """Shapley values of a small game, by every subset."""
+    """Return Shapley values of a small game, by every subset."""
     if players > 16:
         fail(ValueRangeError, "players", players, "at most 16", "sample instead")
     values = torch.zeros(players, dtype=torch.float64)
@@ -156,7 +156,7 @@ def exact(value: Value, players: int) -> Tensor:
 def shapley_heads(
     model: Any, metric: Callable[[Any], float], heads: Sequence[tuple[Site, int]], **options: Any
 ) -> Shapley:
-    """Shapley values of heads for `metric(model)`, all other heads staying as they are."""
+    """Return Shapley values of heads for `metric(model)`, all other heads staying as they are."""
     players = list(heads)
 
     def value(inside: frozenset[int]) -> float:
@@ -166,7 +166,4 @@ def shapley_heads(
 
     with quiet(model):
         found = sampled(value, len(players), **options)
-    return Shapley(found.values, found.bound, found.samples, found.full, found.empty, players)
-
-
-__all__ = ["Shapley", "bernstein", "exact", "sampled", "shapley_heads"]
+    return replace(found, players=players)

@@ -1,4 +1,4 @@
-"""Signals between heads: the few directions by which one head tells another where to look.
+"""Signals between heads: the few directions by which one head steers the attention of another.
 
 The score of a query and a key is a sum over singular directions of W_Q R W_K^T (R the rotation
 between the two places); the few that carry it are the signal, and what wrote them upstream is read
@@ -48,13 +48,13 @@ class Signal:
     score: float
 
     def read_at_key(self, part: Tensor) -> Tensor:
-        """How much of the kept score a part [..., D] of the key's normed state brings."""
+        """Return how much of the kept score a part [..., D] of the key's normed state brings."""
         k = self.kept
         weight = self.sizes[:k] * (self.x_query @ self.u[:, :k])
         return (part.double() @ self.v[:, :k]) @ weight
 
     def read_at_query(self, part: Tensor) -> Tensor:
-        """How much of the kept score a part [..., D] of the query's normed state brings."""
+        """Return how much of the kept score a part [..., D] of the query's normed state brings."""
         k = self.kept
         weight = self.sizes[:k] * (self.x_key @ self.v[:, :k])
         return (part.double() @ self.u[:, :k]) @ weight
@@ -90,7 +90,7 @@ class Watch(Stream):
 
 
 def watch(model: nn.Module, ids: Tensor, limit: int = 512) -> Watch:
-    """Run a model once under such eyes."""
+    """Run a model once with a `Watch` attached."""
     stream = Watch(limit)
     with attach(model, stream, check=False), torch.no_grad():
         model(ids[:, :limit])
@@ -133,9 +133,9 @@ def signal(
     u, v = qa @ u, qb @ vt.T
     strength = s * (x_query @ u)
     terms = strength * (x_key @ v)
-    # The same terms at the other keys the query may meet, from their keys: v x = vt rb^-T k.
-    met = torch.arange(call.m, device=keys.device)[: query + 1]
-    others = keys[row, head, met[met != key]].double()
+    # The same terms at the other keys the query may attend to, from their keys: v x = vt rb^-T k.
+    past = torch.arange(call.m, device=keys.device)[: query + 1]
+    others = keys[row, head, past[past != key]].double()
     common = torch.zeros_like(terms)
     if len(others):
         common = strength * (vt @ torch.linalg.solve(rb.T, others.mean(0)))
@@ -175,7 +175,7 @@ def _turned(
         site.module,
         f"{part} that are more than a rotation of x W_{part.upper()}",
         "queries and keys that are linear in the state, rotated or not",
-        "models that norm queries and keys cannot be taken apart this way",
+        "use a model without query-key norms",
     )
 
 
@@ -227,7 +227,7 @@ def sources(
 
 
 def _norm_before(seen: Watch, site: Site) -> Any:
-    """The norm whose output the attention of a site is given."""
+    """Return the norm whose output the attention of a site is given."""
     block = next(layer.block for layer in seen.layers if layer.site == site)
     state, given = seen.entered[site], seen.given[site]
     for module in block.modules():
@@ -240,8 +240,8 @@ def _norm_before(seen: Watch, site: Site) -> Any:
         CapabilityError,
         site.module,
         "an attention that no norm of its block feeds",
-        "norm first, then attention",
-        "models that norm afterwards cannot be traced this way",
+        "pre-norm attention",
+        "use a pre-norm model",
     )
 
 
@@ -263,6 +263,3 @@ class Silenced(Stage):
         own = out[:, self.head].double()
         out[:, self.head] = (own - own @ self.basis @ self.basis.T).to(out.dtype)
         return partial._replace(out=out)
-
-
-__all__ = ["Signal", "Silenced", "Watch", "signal", "sources", "watch"]

@@ -1,4 +1,4 @@
-"""The shell: `regard VERB ...`. Each verb is one module of this folder; `app` composes them."""
+"""The command line, `regard VERB ...`: a module for each verb, put together in `app`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ TRACEBACK = "REGARD_TRACEBACK"
 
 
 def main() -> None:
-    """Run the command line; what goes wrong is one sentence, and exit code 2 where a user can mend
-    it. `REGARD_TRACEBACK=1` shows where an error came from.
+    """Run the command line; print errors in one sentence, with exit code 2 if users can fix them.
+
+    `REGARD_TRACEBACK=1` shows the traceback.
     """
-    if "" not in sys.path:  # `module:Class` of the folder where a user is, as with `python -m`
+    if "" not in sys.path:  # find `module:Class` in the working folder, as with `python -m`
         sys.path.insert(0, "")
     try:
         for package in ("typer", "rich"):
@@ -32,7 +33,7 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except RegardError as error:
         _end(f"regard: {error}", 2, error)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, is gone
         sys.stderr.close()
         sys.exit(141)
     except KeyboardInterrupt:
@@ -50,14 +51,14 @@ def main() -> None:
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         _end(
-            f"regard: a defect of Regard, or of what it calls: {type(error).__name__}: {said}. "
+            f"regard: a bug in Regard, or in what it calls: {type(error).__name__}: {said}. "
             f"{TRACEBACK}=1 shows where; please report it",
             1, error,
         )  # fmt: skip
 
 
 def _end(sentence: str, code: int, error: BaseException | None = None) -> None:
-    """Print one line and leave; the traceback as well where a user asks for it."""
+    """Print one line and exit; raise instead if the user asks for the traceback."""
     if error is not None and os.environ.get(TRACEBACK, "") not in ("", "0"):
         raise error
     print(" ".join(sentence.split()), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command line put together of its verbs."""
+"""Build the command line from its verbs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 
 from regard.cli.naming import name_flags
 
-# A module for each verb, with its `app`; they import what is heavy inside their commands.
+# Modules with an `app` of several commands; heavy imports are inside the commands.
 VERBS = ("papers", "bench", "spread")
-# And one whose whole module is one command.
+# Modules with one `command`.
 COMMANDS = ("see", "compare", "shrink", "steer", "calibrate")
 
 
@@ -45,6 +45,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-__all__ = ["COMMANDS", "VERBS", "command"]

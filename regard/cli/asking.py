@@ -1,4 +1,4 @@
-"""What is asked at the shell, checked before anything is loaded: folders, files, lists, devices."""
+"""Check and read command-line arguments: folders, files, lists, devices."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ LARGEST_TEXT = 64 * 2**20
 
 
 def listed(flag: str, said: str, *, empty: bool = False) -> list[str]:
-    """Read words by commas or spaces.
+    """Split names at commas or spaces.
 
     >>> listed("--tasks", "mqar:length=128, copy")
     ['mqar:length=128', 'copy']
     """
     found = said.replace(",", " ").split()
     if not found and not empty:
-        fail(RuleError, flag, repr(said), "names by commas", "name one at least")
+        fail(RuleError, flag, repr(said), "names by commas", "name at least one")
     return list(dict.fromkeys(found))
 
 
 def numbers(flag: str, said: str, least: int = 1) -> list[int]:
-    """Read whole numbers by commas.
+    """Read comma-separated integers.
 
     >>> numbers("--lengths", "128,256")
     [128, 256]
@@ -35,7 +35,7 @@ def numbers(flag: str, said: str, least: int = 1) -> list[int]:
     if not all(word.isdecimal() and int(word) >= least for word in words):
         fail(
             ValueRangeError, flag, repr(said), f"whole numbers from {least}, by commas",
-            "write 128,256,512",
+            "pass 128,256,512",
         )  # fmt: skip
     return [int(word) for word in words]
 
@@ -47,7 +47,7 @@ def at_least(flag: str, value: int, least: int) -> None:
 
 
 def budgets(flag: str, said: str) -> list[Any]:
-    """Read budgets by commas: shares (0.25 or 25%), tokens (256tok), bytes (4MiB).
+    """Read comma-separated budgets: shares (0.25 or 25%), tokens (256tok), bytes (4MiB).
 
     >>> budgets("--keep", "25%, 256tok, 2 MiB, 0.1")
     [Budget(share=0.25), Budget(tokens=256), Budget(bytes=2097152), Budget(share=0.1)]
@@ -62,12 +62,12 @@ def budgets(flag: str, said: str) -> list[Any]:
         except ValueRangeError as error:
             fail(ValueRangeError, flag, repr(word), error.expected, error.fix)
     if not found:
-        fail(RuleError, flag, repr(said), "budgets by commas", "write 10%,25% or 256tok")
+        fail(RuleError, flag, repr(said), "budgets by commas", "pass 10%,25% or 256tok")
     return list(dict.fromkeys(found))
 
 
 def writable_folder(flag: str, folder: Path) -> Path:
-    """Create a folder to write to, or say why it cannot be written to."""
+    """Create a folder to write to; raise if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -94,7 +94,7 @@ def writable_file(flag: str, path: Path) -> Path:
 
 
 def read_text(flag: str, path: Path) -> str:
-    """Read a file of text; what is binary, empty or too large to be read is refused."""
+    """Read a text file; raise if it is binary, empty or too large."""
     try:
         if path.is_dir():
             fail(RuleError, flag, f"{path}, which is a folder", "a file of text", "name a file")
@@ -102,7 +102,7 @@ def read_text(flag: str, path: Path) -> str:
         if size > LARGEST_TEXT:
             fail(
                 RuleError, flag, f"{path} ({size:,} bytes)", f"at most {LARGEST_TEXT:,} bytes",
-                "cut it: a model reads some thousand tokens",
+                "shorten it: a model reads a few thousand tokens",
             )  # fmt: skip
         raw = path.read_bytes()
         if b"\0" in raw:
@@ -121,23 +121,17 @@ def read_text(flag: str, path: Path) -> str:
 
 
 def need_device(flag: str, name: str) -> None:
-    """Raise unless there is such a device here."""
+    """Raise unless this machine has the device."""
     import torch
 
     kind = name.partition(":")[0]
     if kind not in ("cpu", "cuda", "mps", "xpu"):
-        fail(RuleError, flag, repr(name), "cpu, cuda, cuda:1, mps or xpu", "take cpu")
+        fail(RuleError, flag, repr(name), "cpu, cuda, cuda:1, mps or xpu", "pass cpu")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         fail(
             RuleError, flag, f"{name!r} ({first})", "a device of this machine",
-            "take cpu, or cuda where there is one",
+            "pass cpu, or cuda on a machine with a GPU",
         )  # fmt: skip
-
-
-__all__ = [
-    "at_least", "budgets", "listed", "need_device", "numbers", "read_text", "writable_file",
-    "writable_folder",
-]  # fmt: skip

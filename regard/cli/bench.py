@@ -13,14 +13,15 @@ from typer.core import TyperGroup
 
 from regard.cli.asking import at_least, listed, need_device, numbers, writable_folder
 from regard.cli.completing import one_of_layers, one_of_tasks
-from regard.cli.printing import console, print_json, print_table
+from regard.cli.options import AsJson, Device, Out
+from regard.cli.printing import console, print_json, print_rows, print_table
 
 if TYPE_CHECKING:
     from regard.bench.sweep import News, SweepPlan
 
 
 class _OrRun(TyperGroup):
-    """A group whose first word may be a layer: it is `run` that is meant then."""
+    """A group that runs `run` where the first word is no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
@@ -36,9 +37,6 @@ Layers = Annotated[
     list[str],
     typer.Argument(help="Layers, with settings: mha gqa:kv_heads=2", autocompletion=one_of_layers),
 ]
-Out = Annotated[Path, typer.Option(help="Where runs, tables and the report are written.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
 
 
 @app.command()
@@ -46,27 +44,29 @@ def run(
     layers: Layers,
     tasks: Annotated[
         str,
-        typer.Option(help="Tasks by commas: mqar:length=128,copy", autocompletion=one_of_tasks),
+        typer.Option(
+            help="Tasks, comma-separated: mqar:length=128,copy", autocompletion=one_of_tasks
+        ),
     ] = "mqar,copy",
     patterns: Annotated[
-        str, typer.Option(help="Of cs, ns, cc, nc; each task's first if none.")
+        str, typer.Option(help="Some of cs, ns, cc, nc; default: the first of each task.")
     ] = "",
-    seeds: Annotated[int, typer.Option(help="How many seeds each is trained from.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Seeds to train each from.")] = 1,
     budget: Annotated[str, typer.Option(help="5m, 500steps, 2Tflops; 200kparams with one.")] = "5m",
-    workers: Annotated[int, typer.Option(help="Processes; one a core if 0.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
     on: Annotated[str, typer.Option(help="here, or ray: the cluster of RAY_ADDRESS.")] = "here",
     out: Out = Path("bench"),
     dim: Annotated[int, typer.Option(help="Width of the backbone.")] = 64,
     heads: int = 4,
     depth: Annotated[int, typer.Option(help="Blocks of the backbone.")] = 2,
     positions: Annotated[str, typer.Option(help="sinusoidal, learned or none.")] = "sinusoidal",
-    batch: Annotated[int, typer.Option(help="Rows in a batch.")] = 64,
-    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 64,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     device: Device = "cpu",
-    speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = True,
-    as_json: Json = False,
+    speed: Annotated[bool, typer.Option(help="Also measure speed and memory.")] = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Train every layer on every task, and write a report; given again, go on where it ended."""
+    """Train every layer on every task, and write a report; the same command resumes."""
     from regard.bench.backbone import POSITIONS
     from regard.bench.results import gathered
     from regard.bench.run_budget import read_budget
@@ -83,7 +83,7 @@ def run(
     if not 0 < rate < 1:
         fail(ValueRangeError, "--rate", rate, "a rate between 0 and 1", "leave it out for 2e-3")
     if dim % heads:
-        fail(ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64")
+        fail(ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "pass --dim 64")
     if positions not in POSITIONS:
         fail(
             RuleError, "--positions", repr(positions), f"one of {', '.join(POSITIONS)}", "name one"
@@ -118,23 +118,26 @@ def run(
 @app.command("speed")
 def speed_command(
     layers: Layers,
-    lengths: Annotated[str, typer.Option(help="Tokens, by commas.")] = "128,256,512,1024,2048,4096",
+    lengths: Annotated[
+        str, typer.Option(help="Tokens, comma-separated.")
+    ] = "128,256,512,1024,2048,4096",
     what: Annotated[
-        str, typer.Option(help="Of forward, backward, decode.")
+        str, typer.Option(help="Some of forward, backward, decode.")
     ] = "forward,backward,decode",
     executors: Annotated[
-        str, typer.Option(help="Executors of plain attention beside: fused,...")
+        str, typer.Option(help="Also measure plain attention by executors: fused,...")
     ] = "",
-    peers: Annotated[bool, typer.Option(help="PyTorch and x-transformers beside.")] = False,
+    peers: Annotated[bool, typer.Option(help="Also measure PyTorch and x-transformers.")] = False,
     dim: int = 256,
     heads: int = 4,
     rounds: int = 3,
     device: Device = "cpu",
     out: Out = Path("bench"),
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure seconds and bytes against length, with fitted exponents."""
     from regard.bench.records import write_speed
+    from regard.bench.report import write_report
     from regard.bench.results import Results, write_tables
     from regard.bench.speed import as_rows, exponents, measure
     from regard.core.errors import ValueRangeError, fail, need
@@ -144,7 +147,7 @@ def speed_command(
     for flag, value in (("--heads", heads), ("--dim", dim), ("--rounds", rounds)):
         at_least(flag, value, 1)
     if dim % heads:
-        fail(ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "say --dim 64")
+        fail(ValueRangeError, "--dim", dim, f"a multiple of the {heads} heads", "pass --dim 64")
     need_device("--device", device)
     writable_folder("--out", out)
     with _spinning(as_json) as told:
@@ -161,7 +164,7 @@ def speed_command(
         budget=f"width {dim}, {heads} heads, batch 1",
     )  # fmt: skip
     write_tables(results, out)
-    page = _page(results, out / "speed.html")
+    page = write_report(results, out / "speed.html")
     if as_json:
         print_json({"rows": as_rows(rows), "exponents": found, "report": str(page)})
         return
@@ -170,15 +173,15 @@ def speed_command(
 
 
 @app.command("report")
-def report_command(folder: Annotated[Path, typer.Argument(help="A folder of a sweep.")]) -> None:
-    """Write the report and the tables of a sweep again, from what is done so far."""
+def report_command(folder: Annotated[Path, typer.Argument(help="The folder of a sweep.")]) -> None:
+    """Write the report and the tables of a sweep again, from the runs done so far."""
     from regard.bench.results import read_folder
 
     _finish(read_folder(folder), folder, False)
 
 
 @app.command("tasks")
-def tasks_command(as_json: Json = False) -> None:
+def tasks_command(as_json: AsJson = False) -> None:
     """List the tasks, their patterns and knobs."""
     from dataclasses import fields
 
@@ -189,10 +192,7 @@ def tasks_command(as_json: Json = False) -> None:
         knobs = " ".join(f"{f.name}={f.default}" for f in fields(x.kind))
         rows.append([x.name, " ".join(x.patterns), knobs, x.about])
     head = ["task", "patterns", "knobs", "what it is"]
-    if as_json:
-        print_json([dict(zip(head, row, strict=True)) for row in rows])
-    else:
-        print_table(head, rows, cut=["knobs", "what it is"])
+    print_rows(head, rows, as_json, cut=["knobs", "what it is"])
 
 
 def _cores(device: str) -> int:
@@ -202,14 +202,12 @@ def _cores(device: str) -> int:
 
 
 def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, quiet: bool) -> Any:
-    """Measure speeds, unless the same ones are there already."""
+    """Measure speeds, unless the same ones are on disk."""
     from regard.bench.records import kept_speed, write_speed
     from regard.bench.speed import as_rows, measure
 
-    path, settings = (
-        out / "speed.json",
-        {"layers": layers, "dim": dim, "heads": heads, "on": device},
-    )
+    path = out / "speed.json"
+    settings = {"layers": layers, "dim": dim, "heads": heads, "on": device}
     kept = kept_speed(path, settings)
     if kept is not None:
         return kept
@@ -227,11 +225,12 @@ def _speeds(layers: list[str], out: Path, device: str, dim: int, heads: int, qui
 
 def _finish(results: Any, out: Path, as_json: bool) -> None:
     from regard.bench.findings import findings
+    from regard.bench.report import write_report
     from regard.bench.results import write_tables
     from regard.bench.statistics import ranking
 
     written = write_tables(results, out)
-    page = _page(results, out / "report.html")
+    page = write_report(results, out / "report.html")
     if as_json:
         ranks = [{"layer": n, "mean": x.mean, "low": x.low, "high": x.high}
                  for n, x in ranking(*results.scores())]  # fmt: skip
@@ -253,18 +252,12 @@ def _finish(results: Any, out: Path, as_json: bool) -> None:
     )
 
 
-def _page(results: Any, path: Path) -> Path:
-    from regard.bench.report import write_report
-
-    return write_report(results, path)
-
-
 def _shown(x: Any) -> str:
     return f"{x:.4g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x or "")
 
 
 def _follow(events: Iterator[News], plan: SweepPlan, *, quiet: bool) -> int:
-    """Show runs as they go; give how many broke. Ctrl-C keeps what is done."""
+    """Show the progress of runs, and return how many broke; Ctrl-C keeps finished runs."""
     import sys
 
     from rich.console import Console
@@ -300,9 +293,9 @@ def _follow(events: Iterator[News], plan: SweepPlan, *, quiet: bool) -> int:
                 else:
                     done += 1
                     word = "kept" if news.what == "kept" else "[green]done[/]"
-                    # A run whose answers are no numbers has no score.
-                    score = float("nan") if news.score is None else news.score
-                    screen.print(f"{word} {name}: score {score:.3f}")
+                    # A run with NaN answers has no score.
+                    final = float("nan") if news.score is None else news.score
+                    screen.print(f"{word} {name}: score {final:.3f}")
                 shown.update(
                     whole, completed=done + broken, said=f"{done + broken} of {len(plan.runs)}"
                 )

@@ -1,4 +1,4 @@
-"""`regard calibrate`: let a policy find out about a model, and keep what it found in a file."""
+"""`regard calibrate`: calibrate a policy on a model, and save what it learned."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import typer
 
 from regard.cli.asking import at_least, numbers, read_text, writable_file
 from regard.cli.completing import one_of_policies
+from regard.cli.options import Force, Model, Revision
 from regard.cli.printing import bars, console
 
 Name = Annotated[
     str,
     typer.Argument(
-        help="A policy that learns of a model: duo_attention, ...", autocompletion=one_of_policies
+        help="A policy that needs calibration: duo_attention, ...", autocompletion=one_of_policies
     ),
-]
-Model = Annotated[
-    str | None,
-    typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the policy: --set steps=100")
@@ -29,30 +26,32 @@ Settings = Annotated[
 def command(
     name: Name,
     model: Model = None,
-    to: Annotated[Path | None, typer.Option(help="The file; by default POLICY.cal.")] = None,
-    file: Annotated[Path | None, typer.Option(help="Text to learn from.")] = None,
-    rows: Annotated[int, typer.Option(help="Texts to learn from, of each length.")] = 16,
-    length: Annotated[str, typer.Option(help="Tokens of each; several lengths by commas.")] = "512",
+    to: Annotated[Path | None, typer.Option(help="File to write; default: POLICY.cal.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Text to calibrate on.")] = None,
+    rows: Annotated[int, typer.Option(help="Texts of each length to calibrate on.")] = 16,
+    length: Annotated[
+        str, typer.Option(help="Tokens in each text; several lengths comma-separated.")
+    ] = "512",
     settings: Settings = None,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite a file that Regard did not write.")
-    ] = False,
+    revision: Revision = None,
+    force: Force = False,
 ) -> None:
-    """Calibrate a policy on a model. A run that is broken off, or killed, goes on where it was."""
-    from regard.cli.models import config_of, need_decoder, positions_of, text_model
+    """Calibrate a policy on a model. An interrupted or killed run resumes where it was."""
+    from regard.cli.models import config_of, need_decoder, text_model
     from regard.core.errors import RuleError, ValueRangeError, fail
     from regard.core.files import is_packed, refuse_to_replace
     from regard.policies import calibrate
+    from regard.policies.calibration import CALIBRATION
+    from regard.probes.looking import positions_of
 
     made = _policy(name, settings or [])
     if not hasattr(made, "learn"):
         fail(
-            RuleError, "policy", repr(name), "one that learns of a model",
+            RuleError, "policy", repr(name), "one that is calibrated on a model",
             "use it as it is: it needs no calibration",
         )  # fmt: skip
     path = writable_file("--to", Path(f"{name}.cal") if to is None else to)
-    if path.exists() and not force and not is_packed(path):
+    if path.exists() and not force and not is_packed(path, CALIBRATION):
         refuse_to_replace(path)
     text, sizes = None if file is None else read_text("--file", file), numbers("--length", length)
     at_least("--rows", rows, 1)
@@ -63,7 +62,8 @@ def command(
     if positions is not None and max(sizes) > positions:
         fail(
             ValueRangeError, "--length", max(sizes),
-            f"at most {positions}, the positions that the model was made for", f"say {positions}",
+            f"at most {positions}, the positions that the model was made for",
+            f"pass --length {positions}",
         )  # fmt: skip
     loaded, tokenizer = text_model(model, revision, otherwise)
     shown = _inputs(made, tokenizer, text, rows, sizes)
@@ -78,7 +78,7 @@ def command(
 
 
 def _inputs(made: Any, tokenizer: Any, text: str | None, rows: int, sizes: list[int]) -> list[Any]:
-    """What a policy of this kind learns from."""
+    """Return the inputs that a policy of this kind is calibrated on."""
     from regard.bench.shrunk_models import pass_keys, texts
 
     found: list[Any] = []
@@ -91,19 +91,19 @@ def _inputs(made: Any, tokenizer: Any, text: str | None, rows: int, sizes: list[
 
 
 def _policy(name: str, words: list[str]) -> Any:
-    """Build the policy; a setting of the wrong kind is told as one."""
+    """Build the policy; raise if a setting has the wrong type."""
     from regard.core.errors import RegardError, RuleError, fail
     from regard.policies import policy
 
     settings = _settings(words)
-    usual = policy(name)  # a wrong name is no wrong setting
+    usual = policy(name)  # raises on a wrong name, before settings are read
     for key, value in settings.items():
         held = getattr(usual, key, None)
         kinds = (int, float) if isinstance(held, float) else type(held)
         if isinstance(held, int | float | str) and not isinstance(value, kinds):
             fail(
                 RuleError, "--set", f"{key}={value!r}", f"a {type(held).__name__}, as {held!r} is",
-                f"say --set {key}={held!r}",
+                f"pass --set {key}={held!r}",
             )  # fmt: skip
     try:
         return policy(name, **settings)
@@ -117,7 +117,7 @@ def _policy(name: str, words: list[str]) -> Any:
 
 
 def _settings(words: list[str]) -> dict[str, Any]:
-    """Read name=value, with values as Python writes them."""
+    """Read name=value, with values as Python literals."""
     import ast
 
     from regard.core.errors import RuleError, fail
@@ -126,7 +126,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            fail(RuleError, "--set", repr(word), "name=value", "say --set steps=100")
+            fail(RuleError, "--set", repr(word), "name=value", "pass --set steps=100")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

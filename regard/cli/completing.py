@@ -1,4 +1,4 @@
-"""Tab completion of names: layers, policies, controls, probes, tasks and what is measured."""
+"""Tab completion of names: layers, policies, controls, probes, tasks, measures and papers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 
 def _last_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Complete the last word of a list by commas."""
+    """Complete the last name of a comma-separated list."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -64,8 +64,3 @@ one_of_probes = _last_of(_probes)
 one_of_tasks = _last_of(_tasks)
 one_of_measures = _last_of(_measures)
 one_of_papers = _last_of(_papers)
-
-__all__ = [
-    "one_of_controls", "one_of_layers", "one_of_measures", "one_of_papers", "one_of_policies",
-    "one_of_probes", "one_of_tasks",
-]  # fmt: skip

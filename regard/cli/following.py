@@ -1,4 +1,4 @@
-"""Follow checks on the screen while they run."""
+"""Show the progress of checks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ from regard.papers.pages import told
 from regard.papers.standing import verdict_of
 
 COLUMNS = (
-    SpinnerColumn(),
-    TextColumn("{task.description}"),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-)
+    SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(),
+)  # fmt: skip
 
 
 def follow(events: Generator[Event, None, None], total: int, *, quiet: bool) -> list[Event]:
-    """Show checks as they run; give how each ended. Ctrl-C keeps what is done."""
+    """Show checks as they run, and return how each ended; Ctrl-C keeps finished ones."""
     ended: list[Event] = []
     running: list[str] = []
     console = Console(stderr=True, quiet=quiet, highlight=False)

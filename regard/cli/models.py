@@ -1,4 +1,4 @@
-"""Models as commands load them: what can be told of one before its weights are read."""
+"""Load models for commands, and check their configs before their weights are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from regard.core.errors import CapabilityError, ValueRangeError, fail, need
 
 
 def quiet_transformers() -> Any:
-    """Import transformers without its bar and its reports, which would stand above ours."""
+    """Import transformers without its progress bars and log lines."""
     transformers = need("transformers", "hf", "loads models")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -17,7 +17,7 @@ def quiet_transformers() -> Any:
 
 
 def config_of(name: str | None, revision: str | None) -> Any:
-    """Read the config of a model, which is there at once; its weights are not."""
+    """Read the config of a model, without its weights."""
     from regard.models.loading import configuration
 
     if revision is not None and not (name and revision.strip()):
@@ -30,15 +30,8 @@ def config_of(name: str | None, revision: str | None) -> Any:
     return configuration(name, revision)
 
 
-def positions_of(config: Any) -> int | None:
-    """How many tokens a model was made for; None where its config names no bound."""
-    from regard.probes.looking import positions_of as found
-
-    return found(config)
-
-
 def need_decoder(config: Any, otherwise: str) -> None:
-    """Raise unless a model of this config says what comes next."""
+    """Raise unless a model of this config generates text."""
     from regard.models.loading import generates
 
     if not generates(config):
@@ -49,7 +42,7 @@ def need_decoder(config: Any, otherwise: str) -> None:
 
 
 def text_model(name: str | None, revision: str | None, otherwise: str) -> tuple[Any, Any]:
-    """Load a model and its tokenizer, without a bar of its own; `otherwise` helps who has none."""
+    """Load a model and its tokenizer; `otherwise` is the fix named where there is no tokenizer."""
     from regard.models.loading import load
 
     quiet_transformers()
@@ -60,8 +53,3 @@ def text_model(name: str | None, revision: str | None, otherwise: str) -> tuple[
             otherwise,
         )  # fmt: skip
     return model.float(), tokenizer
-
-
-__all__ = [
-    "config_of", "need_decoder", "positions_of", "quiet_transformers", "text_model",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Errors in the words of the shell: the flag that was typed, not the argument of a function."""
+"""Rewrite errors for the command line: name the flag that was typed, not the Python argument."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from regard.core.errors import RegardError, nearest
 
-# What functions call it -> what the shell calls it, where the two differ.
-SAID = {
+# Python argument -> command-line flags, where the names differ.
+FLAGS = {
     "inputs": ("text", "file", "image"), "whats": ("what",), "policies": ("policy",),
     "name": ("layers", "name"), "task": ("tasks",), "pattern": ("patterns",),
     "executor": ("executors",), "policy": ("policies", "policy", "name"), "knobs": ("tasks",),
@@ -19,7 +19,7 @@ SAID = {
 
 
 def name_flags(command: Any) -> Any:
-    """Let every command below, and itself, name flags in the errors that it raises."""
+    """Make a command, and all below it, name flags in the errors that they raise."""
     for below in getattr(command, "commands", {}).values():
         name_flags(below)
     run = command.invoke
@@ -35,14 +35,14 @@ def name_flags(command: Any) -> Any:
 
 
 def by_flag(error: RegardError, params: Sequence[Any], typed: Sequence[str]) -> RegardError:
-    """Return the error again, about the flag as it was typed, where it is about one.
+    """Return the error with the flag as it was typed in place of the argument.
 
-    `params` are those of the command; what is no flag of it stays as it is.
+    `params` are those of the command; an argument without a flag stays as it is.
     """
     name, rest = re.match(r"([\w-]*)(.*)", error.argument, re.S).groups()  # type: ignore[union-attr]
     wanted = [name.lstrip("-").replace("-", "_")]
     if not name.startswith("-"):
-        wanted = [*SAID.get(name, ()), *wanted]
+        wanted = [*FLAGS.get(name, ()), *wanted]
     known = {key: p for p in params for key in _names(p)}
     found = [known[x] for x in wanted if x in known]
     # What a command below has named already is upper-case, or a flag of its own.
@@ -64,7 +64,7 @@ def _flag(param: Any) -> str:
 
 
 def _typed(param: Any, typed: Sequence[str]) -> str | None:
-    """The option as a user wrote it; None where it was left out."""
+    """Return the option as the user typed it, or None."""
     if param.param_type_name == "argument":
         return None
     words = [word.partition("=")[0] for word in typed]
@@ -72,7 +72,7 @@ def _typed(param: Any, typed: Sequence[str]) -> str | None:
 
 
 def usage_error(error: Exception) -> str | None:
-    """One sentence of what the parser of the command line raised; None of anything else."""
+    """Return one sentence for an error of the command-line parser, None for any other error."""
     import typer
 
     kinds = [kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"]
@@ -90,6 +90,3 @@ def usage_error(error: Exception) -> str | None:
         near = nearest(unknown[1], ctx.command.commands, "")
         said = f"{said}: {near}" if near else said
     return f"{path}: {said}. Fix: `{path} --help` says what it takes"
-
-
-__all__ = ["by_flag", "name_flags", "usage_error"]

@@ -10,12 +10,12 @@ from typer.core import TyperGroup
 
 from regard.cli.asking import writable_folder
 from regard.cli.completing import one_of_papers
+from regard.cli.options import AsJson
 from regard.cli.printing import console, print_json, print_table
 
 if TYPE_CHECKING:
     from regard.papers.standing import Standing
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many to show.")]
 Key = Annotated[
     str, typer.Argument(help="The key of a row, such as moh.", autocompletion=one_of_papers)

@@ -1,4 +1,4 @@
-"""How the shell prints: tables that keep names whole, and JSON for tools."""
+"""Print tables that keep names whole, JSON, and progress bars."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rich.table import Table
 
 
 def console() -> Console:
-    """Build a console for standard output; what is piped gets room, as tools read it."""
+    """Build a console for standard output; 160 columns wide where it is piped."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def print_table(
     head: Sequence[str], lines: Sequence[Sequence[Any]], *, cut: Sequence[str] = ()
 ) -> None:
-    """Print a table; columns in `cut` share the room left, and the first goes where there is none.
+    """Print a table; columns in `cut` share the width left, and the first is dropped if it is 0.
 
-    Without `cut` the last column wraps. All other columns stay whole.
+    Without `cut` the last column wraps. All other columns are shown in full.
     """
     screen, cut = console(), list(cut)
     wide = [max([len(name), *(len(str(line[i])) for line in lines)]) for i, name in enumerate(head)]
@@ -32,9 +32,10 @@ def print_table(
     room = screen.width - whole - 3 * len(head)
     dropped = cut.pop(0) if len(cut) > 1 and room < 25 * len(cut) else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, width in zip(head, wide, strict=True):
+    for name, longest in zip(head, wide, strict=True):
+        width: int | None = longest
         if name in cut:
-            width = max(8, min(width, room // len(cut)))
+            width = max(8, min(longest, room // len(cut)))
         elif name == head[-1] and not cut:
             width = None
         if name != dropped:
@@ -46,13 +47,23 @@ def print_table(
 
 
 def print_json(found: Any) -> None:
-    """Print JSON as people read it."""
+    """Print indented JSON."""
     print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def print_rows(
+    head: Sequence[str], lines: Sequence[Sequence[Any]], as_json: bool, *, cut: Sequence[str] = ()
+) -> None:
+    """Print rows as a table, or as JSON with an object for each."""
+    if as_json:
+        print_json([dict(zip(head, line, strict=True)) for line in lines])
+    else:
+        print_table(head, lines, cut=cut)
 
 
 @contextmanager
 def bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each title that work tells of (title, done, total), with the time left."""
+    """Show a progress bar for each title reported as (title, done, total), with the time left."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (

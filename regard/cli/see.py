@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,26 +12,25 @@ import typer
 
 from regard.cli.asking import listed, read_text, writable_folder
 from regard.cli.completing import one_of_probes
+from regard.cli.options import AsJson, Force, Model, Revision
 from regard.cli.printing import bars, console, print_json
 
-Model = Annotated[
-    str | None,
-    typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
-]
 Probes = Annotated[
     str,
     typer.Option(
-        help="Probes or groups, by commas: standard (roles, sinks, shape), importance, vision, ...",
+        help="Probes or groups, comma-separated: standard (roles, sinks, shape), importance, ...",
         autocompletion=one_of_probes,
     ),
 ]
 Heads = Annotated[
     str | None,
     typer.Option(
-        help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0; "
-        "unless it is given 12, or all of a small model on a short text."
+        help="How many heads to keep in full, or which: '1,3 2,0' for L1H3 and L2H0, or names as "
+        "'vision.L1H3'. Default: 12, or all of a small model on a short text."
     ),
 ]
+# A head as pages and tables name it.
+NAME = re.compile(r"(?:[A-Za-z_]+\.)?L\d+[A-Z]?H\d+")
 
 
 def command(
@@ -38,35 +38,38 @@ def command(
     text: Annotated[str | None, typer.Option(help="Text to read.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file of text to read.")] = None,
     image: Annotated[
-        Path | None, typer.Option(help="A picture, for models that see; with --text for both.")
+        Path | None, typer.Option(help="A picture, for vision models; with --text for both.")
     ] = None,
     probes: Probes = "",
     importance: Annotated[
-        bool, typer.Option("--importance", help="How much the loss feels each head: a backward.")
+        bool,
+        typer.Option(
+            "--importance",
+            help="Also measure how much the loss depends on each head (a backward pass).",
+        ),
     ] = False,
     heads: Heads = None,
-    out: Annotated[Path, typer.Option(help="Where to write the page and the data.")] = Path("seen"),
+    out: Annotated[Path, typer.Option(help="Folder for the page and the data.")] = Path("seen"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite files that Regard did not write.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    revision: Revision = None,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
-    """See what the heads of a model do: a table, findings in words, and a page to look closer."""
+    """Show what the heads of a model do: a table, findings in words, and an interactive page."""
     from regard.cli.models import config_of, quiet_transformers
     from regard.cli.showing import inputs_of, need_modality, picture_at
     from regard.core.errors import CapabilityError, RuleError, fail, need
     from regard.models.loading import load, shown_name
     from regard.probes.registry import make_probes
     from regard.verbs import see
+    from regard.views.overwrite import need_replaceable
 
     began = time.perf_counter()
-    # Everything that can be told without the weights is told before they are loaded.
+    # Check what needs no weights before loading them.
     for package, why in (("matplotlib", "draws pictures"), ("pandas", "makes tables of scores")):
         need(package, "see", why)
     if text is not None and file is not None:
-        fail(RuleError, "--text", "text beside --file", "one of them", "look at one text at a time")
+        fail(RuleError, "--text", "text beside --file", "one of them", "leave one of them out")
     if text is not None and not text.strip():
         fail(RuleError, "--text", "empty text", "some words", "pass text to read")
     words = text if file is None else read_text("--file", file)
@@ -96,6 +99,8 @@ def command(
     if shown is not None:
         seen.image = shown
     endings = (".html", ".npz", ".png", ".csv")
+    if not force:
+        need_replaceable([out / f"heads{suffix}" for suffix in endings], seen.run().origin)
     files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]
     if as_json:
         print_json({"findings": seen.findings(), "files": [str(x) for x in files]})
@@ -113,23 +118,32 @@ def command(
         webbrowser.open(files[0].resolve().as_uri())
 
 
-def _heads(asked: str | None) -> int | list[tuple[int, int]] | None:
+def _heads(asked: str | None) -> int | list[tuple[int, int] | str] | None:
     from regard.core.errors import RuleError, fail
 
     if asked is None:
         return None
     if asked.strip().isdecimal():
         return int(asked)
-    pairs = [word.split(",") for word in asked.split()]
-    if not pairs or not all(len(p) == 2 and all(x.isdecimal() for x in p) for p in pairs):
+    found: list[tuple[int, int] | str] = []
+    for word in asked.split():
+        pair = word.split(",")
+        if len(pair) == 2 and all(x.isdecimal() for x in pair):
+            found.append((int(pair[0]), int(pair[1])))
+        elif NAME.fullmatch(word):
+            found.append(word)
+        else:
+            found.clear()
+            break
+    if not found:
         fail(
-            RuleError, "--heads", repr(asked), "a number, or pairs such as '1,3 2,0'",
-            "name heads as LAYER,HEAD",
+            RuleError, "--heads", repr(asked), "a number, or pairs such as '1,3 2,0', or names",
+            "name heads as LAYER,HEAD, or as the page does: L1H3, vision.L1H3",
         )  # fmt: skip
-    return [(int(layer), int(head)) for layer, head in pairs]
+    return found
 
 
-def _need_heads(config: Any, kept: int | list[tuple[int, int]] | None) -> None:
+def _need_heads(config: Any, kept: int | list[tuple[int, int] | str] | None) -> None:
     """Raise where a config tells that there is no such head."""
     from regard.core.errors import ValueRangeError, fail
 
@@ -141,7 +155,10 @@ def _need_heads(config: Any, kept: int | list[tuple[int, int]] | None) -> None:
         return
     if inner is not config or getattr(config, "is_encoder_decoder", False):
         return  # several towers: which layers there are shows when it is loaded
-    for layer, head in kept:
+    for one in kept:
+        if isinstance(one, str):
+            continue  # told when the model is loaded, whose sites have names
+        layer, head = one
         if layer >= layers or head >= heads:
             fail(
                 ValueRangeError, "--heads", f"{layer},{head}",

@@ -1,4 +1,4 @@
-"""What `regard see` shows a model: text, a picture, or both, as its own processor prepares them."""
+"""Inputs of `regard see`: text, a picture, or both, prepared by the processor of the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from regard.core.errors import CapabilityError, RuleError, fail, need
 
 
 def picture_at(path: Path) -> Any:
-    """Open a picture, whole, so that a damaged one is told here."""
+    """Open and decode a picture, so that a damaged one fails here."""
     need("PIL", "hf", "reads pictures")
     from PIL import Image
 
@@ -23,7 +23,7 @@ def picture_at(path: Path) -> Any:
 
 
 def modalities(config: Any) -> set[str]:
-    """What a model of this config reads: text, images, or both.
+    """Return what a model of this config reads: text, images, or both.
 
     >>> from types import SimpleNamespace
     >>> sorted(modalities(SimpleNamespace(vision_config={}, text_config={})))
@@ -40,31 +40,31 @@ def modalities(config: Any) -> set[str]:
 
 
 def need_modality(config: Any, text: str | None, picture: Any, model: str | None) -> None:
-    """Raise where a model reads no pictures, or no text, or needs both."""
+    """Raise unless a model accepts the inputs that are given, and gets those that it needs."""
     reads = modalities(config)
     named = model or "the demo model"
     if picture is not None and "image" not in reads:
         fail(
             CapabilityError, "--image", f"a picture for {named} ({config.model_type})",
-            "a model that sees", "show it text, or name a model of images",
+            "a vision model", "pass text, or name a vision model",
         )  # fmt: skip
     if text is not None and reads == {"image"}:
         fail(
             CapabilityError, "--text", f"text for {named} ({config.model_type})",
-            "a model that reads", "show it a picture: --image FILE",
+            "a language model", "pass a picture: --image FILE",
         )  # fmt: skip
     if picture is None and "image" in reads and (text is None or "text" not in reads):
         more = ", and --text with it" if len(reads) > 1 else ""
         fail(
             CapabilityError, "--image", f"no picture for {named} ({config.model_type})",
-            "a picture, since it sees", f"pass --image FILE{more}",
+            "a picture: it is a vision model", f"pass --image FILE{more}",
         )  # fmt: skip
 
 
 def inputs_of(
     model: str | None, revision: str | None, text: str | None, picture: Any
 ) -> tuple[Any, np.ndarray | None]:
-    """What to show, and the picture as bytes [rows, columns, 3] where there is one."""
+    """Return the inputs, and the picture as uint8 [rows, columns, 3] or None."""
     if picture is None:
         return text, None
     transformers = need("transformers", "hf", "prepares pictures for models")
@@ -88,7 +88,7 @@ def inputs_of(
 
 
 def prompt_of(processor: Any, text: str) -> str:
-    """Text with a place for one picture, as the processor writes it."""
+    """Return the text with a placeholder for one picture, as the processor writes it."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": text}]
         said = processor.apply_chat_template(
@@ -97,6 +97,3 @@ def prompt_of(processor: Any, text: str) -> str:
         return str(said)
     mark = getattr(processor, "image_token", None)
     return text if mark is None or mark in text else f"{mark}\n{text}"
-
-
-__all__ = ["inputs_of", "modalities", "need_modality", "picture_at", "prompt_of"]

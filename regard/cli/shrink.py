@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,20 +10,19 @@ import typer
 
 from regard.cli.asking import at_least, budgets, listed, writable_folder
 from regard.cli.completing import one_of_measures, one_of_policies
-from regard.cli.printing import console, print_json, print_table
+from regard.cli.options import AsJson, Force, ListThem, Model, Revision
+from regard.cli.printing import console, print_json, print_rows, print_table
 
-Model = Annotated[
-    str | None,
-    typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
-]
 Policies = Annotated[
     str,
     typer.Option(
-        "--policy", help="Policies, by commas: snapkv,h2o,streaming", autocompletion=one_of_policies
+        "--policy",
+        help="Policies, comma-separated: snapkv,h2o,streaming",
+        autocompletion=one_of_policies,
     ),
 ]
 Keeps = Annotated[
-    str, typer.Option("--keep", help="Budgets, by commas: shares 25%, tokens 256tok, bytes 4MiB.")
+    str, typer.Option("--keep", help="Budgets, comma-separated: 25% of the keys, 256tok, 4MiB.")
 ]
 Asked = Annotated[
     str,
@@ -38,20 +38,23 @@ def command(
     policies: Policies = "streaming,snapkv,ada_kv",
     keep: Keeps = "25%",
     asked: Asked = "needle,bits",
-    length: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 1024,
-    draws: Annotated[int, typer.Option(help="Prompts for each depth.")] = 4,
+    length: Annotated[int, typer.Option(help="Tokens in a prompt.")] = 1024,
+    draws: Annotated[int, typer.Option(help="Prompts per depth.")] = 4,
     calibrate: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
-    out: Annotated[Path, typer.Option(help="Where numbers and picture go.")] = Path("shrunk"),
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the numbers and the picture.")] = Path(
+        "shrunk"
+    ),
+    revision: Revision = None,
     report: Annotated[
-        str, typer.Option(help="'page' writes the table and its pictures as one HTML page too.")
+        str, typer.Option(help="'page' also writes the table and its pictures as one HTML page.")
     ] = "",
-    list_them: Annotated[bool, typer.Option("--list", help="List the policies, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the cells as JSON.")] = False,
+    force: Force = False,
+    list_them: ListThem = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Shrink a model by policies at budgets: a table, and a picture of quality against memory.
+    """Measure policies at budgets: a table, and a picture of quality against memory.
 
-    Measuring can be broken off: what OUT already holds is not measured again.
+    An interrupted run resumes: what OUT already holds is not measured again.
     """
     from regard.policies.registry import known, policy
 
@@ -59,19 +62,17 @@ def command(
         kinds = {kind.name: kind for kind in known().values()}
         head = ("policy", "what", "in a sentence")
         lines = [(n, k.what, (k.__doc__ or "").strip().splitlines()[0]) for n, k in kinds.items()]
-        if as_json:
-            print_json([dict(zip(head, line, strict=True)) for line in lines])
-        else:
-            print_table(head, lines)
-        return
+        return print_rows(head, lines, as_json)
     from regard.bench.shrunk_cells import as_fields, recommended, rows
     from regard.bench.shrunk_models import BROKE, Setting, curves, fit_positions, need_measures
     from regard.bench.shrunk_page import NOTES, write_shrunk_page
     from regard.bench.shrunk_picture import picture
-    from regard.cli.models import config_of, need_decoder, positions_of, text_model
+    from regard.cli.models import config_of, need_decoder, text_model
     from regard.core.errors import RuleError, fail, need
+    from regard.probes.looking import positions_of
+    from regard.views.overwrite import need_replaceable
 
-    # Everything that can be told without the weights is told before they are loaded.
+    # Check what needs no weights before loading them.
     need("matplotlib", "see", "draws curves")
     names, measures = listed("--policy", policies), listed("--eval", asked)
     need_measures(measures)
@@ -89,12 +90,16 @@ def command(
     need_decoder(config, otherwise)
     fit_positions(setting, positions_of(config), measures)
     writable_folder("--out", out)
+    key = f"{(model or 'demo').replace('/', '--')}-{length}-{draws}-{'+'.join(measures)}.json"
+    origin = hashlib.sha256(key.encode()).hexdigest()[:16]
+    drawing, paper = out / "quality-memory.png", out / "shrunk.html"
+    if not force:
+        need_replaceable([drawing, paper] if report else [drawing], origin)
     loaded, tokenizer = text_model(model, revision, otherwise)
 
     def made(name: str) -> Any:
         return _calibrated(name, loaded, calibrate) if name in served else name
 
-    key = f"{(model or 'demo').replace('/', '--')}-{length}-{draws}-{'+'.join(measures)}.json"
     cells = []
     for cell in curves(
         loaded, tokenizer, [made(n) for n in names], keeps, measures, setting, out / key
@@ -103,13 +108,14 @@ def command(
         if not as_json:
             took = "refused" if cell.refused else f"{cell.seconds:.1f} s"
             typer.echo(f"  {cell.label}: {took}", err=True)
-    drawn = picture(cells, out / "quality-memory.png")
+    drawn = picture(cells, drawing, origin, overwrite=force)
     advice = recommended(cells)
     said = {"cells": [as_fields(c) for c in cells], "advice": advice, "picture": str(drawn)}
     if report:
         facts = [f"prompts of {length:,} tokens", f"{draws} for each depth"]
         title = f"{model or 'the demo model'}, shrunk"
-        said["page"] = str(write_shrunk_page(cells, measures, title, facts, out / "shrunk.html"))
+        page = write_shrunk_page(cells, measures, title, facts, paper, origin, overwrite=force)
+        said["page"] = str(page)
     if as_json:
         print_json(said)
     else:
@@ -120,10 +126,11 @@ def command(
         raise typer.Exit(1)
     if all(c.refused for c in cells[1:]):
         raise typer.Exit(2)
+    return None
 
 
 def _print_cells(head: list[str], lines: list[list[str]], notes: str) -> None:
-    """Print numbers as a table, and under it what they come to, a line for each cell."""
+    """Print numbers as a table, then a line of advice for each cell."""
     print_table(head[:-1], [line[:-1] for line in lines])
     for line in lines:
         label = f"{line[0]} at {line[1]}" if line[1] else line[0]
@@ -132,7 +139,7 @@ def _print_cells(head: list[str], lines: list[list[str]], notes: str) -> None:
 
 
 def _served(calibrate: Path | None, names: list[str]) -> set[str]:
-    """Policies that a calibration file is for; without any, it is an error to name it."""
+    """Return the policies that a calibration file is for; raise if there are none."""
     from regard.core.errors import RegardError, RuleError, fail
     from regard.policies.calibration import serves
     from regard.policies.registry import policy
@@ -161,5 +168,5 @@ def _calibrated(name: str, model: Any, calibrate: Path | None) -> Any:
         load_calibration([one], model, calibrate)
         return one
 
-    make()  # a file of another model is told before anything is measured
+    make()  # fail now if the file is of another model
     return make

@@ -9,39 +9,36 @@ import typer
 
 from regard.cli.asking import at_least, listed
 from regard.cli.completing import one_of_controls
-from regard.cli.printing import console, print_json, print_table
+from regard.cli.options import AsJson, ListThem, Model, Revision
+from regard.cli.printing import console, print_json, print_rows, print_table
 
-Model = Annotated[
-    str | None,
-    typer.Argument(help="A folder or a name on the hub; without one, the model that ships."),
-]
 Name = Annotated[
     str, typer.Option("--control", help="A control.", autocompletion=one_of_controls)
 ]  # fmt: skip
 Which = Annotated[
-    str, typer.Option("--which", help="Words of the prompt that are meant, by commas.")
+    str, typer.Option("--which", help="Words of the prompt to act on, comma-separated.")
 ]
-Strengths = Annotated[str, typer.Option("--strength", help="Strengths, by commas: 0,0.5,1.")]
+Strengths = Annotated[str, typer.Option("--strength", help="Strengths, comma-separated: 0,0.5,1.")]
 PROMPT = "def total(price, count):\n    return"
 
 
 def command(
     model: Model = None,
     name: Name = "emphasis",
-    prompt: Annotated[str, typer.Option(help="What the model goes on from.")] = PROMPT,
+    prompt: Annotated[str, typer.Option(help="The prompt to continue.")] = PROMPT,
     which: Which = "",
     strength: Strengths = "0,1,2,4",
-    layers: Annotated[str, typer.Option(help="Layers, by commas; all without.")] = "",
-    heads: Annotated[str, typer.Option(help="Heads as layer.head, by commas: 2.3,4.0.")] = "",
+    layers: Annotated[str, typer.Option(help="Layers, comma-separated; default: all.")] = "",
+    heads: Annotated[str, typer.Option(help="Heads as layer.head, comma-separated: 2.3,4.0.")] = "",
     tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 24,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
-    list_them: Annotated[bool, typer.Option("--list", help="List the controls, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    revision: Revision = None,
+    list_them: ListThem = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Steer a model at some strengths: what it says, what was moved, and what it costs.
+    """Steer a model at several strengths: its output, the attention moved, and the cost.
 
-    KL is the distance of next tokens from the unsteered model over the prompt; perplexity that of
-    other text which is read after the prompt, and is not meant.
+    KL compares next tokens on the prompt with the unsteered model; perplexity is that of unrelated
+    text read after the prompt.
     """
     from regard.controls.registry import known
 
@@ -52,11 +49,7 @@ def command(
             (n, k.models, "-" if k.neutral is None else f"{k.neutral:g}", _first(k))
             for n, k in kinds.items()
         ]
-        if as_json:
-            print_json([dict(zip(head, line, strict=True)) for line in lines])
-        else:
-            print_table(head, lines)
-        return
+        return print_rows(head, lines, as_json)
     from regard.cli.models import config_of, need_decoder, text_model
     from regard.controls.registry import control
     from regard.controls.side_by_side import sweep
@@ -79,8 +72,7 @@ def command(
         sweep(loaded, tokenizer, made, strengths, prompt, default_text(1500), tokens=tokens)
     )
     if as_json:
-        print_json({"control": made.describe(), "strengths": [asdict(x) for x in found]})
-        return
+        return print_json({"control": made.describe(), "strengths": [asdict(x) for x in found]})
     sets = list(dict.fromkeys(s for x in found for s in x.masses))
     print_table(
         ("strength", "KL", "perplexity", "moved", *(f"mass on {s}" for s in sets)),
@@ -89,6 +81,7 @@ def command(
     for x in found:
         label = "without" if x.strength is None else f"strength {x.strength:g}"
         console().print(f"{label:>12} | {x.text!r}", markup=False)
+    return None
 
 
 def _first(kind: Any) -> str:
@@ -107,7 +100,7 @@ def _missing() -> str:
     from regard.core.errors import RuleError, fail
 
     return fail(
-        RuleError, "--which", "nothing", "words of the prompt to emphasize", "say --which price"
+        RuleError, "--which", "nothing", "words of the prompt to emphasize", "pass --which price"
     )
 
 
@@ -117,11 +110,11 @@ def _numbers(flag: str, said: str) -> list[float]:
     try:
         return [float(word) for word in listed(flag, said)]
     except ValueError:
-        return fail(ValueRangeError, flag, repr(said), "numbers by commas", "write 0,0.5,1")
+        return fail(ValueRangeError, flag, repr(said), "numbers by commas", "pass 0,0.5,1")
 
 
 def _where(layers: str, heads: str) -> dict[str, Any] | None:
-    """Read layers and heads of the shell."""
+    """Read the --layers and --heads options."""
     from regard.core.errors import ValueRangeError, fail
 
     made: dict[str, Any] = {}

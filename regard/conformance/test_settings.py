@@ -15,6 +15,7 @@ from regard.layers.base import Layer
 DEFAULTS = {
     "hymba": {"rotary"}, "seqboat_sma": {"rotary", "kv_heads"}, "gqa": {"kv_heads"},
     "sigmoid_attention": {"qk_norm"}, "mega": {"kv_heads"}, "mega_chunk": {"kv_heads"},
+    "mega_laplace": {"kv_heads"}, "hymba_stack": {"rotary"},
 }  # fmt: skip
 
 

@@ -101,4 +101,23 @@ def box_sums(found: Tensor, side: int) -> Tensor:
     return sums.to(found.dtype)
 
 
-__all__ = ["Crop", "best_crop", "box_sums", "relative_map"]
+def with_crop(picture: Tensor, crop: Crop, grid: tuple[int, int]) -> Tensor:
+    """Return a picture [c, h, w] and its crop at the same size, [2, c, h, w]: two images.
+
+    `grid` is that of the map in which the crop was chosen. The crop is read in as many tokens as
+    the picture, so the prompt has its image tokens twice.
+
+    >>> both = with_crop(torch.rand(3, 8, 8), Crop(0, 0, 2, 2, 0.0), (2, 2))
+    >>> both.shape, bool(torch.equal(both[0], both[1]))
+    (torch.Size([2, 3, 8, 8]), True)
+    """
+    size = (picture.shape[-2], picture.shape[-1])
+    top, left, bottom, right = crop.pixels(grid, size)
+    part = picture[None, :, top:bottom, left:right]
+    near = torch.nn.functional.interpolate(
+        part, size, mode="bilinear", align_corners=False, antialias=True
+    )
+    return torch.cat((picture[None], near))
+
+
+__all__ = ["Crop", "best_crop", "box_sums", "relative_map", "with_crop"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regard.controls.context import EditContext
 from regard.core.call import Call
+from regard.core.heads import expand_heads
 from regard.core.score import LowRankBias, QueryBias, Temperature
 from regard.core.score.dense import DenseBias
 from regard.run.runner import run
@@ -83,9 +84,18 @@ def measured(
     `sets` are bool [b or 1, h or 1, m] over the keys of the old call; what the new one attends to
     beyond these is "extra keys".
     """
-    # The reference gives weights and output at once; of a few rows that is the least work.
-    a = run(rows_at(old, rows), ("weights",), executor="reference")
-    b = a if new is old else run(rows_at(new, rows), ("weights",), executor="reference")
+    if new is old and not sets:  # an edit of outputs alone
+        return {}, {}, 0.0
+    # The reference gives weights and output at once; of a few rows that is the least work. Most of
+    # it would be to expand the heads of the keys, which both have in common.
+    few = rows_at(old, rows)
+    few = few.replace(k=expand_heads(few.k, few.h), v=expand_heads(few.v, few.h))
+    a = b = run(few, ("weights",), executor="reference")
+    if new is not old:
+        other = rows_at(new, rows)
+        if new.k is old.k and new.v is old.v:
+            other = other.replace(k=few.k, v=few.v)
+        b = run(other, ("weights",), executor="reference")
     assert a.weights is not None
     assert b.weights is not None
     own = b.weights[..., : old.m]

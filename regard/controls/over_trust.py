@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.attended import AttendedKeys
+from regard.controls.site_choice import of_other_encoders
 from regard.controls.steps_back import Decoded
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.core.method import method
@@ -45,7 +46,7 @@ def over_trust(window: Tensor, sigma: float = 50.0) -> tuple[float, int]:
 def decode_without_over_trust(
     model: Any, ids: Tensor, *, tokens: int, candidates: int = 5, strength: float = 1.0,
     sigma: float = 50.0, patience: int = 15, early: int = 10, images: Tensor | None = None,
-    end: int | None = None,
+    end: int | None = None, **given: Tensor,
 ) -> Decoded:  # fmt: skip
     """Decode with a fine for over-trust, and go back to behind a column that persists.
 
@@ -54,7 +55,8 @@ def decode_without_over_trust(
     the weight on `images` (bool [n]) instead, where there are any. Where one column comes back more
     than `patience` times, decoding goes on behind it, with the token chosen there banned: at most
     `candidates` times for a column, and never within the first `early` tokens. One candidate is
-    followed (beams of one); a strength of 0 without going back is greedy decoding.
+    followed (beams of one); a strength of 0 without going back is greedy decoding. `given` is what
+    the model takes beside ids, of one row: `pixel_values`, say.
     (OPERA, Huang et al. 2024)
     """
     if ids.dim() != 2 or ids.shape[0] != 1:
@@ -62,13 +64,16 @@ def decode_without_over_trust(
     if candidates < 1:
         fail(ValueRangeError, "candidates", candidates, "at least 1", "pass candidates=5")
     start = ids.shape[1]
-    last = max(site.layer or 0 for site in hook_of(model)[1])
+    sites = hook_of(model)[1]
+    elsewhere = of_other_encoders(model, sites)
+    last = max((x for x in sites if x.module not in elsewhere), key=lambda x: x.layer or 0)
     decoded: list[int] = []
     rows: list[Tensor] = []  # of each decoded token, on the decoded tokens up to itself
     places: list[int] = []
     banned: dict[tuple[int, ...], set[int]] = {}
     gone: Counter[int] = Counter()
-    made, scores = Decoded(ids), model(ids).logits[0, -1].float()
+    each = {name: x.expand(candidates, *x.shape[1:]) for name, x in given.items()}
+    made, scores = Decoded(ids), model(ids, **given).logits[0, -1].float()
     made.forwards = 1
     while len(decoded) < tokens:
         for token in banned.get(tuple(decoded), ()):
@@ -76,9 +81,9 @@ def decode_without_over_trust(
         top = scores.topk(candidates).indices
         head = torch.tensor([decoded], dtype=ids.dtype)
         whole = torch.cat((ids, head), 1).expand(candidates, -1)
-        seen = AttendedKeys(slice(-1, None), {"layers": last})
+        seen = AttendedKeys(slice(-1, None), {"names": last.module})
         with attach(model, seen, check=False):
-            out = model(torch.cat((whole, top[:, None].to(ids)), 1)).logits[:, -1].float()
+            out = model(torch.cat((whole, top[:, None].to(ids)), 1), **each).logits[:, -1].float()
         made.forwards += 1
         row = next(iter(seen.found.values())).amax(1)  # [candidates, m]
         row = row / row.sum(-1, keepdim=True)
@@ -105,7 +110,7 @@ def decode_without_over_trust(
             banned.setdefault(tuple(decoded[:back]), set()).add(decoded[back])
             del decoded[back:], rows[back:], places[back:]
             head = torch.tensor([decoded], dtype=ids.dtype)
-            scores = model(torch.cat((ids, head), 1)).logits[0, -1].float()
+            scores = model(torch.cat((ids, head), 1), **given).logits[0, -1].float()
             made.forwards += 1
             continue
         scores = out[best]

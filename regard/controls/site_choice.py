@@ -102,4 +102,21 @@ class SiteChoice(Value):
         return tuple(head for layer, head in self.heads if site is None or layer == site.layer)
 
 
-__all__ = ["SiteChoice"]
+def of_other_encoders(model: Any, sites: Iterable[Site]) -> frozenset[str]:
+    """Return the modules of sites that read pictures or sound for a model of language.
+
+    Tokens of the prompt are none of theirs, and their layers are counted anew. They are those that
+    do not attend causally, where others do, in a model with a config of its text.
+
+    >>> of_other_encoders(None, [Site(0, causal=True)])
+    frozenset()
+    """
+    found = list(sites)
+    if getattr(getattr(model, "config", None), "text_config", None) is None:
+        return frozenset()
+    if not any(x.causal for x in found):
+        return frozenset()
+    return frozenset(x.module for x in found if x.kind == "self" and x.causal is False)
+
+
+__all__ = ["SiteChoice", "of_other_encoders"]

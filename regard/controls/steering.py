@@ -19,7 +19,9 @@ from regard.controls.moved_weight import difference, measured, rows_at, rows_to_
 from regard.controls.pipeline_prompt import hear_prompt
 from regard.controls.prompt import Prompt
 from regard.controls.receipt import Fired, Receipt
+from regard.controls.site_choice import of_other_encoders
 from regard.controls.steering_hooks import EnteringBlocks, Generating
+from regard.controls.token_sets import FoundInCall
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.result import Result
@@ -82,6 +84,8 @@ class Steering(Stage):
         self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
         guided = control.guidance is not None
         self._edits = () if guided and control.is_neutral else control.edits()
+        # Modules at which the prompt has no tokens, and a control of language does not act.
+        self._elsewhere: frozenset[str] = frozenset()
         self._thread = _SteeringThread()
         self._undo = Removal()
 
@@ -122,6 +126,8 @@ class Steering(Stage):
                     f"heads 0 to {site.heads - 1} at {site.module}", "count heads from 0",
                 )  # fmt: skip
         self.model, self.sites = model, sites
+        if self.control.models != "diffusion" and self.control.where.names is None:
+            self._elsewhere = of_other_encoders(model, sites)
         if self.pipeline is not None:
             hear_prompt(self.pipeline, model, self, self._undo)
         if not self.control.is_neutral:
@@ -212,10 +218,17 @@ class Steering(Stage):
                 here.prompt.memory.clear()
             here.step = at.forward.step
         at.hidden = here.hidden.get(None if at.site is None else at.site.layer)
-        own, known = call, [at]
-        if bool(at.limit.any()):
-            own, known = apply(self._edits, at)
-        here.calls.append((call, known, self._edits if len(known) == len(self._edits) else ()))
+        own, known, edits = call, [at], self._edits
+        if at.site is not None and at.site.module in self._elsewhere:
+            edits = ()
+        elif bool(at.limit.any()):
+            own, known = apply(edits, at)
+        else:  # what is found in a prompt is found, though the control acts on later tokens alone
+            for x in dict.fromkeys(x for edit in edits for x in edit.sets()):
+                if isinstance(x, FoundInCall):
+                    x.mask(at)
+            edits = ()
+        here.calls.append((call, known, edits if len(known) == len(edits) else ()))
         return own
 
     def see(self, call: Call, result: Result) -> None:

@@ -47,6 +47,8 @@ class _Divide(_LastOut):
         self.chosen: dict[Site, Tensor] = {}
 
     def after(self, call: Call, result: Result) -> Result:
+        if call.site not in self.without:  # of an encoder that the image alone is read by
+            return result
         new, old = result.out[:, :, -1].float(), self.without[call.site]
         apart = (new - old).norm(dim=-1).mean(0)  # [h]
         self.divergence[call.site] = apart

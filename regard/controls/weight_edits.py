@@ -239,4 +239,47 @@ class EvenOut(AttentionEdit):
         return add_bias(at.call, list(zip(factors, marks, strict=True)))
 
 
-__all__ = ["EvenOut", "MoveMass", "SetShare", "ShareToPower", "masses", "move_mass"]
+@value
+class Swap(AttentionEdit):
+    """Exchange what two sets of keys weigh: 1 swaps them, 0 does nothing.
+
+    A query that sees nothing of one of them is left as it is.
+
+    >>> Swap("A", "B").strength
+    1.0
+    """
+
+    first: TokenSet
+    second: TokenSet
+    strength: Strength = 1.0
+    queries: TokenSet | None = None
+    point: ClassVar[str] = "weights"
+    law: ClassVar[str] = (
+        "at strength 1 each set has the other's mass; ratios inside both, their sum and all else "
+        "are kept"
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
+        for name in ("first", "second", "queries"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, token_set(getattr(self, name)))
+
+    def before(self, at: EditContext) -> Call:
+        """Measure both, and add the logs of the factors."""
+        if is_neutral(self.strength, 0.0):
+            return at.call
+        marks = [self.first.mask(at), self.second.mask(at)]
+        if bool((marks[0] & marks[1]).any()):
+            fail(
+                ValueRangeError, "second", str(self.second), "keys that are not in the first set",
+                "name two sets that have no key in common",
+            )  # fmt: skip
+        have = masses(at.call, marks)
+        swaps = (have > 0).all(0) & queries_of(at, self.queries)
+        new = have + at.number(self.strength) * (have.flip(0) - have)
+        factors = _log(torch.where(swaps, new / have.clamp(min=1e-30), 1.0))
+        return add_bias(at.call, list(zip(factors, marks, strict=True)))
+
+
+__all__ = ["EvenOut", "MoveMass", "SetShare", "ShareToPower", "Swap", "masses", "move_mass"]

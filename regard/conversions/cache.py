@@ -1,4 +1,4 @@
-"""A layer of a transformers cache that holds what one of Regard's layers keeps."""
+"""A layer of a transformers cache that holds the memory of a layer of Regard."""
 
 from __future__ import annotations
 

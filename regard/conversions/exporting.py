@@ -1,4 +1,4 @@
-"""Give a model of ours to transformers, where the same architecture exists there."""
+"""Export a model of Regard to transformers, if the same architecture exists there."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def export(model: LanguageModel, *, longest: int = 2048) -> Any:
     """Build the transformers model that scores tokens as `model` does.
 
     Multi-head, grouped and multi-query attention with rotary positions become Llama; with
-    normalized queries and keys Qwen 3; with a window Mistral. Save it with `save_pretrained`. What
-    has no counterpart there is named. `longest` is the length that its config promises.
+    normalized queries and keys Qwen 3; with a window Mistral. Save it with `save_pretrained`. Any
+    part without a counterpart is an error. `longest` is `max_position_embeddings` of its config.
 
         ours = regard.model(["gqa"] * 4, dim=256, heads=8, vocab=1000, position="rotary")
         export(ours).save_pretrained("folder")
@@ -77,7 +77,7 @@ def export(model: LanguageModel, *, longest: int = 2048) -> Any:
 
 
 def _block(number: int, block: nn.Module) -> Block:
-    """The block, which must be built as Llama's is."""
+    """Return the block; raise unless it is built like Llama's."""
     assert isinstance(block, Block)
     where = f"layer {number}"
     if block.cross is not None or not block.norm_first:
@@ -92,7 +92,7 @@ def _block(number: int, block: nn.Module) -> Block:
 
 
 def _facts(layer: Any) -> tuple[int, int, int, float, bool, int | None]:
-    """What a config must say of an attention; what it cannot say is named."""
+    """Return the config values of an attention layer; raise if it has a part without one."""
     turns = layer.position
     plain = type(turns) is Rotary and type(turns.rotation) is Rotation and turns.channels is None
     if not plain or turns.rotation.interleaved or turns.rotation.factor != 1:
@@ -113,7 +113,7 @@ def _facts(layer: Any) -> tuple[int, int, int, float, bool, int | None]:
 
 
 def _window(rule: Rule) -> int:
-    """The width of a causal window."""
+    """Return the width of a causal window."""
     parts = getattr(rule.support, "parts", ())
     windows = [x for x in parts if isinstance(x, Window) and x.right is None]
     if len(windows) != 1 or rule.support != Causal() & windows[0]:
@@ -122,7 +122,7 @@ def _window(rule: Rule) -> int:
 
 
 def _eps(norm: nn.Module, dtype: torch.dtype) -> float:
-    """What a norm adds before its root."""
+    """Return the epsilon of a norm."""
     if not isinstance(norm, nn.RMSNorm):
         _cannot("norm", type(norm).__name__, "RMSNorm")
     assert isinstance(norm, nn.RMSNorm)
@@ -130,7 +130,7 @@ def _eps(norm: nn.Module, dtype: torch.dtype) -> float:
 
 
 def _weights(model: LanguageModel, blocks: list[Any], normed: bool) -> dict[str, Tensor]:
-    """Our weights under the names of transformers."""
+    """Return the weights under the names of transformers."""
     found: dict[str, Any] = {
         "model.embed_tokens.weight": model.embedding.weight,
         "model.norm.weight": model.norm.weight,
@@ -158,6 +158,3 @@ def _cannot(what: str, got: object, expected: str) -> None:
         CapabilityError, what, got, expected,
         "transformers has no such model: save the state_dict instead",
     )  # fmt: skip
-
-
-__all__ = ["export"]

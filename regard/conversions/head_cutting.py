@@ -1,4 +1,4 @@
-"""Cut heads out of the weights of a layer: smaller for good, where a gate of 0 is only as good."""
+"""Remove heads from the weights of a layer, which makes it smaller, as a gate of 0 does not."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from regard.layers.positions import Position, Rotary
     "smaller = cut_heads(Attention(64, heads=4, causal=True), [1, 2])",
 )
 def cut_heads(layer: Attention, heads: Iterable[int]) -> Attention:
-    """Return a layer without some heads: what is left does what it did, with fewer weights.
+    """Return a layer without some heads; the others are unchanged.
 
-    Heads that share keys are cut together. What to cut, `regard.probes.importance` says.
+    Heads that share keys are cut together. `regard.probes.importance` ranks heads to cut.
     (Michel et al. 2019)
 
     >>> layer = Attention(32, heads=4, causal=True)
@@ -40,9 +40,9 @@ def cut_heads(layer: Attention, heads: Iterable[int]) -> Attention:
             "count heads from 0, and leave one",
         )  # fmt: skip
     if type(layer) is not Attention or type(layer.position) not in (Position, Rotary):
-        told = f"{type(layer).__name__} with position {type(layer.position).__name__}"
+        found = f"{type(layer).__name__} with position {type(layer.position).__name__}"
         fail(
-            CapabilityError, "layer", told,
+            CapabilityError, "layer", found,
             "plain attention, whose position is rotary or none",
             "other layers may hold a number for each head: cut those by hand",
         )  # fmt: skip
@@ -82,6 +82,3 @@ def _columns(old: nn.Linear, heads: list[int], size: int) -> nn.Linear:
     made.weight = nn.Parameter(old.weight.detach()[:, places])
     made.in_features = len(places)
     return made
-
-
-__all__ = ["cut_heads"]

@@ -30,18 +30,18 @@ class HeadMatch(NamedTuple):
 
 
 class SharedHeadLinear(nn.Module):
-    """A linear layer of which some heads are those of others: rows stored once, and a table.
+    """A linear layer that shares the weights of some heads with other layers.
 
-    `weight` [own heads * size, D] holds the rows of `own` heads; `borrowed` {head: (layer, its
-    head)} says where the others are.
+    `weight` [own heads * size, D] holds the rows of `own` heads; `borrowed` maps each other head to
+    (layer, its head).
     """
 
     def __init__(self, made: nn.Linear, heads: int, borrowed: dict[int, tuple[Any, int]]) -> None:
         super().__init__()
         self.heads = heads
         self.own = [h for h in range(heads) if h not in borrowed]
-        # In a tuple, so that who lends is no submodule and stores its rows itself.
-        self.borrowed = {h: (lender, head) for h, (lender, head) in borrowed.items()}
+        # In a tuple, so that the source is not a submodule, and its rows are stored once.
+        self.borrowed = dict(borrowed)
         rows = made.weight.detach().view(heads, -1, made.weight.shape[1])[self.own]
         self.weight = nn.Parameter(rows.flatten(0, 1).clone())
         self.bias: nn.Parameter | None = None
@@ -69,39 +69,41 @@ class SharedHeadLinear(nn.Module):
 
 
 def match_heads(model: nn.Module) -> list[HeadMatch]:
-    """Find for each head the earlier layer's head of most like weights, the likest first.
+    """Find for each head the most similar head of an earlier layer, the most similar pair first.
 
-    The cosine of [W_q; W_k], flattened; a head's queries are those of all that read its keys.
+    Similarity is the cosine of [W_q; W_k], flattened, with all query heads of a key head.
     """
-    found, earlier = [], list[tuple[int, Tensor]]()
+    found, names, earlier = [], list[tuple[int, int]](), list[Tensor]()
     for site in _sites(model):
         layers, g = _linears(model, site), site.kv_heads or site.heads or 1
         rows = torch.cat([layers[x].weight.detach().float().view(g, -1) for x in "qk"], 1)
         own = torch.nn.functional.normalize(rows, dim=1)
         if earlier:
-            cosine = torch.cat([own @ other.T for _, other in earlier], 1)
-            best = cosine.max(1)
-            for head in range(g):
-                place = int(best.indices[head])
-                layer, source = earlier[place // g][0], place % g
+            best = torch.cat([own @ other.T for other in earlier], 1).max(1)
+            for head, place in enumerate(best.indices.tolist()):
                 value = float(best.values[head])
-                found.append(HeadMatch(site.layer or 0, head, layer, source, value))
-        earlier.append((site.layer or 0, own))
+                found.append(
+                    HeadMatch(site.layer or 0, head, names[place][0], names[place][1], value)
+                )
+        names += [(site.layer or 0, head) for head in range(g)]
+        earlier.append(own)
     return sorted(found, key=lambda x: -x.cosine)
 
 
 def chosen_matches(model: nn.Module, ratio: float) -> list[HeadMatch]:
-    """Take the likest matches, a share `ratio` of all heads; who lends does not borrow."""
+    """Take the most similar matches, a fraction `ratio` of all heads; a source does not borrow."""
     if not 0 <= ratio < 1:
-        fail(ValueRangeError, "ratio", ratio, "a share of the heads from 0 to under 1", "pass 0.3")
+        fail(
+            ValueRangeError, "ratio", ratio, "a fraction of the heads from 0 to under 1", "pass 0.3"
+        )
     wanted = round(ratio * sum(s.kv_heads or s.heads or 1 for s in _sites(model)))
     taken: list[HeadMatch] = []
-    lenders, borrowers = set[tuple[int, int]](), set[tuple[int, int]]()
+    sources, borrowers = set[tuple[int, int]](), set[tuple[int, int]]()
     for one in match_heads(model):
         own, source = (one.layer, one.head), (one.source_layer, one.source_head)
-        if len(taken) < wanted and own not in lenders and source not in borrowers:
+        if len(taken) < wanted and own not in sources and source not in borrowers:
             taken.append(one)
-            lenders.add(source)
+            sources.add(source)
             borrowers.add(own)
     return taken
 
@@ -109,12 +111,12 @@ def chosen_matches(model: nn.Module, ratio: float) -> list[HeadMatch]:
 @method("direct_share_post_share", call="from regard.conversions import share_heads")
 def share_heads(
     model: nn.Module, ratio: float = 0.3, matches: Sequence[HeadMatch] | None = None
-) -> Any:
-    """Let a share `ratio` of the heads use the weights of likely heads in earlier layers, in place.
+) -> list[HeadMatch]:
+    """Let a fraction `ratio` of heads use the weights of similar heads in earlier layers, in place.
 
-    Queries, keys and values of a head that borrows are made by the weights that it borrows, which
-    are stored once; its output weights stay. Nothing of the cache is saved: inputs differ. Gives
-    the matches. (DirectShare, Cao et al. 2024)
+    Query, key and value weights of a borrowing head are those of its source, stored once; its
+    output weights stay. The cache does not shrink, since inputs differ. Returns the
+    matches. (DirectShare, Cao et al. 2024)
     """
     taken = chosen_matches(model, ratio) if matches is None else list(matches)
     sites = {s.layer or 0: s for s in _sites(model)}
@@ -134,7 +136,7 @@ def share_heads(
 
 
 def apart(model: nn.Module, matches: Sequence[HeadMatch]) -> Tensor:
-    """Squared distance of the weights of all matches."""
+    """Return squared distance of the weights of all matches."""
     sites = {s.layer or 0: s for s in _sites(model)}
     total = torch.zeros(())
     for one in matches:
@@ -149,19 +151,19 @@ def apart(model: nn.Module, matches: Sequence[HeadMatch]) -> Tensor:
 def post_share(
     model: nn.Module, ratio: float, inputs: Iterable[Tensor], *, steps: int = 300,
     gamma: float = 0.5, rate: float = 1e-4, progress: Callable[[int, float], None] | None = None,
-) -> Any:  # fmt: skip
-    """Pull matched heads together while the model goes on learning, then share them.
+) -> list[HeadMatch]:  # fmt: skip
+    """Train the model with a penalty that pulls matched heads together, then share them.
 
     loss = L_LM + gamma sum over matches and q, k, v of ||W_source - W_own||^2, on texts as ids
-    [b, n]. `progress` hears each step and the distance. Gives the matches. (PostShare)
+    [b, n]. `progress` is called with each step and the distance. Returns the matches. (PostShare)
     """
     taken = chosen_matches(model, ratio)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     for step, ids in enumerate(islice(cycle(list(inputs)), steps)):
-        said = model(ids, labels=ids, use_cache=False).loss
+        loss = model(ids, labels=ids, use_cache=False).loss
         distance = apart(model, taken)
         optimizer.zero_grad()
-        (said + gamma * distance).backward()
+        (loss + gamma * distance).backward()
         optimizer.step()
         if progress is not None:
             progress(step + 1, float(distance.detach()))
@@ -173,7 +175,7 @@ def _sites(model: nn.Module) -> list[Site]:
 
 
 def _linears(model: nn.Module, site: Site) -> dict[str, Any]:
-    """The layers that make q, k and v."""
+    """Return the layers that make q, k and v."""
     module = model.get_submodule(site.module)
     found = {
         part: next((m for n in NAMES[part] if (m := getattr(module, n, None)) is not None), None)
@@ -185,14 +187,3 @@ def _linears(model: nn.Module, site: Site) -> dict[str, Any]:
             "for q, k and v", "three linear layers", "this model's heads cannot be tied one by one",
         )  # fmt: skip
     return found
-
-
-__all__ = [
-    "HeadMatch",
-    "SharedHeadLinear",
-    "apart",
-    "chosen_matches",
-    "match_heads",
-    "post_share",
-    "share_heads",
-]

@@ -51,7 +51,7 @@ def plain_layer(module: nn.Module, config: Any, dtype: torch.dtype) -> Attention
         fail(CapabilityError, "model", what, "attention without", "this model cannot be swapped")
     head_dim = q.out_features // heads
     causal = bool(getattr(module, "is_causal", False))
-    # Where layers differ each says its window; else the config says it for all.
+    # If layers differ each has its window; else the config has one for all.
     of_all = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", 0)
     window = getattr(module, "sliding_window", of_all)
     cap = getattr(module, "attn_logit_softcapping", None)
@@ -97,7 +97,7 @@ def _position(module: nn.Module, config: Any, head_dim: int) -> Position:
     if kind not in rotations:
         fail(
             CapabilityError, "model", f"rope_type {kind!r}", f"one of {sorted(rotations)}",
-            "this model's positions cannot be carried over",
+            "this model's positions cannot be converted",
         )  # fmt: skip
     part = float(rope.get("partial_rotary_factor", 1.0))
     return Rotary(rotations[kind](), channels=int(head_dim * part))
@@ -106,7 +106,7 @@ def _position(module: nn.Module, config: Any, head_dim: int) -> Position:
 def key_padding(mask: Any, n: int, causal: bool) -> Tensor | None:
     """Read which of the last n keys are real, [b, n], from a mask [b, 1, n, m] of transformers.
 
-    The mask must say no more than padding and, for a causal layer, the past or a window of it.
+    The mask must hold padding only, and for a causal layer the past or a window of it.
     """
     if mask is None:
         return None
@@ -117,7 +117,7 @@ def key_padding(mask: Any, n: int, causal: bool) -> Tensor | None:
         )  # fmt: skip
     allowed = mask if mask.dtype == torch.bool else mask >= 0
     allowed = allowed[:, 0].expand(-1, n, -1)
-    if causal:  # a real token may meet itself, and nothing later
+    if causal:  # a real token may attend to itself, and to nothing later
         own = allowed[..., -n:]
         real = own.diagonal(dim1=1, dim2=2) & ~own.triu(1).any(-1)
     else:

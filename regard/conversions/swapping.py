@@ -19,10 +19,10 @@ from regard.models.checking import first_tensor, tiny_inputs
 
 
 class Swapped(nn.Module):
-    """What stands in place of an attention module of transformers: one of Regard's layers.
+    """A layer of Regard in place of an attention module of transformers, with the same interface.
 
-    It is called as the module was. What it keeps between calls is a layer of the model's own
-    cache, so that beams and batches are reordered with the rest.
+    Its memory is a layer of the model's own cache, so that beams and batches are reordered with the
+    rest.
     """
 
     def __init__(self, layer: Attention, config: Any, number: int) -> None:
@@ -40,7 +40,7 @@ class Swapped(nn.Module):
         position_ids: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """Mix tokens [b, n, dim]; gives them and None, for the weights that are not made."""
+        """Mix tokens [b, n, dim]; return them and None in place of attention weights."""
         n, memory = hidden_states.shape[1], None
         if past_key_values is not None:
             memory = memory_in(past_key_values, self)
@@ -65,7 +65,7 @@ def memory_in(cache: Any, swapped: Swapped) -> LayerMemory:
         if held.get_seq_length():
             fail(
                 RuleError, "past_key_values", "keys of another attention", "an empty cache",
-                "start the text anew after swapping",
+                "start with a new cache after swapping",
             )  # fmt: skip
         held = cache.layers[number] = OwnCacheLayer()
     if held.memory is None:
@@ -86,21 +86,21 @@ def swap(
 
     Weights are carried over: taken as they are where the mechanism has the same maps, key heads
     averaged where it has fewer, and, with `sources`, averaged over the layers that share them.
-    `layers` chooses some. The model is then trained on; `check` first proves that Regard's plain
-    attention, put in the same places, changes nothing.
+    `layers` chooses some. The model can then be trained further. `check` first verifies that
+    Regard's plain attention in the same places changes nothing.
 
         regard.swap(model, "gqa", kv_heads=2)
         regard.swap(model, "moh_from_trained", active=6)
         regard.swap(model, "mlkv", kv_heads=2, sources=[0, 0, 2, 2])
 
-    Gives the model.
+    Returns the model.
     """
     need("transformers", "hf", "is what the model is made with")
     kind = get(name)
     if not issubclass(kind, Attention):
         fail(
             CapabilityError, "name", repr(name), "a mechanism with queries and keys",
-            "weights of attention do not tell how a running state should be made",
+            "name an attention mechanism; its weights give no recurrent state",
         )  # fmt: skip
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         fail(RuleError, "model", shape_of(model), "a transformers model", "pass the model itself")
@@ -134,7 +134,7 @@ def swap(
 
 
 def converted(plain: Attention, kind: type[Attention], **settings: Any) -> Attention:
-    """Build a layer of a kind from a plain one: its weights, and what is new at its beginning.
+    """Build a layer of a kind from a plain one: carry weights over, initialize the rest.
 
     >>> from regard.layers.grouped_query import MultiQuery
     >>> converted(Attention(16, heads=4), MultiQuery).to_k.weight.shape
@@ -179,7 +179,7 @@ def _carry(
             fail(
                 CapabilityError, "name", f"{kind.__name__}, whose {name} is {list(wanted.shape)}",
                 f"maps of {list(have.shape)}, or key heads that are averages of them",
-                "no rule says how these weights come from multi-head attention",
+                "choose another mechanism; multi-head weights do not convert to this one",
             )  # fmt: skip
         wanted.copy_(have)
 
@@ -199,7 +199,7 @@ def _share(plain: dict[int, Attention], sources: Sequence[int]) -> None:
 
 @torch.no_grad()
 def _prove(model: nn.Module, plain: dict[str, Swapped]) -> None:
-    """Raise unless plain layers in place of the model's own give the same."""
+    """Raise unless plain layers in place of the model's own give the same output."""
     inputs = tiny_inputs(model)
     if inputs is None:
         return
@@ -221,7 +221,7 @@ def _prove(model: nn.Module, plain: dict[str, Swapped]) -> None:
         fail(
             CapabilityError, "model", f"{type(model).__name__}, changed by {gap:.2g}",
             "attention that Regard's plain layer does exactly",
-            "this model's attention does more than was read; it cannot be swapped",
+            "its attention has a part that Regard does not read; it cannot be swapped",
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A band around the diagonal, perhaps with sinks: a support told in four numbers.
+"""A band around the diagonal, perhaps with sinks: a support in four numbers.
 
 A support that is one answers for whole tiles, runs of tiles, horizons and kernels by them.
 """
@@ -42,7 +42,7 @@ class Band(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether no key is told by its distance."""
+        """Whether no key is allowed by its distance."""
         return self.low > self.high
 
     def meets(self, other: Band) -> Band | None:
@@ -128,6 +128,3 @@ def _within(grid: Grid, low: int, high: int) -> tuple[Tensor, Tensor]:
         pairs.append((grid.j_hi >= grid.i_lo + low, grid.j_lo >= grid.i_hi + low))
     some, every = zip(*pairs, strict=True)
     return reduce(and_, some), reduce(and_, every)
-
-
-__all__ = ["FAR", "Band"]

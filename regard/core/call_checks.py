@@ -1,4 +1,4 @@
-"""What a call must be to mean anything."""
+"""Checks of a call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_call(call: Call) -> None:
-    """Raise a `RegardError` unless the call can mean something."""
+    """Raise a `RegardError` unless the call is valid."""
     need_call_tensor("q", call.q)
     if isinstance(call.keys, Dense):
         for name in ("k", "v"):

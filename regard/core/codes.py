@@ -81,6 +81,3 @@ class Codes(NamedTuple):
             codes = out.view(*out.shape[:2], scales, m // scales, self.size)
             torch.addcmul(low[:, :, :, None], codes, step[:, :, :, None], out=codes)
         return out
-
-
-__all__ = ["BITS", "Codes", "pack", "unpack"]

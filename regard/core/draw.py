@@ -1,4 +1,4 @@
-"""Draw which pairs of a rule meet."""
+"""Draw the mask of a rule."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What goes wrong, said so that it can be put right.
+"""Errors that say how to fix them.
 
-Every error Regard raises is a `RegardError` built from four parts: the argument, what came,
-what was expected, and what to do about it.
+Every error that Regard raises is a `RegardError` of four parts: the argument, the value, what was
+expected, and the fix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 
 class RegardError(Exception):
-    """An error that names the argument, what came, what was expected and what to do.
+    """An error that names the argument, the value, what was expected, and the fix.
 
     >>> print(ShapeError("k", "4 heads", "a divisor of the 6 query heads", "repeat the heads"))
     `k`: got 4 heads; expected a divisor of the 6 query heads. Fix: repeat the heads.
@@ -30,12 +30,12 @@ class RegardError(Exception):
         return f"`{self.argument}`: got {self.got}; expected {self.expected}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are rebuilt from `args`, which is the one sentence; what came may be anything,
-        # so it travels as it reads.
+        # Exceptions are rebuilt from `args`, which is the one sentence; the value may be anything,
+        # so its text is pickled.
         return type(self), (self.argument, str(self.got), self.expected, self.fix), self._added()
 
     def _added(self) -> dict[str, Any]:
-        """Return what was set on the error beside its four parts."""
+        """Return the attributes set on the error beside its four parts."""
         known = ("argument", "got", "expected", "fix")
         return {name: x for name, x in self.__dict__.items() if name not in known}
 
@@ -53,11 +53,11 @@ class DeviceError(RegardError):
 
 
 class ValueRangeError(RegardError, ValueError):
-    """A number is outside what it may be."""
+    """A number is out of range."""
 
 
 class RuleError(RegardError):
-    """A rule, or one of its parts, cannot mean what it was asked to mean."""
+    """A rule, or one of its parts, is invalid."""
 
 
 class ExecutorError(RegardError):
@@ -65,7 +65,7 @@ class ExecutorError(RegardError):
 
 
 class CapabilityError(RegardError):
-    """A method was asked for what it says it cannot do."""
+    """A method does not support what it was asked for."""
 
 
 class MissingExtraError(RegardError, ImportError):
@@ -89,7 +89,7 @@ def fail(kind: type[RegardError], argument: str, got: object, expected: str, fix
 
 
 def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
-    """Ask whether the name most alike was meant, for the `fix` of an error; `otherwise` if none is.
+    """Suggest the most similar name, for the `fix` of an error, or return `otherwise`.
 
     >>> nearest("windw", ["sinks", "window"], "leave it out")
     "did you mean 'window'?"
@@ -99,7 +99,7 @@ def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
 
 
 def shape_of(x: Any) -> str:
-    """Return what `x` is, for the `got` part of an error.
+    """Describe `x`, for the `got` part of an error.
 
     >>> import torch
     >>> shape_of(torch.zeros(2, 3)), shape_of(7)
@@ -112,7 +112,7 @@ def shape_of(x: Any) -> str:
 
 
 def need(module: str, extra: str, why: str) -> ModuleType:
-    """Import an optional `module`, or say in one sentence how to get it.
+    """Import an optional `module`, or raise an error that says how to install it.
 
     >>> need("json", "see", "to read runs").__name__
     'json'

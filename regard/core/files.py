@@ -1,8 +1,8 @@
-"""Files written whole and read with suspicion: the one way to keep a result.
+"""Atomic writes and checked reads: the one way to save a result.
 
-What is written has a kind, a version and a checksum, and replaces the old file in one step. What
-is read is checked before it is used; every file that is not as it was written raises `FileError`,
-and none can allocate much more than its own size. Nothing that is read is executed.
+A file has a kind, a version and a checksum, and replaces the old one atomically. Files are checked
+before use: one that is not as it was written raises `FileError`, and none can allocate much more
+than its own size. Nothing that is read is executed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class FileError(RegardError, OSError):
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file is: the name and version it carries, what it holds, and what to do without it.
+    """A kind of file: its name and version, its contents, and the fix named in errors.
 
-    `KINDS` has every kind that was made, so that tests can damage a file of each.
+    `KINDS` has every kind, so that tests can damage a file of each.
     """
 
     name: str
@@ -64,11 +64,11 @@ def write_bytes(
     may_replace: bool | Callable[[Path], bool] = True,
     error: type[FileError] = FileError,
 ) -> Path:
-    """Write a whole file: a reader sees the old one or the new one, never a part.
+    """Write a file atomically: a reader sees the old one or the new one, never a part.
 
-    The bytes go to a private name beside it, opened exclusively, and are on the disk before they
-    take its place; what writers of the same file that were killed have left is removed.
-    `may_replace` says whether a file that is there may go: True, False, or a function of its path.
+    The bytes go to a temporary file beside it and are flushed to disk before the rename; temporary
+    files of killed writers of the same file are removed. `may_replace` says whether an existing
+    file may be replaced: True, False, or a function of its path.
 
     >>> import tempfile
     >>> place = Path(tempfile.mkdtemp()) / "new" / "a.txt"
@@ -103,27 +103,31 @@ def write_bytes(
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, unless it is there."""
+    """Create a folder and its parents if they do not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, "a file stands there", str(folder)) from None
+        raise NotADirectoryError(errno.ENOTDIR, "a file has this name", str(folder)) from None
 
 
 def _allows(may_replace: Callable[[Path], bool], path: Path) -> bool:
     return not path.exists() or may_replace(path)
 
 
-def refuse_to_replace(path: Path, error: type[FileError] = FileError) -> None:
-    """Raise: a file is there that Regard did not write."""
+NOT_OURS = "an existing file that Regard did not write, or that was changed since"
+OF_ANOTHER = "an existing file that was made from another model or other inputs"
+
+
+def refuse_to_replace(path: Path, error: type[FileError] = FileError, got: str = NOT_OURS) -> None:
+    """Raise an error about an existing file that may not be replaced."""
     fail(
-        error, str(path), "a file that is there already, and that Regard did not write as it is",
+        error, str(path), got,
         "a new name", "name another file, or pass overwrite=True (--force in the shell)",
     )  # fmt: skip
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the new name to the disk, where the system can."""
+    """Flush the new name to disk, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -134,7 +138,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, error: type[FileError] = FileError) -> Iterator[None]:
-    """Turn what the system says of a disk or a folder into one sentence."""
+    """Turn errors of the file system into one sentence."""
     try:
         yield
     except RegardError:
@@ -143,19 +147,19 @@ def disk_errors(path: Path, error: type[FileError] = FileError) -> Iterator[None
         full = broken.errno in (errno.ENOSPC, errno.EDQUOT)
         got = "no space left on its disk" if full else (broken.strerror or str(broken))
         kinds = {
-            IsADirectoryError: "a folder stands there",
-            NotADirectoryError: "it lies in a file",
+            IsADirectoryError: "a folder has this name",
+            NotADirectoryError: "a parent is a file",
         }
         got = kinds.get(type(broken), got)
         fail(
             error, str(path), got, "room to write a file to",
-            "make room, and give the same command again: what is finished is kept" if full
+            "free some space, and run the same command again: finished work is kept" if full
             else "name another file or folder (--out), or change its permissions",
         )  # fmt: skip
 
 
 def set_aside(path: str | Path) -> Path:
-    """Move a file that is no longer trusted to `older/` beside it, and return its new path."""
+    """Move an outdated file to `older/` beside it, and return its new path."""
     path = Path(path)
     with disk_errors(path):
         with open(path, "rb") as file:
@@ -168,10 +172,10 @@ def set_aside(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out while files beside `path` are read, changed and written again.
+    """Lock the folder of `path` while its files are read, changed and written again.
 
-    What is locked is the folder, so that nothing is left in it; the system lets it go when its
-    process ends. Where there are no such locks, as on Windows, nothing is locked.
+    The lock is on the folder itself, so that no lock file remains; the system releases it when the
+    process ends. Without such locks, as on Windows, nothing is locked.
     """
     try:
         import fcntl
@@ -194,7 +198,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: object, kind: FileKind) -> Iterator[None]:
-    """Raise the error of `kind` for whatever goes wrong while a file is read and understood."""
+    """Raise the error of `kind` for any failure while a file is read and parsed."""
     try:
         yield
     except FileError as broken:
@@ -220,7 +224,7 @@ def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
             raise FileError(
                 str(path), f"{size:,} bytes", f"up to {limit:,}", "read it with a larger limit"
             )
-        # What is no plain file (a device, a pipe) has no size that could be trusted.
+        # A device or a pipe has no reliable size.
         found = file.read(-1 if limit is None else limit + 1)
     if limit is not None and len(found) > limit:
         raise FileError(str(path), "a file without end", f"up to {limit:,} bytes", "name a file")
@@ -270,15 +274,15 @@ def read_packed(path: str | Path, kind: FileKind, limit: int | None = None) -> A
         return unpack(body)
 
 
-def is_packed(path: str | Path) -> bool:
-    """Whether a file is one that `write_packed` wrote, of whatever kind, and is whole."""
+def is_packed(path: str | Path, kind: FileKind) -> bool:
+    """Return whether a file was written by `write_packed`, of a kind, and is intact."""
     try:
         found = read_bytes(path)
     except OSError:
         return False
     line, _, rest = found.partition(b"\n")
     body = memoryview(rest)[32:]
-    return line.startswith(b"regard-") and hashlib.sha256(body).digest() == rest[:32]
+    return line.startswith(f"{kind.name} ".encode()) and hashlib.sha256(body).digest() == rest[:32]
 
 
 def _first_line(kind: FileKind) -> bytes:
@@ -289,7 +293,7 @@ def _first_line(kind: FileKind) -> bytes:
 
 
 def begins_as_ours(path: Path) -> bool:
-    """Whether a file begins as those that `write_json` and `write_packed` write, of any kind."""
+    """Return whether a file begins like those of `write_json` and `write_packed`."""
     try:
         with open(path, "rb") as file:
             begins = file.read(64)
@@ -304,8 +308,8 @@ def write_json(
 ) -> Path:  # fmt: skip
     """Write JSON for people and programs, with `format`, `version` and `checksum` beside it.
 
-    A file that is there is replaced where it is one of Regard's, unless `may_replace` says more.
-    NaN and infinity become null: JSON has no word for them.
+    An existing file is replaced if Regard wrote it, unless `may_replace` says otherwise. NaN and
+    infinity become null, since JSON has neither.
 
     >>> import tempfile
     >>> kind = FileKind("regard-example", 1, "an example", "write it again")
@@ -325,7 +329,7 @@ def json_bytes(content: dict[str, Any], kind: FileKind) -> bytes:
 
 
 def json_checksum(content: dict[str, Any]) -> str:
-    """Hash JSON by what it says; spaces, line ends and the order of keys do not count."""
+    """Hash JSON by content; spaces, line ends and the order of keys do not count."""
     said = {str(key): x for key, x in content.items() if key != "checksum"}
     text = json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -338,7 +342,7 @@ def read_json(path: str | Path, kind: FileKind, limit: int = JSON_LIMIT) -> dict
 
 
 def parse_json(body: bytes, path: str | Path, kind: FileKind) -> dict[str, Any]:
-    """Check and return what JSON of `kind` says (inside of `reading`)."""
+    """Parse and check JSON of `kind` (inside of `reading`)."""
     said: Any = json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_no_constant)
     if not isinstance(said, dict) or said.get("format") != kind.name:
         kind.bad(path, f"JSON that is no {kind.name}")
@@ -362,11 +366,3 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(x) for x in content]
     return content
-
-
-__all__ = [
-    "KINDS", "FileError", "FileKind", "begins_as_ours", "disk_errors", "is_packed", "json_bytes",
-    "json_checksum", "locked", "make_folder", "parse_json", "read_bytes", "read_json",
-    "read_packed", "reading", "refuse_to_replace", "set_aside", "write_bytes", "write_json",
-    "write_packed",
-]  # fmt: skip

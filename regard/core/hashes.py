@@ -1,7 +1,7 @@
-"""Hashes that say whether something is still what a result was made from.
+"""Hashes of the inputs of a result, which tell whether it is still valid.
 
-A result carries the hashes of what it depends on (a model, its config, code, text, settings), and
-whoever goes on from it compares them: names and dates are not trusted.
+A result carries the hashes of what it depends on (a model, its config, code, text, settings); its
+readers compare them, and do not trust names and dates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEASURED = (
 
 
 def hash_of(content: Any) -> str:
-    """Hash tensors and plain values by what they say: 32 hex digits.
+    """Hash tensors and plain values by content: 32 hex digits.
 
     >>> hash_of({"keep": 0.5}) == hash_of({"keep": 0.5}), hash_of(["a"]) == hash_of(["b"])
     (True, False)
@@ -46,7 +46,7 @@ def hash_of_file(path: str | Path) -> str:
 def hash_of_code(places: tuple[str, ...] = MEASURED) -> str:
     """Hash the source of folders and files of the package: 32 hex digits.
 
-    A comment counts as a change: better to measure again for nothing than to trust for nothing.
+    A comment counts as a change: measuring again is cheaper than trusting a stale result.
 
     >>> hash_of_code(("core",)) == hash_of_code(("core", "run"))
     False
@@ -69,6 +69,3 @@ def hash_of_modules(modules: Iterable[str]) -> str:
         if name.partition(".")[0] != "regard" and file is not None:
             digest.update(f"{name} {hash_of_file(file)}\n".encode())
     return digest.hexdigest()[:32]
-
-
-__all__ = ["MEASURED", "hash_of", "hash_of_code", "hash_of_file", "hash_of_modules"]

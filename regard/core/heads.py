@@ -46,7 +46,7 @@ def gate_heads(out: Tensor, gate: Tensor) -> Tensor:
 
 
 def gather_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
-    """Select some heads of x [b, h, ...]; a view where they stand in a row."""
+    """Select some heads of x [b, h, ...]; a view if they are contiguous."""
     first, count = heads[0], len(heads)
     if list(heads) == list(range(first, first + count)):
         return x[:, first : first + count]

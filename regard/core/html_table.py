@@ -47,6 +47,3 @@ def padded_rows(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _cell(kind: str, content: object) -> str:
     return f'<{kind} style="{_CELL}">{plain_text(content)}</{kind}>'
-
-
-__all__ = ["html_table", "padded_rows", "plain_text"]

@@ -18,7 +18,7 @@ from regard.core.rule import Rule
 
 
 class _StoredAttribute:
-    """An attribute that is in the instance: it stands in the class for one that is computed."""
+    """An attribute stored in the instance, which replaces a computed one of the base class."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -150,7 +150,7 @@ class Ragged(Keys):
     all_dense: ClassVar[Any] = _StoredAttribute("all_dense")
 
     def __post_init__(self) -> None:
-        # One loop for all that is asked later: a step of decoding makes this anew.
+        # One loop computes every attribute: each decoding step builds a new instance.
         named: list[int] = []
         kinds: list[Hashable] = []
         held, longest, alike, full, dense = 0.0, 0, True, True, True
@@ -230,7 +230,7 @@ class Summary(Keys):
     """Keys with a row of numbers for each page of them: bounds, means, landmarks.
 
     `rows` [b, g, pages, c] sums up pages of `page` keys, all but the newest, which may not be full.
-    Whoever selects reads `rows`, and hands on `take(slots)`.
+    A selecting policy reads `rows`, and passes on `take(slots)`.
 
     >>> k = torch.randn(1, 2, 8, 4)
     >>> Summary(Dense(k, k), k.unflatten(2, (2, 4)).mean(3), 4).rows.shape

@@ -60,6 +60,3 @@ def is_full(at: At) -> bool:
     if at is None or not isinstance(at, Tensor):
         return at is None or at.full
     return at.device.type == "cpu" and bool((at >= 0).all())
-
-
-__all__ = ["At", "Later", "Positions", "is_full", "written"]

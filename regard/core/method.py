@@ -1,6 +1,6 @@
-"""Claim a row of the paper catalogue where the code stands.
+"""Claim a row of the paper catalogue in the code.
 
-A claim says: this object is how that paper is run. It is no proof: `regard.papers` reads the
+A claim says that this object is how that paper is run. It is no proof: `regard.papers` reads the
 claims and computes each row's state from them and from measured evidence. This module knows
 nothing of the catalogue (core imports nothing above it), so a claim of a row that does not
 exist is found by a test and by `regard papers`, not here.
@@ -22,7 +22,7 @@ _claims: dict[str, dict[str, MethodClaim]] = {}
 
 @dataclass(frozen=True)
 class MethodClaim:
-    """One object that runs one row: `key`, the object, where it stands, and how it is called."""
+    """One object that runs one row: `key`, the object, its place, and how it is called."""
 
     key: str
     obj: Any
@@ -32,7 +32,7 @@ class MethodClaim:
 
     @property
     def place(self) -> str:
-        """Folder under `regard` that the object stands in, or its top package if elsewhere."""
+        """Folder under `regard` of the object, or its top package if elsewhere."""
         parts = self.module.split(".")
         return parts[1] if parts[0] == "regard" and len(parts) > 1 else parts[0]
 
@@ -92,7 +92,7 @@ by underscores. Fix: use the row's key, as `regard papers search` prints it.
 
 
 def claims() -> tuple[MethodClaim, ...]:
-    """List every claim made so far, by key and then by where it stands."""
+    """List every claim made so far, by key and then by place."""
     return tuple(_claims[key][path] for key in sorted(_claims) for path in sorted(_claims[key]))
 
 

@@ -1,4 +1,4 @@
-"""Tensors and plain values as bytes, and back: for files and sockets, without pickle.
+"""Serialize tensors and plain values to bytes and back, without pickle, for files and sockets.
 
 The layout is the length of a header (8 bytes), the header (JSON: the values, and the dtype, shape
 and device of each tensor), then the numbers of the tensors, one after another. Nothing that is
@@ -146,6 +146,3 @@ def _built(x: Any, tensors: list[Tensor]) -> Any:
     if kind == "bytes":
         return base64.b64decode(held, validate=True)
     raise PackedError(f"a value of kind {kind!r}")
-
-
-__all__ = ["Buffer", "PackedError", "pack", "unpack"]

@@ -164,15 +164,14 @@ class Paged(Keys):
 
     def since(self, first: int) -> Tensor:
         """Return the keys from a slot on, of the pages that hold them alone."""
-        skipped = min(first, max(self.m - 1, 0)) // self.k.shape[2]
-        if not skipped or not self.dense_full:
+        if not self.dense_full:
             return super().since(first)
+        skipped = min(first, max(self.m - 1, 0)) // self.k.shape[2]
+        if not skipped:
+            return self._gathered(self.k)[:, :, first:]
         before = skipped * self.k.shape[2]
         last = replace(
             self, table=self.table[:, :, skipped:], lengths=self.lengths - before, at=None,
             longest=self.m - before,
         )  # fmt: skip
         return last._gathered(last.k)[:, :, first - before :]
-
-
-__all__ = ["Paged"]

@@ -89,7 +89,7 @@ def merge(*parts: Partial) -> Partial:
 
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:
-    """Log of the sum of exponentials, -inf and with zero gradient where all of x is -inf."""
+    """Return log of the sum of exponentials, -inf and with zero gradient where all of x is -inf."""
     if x.shape[dim] == 0:
         return x.sum(dim) - torch.inf
     _, total, top = _sized(x, dim)
@@ -105,7 +105,7 @@ def softmax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _sized(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Exponentials against the top, their sum, and the top: both keep `dim`."""
+    """Return exponentials against the top, their sum, and the top: both keep `dim`."""
     top = finite(x.detach().amax(dim, keepdim=True))
     size = torch.exp(x - top)
     return size, size.sum(dim, keepdim=True), top
@@ -123,7 +123,7 @@ def finite(x: Tensor) -> Tensor:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Dtype in which sums are kept: float64 for float64, else float32."""
+    """Return the dtype in which sums are kept: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

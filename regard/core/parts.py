@@ -18,7 +18,7 @@ from regard.core.tilemap import EMPTY
 
 
 def with_extra_keys(call: Call, k: Tensor, v: Tensor, log_weight: Tensor | None = None) -> Call:
-    """Append keys that every query may meet and that share the softmax with the others.
+    """Append keys that every query may attend to and that share the softmax with the others.
 
     k [b, g, x, d], v [b, g, x, e]: a reference image, other frames, a memory, a learned sink.
     `log_weight` [b or 1, h or 1, x] counts them more or less; −inf removes one. Steps that belong

@@ -1,4 +1,4 @@
-"""Pictures as files: whole, marked as Regard's, and only over what has that mark."""
+"""Write pictures atomically, marked as Regard's, and replace only files with that mark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from regard.core.files import FileError, write_bytes
+from regard.core.files import OF_ANOTHER, FileError, refuse_to_replace, write_bytes
 
 MADE_BY = "Regard"
 # Where each format says what made a picture.
@@ -14,29 +14,33 @@ _MARKS = {"png": "Software", "svg": "Creator", "pdf": "Creator"}
 
 
 def write_figure(
-    figure: Any, path: str | Path, *, overwrite: bool = False, error: type[FileError] = FileError,
-    **how: Any,
+    figure: Any, path: str | Path, *, origin: str = "", overwrite: bool = False,
+    error: type[FileError] = FileError, **how: Any,
 ) -> Path:  # fmt: skip
     """Write a matplotlib figure; `how` goes to its `savefig`.
 
-    A picture of Regard that is there is replaced, anything else only where `overwrite` is true.
+    `origin` is a word for what the picture was made from. A picture of Regard of the same origin
+    that is there is replaced, anything else only where `overwrite` is true.
     """
     kind, held = Path(path).suffix.removeprefix(".").lower() or "png", io.BytesIO()
-    mark = {_MARKS[kind]: MADE_BY} if kind in _MARKS else None
+    mark = {_MARKS[kind]: f"{MADE_BY} {origin}".rstrip()} if kind in _MARKS else None
     figure.savefig(held, format=kind, metadata=mark, **how)
+
+    def may_replace(there: Path) -> bool:
+        if is_our_picture(there) and not is_our_picture(there, origin):
+            refuse_to_replace(there, error, OF_ANOTHER)
+        return is_our_picture(there)
+
     return write_bytes(
-        path, held.getvalue(), may_replace=True if overwrite else is_our_picture, error=error
+        path, held.getvalue(), may_replace=True if overwrite else may_replace, error=error
     )
 
 
-def is_our_picture(path: Path) -> bool:
-    """Whether a picture says that Regard made it (PNG, SVG and PDF can)."""
+def is_our_picture(path: Path, origin: str = "") -> bool:
+    """Return whether a picture (PNG, SVG or PDF) is marked as made by Regard, and from what."""
     try:
         body = path.read_bytes()
     except OSError:
         return False
     begins = body.startswith((b"\x89PNG", b"<?xml", b"%PDF"))
-    return begins and MADE_BY.encode() in body[:4096] + body[-4096:]
-
-
-__all__ = ["MADE_BY", "is_our_picture", "write_figure"]
+    return begins and f"{MADE_BY} {origin}".rstrip().encode() in body[:4096] + body[-4096:]

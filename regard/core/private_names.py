@@ -1,7 +1,7 @@
-"""Private names that files are written under, and what a killed process left of them.
+"""Temporary files that are renamed when complete, and the removal of those of killed processes.
 
-A name is held by the system's lock (`flock`) while its writer lives, however that ends. Who writes
-the same file next removes the private names of it that nobody holds.
+A temporary file is locked (`flock`) while its writer lives. The next writer of the same file
+removes its temporary files that are not locked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNHELD = 60.0
 
 
 def open_private(path: Path) -> tuple[Path, int]:
-    """Open a new file beside `path` exclusively, and hold it; return its path and its handle."""
+    """Open a new temporary file beside `path`, and lock it; return its path and its handle."""
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     handle = os.open(part, flags | getattr(os, "O_BINARY", 0), 0o666)
@@ -27,7 +27,7 @@ def open_private(path: Path) -> tuple[Path, int]:
 
 
 def sweep_private(path: Path) -> list[Path]:
-    """Remove what killed writers of `path` left beside it, and return what it was.
+    """Remove temporary files of killed writers of `path`, and return their paths.
 
     >>> import tempfile
     >>> place = Path(tempfile.mkdtemp()) / "x.json"
@@ -49,7 +49,7 @@ def sweep_private(path: Path) -> list[Path]:
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:
-    """Whether a plain file is of a writer that has ended."""
+    """Return whether a plain file is of a writer that has ended."""
     try:
         if not entry.is_file(follow_symlinks=False):
             return False
@@ -65,7 +65,7 @@ def _is_left(entry: os.DirEntry[str]) -> bool:
 
 
 def _hold(handle: int) -> bool:
-    """Take the lock of a file until its handle is closed; False where another has it, or none."""
+    """Lock a file until its handle is closed; return False if another holds it, or locks fail."""
     try:
         import fcntl
 
@@ -73,6 +73,3 @@ def _hold(handle: int) -> bool:
     except (ImportError, OSError):  # as on Windows, and in some network folders
         return False
     return True
-
-
-__all__ = ["open_private", "sweep_private"]

@@ -86,7 +86,7 @@ class _Walk:
 
 
 def _of_function(x: FunctionType) -> list[Any]:
-    """Closure, defaults, and the globals that the code of a function names."""
+    """Return the closure, defaults, and the globals that the code of a function names."""
     found: list[Any] = []
     for cell in x.__closure__ or ():
         try:
@@ -120,7 +120,7 @@ def _named(x: Any, names: frozenset[str]) -> list[tuple[Any, frozenset[str]]]:
 
 
 def _names(x: Any) -> frozenset[str]:
-    """Every name in the code of a function, nested functions included."""
+    """Return every name in the code of a function, nested functions included."""
     code = getattr(getattr(x, "__func__", x), "__code__", None)
     return frozenset(_code_names(code)) if isinstance(code, CodeType) else frozenset()
 
@@ -166,6 +166,3 @@ def _memory(x: Tensor) -> int:
         return x.data_ptr() if plain else 0
     except RuntimeError:
         return 0
-
-
-__all__ = ["Reached", "Stamp", "reached"]

@@ -1,4 +1,4 @@
-"""Whether Python may look into a tensor."""
+"""Whether Python may read the contents of a tensor."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def can_be_read(x: Tensor) -> bool:
-    """Return whether Python may branch on what a tensor holds: not on `meta`, nor under `vmap`.
+    """Return whether Python may branch on the contents of a tensor.
 
-    Nor in code that is being compiled, nor while a CUDA graph is being captured: a look would end
-    the graph.
+    Not on `meta`, under `vmap`, in code that is being compiled, or while a CUDA graph is being
+    captured, which a read would end.
 
     >>> can_be_read(torch.ones(2)), can_be_read(torch.ones(2, device="meta"))
     (True, False)

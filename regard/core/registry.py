@@ -1,4 +1,4 @@
-"""Classes by name: layers, policies, probes and tasks are found, and misspelt, in one way."""
+"""Classes by name, with suggestions for misspelled names: layers, policies, probes, tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ K = TypeVar("K", bound=type[Any])
 class Registry(Generic[T]):
     """Classes of one kind, `what`, in the modules of one package.
 
-    `fix` says in errors what to do; `argument` is what a caller passes the name as.
+    `fix` is the fix named in errors; `argument` is the argument that the name is passed as.
 
     >>> colors = Registry("color", "regard.core", "take one of these")
     >>> @colors.add("red")
@@ -35,7 +35,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, *names: str) -> Callable[[K], K]:
-        """Register a class by one or more names, each its own alone."""
+        """Register a class under one or more unique names."""
 
         def keep(kind: K) -> K:
             for name in names:
@@ -43,7 +43,7 @@ class Registry(Generic[T]):
                 if before is not None and before.__qualname__ != kind.__qualname__:
                     fail(
                         RuleError, "name", f"{name!r}, which {before.__qualname__} has",
-                        "a name of its own", "choose another name",
+                        "a unique name", "choose another name",
                     )  # fmt: skip
                 self.kinds[name] = kind
             return kind
@@ -51,17 +51,17 @@ class Registry(Generic[T]):
         return keep
 
     def all(self) -> dict[str, type[T]]:
-        """Every class by name, in order; imports the modules of the package once."""
+        """Return every class by name, in order; imports the modules of the package once."""
         if not self._loaded:
             package = importlib.import_module(self.package)
             for found in pkgutil.iter_modules(package.__path__, f"{self.package}."):
                 importlib.import_module(found.name)
-            # At last: a module that asks while it is imported must find those before it.
+            # Set last: a module that asks during its import must find those before it.
             self._loaded = True
         return dict(sorted(self.kinds.items()))
 
     def get(self, name: str) -> type[T]:
-        """Return the class of a name, or say which names are near.
+        """Return the class of a name, or raise with similar names.
 
         `package.module:Class` finds one that is not registered, in the current folder too.
         """
@@ -80,7 +80,7 @@ class Registry(Generic[T]):
             sys.path.insert(0, here)
         try:
             found = getattr(importlib.import_module(module), attribute)
-        # A module of a user's may fail in any way: a script at its top level may even end Python.
+        # A user's module may fail in any way: a script may even call sys.exit.
         except (Exception, SystemExit) as broken:
             fail(
                 RuleError, self.argument, f"{path!r} ({type(broken).__name__}: {broken})",
@@ -101,6 +101,3 @@ class Registry(Generic[T]):
             f"a {self.what}; near: {', '.join(near)}" if near else f"one of {', '.join(known)}",
             f"did you mean {near[0]!r}?" if near else self.fix,
         )  # fmt: skip
-
-
-__all__ = ["Registry"]

@@ -1,4 +1,4 @@
-"""What came of one call of attention."""
+"""The result of one call of attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Counted(NamedTuple):
-    """Work that was done, counted where it was done: nobody declares it.
+    """Work that was done, counted by the executor that did it.
 
     `pairs` of a query of one head and a key were scored, in `flops` floating point operations of
     products (two for each multiply and add); `bytes` were read and written.
@@ -53,6 +53,3 @@ class Result(NamedTuple):
     survey: Survey | None = None
     cost: Counted = Counted()
     executor: str = ""
-
-
-__all__ = ["Counted", "Result"]

@@ -41,7 +41,7 @@ class Rotation(Value):
                 fail(ValueRangeError, name, x, "a number above 0", "leave it out for the default")
 
     def speeds(self, d: int) -> Tensor:
-        """Angle that each of the d / 2 pairs turns by per token."""
+        """Return the angle that each of the d / 2 pairs turns by per token."""
         if d < 2 or d % 2:
             fail(ShapeError, "d", f"{d} channels", "an even number", "turn an even part of a head")
         return self.slowed(self.base ** (-torch.arange(0, d, 2, dtype=torch.float32) / d))
@@ -51,7 +51,7 @@ class Rotation(Value):
         return speeds / self.factor
 
     def angles(self, positions: Tensor, d: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [..., n, d / 2] for positions [..., n]."""
+        """Return the cosine and sine [..., n, d / 2] for positions [..., n]."""
         speeds = self.speeds(d).to(positions.device)
         angles = positions[..., None].float() * speeds
         return angles.cos() * self.temperature, angles.sin() * self.temperature

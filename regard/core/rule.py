@@ -31,7 +31,7 @@ _AT_ANY_OFFSET = (
 
 @value
 class Rule(Value):
-    """Which pairs meet, how much they match, and how scores become weights.
+    """Which pairs may attend, how much they match, and how scores become weights.
 
     `offset` is the position of the first query; decoding at position 9,000 is
     `rule.shift(9000)`.
@@ -67,7 +67,7 @@ class Rule(Value):
                     name,
                     shape_of(getattr(self, name)),
                     f"a {kind.__name__}",
-                    f"pass {name}={example}, say",
+                    f"pass {name}={example}",
                 )
         need_count("offset", self.offset, 0)
         # What only moves the support is the offset of the rule where no step asks for positions.
@@ -93,26 +93,16 @@ class Rule(Value):
 
     @staticmethod
     def of(x: Rule | Support | Score | Weigh | None) -> Rule:
-        """Build a rule of one of its parts."""
+        """Build a rule of one of its parts; calls that name the same one share it."""
         if isinstance(x, Rule):
             return x
+        if torch.compiler.is_compiling():
+            return _of(x)
         if x is None:
-            return Rule()
-        if isinstance(x, Support):
-            return Rule(support=x)
-        if isinstance(x, Score):
-            return Rule(score=x)
-        if isinstance(x, Match):
-            return Rule(score=Score(x))
-        if isinstance(x, Weigh):
-            return Rule(weigh=x)
-        return fail(
-            RuleError,
-            "rule",
-            shape_of(x),
-            "a Rule, Support, Score or Weigh",
-            "pass Causal(), or Rule(Causal(), Dot(), Softmax())",
-        )
+            return _PLAIN
+        if isinstance(x, Value) and not x.tensors() and not x.functions():
+            return x.memo("rule", lambda: _of(x))
+        return _of(x)
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Return for each pair whether query i (counted from the first) may attend to key j."""
@@ -201,3 +191,27 @@ class Rule(Value):
         from regard.core.draw import notebook_view
 
         return notebook_view(self)
+
+
+def _of(x: Support | Score | Weigh | None) -> Rule:
+    if x is None:
+        return Rule()
+    if isinstance(x, Support):
+        return Rule(support=x)
+    if isinstance(x, Score):
+        return Rule(score=x)
+    if isinstance(x, Match):
+        return Rule(score=Score(x))
+    if isinstance(x, Weigh):
+        return Rule(weigh=x)
+    return fail(
+        RuleError,
+        "rule",
+        shape_of(x),
+        "a Rule, Support, Score or Weigh",
+        "pass Causal(), or Rule(Causal(), Dot(), Softmax())",
+    )
+
+
+# The rule of a call that names none; calls share it, and what was derived from it.
+_PLAIN = Rule()

@@ -1,8 +1,8 @@
-"""Which tiles of keys each tile of queries meets, as runs: O(n / tile) where structure allows.
+"""Which tiles of keys each tile of queries may attend to, as runs: O(n / tile) where possible.
 
 A tile map of a million tokens has 61 million tiles of 128 x 128, and a window leaves all but three
-a row of them empty. Bands, sinks and blocks, and what `&`, `|` and `~` make of them, say for each
-row of tiles in which runs of columns some pair, and every pair, is allowed.
+a row of them empty. Bands, sinks and blocks, and their combinations by `&`, `|` and `~`, return for
+each row of tiles the runs of columns in which some pair, and every pair, is allowed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Runs(NamedTuple):
         begins[:, 1:] = (start[:, 1:] > reach[:, :-1]) & (stop[:, 1:] > start[:, 1:])
         which = begins.cumsum(1) - 1
         first = torch.full_like(start, self.end).scatter_reduce(1, which, start, "amin")
-        last = torch.zeros_like(stop).scatter_reduce(1, which, stop, "amax")
+        # Empty runs wait at the end: they must not stretch the run before them to it.
+        some = torch.where(stop > start, stop, 0)
+        last = torch.zeros_like(stop).scatter_reduce(1, which, some, "amax")
         return _ordered(first, last, self.end)
 
     def __invert__(self) -> Runs:
@@ -160,12 +162,9 @@ class Lines(NamedTuple):
         return count.masked_fill_(at >= self.keys - 1, self.tiles)
 
     def some(self, low: Tensor, high: Tensor) -> Runs:
-        """Tiles with a key from position `low` to `high`."""
+        """Return tiles with a key from position `low` to `high`."""
         return Runs.between(self.ended(low - 1), self.begun(high), self.tiles)
 
     def every(self, low: Tensor, high: Tensor) -> Runs:
-        """Tiles whose keys all stand from position `low` to `high`."""
+        """Return tiles whose keys all stand from position `low` to `high`."""
         return Runs.between(self.begun(low - 1), self.ended(high), self.tiles)
-
-
-__all__ = ["Lines", "Runs"]

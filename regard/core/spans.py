@@ -38,24 +38,24 @@ class Spans(Value):
 
     @staticmethod
     def everything() -> Spans:
-        """All positions from 0 on."""
+        """Return all positions from 0 on."""
         return Spans(((0, None),))
 
     @staticmethod
     def nothing() -> Spans:
-        """No position."""
+        """Return the empty set."""
         return Spans(())
 
     def __or__(self, other: Spans) -> Spans:
         return Spans.of(*self.spans, *other.spans)
 
     def __and__(self, other: Spans) -> Spans:
-        met = []
+        common = []
         for a, b in self.spans:
             for c, d in other.spans:
                 stop = b if d is None else d if b is None else min(b, d)
-                met.append((max(a, c), stop))
-        return Spans.of(*met)
+                common.append((max(a, c), stop))
+        return Spans.of(*common)
 
     def __contains__(self, position: int) -> bool:
         return any(a <= position and (b is None or position < b) for a, b in self.spans)

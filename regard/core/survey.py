@@ -6,11 +6,11 @@ With weights w_ij of query i on key j (what the keys get; a sink's share is left
     entropy_i    -sum_j p_ij log p_ij, p = |w| shared out over the keys, in nats
     row_max_i    the largest |w_ij|, and row_max_key its key     [b, h, n]
     top          the largest weights and their keys              [b, h, n, top]
-    received_j   sum_i |w_ij|, and seen: how many queries may meet key j   [b, h, m]
+    received_j   sum_i |w_ij|, and seen: how many queries may attend to key j   [b, h, m]
     distance     mass by j - i: one by one up to `near`, the rest in octaves of past and future
     apart_i      sum_j |w_ij| |i - j|: how far away what it looks at stands    [b, h, n]
     sets         mass of each query on named sets of keys        [b, h, n, sets]
-    sinks        mass on chosen keys, a mean over the queries that may meet them   [b, h, len]
+    sinks        mass on chosen keys, a mean over the queries that may attend to them   [b, h, len]
     tile_sum, tile_max   sum and largest |w| of each tile        [b, h, t_q, t_k]
 
 `..._by_value` weighs |w_ij| with the length of value j. Signed weights count by their size.
@@ -58,9 +58,9 @@ _PER_TILE = {"tile_sum", "tile_max", "tile_sum_by_value", "tile_max_by_value"}
 
 @dataclass(frozen=True)
 class Survey:
-    """What was asked for, as tensors; `report.entropy`, `report.received` and so on.
+    """The statistics that were requested, as tensors: `report.entropy`, `report.received`, ...
 
-    Surveys of later queries over the same keys (and more) add up: `report.then(later)`.
+    Surveys of later queries over the same keys (and more) combine: `report.then(later)`.
 
     >>> import regard
     >>> q = torch.randn(1, 2, 8, 4)
@@ -86,14 +86,14 @@ class Survey:
         wants = [want for want, names in FIELDS.items() if name in names]
         if wants:
             fail(
-                RuleError, name, "a survey that was not asked for it", f"want={wants[0]!r} in it",
+                RuleError, name, "a survey without it", f"want={wants[0]!r} in it",
                 f"call survey(..., want=({wants[0]!r}, ...))",
             )  # fmt: skip
         raise AttributeError(name)
 
     @property
     def sinks(self) -> Tensor:
-        """Mean mass on each chosen key over the queries that may meet it, [b, h, len]."""
+        """Mean mass on each chosen key over the queries that may attend to it, [b, h, len]."""
         keys = torch.tensor(self.chosen, device=self.received.device)
         return self.received[..., keys] / self.seen[..., keys].clamp(min=1)
 
@@ -104,7 +104,7 @@ class Survey:
         return self.sets[..., self.names.index(name)]
 
     def then(self, later: Survey) -> Survey:
-        """Join with a survey of later queries, which may have met more keys; associative."""
+        """Join with a survey of later queries, which may have more keys; associative."""
         if set(self.found) != set(later.found) or (self.tile, self.near, self.names) != (
             later.tile, later.near, later.names,
         ):  # fmt: skip

@@ -143,11 +143,11 @@ class TileMap(Value):
         return 1.0 - self.count(EMPTY) / tiles if tiles else 0.0
 
     def count(self, state: int) -> int:
-        """How many tiles are in a state."""
+        """Return how many tiles are in a state."""
         return int((self.state == state).sum())
 
     def most(self, state: int) -> int:
-        """How many tiles are in a state, in the row of the batch and the head with most."""
+        """Return how many tiles are in a state, in the row of the batch and the head with most."""
         return int((self.state == state).sum((2, 3)).max())
 
     def _text(self, show: Show) -> str:
@@ -193,7 +193,7 @@ class RunMap(TileMap):
         return 1, 1, -(-self.n_q // self.size[0]), -(-self.n_k // self.size[1])
 
     def count(self, state: int) -> int:
-        """How many tiles are in a state."""
+        """Return how many tiles are in a state."""
         rows = self.shape[2]
         some, whole = (
             int(x.length().sum()) * (rows if len(x.start) == 1 else 1)
@@ -202,7 +202,7 @@ class RunMap(TileMap):
         return {EMPTY: rows * self.shape[3] - some, PARTIAL: some - whole, FULL: whole}[state]
 
     def most(self, state: int) -> int:
-        """How many tiles are in a state."""
+        """Return how many tiles are in a state."""
         return self.count(state)
 
     def memo(self, key: Hashable, build: Callable[[], T]) -> T:

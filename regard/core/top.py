@@ -1,4 +1,4 @@
-"""The largest of many, found fast."""
+"""A fast top-k for long rows on a CPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SAMPLE = 1024
 
 
 def top_slots(x: Tensor, count: int) -> Tensor:
-    """Where the `count` largest of each row of x [..., m] stand, [..., count], in any order.
+    """Return the indices of the `count` largest of each row of x [..., m], [..., count], unordered.
 
-    On a CPU, a sample of a long row tells a floor that a few more than `count` pass, and only those
-    are compared: PyTorch's `topk` looks at every entry many times.
+    On a CPU, a sample of a long row gives a threshold that slightly more than `count` pass, and
+    only those are compared: PyTorch's `topk` reads every entry many times.
 
     >>> top_slots(torch.tensor([[1.0, 7.0, 3.0]]), 2).sort().values.tolist()
     [[1, 2]]
@@ -39,6 +39,3 @@ def top_slots(x: Tensor, count: int) -> Tensor:
             best = row.index_select(0, passed).topk(count, sorted=False).indices
             torch.index_select(passed, 0, best, out=out)
     return found.view(*x.shape[:-1], count)
-
-
-__all__ = ["top_slots"]

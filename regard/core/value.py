@@ -1,11 +1,11 @@
-"""Frozen values that are compared, hashed, printed and saved by what they say.
+"""Frozen values that are compared, hashed, printed and saved by content.
 
 Rules are made of values. A value may hold numbers, text, tuples, other values, tensors and
-functions. Two values are equal when they say the same; tensors are compared by content, hashed
+functions. Two values are equal if their parts are; tensors are compared by content, hashed
 by shape, and printed in Python that reads back (in messages, by shape).
 
-A value holds the tensors it is given, not copies: a change of one in place changes what the value
-says, and everything derived from the old contents is derived anew. (A list, or a tensor of another
+A value holds the tensors it is given, not copies: a change of one in place changes the value,
+and everything derived from the old contents is derived again. (A list, or a tensor of another
 dtype than the part keeps, is copied when the part is made.)
 """
 
@@ -61,11 +61,11 @@ class Value:
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def fields(self) -> tuple[tuple[str, Any], ...]:
-        """Name and content of each part, in order."""
-        return tuple((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        """Return name and content of each part, in order."""
+        return tuple((name, getattr(self, name)) for name in _names(type(self)))  # type: ignore[arg-type]
 
     def memo(self, key: Hashable, build: Callable[[], T]) -> T:
-        """Build something derived from this value once, and keep it while nothing changes.
+        """Build something derived from this value once, and cache it while nothing changes.
 
         Values without tensors share what equal values built; others keep it as long as they live,
         and forget it when a tensor of theirs, or of a function of theirs, changes in place.
@@ -145,11 +145,11 @@ class Value:
         self.__dict__.update(state)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor in the value, depth first."""
+        """Return every tensor in the value, depth first."""
         found: tuple[Tensor, ...] | None = self.__dict__.get("_tensors")
         if found is None:
             found = ()
-            # Parts have their own at hand: a rule that is made anew at each step costs little.
+            # Parts cache their own: a rule rebuilt at each step is cheap.
             for name in _names(type(self)):  # type: ignore[arg-type]
                 x = getattr(self, name)
                 if isinstance(x, Value):
@@ -162,7 +162,7 @@ class Value:
         return found
 
     def functions(self) -> tuple[Callable[..., Any], ...]:
-        """Every function in the value, depth first."""
+        """Return every function in the value, depth first."""
         found: tuple[Callable[..., Any], ...] | None = self.__dict__.get("_functions")
         if found is None:
             found = tuple(x for x in _leaves(self) if callable(x) and not isinstance(x, Tensor))
@@ -263,7 +263,7 @@ def value(kind: type[T]) -> type[T]:
 
 
 def types() -> dict[str, type[Value]]:
-    """Every class of values by the name it is saved under."""
+    """Return every class of values by the name it is saved under."""
     return dict(_TYPES)
 
 
@@ -276,12 +276,12 @@ def same_objects(a: Value, b: Value) -> bool:
 
 @cache
 def _names(kind: Any) -> tuple[str, ...]:
-    """Names of the fields of a kind of value."""
+    """Return names of the fields of a kind of value."""
     return tuple(f.name for f in dataclasses.fields(kind))
 
 
 def _leaves(x: Any) -> Iterator[Any]:
-    """Everything in a value that is no value and no tuple."""
+    """Return everything in a value that is no value and no tuple."""
     if isinstance(x, Value):
         for _, y in x.fields():
             yield from _leaves(y)

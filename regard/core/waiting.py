@@ -29,6 +29,3 @@ def wait_for_any(lines: Sequence[Connection]) -> list[Connection]:
         if ready:
             return cast("list[Connection]", ready)
     return []
-
-
-__all__ = ["LOOK", "wait_for_any"]

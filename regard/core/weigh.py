@@ -22,6 +22,8 @@ from regard.core.partial import Partial, finite, softmax
 from regard.core.score.base import need_heads, need_number, need_tensor
 from regard.core.value import Value, value
 
+_LAPLACE_MEAN, _LAPLACE_DEVIATION = math.sqrt(0.5), math.sqrt(1 / (4 * math.pi))
+
 
 class RunningState(NamedTuple):
     """State of a running form: `out` [b, h, n, e], with `top` and `total` [b, h, n] of the lse."""
@@ -64,7 +66,7 @@ class Weigh(Value):
         lse: Tensor | None,
         d_row: Tensor | None,
     ) -> Tensor:
-        """Gradient of the scores of a tile from that of its weights.
+        """Return the gradient of the scores of a tile from that of its weights.
 
         `d_row` [b, h, n] is d_lse - sum(d_out * out): what every key of the row shares.
         """
@@ -93,7 +95,7 @@ class Weigh(Value):
 
 
 def alive(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    """Pairs that count: allowed, and not removed by a bias of -inf."""
+    """Return pairs that count: allowed, and not removed by a bias of -inf."""
     there = scores != -torch.inf
     return there if allowed is None else there & allowed
 
@@ -102,7 +104,7 @@ class Normalised(Weigh):
     """Weights sign(s) exp(strength(s)) / sum exp(strength(s))."""
 
     def strength(self, scores: Tensor) -> Tensor:
-        """Log of the weight before it is normalised."""
+        """Return log of the weight before it is normalised."""
         return scores
 
     def sign(self, scores: Tensor) -> Tensor | None:
@@ -157,7 +159,7 @@ class Normalised(Weigh):
         lse: Tensor | None,
         d_row: Tensor | None,
     ) -> Tensor:
-        """The softmax rule: w (dw - row), with the row term unsigned."""
+        """Return the softmax rule: w (dw - row), with the row term unsigned."""
         assert d_row is not None
         sign = self.sign(scores)
         if sign is None:
@@ -172,11 +174,11 @@ class Summed(Weigh):
     sums: ClassVar[bool] = True
 
     def amount(self, scores: Tensor) -> Tensor:
-        """Weight of a score."""
+        """Return the weight of a score."""
         raise NotImplementedError
 
     def slope(self, scores: Tensor) -> Tensor:
-        """Derivative of `amount`."""
+        """Return derivative of `amount`."""
         raise NotImplementedError
 
     def weights(self, scores: Tensor, allowed: Tensor | None, lse: Tensor | None) -> Tensor:
@@ -287,7 +289,7 @@ class Signed(Normalised):
         return scores.abs()
 
     def sign(self, scores: Tensor) -> Tensor:
-        """The sign of the score."""
+        """Return the sign of the score."""
         return scores.sign()
 
 
@@ -322,6 +324,28 @@ class Sigmoid(Summed):
 
 
 @value
+class Laplace(Summed):
+    """Weights (1 + erf((s - mean) / (deviation sqrt 2))) / 2: a bounded squared ReLU (Mega).
+
+    The mean sqrt(1/2) and the deviation sqrt(1 / (4 pi)) give s^2 its value and its slope at the
+    mean.
+
+    >>> round(float(Laplace().amount(torch.tensor(0.5**0.5))), 6)
+    0.5
+    """
+
+    def amount(self, scores: Tensor) -> Tensor:
+        """Accumulate a normal density."""
+        z = (scores - _LAPLACE_MEAN) / _LAPLACE_DEVIATION
+        return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+
+    def slope(self, scores: Tensor) -> Tensor:
+        """The density."""
+        z = (scores - _LAPLACE_MEAN) / _LAPLACE_DEVIATION
+        return torch.exp(-z.square() / 2) / (_LAPLACE_DEVIATION * math.sqrt(2 * math.pi))
+
+
+@value
 class Relu(Summed):
     """Weights scale max(s, 0)^power; a scale of 1/keys keeps the output's size.
 
@@ -342,6 +366,6 @@ class Relu(Summed):
         return self.scale * scores.clamp(min=0) ** self.power
 
     def slope(self, scores: Tensor) -> Tensor:
-        """Derivative of the power, 0 below 0."""
+        """Return derivative of the power, 0 below 0."""
         up = (scores > 0).to(scores.dtype)
         return self.scale * self.power * scores.clamp(min=0) ** (self.power - 1) * up

@@ -73,7 +73,8 @@ class SourceAttention(Layer):
 class GlobalAlignment(SourceAttention):
     """Every source state is weighed by how it matches the decoder's (Luong, global).
 
-    `matching` is "dot" (h s), "general" (h W s) or "concat" (v tanh(W [h; s])).
+    `matching` is "dot" (h s), "general" (h W s) or "concat" (v tanh(W [h; s]), through
+    `width` hidden units, `dim` unless given).
 
     >>> GlobalAlignment(8, context_dim=8)(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
     torch.Size([1, 3, 8])
@@ -83,6 +84,8 @@ class GlobalAlignment(SourceAttention):
         """Build the weights of the match."""
         if matching not in ("dot", "general", "concat"):
             self.cannot("matching", repr(matching), "match so", "take 'dot', 'general' or 'concat'")
+        if width is not None and matching != "concat":
+            self.cannot("width", width, f"use it with matching={matching!r}", "leave it out")
         self.matching = matching
         width = self.dim if width is None else width
         if matching == "general":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from regard.core.call import Call
 from regard.core.errors import ShapeError, fail
 from regard.core.method import method
 from regard.core.partial import merge
-from regard.core.score import Dot, LowRankBias, RelativeBias, Score
+from regard.core.score import Dot, LatticeBias, LowRankBias, RelativeBias, Score
 from regard.core.support import Window
 from regard.layers.arguments import need_divisor, need_size
 from regard.layers.attention import Attention, joined, split
@@ -124,12 +125,47 @@ class ConvolvedAttentionFree(AttentionFree):
         taps = self.kernels - self.kernels.mean(-1, keepdim=True)
         taps = taps / self.kernels.std(-1, keepdim=True).clamp_min(1e-6)
         taps = taps * self.scales[0][:, None] + self.scales[1][:, None]
-        table = nn.functional.pad(taps, (1, 1)).repeat_interleave(self.heads // len(taps), 0)
-        return super().score() + RelativeBias(table)
+        return self.bias_of(taps.repeat_interleave(self.heads // len(taps), 0))
+
+    def bias_of(self, taps: Tensor) -> Score:
+        """Look the number of a distance up, 0 beyond the window: taps [h, 2 window - 1]."""
+        return super().score() + RelativeBias(nn.functional.pad(taps, (1, 1)))
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend with one feature a head."""
         return self.attend(call)
+
+
+@register("aft_conv_2d")
+class LatticeAttentionFree(ConvolvedAttentionFree):
+    """AFT over pictures: numbers depend on the offset in rows and columns (AFT-conv, 2-D).
+
+    `grid` is the rows and columns of the tokens; each of `heads` kernels reaches `window` - 1 cells
+    to every side, and has the mean and deviation of all its taps brought to 0 and 1.
+
+    >>> layer = LatticeAttentionFree(32, heads=4, grid=(3, 4), window=2)
+    >>> layer(torch.randn(1, 12, 32)).shape
+    torch.Size([1, 12, 32])
+    """
+
+    can: ClassVar[Capabilities] = Capabilities(
+        cross=False, padding=False, left_padding=False, documents=False, any_length=False
+    )
+    tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "grid": (6, 4), "window": 3}
+
+    def __init__(
+        self, dim: int, heads: int, *, grid: Sequence[int], window: int, **settings: Any
+    ) -> None:
+        super().__init__(dim, heads, window=window, **settings)
+        self.grid = (int(grid[0]), int(grid[1]))
+        side = 2 * window - 1
+        self.kernels = nn.Parameter(torch.randn(heads, side * side))
+
+    def bias_of(self, taps: Tensor) -> Score:
+        """Look the number of an offset up, 0 beyond the window."""
+        side = round(taps.shape[-1] ** 0.5)
+        table = nn.functional.pad(taps.unflatten(-1, (side, side)), (1, 1, 1, 1))
+        return Attention.score(self) + LatticeBias(table, self.grid)
 
 
 @register("aft_simple")

@@ -20,10 +20,10 @@ def model(
     *,
     dim: int,
     vocab: int,
-    causal: bool = True,
+    causal: bool | None = None,
     sources: Sequence[int] | None = None,
     absolute: nn.Module | str | None = None,
-    longest: int = 2048,
+    longest: int | None = None,
     width: int | None = None,
     dropout: float = 0.0,
     tied: bool = True,
@@ -33,8 +33,10 @@ def model(
     """Build a language model of layers given by name (or made already), with shared `settings`.
 
     `sources` lets layers read the keys of earlier ones (`[0, 0, 2, 2]`). `absolute` adds positions
-    to the tokens: "sinusoidal", "learned" (up to `longest`) or a module of your own. A setting
-    that some of the layers do not know goes to those that do.
+    to the tokens: "sinusoidal", "learned" (up to `longest`, 2048 unless given) or a module of your
+    own. Layers by name are causal unless `causal` says otherwise; layers that were made already
+    are as they were made. A setting goes to those layers by name that know it, and is refused
+    where none does.
 
     >>> import torch
     >>> hybrid = model(["mha", "retention"], dim=32, heads=4, vocab=50)
@@ -45,10 +47,11 @@ def model(
         fail(RuleError, "layers", "none", "at least one layer", 'pass ["mha"] * 4, say')
     if sources is not None:
         need_sources(sources, len(layers))
-    made = []
+    made: list[Layer] = []
     known: set[str] = set()
     for i, one in enumerate(layers):
         if isinstance(one, Layer):
+            need_alike(one, i, dim, causal)
             made.append(one)
             continue
         if not isinstance(one, str):
@@ -57,17 +60,22 @@ def model(
         known |= set(own)
         if sources is not None and sources[i] != i:
             own["owns_keys"] = False
-        made.append(layer(one, dim, causal=causal, **own))
+        made.append(layer(one, dim, causal=causal is not False, **own))
     unknown = set(settings) - known
-    if unknown and any(isinstance(one, str) for one in layers):
+    if unknown:
         fail(
-            RuleError, "settings", sorted(unknown), "parameters that some layer has",
-            "leave them out, or check their names",
+            RuleError, "settings", sorted(unknown), "parameters that some layer has, given by name",
+            "leave them out, or check their names; layers that were made already take none",
+        )  # fmt: skip
+    if longest is not None and absolute != "learned":
+        fail(
+            RuleError, "longest", f"{longest}, with absolute={absolute!r}", 'absolute="learned"',
+            "leave it out: nothing else has a table of positions",
         )  # fmt: skip
     if absolute == "sinusoidal":
         absolute = Sinusoidal(dim)
     elif absolute == "learned":
-        absolute = Learned(dim, longest)
+        absolute = Learned(dim, 2048 if longest is None else longest)
     elif isinstance(absolute, str):
         fail(RuleError, "absolute", repr(absolute), "'sinusoidal' or 'learned'", "or pass a module")
     blocks = [
@@ -75,6 +83,20 @@ def model(
     ]  # fmt: skip
     stack = Stack(blocks, sources=sources, checkpointing=checkpointing)
     return LanguageModel(stack, vocab, absolute=absolute, tied=tied)
+
+
+def need_alike(layer: Layer, place: int, dim: int, causal: bool | None) -> None:
+    """Raise unless a layer that was made already has the width, and the causality, of the model."""
+    if layer.dim != dim:
+        fail(
+            RuleError, f"layers[{place}]", f"{layer.dim} channels", f"dim={dim}, as the model",
+            "make the layer with this dim",
+        )  # fmt: skip
+    if causal is not None and layer.causal != causal:
+        fail(
+            RuleError, "causal", f"{causal}, with layers[{place}] made with causal={layer.causal}",
+            "what the layer was made with", "leave causal out, or make the layer anew",
+        )  # fmt: skip
 
 
 def _known(name: str, settings: dict[str, Any]) -> dict[str, Any]:

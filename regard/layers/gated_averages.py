@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from regard.core.keys import Dense
 from regard.core.method import method
+from regard.core.score import Dot
 from regard.core.support import Blocks
+from regard.core.weigh import Laplace
 from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
 from regard.layers.averaging import DampedAverage
@@ -81,7 +83,12 @@ class MovingAverageGated(Attention):
         """Average, then make queries and keys of the average and values of the tokens."""
         input.between["average"] = averaged = self.average(input.x, input)
         q, k = self.scalings(averaged)
+        q = self.tempered(q, input)
         return self.positioned_and_kept(q, k, F.silu(self.to_v(input.x))[:, None], input)
+
+    def tempered(self, q: Tensor, input: LayerInput) -> Tensor:
+        """Return the queries [b, 1, n, d] at their temperature: softmax has it in its scale."""
+        return q
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
         """Reset what is seen, and update the tokens."""
@@ -91,6 +98,34 @@ class MovingAverageGated(Attention):
         update = self.to_update(averaged).sigmoid()
         made: Tensor = input.x + update * (new - input.x)
         return made
+
+
+@register("mega_laplace")
+class LaplaceMovingAverageGated(MovingAverageGated):
+    """Mega that weighs each key alone, by `Laplace` of the score over the keys in sight.
+
+    `w_ij = (1 + erf((s_ij - sqrt(1/2)) / (deviation sqrt 2))) / 2` with `s_ij = q_i k_j / m_i + b`,
+    m_i the number of keys that query i may attend to; rows are not divided by their sums.
+
+    >>> LaplaceMovingAverageGated(32, causal=True)(torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    can: ClassVar[Capabilities] = Capabilities(cross=False, left_padding=False, documents=False)
+
+    def __init__(self, dim: int, **settings: Any) -> None:
+        self.decides(settings, "weigh", "score", "support")
+        super().__init__(dim, weigh=Laplace(), score=Dot(1.0), **settings)
+
+    def tempered(self, q: Tensor, input: LayerInput) -> Tensor:
+        """Divide by the number of keys in sight."""
+        if self.causal:
+            seen = torch.arange(q.shape[2], device=q.device) + input.offset + 1
+        elif input.padding is not None:
+            seen = input.padding.sum(1)[:, None, None].clamp(min=1)
+        else:
+            return q / q.shape[2]
+        return q / seen[..., None].to(q.dtype)
 
 
 @register("mega_chunk")

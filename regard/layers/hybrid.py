@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,8 @@ from regard.layers.convolution import DepthwiseConvolution
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.recurrent import Recurrent
 from regard.layers.registry import register
+from regard.layers.stack import Block
+from regard.memories.layer import LayerMemory
 
 
 @register("selective_state")
@@ -65,6 +68,19 @@ class SelectiveState(Recurrent):
         return {"log_decay": input.between.pop("steps")}
 
 
+def with_meta(meta: Tensor, input: LayerInput) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put meta tokens [1, m, dim] in front of a text that begins: its x, positions and padding."""
+    x, count = input.x, meta.shape[1]
+    positions, padding = input.positions + count, input.padding
+    if input.memory is None or not input.memory.seen:
+        x = torch.cat((meta.to(x.dtype).expand(len(x), -1, -1), x), 1)
+        first = torch.arange(count, device=x.device).expand(*positions.shape[:-1], -1)
+        positions = torch.cat((first, positions), -1)
+        if padding is not None:
+            padding = torch.cat((padding.new_ones(len(x), count), padding), 1)
+    return x, positions, padding
+
+
 @register("hymba")
 @method("hymba", call='import regard\nlayer = regard.layer("hymba", 512, heads=8, kv_heads=2)')
 class Hymba(Layer):
@@ -72,7 +88,8 @@ class Hymba(Layer):
 
     `y = (a norm(attention) + b norm(state)) W / 2`, with a and b learned vectors. `meta` learned
     tokens come first in every text, and stay in sight of the window; `window=None` sees everything.
-    A decoder keeps the window, the meta tokens' keys and one state.
+    A decoder keeps the window, the meta tokens' keys and one state. With `owns_meta=False` the
+    first `meta` tokens of what it reads are somebody else's: a `HymbaStack` has them once.
 
     >>> Hymba(32, heads=4, window=4, meta=3)(torch.randn(1, 9, 32)).shape
     torch.Size([1, 9, 32])
@@ -86,7 +103,8 @@ class Hymba(Layer):
 
     def __init__(
         self, dim: int, heads: int, *, window: int | None = 1024, meta: int = 128,
-        states: int = 16, causal: bool = True, context_dim: int | None = None, **settings: Any,
+        states: int = 16, causal: bool = True, context_dim: int | None = None,
+        owns_meta: bool = True, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, causal=causal, context_dim=context_dim)
         self.decides(settings, "support")
@@ -95,21 +113,16 @@ class Hymba(Layer):
         settings.setdefault("position", "rotary")
         self.attention = Attention(dim, heads, support=near, causal=True, **settings)
         self.state = SelectiveState(dim, heads, states=states)
-        self.meta = nn.Parameter(0.02 * torch.randn(1, meta, dim))
+        self.meta = nn.Parameter(0.02 * torch.randn(1, meta, dim)) if owns_meta else None
         self.norms = nn.ModuleList((nn.RMSNorm(dim), nn.RMSNorm(dim)))
         self.shares = nn.Parameter(torch.ones(2, dim))
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def compute(self, input: LayerInput) -> Tensor:
         """Put the meta tokens in front of a text, read both ways, and mix."""
-        x, n, meta = input.x, input.x.shape[1], self.meta.shape[1]
-        positions, padding = input.positions + meta, input.padding
-        if input.memory is None or not input.memory.seen:
-            x = torch.cat((self.meta.expand(len(x), -1, -1), x), 1)
-            first = torch.arange(meta, device=x.device).expand(*positions.shape[:-1], -1)
-            positions = torch.cat((first, positions), -1)
-            if padding is not None:
-                padding = torch.cat((padding.new_ones(len(x), meta), padding), 1)
+        x, positions, padding, n = input.x, input.positions, input.padding, input.x.shape[1]
+        if self.meta is not None:
+            x, positions, padding = with_meta(self.meta, input)
         said = []
         for name, part in (("attention", self.attention), ("state", self.state)):
             told = {**input.for_part(name, part), "positions": positions, "padding": padding}
@@ -117,3 +130,45 @@ class Hymba(Layer):
         both = (norm(y) * a for norm, y, a in zip(self.norms, said, self.shares, strict=True))
         mixed: Tensor = self.to_out(sum(both) / 2)
         return mixed
+
+
+@register("hymba_stack")
+class HymbaStack(Layer):
+    """Blocks of Hymba layers whose meta tokens come once, in front of the first (Hymba's model).
+
+    The first, the middle and the last of `layers` see everything, the others a window and the meta
+    tokens. Meta tokens go through every block as tokens do; they are computed once for a text that
+    is decoded.
+
+    >>> HymbaStack(32, heads=4, layers=3, window=4, meta=3)(torch.randn(1, 9, 32)).shape
+    torch.Size([1, 9, 32])
+    """
+
+    can: ClassVar[Capabilities] = replace(Hymba.can, constant_memory=False, linear=False)
+    tiny: ClassVar[dict[str, Any]] = {**Hymba.tiny, "layers": 4}
+
+    def __init__(
+        self, dim: int, heads: int, *, layers: int, window: int = 1024, meta: int = 128,
+        causal: bool = True, context_dim: int | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dim, causal=causal, context_dim=context_dim)
+        need_size("layers", layers)
+        need_size("meta", meta)
+        wide = {0, layers // 2, layers - 1}
+        self.meta = nn.Parameter(0.02 * torch.randn(1, meta, dim))
+        self.blocks = nn.ModuleList(
+            Block(Hymba(
+                dim, heads, window=None if i in wide else window, meta=meta, owns_meta=False,
+                **settings,
+            )) for i in range(layers)
+        )  # fmt: skip
+
+    def compute(self, input: LayerInput) -> Tensor:
+        """Put the meta tokens in front of a text, and run the blocks."""
+        n, (x, positions, padding) = input.x.shape[1], with_meta(self.meta, input)
+        for i, block in enumerate(self.blocks):
+            memory = None
+            if input.memory is not None:
+                memory = input.memory.of_kind(f"block {i}", lambda: LayerMemory("a block"))
+            x = block(x, positions=positions, padding=padding, memory=memory)
+        return x[:, -n:]

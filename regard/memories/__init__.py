@@ -4,8 +4,8 @@
 `Kept` lets every head keep its own keys, in stores that may be small (`Quantized`, `LowRank`) or
 elsewhere (`Hosted`, `Mapped`); `Bare` keeps keys without positions; `Ring` holds sinks and a
 window; `Paged` shares pages, `HeadPages` has them for each head; `Shared` reads another layer's.
-`Summaries` tell which pages are worth reading. `TextBlocks` are texts that were read once.
-`LayerMemory` is all that one layer keeps, under names of its own.
+`Summaries` rank pages for selection. `TextBlocks` are texts that were encoded once. `LayerMemory`
+is the memory of one layer, by name.
 """
 
 from regard.memories.bare import Bare

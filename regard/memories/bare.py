@@ -1,4 +1,4 @@
-"""Keys as they are before positions turn them: turned when they are read, for any place."""
+"""Keys before rotary positions, which are applied when keys are read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from regard.memories.stores import Plain, StoreKind
 
 
 class Turning(Protocol):
-    """What positions do to keys x [b, g, n, d] at places [n] or [b, n], and how it is undone."""
+    """Apply positions [n] or [b, n] to keys x [b, g, n, d], and undo them."""
 
     def turn(self, x: Tensor, at: Tensor) -> Tensor: ...  # noqa: D102
     def back(self, x: Tensor, at: Tensor) -> Tensor: ...  # noqa: D102
 
 
 class Bare(Kept):
-    """Every key without its position: `keys` turns keys to where they stood, `bare` does not.
+    """Every key without its position: `keys` applies the positions again, `bare` does not.
 
-    Keys come turned, at their number unless `stand` told where. Who numbers them anew (chunks,
-    blocks, parallel contexts) reads them bare.
+    Keys come rotated, at their index unless `stand` sets other positions. Methods that renumber
+    them (chunks, blocks, parallel contexts) read them bare.
 
     >>> from regard.core.rotary import Rotation, turned
     >>> class Turn:
@@ -41,7 +41,7 @@ class Bare(Kept):
         super().__init__(k, v)
         self.turning = turning
         self._next: Tensor | None = None
-        # Where tokens stand, int32 [b, seen], once they stand elsewhere than at their number.
+        # Positions of tokens, int32 [b, seen], once they differ from their index.
         self._where: Tensor | None = None
 
     def stand(self, at: Tensor | None) -> None:
@@ -54,7 +54,13 @@ class Bare(Kept):
         numbers = torch.arange(self.seen, self.seen + n, device=k.device)
         at, self._next = numbers if self._next is None else self._next, None
         if at.shape not in ((n,), (1, n), (b, n)):
-            fail(ShapeError, "at", list(at.shape), f"[{n}] or [{b}, {n}]", "say where each stands")
+            fail(
+                ShapeError,
+                "at",
+                list(at.shape),
+                f"[{n}] or [{b}, {n}]",
+                "pass all positions",
+            )
         if self._where is None and not bool((at == numbers).all()):
             self._where = torch.arange(self.seen, dtype=torch.int32).to(k.device).expand(b, -1)
         if self._where is not None:
@@ -64,14 +70,14 @@ class Bare(Kept):
 
     @property
     def where(self) -> Tensor:
-        """Where tokens stand, [m] or [b, m]."""
+        """Positions of tokens, [m] or [b, m]."""
         if self._where is None:
             return torch.arange(self.seen, device=self.bare().k.device)
         return self._where
 
     @property
     def in_order(self) -> bool:
-        """Whether every token stands at its number, and none is padding."""
+        """Whether every token has its index as position, and none is padding."""
         return self._where is None and self.bare().positions is None
 
     def bare(self) -> Dense:
@@ -79,12 +85,12 @@ class Bare(Kept):
         return super().keys().dense()
 
     def keys(self) -> Dense:
-        """Return the keys turned to where they stood."""
+        """Return the keys with their positions applied."""
         read = self.bare()
         return read.replace(k=self.turning.turn(read.k, self.where))
 
     def choose(self, slots: Tensor) -> None:
-        """Refuse: where a key stands is known by its slot."""
+        """Raise: the position of a key is known by its slot."""
         super(Kept, self).choose(slots)
 
     def forget(self, horizon: Any) -> None:
@@ -107,13 +113,10 @@ class Bare(Kept):
         return super().nbytes + where
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         return {**super().state(), "where": self._where}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         super().restore(state)
         self._where = state["where"]
-
-
-__all__ = ["Bare", "Turning"]

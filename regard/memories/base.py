@@ -16,7 +16,7 @@ from regard.core.spans import Spans
 class KeyMemory(ABC):
     """Keys and values of the tokens seen so far, or what a method keeps of them.
 
-    `seen` counts the tokens that came by, kept or not: the next query stands there.
+    `seen` counts the tokens so far, kept or not: the position of the next query.
     """
 
     seen: int = 0
@@ -42,12 +42,12 @@ class KeyMemory(ABC):
         """Crop to the first `length` tokens."""
 
     def check_crop(self, length: int) -> None:
-        """Raise unless `crop(length)` can be done; nothing changes."""
+        """Raise unless `crop(length)` is possible; change nothing."""
         return
 
     @abstractmethod
     def reorder(self, rows: Tensor) -> None:
-        """Continue row i of the batch from row `rows[i]`, as beam search asks."""
+        """Continue row i of the batch from row `rows[i]`, as in beam search."""
 
     @property
     @abstractmethod
@@ -60,29 +60,29 @@ class KeyMemory(ABC):
         return 0
 
     def choose(self, slots: Tensor) -> None:
-        """Keep the slots [b, g, c] of `keys()`, in order; -1 is none. The rest goes."""
+        """Keep the slots [b, g, c] of `keys()`, in order, -1 for none, and drop the others."""
         fail(
-            CapabilityError, "memory", f"{type(self).__name__}, which keeps what it must",
+            CapabilityError, "memory", f"{type(self).__name__}, which keeps a fixed set",
             "a memory that can choose among its keys", "use regard.memories.Kept",
         )  # fmt: skip
 
     def settle(self) -> None:
-        """Compact what attention has read; a memory that has nothing to do does nothing."""
+        """Compact the keys that attention has read; does nothing by default."""
         return
 
     def repeat(self, times: int, batch: int) -> None:
-        """Repeat each of the rows of a batch, as beams and several answers ask."""
+        """Repeat each row of a batch, for beams or several answers."""
         self.reorder(torch.arange(batch).repeat_interleave(times))
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold: tensors, numbers, lists and dicts of these."""
+        """Return the state for a file: tensors, numbers, lists and dicts of these."""
         fail(
             CapabilityError, "memory", f"a {type(self).__name__}", "a memory that has a state",
             "save a Kept, a Ring or a Paged",
         )  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         self.state()
 
 
@@ -101,14 +101,14 @@ def need_keys(k: Tensor, v: Tensor, keep: Tensor | None) -> None:
     if not isinstance(keep, Tensor) or list(keep.shape) != [k.shape[0], k.shape[2]]:
         fail(
             ShapeError, "keep", shape_of(keep), f"[{k.shape[0]}, {k.shape[2]}]",
-            "say of each token whether it is real",
+            "mark each token as real or padding",
         )  # fmt: skip
     if keep.dtype is not torch.bool:
         fail(DtypeError, "keep", f"{keep.dtype}", "bool", "pass mask.bool()")
 
 
 def need_same_heads(k: Tensor, shape: tuple[int, ...] | None) -> None:
-    """Raise unless k has the batch and heads of what came before, if anything did."""
+    """Raise unless k has the batch and heads of earlier keys, if there are any."""
     if shape is not None and tuple(k.shape[:2]) != tuple(shape):
         fail(
             ShapeError, "k", f"batch and heads {list(k.shape[:2])}", f"{list(shape)}, as before",

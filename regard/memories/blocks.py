@@ -1,4 +1,4 @@
-"""Keys and values of texts that are read again and again: made once, kept by name."""
+"""Keys and values of texts that are reused: encoded once, stored by name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ BLOCK = FileKind(
 
 @dataclass(frozen=True, eq=False)
 class TextBlock:
-    """What a model made of one text that it read alone: k [1, g, m, d], v [1, g, m, e] by layer.
+    """Keys and values of one text read alone: k [1, g, m, d], v [1, g, m, e] by layer.
 
-    Keys stand at 0, 1, 2, ...: who puts the block elsewhere turns them.
+    Positions are 0, 1, 2, ...; a block placed elsewhere must be rotated.
     """
 
     k: tuple[Tensor, ...]
@@ -39,10 +39,10 @@ class TextBlock:
 
 
 class TextBlocks:
-    """Text blocks by name, of one model: `of` tells which.
+    """Text blocks by name, of the model that `of` names.
 
-    Past `limit` bytes the one that was longest unused goes. With a `folder`, each is a file there
-    too, from which it comes back.
+    Past `limit` bytes the least recently used block is dropped. With a `folder`, each block is a
+    file too, from which it is loaded again.
 
     >>> import torch
     >>> blocks, x = TextBlocks(limit=100), (torch.ones(1, 1, 3, 4),)
@@ -84,7 +84,7 @@ class TextBlocks:
         return block
 
     def keep(self, name: str, block: TextBlock) -> None:
-        """Keep a block; others may go for it."""
+        """Add a block; least recently used ones may be dropped for it."""
         if self.folder is not None:
             said = {"of": self.of, "k": list(block.k), "v": list(block.v)}
             write_packed(self._file(name), said, BLOCK)
@@ -124,7 +124,7 @@ class TextBlocks:
         return sum(file.stat().st_size for file in files)
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         held = {name: {"k": list(b.k), "v": list(b.v)} for name, b in self._held.items()}
         return {"of": self.of, "blocks": held}
 
@@ -132,6 +132,3 @@ class TextBlocks:
         """Load what a file held, beside what is held already."""
         for name, content in state["blocks"].items():
             self._hold(name, self._made({"of": state["of"], **content}, "the file"))
-
-
-__all__ = ["TextBlock", "TextBlocks"]

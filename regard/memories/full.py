@@ -17,8 +17,8 @@ from regard.memories.base import KeyMemory, need_keys, need_same_heads
 class Full(KeyMemory):
     """Every key and value; `forget` drops those that no later query can need.
 
-    Without gradients the tensors grow by half at a time and are written in place; what came first
-    is the caller's, and is copied before anything is written.
+    Without gradients the tensors grow by half at a time and are written in place; the first ones
+    belong to the caller, and are copied before a write.
 
     >>> memory = Full()
     >>> memory.extend(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
@@ -31,10 +31,10 @@ class Full(KeyMemory):
         self.seen = 0
         self._k: Tensor | None = None
         self._v: Tensor | None = None
-        # Positions [1 or b, kept], once keys no longer stand at 0, 1, 2, ...
+        # Positions [1 or b, kept], once they are no longer 0, 1, 2, ...
         self._positions: Tensor | None = None
         self._kept = 0
-        # Whether the tensors are ours to write to: the first ones are as they were given.
+        # Whether the tensors may be written: the first ones belong to the caller.
         self._ours = False
         # Tokens seen when keys were last dropped: no query before that can be asked again.
         self._forgot_at = 0
@@ -42,9 +42,9 @@ class Full(KeyMemory):
     def extend(
         self, k: Tensor, v: Tensor, keep: Tensor | None = None, at: Tensor | None = None
     ) -> None:
-        """Append n tokens; `at` [b, n] says where they stand, -1 at none, if not one after another.
+        """Append n tokens; `at` [b, n] are their positions, -1 at none, if not consecutive.
 
-        A memory whose tokens were placed once must be told each time.
+        Once `at` was given it must be given each time.
         """
         need_keys(k, v, keep)
         need_same_heads(k, None if self._k is None else self._k.shape[:2])
@@ -82,7 +82,7 @@ class Full(KeyMemory):
         return held
 
     def keys(self) -> Dense:
-        """Return all that is kept."""
+        """Return all keys."""
         if self._k is None or self._v is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return Dense(self._k[:, :, : self._kept], self._v[:, :, : self._kept], self._positions)
@@ -90,7 +90,7 @@ class Full(KeyMemory):
     def forget(self, horizon: Spans | Sequence[Spans]) -> None:
         """Drop positions outside `horizon`, once they are a third of what is held.
 
-        Rows whose tokens stand at places of their own may have a horizon each.
+        Rows with their own positions may have a horizon each.
         """
         if self._k is None or self._v is None:
             return

@@ -1,4 +1,4 @@
-"""Every head of every row a sequence of its own, in pages: one kernel attends over all of them."""
+"""Pages for every head of every row, over all of which one kernel attends."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ class HeadPages(KeyMemory):
         return sum(x.untyped_storage().nbytes() for x in held)
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         return {
             "seen": self.seen, "dropped": self._dropped_at, "lengths": list(self.lengths),
             "shape": None if self._shape is None else list(self._shape),
@@ -238,7 +238,7 @@ class HeadPages(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         pages = state["pages"]
         if pages and pages[0].shape[1] != self.size:
             fail(
@@ -251,6 +251,3 @@ class HeadPages(KeyMemory):
         self._pages = [x.clone() for x in pages]
         self._table, self._at = state["table"], state["at"]
         self._holes = state["holes"]
-
-
-__all__ = ["HeadPages"]

@@ -38,7 +38,7 @@ class _Part:
         self.notes: dict[str, Tensor] = {}
 
     def positions(self, b: int, seen: int, device: torch.device) -> Positions:
-        """Positions of all slots, once `seen` tokens have been seen."""
+        """Return positions of all slots, once `seen` tokens have been seen."""
         return Positions(self.at, seen, (b, len(self.heads), len(self.k)), self.real, device)
 
 
@@ -290,7 +290,7 @@ class Kept(KeyMemory):
         return sum(p.k.file_bytes + p.v.file_bytes for p in self._parts)
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         parts = [
             {"heads": list(p.heads), "k": p.k.state(), "v": p.v.state(), "at": p.at,
              "notes": p.notes}
@@ -302,7 +302,7 @@ class Kept(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         self.seen, self._dropped_at = state["seen"], state["dropped"]
         self._shape = None if state["shape"] is None else tuple(state["shape"])
         self._parts = []
@@ -343,6 +343,3 @@ def need_crop(length: int, seen: int, dropped_at: int) -> None:
             f"at least {dropped_at}: keys that earlier queries need are forgotten",
             "decode without guessing ahead, or keep every key",
         )  # fmt: skip
-
-
-__all__ = ["Kept", "need_crop"]

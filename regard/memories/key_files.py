@@ -134,6 +134,3 @@ def _remove(path: Path, owner: int, place: str) -> None:
         if not home.files:
             del _homes[owner, place]
             home.close()
-
-
-__all__ = ["KeyFile", "forks", "sweep"]

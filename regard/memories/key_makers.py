@@ -72,6 +72,3 @@ def key_maker(keys: Any) -> KeyMaker:
         return made
 
     return make
-
-
-__all__ = ["NAMED", "KeyMaker", "key_maker", "ring"]

@@ -31,7 +31,7 @@ class LowRank(TokenStore):
         if rank < 1 or residual < 0:
             fail(
                 ValueRangeError, "rank, residual", (rank, residual), "at least 1 and 0",
-                "pass rank=16, say",
+                "pass rank=16",
             )  # fmt: skip
         self.rank, self.residual = rank, residual
         self._basis: Tensor | None = None
@@ -104,6 +104,3 @@ class LowRank(TokenStore):
     def restore(self, state: dict[str, Any]) -> None:
         """Load them."""
         self._basis, self._parts, self._tail = (state[x] for x in ("basis", "parts", "tail"))
-
-
-__all__ = ["LowRank"]

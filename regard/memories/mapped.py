@@ -71,7 +71,7 @@ class Mapped(TokenStore):
         self._written = max(self._written, self._m)
 
     def _is_shared(self) -> bool:
-        """Whether another process may read what the next token would be written over."""
+        """Return whether another process may read what the next token would be written over."""
         if forks() != self._forks:
             self._lent, self._forks = self._written, forks()
         return self._file is not None and (
@@ -158,6 +158,3 @@ class Mapped(TokenStore):
         """Write the tokens to a file."""
         if state["x"] is not None:
             self.append(state["x"])
-
-
-__all__ = ["DiskError", "Mapped"]

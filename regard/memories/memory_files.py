@@ -14,10 +14,14 @@ MEMORY = FileKind("regard-memory", 2, "a memory that `save` wrote", "save it aga
 def save(memory: Any, path: str | Path, *, overwrite: bool = False) -> Path:
     """Save a memory (anything with `state()`).
 
-    What Regard saved there before is replaced, anything else only where `overwrite` is true.
+    A memory that was saved there before is replaced, anything else only where `overwrite` is true.
     """
     content = {"memory": type(memory).__name__, "state": memory.state()}
-    return write_packed(path, content, MEMORY, may_replace=True if overwrite else is_packed)
+
+    def may_replace(there: Path) -> bool:
+        return overwrite or is_packed(there, MEMORY)
+
+    return write_packed(path, content, MEMORY, may_replace=may_replace)
 
 
 def load(memory: Any, path: str | Path) -> Any:
@@ -40,7 +44,7 @@ def load(memory: Any, path: str | Path) -> Any:
         memory.restore(content["state"])
         if isinstance(memory, KeyMemory) and memory.seen != 0:
             held = memory.read()
-            need_keys(held.k, held.v, None)  # what cannot be read is told here, not later
+            need_keys(held.k, held.v, None)  # fail here rather than when it is read
     return memory
 
 

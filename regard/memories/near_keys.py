@@ -76,13 +76,10 @@ class NearKeys(KeyMemory):
         return self._keys.nbytes + self._values.nbytes
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         return {"keys": self._keys.state(), "values": self._values.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         self._keys.restore(state["keys"])
         self._values.restore(state["values"])
-
-
-__all__ = ["NearKeys"]

@@ -242,6 +242,3 @@ def _swap(pool: Pool, old: Sequence[Sequence[int]], new: Sequence[Sequence[int]]
     for table in old:
         for page in table:
             pool.drop(page)
-
-
-__all__ = ["Paged", "Pool", "PoolError"]

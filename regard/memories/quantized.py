@@ -31,7 +31,7 @@ class Quantized(TokenStore):
 
     def __init__(self, bits: int, by: str, group: int = 32, residual: int = 32) -> None:
         if bits not in BITS:
-            fail(ValueRangeError, "bits", bits, f"one of {BITS}", "pass bits=4, say")
+            fail(ValueRangeError, "bits", bits, f"one of {BITS}", "pass bits=4")
         if by not in ("channel", "token"):
             fail(ValueRangeError, "by", repr(by), "'channel' or 'token'", "keys go by channel")
         if group < 1 or residual < 0:

@@ -136,7 +136,7 @@ def _here(x: Tensor | None) -> Tensor | None:
 
 
 def wire_bytes(heads: int, kv_heads: int, size: int, batch: int, layers: int, item: int) -> float:
-    """Bytes that a step of decoding moves: (2 + 2 / G) e d b layers, d over all query heads.
+    """Return bytes that a step of decoding moves: (2 + 2 / G) e d b layers, d over all query heads.
 
     >>> wire_bytes(heads=32, kv_heads=8, size=128, batch=64, layers=32, item=2)
     41943040.0

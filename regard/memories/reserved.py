@@ -1,4 +1,4 @@
-"""Room for the longest text in addresses alone: memory is there when tokens are."""
+"""Reserve addresses for the longest text, and map memory as tokens arrive."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Reservation:
         self, slots: int, longest: int, layers: int, heads: int, size: int, *,
         dtype: torch.dtype = torch.float32, group: int = 1 << 16, limit: int | None = None,
     ) -> None:  # fmt: skip
-        told = {"slots": slots, "longest": longest, "layers": layers, "heads": heads, "size": size}
-        for name, x in told.items():
+        sizes = {"slots": slots, "longest": longest, "layers": layers, "heads": heads, "size": size}
+        for name, x in sizes.items():
             need_count(name, x)
         if group < mmap.PAGESIZE or group % mmap.PAGESIZE:
             fail(
                 ValueRangeError, "group", group, f"a multiple of a page of {mmap.PAGESIZE}",
-                "pass group=1 << 16, say",
+                "pass group=1 << 16",
             )  # fmt: skip
         self.slots, self.longest, self.layers, self.group = slots, longest, layers, group
         self.limit = limit
@@ -166,7 +166,7 @@ class Reservation:
         return sum(map(sum, self._groups)) * self.group
 
     def bytes_of(self, slot: int, layer: int) -> int:
-        """Bytes mapped for one slot of one layer."""
+        """Return bytes mapped for one slot of one layer."""
         return sum(self._groups[slot][2 * layer : 2 * layer + 2]) * self.group
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reservation:
@@ -176,7 +176,7 @@ class Reservation:
 class Reserved(KeyMemory):
     """One layer's keys in slots of a reservation, one for each row; what is read is a view.
 
-    Slots that stand in a row are read without a copy.
+    Contiguous slots are read without a copy.
     """
 
     def __init__(self, rooms: Reservation, layer: int, slots: Sequence[int]) -> None:
@@ -209,7 +209,7 @@ class Reserved(KeyMemory):
         self.seen += n
 
     def keys(self) -> Dense:
-        """Return a view where slots stand in a row, else a copy."""
+        """Return a view if slots are contiguous, else a copy."""
         if not self.seen:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         k, v = (self._rows(x)[:, : self.seen].transpose(1, 2)
@@ -267,6 +267,3 @@ class Reserved(KeyMemory):
         if state["k"] is not None:
             self.extend(state["k"], state["v"])
         self._at = state["at"]
-
-
-__all__ = ["Reservation", "Reserved"]

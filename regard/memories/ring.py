@@ -245,7 +245,7 @@ class Ring(KeyMemory):
         return young + sum(x.untyped_storage().nbytes() for x in held)
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         young = None if self._young is None else self._young.state()
         return {
             "window": self.window, "sinks": self.sinks, "seen": self._seen, "young": young,
@@ -254,7 +254,7 @@ class Ring(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         if (state["window"], state["sinks"]) != (self.window, self.sinks):
             fail(
                 ValueRangeError, "state", f"window {state['window']}, sinks {state['sinks']}",
@@ -268,6 +268,3 @@ class Ring(KeyMemory):
         self._held, self._new = [x.clone() for x in state["held"]], list(state["new"])
         # Found out anew at the next step.
         self._full = False
-
-
-__all__ = ["Ring"]

@@ -58,6 +58,3 @@ class Shared(KeyMemory):
     def restore(self, state: dict[str, int]) -> None:
         """Load the count."""
         self.seen = state["seen"]
-
-
-__all__ = ["Shared"]

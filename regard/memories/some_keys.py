@@ -108,14 +108,14 @@ class SomeKeys(KeyMemory):
         return self._k.nbytes + self._v.nbytes + sum(x.untyped_storage().nbytes() for x in tables)
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         return {
             "heads": self.heads, "leaders": self.leaders,
             "seen": self.seen, "k": self._k.state(), "v": self._v.state(), "at": self._at,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         self.heads, self.leaders = state["heads"], state["leaders"]
         self.seen, self._at = state["seen"], state["at"]
         self._k.restore(state["k"])
@@ -125,6 +125,3 @@ class SomeKeys(KeyMemory):
 def _index(heads: Tensor, x: Tensor) -> Tensor:
     """Index of heads [b or 1, c] along axis 1 of x [b, g, m, d]."""
     return heads.to(x.device)[:, :, None, None].expand(len(x), -1, x.shape[2], x.shape[3])
-
-
-__all__ = ["SomeKeys"]

@@ -126,15 +126,12 @@ class Split(KeyMemory):
         return sum(memory.file_bytes for _, memory in self.parts)
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         return {"parts": [[list(heads), memory.state()] for heads, memory in self.parts]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
         for (heads, memory), (own, held) in zip(self.parts, state["parts"], strict=True):
             if list(heads) != own:
                 fail(RuleError, "state", f"heads {own}", f"{list(heads)}", "make it as it was")
             memory.restore(held)
-
-
-__all__ = ["Split"]

@@ -25,6 +25,11 @@ class TokenStore(ABC):
     # Whether `settle` may have something to do.
     loose: bool = True
 
+    @property
+    def takes(self) -> int:
+        """Tokens that must come at once for any to be taken in."""
+        return 1
+
     @abstractmethod
     def __len__(self) -> int:
         """Count the tokens held."""
@@ -35,7 +40,7 @@ class TokenStore(ABC):
 
     @abstractmethod
     def read(self) -> Tensor:
-        """Return all that is held, [b, h, m, d]."""
+        """Return all tokens, [b, h, m, d]."""
 
     @abstractmethod
     def empty(self) -> TokenStore:
@@ -73,7 +78,7 @@ class TokenStore(ABC):
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held."""
+        """Load the state of a file."""
 
 
 StoreKind = Callable[[], TokenStore]
@@ -191,6 +196,3 @@ class Hosted(Plain):
     def empty(self) -> Hosted:
         """Return another."""
         return Hosted(self.home)
-
-
-__all__ = ["Hosted", "Plain", "StoreKind", "TokenStore"]

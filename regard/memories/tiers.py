@@ -25,12 +25,12 @@ Worth = Callable[[float, float], float]
 
 
 def per_idle_time(cost: float, idle: float) -> float:
-    """What a chunk is worth in Pensieve: `V = cost / idle`."""
+    """Return what a chunk is worth in Pensieve: `V = cost / idle`."""
     return cost / max(idle, 1e-9)
 
 
 def least_recent(cost: float, idle: float) -> float:
-    """What a chunk is worth to who forgets the least recently used, whatever it cost."""
+    """Return what a chunk is worth to who forgets the least recently used, whatever it cost."""
     return 1 / max(idle, 1e-9)
 
 
@@ -168,7 +168,7 @@ class Tiers:
         return found
 
     def used(self, tier: str) -> int:
-        """Bytes of a tier."""
+        """Return bytes of a tier."""
         return sum(c.bytes(tier) for chunks in self._chunks.values() for c in chunks)
 
     @property
@@ -235,7 +235,7 @@ class Tiers:
             free += chunk.bytes("device")
 
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold."""
+        """Return the state for a file."""
         said: dict[str, Any] = {}
         for name, chunks in self._chunks.items():
             pairs = list(zip(*(c.read() for c in chunks), strict=True))
@@ -252,6 +252,3 @@ class Tiers:
                 self.put(name, held["k"], held["v"], now=now, start=start)
             else:
                 self._chunks[name], self._length[name], self._active[name] = [], held["length"], now
-
-
-__all__ = ["TIERS", "RecomputeCost", "Tiers", "least_recent", "per_idle_time"]

@@ -101,6 +101,3 @@ def _refuse(got: str) -> None:
         WireError, "message", got, "the messages of a process that has the key",
         "start the workers anew: nothing that they say can be trusted now",
     )  # fmt: skip
-
-
-__all__ = ["Line", "WireError", "new_key"]

@@ -62,7 +62,7 @@ def _end_with(parent: int) -> None:
 def _answer(
     line: Line, asked: dict[str, Any], kept: dict[int, Kept], broken: dict[int, str]
 ) -> None:
-    """Do what is asked; what goes wrong is told with the next answer about the same keys."""
+    """Execute a request; an error is sent with the next answer about the same keys."""
     what, name, found = asked["what"], asked["name"], None
     try:
         if what == "attend":
@@ -115,7 +115,7 @@ class AttentionWorkers:
     values that went out, `received` those of outputs that came back. Use it as a context, or
     `close` it; the workers end with this process in any case.
 
-    Threads may share the workers, each with memories of its own: one exchange of messages is made
+    Threads may share the workers, each with its own memories: one exchange of messages is made
     at a time. Another process may not: after a fork, start workers there. An exchange that was
     interrupted leaves workers whose answers belong to nobody, so they are refused from then on.
     """
@@ -238,6 +238,3 @@ def _end(lines: Sequence[Line], processes: Sequence[Any], owner: int) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-__all__ = ["AttentionWorkers", "serve"]

@@ -10,11 +10,12 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from regard.core.call import Call
-from regard.core.errors import fail, shape_of
+from regard.core.errors import fail
 from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.score import Dot, SoftCap
@@ -22,10 +23,12 @@ from regard.core.score.base import Score
 from regard.core.score.dense import DenseBias
 from regard.core.support import Causal, Everything, Support
 from regard.core.weigh import Softmax
+from regard.models.attention_arguments import chosen_keys, need_known
 from regard.models.engine import Engine
 from regard.models.forward import Forward, current_forward
 from regard.models.hook import Held, UnsupportedModelError
 from regard.models.masks import Mask, make_mask
+from regard.models.removal import uncompiled
 from regard.models.sdpa import four_axes, with_mask
 from regard.run.runner import need_room
 
@@ -39,8 +42,6 @@ NAME = "regard"
 # Whom the calls of a module go through.
 held: WeakKeyDictionary[nn.Module, Held] = WeakKeyDictionary()
 _nobody = Engine()
-# What a model may hand to its attention that changes scores and is not read here.
-UNREAD = ("sinks", "head_mask")
 
 
 class Name(str):
@@ -72,6 +73,7 @@ def _same(x: str | None) -> str | None:
     return x
 
 
+@uncompiled
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -84,17 +86,22 @@ def attention(
     position_bias: Tensor | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Stand where transformers expects its attention: out [b, n, h, e], and weights if asked."""
     if kwargs.get("cache") is not None:
         refuse_batching()
-    for name in UNREAD:
-        if kwargs.get(name) is not None:
-            refuse_unread(name, kwargs[name])
+    if kwargs:
+        need_known(module, kwargs)
     found = held.get(module)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
+    if indices is not None or block_indices is not None:
+        # Eager attention and SDPA are handed these in the mask; whatever has another name is not.
+        chosen = chosen_keys(module, query, key.shape[2], indices, block_indices)
+        attention_mask = with_chosen(attention_mask, chosen, query.shape[2], bool(is_causal))
     rule = rule_of(
         attention_mask, query, key, scaling, bool(is_causal), position_bias, softcap, s_aux
     )
@@ -125,15 +132,19 @@ def weights_are_asked(module: nn.Module, now: Forward | None, mask: Any = None) 
     return bool(getattr(config, "output_attentions", False))
 
 
-def refuse_unread(name: str, x: Any) -> None:
-    """Refuse a model that changes its scores by an argument that no rule can say."""
-    fail(
-        UnsupportedModelError,
-        name,
-        shape_of(x),
-        "scores that a mask, a bias, a soft cap or a sink for each head change",
-        "use the model as it is: Regard would leave this out",
+def with_chosen(mask: Any, chosen: Tensor, n: int, is_causal: bool) -> Tensor:
+    """Add the keys that a model has chosen, bool [b, 1 or h, n, m], to a mask: a tensor."""
+    if isinstance(mask, Mask):
+        return mask.dense() & chosen
+    if mask is None:
+        m = chosen.shape[3]
+        later = torch.ones((n, m), dtype=torch.bool, device=chosen.device).triu(1)
+        return chosen & ~later if is_causal and n > 1 else chosen
+    mask = four_axes(mask)[..., : chosen.shape[3]]
+    both: Tensor = (
+        mask & chosen if mask.dtype == torch.bool else mask.masked_fill(~chosen, -torch.inf)
     )
+    return both
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:

@@ -13,6 +13,7 @@ from regard.core.call import Call
 from regard.core.errors import RegardError, fail
 from regard.core.result import Result
 from regard.models.engine import Engine
+from regard.models.finding import main_input
 from regard.models.hook import Hook
 from regard.models.removal import Removal
 from regard.models.site import Site, Sites
@@ -80,10 +81,10 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             witness = _Witness()
             with_nothing = _with(model, hook, sites, Engine([witness]), inputs)
             with_silence = _with(model, hook, sites, Engine([_Instead(0.0)]), inputs)
-            unfelt = torch.equal(with_silence, with_nothing)
+            unfelt = _same(with_silence, with_nothing)
             if unfelt:  # zeros behind every site, as before training, hide all but a NaN
                 marked = _with(model, hook, sites, Engine([_Instead(torch.nan)]), inputs)
-                unfelt = torch.equal(marked, with_nothing)
+                unfelt = _same(marked, with_nothing)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -104,18 +105,28 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             "sums of one",
             "report the architecture; its masks are not understood",
         )
-    if given is None:
-        plain, with_nothing = (_at_real_tokens(x, inputs) for x in (plain, with_nothing))
-    error, size = float((plain - with_nothing).abs().max()), float(plain.abs().max())
-    room = 4 * torch.finfo(plain.dtype).eps ** 0.5 * max(size, 1.0)
-    if error > room or not bool(torch.isfinite(with_nothing).all()):
+    if len(plain) != len(with_nothing) or not any(bool(x.isfinite().any()) for x in plain):
         fail(
             HookError,
             "model",
-            f"outputs that differ by {error:.2g} with nothing done",
-            f"at most {room:.2g}",
-            "report the architecture; its masks are not understood",
+            f"{len(with_nothing)} tensors with nothing done, {len(plain)} before, or no number",
+            "as many, with numbers in them",
+            "pass an input whose outputs are numbers: check={...}",
         )
+    error = 0.0
+    for x, y in zip(plain, with_nothing, strict=True):
+        if given is None:
+            x, y = _at_real_tokens(x, inputs), _at_real_tokens(y, inputs)
+        gap, room = _gap(x, y)
+        error = max(error, gap)
+        if not gap <= room:
+            fail(
+                HookError,
+                "model",
+                f"outputs that differ by {gap:.2g} with nothing done",
+                f"at most {room:.2g}",
+                "report the architecture; its masks are not understood",
+            )
     if unfelt:
         fail(
             HookError,
@@ -129,7 +140,32 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
     return f"{reached}, no-op differs by {error:.2g}{unreached}"
 
 
-def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: Any) -> Tensor:
+def _gap(plain: Tensor, attached: Tensor) -> tuple[float, float]:
+    """Return how far two outputs are from each other, and how far they may be.
+
+    What is infinite or NaN must be so in both.
+    """
+    room = 4 * torch.finfo(plain.dtype).eps ** 0.5
+    if plain.shape != attached.shape:
+        return torch.inf, room
+    finite = torch.isfinite(plain)
+    if not _equal(plain[~finite], attached[~finite]) or not bool(attached[finite].isfinite().all()):
+        return torch.inf, room
+    x, y = plain[finite], attached[finite]
+    gap, size = (float(z.abs().max()) if z.numel() else 0.0 for z in (x - y, x))
+    return gap, room * max(size, 1.0)
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are equal, NaN where NaN."""
+    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(_equal, some, others))
+
+
+def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: Any) -> list[Tensor]:
     undo = Removal()
     try:
         try:
@@ -147,28 +183,37 @@ def _at_real_tokens(x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     return x if real is None or x.shape[:2] != real.shape else x[real.bool()]
 
 
-def _run(model: Any, inputs: Any) -> Tensor:
+def _run(model: Any, inputs: Any) -> list[Tensor]:
     torch.manual_seed(0)  # a model may draw what it masks
     if isinstance(inputs, Mapping):
-        found = first_tensor(model(**inputs))
-    else:
-        found = first_tensor(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
-    return found if found is not None else torch.zeros(1)
+        return list(tensors_of(model(**inputs)))
+    return list(tensors_of(model(*inputs) if isinstance(inputs, tuple) else model(inputs)))
 
 
 def first_tensor(x: Any) -> Tensor | None:
     """Return the first floating tensor in an output."""
+    return next(tensors_of(x), None)
+
+
+def tensors_of(x: Any) -> Iterator[Tensor]:
+    """Yield the floating tensors in an output.
+
+    The first may rest on none of the sites: an encoder that no hook reaches, before a decoder.
+
+    >>> [x.shape[0] for x in tensors_of({"a": torch.ones(2), "b": (torch.ones(3), None)})]
+    [2, 3]
+    """
     if isinstance(x, Tensor):
-        return x if x.is_floating_point() else None
+        if x.is_floating_point():
+            yield x
+        return
     if isinstance(x, dict):
         x = [x[name] for name in x]
     elif hasattr(x, "sample"):
         x = [x.sample]
     if isinstance(x, list | tuple):
         for part in x:
-            if (found := first_tensor(part)) is not None:
-                return found
-    return None
+            yield from tensors_of(part)
 
 
 def trial_inputs(model: Any) -> Iterator[dict[str, Any]]:
@@ -188,8 +233,8 @@ def trial_inputs(model: Any) -> Iterator[dict[str, Any]]:
 
 def tiny_inputs(model: Any) -> dict[str, Any] | None:
     """Build a tiny input for a transformers model; None where none is known."""
-    main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
-    if main is None or config is None:
+    main, config = main_input(model), getattr(model, "config", None)
+    if not main or config is None:
         return None
     parameter = next(iter(model.parameters()), None)
     device = "cpu" if parameter is None else parameter.device

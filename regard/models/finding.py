@@ -31,6 +31,16 @@ def _kind_calls(kind: Any) -> bool:
     return any(_code_calls(f, 2) for f in _own_functions(kind))
 
 
+def main_input(model: Any, usual: str = "") -> str:
+    """Return the name of what a model reads first; some name several.
+
+    >>> main_input(nn.Linear(2, 2), "input_ids")
+    'input_ids'
+    """
+    named = getattr(model, "main_input_name", usual)
+    return str(named[0] if isinstance(named, list | tuple) and named else named)
+
+
 def own_attention(model: nn.Module) -> list[str]:
     """Name the modules that seem to attend by themselves: products and a softmax in their code.
 

@@ -8,6 +8,7 @@ from functools import wraps
 from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch._C._dynamo import eval_frame as _frames
 
 T = TypeVar("T")
@@ -28,6 +29,23 @@ def untraced(function: Callable[P, T]) -> Callable[P, T]:
         one = todo.pop()
         _skip(one)
         todo += [x for x in one.co_consts if isinstance(x, CodeType)]
+    code._torchdynamo_disable = True
+    return function
+
+
+def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep `torch.compile` from tracing a function, and all that it calls.
+
+    What reads positions and lengths as numbers would be compiled anew at each step of decoding.
+    """
+    code: Any = function
+    if not hasattr(_frames, "set_code_exec_strategy"):
+        disabled: Callable[P, T] = torch.compiler.disable(function)
+        return disabled
+    action = _frames._FrameAction
+    _frames.set_code_exec_strategy(
+        code.__code__, _frames._FrameExecStrategy(action.SKIP, action.SKIP)
+    )
     code._torchdynamo_disable = True
     return function
 
@@ -132,4 +150,4 @@ class Removal:
             self._steps.pop()
 
 
-__all__ = ["Removal", "exclusive", "run_within", "untraced"]
+__all__ = ["Removal", "exclusive", "run_within", "uncompiled", "untraced"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regard.core.errors import fail
 from regard.models.attention_interface import NAME, Name, held, refuse_batching
 from regard.models.engine import Engine
-from regard.models.finding import calls_attention
+from regard.models.finding import calls_attention, main_input
 from regard.models.forward import Forward, by_cache, given_to
 from regard.models.functional import HOOK as FUNCTIONAL
 from regard.models.hook import Held, UnsupportedModelError
@@ -242,7 +242,7 @@ def _placed(site: Site, homes: dict[str, nn.Module]) -> Site:
         home: Any = homes[path]
         config: Any = home.config
         grid = _grid(config)
-        modality = MODALITIES.get(getattr(home, "main_input_name", ""))
+        modality = MODALITIES.get(main_input(home))
         if getattr(config, "is_encoder_decoder", False) and "decoder" in site.module:
             return replace(site, modality="text")
         if modality is not None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from regard.core.errors import RuleError, fail
 from regard.core.files import (
+    OF_ANOTHER,
     FileError,
     FileKind,
     is_packed,
@@ -68,12 +69,28 @@ def save_calibration(
 ) -> Path:  # fmt: skip
     """Write what a policy found, with its settings and the model that it is of.
 
-    A file of Regard that is there is replaced, anything else only where `overwrite` is true.
+    A calibration of this policy, model and inputs that is there is replaced, anything else only
+    where `overwrite` is true.
     """
-    return write_packed(path, {
+    content = {
         **(about or {}), "policy": policy.name, "model": fingerprint(model),
         "kind": type(model).__name__, "settings": policy.settings(), "found": found_by(policy),
-    }, CALIBRATION, may_replace=True if overwrite else is_packed)  # fmt: skip
+    }  # fmt: skip
+
+    def may_replace(there: Path) -> bool:
+        return overwrite or need_same(there, content)
+
+    return write_packed(path, content, CALIBRATION, may_replace=may_replace)
+
+
+def need_same(path: Path, about: dict[str, Any]) -> bool:
+    """Return whether a file is a calibration; raise if it is one of something else."""
+    if not is_packed(path, CALIBRATION):
+        return False
+    there = read_calibration(path)
+    if any(there.get(x) != about.get(x) for x in ("policy", "model", "inputs")):
+        refuse_to_replace(path, CalibrationError, OF_ANOTHER)
+    return True
 
 
 def read_calibration(path: str | Path) -> dict[str, Any]:
@@ -149,8 +166,8 @@ def calibrate(
 
     What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there, if
     the model (weights and config), the policy and its settings, the inputs and the code of Regard
-    are the same by their hashes. A file at `to` that Regard did not write stays, and is an error,
-    unless `overwrite` is true.
+    are the same by their hashes. A file at `to` that Regard did not write, or that is of another
+    policy, model or inputs, stays, and is an error, unless `overwrite` is true.
 
         rows = regard.bench.shrunk_models.pass_keys(tokenizer)
         file = calibrate(model, "duo_attention", rows, to="heads.cal")
@@ -166,13 +183,13 @@ def calibrate(
             "use it as it is: it needs no calibration",
         )  # fmt: skip
     path = Path(to)
-    if path.exists() and not overwrite and not is_packed(path):
-        refuse_to_replace(path, CalibrationError)  # before the work, not after it
     part = path.with_name(path.name + ".part")
     about = {
         "policy": made.name, "model": fingerprint(model), "settings": made.settings(),
         "inputs": _hash_of_inputs(inputs), "code": hash_of_code(),
     }  # fmt: skip
+    if path.exists() and not overwrite and not need_same(path, about):
+        refuse_to_replace(path, CalibrationError)  # before the work, not after it
     state: dict[str, Any] = {}
     if part.exists():
         held = read_calibration(part)

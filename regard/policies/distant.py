@@ -83,7 +83,7 @@ class PoD(Store, SelectAndJoin, Calibrated):
         k, v, at = step.memory.near()
         rule = call.rule if at is None else without_padding(call.rule)
         close = call.replace(k=k, v=v, rule=rule, k_positions=at)
-        if step.seen <= self.window:
+        if step.seen <= self.window + self.sinks:  # all keys are near: the layer's own attention
             return close
         beside = near_rows(step, self.window, self.sinks)
         source, support = self.held["source"], call.rule.support

@@ -18,11 +18,13 @@ from regard.core.call import Call
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.result import Result
-from regard.core.support import Tiles
+from regard.core.support import Everything, Tiles
 from regard.models.attach import attach
 from regard.models.stage import Stage
-from regard.policies.kinds import Calibrated, Prefill
+from regard.policies.base import Step
+from regard.policies.kinds import Calibrated, Prefill, Select
 from regard.policies.registry import register
+from regard.policies.selecting import taken
 from regard.policies.tiling import causal_tiles, tile_places
 from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
@@ -234,16 +236,48 @@ class MInference(Prefill, Calibrated):
 @method("hip_attention", call='from regard.policies import policy; policy("hip")')
 @register("hip")
 @dataclass
-class Hip(Prefill):
+class Hip(Prefill, Select):
     """Find key blocks by halving: keep the better halves, told by one key in the middle of each.
 
     Each tile of queries begins with its causal range cut in n segments; each round splits them in
     two and keeps the n whose middle key has the largest q . k with any (every `stride`-th) query of
-    the tile, until segments are single blocks: 2 n log2(T / n) scores in place of T.
-    (HiP, Lee et al. 2024)
+    the tile, until segments are single blocks: 2 n log2(T / n) scores in place of T. A step that
+    decodes walks down the same way, for the queries that share a key head, and reads the blocks it
+    comes to, with the first and the newest. (HiP, Lee et al. 2024)
     """
 
+    needs_cache: ClassVar[bool] = False
     stride: int = 8
+
+    def select(self, step: Step) -> Call:
+        """Choose tiles of a prompt, and blocks of keys of a step."""
+        call = step.call
+        if call.n > 1 and self.density(call) >= 1:  # a budget that pays for every key
+            return call
+        plain = type(call.rule.support) is Everything and step.at is None
+        if call.n > 1 or not plain or self.budget.whole or call.m < self.least * self.block:
+            return super().select(step)
+        count = self.budget.of_row(step.seen, self.token_bytes)
+        if count >= call.m:
+            return call
+        return taken(call, self.keys_of_step(call, count), step.positions)
+
+    def keys_of_step(self, call: Call, count: int) -> Tensor:
+        """Slots of about `count` keys of each key head, in whole blocks: [b, g, c], -1 for none."""
+        blocks = -(-call.m // self.block)
+        n = max(1, count // self.block - 2)
+        edges = torch.linspace(0, blocks, n + 1, device=call.q.device).round().long()
+        low, high = edges[:-1].expand(call.b, call.g, 1, n), edges[1:].expand(call.b, call.g, 1, n)
+        q = call.q.unflatten(1, (call.g, -1)).transpose(2, 3)  # [b, g, 1, h / g, d]
+        low, high = self._walk(q, call.k, low, high)
+        read = torch.zeros(call.b, call.g, blocks + 1, dtype=torch.bool, device=call.q.device)
+        read.scatter_(-1, torch.where(high > low, low, blocks)[:, :, 0], True)
+        read[..., 0] = read[..., blocks - 1] = True
+        read[..., blocks] = False
+        place = torch.arange(blocks + 1, device=call.q.device)
+        chosen = torch.where(read, place, blocks).sort(-1).values[..., : int(read.sum(-1).max())]
+        slots = chosen[..., None] * self.block + torch.arange(self.block, device=call.q.device)
+        return torch.where(slots < call.m, slots, -1).flatten(2)
 
     def tiles(self, call: Call, keep: float) -> Tensor:
         """Walk down the halves, all tiles of queries at once."""
@@ -256,16 +290,21 @@ class Hip(Prefill):
         ends = ((rows[:, None] + 1) * edges).round().long()  # [t, n + 1], in key blocks
         low = ends[:, :-1].expand(call.b, call.h, -1, -1)
         high = ends[:, 1:].expand(call.b, call.h, -1, -1)
-        k = expand_heads(call.k, call.h)
+        low, high = self._walk(q, expand_heads(call.k, call.h), low, high)
+        chosen = low.new_zeros(call.b, call.h, len(rows), len(cols) + 1, dtype=torch.bool)
+        index = torch.where(high > low, low, len(cols))
+        return chosen.scatter_(-1, index, True)[..., :-1]
+
+    def _walk(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Halve segments [b, h, t, n] of blocks, and keep as many, until each is one block."""
+        n = low.shape[-1]
         while bool((high - low > 1).any()):
             middle = torch.div(low + high + 1, 2, rounding_mode="floor")
             lows, highs = torch.cat((low, middle), -1), torch.cat((middle, high), -1)
             score = self._score(q, k, lows, highs)
             best = score.topk(n, dim=-1).indices
             low, high = lows.gather(-1, best), highs.gather(-1, best)
-        chosen = low.new_zeros(call.b, call.h, len(rows), len(cols) + 1, dtype=torch.bool)
-        index = torch.where(high > low, low, len(cols))
-        return chosen.scatter_(-1, index, True)[..., :-1]
+        return low, high
 
     def _score(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Largest q . k of each tile of queries with the middle key of each segment."""

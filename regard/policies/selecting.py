@@ -101,7 +101,8 @@ class Selecting(Select):
                 return None
             layer.extra[self.name] = index
         layer.extra_at[self.name] = dropped
-        index.append(self.seen_by_index(step, keys.since(have)))
+        if keys.m - have >= index.takes:
+            index.append(self.seen_by_index(step, keys.since(have)))
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
@@ -218,63 +219,6 @@ class Quest(Selecting):
         return slots[..., : slots.shape[-1] - (-m % self.page)]
 
 
-@register("double_sparsity")
-@method("double_sparsity", call='from regard.policies import policy; policy("double_sparsity")')
-@dataclass
-class DoubleSparsity(Selecting):
-    """Read the keys that match best on a few channels, which lie in a small cache of their own.
-
-    Channels c of each head by mean |q_c k_c| over the prompt, `channels` of them (a share of the
-    head size); s_j = sum over these of q_c k_jc; the best over the query heads of a key head.
-    `random_channels` draws them instead. (Double Sparsity, Yang et al. 2024)
-    """
-
-    channels: float = 0.25
-    random_channels: bool = False
-
-    def index(self) -> TokenStore:
-        """Keep labels."""
-        return Plain()
-
-    def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
-        """Select the chosen channels, which the first prompt chooses."""
-        layer = step.layer
-        assert layer is not None
-        chosen = layer.extra.get(f"{self.name} channels")
-        if chosen is None:
-            chosen = Plain()
-            chosen.append(self.chosen(step)[:, :, None])
-            layer.extra[f"{self.name} channels"] = chosen
-        at = chosen.read().expand(-1, -1, k.shape[2], -1)
-        return k.gather(3, at)
-
-    def chosen(self, step: Step) -> Tensor:
-        """Rank channels by the mean size of their products: [b, g, r]."""
-        call = step.call
-        r = max(1, round(self.channels * call.d))
-        if self.random_channels:
-            draw = torch.Generator().manual_seed(0)
-            order = torch.rand(call.g, call.d, generator=draw).argsort(-1)[:, :r]
-            return order.expand(call.b, -1, -1).contiguous()
-        real = (step.positions >= 0)[..., None]  # padding has channels of its own
-        q = call.q.float().abs().unflatten(1, (call.g, -1)).mean(2) * real[:, :, call.m - call.n :]
-        return (q.sum(2) * (call.k.float().abs() * real).sum(2)).topk(r, dim=-1).indices
-
-    def worth(self, step: Step, index: Plain) -> Tensor:
-        """Match on the labels."""
-        call, layer = step.call, step.layer
-        assert layer is not None
-        labels = index.read()
-        at = layer.extra[f"{self.name} channels"].read()
-        q = call.q[:, :, 0].unflatten(1, (call.g, -1))
-        # In float32, as scores of few bits tie.
-        q = q.gather(3, at.expand(-1, -1, q.shape[2], -1)).float()
-        worth = multiply(q, labels.float().transpose(2, 3))
-        worth = worth[:, :, 0] if worth.shape[2] == 1 else worth.amax(2)
-        worth[..., -1] = torch.finfo(worth.dtype).max
-        return worth
-
-
 @register("recycled", "recycled_attention")
 @method("recycled_attention", call='from regard.policies import policy; policy("recycled")')
 @dataclass
@@ -315,6 +259,6 @@ class Recycled(Selecting):
 
 
 __all__ = [
-    "Bounds", "DoubleSparsity", "Quest", "Recycled", "Selecting", "page_scores",
+    "Bounds", "Quest", "Recycled", "Selecting", "page_scores",
     "page_worth", "taken", "whole_pages",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from regard.core.call import Call
@@ -23,11 +23,15 @@ from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
-from regard.policies.kinds import Calibrated, Select, Store
+from regard.policies.kinds import Calibrated, Select, SelectAndRun, Store
 from regard.policies.placing import without_padding
 from regard.policies.registry import register
 from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
+from regard.run.runner import run
+
+# Names of the modules that make keys and values, where these are of their own.
+PROJECTIONS = ("k_proj", "v_proj")
 
 
 class Sharing(Stage):
@@ -52,7 +56,10 @@ class Sharing(Stage):
 @register("kv_sharer")
 @dataclass
 class KVSharer(Store, Calibrated):
-    """Let some layers read the keys and values of earlier, dissimilar ones, and keep none.
+    """Let some layers read the keys and values of earlier, dissimilar ones, and make none.
+
+    Their own projections (`k_proj` and `v_proj`) are not computed while it is at work; where a
+    model makes keys in one product with something else, they are made and dropped.
 
     Pairs of layers by the distance of their mean keys and values, the most dissimilar first
     (`order="near"` for the opposite, "random"); a pair (later, earlier) is taken if the last hidden
@@ -66,6 +73,7 @@ class KVSharer(Store, Calibrated):
     least: float = 0.5
     order: str = "far"
     sources: dict[int, int] = field(default_factory=dict, init=False)
+    _idle: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False)
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Ask for a map, unless nothing is to be shared."""
@@ -74,6 +82,17 @@ class KVSharer(Store, Calibrated):
             need_calibration(self, "which layers share")
         if self.budget.whole:
             self.sources = {}
+        for site in sites:
+            if site.layer in self.sources:
+                module = model.get_submodule(site.module)
+                names = [x for x in PROJECTIONS if isinstance(getattr(module, x, None), nn.Linear)]
+                self._idle.extend(skipped(getattr(module, name)) for name in names)
+
+    def end(self) -> None:
+        """Let projections compute again."""
+        while self._idle:
+            self._idle.pop()()
+        super().end()
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
         """Read another layer's memory."""
@@ -139,6 +158,30 @@ class KVSharer(Store, Calibrated):
         return float(torch.stack(each).mean())
 
 
+def skipped(projection: nn.Linear) -> Callable[[], None]:
+    """Have a projection give zeros that no memory holds; return what lets it compute again.
+
+    >>> made = nn.Linear(3, 4)
+    >>> undo = skipped(made)
+    >>> made(torch.ones(2, 3)).abs().sum().item(), undo(), made(torch.ones(2, 3)).shape
+    (0.0, None, torch.Size([2, 4]))
+    """
+
+    def nothing(x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand(*x.shape[:-1], projection.out_features)
+
+    before = vars(projection).get("forward")
+    projection.forward = nothing  # type: ignore[method-assign, assignment]
+
+    def undo() -> None:
+        if before is None:
+            del projection.forward
+        else:
+            projection.forward = before  # type: ignore[method-assign]
+
+    return undo
+
+
 def _last(model: Any, ids: Tensor) -> Tensor:
     found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
     return found
@@ -182,17 +225,18 @@ def ranked_pairs(means: Sequence[Sequence[Tensor]], order: str) -> list[tuple[in
     "shared_attention_weights", call='from regard.policies import policy; policy("shared_weights")'
 )
 @dataclass
-class SharedWeights(Store, Select):
+class SharedWeights(Store, SelectAndRun):
     """Let layers `first` to `last` use the attention weights of the layer before, on own values.
 
-    Layers of the span keep values alone. Their weights are made again from the queries and keys of
-    the layer before, which is exact and writes no matrix, but saves no products.
-    (Shared Attention, Liao and Vargas 2024)
+    Layers of the span keep values alone, and compute no scores: the layer before makes the matrix
+    of weights [b, h, n, m] once. Of prompts longer than `longest` no matrix is held: weights are
+    made again from its queries and keys, tile by tile. (Shared Attention, Liao and Vargas 2024)
     """
 
     what: ClassVar[str] = "shares"
     first: int = -1
     last: int = -1
+    longest: int = 2048
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Read the span."""
@@ -201,6 +245,7 @@ class SharedWeights(Store, Select):
         span = range(self.first % n, self.last % n + 1)
         self.span = [] if self.budget.whole else [x for x in span if x > 0]
         self._source: Call | None = None
+        self._weights: Tensor | None = None
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
         """Keep values alone."""
@@ -215,10 +260,24 @@ class SharedWeights(Store, Select):
             self._source = call
         return call
 
+    def run(self, call: Call) -> Tensor | None:
+        """Make the weights in the layer before the span; use them in it."""
+        layer = call.site.layer or 0
+        if layer in self.span and self._weights is not None:
+            return multiply(self._weights.to(call.v.dtype), expand_heads(call.v, call.h))
+        if layer + 1 not in self.span or layer in self.span:
+            return None
+        self._weights = None
+        if call.n > self.longest:
+            return None
+        made = run(call, ("weights",))
+        self._weights = made.weights
+        return made.out
+
     def end(self) -> None:
-        """Release the queries and keys as well."""
+        """Release the queries, keys and weights as well."""
         super().end()
-        self._source = None
+        self._source = self._weights = None
 
 
 @register("chai")

@@ -1,4 +1,4 @@
-"""Probes: stages that look at a model's attention and say what its heads do."""
+"""Probes: stages that measure what the heads of a model do."""
 
 from regard.probes.base import Probe, RowMean
 from regard.probes.reading import Reading

@@ -1,4 +1,4 @@
-"""Probes: stages that look, and say one number for each head."""
+"""Probes: stages that compute a score for each head."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from regard.probes.scores import Scores, Tally
 
 
 class Probe(Stage):
-    """Base of what looks; a subclass fills `look` (or `see`) and `result`.
+    """Base of probes; a subclass defines `look` (or `see`) and `result`.
 
     `definition` picks one of `definitions` where sources differ; each is named with its source.
-    `stimulus` says what must be shown: the user's "text", tokens "repeated", or a "needle".
-    What `look` finds is read against chance: the probe looks at heads that do nothing as well, on
-    the same tokens (`chance_free` says why a probe has no such baseline).
+    `stimulus` is the input that it needs: the user's "text", tokens "repeated", or a "needle".
+    Scores are compared with chance: the probe also scores heads that do nothing, on the same tokens
+    (`chance_free` says why a probe has no such baseline).
     """
 
     key: ClassVar[str] = ""
@@ -50,10 +50,10 @@ class Probe(Stage):
         self.definition = definition or known[0]
         self.reading = NOTHING
         self.tally = Tally()
-        # What kept it from looking at a site, and whether a user named it or a group brought it.
+        # Why a site was skipped, and whether the user named the probe or a group contains it.
         self.refusal: RegardError | None = None
         self.named = True
-        # A twin looks at heads that do nothing, once for all sites that share a baseline.
+        # A twin scores heads that do nothing, once for all sites that share a baseline.
         self._twin: Probe | None = None
         self._idle = Baselines()
         self._firsts: dict[Any, Site] = {}
@@ -66,7 +66,7 @@ class Probe(Stage):
         return self.key or type(self).__name__
 
     def show(self, reading: Reading, idle: Baselines | None = None) -> None:
-        """Set what the model will be shown next; probes that look together share `idle`."""
+        """Set the next input of the model; probes of one forward share `idle`."""
         self.reading, self._firsts = reading, {}
         self._idle = Baselines() if idle is None else idle
         if self._twin is None and not self.chance_free:
@@ -75,7 +75,7 @@ class Probe(Stage):
             self._twin.reading = reading
 
     def begin(self, model: Any, sites: Sites) -> None:
-        """There must be a site of the kinds this probe can look at."""
+        """Raise unless the model has a site of the kinds that this probe supports."""
         if not any(site.kind in self.kinds for site in sites):
             fail(
                 CapabilityError, f"probes: {self.name}",
@@ -84,7 +84,7 @@ class Probe(Stage):
             )  # fmt: skip
 
     def see(self, call: Call, result: Result) -> None:
-        """Observe one site; a model may have others that this probe can look at."""
+        """Observe one site; an error there does not stop the others."""
         site = call.site
         if not self._looks_at(site):
             return
@@ -92,19 +92,19 @@ class Probe(Stage):
             if self.causal_only and call.n > 1 and looks_ahead(call):
                 fail(
                     CapabilityError, f"probes: {self.name}",
-                    f"{site.module}, which sees the future",
-                    "causal attention: what came before is what this probe is about",
-                    "leave it out for encoders",
+                    f"{site.module}, which attends to the future",
+                    "causal attention: this probe is about earlier tokens",
+                    "leave this probe out for encoders",
                 )  # fmt: skip
-            # Where lse alone was wanted it comes without a survey.
+            # If only lse was wanted there is no survey.
             self.look(site, call, result if result.survey is None else result.survey)
             self._look_at_chance(site, call)
         except CapabilityError as error:
             self.refusal = self.refusal or error
 
     def _look_at_chance(self, site: Site, call: Call) -> None:
-        """Let the twin look at heads that do nothing, and count the tokens that were read."""
-        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        """Let the twin score heads that do nothing, and count the tokens that were read."""
+        counted = counted_rows(self.reading, call)
         tokens = int(counted[..., : self.tokens_of(call)].expand(call.b, 1, -1).sum())
         self._counted[site] = self._counted.get(site, 0) + tokens
         if self._twin is None or call.n < 2:
@@ -119,21 +119,21 @@ class Probe(Stage):
             self._twin.look(site, idle, survey)
 
     def look(self, site: Site, call: Call, survey: Any) -> None:
-        """Take one call, and its survey where one is wanted (of `lse` alone, the result)."""
+        """Process one call and its survey, if one is wanted (of `lse` alone, the result)."""
 
     def tokens_of(self, call: Call) -> int:
-        """How many tokens of a row this probe reads."""
+        """Return how many tokens of a row this probe reads."""
         return call.n
 
     def _looks_at(self, site: Any) -> bool:
         return isinstance(site, Site) and site.kind in self.kinds
 
     def result(self) -> Scores:
-        """Return what was found."""
+        """Return the scores."""
         return self.scores(self.tally.means())
 
     def told(self) -> Scores:
-        """Return what was found; where no site could be looked at, raise what kept it from it."""
+        """Return the scores with their chance level; raise if no site was supported."""
         scores = self.result()
         if not scores.values and self.refusal is not None:
             raise self.refusal
@@ -141,7 +141,7 @@ class Probe(Stage):
         return replace(scores, chance=self._chances(), tokens=tokens)
 
     def _chances(self) -> dict[Site, Chance]:
-        """What chance gives at each site that has a baseline."""
+        """Return the chance level of each site that has a baseline."""
         if self._twin is None or not self._first_of:
             return {}
         found = self._twin.result().values
@@ -152,7 +152,7 @@ class Probe(Stage):
         }  # fmt: skip
 
     def scores(self, values: dict[Site, Tensor], **details: Any) -> Scores:
-        """Wrap numbers with what they mean."""
+        """Wrap numbers as `Scores` of this probe."""
         return Scores(
             self.key, self.title, values, self.definition, self.definitions[self.definition],
             self.low, self.high, details,
@@ -160,27 +160,24 @@ class Probe(Stage):
 
 
 class RowMean(Probe):
-    """A probe whose score is a mean over queries of something each query has."""
+    """A probe whose score is a mean over queries."""
 
     def look(self, site: Site, call: Call, survey: Any) -> None:
         """Add the rows that count."""
-        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        counted = counted_rows(self.reading, call)
         self.tally.add(site, self.rows(call, survey), counted & self.eligible(call))
 
     def rows(self, call: Call, survey: Any) -> Tensor:
-        """Return the number of each query [b, h, n]."""
+        """Return the value of each query [b, h, n]."""
         raise NotImplementedError
 
     def eligible(self, call: Call) -> Tensor:
-        """Which queries can have such a number at all, [1 or b, 1, n]."""
+        """Return which queries have a value, [1 or b, 1, n]."""
         return torch.ones(1, 1, call.n, dtype=torch.bool, device=call.q.device)
 
 
 def looks_ahead(call: Call) -> bool:
-    """Whether some query may meet a key after it, by the rule."""
+    """Return whether the rule lets some query attend to a later key."""
     at = call.at(torch.tensor([0]), torch.arange(min(call.m, 2)))
     allowed = call.rule.support.allows(at.b, at.h, at.i, at.j)
     return bool((allowed & (at.j > at.i)).any())
-
-
-__all__ = ["Probe", "RowMean", "looks_ahead"]

@@ -1,4 +1,4 @@
-"""What a head that does nothing scores, on the very text, length and support that was read."""
+"""Chance levels: the score of heads that do nothing, on the same text, length and support."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ LARGE = {"weights"}
 
 @dataclass(frozen=True)
 class Chance:
-    """A score without a reason: `uniform` of a head that looks at all keys alike, `random` the
-    highest of some heads whose queries and keys are random.
+    """Chance scores: `uniform` of a head with equal weights, `random` the highest of random heads.
 
     >>> Chance(0.03, 0.05).level, Chance(0.5, 0.5).above(0.75)
     (0.05, 0.5)
@@ -37,7 +36,7 @@ class Chance:
         return max(self.uniform, self.random)
 
     def above(self, score: float) -> float:
-        """Put a score on a scale where 0 is chance and 1 is all there can be."""
+        """Put a score on a scale where 0 is chance and 1 the maximum."""
         left = 1 - self.level
         return (score - self.level) / left if left > 1e-9 else 0.0
 
@@ -64,7 +63,7 @@ def chance_call(call: Call) -> Call | None:
 
 
 def like(call: Call) -> Any:
-    """What a baseline depends on; calls of one such key share it."""
+    """Return what a baseline depends on; calls of one such key share it."""
     placed = None if not call.placed else id(call)
     return call.rule.support, call.rule.offset, call.b, call.n, call.m, placed
 
@@ -79,7 +78,7 @@ class Baselines:
 
     want: Sequence[str] = ()
     _found: dict[Any, tuple[Call | None, Survey | None]] = field(default_factory=dict, repr=False)
-    # Calls that are told apart by their identity, kept so that no other gets it.
+    # Calls identified by id(), kept alive so that no other call gets the same id.
     _placed: list[Call] = field(default_factory=list, repr=False)
 
     @staticmethod
@@ -103,6 +102,3 @@ class Baselines:
         if idle is None or not want:
             return idle, None
         return idle, survey if set(want) <= set(self.want) else survey_call(idle, want)
-
-
-__all__ = ["RANDOM", "Baselines", "Chance", "chance_call", "like"]

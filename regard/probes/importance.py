@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +28,10 @@ from regard.probes.scores import Scores
     "probe = Importance()  # regard.see(model, text, [probe]).scores['importance']",
 )
 class Importance(Probe):
-    """How much the loss feels each head: |dL / d gate|, the gate of a head being 1.
+    """How much the loss depends on each head: |dL / d gate|, with the gate of a head at 1.
 
-    A head has a gate at each token, and the sizes of their gradients are added up: those of one
-    gate for a whole text cancel, and rank heads otherwise than taking them out does. Sizes compare
+    A head has a gate at each token, and the sizes of their gradients are summed: gradients of one
+    gate for a whole text cancel, and rank heads differently than ablation does. Sizes compare
     across layers, except by the definition "layer".
     """
 
@@ -51,7 +52,7 @@ class Importance(Probe):
         self.sizes: dict[Site, list[Tensor]] = {}
 
     def see(self, call: Call, result: Result) -> None:
-        """Nothing is to be seen before the loss is known."""
+        """Do nothing before the loss is known."""
 
     def after(self, call: Call, partial: Result) -> Result:
         """Put a gate of 1 on each head of each example, or of each of its tokens."""
@@ -71,7 +72,7 @@ class Importance(Probe):
         self.gates = {}
 
     def result(self) -> Scores:
-        """Mean size over examples."""
+        """Return the mean size over examples."""
         found = {site: torch.cat(x).double().mean(0) for site, x in self.sizes.items()}
         raw = dict(found)
         if self.definition == "layer":
@@ -82,7 +83,7 @@ class Importance(Probe):
 def ablation(
     model: Any, measure: Callable[[Any], float], heads: Iterable[tuple[Site, int]]
 ) -> dict[tuple[Site, int], float]:
-    """Change of `measure(model)` when each head is taken out alone."""
+    """Return the change of `measure(model)` when each head alone is ablated."""
     plain = measure(model)
     changes = {}
     for site, head in heads:
@@ -92,6 +93,64 @@ def ablation(
         with attach(model, out, check=False):
             changes[site, head] = measure(model) - plain
     return changes
+
+
+@dataclass(frozen=True)
+class PruningEffects:
+    """What taking one head out does to a classifier, mean over a batch; 0 where nothing changes.
+
+    `probability` is the fall of the true class' probability, `divergence` the Jensen-Shannon
+    divergence of the classes' distributions in nats, `embedding` one minus the cosine of the class
+    token's embeddings (NaN where none was asked for), `accuracy` the fall of the accuracy.
+    """
+
+    probability: float
+    divergence: float
+    embedding: float
+    accuracy: float
+
+
+def pruning_effects(
+    model: Any, inputs: Any, labels: Tensor, heads: Iterable[tuple[Site, int]], *,
+    embedding: Callable[[Any], Tensor] | None = None, others: bool = False,
+) -> dict[tuple[Site, int], PruningEffects]:  # fmt: skip
+    """Take each head of a classifier out alone, or all but it (`others`), and measure what changes.
+
+    The model gives logits [b, classes], or an output with `logits`; `embedding(output)` [b, D] is
+    the class token's (Li 2023).
+
+        site = regard.attach(model).sites[0]
+        effects = pruning_effects(model, images, labels, [(site, h) for h in range(site.heads)])
+    """
+    every = list(heads)
+    whole = _classified(model, inputs, embedding)
+    found = {}
+    for one in every:
+        gone = [x for x in every if x != one] if others else [one]
+        with attach(model, taken_out(gone), check=False):
+            p, state = _classified(model, inputs, embedding)
+        rows, mean = torch.arange(len(labels)), (p + whole[0]) / 2
+        apart = [torch.xlogy(x, x / mean.clamp(min=1e-300)).sum(-1) for x in (p, whole[0])]
+        right = [(x.argmax(-1) == labels).double().mean() for x in (whole[0], p)]
+        away = float("nan")
+        if embedding is not None:
+            away = float((1 - torch.cosine_similarity(state, whole[1], -1)).mean())
+        found[one] = PruningEffects(
+            float((whole[0] - p)[rows, labels].mean()), float((apart[0] + apart[1]).mean()) / 2,
+            away, float(right[0] - right[1]),
+        )  # fmt: skip
+    return found
+
+
+@torch.no_grad()
+def _classified(
+    model: Any, inputs: Any, embedding: Callable[[Any], Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Probabilities [b, classes] of a forward and the class token's embeddings [b, D]."""
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    logits = getattr(output, "logits", output)
+    state = logits if embedding is None else embedding(output)
+    return logits.double().softmax(-1), state.double()
 
 
 class _SilenceHeads(Stage):
@@ -109,9 +168,9 @@ class _SilenceHeads(Stage):
 
 
 class Averaged(Stage):
-    """Let some heads say their mean alone, over inputs and tokens (mean ablation).
+    """Replace the outputs of some heads by their mean over inputs and tokens (mean ablation).
 
-    `means[site]` [h, e] is what they say on average: `means_of(model, inputs)`.
+    `means[site]` [h, e] are the mean outputs: `means_of(model, inputs)`.
     """
 
     def __init__(self, heads: Iterable[tuple[Site, int]], means: Mapping[Site, Tensor]) -> None:
@@ -129,7 +188,7 @@ class Averaged(Stage):
 
 
 def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
-    """What each head says on average [h, e], over the batch and the tokens."""
+    """Return the mean output of each head [h, e], over the batch and the tokens."""
     found: dict[Site, Tensor] = {}
 
     class Means(Stage):
@@ -143,11 +202,8 @@ def means_of(model: Any, inputs: Any) -> dict[Site, Tensor]:
 
 
 def taken_out(heads: Iterable[tuple[Site, int]]) -> Stage:
-    """Build a stage in which some heads say nothing."""
+    """Build a stage in which the outputs of some heads are zero."""
     by_site: dict[Site, list[int]] = {}
     for site, head in heads:
         by_site.setdefault(site, []).append(head)
     return _SilenceHeads(by_site)
-
-
-__all__ = ["Averaged", "Importance", "ablation", "means_of", "taken_out"]

@@ -1,4 +1,4 @@
-"""Which neighbors of an earlier copy heads look at: measures of free recall, for attention.
+"""Attention by lag from an earlier copy: measures of free recall, for heads.
 
 A list of distinct tokens is shown twice. From the second copy of item i, attention to study place j
 is sorted by lag = j - i: a head that finds the earlier copy peaks at 0, an induction head at +1,
@@ -27,7 +27,7 @@ from regard.run.survey import survey
 def study_list(
     vocabulary: int, items: int, *, rows: int = 16, first: int | None = None, seed: int = 0
 ) -> Reading:
-    """Lists of distinct tokens, each shown twice, after a start token where there is one.
+    """Build lists of distinct tokens, each shown twice, after a start token if there is one.
 
     >>> tokens = study_list(100, 8, rows=2).tokens
     >>> tokens.shape, len(set(tokens[0].tolist()))
@@ -55,7 +55,7 @@ def study_list(
     "probe.show(reading)  # with regard.attach(model, probe): model(reading.tokens)",
 )
 class LagProfile(Probe):
-    """Attention by lag from the earlier copy, -`reach` to `reach`, brought to sum 1.
+    """Attention by lag from the earlier copy, -`reach` to `reach`, normalized to sum 1.
 
     The score of a head is its forward asymmetry: weight at +1 .. +reach less that at -reach .. -1.
     `profiles` gives [h, 2 reach + 1] for each site, `details["places"]` the weight by study place
@@ -110,7 +110,7 @@ class LagProfile(Probe):
 
 
 def said_by_lag(logits: Tensor, tokens: Tensor, period: int, reach: int = 5) -> Tensor:
-    """What a model says after each item of the second copy, by lag [2 reach + 1].
+    """Return next-token probabilities after items of the second copy, by lag [2 reach + 1].
 
     p(next token = study item at lag l), among the items of the list: at +1 it is serial recall.
     logits [b, n, vocabulary], tokens [b, n] of lists shown twice.
@@ -128,6 +128,3 @@ def said_by_lag(logits: Tensor, tokens: Tensor, period: int, reach: int = 5) -> 
     middle = torch.arange(reach, period - reach, device=tokens.device)
     lags = [among[:, middle, middle + lag].mean() for lag in range(-reach, reach + 1)]
     return torch.stack(lags)
-
-
-__all__ = ["LagProfile", "said_by_lag", "study_list"]

@@ -1,4 +1,4 @@
-"""What heads say in words: logit attribution, the token lens, answers read layer by layer."""
+"""Heads in terms of tokens: logit attribution, the token lens, answers layer by layer."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class LogitAttribution(Probe):
         self.stream.begin(model, sites)
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Keep what the heads say."""
+        """Keep the outputs of the heads."""
         return self.stream.after(call, partial)
 
     def end(self) -> None:
@@ -148,7 +148,7 @@ class LogitAttribution(Probe):
         count = torch.ones_like(said, dtype=torch.bool) if real is None else real[:, 1 : n + 1]
         for layer in self.stream.layers:
             site = layer.site
-            self.stream.rest(site)  # says so where heads are not added as they are
+            self.stream.rest(site)  # raises if heads are not added unchanged
             by_head = torch.einsum("hed,bnd->bhne", self.stream.written[site][0], aim)
             added = (precise(self.stream.outs[site][:, :, :n]) * by_head).sum(-1)
             self.tally.add(site, added, count[:, None].to(added.device))
@@ -160,7 +160,7 @@ class LogitAttribution(Probe):
     "lens = TokenLens(tokens=[3, 4])  # attach; lens.said[site] [b, h, D], lens.logits(site)",
 )
 class TokenLens(Stage):
-    """What heads bring from some tokens to one row: sum over j in T of A[row, j] v_j W_O.
+    """The contribution of some tokens T to one row, by head: sum over j in T of A[row, j] v_j W_O.
 
     `said[site]` [b, h, D]. Over a partition of all tokens these sum, with the bias, to the output
     of the layer. `norm="frozen"` decodes with the scale of the true final state, "own" with that
@@ -195,9 +195,9 @@ class TokenLens(Stage):
         return partial
 
     def logits(self, site: Site, norm: str = "frozen") -> Tensor:
-        """Logits [b, V] of what all heads of a layer bring."""
+        """Return logits [b, V] of what all heads of a layer bring."""
         if norm not in ("frozen", "own"):
-            fail(RuleError, "norm", repr(norm), "'frozen' or 'own'", "say whose scale it is")
+            fail(RuleError, "norm", repr(norm), "'frozen' or 'own'", "pass one of these")
         brought = self.said[site].sum(1)
         weight, _ = self.stream.unembedding
         if norm == "frozen":
@@ -229,7 +229,7 @@ class Latent:
 def internal_consistency(
     stream: Stream, options: Sequence[int], row: int = -1, balance: Tensor | None = None
 ) -> Latent:
-    """Read the answer at every layer, and say how many layers agree with the last (Xie 2024).
+    """Read the answer at every layer, and compute how many agree with the last (Xie 2024).
 
     Latent logits are W_U norm(h_l) at the options' tokens; `balance` [L, options] is taken off (the
     mean over prompts with balanced answers: `latent.logits.mean(0)`).
@@ -274,7 +274,7 @@ def weighted_vote(answers: Sequence[int], weights: Sequence[float]) -> int:
     "print(topic_scores(watched(model, ids), topic=7).top(3))",
 )
 def topic_scores(stream: Stream, topic: Tensor | int, row: int = -1) -> Scores:
-    """How much each head writes a topic's token: (out W_O through the norm) . W_U[topic]."""
+    """Return how much each head writes a topic's token: (out W_O through the norm) . W_U[topic]."""
     return logit_parts(stream, topic, None, row).scores()
 
 
@@ -286,21 +286,3 @@ def mlp_decomposition(rest: Tensor, basis: Mapping[str, Tensor]) -> dict[str, fl
     columns = torch.stack([x.double().flatten() for x in basis.values()], 1)
     solved = torch.linalg.lstsq(columns, rest.double().flatten()[:, None]).solution[:, 0]
     return dict(zip(basis, solved.tolist(), strict=True))
-
-
-class Attenuate(Stage):
-    """Say less: heads' outputs times 1 - a, as a remedy for a last layer that doubts."""
-
-    def __init__(self, share: float, where: Any = None) -> None:
-        super().__init__(where)
-        self.share = share
-
-    def after(self, call: Call, partial: Result) -> Result:
-        """Scale what was said."""
-        return partial._replace(out=(1 - self.share) * partial.out)
-
-
-__all__ = [
-    "Attenuate", "Latent", "LogitAttribution", "LogitParts", "TokenLens", "agreement",
-    "internal_consistency", "logit_parts", "mlp_decomposition", "topic_scores", "weighted_vote",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Show a model what its probes must see, pass by pass."""
+"""Run a model on the inputs that its probes need, one pass for each kind of input."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.core.result import Result
 from regard.models.attach import attach, hook_of
+from regard.models.finding import main_input
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
@@ -25,7 +26,7 @@ from regard.probes.maps import DeepHeads, Maps
 from regard.probes.reading import Reading
 from regard.probes.stimuli import needle, repeated
 
-# Passes: how much work was done of how much, in sites, and what is being done.
+# Called with the title of a pass, and the sites done and in total.
 Progress = Callable[[str, int, int], None]
 LOSS_TOKENS = 512
 DEPTHS = (0.1, 0.35, 0.6, 0.85)
@@ -33,7 +34,7 @@ DEPTHS = (0.1, 0.35, 0.6, 0.85)
 
 @dataclass
 class Look:
-    """A model, what it reads, and how to tell a user how far the work is."""
+    """A model, its inputs, and a callback for progress."""
 
     model: Any
     readings: Sequence[Reading]
@@ -43,11 +44,11 @@ class Look:
     progress: Progress | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
-    # What is called with the inputs, where it is not the model itself: a pipeline around it.
+    # Called with the inputs in place of the model: a pipeline around it.
     runs: Callable[[Mapping[str, Any]], Any] | None = None
 
     def run(self, probes: Sequence[Probe], maps: Maps | None) -> None:
-        """Show everything; Ctrl-C leaves what was found so far."""
+        """Run every pass; Ctrl-C keeps the results so far."""
         by_stimulus: dict[str, list[Probe]] = {}
         kinds = {site.kind for site in hook_of(self.model)[1]}
         for probe in probes:
@@ -68,7 +69,7 @@ class Look:
             self.interrupted = True
 
     def forward(self, title: str, reading: Reading, stages: Sequence[Stage]) -> Any:
-        """One forward under the eyes of some stages."""
+        """Run one forward with some stages attached."""
         probes = [stage for stage in stages if isinstance(stage, Probe)]
         idle = Baselines.of(probe.want for probe in probes if not probe.chance_free)
         for probe in probes:
@@ -81,7 +82,8 @@ class Look:
         with attach(self.model, [*stages, counter], check=False), torch.no_grad():
             if self.runs is not None:
                 return self.runs(inputs)
-            return run_on(self.model, inputs)
+            # Under stages attention is looked at, and what is said next is not.
+            return run_on(self.model, inputs, logits=not stages)
 
     def deep(self, heads: Sequence[tuple[Site, int]], maps: Maps) -> DeepHeads:
         """Keep chosen heads in full, of the first reading: from what was kept of it, or again."""
@@ -98,7 +100,7 @@ class Look:
         return stage
 
     def _weights(self, probes: Sequence[Probe]) -> None:
-        """These read weights when they are attached, and need no forward."""
+        """Attach probes that read weights, and need no forward."""
         for probe in probes:
             try:
                 with attach(self.model, probe, check=False):
@@ -114,7 +116,7 @@ class Look:
         if vocabulary is None or not self._reads_ids_alone():
             return self._skip(probes, "only a model that reads tokens alone can be shown repeats")
         reading = repeated(
-            int(vocabulary), first=_start(self.tokenizer, config), seed=self.seed,
+            int(vocabulary), first=_start(self.tokenizer), seed=self.seed,
             period=max(4, min(64, (positions_of(config) or 128) // 2 - 1)),
         )  # fmt: skip
         self.forward("repeated tokens", reading, probes)
@@ -124,7 +126,7 @@ class Look:
         if not _caches(self.model):
             return self._skip(probes, "only a language model can be asked to recall a needle")
         if self.tokenizer is None:
-            return self._skip(probes, "a needle must be told in words: pass a tokenizer")
+            return self._skip(probes, "a needle is made of text: pass a tokenizer")
         text = " ".join("".join(r.words) for r in self.readings if r.words)
         if not text:
             return self._skip(probes, "there is no text to hide a needle in")
@@ -165,10 +167,10 @@ class Look:
         return None
 
     def _reads_ids_alone(self) -> bool:
-        """Whether ids are all that the model needs."""
+        """Return whether ids are all that the model needs."""
         if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
             return False
-        main = getattr(self.model, "main_input_name", "input_ids")
+        main = main_input(self.model, "input_ids")
         given = set(self.readings[0].inputs) if self.readings else set()
         return main == "input_ids" and given <= {"input_ids", "attention_mask"}
 
@@ -177,24 +179,24 @@ class Look:
 
 
 class _Enough(Exception):
-    """A forward has shown all that was asked for."""
+    """Ends a forward once the chosen heads were seen."""
 
 
 class _Until(Stage):
-    """End a forward when the chosen heads were met: nothing behind them is worth running."""
+    """End a forward when the chosen heads were seen: later layers need not run."""
 
     def __init__(self, chosen: DeepHeads) -> None:
         super().__init__()
         self.chosen = chosen
 
     def see(self, call: Call, result: Result) -> None:
-        """Look whether all are there."""
+        """End the forward if all heads were found."""
         if len(self.chosen.found) == len(set(self.chosen.heads)):
             raise _Enough
 
 
 class Counter(Stage):
-    """Tell how many sites were passed."""
+    """Report the number of sites that have run."""
 
     def __init__(self, title: str, progress: Progress | None) -> None:
         super().__init__()
@@ -205,14 +207,14 @@ class Counter(Stage):
         self.sites = len(sites)
 
     def see(self, call: Call, result: Result) -> None:
-        """One more."""
+        """Count a site."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.title, self.done, max(self.sites, self.done))
 
 
 def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
-    """Read what a user passes: text, texts, ids [b, n], a dict of inputs, or pixels."""
+    """Read inputs: text, texts, ids [b, n], a dict of inputs, or pixels."""
     if isinstance(inputs, Reading):
         need_ids(model, inputs.tokens)
         return [inputs]
@@ -227,7 +229,7 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         return [_read_text(text, tokenizer, longest(model)) for text in texts]
     if isinstance(inputs, Tensor):
-        name = getattr(model, "main_input_name", "input_ids")
+        name = main_input(model, "input_ids")
         if not inputs.is_floating_point():
             name = "input_ids"
         inputs = {name: inputs}
@@ -239,13 +241,15 @@ def readings_of(model: Any, inputs: Any, tokenizer: Any) -> list[Reading]:
     words: list[str] = []
     ids = inputs.get("input_ids")
     need_ids(model, ids)
-    if tokenizer is not None and isinstance(ids, Tensor):
-        words = words_of(tokenizer, ids[0].tolist())
+    # A model that hears or sees, and writes, has no other words than those it is to go on from.
+    shown = inputs.get("decoder_input_ids") if ids is None else ids
+    if tokenizer is not None and isinstance(shown, Tensor):
+        words = words_of(tokenizer, shown[0].tolist())
     return [Reading(dict(inputs), words=words)]
 
 
 def need_ids(model: Any, ids: Any) -> None:
-    """Raise unless ids [b, n] are words that the model knows, and places that it has."""
+    """Raise unless ids [b, n] are within the vocabulary and the positions of the model."""
     if ids is None:
         return
     if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
@@ -256,7 +260,7 @@ def need_ids(model: Any, ids: Any) -> None:
     if ids.is_floating_point() or ids.dtype is torch.bool:
         fail(RuleError, "inputs", f"input_ids of {ids.dtype}", "whole numbers", "pass ids.long()")
     table = None
-    with contextlib.suppress(NotImplementedError):  # a model of several towers has several tables
+    with contextlib.suppress(NotImplementedError):  # a multimodal model has several tables
         table = getattr(model, "get_input_embeddings", lambda: None)()
     known = getattr(table, "num_embeddings", None)
     low, high = int(ids.min()), int(ids.max())
@@ -294,7 +298,7 @@ def _read_text(text: str, tokenizer: Any, most: int) -> Reading:
     if added:
         ids = [start, *ids][:most]
     whole = len(ids)
-    if len(ids) >= most:  # the same special tokens stand around the whole text
+    if len(ids) >= most:  # count with the special tokens
         whole = len(tokenizer(text, verbose=False)["input_ids"]) + added
     tensor = torch.tensor([ids])
     return Reading(
@@ -304,7 +308,7 @@ def _read_text(text: str, tokenizer: Any, most: int) -> Reading:
 
 
 def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """How tokens read one by one, with the spaces between them, so that they make a text."""
+    """Return how tokens read one by one, with the spaces between them, so that they make a text."""
     read = [tokenizer.decode([t]) for t in ids]
     words = read[:1]
     for i in range(1, len(ids)):  # a space may show only between two tokens
@@ -315,7 +319,7 @@ def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def positions_of(config: Any) -> int | None:
-    """How many tokens a model of this config was made for; None where it names no bound."""
+    """Return how many tokens a model of this config was made for; None where it names no bound."""
     inner = getattr(config, "get_text_config", None)
     text = config if inner is None else inner()
     found = getattr(text, "max_position_embeddings", None)
@@ -323,11 +327,11 @@ def positions_of(config: Any) -> int | None:
 
 
 def longest(model: Any) -> int:
-    """The most tokens that a model is shown at once."""
+    """Return the most tokens that a model is shown at once."""
     return positions_of(getattr(model, "config", None)) or 1 << 20
 
 
-def _start(tokenizer: Any, config: Any) -> int | None:
+def _start(tokenizer: Any) -> int | None:
     found = getattr(tokenizer, "bos_token_id", None)
     return found if isinstance(found, int) else None
 
@@ -341,22 +345,27 @@ def _takes(model: Any, inputs: Mapping[str, Any]) -> bool:
     return first is None or first.default is not first.empty or first.kind is first.VAR_KEYWORD
 
 
-def run_on(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """Run a model once on named inputs; a lone one may have another name in the model."""
+def run_on(model: Any, inputs: Mapping[str, Any], *, logits: bool = True) -> Any:
+    """Run a model once on named inputs; a lone one may have another name in the model.
+
+    Without `logits` a language model says what comes after the last token alone, if it can.
+    """
     if not _takes(model, inputs):
         return model(*inputs.values())
-    # Keys that nobody will decode with are not kept.
+    if not logits and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs = {"logits_to_keep": 1, **inputs}
+    # Keep no keys: nothing is decoded.
     return model(**({"use_cache": False} if _keeps(model) else {}) | dict(inputs))
 
 
 def _keeps(model: Any) -> bool:
-    """Whether a model would keep keys and values for decoding, unless it is told not to."""
+    """Return whether a model keeps keys and values by default."""
     wishes = getattr(getattr(model, "config", None), "use_cache", False)
     return bool(wishes) and "use_cache" in inspect.signature(model.forward).parameters
 
 
 def _caches(model: Any) -> bool:
-    """Whether it is a language model that predicts what comes next."""
+    """Return whether it is a language model that predicts what comes next."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return False
     return bool(getattr(model, "can_generate", lambda: False)())
@@ -364,7 +373,7 @@ def _caches(model: Any) -> bool:
 
 @contextlib.contextmanager
 def quiet(model: Any) -> Iterator[None]:
-    """Look at a model as it is when used: no dropout; its mode comes back."""
+    """Put a model in evaluation mode, without dropout, and restore its mode."""
     was = getattr(model, "training", False)
     if was:
         model.eval()
@@ -376,15 +385,9 @@ def quiet(model: Any) -> Iterator[None]:
 
 
 def need_sites(sites: Sequence[Site]) -> None:
-    """Raise where nothing was reached."""
+    """Raise if no attention was reached."""
     if not sites:
         fail(
             CapabilityError, "inputs", "a forward that reached no attention", "some attention",
             "pass the inputs the model's attention needs",
         )  # fmt: skip
-
-
-__all__ = [
-    "Look", "Progress", "longest", "need_sites", "picture_of", "positions_of", "quiet",
-    "readings_of", "run_on",
-]  # fmt: skip

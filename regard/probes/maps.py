@@ -1,4 +1,4 @@
-"""What a view draws of each head: margins and a small map; and of chosen heads, q, k and lse."""
+"""Data for views: margins and a small map of each head; q, k and lse of chosen heads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from regard.run.mass import log_weight
 from regard.run.survey import survey
 
 THUMB, FINE = 48, 256
-# What a first look may keep of queries and keys, so that chosen heads need no second forward.
+# Bytes of queries and keys to keep, so that chosen heads need no second forward.
 KEPT_BYTES = 128 * 2**20
 
 
@@ -40,13 +40,15 @@ class Drawn:
     m: int
     rule: Rule
     patches: Patches | None = None
+    tile: int = 1
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Where patches of an image stand: their grid, the first among queries, the first among keys.
+    """The patches of an image: their grid, and the index of the first among queries and among keys.
 
-    None where queries, or keys, hold no patches, as the keys of cross-attention to text do.
+    An index is None if queries, or keys, hold no patches, like the keys of cross-attention to text.
+    Frames of sound are a grid of one row.
     """
 
     grid: tuple[int, int]
@@ -54,12 +56,23 @@ class Patches:
     keys: int | None
 
 
-def patches_of(site: Site, n: int, m: int, now: Forward | None = None) -> Patches | None:
+def patches_of(
+    site: Site, n: int, m: int, now: Forward | None = None, seen: tuple[int, ...] | None = None
+) -> Patches | None:
     """Find the patches at a site; tokens that are no patches come first where a model has some.
+
+    `seen` is the grid of the tower that saw the image, whose patches, or as many merged ones,
+    stand in the prompt of a model of language and vision.
 
     >>> patches_of(Site(0, module="attn", grid=(2, 3)), 7, 7)
     Patches(grid=(2, 3), queries=1, keys=1)
+    >>> now = Forward(0, image_tokens=torch.tensor([[False, True, True, True, True, False]]))
+    >>> patches_of(Site(0, module="attn"), 6, 6, now, (4, 4))
+    Patches(grid=(2, 2), queries=1, keys=1)
     """
+    marks = None if now is None else now.image_tokens
+    if marks is not None and site.grid is None and site.kind == "self" and n == m:
+        return _in_a_prompt(marks[0], n, seen)
     if site.grid is not None and len(site.grid) == 2:
         special = n - math.prod(site.grid)
         return Patches(site.grid, special, special) if special >= 0 and n == m else None
@@ -74,6 +87,15 @@ def patches_of(site: Site, n: int, m: int, now: Forward | None = None) -> Patche
     return Patches((grid[0], grid[1]), image.start, None if keys is None else keys.start)
 
 
+def _in_a_prompt(marks: Tensor, n: int, seen: tuple[int, ...] | None) -> Patches | None:
+    """Find one image in a prompt, by marks [n] of its tokens, which stand side by side."""
+    places = marks.nonzero()[:, 0].tolist()
+    if seen is None or len(marks) != n or not places or places[-1] - places[0] >= len(places):
+        return None
+    grid = Forward(0, grid=seen).grid_of(len(places))
+    return None if grid is None else Patches((grid[0], grid[1]), places[0], places[0])
+
+
 class Maps(Stage):
     """Keep entropy, received weight and the largest weight of each tile, of the first row."""
 
@@ -85,6 +107,7 @@ class Maps(Stage):
         self.found: dict[Site, Drawn] = {}
         self.kept: dict[Site, Call] | None = {}  # None: too much to keep
         self._left = KEPT_BYTES
+        self._grid: tuple[int, ...] | None = None  # of the tower that saw the image
 
     def see(self, call: Call, result: Result) -> None:
         """Keep what is drawn; of a site that attends twice, the first time."""
@@ -92,15 +115,19 @@ class Maps(Stage):
         if survey is None or site in self.found:
             return
         received = survey.received[0] / survey.seen[0].clamp(min=1)
+        patches = None
+        if call.site is not None:
+            self._grid = site.grid or self._grid
+            patches = patches_of(site, call.n, call.m, call.forward, self._grid)
         self.found[site] = Drawn(
             survey.entropy[0].float().cpu(), received.float().cpu(),
-            survey.tile_max[0].float().cpu(), call.n, call.m, call.rule,
-            None if call.site is None else patches_of(site, call.n, call.m, call.forward),
+            survey.tile_max[0].float().cpu(), call.n, call.m, call.rule, patches,
+            self.survey_options["tile"],
         )  # fmt: skip
         self._keep(site, call)
 
     def _keep(self, site: Site, call: Call) -> None:
-        """Keep the first row of a call while there is room; heads are chosen when all was seen."""
+        """Keep the first row of a call while there is room, for heads chosen later."""
         if self.kept is None:
             return
         # A rule that holds tensors may hold those of each row, and needs them all.
@@ -166,7 +193,7 @@ class DeepHeads(Stage):
 
 
 def facts_of(call: Call) -> dict[str, Any]:
-    """What a page must know to compute weights again; `exact` is False where it cannot."""
+    """Return what a page needs to recompute weights; `exact` is False if it cannot."""
     rule = call.rule
     match, steps = rule.score.match, rule.score.steps
     dot = isinstance(match, DotMatch)
@@ -195,13 +222,10 @@ def _simple(call: Call, causal: bool, rows: Tensor, cols: Tensor) -> bool:
 
 
 def log_scale(weights: Tensor) -> np.ndarray:
-    """Weights as bytes on a log scale: 0 for 2^-16 and less, 255 for 1.
+    """Return weights as bytes on a log scale: 0 for 2^-16 and less, 255 for 1.
 
     >>> log_scale(torch.tensor([0.0, 2.0**-16, 2.0**-8, 1.0])).tolist()
     [0, 0, 128, 255]
     """
     logs = 255 + (255 / 16) * torch.log2(weights.clamp(min=2.0**-17))
     return logs.round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-__all__ = ["Deep", "DeepHeads", "Drawn", "Maps", "Patches", "facts_of", "log_scale", "patches_of"]

@@ -1,8 +1,8 @@
 """Context read in pieces that do not see each other, and what that does to the entropy of queries.
 
 Each piece is encoded by itself, all at the same positions; the tokens after them see every piece.
-Models that never met this look around too widely: entropy rises (Zhang 2024). Two remedies need no
-training: a prefix that every piece may rest on, and dropping all but the best pieces of each query.
+In models that were not trained on this, entropy rises (Zhang 2024). Two remedies need no training:
+a prefix shared by all pieces, and dropping all but the best pieces of each query.
 
     support = SharedPrefix(prefix, pieces) | (Causal() & queries of the tail)
 """
@@ -44,7 +44,7 @@ def parallel_contexts(lengths: Sequence[int], tail: int, prefix: int = 0) -> Sup
 
 
 def parallel_positions(lengths: Sequence[int], tail: int, prefix: int = 0) -> Tensor:
-    """Where tokens stand [n]: each piece after the prefix, the tail after the longest piece.
+    """Return positions [n]: each piece after the prefix, the tail after the longest piece.
 
     >>> parallel_positions((2, 1), tail=2, prefix=1).tolist()
     [0, 1, 2, 1, 3, 4]
@@ -84,7 +84,7 @@ class ParallelContext(Stage):
         if best is not None and not 1 <= best <= len(self.lengths):
             fail(
                 ValueRangeError, "best", best, f"from 1 to {len(self.lengths)} pieces",
-                "say how many pieces each query keeps",
+                "pass the number of pieces that each query keeps",
             )  # fmt: skip
         self.best = best
 
@@ -140,7 +140,7 @@ class TailEntropy(Probe):
     """Entropy of the last queries, over keys, and over pieces of the context.
 
     The score is the mean entropy in nats of the last `tail` queries; `details["pieces"]` that of
-    the weight by piece, brought to sum 1, where a `ParallelContext` is given.
+    the weight by piece, normalized to sum 1, if a `ParallelContext` is given.
     """
 
     key, title, high = "tail_entropy", "entropy of the last queries", None
@@ -172,8 +172,5 @@ class TailEntropy(Probe):
             self.pieces[site] = torch.special.entr(share).sum(0).mean((0, 2)).cpu()
 
     def result(self) -> Scores:
-        """Mean by head."""
+        """Return the mean by head."""
         return self.scores(self.tally.means(), pieces=self.pieces)
-
-
-__all__ = ["ParallelContext", "TailEntropy", "parallel_contexts", "parallel_positions"]

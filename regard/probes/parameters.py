@@ -1,11 +1,11 @@
-"""What heads do, read from their weights alone: copying, composition, maps of tokens.
+"""Analyses of heads from weights alone: copying, composition, maps of tokens.
 
 These run no forward. Grouped keys and values are read by every query head of their group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.core.method import method
-from regard.models.projections import HeadWeights, named_sites
+from regard.models.attach import hook_of
+from regard.models.projections import HeadWeights, head_weights, named_sites
 from regard.models.residual import embedding_of, precise, unembedding_of
 from regard.models.site import Site, Sites
 from regard.probes.base import Probe
@@ -27,18 +28,17 @@ TOKENS = 512  # of one product with the vocabulary
 
 @dataclass
 class Vocabulary:
-    """What a model reads and writes: E [V, D], and U [V, D] with the final norm's gain in it."""
+    """The embedding E and the unembedding U of a model, both [V, D]."""
 
     read: Tensor
     write: Tensor
-    norm: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(cls, model: Any) -> Vocabulary:
-        """Find embedding, unembedding, and the norm of the first layer."""
+        """Find the embedding and the unembedding of a model."""
         read: Any = embedding_of(model).weight
         write: Any = unembedding_of(model).weight
-        return cls(precise(read), precise(write), standardized)
+        return cls(precise(read), precise(write))
 
 
 def standardized(x: Tensor) -> Tensor:
@@ -68,13 +68,13 @@ class OfWeights(Probe):
         raise NotImplementedError
 
     def result(self) -> Scores:
-        """What was read."""
+        """Return what was read."""
         return self.scores(self.values)
 
 
 @register("copying", groups=("weights",))
 class Copying(OfWeights):
-    """Whether a head writes what it reads: 1 if it does, -1 if it writes against it.
+    """Whether a head copies the token that it attends to: 1 copies, -1 writes against it.
 
     The eigenvalues of a head's map are those of a small matrix, d x d, since x y and y x share
     theirs.
@@ -114,7 +114,7 @@ class Copying(OfWeights):
 
 @register("suppression", groups=("weights",))
 class Suppression(OfWeights):
-    """Whether a head writes against what it reads: the token is among the lowest logits."""
+    """Whether a head suppresses the token that it attends to: it is among the lowest logits."""
 
     key, title, low = "suppression", "suppresses what it looks at", 0.0
     definitions: ClassVar = {
@@ -195,7 +195,7 @@ SEQUENCES = (
 
 
 def successors(tokenizer: Any) -> list[tuple[int, int]]:
-    """Pairs (token, the next in its order) of numbers, letters, days, for a successor head.
+    """Return pairs (token, the next in its order) of numbers, letters, days, for a successor head.
 
     Those alone whose words are one token each, with a space before them or without:
     `Relation(successors(tokenizer))` (Gould 2023).
@@ -209,26 +209,26 @@ def successors(tokenizer: Any) -> list[tuple[int, int]]:
 
 
 def balance(matrices: Tensor) -> Tensor:
-    """Sum of eigenvalues over the sum of their sizes, in [-1, 1]; matrices [h, e, e]."""
+    """Return the sum of eigenvalues over the sum of their sizes, in [-1, 1]; matrices [h, e, e]."""
     values = torch.linalg.eigvals(matrices.double())
     return (values.sum(-1).real / values.abs().sum(-1).clamp(min=1e-30)).float()
 
 
 def place(logits: Tensor, own: Tensor) -> Tensor:
-    """How many others are as large as one's own logit, or larger: 0 is the first of all."""
+    """Return the rank of `own` among logits: 0 is the largest."""
     found: Tensor = (logits >= own).sum(2) - 1
     return found
 
 
 def written(words: Vocabulary, weights: HeadWeights, tokens: Tensor) -> Tensor:
-    """Logits [h, tokens, V] that each head adds where it looks at each of some tokens."""
-    states = words.norm(words.read[tokens])
+    """Return logits [h, tokens, V] that each head adds where it looks at each of some tokens."""
+    states = standardized(words.read[tokens])
     said = torch.einsum("td,hde,hef->htf", states, weights.v, weights.o)
     return said @ words.write.T
 
 
 def token_maps(words: Vocabulary, weights: HeadWeights) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every token, some at a time, with the logits each head writes for it [h, some, V]."""
+    """Return every token, some at a time, with the logits each head writes for it [h, some, V]."""
     step = max(1, (1 << 25) // (weights.heads * len(words.write)))
     for start in range(0, len(words.read), step):
         tokens = torch.arange(start, min(start + step, len(words.read)))
@@ -247,10 +247,8 @@ class Operation:
 def salient(
     model: nn.Module, site: Site, head: int, count: int = 30, targets: int = 5
 ) -> list[Operation]:
-    """The tokens a head acts on most, ||e W_V W_O|| / ||e||, and what it writes for each."""
+    """Return the tokens a head acts on most, ||e W_V W_O|| / ||e||, and what it writes for each."""
     words = Vocabulary.of(model)
-    from regard.models.projections import head_weights
-
     weights = head_weights(model, site)
     if not 0 <= head < weights.heads:
         fail(ValueRangeError, "head", head, f"0 to {weights.heads - 1}", "name a head of this site")
@@ -272,7 +270,7 @@ class Composition:
     values: Tensor
 
     def top(self, count: int = 5) -> list[tuple[tuple[Site, int], tuple[Site, int], float]]:
-        """The strongest pairs: writer, reader, score."""
+        """Return the strongest pairs: writer, reader, score."""
         flat = self.values.flatten().argsort(descending=True)[:count].tolist()
         width = len(self.heads)
         return [
@@ -286,13 +284,11 @@ def composition(
 ) -> Composition:
     """||W_OV(writer) M(reader)|| / (||W_OV|| ||M||), M the reader's Q, K or OV (Elhage 2021).
 
-    `baseline` random pairs of the same sizes are averaged and taken off. Pairs whose writer does
-    not stand in an earlier layer are 0. In norms alone: no D x D matrix is made.
+    `baseline` random pairs of the same sizes are averaged and taken off. Pairs whose writer is
+    not in an earlier layer are 0. Only norms are computed: no D x D matrix is made.
     """
     if kind not in ("Q", "K", "V"):
         fail(RuleError, "kind", repr(kind), "'Q', 'K' or 'V'", "name what the reader makes of it")
-    from regard.models.attach import hook_of
-
     every = named_sites(model, hook_of(model)[1])
     heads = [(site, h) for site, w in every for h in range(w.heads)]
     values = torch.zeros(len(heads), len(heads), dtype=torch.float64)
@@ -318,7 +314,7 @@ def composition(
 
 
 def _reader(weights: HeadWeights, kind: str) -> tuple[Tensor, Tensor]:
-    """What a reader does with a state, as two factors [h, D, d] and [h, d, D]."""
+    """Return what a reader does with a state, as two factors [h, D, d] and [h, d, D]."""
     if kind == "Q":
         return weights.q, weights.k.transpose(1, 2)
     if kind == "K":
@@ -355,10 +351,3 @@ def singular(weights: HeadWeights, head: int, of: str = "qk") -> tuple[Tensor, T
     qb, rb = torch.linalg.qr(b.double())
     u, s, vt = torch.linalg.svd(ra @ rb.T)
     return qa @ u, s, qb @ vt.T
-
-
-__all__ = [
-    "Composition", "Copying", "OfWeights", "Operation", "Relation", "Suppression", "Vocabulary",
-    "balance", "composition", "place", "salient", "singular", "standardized", "successors",
-    "token_maps", "written",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What heads make of positions: rotary pairs, and how much lies in the stream of the latest."""
+"""Heads and positions: rotary pairs, and the weight on the first and latest keys."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class StreamingHeads(OnPairs):
         self.sinks, self.recent = sinks, recent
 
     def part(self, call: Call) -> Support:
-        """The two ends."""
+        """Return the two ends."""
         return Sinks(self.sinks) | Window(self.recent)
 
     def eligible(self, call: Call, part: Tensor) -> Tensor:
-        """Queries with keys between the two."""
+        """Return queries with keys between the two."""
         return log_part(call, ~self.part(call)) > -torch.inf
 
 
@@ -88,8 +88,8 @@ class RotaryPairs(Probe):
         i = torch.randint(1, call.n, (self.draws,), generator=draw)
         j = (torch.rand(self.draws, generator=draw) * (i + 1)).long()
         found = []
+        far = ranks((i - j).double().repeat(call.b)[:, None])
         for c in contributions(call, i, j, self.interleaved):  # each head: [draws * b, pairs]
-            far = ranks((i - j).double().repeat(call.b)[:, None])
             found.append(correlation(ranks(c), far)[0])
             spread = c.var(0)
             found.append(spread / spread.sum().clamp(min=1e-30))
@@ -98,11 +98,11 @@ class RotaryPairs(Probe):
         slow = call.d // 4
         size, share = both[:, 0, slow:].abs(), both[:, 1, slow:]
         score = (size * share).sum(1) if self.definition == "variance" else size.mean(1)
-        self.tally.add(site, score[None, :, None], torch.ones(1, 1, 1, dtype=torch.bool))
+        self.tally.add(site, score[None, :, None])
 
 
 def contributions(call: Call, i: Tensor, j: Tensor, interleaved: bool = False) -> list[Tensor]:
-    """What each rotary pair adds to the scores of some queries i and keys j, by head.
+    """Return what each rotary pair adds to the scores of some queries i and keys j, by head.
 
     A list of [b * draws, d / 2], the fastest pair first; over pairs they sum to q_i . k_j scale.
     """
@@ -140,6 +140,3 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     size = (x.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-30)
     found: Tensor = (x * y).sum(0) / size
     return torch.where(x.norm(dim=0) > 1e-12, found, 0.0)[None]
-
-
-__all__ = ["RotaryPairs", "StreamingHeads", "contributions", "correlation", "ranks"]

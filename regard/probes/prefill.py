@@ -63,10 +63,10 @@ class PrefillPattern(Probe):
         whole = report.received.sum(-1)
         kept = torch.stack([ends, columns, slashes, blocks], -1) / whole[..., None]
         self.kept[site] = self.kept.get(site, 0.0) + kept.double().sum(0).cpu()
-        self.tally.add(site, kept.amax(-1)[..., None], torch.ones(1, 1, 1, dtype=torch.bool))
+        self.tally.add(site, kept.amax(-1)[..., None])
 
     def result(self) -> Scores:
-        """What the best keeps; and which it is."""
+        """Return what the best keeps; and which it is."""
         scores = super().result()
         shares = {s: x / self.tally.counts[s][:, None] for s, x in self.kept.items()}
         shape = {s: [SHAPES[i] for i in x.argmax(1).tolist()] for s, x in shares.items()}
@@ -75,8 +75,5 @@ class PrefillPattern(Probe):
 
 
 def _top(x: Tensor, count: int) -> Tensor:
-    """The sum of the largest entries of the last axis."""
+    """Return the sum of the largest entries of the last axis."""
     return x.topk(min(count, x.shape[-1]), dim=-1).values.sum(-1)
-
-
-__all__ = ["SHAPES", "PrefillPattern"]

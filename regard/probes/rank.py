@@ -45,7 +45,7 @@ class EffectiveRank(Probe):
         else:
             share = values / values.sum(-1, keepdim=True).clamp(min=1e-30)
             found = torch.special.entr(share).sum(-1).exp()
-        self.tally.add(site, found[..., None], torch.ones(1, 1, 1, dtype=torch.bool))
+        self.tally.add(site, found[..., None])
 
 
 def singular_values(call: Call, sketch: int = 128, seed: int = 0) -> Tensor:
@@ -65,6 +65,3 @@ def singular_values(call: Call, sketch: int = 128, seed: int = 0) -> Tensor:
         v = torch.nn.functional.pad(some, (0, short)).expand(call.b, call.g, -1, -1)
         parts.append(run(wide.replace(v=v.contiguous())).out[..., : some.shape[1]])
     return torch.linalg.svdvals(torch.cat(parts, -1))
-
-
-__all__ = ["EffectiveRank", "singular_values"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.core.call import Call
 from regard.core.hashes import hash_of
 
 
@@ -74,12 +75,9 @@ class Reading:
 NOTHING = Reading({})
 
 
-def counted_rows(reading: Reading, b: int, n: int, device: torch.device) -> Tensor:
-    """Which queries count [b or 1, 1, n]: all but padding."""
+def counted_rows(reading: Reading, call: Call) -> Tensor:
+    """Return which queries count [b or 1, 1, n]: all but padding."""
     real = reading.real
-    if real is None or real.shape != (b, n):
-        return torch.ones(1, 1, n, dtype=torch.bool, device=device)
-    return real.to(device)[:, None]
-
-
-__all__ = ["NOTHING", "Reading", "counted_rows"]
+    if real is None or real.shape != (call.b, call.n):
+        return torch.ones(1, 1, call.n, dtype=torch.bool, device=call.q.device)
+    return real.to(call.q.device)[:, None]

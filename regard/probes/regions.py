@@ -103,13 +103,13 @@ class WordMaps:
     def of(
         self, word: str | int, step: int | None = None, site: int | Site | None = None
     ) -> Tensor:
-        """The map of a word [rows, columns]: the sum over the tokens that spell it."""
+        """Return the map of a word [rows, columns]: the sum over the tokens that spell it."""
         return self.map(step, site)[self.index(word)].sum(0)
 
     def words_at(
         self, row: int, column: int, step: int | None = None, site: int | Site | None = None
     ) -> list[tuple[str, float]]:
-        """What a patch looks at: every token with its weight, the heaviest first."""
+        """Return what a patch looks at: every token with its weight, the heaviest first."""
         weights = self.map(step, site)[:, row, column]
         order = weights.argsort(descending=True).tolist()
         return [(self.words[t], float(weights[t])) for t in order]
@@ -143,6 +143,3 @@ def resized(x: Tensor, grid: tuple[int, int]) -> Tensor:
     if tuple(x.shape[1:]) == tuple(grid):
         return x
     return interpolate(x[None], size=tuple(grid), mode="bilinear", align_corners=False)[0]
-
-
-__all__ = ["WordMaps", "resized"]

@@ -25,7 +25,7 @@ def register(name: str, groups: Iterable[str] = ()) -> Callable[[type[Any]], typ
 
 
 def known() -> dict[str, type[Probe]]:
-    """Every probe by name.
+    """Return every probe by name.
 
     >>> "induction" in known()
     True
@@ -34,7 +34,7 @@ def known() -> dict[str, type[Probe]]:
 
 
 def groups() -> dict[str, list[str]]:
-    """Every group, and the probes in it.
+    """Return every group, and the probes in it.
 
     >>> "previous_token" in groups()["roles"]
     True
@@ -53,7 +53,7 @@ def make_probes(asked: Any) -> list[Probe]:
     if not isinstance(many, Iterable):
         fail(
             RuleError, "probes", shape_of(asked), "names, groups, or Probe instances",
-            "pass probes=['roles', 'sinks'], say",
+            "pass probes=['roles', 'sinks']",
         )  # fmt: skip
     made: dict[str, Probe] = {}
     for one in many:
@@ -63,7 +63,7 @@ def make_probes(asked: Any) -> list[Probe]:
         if not isinstance(one, str):
             fail(
                 RuleError, "probes", shape_of(one), "names, groups, or Probe instances",
-                "pass probes=['roles', 'sinks'], say",
+                "pass probes=['roles', 'sinks']",
             )  # fmt: skip
         for name in groups().get(one, [one]):
             if name not in known() and ":" not in name:
@@ -85,6 +85,3 @@ def _made(name: str) -> Probe:
             RuleError, "probes", f"{name!r} ({error})", "a probe that needs no settings",
             "look from Python, and pass the probe made",
         )  # fmt: skip
-
-
-__all__ = ["groups", "known", "make_probes", "register"]

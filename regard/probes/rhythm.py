@@ -12,8 +12,8 @@ from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.core.method import method
 from regard.models.site import Site
 from regard.probes.base import Probe
+from regard.probes.reading import counted_rows
 from regard.probes.registry import register
-from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
 from regard.run.survey import RowBlock, survey
 
@@ -52,15 +52,14 @@ class Rhythm(Probe):
 
     def look(self, site: Site, call: Call, _: Any) -> None:
         """Sweep once: distances, capped distances, and what later queries give each key."""
-        counted = torch.ones(call.b, 1, call.n, dtype=torch.bool, device=call.q.device)
         sweep = _Sweep(call, self.width, self.near, self.far)
         report = survey(call.q, call.k, call.v, call.rule, want=("apart",), reducers=[sweep])
-        self.tally.add(site, report.apart, counted)
+        self.tally.add(site, report.apart, counted_rows(self.reading, call))
         self.back[site] = sweep.back.mean(0).cpu()
         self.later[site] = (sweep.given / sweep.queries.clamp(min=1)).mean(0).cpu()
 
     def groups(self) -> tuple[list[tuple[Site, int]], list[tuple[Site, int]]]:
-        """The heads that look near, and those that look far."""
+        """Return the heads that look near, and those that look far."""
         if not self.tally.sums:
             fail(RuleError, "rhythm", "nothing seen yet", "a look", "pass it to regard.see first")
         ranked = sorted(self.result().heads(), key=lambda head: head.value)
@@ -73,12 +72,8 @@ class Rhythm(Probe):
         return torch.stack([self.back[site][head] for site, head in self.groups()[0]]).mean(0)
 
     def influence(self) -> Tensor:
-        """FAI of each token [n], of the wide heads; 0 where no query stands far enough behind."""
+        """FAI of each token [n], of the wide heads; 0 without queries far enough after it."""
         return torch.stack([self.later[site][head] for site, head in self.groups()[1]]).mean(0)
-
-    def result(self) -> Scores:
-        """How far back each head looks."""
-        return super().result()
 
 
 class _Sweep(Reducer):
@@ -103,7 +98,7 @@ class _Sweep(Reducer):
 
 
 def marked(signal: Tensor, share: float = 0.4) -> Tensor:
-    """The tokens with the largest signal, bool [n].
+    """Return the tokens with the largest signal, bool [n].
 
     >>> marked(torch.tensor([0.0, 3.0, 1.0, 2.0, 0.0]), 0.4).tolist()
     [False, True, False, True, False]
@@ -129,6 +124,3 @@ def amplified(
         return advantage + bonus
     moved = torch.where(back_to == torch.arange(len(bonus)), 0.0, bonus / 2)
     return advantage + bonus - moved + torch.zeros_like(bonus).index_add(0, back_to, moved)
-
-
-__all__ = ["Rhythm", "amplified", "marked"]

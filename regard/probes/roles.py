@@ -1,4 +1,4 @@
-"""What heads do with tokens: look back, copy what followed, fetch, stop at marks."""
+"""Roles of heads: previous token, induction, duplicate token, retrieval, delimiters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from regard.core.errors import CapabilityError, RuleError, fail
 from regard.core.method import method
 from regard.core.partial import finite
 from regard.core.score import Dot
-from regard.core.support import Padding, Sinks, Support, Where, Window
+from regard.core.support import Causal, Padding, Sinks, Support, Where, Window
 from regard.models.site import Site
 from regard.probes.base import Probe
 from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores, Tally
-from regard.run.mass import at_distance, log_part, log_weight, mass
+from regard.run.mass import (
+    at_distance,
+    gathers,
+    log_part,
+    log_part_of_groups,
+    log_part_of_keys,
+    log_weight,
+    mass,
+)
 
 
 class OnPairs(Probe):
@@ -38,14 +46,18 @@ class OnPairs(Probe):
         """Add the weight of each query on its pairs."""
         self.add(site, call, log_weight(call) if call.rule.weigh.has_sink else survey.lse)
 
+    def log_part(self, call: Call) -> Tensor:
+        """Return the log of the weight on the pairs [b, h, n]."""
+        return log_part(call, self.part(call))
+
     def add(self, site: Site, call: Call, whole: Tensor) -> None:
         """Add the weight of each query on its pairs, out of all its weight (a log)."""
-        part = log_part(call, self.part(call))
-        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        part = self.log_part(call)
+        counted = counted_rows(self.reading, call)
         self.tally.add(site, torch.exp(part - finite(whole)), counted & self.eligible(call, part))
 
     def eligible(self, call: Call, part: Tensor) -> Tensor:
-        """Queries that have such a pair, by the log of the weight on them."""
+        """Return queries that have such a pair, by the log of the weight on them."""
         return part > -torch.inf
 
 
@@ -86,7 +98,7 @@ class Detected(OnPairs):
             flat = call.rule.replace(score=Dot(0.0))
             many = torch.exp(log_part(call.replace(rule=flat), pairs))
             rows, everything = many + everything - 2 * rows, torch.ones_like(rows)
-        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        counted = counted_rows(self.reading, call)
         self.tally.add(site, rows, counted)
         self.all.add(site, everything, counted)
         return None
@@ -112,7 +124,7 @@ DETECTED = {
 
 
 def words_of(probe: Probe, call: Call) -> Tensor:
-    """The token ids [b, n] the probe was shown, as many as there are keys."""
+    """Return the token ids [b, n] the probe was shown, as many as there are keys."""
     tokens = probe.reading.tokens
     if tokens is None or tokens.shape[-1] != call.m:
         fail(
@@ -135,7 +147,7 @@ class PreviousToken(Detected):
     distance = 1
 
     def part(self, call: Call) -> Support:
-        """The key one before the query."""
+        """Return the key one before the query."""
         return at_distance(self.distance)
 
 
@@ -171,11 +183,11 @@ class Local(OnPairs):
         self.width = width
 
     def part(self, call: Call) -> Support:
-        """The window."""
+        """Return the window."""
         return Window(self.width)
 
     def eligible(self, call: Call, part: Tensor) -> Tensor:
-        """Queries that could look farther away: one key past the window is there to be met."""
+        """Return queries that may attend to a key beyond the window."""
         past = [log_part(call, at_distance(way * self.width)) for way in (1, -1)]
         return (past[0] > -torch.inf) | (past[1] > -torch.inf)
 
@@ -192,12 +204,26 @@ class Delimiter(OnPairs):
         super().__init__(where)
         self.ids = None if ids is None else torch.tensor(sorted(ids))
 
+    def log_part(self, call: Call) -> Tensor:
+        """Read the delimiters alone, where the text is long."""
+        part = self.part(call)
+        assert isinstance(part, Padding)
+        if gathers(call) and part.valid.shape[0] == 1 and bool(part.valid.any()):
+            return log_part_of_keys(call, part.valid[0].nonzero()[:, 0].to(call.q.device))
+        return log_part(call, part)
+
     def part(self, call: Call) -> Support:
         """The keys that are delimiters, the first token left out: it is a sink by its place."""
         tokens = words_of(self, call)
         if self.ids is not None:
             there = torch.isin(tokens, self.ids.to(tokens.device))
         elif self.reading.words:
+            if bool((tokens != tokens[:1]).any()):
+                fail(
+                    CapabilityError, "ids", f"None, and {len(tokens)} texts with the words of one",
+                    "the ids of delimiters, or one text at a time",
+                    "pass Delimiter(ids=[...]), or a list of texts",
+                )  # fmt: skip
             marks = [bool(w.strip(" ")) and set(w.strip(" ")) <= self.marks
                      for w in self.reading.words]  # fmt: skip
             there = torch.tensor(marks, device=tokens.device)[None].expand(len(tokens), -1)
@@ -216,10 +242,22 @@ class OfRepeats(Detected):
 
     causal_only = True
     stimulus = "repeated"
-    back: ClassVar[int] = 0  # the key stands one after the earlier copy, or on it
+    back: ClassVar[int] = 0  # 1: the key after the earlier copy; 0: the copy itself
+
+    def log_part(self, call: Call) -> Tensor:
+        """Read the copies of each token alone, where the text is long."""
+        if self.definition != "mask" or not gathers(call) or call.n != call.m:
+            return super().log_part(call)
+        tokens = words_of(self, call)
+        if len(tokens) != 1:
+            return super().log_part(call)
+        _, groups = tokens[0].unique(return_inverse=True)
+        after = torch.nn.functional.pad(groups, (self.back, 0), value=-1)[: call.m]
+        before = Causal() if self.back else Causal() & ~Window(1)
+        return log_part_of_groups(call, groups, after, before)
 
     def part(self, call: Call) -> Support:
-        """The pairs of a copy, by its distance or by the tokens."""
+        """Return the pairs of a copy, by its distance or by the tokens."""
         if self.definition == "stripe":
             period = self.reading.period
             if period is None:
@@ -233,8 +271,8 @@ class OfRepeats(Detected):
         def copied(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             b = b.clamp(max=len(tokens) - 1)
             last = tokens.shape[1] - 1
-            met = tokens[b, (j - back).clamp(0, last)] == tokens[b, i.clamp(0, last)]
-            return met & (j >= back) & (j < i + back)
+            same = tokens[b, (j - back).clamp(0, last)] == tokens[b, i.clamp(0, last)]
+            return same & (j >= back) & (j < i + back)
 
         return Where(copied)
 
@@ -260,7 +298,7 @@ class Induction(OfRepeats):
 class InductionInText(Induction):
     """Weight on what followed earlier copies of this token in the text itself.
 
-    Random tokens shown twice say what a head can do; the text says how much it does it there.
+    Repeated random tokens show what a head can do, the text how much it does so there.
     """
 
     key, title, stimulus = "induction_in_text", "induction in this text", "text"
@@ -309,7 +347,7 @@ class Retrieval(Probe):
             fail(
                 CapabilityError, f"probes: {self.name}", f"spans {sorted(spans)}",
                 "a reading with spans 'needle' and 'answer'",
-                "let see() hide a needle, or say where yours stands",
+                "let see() hide a needle, or pass the spans of yours",
             )  # fmt: skip
         needle, answer = spans["needle"], spans["answer"]
         rows = torch.arange(answer.start - 1, answer.stop - 1)
@@ -324,7 +362,7 @@ class Retrieval(Probe):
         self.found.setdefault(site, []).append(score.double().cpu())
 
     def result(self) -> Scores:
-        """The mean over the needles shown."""
+        """Return the mean over the needles shown."""
         many = max((len(x) for x in self.found.values()), default=0)
         means = {site: torch.stack(x).mean(0) for site, x in self.found.items()}
         return self.scores(means, needles=many)

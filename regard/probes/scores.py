@@ -1,4 +1,4 @@
-"""What a probe says: one number for each head of each site."""
+"""Scores of a probe: a number for each head of each site."""
 
 from __future__ import annotations
 
@@ -96,22 +96,22 @@ class Scores:
     low: float = 0.0
     high: float | None = 1.0
     details: dict[str, Any] = field(default_factory=dict, repr=False)
-    # What chance gives at each site on what was read, and how many tokens that was.
+    # The chance level at each site, and how many tokens were read.
     chance: dict[Site, Chance] = field(default_factory=dict, repr=False)
     tokens: int | None = None
     towers: dict[Site, str] = field(default_factory=dict, repr=False)
 
     def above(self, head: Head) -> float:
-        """How far a head is above chance, 0 to 1; its score where there is no baseline."""
+        """Return how far a head is above chance, 0 to 1; its score where there is no baseline."""
         found = self.chance.get(head.site)
         return head.value if found is None else found.above(head.value)
 
     def level(self) -> float | None:
-        """What chance gives, at the site where it gives most; None without a baseline."""
+        """Return the highest chance level of all sites; None without a baseline."""
         return max((x.level for x in self.chance.values()), default=None)
 
     def read_against(self) -> str:
-        """Return what the scores must be read against.
+        """Return the chance level and the number of tokens as text.
 
         >>> Scores("local", "local", {}, tokens=512).read_against()
         '512 tokens'
@@ -137,7 +137,7 @@ class Scores:
         return made
 
     def heads(self) -> list[Head]:
-        """Every head with its score."""
+        """Return every head with its score."""
         return [
             Head(site, h, float(x), self.towers.get(site, ""))
             for site, values in self.values.items()
@@ -145,12 +145,12 @@ class Scores:
         ]  # fmt: skip
 
     def top(self, count: int = 5) -> list[Head]:
-        """The heads with the largest scores; those without one (NaN) are left out."""
+        """Return the heads with the largest scores; those without one (NaN) are left out."""
         there = [head for head in self.heads() if head.value == head.value]
         return sorted(there, key=lambda head: -head.value)[:count]
 
     def to_frame(self) -> pandas.DataFrame:
-        """A pandas table: layer, kind, module, head, score."""
+        """Return a pandas table: layer, kind, module, head, score."""
         pandas = need("pandas", "see", "makes tables of scores")
         return pandas.DataFrame(
             [
@@ -174,8 +174,9 @@ class Tally:
         self.sums: dict[Site, Tensor] = {}
         self.counts: dict[Site, Tensor] = {}
 
-    def add(self, site: Site, rows: Tensor, counted: Tensor) -> None:
-        """Add rows [b, h, n]; `counted` bool [b, h or 1, n] says which are."""
+    def add(self, site: Site, rows: Tensor, counted: Tensor | None = None) -> None:
+        """Add rows [b, h, n]; `counted` bool [b, h or 1, n] says which count, all if None."""
+        counted = torch.ones_like(rows, dtype=torch.bool) if counted is None else counted
         counted = counted.expand_as(rows)
         total = torch.where(counted, rows, 0.0).double().sum((0, 2)).cpu()
         many = counted.sum((0, 2)).cpu()
@@ -183,8 +184,5 @@ class Tally:
         self.counts[site] = self.counts.get(site, 0) + many
 
     def means(self) -> dict[Site, Tensor]:
-        """The means; NaN where nothing was counted."""
+        """Return the means; NaN where nothing was counted."""
         return {site: total / self.counts[site] for site, total in self.sums.items()}
-
-
-__all__ = ["Head", "Scores", "Tally", "head_name", "towers"]

@@ -29,25 +29,24 @@ class Entropy(RowMean):
     want = ("entropy",)
     definitions: ClassVar = {
         "nats": "mean over queries of -sum A log A",
-        "relative": "the same over the log of how many keys the query may meet; 1 is uniform",
+        "relative": "the same over the log of how many keys the query may attend to; 1 is uniform",
     }
     collapsed: ClassVar[float] = 0.05
 
     def rows(self, call: Call, survey: Any) -> Tensor:
-        """Entropy of each query [b, h, n]."""
+        """Return the entropy of each query [b, h, n]."""
         if self.definition == "nats":
             return survey.entropy
-        return survey.entropy / met_keys(call).log().clamp(min=1e-9)
+        return survey.entropy / visible_keys(call).log().clamp(min=1e-9)
 
     def eligible(self, call: Call) -> Tensor:
         """A query with one key has nothing to spread over."""
-        return met_keys(call) > 1 if self.definition == "relative" else super().eligible(call)
+        return visible_keys(call) > 1 if self.definition == "relative" else super().eligible(call)
 
     def result(self) -> Scores:
         """Entropy by head; `details["collapsed"]` names heads whose entropy is all but nothing."""
         scores = super().result()
-        bound = self.collapsed if self.definition == "relative" else 0.05
-        scores.details["collapsed"] = [h.name for h in scores.heads() if h.value < bound]
+        scores.details["collapsed"] = [h.name for h in scores.heads() if h.value < self.collapsed]
         return scores
 
 
@@ -82,49 +81,62 @@ class Distance(Probe):
 
     def look(self, site: Site, call: Call, report: Any) -> None:
         """Read it off the survey; for patches, sweep with what knows where they stand."""
-        counted = counted_rows(self.reading, call.b, call.n, call.q.device)
+        counted = counted_rows(self.reading, call)
         if self.definition == "tokens":
             self.tally.add(site, report.apart, counted)
             return
-        places, special = self._patches(site, call)
+        places, special = _patches(self, site, call)
         reducer = Expected(call, places, special, hops=self.definition == "hops")
         survey_call(call, reducers=[reducer])
         patches = torch.arange(call.n, device=call.q.device) >= special
         self.tally.add(site, reducer.found, counted & patches)
 
-    def _patches(self, site: Site, call: Call) -> tuple[Tensor, int]:
-        grid = site.grid or self.reading.grid
-        if grid is None or call.n < math.prod(grid):
-            fail(
-                CapabilityError, f"probes: {self.name}",
-                f"{site!r} without a grid" if grid is None else f"{call.n} tokens for {grid}",
-                "patches on a grid", "ask for definition='tokens', or pass grid=(rows, columns)",
-            )  # fmt: skip
-        rows, columns = grid[-2:]
-        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double()
-        return places, call.n - len(places)
+
+def _patches(probe: Probe, site: Site, call: Call) -> tuple[Tensor, int]:
+    """Return the row and column of each patch [patches, 2], and how many tokens come before."""
+    grid = site.grid or probe.reading.grid
+    if grid is None or call.n < math.prod(grid):
+        fail(
+            CapabilityError, f"probes: {probe.name}",
+            f"{site!r} without a grid" if grid is None else f"{call.n} tokens for {grid}",
+            "patches on a grid", "ask for definition='tokens', or pass grid=(rows, columns)",
+        )  # fmt: skip
+    rows, columns = grid[-2:]
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double()
+    return places, call.n - len(places)
 
 
-class Expected(Reducer):
+class _OnGrid(Reducer):
+    """A reducer that knows the position [tokens, axes] of each token; `special` ones come first."""
+
+    def __init__(self, call: Call, places: Tensor, special: int) -> None:
+        self.places, self.special = places.to(call.q.device), special
+
+    def ends(self, block: RowBlock) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the positions of a block's queries and keys, and which keys are on the grid."""
+        keys = torch.arange(block.cols.start, block.cols.stop, device=self.places.device)
+        rows = torch.arange(block.rows.start, block.rows.stop, device=self.places.device)
+        # A block may reach past the last key, with weights of zero.
+        last = len(self.places) - 1
+        origin, to = (self.places[(x - self.special).clamp(0, last)] for x in (rows, keys))
+        return origin, to, keys >= self.special
+
+
+class Expected(_OnGrid):
     """Mean distance of what each query looks at [b, h, n]; tokens before the grid are left out.
 
-    `places` [tokens, axes] says where each token stands. Weight on special tokens is not counted,
-    and what is left is shared out again.
+    `places` [tokens, axes] are the positions of tokens. Weight on special tokens is left out, and
+    the rest is normalized.
     """
 
     def __init__(self, call: Call, places: Tensor, special: int = 0, hops: bool = False) -> None:
-        self.places, self.special, self.hops = places.to(call.q.device), special, hops
+        super().__init__(call, places, special)
+        self.hops = hops
         self.found = torch.zeros(call.b, call.h, call.n, dtype=torch.float64, device=call.q.device)
 
     def take(self, block: RowBlock) -> None:
         """Read one block."""
-        keys = torch.arange(block.cols.start, block.cols.stop, device=self.places.device)
-        rows = torch.arange(block.rows.start, block.rows.stop, device=self.places.device)
-        real = keys >= self.special
-        # A block may reach past the last key, with weights of nothing.
-        last = len(self.places) - 1
-        to = self.places[(keys - self.special).clamp(0, last)]
-        origin = self.places[(rows - self.special).clamp(0, last)]
+        origin, to, real = self.ends(block)
         p = torch.inf if self.hops else 2
         apart = torch.cdist(origin[None], to[None], p=p)[0]
         size = block.size.double() * real
@@ -155,14 +167,13 @@ class Rings(Probe):
 
     def look(self, site: Site, call: Call, _: Any) -> None:
         """Share out the weight among rings."""
-        places, special = Distance._patches(self, site, call)  # type: ignore[arg-type]
+        places, special = _patches(self, site, call)
         reducer = RingShares(call, places, special)
         survey_call(call, reducers=[reducer])
-        rings = reducer.found[:, :, special:].mean((0, 2)).cpu()
-        self.rings[site] = rings
+        self.rings[site] = reducer.found[:, :, special:].mean((0, 2)).cpu()
 
     def result(self) -> Scores:
-        """Mean hops by head."""
+        """Return the mean hops by head."""
         values = {}
         for site, rings in self.rings.items():
             hops = torch.arange(rings.shape[1] - 1, dtype=rings.dtype)
@@ -170,32 +181,27 @@ class Rings(Probe):
         return self.scores(values, rings=self.rings)
 
 
-class RingShares(Reducer):
+class RingShares(_OnGrid):
     """Weight of each query by hops, special tokens last [b, h, n, hops + 1]."""
 
     def __init__(self, call: Call, places: Tensor, special: int) -> None:
-        self.places, self.special = places.to(call.q.device), special
+        super().__init__(call, places, special)
         self.hops = int(places.max()) + 1
         shape = (call.b, call.h, call.n, self.hops + 1)
         self.found = torch.zeros(shape, dtype=torch.float64, device=call.q.device)
 
     def take(self, block: RowBlock) -> None:
         """Read one block."""
-        keys = torch.arange(block.cols.start, block.cols.stop, device=self.places.device)
-        rows = torch.arange(block.rows.start, block.rows.stop, device=self.places.device)
-        # A block may reach past the last key, with weights of nothing.
-        last = len(self.places) - 1
-        to = self.places[(keys - self.special).clamp(0, last)]
-        origin = self.places[(rows - self.special).clamp(0, last)]
+        origin, to, real = self.ends(block)
         hop = (origin[:, None] - to[None]).abs().amax(-1).long()
-        hop[:, keys < self.special] = self.hops
+        hop[:, ~real] = self.hops
         weights = block.size.double() * block.share.double()[:, None]
-        into = weights.new_zeros(len(rows), self.hops + 1)
+        into = weights.new_zeros(len(origin), self.hops + 1)
         self.found[block.b, block.h, block.rows] = into.scatter_add(1, hop, weights)
 
 
-def met_keys(call: Call) -> Tensor:
-    """How many keys each query may meet [b or 1, h or 1, n]."""
+def visible_keys(call: Call) -> Tensor:
+    """Return how many keys each query may attend to [b or 1, h or 1, n]."""
     found = []
     step = max(1, (1 << 22) // max(call.m, 1))
     for start in range(0, call.n, step):

@@ -1,4 +1,4 @@
-"""Where weight goes to rest: sinks, and the states that make them."""
+"""Attention sinks, and the massive activations that cause them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.call import Call
-from regard.core.errors import ValueRangeError, fail
+from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
+from regard.core.partial import merge
+from regard.core.support import ChosenKeys
 from regard.models.site import Site
 from regard.probes.base import Probe, looks_ahead
 from regard.probes.registry import register
 from regard.probes.scores import Scores
+from regard.run.runner import partial_of
 from regard.run.survey import survey
 
 
 class _Received(Probe):
-    """Mean weight that each key gets of the queries that may meet it, summed over inputs."""
+    """Mean weight on each key over the queries that may attend to it, by input."""
 
     want: Sequence[str] = ("received",)
 
@@ -28,7 +31,7 @@ class _Received(Probe):
         self.mean: dict[Site, list[Tensor]] = {}
 
     def look(self, site: Site, call: Call, report: Any) -> None:
-        """Keep the mean weight of every key [b, h, m]; at decoding steps there is too little."""
+        """Keep the mean weight of every key [b, h, m]; skip decoding steps."""
         if call.n > 1:
             mean = report.received / report.seen.clamp(min=1)
             self.mean.setdefault(site, []).append(mean.float().cpu())
@@ -41,7 +44,7 @@ class _Received(Probe):
     "probe = SinkRate(epsilon=0.3)  # regard.see(model, text, [probe]).scores['sink'].details",
 )
 class SinkRate(_Received):
-    """Mean weight on one key, of the queries that may meet it; and how often it passes a bound.
+    """Mean weight on one key over the queries that may attend to it, and the rate over a bound.
 
     alpha_k is the mean of A[i, k] over the queries i >= k among the first `length` tokens: it falls
     as texts grow, so the length is part of the measure. The score of a head is alpha of the key at
@@ -64,7 +67,7 @@ class SinkRate(_Received):
         self.position, self.epsilon, self.length = position, epsilon, length
 
     def tokens_of(self, call: Call) -> int:
-        """The first tokens alone, where the future is hidden."""
+        """Return the first tokens alone, where the future is hidden."""
         return min(self.length, call.n) if not looks_ahead(call) else call.n
 
     def look(self, site: Site, call: Call, _: Any) -> None:
@@ -98,13 +101,15 @@ class SinkRate(_Received):
 
 @register("strongest_sink", groups=("sinks",))
 class StrongestSink(_Received):
-    """The key that gets the most of the queries that may meet it; the last keys are left out.
+    """The key with the largest mean weight over the queries that may attend to it.
 
-    A key that few queries meet is no sink, so only keys met by at least `least` queries count.
+    Only keys that at least `least` queries may attend to count, which leaves out the last ones.
     """
 
     key, title = "strongest_sink", "strongest sink"
-    definitions: ClassVar = {"alpha": "largest mean weight on any key met by 16 queries or more"}
+    definitions: ClassVar = {
+        "alpha": "largest mean weight on any key visible to 16 queries or more"
+    }
 
     def __init__(self, least: int = 16, where: Any = None) -> None:
         super().__init__(where)
@@ -112,13 +117,13 @@ class StrongestSink(_Received):
         self.seen: dict[Site, list[Tensor]] = {}
 
     def look(self, site: Site, call: Call, report: Any) -> None:
-        """Keep the weights, and how many queries may meet each key."""
+        """Keep the weights, and how many queries may attend to each key."""
         super().look(site, call, report)
         if call.n > 1:
             self.seen.setdefault(site, []).append(report.seen.cpu())
 
     def result(self) -> Scores:
-        """The largest mean weight of each head, and the key of it."""
+        """Return the largest mean weight of each head, and the key of it."""
         values, keys = {}, {}
         for site, each in self.mean.items():
             best = [
@@ -169,7 +174,7 @@ class MassiveActivations(Probe):
         self.end()
 
     def begin(self, model: Any, sites: Any) -> None:
-        """Watch the modules that hold the attention: what they give is the state after a layer."""
+        """Watch the modules that contain attention: their outputs are the states after a layer."""
         super().begin(model, sites)
         paths = dict.fromkeys(site.module.rpartition(".")[0] for site in sites)
         self._watch((path, model.get_submodule(path)) for path in paths if path)
@@ -204,13 +209,46 @@ class MassiveActivations(Probe):
         self._kept.append((site, share.float().mean(0).cpu()))
 
     def result(self) -> Scores:
-        """Share of all weight on tokens with massive states."""
+        """Return the share of all weight on tokens with massive states."""
         tokens = sorted({token for _, token, _, _ in self.found})
         values = {
             site: share[:, [t for t in tokens if t < share.shape[1]]].sum(1)
             for site, share in self._kept
         }
         return self.scores(values, found=self.found, largest=self.largest)
+
+
+def output_split(call: Call, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Split an output [b, h, n, e] into what some keys give it and what all others do.
+
+    Both are sums of weights times values, with the weights that the whole row has: their sum is the
+    output. Where the keys are those of massive states, the first part is nearly the same for every
+    query (Sun 2024).
+
+    >>> q = torch.randn(1, 2, 5, 4)
+    >>> call = Call.of(q, q, q)
+    >>> torch.allclose(sum(output_split(call, [0, 3])), run(call).out, atol=1e-6)
+    True
+    """
+    if call.rule.weigh.has_sink or call.rule.weigh.sums:
+        fail(
+            CapabilityError, "call", f"weights by {call.rule.weigh}", "a plain softmax",
+            "split what has shares of one unit",
+        )  # fmt: skip
+    chosen = ChosenKeys(torch.tensor(list(keys)).view(1, 1, 1, -1))
+    support = call.rule.support
+    parts = [
+        partial_of(call.replace(rule=call.rule.replace(support=support & side)))
+        for side in (chosen, ~chosen)
+    ]
+    whole = merge(*parts).lse
+    assert whole is not None
+    made = []
+    for part in parts:
+        assert part.lse is not None
+        share = torch.exp(part.lse - whole.masked_fill(whole == -torch.inf, 0.0))
+        made.append(part.out * share[..., None].to(part.out.dtype))
+    return made[0], made[1]
 
 
 def sink_rates(probe: _Received, positions: Sequence[int], epsilon: float = 0.3) -> list[float]:
@@ -220,6 +258,3 @@ def sink_rates(probe: _Received, positions: Sequence[int], epsilon: float = 0.3)
         over = [(x[..., k] > epsilon).double().flatten() for e in probe.mean.values() for x in e]
         found.append(float(torch.cat(over).mean()))
     return found
-
-
-__all__ = ["MassiveActivations", "SinkRate", "StrongestSink", "sink_rates"]

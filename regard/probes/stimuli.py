@@ -1,4 +1,4 @@
-"""What a model must be shown before some heads can be told: repeats, and needles in haystacks."""
+"""Inputs for some probes: repeated tokens, and needles in haystacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def repeated(
     vocabulary: int, *, first: int | None = None, period: int = 64, times: int = 2,
     rows: int = 4, seed: int = 0,
 ) -> Reading:  # fmt: skip
-    """Random tokens shown again and again, after a start token where there is one.
+    """Build repeated random tokens, after a start token if there is one.
 
     >>> repeated(100, period=8, rows=2).tokens.shape
     torch.Size([2, 16])
@@ -71,6 +71,3 @@ def needle(
         {"input_ids": torch.tensor([tokens])}, spans={"needle": hidden, "answer": said},
         words=[tokenizer.decode([t]) for t in tokens],
     )  # fmt: skip
-
-
-__all__ = ["needle", "repeated"]

@@ -1,4 +1,4 @@
-"""How sharp heads are: the inverse temperature that they put on cosines of queries and keys."""
+"""Sharpness of heads: the inverse temperature of cosines of queries and keys."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Beta(Probe):
         rows = (
             abs(scale) * q.norm(dim=-1) * expand_heads(k, call.h).norm(dim=-1).mean(-1)[..., None]
         )
-        self.tally.add(site, rows, counted_rows(self.reading, call.b, call.n, call.q.device))
+        self.tally.add(site, rows, counted_rows(self.reading, call))
 
     def result(self) -> Scores:
-        """Mean by head, and the memory that is as sharp."""
+        """Return the mean by head, and the memory that is as sharp."""
         scores = super().result()
         radius = {s: [matched_radius(x) for x in v.tolist()] for s, v in scores.values.items()}
         scores.details["radius"] = radius

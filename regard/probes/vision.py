@@ -1,8 +1,8 @@
 """Sinks among the tokens of an image: which patches, registers or class tokens draw the weight.
 
-alpha_k is the mean weight on key k of the queries that may meet it. A patch is a sink of a head
-where alpha_k is over `times` the mean alpha of the patches: such patches are seldom what the image
-shows (Darcet et al. 2023 give them registers to rest in; Kang et al. 2025 find them in the image
+alpha_k is the mean weight on key k of the queries that may attend to it. A patch is a sink of a
+head where alpha_k is over `times` the mean alpha of the patches: such patches rarely show the
+subject (Darcet et al. 2023 give them registers to rest in; Kang et al. 2025 find them in the image
 tokens that language models read).
 """
 
@@ -39,13 +39,15 @@ class ImageSink(Probe):
     """Largest mean weight on one patch; and where the weight of each head goes by kind of token.
 
     `sinks()` lists the patches that are sinks, the strongest first; `shares()` says how much weight
-    goes to patches, class token, registers and text. Patches are told by the grid of a model of
-    images, or by the ids that stand for images in a prompt. Inputs are read one by one; lists of
+    goes to patches, class token, registers and text. Patches are found by the grid of a vision
+    model, or by the image token ids in a prompt. Inputs are read one by one; lists of
     sinks are those of the first.
     """
 
     key, title = "image_sink", "strongest image sink"
-    definitions: ClassVar = {"alpha": "largest mean weight on a patch, of the queries that meet it"}
+    definitions: ClassVar = {
+        "alpha": "largest mean weight on a patch, over the queries that see it"
+    }
     kinds: ClassVar = ("self", "joint")
     want = ("received",)
 
@@ -72,7 +74,7 @@ class ImageSink(Probe):
 
     def look(self, site: Site, call: Call, report: Any) -> None:
         """Keep the mean weight of every key [b, h, m], and what each key is."""
-        if call.n == 1:  # a decoding step says too little
+        if call.n == 1:  # skip decoding steps
             return
         marks = self._marks(site, call)
         if "patch" not in marks:
@@ -90,7 +92,7 @@ class ImageSink(Probe):
         self.taken.setdefault(site, []).append(by_kind.float().cpu())
 
     def _marks(self, site: Site, call: Call) -> list[str]:
-        """What each key is; of the first row of the batch."""
+        """Return what each key is; of the first row of the batch."""
         now = call.forward
         if now is not None and now.image_tokens is not None and site.grid is None:
             image = now.image_tokens[0].tolist()
@@ -112,7 +114,7 @@ class ImageSink(Probe):
         return [*before, *["patch"] * many, *after]
 
     def result(self) -> Scores:
-        """The weight of the strongest patch of each head, and which it is."""
+        """Return the weight of the strongest patch of each head, and which it is."""
         values, keys = {}, {}
         for site, each in self.alpha.items():
             there = _which(self.marks[site], "patch")
@@ -124,7 +126,7 @@ class ImageSink(Probe):
         )
 
     def said(self) -> list[str]:
-        """The main things in words."""
+        """Return the main things in words."""
         sinks, shares, said = self.sinks(), self.shares(), []
         if sinks:
             top = sinks[0]
@@ -168,6 +170,3 @@ class ImageSink(Probe):
 
 def _which(marks: list[str], kind: str) -> Tensor:
     return torch.tensor([i for i, x in enumerate(marks) if x == kind], dtype=torch.long)
-
-
-__all__ = ["ImageSink", "Sink"]

@@ -46,10 +46,9 @@ def whole_maps(model: Any, **inputs: Tensor) -> dict[Site, Tensor]:
 
 
 class FeltWeights(Edit):
-    """Keep how much a loss feels each weight: |dL / dA| [b, h, n, m] of every site, after backward.
+    """Keep the gradient of a loss in each weight: |dL / dA| [b, h, n, m] of every site.
 
-    Weights on a token that the loss does not feel say nothing, however large they are: so [SEP]
-    is a place to rest (Clark 2019).
+    Large weights with a small gradient do not matter to the loss, as those on [SEP] (Clark 2019).
     """
 
     def __init__(self, where: Any = None) -> None:
@@ -68,13 +67,13 @@ class FeltWeights(Edit):
 
     @property
     def found(self) -> dict[Site, Tensor]:
-        """What was felt by site."""
+        """The gradient sizes by site."""
         pairs = zip(self._sites, self._weights, strict=True)
         return {site: x.grad.abs() for site, x in pairs if x.grad is not None}
 
 
 def word_maps(weights: Tensor, word_of: Sequence[int] | Tensor) -> Tensor:
-    """Weights between words [..., w, w] of those between pieces [..., n, n] (Clark 2019).
+    """Return weights between words [..., w, w] of those between pieces [..., n, n] (Clark 2019).
 
     To a word goes what its pieces get, together; from a word comes the mean of what they give.
     `word_of` [n] numbers the word of each piece from 0 on; -1 leaves a piece out.
@@ -92,12 +91,3 @@ def word_maps(weights: Tensor, word_of: Sequence[int] | Tensor) -> Tensor:
     belongs = (word[:, None] == torch.arange(int(word.max()) + 1, device=word.device)).to(weights)
     mean: Tensor = belongs / belongs.sum(0).clamp(min=1)
     return mean.T @ weights @ belongs
-
-
-def all_heads(maps: dict[Site, Tensor]) -> tuple[Tensor, list[tuple[Site, int]]]:
-    """Stack the maps of all sites: [b, all heads, n, m], and which head each is."""
-    names = [(site, h) for site, x in maps.items() for h in range(x.shape[1])]
-    return torch.cat(list(maps.values()), 1), names
-
-
-__all__ = ["FeltWeights", "WholeMaps", "all_heads", "whole_maps", "word_maps"]

@@ -1,7 +1,7 @@
-"""Where the words of a prompt go in an image: a map over patches for each token of text.
+"""Where the words of a prompt act in an image: a map over patches for each token of text.
 
-For an image query p and a text key t, with the softmax over all keys that p may meet (the text in
-cross-attention, text and image together in joint attention):
+For an image query p and a text key t, with the softmax over all keys that p may attend to (the text
+in cross-attention, text and image together in joint attention):
 
     map_t(p) = mean over heads of A[p, t]                 [tokens, rows, columns]
 
@@ -22,7 +22,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, ValueRangeError, fail
 from regard.core.partial import wide
 from regard.models.attach import attach
-from regard.models.diffusers import branches as told
+from regard.models.diffusers import branches as named_branches
 from regard.models.pipelines import Runner, is_pipeline
 from regard.models.site import Site
 from regard.probes.base import Probe
@@ -72,7 +72,7 @@ class _Columns(Reducer):
 
 
 def _shared(block: slice, wanted: slice) -> tuple[slice, slice] | None:
-    """Where two stretches meet: within the first, and within the second."""
+    """Return the intersection of two ranges, as slices of the first and of the second."""
     low, high = max(block.start, wanted.start), min(block.stop, wanted.stop)
     if low >= high:
         return None
@@ -87,8 +87,8 @@ class Words(Probe):
     """Maps of text tokens over the image, and how much each head lets words tell patches apart.
 
     `maps()` gives the `WordMaps`; `words` names the text tokens in order (an empty name is padding
-    and is left out). Of a batch with guidance, `branch` is read where the branches are told (see
-    `regard.models.diffusers.branches`); where they are not, `row` must say which row is meant.
+    and is left out). Of a batch with guidance, `branch` is read if the branches are named (see
+    `regard.models.diffusers.branches`); if they are not, `row` must name the row.
     `where` chooses layers, steps and heads. The maps of a video are means over its frames.
     """
 
@@ -140,7 +140,7 @@ class Words(Probe):
         told = columns.mass if self.definition == "mass" else (
             torch.special.entr(columns.share).sum(1) - columns.spread
         ).clamp(min=0)  # fmt: skip
-        self.tally.add(site, told[None, :, None], torch.ones(1, 1, 1, dtype=torch.bool))
+        self.tally.add(site, told[None, :, None])
 
     def _row(self, site: Site, call: Call) -> int | None:
         """Which row of the batch holds the image that is meant; None if it is not in this batch."""
@@ -154,7 +154,7 @@ class Words(Probe):
         elif call.b > 1 and self.row is None:
             fail(
                 RuleError, "branches", f"a batch of {call.b} rows that does not say what they are",
-                "guidance branches that are told, or one row",
+                "named guidance branches, or one row",
                 "run within regard.models.diffusers.branches('unconditional', 'conditional'), in "
                 "the order of the batch, or pass Words(row=...)",
             )  # fmt: skip
@@ -167,7 +167,7 @@ class Words(Probe):
         return rows[at]
 
     def _kept(self, site: Site, count: int) -> list[int]:
-        """Which text tokens have a name; all, where none was given."""
+        """Return which text tokens have a name; all, where none was given."""
         if len(self.names) > count:
             fail(
                 ShapeError, "words", f"{len(self.names)} words", f"at most {count}, the text "
@@ -183,7 +183,7 @@ class Words(Probe):
         return list(kept)
 
     def maps(self) -> WordMaps:
-        """The maps of everything that was seen."""
+        """Return the maps of everything that was seen."""
         if not self.sums:
             if self.refusal is not None:
                 raise self.refusal
@@ -202,7 +202,7 @@ class Words(Probe):
 
 
 def _layout(site: Site, call: Call) -> tuple[slice, slice, tuple[int, ...]]:
-    """Where image queries and text keys stand, and the grid of the former."""
+    """Return where image queries and text keys stand, and the grid of the former."""
     if site.kind == "cross":
         queries: slice | None = slice(0, call.n)
         keys: slice | None = slice(0, call.m)
@@ -243,7 +243,7 @@ def word_maps(
         maps.words_at(3, 5)          # [("fox", 0.31), ...]
     """
     probe = Words(where, words=words, branch=branch, row=row)
-    naming = told(*branches) if branches else nullcontext()
+    naming = named_branches(*branches) if branches else nullcontext()
     with naming, torch.no_grad():
         if is_pipeline(model):
             runner = Runner(model)

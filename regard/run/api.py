@@ -122,7 +122,7 @@ def plan(
 
 def _keys(k: Tensor | Keys, v: Tensor | None, k_positions: Tensor | None) -> Keys:
     """Return keys as a value."""
-    if not isinstance(k, Keys):
+    if type(k) is Tensor or not isinstance(k, Keys):
         return Dense(k, v, k_positions)  # type: ignore[arg-type]  # checked with the call
     if v is not None or k_positions is not None:
         fail(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from regard.core.call import Call
 from regard.core.keys import Dense
@@ -25,6 +25,8 @@ from regard.run.transforms import transforms_around
 MASK_ENTRIES = 1 << 22
 # Where keys lie beside those of a pattern, a mask of more entries costs more than a second kernel.
 BESIDE_ENTRIES = 1 << 18
+# Extra keys for each of one's own up to which they go before these, in one kernel.
+FEW_EXTRA = 0.125
 
 
 class Fused(Executor):
@@ -42,7 +44,7 @@ class Fused(Executor):
         if pattern(call) is not None:
             return Yes()
         if beside(call):
-            return Yes("in two parts: the extra keys beside the others")
+            return Yes("the extra keys beside the others")
         entries = mask_entries(call)
         if entries > MASK_ENTRIES:
             return No(f"its mask would have {entries:,} entries (limit {MASK_ENTRIES:,})")
@@ -64,11 +66,11 @@ class Fused(Executor):
     def _run(self, call: Call) -> Partial:
         q, k, scale = product(call)
         kind = beside(call)
+        if kind == "all":  # whose extra keys may be attended to by all as well
+            return dense(q, k, call.v, Shape(scale))
         if kind:
             own: int = call.rule.support.keys  # type: ignore[attr-defined]  # of an Extended
-            parts = ((slice(own), kind == "causal"), (slice(own, None), False))
-            cut = [(k[:, :, keys], call.v[:, :, keys], below) for keys, below in parts]
-            return merge(*(dense(q, a, b, Shape(scale, below)) for a, b, below in cut))
+            return beside_causal(q, k, call.v, own, scale)
         kind = pattern(call)
         if call.dropout and not call.rule.weigh.has_sink:
             return Partial(self._out(call), None)
@@ -81,13 +83,19 @@ class Fused(Executor):
         """Run the kernel without the lse: one call, no overhead."""
         q, rule = call.q, call.rule
         keys = call.keys
-        if q.shape[2] == 1 and type(keys) is Dense and rule.plain:  # most steps of decoding
+        # Most steps of decoding, and small calls of which nothing is asked: no pair is masked.
+        if type(keys) is Dense and rule.plain:
             scale = rule.score.match.scale  # type: ignore[attr-defined]  # of a plain rule: a dot
             at = keys.at
             full = at is None or getattr(at, "full", None)  # a tensor of positions has none
             full = keys.full if full is None else full
             if full and (scale is None or scale > 0) and not torch._C._is_any_autocast_enabled():
-                return single(q, keys.k, keys.v, scale, call.dropout)
+                k, v = keys.k, keys.v
+                if q.shape[2] == 1:
+                    return single(q, k, v, scale, call.dropout)
+                d = q.shape[3]
+                if d == v.shape[3] or call.dropout:
+                    return every_pair(q, k, v, d**-0.5 if scale is None else scale, call.dropout)
         return contained_out(call, self._out)
 
     def _out(self, call: Call) -> Tensor:
@@ -99,6 +107,8 @@ class Fused(Executor):
         kind = pattern(call)
         if call.n == 1 and kind == "all":
             return single(q, k, call.v, scale, call.dropout)
+        if kind == "all":
+            return every_pair(q, k, call.v, scale, call.dropout)
         mask = None if kind else additive_mask(call)
         count_dense(q, k, call.v, causal=kind == "causal")
         return scaled_dot_product_attention(
@@ -111,6 +121,14 @@ class Fused(Executor):
             scale=scale,
             enable_gqa=call.h != call.g,
         )
+
+
+def every_pair(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor:
+    """Attend from each query to every key."""
+    count_dense(q, k, v, causal=False)
+    return scaled_dot_product_attention(
+        q, k, v, None, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float = 0.0) -> Tensor:
@@ -200,6 +218,22 @@ def beside(call: Call) -> str | None:
     own = slice(support.keys)
     rule = call.rule.replace(support=support.part)
     return pattern(call.replace(k=call.k[:, :, own], v=call.v[:, :, own], rule=rule))
+
+
+def beside_causal(q: Tensor, k: Tensor, v: Tensor, own: int, scale: float) -> Partial:
+    """Attend causally to the first `own` keys, and to all of the others.
+
+    A few extra keys go first, behind as many queries of zeros: then the whole is causal, and one
+    kernel runs it. Many are a part of their own, which is merged.
+    """
+    extra = k.shape[2] - own
+    if extra > FEW_EXTRA * own:
+        parts = ((slice(own), True), (slice(own, None), False))
+        return merge(*(dense(q, k[:, :, x], v[:, :, x], Shape(scale, below)) for x, below in parts))
+    k, v = (torch.cat((x[:, :, own:], x[:, :, :own]), 2) for x in (k, v))
+    made = dense(pad(q, (0, 0, extra, 0)), k, v, Shape(scale, causal=True))
+    assert made.lse is not None
+    return Partial(made.out[:, :, extra:], made.lse[:, :, extra:])
 
 
 def mask_entries(call: Call) -> int:

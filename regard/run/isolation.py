@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from typing import Any
 
 import torch
@@ -42,8 +43,9 @@ def one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ...     [x.dtype for x in one_dtype(q, k, k)]
     [torch.bfloat16, torch.bfloat16, torch.bfloat16]
     """
-    given = (q, k, v)
-    if len({getattr(x, "dtype", None) for x in given}) == 1 or not isinstance(q, Tensor):
+    given, dtype = (q, k, v), getattr(q, "dtype", None)
+    alike = dtype == getattr(k, "dtype", None) and dtype == getattr(v, "dtype", None)
+    if alike or not isinstance(q, Tensor):
         return given
     kind = q.device.type
     if not has_autocast(q.device):
@@ -75,14 +77,16 @@ def contained(call: Call, run: Callable[[Call], Partial]) -> Partial:
     >>> EXECUTORS["reference"].run(Call.of(q, bad, bad, Rule(Causal()))).out.isnan().all(-1)[0, 0]
     tensor([False,  True])
     """
-    with without_autocast(call.q.device):
-        bad = broken_keys(call)
-        if bad is None:
-            return run(call)
-        out, lse = run(_without(call, bad))
-        rows = attends_to(call, bad)
-        out = out.masked_fill(rows[..., None], torch.nan)
-        return Partial(out, None if lse is None else lse.masked_fill(rows, torch.nan))
+    if has_autocast(call.q.device):
+        with without_autocast(call.q.device):
+            return contained(call, run)
+    bad = broken_keys(call)
+    if bad is None:
+        return run(call)
+    out, lse = run(_without(call, bad))
+    rows = attends_to(call, bad)
+    out = out.masked_fill(rows[..., None], torch.nan)
+    return Partial(out, None if lse is None else lse.masked_fill(rows, torch.nan))
 
 
 def contained_out(call: Call, run: Callable[[Call], Tensor]) -> Tensor:
@@ -97,16 +101,17 @@ def broken_keys(call: Call) -> Tensor | None:
     looked at where nothing may be masked, under `vmap`, on `meta`, and while a CUDA graph is being
     captured, which no look can be part of.
     """
+    if not masks_something(call):
+        return None
     k, v = call.k.detach(), call.v.detach()
-    if not can_be_read(k) or not masks_something(call):
+    if not can_be_read(k):
         return None
     some = None
-    removing = any(s.may_remove for s in call.rule.score.steps)
-    if call.n == 1 and not removing:  # one row of pairs is less to look at than every key
+    if call.n == 1 and not _removes(call):  # one row of pairs is less to look at than every key
         masked = ~call.allowed(call.at()).flatten(0, -2).all(0)
         some = masked.nonzero().flatten()
         k, v = k.index_select(2, some), v.index_select(2, some)
-    if bool((k.sum() + v.sum()).isfinite()):
+    if isfinite((k.sum() + v.sum()).item()):
         return None
     bad = ~(k.isfinite().all(-1) & v.isfinite().all(-1))
     if not bool(bad.any()):
@@ -119,14 +124,20 @@ def broken_keys(call: Call) -> Tensor | None:
 def masks_something(call: Call) -> bool:
     """Return whether some pair of a call may be masked."""
     support = call.rule.support
-    if call.m == 0 or call.n == 0:
-        return False
-    if not call.placed and not any(s.may_remove for s in call.rule.score.steps):
+    if not call.placed and not _removes(call):
         if isinstance(support, Everything):
+            return False
+        if call.m == 0 or call.n == 0:
             return False
         if isinstance(support, Causal) and call.q_positions is None:
             return call.rule.offset < call.m - 1
-    return True
+    return call.m > 0 and call.n > 0
+
+
+def _removes(call: Call) -> bool:
+    """Return whether a step of the score may remove pairs."""
+    steps = call.rule.score.steps
+    return bool(steps) and any(s.may_remove for s in steps)
 
 
 def _without(call: Call, bad: Tensor) -> Call:

@@ -10,7 +10,7 @@ from regard.core.call import Call
 from regard.core.errors import RuleError, fail
 from regard.core.heads import expand_heads
 from regard.core.partial import finite, wide
-from regard.core.support import Support, Window
+from regard.core.support import Everything, Support, Window
 from regard.core.weigh import Softmax
 from regard.run.runner import run
 
@@ -38,6 +38,73 @@ def log_part(call: Call, part: Support) -> Tensor:
     alone = call.rule.weigh
     alone = alone.replace(plus_one=False, sink=None) if alone.has_sink else alone
     return log_weight(call.replace(rule=call.rule.replace(support=support, weigh=alone)))
+
+
+# From so many keys on, pairs that are few are gathered: below, a mask over all of them is quick.
+GATHERED = 1024
+
+
+def gathers(call: Call) -> bool:
+    """Whether `log_part_of_keys` and `log_part_of_groups` can take this call, and are worth it."""
+    return call.b == 1 and call.m >= GATHERED and not call.placed and not call.rule.tensors()
+
+
+def log_part_of_keys(call: Call, keys: Tensor) -> Tensor:
+    """Return `log_part` [1, h, n] of some keys, by their indices [s]: only these are read.
+
+    >>> q = torch.randn(1, 2, 6, 4)
+    >>> found = log_part_of_keys(Call.of(q, q, q), torch.tensor([1, 4]))
+    >>> found.allclose((q @ q.mT / 2)[..., [1, 4]].logsumexp(-1))
+    True
+    """
+    k = call.k[:, :, keys]
+    alone = call.replace(k=k, v=k[..., :1], k_positions=keys)
+    return log_part(alone, Everything())
+
+
+def log_part_of_groups(call: Call, of_queries: Tensor, of_keys: Tensor, part: Support) -> Tensor:
+    """Return `log_part` [1, h, n] of the pairs of `part` whose query and key are of one group.
+
+    `of_queries` [n] and `of_keys` [m] number the groups; a negative number is of none. Queries and
+    keys of a group are gathered, groups of about one size at once, so the work is that of the
+    pairs, not of all n x m.
+
+    >>> q = torch.randn(1, 2, 6, 4)
+    >>> group = torch.tensor([0, 1, 0, 1, 2, 0])
+    >>> found = log_part_of_groups(Call.of(q, q, q), group, group, Everything())
+    >>> scores = (q @ q.mT / 2).masked_fill(group[:, None] != group, -torch.inf)
+    >>> found.allclose(scores.logsumexp(-1), atol=1e-6)
+    True
+    """
+    device = call.q.device
+    found = torch.full((1, call.h, call.n), -torch.inf, dtype=wide(call.q.dtype), device=device)
+    groups = torch.arange(max(int(x.max()) for x in (of_queries, of_keys)) + 1)
+    sides = []
+    for group in (of_queries.cpu(), of_keys.cpu()):
+        order = group.argsort(stable=True)
+        first = torch.searchsorted(group[order], groups)
+        many = torch.searchsorted(group[order], groups, right=True) - first
+        sides.append((order, first, many))
+    (_, _, queries), (_, _, keys) = sides
+    size = torch.where((queries > 0) & (keys > 0), torch.maximum(queries, keys), 0)
+    bucket = torch.where(size > 0, torch.ceil(torch.log2(size.clamp(min=1).double())).long(), -1)
+    for power in bucket[bucket >= 0].unique().tolist():
+        some, step = groups[bucket == power], torch.arange(1 << power)
+        rows, cols = (
+            torch.where(
+                step < many[some, None],
+                order[(first[some, None] + step).clamp(max=len(order) - 1)], -1,
+            ).to(device)
+            for order, first, many in sides
+        )  # fmt: skip
+        q = call.q[0, :, rows.clamp(min=0)].transpose(0, 1)  # [groups, h, size, d]
+        k = call.k[0, :, cols.clamp(min=0)].transpose(0, 1)
+        after = torch.where(rows < 0, call.n + step.to(device), rows)  # of no query: behind all
+        alone = Call.of(q, k, k[..., :1], call.rule, after, cols)
+        lse = log_part(alone, part).to(found.dtype)
+        there = rows >= 0
+        found[0, :, rows[there]] = lse.transpose(0, 1)[:, there]
+    return found
 
 
 def mass(call: Call, part: Support, whole: Tensor | None = None) -> Tensor:
@@ -105,4 +172,7 @@ def at_distance(distance: int) -> Support:
     return wide & ~narrow
 
 
-__all__ = ["at_distance", "log_part", "log_weight", "mass", "tile_mass"]
+__all__ = [
+    "at_distance", "gathers", "log_part", "log_part_of_groups", "log_part_of_keys", "log_weight",
+    "mass", "tile_mass",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Averages over keys of functions of a query and a key: what random heads can learn."""
+"""Averages over keys of a function of query and key, which random heads can learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regard.core.rule import Rule
 from regard.core.score import Dot
 from regard.core.weigh import Relu
 from regard.run.api import attend
-from regard.tasks.base import Batch, Kind, Numbers, Task, need_whole
+from regard.tasks.base import Batch, Kind, Numbers, Task, need_integer
 from regard.tasks.registry import register
 
 
@@ -23,8 +23,7 @@ from regard.tasks.registry import register
 class KeyAverage(Task):
     """Points, and a query: the mean over points of (query · point)^power (beta · point).
 
-    `power` 0 is a linear mean of the points alone, whatever the query. beta is the same in all
-    rows.
+    With `power` 0 the answer is a linear mean of the points. beta is the same in all rows.
 
     >>> KeyAverage(points=5).batch(3).y.shape
     torch.Size([3, 1, 1])
@@ -36,9 +35,9 @@ class KeyAverage(Task):
     power: int = 1
 
     def __post_init__(self) -> None:
-        need_whole("width", self.width, 2)
-        need_whole("points", self.points)
-        need_whole("power", self.power, 0)
+        need_integer("width", self.width, 2)
+        need_integer("points", self.points)
+        need_integer("power", self.power, 0)
 
     @property
     def inputs(self) -> Kind:
@@ -70,7 +69,7 @@ class KeyAverage(Task):
         fixed = torch.Generator().manual_seed(self.width)
         beta = F.normalize(torch.randn(self.width, generator=fixed), dim=0)
         match = (batch.x @ batch.context.mT) ** self.power  # [b, 1, m]
-        # Of about unit size whatever the width.
+        # About unit variance at any width.
         scale = float(self.width) ** ((self.power + 1) / 2)
         return scale * match @ (batch.context @ beta)[..., None] / batch.context.shape[1]
 
@@ -79,8 +78,8 @@ class KeyAverage(Task):
 class RandomHeads:
     """Features of many frozen random heads: mean over keys of relu(x̃ᵀ W_m x̃_i) x̃_i, x̃ = [x; 1].
 
-    Values are what is trained, by ridge regression on these features. `biased` adds to every W the
-    matrix that matches query and key, so that its mean is not zero.
+    Only the values are trained, by ridge regression on these features. `biased` adds to every W
+    the matrix that matches query and key, so that its mean is not zero.
 
     >>> heads = RandomHeads(width=4, heads=10)
     >>> heads.features(torch.randn(3, 1, 4), torch.randn(3, 6, 4)).shape
@@ -88,7 +87,7 @@ class RandomHeads:
     """
 
     def __init__(self, width: int, heads: int, *, biased: bool = False, seed: int = 0) -> None:
-        need_whole("heads", heads)
+        need_integer("heads", heads)
         random = torch.Generator().manual_seed(seed)
         self.weights = torch.randn(heads, width + 1, width + 1, generator=random) / 2
         if biased:
@@ -107,7 +106,7 @@ class RandomHeads:
 
 
 class RandomNet:
-    """Features of a net of two layers whose first is random: relu of query and points side by side.
+    """Features of a two-layer network with a random first layer, over query and points joined.
 
     >>> net = RandomNet(width=4, points=6, count=50)
     >>> net.features(torch.randn(3, 1, 4), torch.randn(3, 6, 4)).shape
@@ -128,7 +127,7 @@ class RandomNet:
 def ridge_error(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], weights: tuple[float, ...]
 ) -> float:
-    """The least test error over ridge weights, as a share of the variance of the test targets.
+    """Return the least test error over ridge weights, as a fraction of the test targets' variance.
 
     `train` and `test` are features [n, f] and targets [n].
 

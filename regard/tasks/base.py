@@ -1,11 +1,12 @@
-"""What every task is: batches, a loss to train on, a score, an oracle, and chance.
+"""The base of every task: batches, a training loss, a score, an oracle, and the chance level.
 
-A batch asks at some places and says what is wanted there. A task is a frozen value: its fields are
-its knobs, so `replace(task, length=128)` is the harder one.
+A batch marks the positions that want an answer and holds the targets. A task is a frozen value
+whose fields are its knobs, so `replace(task, length=128)` is a harder one.
 """
 
 from __future__ import annotations
 
+import random as plain_random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
 
-# How attention is asked to look: at itself or at a context, at everything or at the past.
+# Self or cross attention, causal or not.
 PATTERNS: Mapping[str, str] = {
     "cs": "causal self", "ns": "noncausal self", "cc": "causal cross", "nc": "noncausal cross",
 }  # fmt: skip
@@ -24,14 +25,14 @@ PATTERNS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """Whole numbers from 0 up to `count`, which is left out."""
+    """Integers from 0 to `count` - 1."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Vectors of `width` numbers."""
+    """Vectors of `width` floats."""
 
     width: int
 
@@ -43,9 +44,9 @@ Kind = Tokens | Numbers
 class Batch:
     """Rows of one task.
 
-    `x` are tokens [b, n] or numbers [b, n, c], `context` [b, m] or [b, m, c] likewise where there
-    is one. `asked` [b, n] is true at places that want an answer, `y` [b, n] or [b, n, e] holds the
-    answers there; what it holds elsewhere means nothing.
+    `x` holds tokens [b, n] or numbers [b, n, c]; `context`, if any, [b, m] or [b, m, c]. `asked`
+    [b, n] is true at positions that want an answer, and `y` [b, n] or [b, n, e] holds the answers
+    there; its other entries are ignored.
     """
 
     x: Tensor
@@ -54,47 +55,47 @@ class Batch:
     context: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        """Return the same batch on a device."""
+        """Move the batch to a device."""
         context = None if self.context is None else self.context.to(device)
         return Batch(self.x.to(device), self.y.to(device), self.asked.to(device), context)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A generator of batches that knows how good an answer is.
+    """A generator of batches that can score answers.
 
-    A subclass gives `inputs`, `outputs` (and `contexts`, where there is a context), `draw`,
-    `oracle` and `chance`. Its `patterns` are the ways of looking that it can be posed to.
+    A subclass defines `inputs`, `outputs` (and `contexts`, for cross-attention), `draw` and
+    `oracle`. `patterns` lists the attention patterns that it can be posed in.
     """
 
     name: ClassVar[str] = ""
     patterns: ClassVar[tuple[str, ...]] = ("cs",)
-    # Whether a row counts only when all of its answers are right.
+    # Whether a row counts only if all of its answers are right.
     whole_rows: ClassVar[bool] = False
 
     @property
     def inputs(self) -> Kind:
-        """What `x` holds."""
+        """The kind of `x`."""
         raise NotImplementedError
 
     @property
     def outputs(self) -> Kind:
-        """What an answer is."""
+        """The kind of an answer."""
         return self.inputs
 
     @property
     def contexts(self) -> Kind | None:
-        """What `context` holds, where there is one."""
+        """The kind of `context`, or None."""
         return None
 
     @property
     def chance(self) -> float:
-        """What a guesser scores who looks at nothing."""
-        return 0.0
+        """The score of a guess that ignores the inputs."""
+        return 1 / self.outputs.count if isinstance(self.outputs, Tokens) else 0.0
 
     @property
     def longest(self) -> int:
-        """How many tokens x, or the context, has at most."""
+        """The greatest number of tokens in `x` or in the context."""
         return int(getattr(self, "length", 0))
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
@@ -102,62 +103,62 @@ class Task:
         raise NotImplementedError
 
     def oracle(self, batch: Batch) -> Tensor:
-        """Answer by a solution written by hand, from x and context alone: like `y`."""
+        """Solve the batch by hand-written code, from x and context alone: like `y`."""
         raise NotImplementedError
 
     def tests(self) -> dict[str, Task]:
-        """What a model is scored on: a name for each, the first being this task itself."""
+        """Return the tests that a model is scored on, by name; the first is this task itself."""
         return {self.name: self}
 
     def batch(self, size: int, random: torch.Generator | int = 0) -> Batch:
-        """Draw `size` rows, by a generator or a seed.
+        """Draw `size` rows from a generator or a seed.
 
         >>> from regard.tasks import task
         >>> task("induction", period=6).batch(3, 1).x.shape
         torch.Size([3, 12])
         """
-        need_whole("size", size)
+        need_integer("size", size)
         if isinstance(random, int):
             random = torch.Generator().manual_seed(random)
         return self.draw(size, random)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy, or squared error over its variance, at the places that are asked."""
-        given, wanted = outputs[batch.asked], batch.y[batch.asked]
+        """Compute cross-entropy, or squared error over variance, at the asked positions."""
+        predicted, wanted = outputs[batch.asked], batch.y[batch.asked]
         if isinstance(self.outputs, Tokens):
-            return F.cross_entropy(given.float(), wanted)
-        return (given - wanted).square().mean() / spread(wanted)
+            return F.cross_entropy(predicted.float(), wanted)
+        return (predicted - wanted).square().mean() / variance(wanted)
 
     def answers(self, outputs: Tensor) -> Tensor:
-        """Read answers, like `y`, from what a model gives: [b, n, kinds of tokens or numbers]."""
+        """Read answers, like `y`, from model outputs [b, n, classes or numbers]."""
         return outputs.argmax(-1) if isinstance(self.outputs, Tokens) else outputs
 
     def score(self, answers: Tensor, batch: Batch) -> float:
-        """Score answers: 1 is perfect.
+        """Score answers; 1 is perfect.
 
-        Tokens: the share that is right (of rows, where only whole rows count). Numbers: the share
-        of their variance that is explained, which is below 0 for answers worse than the mean.
+        Tokens: accuracy (over rows if `whole_rows`). Numbers: the explained variance, which is
+        below 0 for answers worse than the mean.
         """
         if answers.shape != batch.y.shape:
             fail(
                 ShapeError, "answers", shape_of(answers), f"{list(batch.y.shape)}, as `y`",
-                "pass task.answers(outputs), or what task.oracle gives",
+                "pass task.answers(outputs)",
             )  # fmt: skip
         if isinstance(self.outputs, Numbers):
-            given, wanted = answers[batch.asked].double(), batch.y[batch.asked].double()
-            return float(1 - (given - wanted).square().mean() / spread(wanted))
+            predicted, wanted = answers[batch.asked].double(), batch.y[batch.asked].double()
+            return float(1 - (predicted - wanted).square().mean() / variance(wanted))
         right = (answers == batch.y) | ~batch.asked
         if self.whole_rows:
             return float(right.all(1).double().mean())
         return float(right[batch.asked].double().mean())
 
     def guess(self, batch: Batch, random: torch.Generator) -> Tensor:
-        """Answer without looking: by answers to other questions, or by the mean number."""
+        """Guess without the inputs: answers to other questions, or the mean number."""
         guessed = batch.y.clone()
         if isinstance(self.outputs, Tokens):
             other = self.batch(len(batch.y), random)
             known = other.y[other.asked]
-            picked = whole(0, len(known), (int(batch.asked.sum()),), random)
+            picked = integers(0, len(known), (int(batch.asked.sum()),), random)
             guessed[batch.asked] = known[picked]
         else:
             guessed[batch.asked] = batch.y[batch.asked].mean(0)
@@ -167,71 +168,71 @@ class Task:
         """Return every knob with its value."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def said(self) -> str:
-        """Write the task as the command line takes it, with the knobs that were turned.
+    def spec(self) -> str:
+        """Write the task as the command line takes it, with the knobs that differ from defaults.
 
         >>> from regard.tasks import task
-        >>> task("mqar", pairs=8).said()
+        >>> task("mqar", pairs=8).spec()
         'mqar:pairs=8'
         """
-        turned = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)
                   if getattr(self, f.name) != f.default]  # fmt: skip
-        return ":".join((self.name, *turned))
+        return ":".join((self.name, *changed))
 
 
-def spread(x: Tensor) -> Tensor:
-    """Mean squared distance from the mean of all rows of x [n, e]."""
+def variance(x: Tensor) -> Tensor:
+    """Return the mean squared distance of rows x [n, e] from their mean."""
     return (x - x.mean(0)).square().mean().clamp_min(1e-12)
 
 
-def need_whole(name: str, x: object, least: int = 1, most: int | None = None) -> None:
-    """Raise unless x is a whole number from `least` to `most`."""
+def need_integer(name: str, x: object, least: int = 1, most: int | None = None) -> None:
+    """Raise unless x is an integer from `least` to `most`."""
     high = most is not None and isinstance(x, int) and x > most
     if not isinstance(x, int) or isinstance(x, bool) or x < least or high:
         upto = "" if most is None else f" and at most {most}"
         fail(
-            ValueRangeError, name, repr(x), f"a whole number of at least {least}{upto}",
-            "turn this knob, or the one that bounds it",
+            ValueRangeError, name, repr(x), f"an integer of at least {least}{upto}",
+            "change this knob, or the one that bounds it",
         )  # fmt: skip
 
 
-def need_share(name: str, x: object) -> None:
+def need_fraction(name: str, x: object) -> None:
     """Raise unless x is a number from 0 to 1."""
     if not isinstance(x, int | float) or isinstance(x, bool) or not 0 <= x <= 1:
-        fail(ValueRangeError, name, repr(x), "a share from 0 to 1", "take 0.5, say")
+        fail(ValueRangeError, name, repr(x), "a fraction from 0 to 1", "pass 0.5, for example")
 
 
 def need_even(name: str, x: int) -> None:
     """Raise unless x is even."""
     if x % 2:
-        fail(RuleError, name, x, "an even number", f"take {x + 1}")
+        fail(RuleError, name, x, "an even number", f"pass {x + 1}")
 
 
-# What generators are made of ---------------------------------------------------------------------
+# Parts of generators ---------------------------------------------------------------------
 
 
-def some_of(count: int, out_of: int, size: int, random: torch.Generator) -> Tensor:
-    """Draw `count` different whole numbers below `out_of` for each row: [size, count].
+def distinct(count: int, out_of: int, size: int, random: torch.Generator) -> Tensor:
+    """Draw `count` different integers below `out_of` for each row: [size, count].
 
-    >>> some_of(3, 3, 2, torch.Generator().manual_seed(0)).sort().values.tolist()
+    >>> distinct(3, 3, 2, torch.Generator().manual_seed(0)).sort().values.tolist()
     [[0, 1, 2], [0, 1, 2]]
     """
     return torch.rand(size, out_of, generator=random).argsort(1)[:, :count]
 
 
-def whole(low: int, high: int, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    """Draw whole numbers from low up to high, which is left out."""
+def integers(low: int, high: int, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """Draw integers from `low` to `high` - 1."""
     return torch.randint(low, high, shape, generator=random)
 
 
-def one(low: int, high: int, random: torch.Generator) -> int:
-    """Draw one whole number from low to high, both of which may come."""
+def integer(low: int, high: int, random: torch.Generator) -> int:
+    """Draw one integer from `low` to `high`, both included."""
     return int(torch.randint(low, high + 1, (), generator=random))
 
 
-def nothing_asked(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return zeros to fill answers into, and a mask in which nothing is asked yet."""
-    return torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+def python_random(random: torch.Generator) -> plain_random.Random:
+    """Seed a generator of Python's, for draws that torch does not have."""
+    return plain_random.Random(int(torch.randint(0, 2**62, (), generator=random)))
 
 
 def asked_at_end(x: Tensor, answers: Tensor) -> Batch:
@@ -241,13 +242,21 @@ def asked_at_end(x: Tensor, answers: Tensor) -> Batch:
     [[0, 0, 7], [0, 0, 8]]
     """
     answers = answers.view(len(x), -1)
-    y, asked = nothing_asked(x if x.dim() == 2 else x[..., 0].long())
+    y = torch.zeros_like(x if x.dim() == 2 else x[..., 0], dtype=torch.long)
+    asked = torch.zeros_like(y, dtype=torch.bool)
     y[:, -answers.shape[1] :], asked[:, -answers.shape[1] :] = answers, True
     return Batch(x, y, asked)
 
 
+def answers_at_end(batch: Batch, answers: Tensor) -> Tensor:
+    """Return answers [b] for the last token, as `y` holds them: [b, n]."""
+    y = torch.zeros_like(batch.y)
+    y[:, -1] = answers
+    return y
+
+
 def next_after_match(x: Tensor) -> Tensor:
-    """At each place: the token that follows the first showing of the same token in x [b, n].
+    """Return, at each position, the token after the first occurrence of the same token in x [b, n].
 
     >>> next_after_match(torch.tensor([[5, 7, 6, 8, 5]])).tolist()
     [[7, 6, 8, 5, 7]]

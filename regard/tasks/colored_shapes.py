@@ -1,4 +1,4 @@
-"""Pictures of colored shapes with prompts that describe them, and what is found in a picture."""
+"""Pictures of colored shapes, the prompts that describe them, and a detector of shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = {
     "ring": ("#####", "#...#", "#...#", "#...#", "#####"),
     "cross": ("..#..", "..#..", "#####", "..#..", "..#.."),
 }
-# A shape counts as found where its template and the pixels of a color agree so well (F1).
+# The F1 between a template and the pixels of a color from which a shape counts as found.
 FOUND = 0.8
 
 
@@ -91,7 +91,7 @@ def draw_shapes(many: int, generator: torch.Generator, side: int = SIDE) -> list
 def ink(pictures: Tensor) -> Tensor:
     """Return which pixels of pictures [b, 3, n, m] have each color, [b, colors, n, m] of 0 and 1.
 
-    A pixel has the nearest of the colors and black.
+    A pixel takes the nearest of the colors and black.
 
     >>> ink(picture([ColoredShape("blue", "cross")])[None]).sum((2, 3)).tolist()
     [[0.0, 0.0, 9.0, 0.0]]
@@ -103,7 +103,7 @@ def ink(pictures: Tensor) -> Tensor:
 
 
 def matches(pictures: Tensor) -> Tensor:
-    """Return how well each shape in each color is there, [b, colors, shapes]: the best F1.
+    """Return the best F1 of each shape in each color, [b, colors, shapes].
 
     >>> matches(picture([ColoredShape("red", "ring")])[None])[0, 0, 1].item()
     1.0
@@ -121,7 +121,7 @@ def matches(pictures: Tensor) -> Tensor:
 def found(pictures: Tensor, shapes: Sequence[tuple[str, str]]) -> Tensor:
     """Return which of some shapes are in each picture [b, 3, n, m], bool [b, shapes].
 
-    A color stands for its best shape alone; the color "a" is any.
+    A color counts for its best shape alone; the color "a" matches any.
 
     >>> shapes = [("red", "ring"), ("red", "cross"), ("a", "ring")]
     >>> found(picture([ColoredShape("red", "ring")])[None], shapes).tolist()
@@ -135,9 +135,3 @@ def found(pictures: Tensor, shapes: Sequence[tuple[str, str]]) -> Tensor:
         else best[:, colors.index(color), kinds.index(shape)]
         for color, shape in shapes
     ], 1)  # fmt: skip
-
-
-__all__ = [
-    "COLORS", "SHAPES", "SIDE", "SIZE", "ColoredShape", "describe", "draw_shapes", "found", "ink",
-    "matches", "picture", "template",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Copying: repeat what was read, in some order; trained on short texts, tested on longer ones."""
+"""Copying: repeat the input in some order; trained on short texts, tested on longer ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,28 @@ import torch
 from torch import Tensor
 
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Task, Tokens, asked_at_end, need_whole, one, whole
+from regard.tasks.base import (
+    Batch,
+    Kind,
+    Task,
+    Tokens,
+    asked_at_end,
+    distinct,
+    integer,
+    integers,
+    need_integer,
+)
 from regard.tasks.registry import register
 
-# Tokens that mean something; words come after them.
+# Special tokens; words come after them.
 GO, BLANK = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Lengths(Task):
-    """Words of one length a batch, from `least` to `length`; tested on twice that length too.
+    """Words, one length per batch from `least` to `length`; tested on twice that length too.
 
-    `x` is the words, GO, and the answer but for its last token: each place from GO on is asked
+    `x` is the words, GO, and the answer without its last token; each position from GO on is asked
     for the next token.
     """
 
@@ -29,9 +39,9 @@ class _Lengths(Task):
     least: int = 1
 
     def __post_init__(self) -> None:
-        need_whole("vocab", self.vocab, 4)
-        need_whole("length", self.length, 1)
-        need_whole("least", self.least, 1, self.length)
+        need_integer("vocab", self.vocab, 4)
+        need_integer("length", self.length, 1)
+        need_integer("least", self.least, 1, self.length)
 
     @property
     def inputs(self) -> Kind:
@@ -46,15 +56,15 @@ class _Lengths(Task):
         return 1 / (self.vocab - 2)
 
     def answer(self, words: Tensor) -> Tensor:
-        """What is to be written after words [b, n]: [b, n]."""
+        """Return the answer to words [b, n]: [b, n]."""
         raise NotImplementedError
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        n = one(self.least, self.length, random)
-        words = whole(2, self.vocab, (size, n), random)
-        said = self.answer(words)
-        x = torch.cat((words, torch.full((size, 1), GO), said[:, :-1]), 1)
-        return asked_at_end(x, said)
+        n = integer(self.least, self.length, random)
+        words = integers(2, self.vocab, (size, n), random)
+        answer = self.answer(words)
+        x = torch.cat((words, torch.full((size, 1), GO), answer[:, :-1]), 1)
+        return asked_at_end(x, answer)
 
     def oracle(self, batch: Batch) -> Tensor:
         n = int((batch.x[0] == GO).nonzero()[0])
@@ -72,7 +82,7 @@ class _Lengths(Task):
 @register("copy")
 @dataclass(frozen=True, kw_only=True)
 class Copy(_Lengths):
-    """Read words, and write them again; trained up to `length`, tested up to twice as many.
+    """Copy the words; trained up to `length` words, tested up to twice as many.
 
     >>> Copy(least=3, length=3).batch(1).x.shape
     torch.Size([1, 6])
@@ -85,7 +95,7 @@ class Copy(_Lengths):
 @register("reverse")
 @dataclass(frozen=True, kw_only=True)
 class Reverse(_Lengths):
-    """Read words, and write them from the last to the first.
+    """Write the words in reverse order.
 
     >>> batch = Reverse(least=3, length=3).batch(1)
     >>> batch.y[0, 3].item() == batch.x[0, 2].item()
@@ -99,7 +109,7 @@ class Reverse(_Lengths):
 @register("sort")
 @dataclass(frozen=True, kw_only=True)
 class Sort(_Lengths):
-    """Read words, and write them in the order of the alphabet.
+    """Write the words in sorted order.
 
     >>> Sort(least=3, length=3).answer(torch.tensor([[5, 9, 2]])).tolist()
     [[2, 5, 9]]
@@ -112,7 +122,7 @@ class Sort(_Lengths):
 @register("lookup")
 @dataclass(frozen=True, kw_only=True)
 class Lookup(Task):
-    """A list, then numbers of places in it: say what stands at each place (random access).
+    """A list, then indices into it: return the item at each index (random access).
 
     >>> Lookup(length=5, asks=2).batch(1).x.shape
     torch.Size([1, 7])
@@ -124,9 +134,9 @@ class Lookup(Task):
     asks: int = 4
 
     def __post_init__(self) -> None:
-        need_whole("vocab", self.vocab, 2)
-        need_whole("length", self.length, 1)
-        need_whole("asks", self.asks, 1)
+        need_integer("vocab", self.vocab, 2)
+        need_integer("length", self.length, 1)
+        need_integer("asks", self.asks, 1)
 
     @property
     def inputs(self) -> Kind:
@@ -140,13 +150,9 @@ class Lookup(Task):
     def longest(self) -> int:
         return self.length + self.asks
 
-    @property
-    def chance(self) -> float:
-        return 1 / self.vocab
-
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        items = whole(0, self.vocab, (size, self.length), random)
-        places = whole(0, self.length, (size, self.asks), random)
+        items = integers(0, self.vocab, (size, self.length), random)
+        places = integers(0, self.length, (size, self.asks), random)
         x = torch.cat((items, self.vocab + places), 1)
         return asked_at_end(x, items.gather(1, places))
 
@@ -158,7 +164,7 @@ class Lookup(Task):
 @register("selective_copy")
 @dataclass(frozen=True, kw_only=True)
 class SelectiveCopy(Task):
-    """Some words stand among blanks: write the words, in order, and no blanks.
+    """Words scattered among blanks: write the words in order, without the blanks.
 
     >>> SelectiveCopy(length=16, words=4).batch(1).x.shape
     torch.Size([1, 20])
@@ -169,8 +175,8 @@ class SelectiveCopy(Task):
     words: int = 8
 
     def __post_init__(self) -> None:
-        need_whole("vocab", self.vocab, 3)
-        need_whole("words", self.words, 1, self.length)
+        need_integer("vocab", self.vocab, 3)
+        need_integer("words", self.words, 1, self.length)
 
     @property
     def inputs(self) -> Kind:
@@ -185,26 +191,26 @@ class SelectiveCopy(Task):
         return 1 / (self.vocab - 2)
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        words = whole(2, self.vocab, (size, self.words), random)
-        places = torch.rand(size, self.length, generator=random).argsort(1)[:, : self.words]
+        words = integers(2, self.vocab, (size, self.words), random)
+        places = distinct(self.words, self.length, size, random)
         x = torch.full((size, self.length), BLANK).scatter_(1, places.sort(1).values, words)
-        # The words come again as they are written, after GO.
+        # The words come again after GO, as they are written.
         x = torch.cat((x, torch.full((size, 1), GO), words[:, :-1]), 1)
         return asked_at_end(x, words)
 
     def oracle(self, batch: Batch) -> Tensor:
-        told = batch.x[:, : self.length]
-        # Words first, in the order they stand in.
-        order = (told == BLANK).to(torch.uint8).sort(dim=1, stable=True).indices
+        text = batch.x[:, : self.length]
+        # Words first, in their order.
+        order = (text == BLANK).to(torch.uint8).sort(dim=1, stable=True).indices
         answers = torch.zeros_like(batch.y)
-        answers[:, self.length :] = told.gather(1, order)[:, : self.words]
+        answers[:, self.length :] = text.gather(1, order)[:, : self.words]
         return answers
 
 
 def pattern_distance(first: list[Tensor], second: list[Tensor]) -> float:
-    """How differently two models look: for each head of one, the nearest head of the other.
+    """Return how differently two models attend: each head of one against the nearest of the other.
 
-    Both are lists of maps of weights [b, h, n, n], one a layer. The distance of two heads is the
+    Both are lists of attention weights [b, h, n, n], one per layer. The distance of heads is the
     mean over rows of the Jensen-Shannon divergence (in bits) of their weights; means are taken over
     heads, layers and texts.
 

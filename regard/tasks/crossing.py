@@ -1,4 +1,4 @@
-"""The four patterns of attention, a toy for each: self and cross, causal and not (after CAB)."""
+"""A toy task for each attention pattern: self and cross, causal and noncausal (after CAB)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from regard.tasks.base import (
     Numbers,
     Task,
     Tokens,
+    distinct,
+    integers,
     need_even,
-    need_share,
-    need_whole,
-    some_of,
-    whole,
+    need_fraction,
+    need_integer,
 )
 from regard.tasks.registry import register
 
@@ -26,9 +26,9 @@ from regard.tasks.registry import register
 @register("denoise")
 @dataclass(frozen=True, kw_only=True)
 class Denoise(Task):
-    """A text that reads the same from both ends, with holes: fill the holes (noncausal self).
+    """A palindrome with holes: fill the holes (noncausal self).
 
-    Of two places that mirror one another at most one is a hole, so that the text tells all.
+    Of two mirrored positions at most one is a hole, so that the text determines the answer.
 
     >>> Denoise(length=8).batch(1).x.shape
     torch.Size([1, 8])
@@ -41,8 +41,8 @@ class Denoise(Task):
 
     def __post_init__(self) -> None:
         need_even("length", self.length)
-        need_share("holes", self.holes)
-        need_whole("vocab", self.vocab, 2)
+        need_fraction("holes", self.holes)
+        need_integer("vocab", self.vocab, 2)
 
     @property
     def inputs(self) -> Kind:
@@ -52,13 +52,9 @@ class Denoise(Task):
     def outputs(self) -> Kind:
         return Tokens(self.vocab)
 
-    @property
-    def chance(self) -> float:
-        return 1 / self.vocab
-
     def draw(self, size: int, random: torch.Generator) -> Batch:
         half = self.length // 2
-        first = whole(0, self.vocab, (size, half), random)
+        first = integers(0, self.vocab, (size, half), random)
         text = torch.cat((first, first.flip(1)), 1)
         coins = torch.rand(size, half, generator=random)
         left = coins < self.holes / 2
@@ -74,10 +70,10 @@ class Denoise(Task):
 @register("translation")
 @dataclass(frozen=True, kw_only=True)
 class Translation(Task):
-    """A source text is turned around and put into other words (noncausal cross).
+    """Reverse a source text and map each word by a dictionary (noncausal cross).
 
-    The query at place i is told only that it is the i-th: the answer is the word that the
-    dictionary has for the source's i-th word from the end. The dictionary is the same in all texts.
+    A query knows only its position i: the answer is the dictionary's word for the source's i-th
+    word from the end. The dictionary is the same in all texts.
 
     >>> Translation(length=8).batch(1).context.shape
     torch.Size([1, 8])
@@ -88,8 +84,8 @@ class Translation(Task):
     length: int = 16
 
     def __post_init__(self) -> None:
-        need_whole("vocab", self.vocab, 2)
-        need_whole("length", self.length)
+        need_integer("vocab", self.vocab, 2)
+        need_integer("length", self.length)
 
     @property
     def inputs(self) -> Kind:
@@ -103,12 +99,8 @@ class Translation(Task):
     def outputs(self) -> Kind:
         return Tokens(self.vocab)
 
-    @property
-    def chance(self) -> float:
-        return 1 / self.vocab
-
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        source = whole(0, self.vocab, (size, self.length), random)
+        source = integers(0, self.vocab, (size, self.length), random)
         x = torch.zeros_like(source)
         asked = torch.ones_like(x, dtype=torch.bool)
         batch = Batch(x, x, asked, source)
@@ -124,11 +116,11 @@ class Translation(Task):
 @register("streaming")
 @dataclass(frozen=True, kw_only=True)
 class StreamingCross(Task):
-    """Keys and values stream in, one pair a step; a query may see those that came (causal cross).
+    """Key-value pairs arrive one per step; a query may see the past ones (causal cross).
 
     A pair is one token of the context. In the first half of the steps every key comes once, and is
-    asked after it came; in the second half it comes again with another value, which a layer that
-    looks ahead confuses with the first.
+    queried afterwards; in the second half it comes again with another value, which misleads a layer
+    that looks ahead.
 
     >>> StreamingCross(keys=4).batch(1).context.shape
     torch.Size([1, 8])
@@ -139,8 +131,8 @@ class StreamingCross(Task):
     values: int = 8
 
     def __post_init__(self) -> None:
-        need_whole("keys", self.keys, 2)
-        need_whole("values", self.values, 2)
+        need_integer("keys", self.keys, 2)
+        need_integer("values", self.values, 2)
 
     @property
     def inputs(self) -> Kind:
@@ -158,15 +150,11 @@ class StreamingCross(Task):
     def longest(self) -> int:
         return 2 * self.keys
 
-    @property
-    def chance(self) -> float:
-        return 1 / self.values
-
     def draw(self, size: int, random: torch.Generator) -> Batch:
         n = self.keys
-        order = torch.cat([some_of(n, n, size, random) for _ in range(2)], 1)
-        context = order * self.values + whole(0, self.values, (size, 2 * n), random)
-        # At step i one of the keys that came up to i is asked.
+        order = torch.cat([distinct(n, n, size, random) for _ in range(2)], 1)
+        context = order * self.values + integers(0, self.values, (size, 2 * n), random)
+        # At step i one of the keys that came up to i is queried.
         upto = torch.arange(1, 2 * n + 1).clamp_max(n)
         step = (torch.rand(size, 2 * n, generator=random) * upto).long()
         x = order.gather(1, step)
@@ -186,7 +174,7 @@ class StreamingCross(Task):
 @register("cloud")
 @dataclass(frozen=True, kw_only=True)
 class Cloud(Task):
-    """Points of a closed curve are seen, in any order: where is it in other directions? (nc)
+    """Points of a closed curve, in any order: where is the curve in other directions? (nc)
 
     A curve has radius 1 plus `waves` random waves around it. Queries are directions, answers the
     points there.
@@ -201,9 +189,9 @@ class Cloud(Task):
     waves: int = 2
 
     def __post_init__(self) -> None:
-        need_whole("waves", self.waves)
-        need_whole("seen", self.seen, 2 * self.waves + 2)
-        need_whole("asks", self.asks)
+        need_integer("waves", self.waves)
+        need_integer("seen", self.seen, 2 * self.waves + 2)
+        need_integer("asks", self.asks)
 
     @property
     def inputs(self) -> Kind:
@@ -224,7 +212,7 @@ class Cloud(Task):
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
         angle = 2 * math.pi * torch.rand(size, self.seen + self.asks, generator=random)
-        # Heights sum to less than 1, so that the radius stays above 0 and tells the direction.
+        # Heights sum to less than 1, so that the radius stays above 0.
         heights = 2 * torch.rand(size, 2 * self.waves, 1, generator=random) - 1
         radius = 1 + self._waves(angle) @ (0.9 * heights / (2 * self.waves))
         points = radius * torch.stack((angle.cos(), angle.sin()), -1)
@@ -232,7 +220,7 @@ class Cloud(Task):
         seen = points[:, : self.seen]
         turned = angle[:, self.seen :]
         x = torch.stack((turned.cos(), turned.sin()), -1)
-        # What is asked is how far the curve is from the circle, there.
+        # The target is the offset of the curve from the circle.
         return Batch(x, points[:, self.seen :] - x, asked, seen)
 
     def oracle(self, batch: Batch) -> Tensor:
@@ -249,23 +237,21 @@ class Cloud(Task):
 @register("forecast")
 @dataclass(frozen=True, kw_only=True)
 class Forecast(Task):
-    """A sum of waves of unknown speeds: what comes next, at each step? (causal self)
+    """A sum of waves of unknown frequencies: predict the next value at each step (causal self).
 
-    A series of `waves` waves is foretold exactly by a recurrence over its last 2 · waves values,
-    whose weights are to be found from the past of the series itself. Steps are asked once that is
-    possible.
+    A series of `waves` waves follows a linear recurrence over its last 2 · waves values, whose
+    weights must be inferred from its past. Only the second half of the steps is asked.
 
     >>> Forecast(length=24).batch(2).x.shape
     torch.Size([2, 24, 1])
     """
 
-    patterns = ("cs",)
     length: int = 48
     waves: int = 2
 
     def __post_init__(self) -> None:
-        need_whole("waves", self.waves)
-        need_whole("length", self.length, 4 * self.waves + 2)
+        need_integer("waves", self.waves)
+        need_integer("length", self.length, 4 * self.waves + 2)
 
     @property
     def inputs(self) -> Kind:
@@ -273,7 +259,7 @@ class Forecast(Task):
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
         shape = (size, 1, self.waves)
-        # Speeds apart from one another, so that a recurrence can tell them.
+        # Frequencies far enough apart for a recurrence to resolve.
         band = math.pi / (self.waves + 1)
         speed = band * (torch.arange(self.waves) + 0.3 + 0.6 * torch.rand(shape, generator=random))
         phase = 2 * math.pi * torch.rand(shape, generator=random)

@@ -1,4 +1,4 @@
-"""Missing items: name what a long list leaves out, which takes a look at all of it at once."""
+"""Missing items: name what a long list leaves out, which needs attention to all of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Task, Tokens, asked_at_end, need_whole, some_of
+from regard.tasks.base import (
+    Batch,
+    Kind,
+    Task,
+    Tokens,
+    answers_at_end,
+    asked_at_end,
+    distinct,
+    need_integer,
+)
 from regard.tasks.registry import register
 
 
@@ -17,9 +26,9 @@ from regard.tasks.registry import register
 @register("missing")
 @dataclass(frozen=True, kw_only=True)
 class Missing(Task):
-    """A shuffled list of all items but some, and at its end: which one is not there?
+    """A shuffled list of all items but a few: which one is missing?
 
-    Any of the items left out is a right answer; `y` holds one of them.
+    Any missing item is a right answer; `y` holds one of them.
 
     >>> task = Missing(items=8)
     >>> batch = task.batch(4)
@@ -32,8 +41,8 @@ class Missing(Task):
     out: int = 1
 
     def __post_init__(self) -> None:
-        need_whole("items", self.items, 2)
-        need_whole("out", self.out, 1, self.items - 1)
+        need_integer("items", self.items, 2)
+        need_integer("out", self.out, 1, self.items - 1)
 
     @property
     def inputs(self) -> Kind:
@@ -52,37 +61,35 @@ class Missing(Task):
         return self.out / self.items
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        order = some_of(self.items, self.items, size, random)
+        order = distinct(self.items, self.items, size, random)
         x = torch.cat((order[:, self.out :], torch.full((size, 1), self.items)), 1)
         return asked_at_end(x, order[:, 0])
 
     def listed(self, batch: Batch) -> Tensor:
-        """How often each item is listed: [b, items]."""
+        """Count how often each item is listed: [b, items]."""
         counts = torch.zeros(len(batch.x), self.items, device=batch.x.device)
         listed = batch.x[:, :-1]
         return counts.scatter_add_(1, listed, torch.ones_like(listed, dtype=counts.dtype))
 
     def oracle(self, batch: Batch) -> Tensor:
-        answers = torch.zeros_like(batch.y)
-        answers[:, -1] = (-self.listed(batch)).argmax(1)
-        return answers
+        return answers_at_end(batch, (-self.listed(batch)).argmax(1))
 
     def score(self, answers: Tensor, batch: Batch) -> float:
-        """Share of rows whose answer is not in the list."""
+        """Return the fraction of rows whose answer is not in the list."""
         return 1 - self.repetition(answers, batch)
 
     def repetition(self, answers: Tensor, batch: Batch) -> float:
-        """Share of rows whose answer is in the list: the rate of repetition."""
+        """Return the repetition rate: the fraction of rows whose answer is in the list."""
         if answers.shape != batch.y.shape:
             fail(
                 RuleError, "answers", list(answers.shape), f"{list(batch.y.shape)}, as `y`",
-                "give one for each place",
+                "pass one for each position",
             )  # fmt: skip
         return float(self.listed(batch).gather(1, answers[:, -1:]).gt(0).double().mean())
 
     @staticmethod
     def draws_until_new(repetition: float) -> float:
-        """How often one must ask until an answer is new, where answers repeat at a rate.
+        """Return the expected number of draws until an answer is new, at a repetition rate.
 
         >>> Missing.draws_until_new(0.5)
         2.0

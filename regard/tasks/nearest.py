@@ -1,4 +1,4 @@
-"""The nearest of some points: attention must be sharp, and sharper the more points there are."""
+"""Nearest neighbor: attention must be sharp, and sharper the more points there are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Numbers, Task, need_whole
+from regard.tasks.base import Batch, Kind, Numbers, Task, need_integer
 from regard.tasks.registry import register
 
 
@@ -16,11 +16,11 @@ from regard.tasks.registry import register
 @register("nearest")
 @dataclass(frozen=True, kw_only=True)
 class Nearest(Task):
-    """Points on a sphere, and a query: give the point that is nearest to it.
+    """Points on a sphere, and a query: return the point nearest to it.
 
-    One head whose scores are q·k at a low temperature solves it, if its rank is `width`. With many
-    points entropy must fall far for the answer to be sharp: this stresses layers whose entropy
-    collapses, and those that cannot be sharp.
+    One head with scores q·k at a low temperature solves it, if its rank is `width`. More points
+    need a lower entropy: this stresses layers whose entropy collapses, and layers that cannot be
+    sharp.
 
     >>> Nearest(points=5, width=3).batch(2).context.shape
     torch.Size([2, 5, 3])
@@ -32,9 +32,9 @@ class Nearest(Task):
     asks: int = 8
 
     def __post_init__(self) -> None:
-        need_whole("width", self.width, 2)
-        need_whole("points", self.points)
-        need_whole("asks", self.asks)
+        need_integer("width", self.width, 2)
+        need_integer("points", self.points)
+        need_integer("asks", self.asks)
 
     @property
     def inputs(self) -> Kind:

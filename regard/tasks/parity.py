@@ -1,4 +1,4 @@
-"""Parity, posed so that the next bit is found by place, by content, or needs no finding."""
+"""Parity, where the next bit is found by position, by content, or by neither."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Task, Tokens, need_whole, one, some_of, whole
+from regard.tasks.base import Batch, Kind, Task, Tokens, distinct, integer, integers, need_integer
 from regard.tasks.registry import register
 
-# Tokens 0 and 1 are bits; the others are signs and markers.
+# Tokens 0 and 1 are bits; then GO and, from MARKERS on, marker words.
 GO, MARKERS = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Parity(Task):
-    """Bits of one length a batch, from `least` to `length`; tested on twice as many too.
+    """Bits, one length per batch from `least` to `length`; tested on twice as many too.
 
-    A subclass writes the whole text of some bits, and says which of its places are to be foretold.
+    A subclass writes the text of some bits, and marks the positions to be predicted.
     """
 
     whole_rows: ClassVar[bool] = True
@@ -28,8 +28,8 @@ class _Parity(Task):
     least: int = 1
 
     def __post_init__(self) -> None:
-        need_whole("length", self.length, 1)
-        need_whole("least", self.least, 1, self.length)
+        need_integer("length", self.length, 1)
+        need_integer("least", self.least, 1, self.length)
 
     @property
     def inputs(self) -> Kind:
@@ -41,22 +41,22 @@ class _Parity(Task):
 
     @property
     def chance(self) -> float:
-        """A guesser is right by halves at each step: nearly never over a whole row."""
+        """The probability of guessing every step of a row."""
         sizes = range(self.least, self.length + 1)
         return sum(0.5 ** self.steps(n) for n in sizes) / len(sizes)
 
     def steps(self, n: int) -> int:
-        """How many answers a row of n bits asks for."""
+        """Return the number of answers in a row of n bits."""
         return n
 
     def text(self, bits: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Write bits [b, n] as a text [b, t], and say which of its places are answers [t]."""
+        """Write bits [b, n] as a text [b, t], and mark which positions are answers [t]."""
         raise NotImplementedError
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        n = one(self.least, self.length, random)
-        text, answers = self.text(whole(0, 2, (size, n), random), random)
-        # Each place is asked for the token after it.
+        n = integer(self.least, self.length, random)
+        text, answers = self.text(integers(0, 2, (size, n), random), random)
+        # Each position is asked for the next token.
         return Batch(text[:, :-1], text[:, 1:], answers[1:].expand(size, -1).clone())
 
     def bits(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _before_go(x: Tensor) -> Tensor:
 @register("parity")
 @dataclass(frozen=True, kw_only=True)
 class Parity(_Parity):
-    """Bits, and at their end whether the ones are odd.
+    """Bits, then their parity.
 
     >>> Parity(least=3, length=3).batch(1).x.shape
     torch.Size([1, 4])
@@ -106,7 +106,7 @@ class Parity(_Parity):
 @register("parity_scratchpad")
 @dataclass(frozen=True, kw_only=True)
 class ParityScratchpad(_Parity):
-    """Bits, then the running parities one by one: bit i must be found by its place.
+    """Bits, then the running parities one by one: bit i must be found by its position.
 
     >>> ParityScratchpad(least=3, length=3).batch(1).x.shape
     torch.Size([1, 6])
@@ -124,7 +124,7 @@ class ParityScratchpad(_Parity):
 @register("parity_interleaved")
 @dataclass(frozen=True, kw_only=True)
 class ParityInterleaved(_Parity):
-    """Each bit is followed by the parity up to it: nothing need be looked up.
+    """Each bit is followed by the parity so far: no lookup is needed.
 
     >>> ParityInterleaved(least=3, length=3).batch(1).x.shape
     torch.Size([1, 5])
@@ -142,10 +142,10 @@ class ParityInterleaved(_Parity):
 @register("parity_mnemonics")
 @dataclass(frozen=True, kw_only=True)
 class ParityMnemonics(_Parity):
-    """A random word stands before each bit, and again before its step: bit i is found by content.
+    """A random word before each bit and again before its step: bit i is found by content.
 
-    Words are different within a row. With `aligned=False` the words of the steps are others than
-    those of the bits, which leaves place alone to find a bit by.
+    Words are different within a row. With `aligned=False` the steps have other words than the bits,
+    so that a bit can be found by position alone.
 
     >>> ParityMnemonics(least=3, length=3).batch(1).x.shape
     torch.Size([1, 12])
@@ -156,7 +156,7 @@ class ParityMnemonics(_Parity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        need_whole("words", self.words, 4 * self.length)
+        need_integer("words", self.words, 4 * self.length)
 
     @property
     def inputs(self) -> Kind:
@@ -164,11 +164,11 @@ class ParityMnemonics(_Parity):
 
     def text(self, bits: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         n = bits.shape[1]
-        words = MARKERS + some_of(2 * n, self.words, len(bits), random)
-        said = words[:, :n] if self.aligned else words[:, n:]
-        told = torch.stack((words[:, :n], bits), 2).flatten(1)
-        steps = torch.stack((said, bits.cumsum(1) % 2), 2).flatten(1)
-        text = torch.cat((told, torch.full_like(bits[:, :1], GO), steps), 1)
+        words = MARKERS + distinct(2 * n, self.words, len(bits), random)
+        repeated = words[:, :n] if self.aligned else words[:, n:]
+        given = torch.stack((words[:, :n], bits), 2).flatten(1)
+        steps = torch.stack((repeated, bits.cumsum(1) % 2), 2).flatten(1)
+        text = torch.cat((given, torch.full_like(bits[:, :1], GO), steps), 1)
         at = torch.arange(text.shape[1])
         return text, (at > 2 * n) & (at % 2 == 0)
 

@@ -1,4 +1,4 @@
-"""Pictures as sequences: handwritten digits by pixels or patches, and paths to be followed."""
+"""Pictures as sequences: handwritten digits by pixels or patches, and paths to trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regard.core.errors import RuleError, fail, need
-from regard.tasks.base import Batch, Kind, Numbers, Task, Tokens, asked_at_end, need_whole, whole
+from regard.tasks.base import (
+    Batch,
+    Kind,
+    Numbers,
+    Task,
+    Tokens,
+    answers_at_end,
+    asked_at_end,
+    integers,
+    need_integer,
+    python_random,
+)
 from regard.tasks.registry import register
 from regard.tasks.typeset import patches_of, with_question
 
@@ -20,7 +31,7 @@ PARTS = ("train", "held out")
 
 @functools.cache
 def _images() -> tuple[Tensor, Tensor]:
-    """All 1,797 images [1797, 8, 8] from 0 to 1 with their digits, in a fixed random order."""
+    """Load all images [1797, 8, 8] from 0 to 1 with their digits, in a fixed random order."""
     data = need("sklearn.datasets", "bench", "has images of digits").load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     return torch.tensor(data.images).float()[order] / 16, torch.tensor(data.target).long()[order]
@@ -28,7 +39,7 @@ def _images() -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Digits(Task):
-    """Images of scikit-learn, the last 360 of which are held out for tests."""
+    """Digit images of scikit-learn; the last 360 are held out for tests."""
 
     part: str = "train"
 
@@ -40,10 +51,6 @@ class _Digits(Task):
     def outputs(self) -> Kind:
         return Tokens(10)
 
-    @property
-    def chance(self) -> float:
-        return 0.1
-
     def sequence(self, images: Tensor) -> Tensor:
         """Lay images [b, 8, 8] out as a sequence [b, n, c]."""
         raise NotImplementedError
@@ -52,17 +59,15 @@ class _Digits(Task):
         images, digits = _images()
         split = len(images) - 360
         low, high = (0, split) if self.part == "train" else (split, len(images))
-        which = whole(low, high, (size,), random)
+        which = integers(low, high, (size,), random)
         x = self.sequence(images[which])
         return asked_at_end(x, digits[which])
 
     def oracle(self, batch: Batch) -> Tensor:
-        """Know every image by heart: the label of the equal one."""
+        """Look up the label of the equal image."""
         images, digits = _images()
         known = self.sequence(images).flatten(1)
-        answers = torch.zeros_like(batch.y)
-        answers[:, -1] = digits[torch.cdist(batch.x.flatten(1), known).argmin(1)]
-        return answers
+        return answers_at_end(batch, digits[torch.cdist(batch.x.flatten(1), known).argmin(1)])
 
     def tests(self) -> dict[str, Task]:
         return {self.name: replace(self, part="held out")}
@@ -71,7 +76,7 @@ class _Digits(Task):
 @register("pixel_digits")
 @dataclass(frozen=True, kw_only=True)
 class PixelDigits(_Digits):
-    """A handwritten digit, pixel by pixel: which one is it? (needs scikit-learn)"""
+    """Classify a handwritten digit, pixel by pixel (needs scikit-learn)."""
 
     patterns = ("cs", "ns")
 
@@ -90,7 +95,7 @@ class PixelDigits(_Digits):
 @register("patch_digits")
 @dataclass(frozen=True, kw_only=True)
 class PatchDigits(_Digits):
-    """A handwritten digit in 16 patches of 2 x 2 pixels, and a token to answer at (as for ViT)."""
+    """Classify a handwritten digit in 16 patches and an answer token, as in ViT."""
 
     patterns = ("ns", "cs")
 
@@ -109,9 +114,9 @@ class PatchDigits(_Digits):
 @register("pathfinder")
 @dataclass(frozen=True, kw_only=True)
 class Pathfinder(Task):
-    """Two winding paths on a grid, and two marked ends: do they belong to one path?
+    """Two winding paths on a grid, and two marked ends: are they the ends of one path?
 
-    Cells are read row by row, and a last token asks. Paths never touch one another.
+    Cells are read row by row, then a question token. Paths never touch one another.
 
     >>> Pathfinder(side=8, steps=5).batch(2).x.shape
     torch.Size([2, 65])
@@ -122,8 +127,8 @@ class Pathfinder(Task):
     steps: int = 8
 
     def __post_init__(self) -> None:
-        need_whole("side", self.side, 6)
-        need_whole("steps", self.steps, 3, self.side)
+        need_integer("side", self.side, 6)
+        need_integer("steps", self.steps, 3, self.side)
 
     @property
     def inputs(self) -> Kind:
@@ -137,12 +142,8 @@ class Pathfinder(Task):
     def longest(self) -> int:
         return self.side**2 + 1
 
-    @property
-    def chance(self) -> float:
-        return 0.5
-
     def _path(self, rng: plain_random.Random, taken: set[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Walk without touching what is taken, or the path's own cells but the last."""
+        """Walk without touching taken cells, or the path's own except the last."""
         for _ in range(200):
             path = [(rng.randrange(self.side), rng.randrange(self.side))]
             while len(path) <= self.steps:
@@ -167,7 +168,7 @@ class Pathfinder(Task):
         return not own and not any(q in taken for q in near)
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        rng = plain_random.Random(int(torch.randint(0, 2**62, (), generator=random)))
+        rng = python_random(random)
         x = torch.zeros(size, self.longest, dtype=torch.long)
         x[:, -1], same = 3, []
         for row in range(size):
@@ -189,8 +190,6 @@ class Pathfinder(Task):
         reached = F.one_hot(first, self.side**2).view_as(cells).bool()
         for _ in range(self.steps + 1):  # walk on by one cell, up, down, left or right
             step = reached.float()
-            spread = F.max_pool2d(step, (3, 1), 1, (1, 0)) + F.max_pool2d(step, (1, 3), 1, (0, 1))
-            reached = (spread > 0) & (cells > 0)
-        answers = torch.zeros_like(batch.y)
-        answers[:, -1] = ((reached & ends).flatten(1).sum(1) == 2).long()
-        return answers
+            grown = F.max_pool2d(step, (3, 1), 1, (1, 0)) + F.max_pool2d(step, (1, 3), 1, (0, 1))
+            reached = (grown > 0) & (cells > 0)
+        return answers_at_end(batch, ((reached & ends).flatten(1).sum(1) == 2).long())

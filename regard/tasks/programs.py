@@ -1,4 +1,4 @@
-"""Small programs to be followed: nested lists, brackets, swaps and steps."""
+"""Small programs to execute: nested lists, brackets, swaps and steps."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from regard.tasks.base import (
     Kind,
     Task,
     Tokens,
+    answers_at_end,
     asked_at_end,
+    distinct,
+    integers,
     need_even,
-    need_whole,
-    some_of,
-    whole,
+    need_integer,
+    python_random,
 )
 from regard.tasks.registry import register
-
-
-def _python_random(random: torch.Generator) -> plain_random.Random:
-    """Draw what torch has no generator for, from the same seed."""
-    return plain_random.Random(int(torch.randint(0, 2**62, (), generator=random)))
 
 
 @register("list_ops")
 @dataclass(frozen=True, kw_only=True)
 class ListOps(Task):
-    """Nested operations on digits, such as [MAX 2 9 [MIN 4 7]]: what is the value?
+    """Evaluate nested operations on digits, such as [MAX 2 9 [MIN 4 7]].
 
     Operations are MIN, MAX, MED (the lower median) and SM (the sum modulo 10). Texts are padded in
-    front, and the last token asks. Values are drawn evenly, so that no digit is the better guess.
+    front, and the last token is the question. Values are uniform, so that no guess is better.
 
     >>> ListOps(length=32).batch(2).x.shape
     torch.Size([2, 32])
@@ -45,11 +42,11 @@ class ListOps(Task):
     depth: int = 2
     most: int = 4
 
-    # Tokens: digits 0 to 9, four operations that open a bracket, the closing one, a blank, the ask.
+    # Tokens: digits 0 to 9, four opening operations, the closing bracket, a blank, the question.
     def __post_init__(self) -> None:
-        need_whole("length", self.length, 8)
-        need_whole("depth", self.depth)
-        need_whole("most", self.most, 2)
+        need_integer("length", self.length, 8)
+        need_integer("depth", self.depth)
+        need_integer("most", self.most, 2)
 
     @property
     def inputs(self) -> Kind:
@@ -59,10 +56,6 @@ class ListOps(Task):
     def outputs(self) -> Kind:
         return Tokens(10)
 
-    @property
-    def chance(self) -> float:
-        return 0.1
-
     def _written(self, rng: plain_random.Random, depth: int) -> list[int]:
         if depth == 0 or (depth < self.depth and rng.random() < 0.5):
             return [rng.randrange(10)]
@@ -71,7 +64,7 @@ class ListOps(Task):
 
     @staticmethod
     def value(text: list[int]) -> int:
-        """Work a text out.
+        """Evaluate a text.
 
         >>> ListOps.value([11, 2, 9, 10, 4, 7, 14, 14])
         9
@@ -90,7 +83,7 @@ class ListOps(Task):
         return open_lists[0][0]
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        rng = _python_random(random)
+        rng = python_random(random)
         x = torch.full((size, self.length), 15)
         x[:, -1] = 16
         wanted = []
@@ -104,19 +97,17 @@ class ListOps(Task):
         return asked_at_end(x, torch.tensor(wanted))
 
     def oracle(self, batch: Batch) -> Tensor:
-        answers = torch.zeros_like(batch.y)
-        answers[:, -1] = torch.tensor([self.value(row) for row in batch.x.tolist()])
-        return answers
+        return answers_at_end(batch, torch.tensor([self.value(row) for row in batch.x.tolist()]))
 
 
 @method("big_bench")
 @register("dyck")
 @dataclass(frozen=True, kw_only=True)
 class Dyck(Task):
-    """Brackets of several kinds, nested up to a depth: which kind closes at each closing place?
+    """Brackets of several kinds, nested up to a depth: which kind closes at each closing position?
 
-    Opening brackets are told by kind; where one is to be closed stands one sign for all kinds, and
-    the answer is the kind of the last bracket that is still open.
+    Opening brackets show their kind; closing ones share a token, and the answer is the kind of
+    the last bracket that is still open.
 
     >>> batch = Dyck(length=16).batch(2)
     >>> bool((batch.x[batch.asked] == 4).all())
@@ -128,9 +119,9 @@ class Dyck(Task):
     depth: int = 6
 
     def __post_init__(self) -> None:
-        need_whole("kinds", self.kinds, 2)
-        need_whole("length", self.length, 2)
-        need_whole("depth", self.depth)
+        need_integer("kinds", self.kinds, 2)
+        need_integer("length", self.length, 2)
+        need_integer("depth", self.depth)
 
     @property
     def inputs(self) -> Kind:
@@ -140,13 +131,9 @@ class Dyck(Task):
     def outputs(self) -> Kind:
         return Tokens(self.kinds)
 
-    @property
-    def chance(self) -> float:
-        return 1 / self.kinds
-
     def draw(self, size: int, random: torch.Generator) -> Batch:
         coins = torch.rand(size, self.length, generator=random)
-        kinds = whole(0, self.kinds, (size, self.length), random)
+        kinds = integers(0, self.kinds, (size, self.length), random)
         x, level = torch.zeros_like(kinds), torch.zeros(size, dtype=torch.long)
         for i in range(self.length):
             opens = ((coins[:, i] < 0.5) & (level < self.depth)) | (level == 0)
@@ -169,16 +156,16 @@ class Dyck(Task):
         return answers
 
     def tests(self) -> dict[str, Task]:
-        longer = {f"length {n}": replace(self, length=n) for n in (2 * self.length,)}
-        return {self.name: self, **longer}
+        twice = 2 * self.length
+        return {self.name: self, f"length {twice}": replace(self, length=twice)}
 
 
 @register("tracking")
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Task):
-    """Each of some people holds a thing, pairs of them swap: who holds what in the end?
+    """Each person holds an object, and pairs of people swap: what does one hold in the end?
 
-    The text is the things in the order of their holders, the swaps, and a person that is asked.
+    The text is the objects in the order of their holders, the swaps, and the person asked about.
 
     >>> Tracking(people=3, swaps=2).batch(1).x.shape
     torch.Size([1, 8])
@@ -189,12 +176,12 @@ class Tracking(Task):
     swaps: int = 3
 
     def __post_init__(self) -> None:
-        need_whole("people", self.people, 2)
-        need_whole("swaps", self.swaps)
+        need_integer("people", self.people, 2)
+        need_integer("swaps", self.swaps)
 
     @property
     def inputs(self) -> Kind:
-        return Tokens(2 * self.people)  # things, then people
+        return Tokens(2 * self.people)  # objects, then people
 
     @property
     def outputs(self) -> Kind:
@@ -204,15 +191,11 @@ class Tracking(Task):
     def longest(self) -> int:
         return self.people + 2 * self.swaps + 1
 
-    @property
-    def chance(self) -> float:
-        return 1 / self.people
-
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        things = some_of(self.people, self.people, size, random)
-        pairs = [some_of(2, self.people, size, random) for _ in range(self.swaps)]
-        last = whole(0, self.people, (size, 1), random)
-        x = torch.cat((things, *(self.people + p for p in (*pairs, last))), 1)
+        objects = distinct(self.people, self.people, size, random)
+        pairs = [distinct(2, self.people, size, random) for _ in range(self.swaps)]
+        last = integers(0, self.people, (size, 1), random)
+        x = torch.cat((objects, *(self.people + p for p in (*pairs, last))), 1)
         batch = asked_at_end(x, torch.zeros_like(x[:, -1]))
         return replace(batch, y=self.oracle(batch))
 
@@ -230,9 +213,9 @@ class Tracking(Task):
 @register("navigate")
 @dataclass(frozen=True, kw_only=True)
 class Navigate(Task):
-    """Steps north, east, south and west: has one come back to the start?
+    """Steps north, east, south and west: does the walk return to its start?
 
-    Half of the rows end where they began.
+    It does in half of the rows.
 
     >>> Navigate(steps=6).batch(1).x.shape
     torch.Size([1, 7])
@@ -242,7 +225,7 @@ class Navigate(Task):
     steps: int = 16
 
     def __post_init__(self) -> None:
-        need_whole("steps", self.steps, 2)
+        need_integer("steps", self.steps, 2)
         need_even("steps", self.steps)
 
     @property
@@ -257,19 +240,15 @@ class Navigate(Task):
     def longest(self) -> int:
         return self.steps + 1
 
-    @property
-    def chance(self) -> float:
-        return 0.5
-
     def draw(self, size: int, random: torch.Generator) -> Batch:
         half = self.steps // 2
-        there = whole(0, 4, (size, half), random)
-        order = some_of(self.steps, self.steps, size, random)
-        # The way and its opposite, shuffled, come back; turning one step of theirs does not.
-        walk = torch.cat((there, (there + 2) % 4), 1).gather(1, order)
+        out = integers(0, 4, (size, half), random)
+        order = distinct(self.steps, self.steps, size, random)
+        # A walk and its opposite, shuffled, return; with one step turned they do not.
+        walk = torch.cat((out, (out + 2) % 4), 1).gather(1, order)
         strays = torch.rand(size, generator=random) < 0.5
-        place = whole(0, self.steps, (size, 1), random)
-        turned = (walk.gather(1, place) + whole(1, 4, (size, 1), random)) % 4
+        place = integers(0, self.steps, (size, 1), random)
+        turned = (walk.gather(1, place) + integers(1, 4, (size, 1), random)) % 4
         walk = torch.where(strays[:, None], walk.scatter(1, place, turned), walk)
         x = torch.cat((walk, torch.full((size, 1), 4)), 1)
         return asked_at_end(x, (~strays).long())
@@ -277,6 +256,4 @@ class Navigate(Task):
     def oracle(self, batch: Batch) -> Tensor:
         steps = torch.nn.functional.one_hot(batch.x[:, :-1], 4).sum(1)
         back = (steps[:, 0] == steps[:, 2]) & (steps[:, 1] == steps[:, 3])
-        answers = torch.zeros_like(batch.y)
-        answers[:, -1] = back.long()
-        return answers
+        return answers_at_end(batch, back.long())

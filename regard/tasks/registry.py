@@ -11,11 +11,11 @@ from regard.core.registry import Registry
 from regard.tasks.base import PATTERNS, Task
 
 T = TypeVar("T", bound=type[Task])
-_tasks = Registry[Task]("task", "regard.tasks", "take one of regard.tasks.list()")
+_tasks = Registry[Task]("task", "regard.tasks", "pass one of regard.tasks.list()")
 
 
 def register(name: str) -> Callable[[T], T]:
-    """Register a class of tasks by a name."""
+    """Register a task class under a name."""
 
     def keep(kind: T) -> T:
         kind.name = name
@@ -30,7 +30,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Task]:
-    """Return the class of a name.
+    """Return the task class of a name.
 
     >>> get("mqar").__name__
     'Mqar'
@@ -44,7 +44,7 @@ def get(name: str) -> type[Task]:
 
 
 def task(name: str, **knobs: Any) -> Task:
-    """Build a task by its name, with its knobs.
+    """Build a task by its name and knobs.
 
     >>> task("needle", length=64).length
     64
@@ -63,14 +63,14 @@ def task(name: str, **knobs: Any) -> Task:
         if field.name in knobs and type(usual) in (int, float) and not isinstance(value, kinds):
             fail(
                 RuleError, f"knobs: {field.name}", repr(value),
-                f"a {type(usual).__name__}, as {usual} is", f"say {name}:{field.name}={usual}",
+                f"a {type(usual).__name__}, as {usual} is", f"pass {name}:{field.name}={usual}",
             )  # fmt: skip
     return kind(**knobs)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: a name, its class, its patterns, and what it is in a sentence."""
+    """One row of the table: a name, its class, its patterns, and a sentence about it."""
 
     name: str
     kind: type[Task]
@@ -79,7 +79,7 @@ class Entry:
 
 
 class Listing(tuple[Entry, ...]):
-    """Every task; printed, a table in Markdown."""
+    """Every task; prints as a Markdown table."""
 
     def __repr__(self) -> str:
         lines = ["| task | patterns | knobs | what it is |", "|---|---|---|---|"]

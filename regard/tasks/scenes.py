@@ -10,12 +10,21 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Task, Tokens, need_whole, nothing_asked
+from regard.tasks.base import (
+    Batch,
+    Kind,
+    Task,
+    Tokens,
+    answers_at_end,
+    asked_at_end,
+    need_integer,
+    python_random,
+)
 from regard.tasks.registry import register
 
-# What may be asked of an object: is it there, its color by shape, its shape by color, its place.
+# Questions about an object: does it exist, its color by shape, its shape by color, its place.
 EXIST, COLOR, SHAPE, PLACE = range(4)
-# Of every five pairs of an operator and the shape or color it names, one is never trained on.
+# One in five pairs of an operator and the shape or color it names is held out of training.
 HELD_OUT = 5
 Operation = tuple[int, int, int]
 
@@ -24,12 +33,12 @@ Operation = tuple[int, int, int]
 @register("scenes")
 @dataclass(frozen=True, kw_only=True)
 class Scenes(Task):
-    """A picture of colored shapes is the context, a tree of questions the text: what is the answer?
+    """Answer a tree of questions (the text) about a picture of colored shapes (the context).
 
-    A question is an operator with a shape and a color. `depth` 1 is one question; at 3, 5 and 7 a
-    question whether something exists decides between a question and a tree less deep. `distractors`
-    are objects that no question is about. Beside more of them and deeper trees, a model is tested
-    on pairs of operators and shapes or colors that training never joins.
+    A question is an operator with a shape and a color. `depth` 1 is one question; at 3, 5 and 7 an
+    existence question chooses between a question and a shallower tree. `distractors` are objects
+    that no question is about. A model is tested on more of them, on deeper trees, and on pairs of
+    an operator and a shape or color that are held out of training.
 
     >>> Scenes(side=6).batch(2).context.shape
     torch.Size([2, 36])
@@ -45,10 +54,16 @@ class Scenes(Task):
 
     def __post_init__(self) -> None:
         if self.depth not in (1, 3, 5, 7):
-            fail(RuleError, "depth", self.depth, "1, 3, 5 or 7", "each condition adds two")
-        need_whole("shapes", self.shapes, self.depth + 2)
-        need_whole("colors", self.colors, self.depth + 2)
-        need_whole("distractors", self.distractors, 0, self.side**2 - 2 * self.depth)
+            fail(
+                RuleError,
+                "depth",
+                self.depth,
+                "1, 3, 5 or 7",
+                "pass an odd depth; each condition adds two",
+            )
+        need_integer("shapes", self.shapes, self.depth + 2)
+        need_integer("colors", self.colors, self.depth + 2)
+        need_integer("distractors", self.distractors, 0, self.side**2 - 2 * self.depth)
 
     @property
     def inputs(self) -> Kind:
@@ -78,7 +93,7 @@ class Scenes(Task):
         return ((kind + named) % HELD_OUT == 0) == self.held_out
 
     def _program(self, rng: plain_random.Random) -> list[Operation]:
-        """Questions from the root on: at even places a condition, where another two follow."""
+        """Draw questions from the root on: conditions at even indices, where another two follow."""
         shapes = rng.sample(range(self.shapes), self.depth)
         colors = rng.sample(range(self.colors), self.depth)
         program = []
@@ -89,7 +104,7 @@ class Scenes(Task):
         return program
 
     def _drawn(self, rng: plain_random.Random) -> list[Operation]:
-        """A program whose questions are all trained on, or, held out, whose answers are not."""
+        """Draw a program whose answers are all of training pairs, or all of held-out pairs."""
         while True:
             program = self._program(rng)
             last = [op for i, op in enumerate(program) if i % 2 or i == self.depth - 1]
@@ -97,13 +112,13 @@ class Scenes(Task):
                 return program
 
     def _objects(self, program: list[Operation], rng: plain_random.Random) -> list[tuple[int, int]]:
-        """Objects that the questions are about, and distractors, as (shape, color)."""
+        """Draw the objects that the questions are about, and distractors, as (shape, color)."""
         free_shapes = sorted(set(range(self.shapes)) - {op[1] for op in program})
         free_colors = sorted(set(range(self.colors)) - {op[2] for op in program})
         objects = []
         for kind, shape, color in program:
             if kind == COLOR or (kind == EXIST and rng.random() < 0.5):
-                color = rng.choice(free_colors)  # of the right shape: not what EXIST asks for
+                color = rng.choice(free_colors)  # the right shape in another color
             elif kind == SHAPE:
                 shape = rng.choice(free_shapes)
             objects.append((shape, color))
@@ -113,7 +128,7 @@ class Scenes(Task):
         return [*objects, *others]
 
     def written(self, program: list[Operation]) -> list[int]:
-        """Write a program as tokens, padded in front, the last one asking for the answer."""
+        """Write a program as tokens, padded in front, with the question token last."""
         text = []
         for i, (kind, shape, color) in enumerate(program):
             if i % 2 == 0 and i < self.depth - 1:
@@ -124,7 +139,7 @@ class Scenes(Task):
         return [5] * room + text + [6]
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
-        rng = plain_random.Random(int(torch.randint(0, 2**62, (), generator=random)))
+        rng = python_random(random)
         texts, pictures = [], []
         for _ in range(size):
             program = self._drawn(rng)
@@ -136,24 +151,19 @@ class Scenes(Task):
                 picture[cell] = 1 + shape * self.colors + color
             texts.append(self.written(program))
             pictures.append(picture)
-        x = torch.tensor(texts)
-        _, asked = nothing_asked(x)
-        asked[:, -1] = True
-        batch = Batch(x, torch.zeros_like(x), asked, torch.tensor(pictures))
-        return Batch(x, self.oracle(batch), asked, batch.context)
+        batch = asked_at_end(torch.tensor(texts), torch.zeros(size, dtype=torch.long))
+        batch = replace(batch, context=torch.tensor(pictures))
+        return replace(batch, y=self.oracle(batch))
 
     def oracle(self, batch: Batch) -> Tensor:
         assert batch.context is not None
-        answers = torch.zeros_like(batch.y)
         rows = zip(batch.x.tolist(), batch.context.tolist(), strict=True)
-        answers[:, -1] = torch.tensor([self.evaluated(*row) for row in rows])
-        return answers
+        return answers_at_end(batch, torch.tensor([self.evaluated(*row) for row in rows]))
 
     def evaluated(self, text: list[int], picture: list[int]) -> int:
-        """Work out the answer to a text about a picture."""
+        """Answer a text about a picture."""
         text = [t for t in text[:-1] if t != 5]
-        # Without blanks the signs of a question still tell themselves: shapes and colors are
-        # different tokens.
+        # Blanks are not needed: shapes and colors are different tokens.
         program, i = [], 0
         while i < len(text):
             if text[i] == 4:

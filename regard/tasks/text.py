@@ -1,4 +1,4 @@
-"""Language modeling by characters, on text that every machine has: Python's own library."""
+"""Character-level language modeling on Python's standard library, which every machine has."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import RuleError, fail
-from regard.tasks.base import Batch, Kind, Task, Tokens, need_whole, whole
+from regard.tasks.base import Batch, Kind, Task, Tokens, integers, need_integer
 from regard.tasks.pixels import PARTS
 from regard.tasks.registry import register
 
-# Modules that have long been there and change little; the last of them are held out.
+# Old modules that change little; the last of them are held out.
 SOURCES = (
     "argparse", "ast", "bdb", "calendar", "cmd", "codecs", "configparser", "csv", "difflib", "dis",
     "doctest", "ftplib", "gettext", "heapq", "inspect", "optparse", "pdb", "pickle", "shutil",
@@ -26,7 +26,7 @@ HELD_OUT = 4
 
 @functools.cache
 def _codes(part: str) -> Tensor:
-    """The text of a part as codes of characters below 128."""
+    """Read the text of a part as ASCII codes."""
     library = Path(sysconfig.get_paths()["stdlib"])
     names = SOURCES[:-HELD_OUT] if part == "train" else SOURCES[-HELD_OUT:]
     texts = [p.read_text(encoding="utf-8", errors="ignore")
@@ -43,10 +43,10 @@ def _codes(part: str) -> Tensor:
 @register("characters")
 @dataclass(frozen=True, kw_only=True)
 class Characters(Task):
-    """Say the next character of Python source, which holds code and prose.
+    """Predict the next character of Python source, which holds code and prose.
 
-    Tested on modules that were not trained on. The oracle knows the texts by heart: 100% is out of
-    reach, and what scores compare is how fast layers learn.
+    Tested on held-out modules. The oracle looks the text up: 100% is out of reach for a model, and
+    scores compare how fast layers learn.
 
     >>> Characters(length=32).batch(2).x.shape
     torch.Size([2, 32])
@@ -56,7 +56,7 @@ class Characters(Task):
     part: str = "train"
 
     def __post_init__(self) -> None:
-        need_whole("length", self.length, 2)
+        need_integer("length", self.length, 2)
         if self.part not in PARTS:
             fail(RuleError, "part", repr(self.part), f"one of {PARTS}", "leave it out to train")
 
@@ -71,7 +71,7 @@ class Characters(Task):
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
         codes = _codes(self.part)
-        starts = whole(0, len(codes) - self.length, (size, 1), random)
+        starts = integers(0, len(codes) - self.length, (size, 1), random)
         rows = codes[starts + torch.arange(self.length + 1)]
         return Batch(rows[:, :-1], rows[:, 1:], torch.ones(size, self.length, dtype=torch.bool))
 

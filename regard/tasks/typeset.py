@@ -1,7 +1,7 @@
-"""Text as pixels: words set in one font on a grid of cells, and where each of them stands.
+"""Text as pixels: words in one font on a grid of cells, with the box of each word.
 
 A cell is 16 pixels high and 8 wide and holds one character of DejaVu Sans Mono, the font that
-matplotlib carries, so that a page is the same on every machine of one version of it. Ink is 1.
+matplotlib ships, so that a page depends on its version alone. Ink is 1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def drawn(cells: Tensor) -> Tensor:
 
 
 def read(images: Tensor) -> Tensor:
-    """Read images that `drawn` made, noise or not: the nearest character of each cell.
+    """Read images of `drawn`, with noise or without: the nearest character of each cell.
 
     >>> cells = torch.arange(38).view(1, 2, 19)
     >>> bool((read(drawn(cells)) == cells).all())
@@ -65,7 +65,7 @@ def read(images: Tensor) -> Tensor:
 class Page:
     """Words on a page: `image` [h, w], and the `boxes` of the words [words, 4].
 
-    A box is left, top, right and bottom in pixels, the last two left out.
+    A box is left, top, right and bottom in pixels, the last two exclusive.
     """
 
     words: tuple[str, ...]
@@ -73,7 +73,7 @@ class Page:
     boxes: Tensor
 
     def shares(self, patch: int) -> Tensor:
-        """How the patches divide among the words: see `shares_of`."""
+        """Return how patches divide among the words: see `shares_of`."""
         high, wide = self.image.shape
         return shares_of(self.boxes, (high // patch, wide // patch), patch)
 
@@ -82,7 +82,7 @@ def typeset(
     words: Sequence[str], *, columns: int = 32, rows: int = 8, gap: int = 1, noise: float = 0.0,
     seed: int = 0,
 ) -> Page:  # fmt: skip
-    """Set words line by line, `gap` cells apart; noise is Gaussian, of this deviation.
+    """Set words line by line, `gap` cells apart; `noise` is the deviation of Gaussian noise.
 
     >>> page = typeset(["what", "is", "seen"], columns=8, rows=2)
     >>> page.image.shape, page.boxes.tolist()
@@ -96,15 +96,15 @@ def typeset(
         if unknown or not word or len(word) > columns:
             fail(
                 ValueRangeError, "words", repr(word),
-                f"1 to {columns} characters of {CHARACTERS.strip()!r}", "write it in these",
+                f"1 to {columns} characters of {CHARACTERS.strip()!r}", "use these characters",
             )  # fmt: skip
         if column + len(word) > columns:
             row, column = row + 1, 0
         if row == rows:
             fail(
                 ValueRangeError, "words", f"{len(words)} words",
-                f"what {rows} rows of {columns} cells hold: {len(boxes)} words",
-                "take more rows or columns",
+                f"at most {len(boxes)} words, which fill {rows} rows of {columns} cells",
+                "pass more rows or columns",
             )  # fmt: skip
         places = torch.tensor([CHARACTERS.index(c) for c in word])
         cells[0, row, column : column + len(word)] = places
@@ -120,9 +120,9 @@ def typeset(
 
 
 def shares_of(boxes: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """How patches divide among words, by what boxes [w, 4] cover of each: [w, patches].
+    """Return the fraction of each patch that belongs to each word, by boxes [w, 4]: [w, patches].
 
-    Over words a patch sums to 1 where any word stands in it, and to 0 where none does.
+    A patch sums to 1 over words if a box covers any of it, else to 0.
 
     >>> shares_of(torch.tensor([[0, 0, 24, 16], [24, 0, 40, 16]]), (1, 3), 16).tolist()
     [[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]]
@@ -147,13 +147,7 @@ def patches_of(images: Tensor, patch: int) -> Tensor:
 
 
 def with_question(patches: Tensor) -> Tensor:
-    """Put a last token after patches [b, n, c], which one more number marks: [b, n + 1, c + 1]."""
+    """Append a question token to patches [b, n, c], marked by a channel: [b, n + 1, c + 1]."""
     x = torch.nn.functional.pad(patches, (0, 1, 0, 1))
     x[:, -1, -1] = 1
     return x
-
-
-__all__ = [
-    "CHARACTERS", "Page", "drawn", "glyphs", "patches_of", "read", "shares_of", "typeset",
-    "with_question",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Verbatim memory: a list that is shown twice, and how much less the second showing surprises."""
+"""Verbatim memory: how much less surprising a list is the second time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from torch import Tensor
 
 from regard.core.errors import RuleError, fail
 from regard.core.method import method
-from regard.tasks.base import Batch, Kind, Task, Tokens, need_share, need_whole, some_of, whole
+from regard.tasks.base import (
+    Batch,
+    Kind,
+    Task,
+    Tokens,
+    distinct,
+    integers,
+    need_fraction,
+    need_integer,
+)
 from regard.tasks.registry import register
 
 CONDITIONS = ("repeat", "permuted", "novel")
@@ -20,11 +29,11 @@ CONDITIONS = ("repeat", "permuted", "novel")
 @register("verbatim")
 @dataclass(frozen=True, kw_only=True)
 class Verbatim(Task):
-    """A sign, a list of nouns, other words, the sign again, and the list again: say it again.
+    """A marker, a list of nouns, other words, the marker and the list again: repeat the list.
 
     `condition` says what the second list is: the same ("repeat"), the same nouns in another order
-    ("permuted"), or other nouns ("novel"); a share `mixed` of rows has one of the other two, as
-    text that a model learns from does. Only a repeated list can be told.
+    ("permuted"), or other nouns ("novel"); a fraction `mixed` of rows has one of the other two, as
+    training text does. Only a repeated list can be predicted.
 
     >>> Verbatim(nouns=3, gap=4).batch(2).x.shape
     torch.Size([2, 11])
@@ -37,18 +46,18 @@ class Verbatim(Task):
     mixed: float = 0.0
 
     def __post_init__(self) -> None:
-        need_whole("nouns", self.nouns, 2)
-        need_whole("vocab", self.vocab, 2 * self.nouns)
-        need_whole("gap", self.gap, 0)
-        need_share("mixed", self.mixed)
+        need_integer("nouns", self.nouns, 2)
+        need_integer("vocab", self.vocab, 2 * self.nouns)
+        need_integer("gap", self.gap, 0)
+        need_fraction("mixed", self.mixed)
         if self.condition not in CONDITIONS:
             fail(
-                RuleError, "condition", repr(self.condition), f"one of {CONDITIONS}", "take repeat"
+                RuleError, "condition", repr(self.condition), f"one of {CONDITIONS}", "pass repeat"
             )
 
     @property
     def inputs(self) -> Kind:
-        return Tokens(self.vocab + 17)  # nouns, 16 words between, the sign
+        return Tokens(self.vocab + 17)  # nouns, 16 words between, the marker
 
     @property
     def longest(self) -> int:
@@ -60,18 +69,18 @@ class Verbatim(Task):
 
     def draw(self, size: int, random: torch.Generator) -> Batch:
         n = self.nouns
-        names = some_of(2 * n, self.vocab, size, random)
+        names = distinct(2 * n, self.vocab, size, random)
         first, novel = names[:, :n], names[:, n:]
-        permuted = first.gather(1, some_of(n, n, size, random))
+        permuted = first.gather(1, distinct(n, n, size, random))
         lists = dict(zip(CONDITIONS, (first, permuted, novel), strict=True))
         second = lists.pop(self.condition)
         coin = torch.rand(size, 1, generator=random)
         others = list(lists.values())
         second = torch.where(coin < self.mixed / 2, others[0], second)
         second = torch.where((coin >= self.mixed / 2) & (coin < self.mixed), others[1], second)
-        sign = torch.full((size, 1), self.vocab + 16)
-        between = self.vocab + whole(0, 16, (size, self.gap), random)
-        text = torch.cat((sign, first, between, sign, second), 1)
+        marker = torch.full((size, 1), self.vocab + 16)
+        between = self.vocab + integers(0, 16, (size, self.gap), random)
+        text = torch.cat((marker, first, between, marker, second), 1)
         asked = (torch.arange(text.shape[1] - 1) >= n + self.gap + 1).expand(size, -1).clone()
         return Batch(text[:, :-1], text[:, 1:], asked)
 
@@ -81,17 +90,17 @@ class Verbatim(Task):
         return answers
 
     def surprisals(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Bits of surprise of each noun in the first list and in the second: both [b, nouns]."""
+        """Return the surprisal in bits of each noun in both lists: two [b, nouns]."""
         log_p = outputs.float().log_softmax(-1).gather(-1, batch.y[..., None])[..., 0]
         bits = -log_p / math.log(2)
         return bits[:, : self.nouns], bits[:, self.nouns + self.gap + 1 :]
 
 
 def retrieval(first: Tensor, second: Tensor, *, skip: int = 1) -> float:
-    """The retrieval score: median over rows of 100 · surprise of the second list over the first.
+    """Return the retrieval score: median of 100 · surprisal of the second list over the first.
 
-    100 is no memory, 0 a perfect one. Surprises are bits [b, nouns]; the first noun, which only the
-    beginning of a list foretells, is left out of both unless `skip` is 0.
+    100 is no memory, 0 a perfect one. Surprisals are bits [b, nouns]; the first noun, which nothing
+    but the marker predicts, is left out of both unless `skip` is 0.
 
     >>> retrieval(torch.full((3, 4), 6.0), torch.zeros(3, 4))
     0.0

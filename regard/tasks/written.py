@@ -1,4 +1,4 @@
-"""Recall of written pairs, seen as pixels or read as characters: the same rows in both."""
+"""Recall of written pairs as pixels or as characters, with the same rows in both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from regard.tasks.base import (
     Numbers,
     Task,
     Tokens,
+    answers_at_end,
     asked_at_end,
+    distinct,
+    integers,
     need_even,
-    need_whole,
-    some_of,
-    whole,
+    need_integer,
 )
 from regard.tasks.registry import register
 from regard.tasks.typeset import CHARACTERS, HIGH, WIDE, drawn, patches_of, read, with_question
@@ -29,7 +30,7 @@ PATCH = HIGH
 
 
 class Items(NamedTuple):
-    """What is written: characters [b, w, c] of words, their boxes [b, w, 4], and answers [b]."""
+    """Written words: their characters [b, w, c], boxes [b, w, 4], and the answers [b]."""
 
     words: Tensor
     boxes: Tensor
@@ -40,8 +41,8 @@ class Items(NamedTuple):
 class _Written(Task):
     """Words of a name and a digit, then a name and "?": which digit came with that name?
 
-    A name is one letter or more. Words stand in places drawn by chance on a page of cells, with
-    `gap` empty cells after each; the question stands in the last place.
+    A name is one letter or more. Words have random positions on a page of cells, with `gap` empty
+    cells after each; the question comes last.
     """
 
     patterns = ("ns", "cs")
@@ -53,16 +54,16 @@ class _Written(Task):
     gap: int = 2
 
     def __post_init__(self) -> None:
-        need_whole("letters", self.letters, 1, 4)
-        need_whole("names", self.names, 1, 26**self.letters)
-        need_whole("pairs", self.pairs, 1, self.names)
-        need_whole("gap", self.gap, 1)
+        need_integer("letters", self.letters, 1, 4)
+        need_integer("names", self.names, 1, 26**self.letters)
+        need_integer("pairs", self.pairs, 1, self.names)
+        need_integer("gap", self.gap, 1)
         need_even("columns", self.columns)
         if self.rows * self._a_row < self.pairs + 1:
             fail(
                 RuleError, "rows, columns", f"{self.rows}, {self.columns}",
                 f"room for {self.pairs} pairs and a question: {self.rows * self._a_row} words fit",
-                "take more rows, or fewer pairs",
+                "pass more rows, or fewer pairs",
             )  # fmt: skip
 
     @property
@@ -78,22 +79,18 @@ class _Written(Task):
     def outputs(self) -> Kind:
         return Tokens(10)
 
-    @property
-    def chance(self) -> float:
-        return 0.1
-
     def items(self, size: int, random: torch.Generator | int = 0) -> Items:
-        """Draw what is written on `size` pages: the same for every way of reading it.
+        """Draw the words of `size` pages, the same for pixels and for characters.
 
         >>> WrittenPixels(pairs=2).items(3).words.shape
         torch.Size([3, 3, 2])
         """
         if isinstance(random, int):
             random = torch.Generator().manual_seed(random)
-        names = some_of(self.pairs, self.names, size, random)
-        digits = whole(0, 10, (size, self.pairs), random)
-        which = whole(0, self.pairs, (size, 1), random)
-        places = some_of(self.pairs + 1, self.rows * self._a_row, size, random).sort(1).values
+        names = distinct(self.pairs, self.names, size, random)
+        digits = integers(0, 10, (size, self.pairs), random)
+        which = integers(0, self.pairs, (size, 1), random)
+        places = distinct(self.pairs + 1, self.rows * self._a_row, size, random).sort(1).values
         names = torch.cat((names, names.gather(1, which)), 1)
         ends = torch.cat((DIGIT + digits, torch.full_like(which, ASK)), 1)
         # Names are numbers of base 26, far from one another: 7 has no factor in common with 26.
@@ -106,7 +103,7 @@ class _Written(Task):
         return Items(words, boxes, digits.gather(1, which)[:, 0])
 
     def answered(self, words: Tensor) -> Tensor:
-        """The digit that stands with the name that is asked for [b], of words [b, w, c]."""
+        """Return the digit [b] of the queried name, from words [b, w, c]."""
         same = (words[:, :-1, :-1] == words[:, -1:, :-1]).all(2).to(torch.uint8).argmax(1)
         return words[torch.arange(len(words)), same, -1] - DIGIT
 
@@ -116,7 +113,7 @@ class _Written(Task):
 class WrittenPixels(_Written):
     """A page of words as patches of pixels, such as "c7", "m2", "c?": which digit? (needs a font)
 
-    `x` holds patches of 16 x 16 pixels, 1 more number that marks the last token, which answers.
+    `x` holds patches of 16 x 16 pixels, and a channel that marks the last token, which answers.
     `noise` is the deviation of Gaussian noise on every pixel.
 
     >>> WrittenPixels(rows=2).batch(5).x.shape
@@ -149,7 +146,7 @@ class WrittenPixels(_Written):
         return asked_at_end(with_question(patches), items.answer)
 
     def oracle(self, batch: Batch) -> Tensor:
-        """Read the characters off the page, and look the name up."""
+        """Read the characters off the pixels, and look the name up."""
         rows, columns = self.grid
         cut = batch.x[:, :-1, :-1].view(-1, rows, columns, PATCH, PATCH).transpose(2, 3)
         cells = read(cut.flatten(3).flatten(1, 2)).flatten(1)
@@ -164,7 +161,7 @@ class WrittenPixels(_Written):
 @register("written_tokens")
 @dataclass(frozen=True, kw_only=True)
 class WrittenTokens(_Written):
-    """The page of `written_pixels` as characters, word after word: which digit goes with the name?
+    """The page of `written_pixels` as characters, word after word.
 
     >>> WrittenTokens(pairs=2).batch(5).x.shape
     torch.Size([5, 7])
@@ -180,7 +177,7 @@ class WrittenTokens(_Written):
 
     @property
     def of_words(self) -> Tensor:
-        """Which tokens spell each word: [words, tokens], 1 or 0."""
+        """Return which tokens spell each word: [words, tokens], 1 or 0."""
         spelt = torch.eye(self.pairs + 1).repeat_interleave(self.letters + 1, 1)
         return torch.nn.functional.pad(spelt, (0, 1))
 
@@ -191,13 +188,11 @@ class WrittenTokens(_Written):
 
     def oracle(self, batch: Batch) -> Tensor:
         words = batch.x[:, :-1].unflatten(1, (-1, self.letters + 1))
-        answers = torch.zeros_like(batch.y)
-        answers[:, -1] = self.answered(words)
-        return answers
+        return answers_at_end(batch, self.answered(words))
 
 
 def as_tokens(task: WrittenPixels) -> WrittenTokens:
-    """The same task, read as characters.
+    """Return the same task as characters.
 
     >>> pixels = WrittenPixels(pairs=3)
     >>> a, b = pixels.batch(9, 4), as_tokens(pixels).batch(9, 4)
@@ -206,6 +201,3 @@ def as_tokens(task: WrittenPixels) -> WrittenTokens:
     """
     knobs = {k: v for k, v in task.knobs().items() if k != "noise"}
     return replace(WrittenTokens(), **knobs)
-
-
-__all__ = ["Items", "WrittenPixels", "WrittenTokens", "as_tokens"]

@@ -56,6 +56,3 @@ def levels(scale: str, maps: np.ndarray) -> np.ndarray:
     drawn = np.floor(255 * (every - low) / max(high - low, 1) + 0.5).clip(0, 255)
     drawn[0] = 0
     return drawn.astype(np.uint8)
-
-
-__all__ = ["RAMP", "ROLE_COLORS", "levels", "ramp"]

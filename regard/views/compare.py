@@ -70,7 +70,7 @@ def compare_runs(a: Run, b: Run) -> Comparison:
 
 
 def weights_of(levels: np.ndarray) -> np.ndarray:
-    """Weights of bytes on the log scale of maps; 0 stands for nothing.
+    """Return weights of bytes on the log scale of maps; 0 stands for nothing.
 
     >>> weights_of(np.array([0, 255], np.uint8)).tolist()
     [0.0, 1.0]
@@ -158,6 +158,3 @@ def _exact_distance(a: Run, one: int, b: Run, two: int) -> float:
         rows = [rows_of(run, i, start, stop) for run, i in ((a, one), (b, two))]
         total += float(js_distance(*rows)) * (stop - start)
     return total / n
-
-
-__all__ = ["Comparison", "compare_runs", "js_distance", "rows_of", "weights_of"]

@@ -137,6 +137,3 @@ def png(colors: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         chunk(*x) for x in ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b""))
     )
-
-
-__all__ = ["heads_grid", "map_image", "png", "show_head", "show_seen"]

@@ -24,7 +24,7 @@ Chosen = int | slice | Sequence[int] | None
 
 @dataclass(frozen=True)
 class SeenHead:
-    """One head: what each probe says of it, its role, its words, and its weights on demand.
+    """One head: its scores, its role, its words, and its weights on demand.
 
     `deep` holds q [n, d], k [m, d] and lse [n], where the head was kept in full; `tiles` is the
     map of its largest weights, bytes on a log scale.
@@ -106,9 +106,6 @@ def _indices(name: str, chosen: Chosen, size: int) -> Tensor:
         if isinstance(x, bool) or not isinstance(x, int) or not -size <= x < size:
             fail(
                 RuleError, name, repr(x), f"places from 0 to {size - 1}",
-                f"{name}=slice(0, 10), say",
+                f"pass {name}=slice(0, 10)",
             )  # fmt: skip
     return torch.tensor([x % size for x in some])
-
-
-__all__ = ["SeenHead"]

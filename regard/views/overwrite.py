@@ -1,30 +1,61 @@
-"""What may be written over: files that Regard wrote, as it wrote them."""
+"""Which files may be overwritten: those that Regard wrote and nobody changed."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from regard.core.files import NOT_OURS, OF_ANOTHER, FileError, refuse_to_replace
 from regard.core.picture_files import is_our_picture
-from regard.views.run_file import is_run
+from regard.views.run_file import is_run, origin_at
 
-# The last line of a page: a comment with the SHA-256 of all before it.
-_SEAL = b"<!-- regard-page sha256 "
+# The last line of a page: a comment with what it was made from, and the SHA-256 of all before it.
+_SEAL = b"<!-- regard-page of "
 
 
-def sealed_page(text: str) -> bytes:
+def sealed_page(text: str, origin: str = "") -> bytes:
     """Return a page with its seal, which tells whether somebody changed it since.
 
-    >>> len(sealed_page("<p>")) - len("<p>")
-    93
+    `origin` is a word for what the page was made from.
+
+    >>> sealed_page("<p>", "0a1b")[:33]
+    b'<p><!-- regard-page of 0a1b sha25'
     """
-    return _sealed(text.encode("utf-8", "replace"))
+    return _sealed(text.encode("utf-8", "replace"), origin.encode())
+
+
+def may_replace(origin: str = "", error: type[FileError] = FileError) -> Callable[[Path], bool]:
+    """Return what tells whether a file may go: one of Regard's, made from the same.
+
+    It raises for one of Regard's that was made from something else.
+    """
+
+    def tell(path: Path) -> bool:
+        if not is_ours(path):
+            return False
+        there = origin_of_file(path)
+        if there is not None and there != origin:
+            refuse_to_replace(path, error, OF_ANOTHER)
+        return True
+
+    return tell
+
+
+def need_replaceable(paths: Sequence[Path], origin: str) -> None:
+    """Raise if one of some files may not go: before the work, and before any of them is written."""
+    for path in paths:
+        if not path.exists():
+            continue
+        same = is_our_picture(path, origin) if path.suffix == ".png" else may_replace(origin)(path)
+        if not same:
+            refuse_to_replace(path, got=OF_ANOTHER if is_ours(path) else NOT_OURS)
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is a page, run, picture or table of Regard that nobody changed.
+    """Return whether a file is a page, run, picture or table of Regard that nobody changed.
 
-    A table (.csv) has no place for a seal: it is told by its columns.
+    A table (.csv) has no seal: it is recognized by its columns.
     """
     if path.suffix in (".npz", ".json"):
         return is_run(path)
@@ -36,12 +67,34 @@ def is_ours(path: Path) -> bool:
         return False
     if path.suffix == ".csv":
         return body.startswith(b"head,layer,kind,module,role")
+    page, origin = _parted(body)
+    return origin is not None and _sealed(page, origin) == body
+
+
+def origin_of_file(path: Path) -> str | None:
+    """Return what a file of Regard says that it was made from; None where it has no place for it.
+
+    A table has the run beside it, where there is one, to say so.
+    """
+    if path.suffix == ".csv":
+        beside = path.with_suffix(".npz")
+        return origin_at(beside) if is_run(beside) else None
+    if path.suffix in (".npz", ".json"):
+        return origin_at(path)
+    if path.suffix == ".html":
+        origin = _parted(path.read_bytes())[1]
+        return None if origin is None else origin.decode("ascii", "replace")
+    return None
+
+
+def _parted(body: bytes) -> tuple[bytes, bytes | None]:
+    """Part a page from what its seal says that it was made from."""
     at = body.rfind(_SEAL)
-    return at >= 0 and _sealed(body[:at]) == body
+    if at < 0:
+        return body, None
+    return body[:at], body[at + len(_SEAL) :].partition(b" sha256 ")[0]
 
 
-def _sealed(body: bytes) -> bytes:
-    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b" -->\n"
-
-
-__all__ = ["is_ours", "sealed_page"]
+def _sealed(body: bytes, origin: bytes) -> bytes:
+    digest = hashlib.sha256(body + origin).hexdigest().encode()
+    return body + _SEAL + origin + b" sha256 " + digest + b" -->\n"

@@ -15,14 +15,15 @@ import numpy as np
 
 from regard.core.files import write_bytes
 from regard.views.colors import RAMP, ROLE_COLORS
-from regard.views.overwrite import is_ours, sealed_page
+from regard.views.overwrite import may_replace, sealed_page
 from regard.views.run_file import Run
 
 # The parts of the page. Each declares its own script (NAME.js), and where it has some its style
 # (NAME.css) and its section (NAME.html). Scripts are one module in this order, so that the page
 # opens from a disk without a server; a view registers itself, and the address names it.
-PARTS = ("style", "data", "color", "state", "patches", "words", "overview", "telling", "heads_view",
-         "head", "map", "lines", "pinned", "text", "head_view", "compare", "main")  # fmt: skip
+PARTS = ("style", "data", "color", "state", "patches", "words", "overview", "telling",
+         "heads_view", "rollout", "head", "map", "lines", "pinned", "text", "head_view", "compare",
+         "main")  # fmt: skip
 
 
 def page(run: Run, after: str = "") -> str:
@@ -57,9 +58,11 @@ def page(run: Run, after: str = "") -> str:
 def write_page(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write the page of a run to a file.
 
-    A page of Regard that is there is replaced, anything else only where `overwrite` is true.
+    A page of the same model and inputs that is there is replaced, anything else only where
+    `overwrite` is true.
     """
-    return write_bytes(path, sealed_page(page(run)), may_replace=True if overwrite else is_ours)
+    body, there = sealed_page(page(run), run.origin), may_replace(run.origin)
+    return write_bytes(path, body, may_replace=True if overwrite else there)
 
 
 def _parts(kind: str) -> str:
@@ -81,6 +84,3 @@ def _element(name: str, x: np.ndarray) -> str:
         f'<script type="text/plain" id="a:{html.escape(name)}" data-type="{x.dtype.name}" '
         f'data-shape="{shape}">{packed.decode()}</script>'
     )
-
-
-__all__ = ["page", "write_page"]

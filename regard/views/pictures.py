@@ -15,7 +15,8 @@ from regard.views.run_file import Run
 def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     """Draw all heads: a row for each layer, hue the role, size the importance.
 
-    A picture of Regard that is there is replaced, anything else only where `overwrite` is true.
+    A picture of the same model and inputs that is there is replaced, anything else only where
+    `overwrite` is true.
     """
     need("matplotlib", "see", "draws pictures")
     from matplotlib.figure import Figure
@@ -45,7 +46,4 @@ def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     if marks:
         axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_title(run.manifest.get("title", ""), fontsize=10)
-    return write_figure(figure, path, overwrite=overwrite, dpi=150)
-
-
-__all__ = ["draw_heads"]
+    return write_figure(figure, path, origin=run.origin, overwrite=overwrite, dpi=150)

@@ -29,7 +29,7 @@ class Role:
 
     `bound` is how far above chance, from 0 to 1, a head must be; `chance` what a head that looks
     anywhere scores on what was read, `tokens` how many tokens that was. `too_short` says why
-    nothing can be told of a text that is too short.
+    a text is too short to tell.
     """
 
     name: str
@@ -131,6 +131,3 @@ class Roles(Mapping[str, Role]):
             for role in self._found.values()
         ]  # fmt: skip
         return html_table("Roles", ["role", "heads", "chance", "tokens", ""], rows)
-
-
-__all__ = ["ROLES", "Role", "Roles"]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from regard.core.files import (
+    OF_ANOTHER,
     FileError,
     FileKind,
     json_bytes,
@@ -63,18 +64,28 @@ class Run:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write NAME.npz, and the manifest as NAME.json; return the path of the arrays.
 
-        A run of Regard that is there is replaced, anything else only where `overwrite` is true.
+        A run of the same model and inputs that is there is replaced, anything else only where
+        `overwrite` is true.
         """
         arrays, manifest = _paths(path)
         text = json_bytes(self.manifest, RUN)
         body = _archive(self.arrays, text)
         with locked(arrays):  # so that both files are of one run where two processes write
             for place in (arrays, manifest):
-                if not overwrite and place.exists() and not is_run(place):
+                if overwrite or not place.exists():
+                    continue
+                if not is_run(place):
                     refuse_to_replace(place, RunFileError)
+                if origin_at(place) != self.origin:
+                    refuse_to_replace(place, RunFileError, OF_ANOTHER)
             write_bytes(arrays, body, error=RunFileError)
             write_bytes(manifest, text, error=RunFileError)
         return arrays
+
+    @property
+    def origin(self) -> str:
+        """A word for what the run was made from: its model and inputs, or two runs."""
+        return _origin(self.manifest)
 
     @classmethod
     def load(cls, path: str | Path, *, limit: int = LIMIT) -> Run:
@@ -88,8 +99,23 @@ class Run:
         return cls(manifest, arrays)
 
 
+def origin_at(path: Path) -> str:
+    """Return the `origin` of a run file, or of its manifest, without reading its arrays."""
+    with reading(path, RUN):
+        body = read_bytes(path)
+        if path.suffix != ".json":
+            with zipfile.ZipFile(io.BytesIO(body)) as archive:
+                body = archive.read("manifest.json")
+        return _origin(parse_json(body, path, RUN))
+
+
+def _origin(manifest: dict[str, Any]) -> str:
+    said = [manifest.get("made_from"), manifest.get("compare")]
+    return hashlib.sha256(json_bytes({"of": said}, RUN)).hexdigest()[:16]
+
+
 def is_run(path: Path) -> bool:
-    """Whether a file is a run, or the manifest of one, just as Regard wrote it."""
+    """Return whether a file is a run, or the manifest of one, just as Regard wrote it."""
     try:
         with reading(path, RUN):
             body = read_bytes(path)
@@ -161,6 +187,3 @@ def _array(body: bytes) -> np.ndarray:
         raise ValueError(f"an array {list(shape)} of {dtype} in {left:,} bytes")
     flat = np.frombuffer(body, dtype, offset=file.tell()) if left else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if fortran else "C").copy()
-
-
-__all__ = ["FORMAT", "LIMIT", "RUN", "VERSION", "Run", "RunFileError", "is_run"]

@@ -20,25 +20,27 @@ from regard.probes.maps import Deep, Drawn, log_scale
 from regard.probes.regions import WordMaps
 from regard.probes.scores import Head, Scores, head_name, towers
 from regard.views.one_head import Chosen, SeenHead
-from regard.views.overwrite import is_ours
+from regard.views.overwrite import may_replace
 from regard.views.roles import ROLES, Roles
+from regard.views.rollout import RolledOut, packed_rollout
 from regard.views.run_file import Run
+from regard.views.sound import frames_of
 from regard.views.word_maps import packed_words
 
 if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-# Scores that a first look has anyway; others were asked for, and are told of.
+# Scores that every run has; others were asked for, and get a sentence.
 USUAL = {"sink", "strongest_sink", "entropy", "concentration", "distance", "importance"}
 SUFFIXES = (".html", ".json", ".npz", ".png", ".csv")
 
 
 @dataclass
 class Seen:
-    """Everything that was seen in one look; `table()`, `findings()`, `save(path)`.
+    """The results of one `see`: `table()`, `findings()`, `save(path)`.
 
-    `scores` holds what each probe says, by its name; `skipped` why some said nothing.
+    `scores` holds the scores of each probe by name; `skipped` why a probe has none.
     """
 
     model: Mapping[str, str]
@@ -51,7 +53,11 @@ class Seen:
     interrupted: bool = False
     image: np.ndarray | None = field(default=None, repr=False)
     words_seen: WordMaps | None = field(default=None, repr=False)
-    # What a reader must know first: that a text was cut, say.
+    # Of a model that sees, attention rollout up to each layer; of one that hears, `image` is the
+    # spectrogram.
+    rollout: RolledOut | None = field(default=None, repr=False)
+    sound: bool = False
+    # What a reader must know first, such as that the text was truncated.
     notes: Sequence[str] = ()
     # What it was made from: the fingerprint of the model, and the hash of what it was given.
     made_from: Mapping[str, str] = field(default_factory=dict)
@@ -190,7 +196,7 @@ class Seen:
         ]
 
     def table(self) -> Table:
-        """A rich table: heads that have a role, then what each score says of them."""
+        """Return a rich table: heads that have a role, then what each score says of them."""
         rich = need("rich.table", "see", "draws tables")
         roles = self.roles.first()
         shown = [name for name in ("entropy", "distance", "importance") if name in self.scores]
@@ -212,7 +218,7 @@ class Seen:
         return table
 
     def to_frame(self) -> pandas.DataFrame:
-        """A pandas table with a row for each head and a column for each score."""
+        """Return a pandas table with a row for each head and a column for each score."""
         pandas = need("pandas", "see", "makes tables of scores")
         roles, rows = self.roles.first(), []
         arrays = {name: x.array(list(self.sites)) for name, x in self.scores.items()}
@@ -241,7 +247,7 @@ class Seen:
         return sizes / max(float(np.nanmax(sizes)) if np.isfinite(sizes).any() else 1.0, 1e-9)
 
     def run(self) -> Run:
-        """Everything as one run: a manifest and arrays."""
+        """Return everything as one run: a manifest and arrays."""
         names, roles = self.role_names, self.roles.first()
         arrays: dict[str, np.ndarray] = {}
         for name, scores in self.scores.items():
@@ -255,9 +261,13 @@ class Seen:
         side = max((max(d.tiles.shape[-2:]) for d in self.drawn.values()), default=0)
         thumbs = np.zeros((len(self.sites), wide, side, side), np.uint8)
         described = []
+        frames = frames_of(self.drawn) if self.sound else {}
         for row, site in enumerate(self.sites):
             drawn = self.drawn.get(site)
-            described.append({"tower": self.towers[site], **_described(site, drawn)})
+            if drawn is not None and site in frames:
+                drawn = replace(drawn, patches=frames[site])
+            about = _described(site, drawn, len(self.words))
+            described.append({"tower": self.towers[site], **about})
             if drawn is not None:
                 h, t, s = drawn.tiles.shape
                 thumbs[row, :h, :t, :s] = log_scale(drawn.tiles)
@@ -281,6 +291,9 @@ class Seen:
         if self.words_seen is not None:
             words, maps = packed_words(self.words_seen)
             arrays |= maps
+        rollout = None
+        if self.rollout is not None:
+            rollout, arrays["rollout"] = packed_rollout(self.rollout)
         grid = next((site.grid for site in self.sites if site.grid), None)
         manifest = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -288,7 +301,7 @@ class Seen:
             + (f", {len(self.words)} tokens" if self.words else ""),
             "model": dict(self.model), "made_from": dict(self.made_from), "versions": versions(),
             "tokens": list(self.words),
-            "modality": "image" if self.image is not None else "text",
+            "modality": "sound" if self.sound else "image" if self.image is not None else "text",
             "grid": None if grid is None else list(grid), "sites": described,
             "scores": {
                 name: {"title": x.title, "definition": x.source or x.definition,
@@ -298,19 +311,21 @@ class Seen:
             "roles": [{"name": n, "title": self.scores[n].title, "threshold": ROLES[n]}
                       for n in names],
             "findings": self.findings(), "deep": entries, "words": words,
+            "rollout": rollout,
         }  # fmt: skip
         return Run(manifest, arrays)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a file by its suffix: .html, .npz (and .json), .png, .csv.
 
-        A file of Regard that is there is replaced, anything else only where `overwrite` is true.
+        A file of the same model and inputs that is there is replaced, anything else only where
+        `overwrite` is true.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
             fail(
                 RuleError, "path", str(path), f"a name that ends in one of {', '.join(SUFFIXES)}",
-                "save('heads.html'), say",
+                "pass 'heads.html', for example",
             )  # fmt: skip
         if path.suffix == ".html":
             from regard.views.page import write_page
@@ -321,13 +336,14 @@ class Seen:
 
             return draw_heads(self.run(), path, overwrite=overwrite)
         if path.suffix == ".csv":
+            there = may_replace(self.run().origin)
             table = self.to_frame().to_csv(index=False).encode()
-            return write_bytes(path, table, may_replace=True if overwrite else is_ours)
+            return write_bytes(path, table, may_replace=True if overwrite else there)
         self.run().save(path, overwrite=overwrite)
         return path
 
     def top(self, score: str, count: int = 5) -> list[Head]:
-        """The heads that score highest."""
+        """Return the heads that score highest."""
         if score not in self.scores:
             fail(
                 RuleError, "score", repr(score), f"one of {', '.join(self.scores)}",
@@ -346,7 +362,7 @@ class Seen:
         return f"Seen({self.model.get('name', 'model')}: {heads} heads)\n{lines}"
 
 
-def _described(site: Site, drawn: Drawn | None) -> dict[str, Any]:
+def _described(site: Site, drawn: Drawn | None, words: int) -> dict[str, Any]:
     n = None if drawn is None else drawn.n
     patches = None if drawn is None else drawn.patches
     grid = site.grid if patches is None else patches.grid
@@ -355,7 +371,12 @@ def _described(site: Site, drawn: Drawn | None) -> dict[str, Any]:
         "kv_heads": site.kv_heads, "head_size": site.head_size, "causal": site.causal,
         "queries": n, "keys": None if drawn is None else drawn.m,
         "grid": None if grid is None else list(grid),
-        "patches": None if patches is None else {"queries": patches.queries, "keys": patches.keys},
+        "patches": None if patches is None else {
+            "queries": patches.queries, "keys": patches.keys,
+            # Whether the other tokens are those of the text.
+            "words": bool(words) and site.grid is None and words in (n, drawn.m if drawn else None),
+        },
+        "tile": None if drawn is None else drawn.tile,
         "rule": "" if drawn is None else repr(drawn.rule)[:200],
     }  # fmt: skip
 

@@ -42,7 +42,7 @@ def packed_words(maps: WordMaps, room: int = WORD_BYTES) -> tuple[dict[str, Any]
 
 
 def evenly(steps: list[int], most: int) -> list[int]:
-    """Some of the steps, as far apart as can be, the first and the last among them.
+    """Return some of the steps, as far apart as can be, the first and the last among them.
 
     >>> evenly(list(range(10)), 4)
     [0, 3, 6, 9]
@@ -62,6 +62,3 @@ def _of_site(maps: WordMaps, site: Site, steps: list[int]) -> list[Tensor]:
 
 def _stacked(some: list[Tensor]) -> np.ndarray:
     return torch.stack(some).half().numpy()
-
-
-__all__ = ["WORD_BYTES", "evenly", "packed_words"]

@@ -6,13 +6,8 @@ import pytest
 import torch
 
 import regard
-from regard.analysis.similarity import (
-    Distances,
-    HeadMaps,
-    LayerMemories,
-    joint_embedding,
-    neuron_view,
-)  # fmt: skip
+from regard.analysis.head_distance import plane
+from regard.analysis.similarity import Distances, HeadMaps, joint_embedding, neuron_view
 from regard.circuits.shapley import bernstein, exact, sampled, shapley_heads
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError
 from regard.core.rule import Rule
@@ -70,7 +65,7 @@ def test_copies_are_alike_and_others_are_not():
     assert [[h for _, h in group] for group in groups] == [[0, 0], [1, 1]]
     layers = found.layers()
     assert torch.allclose(layers, layers.T)
-    places = found.map2d()
+    places = plane(found.values)
     assert float((places[0] - places[2]).norm()) < 1e-5
     apart = torch.cdist(places, places)
     assert torch.allclose(apart[0, 1], found.values[0, 1], atol=1e-6)
@@ -91,19 +86,6 @@ def test_what_cannot_be_compared_is_said():
         seen(random_call(), random_call(n=12)).distances()
     with pytest.raises(ValueRangeError, match="groups"):
         Distances([(site(1), 0)], torch.zeros(1, 1), "js").clusters(2)
-
-
-def test_memories_of_layers_are_compared_by_their_means():
-    calls = [random_call(seed=s, layer=s) for s in range(3)]
-    memories = LayerMemories()
-    for call in calls:
-        memories.see(call, run(call))
-    means = torch.stack([torch.cat([c.k, c.v], -1).mean((0, 2)).flatten() for c in calls])
-    assert torch.allclose(memories.dissimilarity(), torch.cdist(means, means), atol=1e-9)
-    unit = means / means.norm(dim=1, keepdim=True)
-    assert torch.allclose(memories.dissimilarity("cosine"), 1 - unit @ unit.T, atol=1e-9)
-    most = memories.ranked()[0]
-    assert most[2] == pytest.approx(float(torch.cdist(means, means).max()))
 
 
 def test_neighborhoods_keep_what_matches_together():
@@ -316,10 +298,9 @@ def test_some_rows_see_what_they_saw_among_all(rows):
 
 def test_models_can_be_watched_by_all_of_these():
     model = build("llama", DECODERS["llama"], causal=True)
-    maps, memories = HeadMaps(), LayerMemories()
-    with attach(model, [maps, memories], check=False), torch.no_grad():
+    maps = HeadMaps()
+    with attach(model, maps, check=False), torch.no_grad():
         model(IDS)
     assert maps.distances().values.shape == (8, 8)
-    assert memories.dissimilarity().shape == (2, 2)
     found = regard.see(model, IDS, ["patterns", "rank"]).scores
     assert {"rank", "rotary"} <= set(found)

@@ -19,7 +19,7 @@ from regard.analysis.overview import (
 from regard.core.errors import ShapeError, ValueRangeError
 from regard.layers.attention import Attention
 from regard.models.stage import Edit
-from regard.probes.wordpieces import FeltWeights, all_heads, whole_maps, word_maps
+from regard.probes.wordpieces import FeltWeights, whole_maps, word_maps
 
 
 def rows(*shape):
@@ -55,10 +55,9 @@ def test_words_get_what_their_pieces_get_and_give_their_mean():
 def test_whole_maps_are_softmax_rows():
     torch.manual_seed(1)
     layer, x = Attention(16, heads=4), torch.randn(2, 5, 16)
-    maps, names = all_heads(whole_maps(layer, x=x))
+    (maps,) = whole_maps(layer, x=x).values()
     q, (k, _) = layer.queries(x), layer.keys(x)
     assert torch.allclose(maps, (q @ k.mT / 2).softmax(-1), atol=1e-6)
-    assert [h for _, h in names] == [0, 1, 2, 3]
 
 
 def test_felt_weights_are_the_slope_of_the_loss():

@@ -26,7 +26,7 @@ from regard.bench.sweep import carry_out_all, one, plan
 from regard.bench.training import carry_out, seed_of
 from regard.cli.bench import app
 from regard.core.errors import CapabilityError, RegardError, RuleError
-from regard.core.files import write_json
+from regard.core.files import disk_errors, write_json
 from regard.layers.registry import get
 from regard.tasks import task as make_task
 
@@ -341,18 +341,18 @@ def test_unknown_names_suggest_near_ones():
 
 
 def test_a_layer_without_the_pattern_is_refused_with_the_reason():
-    with pytest.raises(CapabilityError, match="it looks ahead, always"):
+    with pytest.raises(CapabilityError, match="it always attends to the future"):
         tiny(["agent_attention"])
-    with pytest.raises(CapabilityError, match="no context"):
+    with pytest.raises(CapabilityError, match="no cross-attention"):
         tiny(["retention"], ["translation"])
-    assert "how far" in why_not(get("linear"), "cc")
+    assert "mask of the context" in why_not(get("linear"), "cc")
 
 
 def test_a_layer_that_can_do_some_tasks_leaves_out_the_others():
     planned = tiny(["mha", "retention"], [SMALL, "translation"])
     assert len(planned.runs) == 3
     assert planned.left_out == (
-        ("retention", "translation", "nc", "noncausal cross: it looks at no context"),
+        ("retention", "translation", "nc", "noncausal cross: it has no cross-attention"),
     )
 
 
@@ -371,7 +371,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(BenchError, match=r"no space left on its disk.*make room"):
+    with pytest.raises(BenchError, match=r"no space left on its disk.*free some space"):
         write_json(tmp_path / "a.json", {"x": 1}, RECORD)
     assert not list(tmp_path.iterdir())
 
@@ -384,7 +384,7 @@ def test_a_full_disk_ends_a_sweep_in_one_line(tmp_path, monkeypatch):
 
 
 def _full(path, content, kind):
-    with records.told_of_disk(path):
+    with disk_errors(path, records.BenchError):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

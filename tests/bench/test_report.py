@@ -133,13 +133,13 @@ def test_sentences_say_who_learned_what():
     assert "t (cs): learned by a; not at all by b" in text
     assert "u (cs): no layer learned it" in text
     assert "v (cs): every layer learned it" in text
-    assert "v (cs): a learned it, and lost more than half of it elsewhere" in text
+    assert "v (cs): a learned it, and lost more than half of it on other tests" in text
     assert found[0].startswith("a is ahead")
 
 
 def test_equal_layers_are_not_told_apart():
     found = findings(results(record("a", "t", 0.5), record("b", "t", 0.5)))
-    assert "cannot be told apart" in found[0]
+    assert "cannot be distinguished" in found[0]
 
 
 def test_the_page_asks_the_network_for_nothing_and_runs_nothing():

@@ -179,6 +179,8 @@ def test_rows_of_heads_are_those_of_the_matrix():
     mean = stage.found[-1][0, :, -1].float().mean(0)
     assert torch.allclose(maps["attention"], mean, atol=1e-3)
     assert occlusion(question).shape == ids.shape
+    with pytest.raises(ValueRangeError, match="row"):
+        head_maps(model, question.embeddings, row=len(ids))
 
 
 def test_agreement_with_itself_is_whole_and_with_chance_none():

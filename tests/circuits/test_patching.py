@@ -242,7 +242,7 @@ def test_signals_sum_to_the_score_and_their_sources_to_the_signal(name):
 def test_normed_queries_and_wrong_places_are_refused():
     model = small("qwen3")
     seen = watch(model, CLEAN)
-    with pytest.raises(regard.RegardError, match="norm queries and keys"):
+    with pytest.raises(regard.RegardError, match="query-key norms"):
         signal(model, seen, hook_of(model)[1][1], 0, 8, 3)
     model = small()
     with pytest.raises(ValueRangeError, match="query, key"):

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from regard.controls import Region
 from regard.controls.context import EditContext
 from regard.controls.prompt import Prompt
 from regard.core.call import Call
@@ -19,6 +21,9 @@ from regard.models.stage import Stage
 from tests.diffusion import TEXT, build, flux, sd3, unet
 
 MODELS = {"unet": unet, "sd3": sd3, "flux": flux}
+each_model = pytest.mark.parametrize("kind", list(MODELS))
+# Halves of a picture.
+LEFT, RIGHT = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
 NAMES = ("unconditional", "conditional", "conditional 2")
 GRID = (4, 6)
 

@@ -22,22 +22,16 @@ from regard.models.site import Site
 from regard.run.runner import run
 from tests.controls.painting_models import (
     GRID,
+    LEFT,
     MODELS,
+    RIGHT,
     Weights,
     a_call,
     at_call,
+    each_model,
     inputs_of,
-    model_of,
     paint,
-)  # fmt: skip
-
-LEFT, RIGHT = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
-each_model = pytest.mark.parametrize("kind", list(MODELS))
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: model_of(kind) for kind in MODELS}
+)
 
 
 def looked(
@@ -330,3 +324,17 @@ def test_subjects_reach_their_regions_alone(kind: str, models: Any) -> None:
     assert bool((some[:, :, image][:, :, ~left] == 0).all())
     text = [i for i in range(call.n) if not image.start <= i < image.stop]
     assert bool((some[:, :, text] == 0).all())
+
+
+def test_a_prompt_as_a_subject_is_that_prompt(models: Any) -> None:
+    """A subject of the whole picture is painted as its own text is, whatever the prompt says."""
+    model = models["unet"]
+    asked, other = inputs_of("unet", 1), inputs_of("unet", 1, seed=3)
+    text = other["encoder_hidden_states"]
+    subject = d.prompt_subject(model, text[0])
+    control = d.AutoStudio((subject,), (Region(box=(0, 0, 1, 1)),), strength=1.0)
+    with regard.steer(model, control, check=False):
+        found = paint(model, asked)
+    own = paint(model, {**asked, "encoder_hidden_states": text})
+    assert (found - own).abs().max() < 1e-4
+    assert (found - paint(model, asked)).abs().max() > 1e-3

@@ -14,21 +14,22 @@ import regard
 from regard import controls
 from regard.controls import Control, NothingMoved, PerRow, Region
 from regard.controls import diffusion as d
+from regard.controls.diffusion.diffusion_control import PICTURE, TEXT
 from regard.core.errors import RegardError
 from regard.core.value import Value
 from regard.models.attach import attach, hook_of
 from regard.models.stage import Stage
 from tests.controls.painting_models import (
-    MODELS,
+    LEFT,
+    RIGHT,
     Weights,
+    each_model,
     inputs_of,
-    model_of,
     paint,
     rows_of,
     same_picture,
-)  # fmt: skip
+)
 
-LEFT, RIGHT = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
 SUBJECTS = (d.Subject((1, 2), LEFT), d.Subject(3, RIGHT))
 # What a control must be told, and which settings it is tried with.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -41,6 +42,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "attention_modulation": {"subjects": SUBJECTS},
     "entropy_scale": {"trained": 12},
     "ms_diffusion": {"regions": (LEFT,)},
+    "autostudio": {"regions": (LEFT,)},
+    "diffuhaul": {"source": LEFT, "target": RIGHT, "words": (1,)},
     "attend_and_excite": {
         "words": (1, 3),
         "strength": 0.1,
@@ -53,6 +56,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "inside_regions": {"subjects": SUBJECTS, "strength": 1.0, "rounds": 1},
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "diffuhaul later": ("diffuhaul", {**NEEDED["diffuhaul"], "soft_steps": 0}),
     "magicface later": ("magicface", {**NEEDED["magicface"], "layout_steps": 0}),
     "bounded alternate": ("bounded_attention", {"subjects": SUBJECTS, "regions": "alternate"}),
     "bounded free": ("bounded_attention", {"subjects": SUBJECTS, "regions": "free"}),
@@ -63,9 +67,15 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
 NAMED = sorted({k.name for k in controls.known().values() if k.models == "diffusion"})
 CASES = [*NAMED, *MORE]
 every = pytest.mark.parametrize("name", CASES)
-each_model = pytest.mark.parametrize("kind", list(MODELS))
 # Those that take one number, since their steps have their own; or that run the model twice.
-ONE_NUMBER = ("magicface", "attention_modulation", "attend_and_excite", "a_star", "inside_regions")
+ONE_NUMBER = (
+    "magicface",
+    "diffuhaul",
+    "attention_modulation",
+    "attend_and_excite",
+    "a_star",
+    "inside_regions",
+)
 # Those that change the latent, which every branch reads.
 LEADING = ("attend_and_excite", "a_star", "inside_regions")
 GUIDING = ("perturbed_attention_guidance", "smoothed_energy_guidance", "attentive_eraser",
@@ -74,15 +84,10 @@ BRANCHES = 2
 PICTURES = 2
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: model_of(kind) for kind in MODELS}
-
-
-def subject_of(model: Any) -> d.SubjectTokens:
-    """A subject with an adapter for every site of a model that reads a prompt."""
+def subject_of(model: Any, kinds: tuple[str, ...] = TEXT) -> d.SubjectTokens:
+    """A subject with an adapter for every site of a model that reads a prompt, or a picture."""
     g = torch.Generator().manual_seed(5)
-    found = [x for x in hook_of(model)[1] if x.kind in ("cross", "joint")]
+    found = [x for x in hook_of(model)[1] if x.kind in kinds]
     sizes = [x.heads * x.head_size for x in found]
     weights = [tuple(torch.randn(s, 6, generator=g) for s in sizes) for _ in range(2)]
     names = tuple(x.module for x in found)
@@ -94,6 +99,10 @@ def made(name: str, model: Any, **settings: Any) -> Control:
     plain, needed = MORE.get(name, (name, NEEDED.get(name, {})))
     if plain == "ms_diffusion":
         needed = {**needed, "subjects": (subject_of(model),)}
+    if plain == "pinco":
+        needed = {**needed, "subjects": (subject_of(model, PICTURE),)}
+    if plain == "autostudio":
+        needed = {**needed, "texts": (subject_of(model),), "images": (subject_of(model),)}
     return controls.control(plain, **{**needed, **settings})
 
 

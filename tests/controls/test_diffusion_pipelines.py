@@ -12,15 +12,12 @@ pytest.importorskip("transformers")
 
 import regard
 from regard import controls as c
-from regard.controls import Region
 from regard.controls import diffusion as d
 from regard.controls.prompt import NotInPromptError
 from regard.models.attach import attach
-from tests.controls.painting_models import Weights
+from tests.controls.painting_models import LEFT, RIGHT, Weights
 from tests.models.test_pipelines import pipeline as pipeline  # a fixture
 from tests.models.test_pipelines import told
-
-LEFT, RIGHT = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
 
 
 def painted(pipe: Any, **more: Any) -> Any:

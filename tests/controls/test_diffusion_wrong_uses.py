@@ -16,9 +16,8 @@ from regard.controls import Region
 from regard.controls import diffusion as d
 from regard.core.errors import RegardError
 from tests.architectures import sharp_llama
-from tests.controls.painting_models import inputs_of, model_of, paint
+from tests.controls.painting_models import LEFT, RIGHT, inputs_of, model_of, paint
 
-LEFT, RIGHT = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
 PAIR = (d.Subject((1, 2), LEFT), d.Subject(3, RIGHT))
 HEAD = (torch.ones(8, 3),)
 ONE = d.SubjectTokens(torch.ones(2, 3), ("nowhere",), HEAD, HEAD)
@@ -111,6 +110,41 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "regions of fewer subjects": (
         lambda: d.MSDiffusion((ONE, ONE), (LEFT,)).edits(), "one for each",
+    ),
+    "patches that leave gaps": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 0), stride=(5, 4)), "from 1 to",
+    ),
+    "a picture smaller than a patch": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 0))(torch.zeros(1, 1, 3, 9), 1.0),
+        "at least (4, 4)",
+    ),
+    "no time to paint": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 1)), "the first and the last",
+    ),
+    "a mask without a channel": (
+        lambda: d.StructureGuidance(torch.mul, (4, 4), times=(1, 0), mask=torch.zeros(4, 4)),
+        "[b, 1, h, w]",
+    ),
+    "a source picture that is not there": (
+        lambda: run("sd3", d.DiffUHaul(LEFT, RIGHT, reference=5)), "pictures 0 to 1",
+    ),
+    "a place in words": (
+        lambda: d.DiffUHaul(LEFT, c.Phrase("right")).edits(), "a region of the picture",
+    ),
+    "an anchor of fewer places": (
+        lambda: ONE.replace(anchor=d.grid_rotation((3, 3), 8)), "cos and sin [2, head_size]",
+    ),
+    "a rotation of odd size": (lambda: d.grid_rotation((2, 3), 6), "a multiple of 4"),
+    "a text for each of fewer regions": (
+        lambda: d.AutoStudio((ONE, ONE), (LEFT,)).edits(), "one for each",
+    ),
+    "images of fewer subjects": (
+        lambda: d.AutoStudio((ONE, ONE), (LEFT, RIGHT), (ONE,)).edits(), "one for each",
+    ),
+    "no regions to paint": (lambda: d.AutoStudio((), ()).edits(), "one or more"),
+    "a text by numbers": (lambda: d.AutoStudio(([1, 2],), (LEFT,)).edits(), "SubjectTokens"),
+    "a prompt of a model without cross-attention": (
+        lambda: d.prompt_subject(model_of("sd3"), torch.zeros(2, 3)), "cross-attention to a text",
     ),
     "no kinds of sites": (lambda: d.AtKinds(c.ScaleScores(0.5), ("text",)), "some of"),
     "words of nothing": (lambda: guided([]), "words, or subjects alone"),

@@ -12,7 +12,6 @@ pytest.importorskip("diffusers")
 
 import regard
 from regard import controls as c
-from regard.controls import Region
 from regard.controls import diffusion as d
 from regard.controls.context import EditContext
 from regard.controls.noise_guidance import mixed
@@ -26,18 +25,10 @@ from tests.controls.painting_models import (
     MODELS,
     a_call,
     at_call,
+    each_model,
     inputs_of,
-    model_of,
     paint,
-)  # fmt: skip
-
-LEFT, RIGHT = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
-each_model = pytest.mark.parametrize("kind", list(MODELS))
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: model_of(kind) for kind in MODELS}
+)
 
 
 @each_model

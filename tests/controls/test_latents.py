@@ -14,24 +14,7 @@ import regard
 from regard.controls import Region
 from regard.controls import diffusion as d
 from regard.controls.diffusion.map_losses import TextMaps, overlap
-from tests.controls.painting_models import (
-    GRID,
-    MODELS,
-    inputs_of,
-    model_of,
-    paint,
-    same_picture,
-    told,
-)  # fmt: skip
-
-LEFT, RIGHT = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
-each_model = pytest.mark.parametrize("kind", list(MODELS))
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: model_of(kind) for kind in MODELS}
-
+from tests.controls.painting_models import GRID, each_model, inputs_of, paint, same_picture, told
 
 # ---- latents ----
 

@@ -33,6 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "context_guided": None,  # acts within generate: test_defining_effects
     "anchored_options": {"options": (TokenPositions((3,)), TokenPositions((9,)))},
     "visual_sinks": None,  # needs images: test_images
+    "attention_transition": {"many": 4, "strength": 0.6},
 }
 # Edits by themselves, each at a strength that does something.
 EDITS = {
@@ -186,6 +187,23 @@ def test_a_neutral_strength_that_was_asked_for_raises_too(name: str, model: Any)
     control = made(name, strength=type(made(name)).neutral)
     with pytest.raises(NothingMoved), steered(model, control):
         logits(model)
+
+
+@every
+def test_decoded_tokens_alone_are_steered_alike_with_a_cache(name: str, model: Any) -> None:
+    """What is found in a prompt is found there, though no token of it is changed."""
+    control = made(name, phase="decoded")
+    if any(x.for_all_queries for x in control.edits()):
+        return
+    with steered(model, control, must_move=False), torch.no_grad():
+        whole = logits(model)
+    with steered(model, control, must_move=False), torch.no_grad():
+        cache = model(PROMPT, use_cache=True).past_key_values
+        each = [
+            model(IDS[:, i : i + 1], past_key_values=cache, use_cache=True).logits
+            for i in range(LENGTH, IDS.shape[1])
+        ]
+    assert torch.allclose(torch.cat(each, 1), whole[:, LENGTH:], atol=2e-4)
 
 
 @every

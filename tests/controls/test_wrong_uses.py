@@ -112,6 +112,10 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "strengths of other rows": (
         lambda m, t: run(m, c.AddBias(ONE, c.PerRow((0.0, 1.0)))), "one for each of 1 rows",
     ),
+    "no carriers": (lambda m, t: c.control("attention_transition", many=0), "from 1"),
+    "shares beyond one": (
+        lambda m, t: c.control("attention_transition", strength=torch.full((2, 4), 2.0)), "0 to 1",
+    ),
     "no strengths": (lambda m, t: c.PerStep(()), "one or more finite numbers"),
     "a head that is not there": (
         lambda m, t: run(m, c.AddBias(ONE), where={"heads": [99]}), "heads 0 to",

@@ -213,9 +213,9 @@ def test_a_disk_that_refuses_is_one_sentence(
 
 def test_a_folder_in_the_way_is_said(tmp_path: Any) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="a folder stands there"):
+    with pytest.raises(FileError, match="a folder has this name"):
         write_bytes(tmp_path, b"")
-    with pytest.raises(FileError, match="it lies in a file"):
+    with pytest.raises(FileError, match="a parent is a file"):
         write_bytes(tmp_path / "file" / "x", b"")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,10 +12,10 @@ from hypothesis import strategies as st
 from regard.core.partial import Partial, merge, nothing
 from regard.core.rule import Rule
 from regard.core.support import Causal, Window
-from regard.core.weigh import Normalised, Relu, Sigmoid, Signed, Softmax
+from regard.core.weigh import Laplace, Normalised, Relu, Sigmoid, Signed, Softmax
 from regard.run.api import attend, partial
 
-WEIGHS = [Softmax(), Signed(), Sigmoid(-1.0), Relu(1, 0.5), Relu(2, 0.1), Relu(3, 0.1)]
+WEIGHS = [Softmax(), Signed(), Sigmoid(-1.0), Relu(1, 0.5), Relu(2, 0.1), Relu(3, 0.1), Laplace()]
 every_weigh = pytest.mark.parametrize("weigh", WEIGHS, ids=repr)
 seeds = st.integers(0, 2**31 - 1)
 
@@ -44,6 +46,7 @@ def test_weights_are_what_their_formulas_say(weigh, seed):
         Softmax: lambda s: torch.exp(s),
         Signed: lambda s: s.sign() * torch.exp(s.abs()),
         Sigmoid: lambda s: 1 / (1 + torch.exp(-(s + getattr(weigh, "bias", 0)))),
+        Laplace: lambda s: (1 + torch.erf((s - 0.5**0.5) * (2 * math.pi) ** 0.5)) / 2,
         Relu: lambda s: weigh.scale * max(float(s), 0.0) ** weigh.power * torch.ones_like(s),
     }[type(weigh)]
     for h in range(2):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from regard.models import Edit, Null, UnsupportedModelError, attach
 from regard.models.checking import HookError
+from regard.models.finding import main_input
 from regard.models.functional import FunctionalHook
 
 
@@ -37,6 +38,62 @@ X = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
 def test_an_input_may_be_given(given: Any) -> None:
     with attach(Written(), [Null()], check=given) as attached:
         assert attached.checked.startswith("1 of 1 sites reached, no-op differs by")
+
+
+class Two(nn.Module):
+    """Two outputs, of which one rests on attention: the second, unless it is to be the first."""
+
+    def __init__(self, second: str = "") -> None:
+        super().__init__()
+        self.attention = Written()
+        self.second = second
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.attention(x)
+        if self.second == "unused":
+            out = x + 1
+        return 2 * x, out
+
+
+def test_an_output_that_rests_on_attention_is_felt_wherever_it_is() -> None:
+    """As the decoder of MaskFormer, behind an encoder that no hook reaches."""
+    with attach(Two(), [Null()], check=X) as attached:
+        assert attached.checked.startswith("1 of 1 sites reached")
+    with pytest.raises(HookError, match="all attention silenced"):
+        attach(Two("unused"), [Null()], check=X)
+
+
+class Drifts(Two):
+    """The second output is another one at each call."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls = getattr(self, "calls", 0) + 1
+        first, second = super().forward(x)
+        return first, second + self.calls
+
+
+def test_every_output_must_stay_as_it_was() -> None:
+    with pytest.raises(HookError, match="with nothing done"):
+        attach(Drifts(), [Null()], check=X)
+
+
+class Nowhere(Written):
+    """An output without a number in it."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return super().forward(x, y) * torch.nan
+
+
+def test_outputs_without_a_number_are_no_proof() -> None:
+    with pytest.raises(HookError, match="no number"):
+        attach(Nowhere(), [Null()], check=X)
+
+
+def test_a_model_may_name_several_inputs() -> None:
+    """As OneFormer does."""
+    model = Written()
+    model.main_input_name = ["pixel_values", "task_inputs"]  # type: ignore[assignment]
+    assert main_input(model) == "pixel_values"
 
 
 def test_without_an_input_it_is_told_that_there_was_no_check() -> None:

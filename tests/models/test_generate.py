@@ -173,3 +173,24 @@ def test_a_model_in_another_thread_is_left_alone() -> None:
         thread.join()
     assert not wrong
     assert torch.equal(one(IDS).logits, plain)
+
+
+def test_compiled_decoding_runs_stages_and_is_compiled_once() -> None:
+    from torch._dynamo.utils import counters
+    from transformers import CompileConfig
+
+    torch._dynamo.reset()
+    model = build("llama", DECODERS["llama"], causal=True)
+    plain = decode(model, do_sample=False)
+    config = CompileConfig(backend="eager", fullgraph=False, mode=None, dynamic=False)
+    config._compile_all_devices = True
+    how = {"do_sample": False, "cache_implementation": "static", "compile_config": config}
+    with attach(model, [Edit("out", lambda out: 0.5 * out)]):
+        edited = decode(model, do_sample=False)
+        assert torch.equal(decode(model, **how), edited)
+        graphs = counters["stats"]["unique_graphs"]
+        assert torch.equal(decode(model, **how), edited)
+        assert counters["stats"]["unique_graphs"] == graphs > 0
+    assert not torch.equal(edited, plain)
+    assert torch.equal(decode(model, **how), plain)
+    torch._dynamo.reset()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
@@ -164,3 +165,23 @@ def test_what_calls_pytorch_is_taken_too(name: str) -> None:
             moved = (features(model, inputs) - plain).abs().max()
             assert moved > 0.1 * plain.abs().max()
         assert torch.equal(features(model, inputs), plain)
+
+
+class Weighs(nn.Module):
+    """A module with a softmax, which is read or not."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def forward(self, x):
+        weights = (x @ x.mT).softmax(-1).to(x.dtype)
+        return weights @ x if self.reads else x
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_softmax_that_nothing_reads_weighs_nothing(reads):
+    """Sam2 computes one beside its call, and drops it."""
+    model = nn.ModuleDict({"attention": Weighs(reads)})
+    found = Alone().watch(model, lambda: model["attention"](torch.randn(3, 4)))
+    assert found == ({"attention (Weighs)"} if reads else set())

@@ -10,7 +10,6 @@ from regard.models.attach import attach, hook_of
 from regard.models.residual import FrozenNorm, Stream, watched
 from regard.models.stage import Edit
 from regard.probes.logits import (
-    Attenuate,
     LogitAttribution,
     TokenLens,
     agreement,
@@ -155,16 +154,6 @@ def test_mlps_are_taken_apart_by_least_squares():
     assert found == pytest.approx({"one": 2.0, "two": -1.0})
     stream = watched(small("llama"), IDS)
     assert set(topic_scores(stream, 7).values) == {layer.site for layer in stream.layers}
-
-
-def test_attenuation_scales_and_nothing_is_nothing():
-    model = small("llama")
-    with torch.no_grad():
-        plain = model(IDS).logits
-        with attach(model, Attenuate(0.0), check=False):
-            assert torch.equal(model(IDS).logits, plain)
-        with attach(model, Attenuate(1.0), check=False):
-            assert not torch.allclose(model(IDS).logits, plain)
 
 
 def test_wrong_tokens_and_rows_are_errors():

@@ -220,7 +220,8 @@ def spread_model(call: str) -> None:
 
 LANGUAGE = {
     "act_attention_calibration": sinks, "anchored_bias_edit": options,
-    "attention_sorting": documents, "icr_rerank": documents, "dagcd": context_guided,
+    "attention_sorting": documents, "attention_transition": chat, "icr_rerank": documents,
+    "dagcd": context_guided,
     "deep_thinking_icl": examples_of_a_task, "dual_stream_token_emphasis": emphasis,
     "edatt": translator, "opera": decoding, "truthprint": decoding, "split_softmax": chat,
     "var_visual_sink": images_in_a_prompt, "vhd_vhr": seeing_heads, "vicrop": crops,
@@ -262,27 +263,40 @@ def piped(pictures: int = 1, prompt: str = "cat dog") -> Callable[[Any], Context
 
         mask = torch.zeros(8, 16, dtype=torch.bool)
         mask[2:6, 2:8] = True
-        crosses = [n for n, x in pipeline.unet.named_modules() if n.endswith("attn2")]
-        wide = [pipeline.unet.get_submodule(n).to_q.out_features for n in crosses]
-        weights = tuple(torch.randn(size, 16) for size in wide)
-        subject = SubjectTokens(torch.randn(3, 16), tuple(crosses), weights, weights)
+
+        def subject(kind: str) -> SubjectTokens:
+            own = [n for n, x in pipeline.unet.named_modules() if n.endswith(kind)]
+            wide = [pipeline.unet.get_submodule(n).to_q.out_features for n in own]
+            weights = tuple(torch.randn(size, 16) for size in wide)
+            return SubjectTokens(torch.randn(3, 16), tuple(own), weights, weights)
+
         names = {"pipeline": pipeline, "left": LEFT, "right": RIGHT, "region": LEFT, "mask": mask,
-                 "subjects": (subject,), "regions": (LEFT,)}  # fmt: skip
+                 "subjects": (subject("attn2"),), "regions": (LEFT,), "unet": pipeline.unet,
+                 "subject_states": (torch.randn(3, 16),), "subject": subject("attn1")}  # fmt: skip
         given = told(prompt=prompt, num_images_per_prompt=pictures)
         return Context(names, lambda: pipeline(**given))
 
     return made
 
 
+def large() -> Context:
+    """A velocity of pictures of any size, and noise of one that is too large for it."""
+    names = {"velocity": lambda z, time: -z, "noise": torch.randn(1, 4, 96, 128)}
+    return Context(names)
+
+
 PAINTED = {
+    "asg_diffusion": large,
     "attend_and_excite": latents, "a_star": latents, "ditctrl": painter(2),
     "ouroboros_diffusion": painter(3), "rf_solver_edit": latents,
 }  # fmt: skip
 PIPED = {
-    "attention_modulation_t2i": piped(), "attentive_eraser": piped(), "bounded_attention": piped(),
+    "attention_modulation_t2i": piped(), "attentive_eraser": piped(), "autostudio": piped(),
+    "bounded_attention": piped(), "diffuhaul": piped(2),
     "dreamtuner": piped(2), "entropy_scale_variable_size": piped(), "freecustom": piped(3),
     "ir_diffusion": piped(2),
     "latent_warp": piped(3), "lcm_lookahead": piped(2), "magicface": piped(2),
-    "ms_diffusion": piped(), "storydiffusion": piped(2), "style_nerf2nerf": piped(2),
+    "ms_diffusion": piped(), "pinco": piped(),
+    "storydiffusion": piped(2), "style_nerf2nerf": piped(2),
     "visctrl": piped(2),
 }  # fmt: skip

@@ -17,6 +17,8 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import RegardError
+from regard.memories import Kept
+from regard.memories.memory_files import save as save_memory
 from regard.policies import calibrate, policy
 from regard.policies.calibration import read_calibration as read
 from tests.architectures import DECODERS, build
@@ -137,6 +139,26 @@ def test_what_the_user_wrote_is_not_overwritten(tmp_path: Path) -> None:
     calibrate(model(), duo(2), ROWS, to=place, overwrite=True)
     calibrate(model(), duo(2), ROWS, to=place)  # its own is replaced
     assert read(place)["policy"] == "duo_attention"
+
+
+def test_a_calibration_of_something_else_stays(tmp_path: Path) -> None:
+    """Of another model, policy or text; and no other kind of file goes for a calibration."""
+    path = calibrate(model(), duo(), ROWS[:1], to=tmp_path / "heads")
+    held = path.read_bytes()
+    other = model()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    for given, inputs in ((other, ROWS[:1]), (model(), ROWS[1:2])):
+        with pytest.raises(RegardError, match="another model or other inputs"):
+            calibrate(given, duo(), inputs, to=path)
+    memory = Kept()
+    memory.extend(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
+    with pytest.raises(RegardError, match="overwrite=True"):
+        save_memory(memory, path)
+    assert path.read_bytes() == held
+    calibrate(model(), duo(), ROWS[:1], to=path)  # the same again
+    calibrate(other, duo(), ROWS[:1], to=path, overwrite=True)
+    assert path.read_bytes() != held
 
 
 def test_a_full_disk_is_told_and_the_weights_can_be_trained_still(

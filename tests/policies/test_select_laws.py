@@ -78,3 +78,20 @@ def test_a_step_reads_the_newest_key(name: str, keep: Any, padded: bool) -> None
 def test_of_equal_scores_the_newest_stay() -> None:
     score, at = torch.zeros(1, 1, 7), torch.tensor([[[-1, -1, 2, 3, 4, 5, 6]]])
     assert best(score, torch.tensor([[3]]), at).tolist() == [[[4, 5, 6]]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SELECTING)
+def test_an_index_waits_for_no_more_than_it_takes_in_at_once(name: str) -> None:
+    model = sharp_llama(2)
+    made = prepared(name, model)
+    ids = torch.randint(5, 60, (1, 50), generator=torch.Generator().manual_seed(1))
+    stage = Shrinking([made], 0.5)
+    with attach(model, [stage], check=False):
+        model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+        for layer in stage.layers:
+            index = layer.extra.get(name)
+            if index is not None:
+                m = layer.memory.keys().m
+                assert 0 <= m - len(index) < index.takes
+                assert len(index) >= m // index.takes * index.takes > 0

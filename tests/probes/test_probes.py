@@ -230,6 +230,15 @@ def test_delimiters_by_word_and_by_id():
     assert float(only[0]) == pytest.approx(3 / 5)  # the first query can meet no delimiter
 
 
+def test_the_words_of_one_text_mark_no_delimiters_of_another():
+    ids = torch.tensor([[5, 1, 6], [5, 7, 6]])
+    reading = Reading({"input_ids": ids}, words=["the", ".", "cat"])
+    with pytest.raises(CapabilityError, match=r"Delimiter\(ids="):
+        looked(Delimiter(), random_call(n=3), reading)
+    same = Reading({"input_ids": ids[:1].expand(2, -1)}, words=["the", ".", "cat"])
+    assert looked(Delimiter(), random_call(n=3), same).isfinite().all()
+
+
 def test_padding_is_not_counted():
     torch.manual_seed(3)
     call = random_call(b=1)
@@ -265,7 +274,7 @@ def test_massive_states_are_found_where_they_were_planted():
         (lambda: make_probes([3]), RuleError, "names, groups"),
         (lambda: Induction(definition="stripes"), RuleError, "stripe"),
         (lambda: looked(Induction(), random_call(regard.Rule()), repeated()), CapabilityError,
-         "sees the future"),
+         "attends to the future"),
         (lambda: looked(Induction(), random_call(), Reading({})), CapabilityError, "period"),
         (lambda: looked(Induction(definition="mask"), random_call(), Reading({})),
          CapabilityError, "no token ids"),

@@ -159,6 +159,16 @@ def test_rhythm_equals_the_matrix():
     assert torch.allclose(probe.later[call.site], later, atol=1e-6)
 
 
+def test_rhythm_counts_no_padding():
+    call, real = random_call(), torch.ones(2, N, dtype=torch.bool)
+    real[1, -10:] = False
+    found = looked(Rhythm(), call, Reading({"attention_mask": real}))
+    i, j = torch.arange(N)[:, None], torch.arange(N)
+    apart = (weights(call) * (i - j)).sum(-1)  # [b, h, n]
+    wanted = (apart * real[:, None]).sum((0, 2)) / real.sum()
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
 def test_advantages_are_amplified_where_marked():
     advantage = torch.tensor([1.0, 2.0, -1.0, 0.5])
     tokens = marked(torch.tensor([0.1, 0.9, 0.8, 0.0]), share=0.5)

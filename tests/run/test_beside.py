@@ -1,4 +1,4 @@
-"""Extra keys beside those of a pattern run in two fused parts, and equal the reference."""
+"""Extra keys beside those of a pattern run in the fused kernels, and equal the reference."""
 
 import pytest
 import torch
@@ -28,8 +28,9 @@ def made(part, extra=16, n=512, bias=False):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("part", [Causal(), Everything()])
-def test_two_parts_equal_the_reference(part, bias):
-    call = made(part, bias=bias)
+@pytest.mark.parametrize("extra", [1, 16, 512])  # a few before one's own keys, many apart
+def test_extra_keys_beside_equal_the_reference(part, bias, extra):
+    call = made(part, extra, bias=bias)
     assert beside(call)
     assert make_plan(call).executor == "fused"
     (out, lse), (other, its_lse) = Fused().run(call), Reference().run(call)

@@ -111,7 +111,7 @@ def test_what_a_task_says_makes_it_again(name):
     from regard.bench.specs import task_of
 
     task = tasks.task(name)
-    assert task_of(task.said()) == task
+    assert task_of(task.spec()) == task
     assert set(task.patterns) <= set(tasks.PATTERNS)
     assert next(iter(task.tests())) == name
 

@@ -53,7 +53,8 @@ def test_a_run_names_the_weights_and_the_inputs_that_it_was_made_from(tmp_path):
 
     def made_from(ids):
         run = regard.see(model, ids, ["shape"], heads=0)
-        return Run.load(run.run().save(tmp_path / "a run")).manifest["made_from"]
+        saved = run.run().save(tmp_path / "a run", overwrite=True)
+        return Run.load(saved).manifest["made_from"]
 
     first, other = made_from(ids), made_from(ids + 1)
     assert first["model"] == other["model"] == fingerprint(model)
@@ -239,3 +240,36 @@ def test_what_was_seen_is_saved_by_its_suffix(tmp_path, suffix):
     assert seen().save(path, overwrite=True).stat().st_size > 200
     with pytest.raises(RuleError, match=r"\.docx"):
         seen().save(tmp_path / "heads.docx")
+
+
+@pytest.mark.parametrize("suffix", [".html", ".npz", ".json", ".png"])
+def test_a_look_at_another_model_or_text_is_not_overwritten(tmp_path, suffix):
+    """Nothing of the user's goes without being asked: a run, a page, a picture of another look."""
+    if suffix == ".png":
+        pytest.importorskip("matplotlib")
+    one, other = made_from("a"), made_from("b")
+    place = tmp_path / f"heads{suffix}"
+    one.save(place)
+    held = place.read_bytes()
+    for changed in (other, seen()):
+        with pytest.raises(RegardError, match="another model or other inputs"):
+            changed.save(place)
+    assert place.read_bytes() == held
+    one.save(place)  # the same model and text
+    other.save(place, overwrite=True)
+    other.save(place)
+
+
+def made_from(model):
+    """A look at another model, or at the same: by the hash that it carries."""
+    looked = seen()
+    looked.made_from = {"model": model, "inputs": "text"}
+    return looked
+
+
+def test_a_table_is_of_the_run_beside_it(tmp_path):
+    pytest.importorskip("pandas")
+    made_from("a").save(tmp_path / "heads.npz")
+    made_from("a").save(tmp_path / "heads.csv")
+    with pytest.raises(RegardError, match="another model or other inputs"):
+        made_from("b").save(tmp_path / "heads.csv")

@@ -5,7 +5,11 @@ with guidance, branches are told by the pipeline, or by `regard.models.diffusers
 """
 
 from regard.controls.diffusion.added_attention import AddAttention, MSDiffusion, SubjectTokens
+from regard.controls.diffusion.added_attention import Pinco as Pinco
+from regard.controls.diffusion.added_attention import grid_rotation as grid_rotation
 from regard.controls.diffusion.diffusion_control import AtKinds, DiffusionControl
+from regard.controls.diffusion.dragging import DiffUHaul as DiffUHaul
+from regard.controls.diffusion.dragging import independent_noise as independent_noise
 from regard.controls.diffusion.entropy_scale import EntropyScale
 from regard.controls.diffusion.eraser import AttentiveEraser
 from regard.controls.diffusion.frame_sharing import (
@@ -38,19 +42,24 @@ from regard.controls.diffusion.references import StoryDiffusion as StoryDiffusio
 from regard.controls.diffusion.references import VisCtrl as VisCtrl
 from regard.controls.diffusion.rf_solver import rf_edit as rf_edit
 from regard.controls.diffusion.rf_solver import rf_solve as rf_solve
+from regard.controls.diffusion.structure_guidance import StructureGuidance, object_mask
 from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligned
+from regard.controls.diffusion.subject_composition import AutoStudio, ComposeSubjects
+from regard.controls.diffusion.subject_composition import SubjectKeys as SubjectKeys
+from regard.controls.diffusion.subject_composition import prompt_subject as prompt_subject
 from regard.controls.diffusion.subject_isolation import IsolatedSubjects, ReadOwnSubject
 
 __all__ = [
     "AStar", "AddAttention", "AtKinds", "AttendAndExcite", "AttentionModulation",
-    "AttentiveEraser", "AwayFromOtherText", "BlurQueries", "BoundedAttention",
-    "CrossFrameAttention", "DiTCtrl", "DiffusionControl", "EachPicture", "EntropyScale",
-    "FreeCustom", "InsideRegions", "IsolatedSubjects", "KeepApart", "KeepOwnValues",
-    "LeadIntoRegions", "MSDiffusion", "MagicFace", "MatchStatistics", "NeglectedWord",
-    "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
-    "PicturesBeside", "PromptTokens", "ReadOwnSubject", "ReadPictures", "ReferenceAttention",
-    "SeparateWords", "SmoothedEnergyGuidance", "StoryDiffusion", "StyleAligned", "Subject",
-    "SubjectAcrossFrames", "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star",
-    "attend_and_excite", "blend_segments", "guide_latents", "rf_edit", "rf_solve",
-    "sliced_wasserstein", "tail_latent", "warp_latent",
+    "AttentiveEraser", "AutoStudio", "AwayFromOtherText", "BlurQueries", "BoundedAttention",
+    "ComposeSubjects", "CrossFrameAttention", "DiTCtrl", "DiffUHaul", "DiffusionControl",
+    "EachPicture", "EntropyScale", "FreeCustom", "InsideRegions", "IsolatedSubjects", "KeepApart",
+    "KeepOwnValues", "LeadIntoRegions", "MSDiffusion", "MagicFace", "MatchStatistics",
+    "NeglectedWord", "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
+    "PicturesBeside", "Pinco", "PromptTokens", "ReadOwnSubject", "ReadPictures",
+    "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance", "StoryDiffusion",
+    "StructureGuidance", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectKeys",
+    "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite",
+    "blend_segments", "grid_rotation", "guide_latents", "independent_noise", "object_mask",
+    "prompt_subject", "rf_edit", "rf_solve", "sliced_wasserstein", "tail_latent", "warp_latent",
 ]  # fmt: skip

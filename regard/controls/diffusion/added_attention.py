@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.controls.context import EditContext
-from regard.controls.diffusion.diffusion_control import TEXT, DiffusionControl
+from regard.controls.diffusion.diffusion_control import PICTURE, TEXT, DiffusionControl
 from regard.controls.diffusion.picture_tokens import PictureEdit
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.registry import register
@@ -17,7 +17,7 @@ from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, is_neutral, strength_of
 from regard.controls.token_sets import AnyOf, TokenSet
 from regard.core.call import Call
-from regard.core.errors import RuleError, ShapeError, fail, shape_of
+from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 from regard.core.partial import wide
 from regard.core.result import Result
@@ -31,6 +31,8 @@ class SubjectTokens(Value):
     """Tokens of a subject [x, c], and weights of keys and values [heads head_size, c] by site.
 
     `sites` names the modules that have weights, in the order of `to_k` and `to_v`: an adapter's.
+    `anchor`, cos and sin [x, head_size], turns the keys as the model turns its own at these places
+    (`grid_rotation`, or the model's `pos_embed` of the picture's ids).
 
     >>> one = SubjectTokens(torch.ones(2, 3), ("a",), (torch.ones(8, 3),), (torch.ones(8, 3),))
     >>> one.keys_at("a", 2)[0].shape
@@ -41,6 +43,7 @@ class SubjectTokens(Value):
     sites: tuple[str, ...]
     to_k: tuple[Tensor, ...]
     to_v: tuple[Tensor, ...]
+    anchor: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         x = self.tokens
@@ -53,6 +56,12 @@ class SubjectTokens(Value):
                 f"{many} sites", "tokens [x, c] and weights [heads head_size, c] for each site",
                 "pass the adapter's to_k_ip and to_v_ip of every site",
             )  # fmt: skip
+        turned = self.anchor
+        if turned is not None and any(t.dim() != 2 or len(t) != len(x) for t in turned):
+            fail(
+                ShapeError, "anchor", " and ".join(map(shape_of, turned)),
+                f"cos and sin [{len(x)}, head_size]", "pass grid_rotation((rows, columns), size)",
+            )  # fmt: skip
 
     def keys_at(self, site: str, heads: int) -> tuple[Tensor, Tensor] | None:
         """Return keys and values [1, heads, x, size] at a site; None where there are none."""
@@ -61,7 +70,43 @@ class SubjectTokens(Value):
         at = self.sites.index(site)
         k, v = (self.tokens @ w.to(self.tokens).T for w in (self.to_k[at], self.to_v[at]))
         k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1)[None] for x in (k, v))
-        return k, v
+        return k if self.anchor is None else rotated(k, *self.anchor), v
+
+
+def grid_rotation(
+    grid: tuple[int, int], size: int, *, start: tuple[int, int] = (0, 0), base: float = 10_000.0
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [rows columns, size]: half of the channels turn by row, half by column.
+
+    Each pair of channels next to one another turns at a pace of its own, as in Flux.
+
+    >>> cos, sin = grid_rotation((2, 3), 8)
+    >>> cos.shape, sin[0].tolist()
+    (torch.Size([6, 8]), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    """
+    if size % 4:
+        fail(ValueRangeError, "size", size, "a multiple of 4", "two axes, in pairs of channels")
+    pace = base ** -(torch.arange(0, size // 2, 2, dtype=torch.float64) / (size // 2))
+    down, across = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float64) + x for n, x in zip(grid, start, strict=True)),
+        indexing="ij",
+    )
+    angles = torch.cat([x.flatten()[:, None] * pace for x in (down, across)], 1)
+    angles = angles.repeat_interleave(2, 1)
+    return angles.cos(), angles.sin()
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of channels of x [b, h, n, d] by angles of cos and sin [n, d].
+
+    >>> x = torch.randn(1, 1, 6, 8)
+    >>> turned = rotated(x, *grid_rotation((2, 3), 8))
+    >>> torch.allclose(turned.norm(dim=-1), x.norm(dim=-1))
+    True
+    """
+    one, two = x.unflatten(-1, (-1, 2)).unbind(-1)
+    across = torch.stack((-two, one), -1).flatten(-2)
+    return (x * cos + across * sin).to(x)
 
 
 @value
@@ -169,4 +214,38 @@ class MSDiffusion(DiffusionControl):
         return (AddAttention(tuple(self.subjects), tuple(self.regions), self.strength),)
 
 
-__all__ = ["AddAttention", "MSDiffusion", "SubjectTokens"]
+@register("pinco")
+@method(
+    "pinco",
+    call="from regard.controls.diffusion import Pinco, SubjectTokens, grid_rotation\n"
+    "regard.steer(pipeline, Pinco((subject,)))",
+)
+@value
+class Pinco(DiffusionControl):
+    """Paint a background around a subject: the picture attends to the subject's tokens as well.
+
+    `subjects` are `SubjectTokens` on the grid of the picture, with an adapter's weights for sites
+    of self or joint attention; their `anchor` turns keys as the model turns its own at the same
+    places. The output gets strength times that attention; 0 changes nothing. The adapter is trained
+    elsewhere. (Pinco, Lu et al. 2024)
+
+    >>> weights = ("a",), (torch.ones(8, 3),), (torch.ones(8, 3),)
+    >>> Pinco((SubjectTokens(torch.ones(6, 3), *weights, grid_rotation((2, 3), 8)),)).strength
+    1.0
+    """
+
+    subjects: tuple[SubjectTokens, ...]
+    strength: Strength = 1.0
+    where: SiteChoice = SiteChoice()
+    phase: str = "both"
+    kinds: ClassVar[tuple[str, ...]] = PICTURE
+    high: ClassVar[float] = math.inf
+
+    def edits(self) -> tuple[AttentionEdit, ...]:
+        """Add attention to the subject."""
+        return (AddAttention(tuple(self.subjects), strength=self.strength),)
+
+
+__all__ = [
+    "AddAttention", "MSDiffusion", "Pinco", "SubjectTokens", "grid_rotation", "rotated",
+]  # fmt: skip

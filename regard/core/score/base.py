@@ -110,7 +110,7 @@ class Match(Value):
         return type(self).prepare is not Match.prepare
 
     def between(self, q: Tensor, k: Tensor) -> Tensor:
-        """Scores of q [b, h, n, d] with k [b, h, m, d] (heads expanded): [b, h, n, m]."""
+        """Return scores of q [b, h, n, d] with k [b, h, m, d] (heads expanded): [b, h, n, m]."""
         made = self.prepare(q, k)
         assert made is not None
         query, key, scale = made
@@ -230,7 +230,7 @@ def need_number(name: str, x: object, *, above: float | None = None) -> None:
     )
     if not good or (above is not None and float(x) <= above):  # type: ignore[arg-type]
         want = "a finite number" + (f" above {above:g}" if above is not None else "")
-        fail(ValueRangeError, name, shape_of(x), want, f"pass {name}=1.0, say")
+        fail(ValueRangeError, name, shape_of(x), want, f"pass {name}=1.0")
 
 
 def need_tensor(name: str, x: object, axes: str) -> None:

@@ -43,13 +43,13 @@ class PlaceStep(ScoreMod):
         return self
 
     def take_heads(self, heads: Sequence[int]) -> Self:
-        """Return what belongs to some of the query heads; a step that asks which is told."""
+        """Return what belongs to some of the query heads; a step that reads `h` gets the old."""
         if self._head_axis or list(heads) == list(range(len(heads))) or not self.asks_heads():
             return super().take_heads(heads)
         return StepOfHeads(self, tuple(heads))  # type: ignore[return-value]
 
     def asks_heads(self) -> bool:
-        """Whether it makes different scores of one score at one place, for two heads."""
+        """Return whether it makes different scores of one score at one place, for two heads."""
         own = [x for x in self.reads().tensors if x.is_floating_point()]
         score = (
             torch.zeros((), device=own[0].device, dtype=own[0].dtype) if own else torch.zeros(())
@@ -59,7 +59,7 @@ class PlaceStep(ScoreMod):
         try:
             return self.change(score, at).numel() > 1
         except (RuntimeError, IndexError, ValueError, TypeError):
-            return True  # it wants more than one pair: told the old numbers, it is right anyway
+            return True  # it wants more than one pair: with the old numbers it is right anyway
 
 
 @value
@@ -286,7 +286,7 @@ class GroupBias(PlaceStep):
                 )
 
     def extent(self) -> int:
-        """The batch that the groups were given for."""
+        """Return the batch that the groups were given for."""
         return max(self.query.shape[0], self.key.shape[0])
 
     def change(self, scores: Tensor, at: At) -> Tensor:
@@ -334,7 +334,7 @@ class ScoreStep(PlaceStep):
 
 @value
 class StepOfHeads(PlaceStep):
-    """Some heads of a step, told the numbers they had: head x is head `heads[x]` of it.
+    """Some heads of a step, under the numbers they had: head x is head `heads[x]` of it.
 
     >>> step = ScoreStep(lambda s, b, h, i, j: s + h)
     >>> at = At(*torch.zeros(6, 1, dtype=torch.long))

@@ -37,7 +37,7 @@ def _need_sizes(name: str, x: Tensor, b: int, h: int, size: int) -> None:
 
 
 def _heads_fit(x: Tensor, k: Tensor) -> bool:
-    """Whether x [b, h, ...] can be joined to k [b, g, m, d] without expanding k."""
+    """Return whether x [b, h, ...] can be joined to k [b, g, m, d] without expanding k."""
     return x.shape[1] in (1, k.shape[1])
 
 

@@ -29,7 +29,7 @@ class DotMatch(Match):
             need_number("scale", self.scale)
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The product itself."""
+        """Return the product itself."""
         return q, k, _scale(self.scale, q.shape[-1])
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which pairs may meet: the supports, and their algebra."""
+"""Which pairs may attend: the supports, and their algebra."""
 
 from regard.core.support.bands import Blocks, Causal, Dilated, Sinks, Strided, Window
 from regard.core.support.base import Both, Either, Everything, Other, Shifted, Support

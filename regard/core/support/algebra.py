@@ -46,7 +46,7 @@ def joined(kind: type[Both] | type[Either], a: Support, b: Support) -> Support:
 
 
 def common_extent(parts: Sequence[Support]) -> tuple[int, int]:
-    """Batch and heads that several supports agree on."""
+    """Return batch and heads that several supports agree on."""
     found = [p.extent() for p in parts]
     for axis, name in ((0, "batch"), (1, "heads")):
         sizes = {e[axis] for e in found} - {1}
@@ -63,7 +63,7 @@ def common_extent(parts: Sequence[Support]) -> tuple[int, int]:
 
 @value
 class Everything(Support):
-    """Every query may meet every key.
+    """Every query may attend to every key.
 
     >>> Everything().matrix(2)[0, 0].tolist()
     [[True, True], [True, True]]
@@ -79,7 +79,7 @@ class Everything(Support):
         return yes, yes
 
     def runs(self, lines: Lines) -> tuple[Runs, Runs]:
-        """Every tile."""
+        """Return every tile."""
         zero = lines.first.new_zeros(1, 1)
         whole = Runs.between(zero, zero + lines.tiles, lines.tiles)
         return whole, whole
@@ -146,7 +146,7 @@ class Joined(Support):
         return self.parts
 
     def extent(self) -> tuple[int, int]:
-        """The extent that the parts agree on."""
+        """Return the extent that the parts agree on."""
         return common_extent(self.parts)
 
     def check(self, n: int, m: int) -> None:
@@ -179,27 +179,27 @@ class Both(Joined):
         return reduce(torch.logical_and, some), reduce(torch.logical_and, every)
 
     def runs(self, lines: Lines) -> tuple[Runs, Runs] | None:
-        """What the runs of the parts have in common."""
+        """Return what the runs of the parts have in common."""
         found = self._runs_of_parts(lines) if self.band() is None else None
         if found is None:
             return super().runs(lines)
         return reduce(and_, (x for x, _ in found)), reduce(and_, (x for _, x in found))
 
     def horizon(self, i: int) -> Spans:
-        """Keys that every part can still need."""
+        """Return keys that every part can still need."""
         return reduce(lambda a, b: a & b, (p.horizon(i) for p in self.parts))
 
     def band(self) -> Band | None:
-        """What the bands of the parts have in common, where that is a band."""
+        """Return what the bands of the parts have in common, where that is a band."""
         return self._band_of_parts(Band.meets)
 
     def order(self, n: int, side: int, device: torch.device) -> Tensor | None:
-        """The order that the first part asks for."""
+        """Return the order that the first part asks for."""
         found = (p.order(n, side, device) for p in self.parts)
         return next((x for x in found if x is not None), None)
 
     def tile_size(self) -> tuple[int, int] | None:
-        """The tiles that the first part asks for."""
+        """Return the tiles that the first part asks for."""
         found = (p.tile_size() for p in self.parts)
         return next((x for x in found if x is not None), None)
 
@@ -209,7 +209,7 @@ class Both(Joined):
         return self.parts
 
     def per_head(self) -> tuple[Support, ...] | None:
-        """What the first part that tells heads apart says, beside all others."""
+        """Return what the first part that tells heads apart says, beside all others."""
         for place, part in enumerate(self.parts):
             heads = part.per_head()
             if heads is not None:
@@ -240,18 +240,18 @@ class Either(Joined):
         return reduce(torch.logical_or, some), reduce(torch.logical_or, every)
 
     def runs(self, lines: Lines) -> tuple[Runs, Runs] | None:
-        """The runs of all parts."""
+        """Return the runs of all parts."""
         found = self._runs_of_parts(lines) if self.band() is None else None
         if found is None:
             return super().runs(lines)
         return reduce(or_, (x for x, _ in found)), reduce(or_, (x for _, x in found))
 
     def horizon(self, i: int) -> Spans:
-        """Keys that any part can still need."""
+        """Return keys that any part can still need."""
         return reduce(lambda a, b: a | b, (p.horizon(i) for p in self.parts))
 
     def band(self) -> Band | None:
-        """The bands of all parts, where they make one: a window with sinks."""
+        """Return the bands of all parts, where they make one: a window with sinks."""
         return self._band_of_parts(Band.joins)
 
     def _text(self, show: Show) -> str:
@@ -290,7 +290,7 @@ class Other(Support):
         return ~every, ~some
 
     def runs(self, lines: Lines) -> tuple[Runs, Runs] | None:
-        """What is left between the runs of the part."""
+        """Return what is left between the runs of the part."""
         found = self.part.runs(lines)
         return None if found is None else (~found[1], ~found[0])
 
@@ -299,7 +299,7 @@ class Other(Support):
         return self.part.anchor()
 
     def extent(self) -> tuple[int, int]:
-        """The extent of the part."""
+        """Return the extent of the part."""
         return self.part.extent()
 
     def check(self, n: int, m: int) -> None:
@@ -353,7 +353,7 @@ class Shifted(Support):
         return self.part.horizon(i + self.offset)
 
     def extent(self) -> tuple[int, int]:
-        """The extent of the part."""
+        """Return the extent of the part."""
         return self.part.extent()
 
     def check(self, n: int, m: int) -> None:

@@ -28,7 +28,7 @@ def need_count(name: str, x: object, least: int = 1) -> None:
 
 @value
 class Causal(Support):
-    """A query meets itself and the past: j <= i.
+    """A query attends to itself and the past: j <= i.
 
     >>> Causal().horizon(10)
     Spans(0..)
@@ -45,7 +45,7 @@ class Causal(Support):
 
 @value
 class Window(Support):
-    """A query meets `left` keys looking back and `right` looking ahead, itself counted in both.
+    """A query attends to `left` keys back and `right` keys ahead, itself counted in both.
 
     `right` is `left` where it is not given, so `Causal() & Window(w)` is the sliding window of w
     keys.
@@ -77,13 +77,13 @@ class Window(Support):
         return (j - i >= low) & (j - i <= high)
 
     def band(self) -> Band:
-        """The keys within reach."""
+        """Return the keys within reach."""
         return Band(*self.reach)
 
 
 @value
 class Sinks(Support):
-    """Every query meets the first `count` keys.
+    """Every query attends to the first `count` keys.
 
     >>> Sinks(1).matrix(2)[0, 0].int().tolist()
     [[1, 0], [1, 0]]
@@ -99,7 +99,7 @@ class Sinks(Support):
         return (j < self.count) & (i == i)
 
     def band(self) -> Band:
-        """The sinks alone."""
+        """Return the sinks alone."""
         return Band.of_sinks(self.count)
 
     @property
@@ -110,7 +110,7 @@ class Sinks(Support):
 
 @value
 class Dilated(Support):
-    """A query meets keys whose distance is a multiple of `step`.
+    """A query attends to keys whose distance is a multiple of `step`.
 
     >>> (Causal() & Dilated(2)).matrix(4)[0, 0].int().tolist()
     [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]]
@@ -141,7 +141,7 @@ class Dilated(Support):
 
 @value
 class Strided(Support):
-    """Every query meets each `step`-th key, beginning at key `start`; or runs of `size` keys.
+    """Every query attends to each `step`-th key, beginning at key `start`; or runs of `size` keys.
 
     With `size` above 1 the keys are cut into runs of that many, and `step` and `start` count runs.
 
@@ -178,7 +178,7 @@ class Strided(Support):
         return some, some & one_run
 
     def horizon(self, i: int) -> Spans:
-        """The chosen runs of the past, and whatever comes."""
+        """Return the chosen runs of the past, and whatever comes."""
         runs = range(self.start, -(-i // self.size), self.step)
         return Spans.of(*((r * self.size, (r + 1) * self.size) for r in runs), (i, None))
 
@@ -190,7 +190,7 @@ class Strided(Support):
 
 @value
 class Blocks(Support):
-    """A query meets the keys of its own block of `size`, and of `back` blocks before it and
+    """A query attends to the keys of its own block of `size`, and of `back` blocks before it and
     `ahead` after it.
 
     >>> Blocks(2).matrix(4)[0, 0].int().tolist()

@@ -91,7 +91,7 @@ class Support(Value):
             if self._asked(1, 2, own[0].device if own else torch.device("cpu")) < 2:
                 return self
         except (RuntimeError, IndexError, ValueError, TypeError):
-            pass  # it wants more than one pair: told the old numbers, it is right anyway
+            pass  # it wants more than one pair: with the old numbers it is right anyway
         from regard.core.support.of_heads import OfHeads  # which is a support
 
         return OfHeads(self, tuple(heads))  # type: ignore[return-value]
@@ -222,7 +222,7 @@ class Support(Value):
             "use & in place of `and`, | of `or`, ~ of `not`; ask `is None` of what may be None",
         )
 
-    # A function on the left is told the same as one on the right.
+    # A function on the left gets the same arguments as one on the right.
     __rand__ = __and__
     __ror__ = __or__
 

@@ -25,7 +25,7 @@ def pick(x: Tensor, b: Tensor, h: Tensor, *rest: Tensor) -> Tensor:
 
 @value
 class Tiles(Support):
-    """A query meets the tiles that were chosen for its own tile.
+    """A query attends to the tiles that were chosen for its own tile.
 
     `chosen` bool [b or 1, h or 1, t_q, t_k]; `size` is the side of a tile, or (queries, keys);
     `start` is the position of the first query row. The value that block selection, routing,
@@ -50,7 +50,7 @@ class Tiles(Support):
                 "size",
                 shape_of(size),
                 "one side, or (queries, keys)",
-                "pass size=64, say",
+                "pass size=64",
             )
         for side in size:
             need_count("size", side)
@@ -95,11 +95,11 @@ class Tiles(Support):
         return count > 0, count == area
 
     def tile_size(self) -> tuple[int, int] | None:
-        """The chosen tiles, where they are large enough to be worth a kernel."""
+        """Return the chosen tiles, where they are large enough to be worth a kernel."""
         return self.size if min(self.size) >= 16 else None
 
     def extent(self) -> tuple[int, int]:
-        """Batch and heads of the choice."""
+        """Return batch and heads of the choice."""
         return self.chosen.shape[0], self.chosen.shape[1]
 
     def check(self, n: int, m: int) -> None:
@@ -118,7 +118,7 @@ class Tiles(Support):
 
 @value
 class ChosenKeys(Support):
-    """A query meets the keys listed for it.
+    """A query attends to the keys listed for it.
 
     `index` int [b or 1, h or 1, n or 1, c] holds key positions; a negative entry is no key. With
     one row (n = 1) all queries share the list.
@@ -157,7 +157,7 @@ class ChosenKeys(Support):
         return met
 
     def extent(self) -> tuple[int, int]:
-        """Batch and heads of the lists."""
+        """Return batch and heads of the lists."""
         return self.index.shape[0], self.index.shape[1]
 
     @property
@@ -166,7 +166,7 @@ class ChosenKeys(Support):
         return self.index.shape[2] > 1
 
     def horizon(self, i: int) -> Spans:
-        """The keys of the rows that remain."""
+        """Return the keys of the rows that remain."""
         rows = self.index[:, :, i:] if self.index.shape[2] > 1 else self.index
         return Spans.of(*((k, k + 1) for k in rows.unique().tolist() if k >= 0))
 
@@ -233,14 +233,14 @@ class PerHead(Support):
         return self.supports
 
     def horizon(self, i: int) -> Spans:
-        """Keys that any head can still need."""
+        """Return keys that any head can still need."""
         spans = Spans.nothing()
         for support in self.supports:
             spans = spans | support.horizon(i)
         return spans
 
     def extent(self) -> tuple[int, int]:
-        """The batch of the parts, and as many heads as supports."""
+        """Return the batch of the parts, and as many heads as supports."""
         return common_extent(self.supports)[0], len(self.supports)
 
     def check(self, n: int, m: int) -> None:
@@ -270,7 +270,7 @@ class PerHead(Support):
 
 @value
 class Extended(Support):
-    """A support over the first `keys` keys, beside extra ones that every query may meet.
+    """A support over the first `keys` keys, beside extra ones that every query may attend to.
 
     >>> from regard.core.support import Causal
     >>> Extended(Causal(), 2).matrix(2, 3)[0, 0].int().tolist()
@@ -296,7 +296,7 @@ class Extended(Support):
         return some | ~known, extra | (every & known)
 
     def extent(self) -> tuple[int, int]:
-        """The extent of the part."""
+        """Return the extent of the part."""
         return self.part.extent()
 
     def check(self, n: int, m: int) -> None:

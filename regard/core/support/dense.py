@@ -17,7 +17,7 @@ from regard.core.value import value
 class DenseMask(Support):
     """Pairs that a bool tensor [b or 1, h or 1, n or 1, m] allows, by position.
 
-    It costs its own size. Tiles are told by looking at every pair.
+    Memory is that of the table. Tiles are computed from every pair.
 
     >>> DenseMask(torch.tensor([[[[True, False], [True, True]]]])).matrix(2)[0, 0].int().tolist()
     [[1, 0], [1, 1]]
@@ -38,7 +38,7 @@ class DenseMask(Support):
         return pick(self.allowed, b, h, i.clamp(0, n - 1), j.clamp(0, m - 1))
 
     def extent(self) -> tuple[int, int]:
-        """Batch and heads of the table."""
+        """Return batch and heads of the table."""
         return self.allowed.shape[0], self.allowed.shape[1]
 
     @property

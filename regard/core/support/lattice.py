@@ -32,10 +32,10 @@ def per_axis(name: str, x: int | bool | Sequence[int | bool], axes: int) -> tupl
 
 @value
 class Neighborhood(Support):
-    """A query meets the `kernel` of keys around it on a lattice of shape `lattice`.
+    """A query attends to the `kernel` of keys around it on a lattice of shape `lattice`.
 
     Positions run over the lattice in row-major order. On each axis the window slides with the
-    query, and stops at the edges so that every query meets the same number of keys. `dilation`
+    query, and stops at the edges so that every query attends to the same number of keys. `dilation`
     spaces the window out; `stride` lets that many neighbouring queries share the window of their
     middle one; on a `causal` axis the window ends at the query. (natten; generalised
     neighbourhood attention.)
@@ -60,7 +60,7 @@ class Neighborhood(Support):
                 "lattice",
                 shape_of(lattice),
                 "1, 2 or 3 axes",
-                "pass the lattice as (height, width), say",
+                "pass the lattice as (height, width)",
             )
         lattice = tuple(lattice)
         for size in lattice:
@@ -137,7 +137,7 @@ class Neighborhood(Support):
         return meets & (alike | ~pure_pair), within & alike
 
     def _window(self, axis: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """First and last key that queries x on one axis meet, counted in their dilation group."""
+        """Return the first and last key of queries x on one axis, within their dilation group."""
         size, k = self.lattice[axis], self.kernel[axis]
         d, s = self.dilation[axis], self.stride[axis]
         group, place = x % d, torch.div(x, d, rounding_mode="floor")

@@ -55,11 +55,11 @@ class OfHeads(Support):
         return self.replace(heads=tuple(self.heads[h] for h in heads))
 
     def horizon(self, i: int) -> Spans:
-        """Keys that the part can still need."""
+        """Return keys that the part can still need."""
         return self.part.horizon(i)
 
     def extent(self) -> tuple[int, int]:
-        """The batch of the part, and these heads."""
+        """Return the batch of the part, and these heads."""
         return self.part.extent()[0], len(self.heads)
 
     def check(self, n: int, m: int) -> None:

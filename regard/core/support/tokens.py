@@ -28,7 +28,7 @@ def look_up(table: Tensor, b: Tensor, position: Tensor) -> Tensor:
 def as_rows(name: str, x: object, dtype: torch.dtype | None = None) -> Tensor:
     """Return one value for each token, [n] or [b, n], as a tensor [b or 1, n]."""
     if isinstance(x, Sequence) and not isinstance(x, str):
-        with suppress(TypeError, ValueError, RuntimeError):  # ragged rows are told of below
+        with suppress(TypeError, ValueError, RuntimeError):  # ragged rows raise below
             x = torch.tensor(x)
     if not isinstance(x, Tensor) or x.dim() not in (1, 2) or x.shape[-1] == 0:
         fail(
@@ -68,7 +68,7 @@ def within_tiles(table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 @value
 class Attribute(Support):
-    """A query meets keys by an attribute that each token has: kind, time, document, speaker.
+    """A query attends to keys by an attribute that each token has: kind, time, document, speaker.
 
     `test` says how the attribute of the key must compare with that of the query: "same",
     "different", "not after" (key <= query) or "before" (key < query).
@@ -122,7 +122,7 @@ class Attribute(Support):
         return k_lo < q_hi, k_hi < q_lo
 
     def extent(self) -> tuple[int, int]:
-        """The batch that the attributes were given for."""
+        """Return the batch that the attributes were given for."""
         return max(self.query.shape[0], self.key.shape[0]), 1
 
     def check(self, n: int, m: int) -> None:
@@ -140,10 +140,10 @@ class Attribute(Support):
 
 @value
 class Kinds(Support):
-    """A query of one kind meets keys of the kinds that a small table allows.
+    """A query of one kind attends to keys of the kinds that a small table allows.
 
-    `kinds` [n] or [b, n] names the kind of each token, `table[q, k]` says whether kind q may meet
-    kind k.
+    `kinds` [n] or [b, n] names the kind of each token, `table[q, k]` says whether kind q may attend
+    to kind k.
 
     >>> kinds, table = torch.tensor([0, 0, 1]), torch.tensor([[True, False], [True, True]])
     >>> Kinds(kinds, table).matrix(3)[0, 0].int().tolist()
@@ -194,7 +194,7 @@ class Kinds(Support):
         return ~pure | answer, pure & answer
 
     def extent(self) -> tuple[int, int]:
-        """The batch that the kinds were given for."""
+        """Return the batch that the kinds were given for."""
         return self.kinds.shape[0], 1
 
     def check(self, n: int, m: int) -> None:
@@ -250,7 +250,7 @@ def documents_from_lengths(
 
 @value
 class Padding(Support):
-    """Queries meet only keys that are real tokens; `valid` bool [m] or [b, m].
+    """Queries attend to only keys that are real tokens; `valid` bool [m] or [b, m].
 
     >>> Padding(torch.tensor([True, False])).matrix(2)[0, 0].int().tolist()
     [[1, 0], [1, 0]]
@@ -299,7 +299,7 @@ class Padding(Support):
         return (some > 0)[:, None, None], (every > 0)[:, None, None] & ~beyond
 
     def extent(self) -> tuple[int, int]:
-        """The batch that the padding was given for."""
+        """Return the batch that the padding was given for."""
         return self.valid.shape[0], 1
 
     @property
@@ -352,13 +352,13 @@ class PrefixLM(Support):
         return some, (grid.j_hi <= grid.i_lo) | (grid.j_hi < prefix)
 
     def extent(self) -> tuple[int, int]:
-        """The batch that the prefixes were given for."""
+        """Return the batch that the prefixes were given for."""
         return self.prefix.shape[0], 1
 
 
 @value
 class SharedPrefix(Support):
-    """Several continuations of one prefix in a row: each meets the prefix and its own past.
+    """Several continuations of one prefix in a row: each attends to the prefix and its own past.
 
     >>> SharedPrefix(1, (1, 2)).matrix(4)[0, 0].int().tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
@@ -376,7 +376,7 @@ class SharedPrefix(Support):
                 "lengths",
                 shape_of(self.lengths),
                 "the length of each continuation",
-                "pass lengths=(8, 12), say",
+                "pass lengths=(8, 12)",
             )
         for length in lengths:
             need_count("lengths", length)
@@ -404,7 +404,7 @@ class SharedPrefix(Support):
         return some, (grid.j_hi <= grid.i_lo) & ((k_hi == 0) | one)
 
     def horizon(self, i: int) -> Spans:
-        """The prefix, and the continuation of query i and those after it."""
+        """Return the prefix, and the continuation of query i and those after it."""
         start = self.prefix
         for length in self.lengths:
             if i < start + length:

@@ -11,7 +11,7 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.picture_calls import GRID, LEFT, TOKENS
 
-LATENTS = 16
+LATENTS, LAYERS = 16, 16
 SETS = tuple(torch.eye(3, dtype=torch.bool)[i : i + 1] for i in (1, 2))
 
 
@@ -34,30 +34,43 @@ class _OverlappingWords:
         for _ in range(steps):
             x = x.requires_grad_()
             (slope,) = torch.autograd.grad(loss.loss(self.maps(x)).sum(), x)
-            x = (x - 20 * slope).detach()
+            x = (x - 5 * slope).detach()
         return x
+
+
+class _Moved:
+    """Overlap before and after updates with both losses, and retention with both and with one."""
+
+    def __init__(self, toy: _OverlappingWords, apart: SeparateWords) -> None:
+        kept = SeparateWords(apart.keep(toy.maps(toy.latent)), sharpen=5.0, ignore=())
+
+        def overlaps(x: Tensor) -> float:
+            return float(apart.loss(toy.maps(x)).mean())
+
+        def lost(x: Tensor) -> float:
+            return float(kept.loss(toy.maps(x)).mean()) - overlaps(x)
+
+        both, alone = toy.stepped(kept), toy.stepped(apart)
+        with torch.no_grad():
+            self.measured = overlaps(toy.latent), overlaps(both), lost(both), lost(alone)
 
 
 @check("a_star", beyond="pictures of Stable Diffusion")
 def a_star() -> Claims:
     """Words that coincide are moved apart, and stay where they were."""
-    toy = _OverlappingWords()
     apart = SeparateWords(sharpen=5.0, ignore=())
-    before = apart.keep(toy.maps(toy.latent))
-    first = float(apart.loss(toy.maps(toy.latent)).mean())
-    kept = SeparateWords(before, sharpen=5.0, ignore=())
-
-    def lost(x: Tensor) -> float:
-        return float((kept.loss(toy.maps(x)) - apart.loss(toy.maps(x))).mean())
-
-    with_both, alone = toy.stepped(kept), toy.stepped(apart)
+    # In one layer of ten, whose words hardly part, retention is no lower; so many are drawn.
+    layers = [_Moved(_OverlappingWords(), apart) for _ in range(LAYERS)]
+    first, overlapping, lost, lost_alone = (
+        torch.tensor([x.measured for x in layers]).mean(0).tolist()
+    )
     same = LEFT[None].float()
-    yield claim("lower their overlap by", "mean overlap of 16 after 10 updates",
-                float(apart.loss(toy.maps(with_both)).mean())).below(
+    yield claim("lower their overlap by", f"mean overlap of {LAYERS * LATENTS} after 10 updates",
+                overlapping).below(
         first, "that before", times=0.5, because=CATALOGUE
     )  # fmt: skip
-    yield claim("lower their overlap by", "mean retention term", lost(with_both)).below(
-        lost(alone), "that without L_ret"
+    yield claim("lower their overlap by", "mean retention term", lost).below(
+        lost_alone, "that without L_ret"
     )
     yield claim(
         "Identical maps give L_seg", "of identical maps", float(overlap(same, same))

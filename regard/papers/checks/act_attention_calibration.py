@@ -65,7 +65,6 @@ def _accuracy(beta: float) -> float:
 
 @check(
     "act_attention_calibration",
-    narrowed={"a toy classifier head": "one head, 64 draws of 24 keys"},
     beyond="Llama models and the choice of heads on held-out data",
 )
 def act() -> Claims:

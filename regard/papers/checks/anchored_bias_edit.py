@@ -8,14 +8,16 @@ from regard.controls.anchored_options import edited_vectors, option_scores
 from regard.controls.context import EditContext
 from regard.controls.prompt import Prompt
 from regard.controls.token_sets import TokenPositions
-from regard.controls.weight_edits import EvenOut
+from regard.controls.weight_edits import EvenOut, Swap
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
+from regard.models.residual import watched
 from regard.papers.checks import Claims, check
-from regard.papers.claims import FLOAT64, claim
+from regard.papers.claims import CATALOGUE, FLOAT64, claim
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
+from regard.probes.logits import logit_parts
 from regard.run.runner import run
 
 OPTIONS, OTHERS = (2, 5, 8, 11), (21, 22, 23)
@@ -24,10 +26,6 @@ A = 20
 
 @check(
     "anchored_bias_edit",
-    narrowed={
-        "Swapping preserves row sums": "weights are made even, which swaps need no answer for"
-    },
-    left_out={"Head plus FFN logit contributions": "logit attribution, which has laws of its own"},
     beyond="multiple-choice questions asked of GPT-2",
 )
 @torch.no_grad()
@@ -42,9 +40,22 @@ def anchored() -> Claims:
     old, new = (run(x, ("weights",)).weights for x in (call, even))
     assert old is not None
     assert new is not None
+    # The places of two options exchange what every query gives them.
+    exchange = Swap(TokenPositions((OPTIONS[0],)), TokenPositions((OPTIONS[2],)))
+    swapped = run(
+        exchange.before(EditContext(call, Prompt(torch.zeros(1, 14).long()))), ("weights",)
+    ).weights
+    assert swapped is not None
+    both = old[..., OPTIONS[2] :, :]  # queries that see both of them
+    exchanged = both.clone()
+    exchanged[..., [OPTIONS[0], OPTIONS[2]]] = both[..., [OPTIONS[2], OPTIONS[0]]]
     last = [x[0, 0, -1, list(OPTIONS)] for x in (old, new)]
     # A head writes what it reads: it chooses the option whose word has the largest weight.
     rates = [(x / x.sum()).max() for x in last]
+    small = llama(2)
+    ids = torch.randint(3, 60, (2, 14))
+    parts = logit_parts(watched(small, ids), A).total
+    logits = small(ids).logits[:, -1, A]
     model = llama(2).double()
     scores = option_scores(model, 1, A, OTHERS)
     unit = int(scores.argmax())
@@ -53,7 +64,18 @@ def anchored() -> Claims:
     back = option_scores(model, 1, A, OTHERS)
     others = [i for i in range(len(scores)) if i != unit]
     yield claim(
-        "Swapping preserves row sums", "distance of a row's sum", gap(new.sum(-1), old.sum(-1))
+        "Head plus FFN logit contributions", "difference of the sum", gap(parts, logits)
+    ).within(1e-4, "the model's logits", because=CATALOGUE)
+    yield claim(
+        "Swapping preserves row sums", "distance of a row's sum", gap(swapped.sum(-1), old.sum(-1))
+    ).within(1e-12, "1", because=FLOAT64)
+    yield claim(
+        "Swapping preserves row sums",
+        "difference of weights",
+        gap(swapped[..., OPTIONS[2] :, :], exchanged),
+    ).within(1e-12, "two columns exchanged", because=FLOAT64)
+    yield claim(
+        "averaging weights makes", "distance of a row's sum", gap(new.sum(-1), old.sum(-1))
     ).within(1e-12, "1", because=FLOAT64)
     yield claim("averaging weights makes", "largest share of a place", float(rates[1])).within(
         1e-12, "one of four", value=0.25, because=FLOAT64

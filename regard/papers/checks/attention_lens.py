@@ -34,7 +34,7 @@ def attention_lens() -> Claims:
         whole[layer.site] = gap(made, outs[layer.site])
     restart()
     tiny = stack(
-        [Attention(16, heads=4, causal=True)], vocab=12, dim=16, feedforward=None, tied=False,
+        [Attention(16, heads=4, causal=True)], vocab=12, dim=16, tied=False,
     )  # fmt: skip
     tiny.norm = PlainNorm()  # logits are linear in what is said
     mixer = tiny.stack.blocks[0].mixer

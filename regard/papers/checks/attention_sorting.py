@@ -52,16 +52,16 @@ class _PriorHead(nn.Module):
 
 @check(
     "attention_sorting",
-    narrowed={"With a toy attention stub": "four documents; the prior falls to 1/e over 16 tokens"},
     beyond="SynthWiki at 30k tokens and its accuracy",
 )
 def sorting() -> Claims:
     """What is looked at most comes last, and stays there; no round is ordinary decoding."""
-    # A prior of exp(-distance) by the token has nothing left of a gain of 3 after two tokens.
-    stub, tokenizer = _Stub(16.0), NumberWords()
-    length = int(torch.randint(2, 4, ()))
+    # The distance is counted in documents: by the token, exp(-distance) would leave nothing of a
+    # gain of 3 after two tokens. A document overtakes one a round, since 3 is more than e.
+    length, tokenizer = int(torch.randint(2, 4, ())), NumberWords()
+    stub = _Stub(reach=length + 1.0)
     documents = [f"{' '.join([str(PLAIN)] * length)} {10 + i}" for i in range(4)]
-    documents[int(torch.randint(0, 4, ()))] = " ".join([str(RELEVANT)] * length) + " 30"
+    documents[int(torch.randint(0, 4, ()))] = " ".join([str(RELEVANT)] * (length + 1))
     relevant = next(x for x in documents if x.startswith(str(RELEVANT)))
     late, moved, tried = 0, 0, 0
     for order in permutations(documents):

@@ -6,13 +6,14 @@ from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.seeding import seed
+from regard.papers.shared.gloo_ranks import attention, largest
 from regard.papers.shared.over_ranks import alone, drawn, over_ranks
 from regard.schemes import Contiguous, Dealt, ZigZag
 
 
 @check(
     "burst_attention",
-    narrowed={"2-process gloo": "ranks that are threads; tests/schemes runs processes of gloo"},
     beyond="devices on a network, and the speed of training",
 )
 def burst_attention() -> Claims:
@@ -24,7 +25,11 @@ def burst_attention() -> Claims:
             rule = Rule(support)
             one = alone(q, k, v, d_out, rule)
             off = max(off, over_ranks(q, k, v, d_out, rule, layout, "burst").off(one))
+    apart = largest([(attention, (seed(), 2, "burst", causal)) for causal in (True, False)])
     yield claim("equal dense autograd", "difference of outputs and gradients", off).within(
+        1e-5, "one process", because=CATALOGUE
+    )
+    yield claim("equal dense autograd", "the same, 2 processes of gloo", apart).within(
         1e-5, "one process", because=CATALOGUE
     )
     q, k, v, d_out = drawn(1, h, h, n, d)

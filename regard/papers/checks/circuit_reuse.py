@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import torch
 
+from regard.circuits.mlp_patching import patched_mlps, recorded_mlps
 from regard.circuits.patching import Patched, in_circuit, logit_difference, path_patching, recorded
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.papers.shared.wired import CLEAN, Wired
+from regard.papers.shared.measure import gap
+from regard.papers.shared.wired import CLEAN, WiredWithMlps
 
 
 @check(
     "circuit_reuse",
-    narrowed={"patching all heads": "heads alone: the wired model has no MLPs"},
     beyond="indirect object identification and colored objects in GPT-2 medium",
-    same="a model wired by hand",
 )
 def paths() -> Claims:
     """Path patching finds the two wired heads, and nothing where nothing differs."""
-    model, metric = Wired(), logit_difference(1, 2)
+    model, metric = WiredWithMlps(), logit_difference(1, 2)
     sites = hook_of(model)[1]
     record, clean = recorded(model, CLEAN, metric)
     same = Patched(record.parts, {site: range(2) for site in sites})
@@ -27,10 +27,16 @@ def paths() -> Claims:
         unchanged = abs(float(metric(model(CLEAN))) - clean)
     told = CLEAN.clone()
     told[0, 2], told[0, 4] = 2, 1  # another word follows
-    other, corrupt = recorded(model, told, metric)
+    other, _ = recorded(model, told, metric)
     every = Patched(other.parts, {site: range(2) for site in sites})
+    logits, mlps = model(told).detach(), recorded_mlps(model, told)
+    still = recorded_mlps(model, CLEAN)
     with attach(model, every, check=False), torch.no_grad():
-        reproduced = abs(float(metric(model(CLEAN))) - corrupt)
+        # The last token is the same in both; all that differs comes by heads and MLPs.
+        with patched_mlps(mlps):
+            reproduced = gap(model(CLEAN)[:, -1], logits[:, -1])
+        with patched_mlps(still):
+            heads_alone = gap(model(CLEAN)[:, -1], logits[:, -1])
     direct = path_patching(model, CLEAN, told, metric)
     movers = in_circuit(direct.scores, share=0.25)
     moved = torch.tensor([[0, 4, 1, 3, 2, 5, 0, 3]])  # the token before the answer is another
@@ -43,8 +49,11 @@ def paths() -> Claims:
         if (h.site, h.head) not in wanted
     )  # fmt: skip
     yield claim("Patching with identical", "change of the metric", unchanged).equals(0.0, "none")
-    yield claim("patching all heads", "difference from the corrupted run", reproduced).within(
+    yield claim("patching all heads", "difference of logits, heads and MLPs", reproduced).within(
         1e-5, "the corrupted run", because=CATALOGUE
+    )
+    yield claim("patching all heads", "the same, MLPs held at the clean run", heads_alone).above(
+        1e-5, "what counts as equal", because="or the MLPs would have nothing to say"
     )
     yield claim(
         "Handmade two-layer",

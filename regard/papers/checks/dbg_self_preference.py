@@ -11,18 +11,20 @@ from regard.papers.shared.measure import gap
 from regard.papers.shared.random_calls import random
 from regard.probes.prompt_parts import self_preference, spans_mass
 
+SCORES = 10_000
+
 
 @check("dbg_self_preference", beyond="language models as judges")
 def preference() -> Claims:
     """A planted liking is told apart from quality, and shares swap as answers do."""
-    quality = torch.rand(400, 2, dtype=torch.float64)
+    quality = torch.rand(SCORES, 2, dtype=torch.float64)
     bias = 0.15
     judged = quality[:, 0] + bias
     found = self_preference(judged, quality[:, 0])
     better = quality.clone()
     better[:, 0] += 0.3
     same = self_preference(better[:, 0] + bias, better[:, 0])
-    noisy = self_preference(judged, quality[:, 0] + 0.2 * torch.randn(400, dtype=torch.float64))
+    noisy = self_preference(judged, quality[:, 0] + 0.2 * torch.randn(SCORES, dtype=torch.float64))
     plain = [float((x[:, 0] + bias - x[:, 1]).mean()) for x in (quality, better)]
     call = random(b=1)
     flat = call.replace(rule=Rule())  # no positions: keys are a set
@@ -44,11 +46,11 @@ def preference() -> Claims:
     yield claim("Synthetic judge", "move of own minus other", plain[1] - plain[0]).within(
         1e-6, "the planted quality", value=0.3, because=FLOAT64
     )
-    yield claim("Synthetic judge", "DBG against a noisy gold judge of 400", noisy).within(
-        0.02,
+    yield claim("Synthetic judge", f"DBG against a noisy gold judge of {SCORES}", noisy).within(
+        0.01,
         "the planted bias",
         value=bias,
-        because="noise of 0.2 on 400 scores: two standard errors",
+        because="noise of 0.2 on 10,000 scores: five standard errors",
     )
     yield claim("Span shares plus", "distance of sums from 1", total).within(
         1e-6, "1", because=FLOAT64

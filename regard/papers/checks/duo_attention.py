@@ -20,11 +20,11 @@ from regard.policies.streaming_heads import Gates, near
 
 
 def _copier(layers: int = 2) -> torch.nn.Module:
-    """Train attention-only layers to go on with random tokens shown twice."""
+    """Train layers to go on with random tokens shown twice."""
     restart()
     tiny = build_model(
         [Attention(64, heads=4, causal=True, position="rotary") for _ in range(layers)],
-        vocab=40, dim=64, feedforward=None, tied=False,
+        vocab=40, dim=64, tied=False,
     )  # fmt: skip
     fit(tiny.parameters(), lambda: _loss(tiny, _repeated(32)), 400, 6e-3)
     return tiny

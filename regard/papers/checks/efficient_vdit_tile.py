@@ -56,7 +56,7 @@ def attention_tile() -> Claims:
     plain = wan_out(model, inputs)
     with shrink(student, policy("efficient_vdit_tile"), keep=0.1, check=False):
         before = float((wan_out(student, inputs) - plain).norm() / plain.norm())
-    list(distill(student, made, batch, keep=0.1, steps=100, rate=3e-3))
+    list(distill(student, made, batch, keep=0.1, steps=200, rate=3e-3))
     with shrink(student, policy("efficient_vdit_tile"), keep=0.1, check=False):
         after = float((wan_out(student, inputs) - plain).norm() / plain.norm())
     yield claim("k=F equals full", "difference", exact).within(

@@ -15,10 +15,7 @@ from regard.papers.shared.small_llama import llama
 from regard.serving.threads import think_together
 
 
-@check(
-    "group_think",
-    narrowed={"Enumeration toy": "the rule is given: no model is trained to share work"},
-)
+@check("group_think", beyond="models trained to share work: the rule is given, as asked")
 @torch.no_grad()
 def group_think() -> Claims:
     """Threads step by step are one forward with mask and places; words reach others a step on."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from regard.circuits.mlp_patching import mlps_of, patched_mlps, recorded_mlps
 from regard.circuits.patching import Patched, logit_difference, recorded
 from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
-from regard.papers.shared.wired import CLEAN, Wired
+from regard.papers.shared.wired import CLEAN, WiredWithMlps
 from regard.probes.importance import Averaged, means_of
 from regard.probes.reading import Reading
 from regard.probes.roles import DuplicateToken, Induction, PreviousToken
@@ -16,13 +17,11 @@ from regard.probes.roles import DuplicateToken, Induction, PreviousToken
 
 @check(
     "head_role_survey",
-    narrowed={"patching all heads": "heads alone: the wired model has no MLPs"},
     beyond="roles of large models that the survey collects",
-    same="a model wired by hand",
 )
 def roles() -> Claims:
     """The probes of roles name the wired heads and no other; patching and averaging do as said."""
-    model = Wired()
+    model = WiredWithMlps()
     ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
     reading = Reading({"input_ids": ids}, period=4)
     probes = [PreviousToken(), Induction(), DuplicateToken()]
@@ -38,7 +37,10 @@ def roles() -> Claims:
     record, clean = recorded(model, CLEAN, metric)
     _, corrupt = recorded(model, told, metric)
     last = hook_of(model)[1][1]
-    with attach(model, Patched(record.parts, {last: range(2)}), check=False), torch.no_grad():
+    own = mlps_of(model)[1]
+    mlp = patched_mlps({own: recorded_mlps(model, CLEAN)[own]})
+    heads = attach(model, Patched(record.parts, {last: range(2)}), check=False)
+    with heads, mlp, torch.no_grad():
         recovery = (float(metric(model(told))) - corrupt) / (clean - corrupt)
     unused = Averaged([(last, 1)], means_of(model, CLEAN))
     with attach(model, unused, check=False), torch.no_grad():

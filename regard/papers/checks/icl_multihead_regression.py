@@ -12,17 +12,32 @@ from regard.papers.shared.small_trainer import fit
 from regard.tasks.base import Batch
 from regard.tasks.regression import InContextRegression, RegressionHeads, debiased_step
 
+STARTS, LOOK, STEPS = 4, 400, 2000
 
-def _trained(task: InContextRegression, heads: int, steps: int) -> RegressionHeads:
-    made = RegressionHeads(task.width, heads, start=0.1)
+
+def _trained(task: InContextRegression, heads: int) -> RegressionHeads:
+    """The start that does best in training goes on.
+
+    About one start in five gives both heads one sign, and they stay one head: the paper's solution
+    is not reached from there.
+    """
     drawn = seeds()
 
-    def loss() -> Tensor:
-        batch = task.batch(128, next(drawn))
-        return (made(batch.x) - batch.y[:, -1, 0]).square().mean()
+    def train(made: RegressionHeads, steps: int) -> None:
+        def loss() -> Tensor:
+            batch = task.batch(128, next(drawn))
+            return (made(batch.x) - batch.y[:, -1, 0]).square().mean()
 
-    fit(made.parameters(), loss, steps, 5e-3)
-    return made
+        fit(made.parameters(), loss, steps, 5e-3)
+
+    starts = [RegressionHeads(task.width, heads, start=0.1) for _ in range(STARTS)]
+    for made in starts:
+        train(made, LOOK)
+    seen = task.batch(4000, next(drawn))
+    with torch.no_grad():
+        best = min(starts, key=lambda made: _risk(made(seen.x), seen))
+    train(best, STEPS)
+    return best
 
 
 def _risk(answer: Tensor, batch: Batch) -> float:
@@ -37,7 +52,7 @@ def regression() -> Claims:
     """Two heads learn opposite scaled identities, and with them a debiased step of descent."""
     task = InContextRegression(width=4, examples=32, noise=0.1)
     test = task.batch(4000, seed())
-    one, two = (_trained(task, heads, 2000) for heads in (1, 2))
+    one, two = (_trained(task, heads) for heads in (1, 2))
     with torch.no_grad():
         risks = [_risk(net(test.x), test) for net in (one, two)]
         longer = InContextRegression(width=4, examples=128, noise=0.1).batch(4000, seed())

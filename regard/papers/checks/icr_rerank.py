@@ -36,7 +36,6 @@ def _said(ids: list[int]) -> str:
 
 @check(
     "icr_rerank",
-    narrowed={"In a toy induction model": "three documents, all six orders"},
     beyond="retrieval sets and RankGPT, and latency",
 )
 def icr() -> Claims:

@@ -51,7 +51,6 @@ def _error(z: Tensor, flow: Tensor, valid: Tensor) -> float:
 
 @check(
     "latent_warp",
-    narrowed={"toy denoiser": "frames that move by one column; 6 of 10 steps are warped"},
     beyond="videos of Stable Diffusion with ControlNet, and flow that a model estimates",
 )
 @torch.no_grad()

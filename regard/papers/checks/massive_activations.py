@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal
 from regard.core.weigh import Softmax
@@ -12,17 +13,13 @@ from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.copier_models import CAUSAL
 from regard.papers.shared.measure import gap
-from regard.probes.sinks import MassiveActivations
+from regard.probes.sinks import MassiveActivations, output_split
 from regard.run.api import attend
+from regard.run.reference import weight_matrix
 
 
 @check(
     "massive_activations",
-    narrowed={
-        "Planting a 1e4 entry": (
-            "the split of an output into what these keys give and the rest is not in the library"
-        )
-    },
     beyond="interventions on large models, where such states are",
 )
 def massive() -> Claims:
@@ -47,6 +44,16 @@ def massive() -> Claims:
     yield claim("k'=0,v'=0 equals", "difference", ones).within(
         1e-6, "softmax with +1 in the denominator", because=CATALOGUE
     )
+    tokens = [token for _, token, _, _ in watch.found]
+    call = Call.of(q, k, v, CAUSAL)
+    given, rest = output_split(call, tokens)
+    by_hand = weight_matrix(call)[0][..., tokens] @ v[:, :, tokens]
+    yield claim(
+        "Planting a 1e4 entry", "difference of both parts' sum", gap(given + rest, plain)
+    ).within(1e-6, "the output", because=FLOAT32)
+    yield claim(
+        "Planting a 1e4 entry", "difference of what the token gives", gap(given, by_hand)
+    ).within(1e-6, "its weights times its values", because=FLOAT32)
     yield claim("Planting a 1e4 entry", "what the detector returns", str(watch.found)).equals(
         "[('layer 0', 7, 19, -10000.0)]", "the planted entry, and it alone"
     )

@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from contextlib import nullcontext
 
-from regard.models.engine import Engine
-from regard.models.site import Site
+import torch
+from torch import Tensor
+
+from regard.models.attach import attach, hook_of
 from regard.papers.checks import Claims, check
 from regard.papers.claims import claim
-from regard.papers.shared.copier_models import looked, pointing
+from regard.papers.shared.wired import Wired
 from regard.probes.importance import taken_out
 from regard.probes.reading import Reading
 from regard.probes.roles import Retrieval
 
+WORDS, LENGTH, NEEDLE, ANSWER = 44, 40, slice(8, 13), slice(35, 40)
 
-@check(
-    "retrieval_head",
-    narrowed={"Handmade induction model": "heads whose maps are given, not a model of weights"},
-    same="maps are made by hand",
-)
+
+def _model() -> Wired:
+    """The induction circuit made by hand, with both heads of layer 0 writing the token before.
+
+    With one of them, taking it out would break the copying as well: it is what the copying head
+    looks for.
+    """
+    made, d = Wired(WORDS, LENGTH), max(WORDS, LENGTH)
+    one = made.layers[0]
+    with torch.no_grad():
+        for part in (one.to_q, one.to_k, one.to_v):
+            part.weight[:d] = part.weight[d : 2 * d]
+        one.to_out.weight[:, :d] = one.to_out.weight[:, d : 2 * d]
+    return made
+
+
+def _scores(model: Wired, reading: Reading, definition: str) -> dict[str, float]:
+    probe = Retrieval(definition=definition)
+    probe.show(reading)
+    with attach(model, [probe], check=False), torch.no_grad():
+        model(reading.inputs["input_ids"])
+    return {f"L{x.site.layer}H{x.head}": x.value for x in probe.told().heads()}
+
+
+@check("retrieval_head", beyond="needles in the texts of large models")
 def retrieval() -> Claims:
     """A copying head scores 1, all others 0; without it the copying is gone, without others not."""
-    n, needle, answer = 40, slice(8, 13), slice(35, 40)
-    tokens = torch.arange(100, 100 + n)
-    tokens[answer] = tokens[needle]
-    keys = torch.arange(n).repeat(4, 1)
-    for step in range(5):  # the query before each word of the answer looks at that word
-        keys[2, answer.start - 1 + step] = needle.start + step
-        keys[1, answer.start - 1 + step] = 3
-    reading = Reading({"input_ids": tokens[None]}, spans={"needle": needle, "answer": answer})
-    call = pointing(keys)
-    scores = looked(Retrieval(), call, reading)
-    counted = looked(Retrieval(definition="counts"), call, reading)
+    model = _model()
+    # Word 0 is what logits of nothing say: no token is that.
+    tokens = torch.randperm(WORDS - 1)[:LENGTH] + 1
+    # The answer is asked for by the token before the needle.
+    tokens[ANSWER.start - 1] = tokens[NEEDLE.start - 1]
+    tokens[ANSWER] = tokens[NEEDLE]
+    ids = tokens[None]
+    reading = Reading({"input_ids": ids}, spans={"needle": NEEDLE, "answer": ANSWER})
+    scores, counted = (_scores(model, reading, x) for x in ("set", "counts"))
+    sites = hook_of(model)[1]
 
-    words = F.one_hot(tokens, 200).float()[None, None].expand(1, 4, -1, -1)
-    site = Site(0, module="attention", heads=4, kv_heads=4)
-    said = call.replace(v=words, site=site)
+    def copied(site: int | None = None, head: int = 0) -> float:
+        """Share of the needle that the model says, without a head."""
+        gone = nullcontext() if site is None else attach(
+            model, taken_out([(sites[site], head)]), check=False
+        )  # fmt: skip
+        with gone, torch.no_grad():
+            said: Tensor = model(ids)[0, ANSWER.start - 1 : ANSWER.stop - 1].argmax(-1)
+        return float((said == tokens[ANSWER]).float().mean())
 
-    def copied(out_of: list[int]) -> float:
-        gone = taken_out([(site, head) for head in out_of])
-        rows = torch.arange(answer.start - 1, answer.stop - 1)
-        # Other heads look at the token itself, or at token 3: not what is said next.
-        told = Engine([gone]).run(said).sum(1)[0][rows]
-        told.scatter_(1, tokens[rows, None], 0.0)
-        told[:, tokens[3]] = 0.0
-        return float((told.argmax(-1) == tokens[answer]).float().mean())
-
-    without_it, without_others = copied([2]), copied([0, 1, 3])
-    yield claim("Handmade induction model", "scores by the set", str(scores.tolist())).equals(
-        "[0.0, 0.0, 1.0, 0.0]", "the copying head alone"
+    others = [copied(site, head) for site, head in ((0, 0), (0, 1), (1, 1))]
+    wanted = str({"L0H0": 0.0, "L0H1": 0.0, "L1H0": 1.0, "L1H1": 0.0})
+    yield claim(
+        "Handmade induction model", "scores by the set", str(dict(sorted(scores.items())))
+    ).equals(wanted, "the copying head alone")
+    yield claim(
+        "Score lies in [0,1]", "scores by counting", str(dict(sorted(counted.items())))
+    ).equals(wanted, "the copying head alone")
+    yield claim("Handmade induction model", "share of the needle that is said", copied()).equals(
+        1.0, "all of it"
     )
-    yield claim("Score lies in [0,1]", "scores by counting", str(counted.tolist())).equals(
-        "[0.0, 0.0, 1.0, 0.0]", "the copying head alone"
-    )
-    yield claim("Masking it breaks", "copied without it", without_it).equals(0.0, "nothing")
-    yield claim("Masking it breaks", "copied without all the others", without_others).equals(
+    yield claim("Masking it breaks", "copied without it", copied(1, 0)).equals(0.0, "nothing")
+    yield claim("Masking it breaks", "least copied without any other head", min(others)).equals(
         1.0, "everything"
     )

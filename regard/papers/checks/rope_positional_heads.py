@@ -17,7 +17,6 @@ from regard.probes.position_heads import RotaryPairs, contributions
 
 @check(
     "rope_positional_heads",
-    narrowed={"a head with energy": "of heads with positions: one without any may be nearer to 0"},
     beyond="the paper's own formula, which we could not find, and its ablations",
 )
 def rotary() -> Claims:
@@ -44,6 +43,7 @@ def rotary() -> Claims:
     yield claim("A synthetic head", "head that ranks first", int(scores.argmax())).equals(
         0, "that of the slowest pairs"
     )
+    # Of heads that turn: one without positions has no pair of channels to rank, and is next to 0.
     yield claim("a head with energy", "head that ranks last", int(scores[:2].argmin())).equals(
         1, "that of the fastest pairs, of the two with positions"
     )

@@ -7,6 +7,7 @@ import torch
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT32, claim
 from regard.papers.shared.measure import gap
+from regard.papers.shared.shipped_model import loss_of, trained
 from regard.papers.shared.small_llama import llama
 from regard.policies.registry import policy
 from regard.verbs import shrink
@@ -14,13 +15,7 @@ from regard.verbs import shrink
 
 @check(
     "shared_attention_weights",
-    left_out={
-        "gradient to W_q,W_k": (
-            "the policy is for inference: weights are made again, and nothing is trained through it"
-        ),
-        "sharing late layers": "no model is trained here",
-    },
-    beyond="score FLOPs: weights are computed again rather than kept",
+    beyond="fine-tuning that recovers what early spans lose, and models of 7B",
 )
 def shared_weights() -> Claims:
     """A span of copies shares without loss, and keys of the span are not kept."""
@@ -48,6 +43,24 @@ def shared_weights() -> Claims:
         made.model.layers[2].self_attn.o_proj.weight.zero_()
         plain = made(ids).logits
         copies = cost(first=2, last=3)[0]
+    learner = llama(layers=4).train()
+    with shrink(learner, policy("shared_weights", first=2, last=3), keep=0.5, check=False):
+        learner(ids, labels=ids).loss.backward()
+    felt = {
+        (layer, name): getattr(one.self_attn, name).weight.grad is not None
+        for layer, one in enumerate(learner.model.layers)
+        for name in ("q_proj", "k_proj", "v_proj")
+    }
+    none = sum(felt[layer, name] for layer in (2, 3) for name in ("q_proj", "k_proj"))
+    rest = sum(felt.values()) - none
+
+    shipped, texts = trained()
+    rises = {}
+    full = loss_of(shipped, texts)
+    for first in (1, 2, 3):
+        with shrink(shipped, policy("shared_weights", first=first, last=first), keep=0.5,
+                    check=False):  # fmt: skip
+            rises[first] = loss_of(shipped, texts) - full
     yield claim("Empty span equals", "difference of logits", empty).within(
         1e-4, "the base model", because=FLOAT32
     )
@@ -60,3 +73,13 @@ def shared_weights() -> Claims:
     yield claim("key-cache bytes", "bytes of full, two of four layers", late_share).within(
         1e-3, "1 - 2/8: keys alone", value=0.75, because="positions beside keys"
     )
+    yield claim("gradient to W_q,W_k", "weights of queries and keys of the span that have one",
+                none).equals(0, "none of 4")  # fmt: skip
+    yield claim("gradient to W_q,W_k", "other weights of queries, keys and values that have one",
+                rest).equals(8, "all")  # fmt: skip
+    yield claim(
+        "sharing late layers", "rise of the loss, the last of four layers shares", rises[3]
+    ).below(rises[1], "the second shares, the model that ships")
+    yield claim(
+        "sharing late layers", "rise of the loss, the third of four layers shares", rises[2]
+    ).below(rises[1], "the second shares, the model that ships")

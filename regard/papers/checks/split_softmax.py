@@ -78,7 +78,6 @@ def _drift(k: float) -> float:
 
 @check(
     "split_softmax",
-    narrowed={"In a planted model": "a talk of 40 turns, one head"},
     beyond="language models that talk to themselves, and a judge of what they say",
 )
 def split_softmax() -> Claims:

@@ -75,7 +75,7 @@ def _linear() -> float:
     restart()
     model = stack(
         [Attention(32, heads=2, causal=True) for _ in range(2)], vocab=12, dim=32,
-        feedforward=None, tied=False,
+        tied=False,
     )  # fmt: skip
     model.norm = PlainNorm()
     for layer in model.modules():

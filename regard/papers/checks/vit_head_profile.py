@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from regard.core.call import Call
 from regard.core.rule import Rule
@@ -10,16 +11,34 @@ from regard.layers.attention import Attention
 from regard.models.attach import attach
 from regard.models.site import Site
 from regard.papers.checks import Claims, check
-from regard.papers.claims import CATALOGUE, FLOAT32, claim
+from regard.papers.claims import CATALOGUE, FLOAT32, FLOAT64, claim
 from regard.papers.shared.copier_models import looked, pointing
 from regard.papers.shared.measure import gap
-from regard.probes.importance import taken_out
+from regard.probes.importance import pruning_effects
 from regard.probes.shape import Rings
+
+
+class _Classifier(nn.Module):
+    """A layer of attention, and classes read off its first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = Attention(16, heads=2), nn.Linear(16, 5)
+        self.state = torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [b, classes]."""
+        self.state = (x + self.layer(x))[:, 0]
+        logits: Tensor = self.last(self.state)
+        return logits
+
+    def embedded(self, output: Tensor) -> Tensor:
+        """The class token of the last forward [b, dim]."""
+        return self.state
 
 
 @check(
     "vit_head_profile",
-    narrowed={"masking a head": "one measure of importance of the paper's three"},
     beyond="trained vision transformers",
 )
 def rings() -> Claims:
@@ -47,15 +66,16 @@ def rings() -> Claims:
     wanted = torch.stack([(hops == h).double().sum(1).mean() for h in range(rows)]) / n
     uniform = gap(next(iter(even.told().details["rings"].values()))[0, :-1], wanted)
 
-    layer = Attention(16, heads=2)
+    model = _Classifier()
     with torch.no_grad():
-        layer.to_out.weight[:, 8:] = 0
-    x = torch.randn(1, 9, 16)
-    with attach(layer, check=False) as found:
+        model.layer.to_out.weight[:, 8:] = 0
+    x, labels = torch.randn(32, 9, 16), torch.randint(0, 5, (32,))
+    with attach(model, check=False) as found:
         (attends,) = list(found.sites)
-    with attach(layer, taken_out([(attends, 1)]), check=False):
-        without = layer(x).detach()
-    unfelt = gap(layer(x), without)
+    effects = pruning_effects(
+        model, x, labels, [(attends, 0), (attends, 1)], embedding=model.embedded
+    )
+    used, unused = effects[attends, 0], effects[attends, 1]
     yield claim("Ring sums plus CLS", "distance of sums from 1", whole).within(
         1e-6, "1", because=CATALOGUE
     )
@@ -65,4 +85,17 @@ def rings() -> Claims:
     yield claim("a synthetic shift-by-one", "difference for uniform attention", uniform).within(
         1e-6, "histogram of ring sizes", because=FLOAT32
     )
-    yield claim("masking a head", "change without an unused head", unfelt).equals(0.0, "none")
+    for name in ("probability", "divergence", "accuracy"):
+        yield claim("masking a head", f"change of {name}", getattr(unused, name)).equals(
+            0.0, "none"
+        )
+    # Two vectors that are equal to the bit have a cosine that is 1 but for its own rounding.
+    yield claim("masking a head", "change of the class token's embedding", unused.embedding).within(
+        1e-12, "none", because=FLOAT64
+    )
+    yield claim(
+        "masking a head", "divergence without the head that is used", used.divergence
+    ).above(0, "none")
+    yield claim(
+        "masking a head", "change of embedding without the head that is used", used.embedding
+    ).above(0, "none", plus=1e-6, because="over any rounding")

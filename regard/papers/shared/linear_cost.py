@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +25,39 @@ def flops_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:
             layer(torch.randn(1, tokens, layer.dim))
         counts.append(counter.get_total_flops())
     return counts[1] / counts[0] / times
+
+
+def time_ratio(layer: Layer, n: int, times: int, rows: int = 1) -> float:
+    """How much more processor time `times` as many tokens take, per token: least of five runs."""
+    taken = []
+    for tokens in (n, n * times):
+        x = torch.randn(rows, tokens, layer.dim)
+        with torch.no_grad():
+            layer(x)
+            runs = []
+            for _ in range(5):
+                start = time.process_time()
+                layer(x)
+                runs.append(time.process_time() - start)
+        taken.append(min(runs))
+    return taken[1] / taken[0] / times
+
+
+def step_time_ratio(layer: Layer, n: int, times: int, steps: int = 50) -> float:
+    """How much more processor time a step takes after `times` as many tokens: the least of five."""
+    taken = []
+    for tokens in (n, n * times):
+        memory = layer.memory()
+        with torch.no_grad():
+            layer(torch.randn(1, tokens, layer.dim), memory=memory)
+            runs = []
+            for _ in range(5):
+                start = time.process_time()
+                for _ in range(steps):
+                    layer(torch.randn(1, 1, layer.dim), memory=memory)
+                runs.append(time.process_time() - start)
+        taken.append(min(runs))
+    return taken[1] / taken[0]
 
 
 def decode_bytes(layer: Layer, steps: int) -> int:

@@ -57,3 +57,10 @@ def copied(copier: Copier, length: int, rows: int = 64) -> float:
     """Share of tokens that are copied right at a length."""
     source = torch.randint(0, 8, (rows, length))
     return float((copier(source, source).argmax(-1) == source).float().mean())
+
+
+@torch.no_grad()
+def copied_whole(copier: Copier, length: int, rows: int = 64) -> float:
+    """Share of sources of a length that are copied without a mistake."""
+    source = torch.randint(0, 8, (rows, length))
+    return float((copier(source, source).argmax(-1) == source).all(1).float().mean())

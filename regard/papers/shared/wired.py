@@ -63,6 +63,47 @@ class Wired(nn.Module):
         return self.lm_head(x)
 
 
+class _Block(nn.Module):
+    """A wired layer and an MLP behind it."""
+
+    def __init__(self, attention: nn.Module, dim: int, said: slice) -> None:
+        super().__init__()
+        self.attention = attention
+        self.mlp = nn.Sequential(nn.Linear(dim, 16), nn.ReLU(), nn.Linear(16, dim, bias=False))
+        with torch.no_grad():
+            last = self.mlp[2].weight
+            drawn = 0.1 * torch.randn_like(last[said])
+            last.zero_()
+            last[said] = drawn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what both add to x, on top of it."""
+        x = x + self.attention(x)
+        made: Tensor = x + self.mlp(x)
+        return made
+
+
+class WiredWithMlps(Wired):
+    """The same circuit, with a random MLP behind each layer that adds a little to what is said."""
+
+    def __init__(self, words: int = 6, n: int = 8) -> None:
+        super().__init__(words, n)
+        dim = 3 * words + n
+        self.layers = nn.ModuleList(
+            _Block(layer, dim, slice(2 * words + n, dim)) for layer in self.layers
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [b, n, words]."""
+        x = self.embed(ids)
+        x = x + nn.functional.pad(
+            torch.eye(self.n)[: ids.shape[1]], (self.words, 2 * self.words)
+        )  # fmt: skip
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(x)
+
+
 class PlainNorm(nn.Module):
     """Stands where a final norm would, and does nothing: logits are linear in the last state."""
 
@@ -71,7 +112,7 @@ class PlainNorm(nn.Module):
         return 1.0 * x
 
 
-__all__ = ["PlainNorm", "Wired"]
+__all__ = ["PlainNorm", "Wired", "WiredWithMlps"]
 
 # Prompts whose answer follows an earlier token.
 CLEAN = torch.tensor([[0, 3, 1, 4, 2, 5, 0, 3]])

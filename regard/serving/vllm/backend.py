@@ -29,24 +29,15 @@ from regard.serving.vllm.cache_layout import CacheLayout, ServerPages
 from regard.serving.vllm.hooks import current
 from regard.serving.vllm.layer_rules import LayerRules
 
+# Types of a cache that are read as they are.
+CACHES = ("auto", "float16", "bfloat16")
 
-class RegardBackend(AttentionBackend):
-    """What vLLM may ask of attention by Regard."""
 
-    supported_dtypes: ClassVar[list[torch.dtype]] = [
-        torch.float16, torch.bfloat16, torch.float32,
-    ]  # fmt: skip
-    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16"]
+class OwnParts:
+    """What attends and what reads a batch, for a backend that names them; heads of any size."""
 
-    @staticmethod
-    def get_name() -> str:
-        """Return the member of vLLM's registry whose place this takes."""
-        return "CUSTOM"
-
-    @staticmethod
-    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
-        """Return that blocks of any size will do."""
-        return [MultipleOf(1)]
+    impl: ClassVar[type[Any]]
+    builder: ClassVar[type[Any]]
 
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
@@ -54,29 +45,14 @@ class RegardBackend(AttentionBackend):
         return []
 
     @classmethod
-    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
-        """Ask for blocks by head: [blocks, g, tokens of a block, 2 d]."""
-        return (KVCacheLayout.LBHNC,)
-
-    @classmethod
-    def supports_sink(cls) -> bool:
-        """Return that learned sinks are served."""
-        return True
-
-    @classmethod
-    def supports_sliding_window(cls) -> bool:
-        """Return that windows are served."""
-        return True
-
-    @staticmethod
-    def get_impl_cls() -> type[RegardImpl]:
+    def get_impl_cls(cls) -> type[Any]:
         """Return what attends."""
-        return RegardImpl
+        return cls.impl
 
-    @staticmethod
-    def get_builder_cls() -> type[RegardBuilder]:
+    @classmethod
+    def get_builder_cls(cls) -> type[Any]:
         """Return what reads a batch."""
-        return RegardBuilder
+        return cls.builder
 
 
 @dataclass
@@ -125,7 +101,7 @@ class RowAttention:
         others: dict[str, Any],
     ) -> None:
         """Record what vLLM says of a layer, or refuse it."""
-        if kv_cache_dtype not in RegardBackend.supported_kv_cache_dtypes:
+        if kv_cache_dtype not in CACHES:
             fail(
                 CapabilityError, "kv_cache_dtype", f"a cache of {kv_cache_dtype}",
                 "keys in 16 or 32 bits, which Regard reads as they are",
@@ -239,6 +215,41 @@ class RegardImpl(RowAttention, AttentionImpl[RegardMetadata]):
         return output
 
 
+class RegardBackend(OwnParts, AttentionBackend):
+    """What vLLM may ask of attention by Regard."""
+
+    impl, builder = RegardImpl, RegardBuilder
+    supported_dtypes: ClassVar[list[torch.dtype]] = [
+        torch.float16, torch.bfloat16, torch.float32,
+    ]  # fmt: skip
+    supported_kv_cache_dtypes: ClassVar[list[Any]] = list(CACHES)
+
+    @staticmethod
+    def get_name() -> str:
+        """Return the member of vLLM's registry whose place this takes."""
+        return "CUSTOM"
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        """Return that blocks of any size will do."""
+        return [MultipleOf(1)]
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        """Ask for blocks by head: [blocks, g, tokens of a block, 2 d]."""
+        return (KVCacheLayout.LBHNC,)
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        """Return that learned sinks are served."""
+        return True
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        """Return that windows are served."""
+        return True
+
+
 def pools(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     """View a cache [blocks, g, block, 2 d] as pages of keys and of values, [blocks, g, block, d].
 
@@ -263,6 +274,6 @@ def write_keys(key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> N
 
 
 __all__ = [
-    "RegardBackend", "RegardBuilder", "RegardImpl", "RegardMetadata", "RowAttention", "pools",
-    "write_keys",
+    "OwnParts", "RegardBackend", "RegardBuilder", "RegardImpl", "RegardMetadata", "RowAttention",
+    "pools", "write_keys",
 ]  # fmt: skip

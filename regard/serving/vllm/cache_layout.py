@@ -8,7 +8,7 @@ vLLM write known numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,8 +33,18 @@ class Tiling(NamedTuple):
     tokens: tuple[int, ...]
     channels: tuple[int, ...]
 
+    @property
+    def pairs(self) -> bool:
+        """Whether channels lie in twos, side by side in both orders."""
+        last = len(self.shape) - 1
+        return self.channels[-1] == last and self.shape[last] == 2 and len(self.channels) > 1
+
     def unpack(self, stored: Tensor) -> Tensor:
         """Return [..., block, d] of [..., block d] as stored."""
+        if self.pairs and stored.element_size() == 2 and stored.is_contiguous():
+            # Two numbers of 16 bits are moved as one of 32.
+            halved = Tiling(self.shape[:-1], self.tokens, self.channels[:-1])
+            return halved.unpack(stored.view(torch.int32)).contiguous().view(stored.dtype)
         lead = stored.dim() - 1
         axes = [lead + x for x in (*self.tokens, *self.channels)]
         ordered = stored.unflatten(-1, self.shape).permute(*range(lead), *axes)
@@ -119,12 +129,11 @@ class ServerPages(Paged):
         if pages is None:
             return super().take(slots, full=full)
         _, g, c = slots.shape
-        table = self.table.long().expand(1, g, -1).gather(2, pages)
-        heads = torch.arange(g, device=slots.device)[:, None]
-        return replace(
-            self, k=self.k.flatten(0, 1)[:, None], v=self.v.flatten(0, 1)[:, None],
-            table=(table * g + heads).int(), longest=c,
-            lengths=torch.full((1, g), c, device=slots.device),
+        heads = torch.arange(g, device=slots.device, dtype=self.table.dtype)[:, None]
+        return ServerPages(
+            self.k.flatten(0, 1)[:, None], self.v.flatten(0, 1)[:, None],
+            self.table.take(pages) * g + heads, torch.full((1, g), c, device=slots.device),
+            real=self.real, longest=c, layout=self.layout,
         )  # fmt: skip
 
     def _whole_pages(self, slots: Tensor) -> Tensor | None:
@@ -132,12 +141,10 @@ class ServerPages(Paged):
         page, c = self.k.shape[2], slots.shape[2]
         if self.table.shape[:2] != (1, 1) or self.at is not None:
             return None
-        first = slots[..., ::page]
+        pages = slots[..., ::page] // page
         line = torch.arange(page, device=slots.device)
-        want = (first[..., None] + line).flatten(2)[..., :c]
-        if bool((first % page).any()) or not torch.equal(want, slots):
-            return None
-        return first // page
+        want = (pages[..., None] * page + line).flatten(2)[..., :c]
+        return pages if torch.equal(want, slots) else None
 
     def _gathered(self, x: Tensor) -> Tensor:
         """Copy the pages of each row side by side, in order: [b, g, m, d]."""

@@ -20,29 +20,10 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from regard.serving.vllm.backend import RowAttention, pools, write_keys
+from regard.serving.vllm.backend import OwnParts, RowAttention, pools, write_keys
 from regard.serving.vllm.batch_rows import BatchRow, causal_alone, rows_of
 from regard.serving.vllm.cache_layout import CacheLayout, layout_of
 from regard.serving.vllm.hooks import current
-
-
-class RegardCpuBackend(CPUAttentionBackend):
-    """Takes the place of `CPU_ATTN`, the only member of vLLM's registry that a CPU takes."""
-
-    @classmethod
-    def get_supported_head_sizes(cls) -> list[int]:
-        """Return nothing: heads of any size will do."""
-        return []
-
-    @staticmethod
-    def get_impl_cls() -> type[RegardCpuImpl]:
-        """Return what attends."""
-        return RegardCpuImpl
-
-    @staticmethod
-    def get_builder_cls() -> type[RegardCpuBuilder]:
-        """Return what reads a batch."""
-        return RegardCpuBuilder
 
 
 @dataclass
@@ -165,6 +146,12 @@ class RegardCpuImpl(RowAttention, CPUAttentionBackendImpl):
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
         else:
             write_keys(key, value, kv_cache, slot_mapping)
+
+
+class RegardCpuBackend(OwnParts, CPUAttentionBackend):
+    """Takes the place of `CPU_ATTN`, the only member of vLLM's registry that a CPU takes."""
+
+    impl, builder = RegardCpuImpl, RegardCpuBuilder
 
 
 def kernel(head_size: int) -> bool:

@@ -6,11 +6,13 @@ vLLM loads it in the process that speaks HTTP if `VLLM_PLUGINS` names it beside 
     GET /regard/surveys                  names of requests that were surveyed, the newest first
     GET /regard/surveys/REQUEST          its run file
     GET /regard/surveys/REQUEST/page     its page
-    GET /metrics                         regard_survey_score{score=, layer=}, of the newest survey
+    GET /metrics                         regard_survey_score{score=, layer=}, of the newest survey,
+                                         regard_lookback_ratio{layer=}, of the newest answer
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from regard.core.errors import CapabilityError, fail
+from regard.serving.vllm.request_lookback import SUFFIX
 from regard.serving.vllm.server_settings import VARIABLE, Settings
 from regard.views.page import page
 from regard.views.run_file import Run
@@ -37,20 +40,32 @@ class Surveys:
         self.folder = Path(folder)
         self._read: tuple[Path, float, list[tuple[str, int, float]]] | None = None
 
-    def files(self) -> list[Path]:
+    def files(self, suffix: str = ".npz") -> list[Path]:
         """Return the run files, the newest first."""
-        return sorted(self.folder.glob("*.npz"), key=lambda x: x.stat().st_mtime, reverse=True)
+        found = self.folder.glob(f"*{suffix}")
+        return sorted(found, key=lambda x: x.stat().st_mtime, reverse=True)
 
     def names(self) -> list[str]:
         """Return the names of requests."""
         return [x.stem for x in self.files()]
 
     def find(self, request: str) -> Path | None:
-        """Return the run file of a request: vLLM adds to the name that an answer has."""
+        """Return the run file of a request: vLLM adds to the name that an answer has.
+
+        Several answers to one prompt (`n`) are requests whose names begin with a number.
+        """
         for path in self.files():
-            if path.stem == request or path.stem.startswith(f"{request}-"):
-                return path
+            number, _, rest = path.stem.partition("_")
+            for name in (path.stem, rest if number.isdecimal() else path.stem):
+                if name == request or name.startswith(f"{request}-"):
+                    return path
         return None
+
+    def lookback(self) -> list[tuple[int, float]]:
+        """Return (layer, mean over heads) of the newest answer to a surveyed request."""
+        files = self.files(SUFFIX)
+        rows = json.loads(files[0].read_text())["lookback"] if files else []
+        return [(x["layer"], float(np.mean(x["heads"]))) for x in rows]
 
     def scores(self) -> list[tuple[str, int, float]]:
         """Return (score, layer, mean over heads) of the newest survey."""
@@ -87,6 +102,11 @@ class ScoreGauges:
         for score, layer, value in self.surveys.scores():
             made.add_metric([score, str(layer)], value)
         yield made
+        said = "Mean weight of a token of the prompt, of that and the mean of a generated one"
+        looks = GaugeMetricFamily("regard_lookback_ratio", said, labels=["layer"])
+        for layer, value in self.surveys.lookback():
+            looks.add_metric([str(layer)], value)
+        yield looks
         count = GaugeMetricFamily("regard_surveys", "Requests that were surveyed")
         count.add_metric([], len(self.surveys.files()))
         yield count

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
-from regard.core.errors import CapabilityError, RegardError, fail
+from regard.core.errors import CapabilityError, RegardError, ValueRangeError, fail
 from regard.models.site import Site, Sites
 from regard.run.plan import EXECUTORS
 from regard.serving.vllm.cache_layout import ServerPages
@@ -116,6 +116,8 @@ def install(settings: Settings) -> None:
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if current().by_request:
         _step_in()
+    if settings.shrink is not None:
+        _refuse_beams()
 
 
 def _step_in() -> None:
@@ -130,6 +132,25 @@ def _step_in() -> None:
     _around(Scheduler, "add_request", _added)
     _around(Scheduler, "update_from_output", _updated)
     _around(FullAttentionManager, "remove_skipped_blocks", _skipped)
+
+
+def _refuse_beams() -> None:
+    """Each beam is asked anew as a prompt, to which policies that select do not apply."""
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+
+    for kind in (BeamSearchOfflineMixin, BeamSearchOnlineMixin):
+        _around(kind, "beam_search", _beams)
+
+
+def _beams(plain: Any, server: Any, *args: Any, **kwargs: Any) -> Any:
+    if current().settings.shrink is None:
+        return plain(server, *args, **kwargs)
+    fail(
+        ValueRangeError, "beam search", "beams, which vLLM asks for as a new prompt at each token",
+        "requests that decode, as a policy chooses keys for single tokens",
+        "sample several answers with n, or serve without shrink",
+    )  # fmt: skip
 
 
 def _around(kind: type[Any], name: str, ours: Callable[..., Any]) -> None:

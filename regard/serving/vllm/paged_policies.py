@@ -24,10 +24,11 @@ from regard.memories.stores import TokenStore
 from regard.models.site import Sites
 from regard.policies.base import Policy, Step
 from regard.policies.budget import Budget
+from regard.policies.double_sparsity import DoubleSparsity
 from regard.policies.evicting import Rolling, Streaming
 from regard.policies.kinds import Calibrated, Evict, ModulePatch, Prefill, Select, Store
 from regard.policies.registry import policy
-from regard.policies.selecting import DoubleSparsity, Quest, Selecting
+from regard.policies.selecting import Quest, Selecting
 from regard.policies.shrinking import Shrinking
 from regard.run.executor import Answer, No, Yes
 from regard.serving.vllm.server_settings import Shrink
@@ -222,7 +223,7 @@ def needs_whole_prompt(one: Policy) -> str:
     """Return why a prompt must come in one piece, none of it cached; nothing if it need not."""
     if isinstance(one, Prefill):
         return "chooses tiles by the length of the prompt"
-    if isinstance(one, DoubleSparsity):
+    if isinstance(one, DoubleSparsity) and not one.ranked:
         return "chooses channels by the queries of the prompt"
     return ""
 

@@ -90,10 +90,19 @@ class RequestSurvey:
 
     def write(self, folder: str) -> Path:
         """Write the run file into a folder, named for the request."""
-        path = Path(folder) / (re.sub(r"[^\w.-]", "_", self.name) + ".npz")
+        path = Path(folder) / (file_name(self.name) + ".npz")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.seen().save(path)
         return path
 
 
-__all__ = ["RequestSurvey"]
+def file_name(request: str) -> str:
+    """Return the name of a request, as files may be called.
+
+    >>> file_name("cmpl-1/2")
+    'cmpl-1_2'
+    """
+    return re.sub(r"[^\w.-]", "_", request)
+
+
+__all__ = ["RequestSurvey", "file_name"]

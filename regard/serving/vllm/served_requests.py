@@ -16,7 +16,7 @@ from regard.core.key_forms import Paged
 from regard.models.engine import Engine
 from regard.models.site import Site, Sites
 from regard.policies.budget import Budget
-from regard.policies.kinds import Prefill
+from regard.policies.kinds import Prefill, Select
 from regard.run.executor import No
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import (
@@ -27,6 +27,7 @@ from regard.serving.vllm.paged_policies import (
     paged_policy,
     reads_at_steps,
 )
+from regard.serving.vllm.request_lookback import RequestLookback
 from regard.serving.vllm.request_steering import RequestSteering, check_control
 from regard.serving.vllm.request_survey import RequestSurvey
 from regard.serving.vllm.server_settings import Asked, Settings
@@ -43,6 +44,8 @@ class Served:
     asked: Asked = field(default_factory=Asked)
     prompt: int = 0
     survey: RequestSurvey | None = None
+    # What is seen of the tokens that it generates, if it is surveyed.
+    lookback: RequestLookback | None = None
     steering: RequestSteering | None = None
     layers: dict[Site, PagedLayer] = field(default_factory=dict)
     # Why it cannot go on; the server ends it with this.
@@ -104,12 +107,12 @@ class Serving:
 
         >>> serving = Serving(Settings.of("shrink quest keep=64"))
         >>> one = serving.arrive("a", {}, range(90))
-        >>> [serving.asks(one, n, seen) for n, seen in ((90, 90), (1, 91), (1, 60))]
-        [False, True, False]
+        >>> [serving.asks(one, n, seen) for n, seen in ((90, 90), (1, 91), (1, 60), (1, 90))]
+        [False, True, False, False]
         """
         if served is None or served.failed:
             return False
-        if served.survey is not None or served.steering is not None:
+        if served.lookback is not None or served.steering is not None:
             return True
         if self._policy is None or not served.asked.shrink:
             return False
@@ -117,7 +120,7 @@ class Serving:
             if n > 1:  # what was kept of it is of another prompt, if it was preempted
                 served.layers.clear()
                 return False
-            return self._leaves(seen)
+            return seen > served.prompt and self._leaves(seen)
         return n > 1 or not isinstance(self._policy, Prefill)
 
     def _leaves(self, seen: int) -> bool:
@@ -159,6 +162,7 @@ class Serving:
                 found.asked = Asked.of(extra)
                 if found.asked.see:
                     found.survey = self._survey(name, list(tokens or ()))
+                    found.lookback = RequestLookback(found.prompt)
                 if found.asked.steer:
                     found.steering = self._steering(found.asked, list(tokens or ()))
             except Exception as error:
@@ -168,6 +172,8 @@ class Serving:
     def leave(self, name: str) -> None:
         """Release all that was kept of a request."""
         one = self.requests.pop(name, None)
+        if one is not None and one.lookback is not None and self.settings.see is not None:
+            one.lookback.write(self.settings.see.out, name)
         if one is not None and one.steering is not None:
             log.info("regard: request %s was steered: %s", name, one.steering.said)
 
@@ -196,6 +202,8 @@ class Serving:
             out = self._through(call, served)
             if served.survey is not None:
                 self._look(call, served, rules)
+            if served.lookback is not None:
+                served.lookback.look(call)
         except Exception as error:
             self._fail(served, error)
             return _plain.run(call)
@@ -205,7 +213,9 @@ class Serving:
         engine, steering = _plain, served.steering
         if steering is not None:
             call, engine = steering.call(call), Engine([steering.stage])
-        if self.stage is None or not served.asked.shrink:
+        # The last piece of a prompt may be a single token, which is no step for that.
+        piece = call.n == 1 < call.m <= served.prompt and isinstance(self._policy, Select)
+        if self.stage is None or not served.asked.shrink or piece:
             return engine.run(call)
         engine = self._engine if steering is None else Engine([self.stage, steering.stage])
         keys = call.keys
@@ -253,7 +263,7 @@ class Serving:
     def _fail(self, served: Served, error: Exception) -> None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         served.failed = f"regard: {type(error).__name__}: {error}"
-        served.survey, served.steering, served.layers = None, None, {}
+        served.survey, served.lookback, served.steering, served.layers = None, None, None, {}
         log.error(
             "request %s ends: %s (%s:%s)", served.name, served.failed, where.filename, where.lineno
         )

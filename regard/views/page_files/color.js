@@ -1,7 +1,10 @@
 // Colors: one ramp for weights, one for differences, a palette for roles that all eyes can tell.
+/** @type {[number, number, number][]} */
 const RAMP = $RAMP;
+/** @type {string[]} */
 const ROLE_COLORS = $ROLES;
 const dark = () => document.documentElement.dataset.theme === "dark";
+/** @param {string} name */
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // Byte 0..255 to [r, g, b]; whole numbers all the way, so that any language draws the same.
@@ -15,6 +18,7 @@ for (let x = 0; x < 256; x++) {
   }
 }
 
+/** @param {number} byte */
 const css = (byte) => `rgb(${table[3 * byte]} ${table[3 * byte + 1]} ${table[3 * byte + 2]})`;
 const rampCss = () => `linear-gradient(90deg,${[0, 64, 128, 192, 255].map(css).join(",")})`;
 const logByte = (w) => Math.max(0, Math.min(255,
@@ -26,6 +30,7 @@ const weightOf = (byte) => (byte ? 2 ** ((byte - 255) / (255 / 16)) : 0);
 // How bytes of a map are drawn: as they are on the log scale; by their weights; or from the median of
 // what is there to its largest, so that what stands out is seen. With the weights at both ends.
 const SCALES = { adaptive: "what stands out", log: "log", linear: "linear" };
+/** @param {string} scale @param {Uint8Array} bytes @returns {Levels} */
 function levels(scale, bytes) {
   const lut = new Uint8Array(256);
   let [low, high] = scale === "adaptive" ? [1, 1] : [1, 255];
@@ -49,6 +54,7 @@ function levels(scale, bytes) {
 }
 
 // Each row against its largest weight.
+/** @param {Uint8Array} bytes @param {number} rows @param {number} columns */
 function normalised(bytes, rows, columns) {
   const out = new Uint8Array(bytes.length);
   for (let r = 0; r < rows; r++) {
@@ -62,6 +68,10 @@ function normalised(bytes, rows, columns) {
 }
 
 // A map of fewer rows and columns, each the largest of some: lines a cell wide are not lost.
+/**
+ * @param {{ bytes: Uint8Array, rows: number, columns: number }} map
+ * @param {number} by
+ */
 function coarser({ bytes, rows, columns }, by) {
   if (by <= 1) return { bytes, rows, columns };
   const [r, c] = [Math.ceil(rows / by), Math.ceil(columns / by)], out = new Uint8Array(r * c);
@@ -81,6 +91,7 @@ function difference(x) {
   return `rgb(${to.map((c) => Math.round(grey + (c - grey) * size)).join(" ")})`;
 }
 
+/** @param {Uint8Array} bytes @param {number} height @param {number} width */
 function picture(bytes, height, width) {
   const image = new ImageData(width, height);
   for (let i = 0; i < bytes.length; i++) {
@@ -90,12 +101,14 @@ function picture(bytes, height, width) {
   return image;
 }
 
+/** @param {Uint8Array} bytes @param {number} height @param {number} width */
 function bitmap(bytes, height, width) {
   const canvas = new OffscreenCanvas(width, height);
   canvas.getContext("2d").putImageData(picture(bytes, height, width), 0, 0);
   return canvas;
 }
 
+/** @param {HTMLCanvasElement} canvas @param {number} width @param {number} height */
 function fit(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);

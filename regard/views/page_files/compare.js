@@ -1,6 +1,13 @@
 // Two runs: what changed in each head, and the two maps of one beside their difference.
+/** @type {{ key: number, box: Box | null, parts: { bytes: Uint8Array, t: number, s: number }[],
+ *   canvases: HTMLCanvasElement[], show?: Function, first?: number | null, redraw?: () => void }} */
 const two = { key: 0, box: null, parts: [], canvases: [] };
 
+/**
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} kind @param {string} text @param {...Node} children
+ * @returns {HTMLElementTagNameMap[T]}
+ */
 function part(kind, text, ...children) {
   const made = document.createElement(kind);
   made.textContent = text;
@@ -70,7 +77,9 @@ async function loadCompare() {
       if (head.h === 0) context.fillText("L" + (manifest.sites[head.s].layer ?? head.s), 14, top + (head.s + 0.65) * cell);
     }
     for (const head of heads) {
-      const x = valued(head), box = [left + head.h * cell + 1, top + head.s * cell + 1, cell - 2, cell - 2];
+      const x = valued(head);
+      /** @type {[number, number, number, number]} */
+      const box = [left + head.h * cell + 1, top + head.s * cell + 1, cell - 2, cell - 2];
       context.strokeStyle = at(head) === two.key ? ink("--accent") : ink("--line");
       context.fillStyle = by === "jsd" ? css(Math.round((255 * Math.max(0, x)) / most)) : difference(x / most);
       if (x === x) context.fillRect(...box);
@@ -149,6 +158,7 @@ function drawThree() {
     fit(two.canvases[p], size, size).drawImage(image, box.j, box.i, box.m, box.n, 0, 0, size, size));
 }
 
+/** @param {number} factor @param {number} y @param {number} x */
 function zoomThree(factor, y, x) {
   const { t, s } = two.parts[0], b = two.box;
   const n = Math.max(4, Math.min(t, b.n * factor)), m = Math.max(4, Math.min(s, b.m * factor));
@@ -157,6 +167,7 @@ function zoomThree(factor, y, x) {
   drawThree();
 }
 
+/** @param {number} di @param {number} dj */
 function panThree(di, dj) {
   const { t, s } = two.parts[0], b = two.box;
   b.i = Math.max(0, Math.min(t - b.n, b.i + di * b.n));
@@ -164,6 +175,7 @@ function panThree(di, dj) {
   drawThree();
 }
 
+/** @param {HTMLCanvasElement} canvas */
 function zoomable(canvas) {
   let held = null;
   canvas.addEventListener("wheel", (event) => {
@@ -182,8 +194,9 @@ function zoomable(canvas) {
   };
   canvas.onpointerup = canvas.onpointercancel = () => { held = null; };
   canvas.onkeydown = (event) => {
-    const moves = { ArrowLeft: [0, -0.1], ArrowRight: [0, 0.1], ArrowUp: [-0.1, 0], ArrowDown: [0.1, 0] }[event.key];
-    if (moves) panThree(...moves);
+    /** @type {[number, number]} */
+    const move = { ArrowLeft: [0, -0.1], ArrowRight: [0, 0.1], ArrowUp: [-0.1, 0], ArrowDown: [0.1, 0] }[event.key];
+    if (move) panThree(...move);
     else if (event.key === "+" || event.key === "-") zoomThree(event.key === "+" ? 0.5 : 2, 0.5, 0.5);
     else return;
     event.preventDefault();

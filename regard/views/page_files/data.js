@@ -1,12 +1,16 @@
 // Arrays: gzip, base64, then typed. Halves become floats, since not every browser has halves.
+/** @type {Manifest} */
 const manifest = JSON.parse(document.getElementById("manifest").textContent);
+/** @type {Map<string, Promise<Packed<any>>>} */
 const decoded = new Map();
 
+/** @param {string} name @returns {Promise<Packed<any>>} nothing where the run has no such array */
 async function array(name) {
   if (!decoded.has(name)) decoded.set(name, read(name));
   return decoded.get(name);
 }
 
+/** @param {string} name @returns {Promise<Packed<any>>} */
 async function read(name) {
   const element = document.getElementById("a:" + name);
   if (!element) return null;
@@ -25,6 +29,7 @@ async function read(name) {
 const exponents = new Float64Array(32);
 for (let e = 1; e < 31; e++) exponents[e] = 2 ** (e - 15);
 
+/** @param {Uint16Array} bits */
 function halves(bits) {
   const out = new Float32Array(bits.length);
   for (let i = 0; i < bits.length; i++) {

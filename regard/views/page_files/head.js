@@ -1,10 +1,12 @@
 // One head: its tiles, and exact weights from queries, keys and log-sum-exp.
+/** @type {Now} */
 const now = { head: null, deep: null, pin: null, key: null, by: "query", box: null, side: 560, exactMs: 0,
   form: "matrix", scale: "adaptive", rows: false, hide: false, bare: null };
 const EXACT = 256; // a view of at most so many queries and keys is computed weight by weight
 const SENTENCE = 32; // texts of so many tokens are shown as words with lines between them
 const NAMED = 64; // a view of so many tokens names them on both axes
 
+/** @param {Head} head */
 async function openHead(head) {
   now.head = head;
   now.pin = now.key = now.bare = null;
@@ -28,6 +30,7 @@ async function openHead(head) {
 const exactHead = () => Boolean(now.deep && now.deep.exact);
 const isWhole = () => now.box.n === now.n && now.box.m === now.m;
 
+/** @param {number} i @param {number} j */
 function weight(i, j) {
   const d = now.deep, size = d.q.shape[1];
   if (d.causal && j > i + d.offset) return 0;
@@ -40,6 +43,7 @@ function weight(i, j) {
 
 // What a query has left when the first key is hidden. Where that is little, it is the sum of the
 // others: half-precision queries and keys say 1 - w too roughly for that.
+/** @param {number} i */
 function leftOf(i) {
   const first = weight(i, 0);
   if (first < 0.9) return 1 - first;
@@ -52,6 +56,7 @@ function leftOf(i) {
 }
 
 // Weights of some queries and keys, the first key hidden and the rest shared out again if asked.
+/** @param {number} i0 @param {number} j0 @param {number} n @param {number} m */
 function exactTile(i0, j0, n, m) {
   const hide = now.hide, out = new Float32Array(n * m);
   for (let i = 0; i < n; i++) {
@@ -65,6 +70,7 @@ function exactTile(i0, j0, n, m) {
 }
 
 // The largest weight of each tile: of a head kept in full finely, of any other as its small map.
+/** @returns {Tiles | null} */
 function pooled() {
   const found = now.deep ? { bytes: now.deep.map.values, rows: now.deep.map.shape[0],
     columns: now.deep.map.shape[1], tile: now.deep.tile } : smallMap(now.head);
@@ -73,15 +79,23 @@ function pooled() {
   return { ...found, bytes: now.bare };
 }
 
+/** @param {Head} head @returns {Tiles | null} */
 function smallMap(head) {
   if (!thumbs) return null;
   const [, , t, s] = thumbs.shape, key = head.s * wide + head.h, site = manifest.sites[head.s];
-  const tile = Math.max(1, Math.ceil(Math.max(site.queries || 1, site.keys || 1) / Math.max(t, s)));
-  return { bytes: thumbs.values.subarray(key * t * s, (key + 1) * t * s), rows: t, columns: s, tile };
+  const tile = site.tile || Math.max(1, Math.ceil(Math.max(site.queries || 1, site.keys || 1) / Math.max(t, s)));
+  const [rows, columns] = [Math.min(t, Math.ceil((site.queries || 1) / tile)), Math.min(s, Math.ceil((site.keys || 1) / tile))];
+  const all = thumbs.values.subarray(key * t * s, (key + 1) * t * s);
+  if (rows === t && columns === s) return { bytes: all, rows, columns, tile };
+  // Sites of different lengths share one array, each in its corner.
+  const bytes = new Uint8Array(rows * columns);
+  for (let r = 0; r < rows; r++) bytes.set(all.subarray(r * s, r * s + columns), r * columns);
+  return { bytes, rows, columns, tile };
 }
 
 // Tiles without the first key: its column of tiles is computed again from the other keys; where
 // weights cannot be, the whole column goes.
+/** @param {Tiles} tiles */
 function withoutFirst({ bytes, rows, columns, tile }) {
   const out = Uint8Array.from(bytes), last = Math.min(tile, now.m);
   for (let r = 0; r < rows; r++) {
@@ -96,8 +110,10 @@ function withoutFirst({ bytes, rows, columns, tile }) {
 
 // What the box shows, as bytes of the log scale with the way they are drawn: one code for the matrix
 // and for the lines between words.
+/** @returns {Shown | null} */
 function boxNow() {
   const { box } = now, close = exactHead() && box.n <= EXACT && box.m <= EXACT;
+  /** @type {any} */
   let part;
   if (close) {
     const began = performance.now(), tile = exactTile(box.i, box.j, box.n, box.m);
@@ -113,21 +129,24 @@ function boxNow() {
   return { ...part, close, ...levels(now.scale, part.bytes) };
 }
 
+/** @param {number} i @param {"queries" | "keys"} side */
 const wordAt = (i, side = "keys") => {
   const site = manifest.sites[now.head.s], p = patchOf(i, site, side);
-  if (p >= 0) return `patch (${Math.floor(p / site.grid[1])}, ${p % site.grid[1]})`;
-  if (site.patches) return site.kind === "self" ? "[special]" : "text";
+  if (p >= 0) return patchName(site, p);
+  if (site.patches && !site.patches.words) return site.kind === "self" ? "[special]" : "text";
   const word = manifest.tokens[i];
   return word === undefined ? "#" + i : JSON.stringify(word).slice(1, -1).replaceAll(" ", "␣").replace(/␣{4,}/g, (x) => "␣×" + x.length);
 };
 
 // Heads of the same role, the best first; of a head without one, those without.
+/** @param {Head} head */
 function alike(head) {
   const role = roleOf(head), name = manifest.roles[role]?.name;
   const some = heads.filter((x) => roleOf(x) === role);
   return role < 0 ? some : some.sort((a, b) => (valueOf(name, b) || 0) - (valueOf(name, a) || 0));
 }
 
+/** @param {number} step */
 function neighbour(step) {
   const some = alike(now.head), at = some.findIndex((x) => x.s === now.head.s && x.h === now.head.h);
   return some[(at + step + some.length) % some.length];

@@ -1,7 +1,9 @@
 // The view of one head: what it keeps in the address, its controls and keys.
+/** @returns {[string, unknown][]} */
 const keptState = () => [["scale", now.scale === "adaptive" ? null : now.scale], ["rows", now.rows],
   ["hide", now.hide]];
 
+/** @returns {[string, unknown][]} */
 function headState() {
   const { i, j, n, m } = now.box, usual = now.n <= SENTENCE && exactHead() && !manifest.sites[now.head.s].patches ? "lines" : "matrix";
   return [["head", `${now.head.s}.${now.head.h}`], ["query", now.pin], ["key", now.key],
@@ -10,11 +12,13 @@ function headState() {
     ...keptState(), ["find", $("find").value]];
 }
 
+/** @param {URLSearchParams} params */
 const headOf = (params) => {
   const [s, h] = (params.get("head") || "").split(".").map(Number);
   return heads.find((x) => x.s === s && x.h === h);
 };
 
+/** @param {URLSearchParams} params */
 async function openHeadView(params) {
   showCard(-1);
   await openHead(headOf(params));
@@ -36,11 +40,11 @@ async function openHeadView(params) {
   $("head-scores").textContent = scoreNames.filter((name) => valueOf(name, now.head) === valueOf(name, now.head))
     .map((name) => `${manifest.scores[name].title} ${said(valueOf(name, now.head))}`).join(" · ");
   now.told = now.deep ? (now.deep.exact ? "" : "This rule is drawn from its tiles alone.")
-    : `A small map only: see it with --heads ${site.layer},${now.head.h} to keep every weight.`;
+    : `A small map only: see it with --heads ${nameOf(now.head)} to keep every weight.`;
   $("hide-sink").disabled = !pooled();
   [$("hide-sink").checked, $("by-row").checked, $("scale").value] = [now.hide, now.rows, now.scale];
   $("form").disabled = !exactHead() || Boolean(site.patches);
-  $("find").parentElement.hidden = !manifest.tokens.length;
+  $("find").parentElement.hidden = !showsText(site);
   $("find").value = params.get("find") || "";
   now.pin = numberOf(params.get("query"), now.n);
   now.key = numberOf(params.get("key"), now.m);
@@ -57,12 +61,14 @@ registerView({
 });
 
 // Open a head as the last one was looked at.
+/** @param {Head} head @param {number} [query] */
 function show(head, query) {
   const params = Object.fromEntries(keptState().filter(([, x]) => x).map(([key, x]) => [key, x === true ? 1 : x]));
   return go("head", { ...params, head: `${head.s}.${head.h}`, ...(query === undefined ? {} : { query }) });
 }
 
 // The next head of the same role, at the same tokens.
+/** @param {number} step */
 function walk(step) {
   const params = new URLSearchParams(addressNow().slice(1)), next = neighbour(step);
   params.set("head", `${next.s}.${next.h}`);
@@ -75,7 +81,11 @@ async function back() {
   $("grid").focus({ preventScroll: true });
 }
 
-const typing = (event) => /^(input|select|textarea)$/i.test(event.target.tagName ?? "") && event.target.type !== "checkbox";
+/** @param {Event} event */
+const typing = (event) => {
+  const at = /** @type {HTMLInputElement} */ (event.target);
+  return /^(input|select|textarea)$/i.test(at.tagName ?? "") && at.type !== "checkbox";
+};
 
 function watchHead() {
   watchMap();

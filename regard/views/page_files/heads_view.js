@@ -1,26 +1,31 @@
-// The view of all heads, and of the words over an image where a model made one.
+// The view of all heads, with the panels that a run has something for.
+const panelsHere = () => pagePanels.filter((x) => x.has());
+
+/** @returns {[string, unknown][]} */
 function headsState() {
-  const kept = (id, first) => ($(id).value === first ? null : $(id).value);
+  const kept = (/** @type {"color" | "order"} */ id, /** @type {string} */ first) => ($(id).value === first ? null : $(id).value);
   return [["color", kept("color", "role")], ["order", kept("order", "layer")],
-    ["maps", $("thumbs").checked], ["table", !$("table").hidden], ...wordsState()];
+    ["maps", $("thumbs").checked], ["table", !$("table").hidden], ...panelsHere().flatMap((x) => x.write())];
 }
 
+/** @param {URLSearchParams} params */
 async function openHeads(params) {
-  for (const [id, first] of [["color", "role"], ["order", "layer"]]) {
+  for (const [id, first] of GRID_CHOICES) {
     const wanted = params.get(id);
     $(id).value = [...$(id).options].some((x) => x.value === wanted) ? wanted : first;
   }
   $("thumbs").checked = Boolean(thumbs) && params.get("maps") === "1";
   showTable(params.get("table") === "1");
   drawOverview();
-  if (manifest.words) await showWords(wordsOf(params));
+  for (const panel of panelsHere()) await panel.open(params);
 }
 
 registerView({
-  name: "heads", every: ["overview", "words"], sections: () => (manifest.words ? ["overview", "words"] : ["overview"]),
+  name: "heads", get every() { return ["overview", ...pagePanels.map((x) => x.id)]; }, sections: () => ["overview", ...panelsHere().map((x) => x.id)],
   matches: (params) => !params.has("head") && !manifest.compare, open: openHeads, write: headsState,
 });
 
+/** @param {KeyboardEvent} event */
 function gridKeys(event) {
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -view.columns, ArrowDown: view.columns }[event.key];
   if (step) {
@@ -47,7 +52,7 @@ function watchHeads() {
     show(view.order[index]);
   };
   grid.onkeydown = gridKeys;
-  for (const id of ["color", "order", "thumbs"]) {
+  for (const id of /** @type {const} */ (["color", "order", "thumbs"])) {
     $(id).onchange = () => {
       drawOverview();
       note(id !== "thumbs");

@@ -1,7 +1,9 @@
 // A head over a sentence: its words twice, and a line from each query to each key, as strong as the
 // matrix would draw that weight.
+/** @type {{ step: number, top: number, width: number, hover: { query?: number, key?: number } | null }} */
 const lane = { step: 20, top: 8, width: 0, hover: null };
 
+/** @param {Shown} shown */
 function drawLines(shown) {
   const { box } = now, many = Math.max(box.n, box.m);
   lane.width = Math.max(260, Math.min(560, $("head").clientWidth - 40));
@@ -50,10 +52,11 @@ function drawLines(shown) {
     word(j, box.j, "keys", chosen?.key === j ? 1 : chosen?.query !== undefined ? level(chosen.query, j) : 0);
   }
   canvas.dataset.named = named.join(" ");
-  canvas.dataset.drawn = drawn;
+  canvas.dataset.drawn = String(drawn);
 }
 
 // Which word is under the mouse: of the left half a query, of the right half a key.
+/** @param {MouseEvent} event @returns {{ query?: number, key?: number } | null} */
 function wordUnder(event) {
   const box = $("lines").getBoundingClientRect(), right = event.clientX - box.left > box.width / 2;
   const x = Math.floor((event.clientY - box.top - lane.top) / lane.step);
@@ -81,6 +84,7 @@ function watchLines() {
   };
 }
 
+/** @param {string} form */
 function setForm(form) {
   now.form = form;
   if (form === "lines" && (now.box.n > NAMED || now.box.m > NAMED)) {

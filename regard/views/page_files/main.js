@@ -4,7 +4,7 @@ function redraw() {
     drawOverview();
     showTelling();
   }
-  if (!$("words").hidden && told.maps) showWords({});
+  for (const panel of pagePanels) if (!$(/** @type {keyof Ids} */ (panel.id)).hidden) panel.redraw();
   if (!$("head").hidden && now.head) {
     drawHeadView();
     highlight();
@@ -12,6 +12,7 @@ function redraw() {
   if (!$("compare").hidden) two.redraw?.();
 }
 
+/** @param {string} name */
 function theme(name) {
   document.documentElement.dataset.theme = name;
   redraw();
@@ -26,7 +27,7 @@ async function start() {
   await loadOverview();
   showFindings();
   await loadCompare();
-  await loadWords();
+  for (const panel of panelsHere()) await panel.load();
   watchHeads();
   watchHead();
   addEventListener("hashchange", fromAddress);
@@ -35,7 +36,7 @@ async function start() {
   await fromAddress();
   globalThis.READY = performance.now();
   if (!manifest.compare) await showTelling();
-  globalThis.regard = { array, exactTile, now, show, pin, pinKey, heads, openHead, showWords, mapNow, told,
+  globalThis.regard = { array, exactTile, now, show, pin, pinKey, heads, openHead, showWords, mapNow, told, rolled, showRollout,
     boxNow, closer, setForm, search, find, mostTelling, levels };
 }
 

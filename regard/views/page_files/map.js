@@ -9,6 +9,7 @@ function drawHeadView() {
   sayScale(shown);
 }
 
+/** @param {Shown | null} shown */
 function drawMap(shown) {
   const { box } = now, named = box.n <= NAMED && box.m <= NAMED && manifest.tokens.length > 0;
   const room = $("head").clientWidth - 60;
@@ -39,6 +40,10 @@ function drawMap(shown) {
 }
 
 // Words along an axis; where there is no room for each, every other one.
+/**
+ * @param {HTMLCanvasElement} canvas @param {boolean} named @param {number} room
+ * @param {number} from @param {number} count @param {"queries" | "keys"} side
+ */
 function drawNames(canvas, named, room, from, count, side) {
   canvas.hidden = !named;
   canvas.dataset.named = "";
@@ -65,9 +70,14 @@ function drawNames(canvas, named, room, from, count, side) {
   canvas.dataset.named = said.join(" ");
 }
 
+/** @param {string} word @param {number} most */
 const clipped = (word, most) => (word.length > most ? word.slice(0, Math.max(1, most - 1)) + "…" : word);
 
 // A margin: how much each key received (on top), how spread each query is (at the side).
+/**
+ * @param {HTMLCanvasElement} canvas @param {Packed<Float32Array> | null} data @param {number} row
+ * @param {number} from @param {number} count @param {boolean} flat
+ */
 function drawMargin(canvas, data, row, from, count, flat) {
   const thick = 36, long = now.side;
   const context = flat ? fit(canvas, long, thick) : fit(canvas, thick, long);
@@ -89,6 +99,7 @@ function drawMargin(canvas, data, row, from, count, flat) {
   return highest;
 }
 
+/** @param {Shown | null} shown */
 function sayScale(shown) {
   const per = shown?.tile;
   $("shown").textContent = !shown ? "" : shown.close ? "every weight, exact" : per === 1 ? "every weight"
@@ -104,6 +115,7 @@ function sayScale(shown) {
     : `above: mean weight each key received, up to ${said(now.received)}; at the side: entropy of each query, up to ${said(now.spread)} nats`;
 }
 
+/** @param {MouseEvent} event @returns {[number, number]} */
 function placeOf(event) {
   const box = $("map").getBoundingClientRect(), b = now.box;
   const i = Math.floor(b.i + ((event.clientY - box.top) / box.height) * b.n);
@@ -111,6 +123,7 @@ function placeOf(event) {
   return [Math.max(0, Math.min(now.n - 1, i)), Math.max(0, Math.min(now.m - 1, j))];
 }
 
+/** @param {number} factor @param {number} i @param {number} j */
 function zoom(factor, i, j) {
   const b = now.box;
   const n = Math.max(8, Math.min(now.n, Math.round(b.n * factor)));
@@ -119,10 +132,12 @@ function zoom(factor, i, j) {
   moveTo({ n, m, i: i - share(i, b.i, b.n) * n, j: j - share(j, b.j, b.m) * m });
 }
 
+/** @param {number} di @param {number} dj */
 function pan(di, dj) {
   moveTo({ ...now.box, i: now.box.i + di, j: now.box.j + dj });
 }
 
+/** @param {Box} box */
 function moveTo(box) {
   const n = Math.min(now.n, box.n), m = Math.min(now.m, box.m);
   const within = (x, most) => Math.max(0, Math.min(most, Math.round(x)));
@@ -132,10 +147,12 @@ function moveTo(box) {
 }
 
 // Look closely at a query and a key, both in the middle.
+/** @param {number} i @param {number} j @param {number} size */
 function closer(i, j, size) {
   moveTo({ n: size, m: size, i: i - size / 2, j: j - size / 2 });
 }
 
+/** @param {MouseEvent} event */
 function readout(event) {
   const [i, j] = placeOf(event);
   let words = `query ${i} ${wordAt(i, "queries")} → key ${j} ${wordAt(j)}`;
@@ -143,10 +160,15 @@ function readout(event) {
   $("readout").textContent = words;
 }
 
+/** @param {KeyboardEvent} event */
 function mapKeys(event) {
-  const b = now.box, middle = [b.i + b.n / 2, b.j + b.m / 2];
+  const b = now.box;
+  /** @type {[number, number]} */
+  const middle = [b.i + b.n / 2, b.j + b.m / 2];
+  /** @type {Record<string, [number, number]>} */
   const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-  if (moves[event.key]) pan(...moves[event.key].map((x) => (x * Math.min(b.n, b.m)) / 8));
+  const step = Math.min(b.n, b.m) / 8, move = moves[event.key];
+  if (move) pan(move[0] * step, move[1] * step);
   else if (event.key === "+") zoom(0.5, ...middle);
   else if (event.key === "-") zoom(2, ...middle);
   else return;

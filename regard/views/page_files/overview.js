@@ -1,24 +1,46 @@
 // All heads on one canvas: hue says the role, size says how much a head matters.
-const $ = (id) => document.getElementById(id);
+/**
+ * @template {keyof Ids} T
+ * @param {T} id
+ * @returns {Ids[T]}
+ */
+const $ = (id) => /** @type {any} */ (document.getElementById(id));
+/** @type {Head[]} */
 const heads = [];
 manifest.sites.forEach((site, s) => {
   for (let h = 0; h < (site.heads || 0); h++) heads.push({ s, h });
 });
+/** @type {{ order: Head[], columns: number, cell: number, left: number, top: number, chosen: number,
+ *   thumbs: Map<number, OffscreenCanvas>, places?: number[][], rows?: number }} */
 const view = { order: [], columns: 1, cell: 34, left: 52, top: 20, chosen: 0, thumbs: new Map() };
 const scoreNames = Object.keys(manifest.scores);
+// The two lists over the grid, and what each begins with.
+const GRID_CHOICES = /** @type {const} */ ([["color", "role"], ["order", "layer"]]);
 const wide = Math.max(1, ...manifest.sites.map((site) => site.heads || 0));
-let scores = {}, roles = null, importance = null, thumbs = null;
+/** @type {Record<string, Packed<Float32Array>>} */
+const scores = {};
+/** @type {Packed<Int8Array>} */
+let roles = null;
+/** @type {Packed<Float32Array>} */
+let importance = null;
+/** @type {Packed<Uint8Array> | null} */
+let thumbs = null;
 
+/** @param {Head} head */
 function nameOf(head) {
   const site = manifest.sites[head.s];
   const kind = site.kind === "self" ? "" : site.kind[0].toUpperCase();
   const tower = site.tower ? site.tower + "." : "";
   return tower + (site.layer === null ? site.module + " " : "L" + site.layer) + kind + "H" + head.h;
 }
+/** @param {number} x */
 const said = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) < 0.001
   ? x.toExponential(0) : x.toPrecision(2));
+/** @param {string} name @param {Head} head */
 const valueOf = (name, head) => scores[name]?.values[head.s * scores[name].shape[1] + head.h];
+/** @param {Head} head */
 const roleOf = (head) => roles.values[head.s * wide + head.h];
+/** @param {string} name @param {Head} head */
 const byte = (name, head) => {
   const spec = manifest.scores[name], x = valueOf(name, head);
   if (!(x === x)) return null;
@@ -32,7 +54,7 @@ async function loadOverview() {
     manifest.scores[name].top = scores[name].values.reduce((a, x) => (x > a ? x : a), 1e-9);
   }
   [roles, importance, thumbs] = await Promise.all([array("role"), array("importance"), array("thumbs")]);
-  for (const [id, first] of [["color", "role"], ["order", "layer"]]) {
+  for (const [id, first] of GRID_CHOICES) {
     const names = id === "order" ? [first, "role", ...scoreNames] : [first, ...scoreNames];
     for (const name of names) {
       const option = document.createElement("option");
@@ -54,21 +76,25 @@ function arrange() {
     const x = (head) => valueOf(by, head);
     view.order.sort((a, b) => (x(b) === x(b) ? x(b) : -1e9) - (x(a) === x(a) ? x(a) : -1e9));
   }
+  // A tall and narrow grid leaves the room beside it to what is found.
+  $("overview").classList.toggle("tall", manifest.sites.length > TALL && wide <= 20);
   const room = Math.max(280, $("grid").parentElement.clientWidth) - view.left - 10;
+  // All layers on the first screen, as long as circles stay large enough to be told apart.
+  const tall = Math.max(24, Math.floor((innerHeight - 230) / Math.max(1, manifest.sites.length)));
   view.cell = $("thumbs").checked ? Math.max(30, Math.min(110, Math.floor(room / wide)))
-    : Math.max(16, Math.min(80, Math.floor(room / wide)));
+    : Math.max(16, Math.min(80, Math.floor(room / wide), by === "layer" ? tall : 80));
   view.columns = by === "layer" ? wide : Math.max(1, Math.floor(room / view.cell));
   view.places = view.order.map((head, i) => by === "layer"
     ? [head.h, head.s] : [i % view.columns, Math.floor(i / view.columns)]);
   view.rows = by === "layer" ? manifest.sites.length : Math.ceil(view.order.length / view.columns);
 }
 
+/** @param {Head} head */
 function thumb(head) {
   const key = head.s * wide + head.h;
   if (!view.thumbs.has(key)) {
-    const [, , t, s] = thumbs.shape;
-    const bytes = thumbs.values.subarray(key * t * s, (key + 1) * t * s), { lut } = levels("adaptive", bytes);
-    view.thumbs.set(key, bitmap(bytes.map((x) => lut[x]), t, s));
+    const { bytes, rows, columns } = smallMap(head), { lut } = levels("adaptive", bytes);
+    view.thumbs.set(key, bitmap(bytes.map((x) => lut[x]), rows, columns));
   }
   return view.thumbs.get(key);
 }
@@ -104,6 +130,7 @@ function drawOverview() {
   drawLegend();
 }
 
+/** @param {CanvasRenderingContext2D} context @param {Head} head @param {number} x @param {number} y @param {number} cell */
 function drawHead(context, head, x, y, cell) {
   const by = $("color").value, role = roleOf(head);
   if ($("thumbs").checked && thumbs) {
@@ -162,6 +189,7 @@ function drawLegend() {
   $("legend").replaceChildren(...parts);
 }
 
+/** @param {MouseEvent} event */
 function headAt(event) {
   const box = $("grid").getBoundingClientRect();
   const column = Math.floor((event.clientX - box.left - view.left) / view.cell);
@@ -169,6 +197,7 @@ function headAt(event) {
   return view.places.findIndex(([c, r]) => c === column && r === row);
 }
 
+/** @param {number} index @param {number} [x] @param {number} [y] */
 function showCard(index, x, y) {
   const card = $("card");
   card.hidden = index < 0;
@@ -191,6 +220,7 @@ function showCard(index, x, y) {
   card.style.top = Math.max(4, Math.min(y + 14, innerHeight - card.offsetHeight - 8)) + "px";
 }
 
+/** @param {boolean} shown */
 function showTable(shown) {
   const place = $("table");
   place.hidden = !shown;

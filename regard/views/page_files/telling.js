@@ -4,6 +4,11 @@ const TELLING = 5;
 const TALL = 12; // layers
 const HEAD_NAME = /(?:[A-Za-z_]+\.)?L\d+[A-Z]?H\d+/g;
 
+/**
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} kind @param {string} [text] @param {object} [attributes]
+ * @returns {HTMLElementTagNameMap[T]}
+ */
 function made(kind, text, attributes = {}) {
   const element = document.createElement(kind);
   if (text) element.textContent = text;
@@ -11,9 +16,11 @@ function made(kind, text, attributes = {}) {
   return element;
 }
 
+/** @param {Head} head */
 const headAddress = (head) => `#head=${head.s}.${head.h}`;
 
 // A sentence, its heads links to them, and a score at its front a link to the grid by that score.
+/** @param {string} words @param {Map<string, Head>} named @param {Map<string, string>} titled */
 function sentence(words, named, titled) {
   const item = made("li"), front = /^([^:]+): /.exec(words), score = front && titled.get(front[1]);
   let from = 0;

@@ -1,6 +1,8 @@
 // The text that was read: what the pinned token looks at, a search over words, a map of the whole.
 const PAGE = 700; // tokens shown around the pinned one: the page stays light
+/** @type {Map<number, HTMLElement>} */
 let spans = new Map();
+/** @type {{ start: number, at: number | null, hits: number[][], levels: Uint8Array | null }} */
 const reading = { start: 0, at: null, hits: [], levels: null };
 
 // Words as they read, whatever pieces they are made of: lowered tokens, and where each begins.
@@ -9,6 +11,7 @@ const begins = new Uint32Array(lowered.length + 1);
 lowered.forEach((x, i) => { begins[i + 1] = begins[i] + x.length; });
 const wholeText = lowered.join("");
 
+/** @param {number} offset */
 function tokenAt(offset) {
   let [low, high] = [0, lowered.length - 1];
   while (low < high) {
@@ -20,6 +23,7 @@ function tokenAt(offset) {
 }
 
 // Where words stand: the first and the last token of each place.
+/** @param {string} words */
 function search(words) {
   const wanted = words.toLowerCase(), found = [];
   for (let at = wanted ? wholeText.indexOf(wanted) : -1; at >= 0; at = wholeText.indexOf(wanted, at + 1)) {
@@ -30,20 +34,29 @@ function search(words) {
   return found;
 }
 
+/** @param {Site} site */
+const showsText = (site) => manifest.tokens.length > 0 && (!site.patches || site.patches.words);
+
 function showText() {
-  const text = $("text");
+  const text = $("text"), site = manifest.sites[now.head.s];
   spans = new Map();
-  text.hidden = $("minimap").hidden = !manifest.tokens.length;
+  text.hidden = $("minimap").hidden = !showsText(site);
   if (text.hidden) return;
   const middle = reading.at ?? (now.by === "key" ? now.key : now.pin);
   const start = middle === null ? 0 : Math.max(0, Math.min(middle - 550, now.n - PAGE));
   reading.start = start;
+  /** @type {(string | HTMLElement)[]} */
   const found = [];
   if (start > 0) found.push(`… ${start} tokens before\n`);
+  let patches = 0;
   manifest.tokens.slice(start, start + PAGE).forEach((word, x) => {
+    if (site.patches?.words && patchOf(start + x, site, site.keys === manifest.tokens.length ? "keys" : "queries") >= 0) {
+      if (!patches++) found.push(" [the image] "); // its patches are in the picture
+      return;
+    }
     const span = document.createElement("span");
     span.textContent = word;
-    span.dataset.i = start + x;
+    span.dataset.i = String(start + x);
     spans.set(start + x, span);
     found.push(span);
   });
@@ -52,8 +65,12 @@ function showText() {
 
 // Weights of the token pinned last, in the text and on the map of the whole.
 function highlight() {
-  const chosen = now.by === "key" ? now.key : now.pin;
-  const weights = chosen === null ? null : now.by === "key" ? columnWeights(chosen) : rowWeights(chosen);
+  const byKey = now.by === "key", picked = byKey ? now.key : now.pin, site = manifest.sites[now.head.s];
+  // Weights are those of the other side: of a query its keys, of a key its queries.
+  const [of, on] = byKey ? [readsText(site, "keys"), readsText(site, "queries")]
+    : [readsText(site, "queries"), readsText(site, "keys")];
+  const chosen = of ? picked : null;
+  const weights = picked === null || !on ? null : byKey ? columnWeights(picked) : rowWeights(picked);
   reading.levels = weights && Uint8Array.from(weights, logByte);
   for (const [j, span] of spans) {
     const level = reading.levels && j < reading.levels.length ? reading.levels[j] : 0;
@@ -86,6 +103,7 @@ function drawMinimap() {
   context.strokeRect(0.5, at(reading.start) + 0.5, 16, Math.max(3, at(Math.min(many, reading.start + PAGE)) - at(reading.start)));
 }
 
+/** @param {string} words */
 function find(words) {
   reading.hits = search(words);
   for (const [j, span] of spans) span.style.textDecoration = reading.hits.some(([a, b]) => a <= j && j <= b) ? "underline 2px" : "";
@@ -95,6 +113,7 @@ function find(words) {
   return reading.hits;
 }
 
+/** @param {number} step */
 function nextFound(step) {
   const { hits } = reading, from = now.pin ?? -1;
   if (!hits.length) return;
@@ -105,7 +124,7 @@ function nextFound(step) {
 
 function watchText() {
   $("text").onclick = (event) => {
-    const i = Number(event.target.dataset.i ?? NaN);
+    const i = Number(/** @type {HTMLElement} */ (event.target).dataset.i ?? NaN);
     reading.at = null;
     if (i >= 0) choose(i, i, event.shiftKey);
   };

@@ -1,17 +1,17 @@
 // The words of a prompt over the image that was made: a word to its patches, a patch to its words.
+/** @type {{ word: number, patch: number | null, step: number, site: number,
+ *   picture: OffscreenCanvas | null, maps: Packed<Float32Array> }} */
 const told = { word: 0, patch: null, step: 0, site: 0, picture: null, maps: null };
 const LISTED = 200; // words in the list: the page stays light
 
 async function loadWords() {
   const words = manifest.words;
-  $("words").hidden = !words;
-  if (!words) return;
   told.picture = await pictureOf();
   $("over-picture").parentElement.hidden = !told.picture;
   $("words-title").textContent = `Where the words of the prompt go (${words.branch} branch)`;
-  $("at-step").max = words.steps.length;
-  $("at-site").max = words.sites.length;
-  for (const [id, name] of [["at-step", "step"], ["at-site", "site"]]) {
+  $("at-step").max = String(words.steps.length);
+  $("at-site").max = String(words.sites.length);
+  for (const [id, name] of /** @type {const} */ ([["at-step", "step"], ["at-site", "site"]])) {
     $(id).disabled = $(id).max === "1" && name === "step";
     $(id).oninput = () => showWords({ [name]: Number($(id).value) });
   }
@@ -28,12 +28,15 @@ async function loadWords() {
 const gridNow = () => told.maps.shape.slice(2);
 const cellsNow = () => gridNow()[0] * gridNow()[1];
 // Weights of all patches on a token, at the step and the site that are chosen.
+/** @param {number} t */
 const mapNow = (t) => {
   const at = (told.step * told.maps.shape[1] + t) * cellsNow();
   return told.maps.values.subarray(at, at + cellsNow());
 };
+/** @param {Float32Array} x */
 const mean = (x) => x.reduce((a, y) => a + y, 0) / x.length;
 
+/** @param {{ word?: number, patch?: number | null, step?: number, site?: number }} change */
 async function showWords(change) {
   const before = told.maps && gridNow();
   Object.assign(told, change);
@@ -45,8 +48,8 @@ async function showWords(change) {
     told.patch = Math.floor(((r + 0.5) / before[0]) * rows) * columns
       + Math.floor(((c + 0.5) / before[1]) * columns);
   }
-  $("at-step").value = told.step;
-  $("at-site").value = told.site;
+  $("at-step").value = String(told.step);
+  $("at-site").value = String(told.site);
   const site = words.sites[told.site - 1];
   $("step-said").textContent = told.step ? `step ${words.steps[told.step - 1]}`
     : `all ${words.steps.length + words.left_out} steps`;
@@ -72,7 +75,7 @@ function listWords() {
     const item = document.createElement("li"), button = document.createElement("button");
     button.type = "button";
     button.textContent = tokens[t];
-    button.setAttribute("aria-pressed", t === told.word);
+    button.setAttribute("aria-pressed", String(t === told.word));
     button.title = `token ${t}: ${weights[t].toPrecision(3)}`;
     button.style.backgroundSize = `${(100 * weights[t]) / highest}% 3px`;
     button.onclick = () => showWords({ word: t });
@@ -81,6 +84,7 @@ function listWords() {
   }));
 }
 
+/** @param {number | null} p */
 function readPatch(p) {
   const columns = gridNow()[1], word = manifest.words.tokens[told.word], map = mapNow(told.word);
   $("patch-said").textContent = p === null
@@ -88,19 +92,16 @@ function readPatch(p) {
     : `patch (${Math.floor(p / columns)}, ${p % columns}) → “${word}”: ${map[p].toPrecision(3)}`;
 }
 
+/** @param {KeyboardEvent} event */
 function patchKeys(event) {
-  const [rows, columns] = gridNow(), p = told.patch ?? 0;
-  const [r, c] = [Math.floor(p / columns), p % columns];
-  const to = { ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1], ArrowUp: [r - 1, c],
-    ArrowDown: [r + 1, c] }[event.key];
+  const to = walkPatches(event.key, told.patch, gridNow());
   if (event.key === "Escape") showWords({ patch: null });
-  else if (!to) return;
-  else if (to[0] >= 0 && to[0] < rows && to[1] >= 0 && to[1] < columns) {
-    showWords({ patch: told.patch === null ? 0 : to[0] * columns + to[1] });
-  }
+  else if (to === undefined) return;
+  else if (to !== null) showWords({ patch: to });
   event.preventDefault();
 }
 
+/** @returns {[string, unknown][]} */
 function wordsState() {
   if (!manifest.words || !told.maps) return [];
   const { word, step, site, patch } = told;
@@ -108,6 +109,7 @@ function wordsState() {
   return [["word", word], ["step", step], ["site", site], ["patch", patch]];
 }
 
+/** @param {URLSearchParams} params */
 function wordsOf(params) {
   const words = manifest.words;
   const word = numberOf(params.get("word"), words.tokens.length), step = numberOf(params.get("step"), words.steps.length + 1);
@@ -115,3 +117,8 @@ function wordsOf(params) {
   if (word === null || step === null || site === null) return { word: 0, step: 0, site: 0, patch: null };
   return { word, step, site, patch: numberOf(params.get("patch"), Infinity) };
 }
+
+registerPanel({
+  id: "words", has: () => Boolean(manifest.words), load: loadWords, write: wordsState,
+  open: (params) => showWords(wordsOf(params)), redraw: () => told.maps && showWords({}),
+});

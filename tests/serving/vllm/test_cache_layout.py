@@ -25,9 +25,9 @@ def pack(one: Tiling, x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x).flatten(-2).index_copy(-1, where, x.flatten(-2)).view_as(x)
 
 
-def both(layout: CacheLayout) -> tuple[Paged, ServerPages]:
+def both(layout: CacheLayout, dtype: torch.dtype = torch.float32) -> tuple[Paged, ServerPages]:
     """The same keys, plain and as the layout stores them; NaN behind the end."""
-    k, v = torch.randn(2, PAGES, G, BLOCK, D).unbind(0)
+    k, v = torch.randn(2, PAGES, G, BLOCK, D).to(dtype).unbind(0)
     table = torch.randperm(PAGES)[None, None, : -(-M // BLOCK)].int()
     k[table[0, 0, -1], :, M % BLOCK :] = v[table[0, 0, -1], :, M % BLOCK :] = torch.nan
     lengths = torch.tensor([[M]])
@@ -36,9 +36,10 @@ def both(layout: CacheLayout) -> tuple[Paged, ServerPages]:
     return plain, ServerPages(*stored, table, lengths, longest=M, layout=layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pages_hold_the_same_keys(layout: CacheLayout) -> None:
-    want, got = both(layout)
+def test_pages_hold_the_same_keys(layout: CacheLayout, dtype: torch.dtype) -> None:
+    want, got = both(layout, dtype)
     slots = torch.randint(0, M, (1, G, 40))
     for a, b in (
         (list(want.dense())[:2], list(got.dense())[:2]),
@@ -121,3 +122,21 @@ def test_the_kernel_says_what_it_cannot_run() -> None:
     many = Call(q.expand(-1, -1, 3, -1), keys, Rule(Causal(), Dot(0.2), offset=5))
     assert "not the past" in kernel.can(many).reason  # type: ignore[union-attr]
     assert "vllm" not in EXECUTORS
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_keys_alone_are_read_where_keys_alone_are_asked_for(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = both(LAYOUTS[0])[number]
+    seen: list[int] = []
+    plain = type(one)._gathered
+
+    def noted(self: Paged, x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.data_ptr())
+        return plain(self, x)
+
+    monkeypatch.setattr(type(one), "_gathered", noted)
+    for first in (0, 70):
+        assert one.since(first).shape == (1, G, M - first, D)
+    assert set(seen) == {one.k.data_ptr()}

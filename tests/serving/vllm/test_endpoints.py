@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_a_request_is_found_by_the_name_of_its_answer(folder: Path) -> None:
     assert surveys.find("../runs/cmpl-ab-0") is None
 
 
+def test_the_first_of_several_answers_is_found(tmp_path: Path) -> None:
+    (tmp_path / "1_cmpl-ab-0.npz").touch()
+    assert Surveys(tmp_path).find("cmpl-ab") == tmp_path / "1_cmpl-ab-0.npz"
+    assert Surveys(tmp_path).find("1_cmpl-ab-0") == tmp_path / "1_cmpl-ab-0.npz"
+    assert Surveys(tmp_path).find("ab") is None
+
+
 def test_scores_are_those_of_the_run_file(folder: Path) -> None:
     surveys, run = Surveys(folder), Run.load(folder / "cmpl-abc-0.npz")
     found = {(score, layer): value for score, layer, value in surveys.scores()}
@@ -68,9 +76,12 @@ def test_routes_and_gauges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert http.get("/regard/surveys/cmpl-ab").content == (folder / "cmpl-ab-0.npz").read_bytes()
     assert "<html" in http.get("/regard/surveys/cmpl-ab/page").text
     assert http.get("/regard/surveys/other").status_code == 404
+    answer = {"tokens": 3, "lookback": [{"layer": 2, "heads": [0.25, 0.75]}]}
+    (folder / "cmpl-ab-0.lookback.json").write_text(json.dumps(answer))
     registry = client.CollectorRegistry()
     registry.register(ScoreGauges(plugin.surveys))
     said = client.generate_latest(registry).decode()
     assert 'regard_survey_score{layer="0",score="entropy"}' in said
     assert "regard_surveys 2.0" in said
+    assert 'regard_lookback_ratio{layer="2"} 0.5' in said
     assert asyncio.iscoroutinefunction(plugin.init_state)

@@ -34,6 +34,14 @@ def test_pages_are_read_in_place_for_those_who_ask() -> None:
         assert found[said] == found["prompts"]
 
 
+def test_several_answers_are_those_of_several_requests() -> None:
+    found = serving.several()
+    assert found["equal"] == found["prompts"]
+    assert found["different"] > 0  # seeds differ, and so may answers
+    assert set(found["blocks_lost"]) == {0}
+    assert "beams, which vLLM asks for as a new prompt" in found["beams"]
+
+
 def test_two_processes_give_the_same_tokens() -> None:
     found = serving.processes()
     assert found["equal"] == found["prompts"]
@@ -81,6 +89,7 @@ def test_a_survey_is_that_of_see() -> None:
     assert found["requests"] == ["0-0", "0-2"]
     assert found["largest_difference_of_scores"] < 1e-5
     assert found["largest_difference_of_rows"] < 5e-3  # kept in 16 bits: entropies reach 6
+    assert found["largest_difference_of_lookback"] < 1e-5
     assert found["bytes_of_a_page"] > 0
 
 
@@ -93,19 +102,13 @@ def test_what_fails_takes_nothing_with_it() -> None:
     assert found["said"].startswith("regard: ZeroDivisionError")
 
 
-@pytest.mark.parametrize(
-    ("regard", "engine", "said"),
-    [
+def test_what_is_refused_is_said_at_the_start() -> None:
+    cases: list[tuple[str, dict[str, object], str]] = [
         ("shrink snapkv", {}, "evicts other keys"),
         ("shrink a_shape", {}, "no-enable-prefix-caching"),
         ("shrnk quest", {}, "did you mean 'shrink'"),
         ("on", {"kv_cache_dtype": "fp8"}, "keys in 16 or 32 bits"),
-    ],
-)
-def test_what_is_refused_is_said_at_the_start(
-    regard: str, engine: dict[str, object], said: str, tmp_path: Path
-) -> None:
-    _, _, folder = serving.demo()
-    job = {"model": folder, "engine": serving.engine(**engine), "rounds": []}
-    with pytest.raises(RuntimeError, match=said):
-        serving.ask(regard, job)
+    ]
+    found = serving.refused([(regard, engine) for regard, engine, _ in cases])
+    for why, (regard, _, said) in zip(found, cases, strict=True):
+        assert said in why, f"{regard}: {why}"

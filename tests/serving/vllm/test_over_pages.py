@@ -6,6 +6,7 @@ as `regard.serving.vllm` does. `test_in_vllm.py` shows the same inside vLLM.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from regard.policies.selecting import Quest
 from regard.run.runner import otherwise
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import can_serve, paged_policy, why_not_paged
+from regard.serving.vllm.request_lookback import SUFFIX
 from regard.serving.vllm.served_requests import Serving, Setup
 from regard.serving.vllm.server_settings import Settings, Shrink
 from regard.views.run_file import Run
@@ -136,6 +138,17 @@ def test_these_do_not_care_how_a_prompt_comes(model: Any, ids: Tensor, name: str
     assert served(model, serving(model, f"shrink {said}", ids), ids, pieces=5) == whole
 
 
+@pytest.mark.parametrize("name", ["quest", "quest of small pages", "streaming"])
+def test_the_last_token_of_a_prompt_is_no_step(model: Any, ids: Tensor, name: str) -> None:
+    one = serving(model, f"shrink {POLICIES[name][0]}", ids)
+    with torch.no_grad():
+        want = model(ids).logits[0, -1]
+        with regard.attach(model, OverPages(one, "r"), check=False):
+            cache = model(ids[:, :-1], use_cache=True).past_key_values
+            got = model(ids[:, -1:], past_key_values=cache).logits[0, -1]
+    torch.testing.assert_close(got, want)
+
+
 def test_a_request_that_begins_again_is_served_as_one_that_begins(model: Any, ids: Tensor) -> None:
     one = serving(model, "shrink quest keep=25%", ids)
     first = served(model, one, ids)
@@ -167,6 +180,30 @@ def test_a_survey_of_a_request_is_that_of_see(
             )
             compared += 1
     assert compared > 6
+
+
+@pytest.mark.parametrize("said", ["", "shrink quest keep=25%; "])
+def test_lookback_ratios_are_those_of_the_weights(
+    model: Any, ids: Tensor, said: str, tmp_path: Path
+) -> None:
+    one = serving(model, f"{said}see out={tmp_path} probes=sinks", ids, regard_see=True)
+    made = served(model, one, ids, 3)
+    one.leave("r")
+    rows = json.loads((tmp_path / f"r{SUFFIX}").read_text())
+    assert rows["tokens"] == len(made)
+    if said:
+        return  # what a policy hides from a step is looked at as well, by queries of its own
+    whole, n = torch.cat((ids, torch.tensor([made])), 1), ids.shape[1]
+    eager = build("llama", {**DECODERS["llama"], "attn_implementation": "eager"}, causal=True)
+    eager.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        weights = eager(whole, output_attentions=True).attentions
+    for row, x in zip(rows["lookback"], weights, strict=True):
+        at = torch.arange(n, whole.shape[1])
+        p = x[0, :, n:, :n].double().mean(-1)
+        a = x[0, :, n:, n:].double().sum(-1) / (at - n + 1)
+        want = (p / (p + a)).mean(-1)
+        torch.testing.assert_close(torch.tensor(row["heads"]).double(), want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
