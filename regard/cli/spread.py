@@ -19,14 +19,13 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    processes: Annotated[int, typer.Option(help="CPU processes.")] = 2,
+    processes: Annotated[int, typer.Option(help="CPU processes on this machine.")] = 2,
     scheme: Annotated[
         str, typer.Option(help="auto, ring, burst, gather, heads, heads_ring or star.")
     ] = "auto",
     layout: Annotated[str, typer.Option(help="zigzag, contiguous or striped.")] = "zigzag",
     tokens: Annotated[int, typer.Option(help="Tokens of the text.")] = 512,
     new: Annotated[int, typer.Option(help="Tokens to generate.")] = 8,
-    on: Annotated[str, typer.Option(help="here, or ray: the cluster of RAY_ADDRESS.")] = "here",
     as_json: AsJson = False,
 ) -> None:
     """Run the model that ships over processes, and print the work of each rank."""
@@ -40,15 +39,7 @@ def run(
     for flag, value, known in (("--scheme", scheme, NAMES), ("--layout", layout, LAYOUTS)):
         if value not in known:
             fail(RuleError, flag, repr(value), f"one of {', '.join(known)}", "leave it out")
-    if on not in ("here", "ray"):
-        fail(RuleError, "--on", repr(on), "here or ray", "leave it out to run on this machine")
-    if on == "ray":
-        from regard.schemes.demonstration import show
-        from regard.schemes.on_ray_cluster import results_on_ray
-
-        found = results_on_ray(processes, show, scheme, layout, tokens, new)
-    else:
-        found = results(processes, "regard.schemes.demonstration:show", scheme, layout, tokens, new)
+    found = results(processes, "regard.schemes.demonstration:show", scheme, layout, tokens, new)
     if as_json:
         print_json(found)
         return

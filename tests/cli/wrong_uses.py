@@ -98,7 +98,7 @@ SETTINGS = [
     # spread
     ("spread run --processes 0", "--processes"), ("spread run --tokens 1", "--tokens"),
     ("spread run --scheme rign", "--scheme"), ("spread run --layout zig", "--layout"),
-    ("spread run --new -1", "--new"), ("spread run --on moon", "--on"), ("spread rnu", "run"),
+    ("spread run --new -1", "--new"), ("spread rnu", "run"),
     ("spread plan --devices 0", "--devices"), ("spread plan --devices 7 --nodes 2", "--nodes"),
     ("spread plan --tokens 3", "--tokens"), ("spread plan --bandwidth 0", "--bandwidth"),
     ("spread plan --link -1", "--link"), ("spread plan --flops 0", "--flops"),
