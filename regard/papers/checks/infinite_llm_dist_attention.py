@@ -65,7 +65,7 @@ def infinite_llm() -> Claims:
     yield claim("bytes sent per token", "bytes of a part and its query ", sizes[-1]).at_most(
         4 * (4 * (16 + 2) + 4 * 16),
         "the catalogue's H (d + 2) back, and the query",
-        because=CATALOGUE,
+        because="H (d + 2) numbers of the catalogue and H d of the query, 4 bytes each",
     )
     request.free()
     yield claim("ledger debts", "sum at every moment", max(map(abs, balances))).equals(0, "nothing")
