@@ -93,7 +93,7 @@ def test_the_first_command_people_run(tmp_path):
     [
         (["no/such/model"], "check the name"),
         (["--file", "no-such-file.txt"], "a file of text"),
-        (["--text", "a", "--file", "b"], "one text at a time"),
+        (["--text", "a", "--file", "b"], "text beside --file"),
         (["--heads", "first"], "pairs such as"),
         (["--probes", "sinkz"], "did you mean"),
         (["--text", "  "], "some words"),

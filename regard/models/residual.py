@@ -160,11 +160,12 @@ class Stream(Stage):
 
     def _norm(self, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and args:
-            self._norms[output.data_ptr()] = (module, args[0])
+            self._norms[output.untyped_storage().data_ptr()] = (module, args[0])
 
     def _unembed(self, module: nn.Module, args: Any) -> None:
         x = args[0]
-        found = self._norms.get(x.data_ptr())
+        # By storage: a model may unembed a slice of what the norm made.
+        found = self._norms.get(x.untyped_storage().data_ptr())
         if found is None:
             fail(
                 CapabilityError, "model", "an unembedding whose input no norm made",

@@ -225,6 +225,7 @@ def output_split(call: Call, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
     output. Where the keys are those of massive states, the first part is nearly the same for every
     query (Sun 2024).
 
+    >>> from regard.run.runner import run
     >>> q = torch.randn(1, 2, 5, 4)
     >>> call = Call.of(q, q, q)
     >>> torch.allclose(sum(output_split(call, [0, 3])), run(call).out, atol=1e-6)

@@ -44,7 +44,7 @@ def draw_scene(generator: torch.Generator, habit: float = 0.0) -> list[SeenShape
     the color before it; otherwise all are as likely.
 
     >>> len({x.cell for x in draw_scene(torch.Generator().manual_seed(0))})
-    3
+    5
     """
 
     def number(below: int) -> int:

@@ -17,9 +17,7 @@ OFF = 0.01
 # Numbers of a tensor over which it is left alone: reserved addresses, which no memory is behind.
 LARGEST = 2**26
 # Rows whose code is a value that says which pairs may attend: what runs it is put off instead.
-RUN_BY = dict.fromkeys(("dpo_prefix_sharing", "gna", "landmark_attention"), "attend") | {
-    "aaren": "prefix_softmax"
-}
+RUN_BY = dict.fromkeys(("gna", "landmark_attention"), "attend") | {"aaren": "prefix_softmax"}
 
 
 def off(value):

@@ -1,11 +1,12 @@
 """A pretrained model over ranks beside one process; run in processes by test_pretrained_decode.py.
 
-Importing this loads the model: ranks are forked from the process that imports it, and share it.
+The model is loaded at the first call of `loaded`: ranks forked after it share it.
 """
 
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,14 +29,19 @@ was a woman named"""
 NEW = 16
 # A rank waits while the first one generates alone.
 PATIENCE = 500.0
-MODEL, TOKENIZER = packaged("smollm2")
+
+
+@cache
+def loaded() -> tuple[Any, Any]:
+    """Load the model and its tokenizer once."""
+    return packaged("smollm2")
 
 
 def generated(scheme: str, layout: str) -> dict[str, Any]:
     """Generate greedily over the ranks, and on the first rank alone too."""
     torch.set_num_threads(1)
-    model, peers = MODEL, peers_of(None, timeout=PATIENCE)
-    ids = TOKENIZER(" ".join(TEXT.split()), return_tensors="pt").input_ids
+    (model, tokenizer), peers = loaded(), peers_of(None, timeout=PATIENCE)
+    ids = tokenizer(" ".join(TEXT.split()), return_tensors="pt").input_ids
     alone = None
     if peers.rank == 0:
         with torch.no_grad():
@@ -50,6 +56,6 @@ def generated(scheme: str, layout: str) -> dict[str, Any]:
         busy = time.process_time() - busy
         held = [layer.keys.shape[2] for layer in spreading.cache.layers]
     return {
-        "tokens": found, "alone": alone, "text": TOKENIZER.decode(found), "prompt": ids.shape[1],
+        "tokens": found, "alone": alone, "text": tokenizer.decode(found), "prompt": ids.shape[1],
         "held": sorted(set(held)), "sent": sent.sent, "cpu_seconds": round(busy, 2),
     }  # fmt: skip

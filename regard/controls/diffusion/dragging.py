@@ -37,6 +37,7 @@ from regard.core.value import value
 class MovedRegion(KnownTokens):
     """A region of the source picture, and where it is to be in the others of its batch.
 
+    >>> from regard.controls.image_tokens import Region
     >>> MovedRegion(Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))).row
     0
     """
@@ -70,6 +71,7 @@ class OnlyInRegion(AttentionEdit):
 
     The odds are multiplied by 1 - strength: 1 forbids, 0 changes nothing.
 
+    >>> from regard.controls.image_tokens import Region
     >>> OnlyInRegion("cat", Region(box=(0, 0, 1, 0.5))).point
     'scores'
     """
@@ -119,6 +121,7 @@ class AnchorFeatures(PictureEdit):
     may change; then each token in the target gets the source object's that is most like it (by
     cosine, all heads), and what is in neither place the source's own. 0 changes nothing.
 
+    >>> from regard.controls.image_tokens import Region
     >>> AnchorFeatures(MovedRegion(*2 * (Region(box=(0, 0, 1, 0.5)),))).soft_steps
     15
     """
@@ -182,6 +185,7 @@ class DiffUHaul(DiffusionControl):
     from the background. `words` (of the prompt) name the object: nothing else attends to them.
     Strength 0 changes nothing. (DiffUHaul, Avrahami et al. 2024)
 
+    >>> from regard.controls.image_tokens import Region
     >>> DiffUHaul(Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))).soft_steps
     15
     """

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from regard.core.call import Call
+from regard.core.files import FileKind, write_json
 from regard.models.site import Site
 from regard.probes.prompt_parts import spans_mass
 from regard.serving.vllm.request_survey import file_name
 
 SUFFIX = ".lookback.json"
+LOOKBACK = FileKind("regard-lookback", 1, "lookback ratios of a request", "survey it again")
 
 
 class RequestLookback:
@@ -57,7 +58,7 @@ class RequestLookback:
         path = Path(folder) / (file_name(name) + SUFFIX)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"layer": s.layer, "heads": x.tolist()} for s, x in found.items()]
-        path.write_text(json.dumps({"tokens": max(self._steps.values()), "lookback": rows}))
+        write_json(path, {"tokens": max(self._steps.values()), "lookback": rows}, LOOKBACK)
         return path
 
 
