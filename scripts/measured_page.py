@@ -48,9 +48,13 @@ def section(path: Path) -> list[str]:
         f"torch {machine['torch']}.",
     ]
     cases: dict[str, list[dict[str, Any]]] = {}
-    plain = [row for row in said["rows"] if "case" not in row]
+
+    def timed(row: dict[str, Any]) -> bool:
+        return "case" in row and ("median_ms" in row or row["case"] == "memory")
+
+    plain = [row for row in said["rows"] if not timed(row)]
     for row in said["rows"]:
-        if "case" in row:
+        if timed(row):
             cases.setdefault(row["case"], []).append(row)
     for case, rows in cases.items():
         lines.append(f"\n**{case}**\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -77,6 +80,17 @@ def test_weights_and_copies_carry_all(case: Case) -> None:
     assert torch.equal(other(**inputs), wanted)
 
 
+@contextlib.contextmanager
+def deep_stack() -> Iterator[None]:
+    """Let the compiler walk all that a closure reaches: deep in a process with much in it."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def test_compiled_code_says_the_same(kind: type[Layer]) -> None:
     case = cases_of_kind(kind)[0]
     layer, inputs = case.make(), case.inputs()
@@ -84,7 +98,8 @@ def test_compiled_code_says_the_same(kind: type[Layer]) -> None:
     torch.compiler.reset()
     compiled = torch.compile(layer, backend="aot_eager")
     x = inputs["x"].requires_grad_()
-    found = compiled(**inputs)
+    with deep_stack():
+        found = compiled(**inputs)
     assert largest_gap(found, wanted) < EQUAL
     found.sum().backward()
     assert x.grad is not None
