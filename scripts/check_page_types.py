@@ -76,7 +76,11 @@ def main() -> None:
         if not (shutil.which("node") and shutil.which("npm")):
             print("types of the page: left out, there is no node and npm on the path")
             return
-        install()
+        try:
+            install()
+        except subprocess.CalledProcessError as failed:
+            print(f"types of the page: left out, npm could not fetch the compiler ({failed})")
+            return
     said = errors()
     print("\n".join(said) or f"types of the page: {len(list(PAGE.glob('*.js')))} scripts hold")
     sys.exit(bool(said))
