@@ -50,7 +50,9 @@ class Call:
         site: Any = None,
         forward: Any = None,
     ) -> None:
-        parts = self.__dict__  # as a frozen dataclass would, in a third of the time: every call pays
+        parts = (
+            self.__dict__
+        )  # as a frozen dataclass would, in a third of the time: every call pays
         parts["q"], parts["keys"], parts["rule"] = q, keys, rule
         parts["q_positions"], parts["dropout"] = q_positions, dropout
         parts["site"], parts["forward"] = site, forward
