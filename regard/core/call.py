@@ -129,7 +129,8 @@ class Call:
     @property
     def k_positions(self) -> Tensor | None:
         """Positions of the keys; None where key j is at j."""
-        return self.dense.positions
+        keys = self.keys
+        return keys.positions if type(keys) is Dense else self.dense.positions
 
     @cached_property
     def placed(self) -> bool:
@@ -152,9 +153,10 @@ class Call:
 
     def replace(self, **changes: Any) -> Call:
         """Return the same call with some parts changed; `k`, `v`, `k_positions` make dense keys."""
-        if not changes.keys().isdisjoint(("k", "v", "k_positions")):
+        if "k" in changes or "v" in changes or "k_positions" in changes:
             k, v, at = (changes.pop(x, self) for x in ("k", "v", "k_positions"))
-            old = changes.pop("keys", None) or self.dense
+            keys = self.keys
+            old = changes.pop("keys", None) or (keys if type(keys) is Dense else self.dense)
             changes["keys"] = Dense(
                 old.k if k is self else k, old.v if v is self else v, old.at if at is self else at
             )
