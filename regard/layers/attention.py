@@ -169,8 +169,10 @@ class Attention(Layer):
 
             if not input.plain or not rule_is_fixed(self):
                 # A rule cannot be made inside compiled code (decision 0005).
-                apart: Callable[[LayerInput], Tensor] = torch.compiler.disable(self.compute_eagerly)
-                return apart(input)
+                from regard.core.uncompiled import uncompiled
+
+                y: Tensor = uncompiled(self.compute_eagerly, input)
+                return y
         return self.compute_eagerly(input)
 
     def compute_eagerly(self, input: LayerInput) -> Tensor:

@@ -3,10 +3,6 @@
 import importlib.util
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("diffusers")
-
 from regard import controls
 
 ROOT = Path(__file__).resolve().parents[2]
