@@ -226,7 +226,8 @@ class Dense(Keys):
     @property
     def positions(self) -> Tensor | None:
         """Positions of the keys; None where key j is at j."""
-        return None if self.at is None else self._written
+        at = self.at
+        return at if at is None or type(at) is Tensor else self._written
 
     @cached_property
     def _written(self) -> Tensor | None:

@@ -164,12 +164,15 @@ class Attention(Layer):
 
     def compute(self, input: LayerInput) -> Tensor:
         """Project, look and mix."""
-        if torch.compiler.is_compiling() and not (input.plain and self._fixed is not None):
-            # A rule cannot be made inside compiled code (decision 0005).
-            from regard.core.uncompiled import uncompiled  # loads the compiler
+        if torch.compiler.is_compiling():
+            from regard.layers.fixed_rules import rule_is_fixed  # loads the compiler
 
-            y: Tensor = uncompiled(self.compute_eagerly, input)
-            return y
+            if not input.plain or not rule_is_fixed(self):
+                # A rule cannot be made inside compiled code (decision 0005).
+                from regard.core.uncompiled import uncompiled
+
+                y: Tensor = uncompiled(self.compute_eagerly, input)
+                return y
         return self.compute_eagerly(input)
 
     def compute_eagerly(self, input: LayerInput) -> Tensor:

@@ -70,7 +70,7 @@ def attend(
             )
         if not whole.traced:
             return attend_compiled(q, k, v, list(whole.held), whole.number, forced)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         from regard.core.uncompiled import uncompiled
 
         out: Tensor = uncompiled(
