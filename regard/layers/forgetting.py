@@ -62,6 +62,3 @@ class ForgettingAttention(Attention):
         rule = call.rule.replace(score=call.rule.score + bias)
         seen = super().look(call.replace(q=q, k=k, v=v, rule=rule), input)
         return seen.to(call.q.dtype)
-
-
-__all__ = ["ForgettingAttention"]

@@ -134,6 +134,3 @@ class MemoryAsContext(Layer):
         read = self.far.queries(x).to(held.dtype) @ held
         told: Tensor = self.far.to_out(joined(self.far.norm(read.to(x.dtype))))
         return told
-
-
-__all__ = ["MemoryAsContext", "MemoryAsLayer"]

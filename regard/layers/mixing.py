@@ -54,6 +54,3 @@ class FourierMixing(nn.Module):
         """Transform x [..., n, d]."""
         mixed: Tensor = torch.fft.fft(x, dim=-2).real
         return mixed
-
-
-__all__ = ["FourierMixing", "mixing_matrix"]

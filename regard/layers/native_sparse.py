@@ -98,6 +98,3 @@ class NativeSparseAttention(Attention):
         before = Causal().shift(call.rule.offset)
         found = choose_tiles(worth, self.blocks, (1, self.block), within=before)
         return found.replace(start=call.rule.offset)
-
-
-__all__ = ["NativeSparseAttention"]

@@ -130,6 +130,3 @@ class Rwkv7(Recurrent):
         if memory is not None:
             memory.keep("state", state)
         return seen
-
-
-__all__ = ["Rwkv7", "Rwkv7Tokens"]

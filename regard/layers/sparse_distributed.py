@@ -135,6 +135,3 @@ def matched_radius(beta: float, bits: int = 64) -> int:
     27
     """
     return min(range(1, bits // 2), key=lambda d: abs(fitted_beta(bits, d) - beta))
-
-
-__all__ = ["Overlap", "SparseDistributed", "fitted_beta", "matched_radius", "overlap"]

@@ -75,6 +75,3 @@ class StateSpaceDuality(SelectiveState):
         seen = self.dual(x, k, q, step, input) + self.through * x
         mixed: Tensor = self.to_out(self.norm(joined(seen) * F.silu(gate)))
         return mixed
-
-
-__all__ = ["StateSpaceDuality"]

@@ -231,6 +231,3 @@ def _flat(sizes: Any) -> tuple[int, ...]:
     while len(found) > 2 and found[0] == 1:
         found = found[1:]
     return tuple(found)
-
-
-__all__ = ["HOOK", "DiffusersHook", "branches", "timestep"]

@@ -307,6 +307,3 @@ def _with_attention(attention: Callable[..., Tensor]) -> Callable[..., Any]:
     copy = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__)
     copy.__kwdefaults__ = plain.__kwdefaults__
     return copy
-
-
-__all__ = ["HOOK", "FunctionalHook"]

@@ -206,8 +206,3 @@ def _kind(transformers: Any, config: Any) -> Any:
         if found and (not names or names & ({found} if isinstance(found, str) else set(found))):
             return getattr(transformers, auto)
     return transformers.AutoModel
-
-
-__all__ = [
-    "DEMO", "PACKAGED", "Carried", "LoadingError", "configuration", "generates", "load", "packaged",
-]  # fmt: skip

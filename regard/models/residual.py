@@ -287,15 +287,3 @@ def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
     with stream, torch.no_grad():
         model(ids[:, :limit].to(next(model.parameters()).device))
     return stream
-
-
-__all__ = [
-    "FrozenNorm",
-    "ResidualBlock",
-    "Stream",
-    "embedding_of",
-    "layers_of",
-    "precise",
-    "unembedding_of",
-    "watched",
-]

@@ -257,6 +257,3 @@ def _grid(config: Any) -> tuple[int, int] | None:
         return None
     (high, wide), (tall, broad) = ((x, x) if isinstance(x, int) else tuple(x) for x in sizes)
     return high // tall, wide // broad
-
-
-__all__ = ["HOOK", "TransformersHook"]

@@ -90,6 +90,3 @@ class CallOurs(Around):
             is_causal=False, position_bias=self.bias(module, rel_pos, rel_2d_pos), **kwargs,
         )  # fmt: skip
         return out.flatten(2), weights
-
-
-__all__ = ["BIASES", "CallOurs", "is_written_out"]

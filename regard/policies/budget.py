@@ -136,6 +136,3 @@ def _meant(keep: Any) -> str:
         return "write 25%, 256tok or 4MiB"
     share = "100% for all" if int(number) == 1 else f"{number}% for a share"
     return f"write {number}tok for tokens, {share}, or {number}MiB for bytes"
-
-
-__all__ = ["Budget"]

@@ -77,6 +77,3 @@ def first_tensor(out: Any) -> Tensor:
     """
     found: Tensor = out if isinstance(out, Tensor) else out[0]
     return found
-
-
-__all__ = ["Outputs", "distill", "first_tensor"]

@@ -136,6 +136,3 @@ class _Sizes(Stage):
         own = products(call, real).mean(0).cpu() / (call.n * call.m)
         layer = call.site.layer or 0
         self.sums[layer] = self.sums.get(layer, torch.zeros_like(own)) + own
-
-
-__all__ = ["DoubleSparsity", "products"]

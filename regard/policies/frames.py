@@ -152,6 +152,3 @@ class _FrameErrors(Stage):
         new = tile_errors(call, image)
         before = self.errors.get(call.site.layer, [0.0] * len(new))
         self.errors[call.site.layer] = [a + b for a, b in zip(before, new, strict=True)]
-
-
-__all__ = ["AttentionTile", "meeting", "tile_errors", "tiles"]

@@ -221,6 +221,3 @@ def surrounding(places: list[Tensor], counts: tuple[int, ...], radius: int) -> T
         last = (first + 2 * radius).clamp(max=many - 1)
         meets &= (x >= first[:, None]) & (x <= last[:, None])
     return meets
-
-
-__all__ = ["Grat", "GratCrissCross", "Image", "OnGrid", "boxes", "image_of", "surrounding"]

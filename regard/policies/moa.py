@@ -328,6 +328,3 @@ class HeadSpans(Stage):
         own, share = self.spans[call.site.layer or 0], call.h // call.g
         made = PerHead(tuple(near(own[h // share], self.sinks) for h in range(call.h)))
         return call.replace(rule=call.rule.replace(support=call.rule.support & made))
-
-
-__all__ = ["HeadSpans", "MoASparse", "own_answer", "span"]

@@ -165,6 +165,3 @@ def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tens
         held = torch.stack([curve.gather(2, x[..., None] - 1).sum((1, 2)) for x in tried])
         counts = torch.stack(tried)[held.argmax(0), torch.arange(len(mass), device=mass.device)]
     return (place < counts[..., None, None]) & free | ~free
-
-
-__all__ = ["AdaSpa", "always", "choose"]

@@ -325,8 +325,3 @@ class _PatternSearch(Stage):
     def see(self, call: Call, result: Result) -> None:
         """Compare the patterns of one layer."""
         self.patterns[call.site.layer] = self.maker.best_patterns(call, self.keep)
-
-
-__all__ = [
-    "AShape", "BlockSparse", "Hip", "MInference", "VerticalSlash", "lines",
-]  # fmt: skip

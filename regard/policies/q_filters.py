@@ -108,6 +108,3 @@ class QueryMoments(Stage):
             first = torch.where(along < 0, -first, first)
             made[layer] = by_key_head(first[None], groups[layer])[0].float()
         return made
-
-
-__all__ = ["QFilters", "QueryMoments"]

@@ -66,6 +66,3 @@ class RemoteAttention(StoreAndAttend):
         super().end()
         if self.workers is None:
             self._ours.close()
-
-
-__all__ = ["RemoteAttention"]

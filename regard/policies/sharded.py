@@ -152,6 +152,3 @@ class RoutedPrompt(Select):
         )
         chosen = routed(call, self.block, count)
         return call.replace(rule=call.rule.replace(support=call.rule.support & chosen))
-
-
-__all__ = ["RoutedPrompt", "Sharded", "shard"]

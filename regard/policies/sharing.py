@@ -400,6 +400,3 @@ def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
         # Of heads that are alike but for rounding, the first.
         head_of[c] = int((own >= own.max() - 1e-5).nonzero()[0])
     return torch.tensor([head_of[c] for c in cluster.tolist()])
-
-
-__all__ = ["Chai", "KVSharer", "SharedWeights", "Sharing", "leaders", "ranked_pairs"]

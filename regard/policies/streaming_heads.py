@@ -281,6 +281,3 @@ class LServe(DuoAttention, Selecting):
         slots = torch.nn.functional.pad(slots, (0, max(0, own.shape[2] - slots.shape[2])), value=-1)
         slots[:, dense, : own.shape[2]] = own
         return together(slots)
-
-
-__all__ = ["DuoAttention", "Gates", "LServe", "near", "near_rows"]
