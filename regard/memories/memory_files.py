@@ -47,5 +47,3 @@ def load(memory: Any, path: str | Path) -> Any:
             need_keys(held.k, held.v, None)  # fail here rather than when it is read
     return memory
 
-
-__all__ = ["MEMORY", "FileError", "load", "save"]

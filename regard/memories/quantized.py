@@ -158,5 +158,3 @@ class Quantized(TokenStore):
         self._hold(None if codes is None else Codes(codes, low, step, self.bits, size))
         self.loose = True
 
-
-__all__ = ["BITS", "Quantized"]

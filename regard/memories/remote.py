@@ -178,5 +178,3 @@ def staggered(
     room = last - first
     return 1 - busy[0] / (room * (batches - 1)), 1 - busy[1] / room
 
-
-__all__ = ["AttentionWorkers", "Remote", "bandwidth", "staggered", "wire_bytes"]

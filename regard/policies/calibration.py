@@ -220,9 +220,3 @@ def _hash_of_inputs(inputs: Any) -> str | None:
     except RuleError:
         return None
 
-
-__all__ = [
-    "BEGUN", "CALIBRATION", "CalibrationError", "accepted", "calibrate", "fingerprint", "found_by",
-    "frozen", "load_calibration", "need_calibration", "read_calibration", "save_calibration",
-    "serves",
-]  # fmt: skip

@@ -20,6 +20,7 @@ from regard.memories.kept import Kept
 from regard.memories.ring import Ring
 from regard.memories.split import Split
 from regard.memories.stores import Plain
+from regard.memories.summaries import Bounds
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
@@ -28,7 +29,7 @@ from regard.policies.calibration import frozen, need_calibration
 from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of, together
-from regard.policies.selecting import Bounds, Selecting, page_worth, whole_pages
+from regard.policies.selecting import Selecting, page_worth, whole_pages
 from regard.run.runner import run
 
 
