@@ -20,4 +20,3 @@ def closed_weights(call: Call, asked_by: str, limit: int = LIMIT) -> Tensor:
     found = run(call, ("weights",), "reference").weights
     assert found is not None
     return found
-

@@ -159,10 +159,6 @@ class Grat(OnGrid):
     group: tuple[int, ...] | None = None
     radius: int | None = None
 
-    def key(self, image: Image, call: Call) -> Any:
-        """The same for every layer and step."""
-        return image
-
     def size(self, image: Image) -> tuple[int, ...]:
         """Sides of a group, within the grid."""
         usual = (4, 8, 8)[-len(image.grid) :]

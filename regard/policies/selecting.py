@@ -256,4 +256,3 @@ class Recycled(Selecting):
         held = Plain()
         held.append(weight[..., None])
         layer.extra[f"{self.name} weights"] = held
-
