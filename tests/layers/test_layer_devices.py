@@ -38,7 +38,7 @@ def test_every_layer_runs_where_its_weights_are(name: str) -> None:
     x = states(2, kind.tiny_tokens, layer.dim)
     context = states(2, 12, layer.context_dim) if layer.crosses else None
     with Pretend():
-        layer(x, context)
+        y = layer(x, context)
         if kind.can.decode and (layer.causal or layer.crosses):
             memory = layer.memory()
             layer(x[:, :9], context, memory=memory)
@@ -47,6 +47,7 @@ def test_every_layer_runs_where_its_weights_are(name: str) -> None:
             padding = torch.ones(2, x.shape[1], dtype=torch.bool)
             padding[0, -5:] = False
             layer(x, padding=on_gpu(padding))
+    assert y.shape == x.shape
 
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -75,4 +76,4 @@ MODELS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_so_does_every_model_made_of_them(name: str) -> None:
     with Pretend():
-        MODELS[name]()
+        assert MODELS[name]() is not None
