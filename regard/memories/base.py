@@ -107,6 +107,27 @@ def need_keys(k: Tensor, v: Tensor, keep: Tensor | None) -> None:
         fail(DtypeError, "keep", f"{keep.dtype}", "bool", "pass mask.bool()")
 
 
+def extended_positions(
+    at: Tensor | None, seen: int, k: Tensor, keep: Tensor | None, dtype: torch.dtype = torch.long
+) -> Tensor | None:
+    """Return the positions [b, seen + n] of all tokens once k [b, g, n, d] is appended.
+
+    -1 at padding; None while no token has been padding, so that key j is at j. `at` are those of
+    the `seen` tokens before.
+
+    >>> k, keep = torch.zeros(1, 1, 2, 4), torch.tensor([[False, True]])
+    >>> extended_positions(None, 1, k, keep)
+    tensor([[ 0, -1,  2]])
+    """
+    if at is None and (keep is None or bool(keep.all())):
+        return None
+    b, n = k.shape[0], k.shape[2]
+    line = torch.arange(seen + n, dtype=dtype, device=k.device)
+    old = line[:seen].expand(b, -1) if at is None else at
+    new = line[seen:].expand(b, n)
+    return torch.cat((old, new if keep is None else torch.where(keep, new, -1)), 1)
+
+
 def need_same_heads(k: Tensor, shape: tuple[int, ...] | None) -> None:
     """Raise unless k has the batch and heads of earlier keys, if there are any."""
     if shape is not None and tuple(k.shape[:2]) != tuple(shape):

@@ -66,7 +66,8 @@ class HeadPages(KeyMemory):
             self._place(keep)
         self._make_room(n)
         first = torch.tensor(self.lengths, device=k.device)
-        self._write(first[:, None] + torch.arange(n, device=k.device), k.flatten(0, 1), v)
+        places = first[:, None] + torch.arange(n, device=k.device)
+        self._write(places, k.flatten(0, 1), v.flatten(0, 1))
         self.lengths = [x + n for x in self.lengths]
         self.seen += n
 
@@ -97,10 +98,10 @@ class HeadPages(KeyMemory):
         self._pages = [torch.cat((x, x.new_zeros(len(rows), *x.shape[1:]))) for x in self._pages]
 
     def _write(self, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put k, v of every sequence at its places [b g, n]."""
+        """Put k, v [b g, n, d] of every sequence at its places [b g, n]."""
         page = self._table.gather(1, (places // self.size).clamp(min=0)).long()
         slot = (page * self.size + places % self.size).flatten()
-        for held, x in zip(self._pages, (k, v.flatten(0, 1)), strict=True):
+        for held, x in zip(self._pages, (k, v), strict=True):
             held.view(-1, held.shape[2])[slot] = x.flatten(0, 1).detach()
 
     def _positions(self) -> Tensor:

@@ -46,6 +46,3 @@ def load(memory: Any, path: str | Path) -> Any:
             held = memory.read()
             need_keys(held.k, held.v, None)  # fail here rather than when it is read
     return memory
-
-
-__all__ = ["MEMORY", "FileError", "load", "save"]

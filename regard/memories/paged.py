@@ -14,7 +14,7 @@ from regard.core.key_forms import Paged as PagedKeys
 from regard.core.method import method
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.kept import need_crop
 
 
@@ -135,11 +135,7 @@ class Paged(KeyMemory):
             self.tables = [[] for _ in range(b)]
         if len(self.tables) != b:
             fail(ShapeError, "k", f"batch {b}", f"{len(self.tables)}", "start a new memory")
-        if (keep is not None and not bool(keep.all())) or self._at is not None:
-            held = torch.arange(self.seen, device=k.device).expand(b, -1)
-            new = torch.arange(self.seen, self.seen + n, device=k.device).expand(b, n)
-            new = new if keep is None else torch.where(keep, new, -1)
-            self._at = torch.cat((held if self._at is None else self._at, new), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep)
         pool, size = self.pool, self.pool.size
         pool.fit(k, v)
         for row, table in enumerate(self.tables):

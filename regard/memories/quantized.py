@@ -157,6 +157,3 @@ class Quantized(TokenStore):
         size = 0 if self._tail is None else self._tail.shape[3]
         self._hold(None if codes is None else Codes(codes, low, step, self.bits, size))
         self.loose = True
-
-
-__all__ = ["BITS", "Quantized"]

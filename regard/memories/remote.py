@@ -14,7 +14,7 @@ from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.spans import Spans
 from regard.core.support import Causal, Everything
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.workers import AttentionWorkers
 
 
@@ -37,12 +37,7 @@ class Remote(KeyMemory):
         need_keys(k, v, keep)
         self._flush()
         keep = None if keep is None or bool(keep.all()) else keep
-        if keep is not None or self._at is not None:
-            b, n = k.shape[0], k.shape[2]
-            line = torch.arange(self.seen + n, device=k.device)
-            old = line[: self.seen].expand(b, -1) if self._at is None else self._at
-            new = line[self.seen :].expand(b, n)
-            self._at = torch.cat((old, new if keep is None else torch.where(keep, new, -1)), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep)
         self._new, self._kind = (k, v, keep), (k.device, k.dtype)
         self.seen += k.shape[2]
 
@@ -177,6 +172,3 @@ def staggered(
     busy = [sum(max(0.0, min(b, last) - max(a, first)) for a, b in x) for x in used]
     room = last - first
     return 1 - busy[0] / (room * (batches - 1)), 1 - busy[1] / room
-
-
-__all__ = ["AttentionWorkers", "Remote", "bandwidth", "staggered", "wire_bytes"]

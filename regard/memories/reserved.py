@@ -18,7 +18,7 @@ from regard.core.keys import Dense
 from regard.core.method import method
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.kept import need_crop
 from regard.memories.paged import PoolError
 
@@ -187,7 +187,7 @@ class Reserved(KeyMemory):
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
         """Map what is needed, and write."""
         need_keys(k, v, keep)
-        b, n = k.shape[0], k.shape[2]
+        n = k.shape[2]
         own = self.rooms.tensors(self.layer)
         want = [len(self.slots), own[0].shape[2], own[0].shape[3]]
         for name, x in (("k", k), ("v", v)):
@@ -197,11 +197,7 @@ class Reserved(KeyMemory):
                     f"{want[0]} rows, {want[1]} heads of {want[2]}, of {own[0].dtype}",
                     "reserve for the keys of the model",
                 )  # fmt: skip
-        if (keep is not None and not bool(keep.all())) or self._at is not None:
-            old = torch.arange(self.seen).expand(b, -1) if self._at is None else self._at
-            new = torch.arange(self.seen, self.seen + n).expand(b, n)
-            new = new if keep is None else torch.where(keep, new, -1)
-            self._at = torch.cat((old, new), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep)
         for row, slot in enumerate(self.slots):
             self.rooms.need(slot, self.seen + n, self.layer)
             for held, x in zip(own, (k, v), strict=True):

@@ -12,7 +12,7 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
 from regard.core.keys import Dense
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.kept import need_crop
 from regard.memories.stores import Plain
 
@@ -40,16 +40,11 @@ class SomeKeys(KeyMemory):
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
         """Append n tokens."""
         need_keys(k, v, keep)
-        b, n = k.shape[0], k.shape[2]
-        if (keep is not None and not bool(keep.all())) or self._at is not None:
-            old = torch.arange(self.seen, dtype=torch.int32, device=k.device).expand(b, -1)
-            new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=k.device)
-            new = new.expand(b, n) if keep is None else torch.where(keep, new, -1)
-            self._at = torch.cat((old if self._at is None else self._at, new), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep, torch.int32)
         if self.heads is None or self.heads.shape[1]:
             self._k.append(k if self.heads is None else k.gather(1, _index(self.heads, k)))
         self._v.append(v)
-        self.seen += n
+        self.seen += k.shape[2]
 
     def keep_keys_of(self, heads: Tensor) -> None:
         """Drop the keys of all heads but these, [b, c], for good; a row may name one twice."""

@@ -126,6 +126,3 @@ def _listed(index: Tensor, count: int) -> Tensor:
     safe = index.long().masked_fill(index < 0, count)
     found = torch.zeros((*index.shape[:3], count + 1), dtype=torch.bool, device=index.device)
     return found.scatter(3, safe, True)[..., :count]
-
-
-__all__ = ["HARMLESS", "READ", "REFUSED", "chosen_keys", "need_known"]

@@ -254,5 +254,3 @@ def _dense(scaling: float | None, softcap: float | None) -> Rule:
 
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, make_mask)
-
-__all__ = ["NAME", "Name", "attention", "held", "refuse_batching", "rule_of"]

@@ -221,6 +221,3 @@ def holding_cache(cache: Any, owner: Any) -> Cache:
         )  # fmt: skip
     put(cache, owner.new_layers())
     return cache
-
-
-__all__ = ["CACHE_TYPES", "HoldingLayer", "KeyLayer", "holding_cache"]

@@ -24,6 +24,3 @@ class Detaching:
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.detach()
-
-
-__all__ = ["Detaching"]

@@ -7,11 +7,9 @@ branch, grid of the image. Processors are not replaced, so nothing of theirs is 
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -21,7 +19,7 @@ from torch import nn
 from regard.core.errors import RuleError, fail
 from regard.models.engine import Engine
 from regard.models.finding import calls_attention, weighs
-from regard.models.forward import Forward, current_forward, telling, told_branches
+from regard.models.forward import Forward, current_forward, given_to, telling, told_branches
 from regard.models.functional import HEADS, FunctionalHook
 from regard.models.hook import UnsupportedModelError
 from regard.models.removal import Removal
@@ -119,8 +117,7 @@ class DiffusersHook(FunctionalHook):
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]
     ) -> Forward:
         """Read the record of a forward from its arguments."""
-        kind: Any = type(model)
-        given = dict(zip(_names(kind), args, strict=False)) | kwargs
+        given = given_to(model, args, kwargs)
         time = given.get("timestep", given.get("timesteps"))
         x = given.get("hidden_states")
         return Forward(
@@ -179,11 +176,6 @@ def _need_reach(path: str, module: Any) -> None:
     )
 
 
-@lru_cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
-
-
 def _step(time: Any, keep: dict[Any, Any]) -> int:
     """Count the timesteps met; the branches of one timestep share a step."""
     if time is None:
@@ -231,6 +223,3 @@ def _flat(sizes: Any) -> tuple[int, ...]:
     while len(found) > 2 and found[0] == 1:
         found = found[1:]
     return tuple(found)
-
-
-__all__ = ["HOOK", "DiffusersHook", "branches", "timestep"]

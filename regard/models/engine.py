@@ -218,6 +218,3 @@ def _wrong(stage: Stage, step: str, site: Any, got: str, expected: str) -> None:
 
 def _name(site: Any) -> str:
     return getattr(site, "module", None) or "a call outside of any site"
-
-
-__all__ = ["CallRunner", "Engine"]

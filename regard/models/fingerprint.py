@@ -123,6 +123,3 @@ def _state(tensors: dict[str, Tensor], about: str) -> Any:
         raw = some.view(torch.uint8).numpy().tobytes()
         found.append((name, x.data_ptr(), x._version, x.shape, x.stride(), x.dtype, raw))
     return about, tuple(found)
-
-
-__all__ = ["fingerprint"]

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
 from types import FunctionType
 from typing import Any
@@ -90,10 +91,10 @@ class FunctionalHook:
         _keep_from_fast_path(engine)
         for site in sites:
             module = model.get_submodule(site.module)
-            hold(module, "forward", _maker(module, site), engine, undo)
+            hold(module, "forward", partial(_ServeFunctions, module, site), engine, undo)
         # Last, and so the first to go: other threads may be in a forward the while.
         kind = type(model).__name__
-        hold(model, "forward", lambda: _NeedReach(kind), engine, undo)
+        hold(model, "forward", partial(_NeedReach, kind), engine, undo)
 
 
 HOOK = FunctionalHook()
@@ -138,10 +139,6 @@ def _grid_of(model: Any) -> tuple[int, ...] | None:
     if not isinstance(grid, tuple) or not isinstance(places, Tensor) or places.dim() != 3:
         return None
     return grid if places.shape[1] in (prod(grid), prod(grid) + (before or 0)) else None
-
-
-def _maker(module: nn.Module, site: Site) -> Callable[[], _ServeFunctions]:
-    return lambda: _ServeFunctions(module, site)
 
 
 class _ServeFunctions(Around):
@@ -307,6 +304,3 @@ def _with_attention(attention: Callable[..., Tensor]) -> Callable[..., Any]:
     copy = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__)
     copy.__kwdefaults__ = plain.__kwdefaults__
     return copy
-
-
-__all__ = ["HOOK", "FunctionalHook"]

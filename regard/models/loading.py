@@ -132,12 +132,15 @@ def _place(name: str | Path | None) -> str | Path:
 
 
 def _not_loaded(place: str | Path, error: Exception) -> NoReturn:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     fail(
-        LoadingError, "model", f"{str(place)!r} ({first})",
+        LoadingError, "model", f"{str(place)!r} ({_first_line(error)})",
         "a folder in transformers format, or a name on the hub",
         "check the name and the network, or leave it out for the model that ships",
     )  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _tokenizer(transformers: Any, place: str | Path, revision: str | None, **file: str) -> Any:
@@ -154,9 +157,8 @@ def _tokenizer(transformers: Any, place: str | Path, revision: str | None, **fil
     except Exception as error:
         if not there and isinstance(error, (OSError, ValueError, KeyError)):
             return None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         fail(
-            LoadingError, "tokenizer", f"that of {str(place)!r} ({first})",
+            LoadingError, "tokenizer", f"that of {str(place)!r} ({_first_line(error)})",
             "files of a tokenizer that can be read", "copy the model again",
         )  # fmt: skip
 
@@ -192,22 +194,13 @@ def _kind(transformers: Any, config: Any) -> Any:
     """The class to load: a language model where there is one, else the bare model."""
     mapping = transformers.models.auto.modeling_auto
     names = set(getattr(config, "architectures", None) or ())
-    for auto in (
-        "AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM",
-        "AutoModelForMaskedLM",
-    ):  # fmt: skip
-        table = getattr(mapping, {
-            "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
-            "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-            "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-            "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-        }[auto])  # fmt: skip
-        found = table.get(config.model_type)
+    for auto, table in {
+        "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+        "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    }.items():
+        found = getattr(mapping, table).get(config.model_type)
         if found and (not names or names & ({found} if isinstance(found, str) else set(found))):
             return getattr(transformers, auto)
     return transformers.AutoModel
-
-
-__all__ = [
-    "DEMO", "PACKAGED", "Carried", "LoadingError", "configuration", "generates", "load", "packaged",
-]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,11 +37,7 @@ class OwnHook:
         """Send the calls of these layers through the engine; one that comes later is inside."""
         by_name = dict(_layers(model))
         for site in sites:
-            hold(by_name[site.module], "attend", _maker(site), engine, undo)
-
-
-def _maker(site: Site) -> Callable[[], _ServeLayers]:
-    return lambda: _ServeLayers(site)
+            hold(by_name[site.module], "attend", partial(_ServeLayers, site), engine, undo)
 
 
 class _ServeLayers(Around):

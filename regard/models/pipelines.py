@@ -192,6 +192,3 @@ def blocks_of(text: Any, prompt: Tensor) -> tuple[str, ...]:
         many = sum(x.startswith(name) for x in names)
         names.append(f"{name} {many + 1}" if many else name)
     return tuple(names)
-
-
-__all__ = ["Runner", "blocks_of", "is_pipeline", "telling_by_text"]

@@ -175,6 +175,3 @@ def _refuse(site: Site, module: nn.Module, what: str) -> NoReturn:
 def named_sites(model: nn.Module, sites: Any) -> list[tuple[Site, HeadWeights]]:
     """The weights of every self-attention of a model."""
     return [(site, head_weights(model, site)) for site in sites if site.kind == "self"]
-
-
-__all__ = ["HeadWeights", "head_weights", "named_sites", "output_weights"]

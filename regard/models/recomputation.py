@@ -112,6 +112,3 @@ def _tensors(out: Any) -> Iterator[Tensor]:
     for x in _pytree.tree_leaves(list(found)):
         if isinstance(x, Tensor):
             yield x
-
-
-__all__ = ["RecomputationError", "RecordedForward", "note_call", "recomputing"]

@@ -148,6 +148,3 @@ class Removal:
     def _done(self, step: Callable[[], object]) -> None:
         if self._steps and self._steps[-1] is step:
             self._steps.pop()
-
-
-__all__ = ["Removal", "exclusive", "run_within", "uncompiled", "untraced"]

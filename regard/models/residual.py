@@ -97,16 +97,17 @@ class Stream(Stage):
         self._norms: dict[int, tuple[nn.Module, Tensor]] = {}
         self._handles: list[Any] = []
         self._attached: Any = None
+        self._model: Any = None
 
     @classmethod
     def of(cls, model: nn.Module, limit: int = 512) -> Stream:
         """Watch a model in a `with`."""
         stream = cls(limit)
-        stream._model = model  # type: ignore[attr-defined]
+        stream._model = model
         return stream
 
     def __enter__(self) -> Self:
-        self._attached = attach(self._model, self, check=False)  # type: ignore[attr-defined]
+        self._attached = attach(self._model, self, check=False)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -287,15 +288,3 @@ def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
     with stream, torch.no_grad():
         model(ids[:, :limit].to(next(model.parameters()).device))
     return stream
-
-
-__all__ = [
-    "FrozenNorm",
-    "ResidualBlock",
-    "Stream",
-    "embedding_of",
-    "layers_of",
-    "precise",
-    "unembedding_of",
-    "watched",
-]

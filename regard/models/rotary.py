@@ -185,6 +185,3 @@ def _explains(turn: Turn, k: Tensor) -> bool:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).abs().max()) <= 32 * torch.finfo(a.dtype).eps * float(b.abs().max())
-
-
-__all__ = ["MOVING", "TRIED", "Turn", "Turns", "rotations_of", "turns_of"]

@@ -108,9 +108,3 @@ def answers(model: Any, tokenizer: Any, given: dict[str, Tensor], **settings: An
         out[:, given["input_ids"].shape[1] :], skip_special_tokens=True
     )
     return said
-
-
-__all__ = [
-    "DESCRIBER", "PATCHES", "SIDE", "WORDS", "answers", "ask", "describer_config",
-    "load_describer", "word_tokenizer",
-]  # fmt: skip

@@ -149,15 +149,3 @@ def save_painter(net: nn.Module, words: nn.Module, folder: Path) -> None:
              for k, x in m.state_dict().items()}  # fmt: skip
     files = need("safetensors.torch", "hf", "writes weights")
     files.save_file(state, folder / "painter.safetensors")
-
-
-__all__ = [
-    "PAINTER",
-    "ShapePainter",
-    "WordTable",
-    "WordTokenizer",
-    "load_painter",
-    "painter_of",
-    "save_painter",
-    "transformer",
-]

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -68,20 +68,19 @@ class TransformersHook:
             one = held.get(module) or Held(site)
             held[module] = one.by((*one.engines, engine))
             if is_written_out(module) and engine.stages:
-                hold(module, "forward", _call_ours(module), engine, undo)
-        for name, around in (
-            ("generate_batch", _Refuse(refuse_batching)),
-            ("set_attn_implementation", _Refuse(_refuse_other)),
-        ):
+                hold(module, "forward", partial(CallOurs, module), engine, undo)
+        for name, refuse in (
+            ("generate_batch", refuse_batching), ("set_attn_implementation", _refuse_other),
+        ):  # fmt: skip
             if hasattr(model, name):
-                hold(model, name, _same(around), engine, undo)
+                hold(model, name, partial(_Refuse, refuse), engine, undo)
         for config in configs:
             there = config._attn_implementation_internal
             ours = there if isinstance(there, Name) else Name(there)
             ours.holders = (*ours.holders, engine)
             config._attn_implementation_internal = ours
         # Last, and so the first to go: other threads may be in a forward the while.
-        hold(model, "forward", lambda: _NeedOurs(configs), engine, undo)
+        hold(model, "forward", partial(_NeedOurs, configs), engine, undo)
         others = Sites(site for m, site in modules if not _ours(m))
         if others:
             FUNCTIONAL.install(model, others, engine, undo)
@@ -115,14 +114,6 @@ class _Refuse(Around):
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.refuse(*args, **kwargs)
-
-
-def _call_ours(module: nn.Module) -> Callable[[], Around]:
-    return lambda: CallOurs(module)
-
-
-def _same(around: Around) -> Callable[[], Around]:
-    return lambda: around
 
 
 class _NeedOurs(Around):
@@ -257,6 +248,3 @@ def _grid(config: Any) -> tuple[int, int] | None:
         return None
     (high, wide), (tall, broad) = ((x, x) if isinstance(x, int) else tuple(x) for x in sizes)
     return high // tall, wide // broad
-
-
-__all__ = ["HOOK", "TransformersHook"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.run.runner import LIMIT, TooLargeError, need_room, run
+from regard.run.runner import LIMIT, need_room, run
 
 
 def closed_weights(call: Call, asked_by: str, limit: int = LIMIT) -> Tensor:
@@ -20,6 +20,3 @@ def closed_weights(call: Call, asked_by: str, limit: int = LIMIT) -> Tensor:
     found = run(call, ("weights",), "reference").weights
     assert found is not None
     return found
-
-
-__all__ = ["LIMIT", "TooLargeError", "closed_weights"]

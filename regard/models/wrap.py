@@ -198,6 +198,3 @@ def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
     undo = Removal()
     hold(module, "forward", lambda: _Before(ours), ours, undo, join=False)
     return undo
-
-
-__all__ = ["Around", "Wrapped", "hold", "put_before"]

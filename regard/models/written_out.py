@@ -23,11 +23,10 @@ def _scaled_bias(module: Any, rel_pos: Tensor | None, rel_2d_pos: Tensor | None)
     """Return the sum of both tables over the root of the head size."""
     if not module.has_relative_attention_bias or rel_pos is None:
         return None
-    both = module.has_spatial_attention_bias and rel_2d_pos is not None
-    # `both` says that neither is None.
-    bias = rel_pos + rel_2d_pos if both else rel_pos  # type: ignore[operator]
+    if module.has_spatial_attention_bias and rel_2d_pos is not None:
+        rel_pos = rel_pos + rel_2d_pos
     root: float = module.attention_head_size**-0.5
-    return bias * root
+    return rel_pos * root
 
 
 def _spatial_bias(module: Any, rel_pos: Tensor | None, rel_2d_pos: Tensor | None) -> Tensor | None:
@@ -90,6 +89,3 @@ class CallOurs(Around):
             is_causal=False, position_bias=self.bias(module, rel_pos, rel_2d_pos), **kwargs,
         )  # fmt: skip
         return out.flatten(2), weights
-
-
-__all__ = ["BIASES", "CallOurs", "is_written_out"]

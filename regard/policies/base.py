@@ -177,6 +177,3 @@ class Policy(ABC):  # noqa: B024
         """Return the settings, as a calibration file keeps them."""
         held = dataclasses.fields(self)
         return {f.name: getattr(self, f.name) for f in held if f.init and f.name != "keep"}
-
-
-__all__ = ["Policy", "Step", "hooks_of"]

@@ -166,6 +166,3 @@ def _patch_size(embeddings: nn.Module, name: str) -> int:
         CapabilityError, name, type(embeddings).__name__, "square patches that do not overlap",
         "choose a model that cuts images so",
     )  # fmt: skip
-
-
-__all__ = ["BlankPatches", "blank_patches"]

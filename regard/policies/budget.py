@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 
 # As the standards have them (IEC 80000-13): kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
 UNITS = {"B": 1} | {
@@ -87,6 +87,12 @@ class Budget:
         unit = max((u for u, one in UNITS.items() if size % one == 0), key=lambda u: UNITS[u])
         return f"{size // UNITS[unit]}{unit}"
 
+    def need_share(self, of: str) -> float:
+        """Return the share; raise for another kind of budget, saying what it is a share `of`."""
+        if self.share is None:
+            fail(CapabilityError, "keep", f"{self}", f"a share of {of}", "pass keep=0.5, say")
+        return self.share
+
     @cached_property
     def whole(self) -> bool:
         """Whether everything may stay."""
@@ -136,6 +142,3 @@ def _meant(keep: Any) -> str:
         return "write 25%, 256tok or 4MiB"
     share = "100% for all" if int(number) == 1 else f"{number}% for a share"
     return f"write {number}tok for tokens, {share}, or {number}MiB for bytes"
-
-
-__all__ = ["Budget"]

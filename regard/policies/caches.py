@@ -169,6 +169,3 @@ def need_one(names: Sequence[str], what: str) -> NoReturn:
         "policies that choose different things",
         "stack one that evicts, one that stores and one for prompts",
     )  # fmt: skip
-
-
-__all__ = ["Caches", "need_one"]

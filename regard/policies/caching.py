@@ -40,6 +40,3 @@ def causal_only(sites: Sites) -> Answer:
     """Return whether all sites are causal self-attention, or why not."""
     other = next((s for s in sites if s.kind != "self" or s.causal is False), None)
     return Yes() if other is None else No(f"which is not causal at {other.module}")
-
-
-__all__ = ["can_cache", "causal_only"]

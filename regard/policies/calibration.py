@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
 
 from regard.core.errors import RuleError, fail
 from regard.core.files import (
@@ -19,7 +22,9 @@ from regard.core.files import (
     write_packed,
 )
 from regard.core.hashes import hash_of, hash_of_code
+from regard.models.attach import attach
 from regard.models.fingerprint import fingerprint
+from regard.models.stage import Stage
 from regard.policies.base import Policy
 from regard.policies.kinds import Calibrated
 
@@ -61,6 +66,29 @@ def frozen(model: Any) -> Iterator[None]:
     finally:
         for p in weights:
             p.requires_grad_(True)
+
+
+def last_hidden(model: Any, ids: Tensor) -> Tensor:
+    """Return the last hidden states of a transformers model, [b, n, dim]."""
+    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+    return found
+
+
+def run_texts(
+    model: Any, inputs: Sequence[Any], state: dict[str, Any], stage: Stage,
+    keep: Callable[[dict[str, Any]], Any], found: Callable[[], dict[str, Any]],
+) -> Iterator[tuple[int, int]]:  # fmt: skip
+    """Run a model under a stage on each input that `state` does not count yet; yield progress.
+
+    An input is ids [1, n], or the arguments of a forward. After each, `keep` gets what was
+    `found` so far, with the number of inputs done.
+    """
+    for step in range(int(state.get("step", 0)), len(inputs)):
+        one = inputs[step]
+        with attach(model, [stage], check=False), torch.no_grad():
+            model(**one) if isinstance(one, Mapping) else model(one, use_cache=False)
+        keep({"step": step + 1, **found()})
+        yield step + 1, len(inputs)
 
 
 def save_calibration(
@@ -219,10 +247,3 @@ def _hash_of_inputs(inputs: Any) -> str | None:
         return hash_of(inputs)
     except RuleError:
         return None
-
-
-__all__ = [
-    "BEGUN", "CALIBRATION", "CalibrationError", "accepted", "calibrate", "fingerprint", "found_by",
-    "frozen", "load_calibration", "need_calibration", "read_calibration", "save_calibration",
-    "serves",
-]  # fmt: skip

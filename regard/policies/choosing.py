@@ -168,6 +168,3 @@ def _unbeaten(total: Tensor, paid: Tensor) -> Tensor:
     twins = beats & beats.T & (order[:, None] > order[None])
     lost = (beats & ~beats.T).any(0) | (beats.T & twins).any(1)
     return order[~lost]
-
-
-__all__ = ["Choice", "cheapest"]

@@ -222,6 +222,3 @@ class Settling(Stage):
     def by_step(self) -> list[float]:
         """Return the change at step 1, 2, ..., a mean over layers."""
         return [sum(x) / len(x) for _, x in sorted(self._found.items())]
-
-
-__all__ = ["OverSteps", "Run", "Settling", "TGate", "repeated", "rows_of", "taken"]

@@ -184,6 +184,3 @@ def grouped(likeness: Tensor, least: float) -> dict[int, int]:
         else:
             first = layer
     return found
-
-
-__all__ = ["PoD", "alike", "grouped"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.result import Result
 from regard.models.attach import attach
+from regard.models.checking import tensors_of
 from regard.models.stage import Stage
 from regard.policies.registry import make_policies
 from regard.policies.shrinking import Shrinking
@@ -59,24 +60,11 @@ def distill(
             ours.held, theirs.held = [], []
             one = inputs[step % len(inputs)]
             with torch.no_grad():
-                aim = first_tensor(teacher(**one))
-            loss = (first_tensor(model(**one)) - aim).square().mean()
+                aim = next(tensors_of(teacher(**one)))
+            loss = (next(tensors_of(model(**one))) - aim).square().mean()
             for a, b in zip(ours.held, theirs.held, strict=True):
                 loss = loss + (a - b).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             yield float(loss.detach())
-
-
-def first_tensor(out: Any) -> Tensor:
-    """The first tensor of what a model gives.
-
-    >>> first_tensor((torch.ones(2), 3)).tolist()
-    [1.0, 1.0]
-    """
-    found: Tensor = out if isinstance(out, Tensor) else out[0]
-    return found
-
-
-__all__ = ["Outputs", "distill", "first_tensor"]

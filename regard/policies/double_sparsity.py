@@ -13,9 +13,9 @@ from regard.core.call import Call
 from regard.core.method import method
 from regard.core.result import Result
 from regard.memories.stores import Plain, TokenStore
-from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.policies.base import Step
+from regard.policies.calibration import run_texts
 from regard.policies.kinds import Calibrated
 from regard.policies.registry import register
 from regard.policies.selecting import Selecting
@@ -92,14 +92,7 @@ class DoubleSparsity(Selecting, Calibrated):
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
         """Add up the sizes of products over texts; tell each."""
         sizes = _Sizes({int(layer): x for layer, x in state.get("sizes", {}).items()})
-        done = int(state.get("step", 0))
-        for step, ids in enumerate(inputs):
-            if step < done:
-                continue
-            with attach(model, [sizes], check=False), torch.no_grad():
-                model(ids, use_cache=False)
-            keep({"step": step + 1, "sizes": sizes.sums})
-            yield step + 1, len(inputs)
+        yield from run_texts(model, inputs, state, sizes, keep, lambda: {"sizes": sizes.sums})
         self.ranked = {layer: x.argsort(-1, descending=True) for layer, x in sizes.sums.items()}
 
     def found(self) -> dict[str, Any]:
@@ -136,6 +129,3 @@ class _Sizes(Stage):
         own = products(call, real).mean(0).cpu() / (call.n * call.m)
         layer = call.site.layer or 0
         self.sums[layer] = self.sums.get(layer, torch.zeros_like(own)) + own
-
-
-__all__ = ["DoubleSparsity", "products"]

@@ -232,9 +232,3 @@ class Random(Evict):
         table = torch.rand(step.seen, step.call.g, generator=draw).T.to(device=step.call.k.device)
         at = rank_of(step.positions).clamp(min=0)
         return table.expand(step.call.b, -1, -1).gather(2, at)
-
-
-__all__ = [
-    "AdaKV", "HeavyHitters", "KeyDiff", "KeyNorm", "PyramidKV", "Random", "Rolling", "SnapKV",
-    "Streaming", "Tova",
-]  # fmt: skip

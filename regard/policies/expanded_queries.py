@@ -249,9 +249,3 @@ def _sharing(model: Any) -> Callable[..., Any]:
         return ids, kept if found is None else {**kept, "encoder_outputs": found}
 
     return expanded
-
-
-__all__ = [
-    "ExpandedQueries", "States", "beams_of", "contract", "expand", "expanded_attention", "fold",
-    "unfold",
-]  # fmt: skip

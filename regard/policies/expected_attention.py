@@ -100,6 +100,3 @@ class ExpectedAttention(Evict):
             held[id(turn)] = turned.mean((0, 1))
         average: Tensor = held[id(turn)]
         return average
-
-
-__all__ = ["ExpectedAttention"]

@@ -43,6 +43,3 @@ class Finch(SnapKV):
             votes += torch.einsum("bhwm,bw->bhm", weights, before[:, some])
         own = by_key_head(votes[..., : call.m - w] / w, call.g)
         return torch.nn.functional.pad(own, (0, w))
-
-
-__all__ = ["Finch"]

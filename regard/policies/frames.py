@@ -13,8 +13,8 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, ValueRangeError, fail
 from regard.core.method import method
 from regard.core.result import Result
-from regard.models.attach import attach
 from regard.models.stage import Stage
+from regard.policies.calibration import run_texts
 from regard.policies.grids import Image, OnGrid, image_of, with_rest
 from regard.policies.kinds import Calibrated
 from regard.policies.registry import register
@@ -80,15 +80,8 @@ class AttentionTile(OnGrid, Calibrated):
         if not self.error > 0:
             fail(ValueRangeError, "error", self.error, "more than 0", "pass error=0.01, say")
         errors = {int(layer): list(x) for layer, x in state.get("errors", {}).items()}
-        done = int(state.get("step", 0))
-        for step, one in enumerate(inputs):
-            if step < done:
-                continue
-            search = _FrameErrors(errors)
-            with attach(model, [search], check=False), torch.no_grad():
-                model(**one)
-            keep({"step": step + 1, "errors": errors})
-            yield step + 1, len(inputs)
+        search = _FrameErrors(errors)
+        yield from run_texts(model, inputs, state, search, keep, lambda: {"errors": errors})
         self.references = {
             layer: next((k for k, e in enumerate(x, 1) if e / len(inputs) <= self.error), len(x))
             for layer, x in errors.items()
@@ -152,6 +145,3 @@ class _FrameErrors(Stage):
         new = tile_errors(call, image)
         before = self.errors.get(call.site.layer, [0.0] * len(new))
         self.errors[call.site.layer] = [a + b for a, b in zip(before, new, strict=True)]
-
-
-__all__ = ["AttentionTile", "meeting", "tile_errors", "tiles"]

@@ -236,6 +236,3 @@ def best_tiles(call: Call, block: int, count: Tensor | int) -> Tensor:
     rows, cols = tile_places(call, block)
     found = found.masked_fill(cols > rows[:, None], -torch.inf)
     return found.argsort(dim=-1, descending=True).argsort(dim=-1) < count
-
-
-__all__ = ["Distilling", "Gate", "SeerAttention", "best_tiles", "mass_found", "tile_targets"]

@@ -159,10 +159,6 @@ class Grat(OnGrid):
     group: tuple[int, ...] | None = None
     radius: int | None = None
 
-    def key(self, image: Image, call: Call) -> Any:
-        """The same for every layer and step."""
-        return image
-
     def size(self, image: Image) -> tuple[int, ...]:
         """Sides of a group, within the grid."""
         usual = (4, 8, 8)[-len(image.grid) :]
@@ -221,6 +217,3 @@ def surrounding(places: list[Tensor], counts: tuple[int, ...], radius: int) -> T
         last = (first + 2 * radius).clamp(max=many - 1)
         meets &= (x >= first[:, None]) & (x <= last[:, None])
     return meets
-
-
-__all__ = ["Grat", "GratCrissCross", "Image", "OnGrid", "boxes", "image_of", "surrounding"]

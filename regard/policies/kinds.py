@@ -280,8 +280,3 @@ class Calibrated(ABC):
 
 
 KINDS: tuple[type[Policy], ...] = (Evict, Store, Select, Prefill, ModulePatch)
-
-__all__ = [
-    "KINDS", "Calibrated", "Evict", "EvictAtSteps", "EvictByHistory", "EvictUnevenly",
-    "ModulePatch", "Prefill", "Select", "SelectAndJoin", "SelectAndRun", "Store", "StoreAndAttend",
-]  # fmt: skip

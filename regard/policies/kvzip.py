@@ -183,6 +183,3 @@ def slots_of(memory: Any) -> Tensor:
     return torch.tensor(
         [counts[head] for head in sorted(counts)], device=memory.positions.device
     )  # fmt: skip
-
-
-__all__ = ["KVzip"]

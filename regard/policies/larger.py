@@ -132,6 +132,3 @@ class FreeSwim(OverSteps, Select):
         out = run(*args, **kwargs).clone()
         out[self._rows] = kept
         return out
-
-
-__all__ = ["FreeSwim"]

@@ -130,6 +130,3 @@ def outlier_dim(x: Tensor) -> int:
     """
     sizes = {dim: sizes_along(x, dim) for dim in (-1, -2)}
     return max(sizes, key=lambda d: float(sizes[d].max() / sizes[d].median().clamp(min=1e-12)))
-
-
-__all__ = ["Dgq", "group_quantized", "log2_quantized", "outlier_dim"]

@@ -172,6 +172,3 @@ def _landmark(pages: Tensor, turn: Turn, rule: Rule, h: int, g: int) -> Tensor:
     q, k = turn.turn(q, line), turn.turn(k, line)
     mean = attend(q, k, v, rule).mean(2, keepdim=True)
     return attend(mean, k, k, rule).view(b, t, h, -1).transpose(1, 2)
-
-
-__all__ = ["LongHeads"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Everything, PerHead, Support
 from regard.memories.base import KeyMemory
@@ -76,17 +76,12 @@ class MoASparse(Store, Select, Calibrated):
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Plan for the budget, unless all is kept."""
         super().begin(model, sites, budget)
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share: of the keys, over all heads",
-                "pass keep=0.5, say",
-            )  # fmt: skip
+        share = self.budget.need_share("the keys, over all heads")
         self.rules: Rules = {}
         if self.budget.whole:
             return
         if not self.profile:
             need_calibration(self, "what each head loses by a shorter span")
-        share = self.budget.share
         if share < self._least():
             fail(
                 ValueRangeError, "keep", share, f"at least {self._least():.3f}: the sinks and one "
@@ -328,6 +323,3 @@ class HeadSpans(Stage):
         own, share = self.spans[call.site.layer or 0], call.h // call.g
         made = PerHead(tuple(near(own[h // share], self.sinks) for h in range(call.h)))
         return call.replace(rule=call.rule.replace(support=call.rule.support & made))
-
-
-__all__ = ["HeadSpans", "MoASparse", "own_answer", "span"]

@@ -61,6 +61,3 @@ def _asked(
     policy: ModulePatch, site: Site | None, run: Callable[..., Any], *args: Any, **kw: Any
 ) -> Any:
     return policy.patch(site, run, args, kw)
-
-
-__all__ = ["patch_modules"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Tiles
 from regard.models.site import Site, Sites
@@ -71,11 +71,7 @@ class AdaSpa(SelectAndRun):
                 ValueRangeError, "searches", repr(steps), "rising steps from 0",
                 "pass searches=(10, 30)",
             )  # fmt: skip
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share of the pairs",
-                "pass keep=0.2, say",
-            )  # fmt: skip
+        self.budget.need_share("the pairs")
         self._found: dict[Any, FoundTiles] = {}
 
     def end(self) -> None:
@@ -93,14 +89,12 @@ class AdaSpa(SelectAndRun):
         found = self._found.setdefault((site, now.branches), FoundTiles())
         if now.step < self.searches[0]:
             return call
-        missing = found.chosen is None or found.lse is None
-        # `missing` says that the log-sum-exp is there, which the type checker cannot follow.
-        if missing or found.lse.shape != call.q.shape[:3] or now.step == self.searches[0]:  # type: ignore[union-attr]
+        fits = found.lse is not None and found.lse.shape == call.q.shape[:3]
+        if found.chosen is None or not fits or now.step == self.searches[0]:
             found.due = True
             return call
         if now.step in self.searches:
             self.search(call, found)
-        assert found.chosen is not None
         tiles = Tiles(found.chosen, (self.block, self.block))
         return call.replace(rule=call.rule.replace(support=call.rule.support & tiles))
 
@@ -165,6 +159,3 @@ def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tens
         held = torch.stack([curve.gather(2, x[..., None] - 1).sum((1, 2)) for x in tried])
         counts = torch.stack(tried)[held.argmax(0), torch.arange(len(mass), device=mass.device)]
     return (place < counts[..., None, None]) & free | ~free
-
-
-__all__ = ["AdaSpa", "always", "choose"]

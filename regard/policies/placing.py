@@ -40,6 +40,3 @@ def without_padding(rule: Rule) -> Rule:
     for part in support.parts:
         left = left if isinstance(part, Padding) else left & part
     return rule.memo("no padding", lambda: rule.replace(support=left))
-
-
-__all__ = ["placed", "without_padding"]

@@ -82,6 +82,3 @@ class Profile(Stage):
         if partial.out.requires_grad:
             partial.out.register_hook(told)
         return partial
-
-
-__all__ = ["MaskingEffects", "Profile", "masking_effect"]

@@ -19,9 +19,11 @@ from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.result import Result
 from regard.core.support import Everything, Tiles
-from regard.models.attach import attach
+from regard.models.attach import hook_of
 from regard.models.stage import Stage
 from regard.policies.base import Step
+from regard.policies.budget import Budget
+from regard.policies.calibration import run_texts
 from regard.policies.kinds import Calibrated, Prefill, Select
 from regard.policies.registry import register
 from regard.policies.selecting import taken
@@ -216,13 +218,13 @@ class MInference(Prefill, Calibrated):
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
         """Search on one text (ids [1, n]), layer by layer, in one forward."""
-        share = 0.1 if self.keep is None else float(self.keep)
-        search = _PatternSearch(self, share)
-        with attach(model, [search], check=False), torch.no_grad():
-            model(inputs[0], use_cache=False)
+        self.begin(model, hook_of(model)[1], Budget.of(0.1))
+        search = _PatternSearch(self, dict(state.get("patterns", {})))
+        yield from run_texts(
+            model, inputs[:1], state, search, keep, lambda: {"patterns": search.patterns}
+        )
         self.patterns = search.patterns
-        keep({"patterns": self.patterns})
-        yield 1, 1
+        self.end()
 
     def found(self) -> dict[str, Any]:
         """Return the pattern of each head."""
@@ -318,15 +320,10 @@ class Hip(Prefill, Select):
 class _PatternSearch(Stage):
     """Find the pattern of every head while a text is read."""
 
-    def __init__(self, maker: MInference, keep: float) -> None:
+    def __init__(self, maker: MInference, patterns: dict[int, list[str]]) -> None:
         super().__init__()
-        self.maker, self.keep, self.patterns = maker, keep, dict[int, list[str]]()
+        self.maker, self.patterns = maker, patterns
 
     def see(self, call: Call, result: Result) -> None:
         """Compare the patterns of one layer."""
-        self.patterns[call.site.layer] = self.maker.best_patterns(call, self.keep)
-
-
-__all__ = [
-    "AShape", "BlockSparse", "Hip", "MInference", "VerticalSlash", "lines",
-]  # fmt: skip
+        self.patterns[call.site.layer] = self.maker.best_patterns(call, self.maker.density(call))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.result import Result
-from regard.models.attach import attach, hook_of
+from regard.models.attach import hook_of
 from regard.models.site import Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
-from regard.policies.calibration import need_calibration
+from regard.policies.calibration import need_calibration, run_texts
 from regard.policies.kinds import Calibrated, Evict
 from regard.policies.registry import register
 from regard.policies.scoring import by_key_head
@@ -68,15 +68,12 @@ class QFilters(Evict, Calibrated):
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
         """Sum the moments of queries over the texts; tell each text."""
         moments = QueryMoments()
-        done = 0
         if state:
-            done = state["step"]
             moments.sums, moments.squares = dict(state["sums"]), dict(state["squares"])
-        for number in range(done, len(inputs)):
-            with attach(model, [moments], check=False), torch.no_grad():
-                model(inputs[number], use_cache=False)
-            keep({"step": number + 1, "sums": moments.sums, "squares": moments.squares})
-            yield number + 1, len(inputs)
+        yield from run_texts(
+            model, inputs, state, moments, keep,
+            lambda: {"sums": moments.sums, "squares": moments.squares},
+        )  # fmt: skip
         groups = {s.layer or 0: s.kv_heads or s.heads or 1 for s in hook_of(model)[1]}
         self.filters = moments.filters(groups)
 
@@ -108,6 +105,3 @@ class QueryMoments(Stage):
             first = torch.where(along < 0, -first, first)
             made[layer] = by_key_head(first[None], groups[layer])[0].float()
         return made
-
-
-__all__ = ["QFilters", "QueryMoments"]

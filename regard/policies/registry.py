@@ -110,6 +110,3 @@ def make_policies(asked: Any) -> list[Policy]:
             )  # fmt: skip
         made.append(policy(one) if isinstance(one, str) else one)
     return made
-
-
-__all__ = ["known", "make_policies", "policy", "register"]

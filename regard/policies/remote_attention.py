@@ -10,7 +10,8 @@ from torch import Tensor
 
 from regard.core.method import method
 from regard.memories.base import KeyMemory
-from regard.memories.remote import AttentionWorkers, Remote
+from regard.memories.remote import Remote
+from regard.memories.workers import AttentionWorkers
 from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.budget import Budget
@@ -66,6 +67,3 @@ class RemoteAttention(StoreAndAttend):
         super().end()
         if self.workers is None:
             self._ours.close()
-
-
-__all__ = ["RemoteAttention"]

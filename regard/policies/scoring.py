@@ -94,6 +94,3 @@ def together(slots: Tensor) -> Tensor:
     slots = torch.where(slots < 0, last, slots).sort(-1).values
     slots = slots[..., : max(int((slots < last).sum(-1).max()), 1)]
     return torch.where(slots < last, slots, -1)
-
-
-__all__ = ["best", "by_key_head", "rank_of", "received", "smooth", "together"]

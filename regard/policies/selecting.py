@@ -256,9 +256,3 @@ class Recycled(Selecting):
         held = Plain()
         held.append(weight[..., None])
         layer.extra[f"{self.name} weights"] = held
-
-
-__all__ = [
-    "Bounds", "Quest", "Recycled", "Selecting", "page_scores",
-    "page_worth", "taken", "whole_pages",
-]  # fmt: skip

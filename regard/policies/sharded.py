@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Blocks, Causal, PerHead, Sinks, Strided, Support
 from regard.layers.block_routing import routed
@@ -23,6 +23,9 @@ from regard.policies.registry import register
 from regard.policies.scoring import rank_of
 from regard.policies.tiling import density
 from regard.run.executor import Answer
+
+if TYPE_CHECKING:
+    from regard.models.cache import KeyLayer
 
 
 def shard(head: int, stride: int, local: int, block: int) -> Support:
@@ -39,10 +42,6 @@ def shard(head: int, stride: int, local: int, block: int) -> Support:
     """
     own = Strided(stride, head % stride, block)
     return Causal() & (Blocks(block, back=local - 1) | own | Sinks(block))
-
-
-if TYPE_CHECKING:
-    from regard.models.cache import KeyLayer
 
 
 @register("s2", "sharded")
@@ -69,16 +68,11 @@ class Sharded(EvictAtSteps, Select):
         for name in ("block", "local"):
             if getattr(self, name) < 1:
                 fail(ValueRangeError, name, getattr(self, name), "at least 1", "take one more")
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share of the blocks",
-                "pass keep=0.25, say: what a head keeps grows with the text",
-            )  # fmt: skip
+        self.budget.need_share("the blocks")
 
     def supports(self, heads: int) -> list[Support]:
         """Return what each key head may attend to."""
-        assert self.budget.share is not None
-        stride = math.ceil(1 / self.budget.share - 1e-9)
+        stride = math.ceil(1 / self.budget.need_share("the blocks") - 1e-9)
         return [shard(h, stride, self.local, self.block) for h in range(heads)]
 
     def _idle(self, step: Step) -> bool:
@@ -87,11 +81,9 @@ class Sharded(EvictAtSteps, Select):
     def select(self, step: Step) -> Call:
         """Mask a prompt; a single query finds only what it may meet."""
         call = step.call
-        if self._idle(step):
+        if self._idle(step) or step.n == 1:
             return call
         own = self.supports(call.g)
-        if step.n == 1:
-            return call
         heads = PerHead(tuple(own[h * call.g // call.h] for h in range(call.h)))
         return call.replace(rule=call.rule.replace(support=call.rule.support & heads))
 
@@ -152,6 +144,3 @@ class RoutedPrompt(Select):
         )
         chosen = routed(call, self.block, count)
         return call.replace(rule=call.rule.replace(support=call.rule.support & chosen))
-
-
-__all__ = ["RoutedPrompt", "Sharded", "shard"]

@@ -22,7 +22,7 @@ from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
-from regard.policies.calibration import need_calibration
+from regard.policies.calibration import last_hidden, need_calibration
 from regard.policies.kinds import Calibrated, Select, SelectAndRun, Store
 from regard.policies.placing import without_padding
 from regard.policies.registry import register
@@ -123,7 +123,7 @@ class KVSharer(Store, Calibrated):
                 layers = len(bare.sites)
                 for ids in inputs:
                     model(ids, use_cache=False)
-            plain = [_last(model, ids) for ids in inputs]
+            plain = [last_hidden(model, ids) for ids in inputs]
         pairs = ranked_pairs(means.mean(), self.order)
         want = max(1, int(self.share * layers))
         done = state.get("step", 0)
@@ -150,7 +150,7 @@ class KVSharer(Store, Calibrated):
     ) -> float:
         """Mean cosine of the last hidden states with and without sharing."""
         with attach(model, [Sharing(sources)], check=False):
-            shared = [_last(model, ids) for ids in inputs]
+            shared = [last_hidden(model, ids) for ids in inputs]
         each = [
             torch.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
             for a, b in zip(plain, shared, strict=True)
@@ -180,11 +180,6 @@ def skipped(projection: nn.Linear) -> Callable[[], None]:
             projection.forward = before  # type: ignore[method-assign]
 
     return undo
-
-
-def _last(model: Any, ids: Tensor) -> Tensor:
-    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
-    return found
 
 
 class _MeanKeys(Stage):
@@ -400,6 +395,3 @@ def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
         # Of heads that are alike but for rounding, the first.
         head_of[c] = int((own >= own.max() - 1e-5).nonzero()[0])
     return torch.tensor([head_of[c] for c in cluster.tolist()])
-
-
-__all__ = ["Chai", "KVSharer", "SharedWeights", "Sharing", "leaders", "ranked_pairs"]

@@ -244,6 +244,3 @@ class Shrinking(Stage):
         e = result.out.shape[3]
         self.costs.add(step.whole or call, e, step.seen, spent, step.dense)
         return result
-
-
-__all__ = ["Shrinking"]

@@ -191,6 +191,3 @@ class Shrunk(Detaching):
 
     def __repr__(self) -> str:
         return f"Shrunk({self.stage.name} on {type(self.model).__name__})"
-
-
-__all__ = ["LayerReport", "Report", "Shrunk"]

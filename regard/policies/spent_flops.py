@@ -61,6 +61,3 @@ class SpentFlops(dict[Site, Spent]):
         for site, spent in self.items():
             if site.module == module or not module:
                 spent.dense += spent.last
-
-
-__all__ = ["Spent", "SpentFlops"]

@@ -71,6 +71,3 @@ class Offloaded(Store):
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory:
         """Keep files."""
         return Kept(lambda: Mapped(self.folder))
-
-
-__all__ = ["LowRankKeys", "Offloaded", "Quantized"]

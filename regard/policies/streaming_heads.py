@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.result import Result
@@ -20,15 +19,16 @@ from regard.memories.kept import Kept
 from regard.memories.ring import Ring
 from regard.memories.split import Split
 from regard.memories.stores import Plain
+from regard.memories.summaries import Bounds
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
-from regard.policies.calibration import frozen, need_calibration
+from regard.policies.calibration import frozen, last_hidden, need_calibration
 from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of, together
-from regard.policies.selecting import Bounds, Selecting, page_worth, whole_pages
+from regard.policies.selecting import Selecting, page_worth, whole_pages
 from regard.run.runner import run
 
 
@@ -73,11 +73,7 @@ class DuoAttention(Store, Select, Calibrated):
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Turn gates into roles."""
         super().begin(model, sites, budget)
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share: of the heads that retrieve",
-                "pass keep=0.5, say",
-            )  # fmt: skip
+        self.budget.need_share("the heads that retrieve")
         if not self.gates and not self.budget.whole:
             need_calibration(self, "which heads retrieve")
         self.roles = self._roles()
@@ -155,9 +151,9 @@ class DuoAttention(Store, Select, Calibrated):
             for step in range(done, self.steps):
                 ids, answer = inputs[step % len(inputs)]
                 with torch.no_grad():
-                    full = _hidden(model, ids)[:, -answer - 1 : -1]
+                    full = last_hidden(model, ids)[:, -answer - 1 : -1]
                 with attach(model, [gated], check=False):
-                    ours = _hidden(model, ids)[:, -answer - 1 : -1]
+                    ours = last_hidden(model, ids)[:, -answer - 1 : -1]
                 apart = (ours - full).square().mean() / full.square().mean()
                 size = torch.cat(list(gated.gates.values())).mean()
                 optimizer.zero_grad()
@@ -169,12 +165,6 @@ class DuoAttention(Store, Select, Calibrated):
                 keep({"step": step + 1, "gates": held, "optimizer": optimizer.state_dict()})
                 yield step + 1, self.steps
         self.gates = {layer: p.detach().tolist() for layer, p in gated.gates.items()}
-
-
-def _hidden(model: Any, ids: Tensor) -> Tensor:
-    """Last hidden states [b, n, d]."""
-    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
-    return found
 
 
 class Gates(Stage):
@@ -281,6 +271,3 @@ class LServe(DuoAttention, Selecting):
         slots = torch.nn.functional.pad(slots, (0, max(0, own.shape[2] - slots.shape[2])), value=-1)
         slots[:, dense, : own.shape[2]] = own
         return together(slots)
-
-
-__all__ = ["DuoAttention", "Gates", "LServe", "near", "near_rows"]

@@ -28,6 +28,3 @@ def density(budget: Budget, token_bytes: float, call: Call) -> float:
         return budget.share
     tokens = int(budget.of_rows(torch.tensor([call.m]), token_bytes))
     return min(1.0, 2 * tokens / call.m)
-
-
-__all__ = ["causal_tiles", "density", "tile_places"]

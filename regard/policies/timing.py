@@ -92,6 +92,3 @@ class EachStep(EvictAtSteps, Store):
         memory = layer.memory
         most = max(self.budget.of_row(memory.seen, self.token_bytes), self._fewest)
         return type(memory) is not Kept or memory.width > most
-
-
-__all__ = ["EachStep"]

@@ -1,11 +1,9 @@
 """The committed sweep of models: nothing is changed in silence, and the page is in step."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts import script
+
 FAULTS = {"changed", "unnamed", "broke", "died"}
 # Faults that the sweep has found, whose they are, and what is known of each.
 _HALVED = (
@@ -20,6 +18,7 @@ _UNREAD = (
     "of the sweep, which counted a softmax that nothing reads, computed beside the call; it counts "
     "those no longer, and these take longer than a class may on a busy machine"
 )
+
 KNOWN = {
     "Sam2HieraDetModel": _UNREAD,
     "Sam2Model": _UNREAD,
@@ -37,10 +36,7 @@ KNOWN = {
 
 @pytest.fixture(scope="module")
 def sweep():
-    where = importlib.util.spec_from_file_location("sweep", ROOT / "scripts" / "sweep_models.py")
-    module = importlib.util.module_from_spec(where)
-    where.loader.exec_module(module)
-    return module
+    return script("scripts/sweep_models.py")
 
 
 def test_no_class_is_changed_or_passed_by_in_silence(sweep):

@@ -22,8 +22,9 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import CapabilityError, RegardError
-from regard.memories.remote import AttentionWorkers, bandwidth, staggered, wire_bytes
+from regard.memories.remote import bandwidth, staggered, wire_bytes
 from regard.memories.wire import Line, WireError, new_key
+from regard.memories.workers import AttentionWorkers
 from regard.policies.remote_attention import RemoteAttention
 from tests.architectures import DECODERS, build
 
@@ -186,7 +187,7 @@ def test_workers_end_with_their_parent() -> None:
     """Killed, and with a fork of it that still has the sockets."""
     code = (
         "import os, sys, time\n"
-        "from regard.memories.remote import AttentionWorkers\n"
+        "from regard.memories.workers import AttentionWorkers\n"
         "made = AttentionWorkers(2)\n"
         "if os.fork() == 0:\n"
         "    time.sleep(60)\n"
