@@ -98,8 +98,8 @@ def attention(
     if kwargs:
         need_known(module, kwargs)
     found = held.get(module)
-    single = query.shape[2] == 1 and position_bias is softcap is s_aux is None
-    single = single and indices is block_indices is None
+    single = query.shape[2] == 1 and position_bias is None and softcap is None and s_aux is None
+    single = single and indices is None and block_indices is None
     if single and found is not None and not found.engine.stages and type(attention_mask) is Mask:
         before = _before_us(attention_mask)
         if before is not None and not kwargs.get("output_attentions"):
