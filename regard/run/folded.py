@@ -366,7 +366,7 @@ def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor, side: int) 
     """Add x [u, g, width, d] to the tiles [t, g, side, d] that it came from."""
     x = pad(x, (0, 0, 0, -x.shape[2] % side)).unflatten(2, (-1, side))
     if group.regular is None and group.columns is not None:
-        # From the last column on a tile is added to by one unit after the other, as by `index_add_`.
+        # From the last column on, one unit after the other adds to a tile: as by `index_add_`.
         for c in reversed(range(x.shape[2])):
             first, step = group.columns[c]
             start = first + units.start * step
