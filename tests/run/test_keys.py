@@ -228,6 +228,18 @@ def test_a_plan_depends_on_nothing_but_its_key(
 ) -> None:
     """What was planned for one call, and is run for another of its kind, can run that one."""
     torch.manual_seed(seed)
+    need_its_plan(m, n, form, rule)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_few_keys_are_not_planned_as_many(form: str, seed: int) -> None:
+    for rule in RULES:
+        for m in (40, 1, 31):
+            need_its_plan(m, 2, form, rule)
+
+
+def need_its_plan(m: int, n: int, form: str, rule: str) -> None:
+    """Run a call, and ask whether what ran it can."""
     call = Call(torch.randn(B, H, n, D), FORMS[form](m), RULES[rule])
     with recording() as ran:
         out = run(call).out
