@@ -312,8 +312,8 @@ def _chosen_heads(
     # A kind of attention, or a tower, without a role is looked into as well: its narrowest head.
     if "entropy" in seen.scores:
         narrow: dict[tuple[str, str], Head] = {}
-        for head in sorted(seen.scores["entropy"].heads(), key=lambda x: x.value):
-            narrow.setdefault((head.site.kind, seen.towers[head.site]), head)
+        for one in sorted(seen.scores["entropy"].heads(), key=lambda x: x.value):
+            narrow.setdefault((one.site.kind, seen.towers[one.site]), one)
         if len(narrow) > 1:
             ranked = [*ranked[: max(0, heads - len(narrow))], *narrow.values(), *ranked]
     found: dict[tuple[Site, int], int] = {}
