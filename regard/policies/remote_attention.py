@@ -51,7 +51,7 @@ class RemoteAttention(StoreAndAttend):
 
     def attend(self, step: Step) -> Tensor | None:
         """Ask the workers."""
-        from regard.policies.placing import without_padding
+        from regard.policies.without_padding import without_padding
 
         if step.layer is None or not isinstance(step.memory, Remote):
             return None

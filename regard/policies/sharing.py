@@ -24,8 +24,8 @@ from regard.models.stage import Stage
 from regard.policies.base import Step
 from regard.policies.calibration import last_hidden, need_calibration
 from regard.policies.kinds import Calibrated, Select, SelectAndRun, Store
-from regard.policies.placing import without_padding
 from regard.policies.registry import register
+from regard.policies.without_padding import without_padding
 from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
 from regard.run.runner import run

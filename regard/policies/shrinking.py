@@ -33,8 +33,8 @@ from regard.policies.kinds import (
     StoreAndAttend,
 )  # fmt: skip
 from regard.policies.module_patch import patch_modules
-from regard.policies.placing import without_padding
 from regard.policies.spent_flops import SpentFlops
+from regard.policies.without_padding import without_padding
 from regard.run.counting import COUNT
 from regard.run.executor import Answer, No
 from regard.run.runner import otherwise
