@@ -14,7 +14,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.partial import Partial
 from regard.core.result import Result
-from regard.models.pipelines import telling_by_text
+from regard.models.pipelines import branches_by_text
 from regard.models.site import Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
@@ -94,7 +94,7 @@ class Shrinking(Stage):
         self.caches = self._new_caches(model)
         self._undo.callback(patch_modules(model, sites, self))
         if self.pipeline is not None:
-            self._undo.enter_context(telling_by_text(self.pipeline, model))
+            self._undo.enter_context(branches_by_text(self.pipeline, model))
         self.active = True
 
     def _can_cache(self, model: Any, sites: Sites) -> Answer:
