@@ -86,6 +86,7 @@ def policy(name: str, **settings: Any) -> Policy:
             RuleError, "settings", f"{settings} for {name} ({error})", "settings of the policy",
             "pass the settings it needs, and no others",
         )  # fmt: skip
+    # A class that wraps takes `inner`, which Policy does not declare.
     return made if wrap is None else wrap(inner=made, **outer)  # type: ignore[call-arg]
 
 

@@ -171,13 +171,13 @@ def skipped(projection: nn.Linear) -> Callable[[], None]:
         return x.new_zeros(()).expand(*x.shape[:-1], projection.out_features)
 
     before = vars(projection).get("forward")
-    projection.forward = nothing  # type: ignore[method-assign, assignment]
+    projection.forward = nothing  # type: ignore[method-assign, assignment]  # undone below
 
     def undo() -> None:
         if before is None:
             del projection.forward
         else:
-            projection.forward = before  # type: ignore[method-assign]
+            projection.forward = before  # type: ignore[method-assign]  # undoes the one above
 
     return undo
 

@@ -239,7 +239,7 @@ class LServe(DuoAttention, Selecting):
         return False
 
     def worth(self, step: Step, index: Any) -> Tensor:
-        """Score the keys of the dense heads by their pages, [b, dense, m]; newer keys come first."""
+        """Score keys of the dense heads by their pages, [b, dense, m]; newer keys come first."""
         call, layer = step.call, step.layer
         dense, _ = self.heads(step.site)
         assert layer is not None
