@@ -58,7 +58,7 @@ class SourceAttention(Layer):
                 if padding is not None:
                     memory.keep("padding", padding)
             source, padding = memory.get("source"), memory.get("padding")
-        rule = Rule() if padding is None else Rule(Padding(padding))
+        rule = Rule.of(None) if padding is None else Rule(Padding(padding))
         seen = self.look(input.x[:, None], source[:, None], rule, input)[:, 0]
         y: Tensor = torch.tanh(self.to_out(torch.cat((seen, input.x), -1)))
         return y

@@ -164,10 +164,15 @@ class Attention(Layer):
 
     def compute(self, input: LayerInput) -> Tensor:
         """Project, attend and mix."""
-        if torch.compiler.is_compiling() and not (input.plain and self._fixed is not None):
-            # A rule cannot be built inside compiled code (decision 0005).
-            outside: Callable[[LayerInput], Tensor] = torch.compiler.disable(self.compute_eagerly)
-            return outside(input)
+        if torch.compiler.is_compiling():
+            from regard.layers.fixed_rules import rule_is_fixed  # loads the compiler
+
+            if not input.plain or not rule_is_fixed(self):
+                # A rule cannot be built inside compiled code (decision 0005).
+                from regard.core.uncompiled import uncompiled
+
+                y: Tensor = uncompiled(self.compute_eagerly, input)
+                return y
         return self.compute_eagerly(input)
 
     def compute_eagerly(self, input: LayerInput) -> Tensor:

@@ -121,6 +121,6 @@ class SingleHeadedRnn(Layer):
             memory.keep("lstm", tuple(t.transpose(0, 1) for t in after))
         if self.head is not None:
             h = self.norms[1](h) + self.head(h, **input.for_part("head", self.head))
-        y = self.norms[2](h)
-        mapped: Tensor = y + self.boom(y)
-        return mapped
+        h = self.norms[2](h)
+        y: Tensor = h + self.boom(h)
+        return y

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import RegardError, fail
+from regard.core.errors import RegardError, ValueRangeError, fail
 from regard.core.result import Result
 from regard.models.engine import Engine
 from regard.models.finding import main_input
@@ -83,8 +83,7 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             with_silence = _with(model, hook, sites, Engine([_Instead(0.0)]), inputs)
             unfelt = _same(with_silence, with_nothing)
             if unfelt:  # zero output projections, as before training, hide all but a NaN
-                marked = _with(model, hook, sites, Engine([_Instead(torch.nan)]), inputs)
-                unfelt = _same(marked, with_nothing)
+                unfelt = not _feels_nan(model, hook, sites, inputs, with_nothing)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -175,6 +174,19 @@ def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: Any) -> 
             undo()
     finally:
         undo()
+
+
+def _feels_nan(model: Any, hook: Hook, sites: Sites, inputs: Any, plain: list[Tensor]) -> bool:
+    """Return whether NaN in place of attention reaches the outputs or the bias of a later site.
+
+    A bias computed from the queries (relative positions in Sam) is rejected where it is NaN.
+    Nothing was rejected without the NaN, so it got through.
+    """
+    try:
+        marked = _with(model, hook, sites, Engine([_Instead(torch.nan)]), inputs)
+    except ValueRangeError:
+        return True
+    return not _same(marked, plain)
 
 
 def _at_real_tokens(x: Tensor, inputs: Mapping[str, Any]) -> Tensor:

@@ -223,35 +223,42 @@ def _restored(x: Tensor, order: Tensor | None, n: int) -> Tensor:
     return x if order is None else torch.empty_like(x).index_copy_(1, order, x)
 
 
-def _slabs(one: One, group: Group, *, views_too: bool = False) -> Iterator[Slab]:
-    """Cut a group into pieces whose keys and values fit the cache.
+def _parts(one: One, group: Group, *, views_too: bool = False) -> Iterator[slice]:
+    """Cut the units of a group into parts whose keys and values fit the cache.
 
     Views need no cutting forward; backward their gradients are copies (`views_too`).
     """
-    side_q, side_k = one.fold.size
     count, wide_keys = len(group.units), group.width
     row = one.k.shape[0] * wide_keys * (one.k.shape[-1] + one.v.shape[-1]) * one.k.element_size()
     at_once = max(1, GATHERED // row)
     if group.regular is not None and not views_too:
         at_once = count
     for start in range(0, count, at_once):
-        part = slice(start, min(start + at_once, count))
-        if group.regular is not None:
-            unit, step, key, key_step = group.regular
-            here = part.stop - start
-            q = _strided(one.q, (unit + start * step) * side_q, step * side_q, here, side_q)
-            first = (key + start * key_step) * side_k
-            k, v = (_strided(x, first, key_step * side_k, here, wide_keys) for x in (one.k, one.v))
-        else:
-            q = _gathered(one.q, group.units[part, None], side_q)
-            k, v = (_gathered(x, group.keys[part], side_k) for x in (one.k, one.v))
-        mask = group.mask
-        if mask is not None:
-            mask = mask if len(mask) == 1 else mask[part]
-            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
-                ~mask, -torch.inf
-            )
-        yield Slab(group, part, q, k, v, mask)
+        yield slice(start, min(start + at_once, count))
+
+
+def _slab(one: One, group: Group, part: slice) -> Slab:
+    """Return some units of a group with their tensors: views where they are regular, else copies.
+
+    What a slab holds is freed before the next is made, if its caller returns in between.
+    """
+    side_q, side_k = one.fold.size
+    if group.regular is not None:
+        unit, step, key, key_step = group.regular
+        here = part.stop - part.start
+        q = _strided(one.q, (unit + part.start * step) * side_q, step * side_q, here, side_q)
+        first = (key + part.start * key_step) * side_k
+        k, v = (_strided(x, first, key_step * side_k, here, group.width) for x in (one.k, one.v))
+    else:
+        q = _gathered(one.q, group.units[part, None], side_q)
+        k, v = (_gathered(x, group.keys[part], side_k) for x in (one.k, one.v))
+    mask = group.mask
+    if mask is not None:
+        mask = mask if len(mask) == 1 else mask[part]
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+            ~mask, -torch.inf
+        )
+    return Slab(group, part, q, k, v, mask)
 
 
 def _strided(x: Tensor, start: int, step: int, count: int, length: int) -> Tensor:
@@ -280,19 +287,22 @@ def _forward(one: One, scale: float, out: Tensor, lse: Tensor) -> None:
     out_tiles, lse_tiles = outs.unflatten(1, (-1, side)), lses.unflatten(1, (-1, side))
     for depth, layer in enumerate(one.fold.layers):
         for group in layer:
-            for slab in _slabs(one, group):
-                got = dense_kernels.forward(
-                    slab.q, slab.k, slab.v, dense_kernels.Shape(scale), slab.mask
-                )
-                made = Partial(got[0].transpose(0, 1), got[1].transpose(0, 1))
-                units = _units(group, slab.units)
-                if depth:
-                    made = merge(Partial(out_tiles[:, units], lse_tiles[:, units]), made)
-                assert made.lse is not None
-                out_tiles[:, units], lse_tiles[:, units] = made.out, made.lse
+            for part in _parts(one, group):
+                _attend(_slab(one, group, part), scale, depth, out_tiles, lse_tiles)
     if not direct:
         out.copy_(_restored(outs, one.fold.order_q, out.shape[1]))
         lse.copy_(_restored(lses, one.fold.order_q, out.shape[1]))
+
+
+def _attend(slab: Slab, scale: float, depth: int, out: Tensor, lse: Tensor) -> None:
+    """Write the results of a slab into tiles out [h, t, q, e], lse [h, t, q]; merge them below."""
+    got = dense_kernels.forward(slab.q, slab.k, slab.v, dense_kernels.Shape(scale), slab.mask)
+    made = Partial(got[0].transpose(0, 1), got[1].transpose(0, 1))
+    units = _units(slab.group, slab.units)
+    if depth:
+        made = merge(Partial(out[:, units], lse[:, units]), made)
+    assert made.lse is not None
+    out[:, units], lse[:, units] = made.out, made.lse
 
 
 def _units(group: Group, part: slice) -> slice | Tensor:
@@ -321,32 +331,40 @@ def _backward(
     )
     for layer in fold.layers:
         for group in layer:
-            for slab in _slabs(one, group, views_too=True):
-                units = _units(group, slab.units)
-                own = [x[units] for x in rows]
-                got = dense_kernels.backward(
-                    own[0],
-                    own[1][..., 0],
-                    slab.q,
-                    slab.k,
-                    slab.v,
-                    own[2],
-                    own[3][..., 0].contiguous(),
-                    dense_kernels.Shape(scale),
-                    slab.mask,
-                )
-                dq[units] += got[0]
-                for total, x in ((dk, got[1]), (dv, got[2])):
-                    _add_tiles(total, group, slab.units, x, side_k)
+            for part in _parts(one, group, views_too=True):
+                _pull(_slab(one, group, part), scale, rows, (dq, dk, dv), side_k)
     n = d_out.shape[1]
     back = _restored(dq.transpose(0, 1).flatten(1, 2), fold.order_q, n)
     keys = [_restored(x.transpose(0, 1).flatten(1, 2), fold.order_k, one.m) for x in (dk, dv)]
     return back, keys[0], keys[1]
 
 
+def _pull(
+    slab: Slab, scale: float, rows: list[Tensor], totals: tuple[Tensor, ...], side: int
+) -> None:
+    """Add the gradients of a slab to tiles of dq, dk, dv; rows are d_out, d_lse, out, lse."""
+    units = _units(slab.group, slab.units)
+    own = [x[units] for x in rows]
+    got = dense_kernels.backward(
+        own[0],
+        own[1][..., 0],
+        slab.q,
+        slab.k,
+        slab.v,
+        own[2],
+        own[3][..., 0].contiguous(),
+        dense_kernels.Shape(scale),
+        slab.mask,
+    )
+    totals[0][units] += got[0]
+    for total, x in zip(totals[1:], got[1:], strict=True):
+        _add_tiles(total, slab.group, slab.units, x, side)
+
+
 def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor, side: int) -> None:
     """Add x [u, g, width, d] to the tiles [t, g, side, d] that it came from."""
-    x = pad(x, (0, 0, 0, -x.shape[2] % side)).unflatten(2, (-1, side))
+    short = -x.shape[2] % side
+    x = (pad(x, (0, 0, 0, short)) if short else x).unflatten(2, (-1, side))  # a pad of 0 copies
     if group.regular is None:
         keys = group.keys[units].flatten()
         total.index_add_(0, keys, x.transpose(1, 2).flatten(0, 1).to(total.dtype))

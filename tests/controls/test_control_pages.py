@@ -1,9 +1,5 @@
 """Every control has a page of its own, which says what the control does now."""
 
-import pytest
-
-pytest.importorskip("diffusers")
-
 from regard import controls
 from tests.scripts import ROOT, script
 
