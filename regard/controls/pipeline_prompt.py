@@ -67,6 +67,3 @@ class _Heard(Around):
         if isinstance(words, list | tuple) and words and all(isinstance(x, str) for x in words):
             self.steering._hear(pipeline_prompt(self.pipeline, list(words)))
         return plain(*args, **kwargs)
-
-
-__all__ = ["hear_prompt", "pipeline_prompt"]

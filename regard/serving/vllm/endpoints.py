@@ -157,6 +157,3 @@ class RegardEndpoints:
         from prometheus_client import REGISTRY
 
         REGISTRY.register(ScoreGauges(self.surveys))
-
-
-__all__ = ["RegardEndpoints", "ScoreGauges", "Surveys"]
