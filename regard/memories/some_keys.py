@@ -1,4 +1,4 @@
-"""Values of every head, and keys of some: for heads or layers that use the weights of others."""
+"""Values of every head, and keys of some: for heads or layers that use other heads' weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from regard.memories.stores import Plain
 
 
 class SomeKeys(KeyMemory):
-    """Values of all heads, and keys of `heads` alone (all, until they are named, by row).
+    """Values of all heads, and keys of `heads` only (all, until `keep_keys_of`).
 
-    `keys` gives zeros where keys are not kept: who shares weights puts others in their place.
+    `keys` has zeros where keys are not kept, which the caller replaces.
 
     >>> memory = SomeKeys(heads=())
     >>> memory.extend(torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 4))
@@ -31,7 +31,7 @@ class SomeKeys(KeyMemory):
     def __init__(self, heads: Sequence[int] | None = None) -> None:
         # Heads [b or 1, c] whose keys are kept, by row; a row that keeps fewer repeats one.
         self.heads = None if heads is None else torch.tensor([list(heads)], dtype=torch.long)
-        # The head that each query head follows in each row, [b, h], once somebody has found out.
+        # The head whose weights each query head uses, [b, h], once a policy has set it.
         self.leaders: Tensor | None = None
         self.seen = 0
         self._k, self._v = Plain(), Plain()
@@ -50,8 +50,8 @@ class SomeKeys(KeyMemory):
         """Drop the keys of all heads but these, [b, c], for good; a row may name one twice."""
         if self.heads is not None:
             fail(
-                ValueRangeError, "heads", heads.tolist(), f"{self.heads.tolist()}, as was said",
-                "name the heads once: keys that are gone are gone",
+                ValueRangeError, "heads", heads.tolist(), f"{self.heads.tolist()}, as before",
+                "call it once: dropped keys cannot come back",
             )  # fmt: skip
         k = self._k.read()
         kept = k.gather(1, _index(heads, k))
@@ -59,7 +59,7 @@ class SomeKeys(KeyMemory):
         self._k.append(kept)
 
     def keys(self) -> Dense:
-        """Return keys, with zeros where there are none, and values."""
+        """Return values, and keys with zeros where none are kept."""
         v = self._v.read()
         at = None if self._at is None else self._at.long()
         if self.heads is None:
@@ -74,7 +74,7 @@ class SomeKeys(KeyMemory):
         """Keep all."""
 
     def settle(self) -> None:
-        """Resize the tensors to fit."""
+        """Release unused room of the tensors."""
         self._k.settle()
         self._v.settle()
 
@@ -110,7 +110,7 @@ class SomeKeys(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         self.heads, self.leaders = state["heads"], state["leaders"]
         self.seen, self._at = state["seen"], state["at"]
         self._k.restore(state["k"])

@@ -1,4 +1,4 @@
-"""The matrix of weights, for tiny inputs only."""
+"""The matrix of attention weights, for small inputs only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from regard.run.runner import LIMIT, need_room, run
 
 
 def closed_weights(call: Call, asked_by: str, limit: int = LIMIT) -> Tensor:
-    """Return the weights [b, h, n, m], sinks counted, or say what they would cost.
+    """Return the weights [b, h, n, m], sinks included; raise if they would be too large.
 
     >>> import torch
     >>> q = torch.randn(1, 2, 3, 8)

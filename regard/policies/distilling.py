@@ -1,4 +1,4 @@
-"""Train a shrunk model towards the whole one: the outputs of its attention, and its own."""
+"""Distill a model into its shrunk form: the outputs of attention, and of the model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from regard.policies.shrinking import Shrinking
 
 
 class Outputs(Stage):
-    """Hold what each call of attention gave."""
+    """Record the output of each call of attention."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held: list[Tensor] = []
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Take the output."""
+        """Record the output."""
         self.held.append(partial.out)
         return partial
 
@@ -41,12 +41,12 @@ def distill(
     rate: float = 1e-4,
     teacher: Any = None,
 ) -> Iterator[float]:
-    """Fine-tune `model` under policies towards a `teacher` (a copy of it before), step by step.
+    """Fine-tune `model` under policies towards a `teacher` (a copy made before), step by step.
 
     loss = sum over layers of the mean squared difference of attention outputs
            + the mean squared difference of the outputs of the model
 
-    `inputs` are arguments of forwards, taken in turn. Each step gives its loss.
+    `inputs` are arguments of forwards, used in turn. Yields the loss of each step.
     (Efficient-vDiT, Ding et al. 2025)
 
         for loss in distill(transformer, made, inputs, steps=1000): ...

@@ -68,7 +68,7 @@ def test_a_run_that_was_broken_off_gives_what_it_would_have_given(tmp_path: Path
 
 
 def test_wrong_uses_are_told(tmp_path: Path) -> None:
-    with pytest.raises(RegardError, match="two lengths or more"):
+    with pytest.raises(RegardError, match="at least two lengths"):
         calibrate(model(), moa(), ROWS[:2], to=tmp_path / "x")
     path = calibrate(model(), moa(), ROWS, to=tmp_path / "spans")
     with pytest.raises(RegardError, match="a share of the keys"):

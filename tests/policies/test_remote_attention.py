@@ -102,7 +102,7 @@ def test_wrong_uses_are_told(workers: Any) -> None:
     other.append(x, x)
     dead._processes[0].kill()
     dead._processes[0].wait()
-    with pytest.raises(CapabilityError, match="one that ended"):
+    with pytest.raises(CapabilityError, match="a worker that ended"):
         other.attend(x)
     dead.close()
 
@@ -144,7 +144,7 @@ def test_what_goes_wrong_in_a_worker_is_told_and_others_go_on(workers: Any) -> N
     memory.append(x, x)
     memory.attend(x)
     memory.append(x[..., :3], x[..., :3])  # of another size than what is kept
-    with pytest.raises(CapabilityError, match="one that could not"):
+    with pytest.raises(CapabilityError, match="one that failed"):
         memory.attend(x[..., :3])
     assert one_after_another(workers, 0, 2) < 1e-5
 

@@ -170,6 +170,3 @@ class RegardEndpoints:
         if self.held is not None:
             self.held.engine = engine_client
             REGISTRY.register(self.held)
-
-
-__all__ = ["RegardEndpoints", "ScoreGauges", "Surveys"]

@@ -67,6 +67,3 @@ class RequestLookback:
         rows = [{"layer": s.layer, "heads": x.tolist()} for s, x in found.items()]
         write_json(path, {"tokens": max(self._steps.values()), "lookback": rows}, LOOKBACK)
         return path
-
-
-__all__ = ["LOOKBACK", "SUFFIX", "RequestLookback", "read_lookback"]
