@@ -48,7 +48,7 @@ def attention_lens() -> Claims:
         mixer.to_v.weight *= 20.0
     ids = torch.randint(0, 12, (64, 20))
     site = hook_of(tiny)[1][0]
-    # At a rate of 1e-2, and sharper predictions, lenses swung about their least loss: 0.004 to 0.15.
+    # At a rate of 1e-2 and of sharper predictions, lenses swung about their least: 0.004 to 0.15.
     lenses = train_lenses(tiny, ids, [(site, h) for h in range(4)], steps=1500, rate=5e-3)
     with torch.no_grad():
         target = tiny(ids).log_softmax(-1).flatten(0, 1)

@@ -80,9 +80,9 @@ def ditctrl() -> Claims:
     yield claim("triangular-weight average", "largest step over 6 frames", largest).below(
         0.5, "half of the jump", because="a ramp over six frames steps by a fifth"
     )
-    yield claim("in a toy MM-DiT", "similarity of a layer's features, mean of pairs", likeness[1]).above(
-        likeness[0], "that without sharing"
-    )
+    yield claim(
+        "in a toy MM-DiT", "similarity of a layer's features, mean of pairs", likeness[1]
+    ).above(likeness[0], "that without sharing")
     without, with_sharing = _segments(PAIRS)
     yield claim(
         "in a toy MM-DiT", "similarity of what a small MM-DiT predicts, mean of pairs", with_sharing

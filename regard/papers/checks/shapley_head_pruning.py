@@ -97,5 +97,7 @@ def shapley() -> Claims:
         harmed.full, "with them"
     )
     yield claim(
-        "pruning negative heads", "accuracy without as many heads by chance, mean of every choice", by_chance
+        "pruning negative heads",
+        "accuracy without as many heads by chance, mean of every choice",
+        by_chance,
     ).below(pruned, "without the negative ones")

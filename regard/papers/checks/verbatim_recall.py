@@ -16,7 +16,6 @@ from regard.papers.seeding import seed, seeds
 from regard.papers.shared.small_trainer import fit
 from regard.tasks.verbatim import CONDITIONS, Verbatim, retrieval
 
-
 # Of 230 lists the scores vary by 2 of 100 from draw to draw, and permuted lists are 7 below novel.
 LISTS = 1000
 
