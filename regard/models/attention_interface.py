@@ -107,7 +107,7 @@ def attention(
         if before is not None and not wanted:
             count_single(query, key, value)
             made: tuple[Tensor, None] = before(
-                module, query, key, value, None, dropout, scaling, is_causal, **kwargs
+                module, query, key, value, None, dropout, scaling, False, **kwargs
             )
             return made
     if is_causal is None:
