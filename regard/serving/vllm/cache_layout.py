@@ -202,6 +202,3 @@ def layout_of(isa: str, block: int, d: int, dtype: torch.dtype) -> CacheLayout |
         )
 
     return find_layout(write, block, d, dtype)
-
-
-__all__ = ["CacheLayout", "ServerPages", "Tiling", "find_layout", "layout_of", "layouts"]

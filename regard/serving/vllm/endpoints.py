@@ -13,7 +13,6 @@ vLLM loads it in the process that speaks HTTP if `VLLM_PLUGINS` names it beside 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 
 from regard.core.errors import CapabilityError, fail
 from regard.serving.vllm.policy_bytes import AskFirst, PolicyBytes
-from regard.serving.vllm.request_lookback import SUFFIX
+from regard.serving.vllm.request_lookback import SUFFIX, read_lookback
 from regard.serving.vllm.server_settings import VARIABLE, Settings
 from regard.views.page import page
 from regard.views.run_file import Run
@@ -66,8 +65,8 @@ class Surveys:
     def lookback(self) -> list[tuple[int, float]]:
         """Return (layer, mean over heads) of the newest answer to a surveyed request."""
         files = self.files(SUFFIX)
-        rows = json.loads(files[0].read_text())["lookback"] if files else []
-        return [(x["layer"], float(np.mean(x["heads"]))) for x in rows]
+        rows = read_lookback(files[0]) if files else []
+        return [(layer, float(np.mean(heads))) for layer, heads in rows]
 
     def scores(self) -> list[tuple[str, int, float]]:
         """Return (score, layer, mean over heads) of the newest survey."""
@@ -171,6 +170,3 @@ class RegardEndpoints:
         if self.held is not None:
             self.held.engine = engine_client
             REGISTRY.register(self.held)
-
-
-__all__ = ["RegardEndpoints", "ScoreGauges", "Surveys"]

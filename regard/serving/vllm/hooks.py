@@ -263,6 +263,3 @@ def _tokenizer(model: Any) -> Any:
         return AutoTokenizer.from_pretrained(model.tokenizer)
     except Exception:  # a model without one is served by ids, and surveyed by ids
         return None
-
-
-__all__ = ["Server", "current", "install"]

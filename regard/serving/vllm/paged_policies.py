@@ -249,9 +249,3 @@ def can_serve(one: Policy, *, chunks: bool, caches_prefixes: bool, guesses: bool
             "the longest prompt"
         )
     return Yes()
-
-
-__all__ = [
-    "PagedLayer", "PagedShrinking", "ServedPages", "SinksAndRecent", "can_serve", "paged_policy",
-    "reads_at_steps", "why_not_paged",
-]  # fmt: skip

@@ -121,6 +121,3 @@ def _no_processors() -> Any:
     from regard.controls.base import Control
 
     return Control.processors
-
-
-__all__ = ["RequestSteering", "check_control", "finds_tokens"]

@@ -275,6 +275,3 @@ class Serving:
         log.error(
             "request %s ends: %s (%s:%s)", served.name, served.failed, where.filename, where.lineno
         )
-
-
-__all__ = ["Served", "Serving", "Setup"]

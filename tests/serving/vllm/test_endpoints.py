@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from pathlib import Path
 
@@ -12,8 +11,10 @@ import pytest
 import torch
 
 from regard.core.errors import RegardError
+from regard.core.files import FileError, write_json
 from regard.serving.vllm.endpoints import RegardEndpoints, ScoreGauges, Surveys
 from regard.serving.vllm.policy_bytes import METHOD
+from regard.serving.vllm.request_lookback import LOOKBACK, SUFFIX
 from regard.views.run_file import Run
 
 
@@ -56,6 +57,15 @@ def test_scores_are_those_of_the_run_file(folder: Path) -> None:
             assert found[name, layer] == pytest.approx(float(np.nanmean(row)))
 
 
+def test_a_lookback_is_read_and_damage_is_told(tmp_path: Path) -> None:
+    answer = {"tokens": 3, "lookback": [{"layer": 2, "heads": [0.25, 0.75]}]}
+    path = write_json(tmp_path / f"r{SUFFIX}", answer, LOOKBACK)
+    assert Surveys(tmp_path).lookback() == [(2, 0.5)]
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(FileError, match="checksum"):
+        Surveys(tmp_path).lookback()
+
+
 def test_a_server_that_surveys_nothing_has_no_routes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGARD", "on")
     with pytest.raises(RegardError, match="surveys nothing"):
@@ -79,7 +89,7 @@ def test_routes_and_gauges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "<html" in http.get("/regard/surveys/cmpl-ab/page").text
     assert http.get("/regard/surveys/other").status_code == 404
     answer = {"tokens": 3, "lookback": [{"layer": 2, "heads": [0.25, 0.75]}]}
-    (folder / "cmpl-ab-0.lookback.json").write_text(json.dumps(answer))
+    write_json(folder / f"cmpl-ab-0{SUFFIX}", answer, LOOKBACK)
     registry = client.CollectorRegistry()
     registry.register(ScoreGauges(plugin.surveys))
     said = client.generate_latest(registry).decode()
