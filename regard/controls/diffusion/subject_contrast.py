@@ -162,6 +162,3 @@ class CustomContrast(DiffusionControl):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Add attention to the subject."""
         return (AddAttention(tuple(self.subjects), strength=self.strength),)
-
-
-__all__ = ["CustomContrast", "SubjectEncoder", "appearance_ranking", "subject_contrast"]
