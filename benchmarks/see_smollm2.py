@@ -6,8 +6,8 @@
 SmolLM2-135M-Instruct in float32 reads the first characters of `docs/decisions`: 11,330 are 3,168
 tokens, as many as 16 kB of plain prose. Seconds are those of the processor. `plain` is a forward of
 the model's body on the same ids, without a look; roles and shapes of the text are known after the
-pass "text", those of repeats and needles after theirs, and "chosen heads" is there where queries and
-keys of all layers are more than a look keeps.
+pass "text", those of repeats and needles after theirs, and "chosen heads" is there where queries
+and keys of all layers are more than a look keeps.
 """
 
 from __future__ import annotations
