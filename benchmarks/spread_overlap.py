@@ -97,6 +97,7 @@ class Recorder:
             self.span(kind, waiting.what, lambda: self.wait(waiting))
 
         self.there.partial_over, self.back.part_grads = attend, grads
+        # Timed methods replace them.
         Peers.exchange, Waiting.wait = exchange, wait  # type: ignore[assignment, method-assign]
 
 

@@ -21,6 +21,7 @@ from regard.views.overwrite import may_replace
 from regard.views.roles import ROLES, Roles
 from regard.views.rollout import RolledOut
 from regard.views.run_file import Run
+from regard.views.run_table import run_table
 
 if TYPE_CHECKING:
     import pandas
@@ -251,7 +252,8 @@ class Seen:
         """Write a file by its suffix: .html, .npz (and .json), .png, .csv.
 
         A file of the same model and inputs that is there is replaced, anything else only where
-        `overwrite` is true.
+        `overwrite` is true. A table has no place to say what it was made from: one that the run
+        beside it does not have, number by number, is not replaced.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -268,9 +270,9 @@ class Seen:
 
             return draw_heads(self.run(), path, overwrite=overwrite)
         if path.suffix == ".csv":
-            there = may_replace(self.run().origin)
-            table = self.to_frame().to_csv(index=False).encode()
-            return write_bytes(path, table, may_replace=True if overwrite else there)
+            run = self.run()
+            there = True if overwrite else may_replace(run.origin)
+            return write_bytes(path, run_table(run), may_replace=there)
         self.run().save(path, overwrite=overwrite)
         return path
 

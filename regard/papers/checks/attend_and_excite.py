@@ -37,15 +37,17 @@ def tiny_sd3() -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
 @check("attend_and_excite", beyond="pictures of Stable Diffusion, and objects found in them")
 def excite() -> Claims:
     """A neglected word is looked at after updates."""
-    model, latent, given = tiny_sd3()
-    still = attend_and_excite(model, latent, given, [1, 3], step=0, steps=50, strength=0.0)
-    # Sharpened so much, one word of a random model has a peak below the threshold at first.
-    loss = NeglectedWord(sharpen=10.0)
-    first = guide_latents(model, latent, given, WORDS, loss, times=0).maps
-    looked = [float(x.max()) for x in first.of_words(first.sharpened(10.0), loss.smooth)]
+    # Sharpened ten times, the least of four words of a random model is neglected in nine of ten.
+    loss, looked = NeglectedWord(sharpen=10.0), [1.0]
+    while min(looked) >= THRESHOLD:
+        model, latent, given = tiny_sd3()
+        first = guide_latents(model, latent, given, WORDS, loss, times=0).maps
+        looked = [float(x.max()) for x in first.of_words(first.sharpened(10.0), loss.smooth)]
     pair = [WORDS[looked.index(f(looked))] for f in (min, max)]
-    led = guide_latents(model, latent, given, pair, loss, size=2.0, times=80,
-                        until=1 - THRESHOLD)  # fmt: skip
+    still = attend_and_excite(model, latent, given, pair, step=0, steps=50, strength=0.0)
+    # At a fifth of the steps the peak of 0.5 is asked for; 20 rounds reach it in nine of ten
+    # random models, and one of forty took 116.
+    led = attend_and_excite(model, latent, given, pair, step=10, steps=50, rounds=400, sharpen=10.0)
     before, after = (1 - float(x) for x in (led.losses[0], led.losses[-1]))
     maps = torch.rand(1, TOKENS, 4, requires_grad=True)
     sets = tuple(torch.eye(4, dtype=torch.bool)[i : i + 1] for i in (1, 2))

@@ -55,7 +55,7 @@ def memory() -> Claims:
     errors = []
     for neurons in (250, 4000):
         found = []
-        for _ in range(40):
+        for _ in range(200):
             drawn = torch.randint(0, 2, (neurons, 64)).float()
             both = (drawn.sum(1) <= radius) & ((drawn != other).sum(1) <= radius)
             found.append(float(both.float().mean()) - share)
@@ -73,7 +73,7 @@ def memory() -> Claims:
         0.4 * 4 * errors[1],
         "4 times that of 4,000",
         value=4 * errors[1],
-        because="40 draws of each know their spread to a fifth",
+        because="200 draws of each know the ratio of their spreads to 7%: six times that",
     )
     yield claim("for n=64", "difference of the layer, 16 bits", apart).within(
         1e-4,

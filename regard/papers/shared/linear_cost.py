@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.layers.base import Layer
@@ -27,37 +29,46 @@ def flops_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:
     return counts[1] / counts[0] / times
 
 
-def time_ratio(layer: Layer, n: int, times: int, rows: int = 1) -> float:
-    """How much more processor time `times` as many tokens take, per token: least of five runs."""
-    taken = []
-    for tokens in (n, n * times):
-        x = torch.randn(rows, tokens, layer.dim)
-        with torch.no_grad():
-            layer(x)
-            runs = []
-            for _ in range(5):
-                start = time.process_time()
-                layer(x)
-                runs.append(time.process_time() - start)
-        taken.append(min(runs))
-    return taken[1] / taken[0] / times
+class Traffic(TorchDispatchMode):
+    """Count the bytes that operators read and write; views move none.
+
+    With the operations it is what the time of a layer is made of, and no clock: the same on a
+    busy machine as on a quiet one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, and count what it is given and what it returns."""
+        made = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            both = tree_leaves((args, kwargs, made))
+            self.bytes += sum(x.numel() * x.element_size() for x in both if isinstance(x, Tensor))
+        return made
 
 
-def step_time_ratio(layer: Layer, n: int, times: int, steps: int = 50) -> float:
-    """How much more processor time a step takes after `times` as many tokens: the least of five."""
-    taken = []
+def traffic_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:
+    """How many more bytes `times` as many tokens read and write, per token."""
+    counts = []
     for tokens in (n, n * times):
-        memory = layer.memory()
-        with torch.no_grad():
-            layer(torch.randn(1, tokens, layer.dim), memory=memory)
-            runs = []
-            for _ in range(5):
-                start = time.process_time()
-                for _ in range(steps):
-                    layer(torch.randn(1, 1, layer.dim), memory=memory)
-                runs.append(time.process_time() - start)
-        taken.append(min(runs))
-    return taken[1] / taken[0]
+        with torch.no_grad(), Traffic() as counter:
+            layer(torch.randn(1, tokens, layer.dim))
+        counts.append(counter.bytes)
+    return counts[1] / counts[0] / times
+
+
+def step_cost(layer: Layer, after: int) -> tuple[int, int]:
+    """Operations, and bytes read and written, of decoding one token `after` so many."""
+    memory, x = layer.memory(), torch.randn(1, after + 1, layer.dim)
+    with torch.no_grad():
+        layer(x[:, :-1], memory=memory)
+        with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+            layer(x[:, -1:], memory=memory)
+    return flops.get_total_flops(), traffic.bytes
 
 
 def decode_bytes(layer: Layer, steps: int) -> int:
