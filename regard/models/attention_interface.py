@@ -110,6 +110,9 @@ def attention(
             return made
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
+    if query.shape[0] != key.shape[0]:  # learned queries of one row (GraniteSpeech's projector)
+        rows = torch.broadcast_shapes(query.shape[:1], key.shape[:1])[0]
+        query, key, value = (x.expand(rows, -1, -1, -1) for x in (query, key, value))
     if indices is not None or block_indices is not None:
         # Eager attention and SDPA are handed these in the mask; whatever has another name is not.
         chosen = chosen_keys(module, query, key.shape[2], indices, block_indices)

@@ -60,15 +60,7 @@ def attend(
 
         forced = -1 if executor is None else list(EXECUTORS.places).index(executor)
         whole = PLAIN if rule is None else rule
-        if not isinstance(whole, Rule):
-            fail(
-                RuleError,
-                "rule",
-                "a part of a rule in compiled code",
-                "a Rule made outside of it",
-                "hold Rule(...) in the module, and pass that",
-            )
-        if not whole.traced:
+        if isinstance(whole, Rule) and not whole.traced:
             return attend_compiled(q, k, v, list(whole.held), whole.number, forced)
     if torch.compiler.is_dynamo_compiling():
         from regard.core.uncompiled import uncompiled

@@ -21,7 +21,6 @@ from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.partial import Partial, merge, wide
 from regard.core.readable import can_be_read
-from regard.core.runs import Lines
 from regard.core.support.chosen import asks_for_more
 from regard.core.tilemap import EMPTY, PARTIAL, RunMap, TileMap
 from regard.run import dense_kernels
@@ -110,8 +109,7 @@ def _tiles(call: Call) -> TileMap | None:
     support, size = call.rule.support, tile_size(call.rule.support)
     batch, heads = support.extent()
     area = -(-call.n // size[0]) * -(-call.m // size[1])
-    lines = Lines.over(1, 1, size, 0, torch.device("cpu"))
-    if batch * heads * area > MAP_TILES and (batch * heads > 1 or support.runs(lines) is None):
+    if batch * heads * area > MAP_TILES and (batch * heads > 1 or not support.in_runs):
         return None
     return call.rule.tiles(call.n, call.m, size, device=call.q.device)
 
@@ -170,13 +168,21 @@ class _Folded(Function):
         q, k, v, out, lse = ctx.saved_tensors
         if torch.is_grad_enabled():
             no_second_derivative("folded")
-        grads = [torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v)]
+        dtype, once = wide(q.dtype), all(heads == slice(None) for _, heads, _ in ctx.work.folds)
+        make = torch.empty if once else torch.zeros
+        grads = [make(x.shape, dtype=dtype, device=q.device) for x in (q, k, v)]
         with without_autocast(q.device):
             for one in _rows_and_heads(q, k, v, ctx.work):
-                rows = (x[one.b, one.h] for x in (d_out, d_lse, out, lse))
+                rows = [x[one.b, one.h] for x in (d_out, d_lse, out, lse)]
+                if q.device.type == "cpu":
+                    # Over pieces of few queries the kernel takes twice as long in half precision.
+                    one, rows = one.to(dtype), [x.to(dtype) for x in rows]
                 pulled = _backward(one, ctx.work.scale, *rows)
                 for grad, own, heads in zip(grads, pulled, (one.h, one.g, one.g), strict=True):
-                    grad[one.b, heads] += own
+                    if once:
+                        grad[one.b] = own
+                    else:
+                        grad[one.b, heads] += own
         return (*(x.to(q.dtype) for x in grads), None)
 
 
@@ -194,6 +200,10 @@ class One(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+
+    def to(self, dtype: torch.dtype) -> One:
+        """Return the same in another precision."""
+        return self._replace(q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
 
 
 def _rows_and_heads(q: Tensor, k: Tensor, v: Tensor, work: Work) -> Iterator[One]:
@@ -250,7 +260,12 @@ def _slab(one: One, group: Group, part: slice) -> Slab:
         first = (key + part.start * key_step) * side_k
         k, v = (_strided(x, first, key_step * side_k, here, group.width) for x in (one.k, one.v))
     else:
-        q = _gathered(one.q, group.units[part, None], side_q)
+        if group.rows is None:
+            q = _gathered(one.q, group.units[part, None], side_q)
+        else:
+            unit, step = group.rows
+            here, first = part.stop - part.start, (unit + part.start * step) * side_q
+            q = _strided(one.q, first, step * side_q, here, side_q)
         k, v = (_gathered(x, group.keys[part], side_k) for x in (one.k, one.v))
     mask = group.mask
     if mask is not None:
@@ -307,9 +322,9 @@ def _attend(slab: Slab, scale: float, depth: int, out: Tensor, lse: Tensor) -> N
 
 def _units(group: Group, part: slice) -> slice | Tensor:
     """Query tiles of a slab: a slice where they are regular, since writing to a slice is cheap."""
-    if group.regular is None:
+    if group.rows is None:
         return group.units[part]
-    first, step = group.regular[:2]
+    first, step = group.rows
     return slice(first + part.start * step, first + (part.stop - 1) * step + 1, step)
 
 
@@ -325,8 +340,11 @@ def _backward(
         for x in (d_out, d_lse, out, lse)
     ]
     dtype = wide(one.q.dtype)
+    # Tiles first, over memory in which heads are: to put them together again copies nothing.
     dq, dk, dv = (
-        torch.zeros(x.shape[1] // s, x.shape[0], s, x.shape[2], dtype=dtype, device=x.device)
+        torch.zeros(
+            x.shape[0], x.shape[1] // s, s, x.shape[2], dtype=dtype, device=x.device
+        ).transpose(0, 1)
         for x, s in ((one.q, side_q), (one.k, side_k), (one.v, side_k))
     )
     for layer in fold.layers:
@@ -365,6 +383,13 @@ def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor, side: int) 
     """Add x [u, g, width, d] to the tiles [t, g, side, d] that it came from."""
     short = -x.shape[2] % side
     x = (pad(x, (0, 0, 0, short)) if short else x).unflatten(2, (-1, side))  # a pad of 0 copies
+    if group.regular is None and group.columns is not None:
+        # From the last column on, one unit after the other adds to a tile: as by `index_add_`.
+        for c in reversed(range(x.shape[2])):
+            first, step = group.columns[c]
+            start = first + units.start * step
+            total[start : start + (len(x) - 1) * step + 1 : step] += x[:, :, c]
+        return
     if group.regular is None:
         keys = group.keys[units].flatten()
         total.index_add_(0, keys, x.transpose(1, 2).flatten(0, 1).to(total.dtype))

@@ -332,7 +332,8 @@ def _kind(call: Call) -> Hashable:
     # A text that grows by a token must not be planned anew at each: then lengths come in steps.
     grows = single and not held and (rule.position_free or placed)
     if not dense:
-        said: Hashable = keys.kind
+        # Several queries may be all the past of few keys, and not of many.
+        said: Hashable = keys.kind if single else (keys.kind, keys.m)
         if keys.form == "paged":
             said = said, _in_a_row(call.q_positions)
     elif grows:

@@ -10,10 +10,6 @@ _HALVED = (
     "of the tiny config: its values have the heads of queries and its keys fewer, which PyTorch "
     "reads in part and we refuse; with as many key heads it is unchanged"
 )
-_PROBED = (
-    "ours: the check's NaN comes back as a bias made of queries, and is refused, where a model is "
-    "untrained and zeros are not felt"
-)
 _UNREAD = (
     "of the sweep, which counted a softmax that nothing reads, computed beside the call; it counts "
     "those no longer, and these take longer than a class may on a busy machine"
@@ -29,8 +25,6 @@ KNOWN = {
     "Nemotron3_5TranscribeWordTimestampModel": _HALVED,
     "Phi4MultimodalVisionModel": "of transformers: its SDPA attends causally where its eager "
     "attention, which we equal, does not (they differ by 3.5)",
-    "SamVisionModel": _PROBED,
-    "SamHQVisionModel": _PROBED,
 }
 
 

@@ -169,3 +169,29 @@ def test_a_layer_compiles_whole_before_it_was_ever_called(name, seed):
     layer, inputs = case.make(), case.inputs()
     found = torch.compile(layer, fullgraph=True, backend="aot_eager")(**inputs)
     torch.testing.assert_close(found, layer(**inputs))
+
+
+class Placed(Attention):
+    """Its tokens are not at 0, 1, 2, ..."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x)[:, None].split(16, -1)
+        at = 2 * torch.arange(x.shape[1])
+        return regard.attend(q, k, v, self.rule, q_positions=at, k_positions=at)
+
+
+def test_an_export_of_tokens_with_positions(seed):
+    module, x = Placed(Rule(Causal() & Window(3))), torch.randn(2, 6, 16)
+    program = torch.export.export(module, (x,))
+    torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_a_part_of_a_rule_leaves_compiled_code(seed):
+    """A rule cannot be made inside a graph: the call is run behind a break of it."""
+
+    def attended(x):
+        return 2 * regard.attend(x, x, x, Causal() & Window(3))
+
+    torch._dynamo.reset()
+    x = torch.randn(1, 2, 8, 4)
+    torch.testing.assert_close(torch.compile(attended, backend="eager")(x), attended(x))

@@ -27,9 +27,10 @@ def peak(support: Support, part: int, monkeypatch: pytest.MonkeyPatch) -> int:
     "support", [Causal() & Window(64), Causal() & (Window(64) | Sinks(4))], ids=str
 )
 def test_parts_are_freed(support: Support, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the peak is at the end, when gradients are put together: no part is alive by then.
+    """What was made of one part is freed before the next: its keys and values, and their gradients.
 
-    What was made of one part is freed before the next, and nothing is copied to be padded by 0.
+    With the last part alive, too, the peak under the window grew by 2.4 sizes of a part.
     """
-    small, large = (peak(support, part, monkeypatch) for part in (1 << 18, 1 << 22))
-    assert large - small <= 1 << 19, (small, large)
+    few, many = 1 << 18, 1 << 22
+    small, large = (peak(support, part, monkeypatch) for part in (few, many))
+    assert large - small <= 2 * (many - few), (small, large)

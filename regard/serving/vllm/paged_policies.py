@@ -94,7 +94,7 @@ class PagedLayer:
         if seen - n != self.memory.seen:  # the request was preempted, and begins again
             self.extra, self.extra_at = {}, {}
         self.memory.pages, self.memory.seen = keys, seen
-        self.real = torch.tensor([seen], device=keys.device)
+        self.real = keys.lengths[0]
 
 
 class _Caches:

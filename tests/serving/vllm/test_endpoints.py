@@ -13,6 +13,7 @@ import torch
 from regard.core.errors import RegardError
 from regard.core.files import FileError, write_json
 from regard.serving.vllm.endpoints import RegardEndpoints, ScoreGauges, Surveys
+from regard.serving.vllm.policy_bytes import METHOD
 from regard.serving.vllm.request_lookback import LOOKBACK, SUFFIX
 from regard.views.run_file import Run
 
@@ -81,6 +82,7 @@ def test_routes_and_gauges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("REGARD", f"see out={folder}")
     app, plugin = FastAPI(), RegardEndpoints()
     plugin.attach_router(app)
+    assert plugin.surveys is not None
     http = TestClient(app)
     assert http.get("/regard/surveys").json() == {"surveys": ["cmpl-abc-0", "cmpl-ab-0"]}
     assert http.get("/regard/surveys/cmpl-ab").content == (folder / "cmpl-ab-0.npz").read_bytes()
@@ -95,3 +97,38 @@ def test_routes_and_gauges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "regard_surveys 2.0" in said
     assert 'regard_lookback_ratio{layer="2"} 0.5' in said
     assert asyncio.iscoroutinefunction(plugin.init_state)
+
+
+def test_bytes_of_policies_are_asked_for_when_metrics_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REGARD", "shrink quest keep=25%")
+    plugin = RegardEndpoints()
+    assert plugin.surveys is None
+    assert plugin.held is not None
+    asked: list[str] = []
+
+    class Engine:
+        async def collective_rpc(self, method: str) -> list[int]:
+            asked.append(method)
+            if len(asked) > 1:
+                raise RuntimeError("the worker died")
+            return [300, 40]
+
+    class App:
+        def add_middleware(self, kind: type, **settings: object) -> None:
+            self.call = kind(self.answer, **settings)
+
+        async def answer(self, scope: dict[str, str], *_: object) -> None:
+            scope["said"] = str(plugin.held and plugin.held.bytes)
+
+    app = App()
+    plugin.attach_router(app)
+    plugin.held.engine = Engine()
+    said = []
+    for path in ("/v1/completions", "/metrics", "/metrics/"):
+        scope = {"type": "http", "path": path}
+        asyncio.run(app.call(scope, None, None))
+        said.append(scope["said"])
+    assert said == ["None", "340", "None"]  # a number of before is no number of now
+    assert asked == [METHOD, METHOD]
