@@ -156,7 +156,7 @@ def weights_are_asked(module: nn.Module | None, now: Forward | None, mask: Any =
     Eager attention returns them always, so some models ask for them only where they collect them.
     """
     collected = None if _collector is None else _collector.get()
-    shown = bool(collected) and any("attentions" in key for key in collected)
+    shown = collected is not None and any("attentions" in key for key in collected)
     if shown or now is not None:  # which has read the config
         shown = shown or (now is not None and bool(now.weights))
         if type(mask) is Mask:

@@ -1,4 +1,4 @@
-"""Questions for rows drawn with random.Random(20261201), by one who had seen the catalogue alone."""
+"""Questions for rows drawn with random.Random(20261201), by one who saw the catalogue alone."""
 
 FIFTH = {
     "conditional_attention_ctr": (
