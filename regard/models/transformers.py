@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -96,14 +96,14 @@ def _image_token(config: Any) -> Any:
     To ask a config for what it lacks takes it long, and each forward asks.
     """
     own: Any = getattr(config, "__dict__", IMAGE_TOKEN)  # without one: ask
-    kind: Hashable = type(config)
+    kind: Any = type(config)
     if config is None or (not any(x in own for x in IMAGE_TOKEN) and _plain(kind)):
         return None
     return getattr(config, IMAGE_TOKEN[0], getattr(config, IMAGE_TOKEN[1], None))
 
 
 @lru_cache(maxsize=256)
-def _plain(kind: Hashable) -> bool:
+def _plain(kind: type) -> bool:
     """Whether the class of a config says nothing of image tokens, by whatever name."""
     names = getattr(kind, "attribute_map", {})
     if hasattr(kind, "__getattr__"):
