@@ -61,6 +61,7 @@ def frames(model: Any, ids: torch.Tensor) -> Counter[str]:
                 token, cache = step(token, cache)
             finally:
                 sys.setprofile(None)
+    # A Counter of means, not counts.
     return Counter({name: round(x / max(calls, 1), 2) for name, x in found.items()})  # type: ignore[misc]
 
 

@@ -71,6 +71,7 @@ def main() -> None:
                 f"tiles {one['tiles_ms']:8.2f} ms, rise {one['plan_rise_mb']:6.1f} MB"
             )
         long = [n for n in LENGTHS if n >= 1_000_000]
+        # Values are typed object.
         exponents[rule] = _slope(long, [float(found[rule][str(n)]["plan_ms"]) for n in long])  # type: ignore[arg-type]
         print(f"{rule:36} exponent {exponents[rule]:.2f}")
     OUT.write_text(json.dumps({"rules": found, "exponents": exponents}, indent=2) + "\n")

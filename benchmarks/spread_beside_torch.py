@@ -47,6 +47,7 @@ def flex_over(mesh: Any, visible: Callable[..., Tensor], tokens: int) -> tuple[F
     from torch.nn.attention.flex_attention import create_block_mask
 
     # Compiled by default, which needs a compiler and minutes; the function is the same.
+    # The plain function replaces its compiled form.
     home._compiled_create_block_mask = create_block_mask  # type: ignore[assignment]
     whole = create_block_mask(visible, 1, 1, tokens, tokens, device="cpu")
     (mask,) = home._context_parallel_shard(mesh, [whole], [2])

@@ -13,7 +13,9 @@ trace where `--trace` says.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -95,6 +97,7 @@ class Recorder:
             self.span(kind, waiting.what, lambda: self.wait(waiting))
 
         self.there.partial_over, self.back.part_grads = attend, grads
+        # Timed methods replace them.
         Peers.exchange, Waiting.wait = exchange, wait  # type: ignore[assignment, method-assign]
 
 
@@ -221,7 +224,8 @@ def main() -> None:
     if said.picture:
         draw(spans, wire / max(1, sum(x[0] == "posted" for x in spans[0])), Path(said.picture))
     if said.save:
-        save(said.save, [row], heads=HEADS, size=SIZE, rounds=said.rounds)
+        day, load = datetime.date.today().isoformat(), round(os.getloadavg()[0], 1)
+        save(said.save, [row], heads=HEADS, size=SIZE, rounds=said.rounds, date=day, load=load)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serve_in_vllm import HERE, engine, environment, tiny
+from benchmarks.vllm_jobs import HERE, engine, environment, tiny
 
 
 def in_turns(jobs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -91,21 +91,32 @@ def beside(theirs: list[float], ours: list[float]) -> dict[str, float]:
     return {name: round(x, 3) for name, x in found.items()}
 
 
+# What is decoded: type, heads, key heads, size of a head. The last is a layer of an 8B Llama 3.
+LAYERS = (("float32", 16, 8, 64), ("bfloat16", 16, 8, 64), ("bfloat16", 32, 8, 128))
+# One bound for each block of vLLM, as Quest has one for each page.
+QUEST = "shrink quest keep=10% page=32 logical=32"
+
+
 def long_texts(
     rounds: int = 6,
     length: int = 8192,
-    tokens: int = 24,
-    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    tokens: int = 64,
+    layers: Sequence[tuple[str, int, int, int]] = LAYERS,
 ) -> dict[str, Any]:
-    """Time decoding of 2 requests of 8,192 tokens beside vLLM's own attention, in turns."""
+    """Time decoding of 2 requests of 8,192 tokens beside vLLM's own attention, in turns.
+
+    What a step takes is the mean over an answer, bounds of pages that its first token waits for
+    among it.
+    """
     draw = random.Random(0)
     prompts = [[draw.randrange(5, 500) for _ in range(length)] for _ in range(2)]
-    made: dict[str, Any] = {"prompts": 2, "length": length, "layers": 2, "heads": 16,
-                            "key_heads": 8, "head_size": 64, "rounds": rounds - 1}  # fmt: skip
-    for dtype in dtypes:
+    made: dict[str, Any] = {"prompts": 2, "length": length, "tokens": tokens, "layers": 2,
+                            "rounds": rounds - 1}  # fmt: skip
+    for dtype, heads, key_heads, head_size in layers:
         with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
             job = {
-                "model": tiny(Path(folder), layers=2, hidden=512, heads=16),
+                "model": tiny(path, 2, 512, heads, key_heads, head_size),
                 # Prompts are read in the first round, and found in the cache of prefixes later.
                 "keep_prefixes": True,
                 "engine": engine(
@@ -114,11 +125,12 @@ def long_texts(
                 ),
                 "rounds": [{"prompts": prompts, "tokens": tokens}] * rounds,
             }  # fmt: skip
-            found = in_turns(dict.fromkeys(("", "on", "shrink quest keep=10% page=32"), job))
+            found = in_turns(dict.fromkeys(("", QUEST), job))
         own = [x["decoding"] / x["decoded"] for x in found[""]][1:]
         for name, ran in found.items():
             times = [x["decoding"] / x["decoded"] for x in ran][1:]
-            made[f"{name or 'vllm'}, {dtype}"] = {
+            said = f"{name or 'vllm'}, {dtype}, {heads} heads of {head_size}, {key_heads} of keys"
+            made[said] = {
                 "cpu_seconds_a_step": [round(x, 5) for x in times],
                 "times_of_vllm": beside(own, times),
             }  # fmt: skip

@@ -73,7 +73,7 @@ def pictures(out: Path, rule: regard.Rule, report: regard.Survey) -> list[Path]:
         axes.set_xlabel("tiles of keys")
     panels[0].set_ylabel("tiles of queries")
     figure.colorbar(shown, ax=panels)
-    write_figure(figure, tiles, dpi=160, bbox_inches="tight")
+    write_figure(figure, tiles, origin="tour", dpi=160, bbox_inches="tight")
     print(f"\nwritten: {mask}, {tiles}")
     return [mask, tiles]
 

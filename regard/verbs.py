@@ -29,6 +29,7 @@ from regard.probes.registry import make_probes
 from regard.probes.scores import Head, Scores, head_name, towers
 from regard.probes.words import Words
 from regard.views.compare import Comparison, compare_runs
+from regard.views.one_head import SeenHead
 from regard.views.rollout import roll_out
 from regard.views.run_file import Run
 from regard.views.seen import Seen
@@ -37,7 +38,9 @@ from regard.views.sound import spectrogram_of
 # What one forward tells; importance needs a backward as well, and is read when it is asked for.
 STANDARD = ("roles", "sinks", "shape")
 DENOISING = ("words", "shape")
-DEEP_BYTES = 12 * 2**20
+# Bytes of heads that are kept in full, where how many is said; and where it is not: a page of them
+# is to be sent.
+DEEP_BYTES, SENT_BYTES = 12 * 2**20, 4 * 2**20
 # Heads that are kept in full where none are named; all of them where they take no more than this.
 KEPT, FEW_BYTES = 12, 2**20
 SHORT = 64
@@ -291,31 +294,34 @@ def _need_heads(sites: Sequence[Site], heads: Sequence[tuple[int, int] | str]) -
 def _chosen_heads(
     seen: Seen, heads: int | Sequence[tuple[int, int] | str] | None
 ) -> list[tuple[Site, int]]:
-    """Which heads to keep in full: those asked for, or the best of each role, within a budget."""
+    """Which heads to keep in full: those asked for, or the most telling, within a budget."""
+    most = DEEP_BYTES
     if heads is None:
         every = [(site, head) for site in seen.drawn for head in range(site.heads or 0)]
         if sum(_cost(seen, site) for site, _ in every) <= FEW_BYTES:
             return every
-        heads = KEPT
+        heads, most = KEPT, SENT_BYTES
     if not isinstance(heads, int):
         by_layer = {site.layer: site for site in reversed(seen.sites)}
         pairs = [x if isinstance(x, str) else (by_layer[x[0]], x[1]) for x in heads]
         return [(seen[x].site, seen[x].head) if isinstance(x, str) else x for x in pairs]
     tops = [seen.scores[name].top(3) for name in seen.role_names]
-    ranked = [top[place] for place in range(3) for top in tops if place < len(top)]
+    ranked: list[Head | SeenHead] = [*seen.most_telling()]  # the page opens these
+    ranked += [top[place] for place in range(3) for top in tops if place < len(top)]
     ranked += [h for x in seen.scores.values() for h in x.top(1)]
     # A kind of attention, or a tower, without a role is looked into as well: its narrowest head.
     if "entropy" in seen.scores:
         narrow: dict[tuple[str, str], Head] = {}
-        for head in sorted(seen.scores["entropy"].heads(), key=lambda x: x.value):
-            narrow.setdefault((head.site.kind, seen.towers[head.site]), head)
+        for one in sorted(seen.scores["entropy"].heads(), key=lambda x: x.value):
+            narrow.setdefault((one.site.kind, seen.towers[one.site]), one)
         if len(narrow) > 1:
             ranked = [*ranked[: max(0, heads - len(narrow))], *narrow.values(), *ranked]
     found: dict[tuple[Site, int], int] = {}
-    left = DEEP_BYTES
+    left = most
     for head in ranked if heads else ():  # none, where none are asked for
         cost = _cost(seen, head.site)
-        if head.site in seen.drawn and (head.site, head.head) not in found and cost <= left:
+        fits = cost <= left or (not found and cost <= DEEP_BYTES)
+        if head.site in seen.drawn and (head.site, head.head) not in found and fits:
             found[head.site, head.head] = cost
             left -= cost
         if len(found) == heads:

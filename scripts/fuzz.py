@@ -3,9 +3,9 @@
     python scripts/fuzz.py [TARGET ...] [--seed N] [--cases N] [--minutes N]
 
 Without targets all run. What each run did is kept in docs/fuzz.json as it ends: cases, seed,
-seconds, date and versions; one that fails is kept as failed, with the seed that repeats it. Runs of
-fewer cases, with seeds of their own, add up; one that is not done in time says nothing, and is not
-kept.
+seconds (by the clock, and of CPU), date and versions; one that fails is kept as failed, with the
+seed that repeats it. Runs of fewer cases, with seeds of their own, add up; one that is not done in
+time says nothing, and is not kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -41,9 +42,15 @@ def targets() -> dict[str, str]:
     return executors | {f"reader {name}": f"{DAMAGE}[{name}]" for name in READERS}
 
 
+def cpu_seconds() -> float:
+    """Return what the processes that were waited for have used of the CPU."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def fuzz(test: str, seed: int, cases: int, minutes: float) -> dict[str, object]:
     """Run one test with many cases in a process of its own; return what it did."""
-    begun = time.monotonic()
+    begun, spent = time.monotonic(), cpu_seconds()
     told = {"HYPOTHESIS_PROFILE": "fuzz", "REGARD_FUZZ_CASES": str(cases)}
     env = {**os.environ, **told, "REGARD_TEST_SEED": str(seed)}
     command = [
@@ -65,6 +72,7 @@ def fuzz(test: str, seed: int, cases: int, minutes: float) -> dict[str, object]:
         "cases": sum(counts) if counts else cases,
         "seed": seed,
         "seconds": round(time.monotonic() - begun),
+        "CPU seconds": round(cpu_seconds() - spent),
     }
     if counts:
         found["not for this executor"] = sum(invalid)

@@ -1,13 +1,14 @@
 """Attach to every class of models that transformers has, and to many of diffusers and timm.
 
-    python scripts/sweep_models.py [--library transformers] [--minutes N] [--again CLASS ...]
+    python scripts/sweep_models.py [--library L] [--minutes N] [--again CLASS ...] [--stale]
 
 Each class is built with small random weights, run plainly, and run with a stage that does nothing;
 of timm one model of each file, a small one, at its own size. timm needs a torchvision of torch's
 build, and is left out where it does not import.
 What was found is kept in docs/models-tried.json as it comes, so that a run that was ended goes on
 where it was; a class whose process died is kept as such. docs/models-tried.md is written from it.
-Classes tried with another version of their library are tried again.
+Classes tried with another version of their library are tried again; with --stale also those whose
+row is of an older check, which looked at the first output alone.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def tried(make: Maker) -> dict[str, Any]:
 
     from regard.core.errors import RegardError
     from regard.models import Null, UnsupportedModelError, attach
-    from regard.models.checking import HookError
+    from regard.models.checking import HookError, tensors_of
     from tests.alone import Alone
 
     try:
@@ -168,7 +169,8 @@ def tried(make: Maker) -> dict[str, Any]:
             if kinds:
                 found["not reached"] = sorted(set(kinds))
             if given is not None:
-                alone = Alone().watch(model, lambda: model(**given))
+                plain: list[Any] = []
+                alone = Alone().watch(model, lambda: plain.append(model(**given)))
                 left = sorted(alone - set(attached.unreached))
                 if left:
                     return {"outcome": "unnamed", "why": ", ".join(left[:3]), **found}
@@ -176,6 +178,7 @@ def tried(make: Maker) -> dict[str, Any]:
             return {"outcome": "attached", "why": why, **found}
         with attach(model, [Null()], check=given) as attached:
             found["check"] = attached.checked.partition("; not reached")[0]
+        found["outputs"] = len(list(tensors_of(plain[0])))
         if "attention_mask" in given and not bool(given["attention_mask"].all()):
             found["padded row"] = True
     except HookError as error:
@@ -237,8 +240,13 @@ def keep(kept: dict[str, dict[str, Any]]) -> None:
     KEPT.with_suffix(".new").replace(KEPT)
 
 
-def sweep(library: str, minutes: float, again: list[str]) -> int:
-    """Try what was not tried; return how many classes are left."""
+def is_stale(row: dict[str, Any]) -> bool:
+    """Whether a row is of the check that looked at the first output alone."""
+    return "check" in row and "outputs" not in row
+
+
+def sweep(library: str, minutes: float, again: list[str], stale: bool = False) -> int:
+    """Try what was not tried, and where asked what is stale; return how many classes are left."""
     kept = read()
     version = importlib.metadata.version(library)
     home = kept.setdefault(library, {"version": version, "classes": {}})
@@ -255,20 +263,35 @@ def sweep(library: str, minutes: float, again: list[str]) -> int:
     for name in [n for n in rows if n not in known]:
         del rows[name]
     due = [name for name in known if name not in rows]
+    if stale:
+        due += sorted((n for n in known if is_stale(rows.get(n, {}))), key=several_outputs)
     for number, name in enumerate(due):
         if time.monotonic() - begun > 60 * minutes:
             return len(due) - number
+        before = rows.get(name)
         rows[name] = {"outcome": "died"}  # unless it lives to say better
         keep(kept)
         try:
             rows[name] = in_time(known[name])
         except EndedError:
             del rows[name]
+            rows.update({} if before is None else {name: before})
             keep(kept)
             return len(due) - number
+        if before is not None and rows[name]["outcome"] == "not built":
+            rows[name] = before  # it was, where a package is that is not here
         print(name, rows[name]["outcome"], rows[name].get("why", ""), flush=True)
         keep(kept)
     return 0
+
+
+def several_outputs(name: str) -> tuple[bool, str]:
+    """Return a key that puts classes of transformers with an output of their own first."""
+    import transformers
+
+    forward = getattr(getattr(transformers, name, None), "forward", None)
+    given = str(getattr(forward, "__annotations__", {}).get("return", ""))
+    return "BaseModelOutput" in given or not given, name
 
 
 def in_time(make: Callable[[], Any]) -> dict[str, Any]:
@@ -311,8 +334,11 @@ def page(kept: dict[str, dict[str, Any]]) -> str:
         lines += [f"## {library} {home['version']}: {len(rows)} of {home['of']} tried", "",
                   "| outcome | classes | what it means |", "|---|---|---|"]  # fmt: skip
         lines += [f"| {x} | {counts[x]} | {OUTCOMES[x]} |" for x in OUTCOMES if counts[x]]
+        old = sum(is_stale(row) for row in rows.values())
         lines += ["", f"Of those unchanged, {padded} were run with a padded row. {in_part} are "
-                  "reached in part, and the modules that are not are named.", ""]  # fmt: skip
+                  "reached in part, and the modules that are not are named. "
+                  f"Of {old} rows the first output alone was compared (`--stale`), of the others "
+                  "every output.", ""]  # fmt: skip
         for outcome in OUTCOMES:
             chosen = {n: r for n, r in rows.items() if r["outcome"] == outcome}
             if chosen:
@@ -345,12 +371,17 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--again", nargs="*", default=[], help="classes, or outcomes")
+    parser.add_argument("--stale", action="store_true", help="also rows of an older check")
     given = parser.parse_args()
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     left = 0
     try:
-        left = 0 if given.minutes <= 0 else sweep(given.library, given.minutes, given.again)
+        left = (
+            0
+            if given.minutes <= 0
+            else sweep(given.library, given.minutes, given.again, given.stale)
+        )
     except (ImportError, RuntimeError) as missing:  # a torchvision of another build than torch's
         print(f"{given.library} does not import here: {missing}")
     kept = read()

@@ -11,7 +11,7 @@ from tests.leftovers import seed_of
 
 FUZZ = int(os.environ.get("REGARD_FUZZ_CASES", "10000"))
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-for _name, _examples in (("quick", 25), ("ci", 60), ("nightly", 2_000), ("fuzz", FUZZ)):
+for _name, _examples in (("quick", 25), ("ci", 40), ("nightly", 2_000), ("fuzz", FUZZ)):
     settings.register_profile(
         _name,
         max_examples=_examples,

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from regard.core.value import _shared
+
 TAG = "_pretends_to_be_on_a_gpu"
 # What takes tensors of the host, or moves them.
 COPIES = {"copy_", "__setitem__", "set_", "index_put_"}
@@ -33,6 +35,11 @@ def on_gpu(x: Any) -> Any:
 
 class Pretend(TorchFunctionMode):
     """Fail where tensors of two devices would meet."""
+
+    def __enter__(self) -> Any:
+        # What values share they made on the CPU that stands for the GPU: there it would be anew.
+        _shared.clear()
+        return super().__enter__()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

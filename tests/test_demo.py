@@ -1,6 +1,5 @@
 """The model that ships, its card, and the first command people run."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,16 +11,7 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.models.loading import DEMO, load
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(path: str):
-    """A script of the repository, as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.scripts import ROOT, script
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,15 @@
 """The gallery is made by the code that stands here, while the documentation is built."""
 
-import importlib.util
-from pathlib import Path
+from tests.scripts import ROOT, script
 
-import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPT = REPOSITORY / "scripts" / "gallery.py"
-if not SCRIPT.is_file():
-    pytest.skip("an sdist carries no scripts", allow_module_level=True)
-spec = importlib.util.spec_from_file_location("gallery", SCRIPT)
-gallery = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(gallery)
+gallery = script("scripts/gallery.py")
 
 
 def test_the_build_of_the_docs_makes_the_gallery():
-    config = (REPOSITORY / "mkdocs.yml").read_text()
+    config = (ROOT / "mkdocs.yml").read_text()
     assert "scripts/gallery_hooks.py" in config
     assert "gallery.md" in config
-    assert not (REPOSITORY / "docs" / "gallery.md").exists()  # nothing to fall behind
+    assert not (ROOT / "docs" / "gallery.md").exists()  # nothing to fall behind
     for name in gallery.GALLERY:
         assert f"(gallery/{name}.html)" in gallery.index()
 

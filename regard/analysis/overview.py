@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regard.analysis.dependency import DependencyTree, dependency_skill
 from regard.core.errors import ShapeError, ValueRangeError, fail, need, shape_of
+from regard.core.files import word_for
 from regard.core.method import method
 from regard.core.picture_files import write_figure
 
@@ -116,7 +117,8 @@ def exported(
 def draw_overview(cells: Sequence[HeadCell], to: str, *, overwrite: bool = False) -> None:
     """Draw the grid: red is semantic, blue syntactic, and a large dot is sure of itself.
 
-    A picture of Regard that is there is replaced, anything else only where `overwrite` is true.
+    A picture of the same cells that is there is replaced, anything else only where `overwrite` is
+    true.
     """
     figure = need("matplotlib.figure", "see", "draws the overview").Figure(layout="constrained")
     axes = figure.add_subplot(
@@ -128,4 +130,4 @@ def draw_overview(cells: Sequence[HeadCell], to: str, *, overwrite: bool = False
         c=[(min(c.semantic, 1.0), 0.25, min(c.syntactic, 1.0)) for c in cells],
     )  # fmt: skip
     axes.invert_yaxis()
-    write_figure(figure, to, overwrite=overwrite)
+    write_figure(figure, to, origin=word_for(*cells), overwrite=overwrite)

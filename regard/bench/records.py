@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from regard.bench.specs import read_spec, task_of
-from regard.core.files import FileError, FileKind, read_json, reading, write_json
+from regard.core.files import (
+    FileError,
+    FileKind,
+    begins_as_ours,
+    read_json,
+    reading,
+    set_aside,
+    write_json,
+)
 from regard.core.hashes import hash_of_code, hash_of_modules
 from regard.layers.registry import get
 
@@ -104,7 +112,9 @@ def read_all(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_speed(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write measured speeds, with their settings and code."""
+    """Write measured speeds, with their settings and code; others are moved to `older/`."""
+    if begins_as_ours(path) and not _speed_is_of(path, settings):
+        set_aside(path)
     write_json(path, {"settings": settings, "code": hash_of_code(), "rows": rows}, SPEED)
 
 
@@ -120,3 +130,10 @@ def kept_speed(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]] | N
     said = read_speed(path) if path.exists() else None
     same = said is not None and said["settings"] == settings and said["code"] == hash_of_code()
     return said["rows"] if said is not None and same else None
+
+
+def _speed_is_of(path: Path, settings: dict[str, Any]) -> bool:
+    try:
+        return kept_speed(path, settings) is not None
+    except BenchError:
+        return False

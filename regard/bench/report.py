@@ -23,7 +23,7 @@ from regard.bench.statistics import (
 from regard.core.files import write_bytes
 from regard.tasks import PATTERNS
 from regard.views.colors import ROLE_COLORS
-from regard.views.overwrite import may_replace, sealed_page
+from regard.views.overwrite import make_room, may_replace, sealed_page
 
 
 def report(results: Results) -> str:
@@ -41,9 +41,14 @@ def report(results: Results) -> str:
 
 
 def write_report(results: Results, path: str | Path) -> Path:
-    """Write the report to a file; a report of Regard that is there is replaced, nothing else."""
-    body = sealed_page(report(results))
-    return write_bytes(path, body, may_replace=may_replace("", BenchError), error=BenchError)
+    """Write the report to a file; one of the same sweep that is there is replaced.
+
+    A report of another sweep is moved to `older/` beside it; anything else is refused.
+    """
+    path, origin = Path(path), results.origin
+    make_room(path, origin, BenchError)
+    body = sealed_page(report(results), origin)
+    return write_bytes(path, body, may_replace=may_replace(origin, BenchError), error=BenchError)
 
 
 def _header(results: Results) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from regard.bench.records import (
 from regard.bench.statistics import MeanInterval, Scores, above_chance, estimate
 from regard.bench.sweep import SweepPlan
 from regard.core.errors import fail, need
-from regard.core.files import read_json, reading, write_bytes, write_json
+from regard.core.files import (
+    begins_as_ours,
+    read_json,
+    reading,
+    set_aside,
+    word_for,
+    write_bytes,
+    write_json,
+)
 from regard.core.hashes import hash_of_code
 from regard.core.html_table import html_table, padded_rows
 from regard.core.picture_files import MADE_BY
@@ -37,6 +46,20 @@ class Results:
     speed: tuple[dict[str, Any], ...] = ()
     title: str = "Layers compared"
     budget: str = ""
+    plan: str = ""
+
+    @property
+    def origin(self) -> str:
+        """A word for what they are results of: the plan of a sweep, or what was measured.
+
+        >>> Results((), 0).origin == Results((), 0, budget="5m").origin
+        False
+        """
+        if self.plan:
+            return self.plan
+        runs = sorted(json.dumps(r["run"], sort_keys=True) for r in self.records)
+        sizes = sorted(repr([x.get(n) for n in ("who", "what", "n")]) for x in self.speed)
+        return word_for(self.title, self.budget, runs, sizes)
 
     @property
     def layers(self) -> list[str]:
@@ -109,7 +132,10 @@ def gathered(plan: SweepPlan, folder: Path, *, code: str | None = None, **more: 
     paths = [record_path(folder, run) for run in plan.runs]
     records = tuple(read_record(path) for path in paths if path.exists())
     records = tuple(r for r in records if r["inputs"].get("code") == code)
-    return Results(records, len(plan.runs), plan.left_out, budget=plan.budget, **more)
+    named = word_for([asdict(run) for run in plan.runs], plan.budget, plan.left_out)
+    return Results(
+        records, len(plan.runs), plan.left_out, budget=plan.budget, plan=named, **more
+    )  # fmt: skip
 
 
 def read_folder(folder: Path) -> Results:
@@ -136,7 +162,10 @@ def read_folder(folder: Path) -> Results:
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write results.json, and results, curves and speed as Parquet; return their paths."""
+    """Write results.json, and results, curves and speed as Parquet; return their paths.
+
+    Tables of another sweep that are in the folder are moved to `older/` within it.
+    """
     need("pyarrow", "bench", "writes Parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -149,7 +178,9 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
             runs.append({**who, "test": test, **said, **{f"run_{k}": v for k, v in plain.items()}})
         curves += [{**who, **point} for point in r["curve"]]
     written = [folder / "results.json"]
-    found = {"records": list(results.records), "speed": list(results.speed)}
+    found = {"of": results.origin, "records": list(results.records), "speed": list(results.speed)}
+    if begins_as_ours(written[0]) and _origin_in(written[0]) != results.origin:
+        set_aside(written[0])
     write_json(written[0], found, RESULTS)
     tables: list[tuple[str, Sequence[dict[str, Any]]]] = [
         ("results", runs), ("curves", curves), ("speed", results.speed)
@@ -158,19 +189,34 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
         if rows:
             path = folder / f"{name}.parquet"
             table, held = pa.Table.from_pylist(list(rows)), io.BytesIO()
-            pq.write_table(table.replace_schema_metadata({"made_by": MADE_BY}), held)
+            said = {"made_by": MADE_BY, "of": results.origin}
+            pq.write_table(table.replace_schema_metadata(said), held)
             body = held.getvalue()
+            if _is_our_table(path) and _said_in(path).get(b"of") != results.origin.encode():
+                set_aside(path)
             written.append(write_bytes(path, body, may_replace=_is_our_table, error=BenchError))
     return written
 
 
 def _is_our_table(path: Path) -> bool:
     """Return whether a Parquet file is marked as written by Regard."""
+    return bool(_said_in(path).get(b"made_by") == MADE_BY.encode())
+
+
+def _said_in(path: Path) -> dict[bytes, bytes]:
+    """Return what a Parquet file says of itself; nothing where it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        said = pq.read_metadata(path).metadata or {}
+        return dict(pq.read_metadata(path).metadata or {})
     except (pa.ArrowException, OSError, ValueError):
-        return False
-    return bool(said.get(b"made_by") == MADE_BY.encode())
+        return {}
+
+
+def _origin_in(path: Path) -> str:
+    """Return what sweep a file of results is of; nothing where it is damaged or of no sweep."""
+    try:
+        return str(read_json(path, RESULTS).get("of", ""))
+    except BenchError:
+        return ""

@@ -51,7 +51,7 @@ def shrunk_page(
 
 def write_shrunk_page(
     cells: Sequence[Cell], measures: Sequence[str], title: str, facts: Sequence[str],
-    path: str | Path, origin: str = "", *, overwrite: bool = False,
+    path: str | Path, origin: str, *, overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Write the page to a file; a page of the same `origin` that is there is replaced, no other."""
     body = sealed_page(shrunk_page(cells, measures, title, facts), origin)

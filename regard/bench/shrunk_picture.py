@@ -16,9 +16,7 @@ TITLES = {"needle": "share of needles found", "recall": "share of keys recalled,
 MARKS = "osD^vP*X<>hd"
 
 
-def picture(
-    cells: Sequence[Cell], path: Path, origin: str = "", *, overwrite: bool = False
-) -> Path:
+def picture(cells: Sequence[Cell], path: Path, origin: str, *, overwrite: bool = False) -> Path:
     """Draw quality against memory (or FLOPs, for policies that keep all), one line a policy.
 
     A picture of the same `origin` that is there is replaced, another only with `overwrite`.

@@ -6,6 +6,7 @@ work, since each run is locked by the worker that does it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ from regard.bench.run_locks import RunLock, claim, remove_stale
 from regard.bench.specs import make_layer, need_pattern, read_spec, task_of, why_not
 from regard.bench.training import Progress, carry_out
 from regard.core.errors import RegardError, RuleError, ValueRangeError, fail
-from regard.core.files import set_aside, write_json
+from regard.core.files import begins_as_ours, read_json, set_aside, write_json
 from regard.core.hashes import hash_of_code
 from regard.core.waiting import wait_for_any
 from regard.layers.registry import get
@@ -179,10 +180,21 @@ def _keeping(
 
 
 def keep_plan(plan: SweepPlan, folder: Path) -> None:
-    """Write the plan of a sweep, for its report."""
+    """Write the plan of a sweep, for its report; that of another is moved to `older/`."""
     said = {"runs": [asdict(run) for run in plan.runs], "budget": plan.budget,
             "left_out": [list(x) for x in plan.left_out], "code": hash_of_code()}  # fmt: skip
-    write_json(folder / "sweep.json", said, SWEEP)
+    path = folder / "sweep.json"
+    if begins_as_ours(path) and not _is_plan(path, said):
+        set_aside(path)
+    write_json(path, said, SWEEP)
+
+
+def _is_plan(path: Path, said: dict[str, Any]) -> bool:
+    """Return whether a file has the plan of the same sweep, whatever the code was."""
+    with contextlib.suppress(BenchError):
+        there = read_json(path, SWEEP)
+        return all(there.get(name) == said[name] for name in ("runs", "budget", "left_out"))
+    return False
 
 
 def carry_out_all(

@@ -250,6 +250,8 @@ def _finish(results: Any, out: Path, as_json: bool) -> None:
     screen.print(
         f"\nopen {page} to read more; beside it: {', '.join(x.name for x in written)}", markup=False
     )
+    if any((out / "older").glob("*")):
+        screen.print(f"of other sweeps in this folder: {out / 'older'}", markup=False)
 
 
 def _shown(x: Any) -> str:

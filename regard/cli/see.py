@@ -98,7 +98,7 @@ def command(
     seen.model = {**seen.model, "name": shown_name(model)}
     if shown is not None:
         seen.image = shown
-    endings = (".html", ".npz", ".png", ".csv")
+    endings = (".html", ".csv", ".npz", ".png")  # the table while the run that has it is there
     if not force:
         need_replaceable([out / f"heads{suffix}" for suffix in endings], seen.run().origin)
     files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]

@@ -131,7 +131,7 @@ def test_padding_changes_nothing(case: Case) -> None:
 
 
 @needs("documents")
-def test_packed_documents_do_not_meet(case: Case) -> None:
+def test_packed_documents_do_not_attend_to_each_other(case: Case) -> None:
     layer, inputs = case.make(), case.inputs(batch=1)
     cuts = {"x": (0, 9, 10, case.tokens)}
     if case.mode == "cross":
@@ -139,7 +139,7 @@ def test_packed_documents_do_not_meet(case: Case) -> None:
     ids = {name: torch.zeros(1, c[-1], dtype=torch.long) for name, c in cuts.items()}
     for name, c in cuts.items():
         for document in range(3):
-            ids[name][:, c[document] : c[document + 1]] = document
+            ids[name][:, c[document] : c[document + 1]] = (7, -3, 1 << 40)[document]  # any id
     around = {"documents": ids["x"]}
     if case.mode == "cross":
         around["context_documents"] = ids["context"]

@@ -125,6 +125,3 @@ def edited_vectors(
         with torch.no_grad():
             for down, unit, old in reversed(kept):
                 down.weight[:, unit] = old
-
-
-__all__ = ["AnchoredOptions", "edited_vectors", "option_scores"]

@@ -57,6 +57,3 @@ def attended(
     with attach(model, stage, check=False), torch.no_grad():
         (run or model)(**inputs)
     return stage
-
-
-__all__ = ["AttendedKeys", "attended"]

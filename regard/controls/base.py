@@ -127,6 +127,3 @@ class Edits(Control):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Return the edits."""
         return self.parts
-
-
-__all__ = ["Control", "Edits", "checked"]

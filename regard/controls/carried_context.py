@@ -174,6 +174,3 @@ def learn_shares(
         (weights.grad,) = torch.autograd.grad(loss, (weights,))
         adam.step()
     return weights.detach().sigmoid()
-
-
-__all__ = ["AttentionTransition", "Carriers", "MixCarriers", "learn_shares"]

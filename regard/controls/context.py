@@ -176,6 +176,3 @@ class EditContext:
             f"{getattr(site, 'module', 'a call')}", f"a site where {modality} is {side[:-1]}s",
             "choose other sites: where='self', 'cross' or 'joint'",
         )  # fmt: skip
-
-
-__all__ = ["EditContext"]

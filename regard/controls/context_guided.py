@@ -189,6 +189,3 @@ class ContextGuided(Control):
     def processors(self, steering: Any) -> Sequence[Any]:
         """Change the scores of each next token."""
         return () if self.is_neutral else (_Guide(self, steering),)
-
-
-__all__ = ["ContextGuided", "UseDetector", "guided", "ratios", "train_use_detector"]

@@ -118,6 +118,3 @@ def with_crop(picture: Tensor, crop: Crop, grid: tuple[int, int]) -> Tensor:
         part, size, mode="bilinear", align_corners=False, antialias=True
     )
     return torch.cat((picture[None], near))
-
-
-__all__ = ["Crop", "best_crop", "box_sums", "relative_map", "with_crop"]

@@ -73,6 +73,3 @@ def _cache(stored: Stored) -> Any:
     for layer, (k, v) in enumerate(stored):
         cache.update(k.clone(), v.clone(), layer)
     return cache
-
-
-__all__ = ["think"]

@@ -154,6 +154,3 @@ def rerank(
         scores.append(float(tokens[kept].sum()))
     order = sorted(range(len(documents)), key=lambda i: -scores[i])
     return Ranking(tuple(order), tuple(scores), tuple(documents))
-
-
-__all__ = ["Assembled", "Ranking", "assemble", "rerank", "sort_documents"]

@@ -145,9 +145,3 @@ def forbid(call: Call, queries: Tensor, keys: Tensor) -> Call:
     1
     """
     return add_bias(call, [(-FORBIDDEN * queries, keys)])
-
-
-__all__ = [
-    "FORBIDDEN", "POINTS", "AttentionEdit", "add_bias", "apply", "changed_queries", "edits_of",
-    "forbid", "named_sets",
-]  # fmt: skip

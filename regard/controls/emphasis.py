@@ -42,6 +42,3 @@ class Emphasis(Control):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Raise the scores of the tokens."""
         return (AddBias(self.which, self.strength),)
-
-
-__all__ = ["Emphasis"]

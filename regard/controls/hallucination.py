@@ -108,6 +108,3 @@ def decode_truthfully(
         return min(range(begin, len(decoded)), key=lambda i: confidence[i])
 
     return decode_with_steps_back(model, ids, tokens=tokens, go_back=go_back, most=most, end=end)
-
-
-__all__ = ["Detector", "common_subspace", "decode_truthfully", "train_detector"]

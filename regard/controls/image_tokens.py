@@ -132,6 +132,3 @@ def grid_of(at: EditContext, tokens: int) -> tuple[int, int]:
         "a grid that the model tells of",
         "pass regard.steer(..., grid=(rows, columns))",
     )
-
-
-__all__ = ["ImageTokens", "Region", "grid_of"]

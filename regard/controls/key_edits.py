@@ -222,9 +222,3 @@ def _need_fitting(call: Call, found: FoundKeys) -> None:
             ShapeError, "extra keys", f"{shape_of(k)} and {shape_of(v)}",
             f"k [{b}, {g}, x, {d}] and v [{b}, {g}, x, {e}]", "take keys of the same site",
         )  # fmt: skip
-
-
-__all__ = [
-    "ExtraKeys", "FoundKeys", "GivenKeys", "KeySource", "OtherRows", "ReplaceKeys", "append_keys",
-    "only_keys",
-]  # fmt: skip

@@ -117,6 +117,3 @@ def difference(old: Tensor, new: Tensor) -> float:
         return 0.0
     size = old.abs().max().float().clamp(min=1e-12)
     return float((new.float() - old.float()).abs().max() / size)
-
-
-__all__ = ["difference", "measured", "rows_at", "rows_to_look_at"]

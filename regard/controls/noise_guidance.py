@@ -75,6 +75,3 @@ def mixed(
         apart = torch.cat([apart.chunk(len(branches))[own[0]]] * len(branches))
     made: Tensor = base + number * apart
     return made
-
-
-__all__ = ["NoiseGuidance", "mixed"]

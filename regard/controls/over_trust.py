@@ -118,6 +118,3 @@ def decode_without_over_trust(
             break
     made.ids = torch.cat((ids, torch.tensor([decoded], dtype=ids.dtype)), 1)
     return made
-
-
-__all__ = ["decode_without_over_trust", "over_trust"]

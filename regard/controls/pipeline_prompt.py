@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from regard.controls.prompt import Prompt, read
-from regard.models.pipelines import TOKENIZERS, telling_by_text
+from regard.models.pipelines import TOKENIZERS, branches_by_text
 from regard.models.removal import Removal
 from regard.models.wrap import Around, hold
 
@@ -48,7 +48,7 @@ def hear_prompt(pipeline: Any, model: nn.Module, steering: Any, undo: Removal) -
     """Tell a control the prompt of each run of a pipeline, and which rows of the batch hold it."""
     stack = ExitStack()
     undo.add(stack.close)
-    stack.enter_context(telling_by_text(pipeline, model))
+    stack.enter_context(branches_by_text(pipeline, model))
     if getattr(pipeline, "encode_prompt", None) is not None:
         hold(pipeline, "encode_prompt", lambda: _Heard(pipeline, steering), steering, undo,
              join=False)  # fmt: skip
@@ -67,6 +67,3 @@ class _Heard(Around):
         if isinstance(words, list | tuple) and words and all(isinstance(x, str) for x in words):
             self.steering._hear(pipeline_prompt(self.pipeline, list(words)))
         return plain(*args, **kwargs)
-
-
-__all__ = ["hear_prompt", "pipeline_prompt"]

@@ -146,6 +146,3 @@ def word_pattern(word: str) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
-
-
-__all__ = ["NotInPromptError", "Prompt", "read", "word_pattern"]

@@ -152,6 +152,3 @@ def crop_documents(
             kept.append(i)
             left -= sizes[i]
     return tuple(documents[i] for i in sorted(kept))
-
-
-__all__ = ["Weighted", "crop_documents", "parse_weights", "repeat_part"]

@@ -104,6 +104,3 @@ def simultaneous(
             made.ids.append(token)
             made.known.append(source.shape[1])
     return made
-
-
-__all__ = ["Simultaneous", "leans_on_newest", "simultaneous"]

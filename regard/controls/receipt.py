@@ -206,6 +206,3 @@ def _runs(numbers: Sequence[int]) -> str:
         else:
             runs.append([x, x])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-__all__ = ["Fired", "NothingMoved", "Receipt"]

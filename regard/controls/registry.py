@@ -96,6 +96,3 @@ def make_control(asked: Any, **settings: Any) -> Control:
     if "which" in given:
         given["which"] = token_set(given["which"])
     return asked.replace(**given) if given else asked
-
-
-__all__ = ["control", "known", "make_control", "register"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, add_bias, forbid
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.text_tokens import token_set
+from regard.controls.text_tokens import read_sets
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.score import Temperature
@@ -43,10 +43,8 @@ class AddBias(AttentionEdit):
     law: ClassVar[str] = "odds of the keys are multiplied by e^strength; all other ratios are kept"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", token_set(self.keys))
+        read_sets(self, "keys")
         object.__setattr__(self, "strength", strength_of(self.strength))
-        if self.queries is not None:
-            object.__setattr__(self, "queries", token_set(self.queries))
 
     def before(self, at: EditContext) -> Call:
         """Add the bias."""
@@ -72,9 +70,7 @@ class Forbid(AttentionEdit):
     law: ClassVar[str] = "the keys get weight 0; ratios of the others are kept; rows sum to one"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", token_set(self.keys))
-        if self.queries is not None:
-            object.__setattr__(self, "queries", token_set(self.queries))
+        read_sets(self, "keys")
 
     def before(self, at: EditContext) -> Call:
         """Lower the scores until nothing is left."""
@@ -96,8 +92,7 @@ class ScaleScores(AttentionEdit):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0))
-        if self.queries is not None:
-            object.__setattr__(self, "queries", token_set(self.queries))
+        read_sets(self)
 
     def before(self, at: EditContext) -> Call:
         """Add a factor for each query."""
@@ -125,10 +120,8 @@ class RaiseScores(AttentionEdit):
     law: ClassVar[str] = "s becomes s + strength |s| for the keys; mass on them never falls"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", token_set(self.keys))
+        read_sets(self, "keys")
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0))
-        if self.queries is not None:
-            object.__setattr__(self, "queries", token_set(self.queries))
 
     def before(self, at: EditContext) -> Call:
         """Add a step that knows the size of a score."""
@@ -163,6 +156,3 @@ class RaisedScores(PlaceStep):
         # A pair that is removed has a score of -inf, and stays removed.
         size = torch.where(scores == -math.inf, 0.0, scores.abs())
         return scores + gain * chosen * size
-
-
-__all__ = ["AddBias", "Forbid", "RaiseScores", "RaisedScores", "ScaleScores", "queries_of"]

@@ -79,6 +79,3 @@ def sweep(
         found = stage.receipt
         masses = {name: found.mass(name) for name in found.sets}
         yield Strengthened(float(strength), text, kl, worse, found.moved, masses)
-
-
-__all__ = ["Strengthened", "sweep"]

@@ -82,6 +82,3 @@ class SinkCalibration(Control):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Move the mass of sinks to all other keys."""
         return (MoveMass(LaterSinks(self.times), None, self.strength),)
-
-
-__all__ = ["LaterSinks", "SinkCalibration"]

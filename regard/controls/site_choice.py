@@ -117,6 +117,3 @@ def of_other_encoders(model: Any, sites: Iterable[Site]) -> frozenset[str]:
     if not any(x.causal for x in found):
         return frozenset()
     return frozenset(x.module for x in found if x.kind == "self" and x.causal is False)
-
-
-__all__ = ["SiteChoice", "of_other_encoders"]

@@ -46,6 +46,3 @@ class SplitSoftmax(Control):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Raise the share."""
         return (ShareToPower(self.which, self.strength),)
-
-
-__all__ = ["SplitSoftmax"]

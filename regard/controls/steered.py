@@ -85,6 +85,3 @@ def logit_difference(old: Tensor, new: Tensor, real: Tensor | None = None) -> di
     if real is not None and real.shape == kl.shape:
         kl, agree, largest = (x[real.bool()] for x in (kl, agree, largest))
     return {"kl": float(kl.mean()), "largest": float(largest.max()), "agree": float(agree.mean())}
-
-
-__all__ = ["Steered", "logit_difference"]

@@ -278,6 +278,3 @@ class Steering(Stage):
     def _heads(at: EditContext) -> tuple[int, ...]:
         heads = at.where.heads_at(at.site)
         return tuple(range(at.call.h)) if heads is None else tuple(heads)
-
-
-__all__ = ["Steering"]

@@ -72,6 +72,3 @@ class Generating(Around):
             return plain(*args, **kwargs)
         finally:
             del prompts[depth:]
-
-
-__all__ = ["EnteringBlocks", "Generating", "row_on"]

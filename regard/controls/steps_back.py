@@ -131,6 +131,3 @@ def decode_with_steps_back(
             break
     made.ids = torch.cat((ids, torch.tensor([decoded], dtype=ids.dtype, device=ids.device)), 1)
     return made
-
-
-__all__ = ["Contrast", "Decoded", "TokenPenalty", "decode_with_steps_back"]

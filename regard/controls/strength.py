@@ -127,6 +127,3 @@ def times(x: Strength, factor: float) -> Strength:
     if isinstance(x, PerRow | PerStep):
         return type(x)(tuple(one * factor for one in x.numbers))
     return x * factor
-
-
-__all__ = ["PerRow", "PerStep", "Strength", "for_rows", "is_neutral", "strength_of", "times"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from regard.controls.context import EditContext
 from regard.controls.edit import AttentionEdit, apply, edits_of
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.text_tokens import token_set
+from regard.controls.text_tokens import read_sets
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, ShapeError, fail, shape_of
@@ -35,8 +35,7 @@ class _TensorEdit(AttentionEdit):
         if self.part not in PARTS:
             fail(RuleError, "part", repr(self.part), f"one of {PARTS}", "name what to change")
         object.__setattr__(self, "strength", strength_of(self.strength))
-        if self.tokens is not None:
-            object.__setattr__(self, "tokens", token_set(self.tokens))
+        read_sets(self, optional=("tokens",))
 
     @property
     def for_all_queries(self) -> bool:
@@ -189,6 +188,3 @@ class MixBranch(AttentionEdit):
         number = at.tensor(self.strength)[..., None]
         mixed = result.out + number.to(result.out) * (branch.out - result.out)
         return result._replace(out=torch.where(at.limit[..., None], mixed, result.out))
-
-
-__all__ = ["MixBranch", "RemoveDirection", "ScaleTensor"]

@@ -143,4 +143,9 @@ def token_set(x: Any) -> TokenSet:
     )
 
 
-__all__ = ["Phrase", "PromptPart", "TextBetween", "token_set"]
+def read_sets(edit: object, *names: str, optional: tuple[str, ...] = ("queries",)) -> None:
+    """Convert fields of a frozen edit to sets of tokens; those in `optional` may be None."""
+    for name in (*names, *optional):
+        x = getattr(edit, name)
+        if x is not None or name in names:
+            object.__setattr__(edit, name, token_set(x))

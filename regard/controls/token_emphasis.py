@@ -13,7 +13,7 @@ from regard.controls.registry import register
 from regard.controls.score_edits import RaiseScores
 from regard.controls.site_choice import SiteChoice
 from regard.controls.strength import Strength, strength_of
-from regard.controls.text_tokens import token_set
+from regard.controls.text_tokens import read_sets
 from regard.controls.token_sets import FromLastToken, TokenSet
 from regard.core.errors import ShapeError, ValueRangeError, fail, shape_of
 from regard.core.method import method
@@ -82,9 +82,7 @@ class TokenEmphasis(Control):
     models: ClassVar[str] = "language"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "which", token_set(self.which))
-        if self.salient is not None:
-            object.__setattr__(self, "salient", token_set(self.salient))
+        read_sets(self, "which", optional=("salient",))
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0))
         checked(self)
 
@@ -108,6 +106,3 @@ def scaled(strength: Strength, factor: float) -> Strength:
     if isinstance(strength, float | int):
         return round(strength * factor, 12)
     return strength.replace(numbers=tuple(round(x * factor, 12) for x in strength.numbers))
-
-
-__all__ = ["Streams", "TokenEmphasis", "scaled", "streams"]

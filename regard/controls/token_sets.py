@@ -282,9 +282,3 @@ class TokenMask(KnownTokens):
     def positions(self, at: EditContext, side: str) -> Tensor:
         """Return the mask."""
         return self.chosen
-
-
-__all__ = [
-    "AllOf", "AllTokens", "AnyOf", "FoundInCall", "FromLastToken", "KnownTokens", "NotIn",
-    "TokenMask", "TokenPositions", "TokenSet", "expand_to_heads", "looked_up",
-]  # fmt: skip

@@ -131,6 +131,3 @@ class VisionHeadReinforcement(Control):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Scale the outputs."""
         return (ScaleTensor("out", self.strength),)
-
-
-__all__ = ["VisionHeadReinforcement", "VisionHeads", "vision_heads"]

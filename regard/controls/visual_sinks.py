@@ -181,8 +181,3 @@ class VisualSinks(Control):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Move the weight of sinks."""
         return (MoveFromSinks(self.channels, self.strength, self.above, self.least, self.most),)
-
-
-__all__ = [
-    "MassiveTokens", "MoveFromSinks", "VisualSinks", "massive_channels", "normalized",
-]  # fmt: skip

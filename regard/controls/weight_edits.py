@@ -18,7 +18,7 @@ from regard.controls.context import EditContext
 from regard.controls.edit import FORBIDDEN, AttentionEdit, add_bias
 from regard.controls.score_edits import queries_of
 from regard.controls.strength import Strength, is_neutral, strength_of
-from regard.controls.text_tokens import token_set
+from regard.controls.text_tokens import read_sets, token_set
 from regard.controls.token_sets import TokenSet
 from regard.core.call import Call
 from regard.core.errors import ValueRangeError, fail
@@ -58,10 +58,8 @@ class _Rebalance(AttentionEdit):
     high: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", token_set(self.keys))
+        read_sets(self, "keys")
         object.__setattr__(self, "strength", strength_of(self.strength, self.low, self.high))
-        if self.queries is not None:
-            object.__setattr__(self, "queries", token_set(self.queries))
 
     def share(self, old: Tensor, number: float | Tensor) -> Tensor:
         """Return the new share of the set, for shares [b, h, n] strictly between 0 and 1."""
@@ -156,11 +154,8 @@ class MoveMass(AttentionEdit):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", token_set(self.source))
+        read_sets(self, "source", optional=("target", "queries"))
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
-        for name in ("target", "queries"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, token_set(getattr(self, name)))
 
     def before(self, at: EditContext) -> Call:
         """Measure both sets, and add the logs of the factors."""
@@ -220,8 +215,7 @@ class EvenOut(AttentionEdit):
             fail(ValueRangeError, "parts", f"{len(many)} sets", "at least 2", "name two sets")
         object.__setattr__(self, "parts", many)
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
-        if self.queries is not None:
-            object.__setattr__(self, "queries", token_set(self.queries))
+        read_sets(self)
 
     def sets(self) -> tuple[TokenSet, ...]:
         """Return the sets."""
@@ -260,10 +254,8 @@ class Swap(AttentionEdit):
     )
 
     def __post_init__(self) -> None:
+        read_sets(self, "first", "second")
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0, 1.0))
-        for name in ("first", "second", "queries"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, token_set(getattr(self, name)))
 
     def before(self, at: EditContext) -> Call:
         """Measure both, and add the logs of the factors."""
@@ -280,6 +272,3 @@ class Swap(AttentionEdit):
         new = have + at.number(self.strength) * (have.flip(0) - have)
         factors = _log(torch.where(swaps, new / have.clamp(min=1e-30), 1.0))
         return add_bias(at.call, list(zip(factors, marks, strict=True)))
-
-
-__all__ = ["EvenOut", "MoveMass", "SetShare", "ShareToPower", "Swap", "masses", "move_mass"]

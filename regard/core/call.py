@@ -109,22 +109,25 @@ class Call:
         """Head size of values."""
         return self.keys.shape[4]
 
-    @cached_property
+    @property
     def dense(self) -> Dense:
         """The keys as tensors: made once, where they are stored otherwise."""
+        keys = self.keys
+        return keys if type(keys) is Dense else self._made_dense
+
+    @cached_property
+    def _made_dense(self) -> Dense:
         return self.keys.dense()
 
     @property
     def k(self) -> Tensor:
         """Keys [b, g, m, d] as a tensor."""
-        keys = self.keys
-        return keys.k if type(keys) is Dense else self.dense.k
+        return self.dense.k
 
     @property
     def v(self) -> Tensor:
         """Values [b, g, m, e] as a tensor."""
-        keys = self.keys
-        return keys.v if type(keys) is Dense else self.dense.v
+        return self.dense.v
 
     @property
     def k_positions(self) -> Tensor | None:
@@ -152,7 +155,7 @@ class Call:
 
     def replace(self, **changes: Any) -> Call:
         """Return the same call with some parts changed; `k`, `v`, `k_positions` make dense keys."""
-        if not changes.keys().isdisjoint(("k", "v", "k_positions")):
+        if "k" in changes or "v" in changes or "k_positions" in changes:
             k, v, at = (changes.pop(x, self) for x in ("k", "v", "k_positions"))
             old = changes.pop("keys", None) or self.dense
             changes["keys"] = Dense(

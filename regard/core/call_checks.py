@@ -18,6 +18,7 @@ from regard.core.errors import (
     shape_of,
 )
 from regard.core.keys import Dense, Keys, Later, Positions
+from regard.core.readable import can_be_read
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -178,8 +179,10 @@ def _need_positions(call: Call) -> None:
                 f"one of {list(shapes)}",
                 f"give the position of each of the {size} tokens",
             )
-        # On other devices the look would wait for the device: there the caller is trusted.
-        if x.device.type == "cpu" and size > 1:
+        # On other devices the look would wait for the device: there the caller is trusted, as where
+        # a graph is traced.
+        readable = x.device.type == "cpu" and can_be_read(x)
+        if readable and size > 1:
             real = x[..., 1:] >= 0
             if bool(((x[..., 1:] <= x[..., :-1].cummax(-1).values) & real).any()):
                 fail(
@@ -189,7 +192,7 @@ def _need_positions(call: Call) -> None:
                     "increasing positions (-1 marks an empty slot of k)",
                     "sort the tokens by position, keys and values alike",
                 )
-        if name == "q_positions" and x.device.type == "cpu" and size and int(x.min()) < 0:
+        if name == "q_positions" and readable and size and int(x.min()) < 0:
             fail(
                 ValueRangeError,
                 name,

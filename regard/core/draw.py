@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from regard.core.errors import RegardError, ValueRangeError, fail, need
+from regard.core.files import word_for
 from regard.core.html_table import html_table, plain_text
 from regard.core.picture_files import write_figure
 
@@ -65,7 +66,8 @@ def _picture(rule: Rule, n: int, m: int, to: str, head: int, overwrite: bool) ->
     axes.set_xlabel("key position")
     axes.set_ylabel("query position")
     axes.set_title(str(rule.support), fontsize=9, wrap=True)
-    write_figure(figure, to, overwrite=overwrite, dpi=160, bbox_inches="tight")
+    origin = word_for(str(rule.support), n, m, shown.tolist())
+    write_figure(figure, to, origin=origin, overwrite=overwrite, dpi=160, bbox_inches="tight")
     return to
 
 

@@ -68,7 +68,8 @@ def write_bytes(
 
     The bytes go to a temporary file beside it and are flushed to disk before the rename; temporary
     files of killed writers of the same file are removed. `may_replace` says whether an existing
-    file may be replaced: True, False, or a function of its path.
+    file may be replaced: True, False, or a function of its path, which is not asked where the file
+    already has these very bytes.
 
     >>> import tempfile
     >>> place = Path(tempfile.mkdtemp()) / "new" / "a.txt"
@@ -81,7 +82,9 @@ def write_bytes(
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
         make_folder(path.parent)
-        replaced = may_replace if isinstance(may_replace, bool) else _allows(may_replace, path)
+        replaced = (
+            may_replace if isinstance(may_replace, bool) else _allows(may_replace, path, parts)
+        )
         sweep_private(path)
         part, handle = open_private(path)
         try:
@@ -110,8 +113,35 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "a file has this name", str(folder)) from None
 
 
-def _allows(may_replace: Callable[[Path], bool], path: Path) -> bool:
-    return not path.exists() or may_replace(path)
+def _allows(may_replace: Callable[[Path], bool], path: Path, parts: Sequence[Buffer]) -> bool:
+    return not path.exists() or _holds(path, parts) or may_replace(path)
+
+
+def _holds(path: Path, parts: Sequence[Buffer]) -> bool:
+    """Return whether a file has these bytes already."""
+    sizes = [memoryview(piece).nbytes for piece in parts]
+    if path.stat().st_size != sum(sizes):
+        return False
+    with open(path, "rb") as file:
+        return all(file.read(n) == bytes(x) for n, x in zip(sizes, parts, strict=True))
+
+
+def word_for(*made_from: object) -> str:
+    """Return a short word for what a file is made from: its origin, which tells it from others.
+
+    >>> word_for("a rule", 3) == word_for("a rule", 3), word_for("a rule", 3) == word_for("a rule")
+    (True, False)
+    """
+    return hashlib.sha256(repr(made_from).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def need_origin(origin: str) -> None:
+    """Raise unless a file that Regard writes says what it was made from, in one word."""
+    if not origin or not origin.isalnum():
+        fail(
+            RegardError, "origin", repr(origin), "a word of letters and digits",
+            "pass regard.core.files.word_for(...) of what the file is made from",
+        )  # fmt: skip
 
 
 NOT_OURS = "an existing file that Regard did not write, or that was changed since"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regard.core.readable import can_be_read
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -56,7 +58,7 @@ def written(at: At) -> Tensor | None:
 
 
 def is_full(at: At) -> bool:
-    """Return whether every slot holds a real key; off the CPU a tensor is not looked at."""
+    """Return whether every slot holds a real key; off the CPU, or traced, it is not looked at."""
     if at is None or not isinstance(at, Tensor):
         return at is None or at.full
-    return at.device.type == "cpu" and bool((at >= 0).all())
+    return at.device.type == "cpu" and can_be_read(at) and bool((at >= 0).all())

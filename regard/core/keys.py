@@ -223,9 +223,14 @@ class Dense(Keys):
         """Return k and v."""
         return self.k, self.v
 
-    @cached_property
+    @property
     def positions(self) -> Tensor | None:
         """Positions of the keys; None where key j is at j."""
+        at = self.at
+        return at if at is None or type(at) is Tensor else self._written
+
+    @cached_property
+    def _written(self) -> Tensor | None:
         return written(self.at)
 
     @cached_property

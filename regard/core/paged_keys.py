@@ -68,7 +68,7 @@ class Paged(Keys):
                     "count keys that the pages have room for",
                 )  # fmt: skip
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int, int, int]:
         """Sizes (b, g, m, d, e): m is the room of the table, or the longest row if known."""
         _, x, page, d = self.k.shape

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from regard.core.files import OF_ANOTHER, FileError, refuse_to_replace, write_bytes
+from regard.core.files import OF_ANOTHER, FileError, need_origin, refuse_to_replace, write_bytes
 
 MADE_BY = "Regard"
 # Where each format says what made a picture.
@@ -14,16 +14,17 @@ _MARKS = {"png": "Software", "svg": "Creator", "pdf": "Creator"}
 
 
 def write_figure(
-    figure: Any, path: str | Path, *, origin: str = "", overwrite: bool = False,
+    figure: Any, path: str | Path, *, origin: str, overwrite: bool = False,
     error: type[FileError] = FileError, **how: Any,
 ) -> Path:  # fmt: skip
     """Write a matplotlib figure; `how` goes to its `savefig`.
 
-    `origin` is a word for what the picture was made from. A picture of Regard of the same origin
-    that is there is replaced, anything else only where `overwrite` is true.
+    `origin` is a word for what the picture was made from (`word_for`). A picture of Regard of the
+    same origin that is there is replaced, anything else only where `overwrite` is true.
     """
+    need_origin(origin)
     kind, held = Path(path).suffix.removeprefix(".").lower() or "png", io.BytesIO()
-    mark = {_MARKS[kind]: f"{MADE_BY} {origin}".rstrip()} if kind in _MARKS else None
+    mark = {_MARKS[kind]: f"{MADE_BY} {origin}"} if kind in _MARKS else None
     figure.savefig(held, format=kind, metadata=mark, **how)
 
     def may_replace(there: Path) -> bool:
@@ -37,7 +38,7 @@ def write_figure(
 
 
 def is_our_picture(path: Path, origin: str = "") -> bool:
-    """Return whether a picture (PNG, SVG or PDF) is marked as made by Regard, and from what."""
+    """Return whether a picture (PNG, SVG or PDF) is Regard's, and of an origin, if one is given."""
     try:
         body = path.read_bytes()
     except OSError:

@@ -76,9 +76,10 @@ class Rule(Value):
         if later > 0:
             object.__setattr__(self, "support", self.support.shift(-later))
             object.__setattr__(self, "offset", self.offset + later)
-        # Compiled code cannot carry a rule, but it can carry a number, and tensors.
+        # Compiled code cannot carry a rule, but it can carry a number, and tensors. A rule of a
+        # module that is imported while a graph is traced is made outside of the graph.
         object.__setattr__(self, "number", next(_count))
-        object.__setattr__(self, "traced", torch.compiler.is_compiling())
+        object.__setattr__(self, "traced", torch.compiler.is_dynamo_compiling())
         object.__setattr__(self, "held", self.tensors())
         _by_number[self.number] = self
 
@@ -96,10 +97,10 @@ class Rule(Value):
         """Build a rule of one of its parts; calls that name the same one share it."""
         if isinstance(x, Rule):
             return x
-        if torch.compiler.is_compiling():
-            return _of(x)
         if x is None:
             return _PLAIN
+        if torch.compiler.is_compiling():
+            return _of(x)
         if isinstance(x, Value) and not x.tensors() and not x.functions():
             return x.memo("rule", lambda: _of(x))
         return _of(x)
@@ -174,7 +175,8 @@ class Rule(Value):
     ) -> str:  # fmt: skip
         """Draw the mask of the rule: as text, or as a picture where `to` names a file.
 
-        A picture of Regard that is there is replaced, anything else only where `overwrite` is true.
+        A picture of the same mask that is there is replaced, anything else only where `overwrite`
+        is true.
 
         >>> from regard.core.support import Causal, Window
         >>> print(Rule(Causal() & Window(2)).draw(4))
@@ -193,9 +195,7 @@ class Rule(Value):
         return notebook_view(self)
 
 
-def _of(x: Support | Score | Weigh | None) -> Rule:
-    if x is None:
-        return Rule()
+def _of(x: Support | Score | Weigh) -> Rule:
     if isinstance(x, Support):
         return Rule(support=x)
     if isinstance(x, Score):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
 
 import torch
@@ -58,11 +57,13 @@ class Value:
 
     # Which axis of which tensor counts the query heads.
     _head_axis: ClassVar[dict[str, int]] = {}
+    # Names of the parts, in order; `@value` fills it in.
+    _parts: ClassVar[tuple[str, ...]] = ()
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def fields(self) -> tuple[tuple[str, Any], ...]:
         """Return name and content of each part, in order."""
-        return tuple((name, getattr(self, name)) for name in _names(type(self)))  # type: ignore[arg-type]
+        return tuple([(name, getattr(self, name)) for name in self._parts])
 
     def memo(self, key: Hashable, build: Callable[[], T]) -> T:
         """Build something derived from this value once, and cache it while nothing changes.
@@ -85,7 +86,7 @@ class Value:
             found = kept[full_key] = build()
             if len(kept) > _KEPT:
                 kept.popitem(last=False)
-        return found  # type: ignore[no-any-return]
+        return found  # type: ignore[no-any-return]  # it was kept untyped
 
     @property
     def signature(self) -> Hashable:
@@ -150,7 +151,7 @@ class Value:
         if found is None:
             found = ()
             # Parts cache their own: a rule rebuilt at each step is cheap.
-            for name in _names(type(self)):  # type: ignore[arg-type]
+            for name in self._parts:
                 x = getattr(self, name)
                 if isinstance(x, Value):
                     found += x.tensors()
@@ -205,7 +206,7 @@ class Value:
                 f"{len(tensors) - left}, one for each of the value",
                 "swap what tensors() gave",
             )
-        return made  # type: ignore[no-any-return]
+        return made  # type: ignore[no-any-return]  # of the type of self
 
     def take_heads(self, heads: Sequence[int]) -> Self:
         """Return what belongs to some of the query heads: head x of it is head heads[x] of this."""
@@ -228,7 +229,7 @@ class Value:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
         """Move every tensor to `device`, and floating ones to `dtype`."""
-        return _moved(self, device, dtype)  # type: ignore[no-any-return]
+        return _moved(self, device, dtype)  # type: ignore[no-any-return]  # of the type of self
 
     def to_json(self) -> str:
         """Write the value as JSON text; `from_json` reads it back.
@@ -258,7 +259,8 @@ class Value:
 def value(kind: type[T]) -> type[T]:
     """Turn `kind` into a frozen `Value` that can be saved under its class name."""
     made = dataclasses.dataclass(frozen=True, eq=False, repr=False)(kind)
-    _TYPES[kind.__name__] = made  # type: ignore[assignment]
+    made._parts = tuple(f.name for f in dataclasses.fields(made))  # type: ignore[attr-defined, arg-type]  # every kind is a Value
+    _TYPES[kind.__name__] = made  # type: ignore[assignment]  # and the checker cannot know it
     return made
 
 
@@ -272,12 +274,6 @@ def same_objects(a: Value, b: Value) -> bool:
     if a != b:
         return False
     return all(x is y for x, y in zip(a.tensors(), b.tensors(), strict=True))
-
-
-@cache
-def _names(kind: Any) -> tuple[str, ...]:
-    """Return names of the fields of a kind of value."""
-    return tuple(f.name for f in dataclasses.fields(kind))
 
 
 def _leaves(x: Any) -> Iterator[Any]:

@@ -1,8 +1,8 @@
-"""Mechanisms to train, on one protocol.
+"""Mechanisms to train, behind one protocol.
 
-`Layer` is what all share, `Attention` the one with queries and keys, `Recurrent` the one with a
-running state. `regard.layer("moh", 512, heads=8)` makes one by name; `regard.layers.list()` is
-the table of all.
+`Layer` is the base class, `Attention` the one with queries and keys, `Recurrent` the one with a
+running state. `regard.layer("moh", 512, heads=8)` builds one by name; `regard.layers.list()` lists
+them all.
 """
 
 from regard.layers.attention import Attention, joined, split

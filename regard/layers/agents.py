@@ -1,4 +1,4 @@
-"""Attention through a few agents: they read everything, and tokens read them."""
+"""Agent attention: a few pooled queries (agents) attend to all keys, and queries attend to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from regard.layers.registry import register
     call='import regard\nlayer = regard.layer("agent_attention", 256, heads=8, agents=49)',
 )
 class AgentAttention(Attention):
-    """Agents, which are pooled queries, read all keys; queries read the agents.
+    """Agents, which are pooled queries, attend to all keys; queries attend to the agents.
 
     `y = softmax(q a^T) softmax(a k^T) v`, at a cost of n times the `agents`.
 
@@ -55,23 +55,23 @@ class AgentAttention(Attention):
         return agents
 
     def scores_of(self, agents_ask: bool) -> Score:
-        """Return how agents match keys, or queries agents."""
+        """Return the score of agents against keys, or of queries against agents."""
         return self.score()
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Let agents read, and read the agents."""
+        """Attend from agents to keys, then from queries to agents."""
         agents = self.pool(call.q)
-        told = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), input)
+        values = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), input)
         rule = Rule(score=self.scores_of(False))
-        return super().look(call.replace(k=agents, v=told, rule=rule), input)
+        return super().look(call.replace(k=agents, v=values, rule=rule), input)
 
 
 @register("agent_attention_image")
 class ImageAgents(AgentAttention):
-    """Agent attention on a grid, with biases of place and a convolution of the values beside it.
+    """Agent attention on a grid, with position biases and a depthwise convolution of the values.
 
     Agents are pooled over a grid of `side * side`. Each bias is the sum of a term for rows, one for
-    columns, and a small map stretched over the grid.
+    columns, and a small map interpolated to the grid.
 
     >>> ImageAgents(32, heads=4, grid=(6, 4), side=2)(torch.randn(1, 24, 32)).shape
     torch.Size([1, 24, 32])
@@ -98,10 +98,10 @@ class ImageAgents(AgentAttention):
                                 groups=heads * self.value_dim)  # fmt: skip
 
     def pool(self, q: Tensor) -> Tensor:
-        """Average queries over the grid."""
+        """Average queries over a coarser grid."""
         if q.shape[2] != prod(self.grid):
             self.cannot(
-                "x", f"{q.shape[2]} tokens", f"fill its grid {self.grid}", "pass a token a place"
+                "x", f"{q.shape[2]} tokens", f"fill its grid {self.grid}", "pass one token a cell"
             )
         image = q.flatten(0, 1).mT.unflatten(2, self.grid)
         pooled: Tensor = F.adaptive_avg_pool2d(image, self.side).flatten(2).mT
@@ -109,7 +109,7 @@ class ImageAgents(AgentAttention):
         return agents
 
     def scores_of(self, agents_ask: bool) -> Score:
-        """Add what places are worth to agents (first), and agents to places (second)."""
+        """Add the position bias of agents against keys, or of queries against agents."""
         which = 0 if agents_ask else 1
         stretched = F.interpolate(self.maps[which], self.grid, mode="bilinear")
         bias = (stretched + self.rows[which] + self.columns[which]).flatten(2)

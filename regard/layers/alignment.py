@@ -1,4 +1,4 @@
-"""Attention of a recurrent decoder to its source: global, or around a place (Luong)."""
+"""Attention of a recurrent decoder to its source: global, or local (Luong)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from regard.run.api import attend, partial
 
 SOURCE = Capabilities(
     causal=False, bidirectional=False, documents=False, constant_memory=True
-)  # what every layer here can do: look at a source
+)  # what every layer here can do: attend to a source
 
 
 class SourceAttention(Layer):
-    """Decoder states x [b, n, dim] look at source states [b, m, dim]: what all of this file share.
+    """Base of this file: decoder states x [b, n, dim] attend to source states [b, m, dim].
 
-    `y = tanh(W [c; x])`, with c what was seen of the source. There are no maps of keys or values.
-    The source is kept by a memory, so that later steps need no context.
+    `y = tanh(W [c; x])`, with c the output of attention. There are no key or value projections.
+    A memory keeps the source, so later steps need no context.
     """
 
     can: ClassVar[Capabilities] = SOURCE
@@ -37,20 +37,20 @@ class SourceAttention(Layer):
         self, dim: int, *, context_dim: int | None = None, causal: bool = False, **settings: Any
     ) -> None:
         if context_dim is None:
-            self.cannot("context_dim", None, "look at itself", "give the width of the source")
+            self.cannot("context_dim", None, "attend to itself", "pass the width of the source")
         super().__init__(dim, causal=causal, context_dim=context_dim)
         self.to_out = nn.Linear(dim + self.context_dim, dim, bias=False)
         self.make(**settings)
 
     def make(self) -> None:
-        """Build what `look` reads."""
+        """Build the parameters that `look` reads."""
 
     def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
-        """Return what each state [b, 1, n, dim] sees of the source [b, 1, m, c]."""
+        """Attend from states [b, 1, n, dim] to the source [b, 1, m, c]: [b, 1, n, c]."""
         raise NotImplementedError
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Look, and join what is seen to the state."""
+        """Attend, and combine the output with the state."""
         source, padding, memory = input.context, input.padding, input.memory
         if memory is not None:
             if not memory.seen:
@@ -58,7 +58,7 @@ class SourceAttention(Layer):
                 if padding is not None:
                     memory.keep("padding", padding)
             source, padding = memory.get("source"), memory.get("padding")
-        rule = Rule() if padding is None else Rule(Padding(padding))
+        rule = Rule.of(None) if padding is None else Rule(Padding(padding))
         seen = self.look(input.x[:, None], source[:, None], rule, input)[:, 0]
         y: Tensor = torch.tanh(self.to_out(torch.cat((seen, input.x), -1)))
         return y
@@ -71,7 +71,7 @@ class SourceAttention(Layer):
     'layer = regard.layer("luong_attention", 512, context_dim=512, matching="general")',
 )
 class GlobalAlignment(SourceAttention):
-    """Every source state is weighed by how it matches the decoder's (Luong, global).
+    """Attend to every source state (Luong, global).
 
     `matching` is "dot" (h s), "general" (h W s) or "concat" (v tanh(W [h; s]), through
     `width` hidden units, `dim` unless given).
@@ -81,11 +81,11 @@ class GlobalAlignment(SourceAttention):
     """
 
     def make(self, *, matching: str = "general", width: int | None = None) -> None:
-        """Build the weights of the match."""
+        """Build the parameters of the score."""
         if matching not in ("dot", "general", "concat"):
-            self.cannot("matching", repr(matching), "match so", "take 'dot', 'general' or 'concat'")
+            self.cannot("matching", repr(matching), "score so", "pass 'dot', 'general' or 'concat'")
         if width is not None and matching != "concat":
-            self.cannot("width", width, f"use it with matching={matching!r}", "leave it out")
+            self.cannot("width", width, f"use width with matching={matching!r}", "leave width out")
         self.matching = matching
         width = self.dim if width is None else width
         if matching == "general":
@@ -98,7 +98,7 @@ class GlobalAlignment(SourceAttention):
             self.weight = nn.Parameter(torch.randn(1, width) * width**-0.5)
 
     def score(self) -> Score:
-        """Return how states match."""
+        """Return the score."""
         if self.matching == "dot":
             return Dot(1.0)
         if self.matching == "general":
@@ -112,7 +112,7 @@ class GlobalAlignment(SourceAttention):
 
 @register("luong_local_m")
 class MonotonicAlignment(GlobalAlignment):
-    """Step t looks within `reach` of place t of the source (Luong, local-m).
+    """Step t attends within `reach` of position t of the source (Luong, local-m).
 
     >>> layer = MonotonicAlignment(8, context_dim=8, reach=2)
     >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
@@ -122,13 +122,13 @@ class MonotonicAlignment(GlobalAlignment):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32, "reach": 3}
 
     def make(self, *, reach: int = 10, **settings: Any) -> None:
-        """Build the match, and the window."""
+        """Build the score, and the window."""
         need_size("reach", reach)
         super().make(**settings)
         self.near = Window(reach + 1)
 
     def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
-        """Attend around the place of the step."""
+        """Attend around the position of the step."""
         start = 0 if input.memory is None else input.memory.seen
         near = self.near.shift(start) if start else self.near
         return super().look(q, source, rule.replace(support=rule.support & near), input)
@@ -136,7 +136,7 @@ class MonotonicAlignment(GlobalAlignment):
 
 @register("luong_local_p")
 class PredictedAlignment(GlobalAlignment):
-    """Each state predicts where to look, and weights fall off around that place (Luong, local-p).
+    """Each state predicts a center, and weights fall off around it (Luong, local-p).
 
     `p = S sigmoid(v tanh(W h))`, S the source's length; within `reach` of p softmax weights are
     multiplied by `exp(-(s - p)^2 / (2 sigma^2))`, `sigma = reach / 2`, and not renormalized, which
@@ -150,7 +150,7 @@ class PredictedAlignment(GlobalAlignment):
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "context_dim": 32, "reach": 6}
 
     def make(self, *, reach: int = 10, **settings: Any) -> None:
-        """Build the match, and what predicts the place."""
+        """Build the score, and the network that predicts the center."""
         need_size("reach", reach)
         super().make(**settings)
         self.reach = reach
@@ -159,12 +159,12 @@ class PredictedAlignment(GlobalAlignment):
         )
 
     def places(self, x: Tensor, length: Tensor) -> Tensor:
-        """Predict a real-valued place in sources of some length [b]: [b, n, 1]."""
+        """Predict a real-valued center in sources of some length [b]: [b, n, 1]."""
         places: Tensor = self.to_place(x).sigmoid() * length[:, None, None]
         return places
 
     def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
-        """Attend around the predicted place, and scale down what is far from it."""
+        """Attend around the predicted center, and scale down weights far from it."""
         b, m = source.shape[0], source.shape[2]
         real = getattr(rule.support, "valid", None)
         length = source.new_full((b,), m) if real is None else real.sum(1).to(source.dtype)

@@ -42,8 +42,8 @@ class KeyDriven(Attention):
     """Key heads with larger norms serve more query heads (KDGQA).
 
     While training, each batch allocates query heads anew, in proportion to how far the norm of
-    each key head is above the least; a key head may serve none. What the last batch said is kept,
-    and used when not training, so that a text's answer does not depend on its neighbors.
+    each key head is above the least; a key head may serve none. The last batch's allocation is
+    kept for inference, so an output does not depend on the other rows of its batch.
 
     >>> layer = KeyDriven(64, heads=8, kv_heads=2)
     >>> _ = layer(torch.randn(1, 5, 64))
@@ -63,17 +63,15 @@ class KeyDriven(Attention):
 
     @torch.no_grad()
     def allocate(self, k: Tensor) -> None:
-        """Look at the norms of k [b, g, m, d] and allocate the query heads."""
+        """Allocate the query heads by the norms of k [b, g, m, d]."""
         norms = torch.linalg.matrix_norm(k.float()).sum(0)
         self.allocation.copy_(allocated(norms - norms.min(), self.heads))
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Return for each query head the key head it was allocated."""
+        """Attend with the key head that each query head is allocated to."""
         if keeps_statistics(self):
             self.allocate(call.k)
-        groups = torch.repeat_interleave(
-            torch.arange(self.kv_heads), self.allocation.cpu()
-        ).tolist()  # fmt: skip
+        groups = [g for g, count in enumerate(self.allocation.tolist()) for _ in range(count)]
         k, v = gather_heads(call.k, groups), gather_heads(call.v, groups)
         return super().look(call.replace(k=k, v=v), input)
 
@@ -124,5 +122,5 @@ class ChangingAllocation(MovingAllocation):
     """
 
     def shares(self, norms: Tensor) -> Tensor:
-        """Take what changed."""
+        """Return how much the norms changed."""
         return (norms - self.norms).abs()

@@ -1,9 +1,9 @@
-"""Attention as a layer: queries and keys, look, mix. Mechanisms override what they change.
+"""Attention as a layer, in three steps. Mechanisms override the ones they change.
 
-| step | what it gives |
+| step | what it returns |
 |---|---|
 | `queries(x)`, `keys(context)` | q [b, h, n, d]; k [b, g, m, d] and v [b, g, m, e] |
-| `look(call, input)` | what each head saw, [b, h, n, e] |
+| `look(call, input)` | the output of each head, [b, h, n, e] |
 | `mix(seen, input)` | y [b, n, dim] |
 
 Positions, padding, packed documents, memories and cross-attention are handled around these steps.
@@ -41,9 +41,9 @@ from regard.run.api import attend
 class Attention(Layer):
     """Multi-head attention, `kv_heads` of whose key heads are shared by groups of query heads.
 
-    `rule` is what it does: `support`, `score` and `weigh` as given, causal where asked, with the
-    steps of its `position` (a `Position` or the name of one). `qk_norm` makes a norm of the head
-    size for queries and keys (`nn.RMSNorm`, say). `out_bias` is `bias` unless given.
+    `rule()` is `support`, `score` and `weigh` as given, causal where asked, plus the score steps of
+    `position` (a `Position` or the name of one). `qk_norm` builds a norm of the head size for
+    queries and keys (`nn.RMSNorm`, say). `out_bias` is `bias` unless given.
 
     >>> layer = Attention(64, heads=8, kv_heads=2, causal=True, position="rotary")
     >>> layer(torch.randn(2, 10, 64)).shape
@@ -88,7 +88,7 @@ class Attention(Layer):
         if position is not None and self.crosses:
             fail(
                 RuleError, "position", shape_of(position), "None for cross-attention",
-                "the places of a context and of x have no common count",
+                "positions in the context and in x are not comparable",
             )  # fmt: skip
         if isinstance(position, str):
             position = position_named(position, heads, self.head_dim, causal)
@@ -123,7 +123,7 @@ class Attention(Layer):
         return split(self.to_k(context), self.kv_heads), split(self.to_v(context), self.kv_heads)
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Attend: what each head saw, [b, h, n, e]."""
+        """Attend: the output of each head, [b, h, n, e]."""
         return self.attend(call)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
@@ -135,7 +135,7 @@ class Attention(Layer):
         """Build the rule: override `support`, `score` or `weigh` to change it."""
         if self._fixed is None:
             made = Rule(self.support(), self.position.steps(self.score()), self.weigh())
-            if made.tensors():  # what is learned must be read anew each time
+            if made.tensors():  # parameters change between calls: build the rule each time
                 return made
             self._fixed = made
         return self._fixed
@@ -145,17 +145,17 @@ class Attention(Layer):
         return self._support
 
     def score(self) -> Score:
-        """Return how much a pair matches, before positions are told."""
+        """Return the score, before the steps of `position` are added."""
         return self._score
 
     def weigh(self) -> Weigh:
         """Return how scores become weights."""
         return self._weigh
 
-    # What surrounds the steps.
+    # What runs around the steps.
 
     def takes_no_bias_of_position(self, why: str) -> None:
-        """Raise if the position adds to scores, for a layer whose keys are not all tokens."""
+        """Raise if `position` adds to scores, for a layer whose keys are not all tokens."""
         if type(self.position).steps is not Position.steps:
             self.cannot(
                 "position", f"{self.position}", f"bias its scores by position: {why}",
@@ -163,15 +163,20 @@ class Attention(Layer):
             )  # fmt: skip
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Project, look and mix."""
-        if torch.compiler.is_compiling() and not (input.plain and self._fixed is not None):
-            # A rule cannot be made inside compiled code (decision 0005).
-            outside: Callable[[LayerInput], Tensor] = torch.compiler.disable(self.compute_eagerly)
-            return outside(input)
+        """Project, attend and mix."""
+        if torch.compiler.is_compiling():
+            from regard.layers.fixed_rules import rule_is_fixed  # loads the compiler
+
+            if not input.plain or not rule_is_fixed(self):
+                # A rule cannot be built inside compiled code (decision 0005).
+                from regard.core.uncompiled import uncompiled
+
+                y: Tensor = uncompiled(self.compute_eagerly, input)
+                return y
         return self.compute_eagerly(input)
 
     def compute_eagerly(self, input: LayerInput) -> Tensor:
-        """Project, look and mix, outside of compiled code where a rule must be made."""
+        """Project, attend and mix; runs outside compiled code where a rule must be built."""
         return self.mix(self.look(self.call(input), input), input)
 
     def call(self, input: LayerInput) -> Call:
@@ -189,7 +194,7 @@ class Attention(Layer):
         return Call.of(q, read.k, read.v, rule, None, read.positions, dropout)
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
-        """Return the queries, and all keys that they may meet: the memory's and the new ones."""
+        """Return the queries, and all keys that they may attend to, those of the memory first."""
         memory = input.memory
         if memory is not None and input.crosses and memory.seen:
             (q,) = autocast_alike(self.normed_queries(input))
@@ -201,7 +206,7 @@ class Attention(Layer):
     def positioned_and_kept(
         self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput
     ) -> tuple[Tensor, Dense]:
-        """Apply positions to q and k, and put the new keys to those of the memory."""
+        """Apply positions to q and k, and append the new keys to the memory's."""
         q = self.position.turn(q, input.positions)
         if not input.crosses:
             k = self.position.turn(k, input.positions)
@@ -218,7 +223,7 @@ class Attention(Layer):
         return q, kept.read()
 
     def key_memory(self) -> KeyMemory:
-        """Build what keys are kept in: for each head alone where each has its own support."""
+        """Build the memory of keys: one for each head where each has its own support."""
         apart = isinstance(self.rule().support, PerHead)
         return Split.by_head(self.kv_heads) if apart else Full()
 
@@ -235,12 +240,12 @@ class Attention(Layer):
             kept.forget(support.horizon(now))
 
     def normed_queries(self, input: LayerInput) -> Tensor:
-        """Build the queries, brought to their norm where there is one."""
+        """Build the queries, normalized if `qk_norm` was given."""
         q = self.queries(input.x)
         return self.norm_q(q) if self._normed else q
 
     def attend(self, call: Call) -> Tensor:
-        """Run one call of attention; hooks see it here."""
+        """Run one call of attention; `regard.attach` hooks in here."""
         seen: Tensor = attend(
             call.q, call.k, call.v, call.rule,
             q_positions=call.q_positions, k_positions=call.k_positions, dropout=call.dropout,
@@ -248,7 +253,7 @@ class Attention(Layer):
         return seen
 
     def describe(self) -> str:
-        """Describe in a line what the layer is."""
+        """Describe the layer in one line."""
         sizes = f"{self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, d={self.head_dim}"
         return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"
 
@@ -257,7 +262,7 @@ class Attention(Layer):
         return f"heads={self.heads}, kv_heads={self.kv_heads}, rule={self.rule()}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The rule is made anew: a copy may have other tensors.
+        # A copy has other tensors, so it builds its own rule.
         return {**self.__dict__, "_fixed": None}
 
 

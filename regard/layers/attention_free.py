@@ -1,4 +1,4 @@
-"""Weights from keys and places alone, feature by feature; queries only gate (AFT)."""
+"""Weights from keys and positions alone, feature by feature; queries only gate (AFT)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from regard.run.api import partial
 @register("aft")
 @method("aft", call='import regard\nlayer = regard.layer("aft", 256, longest=512, causal=True)')
 class AttentionFree(Attention):
-    """Each feature averages its values with weights exp(key + a learned number for the two places).
+    """Each feature averages its values with weights exp(key + learned bias of both positions).
 
     `y_t = sigmoid(q_t) * sum_s exp(k_s + w_ts) v_s / sum_s exp(k_s + w_ts)`, feature by feature,
-    with `w = u v^T` of `rank` (AFT-full). Texts are at most `longest`.
+    with `w = u v^T` of `rank` (AFT-full). Sequences are at most `longest`.
 
     >>> AttentionFree(32, longest=16)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -54,8 +54,8 @@ class AttentionFree(Attention):
         mixed: Tensor = self.to_out(self.to_q(input.x).sigmoid() * joined(seen))
         return mixed
 
-    def placed(self, call: Call) -> Call:
-        """Add the numbers of places to the score."""
+    def with_bias(self, call: Call) -> Call:
+        """Add the position biases to the score."""
         start, longest = call.rule.offset, self.of_place.shape[1]
         if max(start + call.n, call.m) > longest:
             fail(
@@ -70,12 +70,12 @@ class AttentionFree(Attention):
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend with one feature a head."""
-        return super().look(self.placed(call), input)
+        return super().look(self.with_bias(call), input)
 
 
 @register("aft_local")
 class LocalAttentionFree(AttentionFree):
-    """AFT whose numbers of places count only within `window` tokens (AFT-local).
+    """AFT whose position biases apply within `window` tokens only (AFT-local).
 
     Tokens further away still weigh exp(key).
 
@@ -91,9 +91,9 @@ class LocalAttentionFree(AttentionFree):
         self.near = Window(window)
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Merge the near part, which has the numbers, with the rest."""
+        """Merge the window, which has the biases, with the rest."""
         parts = []
-        for one, support in ((self.placed(call), self.near), (call, ~self.near)):
+        for one, support in ((self.with_bias(call), self.near), (call, ~self.near)):
             rule = one.rule.replace(support=one.rule.support & support)
             parts.append(partial(one.q, one.k, one.v, rule, k_positions=one.k_positions))
         return merge(*parts).out
@@ -101,9 +101,9 @@ class LocalAttentionFree(AttentionFree):
 
 @register("aft_conv")
 class ConvolvedAttentionFree(AttentionFree):
-    """AFT whose numbers depend on distance: `heads` kernels of `window` taps (AFT-conv).
+    """AFT whose biases depend on distance: `heads` kernels of `window` taps (AFT-conv).
 
-    Kernels are brought to mean 0 and deviation 1, and scaled and shifted by learned numbers.
+    Kernels are standardized, then scaled and shifted by learned parameters.
 
     >>> ConvolvedAttentionFree(32, heads=4, window=3)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -121,14 +121,14 @@ class ConvolvedAttentionFree(AttentionFree):
         self.scales = nn.Parameter(torch.stack((torch.full((heads,), 0.1), torch.zeros(heads))))
 
     def score(self) -> Score:
-        """Add the number of the distance, 0 beyond the window."""
+        """Add the bias of the distance, 0 beyond the window."""
         taps = self.kernels - self.kernels.mean(-1, keepdim=True)
         taps = taps / self.kernels.std(-1, keepdim=True).clamp_min(1e-6)
         taps = taps * self.scales[0][:, None] + self.scales[1][:, None]
         return self.bias_of(taps.repeat_interleave(self.heads // len(taps), 0))
 
     def bias_of(self, taps: Tensor) -> Score:
-        """Look the number of a distance up, 0 beyond the window: taps [h, 2 window - 1]."""
+        """Add the bias of each distance, 0 beyond the window: taps [h, 2 window - 1]."""
         return super().score() + RelativeBias(nn.functional.pad(taps, (1, 1)))
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
@@ -138,10 +138,10 @@ class ConvolvedAttentionFree(AttentionFree):
 
 @register("aft_conv_2d")
 class LatticeAttentionFree(ConvolvedAttentionFree):
-    """AFT over pictures: numbers depend on the offset in rows and columns (AFT-conv, 2-D).
+    """AFT over images: biases depend on the offset in rows and columns (AFT-conv, 2-D).
 
     `grid` is the rows and columns of the tokens; each of `heads` kernels reaches `window` - 1 cells
-    to every side, and has the mean and deviation of all its taps brought to 0 and 1.
+    to every side, and is standardized over all its taps.
 
     >>> layer = LatticeAttentionFree(32, heads=4, grid=(3, 4), window=2)
     >>> layer(torch.randn(1, 12, 32)).shape
@@ -162,7 +162,7 @@ class LatticeAttentionFree(ConvolvedAttentionFree):
         self.kernels = nn.Parameter(torch.randn(heads, side * side))
 
     def bias_of(self, taps: Tensor) -> Score:
-        """Look the number of an offset up, 0 beyond the window."""
+        """Add the bias of each offset, 0 beyond the window."""
         side = round(taps.shape[-1] ** 0.5)
         table = nn.functional.pad(taps.unflatten(-1, (side, side)), (1, 1, 1, 1))
         return Attention.score(self) + LatticeBias(table, self.grid)
@@ -170,7 +170,7 @@ class LatticeAttentionFree(ConvolvedAttentionFree):
 
 @register("aft_simple")
 class SimpleAttentionFree(Layer):
-    """AFT without places: running sums, one for each feature (AFT-simple).
+    """AFT without positions: running sums, one for each feature (AFT-simple).
 
     `y_t = sigmoid(q_t) * sum_{s<=t} exp(k_s) v_s / sum_{s<=t} exp(k_s)`
 

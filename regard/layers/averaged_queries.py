@@ -1,4 +1,4 @@
-"""Queries that are means of the last items, beside single ones (MQSA)."""
+"""Queries averaged over the last items, beside single ones (MQSA)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regard.layers.stack import Block
 
 @register("averaged_queries")
 class AveragedQueries(Attention):
-    """The query of a token is made of the mean of the last `length` tokens; keys are single.
+    """The query of a token is projected from the mean of the last `length` tokens; keys are not.
 
     >>> AveragedQueries(32, heads=4, length=3)(torch.randn(1, 6, 32)).shape
     torch.Size([1, 6, 32])
@@ -40,13 +40,13 @@ class AveragedQueries(Attention):
         self.length = length
 
     def averaged(self, input: LayerInput) -> Tensor:
-        """Average the last real tokens of each one's own document: [b, n, dim]."""
+        """Average each token with the real ones before it in its document: [b, n, dim]."""
         marked = torch.cat((input.x, torch.ones_like(input.x[..., :1])), -1)
         total = taps(marked, self.length, input, "items", causal=True).sum(2)
         return total[..., :-1] / total[..., -1:].clamp_min(1)
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
-        """Build queries of means, and keys of single tokens."""
+        """Build queries of averaged tokens, and keys of single ones."""
         q = self.queries(self.averaged(input))
         k, v = self.keys(input.x)
         if self._normed:
@@ -94,7 +94,7 @@ class Recommender(nn.Module):
         self.short, self.long = branch(1), branch(length)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Score items after each place: [b, n] to [b, n, items + 1]."""
+        """Score the next item at each position: [b, n] to [b, n, items + 1]."""
         real = tokens > 0
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = (self.items(tokens) * self.dim**0.5 + self.places(places)) * real[..., None]
@@ -122,6 +122,6 @@ def transitions(tokens: Tensor, items: int) -> Tensor:
     """
     first, second = tokens[:, :-1].flatten(), tokens[:, 1:].flatten()
     real = (first > 0) & (second > 0)
-    counts = torch.zeros((items + 1) ** 2, dtype=torch.long)
+    counts = torch.zeros((items + 1) ** 2, dtype=torch.long, device=tokens.device)
     both = (first * (items + 1) + second)[real]
     return counts.scatter_add(0, both, torch.ones_like(both)).view(items + 1, items + 1)

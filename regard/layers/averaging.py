@@ -15,8 +15,8 @@ class DampedAverage(nn.Module):
     """A damped exponential moving average of each channel, `size` rates a channel (Mega's EMA).
 
     `s_t = a (b x_t) + (1 - a d) s_{t-1}`, `y_t = sum_rates c s_t`, with a and d between 0 and 1.
-    Looking ahead, another average runs from the end. The state is kept in the input's memory under
-    `name`; padding leaves it as it is, and each packed document has its own.
+    A bidirectional layer adds another that runs from the end. The state is kept in the input's
+    memory under `name`; padding leaves it as it is, and each packed document has its own.
 
     >>> x = torch.randn(1, 5, 4)
     >>> DampedAverage(4, size=2)(x, LayerInput(x, x, False, torch.arange(5))).shape

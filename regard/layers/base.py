@@ -1,4 +1,4 @@
-"""What every layer is: checked inputs as a `LayerInput`, and one method that acts on them."""
+"""The base of all layers: it checks its inputs and hands them to one method, `compute`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from regard.memories.layer import LayerMemory
 class Layer(nn.Module):
     """A mixer of tokens: x [b, n, dim] to y [b, n, dim], with one way of calling it.
 
-    A subclass says what it `can` do and writes `compute(input)`. `causal` is chosen when the layer
-    is made; a layer with `context_dim`, or one that is not causal, may be given a context.
+    A subclass declares what it `can` do and defines `compute(input)`. `causal` is fixed when the
+    layer is built; a layer with `context_dim`, or one that is not causal, accepts a context.
     """
 
     can: ClassVar[Capabilities] = Capabilities()
-    # Arguments of a small one, and how many tokens it is tried with.
+    # Arguments of a small layer for tests, and how many tokens to test it with.
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4}
     tiny_tokens: ClassVar[int] = 24
 
@@ -42,11 +42,11 @@ class Layer(nn.Module):
         if context_dim is not None:
             need_size("context_dim", context_dim)
             if not self.can.cross:
-                self.cannot("context_dim", context_dim, "look at a context", "leave it out")
+                self.cannot("context_dim", context_dim, "attend to a context", "leave it out")
         if causal and not self.can.causal:
-            self.cannot("causal", True, "be causal", "make it with causal=False")
+            self.cannot("causal", True, "be causal", "pass causal=False")
         if not causal and context_dim is None and not self.can.bidirectional:
-            self.cannot("causal", False, "look ahead", "make it with causal=True")
+            self.cannot("causal", False, "attend to later tokens", "pass causal=True")
         if causal and context_dim is not None:
             fail(
                 RuleError, "causal", "True with a context_dim", "one of the two",
@@ -63,10 +63,10 @@ class Layer(nn.Module):
 
     @classmethod
     def decides(cls, settings: dict[str, Any], *names: str) -> None:
-        """Raise if `settings` hold one of those that this kind of layer decides itself."""
+        """Raise if `settings` hold one that this kind of layer sets itself."""
         for name in names:
             if settings.get(name) is not None:
-                cls.cannot(name, settings[name], f"take {name}: it decides that", f"drop {name}")
+                cls.cannot(name, settings[name], f"take {name}: it sets that", f"drop {name}")
 
     def compute(self, input: LayerInput) -> Tensor:
         """Compute y [b, n, dim] from a checked input."""
@@ -88,9 +88,9 @@ class Layer(nn.Module):
 
         `padding` [b, m] is true at real keys, `documents` [b, n] are ids of packed documents,
         `positions` [n] or [b, n] are those of tokens if not 0, 1, 2, ...; `memory`, made by
-        `layer.memory()`, carries on from earlier tokens. What stands in padded tokens never
-        matters, NaN included. Under autocast the output has autocast's dtype, as that of a linear
-        map.
+        `layer.memory()`, continues from earlier tokens. The content of padded tokens never
+        matters, NaN included. Under autocast the output has autocast's dtype, as that of
+        `nn.Linear` has.
         """
         self._need_tokens("x", x, self.dim)
         if not torch.compiler.is_compiling() and not can_be_read(x):
@@ -99,7 +99,7 @@ class Layer(nn.Module):
         if context is None and self.crosses and not begun:
             fail(
                 ShapeError, "context", "None", f"a tensor [b, m, {self.context_dim}]",
-                "pass what this cross-attention looks at",
+                "pass the context that this layer attends to",
             )  # fmt: skip
         if context is not None:
             self._need_context(x, context)
@@ -111,13 +111,13 @@ class Layer(nn.Module):
         need_rows("documents", documents, x, (torch.long, torch.int))
         need_rows("context_documents", context_documents, seen, (torch.long, torch.int))
         if padding is not None and not self.can.padding:
-            self.cannot("padding", "a mask", "leave padding out", "pass tokens without padding")
+            self.cannot("padding", "a mask", "mask padding out", "pass tokens without padding")
         if padding is not None and not self.can.left_padding and not bool(padding[:, 0].all()):
             self.cannot("padding", "tokens that begin after it", "begin later", "pad at the end")
         if documents is not None:
             self._need_documents(crosses, context_documents, memory)
         if padding is not None and (context is not None or not crosses):
-            # Whatever stands in padding, NaN included, reaches neither outputs nor gradients.
+            # The content of padding, NaN included, reaches neither outputs nor gradients.
             real = seen.masked_fill(~padding[..., None], 0)
             x, seen = real if x is seen else x, real
         offset = 0 if memory is None or crosses else memory.seen
@@ -143,33 +143,32 @@ class Layer(nn.Module):
         crosses = memory.crosses
         if not crosses and not self.causal:
             fail(
-                RuleError, "memory", "one for a layer that looks ahead", "a causal layer",
-                "make the layer with causal=True, or give it a context",
+                RuleError, "memory", "a memory for a bidirectional layer", "a causal layer",
+                "build the layer with causal=True, or pass a context",
             )  # fmt: skip
         return crosses
 
     def memory(self, keys: Any = None) -> LayerMemory:
-        """Build an empty memory, to decode with.
+        """Build an empty memory to decode with; a layer of self-attention must be causal.
 
-        Looking at itself a layer must be causal to have one. `keys` says what keys are kept in, if
-        not what the layer would take: a name ("int4", "ring", "paged", ...), a class of
-        `regard.memories`, or a function that makes one of the layer's rule.
+        `keys` names the memory of keys, if not the layer's own: a name ("int4", "ring", "paged",
+        ...), a class of `regard.memories`, or a function that builds one for the layer's rule.
         """
         if not self.can.decode:
-            self.cannot("memory", "asked for", "go on token by token", "run it on whole sequences")
+            self.cannot("memory", "asked for", "decode token by token", "run it on whole sequences")
         if not self.causal and not self.crosses and not self.can.cross:
             fail(
-                RuleError, "memory", "asked of a layer that looks ahead", "a causal layer",
-                "make the layer with causal=True",
+                RuleError, "memory", "a memory for a bidirectional layer", "a causal layer",
+                "build the layer with causal=True",
             )  # fmt: skip
         return with_keys(LayerMemory(self.describe(), self), keys)
 
     def describe(self) -> str:
-        """Describe the layer in a line: its class and its sizes."""
+        """Describe the layer in one line: its class and its sizes."""
         return f"{type(self).__name__}({self.dim}{', causal' if self.causal else ''})"
 
     def _need_compute(self) -> None:
-        """Raise unless the class says what it computes, by a method of its own or of a base."""
+        """Raise unless the class or a base of it defines `compute`."""
         kind = type(self)
         if kind.compute is not Layer.compute:
             return
@@ -187,7 +186,7 @@ class Layer(nn.Module):
         )  # fmt: skip
 
     def _need_contents(self, x: Tensor) -> None:
-        """Raise if this kind of layer branches on what tensors hold, and these cannot be read."""
+        """Raise if this kind of layer must read the values of tensors, and they have none."""
         if x.device.type == "meta" and not self.can.meta:
             self.cannot("x", "a tensor on meta", "run without data", "run it on a real device")
         if x.device.type != "meta" and not self.can.vmap:
@@ -198,11 +197,11 @@ class Layer(nn.Module):
 
     def _need_tokens(self, name: str, x: object, dim: int) -> None:
         if not isinstance(x, Tensor) or x.dim() != 3:
-            fail(ShapeError, name, shape_of(x), f"a tensor [b, n, {dim}]", "add the batch")
+            fail(ShapeError, name, shape_of(x), f"a tensor [b, n, {dim}]", "add the batch axis")
         if x.shape[2] != dim:
             fail(
                 ShapeError, name, f"{list(x.shape)}", f"[b, n, {dim}]",
-                f"make the layer for {x.shape[2]} channels, or project to {dim}",
+                f"build the layer with {x.shape[2]} channels, or project to {dim}",
             )  # fmt: skip
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
         if not x.is_floating_point() or (
@@ -213,11 +212,11 @@ class Layer(nn.Module):
 
     def _need_context(self, x: Tensor, context: Tensor) -> None:
         if not self.can.cross:
-            self.cannot("context", "a tensor", "look at a context", "pass x alone")
+            self.cannot("context", "a tensor", "attend to a context", "pass x alone")
         if self.causal:
             fail(
                 RuleError, "context", "a tensor, for a causal layer", "no context",
-                "make the layer with causal=False to look at a context",
+                "build the layer with causal=False to attend to a context",
             )  # fmt: skip
         self._need_tokens("context", context, self.context_dim)
         if context.shape[0] != x.shape[0]:
@@ -233,7 +232,7 @@ class Layer(nn.Module):
             fail(
                 RuleError, "memory", f"one of {memory.of}, another layer",
                 f"one of {self.describe()}",
-                "give each layer the memory it made",
+                "pass each layer the memory that it built",
             )  # fmt: skip
         if memory.batch is None:
             memory.batch = x.shape[0]
@@ -262,6 +261,6 @@ class Layer(nn.Module):
 
 
 def with_keys(memory: LayerMemory, keys: Any) -> LayerMemory:
-    """Return a memory that keeps keys as a user asks."""
+    """Return a memory that keeps keys in the kind of memory that a user asks for."""
     memory.keys = None if keys is None else key_maker(keys)
     return memory

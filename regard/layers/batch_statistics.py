@@ -15,6 +15,8 @@ def keeps_statistics(layer: nn.Module) -> bool:
     >>> keeps_statistics(nn.Linear(2, 2).train()), keeps_statistics(nn.Linear(2, 2).eval())
     (True, False)
     """
+    if torch.compiler.is_compiling():  # what is traced is a forward
+        return layer.training
     # -1 outside of a backward; both kinds of checkpointing recompute inside of one.
     inside_backward = torch._C._current_graph_task_id() != -1
     return layer.training and not inside_backward

@@ -1,4 +1,4 @@
-"""Queries that pick blocks of keys: by their means (MoBA), or by a landmark token."""
+"""Queries that select blocks of keys: by their means (MoBA), or by a landmark token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from regard.layers.attention import Attention
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 
-PLACED = Capabilities(
+CAUSAL_BLOCKS = Capabilities(
     bidirectional=False, cross=False, left_padding=False, documents=False, multihead_weights=True
 )
 
@@ -27,17 +27,17 @@ PLACED = Capabilities(
 @register("moba")
 @method("moba", call='import regard\nlayer = regard.layer("moba", 512, heads=8, block=64)')
 class BlockRouting(Attention):
-    """Each query meets its own block and the blocks whose mean key it matches best (MoBA).
+    """Each query attends to its own block and the blocks whose mean key scores best (MoBA).
 
     Of `blocks` blocks of `block` keys one is the query's own, causal inside; the others are past
-    ones with the largest `q_i mean(k)`. Choosing has no gradient and no parameter, so the layer
+    ones with the largest `q_i mean(k)`. Selection has no gradient and no parameters, so the layer
     can be exchanged for full attention at any time.
 
     >>> BlockRouting(32, heads=4, block=4, blocks=2)(torch.randn(1, 20, 32)).shape
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Capabilities] = replace(PLACED, meta=False, vmap=False)
+    can: ClassVar[Capabilities] = replace(CAUSAL_BLOCKS, meta=False, vmap=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 4, "blocks": 2}
 
     def __init__(
@@ -51,7 +51,7 @@ class BlockRouting(Attention):
         self.block, self.blocks = block, blocks
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Choose blocks, and attend to their past."""
+        """Select blocks, and attend to them causally."""
         chosen = routed(call, self.block, self.blocks)
         rule = call.rule.replace(support=call.rule.support & chosen)
         return super().look(call.replace(rule=rule), input)
@@ -59,7 +59,7 @@ class BlockRouting(Attention):
 
 @torch.no_grad()
 def gates(call: Call, block: int) -> Tensor:
-    """Score blocks of keys for each query: [b, h, n, blocks], the own block above all."""
+    """Score blocks of keys for each query: [b, h, n, blocks]; its own block scores infinite."""
     scores = call.q @ expand_heads(pooled(call.k, block), call.h).mT
     places = torch.arange(call.n, device=call.q.device)[:, None] + call.rule.offset
     own = torch.div(places, block, rounding_mode="floor")
@@ -67,7 +67,7 @@ def gates(call: Call, block: int) -> Tensor:
 
 
 def routed(call: Call, block: int, count: int) -> Tiles:
-    """Choose for each query its own block and the best of those before it, `count` in all."""
+    """Select for each query its own block and the best earlier ones, `count` in all."""
     before = Causal().shift(call.rule.offset)
     chosen = choose_tiles(gates(call, block), count, (1, block), within=before)
     return chosen.replace(start=call.rule.offset)
@@ -79,17 +79,17 @@ def routed(call: Call, block: int, count: int) -> Tiles:
     call='import regard\nlayer = regard.layer("landmark_attention", 512, heads=8, block=51)',
 )
 class LandmarkAttention(Attention):
-    """The last token of each block stands for it: queries weigh landmarks, then keys behind them.
+    """A landmark token represents each block: queries weigh landmarks, then the keys behind them.
 
-    Tokens come in blocks of `block`, a landmark token at the end of each (see `with_landmarks`). A
-    query shares one unit among its own block and earlier landmarks, whose part goes to the other
-    keys of their blocks. `retrieve` reads only that many of the best blocks.
+    Tokens come in blocks of `block`, a landmark token at the end of each (see `with_landmarks`).
+    One softmax is over the query's own block and earlier landmarks; the weight of a landmark is
+    divided among the other keys of its block. `retrieve` reads only that many of the best blocks.
 
     >>> LandmarkAttention(32, heads=4, block=5, retrieve=2)(torch.randn(1, 20, 32)).shape
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Capabilities] = PLACED
+    can: ClassVar[Capabilities] = CAUSAL_BLOCKS
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 5}
 
     def __init__(
@@ -101,12 +101,12 @@ class LandmarkAttention(Attention):
         self.landmarks = Landmarks(block, retrieve)
 
     def score(self) -> Score:
-        """Regroup scores by blocks."""
+        """Group the softmax by blocks."""
         return super().score() >> self.landmarks
 
 
 def with_landmarks(tokens: Tensor, block: int, landmark: int) -> Tensor:
-    """Put a landmark token after each `block - 1` tokens: [b, n] to [b, n + n // (block - 1)].
+    """Insert a landmark token after each `block - 1` tokens: [b, n] to [b, n + n // (block - 1)].
 
     >>> with_landmarks(torch.tensor([[1, 2, 3, 4, 5]]), block=3, landmark=0).tolist()
     [[1, 2, 0, 3, 4, 0, 5]]

@@ -1,4 +1,4 @@
-"""Make a whole model from the names of its layers."""
+"""Build a whole model from the names of its layers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ def model(
     checkpointing: bool = False,
     **settings: Any,
 ) -> LanguageModel:
-    """Build a language model of layers given by name (or made already), with shared `settings`.
+    """Build a language model of layers given by name (or already built), with shared `settings`.
 
     `sources` lets layers read the keys of earlier ones (`[0, 0, 2, 2]`). `absolute` adds positions
     to the tokens: "sinusoidal", "learned" (up to `longest`, 2048 unless given) or a module of your
-    own. Layers by name are causal unless `causal` says otherwise; layers that were made already
-    are as they were made. A setting goes to those layers by name that know it, and is refused
-    where none does.
+    own. Layers given by name are causal unless `causal=False`. A setting goes to the layers by
+    name that accept it, and is refused where none does.
 
     >>> import torch
     >>> hybrid = model(["mha", "retention"], dim=32, heads=4, vocab=50)
@@ -65,12 +64,12 @@ def model(
     if unknown:
         fail(
             RuleError, "settings", sorted(unknown), "parameters that some layer has, given by name",
-            "leave them out, or check their names; layers that were made already take none",
+            "leave them out, or check their names; layers that are already built take none",
         )  # fmt: skip
     if longest is not None and absolute != "learned":
         fail(
             RuleError, "longest", f"{longest}, with absolute={absolute!r}", 'absolute="learned"',
-            "leave it out: nothing else has a table of positions",
+            "leave it out: only a learned table has a length",
         )  # fmt: skip
     if absolute == "sinusoidal":
         absolute = Sinusoidal(dim)
@@ -86,21 +85,21 @@ def model(
 
 
 def need_alike(layer: Layer, place: int, dim: int, causal: bool | None) -> None:
-    """Raise unless a layer that was made already has the width, and the causality, of the model."""
+    """Raise unless a layer that is already built has the width and causality of the model."""
     if layer.dim != dim:
         fail(
             RuleError, f"layers[{place}]", f"{layer.dim} channels", f"dim={dim}, as the model",
-            "make the layer with this dim",
+            "build the layer with this dim",
         )  # fmt: skip
     if causal is not None and layer.causal != causal:
         fail(
-            RuleError, "causal", f"{causal}, with layers[{place}] made with causal={layer.causal}",
-            "what the layer was made with", "leave causal out, or make the layer anew",
+            RuleError, "causal", f"{causal}, with layers[{place}] built with causal={layer.causal}",
+            "the layer's own causal", "leave causal out, or build the layer again",
         )  # fmt: skip
 
 
 def _known(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Keep the settings that the class of a layer, or a class it passes settings on to, names."""
+    """Return the settings that a layer's class, or a class it passes settings on to, accepts."""
     named: set[str] = set()
     for kind in get(name).__mro__:
         if "__init__" not in vars(kind) or kind in (nn.Module, object):

@@ -1,4 +1,4 @@
-"""Tokens that meet within clusters of their content (routing transformer)."""
+"""Attention within clusters of tokens (routing transformer)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from regard.layers.registry import register
     call='import regard\nlayer = regard.layer("routing_transformer", 512, heads=8, clusters=16)',
 )
 class RoutedAttention(Attention):
-    """Each head's tokens meet in clusters: every center takes the tokens that are nearest to it.
+    """Each head attends within clusters: every center takes the tokens nearest to it.
 
-    Queries and keys are one map, brought to length sqrt(d). Each of `clusters` centers takes its
-    top n / clusters queries and keys; softmax is within them, in the order of the text for a causal
-    layer, and what a token gets from several clusters is averaged (zero from none). Centers are
-    moving means, learned without gradient while training. Which tokens a center takes is decided
-    by the whole text, so a causal layer's choice, though not its attention, sees the future: the
-    layer says it is not causal. Use `causal_inside=True` for the paper's language models.
+    Queries and keys share one projection, scaled to length sqrt(d). Each of `clusters` centers
+    takes its top n / clusters queries and keys; softmax is within them, and a token in several
+    clusters gets the mean of their outputs (zero in none). Centers are moving averages, updated
+    without gradient while training. Membership depends on the whole sequence, future included, so
+    the layer does not claim to be causal; `causal_inside=True`, as in the paper's language models,
+    makes attention inside a cluster causal.
 
     >>> RoutedAttention(32, heads=4, clusters=3)(torch.randn(1, 12, 32)).shape
     torch.Size([1, 12, 32])
@@ -57,12 +57,12 @@ class RoutedAttention(Attention):
         if not 0 <= keep < 1:
             fail(ValueRangeError, "keep", keep, "a share from 0 up to 1", "the paper keeps 0.999")
         super().__init__(dim, heads, **settings)
-        self.takes_no_bias_of_position("clusters have no heads of their own")
+        self.takes_no_bias_of_position("every cluster is attended to on its own")
         self.keep, self.causal_inside = keep, causal_inside
         self.register_buffer("centers", torch.randn(heads, clusters, self.head_dim))
 
     def make_projections(self, bias: bool) -> None:
-        """Build one map for queries and keys."""
+        """Build one projection for queries and keys."""
         super().make_projections(bias)
         del self.to_k
 
@@ -89,7 +89,7 @@ class RoutedAttention(Attention):
         self.centers.lerp_(means.to(self.centers), 1 - self.keep)
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Gather clusters, attend inside them, and average what each token got."""
+        """Gather clusters, attend inside them, and average the outputs of each token."""
         if keeps_statistics(self):
             self.follow(call.q)
         take = self.members(call.q)[..., None]  # [b, h, clusters, w, 1]

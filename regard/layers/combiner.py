@@ -1,4 +1,4 @@
-"""Attention to some tokens, and to summaries of all others (Combiner)."""
+"""Attention to some tokens directly, and to all others through summaries (Combiner)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from regard.run.api import attend, partial
 @register("combiner")
 @method("combiner", call='import regard\nlayer = regard.layer("combiner", 512, heads=8, block=32)')
 class Combiner(Attention):
-    """A query meets its own block, and one summary of each block before (Combiner, fixed blocks).
+    """A query attends to its own block and a summary of each earlier one (Combiner, fixed blocks).
 
-    One softmax is over the block's keys and the spans' `kbar = max k`; what a span stands for is
+    One softmax is over the block's keys and the spans' `kbar = max k`; the value of a span is
     `vbar = softmax(qbar k) v` inside it, `qbar = max q`, the same for every later query. So every
     token is attended to, `p(j) = p(span) p(j | span)`, at n sqrt(n) for blocks of sqrt(n). A
     decoder keeps two vectors for each finished block, and the block it is in.
@@ -56,9 +56,9 @@ class Combiner(Attention):
         q, k, v = (
             x[:, :, : blocks * self.block].unflatten(2, (blocks, self.block)) for x in (q, k, v)
         )
-        asks = q.amax(3).flatten(0, 1)[:, :, None]  # one query for each block
-        told = attend(asks, k.flatten(0, 1), v.flatten(0, 1), self.score())
-        return k.amax(3), told.unflatten(0, q.shape[:2])[:, :, :, 0]
+        summary = q.amax(3).flatten(0, 1)[:, :, None]  # one query for each block
+        read = attend(summary, k.flatten(0, 1), v.flatten(0, 1), self.score())
+        return k.amax(3), read.unflatten(0, q.shape[:2])[:, :, :, 0]
 
     def compute_eagerly(self, input: LayerInput) -> Tensor:
         """Attend to the own block and to the spans before it, and merge."""
@@ -66,7 +66,7 @@ class Combiner(Attention):
         q = self.position.turn(self.normed_queries(input), input.positions)
         k, v = self.keys(input.x)
         k = self.position.turn(self.norm_k(k) if self._normed else k, input.positions)
-        q, k, v = q, expand_heads(k, self.heads), expand_heads(v, self.heads)
+        k, v = expand_heads(k, self.heads), expand_heads(v, self.heads)
         kbar, vbar = (x[:, :, :0] for x in (k, v))
         if memory is not None and memory.seen:
             before = memory.get("block")
@@ -82,7 +82,7 @@ class Combiner(Attention):
         own = Rule(Causal() & Blocks(self.block), self.score())
         seen = partial(q, k, v, own)
         if kbar.shape[2]:
-            # A span stands where the block after it begins: only later blocks see it.
+            # A span gets the position at which the next block begins: only later blocks see it.
             places = (torch.arange(kbar.shape[2], device=q.device) + 1) * self.block
             far = Rule(Causal(), self.score()).shift(start)
             seen = merge(seen, partial(q, kbar, vbar, far, k_positions=places))

@@ -1,4 +1,4 @@
-"""Pool words by scores that know more of them than their states (attentional conditioning)."""
+"""Pool states by scores that are conditioned on external knowledge (attentional conditioning)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from regard.run.api import attend
 
 
 class ConditionedPooling(nn.Module):
-    """Average states h [b, n, d] by scores of f(h, c), c [b, n, d_c] being what a lexicon says.
+    """Average states h [b, n, d] by scores of f(h, c), with c [b, n, d_c] from a lexicon.
 
-    `y = sum_i softmax_i(v tanh(f(h_i, c_i))) h_i`; the states that are averaged know nothing of c.
-    Subclasses say what f is; here it is h itself.
+    `y = sum_i softmax_i(v tanh(f(h_i, c_i))) h_i`: c conditions the scores, not the averaged
+    states. Subclasses define f; here it is h itself.
     """
 
     def __init__(self, dim: int, knowledge: int) -> None:
@@ -29,10 +29,10 @@ class ConditionedPooling(nn.Module):
         self.make(dim, knowledge)
 
     def make(self, dim: int, knowledge: int) -> None:
-        """Build what `condition` reads."""
+        """Build the parameters that `condition` reads."""
 
     def condition(self, h: Tensor, c: Tensor) -> Tensor:
-        """Return what is scored: [b, n, d]."""
+        """Return f(h, c), [b, n, d]."""
         return h
 
     def forward(self, h: Tensor, c: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -49,7 +49,7 @@ class ConditionedPooling(nn.Module):
     "pool = GatedPooling(256, knowledge=12)",
 )
 class GatedPooling(ConditionedPooling):
-    """Knowledge opens and closes features: `f = sigmoid(W c + b) * h`, open at the beginning.
+    """Knowledge gates features: `f = sigmoid(W c + b) * h`, gates open at initialization.
 
     >>> GatedPooling(8, knowledge=3)(torch.randn(2, 5, 8), torch.randn(2, 5, 3)).shape
     torch.Size([2, 8])
@@ -67,7 +67,7 @@ class GatedPooling(ConditionedPooling):
 
 
 class AffinePooling(ConditionedPooling):
-    """Knowledge scales and shifts: `f = gamma(c) * h + beta(c)`, h itself at the beginning.
+    """Knowledge scales and shifts: `f = gamma(c) * h + beta(c)`, h itself at initialization.
 
     >>> AffinePooling(8, knowledge=3)(torch.randn(2, 5, 8), torch.randn(2, 5, 3)).shape
     torch.Size([2, 8])
@@ -87,16 +87,16 @@ class AffinePooling(ConditionedPooling):
 
 
 class JoinedPooling(ConditionedPooling):
-    """Knowledge stands beside the state: `f = tanh(W [h; c] + b)`.
+    """Knowledge is concatenated with the state: `f = tanh(W [h; c] + b)`.
 
     >>> JoinedPooling(8, knowledge=3)(torch.randn(2, 5, 8), torch.randn(2, 5, 3)).shape
     torch.Size([2, 8])
     """
 
     def make(self, dim: int, knowledge: int) -> None:
-        """Build the map of both."""
+        """Build the projection of both."""
         self.to_both = nn.Linear(dim + knowledge, dim)
 
     def condition(self, h: Tensor, c: Tensor) -> Tensor:
-        """Map both together."""
+        """Project both together."""
         return torch.tanh(self.to_both(torch.cat((h, c), -1)))

@@ -1,4 +1,4 @@
-"""Convolutions along a text: taps that padding, packed documents and decoding do not disturb."""
+"""Convolutions along a sequence, aware of padding, packed documents and decoding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from regard.layers.inputs import LayerInput
 
 
 def taps(x: Tensor, size: int, input: LayerInput, name: str, *, causal: bool) -> Tensor:
-    """Give each token its neighbors: x [b, n, c] to [b, n, size, c], zeros where there is none.
+    """Return each token's neighborhood: x [b, n, c] to [b, n, size, c], zeros beyond the ends.
 
-    Causal taps are the token itself, last, and those before it; others lie around it. Padding is
-    zero, other documents' tokens are zero, and the last `size - 1` tokens are kept in the input's
-    memory under `name`.
+    Causal taps are the token itself, last, and those before it; otherwise they are around it.
+    Padding is zero, other documents' tokens are zero, and the last `size - 1` tokens are kept in
+    the input's memory under `name`.
     """
     if input.padding is not None and not input.crosses:
         x = x * input.padding[..., None]
@@ -35,7 +35,7 @@ def taps(x: Tensor, size: int, input: LayerInput, name: str, *, causal: bool) ->
 
 
 class DepthwiseConvolution(nn.Module):
-    """Convolve each channel along the text by itself, `size` taps.
+    """Depthwise convolution along the sequence, `size` taps.
 
     >>> x = torch.ones(1, 4, 2)
     >>> layer = DepthwiseConvolution(2, size=3, causal=True, name="convolution")

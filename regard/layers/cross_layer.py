@@ -29,10 +29,10 @@ from regard.layers.registry import register
     '    sources=[0, 0, 0, 0, 4, 4, 4, 4], position="rotary")',
 )
 class CrossLayer(Attention):
-    """Attention that owns its keys and hands them on, or reads those of an earlier layer.
+    """Attention that shares its keys with later layers, or reads those of an earlier one.
 
-    With `owns_keys=False` it has queries alone, `o = softmax(q k_owner^T) v_owner`; its stack
-    says in `sources` whose keys it reads.
+    With `owns_keys=False` it has queries alone, `o = softmax(q k_owner^T) v_owner`; `sources` of
+    its stack names the owner.
 
     >>> CrossLayer(64, heads=8, owns_keys=False).to_k is None
     True
@@ -45,21 +45,21 @@ class CrossLayer(Attention):
         super().__init__(dim, heads, **settings)
 
     def make_projections(self, bias: bool) -> None:
-        """Leave out the keys and values of another."""
+        """Build no key and value projections where another layer's keys are read."""
         super().make_projections(bias)
         if not self.owns_keys:
             self.to_k: nn.Linear | None = None  # type: ignore[assignment]
             self.to_v: nn.Linear | None = None  # type: ignore[assignment]
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
-        """Hand on what is read, or read what was handed on."""
+        """Share the keys read here, or read those that an earlier layer shared."""
         if self.owns_keys:
             q, input.between["keys"] = super().read(input)
             return q, input.between["keys"]
         if "keys" not in input.between:
             fail(
                 RuleError, "between", "no keys", "those of an earlier layer",
-                "put the layer in a Stack with sources=[0, 0, ...], or let it own its keys",
+                "put the layer in a Stack with sources=[0, 0, ...], or pass owns_keys=True",
             )  # fmt: skip
         q = self.position.turn(self.normed_queries(input), input.positions)
         return q, input.between["keys"]

@@ -1,4 +1,4 @@
-"""Heads that are combined before or after the softmax: differential attention, talking heads."""
+"""Heads combined before or after the softmax: differential attention, talking heads."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from regard.layers.registry import register
 
 @register("differential")
 class Differential(Attention):
-    """Each head is the difference of two attentions, which cancels what both see.
+    """Each head is the difference of two attentions, which cancels common noise.
 
     `head = (softmax(q1 k1^T) - strength softmax(q2 k2^T)) v`, normalized and scaled by
-    `1 - start`, where the learned strength begins at `start`.
+    `1 - start`; the learned strength is `start` at initialization.
 
     >>> Differential(64, heads=4)(torch.randn(1, 5, 64)).shape
     torch.Size([1, 5, 64])
@@ -58,7 +58,7 @@ class Differential(Attention):
         return k, expand_heads(split(self.to_v(context), self.kv_heads), 2 * self.kv_heads)
 
     def rule(self) -> Rule:
-        """Build the rule, with what its position says of a head for both of its queries."""
+        """Build the rule, with the position steps of a head repeated for both of its queries."""
         rule = super().rule()
         if not rule.score.steps:
             return rule
@@ -67,7 +67,7 @@ class Differential(Attention):
         return rule.replace(score=Score(rule.score.match, steps))
 
     def strength(self) -> Tensor:
-        """How much of the second attention is taken away."""
+        """Return the factor of the second attention, which is subtracted."""
         a, b, c, d = self.of_strength
         strength: Tensor = (a @ b).exp() - (c @ d).exp() + self.start
         return strength
@@ -84,9 +84,9 @@ class Differential(Attention):
 class TalkingHeads(Attention):
     """Scores are mixed among heads before the softmax, and weights after it.
 
-    `S'_i = sum_j P_ij S_j`, `A'_i = sum_j R_ij softmax(S')_j`. The first mixture is carried in the
-    queries (heads side by side against all keys), the second in what is seen, so any executor runs
-    it; products are h times as wide.
+    `S'_i = sum_j P_ij S_j`, `A'_i = sum_j R_ij softmax(S')_j`. The first mixture is folded into
+    the queries (heads side by side against all keys), the second into the output, so any executor
+    runs it; products are h times as wide.
 
     >>> TalkingHeads(32, heads=4)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -96,7 +96,7 @@ class TalkingHeads(Attention):
 
     def __init__(self, dim: int, heads: int, **settings: Any) -> None:
         super().__init__(dim, heads, **settings)
-        if "score" not in settings:  # the width of the products is not a head's
+        if "score" not in settings:  # scale by the head size, not by the width of the products
             self._score = Dot(self.head_dim**-0.5)
         self.of_scores = nn.Parameter(torch.eye(heads))
         self.of_weights = nn.Parameter(torch.eye(heads))
@@ -114,7 +114,7 @@ class TalkingHeads(Attention):
 
 @register("softmax_plus_one")
 class SoftmaxPlusOne(Attention):
-    """Weights need not sum to 1: one more than the sum divides them, so a head may look away.
+    """Softmax with one added to the denominator, so a head may attend to nothing.
 
     `w_j = exp(s_j) / (1 + sum exp(s))`
 
@@ -129,5 +129,5 @@ class SoftmaxPlusOne(Attention):
         super().__init__(dim, heads, **settings)
 
     def weigh(self) -> Weigh:
-        """Add one to the sum."""
+        """Add one to the denominator."""
         return Softmax(plus_one=True)

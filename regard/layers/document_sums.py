@@ -1,4 +1,4 @@
-"""Sums and means over the tokens of a text, padding left out and packed documents kept apart."""
+"""Sums and means over the tokens of each packed document, padding left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def document_means(
 ) -> Tensor:
     """Return for each token the mean of its document: [b, n, c] to [b, n, c].
 
-    `padding` [b, n] is true at real tokens, `documents` [b, n] names documents (from 0 on).
+    `padding` [b, n] is true at real tokens, `documents` [b, n] are ids of any value.
 
     >>> x = torch.tensor([[[1.0], [3.0], [5.0]]])
     >>> document_means(x, documents=torch.tensor([[0, 0, 1]])).flatten().tolist()
@@ -24,18 +24,18 @@ def document_means(
     if documents is None:
         means: Tensor = (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
         return means.expand_as(x)
-    places = documents.long()[..., None]
-    room = int(documents.max()) + 1
-    sums = x.new_zeros(x.shape[0], room, x.shape[2])
+    ids, places = documents.unique(return_inverse=True)
+    places = places[..., None]
+    sums = x.new_zeros(x.shape[0], len(ids), x.shape[2])
     sums = sums.scatter_add(1, places.expand_as(x), x * real)
-    counts = x.new_zeros(x.shape[0], room, 1).scatter_add(1, places, real)
+    counts = x.new_zeros(x.shape[0], len(ids), 1).scatter_add(1, places, real)
     return torch.gather(sums / counts.clamp_min(1), 1, places.expand_as(x))
 
 
 def running_sum(x: Tensor, input: LayerInput, name: str) -> Tensor:
     """Sum x [b, h, n, c] over each token and those before it, in its own document.
 
-    Padding counts as zero; what earlier calls summed is kept in the input's memory under `name`.
+    Padding counts as zero; the sum of earlier calls is kept in the input's memory under `name`.
     """
     if input.padding is not None:
         x = x * input.padding[:, None, :, None]
@@ -43,7 +43,7 @@ def running_sum(x: Tensor, input: LayerInput, name: str) -> Tensor:
     if input.documents is not None:
         first = starts(input.documents)[:, None, :, None]
         before = torch.where(first, total - x, 0.0)
-        # Each token takes away what was summed before its document began.
+        # Each token subtracts what was summed before its document began.
         place = torch.where(first, torch.arange(x.shape[2], device=x.device)[:, None], 0)
         begun = place.cummax(2).values.expand_as(x)
         return total - before.gather(2, begun)

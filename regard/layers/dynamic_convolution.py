@@ -1,4 +1,4 @@
-"""Heads that attend beside heads that convolve with kernels of their own making (ConvBERT)."""
+"""Attention heads beside heads that convolve with a kernel made for each token (ConvBERT)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class SpanConvolution(Attention):
     """Half of the heads attend; the others convolve with a kernel made for each token (ConvBERT).
 
     The kernel of token t is `softmax(W (q_t * s_t))`, with s a convolution of the span around t.
-    `reduction` is how many times fewer heads attend than `heads`. A causal layer convolves over the
-    past alone (not in the paper).
+    `heads / reduction` heads attend. A causal layer convolves over the past alone (not in the
+    paper).
 
     >>> SpanConvolution(32, heads=4, kernel=5)(torch.randn(1, 10, 32)).shape
     torch.Size([1, 10, 32])

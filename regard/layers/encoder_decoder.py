@@ -1,4 +1,4 @@
-"""The first transformer: an encoder that looks at everything, a decoder that looks at both."""
+"""The original transformer: a bidirectional encoder, and a decoder with cross-attention."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EncoderDecoder(nn.Module):
 
     Sums are normalized after each step, positions are sinusoids added to embeddings scaled by
     `sqrt(dim)`, and one table serves source, target and output. `kind` and `cross` name the layers
-    used to mix tokens and to look at the source.
+    for self-attention and for cross-attention.
 
     >>> model = EncoderDecoder(dim=32, heads=4, layers=2, vocab=40)
     >>> source, target = torch.randint(0, 40, (1, 9)), torch.randint(0, 40, (1, 5))
@@ -69,14 +69,14 @@ class EncoderDecoder(nn.Module):
         self.norms = nn.ModuleList((last(dim), last(dim)))
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """Look tokens up and add where they stand."""
+        """Embed tokens and add their positions."""
         places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.embedding(tokens) * math.sqrt(self.dim)
         summed: Tensor = x + self.absolute(places).to(x.dtype)
         return summed
 
     def encode(self, source: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Read the source [b, m], with `padding` [b, m] true at real tokens: [b, m, dim]."""
+        """Encode the source [b, m], with `padding` [b, m] true at real tokens: [b, m, dim]."""
         encoded: Tensor = self.norms[0](self.encoder(self.embed(source), padding=padding))
         return encoded
 
@@ -84,7 +84,7 @@ class EncoderDecoder(nn.Module):
         self, target: Tensor, context: Tensor | None, padding: Tensor | None = None,
         memory: LayerMemory | None = None,
     ) -> Tensor:  # fmt: skip
-        """Score the token after each of target [b, n], looking at what was encoded."""
+        """Score the token after each of target [b, n], given the encoded source."""
         x = self.embed(target, 0 if memory is None else memory.seen)
         x = self.decoder(x, context, context_padding=padding, memory=memory)
         scores: Tensor = self.norms[1](x) @ self.embedding.weight.T
@@ -99,7 +99,7 @@ class EncoderDecoder(nn.Module):
         self, source: Tensor, *, start: int, count: int, padding: Tensor | None = None,
         temperature: float = 0.0, generator: torch.Generator | None = None, memory: Any = None,
     ) -> Tensor:  # fmt: skip
-        """Write `count` tokens after `start`: [b, 1 + count]; `memory` as in `Layer.memory`."""
+        """Generate `count` tokens after `start`: [b, 1 + count]; `memory` as in `Layer.memory`."""
         context: Tensor | None = self.encode(source, padding)
         memory = self.decoder.memory(memory)
         fed = torch.full_like(source[:, :1], start)

@@ -1,4 +1,4 @@
-"""Linear attention in which what flows out of sources and into sinks is conserved."""
+"""Linear attention with conserved flow from sources to sinks (Flowformer)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ EPS = 1e-6
 
 
 class Flows(NamedTuple):
-    """What flows: into each sink, out of each source, and each again when the other is conserved.
+    """Flow into each sink and out of each source, and each again while the other is conserved.
 
-    All [b, h, n, 1]; `tokens` is how many are summed over.
+    All [b, h, n, 1]; `tokens` counts the tokens that are summed over.
     """
 
     incoming: Tensor
@@ -34,12 +34,12 @@ class Flows(NamedTuple):
     "flow_attention", call='import regard\nlayer = regard.layer("flow_attention", 512, heads=8)'
 )
 class FlowAttention(Recurrent):
-    """Sources compete for what they may give, sinks share out what they take (Flowformer).
+    """Sources compete, and sinks allocate what they receive (Flowformer).
 
     With `q = sigmoid(Q)`, `k = sigmoid(K)`: incoming `I_i = q_i sum_j k_j`, outgoing
-    `O_j = k_j sum_i q_i`. Values are weighed by the softmax of `k_j sum_i q_i / I_i`, times their
-    count, and what is read by the sigmoid of `q_i sum_j k_j / O_j`. A causal layer sums over the
-    past, its flows divided by how much of it there is.
+    `O_j = k_j sum_i q_i`. Values are weighted by the softmax of `k_j sum_i q_i / I_i`, times their
+    count, and outputs by the sigmoid of `q_i sum_j k_j / O_j`. A causal layer sums over the past,
+    and divides its flows by the number of past tokens.
 
     >>> FlowAttention(32, heads=4, causal=False)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -65,17 +65,17 @@ class FlowAttention(Recurrent):
         count = self._sum(torch.ones_like(q[..., :1]), input, "count").clamp_min(1)
         share = 1 / count if self.causal else torch.ones_like(count)
 
-        def met(x: Tensor, y: Tensor, name: str) -> Tensor:
+        def flow(x: Tensor, y: Tensor, name: str) -> Tensor:
             total = self._sum(y, input, name)
             return ((x + EPS) * (total + EPS)).sum(-1, keepdim=True) * share
 
-        incoming, outgoing = met(q, k, "keys"), met(k, q, "queries")
-        conserved_in = met(q, k / outgoing, "keys over flow")
-        conserved_out = met(k, q / incoming, "queries over flow").clamp(-1, 1)
+        incoming, outgoing = flow(q, k, "keys"), flow(k, q, "queries")
+        conserved_in = flow(q, k / outgoing, "keys over flow")
+        conserved_out = flow(k, q / incoming, "queries over flow").clamp(-1, 1)
         return Flows(incoming, outgoing, conserved_in, conserved_out, count)
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
-        """Let sources compete, read, and let sinks share out."""
+        """Let sources compete, read the sums, and let sinks allocate."""
         flows = self.flows(q, k, input)
         strength = flows.conserved_out.exp()
         total = self._sum(strength, input, "strength").clamp_min(EPS)  # 0 before any real token

@@ -1,4 +1,4 @@
-"""Attention that forgets: each token says how much of what came before it still counts (FoX)."""
+"""Attention with a forget gate for each token (FoX)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ForgettingAttention(Attention):
 
     `s'_ij = s_ij + sum_{j < t <= i} log f_t`, with `f_t = sigmoid(x_t W_f + b_f)`: softmax
     attention with the decay of a recurrent layer, and so without positions. With all f = 1 it is
-    plain attention. The sum rides in two channels of q and k, in float32 whatever the dtype, since
-    few bits cannot hold it. A decoder keeps one number for each key and head.
+    plain attention. The sum is carried in two extra channels of q and k, always in float32, since
+    half precision cannot hold it. A decoder keeps one number for each key and head.
 
     >>> ForgettingAttention(32, heads=4)(torch.randn(1, 6, 32)).shape
     torch.Size([1, 6, 32])
@@ -45,7 +45,7 @@ class ForgettingAttention(Attention):
         return found if input.padding is None else found * input.padding[:, None]
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Take what was forgotten since off the scores."""
+        """Subtract from the scores what was forgotten since each key."""
         gone = self.log_gates(input).cumsum(2)
         memory, every = input.memory, gone
         if memory is not None:
@@ -62,6 +62,3 @@ class ForgettingAttention(Attention):
         rule = call.rule.replace(score=call.rule.score + bias)
         seen = super().look(call.replace(q=q, k=k, v=v, rule=rule), input)
         return seen.to(call.q.dtype)
-
-
-__all__ = ["ForgettingAttention"]

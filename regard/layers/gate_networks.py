@@ -1,4 +1,4 @@
-"""Gates in place of attention: Gaussians over features, and a network that makes the gate."""
+"""Gates in place of attention: Gaussians over features, and a gate made by an MLP-Mixer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from regard.layers.registry import register
 class GaussianGate(Layer):
     """Each slice of features is gated by a product of learned Gaussians on its values (GAAM).
 
-    `y = x g`, `g` the product over Gaussians of `N(z - delta; c)` for z the slice brought to mean
-    0 and variance 1, divided by its sum over the slice. Two numbers a Gaussian are learned. Tokens
-    do not meet. Products are taken as sums of logarithms.
+    `y = x g`, `g` the product over Gaussians of `N(z - delta; c)` for z the standardized
+    slice, divided by its sum over the slice. Two parameters a Gaussian are learned. Tokens are not
+    mixed. Products are computed as sums of logarithms.
 
     >>> GaussianGate(32, heads=4, gaussians=2)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -59,10 +59,10 @@ class GaussianGate(Layer):
 @register("ninformer")
 @method("ninformer", call='import regard\nlayer = regard.layer("ninformer", 256, tokens=64)')
 class MixerGate(Layer):
-    """A small MLP-Mixer makes the gate of a linear map: `y = (x W + b) v(x)` (NiNformer).
+    """A small MLP-Mixer computes the gate of a linear map: `y = (x W + b) v(x)` (NiNformer).
 
-    `v` mixes tokens and then channels, each added to what it starts from; nothing bounds the
-    gate. The number of tokens is fixed.
+    `v` mixes tokens and then channels, with residual connections; the gate is unbounded. The
+    number of tokens is fixed.
 
     >>> MixerGate(32, tokens=24)(torch.randn(1, 24, 32)).shape
     torch.Size([1, 24, 32])
@@ -101,7 +101,7 @@ class MixerGate(Layer):
         if input.x.shape[1] != self.tokens:
             self.cannot(
                 "x", f"{input.x.shape[1]} tokens", f"mix other than {self.tokens}",
-                "make it for that many, or pad",
+                "build it for that many, or pad",
             )  # fmt: skip
         gated: Tensor = self.to_value(input.x) * self.gate(input.x)
         return gated

@@ -22,7 +22,7 @@ from regard.layers.registry import register
 
 
 class TwoScalings(nn.Module):
-    """Queries and keys as two scalings of one map of the tokens (the gated attention unit).
+    """Queries and keys as two affine maps of one projection (the gated attention unit).
 
     >>> q, k = TwoScalings(8, 4)(torch.randn(2, 5, 8))
     >>> q.shape, k.shape
@@ -71,7 +71,7 @@ class MovingAverageGated(Attention):
         self.average = DampedAverage(dim, size=rates, causal=self.causal)
 
     def make_projections(self, bias: bool) -> None:
-        """Build one map for queries and keys, and the gates."""
+        """Build one projection for queries and keys, and the gates."""
         self.scalings = TwoScalings(self.dim, self.head_dim)
         self.to_v = nn.Linear(self.dim, self.value_dim)
         self.to_reset = nn.Linear(self.dim, self.value_dim)
@@ -80,18 +80,18 @@ class MovingAverageGated(Attention):
         self.to_out = nn.Linear(self.value_dim, self.dim, bias=False)
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
-        """Average, then make queries and keys of the average and values of the tokens."""
+        """Average, then build queries and keys from the average and values from the tokens."""
         input.between["average"] = averaged = self.average(input.x, input)
         q, k = self.scalings(averaged)
         q = self.tempered(q, input)
         return self.positioned_and_kept(q, k, F.silu(self.to_v(input.x))[:, None], input)
 
     def tempered(self, q: Tensor, input: LayerInput) -> Tensor:
-        """Return the queries [b, 1, n, d] at their temperature: softmax has it in its scale."""
+        """Scale the queries [b, 1, n, d]; softmax needs none, as its score has a scale."""
         return q
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Reset what is seen, and update the tokens."""
+        """Apply the reset gate to the output, and the update gate to the tokens."""
         averaged = input.between.pop("average")
         reset = F.silu(self.to_reset(averaged))
         new = F.silu(self.to_new(averaged) + self.to_out(reset * seen[:, 0]))
@@ -102,7 +102,7 @@ class MovingAverageGated(Attention):
 
 @register("mega_laplace")
 class LaplaceMovingAverageGated(MovingAverageGated):
-    """Mega that weighs each key alone, by `Laplace` of the score over the keys in sight.
+    """Mega that weighs each key alone, by `Laplace` of the score over the number of visible keys.
 
     `w_ij = (1 + erf((s_ij - sqrt(1/2)) / (deviation sqrt 2))) / 2` with `s_ij = q_i k_j / m_i + b`,
     m_i the number of keys that query i may attend to; rows are not divided by their sums.
@@ -118,7 +118,7 @@ class LaplaceMovingAverageGated(MovingAverageGated):
         super().__init__(dim, weigh=Laplace(), score=Dot(1.0), **settings)
 
     def tempered(self, q: Tensor, input: LayerInput) -> Tensor:
-        """Divide by the number of keys in sight."""
+        """Divide by the number of visible keys."""
         if self.causal:
             seen = torch.arange(q.shape[2], device=q.device) + input.offset + 1
         elif input.padding is not None:
@@ -130,7 +130,7 @@ class LaplaceMovingAverageGated(MovingAverageGated):
 
 @register("mega_chunk")
 class ChunkedMovingAverageGated(MovingAverageGated):
-    """Mega whose attention stays inside chunks of tokens; averages go on through all (Mega-chunk).
+    """Mega whose attention stays inside chunks; averages run over the whole sequence (Mega-chunk).
 
     >>> ChunkedMovingAverageGated(32, chunk=4, causal=True)(torch.randn(1, 9, 32)).shape
     torch.Size([1, 9, 32])

@@ -49,10 +49,10 @@ class MultiQuery(Attention):
 @register("mhe")
 @method("mhe", call='import regard\nlayer = regard.layer("mhe", 512, heads=8, causal=True)')
 class HeadEmbeddings(MultiQuery):
-    """One query, key and value map for all heads, told apart by factors of their own (MHE-MUL).
+    """One query, key and value projection for all heads, each scaled by its factors (MHE-MUL).
 
     `q_i = q (1 + a_i)`, and so for k and v. Only the shared key and value are kept: the factors of
-    keys are moved to the queries, those of values to what the heads saw.
+    keys are folded into the queries, those of values into the outputs.
 
     >>> layer = HeadEmbeddings(64, heads=8)
     >>> sum(x.numel() for name, x in layer.named_parameters() if name != "to_out.weight")
@@ -60,7 +60,7 @@ class HeadEmbeddings(MultiQuery):
     """
 
     def make_projections(self, bias: bool) -> None:
-        """Build maps for a single head, and an embedding for each head."""
+        """Build projections for a single head, and an embedding for each head."""
         super().make_projections(bias)
         self.to_q = nn.Linear(self.dim, self.head_dim, bias)
         self.of_query, self.of_key, self.of_value = (
@@ -73,13 +73,13 @@ class HeadEmbeddings(MultiQuery):
         return split(self.to_q(x), 1) * (1 + self.of_query) * (1 + self.of_key)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Scale what each head saw."""
+        """Scale the output of each head."""
         return super().mix(seen * (1 + self.of_value), input)
 
 
 @register("mhe_add")
 class AddedHeadEmbeddings(MultiQuery):
-    """One query, key and value map for all heads, told apart by vectors of their own (MHE-ADD).
+    """One query, key and value projection for all heads, each with vectors added (MHE-ADD).
 
     `q_i = q + a_i`, `v_i = v + c_i`. The paper's third vector, added to keys, adds the same to
     every score of a row, which softmax cannot see: it is left out.
@@ -89,7 +89,7 @@ class AddedHeadEmbeddings(MultiQuery):
     """
 
     def make_projections(self, bias: bool) -> None:
-        """Build maps for a single head, and vectors for each head."""
+        """Build projections for a single head, and vectors for each head."""
         super().make_projections(bias)
         self.to_q = nn.Linear(self.dim, self.head_dim, bias)
         self.of_query = nn.Parameter(0.02 * torch.randn(self.heads, 1, self.head_dim))
@@ -100,7 +100,7 @@ class AddedHeadEmbeddings(MultiQuery):
         return split(self.to_q(x), 1) + self.of_query
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Add each head's vector to what it saw: weights sum to 1."""
+        """Add each head's value vector to its output: weights sum to 1."""
         return super().mix(seen + self.of_value, input)
 
 

@@ -1,4 +1,4 @@
-"""Attention to what hashes alike: long behaviors at the cost of a table (SDIM)."""
+"""Attention to items with the same hash: long behavior sequences as one table (SDIM)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class HashedInterest(Layer):
 
     `bits` random projections give signs, in groups of `group`; `y = mean over groups of the unit
     vector of the sum of behaviors that agree with the candidate in all bits of the group`. A
-    behavior at angle t is gathered with probability `(1 - t / pi) ** group`. What is kept of any
-    number of behaviors is one table of `bits / group * 2 ** group` sums. Signs have no gradient:
-    it reaches behaviors, not candidates.
+    behavior at angle t is gathered with probability `(1 - t / pi) ** group`. Any number of
+    behaviors is kept as one table of `bits / group * 2 ** group` sums. Signs have no gradient: it
+    reaches behaviors, not candidates.
 
     >>> HashedInterest(8)(torch.randn(1, 2, 8), torch.randn(1, 50, 8)).shape
     torch.Size([1, 2, 8])
@@ -44,12 +44,12 @@ class HashedInterest(Layer):
         super().__init__(dim, causal=causal, context_dim=context_dim)
         need_size("group", group)
         need_size("bits", bits)
-        if bits % group or self.context_dim != dim:
+        if bits % group:
+            fail(ShapeError, "bits", bits, f"a multiple of group={group}", "pass whole groups")
+        if self.context_dim != dim:
             fail(
-                ShapeError, "bits" if bits % group else "context_dim",
-                bits if bits % group else self.context_dim,
-                f"a multiple of {group}" if bits % group else f"{dim}, as dim",
-                "candidates and behaviors are hashed alike, in whole groups",
+                ShapeError, "context_dim", self.context_dim, f"{dim}, as dim",
+                "candidates and behaviors share one hash: project one of them",
             )  # fmt: skip
         self.group = group
         self.register_buffer("directions", torch.randn(bits, dim))

@@ -24,7 +24,7 @@ from regard.memories.layer import LayerMemory
 
 @register("selective_state")
 class SelectiveState(Recurrent):
-    """A state space whose steps and readings the token decides, one decay a head (as Mamba 2).
+    """A selective state space with one decay a head, as Mamba 2 has.
 
     `h_t = exp(-a d_t) h_{t-1} + d_t B_t x_t`, `y_t = (C_t h_t + D x_t) * silu(z_t)`, x through a
     short convolution; B and C of `states` numbers serve all heads.
@@ -64,12 +64,12 @@ class SelectiveState(Recurrent):
         return mixed
 
     def rates(self, input: LayerInput) -> dict[str, Any]:
-        """Forget by the step that the token takes."""
+        """Decay by the step size of the token."""
         return {"log_decay": input.between.pop("steps")}
 
 
 def with_meta(meta: Tensor, input: LayerInput) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Put meta tokens [1, m, dim] in front of a text that begins: its x, positions and padding."""
+    """Prepend meta tokens [1, m, dim] to a new sequence: return its x, positions and padding."""
     x, count = input.x, meta.shape[1]
     positions, padding = input.positions + count, input.padding
     if input.memory is None or not input.memory.seen:
@@ -84,12 +84,12 @@ def with_meta(meta: Tensor, input: LayerInput) -> tuple[Tensor, Tensor, Tensor |
 @register("hymba")
 @method("hymba", call='import regard\nlayer = regard.layer("hymba", 512, heads=8, kv_heads=2)')
 class Hymba(Layer):
-    """Attention to a window and a state space read the same tokens, meta tokens in front (Hymba).
+    """Attention to a window and a state space over the same tokens, meta tokens first (Hymba).
 
     `y = (a norm(attention) + b norm(state)) W / 2`, with a and b learned vectors. `meta` learned
-    tokens come first in every text, and stay in sight of the window; `window=None` sees everything.
-    A decoder keeps the window, the meta tokens' keys and one state. With `owns_meta=False` the
-    first `meta` tokens of what it reads are somebody else's: a `HymbaStack` has them once.
+    tokens come first in every sequence, and every query may attend to them; `window=None` is full
+    attention. A decoder keeps the window, the meta tokens' keys and one state. With
+    `owns_meta=False` the caller prepends the meta tokens, as `HymbaStack` does once for all layers.
 
     >>> Hymba(32, heads=4, window=4, meta=3)(torch.randn(1, 9, 32)).shape
     torch.Size([1, 9, 32])
@@ -119,15 +119,15 @@ class Hymba(Layer):
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Put the meta tokens in front of a text, read both ways, and mix."""
+        """Prepend the meta tokens, run both branches, and mix."""
         x, positions, padding, n = input.x, input.positions, input.padding, input.x.shape[1]
         if self.meta is not None:
             x, positions, padding = with_meta(self.meta, input)
-        said = []
+        outs = []
         for name, part in (("attention", self.attention), ("state", self.state)):
-            told = {**input.for_part(name, part), "positions": positions, "padding": padding}
-            said.append(part(x, **told)[:, -n:])
-        both = (norm(y) * a for norm, y, a in zip(self.norms, said, self.shares, strict=True))
+            given = {**input.for_part(name, part), "positions": positions, "padding": padding}
+            outs.append(part(x, **given)[:, -n:])
+        both = (norm(y) * a for norm, y, a in zip(self.norms, outs, self.shares, strict=True))
         mixed: Tensor = self.to_out(sum(both) / 2)
         return mixed
 
@@ -136,9 +136,8 @@ class Hymba(Layer):
 class HymbaStack(Layer):
     """Blocks of Hymba layers whose meta tokens come once, in front of the first (Hymba's model).
 
-    The first, the middle and the last of `layers` see everything, the others a window and the meta
-    tokens. Meta tokens go through every block as tokens do; they are computed once for a text that
-    is decoded.
+    The first, the middle and the last of `layers` have full attention, the others a window and the
+    meta tokens. Meta tokens go through every block like other tokens; a decoder computes them once.
 
     >>> HymbaStack(32, heads=4, layers=3, window=4, meta=3)(torch.randn(1, 9, 32)).shape
     torch.Size([1, 9, 32])
@@ -164,7 +163,7 @@ class HymbaStack(Layer):
         )  # fmt: skip
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Put the meta tokens in front of a text, and run the blocks."""
+        """Prepend the meta tokens, and run the blocks."""
         n, (x, positions, padding) = input.x.shape[1], with_meta(self.meta, input)
         for i, block in enumerate(self.blocks):
             memory = None

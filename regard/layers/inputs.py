@@ -1,4 +1,4 @@
-"""What a kind of layer can do, and what one call of it computes from."""
+"""What a kind of layer can do, and the checked input of one call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.core.errors import DtypeError, ShapeError, fail, shape_of
+from regard.core.scan import starts
 from regard.memories.layer import LayerMemory
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Capabilities:
     """What a kind of layer can do. Each field is a promise that the conformance suite tries.
 
-    - `causal`, `bidirectional`: attend to the past alone, or to everything
+    - `causal`, `bidirectional`: attend to the past alone, or to the whole sequence
     - `cross`: attend to a context
     - `decode`: continue token by token with a memory, equal to the run over the whole sequence
     - `constant_memory`: that memory stops growing
@@ -29,10 +30,9 @@ class Capabilities:
     - `left_padding`: start after padding (blocks counted from the first position cannot)
     - `any_length`: no size of the layer depends on the number of tokens
     - `multihead_weights`: take over the weights of multi-head attention unchanged
-    - `exact_gradients`: gradients are those of the output; they are not where they pass straight
-      through a choice
-    - `meta`: compute shapes on the `meta` device, where tensors hold nothing
-    - `vmap`: run under `torch.func.vmap`, which forbids to branch on what tensors hold
+    - `exact_gradients`: gradients are exact; a straight-through estimator's are not
+    - `meta`: compute shapes on the `meta` device, where tensors have no data
+    - `vmap`: run under `torch.func.vmap`, which forbids branching on the values of tensors
 
     >>> Capabilities(cross=False).cross
     False
@@ -56,13 +56,13 @@ class Capabilities:
 
 @dataclass
 class LayerInput:
-    """What a layer computes from: tokens x [b, n, dim], and all that is known of them.
+    """The checked input of a layer: tokens x [b, n, dim], and everything known about them.
 
-    `context` [b, m, context_dim] is attended to, x itself where none was passed (`crosses` is false
-    then). `positions` [n] or [b, n] are those of the tokens in their text, `offset` how many tokens
-    came before this call. `padding` [b, m] is true at real keys; what stood at the others is zero
-    by now. `documents` [b, n] and `context_documents` [b, m] are ids of packed documents. `between`
-    is what the layers of one stack hand on.
+    `context` [b, m, context_dim] is what is attended to, x itself where none was passed (`crosses`
+    is false then). `positions` [n] or [b, n] are those of the tokens in their sequence, `offset`
+    counts the tokens before this call. `padding` [b, m] is true at real keys; the others have been
+    set to zero. `documents` [b, n] and `context_documents` [b, m] are ids of packed documents.
+    `between` is shared by the layers of a stack.
 
     >>> x = torch.randn(1, 5, 8)
     >>> LayerInput(x, x, False, torch.arange(5)).plain
@@ -115,10 +115,10 @@ def need_rows(name: str, x: Tensor | None, like: Tensor, kinds: tuple[torch.dtyp
         return
     shape = [like.shape[0], like.shape[1]]
     if not isinstance(x, Tensor) or list(x.shape) != shape:
-        fail(ShapeError, name, shape_of(x), f"a tensor {shape}", "give one entry for each token")
+        fail(ShapeError, name, shape_of(x), f"a tensor {shape}", "pass one entry for each token")
     if x.dtype not in kinds:
-        said = " or ".join(str(kind) for kind in kinds)
-        fail(DtypeError, name, f"{x.dtype}", said, f"cast it to {kinds[0]}")
+        wanted = " or ".join(str(kind) for kind in kinds)
+        fail(DtypeError, name, f"{x.dtype}", wanted, f"cast it to {kinds[0]}")
 
 
 def positions_of(
@@ -130,14 +130,12 @@ def positions_of(
         places = torch.arange(offset, offset + n, device=x.device)
         if documents is None:
             return places
-        first = torch.ones_like(documents, dtype=torch.bool)
-        first[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        return places - torch.where(first, places, 0).cummax(1).values
+        return places - torch.where(starts(documents), places, offset).cummax(1).values
     shapes = ([n], [x.shape[0], n], [1, n])
     if not isinstance(positions, Tensor) or list(positions.shape) not in shapes:
         fail(
             ShapeError, "positions", shape_of(positions), f"[{n}] or [{x.shape[0]}, {n}]",
-            "say where each token of x stands",
+            "pass the position of each token of x",
         )  # fmt: skip
     if positions.is_floating_point() or positions.dtype == torch.bool:
         fail(DtypeError, "positions", f"{positions.dtype}", "integers", "pass torch.arange(...)")

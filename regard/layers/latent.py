@@ -1,7 +1,7 @@
-"""Scores that no query changes: a fixed query for each head, or a few latent ones (Aaren, Latte).
+"""Query-independent scores: a fixed query for each head, or a few latent ones (Aaren, Latte).
 
-Both average values over every prefix with weights of the tokens' own, so a decoder keeps one
-average for each head (and latent), whatever the length.
+Both average values over every prefix with weights that depend on the keys alone, so a decoder keeps
+one average for each head (and latent), at any length.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def averaged(scores: Tensor, v: Tensor, input: LayerInput) -> Tensor:
 @register("aaren")
 @method("aaren", call='import regard\nlayer = regard.layer("aaren", 512, heads=8)')
 class Aaren(Layer):
-    """Attention as a recurrence: each head has one learned query, whatever the token (Aaren).
+    """Attention as a recurrence: each head has one learned query for all tokens (Aaren).
 
-    `o_t = softmax(q k_1 ... q k_t) v`, an average over the past that is carried on token by token.
+    `o_t = softmax(q k_1 ... q k_t) v`, an average over the past, updated token by token.
 
     >>> Aaren(32, heads=4)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -69,7 +69,7 @@ class Aaren(Layer):
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim, bias) for _ in range(4))
 
     def scores(self, x: Tensor) -> Tensor:
-        """Match the one query with every token: [b, h, n]."""
+        """Score every token against the one query: [b, h, n]."""
         q = split(self.to_q(self.query)[None, None], self.heads)
         k = split(self.to_k(x), self.heads)
         scores: Tensor = (k * q).sum(-1) * k.shape[-1] ** -0.5
@@ -85,7 +85,7 @@ class Aaren(Layer):
 @register("latte")
 @method("latte", call='import regard\nlayer = regard.layer("latte", 512, heads=8, latents=16)')
 class Latte(Layer):
-    """A query spreads over latent states, each of which spreads over the tokens (Latte).
+    """A query attends to latent states, each of which attends to the tokens (Latte).
 
     `p(s|t) = sum_l p(l|t) p(s|l)`, with `p(l|t)` a softmax of `x_t W_q` over the `latents` of a
     head and `p(s|l)` one of `x_s W_k` over the tokens seen.
@@ -112,14 +112,14 @@ class Latte(Layer):
         self.to_out = nn.Linear(dim, dim, bias)
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Mix what each latent saw."""
+        """Mix the outputs of the latents."""
         shares = split(self.to_q(input.x), self.heads).softmax(-1)  # [b, h, n, l]
         mixed = (shares[..., None] * self.latent_views(input)).sum(-2)
         y: Tensor = self.to_out(joined(mixed))
         return y
 
     def latent_views(self, input: LayerInput) -> Tensor:
-        """Give what each latent sees: [b, h, n, l, e], or with n of 1 where it is all the same."""
+        """Return the output of each latent: [b, h, n, l, e], or n of 1 where queries share it."""
         memory = input.memory
         if input.crosses and memory is not None and memory.seen:
             kept: Tensor = memory.get("context")
@@ -133,7 +133,7 @@ class Latte(Layer):
         return views
 
     def _over_all(self, scores: Tensor, v: Tensor, input: LayerInput) -> Tensor:
-        """Average over all tokens: one query of 1 meets keys that are the scores."""
+        """Average over all tokens: a query of 1, with the scores as keys."""
         support: Support = Everything() if input.padding is None else Padding(input.padding)
         ones = scores.new_ones(*scores.shape[:2], 1, 1)
         if input.documents is not None:

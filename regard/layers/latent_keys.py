@@ -1,4 +1,4 @@
-"""Keys and values made of one small vector a token, which alone is kept (MLA)."""
+"""Keys and values projected from one small latent vector a token, the only thing kept (MLA)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from regard.memories.full import Full
 
 @register("mla")
 class LatentKeys(Attention):
-    """Every head's keys and values are read from one latent vector a token (MLA).
+    """Every head's keys and values are projections of one latent vector a token (MLA).
 
     `c = norm(x W_c)`, `k_i = (c A_i, r)`, `v_i = c B_i`, with r a small rotated key that heads
-    share. A_i is moved to the queries and B_i to what is seen, so attention is over c and r
-    itself: one key head of `latent + rotary` channels, whose first `latent` are its value, and
-    nothing else is kept.
+    share. A_i is folded into the queries and B_i into the output, so attention is over c and r:
+    one key head of `latent + rotary` channels, whose first `latent` are its value, and nothing
+    else is kept.
 
     >>> layer = LatentKeys(64, heads=8, latent=16, rotary=4, causal=True)
     >>> memory = layer.memory()
@@ -50,14 +50,14 @@ class LatentKeys(Attention):
         super().__init__(dim, heads, kv_heads=1, **settings)
         if type(self.position).turn is not Position.turn:
             self.cannot(
-                "position", f"{self.position}", "turn whole heads",
-                "set rotary= to how many channels turn, and rotation= to how",
+                "position", f"{self.position}", "rotate whole heads",
+                "set rotary= to the number of rotated channels, and rotation= to their schedule",
             )  # fmt: skip
         self.turns = Rotary(rotation)
         self._score = Dot((self.head_dim + rotary) ** -0.5)
 
     def make_projections(self, bias: bool) -> None:
-        """Build maps to the latent, and from it for each head."""
+        """Build the projection to the latent, and those from it for each head."""
         width = self.query_latent or self.dim
         if self.query_latent is not None:
             self.to_query_latent = nn.Linear(self.dim, width, bias)
@@ -72,7 +72,7 @@ class LatentKeys(Attention):
         self.to_out = nn.Linear(self.heads * self.value_dim, self.dim, bias)
 
     def score(self) -> Score:
-        """Scale by the width of the keys as written out."""
+        """Scale by the width of the full keys."""
         return self._score
 
     def read(self, input: LayerInput) -> tuple[Tensor, Dense]:
@@ -107,5 +107,5 @@ class LatentKeys(Attention):
         return read.replace(v=read.k[..., : self.latent])
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Read each head's values from the latents it saw."""
+        """Project each head's output from latents to values."""
         return super().mix(seen @ self.of_values.mT, input)

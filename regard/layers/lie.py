@@ -1,4 +1,4 @@
-"""Attention among points that depends on how they stand to one another alone (LieTransformer)."""
+"""Attention among points that depends on their relative pose alone (LieTransformer)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
 from regard.layers.inputs import LayerInput
 
-# How far from the half turn, in radians, angles are cut.
+# The branch cut of angles is this far from pi, in radians.
 CUT = 1e-4
 
 
 def lift(points: Tensor, turns: Tensor) -> Tensor:
-    """Build elements of SE(2) of points [b, n, 2]: one for each turn [s], [b, n s, 3].
+    """Lift points [b, n, 2] to elements of SE(2), one for each angle of `turns` [s]: [b, n s, 3].
 
-    An element is (x, y, angle). Without turns (`torch.zeros(1)`) it is a translation alone. Turns
-    spaced evenly over the circle stay the same set when all are turned by one of them.
+    An element is (x, y, angle). With `torch.zeros(1)` it is a translation alone. Evenly spaced
+    angles are a set that rotation by one of them maps to itself.
 
     >>> lift(torch.zeros(1, 4, 2), torch.arange(3.0)).shape
     torch.Size([1, 12, 3])
     """
     if points.dim() != 3 or points.shape[2] != 2:
-        fail(ShapeError, "points", shape_of(points), "[b, n, 2]", "give x and y of each point")
+        fail(ShapeError, "points", shape_of(points), "[b, n, 2]", "pass x and y of each point")
     wide = points[:, :, None].expand(-1, -1, len(turns), -1)
     angles = turns[:, None].expand(*wide.shape[:3], 1)
     return torch.cat((wide, angles.to(points)), -1).flatten(1, 2)
@@ -52,15 +52,15 @@ def moved(g: Tensor, by: Tensor) -> Tensor:
 def logarithms(g: Tensor) -> Tensor:
     """Return the logarithm of each `g_i^-1 g_j`: [b, n, 3] to [b, n, n, 3].
 
-    It is what is left of two elements when the choice of an origin is taken away. Angles are
-    within a half turn; a half turn itself, which has two logarithms, is taken as positive.
+    It does not depend on the choice of an origin. Angles are between -pi and pi; pi itself, which
+    has two logarithms, counts as positive.
     """
     apart = g[:, None, :, :2] - g[:, :, None, :2]
     cos, sin = g[:, :, None, 2].cos(), g[:, :, None, 2].sin()
     x = cos * apart[..., 0] + sin * apart[..., 1]
     y = -sin * apart[..., 0] + cos * apart[..., 1]
     angle = g[:, None, :, 2] - g[:, :, None, 2]
-    # The cut is put just short of a half turn, so that rounding does not choose a side.
+    # The cut is just short of pi, so that rounding does not choose a side.
     angle = torch.remainder(angle + math.pi - CUT, 2 * math.pi) - math.pi + CUT
     half = angle / 2
     # half / tan(half), which is 1 where the angle is 0.
@@ -71,10 +71,11 @@ def logarithms(g: Tensor) -> Tensor:
 
 
 class LieAttention(Attention):
-    """Attention among group elements: content, plus a network of how two elements stand.
+    """Attention among group elements: content, plus a network of their relative pose.
 
-    `s_ij = q_i k_j / sqrt(d) + MLP(log(g_i^-1 g_j))`. Moving all elements by one changes nothing.
-    Call it with features [b, n, dim] and elements [b, n, 3]; `reach` keeps to near neighbors.
+    `s_ij = q_i k_j / sqrt(d) + MLP(log(g_i^-1 g_j))`. It is invariant to moving all elements by
+    one. Call `among` with features [b, n, dim] and elements [b, n, 3]; `reach` limits attention to
+    near neighbors.
 
     >>> layer = LieAttention(16, heads=2)
     >>> layer.among(torch.randn(1, 5, 16), torch.randn(1, 5, 3)).shape
@@ -94,7 +95,7 @@ class LieAttention(Attention):
         if list(g.shape) != [*x.shape[:2], 3]:
             fail(
                 ShapeError, "g", shape_of(g), f"[{x.shape[0]}, {x.shape[1]}, 3]",
-                "give each feature its element: lift(points, turns)",
+                "pass an element for each feature: lift(points, turns)",
             )  # fmt: skip
         between = logarithms(g)
         bias = self.of_place(between).permute(0, 3, 1, 2)
@@ -116,10 +117,10 @@ class LieAttention(Attention):
     "out = model(torch.randn(2, 10, 3), torch.randn(2, 10, 2))",
 )
 class LieTransformer(nn.Module):
-    """Read a set of points by attention, the same wherever the set stands and however it is turned.
+    """Attention over a set of points, invariant to its translation and rotation.
 
     Points [b, n, 2] with features [b, n, c] are lifted to `turns` elements of SE(2) each (1: to
-    translations alone), blocks attend among them, and the mean over all gives [b, out].
+    translations alone), blocks attend among them, and the mean over all is mapped to [b, out].
 
     >>> model = LieTransformer(features=3, dim=16, heads=2, out=2, turns=4)
     >>> model(torch.randn(1, 5, 3), torch.randn(1, 5, 2)).shape
@@ -146,7 +147,7 @@ class LieTransformer(nn.Module):
         self.leave = nn.Linear(dim, out)
 
     def elements(self, f: Tensor, g: Tensor) -> Tensor:
-        """Return features [b, n, dim] of elements g [b, n, 3] that begin with f [b, n, c]."""
+        """Map input features f [b, n, c] of elements g [b, n, 3] to features [b, n, dim]."""
         x: Tensor = self.enter(f)
         for i, mixer in enumerate(self.mixers):
             assert isinstance(mixer, LieAttention)

@@ -24,10 +24,10 @@ from regard.layers.registry import register
     'layer = regard.layer("lightning_attention", 512, heads=8, depth=0, layers=12)',
 )
 class LightningAttention(Recurrent):
-    """Linear attention that forgets at a rate of its head and depth, normalized and gated (TNL).
+    """Linear attention with a decay for each head and depth, normalized and gated (TNL).
 
     `o_t = sum_{s<=t} lambda^(t-s) (q_t k_s) v_s`, `y = norm(o) * (x W_u) W_o`, with q and k through
-    SiLU and `lambda = exp(-(8 h / H) (1 - depth / layers))`; no weight is divided by their sum.
+    SiLU and `lambda = exp(-(8 h / H) (1 - depth / layers))`; weights are not normalized.
 
     >>> LightningAttention(32, heads=4)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -53,7 +53,7 @@ class LightningAttention(Recurrent):
         return F.silu(x)
 
     def rates(self, input: LayerInput) -> dict[str, Any]:
-        """Forget at the head's rate."""
+        """Return the decay of each head."""
         return {"log_decay": self.log_decay}
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:

@@ -1,7 +1,6 @@
-"""Attention that moves along its source: where it looks depends on where it looked before.
+"""Location-based attention: the alignment of a step depends on that of the step before.
 
-Weights of a step are made from those of the step before, so steps run one after another; what is
-carried from step to step is kept in the memory.
+So steps run one after another, and the memory keeps what is carried from step to step.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from regard.layers.registry import register
 
 
 class MovingAttention(SourceAttention):
-    """A source attention whose steps are taken one by one; subclasses write `step`."""
+    """A source attention whose steps run one after another; subclasses define `step`."""
 
     def begin(self, source: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Return what the first step starts from; real [b, m] is true at source tokens."""
+        """Return the state before the first step; real [b, m] is true at source tokens."""
         raise NotImplementedError
 
     def step(
         self, state: Tensor, source: Tensor, real: Tensor, carried: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weigh the source [b, m] for one decoder state [b, dim]; give what to carry on."""
+        """Return weights of the source [b, m] for one decoder state [b, dim], and the new state."""
         raise NotImplementedError
 
     def look(self, q: Tensor, source: Tensor, rule: Rule, input: LayerInput) -> Tensor:
-        """Take the steps, and average the source by their weights."""
+        """Run the steps, and average the source by their weights."""
         valid = getattr(rule.support, "valid", None)
         b, m = source.shape[0], source.shape[2]
         real = valid if valid is not None else source.new_ones(b, m, dtype=torch.bool)
@@ -60,8 +59,8 @@ class MonotonicLocation(MovingAttention):
     """A Gaussian whose center moves on along the source by learned steps, never back.
 
     `mu_t = (s relu(x) + (1 - s) sigmoid(5 x)) / (m - 1) + prev`, with `x = w h` and prev the mean
-    place of the step before; width `sigma = (relu(u h) + 0.27) / m`. `content` mixes in attention
-    by content, by a gate of the state.
+    position of the step before; width `sigma = (relu(u h) + 0.27) / m`. `content` mixes in
+    attention by content, by a gate of the state.
 
     >>> layer = MonotonicLocation(8, context_dim=8)
     >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
@@ -69,7 +68,7 @@ class MonotonicLocation(MovingAttention):
     """
 
     def make(self, *, content: bool = False) -> None:
-        """Build what moves the center."""
+        """Build the parameters that move the center."""
         self.to_step = nn.Linear(self.dim, 1)
         self.to_width = nn.Linear(self.dim, 1)
         self.mixing = nn.Parameter(torch.tensor(20.0))
@@ -79,11 +78,11 @@ class MonotonicLocation(MovingAttention):
             self.to_gate = nn.Linear(self.dim, 1)
 
     def begin(self, source: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Stand before the first place."""
+        """Start at the beginning of the source."""
         return {"mean": source.new_zeros(len(source), 1)}
 
     def moved(self, state: Tensor) -> Tensor:
-        """Return how many places to go on: [b, 1]."""
+        """Return how many positions to move on: [b, 1]."""
         x, s = self.to_step(state), self.mixing.sigmoid()
         moved: Tensor = s * x.relu() + (1 - s) * (5 * x).sigmoid()
         return moved
@@ -91,7 +90,7 @@ class MonotonicLocation(MovingAttention):
     def step(
         self, state: Tensor, source: Tensor, real: Tensor, carried: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Move the Gaussian, and look around it."""
+        """Move the Gaussian, and attend around it."""
         count = real.sum(1, keepdim=True).to(state.dtype)
         unit = 1 / (count - 1).clamp_min(1)
         places = torch.arange(real.shape[1], device=state.device) * unit
@@ -112,9 +111,9 @@ class MonotonicLocation(MovingAttention):
 
 @register("one_step_location")
 class OneStepLocation(MonotonicLocation):
-    """Monotonic location attention that moves by at most one place a step, `sigmoid(5 x)`.
+    """Monotonic location attention that moves by at most one position a step, `sigmoid(5 x)`.
 
-    A step that has learned to be one is one exactly, so that long sources are followed to the end.
+    A saturated step is exactly one, so long sources are followed to the end.
 
     >>> layer = OneStepLocation(8, context_dim=8)
     >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
@@ -122,25 +121,25 @@ class OneStepLocation(MonotonicLocation):
     """
 
     def make(self, *, content: bool = False) -> None:
-        """Build what moves the center: there is nothing to mix."""
+        """Build the parameters that move the center, without the mixing one."""
         super().make(content=content)
         del self.mixing
 
     def moved(self, state: Tensor) -> Tensor:
-        """Return how far to go on: [b, 1]."""
+        """Return how far to move on: [b, 1]."""
         moved: Tensor = (5 * self.to_step(state)).sigmoid()
         return moved
 
 
 def either_way(source: Tensor, forwards: Tensor, real: Tensor | None = None) -> Tensor:
-    """Mix a source [b, m, c] with its reverse by a gate [b, 1], padding left at the end.
+    """Mix a source [b, m, c] with its reverse by a gate [b, 1]; padding stays at the end.
 
     >>> either_way(torch.tensor([[[1.0], [2.0], [0.0]]]), torch.zeros(1, 1),
     ...     torch.tensor([[True, True, False]])).flatten().tolist()
     [2.0, 1.0, 0.0]
     """
     m = source.shape[1]
-    count = torch.full((len(source), 1), m) if real is None else real.sum(1, keepdim=True)
+    count = torch.tensor(m, device=source.device) if real is None else real.sum(1, keepdim=True)
     place = torch.arange(m, device=source.device)
     back = torch.where(place < count, count - 1 - place, place)
     flipped = source.gather(1, back[..., None].expand_as(source))
@@ -152,7 +151,7 @@ class GaussianMixture(MovingAttention):
     """A mixture of Gaussians that only move forward (GMM attention, version 2 with biases).
 
     `mu = mu_before + softplus(D)`, weights a softmax, `sigma = softplus(s)`, and each Gaussian is
-    a density, so that what is seen is not normalized over places.
+    a density, so weights are not normalized over positions.
 
     >>> layer = GaussianMixture(8, context_dim=8, mixtures=2)
     >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
@@ -160,7 +159,7 @@ class GaussianMixture(MovingAttention):
     """
 
     def make(self, *, mixtures: int = 5, hidden: int = 128) -> None:
-        """Build the network of the mixture; steps start at 1 and widths at 10 places."""
+        """Build the network of the mixture; steps start at 1 and widths at 10 positions."""
         need_size("mixtures", mixtures)
         self.mixtures = mixtures
         last = nn.Linear(hidden, 3 * mixtures)
@@ -171,13 +170,13 @@ class GaussianMixture(MovingAttention):
             last.bias.copy_(start.flatten())
 
     def begin(self, source: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Start at the first place."""
+        """Start at the first position."""
         return {"mu": source.new_zeros(len(source), self.mixtures)}
 
     def step(
         self, state: Tensor, source: Tensor, real: Tensor, carried: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Move on, and add the densities up."""
+        """Move the Gaussians, and sum their densities."""
         share, forward, width = self.to_mixture(state).chunk(3, -1)
         mu = carried["mu"] + F.softplus(forward)
         sigma = F.softplus(width).clamp_min(1e-3)
@@ -196,8 +195,8 @@ class GaussianMixture(MovingAttention):
 class DynamicConvolutionAttention(MovingAttention):
     """The last alignment, convolved: by fixed filters, by filters of the state, by a prior (DCA).
 
-    `a_t = softmax(v tanh(U (F * a) + T (G(h) * a) + b) + log(P * a))`; P is causal, so that the
-    alignment goes forward, at most 10 places, 1 on average.
+    `a_t = softmax(v tanh(U (F * a) + T (G(h) * a) + b) + log(P * a))`; P is causal, so the
+    alignment moves forward, at most 10 positions, 1 on average.
 
     >>> layer = DynamicConvolutionAttention(8, context_dim=8)
     >>> layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8)).shape
@@ -220,7 +219,7 @@ class DynamicConvolutionAttention(MovingAttention):
         self.register_buffer("prior", beta_binomial(10, 0.1, 0.9), persistent=False)
 
     def begin(self, source: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Look at the first place."""
+        """Start with all weight on the first position."""
         first = source.new_zeros(len(source), source.shape[1])
         first[:, 0] = 1.0
         return {"weights": first}
@@ -244,7 +243,7 @@ class DynamicConvolutionAttention(MovingAttention):
 
 
 def beta_binomial(n: int, alpha: float, beta: float) -> Tensor:
-    """Probabilities of 0 to n successes; the mean is `n alpha / (alpha + beta)`.
+    """Return the probabilities of 0 to n successes; the mean is `n alpha / (alpha + beta)`.
 
     >>> chances = beta_binomial(10, 0.1, 0.9)
     >>> round(float(chances.sum()), 4), round(float(chances @ torch.arange(11.0)), 4)

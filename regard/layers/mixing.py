@@ -1,4 +1,4 @@
-"""What a layer does along the text, as one matrix: the template that long-sequence models share.
+"""What a layer does along the sequence, as one matrix, for any mixer.
 
 `Y = f(M(X) X W)`: tokens are mixed by `M`, then features. `mixing_matrix` reads `M` off any mixer
 that is linear in its values, attention with its queries and keys held still among them.
@@ -25,9 +25,9 @@ from regard.core.method import method
 def mixing_matrix(mixer: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """Return M [..., d, n, n] of a mixer of values [..., n, d]: out[i] = sum_j M[:, i, j] v[j].
 
-    The mixer is fed one token at a time, 1 in every channel: it must be linear in its values and
-    leave channels apart. A mixer that has no input but values (a Fourier transform, a convolution)
-    has the same matrix whatever they are.
+    The mixer is run on one token at a time, 1 in every channel: it must be linear in its values and
+    not mix channels. A mixer without other inputs (a Fourier transform, a convolution) has the same
+    matrix for all values.
 
     >>> from regard.run.api import attend
     >>> q, v = torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
@@ -44,7 +44,7 @@ def mixing_matrix(mixer: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
 
 
 class FourierMixing(nn.Module):
-    """Mix tokens by the real part of a Fourier transform along the text (FNet); nothing is learned.
+    """Mix tokens by the real part of a Fourier transform (FNet), without parameters.
 
     >>> FourierMixing()(torch.eye(4)[None])[0, 1].round(decimals=4).tolist()
     [1.0, 0.0, -1.0, 0.0]
@@ -54,6 +54,3 @@ class FourierMixing(nn.Module):
         """Transform x [..., n, d]."""
         mixed: Tensor = torch.fft.fft(x, dim=-2).real
         return mixed
-
-
-__all__ = ["FourierMixing", "mixing_matrix"]

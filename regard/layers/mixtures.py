@@ -1,4 +1,4 @@
-"""Heads as experts: a gate for each head and token on what the head saw."""
+"""Heads as experts: a gate for each head and token on the head's output."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from regard.layers.registry import register
 @register("moh")
 @method("moh", call='import regard\nlayer = regard.layer("moh", 512, heads=8, active=6, shared=2)')
 class MixtureOfHeads(Attention):
-    """Each token uses some heads always and the best of the others, weighted by a router (MoH).
+    """Each token uses shared heads and its top others, weighted by a router (MoH).
 
-    `y = sum_i g_i(x) head_i W_i`; `shared` heads are always on, of the rest each token takes the
-    best until `active` are. Gates are scaled so that all ones is what equal scores give. Every
-    head still attends: what is saved by leaving heads out is for a kernel to save.
+    `y = sum_i g_i(x) head_i W_i`; `shared` heads are always on; of the rest each token takes the
+    top ones until `active` are on. Equal scores give gates of one. Every head still attends: no
+    computation is saved without a kernel that skips heads.
 
     >>> layer = MixtureOfHeads(64, heads=8, active=6, shared=2)
     >>> (layer.gates(torch.randn(1, 5, 64)) > 0).sum(1).tolist()
@@ -73,9 +73,9 @@ class MixtureOfHeads(Attention):
         return gates
 
     def balance_loss(self, x: Tensor) -> Tensor:
-        """How unevenly routed heads are used: `sum_i f_i P_i`, 1 / heads of them at its least.
+        """Return the load-balance loss `sum_i f_i P_i`, at least 1 / the number of routed heads.
 
-        `f_i` is the share of choices that head i gets, `P_i` its mean probability. Add it to the
+        `f_i` is the share of tokens routed to head i, `P_i` its mean probability. Add it to the
         loss, times 0.01 in the paper.
         """
         likely = self.to_routed(x).softmax(-1).flatten(0, -2)
@@ -85,16 +85,16 @@ class MixtureOfHeads(Attention):
         return loss
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Gate the heads by the querying token."""
+        """Gate the heads by the token of each query."""
         return super().mix(gate_heads(seen, self.gates(input.x)), input)
 
 
 @register("moh_from_trained")
 class MixtureOfTrainedHeads(MixtureOfHeads):
-    """MoH on the heads of a trained model: the first are shared, query norms route the others.
+    """MoH on the heads of a pretrained model: the first are shared, query norms route the others.
 
-    Nothing is added to the weights, and with all heads active nothing changes: gates are 1 or 0,
-    and gradients pass through them as if they were the router's probabilities.
+    No weights are added, and with all heads active nothing changes: gates are 1 or 0, with a
+    straight-through gradient of the router's probabilities.
 
     >>> layer = MixtureOfTrainedHeads(64, heads=8, active=8, shared=2)
     >>> layer.gates(torch.randn(1, 5, 64)).unique().tolist()
@@ -104,7 +104,7 @@ class MixtureOfTrainedHeads(MixtureOfHeads):
     can: ClassVar[Capabilities] = Capabilities(multihead_weights=True, exact_gradients=False)
 
     def make_router(self) -> None:
-        """Build nothing: queries route."""
+        """Build nothing: queries are the router."""
 
     def gates(self, x: Tensor) -> Tensor:
         """Return 1 for shared heads and for those with the longest queries: [b, h, n]."""
@@ -125,8 +125,8 @@ class AttentiveExperts(Attention):
     """A mixture of experts, each of which is all heads but one (MAE).
 
     `y = h / (h - 1) sum_i (1 - g_i) head_i W_i` with g from a small network on the input: one gate
-    for a sequence where the layer looks ahead, one for each token where it cannot. While
-    `draws_experts` is on, each sequence uses one expert drawn from its gate (the paper trains
+    for a sequence in a bidirectional layer, one for each token in a causal one. While
+    `draws_experts` is on, each sequence uses one expert sampled from its gate (the paper trains
     gates and experts in turns; see `gate_parameters`).
 
     >>> layer = AttentiveExperts(64, heads=8)
@@ -150,11 +150,11 @@ class AttentiveExperts(Attention):
         return shares
 
     def gate_parameters(self) -> list[nn.Parameter]:
-        """List what the gate's turn trains; all other parameters are the experts'."""
+        """List the parameters of the gate; all others belong to the experts."""
         return list(self.to_gate.parameters())
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Scale each head by how little its absence is wanted."""
+        """Scale each head by one minus the share of the expert without it."""
         shares = self.shares(input.x, input)
         if self.draws_experts:
             one = torch.multinomial(shares.mean(2), 1)

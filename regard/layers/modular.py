@@ -1,4 +1,4 @@
-"""Attention for the tokens that ask for it, after an average that all tokens pass (SeqBoat)."""
+"""Attention for tokens that a router activates, after an average over all tokens (SeqBoat)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from regard.memories.full import Full
 
 
 class GatheredTokens(NamedTuple):
-    """The chosen tokens of each row, moved together: `order` and `there` [b, c]."""
+    """The chosen tokens of each row, gathered: `order` and `there` [b, c]."""
 
     order: Tensor
     there: Tensor
 
     @staticmethod
     def of(chosen: Tensor) -> GatheredTokens:
-        """Find the chosen [b, n], in their order.
+        """Return the chosen tokens [b, n], in order.
 
         >>> which = torch.tensor([[False, True, True], [True, False, False]])
         >>> GatheredTokens.of(which).order.tolist()
@@ -45,7 +45,7 @@ class GatheredTokens(NamedTuple):
         return x.gather(1, self.order[..., None].expand(-1, -1, x.shape[-1]))
 
     def put_back(self, y: Tensor, n: int) -> Tensor:
-        """Put [b, chosen, c] back where they stood among n, zeros elsewhere."""
+        """Scatter [b, chosen, c] back to n tokens, zeros elsewhere."""
         index = self.order[..., None].expand_as(y)
         return y.new_zeros(len(y), n, y.shape[-1]).scatter(1, index, y * self.there[..., None])
 
@@ -53,11 +53,11 @@ class GatheredTokens(NamedTuple):
 @register("seqboat_sma")
 @method("seqboat_sma", call='import regard\nlayer = regard.layer("seqboat_sma", 512, causal=True)')
 class SparseModular(Attention):
-    """A router wakes attention for some tokens; they alone attend, within a window of their own.
+    """A router activates attention for some tokens, which attend to one another in a window.
 
-    `h = silu(average(x))`, `p = softmax(h U / tau)`, a token is awake where its second share is the
-    larger; `y = silu(x + h R + p o)` with o from gated attention among the awake, 0 for others.
-    The window counts awake tokens, so it may reach back any time.
+    `h = silu(average(x))`, `p = softmax(h U / tau)`, a token is active where its second share is
+    the larger; `y = silu(x + h R + p o)` with o from gated attention among active tokens, 0 for
+    others. The window counts active tokens, so it may reach back any distance.
 
     >>> SparseModular(32, window=4, causal=True)(torch.randn(1, 9, 32)).shape
     torch.Size([1, 9, 32])
@@ -85,7 +85,7 @@ class SparseModular(Attention):
         self.log_temperature = nn.Parameter(torch.tensor(0.3 * dim**0.5).log())
 
     def make_projections(self, bias: bool) -> None:
-        """Build the router, the way past attention, and the gated unit."""
+        """Build the router, the path around attention, and the gated unit."""
         self.to_router = nn.Linear(self.dim, 2, bias=False)
         self.to_plain = nn.Linear(self.dim, self.dim)
         self.scalings = TwoScalings(self.dim, self.head_dim)
@@ -94,28 +94,28 @@ class SparseModular(Attention):
         self.to_out = nn.Linear(self.value_dim, self.dim, bias=False)
 
     def compute_eagerly(self, input: LayerInput) -> Tensor:
-        """Average all tokens, and let the awake attend among themselves."""
+        """Average all tokens, and attend among the active ones."""
         averaged = F.silu(self.average(input.x, input))
-        awake, trust = self.route(averaged)
+        active, share = self.route(averaged)
         if input.padding is not None:
-            awake = awake & input.padding
-        packed = GatheredTokens.of(awake)
+            active = active & input.padding
+        packed = GatheredTokens.of(active)
         plain = input.x + self.to_plain(averaged)
         if packed.order.shape[1] == 0:
             return F.silu(plain)
-        told = self.among_awake(packed.take(averaged), packed, input)
-        seen = packed.put_back(told, awake.shape[1])
-        return F.silu(plain + trust[..., None] * seen)
+        out = self.among_active(packed.take(averaged), packed, input)
+        seen = packed.put_back(out, active.shape[1])
+        return F.silu(plain + share[..., None] * seen)
 
     def route(self, averaged: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which tokens are awake, and how sure the router is of it [b, n]."""
+        """Return which tokens are active, and the router's probability of it, [b, n]."""
         shares = torch.softmax(self.to_router(averaged) / self.log_temperature.exp(), -1)
         return shares[..., 1] > shares[..., 0], shares[..., 1]
 
-    def among_awake(self, h: Tensor, packed: GatheredTokens, input: LayerInput) -> Tensor:
-        """Attend among the awake h [b, c, dim]; they stand one after another."""
+    def among_active(self, h: Tensor, packed: GatheredTokens, input: LayerInput) -> Tensor:
+        """Attend among active tokens h [b, c, dim], numbered in a row."""
         memory, rule = input.memory, self.rule()
-        count = None if memory is None else memory.get("awake")
+        count = None if memory is None else memory.get("active")
         before = h.new_zeros(len(h), dtype=torch.long) if count is None else count
         now = before[:, None] + torch.arange(h.shape[1], device=h.device)
         q, k = (self.position.turn(x, now) for x in self.scalings(h))
@@ -126,10 +126,10 @@ class SparseModular(Attention):
             kept = memory.of_kind("keys", Full)
             kept.extend(k, v, at=places)
             kept.forget([self.rule().support.horizon(first) for first in before.tolist()])
-            memory.keep("awake", before + packed.there.sum(1))
+            memory.keep("active", before + packed.there.sum(1))
             held = kept.read()
             k, v, places = held.k, held.v, held.positions
-        if count is None:  # all rows begin at the first place: the window is a plain band
+        if count is None:  # all rows begin at position 0: the window is a plain band
             at, places = None, None
             rule = (
                 rule if self.causal else rule.replace(support=rule.support & Padding(packed.there))

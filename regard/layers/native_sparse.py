@@ -1,4 +1,4 @@
-"""Native sparse attention: blocks in a few words, the best of them in full, and a window (NSA)."""
+"""Native sparse attention: compressed blocks, selected blocks, and a window (NSA)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regard.core.rule import Rule
 from regard.core.support import Causal, Tiles, Window
 from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.block_routing import PLACED
+from regard.layers.block_routing import CAUSAL_BLOCKS
 from regard.layers.inputs import Capabilities, LayerInput
 from regard.layers.registry import register
 from regard.run.api import attend
@@ -23,22 +23,22 @@ from regard.run.api import attend
 
 @register("native_sparse_attention")
 class NativeSparseAttention(Attention):
-    """Three attentions of each query, mixed by gates: to block means, to the best blocks, nearby.
+    """Three attentions of each query, mixed by gates: to block means, top blocks and a window.
 
     - *compressed*: mean keys and values of the past blocks that are whole
     - *selected*: the query's own block, the one before, the first, and the blocks of the largest
       compressed weight (mean over the query heads of a key head), `blocks` in all
     - *window*: the last `window` tokens
 
-    `out = sum_c sigmoid(x W_c) out_c`, a gate for each head and token. Choosing has no gradient;
-    the weights that it goes by learn through the compressed branch. All three read the same keys.
+    `out = sum_c sigmoid(x W_c) out_c`, a gate for each head and token. Selection has no gradient;
+    its scores learn through the compressed branch. All three branches read the same keys.
 
     >>> layer = NativeSparseAttention(32, heads=4, kv_heads=2, block=4, blocks=3, window=4)
     >>> layer(torch.randn(1, 20, 32)).shape
     torch.Size([1, 20, 32])
     """
 
-    can: ClassVar[Capabilities] = replace(PLACED, meta=False, vmap=False)
+    can: ClassVar[Capabilities] = replace(CAUSAL_BLOCKS, meta=False, vmap=False)
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "block": 4, "blocks": 3, "window": 4}
     tiny_tokens: ClassVar[int] = 26
 
@@ -56,7 +56,7 @@ class NativeSparseAttention(Attention):
         self.to_gates = nn.Linear(dim, 3 * heads)
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Attend in three ways, and mix."""
+        """Run the three branches, and mix."""
         k, v = pooled(call.k, self.block), pooled(call.v, self.block)
         chosen = self.chosen(call, k)
         rule = call.rule
@@ -83,9 +83,9 @@ class NativeSparseAttention(Attention):
 
     @torch.no_grad()
     def chosen(self, call: Call, k: Tensor) -> Tiles:
-        """Choose the blocks of each query, by means k [b, g, t, d] of all blocks."""
+        """Select the blocks of each query, by means k [b, g, t, d] of all blocks."""
         q, k_all = call.q, expand_heads(k, call.h)
-        # A match that is no product (additive, say) has blocks chosen by the product.
+        # Blocks are selected by products even where the score is none (additive, say).
         q, k_all, scale = call.rule.score.match.prepare(q, k_all) or (q, k_all, call.d**-0.5)
         places = torch.arange(call.n, device=k.device)[:, None] + call.rule.offset
         number = torch.arange(k.shape[2], device=k.device)
@@ -98,6 +98,3 @@ class NativeSparseAttention(Attention):
         before = Causal().shift(call.rule.offset)
         found = choose_tiles(worth, self.blocks, (1, self.block), within=before)
         return found.replace(start=call.rule.offset)
-
-
-__all__ = ["NativeSparseAttention"]

@@ -1,4 +1,4 @@
-"""Attention to a window around each token of a text, an image or a video."""
+"""Attention to a window around each token of a sequence, an image or a video."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from regard.layers.registry import register
     call='import regard\nlayer = regard.layer("natten", 256, heads=8, grid=(32, 32), window=7)',
 )
 class NeighborhoodAttention(Attention):
-    """Each token meets the window around it on a grid; windows stop at the edges, and stay whole.
+    """Each token attends to the window around it on a grid; at the edges windows move inward.
 
     `window`, `dilation` and `stride` are numbers, or one for each axis of `grid`. A causal layer's
-    windows end at the token on every axis. With `relative=True` each head
-    learns a number for every offset within the window.
+    windows end at the token on every axis. With `relative=True` each head learns a bias for every
+    offset within the window.
 
     >>> layer = NeighborhoodAttention(32, heads=4, grid=(6, 4), window=3)
     >>> layer(torch.randn(1, 24, 32)).shape
@@ -55,21 +55,21 @@ class NeighborhoodAttention(Attention):
             self.table = torch.nn.Parameter(torch.zeros(heads, *sides))
 
     def support(self) -> Support:
-        """Return the window: a causal one looks at no later token in row-major order."""
+        """Return the window; a causal one contains no later token in row-major order."""
         return self.near
 
     def score(self) -> Score:
-        """Add the number of the offset."""
+        """Add the bias of each offset."""
         plain = super().score()
         if not hasattr(self, "table"):
             return plain
         return plain + LatticeBias(self.table, self.near.lattice)
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Attend, on the whole grid or from where a decoder stands."""
+        """Attend on the whole grid, or from the position of a decoder."""
         if not self.causal and call.n != prod(self.near.lattice):
             self.cannot(
-                "x", f"{call.n} tokens", f"see a part of its grid {self.near.lattice}",
-                "pass one token for each place",
+                "x", f"{call.n} tokens", f"run on a part of its grid {self.near.lattice}",
+                "pass one token for each cell",
             )  # fmt: skip
         return super().look(call, input)

@@ -1,4 +1,4 @@
-"""A memory that learns while it reads: gradient steps with momentum and forgetting (Titans)."""
+"""A memory that learns at test time: gradient steps with momentum and forgetting (Titans)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from regard.run.scanning import scan_momentum
 
 @register("titans_memory")
 class NeuralMemory(Recurrent):
-    """A linear memory is taught each key's value by gradient, then read (Titans' long-term memory).
+    """A linear memory learns each key's value by gradient, then is read (Titans' long-term memory).
 
     `S_t = eta_t S_{t-1} + theta_t k_t (v_t - k_t M_{t-1})`, `M_t = (1 - alpha_t) M_{t-1} + S_t`,
     `y_t = q_t M_t`, with eta, theta and alpha of the token. Without momentum and forgetting it is
-    the delta rule. Memories deeper than one map are not here.
+    the delta rule. Memories of more than one layer are not implemented.
 
     >>> NeuralMemory(32, heads=4)(torch.randn(1, 6, 32)).shape
     torch.Size([1, 6, 32])
@@ -55,7 +55,7 @@ class NeuralMemory(Recurrent):
         return unit(F.silu(x))
 
     def momentum_rates(self, x: Tensor) -> dict[str, Any]:
-        """Return how much momentum goes on, how far a step goes, and what is forgotten."""
+        """Return the momentum, the step size and the decay of each token."""
         eta, theta, alpha = self.to_rates(x).transpose(1, 2).chunk(3, 1)
         return {
             "log_momentum": F.logsigmoid(eta),
@@ -64,7 +64,7 @@ class NeuralMemory(Recurrent):
         }
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Convolve, teach and read."""
+        """Convolve, train the memory, and read it."""
         memory = input.memory
         x = input.x + self.near(input.x, input)
         seen, state = scan_momentum(
@@ -79,21 +79,23 @@ class NeuralMemory(Recurrent):
 
 
 class PersistentWindow(Attention):
-    """Attention to a window of the past, and to learned tokens that are always there."""
+    """Attention to a window of the past, and to learned tokens that every query may attend to."""
 
     def __init__(self, dim: int, heads: int, *, window: int, persistent: int, **settings: Any):
-        self.decides(settings, "weigh")
+        self.decides(settings, "weigh", "support")
+        need_size("window", window)
+        need_size("persistent", persistent)
         super().__init__(dim, heads, support=Window(window), **settings)
         self.takes_no_bias_of_position("persistent tokens have no position")
         self.persistent = nn.Parameter(0.02 * torch.randn(1, persistent, dim))
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Let the learned tokens share the softmax."""
+        """Attend to the window and to the learned tokens, in one softmax."""
         k, v = (t.expand(call.b, -1, -1, -1) for t in self.keys(self.persistent.to(call.q.dtype)))
         k = self.norm_k(k) if self._normed else k
         if call.k_positions is None:
             return super().look(with_extra_keys(call, k, v), input)
-        # Beside keys that have positions, they are a part of their own, merged by what it weighs.
+        # Where keys have positions, the learned tokens are a part of their own, merged afterwards.
         window = partial(call.q, call.k, call.v, call.rule, k_positions=call.k_positions)
         always = partial(call.q, k, v, call.rule.score)
         return merge(window, always).out
@@ -102,10 +104,10 @@ class PersistentWindow(Attention):
 @register("titans")
 @method("titans", call='import regard\nlayer = regard.layer("titans", 512, heads=8, window=256)')
 class Titans(Layer):
-    """A window of attention gated by a memory of everything before (Titans, memory as gate).
+    """A window of attention gated by a neural memory of everything before (Titans, memory as gate).
 
     `y = a * silu(m) + m` with a the window's output and m the memory's, both normalized; the memory
-    is taught by gradient as it reads. `persistent` learned tokens are always in sight.
+    learns by gradient as it reads. Every query attends to `persistent` learned tokens.
 
     >>> Titans(32, heads=4, window=4)(torch.randn(1, 9, 32)).shape
     torch.Size([1, 9, 32])
@@ -119,9 +121,6 @@ class Titans(Layer):
         causal: bool = True, context_dim: int | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(dim, causal=causal, context_dim=context_dim)
-        self.decides(settings, "support")
-        need_size("window", window)
-        need_size("persistent", persistent)
         self.near = PersistentWindow(
             dim, heads, window=window, persistent=persistent, causal=causal, **settings
         )
@@ -129,7 +128,7 @@ class Titans(Layer):
         self.norms = nn.ModuleList((nn.RMSNorm(dim), nn.RMSNorm(dim)))
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Look near, and let the memory gate it."""
+        """Attend to the window, and gate it by the memory."""
         near = self.norms[0](self.near(input.x, **input.for_part("near", self.near)))
         far = self.norms[1](self.far(input.x, **input.for_part("far", self.far)))
         gated: Tensor = near * F.silu(far) + far

@@ -1,4 +1,4 @@
-"""Attention whose weights are not shared out of one: sigmoid, and its kin."""
+"""Attention whose weights are not normalized: sigmoid."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from regard.layers.registry import register
 class SigmoidAttention(Attention):
     """Each weight is the sigmoid of its own score: `y_i = sum_j sigmoid(s_ij + b) v_j`.
 
-    `b = -log(length)`, so that weights sum to about 1 at the beginning for texts of that length.
-    Queries and keys are normalized unless `qk_norm=None`; `hybrid_norm` also normalizes what heads
-    saw, and `scale` multiplies the output by a learned vector that starts there (LayerScale).
+    `b = -log(length)`, so that at initialization weights sum to about 1 for sequences of that
+    length. Queries and keys are normalized unless `qk_norm=None`; `hybrid_norm` also normalizes the
+    heads' outputs, and `scale` is the initial value of a LayerScale.
 
     >>> SigmoidAttention(64, heads=8, length=256)(torch.randn(1, 5, 64)).shape
     torch.Size([1, 5, 64])
@@ -47,7 +47,7 @@ class SigmoidAttention(Attention):
         self.scale = None if scale is None else nn.Parameter(torch.full((dim,), scale))
 
     def weigh(self) -> Weigh:
-        """Judge each key alone."""
+        """Weigh each key by its own score."""
         return Sigmoid(self.bias_of_scores)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:

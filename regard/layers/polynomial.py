@@ -1,4 +1,4 @@
-"""Linear attention whose features come near the exponential: polynomials, and matched spreads."""
+"""Linear attention with features that approximate the exponential (FAST, log-normal)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from regard.run.api import attend
 @register("fastmax")
 @method("fastmax", call='import regard\nlayer = regard.layer("fastmax", 512, heads=16, order=2)')
 class Fastmax(Linear):
-    """Softmax with the exponential's first terms, which factor exactly (FAST).
+    """Softmax with a Taylor expansion of the exponential, which factors exactly (FAST).
 
-    `a_ij = f(q_i k_j) / sum_j f(q_i k_j)` with `f(x) = 1 + x (+ x^2 / 2)` on queries and keys of
-    mean 0 and deviation 1. Order 2 gives positive weights; order 1 can give negative ones.
-    Features number `1 + d + d (d + 1) / 2`; they are made for a stretch of tokens at a time.
+    `a_ij = f(q_i k_j) / sum_j f(q_i k_j)` with `f(x) = 1 + x (+ x^2 / 2)` on standardized
+    queries and keys. Order 2 gives positive weights; order 1 can give negative ones. There are
+    `1 + d + d (d + 1) / 2` features, computed for some tokens at a time.
 
     >>> Fastmax(32, heads=4, order=1)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])
@@ -49,7 +49,7 @@ class Fastmax(Linear):
         self.order, self.scale, self.standardize = order, scale, standardize
 
     def features(self, x: Tensor) -> Tensor:
-        """Write the polynomial of q k as a product of features of q and of k."""
+        """Compute the features whose product is the polynomial of q k."""
         x = standardized(x) if self.standardize else x
         return taylor(x * math.sqrt(self.scale), self.order)
 
@@ -57,10 +57,10 @@ class Fastmax(Linear):
 @register("lln_attention")
 @method("lln_attention", call='import regard\nlayer = regard.layer("lln_attention", 512, heads=8)')
 class LogNormal(Linear):
-    """Linear attention whose weights spread as softmax's do (linear log-normal attention).
+    """Linear attention whose weights have the variance of softmax's (linear log-normal attention).
 
-    `phi(q) = exp(alpha q)`, `phi(k) = exp(beta k)`, with alpha and beta set from how far queries
-    and keys spread: those of the batch itself while training, their running mean after it.
+    `phi(q) = exp(alpha q)`, `phi(k) = exp(beta k)`, with alpha and beta from the variance of
+    queries and keys: that of the batch while training, a running mean at inference.
 
     >>> LogNormal(32, heads=4)(torch.randn(1, 10, 32)).shape
     torch.Size([1, 10, 32])
@@ -77,19 +77,19 @@ class LogNormal(Linear):
         self.register_buffer("alphas", torch.ones(2))
 
     def queries(self, x: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """Map queries; what is taken off a row cancels in it."""
+        """Map queries; the maximum subtracted from each cancels in its normalization."""
         q = split(self.to_q(x), self.heads) * (self.alphas[0] if alpha is None else alpha)
         return exponential(q, 1.0, -q.amax(-1, keepdim=True).detach())
 
     def keys(self, context: Tensor, beta: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map keys, spread as measured."""
+        """Map keys by the measured rate."""
         k = split(self.to_k(context), self.heads)
         beta = self.alphas[1] if beta is None else beta
         return exponential(k, beta), split(self.to_v(context), self.heads)
 
     @torch.no_grad()
     def rates_of(self, input: LayerInput) -> Tensor:
-        """Measure alpha and beta [2] in a batch, and move the running mean towards them."""
+        """Return alpha and beta [2] of a batch, and update their running mean."""
         rates = torch.stack(matched_rates(self.to_q(input.x), self.to_k(input.context)))
         rates = rates.to(self.alphas)
         if keeps_statistics(self):
@@ -98,7 +98,7 @@ class LogNormal(Linear):
 
     def compute(self, input: LayerInput) -> Tensor:
         """Attend, with the rates of this batch while training."""
-        # Not the running mean: a forward that is run again in the backward must read the same.
+        # Not the running mean: a recomputed forward must read the same rates.
         alpha, beta = self.rates_of(input) if self.training else self.alphas
         return self.read(self.queries(input.x, alpha), lambda x: self.keys(x, beta), input)
 

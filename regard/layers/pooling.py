@@ -20,10 +20,10 @@ from regard.run.api import attend
     "probe = EfficientProbing(768, queries=32)  # before BatchNorm and a linear classifier",
 )
 class EfficientProbing(nn.Module):
-    """Learned queries match features as they are, each averaging its own slice of the values.
+    """Learned queries attend to features directly, each averaging its own slice of the values.
 
-    `z_m = sum_n softmax_n(u_m x_n / sqrt(D)) (x_n W_V)[slice m]`; no map of queries or keys. Gives
-    [b, out] of features [b, n, dim]; `padding` [b, n] is true at real tokens.
+    `z_m = sum_n softmax_n(u_m x_n / sqrt(D)) (x_n W_V)[slice m]`; there are no query or key
+    projections. Maps features [b, n, dim] to [b, out]; `padding` [b, n] is true at real tokens.
 
     >>> EfficientProbing(64, queries=8)(torch.randn(2, 10, 64)).shape
     torch.Size([2, 64])

@@ -1,7 +1,7 @@
-"""Where a token stands, told to attention: parts that any attention layer takes.
+"""Position encodings that any attention layer takes.
 
-A part turns queries and keys (`turn`), adds steps to the score (`steps`), or both. Absolute
-positions, which are added to the tokens themselves, are parts of a model: `Sinusoidal`, `Learned`.
+They rotate queries and keys (`turn`), add steps to the score (`steps`), or both. Absolute
+positions, which are added to the tokens themselves, belong to a model: `Sinusoidal`, `Learned`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from regard.layers.arguments import need_size
 
 
 class Position(nn.Module):
-    """No position: what a part that tells attention about order starts from.
+    """No position: the base of position encodings.
 
     >>> Position()
     Position()
     """
 
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Change queries or keys [b, h, n, d] that stand at `positions` [n] or [b, n]."""
+        """Rotate queries or keys [b, h, n, d] at `positions` [n] or [b, n]."""
         return x
 
     def steps(self, score: Score) -> Score:
-        """Add what depends on both places to the score."""
+        """Add the steps that depend on both positions to the score."""
         return score
 
 
 class Rotary(Position):
-    """Turn queries and keys (RoPE); `channels` turns only the first ones.
+    """Rotate queries and keys (RoPE); `channels` rotates only the first ones.
 
     >>> x = torch.randn(1, 2, 3, 8)
     >>> Rotary(base=500.0).turn(x, torch.arange(3)).shape
@@ -53,7 +53,7 @@ class Rotary(Position):
         self.channels = channels
 
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Turn each pair of channels by its speed times the position."""
+        """Rotate each pair of channels by its frequency times the position."""
         d = x.shape[-1] if self.channels is None else self.channels
         return turned(x, self.rotation.angles(positions, d), self.rotation.interleaved)
 
@@ -111,7 +111,7 @@ class Relative(Position):
 
 
 class Shaw(Position):
-    """Learn a vector for each distance, matched with the query (Shaw; Music Transformer).
+    """Learn a vector for each distance, dotted with the query (Shaw; Music Transformer).
 
     The score gains `q_i . e[j - i]`, distances beyond `reach` sharing the last vector. One table
     [2 reach + 1, d] serves all heads, or each head has its own with `heads`.
@@ -128,7 +128,7 @@ class Shaw(Position):
 
 
 class Cope(Position):
-    """Count what the query finds worth counting, and use the count as distance (CoPE)."""
+    """Contextual positions: distance counts the tokens that the query gates (CoPE)."""
 
     def __init__(self, head_dim: int, furthest: int) -> None:
         super().__init__()
@@ -176,13 +176,13 @@ class Learned(nn.Embedding):
         if positions.numel() and int(positions.max()) >= self.num_embeddings:
             fail(
                 RuleError, "positions", int(positions.max()), f"below {self.num_embeddings}",
-                "make the table longer, or use positions that are computed",
+                "make the table longer, or use sinusoidal positions",
             )  # fmt: skip
         return super().forward(positions)
 
 
 def position_named(name: str, heads: int, head_dim: int, causal: bool) -> Position:
-    """Build a part by its name, with its usual settings.
+    """Build a position encoding by name, with its usual settings.
 
     >>> position_named("rotary", 4, 8, causal=True)
     Rotary(Rotation())

@@ -1,8 +1,8 @@
 """Layers with a running state: linear attention, retention, gated linear attention, delta rule.
 
-`queries` and `keys` give q, k, v as in attention, after a feature map where there is one; `rates`
-says how the state forgets and writes; `look` scans, or sums over everything where the layer looks
-ahead.
+`queries` and `keys` return q, k, v as in attention, after a feature map where there is one; `rates`
+returns how the state decays and is written; `look` scans, or sums over the whole sequence in a
+bidirectional layer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from regard.run.scanning import scan
 
 
 class Recurrent(Layer):
-    """Heads that read a running sum of keys and values; the time is linear in the length.
+    """Heads that read a running sum of keys and values, in time linear in the length.
 
     `S_t = decay_t S_{t-1} + k_t v_t^T`, `o_t = q_t S_t`: subclasses choose features and rates.
 
@@ -41,9 +41,9 @@ class Recurrent(Layer):
     can: ClassVar[Capabilities] = Capabilities(
         cross=False, bidirectional=False, constant_memory=True, linear=True
     )
-    # Divide by the sum of weights, held at least this far from 0; None leaves sums as they are.
+    # Divide by the sum of weights, kept at least this far from 0; None does not normalize.
     normalize: ClassVar[float | None] = None
-    # So many tokens at a time, where features are many: they are never all there at once.
+    # Tokens at a time, where features are too many to hold them all.
     piece: ClassVar[int | None] = None
 
     def __init__(
@@ -74,7 +74,7 @@ class Recurrent(Layer):
         self.to_out = nn.Linear(self.heads * self.value_dim, self.dim, bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """Map queries or keys [b, h, n, d] to what the products are taken of."""
+        """Map queries or keys [b, h, n, d] to features, whose products are the weights."""
         return x
 
     def queries(self, x: Tensor) -> Tensor:
@@ -87,11 +87,11 @@ class Recurrent(Layer):
         return self.features(k), v
 
     def rates(self, input: LayerInput) -> dict[str, Any]:
-        """Return how the state forgets and writes: arguments of `regard.scan`."""
+        """Return the decay and write strength of the state: arguments of `regard.scan`."""
         return {}
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, input: LayerInput) -> Tensor:
-        """Read the running sums, or the sum of everything: [b, h, n, e]."""
+        """Read the running sums, or the sum over the whole sequence: [b, h, n, e]."""
         memory, reset = input.memory, input.documents
         q, k, v = autocast_alike(q, k, v)
         if not self.causal:
@@ -130,7 +130,7 @@ class Recurrent(Layer):
     def read(
         self, q: Tensor, keys: Callable[[Tensor], tuple[Tensor, Tensor]], input: LayerInput
     ) -> Tensor:
-        """Read with q [b, h, n, d] what `keys(context)` write, a context's only once: y."""
+        """Read the sums of `keys(context)` with q [b, h, n, d]: y; a context is summed once."""
         memory = input.memory
         if not input.crosses or memory is None:
             return self.mix(self.look(q, *keys(input.context), input), input)
@@ -141,7 +141,7 @@ class Recurrent(Layer):
         return self.mix(read_sum(q, memory.get("context"), self.normalize), input)
 
     def describe(self) -> str:
-        """Describe in a line what the layer is."""
+        """Describe the layer in one line."""
         sizes = f"{self.dim}, heads={self.heads}, d={self.head_dim}, e={self.value_dim}"
         return f"{type(self).__name__}({sizes}{', causal' if self.causal else ''})"
 
@@ -164,7 +164,7 @@ class Linear(Recurrent):
 
 @register("retention")
 class Retention(Recurrent):
-    """Retention: each head forgets at a fixed rate of its own; heads are normalized and gated.
+    """Retention: each head decays at a fixed rate of its own; heads are normalized and gated.
 
     >>> Retention(32, heads=4)(torch.randn(1, 6, 32)).shape
     torch.Size([1, 6, 32])
@@ -180,12 +180,12 @@ class Retention(Recurrent):
         self.to_gate = nn.Linear(dim, heads * self.value_dim, bias=False)
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale the keys, so that products do not grow with the head size."""
+        """Scale the keys by the root of the head size."""
         k, v = super().keys(context)
         return k * self.head_dim**-0.5, v
 
     def rates(self, input: LayerInput) -> dict[str, Any]:
-        """Forget at the head's rate."""
+        """Return the decay of each head."""
         return {"log_decay": self.log_decay}
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
@@ -196,7 +196,7 @@ class Retention(Recurrent):
 
 @register("gla")
 class GatedLinear(Retention):
-    """Gated linear attention: each channel forgets at a rate that the token decides.
+    """Gated linear attention: each channel decays at a rate computed from the token.
 
     >>> GatedLinear(32, heads=4)(torch.randn(1, 6, 32)).shape
     torch.Size([1, 6, 32])
@@ -210,13 +210,13 @@ class GatedLinear(Retention):
         )
 
     def rates(self, input: LayerInput) -> dict[str, Any]:
-        """Forget by `sigmoid(x W) ** (1 / 16)`, channel by channel."""
+        """Return the decay `sigmoid(x W) ** (1 / 16)`, channel by channel."""
         return {"log_decay": split(F.logsigmoid(self.to_decay(input.x)) / 16, self.heads)}
 
 
 @register("delta")
 class Delta(Recurrent):
-    """Delta rule: write only what the memory does not return yet, as strongly as the token says.
+    """Delta rule: write only what the memory does not return yet, with a strength of the token.
 
     >>> Delta(32, heads=4)(torch.randn(1, 6, 32)).shape
     torch.Size([1, 6, 32])
@@ -228,11 +228,11 @@ class Delta(Recurrent):
         self.norm = nn.RMSNorm(self.value_dim)
 
     def features(self, x: Tensor) -> Tensor:
-        """Scale queries and keys to length 1, without which the rule does not settle."""
+        """Scale queries and keys to length 1, without which the rule diverges."""
         return unit(F.silu(x))
 
     def rates(self, input: LayerInput) -> dict[str, Any]:
-        """Write by `sigmoid(x W)`."""
+        """Return the write strength `sigmoid(x W)`."""
         return {"beta": self.to_strength(input.x).sigmoid().transpose(1, 2)}
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:

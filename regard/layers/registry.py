@@ -1,4 +1,4 @@
-"""Find layers by name: every mechanism, those of this package and those of others."""
+"""Find layers by name: those of this package, and those of other packages."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
     try:
         return kind(*args, **settings)
     except TypeError as wrong:
-        said = re.sub(r"^\w+\.\w+\(\) ", "", str(wrong))
-        if "argument" not in said:
+        message = re.sub(r"^\w+\.\w+\(\) ", "", str(wrong))
+        if "argument" not in message:
             raise
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
         if unknown:
             known = settings_of(kind)
             fail(
@@ -85,13 +85,13 @@ def layer(name: str, *args: Any, **settings: Any) -> Layer:
                 nearest(unknown[1], known, "leave it out"),
             )  # fmt: skip
         fail(
-            RuleError, "settings", said, f"the arguments of {kind.__name__}",
+            RuleError, "settings", message, f"the arguments of {kind.__name__}",
             f"see help({kind.__module__}.{kind.__name__})",
         )  # fmt: skip
 
 
 def settings_of(kind: type[Layer]) -> list[str]:
-    """Name the settings that a class takes, in `__init__` and in the `make` of some."""
+    """List the settings of a class: the parameters of `__init__`, and of `make` in some."""
     found: dict[str, None] = {}
     for base in kind.__mro__:
         for name in ("__init__", "make"):
@@ -103,7 +103,7 @@ def settings_of(kind: type[Layer]) -> list[str]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: a name, its class, what it can do, and what it is in a sentence."""
+    """One line of the table: a name, its class, its capabilities and a one-line description."""
 
     name: str
     kind: type[Layer]
@@ -112,7 +112,7 @@ class Entry:
 
 
 class Listing(tuple[Entry, ...]):
-    """Every layer with what it can do; printed, a table in Markdown."""
+    """Every layer with its capabilities; prints as a Markdown table."""
 
     def __repr__(self) -> str:
         columns = list(asdict(Capabilities()))
@@ -125,7 +125,7 @@ class Listing(tuple[Entry, ...]):
 
 
 def listing() -> Listing:
-    """List every layer with what it can do.
+    """List every layer with its capabilities.
 
     >>> print(repr(listing())[:40])
     | layer | causal | bidirectional | cross

@@ -1,4 +1,4 @@
-"""Heads that carry relations between tokens, and not their features (dual attention)."""
+"""Heads that carry relations between tokens instead of their features (dual attention)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from regard.layers.registry import register
 
 @register("relational_attention")
 class RelationalAttention(Attention):
-    """What a token receives is how it relates to those it attends to, and symbols for them.
+    """A token receives its relations to the tokens it attends to, and their symbols.
 
     `head_i = sum_j a_ij (r_ij W_r + s_j W_s)`, `r_ij[l] = (x_i R_l) (y_j T_l)`. Since r_ij is a
-    product with something of j alone, attention averages `y_j T` and `s_j`, and the product is
-    taken once for each query. Symbols are read from a learned library by content. With
+    product with a function of j alone, attention averages `y_j T` and `s_j`, and the product is
+    taken once for each query. Symbols are retrieved from a learned library by content. With
     `symmetric`, R = T.
 
     >>> RelationalAttention(32, heads=4, relations=3)(torch.randn(1, 5, 32)).shape
@@ -45,7 +45,7 @@ class RelationalAttention(Attention):
         if symmetric and self.context_dim != dim:
             fail(
                 ShapeError, "context_dim", self.context_dim, f"{dim}, as dim",
-                "symmetric relations compare like with like",
+                "pass symmetric=False for a context of another width",
             )  # fmt: skip
         self.library = nn.Parameter(torch.randn(2, symbols, dim) * dim**-0.5)
         self.of_relations = nn.Parameter(
@@ -55,31 +55,31 @@ class RelationalAttention(Attention):
         self.to_out = nn.Linear(heads * self.head_dim, dim, self.to_out.bias is not None)
 
     def make_projections(self, bias: bool) -> None:
-        """Build maps for queries, keys, relations and symbols."""
+        """Build projections for queries, keys, relations and symbols."""
         super().make_projections(bias)
         wide = self.relations * self.width
         self.to_relation = nn.Linear(self.dim, wide, False)
-        if self.symmetric:  # one map for both: a second name would be a second parameter to some
+        if self.symmetric:  # one projection for both, under one name
             del self.to_v
         else:
             self.to_v = nn.Linear(self.context_dim, wide, False)
         self.to_symbol = nn.Linear(self.context_dim, self.dim, False)
 
     def symbols(self, context: Tensor) -> Tensor:
-        """Read a symbol for each token from the library: [b, m, dim]."""
+        """Retrieve a symbol for each token from the library: [b, m, dim]."""
         names, vectors = self.library
         read: Tensor = (self.to_symbol(context) @ names.T * self.dim**-0.5).softmax(-1) @ vectors
         return read
 
     def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys, and what relates to them beside their symbols, the same for every head."""
+        """Return keys, and their relation vectors and symbols as values, alike for every head."""
         k = self.to_k(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         of_context = self.to_relation if self.symmetric else self.to_v
-        told = torch.cat((of_context(context), self.symbols(context)), -1)
-        return k, told[:, None].expand(-1, self.kv_heads, -1, -1)
+        values = torch.cat((of_context(context), self.symbols(context)), -1)
+        return k, values[:, None].expand(-1, self.kv_heads, -1, -1)
 
     def mix(self, seen: Tensor, input: LayerInput) -> Tensor:
-        """Relate each query to what it averaged."""
+        """Relate each query to its average."""
         wide = self.relations * self.width
         other, symbol = seen.split([wide, self.dim], -1)
         own = self.to_relation(input.x)[:, None].unflatten(-1, (self.relations, self.width))
@@ -93,7 +93,7 @@ class RelationalAttention(Attention):
     call='import regard\nlayer = regard.layer("dual_attention", 512, heads=8, relational=4)',
 )
 class DualAttention(Layer):
-    """Some heads carry features and some relations (dual attention transformer).
+    """Some heads carry features, the others relations (dual attention transformer).
 
     `relational` of the `heads` are relational; none of them is multi-head attention exactly.
 
@@ -114,7 +114,7 @@ class DualAttention(Layer):
         count = heads // 2 if relational is None else relational
         need_size("relational", count, 0)
         if count > heads:
-            fail(ShapeError, "relational", count, f"at most {heads} heads", "choose some of them")
+            fail(ShapeError, "relational", count, f"at most {heads} heads", "choose fewer")
         given = {"causal": causal, "context_dim": context_dim, "head_dim": dim // heads, **settings}
         self.sensory = Attention(dim, heads - count, **given) if count < heads else None
         self.relational = (
@@ -132,10 +132,10 @@ class DualAttention(Layer):
         )
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Add what both kinds of heads say."""
-        said = []
+        """Sum the outputs of both kinds of heads."""
+        outs = []
         for name, part in (("sensory", self.sensory), ("relational", self.relational)):
             if part is not None:
-                said.append(part(*input.as_passed(), **input.for_part(name, part)))
-        both: Tensor = sum(said[1:], said[0])
+                outs.append(part(*input.as_passed(), **input.for_part(name, part)))
+        both: Tensor = sum(outs[1:], outs[0])
         return both

@@ -1,4 +1,4 @@
-"""Attention that learns what distances mean: by offset, or by what the query counts."""
+"""Attention with learned relative positions: by offset, or by contextual count."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from regard.layers.registry import register
     'layer = regard.layer("music_transformer_rel", 512, heads=8, reach=1024, causal=True)',
 )
 class RelativeAttention(Attention):
-    """Each head learns a vector for every distance, matched with the query (Music Transformer).
+    """Each head learns a vector for every distance, dotted with the query (Music Transformer).
 
-    `s_ij = q_i (k_j + e_{j-i}) / sqrt(d)`, distances beyond `reach` sharing the last vector. The
-    table is met by each query once and looked up, so nothing of n x n x d is made. `window` keeps
-    to recent tokens.
+    `s_ij = q_i (k_j + e_{j-i}) / sqrt(d)`, distances beyond `reach` sharing the last vector. Each
+    query is multiplied with the table once and the products are looked up, so no tensor of
+    n x n x d is built.
 
     >>> import torch
     >>> RelativeAttention(32, heads=4, reach=16, causal=True)(torch.randn(1, 5, 32)).shape
@@ -43,7 +43,7 @@ class RelativeAttention(Attention):
 @register("cope")
 @method("cope", call='import regard\nlayer = regard.layer("cope", 512, heads=8, furthest=64)')
 class ContextualPositions(Attention):
-    """Distance is counted in tokens that the query finds worth counting (CoPE).
+    """Contextual positions: distance counts the tokens that the query gates (CoPE).
 
     `p_ij = sum_{t=j..i} sigmoid(q_i k_t)`, and the score gains `q_i e[p_ij]`, interpolated between
     the learned vectors of whole numbers, up to `furthest`.

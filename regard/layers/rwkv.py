@@ -1,4 +1,4 @@
-"""RWKV-7: a recurrent layer that reads along one direction and writes along another."""
+"""RWKV-7: a recurrent layer that erases along one direction and writes along another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regard.run.low_rank_scanning import scan_low_rank
 
 
 class Low(nn.Module):
-    """A map through a few channels: `act(x A) B + bias`."""
+    """A low-rank map: `act(x A) B + bias`."""
 
     def __init__(self, dim: int, out: int, rank: int, act: Any = None, bias: bool = True) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class Low(nn.Module):
 
 
 class Rwkv7Tokens(NamedTuple):
-    """What a scan of RWKV-7 reads, [b, h, n, d] each; `erased` is a unit vector.
+    """The inputs of an RWKV-7 scan, [b, h, n, d] each; `erased` is a unit vector.
 
-    `rate` says how much of what the memory returns along it is erased, by channel.
+    `rate` is the share of the memory's value along it that is erased, by channel.
     """
 
     r: Tensor
@@ -54,11 +54,11 @@ class Rwkv7(Recurrent):
     """The time mixing of RWKV-7: decay by channel, and a generalized delta rule.
 
     `S_t = (diag(w_t) - (kappa_t * a_t) kappa_t^T) S_{t-1} + k_t v_t^T`, `o_t = r_t S_t`: what the
-    memory returns along kappa, a unit vector, is erased along `kappa * a`, channel by channel.
-    `log w = -exp(-1/2) sigmoid(.)`, so that no channel forgets more than 45% of itself at a token.
+    memory holds along kappa, a unit vector, is erased along `kappa * a`, channel by channel.
+    `log w = -exp(-1/2) sigmoid(.)`, so no channel decays by more than 45% at a token.
     r, w, k, v, a and the gate are each made of a mix of the token with the one before it. Heads are
     normalized, `(r . (rho * k)) v` is added, and the gate multiplies. The paper's mix of values
-    with the first layer's is not here.
+    with the first layer's is not implemented.
 
     >>> Rwkv7(32, heads=4)(torch.randn(1, 6, 32)).shape
     torch.Size([1, 6, 32])
@@ -92,7 +92,7 @@ class Rwkv7(Recurrent):
         self.to_out = nn.Linear(values, dim, bias)
 
     def tokens(self, input: LayerInput) -> tuple[Rwkv7Tokens, Tensor]:
-        """Build what the scan reads, and the gate [b, n, h d]."""
+        """Build the inputs of the scan, and the gate [b, n, h d]."""
         near = taps(input.x, 2, input, "before", causal=True)  # the token before, and the token
         x_r, x_w, x_k, x_v, x_a, x_g = (
             near[:, :, 1] + (near[:, :, 0] - near[:, :, 1]) * mix for mix in self.mixes
@@ -130,6 +130,3 @@ class Rwkv7(Recurrent):
         if memory is not None:
             memory.keep("state", state)
         return seen
-
-
-__all__ = ["Rwkv7", "Rwkv7Tokens"]

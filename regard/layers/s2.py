@@ -1,4 +1,4 @@
-"""Heads that each see the recent past and their own share of what lies before (S2)."""
+"""Heads that attend to the recent past and their own shard of earlier tokens (S2)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from regard.layers.registry import register
     call='import regard\nlayer = regard.layer("s2_attention", 512, heads=8, stride=8, local=8)',
 )
 class ShardedAttention(Attention):
-    """Each head sees the last blocks and every `stride`-th one before, shifted by head (S2).
+    """Each head attends to the last blocks and every `stride`-th earlier one, shifted by head (S2).
 
     Key block j of query block i is visible if `i - j < local` or `(j + o_h) mod stride = 0`, with
     `o_h = h mod stride` alike for the heads that share keys; together the heads cover the past.
-    Decoding keeps for each key head its share and the recent blocks, `m / stride + local block`
-    keys. `sinks` keeps the first block for all.
+    Decoding keeps for each key head its shard and the recent blocks, `m / stride + local block`
+    keys. With `sinks` every head attends to the first block.
 
     >>> import torch
     >>> layer = ShardedAttention(32, heads=4, block=4, stride=2, local=1)

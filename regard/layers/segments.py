@@ -1,4 +1,4 @@
-"""Long texts read window by window, a cell handed on from one to the next (RAN)."""
+"""Long sequences read window by window, with a cell passed from one to the next (RAN)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regard.layers.registry import register
 
 
 class Cells(NamedTuple):
-    """What is carried between windows: the cell and what it was made of, both [b, 1, dim]."""
+    """The state between windows: the cell and its value before normalization, both [b, 1, dim]."""
 
     cell: Tensor
     before: Tensor | None
@@ -41,11 +41,11 @@ class GatedMap(nn.Module):
     call='import regard\nlayer = regard.layer("ran_recurrent_attention", 256, heads=8, window=128)',
 )
 class RecurrentWindows(Layer):
-    """Attention inside windows, a cell in front of each that goes on as state, and a review (RAN).
+    """Attention inside windows, a recurrent cell in front of each, and a final review (RAN).
 
-    In each window the cell and its tokens attend to one another; what the cell became, gated with
-    what it was, stands before the next window. At the end all tokens attend to all cells. Tokens
-    are read from the first to the last, and see ahead within their window and through the cells.
+    In each window the cell and its tokens attend to one another; the new cell, gated with the old
+    one, comes before the next window. At the end all tokens attend to all cells, so tokens see
+    ahead within their window and through the cells.
 
     >>> RecurrentWindows(32, heads=4, window=4)(torch.randn(1, 11, 32)).shape
     torch.Size([1, 11, 32])
@@ -72,11 +72,11 @@ class RecurrentWindows(Layer):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
 
     def first(self, batch: int) -> Cells:
-        """Build the cell before the first window."""
+        """Return the cell before the first window."""
         return Cells(self.norms[0](F.silu(self.start)).expand(batch, -1, -1), None)
 
     def step(self, x: Tensor, cells: Cells) -> tuple[Tensor, Tensor, Cells]:
-        """Read one window x [b, w, dim]: its tokens, its cell [b, 1, dim], and what goes on."""
+        """Read one window x [b, w, dim]: its tokens, its cell [b, 1, dim], and the next state."""
         u = self.norms[1](torch.cat((cells.cell, x), 1))
         z = self.norms[2](self.inside(u) + self.gates[0](u))
         cell, tokens = _plain(z[:, :1]), _plain(z[:, 1:])
@@ -84,7 +84,7 @@ class RecurrentWindows(Layer):
         return tokens, cell, Cells(self.norms[3](go_on), cell)
 
     def windows(self, x: Tensor) -> list[Tensor]:
-        """Cut x into windows, a last one shorter than `least` joined to the one before."""
+        """Split x into windows; a last one shorter than `least` is joined to the one before."""
         pieces = list(x.split(self.window, dim=1))
         if len(pieces) > 1 and pieces[-1].shape[1] < min(self.least, self.window):
             pieces[-2:] = [torch.cat(pieces[-2:], 1)]
@@ -95,18 +95,18 @@ class RecurrentWindows(Layer):
         state = self.first(len(x)) if cells is None else cells
         tokens, found = [], []
         for piece in self.windows(x):
-            told, cell, state = self.step(piece, state)
-            tokens.append(told)
+            out, cell, state = self.step(piece, state)
+            tokens.append(out)
             found.append(cell)
         return torch.cat(tokens, 1), torch.cat(found, 1), state
 
     def compute(self, input: LayerInput) -> Tensor:
-        """Read, and let every token look at all cells."""
+        """Read, and attend from every token to all cells."""
         tokens, cells, _ = self.read(input.x)
         reviewed: Tensor = self.review(tokens, cells) + self.gates[2](tokens)
         return reviewed
 
 
 def _plain(x: Tensor) -> Tensor:
-    """Normalize each vector to mean 0 and deviation 1."""
+    """Standardize each vector."""
     return F.layer_norm(x, x.shape[-1:])

@@ -1,4 +1,4 @@
-"""Tokens that vote earlier ones out of sight (selective attention)."""
+"""Tokens that mask earlier tokens for all later ones (selective attention)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from regard.run.reference import score_matrix
 class SelectiveAttention(Attention):
     """The first head's positive scores are votes to mask a key for all later queries.
 
-    `s'_ij = s_ij - sum_{k<i} relu(s_kj of head 0)`, no vote falling on a token itself or on the
-    first one. A decoder keeps one number for each key beside it, and drops the keys with the most
-    votes for good where it has more than `keep` of them (None keeps all). No parameter is added.
+    `s'_ij = s_ij - sum_{k<i} relu(s_kj of head 0)`, with no vote for a token itself or for the
+    first one. A decoder keeps one number for each key, and evicts the keys with the most votes
+    once it has more than `keep` of them (None keeps all). No parameters are added.
 
     >>> layer = SelectiveAttention(32, heads=4, keep=3)
     >>> memory = layer.memory()
@@ -56,11 +56,11 @@ class SelectiveAttention(Attention):
         self.keep = keep
 
     def key_memory(self) -> KeyMemory:
-        """Build what keys are kept in: of which some may be dropped, where `keep` asks it."""
+        """Build the memory of keys: one that can evict, where `keep` is set."""
         return super().key_memory() if self.keep is None else Kept()
 
     def votes(self, call: Call) -> Tensor:
-        """Count what each query casts against each key: [b, n, m]."""
+        """Return the votes of each query against each key: [b, n, m]."""
         score, places = call.rule.score, call.k_positions
         first = Score(score.match, tuple(step.take_heads([0]) for step in score.steps))
         if places is not None and places.dim() == 3:  # all heads keep the same keys
@@ -75,7 +75,7 @@ class SelectiveAttention(Attention):
         return torch.where(allowed & other, scores.relu(), 0.0)[:, 0].to(call.q.dtype)
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
-        """Take votes off the scores of later queries."""
+        """Subtract votes from the scores of later queries."""
         cast = self.votes(call)
         before = cast.cumsum(1) - cast
         memory = input.memory
@@ -91,9 +91,9 @@ class SelectiveAttention(Attention):
         return seen
 
     def drop(self, memory: LayerMemory, keep: int) -> None:
-        """Keep the keys with the fewest votes, the earlier of equal ones; the first stays."""
+        """Keep the keys with the fewest votes, the earlier of ties; the first stays."""
         votes, kept = memory.get("votes"), memory.get("keys")
-        # The first token has no votes and is the earliest: it is always among them.
+        # The first token has no votes and is the earliest: it is always kept.
         slots = votes.argsort(dim=1, stable=True)[:, :keep].sort(1).values
         kept.choose(slots[:, None].expand(-1, self.kv_heads, -1))
         memory.keep("votes", votes.gather(1, slots))

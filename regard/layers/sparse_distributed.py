@@ -6,8 +6,8 @@ that radius of itself: so a pattern weighs as much as the two balls have in comm
     overlap(v) = sum_a C(n - v, a) sum_c C(v, c),
     0 <= a <= n - v,  max(0, n - d - a) <= c <= min(v, a + d + v - n),
 
-for addresses of n bits at distance v, and radius d. Its logarithm falls nearly in a line, so that
-softmax of inverse temperature beta = b n / 2 on cosines comes near to it (Bricken 2021).
+for addresses of n bits at distance v, and radius d. Its logarithm falls nearly in a line, so
+softmax of inverse temperature beta = b n / 2 on cosines approximates it (Bricken 2021).
 """
 
 from __future__ import annotations
@@ -82,10 +82,7 @@ class Overlap(PlaceStep):
 
 
 class Unit(nn.Module):
-    """Bring vectors to length 1."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
+    """Scale vectors to length 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last axis."""
@@ -97,7 +94,7 @@ class Unit(nn.Module):
 class SparseDistributed(Attention):
     """Attention to keys by the overlap of their Hamming balls with that of the query.
 
-    `bits` n and `radius` d are those of the memory; queries and keys are brought to length 1.
+    `bits` n and `radius` d are those of the memory; queries and keys are scaled to length 1.
 
     >>> SparseDistributed(32, heads=4, bits=64, radius=24)(torch.randn(1, 9, 32)).shape
     torch.Size([1, 9, 32])
@@ -108,14 +105,14 @@ class SparseDistributed(Attention):
     ) -> None:
         self.decides(settings, "qk_norm")
         settings.setdefault("score", Dot(1.0) >> Overlap(bits, radius))
-        super().__init__(dim, heads, qk_norm=Unit, **settings)
+        super().__init__(dim, heads, qk_norm=lambda _: Unit(), **settings)
 
 
 def fitted_beta(bits: int, radius: int, until: int | None = None) -> float:
-    """The inverse temperature on cosines whose softmax comes nearest to the overlap.
+    """Return the inverse temperature on cosines whose softmax best fits the overlap.
 
-    A line through log overlap(v) for v < `until` (the radius unless given); its slope times
-    bits / 2.
+    A line is fitted to log overlap(v) for v < `until` (the radius unless given); the result is
+    minus its slope times bits / 2.
 
     >>> round(fitted_beta(64, 24), 1) > round(fitted_beta(64, 30), 1)
     True
@@ -129,12 +126,9 @@ def fitted_beta(bits: int, radius: int, until: int | None = None) -> float:
 
 
 def matched_radius(beta: float, bits: int = 64) -> int:
-    """The radius whose fitted inverse temperature comes nearest to `beta`.
+    """Return the radius whose fitted inverse temperature is nearest to `beta`.
 
     >>> matched_radius(fitted_beta(64, 27))
     27
     """
     return min(range(1, bits // 2), key=lambda d: abs(fitted_beta(bits, d) - beta))
-
-
-__all__ = ["Overlap", "SparseDistributed", "fitted_beta", "matched_radius", "overlap"]

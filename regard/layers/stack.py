@@ -1,7 +1,7 @@
 """Whole models from layers: blocks, stacks, and a language model that generates.
 
 A `Stack` runs blocks one after another. `sources[i]` names the layer whose keys and values layer i
-reads: itself as a rule, an earlier one where layers share (cross-layer attention and its kin).
+reads: usually itself, an earlier one where layers share keys (cross-layer attention).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from regard.memories.layer import LayerMemory
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a gate between them (SwiGLU); `width` is 8/3 of `dim` unless given.
+    """A SwiGLU feed-forward layer; `width` is 8/3 of `dim` unless given.
 
     >>> FeedForward(24)(torch.randn(1, 5, 24)).shape
     torch.Size([1, 5, 24])
@@ -36,16 +36,16 @@ class FeedForward(nn.Module):
         self.to_out = nn.Linear(width, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map each token by itself."""
+        """Map each token."""
         mapped: Tensor = self.to_out(F.silu(self.to_gate(x)) * self.to_width(x))
         return mapped
 
 
 class Block(nn.Module):
-    """Mix tokens, look at a context where there is a `cross` layer, and map each token.
+    """A transformer block: a mixer, cross-attention if there is a `cross` layer, a feed-forward.
 
-    Each step is added to what it starts from. `norm_first=False` normalizes the sum instead, as
-    the first transformer did. `norm` makes a norm of `dim` channels.
+    Each is residual. `norm_first=False` normalizes the sum instead of the input, as the original
+    transformer did. `norm` builds a norm of `dim` channels.
 
     >>> from regard.layers import Attention
     >>> block = Block(Attention(32, heads=4, causal=True))
@@ -67,7 +67,7 @@ class Block(nn.Module):
         need_share("dropout", dropout)
         for name, x in (("mixer", mixer), ("cross", cross)):
             if not isinstance(x, Layer) and not (name == "cross" and x is None):
-                fail(RuleError, name, shape_of(x), "a Layer", "make one with regard.layer(...)")
+                fail(RuleError, name, shape_of(x), "a Layer", "build one with regard.layer(...)")
         self.dim = dim = mixer.dim
         self.mixer, self.cross = mixer, cross
         self.feed_forward = FeedForward(dim) if feed_forward is None else feed_forward
@@ -83,7 +83,7 @@ class Block(nn.Module):
         context_padding: Tensor | None = None,
         **around: Any,
     ) -> Tensor:
-        """Run the steps on x [b, n, dim]; `around` is what the mixer is told beside x."""
+        """Run the block on x [b, n, dim]; `around` are further arguments of the mixer."""
         own = None if memory is None else memory.of_kind("mixer", self.mixer.memory)
 
         def mix(y: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks one after another; `sources[i]` is the layer whose keys layer i reads.
 
-    `checkpointing` recomputes each block in the backward pass instead of keeping what it made.
+    `checkpointing` recomputes each block in the backward pass instead of keeping its activations.
 
     >>> from regard.layers import Attention
     >>> stack = Stack([Block(Attention(32, heads=4)) for _ in range(2)])
@@ -143,10 +143,10 @@ class Stack(nn.Module):
         **around: Any,
     ) -> Tensor:  # fmt: skip
         """Run all blocks on x [b, n, dim]."""
-        handed: dict[int, Any] = {}
+        shared: dict[int, Any] = {}
         for i, block in enumerate(self.blocks):
             source = self.sources[i]
-            between: dict[str, Any] = {} if source == i else {"keys": handed[source]}
+            between: dict[str, Any] = {} if source == i else {"keys": shared[source]}
             own = None if memory is None else memory.of_kind(f"{i}", lambda: LayerMemory("block"))
 
             def run(
@@ -159,7 +159,7 @@ class Stack(nn.Module):
             else:
                 x = run(x)
             if source == i and i in self.sources[i + 1 :]:
-                handed[i] = between["keys"]
+                shared[i] = between["keys"]
         if memory is not None:
             memory.seen += x.shape[1]
         return x
@@ -175,13 +175,13 @@ def need_sources(sources: Sequence[int], layers: int) -> None:
         if len(sources) != layers or not 0 <= source <= i or sources[source] != source:
             fail(
                 RuleError, "sources", list(sources),
-                f"{layers} numbers, each its own place or an earlier one that owns its keys",
-                "share as [0, 0, 2, 2], say",
+                f"{layers} layers, each itself or an earlier one that owns its keys",
+                "pass sources=[0, 0, 2, 2], say",
             )  # fmt: skip
 
 
 def grouped_sources(layers: int, size: int) -> list[int]:
-    """Let each `size` layers in a row read the keys of their first.
+    """Return sources by which every `size` layers in a row read the keys of the first.
 
     >>> grouped_sources(5, 2)
     [0, 0, 2, 2, 4]
@@ -191,10 +191,10 @@ def grouped_sources(layers: int, size: int) -> list[int]:
 
 
 class LanguageModel(nn.Module):
-    """Tokens in, scores of the next token out: an embedding, a stack, a norm and a head.
+    """A language model: an embedding, a stack, a norm and a head.
 
-    `absolute` is a module that makes [n, dim] of positions [n] to add to the tokens, where layers
-    know of no order themselves. The head shares the embedding's weights if `tied`.
+    `absolute` is a module that maps positions [n] to [n, dim], added to the tokens; for layers
+    without positions of their own. The head shares the embedding's weights if `tied`.
 
     >>> import regard
     >>> model = regard.model(["mha"] * 2, dim=32, heads=4, vocab=50, position="rotary")
@@ -219,9 +219,9 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, *, memory: LayerMemory | None = None,
         positions: Tensor | None = None, **around: Any,
     ) -> Tensor:  # fmt: skip
-        """Score the next token at every place: tokens [b, n] to [b, n, vocab]."""
+        """Return logits of the next token at every position: tokens [b, n] to [b, n, vocab]."""
         if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point():
-            fail(ShapeError, "tokens", shape_of(tokens), "integers [b, n]", "add the batch")
+            fail(ShapeError, "tokens", shape_of(tokens), "integers [b, n]", "add the batch axis")
         x = self.embedding(tokens)
         if self.absolute is not None:
             start = 0 if memory is None else memory.seen
@@ -235,7 +235,7 @@ class LanguageModel(nn.Module):
     def memory(self, keys: Any = None) -> LayerMemory:
         """Build an empty memory to decode with.
 
-        `keys` says what keys are kept in: a name ("int8", "int4", "int2", "low_rank", "ring",
+        `keys` names the memory of keys: a name ("int8", "int4", "int2", "low_rank", "ring",
         "paged", "hosted", "mapped"), a class of `regard.memories`, or a function of the layer's
         rule.
         """
@@ -259,7 +259,7 @@ class LanguageModel(nn.Module):
 
         A prompt shorter than others is padded on the left, with `padding` [b, n] true at its real
         tokens. After `stop` a row repeats it. `memory` is what `self.memory` takes, or a memory,
-        which goes on from what it has seen. Gives [b, n + count].
+        which continues from what it has seen. Returns [b, n + count].
         """
         need_size("count", count, 0)
         if temperature < 0:
@@ -286,7 +286,7 @@ def pick(
     scores: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
-    """Pick a token for each row of scores [b, vocab]: the best, or one drawn among the likely.
+    """Pick a token for each row of scores [b, vocab]: the best, or one sampled.
 
     >>> pick(torch.tensor([[0.0, 2.0, 1.0]]), temperature=0.0).tolist()
     [1]

@@ -1,4 +1,4 @@
-"""State space duality: the layer of Mamba-2, as attention with a decay that tokens decide."""
+"""State space duality: the layer of Mamba-2, as attention with token-dependent decay."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from regard.layers.registry import register
 
 @register("mamba2")
 class StateSpaceDuality(SelectiveState):
-    """Mamba-2: values written for as long as the token says, read under a decay of each head.
+    """Mamba-2: a selective state space with one decay a head, equal to masked attention.
 
     `S_t = exp(A d_t) S_{t-1} + B_t (d_t x_t)^T`, `y_t = C_t S_t + D x_t`, which is attention
-    `y = (L * C B^T) (d x)` with `L_ij = exp(A sum_{j < t <= i} d_t)` under a causal mask. All of
-    gate, x, B, C and d are made of the token at once; x, B and C pass the short convolution (in
-    `selective_state` x alone does, and the others are made of it). `y` is gated by `silu(z)`,
+    `y = (L * C B^T) (d x)` with `L_ij = exp(A sum_{j < t <= i} d_t)` under a causal mask. Gate,
+    x, B, C and d are one projection of the token; x, B and C pass the short convolution (in
+    `selective_state` x alone does, and the others are computed from it). `y` is gated by `silu(z)`,
     normalized and projected; values are twice as wide as `dim` unless `value_dim` is given.
 
     >>> StateSpaceDuality(32, heads=4)(torch.randn(1, 6, 32)).shape
@@ -47,7 +47,7 @@ class StateSpaceDuality(SelectiveState):
         self.near = DepthwiseConvolution(
             self.sizes[1], size=self.taps, causal=True, name="taps", bias=True
         )
-        # d from 0.001 to 0.1 where the token says nothing, and A from -1 to -16.
+        # At initialization d is from 0.001 to 0.1, and A from -1 to -16.
         step = torch.logspace(-3, -1, self.heads)
         self.step = nn.Parameter(step + torch.log(-torch.expm1(-step)))
         self.rate = nn.Parameter(torch.linspace(1, 16, self.heads).log())
@@ -75,6 +75,3 @@ class StateSpaceDuality(SelectiveState):
         seen = self.dual(x, k, q, step, input) + self.through * x
         mixed: Tensor = self.to_out(self.norm(joined(seen) * F.silu(gate)))
         return mixed
-
-
-__all__ = ["StateSpaceDuality"]

@@ -1,4 +1,4 @@
-"""Cross-attention that walks down a tree of its context, and reads a handful of nodes (TCA)."""
+"""Cross-attention that descends a tree of its context, and reads a few nodes (TCA)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from regard.run.reference import weight_matrix
 class SummaryTree:
     """Summaries of a context, level by level from the leaves [b, m, dim] to the root's children.
 
-    `real` says of each node whether a real leaf is under it.
+    `real` marks nodes with a real leaf under them.
     """
 
     levels: tuple[Tensor, ...]
@@ -32,7 +32,7 @@ class SummaryTree:
 
 @dataclass(frozen=True)
 class Walk:
-    """What queries [b, n] read: nodes [b, n, s, dim], which are real, and where they stand.
+    """The nodes that queries [b, n] read, [b, n, s, dim]: which are real, and their places.
 
     `level` [s] and `place` [b, n, s] name each node, `log_chance` [b, n] is that of the path.
     """
@@ -52,13 +52,13 @@ class Walk:
     "out, walk = layer(torch.randn(2, 5, 64), torch.randn(2, 128, 64))",
 )
 class TreeCrossAttention(nn.Module):
-    """A query goes from the root to one group of leaves, keeping the branches it does not take.
+    """A query descends from the root to one group of leaves, keeping the branches not taken.
 
-    The context [b, m, dim], in an order in which neighbors belong together, is the leaves of a tree
-    with `branches` to a node and `leaves` in a last group; a node is the mean of its children after
-    they attended to one another. At each level the query's attention to the children, averaged
-    over heads, says where to go: the best one, or while training one drawn from it. It then attends
-    to what it kept: `(branches - 1) depth + leaves` nodes, which stand for all leaves.
+    The context [b, m, dim], ordered so that neighbors belong together, is the leaves of a tree with
+    `branches` to a node and `leaves` in a last group; a node is the mean of its children after they
+    attended to one another. At each level the query's attention to the children, averaged over
+    heads, chooses one: the best, or while training one sampled from it. The query then attends to
+    the nodes it kept: `(branches - 1) depth + leaves`, which together cover all leaves.
 
     >>> layer = TreeCrossAttention(16, heads=2)
     >>> out, walk = layer(torch.randn(1, 3, 16), torch.randn(1, 20, 16))
@@ -77,9 +77,9 @@ class TreeCrossAttention(nn.Module):
         self.map = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def tree(self, context: Tensor, padding: Tensor | None = None) -> SummaryTree:
-        """Summarize a context bottom-up; what leaves are made of gets no gradient through it."""
+        """Summarize a context bottom-up; the leaves get no gradient through the summaries."""
         if context.dim() != 3:
-            fail(ShapeError, "context", shape_of(context), "[b, m, dim]", "add the batch")
+            fail(ShapeError, "context", shape_of(context), "[b, m, dim]", "add the batch axis")
         m, size = context.shape[1], self.leaves
         while size < m:
             size *= self.branches
@@ -106,7 +106,7 @@ class TreeCrossAttention(nn.Module):
         return preferred
 
     def walk(self, x: Tensor, tree: SummaryTree) -> Walk:
-        """Go down for each query of x [b, n, dim], and keep what is not taken."""
+        """Descend for each query of x [b, n, dim], and keep the nodes not taken."""
         b, n, _ = x.shape
         at = torch.zeros(b, n, dtype=torch.long, device=x.device)
         nodes, marks, levels, places = [], [], [], []
@@ -131,7 +131,8 @@ class TreeCrossAttention(nn.Module):
             places.append(place.gather(2, keep))
             levels += [level] * keep.shape[2]
         return Walk(
-            torch.cat(nodes, 2), torch.cat(marks, 2), torch.tensor(levels), torch.cat(places, 2),
+            torch.cat(nodes, 2), torch.cat(marks, 2), torch.tensor(levels, device=x.device),
+            torch.cat(places, 2),
             chance, spread,
         )  # fmt: skip
 
@@ -160,19 +161,19 @@ class TreeCrossAttention(nn.Module):
 
     @staticmethod
     def walking_loss(walk: Walk, reward: Tensor, curiosity: float = 0.01) -> Tensor:
-        """Make paths with a larger reward [b, n] likelier; entropy keeps walks curious."""
+        """Return the REINFORCE loss of paths with reward [b, n], with an entropy bonus."""
         return -(walk.log_chance * reward.detach() + curiosity * walk.entropy).mean()
 
 
 def _taken(x: Tensor, place: Tensor) -> Tensor:
-    """Take nodes x [b, m(, dim)] at places [b, n, s]."""
+    """Gather nodes x [b, m(, dim)] at places [b, n, s]."""
     rows = torch.arange(len(x), device=x.device)[:, None, None]
     taken: Tensor = x[rows, place]
     return taken
 
 
 def _drawn(likely: Tensor) -> Tensor:
-    """Draw one of each row."""
+    """Sample one of each row."""
     flat = torch.multinomial(likely.detach().flatten(0, 1).clamp_min(1e-9), 1)
     drawn: Tensor = flat[:, 0].unflatten(0, likely.shape[:2])
     return drawn

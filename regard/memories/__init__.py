@@ -1,11 +1,11 @@
 """What is kept between calls: keys and values, scan states, the tails of convolutions.
 
 `KeyMemory` is the protocol of memories of keys. `Full` is the plain one of layers that train;
-`Kept` lets every head keep its own keys, in stores that may be small (`Quantized`, `LowRank`) or
-elsewhere (`Hosted`, `Mapped`); `Bare` keeps keys without positions; `Ring` holds sinks and a
-window; `Paged` shares pages, `HeadPages` has them for each head; `Shared` reads another layer's.
-`Summaries` rank pages for selection. `TextBlocks` are texts that were encoded once. `LayerMemory`
-is the memory of one layer, by name.
+`Kept` lets every head keep its own keys, in stores that may be compressed (`Quantized`, `LowRank`)
+or elsewhere (`Hosted`, `Mapped`); `Bare` keeps keys without positions; `Ring` keeps sinks and a
+window; `Paged` shares pages, `HeadPages` has pages for each head; `Shared` reads another layer's
+keys. `Summaries` rank pages for selection. `TextBlocks` are the keys of texts that are reused.
+`LayerMemory` is everything that one layer keeps.
 """
 
 from regard.memories.bare import Bare

@@ -1,4 +1,4 @@
-"""Keys before rotary positions, which are applied when keys are read."""
+"""Unrotated keys, to which rotary positions are applied when they are read."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Turning(Protocol):
 class Bare(Kept):
     """Every key without its position: `keys` applies the positions again, `bare` does not.
 
-    Keys come rotated, at their index unless `stand` sets other positions. Methods that renumber
-    them (chunks, blocks, parallel contexts) read them bare.
+    Keys arrive rotated, at their index unless `stand` sets other positions. Methods that renumber
+    tokens (chunks, blocks, parallel contexts) read them bare.
 
     >>> from regard.core.rotary import Rotation, turned
     >>> class Turn:
@@ -41,7 +41,7 @@ class Bare(Kept):
         super().__init__(k, v)
         self.turning = turning
         self._next: Tensor | None = None
-        # Positions of tokens, int32 [b, seen], once they differ from their index.
+        # Positions of tokens, int32 [b, seen]; None while they equal the index.
         self._where: Tensor | None = None
 
     def stand(self, at: Tensor | None) -> None:
@@ -49,7 +49,7 @@ class Bare(Kept):
         self._next = at
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Read their positions from the keys, and append them."""
+        """Rotate keys back to no position, and append them."""
         b, n = k.shape[0], k.shape[2]
         numbers = torch.arange(self.seen, self.seen + n, device=k.device)
         at, self._next = numbers if self._next is None else self._next, None
@@ -90,11 +90,11 @@ class Bare(Kept):
         return read.replace(k=self.turning.turn(read.k, self.where))
 
     def choose(self, slots: Tensor) -> None:
-        """Raise: the position of a key is known by its slot."""
+        """Raise: the position of a key is its slot."""
         super(Kept, self).choose(slots)
 
     def forget(self, horizon: Any) -> None:
-        """Keep all."""
+        """Keep all keys."""
 
     def crop(self, length: int) -> None:
         """Crop to the first `length` tokens."""
@@ -108,7 +108,7 @@ class Bare(Kept):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values and places."""
+        """Bytes of keys, values and positions."""
         where = 0 if self._where is None else self._where.untyped_storage().nbytes()
         return super().nbytes + where
 
@@ -117,6 +117,6 @@ class Bare(Kept):
         return {**super().state(), "where": self._where}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         super().restore(state)
         self._where = state["where"]

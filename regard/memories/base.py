@@ -14,7 +14,7 @@ from regard.core.spans import Spans
 
 
 class KeyMemory(ABC):
-    """Keys and values of the tokens seen so far, or what a method keeps of them.
+    """Keys and values of the tokens seen so far, or some of them.
 
     `seen` counts the tokens so far, kept or not: the position of the next query.
     """
@@ -27,7 +27,7 @@ class KeyMemory(ABC):
 
     @abstractmethod
     def keys(self) -> Keys:
-        """Return what is kept, to be attended to, in the form that it is stored in."""
+        """Return the kept keys and values, in the form that they are stored in."""
 
     def read(self) -> Dense:
         """Return `keys()` as tensors: k [b, g, m, d], v [b, g, m, e], positions."""
@@ -35,7 +35,7 @@ class KeyMemory(ABC):
 
     @abstractmethod
     def forget(self, horizon: Spans) -> None:
-        """Drop what no later query can need: positions outside `horizon`."""
+        """Drop keys that no later query can attend to: positions outside `horizon`."""
 
     @abstractmethod
     def crop(self, length: int) -> None:
@@ -60,18 +60,18 @@ class KeyMemory(ABC):
         return 0
 
     def choose(self, slots: Tensor) -> None:
-        """Keep the slots [b, g, c] of `keys()`, in order, -1 for none, and drop the others."""
+        """Keep the slots [b, g, c] of `keys()`, in order, -1 for none; evict the others."""
         fail(
             CapabilityError, "memory", f"{type(self).__name__}, which keeps a fixed set",
-            "a memory that can choose among its keys", "use regard.memories.Kept",
+            "a memory that can evict single keys", "use regard.memories.Kept",
         )  # fmt: skip
 
     def settle(self) -> None:
-        """Compact the keys that attention has read; does nothing by default."""
+        """Compress or compact keys after attention has read them; does nothing by default."""
         return
 
     def repeat(self, times: int, batch: int) -> None:
-        """Repeat each row of a batch, for beams or several answers."""
+        """Repeat each row of a batch, for beams or several samples."""
         self.reorder(torch.arange(batch).repeat_interleave(times))
 
     def state(self) -> dict[str, Any]:
@@ -82,19 +82,19 @@ class KeyMemory(ABC):
         )  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         self.state()
 
 
 def need_keys(k: Tensor, v: Tensor, keep: Tensor | None) -> None:
-    """Raise unless k, v and keep belong together."""
+    """Raise unless the shapes of k, v and keep agree."""
     for name, x in (("k", k), ("v", v)):
         if not isinstance(x, Tensor) or x.dim() != 4:
             fail(ShapeError, name, shape_of(x), "a tensor [b, g, n, d]", "split the heads first")
     if k.shape[:3] != v.shape[:3]:
         fail(
             ShapeError, "v", f"{list(v.shape)}", f"{list(k.shape[:3])} and its own head size",
-            "give every key its value",
+            "pass a value for every key",
         )  # fmt: skip
     if keep is None:
         return
@@ -105,6 +105,27 @@ def need_keys(k: Tensor, v: Tensor, keep: Tensor | None) -> None:
         )  # fmt: skip
     if keep.dtype is not torch.bool:
         fail(DtypeError, "keep", f"{keep.dtype}", "bool", "pass mask.bool()")
+
+
+def extended_positions(
+    at: Tensor | None, seen: int, k: Tensor, keep: Tensor | None, dtype: torch.dtype = torch.long
+) -> Tensor | None:
+    """Return the positions [b, seen + n] of all tokens once k [b, g, n, d] is appended.
+
+    -1 at padding; None while no token has been padding, so that key j is at j. `at` are those of
+    the `seen` tokens before.
+
+    >>> k, keep = torch.zeros(1, 1, 2, 4), torch.tensor([[False, True]])
+    >>> extended_positions(None, 1, k, keep)
+    tensor([[ 0, -1,  2]])
+    """
+    if at is None and (keep is None or bool(keep.all())):
+        return None
+    b, n = k.shape[0], k.shape[2]
+    line = torch.arange(seen + n, dtype=dtype, device=k.device)
+    old = line[:seen].expand(b, -1) if at is None else at
+    new = line[seen:].expand(b, n)
+    return torch.cat((old, new if keep is None else torch.where(keep, new, -1)), 1)
 
 
 def need_same_heads(k: Tensor, shape: tuple[int, ...] | None) -> None:

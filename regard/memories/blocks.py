@@ -15,15 +15,15 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
 
 BLOCK = FileKind(
-    "regard-block", 2, "keys and values of one text", "delete it: its text is encoded again"
+    "regard-block", 2, "keys and values of one text", "delete it: the text is encoded again"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class TextBlock:
-    """Keys and values of one text read alone: k [1, g, m, d], v [1, g, m, e] by layer.
+    """Keys and values of one text, encoded alone: k [1, g, m, d], v [1, g, m, e] by layer.
 
-    Positions are 0, 1, 2, ...; a block placed elsewhere must be rotated.
+    Positions are 0, 1, 2, ...; keys must be rotated to other positions.
     """
 
     k: tuple[Tensor, ...]
@@ -41,8 +41,8 @@ class TextBlock:
 class TextBlocks:
     """Text blocks by name, of the model that `of` names.
 
-    Past `limit` bytes the least recently used block is dropped. With a `folder`, each block is a
-    file too, from which it is loaded again.
+    Past `limit` bytes the least recently used block is dropped. With a `folder`, each block is
+    also a file, from which it is loaded again.
 
     >>> import torch
     >>> blocks, x = TextBlocks(limit=100), (torch.ones(1, 1, 3, 4),)
@@ -63,8 +63,8 @@ class TextBlocks:
 
     def name(self, tokens: Sequence[int]) -> str:
         """Name a block by the model and the tokens."""
-        said = f"{self.of} {','.join(map(str, tokens))}"
-        return hashlib.sha256(said.encode()).hexdigest()[:32]
+        text = f"{self.of} {','.join(map(str, tokens))}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def __len__(self) -> int:
         return len(self._held)
@@ -86,8 +86,8 @@ class TextBlocks:
     def keep(self, name: str, block: TextBlock) -> None:
         """Add a block; least recently used ones may be dropped for it."""
         if self.folder is not None:
-            said = {"of": self.of, "k": list(block.k), "v": list(block.v)}
-            write_packed(self._file(name), said, BLOCK)
+            content = {"of": self.of, "k": list(block.k), "v": list(block.v)}
+            write_packed(self._file(name), content, BLOCK)
         self._hold(name, block)
 
     def _hold(self, name: str, block: TextBlock) -> None:
@@ -104,8 +104,8 @@ class TextBlocks:
         with reading(path, BLOCK):
             if content["of"] != self.of:
                 fail(
-                    FileError, "path", f"{path}, made by another model", f"one made by {self.of}",
-                    "encode the texts again, or load the model that made it",
+                    FileError, "path", f"{path}, of another model", f"one of {self.of}",
+                    "encode the texts again, or load that model",
                 )  # fmt: skip
             block = TextBlock(tuple(content["k"]), tuple(content["v"]))
             if not block.k or {x.dim() for x in (*block.k, *block.v)} != {4}:
@@ -114,7 +114,7 @@ class TextBlocks:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is held in memory."""
+        """Bytes of all blocks in memory."""
         return sum(block.nbytes for block in self._held.values())
 
     @property
@@ -129,6 +129,6 @@ class TextBlocks:
         return {"of": self.of, "blocks": held}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what a file held, beside what is held already."""
+        """Load a state from a file, in addition to the blocks already here."""
         for name, content in state["blocks"].items():
             self._hold(name, self._made({"of": state["of"], **content}, "the file"))

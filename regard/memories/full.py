@@ -1,4 +1,4 @@
-"""Keep every key and value, or those a rule can still need."""
+"""Keep every key and value, or those that later queries can attend to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regard.memories.base import KeyMemory, need_keys, need_same_heads
 
 
 class Full(KeyMemory):
-    """Every key and value; `forget` drops those that no later query can need.
+    """Every key and value; `forget` drops those that no later query can attend to.
 
     Without gradients the tensors grow by half at a time and are written in place; the first ones
     belong to the caller, and are copied before a write.
@@ -36,15 +36,15 @@ class Full(KeyMemory):
         self._kept = 0
         # Whether the tensors may be written: the first ones belong to the caller.
         self._ours = False
-        # Tokens seen when keys were last dropped: no query before that can be asked again.
+        # Tokens seen when keys were last dropped: the memory cannot be cropped to before that.
         self._forgot_at = 0
 
     def extend(
         self, k: Tensor, v: Tensor, keep: Tensor | None = None, at: Tensor | None = None
     ) -> None:
-        """Append n tokens; `at` [b, n] are their positions, -1 at none, if not consecutive.
+        """Append n tokens; `at` [b, n] are their positions, if not consecutive, -1 for none.
 
-        Once `at` was given it must be given each time.
+        Once `at` was passed, it must be passed each time.
         """
         need_keys(k, v, keep)
         need_same_heads(k, None if self._k is None else self._k.shape[:2])
@@ -88,7 +88,7 @@ class Full(KeyMemory):
         return Dense(self._k[:, :, : self._kept], self._v[:, :, : self._kept], self._positions)
 
     def forget(self, horizon: Spans | Sequence[Spans]) -> None:
-        """Drop positions outside `horizon`, once they are a third of what is held.
+        """Drop positions outside `horizon`, once they are a third of the kept keys.
 
         Rows with their own positions may have a horizon each.
         """
@@ -118,8 +118,7 @@ class Full(KeyMemory):
         """Drop the tokens after the first `length`."""
         self.check_crop(length)
         if self._k is not None:
-            # Columns follow in the order they came; one that is padding in every row goes with
-            # those around it.
+            # Columns are in order of arrival; padding in every row follows its neighbors.
             later = (self._places() >= length).any(0).nonzero()
             self._kept = int(later[0]) if len(later) else self._kept
             if self._positions is not None:
@@ -127,13 +126,13 @@ class Full(KeyMemory):
         self.seen = length
 
     def check_crop(self, length: int) -> None:
-        """Raise if keys that earlier queries need are gone."""
+        """Raise if keys were dropped that earlier queries need."""
         if not 0 <= length <= self.seen:
             fail(ValueRangeError, "length", length, f"0 to {self.seen}", "crop to what was seen")
         if length < self._forgot_at:
             fail(
                 CapabilityError, "length", length,
-                f"at least {self._forgot_at}: keys that earlier queries need are forgotten",
+                f"at least {self._forgot_at}: keys that earlier queries need were dropped",
                 "start a new memory",
             )  # fmt: skip
 
@@ -146,7 +145,7 @@ class Full(KeyMemory):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, the room to grow included."""
+        """Bytes allocated, room to grow included."""
         held = [x.untyped_storage() for x in (self._k, self._v, self._positions) if x is not None]
         # Keys and values may be views of one tensor.
         return sum({x.data_ptr(): x.nbytes() for x in held}.values())

@@ -1,4 +1,4 @@
-"""Pages for every head of every row, over all of which one kernel attends."""
+"""Pages for every head of every row, which one kernel reads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from regard.memories.kept import need_crop
 class HeadPages(KeyMemory):
     """Keys of which each head may keep its own, for a GPU: as `Kept`, but one launch for all heads.
 
-    A key head of a row is a sequence: a table says which pages of `size` tokens are its own, and
-    `choose` packs them anew, so that ragged heads cost what they keep and half a page. A kernel
-    reads the pages of `keys()` where they are (`regard.run.paged`).
+    A key head of a row is a sequence: a table lists its pages of `size` tokens, and `choose` packs
+    them again, so that ragged heads cost what they keep plus half a page. A kernel reads the pages
+    of `keys()` in place (`regard.run.paged`).
 
     >>> memory = HeadPages(size=4)
     >>> memory.extend(torch.randn(1, 2, 100, 8), torch.randn(1, 2, 100, 8))
@@ -34,19 +34,19 @@ class HeadPages(KeyMemory):
     ([50, 10], Paged(b=1, g=2, m=50, d=8, e=8, 4,208 bytes))
     """
 
-    # Heads hold different keys, as far as anybody may tell.
+    # Heads may hold different keys.
     ragged = True
 
     def __init__(self, size: int = 16) -> None:
         need_count("size", size)
         self.size, self.seen = size, 0
-        # Keys that each sequence holds, row by row and head by head.
+        # Keys of each sequence, row by row and head by head.
         self.lengths: list[int] = []
         self._shape: tuple[int, int] | None = None
-        # Pages k, v [pages, size, d], and which are whose: int32 [b g, pages of a sequence].
+        # Pages k, v [pages, size, d], and the pages of each sequence: int32 [b g, pages].
         self._pages: list[Tensor] = []
         self._table = torch.zeros(0, 0, dtype=torch.int32)
-        # Positions int32 [b g, c] of the first slots, -1 at none; the newest tokens follow.
+        # Positions int32 [b g, c] of the first slots, -1 for none; the newest tokens follow.
         self._at: Tensor | None = None
         self._written: list[int] = []
         # Whether some slot may hold no real key.
@@ -66,12 +66,13 @@ class HeadPages(KeyMemory):
             self._place(keep)
         self._make_room(n)
         first = torch.tensor(self.lengths, device=k.device)
-        self._write(first[:, None] + torch.arange(n, device=k.device), k.flatten(0, 1), v)
+        places = first[:, None] + torch.arange(n, device=k.device)
+        self._write(places, k.flatten(0, 1), v.flatten(0, 1))
         self.lengths = [x + n for x in self.lengths]
         self.seen += n
 
     def _place(self, keep: Tensor) -> None:
-        """Write down where tokens stand that are about to come, some of them padding."""
+        """Record the positions of tokens about to be appended, some of them padding."""
         new = torch.arange(self.seen, self.seen + keep.shape[1], device=keep.device)
         new = torch.where(keep, new, -1).repeat_interleave((self._shape or (1, 1))[1], 0)
         old = self._positions()
@@ -97,14 +98,14 @@ class HeadPages(KeyMemory):
         self._pages = [torch.cat((x, x.new_zeros(len(rows), *x.shape[1:]))) for x in self._pages]
 
     def _write(self, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put k, v of every sequence at its places [b g, n]."""
+        """Put k, v [b g, n, d] of every sequence at its places [b g, n]."""
         page = self._table.gather(1, (places // self.size).clamp(min=0)).long()
         slot = (page * self.size + places % self.size).flatten()
-        for held, x in zip(self._pages, (k, v.flatten(0, 1)), strict=True):
+        for held, x in zip(self._pages, (k, v), strict=True):
             held.view(-1, held.shape[2])[slot] = x.flatten(0, 1).detach()
 
     def _positions(self) -> Tensor:
-        """Where the slots of each sequence stand, int32 [b g, longest], -1 behind its end."""
+        """Return positions of the slots of each sequence, int32 [b g, longest], -1 past its end."""
         device = self._table.device
         line = torch.arange(max(self.lengths, default=0), device=device)
         length = torch.tensor(self.lengths, device=device)[:, None]
@@ -116,7 +117,7 @@ class HeadPages(KeyMemory):
         return torch.where(line < written, known, found)
 
     def keys(self) -> Paged:
-        """Return the pages, and which are those of which head."""
+        """Return the pages, and the table of each head."""
         if self._shape is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         device = self._table.device
@@ -133,7 +134,7 @@ class HeadPages(KeyMemory):
 
     @property
     def held(self) -> float:
-        """Slots that a head holds, on average."""
+        """The mean number of slots of a head."""
         return sum(self.lengths) / max(len(self.lengths), 1)
 
     @property
@@ -142,7 +143,7 @@ class HeadPages(KeyMemory):
         return (self._positions() >= 0).sum(-1).view(self._shape or (0, 0))
 
     def choose(self, slots: Tensor) -> None:
-        """Keep these slots; what is kept is packed anew."""
+        """Keep these slots, and pack them into new pages."""
         need_slots(slots, self._shape)
         at = self._positions()
         own = slots.flatten(0, 1)
@@ -172,7 +173,7 @@ class HeadPages(KeyMemory):
         self._holes = not bool(real.any(-1).all())
 
     def forget(self, horizon: Spans) -> None:
-        """Drop what no later query can need, once it is a third of what is held."""
+        """Drop keys that no later query can attend to, once they are a third of all."""
         if self._shape is None:
             return
         at = self._positions().unflatten(0, self._shape)
@@ -182,7 +183,7 @@ class HeadPages(KeyMemory):
             self.choose(torch.where(needed, line, -1))
 
     def check_crop(self, length: int) -> None:
-        """Raise if keys that earlier queries need are gone."""
+        """Raise if keys were dropped that earlier queries need."""
         need_crop(length, self.seen, self._dropped_at)
 
     def crop(self, length: int) -> None:
@@ -210,7 +211,7 @@ class HeadPages(KeyMemory):
         self._pack()
 
     def _pack(self) -> None:
-        """Allocate to every sequence pages of its own, in order, and let the others go."""
+        """Give every sequence its own pages, in order, and free the others."""
         counts = [-(-x // self.size) for x in self.lengths]
         wide = max(counts, default=0)
         device = self._table.device
@@ -232,18 +233,18 @@ class HeadPages(KeyMemory):
         return {
             "seen": self.seen, "dropped": self._dropped_at, "lengths": list(self.lengths),
             "shape": None if self._shape is None else list(self._shape),
-            # Pages are written to in place by later steps, so a state has pages of its own.
+            # Later steps write to pages in place, so a state has copies.
             "pages": [x.clone() for x in self._pages], "table": self._table, "at": self._at,
             "written": list(self._written), "holes": self._holes,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         pages = state["pages"]
         if pages and pages[0].shape[1] != self.size:
             fail(
                 ValueRangeError, "state", f"pages of {pages[0].shape[1]}", f"{self.size}",
-                "make the memory that was saved",
+                "build the memory as it was saved",
             )  # fmt: skip
         self.seen, self._dropped_at = state["seen"], state["dropped"]
         self.lengths, self._written = list(state["lengths"]), list(state["written"])

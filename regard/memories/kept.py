@@ -1,4 +1,4 @@
-"""Keys of which each head may keep its own: ragged, without paying for what is gone."""
+"""Keys of which each head may keep its own: ragged, without padding."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SHORT = 1 << 15
 
 
 class _Part:
-    """Heads that keep equally many keys."""
+    """Heads that keep equally many keys, in one tensor."""
 
     def __init__(
         self, heads: tuple[int, ...], k: TokenStore, v: TokenStore, at: Tensor | None = None
     ) -> None:
         self.heads, self.k, self.v = heads, k, v
-        # Positions [b, heads, c] of the first slots, -1 at empty ones, in 16 bits if these do. The
-        # slots behind hold the newest tokens, one after another: a step writes nothing here.
+        # Positions [b, heads, c] of the first slots, -1 at empty ones, in 16 bits if they fit. The
+        # slots after them are the newest tokens, consecutive: a step writes nothing here.
         self.at = at
         self.real = at is None or bool((at >= 0).all())
-        # What policies note about each slot, [b, heads, m] each.
+        # What policies record for each slot, [b, heads, m] each.
         self.notes: dict[str, Tensor] = {}
 
     def positions(self, b: int, seen: int, device: torch.device) -> Positions:
@@ -43,10 +43,10 @@ class _Part:
 
 
 class Kept(KeyMemory):
-    """Every key, until `choose` says which slots of which head stay.
+    """Every key, until `choose` evicts slots of heads.
 
-    Heads that keep equally many keys stand in one tensor, so that ragged heads cost what they keep.
-    `k` and `v` say what the tensors are: `Plain`, or fewer bits, lower rank, a file.
+    Heads that keep equally many keys share a tensor, so that ragged heads cost what they keep. `k`
+    and `v` are the kinds of store: `Plain`, or fewer bits, lower rank, a file.
 
     >>> memory = Kept()
     >>> memory.extend(torch.randn(1, 2, 100, 4), torch.randn(1, 2, 100, 4))
@@ -62,7 +62,7 @@ class Kept(KeyMemory):
         self._kinds = (k, k if v is None else v)
         self._parts: list[_Part] = []
         self._shape: tuple[int, int] | None = None
-        # Tokens seen when keys were last dropped: no query before that can be asked again.
+        # Tokens seen when keys were last dropped: the memory cannot be cropped to before that.
         self._dropped_at = 0
         self._device = torch.device("cpu")
 
@@ -85,7 +85,7 @@ class Kept(KeyMemory):
         self.seen += n
 
     def _place(self, keep: Tensor) -> None:
-        """Write down where tokens stand that are about to come, some of them padding."""
+        """Record the positions of tokens about to be appended, some of them padding."""
         b, n = keep.shape
         new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=keep.device)
         new = torch.where(keep, new, -1)[:, None]
@@ -95,7 +95,7 @@ class Kept(KeyMemory):
             part.real = False
 
     def groups(self) -> Iterator[tuple[tuple[int, ...], KeyMemory]]:
-        """Return the heads that keep equally many keys, and their keys; nothing is copied."""
+        """Yield the heads that keep equally many keys, and their keys; nothing is copied."""
         for part in self._parts:
             own = Kept(*self._kinds)
             own.seen, own._parts, own._device = self.seen, [part], self._device
@@ -108,7 +108,7 @@ class Kept(KeyMemory):
         return len(self._parts) > 1
 
     def keys(self) -> Keys:
-        """Return the keys of all heads: ragged, where heads keep different numbers of them."""
+        """Return the keys of all heads: ragged, where heads keep different numbers."""
         parts = self._parts
         if len(parts) > 1:
             made = []
@@ -146,7 +146,7 @@ class Kept(KeyMemory):
 
     @property
     def held(self) -> float:
-        """Slots that a head holds, on average."""
+        """The mean number of slots of a head."""
         counts = [len(part.heads) * len(part.k) for part in self._parts]
         return sum(counts) / max(sum(len(part.heads) for part in self._parts), 1)
 
@@ -164,7 +164,7 @@ class Kept(KeyMemory):
         return (self.positions >= 0).sum(-1)
 
     def note(self, name: str) -> Tensor:
-        """Return what was noted of each slot of `keys()`, [b, g, m]; zeros before anything was."""
+        """Return what was recorded for each slot of `keys()`, [b, g, m]; zeros by default."""
         assert self._shape is not None
         found = []
         for part in self._parts:
@@ -175,19 +175,19 @@ class Kept(KeyMemory):
         return found[0] if len(found) == 1 else self._padded(found)
 
     def set_note(self, name: str, x: Tensor) -> None:
-        """Record x [b, g, m] of each slot of `keys()`; it goes where the slots go."""
+        """Record x [b, g, m] for each slot of `keys()`; it moves with the slots."""
         alone = len(self._parts) == 1
         for part in self._parts:
             own = x if alone else gather_heads(x, part.heads)[:, :, : len(part.k)]
             part.notes[name] = own.float()
 
     def choose(self, slots: Tensor) -> None:
-        """Keep these slots; heads are grouped anew by how many they keep."""
+        """Keep these slots, and group heads by how many they keep."""
         need_slots(slots, self._shape)
         assert self._shape is not None
         at = self.positions
         real = slots >= 0
-        # Rows of a batch may have fewer real keys; a slot that is empty is not worth keeping.
+        # Rows of a batch may have fewer real keys; empty slots are not kept.
         real &= at.gather(2, slots.clamp(min=0)) >= 0
         slots = torch.where(real, slots, at.shape[2]).sort(-1).values
         counts = real.sum(-1).amax(0).tolist()
@@ -207,7 +207,7 @@ class Kept(KeyMemory):
         self._parts, self._dropped_at = made, self.seen
 
     def _taken(self, heads: Sequence[int], slots: Tensor, which: int) -> TokenStore:
-        """Put slots of some heads in a store of their own."""
+        """Copy slots of some heads to a store of their own."""
         first = self._parts[0]
         if self.ragged:
             found = []
@@ -224,7 +224,7 @@ class Kept(KeyMemory):
         return store
 
     def forget(self, horizon: Spans) -> None:
-        """Drop what no later query can need, once it is a third of what is held."""
+        """Drop keys that no later query can attend to, once they are a third of all."""
         if not self._parts:
             return
         at = self.positions
@@ -245,7 +245,7 @@ class Kept(KeyMemory):
                 part.at = part.at.clone()
 
     def check_crop(self, length: int) -> None:
-        """Raise if keys that earlier queries need are gone."""
+        """Raise if keys were dropped that earlier queries need."""
         need_crop(length, self.seen, self._dropped_at)
 
     def crop(self, length: int) -> None:
@@ -302,7 +302,7 @@ class Kept(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         self.seen, self._dropped_at = state["seen"], state["dropped"]
         self._shape = None if state["shape"] is None else tuple(state["shape"])
         self._parts = []
@@ -317,7 +317,7 @@ class Kept(KeyMemory):
 
 
 def _alike(counts: Sequence[int]) -> list[list[int]]:
-    """Group heads whose counts differ by little.
+    """Group heads of similar counts.
 
     >>> _alike([10, 99, 100, 10])
     [[0, 3], [1, 2]]
@@ -334,12 +334,12 @@ def _alike(counts: Sequence[int]) -> list[list[int]]:
 
 
 def need_crop(length: int, seen: int, dropped_at: int) -> None:
-    """Raise unless a memory can go back to `length`."""
+    """Raise unless a memory can be cropped to `length`."""
     if not 0 <= length <= seen:
         fail(ValueRangeError, "length", length, f"0 to {seen}", "crop to what was seen")
     if length < dropped_at and length < seen:
         fail(
             CapabilityError, "length", length,
-            f"at least {dropped_at}: keys that earlier queries need are forgotten",
-            "decode without guessing ahead, or keep every key",
+            f"at least {dropped_at}: keys that earlier queries need were dropped",
+            "decode without speculation, or keep every key",
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Files of keys on a disk: they go with what uses them, and are swept where a process was killed.
+"""Temporary files of keys: removed with their owner, or later where a process was killed.
 
 Every process keeps its files in a folder of its own, `regard-keys-*`, beside a lock that the system
-lets go when the process ends, however it ends. Who makes the first file in a place sweeps what the
-locks of others no longer hold, which also works between containers that share a disk.
+releases when the process ends, however it ends. The first file in a folder removes those of
+processes that no longer hold their locks, which also works between containers that share a disk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "regard-keys-"
-# A folder without a lock is being made, unless it is older than this many seconds.
+# A folder without a lock is being created, unless it is older than this many seconds.
 UNLOCKED = 3600.0
 
 _guard = threading.RLock()
@@ -28,12 +28,12 @@ _forks = 0
 
 
 def forks() -> int:
-    """Count the forks of this process: a child may read what was written before one."""
+    """Return the number of forks of this process: a child may read what was written before one."""
     return _forks
 
 
 def _before_fork() -> None:
-    """Count it, and hold the lock, so that no child inherits it from a thread that is gone."""
+    """Count the fork, and hold the lock, so that no child inherits it locked by another thread."""
     global _forks
     _guard.acquire()
     _forks += 1
@@ -50,7 +50,7 @@ if hasattr(os, "register_at_fork"):
 class KeyFile:
     """An empty file in `folder` (the system's, where none is named), removed with this object.
 
-    A fork has the object too, and removes nothing.
+    The copy of the object in a fork removes nothing.
 
     >>> file = KeyFile(); path = file.path; path.exists()
     True
@@ -73,7 +73,7 @@ class KeyFile:
 
 
 class _Home:
-    """The folder of this process in a place, and its lock."""
+    """The folder of this process inside a folder, and its lock."""
 
     def __init__(self, place: str) -> None:
         self.files = 0
@@ -81,7 +81,7 @@ class _Home:
             self.path = Path(place) / f"{PREFIX}{secrets.token_hex(8)}"
             self.path.mkdir(0o700)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            with contextlib.suppress(FileNotFoundError):  # swept while it was made: once more
+            with contextlib.suppress(FileNotFoundError):  # removed while it was created: try again
                 self.lock = os.open(self.path / "lock", flags, 0o600)
                 if _locks(self.lock) and os.fstat(self.lock).st_nlink:
                     return
@@ -93,7 +93,7 @@ class _Home:
 
 
 def _locks(handle: int) -> bool:
-    """Take the lock of a folder; False where somebody has it."""
+    """Take the lock of a folder; return False if another process has it."""
     try:
         import fcntl
 
@@ -106,7 +106,7 @@ def _locks(handle: int) -> bool:
 
 
 def sweep(place: str | Path) -> None:
-    """Remove the key files of processes that have ended without removing them."""
+    """Remove the key files of processes that ended without removing them."""
     for home in Path(place).glob(f"{PREFIX}*"):
         handle: Any = None
         try:

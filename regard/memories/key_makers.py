@@ -1,4 +1,4 @@
-"""What keys are kept in, by name: for layers of our own, which make a memory for each rule."""
+"""Memories of keys by name, for Regard's layers, which build one for each rule."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from regard.memories.quantized import Quantized
 from regard.memories.ring import Ring
 from regard.memories.stores import Hosted
 
-# Makes the memory of a layer's keys, of the rule that the layer follows.
+# Builds the memory of a layer's keys from the layer's rule.
 KeyMaker = Callable[[Rule], KeyMemory]
 
 
 def ring(rule: Rule) -> KeyMemory:
-    """Build a ring where late queries need a window (and sinks) alone, else keep everything."""
+    """Build a ring where late queries see a window (and sinks) only, else keep everything."""
     try:
         return Ring.of(rule)
     except CapabilityError:
@@ -47,7 +47,7 @@ NAMED: dict[str, KeyMaker] = {
 
 
 def key_maker(keys: Any) -> KeyMaker:
-    """Read what a user asks for: a name, a class of memories, or a function of the rule.
+    """Return the maker for a name, a class of memories, or a function of the rule.
 
     >>> from regard.core.support import Causal, Sinks, Window
     >>> type(key_maker("ring")(Rule(Causal() & (Window(8) | Sinks(2))))).__name__
@@ -68,7 +68,7 @@ def key_maker(keys: Any) -> KeyMaker:
     def make(rule: Rule) -> KeyMemory:
         made = keys(rule) if of_rule else keys()
         if not isinstance(made, KeyMemory):
-            fail(RuleError, "memory", shape_of(made), "a KeyMemory", "return one of them")
+            fail(RuleError, "memory", shape_of(made), "a KeyMemory", "return a KeyMemory")
         return made
 
     return make

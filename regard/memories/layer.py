@@ -1,4 +1,4 @@
-"""All that one layer keeps between calls."""
+"""Everything that one layer keeps between calls."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class LayerMemory:
     """What a layer keeps between calls: memories of keys, scan states and tensors, by name.
 
-    Made by `layer.memory()`, and of use to that layer alone. `seen` counts the tokens that came
-    by. Tensors kept here begin with the batch.
+    Built by `layer.memory()`, for that layer only. `seen` counts the tokens so far. The first axis
+    of every tensor is the batch.
 
     >>> import torch
     >>> memory = LayerMemory("a layer")
@@ -33,16 +33,16 @@ class LayerMemory:
     def __init__(self, of: str, layer: object | None = None) -> None:
         self.of = of
         self.seen = 0
-        # The rows it serves and whether it keeps a context, once something was seen.
+        # The batch size, and whether it keeps a context, once a token was seen.
         self.batch: int | None = None
         self.crosses: bool | None = None
-        # What makes the memories of keys, of a layer's rule; None where layers make their own.
+        # The maker of memories of keys; None where layers build their own.
         self.keys: KeyMaker | None = None
         self._layer = None if layer is None else weakref.ref(layer)
         self._parts: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
-        """Return what is kept under a name, None where nothing is yet."""
+        """Return what is kept under a name, None where there is nothing yet."""
         return self._parts.get(name)
 
     def keep(self, name: str, x: Any) -> None:
@@ -50,7 +50,7 @@ class LayerMemory:
         self._parts[name] = x
 
     def of_kind(self, name: str, make: Callable[[], T]) -> T:
-        """Return what is kept under a name, made on first use."""
+        """Return what is kept under a name, built on first use."""
         if name not in self._parts:
             self._parts[name] = made = make()
             if isinstance(made, LayerMemory) and made.keys is None:
@@ -59,18 +59,18 @@ class LayerMemory:
         return found
 
     def settle(self) -> None:
-        """Compact what attention has read."""
+        """Compact keys after attention has read them."""
         for x in self._parts.values():
             if isinstance(x, KeyMemory):
                 x.settle()
 
     def serves(self, of: str, layer: object) -> bool:
-        """Return whether this memory was made by that layer, or loaded for one like it."""
+        """Return whether this memory was built by that layer, or loaded for an equal one."""
         made_by = None if self._layer is None else self._layer()
         return self.of == of and (made_by is None or made_by is layer)
 
     def reorder(self, rows: Tensor) -> None:
-        """Continue row i of the batch from row `rows[i]`, as beam search asks."""
+        """Continue row i of the batch from row `rows[i]`, as in beam search."""
         for name, x in self._parts.items():
             if isinstance(x, KeyMemory | LayerMemory):
                 x.reorder(rows)
@@ -87,7 +87,7 @@ class LayerMemory:
                 fail(
                     RuleError, "memory", f"{name!r} of {self.of}, a running state",
                     "memories of keys alone",
-                    "keep a copy of the memory from before (copy.deepcopy), and go on from that",
+                    "copy the memory before (copy.deepcopy), and continue from the copy",
                 )  # fmt: skip
             x.crop(length)
         self.seen = length
@@ -102,7 +102,7 @@ class LayerMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes of everything that is kept."""
         return sum(
             x.nbytes
             if isinstance(x, KeyMemory | LayerMemory)
@@ -121,7 +121,7 @@ class LayerMemory:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        # A file knows no layers: the memory serves one like the layer it was made by.
+        # A file has no layer: a loaded memory serves one equal to the layer that built it.
         return {**self.__dict__, "_layer": None, "keys": None}
 
 

@@ -1,4 +1,4 @@
-"""Tokens as few numbers on a basis that their own prompt gives."""
+"""Tokens as coefficients on a low-rank basis of the prompt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from regard.run.counting import multiply
 class LowRank(TokenStore):
     """x as coefficients [b, h, m, rank] on a basis [b, h, rank, d].
 
-    The basis is that of the largest singular values of what is there at the first `settle` with
-    more than `rank + residual` tokens; later tokens are projected on it. The newest `residual`
+    The basis is the top right singular vectors of the tokens at the first `settle` with more than
+    `rank + residual` of them; later tokens are projected on it. The newest `residual`
     tokens stay exact.
 
     >>> store = LowRank(2, residual=0)
@@ -46,7 +46,7 @@ class LowRank(TokenStore):
         return self._projected + (0 if self._tail is None else self._tail.shape[2])
 
     def append(self, x: Tensor) -> None:
-        """Keep it exact for now."""
+        """Append x [b, h, n, d], exact until `settle`."""
         self._tail = x if self._tail is None else torch.cat((self._tail, x), 2)
 
     def settle(self) -> None:
@@ -66,7 +66,7 @@ class LowRank(TokenStore):
         self._parts = new if self._parts is None else torch.cat((self._parts, new), 2)
 
     def read(self) -> Tensor:
-        """Put it together again."""
+        """Reconstruct all tokens."""
         if self._tail is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         if self._parts is None or self._basis is None:
@@ -102,5 +102,5 @@ class LowRank(TokenStore):
         return {"basis": self._basis, "parts": self._parts, "tail": self._tail}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load them."""
+        """Load a state from a file."""
         self._basis, self._parts, self._tail = (state[x] for x in ("basis", "parts", "tail"))

@@ -1,4 +1,4 @@
-"""Tokens in a file that is mapped into memory: the system holds in memory what is being read."""
+"""Tokens in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from regard.core.heads import take_batch
 from regard.memories.key_files import KeyFile, forks
 from regard.memories.stores import TokenStore
 
-# A file grows by so many bytes at least.
+# A file grows by at least this many bytes.
 STEP = 1 << 16
 
 
 class DiskError(FileError):
-    """A file could not be made as large as it must be, or could not be read."""
+    """A file could not be extended or read."""
 
 
 class Mapped(TokenStore):
     """Tokens in a file of their own in `folder` (the system's, where none is named).
 
-    The file goes when the store does, and is swept by others where its process was killed. Room is
-    claimed before it is written to, so that a full disk is an error here and no crash later.
+    The file is removed with the store, and by later processes if this one is killed. Space is
+    allocated before it is written, so that a full disk is an error here and not a crash later.
 
-    After a fork parent and child read one file, and each sees what was there when they parted: who
-    would write over it moves to a file of its own first.
+    After a fork parent and child read one file, with the tokens from before the fork; the one that
+    would overwrite them moves to a file of its own first.
 
     >>> store = Mapped()
     >>> store.append(torch.ones(1, 2, 3, 4)); store.append(torch.zeros(1, 2, 1, 4))
@@ -44,17 +44,17 @@ class Mapped(TokenStore):
         self._file: KeyFile | None = None
         self._x: Tensor | None = None  # [room, b, h, d]: tokens first, so that a file can grow
         self._m = 0
-        # Tokens written so far, and how many of them a fork may read.
+        # Tokens written so far, and how many of them another process may read.
         self._written = self._lent = 0
         self._forks = forks()
-        # Where tokens came from, and where they are read to.
+        # The device of the tokens, to which they are read.
         self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return self._m
 
     def append(self, x: Tensor) -> None:
-        """Write behind the last token."""
+        """Write after the last token."""
         n, self._device = x.shape[2], x.device
         if not x.shape[3]:  # values of no width, as latents have
             self._m += n
@@ -71,7 +71,7 @@ class Mapped(TokenStore):
         self._written = max(self._written, self._m)
 
     def _is_shared(self) -> bool:
-        """Return whether another process may read what the next token would be written over."""
+        """Return whether another process may read what the next token would overwrite."""
         if forks() != self._forks:
             self._lent, self._forks = self._written, forks()
         return self._file is not None and (
@@ -79,7 +79,7 @@ class Mapped(TokenStore):
         )  # fmt: skip
 
     def _move(self) -> None:
-        """Go on in a file of our own."""
+        """Move to a file of our own."""
         assert self._x is not None
         held, self._file = self._x[: self._m], None
         self._map(self._m, tuple(held.shape[1:]), held.dtype)
@@ -87,14 +87,14 @@ class Mapped(TokenStore):
         self._written, self._lent = self._m, 0
 
     def _map(self, tokens: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Grow the file, and map it anew."""
+        """Extend the file, and map it again."""
         token = shape[0] * shape[1] * shape[2] * dtype.itemsize
         tokens = tokens + max(tokens // 2, STEP // token + 1)
         try:
             file = KeyFile(self.folder) if self._file is None else self._file
             handle = os.open(file.path, os.O_RDWR)
             try:
-                # On a full disk this fails, where writing to the map would end the process.
+                # On a full disk this raises, while writing to the map would kill the process.
                 os.posix_fallocate(handle, 0, tokens * token)
             finally:
                 os.close(handle)
@@ -111,7 +111,7 @@ class Mapped(TokenStore):
         self._x = flat.view(tokens, *shape)
 
     def read(self) -> Tensor:
-        """Return a view of the map, whose pages are read when they are used; a copy on a GPU."""
+        """Return a view of the map, whose pages are read on use; a copy for a GPU."""
         if self._x is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         return self._x[: self._m].permute(1, 2, 0, 3).to(device=self._device)
@@ -121,7 +121,7 @@ class Mapped(TokenStore):
         return Mapped(self.folder)
 
     def crop(self, m: int) -> None:
-        """Drop the end; the file stays as long as it is."""
+        """Drop the end; the file keeps its size."""
         self._m = min(self._m, m)
 
     def reorder(self, rows: Tensor) -> None:
@@ -130,7 +130,7 @@ class Mapped(TokenStore):
             x = take_batch(self.read(), rows)
             other = self.empty()
             other.append(x)
-            # The file of what was goes with its object.
+            # The old file is removed with its object.
             self._file, self._x, self._m = other._file, other._x, other._m
             self._written, self._lent, self._forks = other._written, 0, other._forks
 
@@ -142,7 +142,7 @@ class Mapped(TokenStore):
 
     @property
     def nbytes(self) -> int:
-        """Nothing that the system cannot take back."""
+        """Zero: the system can reclaim all mapped pages."""
         return 0
 
     @property

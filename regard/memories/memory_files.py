@@ -1,4 +1,4 @@
-"""Memories as files: written whole or not at all, and checked when they are read."""
+"""Save and load memories: files are written completely or not at all, and checked on loading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save(memory: Any, path: str | Path, *, overwrite: bool = False) -> Path:
 
 
 def load(memory: Any, path: str | Path) -> Any:
-    """Load into a memory made as the one that was saved; give it.
+    """Load a file into a memory that was built like the saved one, and return it.
 
     >>> import tempfile
     >>> from regard.memories import Kept
@@ -39,13 +39,10 @@ def load(memory: Any, path: str | Path) -> Any:
         if content["memory"] != kind:
             raise FileError(
                 str(path), f"a saved {content['memory']}", f"a saved {kind}",
-                "load it into a memory of its own kind",
+                "load it into a memory of that class",
             )  # fmt: skip
         memory.restore(content["state"])
         if isinstance(memory, KeyMemory) and memory.seen != 0:
             held = memory.read()
-            need_keys(held.k, held.v, None)  # fail here rather than when it is read
+            need_keys(held.k, held.v, None)  # fail here rather than later
     return memory
-
-
-__all__ = ["MEMORY", "FileError", "load", "save"]

@@ -1,4 +1,4 @@
-"""Values of every token, and keys of the first and the newest alone."""
+"""Values of every token, with keys of the first and the newest tokens only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regard.memories.some_keys import SomeKeys
 class NearKeys(KeyMemory):
     """Values of all tokens; keys of the first `sinks` and the last `window`, as in a `Ring`.
 
-    `near` gives what has keys; `keys` gives zeros for keys, which somebody else must bring.
+    `near` returns the tokens with keys; `keys` has zeros for keys, which the caller replaces.
 
     >>> memory = NearKeys(window=3, sinks=1)
     >>> for _ in range(9):
@@ -29,9 +29,9 @@ class NearKeys(KeyMemory):
         self._keys, self._values = Ring(window, sinks), SomeKeys(heads=())
 
     @property
-    # An attribute of other memories: here the parts know, and two counts could differ.
+    # A property, since its parts count the tokens.
     def seen(self) -> int:  # type: ignore[override]
-        """Tokens that came by."""
+        """The number of tokens seen."""
         return self._values.seen
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
@@ -44,7 +44,7 @@ class NearKeys(KeyMemory):
         return self._values.keys()
 
     def near(self) -> Dense:
-        """Return the keys there are, with their values."""
+        """Return the near keys, with their values."""
         held, v = self._keys.read(), self._values.read().v
         k, at = held.k, held.positions
         if at is None:

@@ -1,4 +1,4 @@
-"""Pages of keys in a shared pool: rows that begin alike share pages, and copy when they part."""
+"""Pages of keys in a shared pool: rows with a common prefix share pages, copied on write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regard.core.key_forms import Paged as PagedKeys
 from regard.core.method import method
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.kept import need_crop
 
 
@@ -23,7 +23,7 @@ class PoolError(CapabilityError):
 
 
 class Pool:
-    """Pages of `size` tokens: k [pages, g, size, d], v [pages, g, size, e], and who holds them.
+    """Pages of `size` tokens: k [pages, g, size, d], v [pages, g, size, e], and reference counts.
 
     It doubles when it is full, up to `limit` pages. A page is free, or held by one table or more.
 
@@ -42,7 +42,7 @@ class Pool:
         self.free: list[int] = []
 
     def fit(self, k: Tensor, v: Tensor) -> None:
-        """Build the tensors, of the kind of the first keys."""
+        """Allocate the tensors for the first keys; check later keys against them."""
         if self.k is None or self.v is None:
             shape = len(self.counts), k.shape[1], self.size
             self.k, self.v = (x.new_empty(*shape, x.shape[3]) for x in (k, v))
@@ -50,7 +50,7 @@ class Pool:
             fail(
                 ShapeError, "k", f"{k.shape[1]} heads of {k.shape[3]}",
                 f"{self.k.shape[1]} heads of {self.k.shape[3]}, as the pool holds",
-                "give layers of another shape a pool of their own",
+                "use another pool for layers of another shape",
             )  # fmt: skip
 
     def take(self) -> int:
@@ -78,13 +78,13 @@ class Pool:
         self.counts[page] += 1
 
     def drop(self, page: int) -> None:
-        """Release a page; it is free when no one holds it."""
+        """Release a page; it is free when nothing holds it."""
         self.counts[page] -= 1
         if not self.counts[page]:
             self.free.append(page)
 
     def own(self, page: int) -> int:
-        """Return a page that its one holder may write to: the page itself, or a copy of it."""
+        """Return a page that may be written: the page itself if held once, else a copy."""
         if self.counts[page] == 1:
             return page
         copy = self.take()
@@ -107,9 +107,9 @@ class Pool:
 
 @method("paged_attention")
 class Paged(KeyMemory):
-    """Rows of pages. `fork` and `reorder` copy tables alone; a shared page is copied when written.
+    """Rows of pages. `fork` and `reorder` copy tables only; a shared page is copied on write.
 
-    `keys()` are the pages, which a kernel reads where they are.
+    `keys()` returns the pages, which a kernel reads in place.
 
     >>> pool = Pool(size=16)
     >>> memory = Paged(pool)
@@ -128,18 +128,14 @@ class Paged(KeyMemory):
         self._at: Tensor | None = None  # positions [b, seen], where some are padding
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Write n tokens of each row behind its last one."""
+        """Append n tokens to each row."""
         need_keys(k, v, keep)
         b, n = k.shape[0], k.shape[2]
         if self.tables is None:
             self.tables = [[] for _ in range(b)]
         if len(self.tables) != b:
             fail(ShapeError, "k", f"batch {b}", f"{len(self.tables)}", "start a new memory")
-        if (keep is not None and not bool(keep.all())) or self._at is not None:
-            held = torch.arange(self.seen, device=k.device).expand(b, -1)
-            new = torch.arange(self.seen, self.seen + n, device=k.device).expand(b, n)
-            new = new if keep is None else torch.where(keep, new, -1)
-            self._at = torch.cat((held if self._at is None else self._at, new), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep)
         pool, size = self.pool, self.pool.size
         pool.fit(k, v)
         for row, table in enumerate(self.tables):
@@ -159,7 +155,7 @@ class Paged(KeyMemory):
         self.seen += n
 
     def keys(self) -> PagedKeys:
-        """Return the pages, and which are whose."""
+        """Return the pages, and the table of each row."""
         if not self.tables or self.pool.k is None or self.pool.v is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         k, v, at = self.pool.k, self.pool.v, self._at
@@ -169,7 +165,7 @@ class Paged(KeyMemory):
         return PagedKeys(k, v, table, lengths, where, at is None, self.seen)
 
     def fork(self) -> Paged:
-        """Build a second memory of the same tokens; nothing is copied until one of them goes on."""
+        """Build a second memory of the same tokens; pages are copied when either is extended."""
         other = Paged(self.pool)
         other.seen, other._at = self.seen, self._at
         other.tables = None if self.tables is None else [list(table) for table in self.tables]
@@ -210,7 +206,7 @@ class Paged(KeyMemory):
     def nbytes(self) -> int:
         """Bytes of the pages that this memory holds, each counted once, and of its tables.
 
-        Free pages of the pool are room that is held too: memories share them by what they hold.
+        Free pages of the pool count too, in proportion to the pages held.
         """
         pages = {page for table in self.tables or () for page in table}
         entries = sum(len(table) for table in self.tables or ())
@@ -227,7 +223,7 @@ class Paged(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Write the tokens to pages of our pool."""
+        """Load a state from a file, into pages of our pool."""
         self.free()
         if state["k"] is not None:
             self.extend(state["k"], state["v"])
@@ -235,7 +231,7 @@ class Paged(KeyMemory):
 
 
 def _swap(pool: Pool, old: Sequence[Sequence[int]], new: Sequence[Sequence[int]]) -> None:
-    """Hold the new pages before the old ones go, so that none is free in between."""
+    """Hold the new pages before releasing the old ones, so that none is freed in between."""
     for table in new:
         for page in table:
             pool.hold(page)

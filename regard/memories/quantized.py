@@ -1,4 +1,4 @@
-"""Tokens in 8, 4 or 2 bits, packed: keys by channel, values by token, the newest as they are."""
+"""Tokens quantized to 8, 4 or 2 bits: keys by channel, values by token, the newest exact."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from regard.memories.stores import TokenStore
 class Quantized(TokenStore):
     """Codes of `bits` bits, x = low + code * step, with low and step in float16.
 
-    `by="channel"` shares them among `group` tokens in a row, channel by channel (keys, whose
-    outliers stand in few channels); `by="token"` among the channels of a token (values). The
-    newest `residual` tokens, and those that fill no group, stay exact. What came with the last
-    call is exact until `settle`.
+    With `by="channel"` they are shared by `group` consecutive tokens of a channel (keys, whose
+    outliers are in few channels); with `by="token"` by the channels of a token (values). The newest
+    `residual` tokens, and an incomplete group, stay exact, and everything is exact until `settle`.
 
     >>> store = Quantized(4, "token", group=8, residual=0)
     >>> store.append(torch.linspace(0, 15, 16).expand(1, 1, 8, 16)); store.settle()
@@ -40,7 +39,7 @@ class Quantized(TokenStore):
                 "pass group=32, residual=32",
             )  # fmt: skip
         self.bits, self.by, self.group, self.residual = bits, by, group, residual
-        # What is packed, and how many tokens that is; the exact tokens behind.
+        # The packed tokens, and their number; the exact tokens after them.
         self._held: Codes | None = None
         self._packed = 0
         self._tail: Tensor | None = None
@@ -49,11 +48,11 @@ class Quantized(TokenStore):
         return self._packed + (0 if self._tail is None else self._tail.shape[2])
 
     def _hold(self, codes: Codes | None) -> None:
-        """Store codes in place of those that were held."""
+        """Replace the codes."""
         self._held, self._packed = codes, 0 if codes is None else codes.codes.shape[2]
 
     def append(self, x: Tensor) -> None:
-        """Keep it exact for now."""
+        """Append x [b, h, n, d], exact until `settle`."""
         first = self._tail is None
         self._tail = x if self._tail is None else torch.cat((self._tail, x), 2)
         self.loose = first or self._tail.shape[2] >= self.residual + self.group
@@ -83,14 +82,14 @@ class Quantized(TokenStore):
         low, high = grouped.aminmax(dim=axis, keepdim=True)
         low = low.half()
         step = ((high - low.float()) / ((1 << self.bits) - 1)).half()
-        # float16 may round the step down to nothing, where all is one value.
+        # float16 may round the step to zero, where all values are equal.
         safe = torch.where(step > 0, step, 1.0).float()
         codes = ((grouped - low.float()) / safe).round().clamp(0, (1 << self.bits) - 1)
         packed = pack(codes.to(torch.uint8).flatten(2, 3), self.bits)
         return Codes(packed, low.flatten(2, 3), step.flatten(2, 3), self.bits, x.shape[3])
 
     def read(self) -> Tensor:
-        """Return low + code * step, and the exact tokens behind."""
+        """Return low + code * step, followed by the exact tokens."""
         if self._tail is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
         packed, tail, m = self._held, self._tail, self._packed
@@ -104,7 +103,7 @@ class Quantized(TokenStore):
         return made
 
     def with_values(self, values: TokenStore, at: At) -> Keys:
-        """Return codes, where keys go by channel, values by token, and equally many are packed."""
+        """Return codes, where keys are by channel, values by token, and equally many are packed."""
         if type(values) is Quantized and self.by == "channel" and values.by == "token":
             k, v, k_tail, v_tail = self._held, values._held, self._tail, values._tail
             if k is not None and v is not None and k_tail is not None and v_tail is not None:
@@ -118,7 +117,7 @@ class Quantized(TokenStore):
         return Quantized(self.bits, self.by, self.group, self.residual)
 
     def crop(self, m: int) -> None:
-        """Drop the end; a group that is cut becomes exact tokens, as rounded as they were."""
+        """Drop the end; a split group becomes exact tokens with its rounded values."""
         if m >= len(self):
             return
         if m >= self._packed and self._tail is not None:
@@ -152,11 +151,8 @@ class Quantized(TokenStore):
         return {"codes": codes, "low": low, "step": step, "tail": self._tail}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load them."""
+        """Load a state from a file."""
         codes, low, step, self._tail = (state[x] for x in ("codes", "low", "step", "tail"))
         size = 0 if self._tail is None else self._tail.shape[3]
         self._hold(None if codes is None else Codes(codes, low, step, self.bits, size))
         self.loose = True
-
-
-__all__ = ["BITS", "Quantized"]

@@ -1,4 +1,4 @@
-"""Keys in other processes, which attend to them there: queries go out, outputs come back."""
+"""Keys in other processes, which attend to them: queries are sent, outputs are returned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regard.core.keys import Dense
 from regard.core.rule import Rule
 from regard.core.spans import Spans
 from regard.core.support import Causal, Everything
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.workers import AttentionWorkers
 
 
@@ -33,16 +33,11 @@ class Remote(KeyMemory):
         self._at: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Append n tokens, which go out behind the next queries."""
+        """Append n tokens, which are sent after the next queries."""
         need_keys(k, v, keep)
         self._flush()
         keep = None if keep is None or bool(keep.all()) else keep
-        if keep is not None or self._at is not None:
-            b, n = k.shape[0], k.shape[2]
-            line = torch.arange(self.seen + n, device=k.device)
-            old = line[: self.seen].expand(b, -1) if self._at is None else self._at
-            new = line[self.seen :].expand(b, n)
-            self._at = torch.cat((old, new if keep is None else torch.where(keep, new, -1)), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep)
         self._new, self._kind = (k, v, keep), (k.device, k.dtype)
         self.seen += k.shape[2]
 
@@ -80,7 +75,7 @@ class Remote(KeyMemory):
         if rule.weigh.has_sink or not isinstance(rule.support, Everything | Causal):
             fail(
                 CapabilityError, "rule", f"{rule}", "causal softmax",
-                "attend to windows and sinks here, where their keys are few",
+                "attend to windows and sinks locally, where their keys are few",
             )  # fmt: skip
         plain = rule.replace(support=Everything(), offset=0)
         share = q.shape[1] // k.shape[1]
@@ -94,7 +89,7 @@ class Remote(KeyMemory):
         return torch.cat([x for (x,) in self.workers.ask(asked, new)], 1).to(q.device)
 
     def keys(self) -> Dense:
-        """Copy everything back."""
+        """Copy all keys and values back."""
         self._flush()
         if self._kind is None:
             fail(ValueRangeError, "memory", "nothing kept", "some keys", "extend it first")
@@ -120,13 +115,13 @@ class Remote(KeyMemory):
         self._at = None if self._at is None else take_batch(self._at, rows)
 
     def free(self) -> None:
-        """Free it on the workers."""
+        """Free the keys on the workers."""
         self.workers.tell(self._all("free"))
         self.seen, self._new, self._at = 0, None, None
 
     @property
     def nbytes(self) -> int:
-        """Bytes held here: tokens that have not gone out yet, and positions."""
+        """Bytes held here: tokens that are not sent yet, and positions."""
         held = [x for x in (*(self._new or ()), self._at) if isinstance(x, Tensor)]
         return sum(x.untyped_storage().nbytes() for x in held)
 
@@ -136,7 +131,7 @@ def _here(x: Tensor | None) -> Tensor | None:
 
 
 def wire_bytes(heads: int, kv_heads: int, size: int, batch: int, layers: int, item: int) -> float:
-    """Return bytes that a step of decoding moves: (2 + 2 / G) e d b layers, d over all query heads.
+    """Return the bytes a decoding step moves: (2 + 2 / G) e d b layers, d over all query heads.
 
     >>> wire_bytes(heads=32, kv_heads=8, size=128, batch=64, layers=32, item=2)
     41943040.0
@@ -145,17 +140,17 @@ def wire_bytes(heads: int, kv_heads: int, size: int, batch: int, layers: int, it
 
 
 def bandwidth(moved: float, t_model: float, t_attention: float, share: float = 0.2) -> float:
-    """Bytes a second that a link must carry, if sending may take a `share` of a step's time."""
+    """Return the bandwidth in bytes a second, if sending may take a `share` of a step's time."""
     return moved / (share * (t_model + t_attention))
 
 
 def staggered(
     batches: int, t_model: float, t_attention: float, rounds: int = 40
 ) -> tuple[float, float]:
-    """Idle shares of n - 1 model replicas and one pool of attention workers that n batches share.
+    """Return the idle shares of n - 1 model replicas and one attention pool, with n batches.
 
-    Batch i begins at i t_model / (n - 1); each goes from a replica to the pool and back. Both are
-    busy all the time where t_attention = t_model / (n - 1).
+    Batch i begins at i t_model / (n - 1); each alternates between a replica and the pool. Both are
+    always busy where t_attention = t_model / (n - 1).
 
     >>> [round(x, 6) for x in staggered(4, 3.0, 1.0)]
     [0.0, 0.0]
@@ -177,6 +172,3 @@ def staggered(
     busy = [sum(max(0.0, min(b, last) - max(a, first)) for a, b in x) for x in used]
     room = last - first
     return 1 - busy[0] / (room * (batches - 1)), 1 - busy[1] / room
-
-
-__all__ = ["AttentionWorkers", "Remote", "bandwidth", "staggered", "wire_bytes"]

@@ -18,7 +18,7 @@ from regard.core.keys import Dense
 from regard.core.method import method
 from regard.core.spans import Spans
 from regard.core.support.bands import need_count
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.kept import need_crop
 from regard.memories.paged import PoolError
 
@@ -28,13 +28,13 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 @method("vattention")
 class Reservation:
-    """Keys and values of `slots` texts of up to `longest` tokens, each in a row of addresses.
+    """Keys and values of `slots` texts of up to `longest` tokens, at contiguous addresses.
 
     Every layer has two tensors [slots, longest, heads, size] that take no memory. Before tokens are
-    written, `need` maps the groups of `group` bytes that they lie in, and no more; attention sees
-    `tensor[slot, :length]`, as if it had always been there. A slot that is closed keeps its groups
-    for the next text; `reclaim` gives them back, which also happens when `limit` bytes are
-    mapped. `ahead` maps in the background. Host memory only. (vAttention, Prabhu et al. 2024)
+    written, `need` maps the groups of `group` bytes that contain them; attention reads
+    `tensor[slot, :length]`. A closed slot keeps its groups for the next text; `reclaim` returns
+    them to the system, as happens when `limit` bytes are mapped. `ahead` maps in the background.
+    Host memory only. (vAttention, Prabhu et al. 2024)
 
     >>> rooms = Reservation(slots=64, longest=1 << 17, layers=2, heads=8, size=128)
     >>> rooms.reserved >> 30, rooms.nbytes
@@ -83,11 +83,11 @@ class Reservation:
         self._busy: set[int] = set()
         self._lock = threading.RLock()
         self._worker: ThreadPoolExecutor | None = None
-        # How many groups were mapped so far, anew each time.
+        # How many groups have been mapped so far.
         self.maps = 0
 
     def open(self) -> int:
-        """Return a free slot, one that has memory already where there is one."""
+        """Return a free slot, preferably one with mapped memory."""
         with self._lock:
             free = [s for s in range(self.slots) if s not in self._busy]
             if not free:
@@ -100,12 +100,12 @@ class Reservation:
             return slot
 
     def close(self, slot: int) -> None:
-        """End a text; what is mapped stays for the next one."""
+        """Free a slot; its memory stays mapped for the next text."""
         with self._lock:
             self._busy.discard(slot)
 
     def need(self, slot: int, length: int, layer: int | None = None) -> None:
-        """Have memory for `length` tokens of a slot, in one layer or in all."""
+        """Map memory for `length` tokens of a slot, in one layer or in all."""
         if length > self.longest:
             fail(
                 ValueRangeError, "length", length, f"at most {self.longest}, as reserved",
@@ -121,12 +121,12 @@ class Reservation:
                 if groups > held[t]:
                     start = (t * self.slots + slot) * self._slot
                     first, last = start + held[t] * self.group, start + groups * self.group
-                    self._bytes[first : last : mmap.PAGESIZE] = 0  # to touch is to map
+                    self._bytes[first : last : mmap.PAGESIZE] = 0  # touching a page maps it
                     held[t] = groups
             self.maps += missing
 
     def ahead(self, slot: int, length: int) -> Future[None]:
-        """Map in the background, while something else is computed."""
+        """Map in the background."""
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "regard-maps")
         return self._worker.submit(self.need, slot, length)
@@ -142,7 +142,7 @@ class Reservation:
             )  # fmt: skip
 
     def reclaim(self, wanted: int | None = None) -> int:
-        """Return memory of closed slots to the system, all or as much as is wanted: bytes."""
+        """Return memory of closed slots to the system, all or `wanted` bytes; return the bytes."""
         given = 0
         with self._lock:
             for slot in range(self.slots):
@@ -174,9 +174,9 @@ class Reservation:
 
 
 class Reserved(KeyMemory):
-    """One layer's keys in slots of a reservation, one for each row; what is read is a view.
+    """One layer's keys in slots of a reservation, one for each row.
 
-    Contiguous slots are read without a copy.
+    Contiguous slots are read as a view.
     """
 
     def __init__(self, rooms: Reservation, layer: int, slots: Sequence[int]) -> None:
@@ -185,9 +185,9 @@ class Reserved(KeyMemory):
         self._at: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Map what is needed, and write."""
+        """Map memory, and write n tokens."""
         need_keys(k, v, keep)
-        b, n = k.shape[0], k.shape[2]
+        n = k.shape[2]
         own = self.rooms.tensors(self.layer)
         want = [len(self.slots), own[0].shape[2], own[0].shape[3]]
         for name, x in (("k", k), ("v", v)):
@@ -197,11 +197,7 @@ class Reserved(KeyMemory):
                     f"{want[0]} rows, {want[1]} heads of {want[2]}, of {own[0].dtype}",
                     "reserve for the keys of the model",
                 )  # fmt: skip
-        if (keep is not None and not bool(keep.all())) or self._at is not None:
-            old = torch.arange(self.seen).expand(b, -1) if self._at is None else self._at
-            new = torch.arange(self.seen, self.seen + n).expand(b, n)
-            new = new if keep is None else torch.where(keep, new, -1)
-            self._at = torch.cat((old, new), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep)
         for row, slot in enumerate(self.slots):
             self.rooms.need(slot, self.seen + n, self.layer)
             for held, x in zip(own, (k, v), strict=True):
@@ -223,20 +219,20 @@ class Reserved(KeyMemory):
         return x[:, : self.seen][self.slots]
 
     def forget(self, horizon: Spans) -> None:
-        """Keep all, in its place."""
+        """Keep all keys."""
 
     def crop(self, length: int) -> None:
-        """Crop; what is mapped stays."""
+        """Crop; memory stays mapped."""
         need_crop(length, self.seen, 0)
         self._at = None if self._at is None else self._at[:, :length]
         self.seen = length
 
     def reorder(self, rows: Tensor) -> None:
-        """Copy rows over, as many as there are slots."""
+        """Copy rows, as many as there are slots."""
         if len(rows) != len(self.slots):
             fail(
                 CapabilityError, "rows", f"{len(rows)} of {len(self.slots)}", "as many as slots",
-                "open as many slots as there will be beams",
+                "open one slot for each beam",
             )  # fmt: skip
         if not self.seen:
             return
@@ -262,7 +258,7 @@ class Reserved(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Write the tokens to our slots."""
+        """Load a state from a file, into our slots."""
         self.seen, self._at = 0, None
         if state["k"] is not None:
             self.extend(state["k"], state["v"])

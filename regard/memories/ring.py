@@ -1,4 +1,4 @@
-"""Sinks and a window, in as much room as they need and no more."""
+"""Sinks and a window, in a ring buffer of fixed size."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from regard.core.support.bands import need_count
 from regard.memories.base import KeyMemory, need_keys
 from regard.memories.kept import Kept, need_crop
 
-# Where a rule is asked what later queries need: far past any start.
+# A position far past any start, at which a rule's horizon is read.
 FAR = 1 << 24
 
 
 class Ring(KeyMemory):
     """The first `sinks` real tokens of each row, and the last `window` tokens.
 
-    Once more has been seen than that, the window is a ring: token t is written over token
-    t - window, so a step costs the same at every length.
+    Beyond that length the window is a ring: token t overwrites token t - window, so a step costs
+    the same at every length.
 
     >>> memory = Ring(window=4, sinks=1)
     >>> for t in range(9):
@@ -38,10 +38,10 @@ class Ring(KeyMemory):
         need_count("window", window)
         need_count("sinks", sinks, 0)
         self.window, self.sinks = window, sinks
-        # All there is, until it is more than sinks and window; then None.
+        # All tokens, until they are more than sinks and window; then None.
         self._young: Kept | None = Kept()
         # k, v [b, g, sinks + window, d] and positions int32 [b, sinks + window]: sinks, then the
-        # ring. What a piece brings, int64, waits beside them until it has been read.
+        # ring. A new chunk, with int64 positions, waits beside them until it has been read.
         self._held: list[Tensor] = []
         self._new: list[Tensor] = []
         # Whether every slot holds a real key, and every sink has left the window.
@@ -50,7 +50,7 @@ class Ring(KeyMemory):
 
     @staticmethod
     def of(rule: Rule) -> Ring:
-        """Build the ring that a rule needs, by what its horizon says of late queries.
+        """Build the ring that a rule needs, by the rule's horizon for late queries.
 
         >>> from regard.core.support import Causal, Sinks, Window
         >>> ring = Ring.of(Rule(Causal() & (Window(64) | Sinks(4))))
@@ -71,11 +71,11 @@ class Ring(KeyMemory):
 
     @property
     def seen(self) -> int:  # type: ignore[override]
-        """Tokens that came by."""
+        """The number of tokens seen."""
         return self._seen
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Append n tokens: one at a time goes into the ring, a piece waits until `settle`."""
+        """Append n tokens: a single one goes into the ring, a chunk waits until `settle`."""
         need_keys(k, v, keep)
         if self._young is not None:
             self._young.extend(k, v, keep)
@@ -93,10 +93,10 @@ class Ring(KeyMemory):
             self.settle()
 
     def settle(self) -> None:
-        """Store what was read in its place, and drop what no later query needs."""
+        """Write new tokens to the ring, and drop what no later query can attend to."""
         if self._young is not None:
             if self._young.seen > self.window + self.sinks:
-                self._found(self._young)
+                self._start(self._young)
             return
         if not self._new:
             return
@@ -107,7 +107,7 @@ class Ring(KeyMemory):
         self._write(k, v, at)
 
     def _write(self, k: Tensor, v: Tensor, at: Tensor) -> None:
-        """Put the last tokens of what came in the ring."""
+        """Write the last of the new tokens to the ring."""
         n = min(k.shape[2], self.window)
         if n == 1:
             slot = self.sinks + (self._seen - 1) % self.window
@@ -124,7 +124,7 @@ class Ring(KeyMemory):
             self._full = bool((at >= 0).all()) and bool(left.all())
 
     def _sink(self, k: Tensor, v: Tensor, at: Tensor) -> None:
-        """Put what comes in the sinks of rows that have seen fewer real tokens than there are."""
+        """Write new tokens to the sinks of rows that have seen fewer real tokens than sinks."""
         first = self._held[2][:, : self.sinks]
         have = (first >= 0).sum(1, keepdim=True)  # all that the row has seen, in order
         place = have + (at >= 0).cumsum(1) - 1
@@ -134,8 +134,8 @@ class Ring(KeyMemory):
             held[rows, :, slots] = x[rows, :, tokens]
         self._held[2][rows, slots] = at[rows, tokens].to(torch.int32)
 
-    def _found(self, young: Kept) -> None:
-        """Begin the ring: sinks are the first tokens of each row that are real."""
+    def _start(self, young: Kept) -> None:
+        """Start the ring: sinks are the first real tokens of each row."""
         read = young.read()
         b, _, m = read.k.shape[:3]
         at = torch.arange(m, device=read.k.device).expand(b, m)
@@ -154,7 +154,7 @@ class Ring(KeyMemory):
         self._write(read.k, read.v, at)
 
     def keys(self) -> Keys:
-        """Return sinks and ring as they are stored, once both are full; before, in order."""
+        """Return sinks and ring as they are stored, once both are full; before that, in order."""
         if self._young is not None:
             read = self._young.read()
             at = read.positions
@@ -165,7 +165,7 @@ class Ring(KeyMemory):
         return self._in_order()
 
     def _in_order(self) -> Dense:
-        """Return sinks that have left the window, then the window, then a new piece."""
+        """Return sinks that have left the window, then the window, then a new chunk."""
         last = self._seen - (self._new[0].shape[2] if self._new else 0)
         turn = last % self.window
         pieces = []
@@ -180,7 +180,7 @@ class Ring(KeyMemory):
         return Dense(k, v, at.long())
 
     def widen(self, window: int) -> None:
-        """Widen the window (or, while all is still there, any size); what is gone stays gone.
+        """Widen the window (any size while nothing was dropped); dropped tokens stay dropped.
 
         >>> memory, token = Ring(window=2), torch.ones(1, 1, 1, 2)
         >>> for t in range(6):
@@ -194,8 +194,8 @@ class Ring(KeyMemory):
         need_count("window", window)
         if self._young is None and window < self.window:
             fail(
-                ValueRangeError, "window", window, f"at least {self.window}", "widen it, or make "
-                "another",
+                ValueRangeError, "window", window, f"at least {self.window}", "widen it, or build "
+                "another ring",
             )  # fmt: skip
         if self._young is None and window > self.window:
             last = self._seen - (self._new[0].shape[2] if self._new else 0)
@@ -212,10 +212,10 @@ class Ring(KeyMemory):
         self.window = window
 
     def forget(self, horizon: Spans) -> None:
-        """Forget when what is new was read (`settle`): the ring keeps no other rule's keys."""
+        """Do nothing: `settle` drops what has left the ring."""
 
     def crop(self, length: int) -> None:
-        """Crop, while nothing has been written over."""
+        """Crop, while nothing has been overwritten."""
         if self._young is not None:
             self._young.crop(length)
         else:
@@ -223,7 +223,7 @@ class Ring(KeyMemory):
         self._seen = length
 
     def check_crop(self, length: int) -> None:
-        """Raise once the window has been written over."""
+        """Raise once the window has been overwritten."""
         if self._young is not None:
             self._young.check_crop(length)
         else:
@@ -239,7 +239,7 @@ class Ring(KeyMemory):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of sinks, ring and what waits."""
+        """Bytes of sinks, ring and new tokens."""
         held = (*self._held, *self._new)
         young = 0 if self._young is None else self._young.nbytes
         return young + sum(x.untyped_storage().nbytes() for x in held)
@@ -249,16 +249,16 @@ class Ring(KeyMemory):
         young = None if self._young is None else self._young.state()
         return {
             "window": self.window, "sinks": self.sinks, "seen": self._seen, "young": young,
-            # Written to in place by later steps, so a state has tensors of its own.
+            # Later steps write in place, so a state has copies.
             "held": [x.clone() for x in self._held], "new": list(self._new),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         if (state["window"], state["sinks"]) != (self.window, self.sinks):
             fail(
                 ValueRangeError, "state", f"window {state['window']}, sinks {state['sinks']}",
-                f"window {self.window}, sinks {self.sinks}", "make the ring that was saved",
+                f"window {self.window}, sinks {self.sinks}", "build the ring as it was saved",
             )  # fmt: skip
         self._seen = state["seen"]
         self._young = None
@@ -266,5 +266,5 @@ class Ring(KeyMemory):
             self._young = Kept()
             self._young.restore(state["young"])
         self._held, self._new = [x.clone() for x in state["held"]], list(state["new"])
-        # Found out anew at the next step.
+        # Recomputed at the next step.
         self._full = False

@@ -1,4 +1,4 @@
-"""A layer that keeps nothing, and reads what another layer keeps."""
+"""The memory of a layer that reads another layer's keys."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from regard.memories.base import KeyMemory, need_keys
 class Shared(KeyMemory):
     """The keys and values of an earlier layer's memory.
 
-    What the layer computes itself is dropped. The earlier layer must have been extended first, as
-    it is in every forward.
+    The layer's own keys are dropped. The earlier layer must be extended first, as it is in every
+    forward.
 
     >>> from regard.memories.kept import Kept
     >>> first = Kept(); second = Shared(first)
@@ -33,22 +33,22 @@ class Shared(KeyMemory):
         self.seen += k.shape[2]
 
     def keys(self) -> Keys:
-        """Return those of the source."""
+        """Return the keys of the source."""
         return self.source.keys()
 
     def forget(self, horizon: Spans) -> None:
-        """Leave that to the source."""
+        """Do nothing: the source does it."""
 
     def crop(self, length: int) -> None:
-        """Count back; the source goes back by itself."""
+        """Set the count; the source is cropped itself."""
         self.seen = length
 
     def reorder(self, rows: Tensor) -> None:
-        """Leave that to the source."""
+        """Do nothing: the source does it."""
 
     @property
     def nbytes(self) -> int:
-        """Nothing of its own."""
+        """Zero: it holds nothing."""
         return 0
 
     def state(self) -> dict[str, int]:

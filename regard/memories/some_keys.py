@@ -1,4 +1,4 @@
-"""Values of every head, and keys of some: for heads or layers that use the weights of others."""
+"""Values of every head, and keys of some: for heads or layers that use other heads' weights."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from regard.core.errors import ValueRangeError, fail
 from regard.core.heads import take_batch
 from regard.core.keys import Dense
 from regard.core.spans import Spans
-from regard.memories.base import KeyMemory, need_keys
+from regard.memories.base import KeyMemory, extended_positions, need_keys
 from regard.memories.kept import need_crop
 from regard.memories.stores import Plain
 
 
 class SomeKeys(KeyMemory):
-    """Values of all heads, and keys of `heads` alone (all, until they are named, by row).
+    """Values of all heads, and keys of `heads` only (all, until `keep_keys_of`).
 
-    `keys` gives zeros where keys are not kept: who shares weights puts others in their place.
+    `keys` has zeros where keys are not kept, which the caller replaces.
 
     >>> memory = SomeKeys(heads=())
     >>> memory.extend(torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 4))
@@ -31,7 +31,7 @@ class SomeKeys(KeyMemory):
     def __init__(self, heads: Sequence[int] | None = None) -> None:
         # Heads [b or 1, c] whose keys are kept, by row; a row that keeps fewer repeats one.
         self.heads = None if heads is None else torch.tensor([list(heads)], dtype=torch.long)
-        # The head that each query head follows in each row, [b, h], once somebody has found out.
+        # The head whose weights each query head uses, [b, h], once a policy has set it.
         self.leaders: Tensor | None = None
         self.seen = 0
         self._k, self._v = Plain(), Plain()
@@ -40,23 +40,18 @@ class SomeKeys(KeyMemory):
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
         """Append n tokens."""
         need_keys(k, v, keep)
-        b, n = k.shape[0], k.shape[2]
-        if (keep is not None and not bool(keep.all())) or self._at is not None:
-            old = torch.arange(self.seen, dtype=torch.int32, device=k.device).expand(b, -1)
-            new = torch.arange(self.seen, self.seen + n, dtype=torch.int32, device=k.device)
-            new = new.expand(b, n) if keep is None else torch.where(keep, new, -1)
-            self._at = torch.cat((old if self._at is None else self._at, new), 1)
+        self._at = extended_positions(self._at, self.seen, k, keep, torch.int32)
         if self.heads is None or self.heads.shape[1]:
             self._k.append(k if self.heads is None else k.gather(1, _index(self.heads, k)))
         self._v.append(v)
-        self.seen += n
+        self.seen += k.shape[2]
 
     def keep_keys_of(self, heads: Tensor) -> None:
         """Drop the keys of all heads but these, [b, c], for good; a row may name one twice."""
         if self.heads is not None:
             fail(
-                ValueRangeError, "heads", heads.tolist(), f"{self.heads.tolist()}, as was said",
-                "name the heads once: keys that are gone are gone",
+                ValueRangeError, "heads", heads.tolist(), f"{self.heads.tolist()}, as before",
+                "call it once: dropped keys cannot come back",
             )  # fmt: skip
         k = self._k.read()
         kept = k.gather(1, _index(heads, k))
@@ -64,7 +59,7 @@ class SomeKeys(KeyMemory):
         self._k.append(kept)
 
     def keys(self) -> Dense:
-        """Return keys, with zeros where there are none, and values."""
+        """Return values, and keys with zeros where none are kept."""
         v = self._v.read()
         at = None if self._at is None else self._at.long()
         if self.heads is None:
@@ -79,7 +74,7 @@ class SomeKeys(KeyMemory):
         """Keep all."""
 
     def settle(self) -> None:
-        """Resize the tensors to fit."""
+        """Release unused room of the tensors."""
         self._k.settle()
         self._v.settle()
 
@@ -115,7 +110,7 @@ class SomeKeys(KeyMemory):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         self.heads, self.leaders = state["heads"], state["leaders"]
         self.seen, self._at = state["seen"], state["at"]
         self._k.restore(state["k"])

@@ -1,4 +1,4 @@
-"""Heads in memories of different kinds: some keep all, some a window."""
+"""Heads in different memories: some keep all keys, some a window."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Split(KeyMemory):
 
     @staticmethod
     def by_head(heads: int) -> Split:
-        """Build a memory for each key head, so that each forgets what it alone no longer needs.
+        """Build a memory for each key head, so that each drops its own keys.
 
         >>> memory = Split.by_head(2)
         >>> memory.extend(torch.ones(1, 2, 6, 4), torch.ones(1, 2, 6, 4))
@@ -52,7 +52,7 @@ class Split(KeyMemory):
 
     @property
     def seen(self) -> int:  # type: ignore[override]
-        """Tokens that came by."""
+        """The number of tokens seen."""
         return self.parts[0][1].seen
 
     @property
@@ -61,13 +61,13 @@ class Split(KeyMemory):
         return len(self.parts) > 1
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Append to every head its keys."""
+        """Append the keys of every head to its memory."""
         need_keys(k, v, keep)
         for heads, memory in self.parts:
             memory.extend(gather_heads(k, heads), gather_heads(v, heads), keep)
 
     def groups(self) -> Iterator[tuple[tuple[int, ...], KeyMemory]]:
-        """Return the memory of each group of heads."""
+        """Yield the memory of each group of heads."""
         yield from self.parts
 
     def keys(self) -> Keys:
@@ -85,12 +85,12 @@ class Split(KeyMemory):
         return (keys.positions >= 0).sum(-1)
 
     def forget(self, horizon: Spans) -> None:
-        """Drop what no later query can need."""
+        """Drop keys that no later query can attend to."""
         for _, memory in self.parts:
             memory.forget(horizon)
 
     def forget_each(self, horizons: Sequence[Spans]) -> None:
-        """Drop for each head what is outside its own horizon; heads of one memory share theirs."""
+        """Drop keys outside each head's horizon; heads of one memory share the union."""
         for heads, memory in self.parts:
             memory.forget(reduce(or_, (horizons[head] for head in heads)))
 
@@ -106,7 +106,7 @@ class Split(KeyMemory):
             memory.crop(length)
 
     def check_crop(self, length: int) -> None:
-        """Raise unless every part can go back."""
+        """Raise unless every part can be cropped."""
         for _, memory in self.parts:
             memory.check_crop(length)
 
@@ -130,8 +130,10 @@ class Split(KeyMemory):
         return {"parts": [[list(heads), memory.state()] for heads, memory in self.parts]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
         for (heads, memory), (own, held) in zip(self.parts, state["parts"], strict=True):
             if list(heads) != own:
-                fail(RuleError, "state", f"heads {own}", f"{list(heads)}", "make it as it was")
+                fail(
+                    RuleError, "state", f"heads {own}", f"{list(heads)}", "build it as it was saved"
+                )
             memory.restore(held)

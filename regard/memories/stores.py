@@ -1,8 +1,7 @@
-"""Where tokens are put: plain tensors, tensors on another device, files mapped into memory.
+"""Stores of tokens: plain tensors, tensors on another device, memory-mapped files.
 
 A store holds x [b, h, m, d], the keys or the values of some heads, and knows nothing of attention.
-Memories are made of stores, so what one store learns (fewer bits, lower rank, a disk), every
-memory can do.
+Memories are built of stores, so each kind (fewer bits, lower rank, a disk) works in every memory.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from regard.core.keys import At, Dense, Keys
 
 
 class TokenStore(ABC):
-    """Tokens of some heads, in the order in which they came."""
+    """Tokens of some heads, in order of arrival."""
 
-    # Whether `settle` may have something to do.
+    # Whether `settle` may have work to do.
     loose: bool = True
 
     @property
     def takes(self) -> int:
-        """Tokens that must come at once for any to be taken in."""
+        """The least number of tokens that `append` accepts at once."""
         return 1
 
     @abstractmethod
@@ -65,7 +64,7 @@ class TokenStore(ABC):
         return 0
 
     def settle(self) -> None:
-        """Compact what no longer needs to be exact; called when attention has read it."""
+        """Compress what no longer needs to be exact; called after attention has read it."""
         return
 
     def with_values(self, values: TokenStore, at: At) -> Keys:
@@ -74,18 +73,18 @@ class TokenStore(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return what a file must hold: tensors and plain values."""
+        """Return the state for a file: tensors and plain values."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the state of a file."""
+        """Load a state from a file."""
 
 
 StoreKind = Callable[[], TokenStore]
 
 
 class Plain(TokenStore):
-    """Tokens as they came, with a little room to grow: 1/32 of what is held, at least 8 tokens.
+    """Tokens as they are, with a little room to grow: 1/32 of what is held, at least 8 tokens.
 
     >>> store = Plain()
     >>> store.append(torch.ones(1, 2, 100, 4)); store.append(torch.zeros(1, 2, 1, 4))
@@ -96,7 +95,7 @@ class Plain(TokenStore):
     def __init__(self) -> None:
         self._x: Tensor | None = None
         self._m = 0
-        # Whether the tensor is ours to write to: the first one is as it was given.
+        # Whether the tensor may be written: the first one belongs to the caller.
         self._ours = False
         self.loose = False
 
@@ -104,7 +103,7 @@ class Plain(TokenStore):
         return self._m
 
     def append(self, x: Tensor) -> None:
-        """Write behind the last token, or move to a larger room."""
+        """Write after the last token, or move to a larger tensor."""
         n = x.shape[2]
         if self._x is None:
             self._x, self._m, self._ours, self.loose = x.contiguous(), n, False, True
@@ -152,7 +151,7 @@ class Plain(TokenStore):
         return 0 if self._x is None else self._x.untyped_storage().nbytes()
 
     def settle(self) -> None:
-        """Release a larger tensor that what is held is only a part of."""
+        """Copy the tokens if they are a part of a larger tensor, to release it."""
         x, self.loose = self._x, False
         if x is not None and x.untyped_storage().nbytes() > x.nbytes:
             self._x, self._ours = x.clone(), True
@@ -164,12 +163,12 @@ class Plain(TokenStore):
     def restore(self, state: dict[str, Any]) -> None:
         """Load the tokens."""
         self._x, self.loose = state["x"], True
-        # What a state has is lent, as what `append` is given: copied before it is written to.
+        # The tensor of a state belongs to the caller: it is copied before a write.
         self._m, self._ours = 0 if self._x is None else self._x.shape[2], False
 
 
 class Hosted(Plain):
-    """Tokens on another device (the host), brought over when they are read.
+    """Tokens on another device (the host), copied back when they are read.
 
     >>> store = Hosted("cpu")
     >>> store.append(torch.ones(1, 1, 3, 2)); store.read().device.type
@@ -181,16 +180,16 @@ class Hosted(Plain):
         self.home, self._device = home, torch.device(home)
 
     def append(self, x: Tensor) -> None:
-        """Send it home."""
+        """Append x [b, h, n, d], copied to the other device."""
         self._device = x.device
         super().append(x.to(self.home))
 
     def read(self) -> Tensor:
-        """Copy it over."""
+        """Return a copy on the original device."""
         return super().read().to(self._device)
 
     def reorder(self, rows: Tensor) -> None:
-        """Select rows, at home."""
+        """Select rows, on the other device."""
         super().reorder(rows.to(self.home))
 
     def empty(self) -> Hosted:

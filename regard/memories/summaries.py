@@ -1,6 +1,6 @@
-"""What stands for a page of keys: enough to tell whether it is worth reading.
+"""Summaries of pages of keys, by which pages are selected.
 
-One store cuts the keys into pages; what is kept of a page is the difference between methods.
+One store splits keys into pages; methods differ in the summary of a page.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from regard.memories.stores import Plain, TokenStore
 
 
 class Summaries(TokenStore):
-    """One row of numbers for each full page of `page` tokens; override `summary`.
+    """One summary for each full page of `page` tokens; override `summary`.
 
-    The newest page stays open, as tokens, until it is full. Going back into a page that was full
-    forgets it: its tokens must be appended again, as `len` tells.
+    The newest page stays open, as tokens, until it is full. Cropping inside a full page drops it:
+    its tokens must be appended again, as `len` shows.
     """
 
     def __init__(self, page: int) -> None:
@@ -30,7 +30,7 @@ class Summaries(TokenStore):
 
     @abstractmethod
     def summary(self, pages: Tensor) -> Tensor:
-        """Sum up pages [b, h, t, page, d]: [b, h, t, c]."""
+        """Summarize pages [b, h, t, page, d]: [b, h, t, c]."""
 
     def __len__(self) -> int:
         return self._m
@@ -56,7 +56,7 @@ class Summaries(TokenStore):
         return self._m // self.page
 
     def crop(self, m: int) -> None:
-        """Drop the end, and the page it is cut in."""
+        """Drop the end, and a page that is split."""
         if m >= self._m:
             return
         self._m = m // self.page * self.page
@@ -79,7 +79,7 @@ class Summaries(TokenStore):
         return {"m": self._m, "rows": self._rows.state(), "open": self._open}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load them."""
+        """Load a state from a file."""
         self._m, self._open = state["m"], state["open"]
         self._rows.restore(state["rows"])
 
@@ -87,7 +87,7 @@ class Summaries(TokenStore):
 class Bounds(Summaries):
     """Least and largest key of each full page, by channel: low, high [b, g, pages, d].
 
-    Tokens that fill no page are not held: they must be appended again, as `len` tells.
+    Tokens of an incomplete page are not kept: they must be appended again, as `len` shows.
 
     >>> bounds = Bounds(4)
     >>> bounds.append(torch.arange(6.0).view(1, 1, 6, 1))
@@ -97,17 +97,17 @@ class Bounds(Summaries):
 
     @property
     def takes(self) -> int:
-        """Tokens of a page: fewer are not taken in."""
+        """The tokens of a page: fewer are ignored."""
         return self.page
 
     def append(self, x: Tensor) -> None:
-        """Append the pages that tokens [b, h, n, d] fill."""
+        """Append the full pages of tokens [b, h, n, d]."""
         full = x.shape[2] // self.page * self.page
         if full:
             super().append(x[:, :, :full])
 
     def summary(self, pages: Tensor) -> Tensor:
-        """Take both bounds."""
+        """Return both bounds."""
         # One at a time: on a CPU, `aminmax` along such an axis takes five times as long.
         return torch.cat((pages.amin(3), pages.amax(3)), -1)
 
@@ -129,9 +129,9 @@ class Bounds(Summaries):
 
 
 class LandmarkPages(Summaries):
-    """One key for each full page: `make(pages)` gives it, of whatever tokens were appended.
+    """One key for each full page, `make(pages)` of the appended tokens.
 
-    Going back into a full page is refused: what its landmark was made of is gone.
+    Cropping inside a full page is refused: the tokens of its landmark are dropped.
 
     >>> marks = LandmarkPages(2, lambda pages: pages.mean(3))
     >>> marks.append(torch.arange(5.0).view(1, 1, 5, 1)); marks.read().flatten().tolist()
@@ -143,7 +143,7 @@ class LandmarkPages(Summaries):
         self.make = make
 
     def summary(self, pages: Tensor) -> Tensor:
-        """Ask who made it."""
+        """Call `make`."""
         made: Tensor = self.make(pages)
         return made
 
@@ -152,8 +152,8 @@ class LandmarkPages(Summaries):
         if m < self._m // self.page * self.page:
             fail(
                 CapabilityError, "length", m,
-                f"at least {self._m // self.page * self.page}: what landmarks were made of is "
-                "forgotten", "decode without guessing ahead, or keep everything",
+                f"at least {self._m // self.page * self.page}: the tokens of landmarks were "
+                "dropped", "decode without speculation, or keep everything",
             )  # fmt: skip
         if m < self._m and self._open is not None:
             left = m - self._m // self.page * self.page

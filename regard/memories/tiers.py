@@ -1,6 +1,6 @@
-"""Keys of many conversations in tiers: on the device, on the host, on the disk, or made again.
+"""Keys of many conversations in tiers: on the device, on the host, on disk, or recomputed.
 
-What goes first is what costs least to make again, for the time that it has been idle.
+The chunks with the least recompute cost for their idle time are dropped first.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from regard.memories.mapped import Mapped
 from regard.memories.stores import Hosted, Plain, TokenStore
 
 TIERS = ("device", "host", "disk")
-# Says what keeping a chunk is worth, of the cost of making it again and of its idle seconds.
+# The value of keeping a chunk, from its recompute cost and idle seconds.
 Worth = Callable[[float, float], float]
 
 
 def per_idle_time(cost: float, idle: float) -> float:
-    """Return what a chunk is worth in Pensieve: `V = cost / idle`."""
+    """Return the value of a chunk in Pensieve: `V = cost / idle`."""
     return cost / max(idle, 1e-9)
 
 
 def least_recent(cost: float, idle: float) -> float:
-    """Return what a chunk is worth to who forgets the least recently used, whatever it cost."""
+    """Return the value of a chunk under LRU, whatever its cost."""
     return 1 / max(idle, 1e-9)
 
 
 @dataclass(frozen=True)
 class RecomputeCost:
-    """What it costs to make a chunk again, by the number of tokens before it: points, joined.
+    """The cost of recomputing a chunk by the number of tokens before it, linear between points.
 
     >>> RecomputeCost([(0, 1.0), (100, 3.0)])(50), RecomputeCost([(0, 1.0), (100, 3.0)])(200)
     (2.0, 5.0)
@@ -48,12 +48,12 @@ class RecomputeCost:
         rising: list[Any] = list(zip(*self.points, strict=True))
         if len(self.points) < 2 or any(list(x) != sorted(x) for x in rising):
             fail(
-                ValueRangeError, "points", list(self.points)[:4], "two or more, both rising",
-                "measure [(tokens before, cost), ...], the later dearer",
+                ValueRangeError, "points", list(self.points)[:4], "two or more, increasing in both",
+                "pass [(tokens before, cost), ...] with rising costs",
             )  # fmt: skip
 
     def __call__(self, before: float) -> float:
-        """Cost of a chunk with so many tokens before it."""
+        """Return the cost of a chunk with `before` tokens before it."""
         at = min(max(bisect_right([x for x, _ in self.points], before), 1), len(self.points) - 1)
         (x0, y0), (x1, y1) = self.points[at - 1], self.points[at]
         return y0 + (y1 - y0) * (before - x0) / max(x1 - x0, 1e-9)
@@ -61,7 +61,7 @@ class RecomputeCost:
 
 @dataclass(eq=False)
 class _Chunk:
-    """Keys [layers, g, m, d] and values of some tokens in a row; `held` has a pair by tier."""
+    """Keys [layers, g, m, d] and values of consecutive tokens; `held` has a pair by tier."""
 
     owner: str
     start: int
@@ -69,7 +69,7 @@ class _Chunk:
 
     @property
     def tier(self) -> str:
-        """The fastest tier that has it."""
+        """The fastest tier that holds it."""
         return next(t for t in TIERS if t in self.held)
 
     def bytes(self, tier: str) -> int:
@@ -83,11 +83,11 @@ class _Chunk:
 class Tiers:
     """Chunks of `size` tokens by conversation, each in the fastest tier that it is worth.
 
-    `device`, `host` and `disk` are bytes (None for no bound, 0 for no such tier). What a tier has
-    no room for goes down, the least worthy chunk first; from the last tier it is dropped. The worth
-    of a chunk is `worth(cost(tokens before it), seconds idle)`, with costs that rise, so the first
-    chunks of idle conversations go first, and what is left of one is always its end. Once less than
-    `ahead` of the device is free, chunks are copied to the host before they must go.
+    `device`, `host` and `disk` are bytes (None for no limit, 0 for no such tier). A full tier moves
+    its least valuable chunks down; the last tier drops them. The value of a chunk is
+    `worth(cost(tokens before it), seconds idle)`, with rising costs, so the first chunks of idle
+    conversations go first, and what is left of one is always its end. Once less than `ahead` of the
+    device is free, chunks are copied to the host in advance.
     (Pensieve, Yu et al. 2023)
 
     >>> tiers = Tiers(device=2 * 32 * 4 * 2, host=0, disk=0, size=32)
@@ -109,7 +109,7 @@ class Tiers:
         if not 0 <= ahead <= 1:
             fail(ValueRangeError, "ahead", ahead, "a share from 0 to 1", "0.25 is usual")
         self.size, self.worth, self.ahead, self.folder = size, worth, ahead, folder
-        # Without a cost that was told, what is dearer is what has more before it.
+        # By default the cost rises with the number of tokens before a chunk.
         self.cost = (lambda before: 1.0 + before) if cost is None else cost
         self._chunks: dict[str, list[_Chunk]] = {}
         self._length: dict[str, int] = {}
@@ -122,12 +122,12 @@ class Tiers:
         return name in self._length
 
     def put(self, name: str, k: Tensor, v: Tensor, *, now: float, start: int = 0) -> None:
-        """Append the keys k [layers, g, m, d] and values of tokens from `start` on; others may go.
+        """Store the keys k [layers, g, m, d] and values of tokens from `start` on; others may move.
 
-        A conversation is put whole; `take` it before.
+        A conversation is stored as a whole; `take` it before storing it again.
         """
         if name in self:
-            fail(RuleError, "name", repr(name), "one that is not here", "take it first")
+            fail(RuleError, "name", repr(name), "a name that is not stored", "take it first")
         if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3]:
             fail(ShapeError, "v", list(v.shape), f"{list(k.shape[:3])} and its size", "match k")
         made, first = [], start
@@ -143,9 +143,9 @@ class Tiers:
         self.settle(now)
 
     def take(self, name: str) -> tuple[int, Tensor | None, Tensor | None]:
-        """Hand a conversation over: how many of its first tokens were dropped, and the rest."""
+        """Remove a conversation: return how many of its first tokens were dropped, and the rest."""
         if name not in self:
-            fail(RuleError, "name", repr(name), "a conversation that was put", "put it first")
+            fail(RuleError, "name", repr(name), "a stored conversation", "put it first")
         chunks, length = self._chunks.pop(name), self._length.pop(name)
         del self._active[name]
         if not chunks:
@@ -182,7 +182,7 @@ class Tiers:
         return self.used("disk")
 
     def settle(self, now: float) -> None:
-        """Move down what tiers have no room for, and copy ahead what will go next."""
+        """Move down what tiers have no room for, and copy in advance what will move next."""
         for tier in TIERS:
             limit, used = self.limits[tier], self.used(tier)
             while limit is not None and used > limit:
@@ -192,13 +192,13 @@ class Tiers:
         self._copy_ahead(now)
 
     def _least(self, tier: str, now: float) -> _Chunk:
-        """The chunk of a tier that is worth least; of equals the first of its conversation."""
+        """Return the least valuable chunk of a tier; of ties the first of its conversation."""
 
         def worth(chunk: _Chunk) -> tuple[float, int]:
             idle = now - self._active[chunk.owner]
             return self.worth(self.cost(chunk.start), idle), chunk.start
 
-        # Of one conversation it is the first one there, since cost rises with what is before.
+        # Of one conversation it is the first one there, since cost rises with the tokens before.
         found = (next((c for c in x if tier in c.held), None) for x in self._chunks.values())
         return min((c for c in found if c is not None), key=worth)
 
@@ -236,15 +236,15 @@ class Tiers:
 
     def state(self) -> dict[str, Any]:
         """Return the state for a file."""
-        said: dict[str, Any] = {}
+        content: dict[str, Any] = {}
         for name, chunks in self._chunks.items():
             pairs = list(zip(*(c.read() for c in chunks), strict=True))
             k, v = (torch.cat(x, 2) for x in pairs) if pairs else (None, None)
-            said[name] = {"k": k, "v": v, "length": self._length[name]}
-        return {"size": self.size, "conversations": said}
+            content[name] = {"k": k, "v": v, "length": self._length[name]}
+        return {"size": self.size, "conversations": content}
 
     def restore(self, state: dict[str, Any], now: float = 0.0) -> None:
-        """Load what a file held; all of it was idle for as long."""
+        """Load a state from a file; all conversations were last active at `now`."""
         for name, held in state["conversations"].items():
             self.drop(name)
             if held["k"] is not None:

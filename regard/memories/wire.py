@@ -1,8 +1,8 @@
-"""Messages between processes: numbered, of a known length, signed, and without pickle.
+"""Messages between processes: numbered, of known length, signed, and without pickle.
 
-A message is a header (its number and length, and their HMAC-SHA256), what `pack` writes, and the
-HMAC of that. Both ends have a key that no one else was given, so a byte that was changed on the way
-and a message of somebody else are found out before anything is made of them.
+A message is a header (its number and length, and their HMAC-SHA256), the output of `pack`, and its
+HMAC. Both ends share a secret key, so changed bytes and foreign messages are detected before they
+are unpacked.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from regard.core.packing import Buffer, pack, unpack
 
 KEY = 32
 _HEADER = struct.Struct("<QQ32s")
-# Bytes that are asked of a socket at a time.
+# Bytes to receive from a socket at a time.
 _PIECE = 1 << 20
 
 
 class WireError(RegardError, ConnectionError):
-    """A message was changed on its way, is out of order, or is of somebody else."""
+    """A message was changed in transit, is out of order, or has another key."""
 
 
 def new_key() -> bytes:
-    """Build a key for the two ends of a line."""
+    """Return a new key for the two ends of a line."""
     return secrets.token_bytes(KEY)
 
 
@@ -62,7 +62,7 @@ class Line:
         self._sent += 1
 
     def receive(self) -> Any:
-        """Wait for the next message; EOFError where the other end has hung up."""
+        """Wait for the next message; raise EOFError if the other end has closed."""
         number, size, head = _HEADER.unpack(self._read(_HEADER.size))
         wanted = self._sign(self._names[1], number, size)
         if not hmac.compare_digest(head, wanted) or number != self._received:
@@ -71,12 +71,12 @@ class Line:
         signer = self._signer(self._names[1], number)
         signer.update(body)
         if not hmac.compare_digest(digest, signer.digest()):
-            _refuse("a message that was changed on its way")
+            _refuse("a message that was changed in transit")
         self._received += 1
         return unpack(body)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self.end.close()
 
     def _signer(self, name: bytes, number: int) -> hmac.HMAC:
@@ -91,7 +91,7 @@ class Line:
         while at < size:
             got = self.end.recv_into(view[at : at + _PIECE])
             if not got:
-                raise EOFError("the other end has hung up")
+                raise EOFError("the other end has closed")
             at += got
         return found
 
@@ -99,5 +99,5 @@ class Line:
 def _refuse(got: str) -> None:
     fail(
         WireError, "message", got, "the messages of a process that has the key",
-        "start the workers anew: nothing that they say can be trusted now",
+        "start the workers again: their messages cannot be trusted now",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Processes that keep keys and attend to them, and the messages that go to them and back."""
+"""Worker processes that keep keys and attend to them, and their messages."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 def serve(handle: int, parent: int) -> None:
-    """Keep keys and attend to them until the other end of a socket hangs up, or its process ends.
+    """Keep keys and attend to them until the other end of a socket closes, or its process ends.
 
-    The key of the line comes on standard input, where no list of processes shows it.
+    The key of the line is read from standard input, where process listings do not show it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     line = Line(socket.socket(fileno=handle), sys.stdin.buffer.read(KEY), first=False)
     torch.set_num_threads(1)
@@ -90,20 +90,20 @@ def _attended(line: Line, asked: dict[str, Any], kept: dict[int, Kept]) -> list[
     memory = kept.setdefault(asked["name"], Kept())
     q, rule, parts = asked["q"], None, []
     try:
-        # What is kept already is looked at while the new keys are still on their way.
+        # Attend to the kept keys while the new ones are in transit.
         rule = Rule.from_json(asked["rule"])
-        parts = [_look(q, memory.read(), rule)] if memory.seen else []
+        parts = [_partial(q, memory.read(), rule)] if memory.seen else []
     finally:
         new = line.receive()
     k, v, keep = new["k"], new["v"], asked["keep"]
     at = torch.arange(k.shape[2]).expand(len(k), -1)
     at = at if keep is None else torch.where(keep, at, -1)
-    parts.append(_look(q, Dense(k, v, at), rule.replace(support=Causal())))
+    parts.append(_partial(q, Dense(k, v, at), rule.replace(support=Causal())))
     memory.extend(k, v, keep)
     return [merge(*parts).out]
 
 
-def _look(q: Tensor, read: Dense, rule: Rule) -> Partial:
+def _partial(q: Tensor, read: Dense, rule: Rule) -> Partial:
     found: Partial = partial(q, read.k, read.v, rule, k_positions=read.positions)
     return found
 
@@ -111,19 +111,19 @@ def _look(q: Tensor, read: Dense, rule: Rule) -> Partial:
 class AttentionWorkers:
     """Processes that keep the keys of some heads each, and attend to them.
 
-    `remote()` gives a memory whose keys are there. `sent` counts the bytes of queries, keys and
-    values that went out, `received` those of outputs that came back. Use it as a context, or
-    `close` it; the workers end with this process in any case.
+    `remote()` builds a memory whose keys are there. `sent` counts the bytes of queries, keys and
+    values sent, `received` those of outputs. Use it as a context manager, or `close` it; the
+    workers end with this process in any case.
 
-    Threads may share the workers, each with its own memories: one exchange of messages is made
-    at a time. Another process may not: after a fork, start workers there. An exchange that was
-    interrupted leaves workers whose answers belong to nobody, so they are refused from then on.
+    Threads may share the workers, each with its own memories: exchanges of messages take turns.
+    Another process may not: after a fork, start workers there. After an interrupted exchange the
+    workers' answers are out of step, so they are refused.
     """
 
     def __init__(self, workers: int = 2) -> None:
         need_count("workers", workers)
-        # Plain processes: those of multiprocessing run the caller's script again, and may not be
-        # started by workers of others.
+        # Plain processes: multiprocessing runs the caller's script again, and daemonic workers
+        # may not start children.
         code = (
             "import sys; from regard.memories.workers import serve; "
             "serve(int(sys.argv[1]), int(sys.argv[2]))"
@@ -163,7 +163,7 @@ class AttentionWorkers:
         return Remote(self, next(self._names))
 
     def parts(self, heads: int) -> list[slice]:
-        """Share out key heads: a row of them for each worker."""
+        """Divide key heads among the workers, consecutive ones for each."""
         if heads < len(self.lines):
             fail(
                 CapabilityError, "workers", len(self.lines), f"up to {heads}, the key heads",
@@ -173,19 +173,19 @@ class AttentionWorkers:
         return [slice(a, b) for a, b in pairwise(cuts)]
 
     def tell(self, *messages: Sequence[dict[str, Any]]) -> None:
-        """Send messages of which each has one part for each worker; nothing comes back."""
+        """Send messages, each with one part for each worker; there is no answer."""
         with self._exchange():
             self._send(messages)
 
     def ask(self, *messages: Sequence[dict[str, Any]]) -> list[list[Tensor]]:
-        """Send messages, and return the tensors that each worker answers with."""
+        """Send messages, and return the tensors of each worker's answer."""
         with self._exchange():
             self._send(messages)
             answers = [line.receive() for line in self.lines]
         wrong = next((x["wrong"] for x in answers if x["wrong"] is not None), None)
         if wrong is not None:
             fail(
-                CapabilityError, "workers", f"one that could not ({wrong})", "an answer",
+                CapabilityError, "workers", f"one that failed ({wrong})", "an answer",
                 "free the memory, and read the text again",
             )  # fmt: skip
         self.received += sum(x.nbytes for answer in answers for x in answer["found"])
@@ -200,27 +200,27 @@ class AttentionWorkers:
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        """Let one thread at a time speak; who is stopped in the middle breaks the lines."""
+        """Let one thread at a time exchange messages; an interruption breaks the workers."""
         if os.getpid() != self._owner:
-            self._refuse("those of another process")
+            self._refuse("workers of another process")
         with self._lock:
             if self._broken:
                 self._refuse(self._broken)
-            self._broken = "some whose last exchange was broken off"
+            self._broken = "workers whose last exchange was interrupted"
             try:
                 yield
             except (EOFError, OSError) as error:
                 codes = [p.poll() for p in self._processes]
                 if not isinstance(error, WireError):
-                    self._broken = f"one that ended (exit codes {codes})"
+                    self._broken = f"a worker that ended (exit codes {codes})"
                     self._refuse(self._broken)
                 raise
             self._broken = ""
 
     def _refuse(self, got: str) -> NoReturn:
         fail(
-            CapabilityError, "workers", got, "workers of this process that live",
-            "start them anew, and the text as well: its keys are gone",
+            CapabilityError, "workers", got, "running workers of this process",
+            "start workers and the text again: its keys are lost",
         )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionWorkers:
@@ -228,7 +228,7 @@ class AttentionWorkers:
 
 
 def _end(lines: Sequence[Line], processes: Sequence[Any], owner: int) -> None:
-    if os.getpid() != owner:  # a fork has copies of the sockets, and no workers
+    if os.getpid() != owner:  # a fork has copies of the sockets, but no workers
         return
     for line in lines:
         line.close()

@@ -1,4 +1,4 @@
-"""Any model: where it attends (sites), what may be done there (stages), and how (hooks)."""
+"""Attach to any model: where it attends (sites), what runs there (stages), and how (hooks)."""
 
 from regard.models.attach import Attached, attach
 from regard.models.engine import Engine

@@ -1,4 +1,4 @@
-"""Attach stages to a model: a context manager, and a handle."""
+"""Attach stages to a model: a context manager and a handle."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from regard.models.stage import Stage
 
 
 class Attached:
-    """Stages at work on a model, until `detach()`, the end of the `with`, or its own end.
+    """Stages attached to a model, until `detach()`, the end of the `with`, or garbage collection.
 
-    `sites` is a list that prints as a table; `checked` says what the check found, or why there
-    was none; `unreached` names the modules that attend in a way no hook reaches.
+    `sites` is a list that prints as a table; `checked` is the result of the check, or why there was
+    none; `unreached` names the modules whose attention no hook reaches.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Attached:
         weakref.finalize(self, _thrown_away, undo, names).atexit = False
 
     def detach(self) -> None:
-        """Restore the model as it was; more than once does no harm.
+        """Restore the model; calling it again does nothing.
 
-        Whatever is raised meanwhile (Ctrl-C, or an error in the `end` of a stage) is raised when
-        everything has been put back.
+        An exception meanwhile (Ctrl-C, or an error in the `end` of a stage) is raised after
+        everything has been restored.
         """
         try:
             self._undo()
@@ -82,19 +82,20 @@ def _thrown_away(undo: Removal, names: str) -> None:
         undo()
     if names:
         warnings.warn(
-            f"{names}: attached, and thrown away without detach(): the model is put back. "
+            f"{names}: attached, and dropped without detach(): the model is restored. "
             "Fix: with regard.attach(...): or keep what it returns, and call detach()",
             stacklevel=2,
         )
 
 
 def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = True) -> Attached:
-    """Send every attention of a model through stages.
+    """Run every attention of a model through stages.
 
     Works on `transformers` and `diffusers` models and on any module that attends through
     `F.scaled_dot_product_attention`. One small forward checks that each site is reached, that a
-    stage which does nothing changes nothing, and that an edit is felt; `check=False` leaves it out.
-    Where no small input is known, pass one: `check=x`, `check=(x, y)` or `check={"ids": ids}`.
+    stage which does nothing changes nothing, and that an edit changes the output; `check=False`
+    skips it. Where no small input is known, pass one: `check=x`, `check=(x, y)` or `check={"ids":
+    ids}`.
 
         with regard.attach(model, [Edit("out", lambda x: 0 * x, where={"layers": 3})]):
             model(ids)
@@ -123,7 +124,7 @@ def attach(model: Any, stages: Sequence[Stage] | Stage = (), *, check: Any = Tru
 def _install(
     model: Any, hook: Hook, sites: Sites, chosen: list[Sites], engine: Engine, undo: Removal
 ) -> None:
-    """Begin every stage at its sites, and send the model's calls to them."""
+    """Begin every stage at its sites, and install the hook."""
     for stage, its_sites in zip(engine.stages, chosen, strict=True):
         undo.add(stage.end)
         stage.begin(model, its_sites)
@@ -135,22 +136,22 @@ def _install(
 
 
 def _unreached(model: Any, sites: Sites) -> tuple[str, ...]:
-    """Name the modules that attend out of reach, and warn of them."""
+    """Name the modules whose attention no hook reaches, and warn about them."""
     from regard.models.finding import out_of_reach
 
     found = tuple(out_of_reach(model, {site.module for site in sites}))
     if found:
         more = f", and {len(found) - 4} more" if len(found) > 4 else ""
         warnings.warn(
-            f"{type(model).__name__} is reached in part: {', '.join(found[:4])}{more} attend in a "
-            "way no hook reaches, so no stage is asked there (attached.unreached names all)",
+            f"{type(model).__name__} is reached in part: no hook reaches the attention of "
+            f"{', '.join(found[:4])}{more}; stages do not run there (attached.unreached names all)",
             stacklevel=3,
         )
     return found
 
 
 def _chosen(stage: Stage, sites: Sites) -> Sites:
-    """Return the sites of a stage; a choice that means none is an error."""
+    """Return the sites of a stage; a choice of none is an error."""
     place = getattr(stage, "where", None)
     if place is None:
         fail(
@@ -166,7 +167,7 @@ def _chosen(stage: Stage, sites: Sites) -> Sites:
 
 
 def hook_of(model: Any) -> tuple[Hook, Sites]:
-    """Find the way into a model, and its sites."""
+    """Return the hook of a model, and its sites."""
     tried: list[str] = []
     for name, home in (
         ("regard.layers", "regard.models.own"),

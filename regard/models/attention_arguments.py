@@ -1,7 +1,7 @@
-"""What a model hands to its attention by name: read, harmless and why, or refused.
+"""The keyword arguments that models pass to their attention: read, ignored (and why), or refused.
 
-`tests/models/test_attention_arguments.py` looks at every call of the attention interface in
-transformers, and at every comparison of the name of an implementation, and wants each here.
+`tests/models/test_attention_arguments.py` finds every call of the attention interface in
+transformers, and every comparison of the name of an implementation, and requires each here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READ = (
     "position_bias", "softcap", "s_aux", "output_attentions", "indices", "block_indices", "cache",
 )  # fmt: skip
 _FLASH = "for kernels of packed texts; eager attention and SDPA leave it out, and cut or mask"
-# Handed over, and not read: what each is, and why leaving it out changes nothing.
+# Passed and not read: what each is, and why ignoring it changes nothing.
 HARMLESS = {
     "sliding_window": "for flash attention; the mask, which is read, has the window",
     "cu_seq_lens_q": _FLASH,
@@ -36,10 +36,10 @@ HARMLESS = {
     **dict.fromkeys(
         ("use_cache", "cache_position", "past_key_values", "output_hidden_states",
          "output_router_logits", "num_items_in_batch", "return_dict", "logits_to_keep"),
-        "for the model around attention, which passes on all that it was given",
+        "for the model around attention, which passes on all of its arguments",
     ),
 }  # fmt: skip
-# Changes scores in a way that no rule can say.
+# Changes scores in a way that no rule expresses.
 REFUSED = {
     "sinks": "a sink for each query and head",
     "head_mask": "a factor on the weights of each head",
@@ -47,11 +47,11 @@ REFUSED = {
 
 
 def need_known(module: nn.Module, given: dict[str, Any]) -> None:
-    """Raise for an argument that a model hands to its attention, and that would be left out.
+    """Raise for an argument that a model passes to its attention, and that would be ignored.
 
-    A name that is in no table is refused where the model's code hands it over itself, or where the
-    attention that is replaced reads it. What a caller of the model gave, and the model passes on
-    with all the rest, is left out as it is by the attention that is replaced.
+    A name in no table is refused where the model's own code passes it, or where the attention that
+    is replaced reads it. What a caller gave to the model, which passes it on with everything else,
+    is ignored, as the replaced attention does.
 
     >>> need_known(nn.Identity(), {"deterministic": True, "num_items_in_batch": 3})
     >>> need_known(nn.Identity(), {"head_mask": torch.ones(4)})
@@ -63,18 +63,18 @@ def need_known(module: nn.Module, given: dict[str, Any]) -> None:
     for name, x in given.items():
         if x is None or name in HARMLESS or name in READ:
             continue
-        if name in REFUSED or _is_handed(kind, name):
+        if name in REFUSED or _is_passed(kind, name):
             what = REFUSED.get(name, "an argument that Regard does not know")
             fail(
                 UnsupportedModelError, name, f"{shape_of(x)} ({what})",
                 "scores that a mask, a bias, a soft cap or a sink for each head change",
-                "use the model as it is: Regard would leave this out",
+                "use the model without Regard, which would ignore this",
             )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
-def _is_handed(kind: type, name: str) -> bool:
-    """Whether the code of a class names an argument, or the eager attention beside it does."""
+def _is_passed(kind: type, name: str) -> bool:
+    """Return whether the code of a class, or the eager attention beside it, names an argument."""
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] in ("torch", "builtins"):
             continue
@@ -92,7 +92,7 @@ def _is_handed(kind: type, name: str) -> bool:
 
 
 def _names(code: CodeType, name: str) -> bool:
-    """Whether code has a keyword among its constants: alone, or in the names of a call."""
+    """Return whether code has a keyword among its constants: alone, or in the names of a call."""
     return any(
         name == x or (isinstance(x, tuple) and name in x and all(isinstance(y, str) for y in x))
         for x in code.co_consts
@@ -122,10 +122,7 @@ def chosen_keys(
 
 
 def _listed(index: Tensor, count: int) -> Tensor:
-    """Return which of `count` things are listed: [b, h, n, c] to bool [b, h, n, count]."""
+    """Return which of `count` indices are listed: [b, h, n, c] to bool [b, h, n, count]."""
     safe = index.long().masked_fill(index < 0, count)
     found = torch.zeros((*index.shape[:3], count + 1), dtype=torch.bool, device=index.device)
     return found.scatter(3, safe, True)[..., :count]
-
-
-__all__ = ["HARMLESS", "READ", "REFUSED", "chosen_keys", "need_known"]

@@ -27,9 +27,11 @@ from regard.models.attention_arguments import chosen_keys, need_known
 from regard.models.engine import Engine
 from regard.models.forward import Forward, current_forward
 from regard.models.hook import Held, UnsupportedModelError
-from regard.models.masks import Mask, make_mask
+from regard.models.masks import EVERYTHING, Mask, make_mask
 from regard.models.removal import uncompiled
 from regard.models.sdpa import four_axes, with_mask
+from regard.run.counting import COUNT
+from regard.run.fused import count_single
 from regard.run.runner import need_room
 
 _collector: Any
@@ -96,8 +98,21 @@ def attention(
     if kwargs:
         need_known(module, kwargs)
     found = held.get(module)
+    single = query.shape[2] == 1 and position_bias is None and softcap is None and s_aux is None
+    single = single and indices is None and block_indices is None
+    if single and found is not None and not found.engine.stages and type(attention_mask) is Mask:
+        before = _before_us(attention_mask)
+        if before is not None and not kwargs.get("output_attentions"):
+            count_single(query, key, value)
+            made: tuple[Tensor, None] = before(
+                module, query, key, value, None, dropout, scaling, is_causal, **kwargs
+            )
+            return made
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
+    if query.shape[0] != key.shape[0]:  # learned queries of one row (GraniteSpeech's projector)
+        rows = torch.broadcast_shapes(query.shape[:1], key.shape[:1])[0]
+        query, key, value = (x.expand(rows, -1, -1, -1) for x in (query, key, value))
     if indices is not None or block_indices is not None:
         # Eager attention and SDPA are handed these in the mask; whatever has another name is not.
         chosen = chosen_keys(module, query, key.shape[2], indices, block_indices)
@@ -106,9 +121,9 @@ def attention(
         attention_mask, query, key, scaling, bool(is_causal), position_bias, softcap, s_aux
     )
     site, now = None if found is None else found.site, current_forward()
-    call = Call(query, Dense(key, value), rule, None, dropout, site, now)
     # A model that shares its config with an attached one is served without stages.
     shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module, now, attention_mask)
+    call = Call(query, Dense(key, value), rule, None, dropout, site, now)
     if shown:
         need_room(call, "output_attentions")
     want = ("out", "weights") if shown else ("out",)
@@ -116,7 +131,23 @@ def attention(
     return result.out.transpose(1, 2).contiguous(), result.weights
 
 
-def weights_are_asked(module: nn.Module, now: Forward | None, mask: Any = None) -> bool:
+def _before_us(mask: Mask) -> Any:
+    """Return the attention that stood here before us, where a step may attend to every key.
+
+    With no stage attached a step costs what it did. What records calls, or asks for weights, needs
+    ours. What a forward says of all of its layers is read once, and kept by its mask.
+    """
+    if COUNT.records:
+        return None
+    if "before" not in mask.rules:
+        plain = mask.replaced == "sdpa" and mask.support is EVERYTHING
+        asked = plain and weights_are_asked(None, current_forward(), mask)
+        own = AttentionInterface._global_mapping.get("sdpa") if plain and not asked else None
+        mask.rules["before"] = own
+    return mask.rules["before"]
+
+
+def weights_are_asked(module: nn.Module | None, now: Forward | None, mask: Any = None) -> bool:
     """Whether somebody collects weights that the attention is not told to return.
 
     Eager attention returns them always, so some models ask for them only where they collect them.
@@ -126,7 +157,8 @@ def weights_are_asked(module: nn.Module, now: Forward | None, mask: Any = None) 
         return True
     if now is not None:  # which has read the config
         return bool(now.weights)
-    config = getattr(module, "config", None)
+    config = mask.config if module is None and type(mask) is Mask else None
+    config = getattr(module, "config", config)
     if type(mask) is Mask and mask.config is config:  # asked once in a forward
         return mask.weights
     return bool(getattr(config, "output_attentions", False))
@@ -208,7 +240,7 @@ def rule_of(
 
 _plain: dict[Any, Rule] = {}
 # Each step makes a rule; what does not change from step to step is made once.
-EVERYTHING, SOFTMAX = Everything(), Softmax()
+SOFTMAX = Softmax()
 
 
 @lru_cache(maxsize=64)
@@ -225,5 +257,3 @@ def _dense(scaling: float | None, softcap: float | None) -> Rule:
 
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, make_mask)
-
-__all__ = ["NAME", "Name", "attention", "held", "refuse_batching", "rule_of"]

@@ -1,6 +1,6 @@
-"""Layers of a transformers cache that hold memories of ours.
+"""Layers of a transformers cache that hold our memories.
 
-Imported where a cache of transformers is at hand, never before.
+Imported only where a cache of transformers is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from regard.models.forward import note_update
 
 
 class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """What all layers do that hold a memory: count, follow beams, go back."""
+    """Base of cache layers that hold a memory: count, reorder, crop."""
 
     is_croppable = True
     is_sliding = False
@@ -38,14 +38,14 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: a memory begins by itself."""
+        """Do nothing: a memory initializes itself."""
 
     def get_seq_length(self) -> int:
         """Count the tokens seen, kept or not."""
         return 0 if self.memory is None else self.memory.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Ask for masks over all tokens seen: they are rules, which cost nothing."""
+        """Return the sizes of masks over all tokens seen; as rules they cost nothing."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
@@ -53,7 +53,7 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
     def get_max_cache_shape(self) -> int:
-        """Return that there is no limit, as older versions ask."""
+        """Return that there is no limit (older versions)."""
         return -1
 
     def reset(self) -> None:
@@ -61,7 +61,7 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.memory = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Follow the beams."""
+        """Reorder the rows by beam."""
         if self.memory is not None:
             self.memory.reorder(beam_idx)
 
@@ -77,42 +77,42 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.reorder_cache(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Crop by some tokens (a negative number), or to a length."""
+        """Crop by a number of tokens (negative), or to a length."""
         if self.memory is not None and tokens_to_remove:
             seen = self.memory.seen
             self.memory.crop(seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
 
 
 class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
-    """Hold a memory of keys for a stage: the stage reads it, when attention comes."""
+    """Hold a memory of keys for a stage, which reads it when the layer attends."""
 
     memory: KeyMemory
 
     def __init__(self, owner: Any, number: int, cache: list[Any]) -> None:
         super().__init__()
         self.owner, self.number, self.cache = owner, number, cache
-        # Whether keys went in that the stage has not read since.
+        # Whether keys were added that the stage has not read yet.
         self.unread = False
         # The keys that were returned to the model last (a weak reference): see `layer_of`.
         self.returned: Any = None
         # Which of the tokens of the running forward are real [b, n]; None where all are.
         self.valid: Tensor | None = None
-        # Where they stand, [b, n], if the model was told.
+        # Their positions [b, n], if the model was given any.
         self.places: Tensor | None = None
-        # Real tokens that each row has seen [b], but for `_since` later ones that are real in all.
+        # Real tokens of each row [b], without the last `_since`, which are real in all rows.
         self._real: Tensor | None = None
         self._since = 0
-        # Whether any of what came was padding.
+        # Whether any token so far was padding.
         self.padded = False
-        # Whether the last forward went on from others with several tokens at once.
+        # Whether the last forward added several tokens to a text.
         self._several = False
-        # What policies keep beside the memory: stores, by name, and of which keys they are.
+        # What policies keep beside the memory: stores by name, and the keys they belong to.
         self.extra: dict[str, TokenStore] = {}
         self.extra_at: dict[str, int] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start with an empty memory."""
         self._real, self._since, self.padded = None, 0, False
         self.extra, self.extra_at = {}, {}
         self.memory = self.owner.new_memory(self)
@@ -132,9 +132,9 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         """Extend the memory, and return the new keys, by which attention finds this layer."""
         if not self.owner.active:
             fail(
-                CapabilityError, "past_key_values", "a cache of a model that was shrunk",
-                "the model as it was shrunk, or a new cache",
-                "go on within `with regard.shrink(...)`, or start the text again",
+                CapabilityError, "past_key_values", "a cache of a model that is no longer shrunk",
+                "the shrunk model, or a new cache",
+                "continue inside `with regard.shrink(...)`, or start the text again",
             )  # fmt: skip
         b, n = key_states.shape[0], key_states.shape[2]
         keep = self.valid if self.valid is not None and self.valid.shape == (b, n) else None
@@ -150,12 +150,12 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
             self.memory.stand(self.places)
         self.memory.extend(key_states, value_states, keep)
         self.is_initialized = self.unread = True
-        key_states = key_states.view_as(key_states)  # one that the model has from us alone
+        key_states = key_states.view_as(key_states)  # a tensor object of our own, to be recognized
         note_update(self, key_states)
         return key_states, value_states
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeyLayer:
-        # A copy of a cache is served by the same stage.
+        # A copy of a cache has the same stage.
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         for name, x in self.__dict__.items():
@@ -169,7 +169,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
         return self.memory.nbytes + sum(x.nbytes for x in self.extra.values())
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Follow the beams."""
+        """Reorder the rows by beam."""
         super().reorder_cache(beam_idx)
         for store in self.extra.values():
             store.reorder(beam_idx)
@@ -177,7 +177,7 @@ class KeyLayer(HoldingLayer):  # type: ignore[no-untyped-call]
             self._real = take_batch(self._real, beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Crop; what is cropped is taken to be real."""
+        """Crop; the cropped tokens are assumed to be real."""
         if self._several:
             self.owner.tokens_were_checked()
         before = self.memory.seen
@@ -193,14 +193,14 @@ def _into_dynamic(cache: Any, layers: list[Any]) -> None:
     cache.offloading = False
 
 
-# How layers of ours go into an empty cache, for each type of transformers that can hold them.
+# How our layers are put into an empty cache, by the type of transformers' cache.
 CACHE_TYPES: dict[type[Cache], Callable[[Any, list[Any]], None]] = {DynamicCache: _into_dynamic}
 
 
 def holding_cache(cache: Any, owner: Any) -> Cache:
-    """Return a cache whose layers are those of `owner`: the one given, or a new one for None.
+    """Return a cache whose layers are those of `owner`: the given one, or a new one for None.
 
-    One that is given holds them already, or is empty and of a type of `CACHE_TYPES`.
+    A given one holds them already, or is empty and of a type in `CACHE_TYPES`.
     """
     if cache is None:
         return Cache(layers=owner.new_layers())
@@ -216,11 +216,8 @@ def holding_cache(cache: Any, owner: Any) -> Cache:
     if put is None or seen:
         fail(
             CapabilityError, "past_key_values", f"a {type(cache).__name__} with {seen} tokens seen",
-            f"a {' or '.join(x.__name__ for x in CACHE_TYPES)} in which nothing is yet",
-            "start the text within `with regard.shrink(...)`, with a dynamic cache",
+            f"an empty {' or '.join(x.__name__ for x in CACHE_TYPES)}",
+            "start the text inside `with regard.shrink(...)`, with a dynamic cache",
         )  # fmt: skip
     put(cache, owner.new_layers())
     return cache
-
-
-__all__ = ["CACHE_TYPES", "HoldingLayer", "KeyLayer", "holding_cache"]

@@ -1,4 +1,4 @@
-"""The check made when attaching: is every site reached, is nothing changed, is an edit felt?"""
+"""The check made when attaching: every site is reached, a no-op changes nothing, an edit does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import RegardError, fail
+from regard.core.errors import RegardError, ValueRangeError, fail
 from regard.core.result import Result
 from regard.models.engine import Engine
 from regard.models.finding import main_input
@@ -22,11 +22,11 @@ from regard.models.weights import closed_weights
 
 
 class HookError(RegardError):
-    """A hook does not do to a model what it should."""
+    """A hook does not work on a model as it should."""
 
 
 class _Witness(Stage):
-    """Notes which sites were reached, and whether rows of weights sum to one at each."""
+    """Record which sites were reached, and whether rows of weights sum to one at each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Witness(Stage):
 
 
 class _Instead(Stage):
-    """Puts one number for all outputs."""
+    """Replace all outputs by one number."""
 
     def __init__(self, number: float) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class _Instead(Stage):
 
 
 def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
-    """Run the model thrice on a tiny input; raise `HookError` naming what fails, or say what held.
+    """Run the model three times on a tiny input; raise `HookError`, or return what was checked.
 
-    `given` is an input of the user's: named arguments, a tuple of them, or the one there is. The
-    random state and the mode of the model are as before afterwards.
+    `given` is the user's input: named arguments, a tuple, or a single one. The random state and the
+    mode of the model are restored.
     """
     tried = list(trial_inputs(model)) if given is None else [given]
     if not tried:
@@ -82,9 +82,8 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             with_nothing = _with(model, hook, sites, Engine([witness]), inputs)
             with_silence = _with(model, hook, sites, Engine([_Instead(0.0)]), inputs)
             unfelt = _same(with_silence, with_nothing)
-            if unfelt:  # zeros behind every site, as before training, hide all but a NaN
-                marked = _with(model, hook, sites, Engine([_Instead(torch.nan)]), inputs)
-                unfelt = _same(marked, with_nothing)
+            if unfelt:  # zero output projections, as before training, hide all but a NaN
+                unfelt = not _feels_nan(model, hook, sites, inputs, with_nothing)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -95,7 +94,7 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             "model",
             f"no call at {missed[0]}",
             "every site to be reached",
-            "report the architecture; attach(..., check=False) goes on without the check",
+            "report the architecture; attach(..., check=False) skips the check",
         )
     if witness.wrong:
         fail(
@@ -103,15 +102,15 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             witness.wrong[0],
             "rows of weights that do not sum to one",
             "sums of one",
-            "report the architecture; its masks are not understood",
+            "report the architecture; its masks are not read correctly",
         )
     if len(plain) != len(with_nothing) or not any(bool(x.isfinite().any()) for x in plain):
         fail(
             HookError,
             "model",
-            f"{len(with_nothing)} tensors with nothing done, {len(plain)} before, or no number",
-            "as many, with numbers in them",
-            "pass an input whose outputs are numbers: check={...}",
+            f"{len(with_nothing)} tensors with a no-op, {len(plain)} without, or all NaN",
+            "equally many, with finite values",
+            "pass an input with finite outputs: check={...}",
         )
     error = 0.0
     for x, y in zip(plain, with_nothing, strict=True):
@@ -123,17 +122,17 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
             fail(
                 HookError,
                 "model",
-                f"outputs that differ by {gap:.2g} with nothing done",
+                f"outputs that differ by {gap:.2g} with a no-op",
                 f"at most {room:.2g}",
-                "report the architecture; its masks are not understood",
+                "report the architecture; its masks are not read correctly",
             )
     if unfelt:
         fail(
             HookError,
             "model",
-            "the same output with all attention silenced",
-            "another output",
-            "report the architecture; its calls pass by the hook",
+            "the same output with all attention set to zero",
+            "a different output",
+            "report the architecture; its calls bypass the hook",
         )
     unreached = f"; not reached: {', '.join(missed)}" if missed else ""
     reached = f"{len(sites) - len(missed)} of {len(sites)} sites reached"
@@ -141,9 +140,9 @@ def check_hook(model: Any, hook: Hook, sites: Sites, given: Any = None) -> str:
 
 
 def _gap(plain: Tensor, attached: Tensor) -> tuple[float, float]:
-    """Return how far two outputs are from each other, and how far they may be.
+    """Return the difference of two outputs, and the tolerance.
 
-    What is infinite or NaN must be so in both.
+    Infinite and NaN values must agree.
     """
     room = 4 * torch.finfo(plain.dtype).eps ** 0.5
     if plain.shape != attached.shape:
@@ -157,7 +156,7 @@ def _gap(plain: Tensor, attached: Tensor) -> tuple[float, float]:
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are equal, NaN where NaN."""
+    """Return whether two tensors are equal, NaN included."""
     return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
@@ -177,14 +176,27 @@ def _with(model: Any, hook: Hook, sites: Sites, engine: Engine, inputs: Any) -> 
         undo()
 
 
+def _feels_nan(model: Any, hook: Hook, sites: Sites, inputs: Any, plain: list[Tensor]) -> bool:
+    """Return whether NaN in place of attention reaches the outputs or the bias of a later site.
+
+    A bias computed from the queries (relative positions in Sam) is rejected where it is NaN.
+    Nothing was rejected without the NaN, so it got through.
+    """
+    try:
+        marked = _with(model, hook, sites, Engine([_Instead(torch.nan)]), inputs)
+    except ValueRangeError:
+        return True
+    return not _same(marked, plain)
+
+
 def _at_real_tokens(x: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """Leave out what a model says of padding, which means nothing."""
+    """Drop the outputs at padding, which mean nothing."""
     real = inputs.get("attention_mask")
     return x if real is None or x.shape[:2] != real.shape else x[real.bool()]
 
 
 def _run(model: Any, inputs: Any) -> list[Tensor]:
-    torch.manual_seed(0)  # a model may draw what it masks
+    torch.manual_seed(0)  # a model may draw random masks
     if isinstance(inputs, Mapping):
         return list(tensors_of(model(**inputs)))
     return list(tensors_of(model(*inputs) if isinstance(inputs, tuple) else model(inputs)))
@@ -198,7 +210,7 @@ def first_tensor(x: Any) -> Tensor | None:
 def tensors_of(x: Any) -> Iterator[Tensor]:
     """Yield the floating tensors in an output.
 
-    The first may rest on none of the sites: an encoder that no hook reaches, before a decoder.
+    The first may depend on no site: an encoder that no hook reaches, before a decoder.
 
     >>> [x.shape[0] for x in tensors_of({"a": torch.ones(2), "b": (torch.ones(3), None)})]
     [2, 3]
@@ -217,7 +229,7 @@ def tensors_of(x: Any) -> Iterator[Tensor]:
 
 
 def trial_inputs(model: Any) -> Iterator[dict[str, Any]]:
-    """Yield tiny inputs for a transformers model, the best first: of text, with a padded row."""
+    """Yield tiny inputs for a transformers model, the best first: text with a padded row."""
     made = tiny_inputs(model)
     if made is None:
         return

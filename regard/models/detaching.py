@@ -1,4 +1,4 @@
-"""What works on a model until it is detached, or its `with` ends."""
+"""Base of handles that detach at the end of a `with`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from regard.models.attach import Attached
 
 
 class Detaching:
-    """Detach at the end of a `with`: base of what holds an `Attached`."""
+    """A handle with an `Attached`, which detaches at the end of a `with`."""
 
     attached: Attached
 
     def detach(self) -> None:
-        """Restore the model as it was."""
+        """Restore the model."""
         self.attached.detach()
 
     def __enter__(self) -> Self:
@@ -24,6 +24,3 @@ class Detaching:
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.detach()
-
-
-__all__ = ["Detaching"]

@@ -1,17 +1,15 @@
-"""The way into diffusers: its processors and its dispatcher both end in PyTorch's attention.
+"""The hook into diffusers, whose processors and dispatcher both call PyTorch's attention.
 
-What this adds to the functional hook: the kind of each site (joint, where text and image share one
+It adds to the functional hook the kind of each site (joint, where text and image share one
 attention), the order of their tokens, and the record of each forward: timestep, step, guidance
-branch, grid of the image. Processors are not replaced, so nothing of theirs is to be restored.
+branch, grid of the image. Processors are not replaced, so none has to be restored.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -21,7 +19,7 @@ from torch import nn
 from regard.core.errors import RuleError, fail
 from regard.models.engine import Engine
 from regard.models.finding import calls_attention, weighs
-from regard.models.forward import Forward, current_forward, telling, told_branches
+from regard.models.forward import Forward, current_forward, given_to, telling, told_branches
 from regard.models.functional import HEADS, FunctionalHook
 from regard.models.hook import UnsupportedModelError
 from regard.models.removal import Removal
@@ -29,8 +27,8 @@ from regard.models.site import Site, Sites
 from regard.models.versions import supported
 from regard.models.wrap import Around, hold
 
-# The start of a processor's name -> how its joint attention lays its tokens out. Each is measured
-# in tests/models/test_token_order.py: a changed text changes keys where the text is said to be.
+# The start of a processor's name -> the token order of its joint attention. Each is measured in
+# tests/models/test_token_order.py: another text changes the keys at the positions of text.
 ORDERS = {
     "AuraFlow": "text-image",
     "CogVideoX": "text-image",
@@ -42,9 +40,9 @@ ORDERS = {
     "Mochi": "image-text",
     "QwenDouble": "text-image",
 }
-# Of these the module itself says whether text has a part in it.
+# For these the module itself says whether text takes part.
 ONLY_WITH_ADDED = ("JointAttn",)
-# What processors call that weigh by themselves, or in a package of their own.
+# What processors call that compute attention themselves, or in another package.
 WEIGHERS = {"get_attention_scores", "memory_efficient_attention", "flash_attention"}
 FRAMES_FIRST = ("CogVideoX", "ConsisID")
 BRANCHES = {"cond": "conditional", "uncond": "unconditional"}
@@ -65,8 +63,8 @@ def timestep() -> Any:
 def branches(*names: str) -> AbstractContextManager[None]:
     """Mark which guidance branches the batches hold, as equal blocks of rows in this order.
 
-    Pipelines that run one forward for each branch tell it by themselves (`cache_context`); those
-    that put the branches in one batch do not, and it cannot be seen from the numbers.
+    Pipelines that run one forward for each branch name it themselves (`cache_context`); those that
+    put the branches in one batch do not, and it cannot be inferred from the numbers.
 
     >>> with branches("unconditional", "conditional"):
     ...     pass  # image = pipeline(...)
@@ -119,8 +117,7 @@ class DiffusersHook(FunctionalHook):
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: dict[Any, Any]
     ) -> Forward:
         """Read the record of a forward from its arguments."""
-        kind: Any = type(model)
-        given = dict(zip(_names(kind), args, strict=False)) | kwargs
+        given = given_to(model, args, kwargs)
         time = given.get("timestep", given.get("timesteps"))
         x = given.get("hidden_states")
         return Forward(
@@ -132,20 +129,20 @@ class DiffusersHook(FunctionalHook):
         )
 
     def install(self, model: nn.Module, sites: Sites, engine: Engine, undo: Removal) -> None:
-        """Serve the calls of every processor, and hear which branch a pipeline says it runs."""
+        """Hook the calls of every processor, and the branch that a pipeline names."""
         super().install(model, sites, engine, undo)
         if engine.stages and hasattr(model, "cache_context"):
-            hold(model, "cache_context", _Hear, engine, undo)
+            hold(model, "cache_context", _NoteBranch, engine, undo)
 
 
-class _Hear(Around):
-    """Around what a pipeline calls to tell the branch that it runs."""
+class _NoteBranch(Around):
+    """Around `cache_context`, by which a pipeline names the branch that it runs."""
 
     @contextmanager
     def run(self, plain: Any, name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
         branch = BRANCHES.get(name.removeprefix("pred_"))
-        told = told_branches() or () if branch is None else (branch,)
-        with plain(name, *args, **kwargs), telling(*told):
+        names = told_branches() or () if branch is None else (branch,)
+        with plain(name, *args, **kwargs), telling(*names):
             yield
 
 
@@ -153,7 +150,7 @@ HOOK = DiffusersHook()
 
 
 def _need_reach(path: str, module: Any) -> None:
-    """Refuse processors, and backends of the dispatcher, that do not end in PyTorch's attention."""
+    """Refuse processors, and backends of the dispatcher, that do not call PyTorch's attention."""
     processor = module.processor
     backend = getattr(processor, "_attention_backend", None)
     dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
@@ -179,16 +176,11 @@ def _need_reach(path: str, module: Any) -> None:
     )
 
 
-@lru_cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
-
-
 def _step(time: Any, keep: dict[Any, Any]) -> int:
-    """Count the timesteps met; the branches of one timestep share a step."""
+    """Count the timesteps so far; the branches of one timestep share a step."""
     if time is None:
         return 0
-    # A model that holds the first frame still gives its tokens a timestep of 0.
+    # A model that conditions on the first frame gives its tokens timestep 0.
     value = float(time.max() if isinstance(time, torch.Tensor) else time)
     if "first" not in keep or (value == keep["first"] and value != keep["last"]):
         keep["first"], keep["step"] = value, 0
@@ -199,7 +191,7 @@ def _step(time: Any, keep: dict[Any, Any]) -> int:
 
 
 def _grid(model: nn.Module, given: dict[str, Any]) -> tuple[int, ...] | None:
-    """Read the grid of image tokens from what the model is given; None where it is not told."""
+    """Read the grid of image tokens from the arguments; None where they do not say."""
     config: Any = getattr(model, "config", None)
     x = given.get("hidden_states", given.get("sample"))
     shapes, ids = given.get("img_shapes"), given.get("img_ids")
@@ -231,6 +223,3 @@ def _flat(sizes: Any) -> tuple[int, ...]:
     while len(found) > 2 and found[0] == 1:
         found = found[1:]
     return tuple(found)
-
-
-__all__ = ["HOOK", "DiffusersHook", "branches", "timestep"]

@@ -1,4 +1,4 @@
-"""The engine: a call passes the stages, is run, and passes them back."""
+"""The engine: a call passes through the stages, is run, and passes back in reverse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from regard.run.runner import OUT, run
 
 
 class Engine:
-    """Run calls through stages: one road, whether one stage is there or five.
+    """Run calls through stages, in one way for any number of stages.
 
     >>> import torch
     >>> q = torch.randn(1, 2, 3, 8)
@@ -48,7 +48,7 @@ class Engine:
         self._by_step = any(getattr(p, "steps", None) is not None for p in places)
 
     def at(self, site: Site | None) -> tuple[Stage, ...]:
-        """Return the stages that serve a site."""
+        """Return the stages of a site."""
         found = self._at.get(site)
         if found is None:
             found = tuple(s for s in self.stages if site is None or site in s.where)
@@ -56,9 +56,9 @@ class Engine:
         return found
 
     def serving(self, site: Site | None) -> tuple[Stage, ...]:
-        """Return the stages that serve a site at the step that is running.
+        """Return the stages of a site at the running step.
 
-        What runs outside of a forward of the model, as an encoder does under generate, is step 0.
+        What runs outside a forward of the model, like an encoder under generate, is step 0.
         """
         stages = self.at(site) if self.stages else ()
         if not self._by_step:
@@ -74,7 +74,7 @@ class Engine:
     def result(self, call: Call, want: tuple[str, ...] = OUT) -> tuple[Result, Call]:
         """Run a call; return its result, and the call as the stages made it.
 
-        `want` is what the caller needs, beside what the stages do.
+        `want` is what the caller needs, in addition to the stages.
         """
         stages = self.stages if self._everywhere else self.serving(call.site)
         if not stages:
@@ -89,7 +89,7 @@ class Engine:
         options: dict[str, Any] = {}
         depth = COUNT.depth
         try:
-            # What stages compute on the side is no call of the model: counted, and not recorded.
+            # What stages compute themselves is counted, and not recorded as a call of the model.
             COUNT.depth = depth + 1
             for stage in stages:
                 new = stage.before(call)
@@ -124,7 +124,7 @@ class Engine:
 
 
 class CallRunner:
-    """Runs a call with everything that is wanted of it: what `Stage.around` is handed."""
+    """Run a call with everything that is wanted of it; `Stage.around` gets one."""
 
     def __init__(self, want: tuple[str, ...], options: dict[str, Any]) -> None:
         self.want, self.options = want, options
@@ -140,25 +140,25 @@ class CallRunner:
 
 
 def _agree(stage: Stage, options: dict[str, Any]) -> None:
-    """Add what a stage asks of a survey, unless another asks otherwise."""
+    """Add the survey options of a stage; raise if another stage has different ones."""
     for name, value in stage.survey_options.items():
         if name in options and options[name] is not value and options[name] != value:
             fail(
                 RuleError,
                 f"{stage.name}.survey_options",
                 f"{name}={value!r}",
-                f"{name}={options[name]!r}, as another stage asks",
+                f"{name}={options[name]!r}, as another stage has",
                 "let stages that share a survey agree, or attach them one by one",
             )
         options[name] = value
 
 
 def _alone(stage: Stage, other: Stage | None, call: Call) -> Stage:
-    """Refuse two stages that would both run a call otherwise."""
+    """Refuse two stages that would both replace how a call is run."""
     if other is not None:
         fail(
             RuleError, f"{stage.name} at {_name(call.site)}",
-            f"a second stage that runs calls otherwise, after {other.name}",
+            f"a second stage that runs calls itself, after {other.name}",
             "one such stage at a site", "attach them one by one",
         )  # fmt: skip
     return stage
@@ -212,12 +212,9 @@ def _wrong(stage: Stage, step: str, site: Any, got: str, expected: str) -> None:
         f"{stage.name}.{step} at {_name(site)}",
         got,
         expected,
-        "give back what came in, changed in its values alone",
+        "return the same shapes and dtypes, with other values",
     )
 
 
 def _name(site: Any) -> str:
     return getattr(site, "module", None) or "a call outside of any site"
-
-
-__all__ = ["CallRunner", "Engine"]

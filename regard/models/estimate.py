@@ -1,4 +1,4 @@
-"""What a run would cost, before it is run."""
+"""Estimate the cost of a run before it is run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from regard.core.errors import ValueRangeError, fail, shape_of
 from regard.models.site import Sites
 
-# Where a site does not tell its head size.
+# For sites of unknown head size.
 HEAD_SIZE = 64
 
 
@@ -20,8 +20,8 @@ HEAD_SIZE = 64
 class Estimate:
     """Bytes and seconds of attention over `n` tokens, over all sites of a model.
 
-    Seconds are of attention alone, surveys included; `guessed` counts the sites that do not tell
-    their head size, which is then taken as 64.
+    Seconds are of attention alone, surveys included; `guessed` counts the sites of unknown head
+    size, which is assumed to be 64.
     """
 
     n: int
@@ -34,7 +34,7 @@ class Estimate:
     guessed: int = 0
 
     def __str__(self) -> str:
-        guessed = f" (head size of {self.guessed} sites not told)" if self.guessed else ""
+        guessed = f" (head size of {self.guessed} sites assumed)" if self.guessed else ""
         return (
             f"{self.sites} sites, {self.n:,} tokens: attention about {self.seconds:.2g} s "
             f"({self.flops:.2g} FLOP); keys and values {_size(self.kv_bytes)}; surveys "
@@ -46,8 +46,8 @@ class Estimate:
 def estimate(model: Any, n: int, want: Sequence[str] = (), *, batch: int = 1) -> Estimate:
     """Estimate what `n` tokens cost a model, and what a survey of `want` adds.
 
-    The model is not run. Seconds come from what one small attention, and one small survey, take
-    now on its device; bytes of surveys from what such a survey keeps at three lengths.
+    The model is not run. Seconds are extrapolated from one small attention, and one small survey,
+    on its device; bytes of surveys from those at three lengths.
     """
     for name, x in (("n", n), ("batch", batch)):
         if isinstance(x, bool) or not isinstance(x, int) or x < 1:
@@ -71,7 +71,7 @@ def estimate(model: Any, n: int, want: Sequence[str] = (), *, batch: int = 1) ->
 
 
 def _survey_bytes(n: int, want: Sequence[str]) -> float:
-    """Bytes that a survey keeps for one head: a part of its own, one by rows, one by tiles."""
+    """Return the bytes of a survey of one head: a polynomial of degree 2 in the length."""
     if not want:
         return 0.0
     from regard.run.survey import survey
@@ -88,7 +88,7 @@ def _survey_bytes(n: int, want: Sequence[str]) -> float:
 
 
 def _seconds_a_flop(like: torch.Tensor, want: Sequence[str]) -> float:
-    """Seconds that a small attention takes for each FLOP, with its survey where one is asked."""
+    """Return the seconds for each FLOP of a small attention, with its survey if wanted."""
     from regard.run.survey import survey
 
     n = 1024
@@ -100,7 +100,7 @@ def _seconds_a_flop(like: torch.Tensor, want: Sequence[str]) -> float:
 
 
 def _took(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the second call, which finds everything warm."""
+    """Return the seconds of the second call, when everything is warm."""
     with torch.no_grad():
         call()
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Find where a module attends by reading its code; nothing is run."""
+"""Find where a module attends by reading its bytecode; nothing is run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
 
 
 def calls_attention(module: nn.Module) -> bool:
-    """Whether the code of a module, or of its processor, calls the attention of PyTorch.
+    """Return whether the code of a module, or of its processor, calls PyTorch's attention.
 
     >>> calls_attention(nn.MultiheadAttention(8, 2)), calls_attention(nn.Linear(2, 2))
     (True, False)
@@ -32,7 +32,7 @@ def _kind_calls(kind: Any) -> bool:
 
 
 def main_input(model: Any, usual: str = "") -> str:
-    """Return the name of what a model reads first; some name several.
+    """Return the name of a model's main input, the first where there are several.
 
     >>> main_input(nn.Linear(2, 2), "input_ids")
     'input_ids'
@@ -42,7 +42,7 @@ def main_input(model: Any, usual: str = "") -> str:
 
 
 def own_attention(model: nn.Module) -> list[str]:
-    """Name the modules that seem to attend by themselves: products and a softmax in their code.
+    """Name the modules that seem to write attention out: products and a softmax in their code.
 
     A module called attention comes first, since a softmax may also be a router's.
     """
@@ -55,7 +55,7 @@ def own_attention(model: nn.Module) -> list[str]:
 
 
 def out_of_reach(model: nn.Module, sites: Set[str]) -> list[str]:
-    """Name the modules called attention that have a softmax of their own, and are no site.
+    """Name the modules called attention that have a softmax of their own, and are not sites.
 
     >>> class OwnAttention(nn.Module):
     ...     def forward(self, x): return (x @ x.mT).softmax(-1) @ x
@@ -71,9 +71,9 @@ def out_of_reach(model: nn.Module, sites: Set[str]) -> list[str]:
 
 
 def _attends_alone(path: str, module: nn.Module) -> bool:
-    """Whether a class called attention has a softmax; one by its path alone, products as well.
+    """Return whether a class called attention has a softmax; by its path alone, products as well.
 
-    What stands beside attention under such a path (gates, mixers of streams) has a softmax alone.
+    Other modules under such a path (gates, mixers of streams) have a softmax without products.
     """
     if "attention" in type(module).__name__.lower():
         return _has_softmax(module)
@@ -100,7 +100,7 @@ def _called_attention(path: str, module: nn.Module) -> bool:
 
 
 def weighs(thing: object, by: Set[str] = frozenset()) -> bool:
-    """Whether the code of an object makes products and a softmax, or calls what does."""
+    """Return whether the code of an object has products and a softmax, or calls one in `by`."""
     kind: Any = type(thing)
     return _kind_weighs(kind, frozenset(by))
 
@@ -111,7 +111,7 @@ def _kind_weighs(kind: Any, by: frozenset[str]) -> bool:
 
 
 def _own_functions(kind: type) -> Iterator[Any]:
-    """Return the functions of a class and its bases, less those of PyTorch."""
+    """Yield the functions of a class and its bases, without those of PyTorch."""
     for base in kind.__mro__:
         if base is not nn.Module and base.__module__.partition(".")[0] != "torch":
             yield from (inspect.unwrap(f) for f in vars(base).values() if inspect.isfunction(f))

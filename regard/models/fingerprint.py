@@ -1,7 +1,7 @@
-"""Name a model by all that it is made of: every number of every weight, and its config.
+"""Identify a model by a hash of every weight and its config.
 
-What is found out about a model (a calibration, keys of passages, measurements) carries this name,
-and is used again for no other.
+What is computed for a model (a calibration, keys of passages, measurements) is stored with this
+hash, and reused for no other model.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from regard.core.errors import DeviceError, fail
 
-# Bytes that are brought to the CPU and hashed at a time.
+# Bytes that are copied to the CPU and hashed at a time.
 BLOCK = 64 << 20
 HALVES = (torch.float16, torch.bfloat16)
-# What a config says of how a model is run or where it came from, and not of what it computes.
+# Config entries that do not change what a model computes.
 PASSING = {
     "transformers_version", "name_or_path", "dtype", "torch_dtype", "attn_implementation",
     "use_cache", "return_dict", "output_attentions", "output_hidden_states",
@@ -32,10 +32,9 @@ _known: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 def fingerprint(model: torch.nn.Module) -> str:
     """Hash the weights, buffers, classes and config of a model: 32 hex digits.
 
-    Every byte is read once. As long as no tensor has been written to since, by its storage, its
-    version counter and 16 of its numbers, the name found last is returned. Writes through `.data`
-    do not count versions: one that misses those 16 numbers is seen by a new process alone. Half
-    precision counts as the float32 numbers that it stands for.
+    Every byte is read once. The last hash is returned while no tensor has changed, by its storage,
+    its version counter and 16 of its values. Writes through `.data` do not count versions: one that
+    misses those 16 values is noticed only by a new process. Half precision is hashed as float32.
 
     >>> a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     >>> fingerprint(a) == fingerprint(a), fingerprint(a) == fingerprint(b)
@@ -59,10 +58,10 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Everything saved with a model, and the frequencies of its rotations, which are not."""
+    """Return everything saved with a model, and its rotary frequencies, which are not."""
     found = {name: x.detach() for name, x in model.state_dict().items() if isinstance(x, Tensor)}
     for name, module in model.named_modules():
-        # Some models change `inv_freq` with the length of a text, and keep what it was.
+        # Some models change `inv_freq` with the length of a text, and keep the original.
         x = getattr(module, "original_inv_freq", getattr(module, "inv_freq", None))
         if isinstance(x, Tensor):
             found[f"{name}.inv_freq"] = x.detach()
@@ -98,7 +97,7 @@ def _plain(x: Any) -> Any:
         return sorted(made, key=repr) if isinstance(x, set | frozenset) else made
     if x is None or isinstance(x, bool | int | float | str):
         return x
-    # Whatever else a config holds (a dtype, a function): by its name, never by its address.
+    # Anything else in a config (a dtype, a function): by its name, never by its address.
     return getattr(x, "__qualname__", None) or f"a {type(x).__qualname__}"
 
 
@@ -113,7 +112,7 @@ def _blocks(x: Tensor) -> Any:
 
 
 def _state(tensors: dict[str, Tensor], about: str) -> Any:
-    """What changes when a model is written to; None where that cannot be known."""
+    """Return what changes when a model is modified; None where that is unknown."""
     found = []
     for name, x in tensors.items():
         if x.is_inference():
@@ -123,6 +122,3 @@ def _state(tensors: dict[str, Tensor], about: str) -> Any:
         raw = some.view(torch.uint8).numpy().tobytes()
         found.append((name, x.data_ptr(), x._version, x.shape, x.stride(), x.dtype, raw))
     return about, tuple(found)
-
-
-__all__ = ["fingerprint"]

@@ -1,7 +1,7 @@
-"""What is known of the forward that is running: step, timestep, branches, grid, padding, cache.
+"""The record of the running forward: step, timestep, branches, grid, padding, cache.
 
-One wrapper around the forward of an attached model notes it, in the thread that runs the forward.
-`current_forward()` returns it, and the engine hands it to each call.
+One wrapper around the forward of an attached model makes it, in the thread that runs the forward.
+`current_forward()` returns it, and the engine adds it to each call.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from regard.run.counting import COUNT
 
 
 class WholeText(NamedTuple):
-    """The text of which a forward runs a part: other ranks run the others.
+    """The whole text, of which this rank's forward runs a part.
 
-    Masks are made for its `length` tokens, of which queries begin at `first`. `padding` [b, length]
+    Masks are built for its `length` tokens; queries begin at `first`. `padding` [b, length]
     marks the real ones, and `documents` [b or 1, length] says which document each belongs to.
     """
 
@@ -42,17 +42,17 @@ class WholeText(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """What is known of the forward that is running.
+    """The record of the running forward.
 
-    `step` counts from 0: in generating with a cache, 0 is the prompt, and each further forward
-    counts one; in denoising it counts the timesteps met, anew when the first comes again.
-    `branches` names equal blocks of the rows of the batch, in their order, where guidance is told;
-    `grid` is the image in tokens (frames first, in a video), `images` how many tokens that makes.
-    `image_tokens` bool [b, n] marks those of a prompt that stand for an image, where the model's
-    config names their id. `positions` [b or 1, n] are those of the tokens, where they were told,
-    and `padding` [b, m] marks the real ones among the tokens so far. `cache` is the cache that the
-    forward reads and fills; `weights` says whether weights are to be returned. `whole` is the text
-    that the tokens are a part of, where a model is spread over devices.
+    `step` counts from 0: when generating with a cache, 0 is the prompt, and each further forward
+    counts one; when denoising it counts timesteps, from 0 again when the first one comes back.
+    `branches` names equal blocks of rows of the batch, in order, where guidance is known; `grid` is
+    the image in tokens (frames first, in a video), `images` its number of tokens. `image_tokens`
+    bool [b, n] marks image placeholders in a prompt, where the model's config names their id.
+    `positions` [b or 1, n] are those of the tokens, where they were passed, and `padding` [b, m]
+    marks the real ones among the tokens so far. `cache` is the cache that the forward reads and
+    fills; `weights` is whether weights are to be returned. `whole` is the text that the tokens are
+    a part of, where a model is spread over devices.
 
     >>> now = Forward(3, branches=("unconditional", "conditional"), grid=(4, 6))
     >>> now.rows("conditional", 8), now.images
@@ -73,12 +73,12 @@ class Forward:
 
     @property
     def cache(self) -> Any:
-        """Return the cache; None without one, or once it is gone. No record keeps a cache alive."""
+        """Return the cache; None without one, or once it is deleted (the reference is weak)."""
         return None if self.cache_ref is None else self.cache_ref()
 
     @property
     def images(self) -> int | None:
-        """Count the tokens of the image; None where the model does not tell."""
+        """Return the number of tokens of the image; None where it is unknown."""
         return prod(self.grid) if self.packed is None and self.grid else self.packed
 
     def rows(self, branch: str, b: int) -> slice:
@@ -89,8 +89,8 @@ class Forward:
                 RuleError,
                 "branch",
                 repr(branch),
-                f"one of {names}" if names else "branches that are told",
-                "run the model within regard.models.diffusers.branches(*names of the halves)",
+                f"one of {names}" if names else "known guidance branches",
+                "run the model inside regard.models.diffusers.branches(*names of the halves)",
             )
         if b % len(names):
             fail(
@@ -104,7 +104,7 @@ class Forward:
         return slice(at * size, (at + 1) * size)
 
     def grid_of(self, tokens: int) -> tuple[int, ...] | None:
-        """Return the grid of so many image tokens, at any halving of the whole; None if none fits.
+        """Return the grid of a number of image tokens, at any halving of `grid`; None if none fits.
 
         >>> Forward(0, grid=(5, 8)).grid_of(12)
         (3, 4)
@@ -115,15 +115,15 @@ class Forward:
         return grid if grid is not None and prod(grid) == tokens else None
 
 
-# Reads a forward from a model, its arguments and what is kept between forwards.
+# Makes the record of a forward from a model, its arguments and what is kept between forwards.
 Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], dict[Any, Any]], Forward]
 # Changes the arguments of a forward that begins: (model, args, kwargs) -> (args, kwargs) or None;
-# a third part names what is known of the forward otherwise than by its arguments.
+# a third part is fields of the record that the arguments do not have.
 Arrival = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class _ForwardThread(threading.local):
-    """What this thread is in; empty outside of any forward."""
+    """The forwards of this thread; empty outside of any forward."""
 
     def __init__(self) -> None:
         self.forwards: list[Forward] = []
@@ -158,31 +158,31 @@ def _within(stack: list[Any], item: Any) -> Iterator[None]:
 
 @contextmanager
 def changed(**parts: Any) -> Iterator[None]:
-    """Run a part of a forward under a record that differs: fewer branches in the batch, say."""
+    """Run a part of a forward under a changed record: fewer branches in the batch, say."""
     yield from _within(_thread.forwards, replace(_thread.forwards[-1], **parts))
 
 
 def told_branches() -> tuple[str, ...] | None:
-    """Return the guidance branches that are told now."""
+    """Return the guidance branches that are named now."""
     return (_thread.told[-1] or None) if _thread.told else None
 
 
 @contextmanager
 def telling(*names: str) -> Iterator[None]:
-    """Mark which guidance branches the batches within hold."""
+    """Name the guidance branches of the batches inside the `with`."""
     yield from _within(_thread.told, names)
 
 
 def note_update(layer: Any, keys: Tensor) -> None:
-    """Record that a layer of a cache has taken keys, and returns these to the model."""
+    """Record that a cache layer has taken keys, and returns these to the model."""
     layer.returned = ref(keys)
     _thread.updated = ref(layer)
 
 
 def layer_of(keys: Tensor) -> Any:
-    """Return the layer of a cache that returned just these keys to the model; None if none did.
+    """Return the cache layer that returned these very keys to the model; None if none did.
 
-    Found by identity, in the thread that runs the forward: nothing is hung on the tensor.
+    It is found by identity, in the thread that runs the forward; the tensor has no attribute.
     """
     last = None if _thread.updated is None else _thread.updated()
     if last is None:
@@ -197,7 +197,7 @@ def _returned(layer: Any) -> Any:
 
 
 class _Follow(Around):
-    """Notes each forward of a model, for all who are attached to it."""
+    """Records each forward of a model, for everything attached to it."""
 
     def __init__(self, model: nn.Module, read: Reader) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class _Follow(Around):
 
 
 class _Arrivals:
-    """What one who is attached does when a forward begins."""
+    """What one attachment does when a forward begins."""
 
     def __init__(self, of: tuple[Arrival, ...]) -> None:
         self.of = of
@@ -244,7 +244,7 @@ class _Arrivals:
 def follow(
     model: nn.Module, read: Reader, undo: Removal, arrivals: tuple[Arrival, ...] = ()
 ) -> None:
-    """Note each forward of a model until `undo` is called; `arrivals` may change its arguments."""
+    """Record each forward of a model until `undo` runs; `arrivals` may change its arguments."""
     hold(model, "forward", lambda: _Follow(model, read), _Arrivals(arrivals), undo)
 
 

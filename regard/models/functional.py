@@ -1,7 +1,7 @@
-"""The way into any other module: `F.scaled_dot_product_attention`, caught while a site runs.
+"""The hook into any other module: `F.scaled_dot_product_attention`, caught while a site runs.
 
-A function mode stands around the forward of a site, in the thread that runs it, and is left with
-the forward's frame, whatever is raised; so threads and recomputation in backward are served alike.
+A `TorchFunctionMode` is active during the forward of a site, in the thread that runs it, and ends
+with the forward's frame, also on exceptions; so threads and recomputation in backward work too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
 from types import FunctionType
 from typing import Any
@@ -37,13 +38,13 @@ SDPA = F.scaled_dot_product_attention
 MHA = F.multi_head_attention_forward
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
 
-# Who keeps nn.TransformerEncoder from its fused path, and whether that was on before.
+# Engines that disable the fused path of nn.TransformerEncoder, and whether it was on before.
 _slowed: list[Engine] = []
 _fast_before = True
 
 
 class _AttachedThread(threading.local):
-    """What this thread is in: a forward of an attached model, and whether a call is being run."""
+    """State of a thread: the forward of an attached model, and whether a call is being run."""
 
     def __init__(self) -> None:
         self.tally: _Tally | None = None
@@ -54,7 +55,7 @@ _thread = _AttachedThread()
 
 
 class _Tally:
-    """Which sites the forward of a model has passed, and whether a call was reached at any."""
+    """Which site the forward of a model has passed last, and whether any call was caught."""
 
     def __init__(self) -> None:
         self.passed: _ServeFunctions | None = None
@@ -67,7 +68,7 @@ class FunctionalHook:
     name = "functional"
 
     def find(self, model: Any) -> list[Site]:
-        """Name every module whose code calls it, itself or through a function it calls."""
+        """Find every module whose code calls it, directly or through a function."""
         if not isinstance(model, nn.Module):
             return []
         found = [(n, m) for n, m in model.named_modules() if calls_attention(m)]
@@ -75,14 +76,14 @@ class FunctionalHook:
         return [replace(self.site_of(n, m, i), grid=grid) for i, (n, m) in enumerate(found)]
 
     def site_of(self, path: str, module: nn.Module, index: int) -> Site:
-        """Read a site from a module; layers are counted in order of the modules."""
+        """Describe the site of a module; layers are numbered in order of modules."""
         heads = next((x for n in HEADS if isinstance(x := getattr(module, n, None), int)), None)
         size = getattr(module, "head_dim", None)
         kind = "cross" if re.search(r"cross|multihead_attn", path.rsplit(".", 1)[-1]) else "self"
         return Site(index, kind, path, heads, heads, size if isinstance(size, int) else None)
 
     def install(self, model: nn.Module, sites: Sites, engine: Engine, undo: Removal) -> None:
-        """Serve the calls within the forward of every site; with no stage, do nothing at all."""
+        """Catch the calls inside the forward of every site; without stages, do nothing."""
         if not engine.stages:
             return
         _need_uncompiled(model)
@@ -90,10 +91,10 @@ class FunctionalHook:
         _keep_from_fast_path(engine)
         for site in sites:
             module = model.get_submodule(site.module)
-            hold(module, "forward", _maker(module, site), engine, undo)
-        # Last, and so the first to go: other threads may be in a forward the while.
+            hold(module, "forward", partial(_ServeFunctions, module, site), engine, undo)
+        # Last, and so removed first: other threads may be inside a forward meanwhile.
         kind = type(model).__name__
-        hold(model, "forward", lambda: _NeedReach(kind), engine, undo)
+        hold(model, "forward", partial(_NeedReach, kind), engine, undo)
 
 
 HOOK = FunctionalHook()
@@ -101,7 +102,7 @@ HOOK = FunctionalHook()
 
 @exclusive
 def _keep_from_fast_path(engine: Engine) -> None:
-    """Keep nn.TransformerEncoder from its fused path, which no function mode sees inside."""
+    """Disable the fused path of nn.TransformerEncoder, which no function mode can see into."""
     global _fast_before
     if not _slowed:
         _fast_before = torch.backends.mha.get_fastpath_enabled()
@@ -112,13 +113,13 @@ def _keep_from_fast_path(engine: Engine) -> None:
 @exclusive
 def _allow_fast_path(engine: Engine) -> None:
     if engine in _slowed:
-        # Set before it is forgotten that it must be: this may be interrupted, and run again.
+        # Restore before removing: this may be interrupted, and run again.
         torch.backends.mha.set_fastpath_enabled(_fast_before if len(_slowed) == 1 else False)
         _slowed.remove(engine)
 
 
 def _need_uncompiled(model: nn.Module) -> None:
-    """Refuse code that is compiled already: it would run on without the stages, and not say so."""
+    """Refuse code that is already compiled: it would silently run without the stages."""
     for path, module in model.named_modules():
         wrapped = type(module).__name__ == "OptimizedModule"
         if wrapped or getattr(module, "_compiled_call_impl", None) is not None:
@@ -127,7 +128,7 @@ def _need_uncompiled(model: nn.Module) -> None:
                 "model",
                 f"{path or type(model).__name__}, which is compiled already",
                 "a model that is compiled while stages are attached, or not at all",
-                "attach first, and compile within; the model inside is `_orig_mod`",
+                "attach first, then compile; the model inside is `_orig_mod`",
             )
 
 
@@ -140,18 +141,14 @@ def _grid_of(model: Any) -> tuple[int, ...] | None:
     return grid if places.shape[1] in (prod(grid), prod(grid) + (before or 0)) else None
 
 
-def _maker(module: nn.Module, site: Site) -> Callable[[], _ServeFunctions]:
-    return lambda: _ServeFunctions(module, site)
-
-
 class _ServeFunctions(Around):
-    """Around the forward of a site: its calls of attention go through the engines that hold it."""
+    """Around the forward of a site: its calls of attention go through the attached engines."""
 
     def __init__(self, module: nn.Module, site: Site) -> None:
         super().__init__()
         self.module, self.held = ref(module), Held(site)
         self.reached = self.warned = False
-        # timm's explicit path is of the same meaning, but out of reach.
+        # timm's explicit path is equivalent, but cannot be caught.
         self.explicit = getattr(module, "fused_attn", None) is False
 
     def changed(self) -> None:
@@ -178,14 +175,14 @@ class _ServeFunctions(Around):
             self.warned = True
             warnings.warn(
                 f"{self.held.site.module or 'the model'} ran without a call of attention that "
-                "a hook reaches: no stage was asked there",
+                "a hook reaches: no stage ran there",
                 stacklevel=4,
             )
         return out
 
 
 def _leave_modes(depth: int) -> None:
-    """Take our modes off the stack down to a depth; what others have entered there stays."""
+    """Remove our modes from the stack down to a depth; the modes of others stay."""
     kept: list[Any] = []
     while torch._C._len_torch_function_stack() > depth:
         top = torch._C._pop_torch_function_stack()
@@ -196,7 +193,7 @@ def _leave_modes(depth: int) -> None:
 
 
 class _NeedReach(Around):
-    """Around the forward of a model: raise where it has passed sites, and reached none."""
+    """Around the forward of a model: raise if it passed sites and no call was caught."""
 
     order = -1  # the model may be a site itself
 
@@ -216,7 +213,7 @@ class _NeedReach(Around):
 
         out = run_within(run, leave)
         passed, self.reached = tally.passed, self.reached or tally.reached
-        # Who detaches meanwhile, in another thread, takes away what would have been reached.
+        # Detaching in another thread meanwhile removes what would have been caught.
         if passed is not None and not self.reached and self.holders == engines:
             fail(
                 UnsupportedModelError,
@@ -230,7 +227,7 @@ class _NeedReach(Around):
 
 
 class _Catch(TorchFunctionMode):
-    """Turn the attention calls of one forward of a module into calls of its engine."""
+    """Run the attention calls of one forward of a module through its engine."""
 
     def __init__(self, serve: _ServeFunctions) -> None:
         super().__init__()
@@ -273,13 +270,13 @@ _MHA_SIGNATURE = inspect.signature(MHA)
 def _multi_head(
     engine: Engine, site: Site, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the code of PyTorch with our attention in it, and its weights where they are asked."""
+    """Run PyTorch's multi-head code with our attention in it, and return weights if asked."""
     bound = _MHA_SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     asked = bound.arguments["need_weights"]
     bound.arguments["need_weights"] = False
     if bound.arguments["attn_mask"] is not None:
-        bound.arguments["is_causal"] = False  # only a hint: the mask itself is there
+        bound.arguments["is_causal"] = False  # only a hint beside the mask
     seen: list[Call] = []
 
     def attention(*inner: Any, **named: Any) -> Tensor:
@@ -297,7 +294,7 @@ def _multi_head(
 
 
 def _with_attention(attention: Callable[..., Tensor]) -> Callable[..., Any]:
-    """Copy `multi_head_attention_forward` with another attention: no global is touched."""
+    """Copy `multi_head_attention_forward` with another attention; no global is changed."""
     plain: Any = MHA
     names = {
         **plain.__globals__,
@@ -307,6 +304,3 @@ def _with_attention(attention: Callable[..., Tensor]) -> Callable[..., Any]:
     copy = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__)
     copy.__kwdefaults__ = plain.__kwdefaults__
     return copy
-
-
-__all__ = ["HOOK", "FunctionalHook"]

@@ -1,4 +1,4 @@
-"""What a hook is: a way into a family of models."""
+"""The protocol of hooks, each into a family of models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class UnsupportedModelError(RegardError):
 
 
 class Held:
-    """What is attached at one site: the engines, the outermost first, and one made of all."""
+    """The engines attached at one site, the outermost first, and one engine of all their stages."""
 
     def __init__(self, site: Site, engines: Sequence[Engine] = ()) -> None:
         self.site, self.engines = site, tuple(engines)
@@ -24,28 +24,28 @@ class Held:
         self.engine = engines[0] if len(engines) == 1 else Engine(stages)
 
     def by(self, engines: Sequence[Engine]) -> Held:
-        """Return the same site, held by other engines."""
+        """Return the same site with other engines."""
         return Held(self.site, engines)
 
 
 class Hook(Protocol):
-    """A way into models of one family.
+    """A hook into models of one family.
 
-    `find` names where a model attends without running it (an empty list: not a model of mine).
+    `find` returns the sites of a model without running it (an empty list for other families).
     `install` makes every call at these sites go through `engine.run(call)`, with `call.site` set.
-    Engines installed on one model stack: the first is outermost.
+    Engines installed on one model nest: the first is outermost.
     """
 
     name: str
 
     def find(self, model: Any) -> list[Site]:
-        """Name the sites of a model."""
+        """Return the sites of a model."""
         ...
 
     def install(self, model: Any, sites: Sites, engine: Engine, undo: Removal) -> None:
-        """Send the calls of these sites through the engine.
+        """Run the calls of these sites through the engine.
 
-        What undoes a change is added to `undo` before the change is made, so that an exception at
-        any moment leaves nothing behind.
+        Each change adds its undo step to `undo` before it is made, so that an exception at any
+        moment leaves nothing behind.
         """
         ...

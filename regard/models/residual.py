@@ -1,8 +1,8 @@
-"""What each part of a model adds to the residual stream, and to the logits.
+"""What each part of a model adds to the residual stream and to the logits.
 
     final = embedding + sum over layers of (sum over heads + bias + the rest, which is the MLP)
 
-A final norm with its scale held still is linear, so the logit of a token is a sum over parts.
+A final norm with frozen scale is linear, so the logit of a token is a sum over parts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from regard.models.stage import Stage
 
 
 def precise(x: Tensor) -> Tensor:
-    """The values alone, in float32 or wider."""
+    """Return x without gradient, in float32 or wider."""
     return x.detach().to(wide(x.dtype))
 
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """The linear map that a norm is at one input, its scale held still; `bias` is added to it."""
+    """A norm with the scale of one input frozen, which makes it linear; `bias` is added."""
 
     scale: Tensor  # [..., D]
     bias: Tensor
@@ -39,10 +39,10 @@ class FrozenNorm:
 
     @classmethod
     def at(cls, norm: Callable[[Tensor], Tensor], x: Tensor) -> FrozenNorm:
-        """Read the map off the norm itself: any RMS or layer norm, whatever its names are."""
+        """Measure the map of any RMS or layer norm by running it."""
         y, bias = precise(norm(x)), precise(norm(torch.zeros_like(x)))
         centered = bool(torch.allclose(precise(norm(x + 3.0)), y, atol=1e-3, rtol=1e-3))
-        # Of mean 0 and square 1, so that a norm gives its gains.
+        # Mean 0 and mean square 1, so that the norm returns its gains.
         signs = torch.ones(x.shape[-1], device=x.device, dtype=x.dtype)
         signs[1::2] = -1.0
         signs = signs if x.shape[-1] % 2 == 0 or not centered else signs - signs.mean()
@@ -52,19 +52,19 @@ class FrozenNorm:
         return cls(gain * size, bias, centered)
 
     def __call__(self, part: Tensor) -> Tensor:
-        """Put a part of the input through the map [..., D]."""
+        """Apply the map to a part of the input [..., D]."""
         part = part - part.mean(-1, keepdim=True) if self.centered else part
         return part * self.scale
 
     def back(self, direction: Tensor) -> Tensor:
-        """The direction in the input that gives `direction` in the output: the transpose."""
+        """Map a direction of the output back to the input, by the transpose."""
         back = direction * self.scale
         return back - back.mean(-1, keepdim=True) if self.centered else back
 
 
 @dataclass
 class ResidualBlock:
-    """A block of a model: its site, where the block and its MLP stand."""
+    """A block of a model: its site, the block, and its other parts (the MLP)."""
 
     site: Site
     block: nn.Module
@@ -74,8 +74,8 @@ class ResidualBlock:
 class Stream(Stage):
     """Watch the residual stream of a causal language model during one forward.
 
-    As a stage it keeps the heads' outputs; hooks on blocks, final norm and unembedding keep the
-    rest. Only the first `limit` tokens are kept.
+    As a stage it records the heads' outputs; hooks on blocks, final norm and unembedding record the
+    rest, for the first `limit` tokens.
 
         with Stream.of(model) as stream:
             model(ids)
@@ -89,7 +89,7 @@ class Stream(Stage):
         self.outs: dict[Site, Tensor] = {}
         self.entered: dict[Site, Tensor] = {}
         self.left: dict[Site, Tensor] = {}
-        self.said: dict[Site, list[Tensor]] = {}
+        self.rest_outputs: dict[Site, list[Tensor]] = {}
         self.written: dict[Site, tuple[Tensor, Tensor | None]] = {}
         self.final: Tensor | None = None
         self.norm: nn.Module | None = None
@@ -97,23 +97,24 @@ class Stream(Stage):
         self._norms: dict[int, tuple[nn.Module, Tensor]] = {}
         self._handles: list[Any] = []
         self._attached: Any = None
+        self._model: Any = None
 
     @classmethod
     def of(cls, model: nn.Module, limit: int = 512) -> Stream:
         """Watch a model in a `with`."""
         stream = cls(limit)
-        stream._model = model  # type: ignore[attr-defined]
+        stream._model = model
         return stream
 
     def __enter__(self) -> Self:
-        self._attached = attach(self._model, self, check=False)  # type: ignore[attr-defined]
+        self._attached = attach(self._model, self, check=False)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._attached.detach()
 
     def begin(self, model: Any, sites: Any) -> None:
-        """Hang hooks on blocks, norms and the unembedding."""
+        """Hook blocks, norms and the unembedding."""
         self.head = unembedding_of(model)
         self.layers = layers_of(model, sites)
         for layer in self.layers:
@@ -134,7 +135,7 @@ class Stream(Stage):
         self._handles = []
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Keep what the heads say."""
+        """Record the heads' outputs."""
         self.rows, self.precision = call.n, torch.finfo(partial.out.dtype).eps
         self.outs[call.site] = partial.out[:, :, : self.limit].detach()
         return partial
@@ -151,10 +152,10 @@ class Stream(Stage):
     def _rest(self, site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             y = output[0] if isinstance(output, tuple) else output
-            # A block that holds the layers of its MLP itself: the last of them writes.
+            # In a block that has the layers of its MLP itself, the last of them writes.
             if isinstance(y, Tensor) and y.shape[-1] == self.written[site][0].shape[2]:
                 kept = y.unflatten(0, (-1, self.rows)) if y.dim() == 2 else y
-                self.said.setdefault(site, []).append(precise(kept[:, : self.limit]))
+                self.rest_outputs.setdefault(site, []).append(precise(kept[:, : self.limit]))
 
         return hook
 
@@ -164,11 +165,11 @@ class Stream(Stage):
 
     def _unembed(self, module: nn.Module, args: Any) -> None:
         x = args[0]
-        # By storage: a model may unembed a slice of what the norm made.
+        # By storage: a model may unembed a slice of the norm's output.
         found = self._norms.get(x.untyped_storage().data_ptr())
         if found is None:
             fail(
-                CapabilityError, "model", "an unembedding whose input no norm made",
+                CapabilityError, "model", "an unembedding without a norm before it",
                 "a final norm before the unembedding", "logits of this model are no sum of parts",
             )  # fmt: skip
         self.norm, final = found
@@ -177,47 +178,47 @@ class Stream(Stage):
 
     @property
     def embedding(self) -> Tensor:
-        """What the first block is given [b, n, D]."""
+        """The input of the first block [b, n, D]."""
         return self.entered[self.layers[0].site]
 
     def heads(self, site: Site) -> Tensor:
-        """What each head of a site adds [b, h, n, D]."""
+        """Return what each head of a site adds [b, h, n, D]."""
         weight, _ = self.written[site]
         return torch.einsum("bhne,hed->bhnd", self.outs[site].to(weight.dtype), weight)
 
     def bias(self, site: Site) -> Tensor:
-        """What the output layer of a site adds to every token [D]."""
+        """Return the bias of the output layer of a site [D]."""
         weight, bias = self.written[site]
         return weight.new_zeros(weight.shape[2]) if bias is None else bias
 
     def rest(self, site: Site) -> Tensor:
-        """What the block of a site adds beside its heads, its MLP [b, n, D]."""
+        """Return what the block of a site adds besides its heads: its MLP [b, n, D]."""
         weight, _ = self.written[site]
         out = self.outs[site].to(weight.dtype)
         heads = torch.einsum("bhne,hed->bnd", out, weight) + self.bias(site)
         rest = self.left[site] - self.entered[site] - heads
-        said = sum(self.said.get(site, []), torch.zeros_like(rest))
-        # As exact as a sum of states of the model's own precision can be.
+        summed = sum(self.rest_outputs.get(site, []), torch.zeros_like(rest))
+        # The tolerance is that of sums in the model's precision.
         room = max(1e-3, 8 * self.precision) * float(self.left[site].abs().max())
-        if self.said.get(site) and float((rest - said).abs().max()) > room:
+        if self.rest_outputs.get(site) and float((rest - summed).abs().max()) > room:
             fail(
                 CapabilityError, "model",
-                f"a block ({site.module.rpartition('.')[0]}) whose heads and MLP are not added as "
-                "they are", "a residual stream that adds what heads write",
-                "models that norm or scale a layer's output cannot be taken apart this way",
+                f"a block ({site.module.rpartition('.')[0]}) that does not add the outputs of its "
+                "heads and MLP", "a residual stream that is a sum of outputs",
+                "models that norm or scale a layer's output cannot be decomposed this way",
             )  # fmt: skip
         return rest
 
     def frozen(self, rows: Any = slice(None)) -> FrozenNorm:
-        """The final norm with its scale held, at some tokens."""
+        """Return the final norm with its scale frozen at some tokens."""
         if self.final is None or self.norm is None:
-            fail(RuleError, "stream", "nothing seen", "a forward", "run the model inside the with")
+            fail(RuleError, "stream", "no forward", "one forward", "run the model inside the with")
         with torch.no_grad():
             return FrozenNorm.at(self.norm, self.final[:, rows])
 
     @property
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
-        """W_U [V, D] and its bias [V]."""
+        """The unembedding W_U [V, D] and its bias [V]."""
         assert self.head is not None
         weight: Any = self.head.weight
         bias: Any = getattr(self.head, "bias", None)
@@ -225,14 +226,14 @@ class Stream(Stage):
 
 
 def layers_of(model: nn.Module, sites: Any) -> list[ResidualBlock]:
-    """The blocks of a stack, each with one self-attention; what else they hold that is no norm."""
+    """Return the blocks of a stack, each with one self-attention, and its parts that compute."""
     found = []
     attends = {site.module for site in sites}
     for site in sites:
         if site.kind != "self":
             fail(
                 CapabilityError, "model", f"{site.kind} attention in {site.module}",
-                "a stack of self-attention", "take a decoder-only model",
+                "a stack of self-attention", "pass a decoder-only model",
             )  # fmt: skip
         path = site.module.rpartition(".")[0]
         block = model.get_submodule(path)
@@ -245,7 +246,7 @@ def layers_of(model: nn.Module, sites: Any) -> list[ResidualBlock]:
 
 
 def _computes(module: nn.Module) -> bool:
-    """Whether a part of a block holds more than norms."""
+    """Return whether a part of a block has parameters besides norms."""
     return any(
         "norm" not in type(m).__name__.lower()
         for m in module.modules()
@@ -254,7 +255,7 @@ def _computes(module: nn.Module) -> bool:
 
 
 def embedding_of(model: Any) -> nn.Module:
-    """Find the table that turns tokens into states."""
+    """Return the token embedding of a model."""
     make = getattr(model, "get_input_embeddings", None)
     table: Any = make() if callable(make) else getattr(model, "embedding", None)
     if not isinstance(getattr(table, "weight", None), Tensor) or table.weight.dim() != 2:
@@ -267,7 +268,7 @@ def embedding_of(model: Any) -> nn.Module:
 
 
 def unembedding_of(model: Any) -> nn.Module:
-    """Find the layer that turns final states into logits."""
+    """Return the unembedding of a model."""
     make = getattr(model, "get_output_embeddings", None)
     found = make() if callable(make) else None
     if found is None:
@@ -281,21 +282,9 @@ def unembedding_of(model: Any) -> nn.Module:
 
 
 def watched(model: nn.Module, ids: Tensor, limit: int = 512) -> Stream:
-    """Run a model once and give its residual stream."""
+    """Run a model once, and return its residual stream."""
     hook_of(model)
     stream = Stream.of(model, limit)
     with stream, torch.no_grad():
         model(ids[:, :limit].to(next(model.parameters()).device))
     return stream
-
-
-__all__ = [
-    "FrozenNorm",
-    "ResidualBlock",
-    "Stream",
-    "embedding_of",
-    "layers_of",
-    "precise",
-    "unembedding_of",
-    "watched",
-]

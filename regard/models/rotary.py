@@ -1,8 +1,8 @@
-"""How each layer of a model puts positions in its queries and keys, found out by trying.
+"""How each layer of a model rotates its queries and keys, found out by running it.
 
-A key that was turned for one place can be turned for another, or turned back: so keys that were
-made once serve at any place (`Passages`), a policy may number tokens anew (`longheads`), and what
-learns of keys learns of what they say, wherever they stand (`seer_attention`).
+A key that was rotated to one position can be rotated to another, or back: so keys can be reused at
+any position (`Passages`), a policy can renumber tokens (`longheads`), and a gate can learn from
+unrotated keys (`seer_attention`).
 
     turns = turns_of(model)
     k = turns[layer].turn(turns[layer].back(k, at=old), at=new)
@@ -22,18 +22,18 @@ from regard.core.errors import CapabilityError, RegardError, fail, need
 from regard.core.partial import wide
 from regard.core.rotary import turned
 
-# Places at which a token is tried: near, and far enough for slow pairs of channels to show.
+# Positions at which a token is run: near, and far enough to tell slow pairs of channels.
 TRIED = (0, 1, 13, 59)
-# Schedules whose speeds hang on the length of the text: what was turned once is wrong later.
+# Schedules whose frequencies depend on the length: a key that was rotated is wrong later.
 MOVING = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """A rotation of pairs of channels, `speeds` [r] radians a token, lengths times `scale`.
+    """A rotation of pairs of channels by `speeds` [r] radians a token, with lengths times `scale`.
 
-    It turns the first 2 r channels of a head, or the last where `last`; neighbors are paired where
-    `interleaved`, halves where not. Without speeds nothing is turned: the keys hold no position.
+    It rotates the first 2 r channels of a head, or the last if `last`; neighbors are paired if
+    `interleaved`, halves if not. Without speeds nothing is rotated.
 
     >>> turn = Turn(torch.tensor([1.0, 0.1]))
     >>> x, at = torch.randn(1, 2, 5, 4), torch.arange(5)
@@ -47,7 +47,7 @@ class Turn:
     last: bool = False
 
     def turn(self, x: Tensor, at: Tensor | int) -> Tensor:
-        """Turn x [b, h, n, d] for places `at`: [n], [b, n], or one for all."""
+        """Rotate x [b, h, n, d] to positions `at`: [n], [b, n], or one for all."""
         return self._turned(x, at, self.scale, 1.0)
 
     def back(self, x: Tensor, at: Tensor | int) -> Tensor:
@@ -55,7 +55,7 @@ class Turn:
         return self._turned(x, at, 1 / self.scale, -1.0)
 
     def move(self, x: Tensor, by: int) -> Tensor:
-        """Turn x, which stands somewhere already, so that it stands `by` places later."""
+        """Rotate x, which is rotated already, to `by` positions later."""
         return x if by == 0 else self._turned(x, by, 1.0, 1.0)
 
     def _turned(self, x: Tensor, at: Tensor | int, scale: float, way: float) -> Tensor:
@@ -71,20 +71,20 @@ class Turn:
 
 
 class Turns(tuple[Turn, ...]):
-    """The turn of each layer of a model."""
+    """The rotation of each layer of a model."""
 
     @property
     def none(self) -> bool:
-        """Whether no layer puts positions in its keys."""
+        """Whether no layer rotates its keys."""
         return all(one.speeds is None for one in self)
 
 
 @torch.no_grad()
 def turns_of(model: Any) -> Turns:
-    """Find how each layer of a transformers model turns its keys, or say why that cannot be told.
+    """Find how each layer of a transformers model rotates its keys; raise if that is unknown.
 
-    One token is run alone at some places: what its keys differ by is what the model does to
-    positions. Positions added to tokens cannot be taken out again, and are refused.
+    One token is run alone at some positions, and its keys are compared. Positions that are added to
+    tokens cannot be removed again, and are refused.
     """
     need("transformers", "hf", "has the model")
     keys = _keys_at(model)
@@ -96,31 +96,31 @@ def turns_of(model: Any) -> Turns:
             fail(
                 CapabilityError, "model",
                 f"{type(model).__name__}, whose layer {layer} puts positions in "
-                f"{'keys by no rotation that is known' if turn is None else 'its values'}",
+                f"{'keys by an unknown rotation' if turn is None else 'its values'}",
                 "rotary positions, or a bias by distance (ALiBi)",
-                "positions that are added to tokens stay in them: encode the whole text",
+                "encode the whole text: positions that are added to tokens cannot be removed",
             )  # fmt: skip
         found.append(turn)
     return Turns(found)
 
 
 def rotations_of(model: Any, layers: Collection[int]) -> dict[int, Turn]:
-    """Find how each of the `layers` turns its keys; a model that has no rotations turns none.
+    """Find how each of the `layers` rotates its keys; without rotations none does.
 
-    Positions that are added to tokens stay in their keys.
+    Positions that are added to tokens remain in their keys.
     """
     rotary = any(turn.speeds is not None for turn in _rivals(model))
     found = turns_of(model) if rotary else [Turn()] * len(layers)
     if len(found) != len(layers):
         fail(
-            CapabilityError, "model", f"{type(model).__name__}, which keeps {len(found)} layers",
-            f"keys of each of its {len(layers)} layers", "take a policy that needs no bare keys",
+            CapabilityError, "model", f"{type(model).__name__}, which caches {len(found)} layers",
+            f"keys of each of its {len(layers)} layers", "use a policy without unrotated keys",
         )  # fmt: skip
     return dict(zip(layers, found, strict=True))
 
 
 def _keys_at(model: Any) -> list[tuple[Tensor, Tensor]]:
-    """Keys [places, g, 1, d] and values of one token, at each layer."""
+    """Return keys [places, g, 1, d] and values of one token, at each layer."""
     from transformers.cache_utils import DynamicCache
 
     device = next(model.parameters()).device
@@ -130,7 +130,7 @@ def _keys_at(model: Any) -> list[tuple[Tensor, Tensor]]:
         if takes:
             ids = torch.ones(len(TRIED), 1, dtype=torch.long, device=device)
             model(ids, past_key_values=cache, use_cache=True, position_ids=places[:, None])
-        else:  # a text of one token only: whatever is attended to, values are the same
+        else:  # a text of one repeated token: attention does not change its values
             ids = torch.ones(1, TRIED[-1] + 1, dtype=torch.long, device=device)
             model(ids, past_key_values=cache, use_cache=True)
         layers: Any = cache.layers
@@ -143,7 +143,7 @@ def _keys_at(model: Any) -> list[tuple[Tensor, Tensor]]:
         fail(
             CapabilityError, "model", f"{type(model).__name__} ({str(wrong).splitlines()[0][:90]})",
             "a decoder whose cache holds keys and values of every layer",
-            "its keys cannot be carried to another place",
+            "its keys cannot be moved to another position",
         )  # fmt: skip
     if takes:
         same: list[tuple[Tensor, Tensor]] = pairs
@@ -153,7 +153,7 @@ def _keys_at(model: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _rivals(model: nn.Module) -> Iterator[Turn]:
-    """What a layer may do: nothing, or turn as one of the model's tables of speeds says."""
+    """Yield the candidate rotations: none, and one for each of the model's frequency tables."""
     yield Turn()
     for _, module in model.named_modules():
         for name, speeds in module.named_buffers(recurse=False):
@@ -165,7 +165,7 @@ def _rivals(model: nn.Module) -> Iterator[Turn]:
             if rope in MOVING:
                 fail(
                     CapabilityError, "model", f"{rope} rotary positions",
-                    "speeds that are the same at every length",
+                    "frequencies that do not depend on the length",
                     "choose another rope_type in its config, linear or yarn say",
                 )  # fmt: skip
             scale = float(getattr(module, f"{kind}attention_scaling", 1.0))
@@ -175,7 +175,7 @@ def _rivals(model: nn.Module) -> Iterator[Turn]:
 
 
 def _explains(turn: Turn, k: Tensor) -> bool:
-    """Whether keys k [places, g, 1, d] of one token differ by this turn."""
+    """Return whether keys k [places, g, 1, d] of one token differ by this rotation."""
     if turn.speeds is not None and 2 * turn.speeds.shape[0] > k.shape[3]:
         return False
     places = torch.tensor(TRIED, device=k.device)
@@ -185,6 +185,3 @@ def _explains(turn: Turn, k: Tensor) -> bool:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).abs().max()) <= 32 * torch.finfo(a.dtype).eps * float(b.abs().max())
-
-
-__all__ = ["MOVING", "TRIED", "Turn", "Turns", "rotations_of", "turns_of"]

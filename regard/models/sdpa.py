@@ -1,4 +1,4 @@
-"""Read a call of PyTorch's attention as a call of ours."""
+"""Convert a call of PyTorch's attention to a `Call`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def call_of(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Call, list[int]]:
-    """Read the arguments of SDPA as a call; give it with the shape its output should have."""
+    """Convert the arguments of SDPA to a call; also return the shape of its output."""
     if query.is_nested or query.dim() < 2:
         fail(
             UnsupportedModelError,
@@ -69,14 +69,14 @@ def call_of(
 
 
 def four_axes(x: Tensor) -> Tensor:
-    """Add axes of 1 in front: a mask of [m], [n, m] or [h, n, m] means all that it leaves out."""
+    """Add leading axes of 1 to a mask of [m], [n, m] or [h, n, m], which broadcasts."""
     return x[(None,) * (4 - x.dim())] if x.dim() < 4 else x
 
 
 def with_mask(support: Support, score: Score, mask: Tensor, m: int) -> tuple[Support, Score]:
-    """Add the mask that a model has made as a tensor, [b or 1, h or 1, n or 1, m or 1].
+    """Add a model's mask tensor [b or 1, h or 1, n or 1, m or 1] to a support and a score.
 
-    A bool mask says which pairs are visible; any other is added to the scores.
+    A bool mask is true at visible pairs; any other is added to the scores.
 
     >>> print(with_mask(Causal(), Dot(), torch.ones(2, 1, 1, 4, dtype=torch.bool), 4)[0])
     Causal() & Padding(<bool 2x4>)
@@ -93,7 +93,7 @@ _rules: dict[tuple[bool, float | None], Rule] = {}
 
 
 def _plain_rule(is_causal: bool, scale: float | None) -> Rule:
-    """Share the rule of calls that mean the same, and with it what is planned for it."""
+    """Return a shared rule for equal arguments, so that its plan is shared too."""
     found = _rules.get((is_causal, scale))
     if found is None:
         if len(_rules) > 64:

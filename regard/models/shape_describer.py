@@ -1,4 +1,4 @@
-"""The describer that ships: a small LLaVA-type model that says which colored shapes it sees."""
+"""The describer that ships: a small LLaVA-type model that describes colored shapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = (
 
 
 def describer_config() -> Any:
-    """Return the config: three layers that see and four that speak, of four heads each."""
+    """Return the config: three vision layers and four text layers, of four heads each."""
     models = need("transformers", "hf", "has the describer's classes")
     return models.LlavaConfig(
         vision_config=models.CLIPVisionConfig(
@@ -43,7 +43,7 @@ def describer_config() -> Any:
 
 
 def word_tokenizer() -> Any:
-    """Return the tokenizer: a token for each of `WORDS`, which spaces divide."""
+    """Return the tokenizer: a token for each of `WORDS`, separated by spaces."""
     tokenizers = need("tokenizers", "hf", "has the describer's tokenizer")
     models = need("transformers", "hf", "has the describer's tokenizer")
     made = tokenizers.Tokenizer(
@@ -72,7 +72,7 @@ def load_describer(folder: str | Path = DESCRIBER) -> tuple[Any, Any]:
 def ask(
     tokenizer: Any, pictures: Tensor, text: str | Sequence[str] = "describe :"
 ) -> dict[str, Tensor]:
-    """Return what the model is given for pictures [b, 3, 24, 24] and a question, or one for each.
+    """Return the inputs for pictures [b, 3, 24, 24] and a question, or one question for each.
 
     Questions: "describe :", "how many ?", "is there red ring ?", "color of ring ?", "where is red
     ring ?".
@@ -102,15 +102,9 @@ def ask(
 
 @torch.no_grad()
 def answers(model: Any, tokenizer: Any, given: dict[str, Tensor], **settings: Any) -> list[str]:
-    """Return what the model says to `ask`, decoded greedily until its end."""
+    """Return the model's answers to the inputs of `ask`, decoded greedily to the end."""
     out = model.generate(**given, **{"max_new_tokens": 40, "do_sample": False, **settings})
-    said: list[str] = tokenizer.batch_decode(
+    texts: list[str] = tokenizer.batch_decode(
         out[:, given["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    return said
-
-
-__all__ = [
-    "DESCRIBER", "PATCHES", "SIDE", "WORDS", "answers", "ask", "describer_config",
-    "load_describer", "word_tokenizer",
-]  # fmt: skip
+    return texts

@@ -36,7 +36,7 @@ class WordTable(nn.Module):
 
 
 class WordTokenizer:
-    """Splits a prompt at spaces; id 1 starts it, id 0 fills it up.
+    """Splits a prompt at spaces; id 1 starts it, id 0 pads it.
 
     >>> WordTokenizer()("red ring")["input_ids"]
     [1, 4, 9]
@@ -57,7 +57,7 @@ class WordTokenizer:
         return {"input_ids": [1, *(WORDS.index(x) for x in words)]}
 
     def decode(self, ids: Any, **settings: Any) -> str:
-        """Return how ids read."""
+        """Return the words of ids."""
         return " ".join(WORDS[int(i)] for i in ids)
 
     def padded(self, texts: list[str]) -> Tensor:
@@ -69,18 +69,18 @@ class WordTokenizer:
 class ShapePainter(Pipeline):  # type: ignore[misc]  # its class is known when it is imported
     """Paints pictures of 16 by 16 pixels, as latents [b, 3, 16, 16] from -1 to 1.
 
-    `painter("red ring and blue square")` runs 20 steps with guidance 3. All else is diffusers'
-    own pipeline of Stable Diffusion 3, without a VAE and with words in place of text encoders.
+    `painter("red ring and blue square")` runs 20 steps with guidance 3. The rest is diffusers'
+    pipeline of Stable Diffusion 3, without a VAE and with a word table in place of text encoders.
     """
 
     words: WordTable
 
     def encode_prompt(self, prompt: Any = None, **given: Any) -> tuple[Any, ...]:
-        """Return states and pooled states of the prompts and of those of the other branch."""
+        """Return states and pooled states of the prompts and of the negative prompts."""
         many = given.get("num_images_per_prompt") or 1
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(texts, list) or not all(isinstance(x, str) for x in texts):
-            fail(RuleError, "prompt", shape_of(prompt), "a text, or some of them", "pass 'a ring'")
+            fail(RuleError, "prompt", shape_of(prompt), "a text or a list", "pass 'a ring'")
         other = given.get("negative_prompt") or ""
         others = [other] * len(texts) if isinstance(other, str) else list(other)
         states = [self.words(self.tokenizer.padded(x)).repeat_interleave(many, 0)
@@ -92,7 +92,7 @@ class ShapePainter(Pipeline):  # type: ignore[misc]  # its class is known when i
         return states[0], states[1], pooled, pooled
 
     def __call__(self, prompt: Any = None, **given: Any) -> Any:
-        """Paint; what it returns has the pictures [b, 3, 16, 16] in `images`."""
+        """Paint; the result has the pictures [b, 3, 16, 16] in `images`."""
         side = self.transformer.config.sample_size
         settings = {"num_inference_steps": 20, "guidance_scale": 3.0, "height": side, "width": side,
                     "output_type": "latent"}  # fmt: skip
@@ -149,15 +149,3 @@ def save_painter(net: nn.Module, words: nn.Module, folder: Path) -> None:
              for k, x in m.state_dict().items()}  # fmt: skip
     files = need("safetensors.torch", "hf", "writes weights")
     files.save_file(state, folder / "painter.safetensors")
-
-
-__all__ = [
-    "PAINTER",
-    "ShapePainter",
-    "WordTable",
-    "WordTokenizer",
-    "load_painter",
-    "painter_of",
-    "save_painter",
-    "transformer",
-]

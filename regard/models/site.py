@@ -1,4 +1,4 @@
-"""Where a model attends: sites, and how to choose among them."""
+"""Where a model attends: sites, and how to select them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CHOICES = ("layers", "kinds", "names", "heads", "steps")
 
 
 class SiteError(RegardError, LookupError):
-    """No site of the model is meant."""
+    """A choice of sites selects none."""
 
 
 @dataclass(frozen=True)
 class Site:
     """One place where a model attends; `module` is its path in the model.
 
-    `index` counts the calls of a module that attends more than once. `modality` says how tokens of
-    two kinds are laid out ("text-image").
+    `index` numbers the calls of a module that attends more than once. `modality` is the order of
+    tokens of two kinds ("text-image").
 
     >>> Site(layer=7, kind="self", module="model.layers.7.self_attn", heads=32, kv_heads=8)
     Site(7, 'self', 'model.layers.7.self_attn', 32/8 heads)
@@ -46,7 +46,7 @@ class Site:
             fail(RuleError, "kind", repr(self.kind), f"one of {KINDS}", "name the kind of site")
 
     def __hash__(self) -> int:
-        # Sites are looked up at every call; a module and the number of its call tell them apart.
+        # Sites are looked up at every call; module and index identify them.
         return hash((self.module, self.index))
 
     def __repr__(self) -> str:
@@ -55,9 +55,9 @@ class Site:
         return f"Site({self.layer}, {self.kind!r}, {self.module!r}{call}, {heads})"
 
     def span(self, modality: str, n: int, now: Forward | None = None) -> slice | None:
-        """Return where the tokens of a modality are among `n`; None where the model does not tell.
+        """Return where the tokens of a modality are among `n`; None where that is unknown.
 
-        `now` is the forward that is running, which knows how many tokens the image has.
+        `now` is the running forward, which has the number of image tokens.
 
         >>> Site(0, "joint", modality="text-image").span("text", 10, Forward(0, grid=(2, 3)))
         slice(0, 4, None)
@@ -87,7 +87,7 @@ class Place:
 
     @staticmethod
     def of(where: Any) -> Place:
-        """Read a choice: None, a layer, layers, a glob, a function of the site, or a dict of these.
+        """Parse a choice: None, a layer, layers, a glob, a function of the site, or a dict.
 
         >>> Place.of({"layers": range(2), "heads": 3}).heads
         (3,)
@@ -163,7 +163,7 @@ class Sites(list[Site]):
     """
 
     def select(self, where: Any = None) -> Sites:
-        """Return the sites that `where` means; raise `SiteError` where it means none."""
+        """Return the sites that `where` selects; raise `SiteError` if it selects none."""
         place = Place.of(where)
         found = Sites(site for site in self if site in place)
         if not found and where is not None:
@@ -171,7 +171,7 @@ class Sites(list[Site]):
             fail(
                 SiteError,
                 "where",
-                f"{where!r}, which is no site",
+                f"{where!r}, which selects no site",
                 f"sites among layers {sorted({s.layer for s in self if s.layer is not None})}, "
                 f"kinds {sorted({s.kind for s in self})}, modules {names}, ...",
                 "print attach(model).sites to see them all",
@@ -189,15 +189,15 @@ class Sites(list[Site]):
         return found
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return one row of words for each site, after a row of headings.
+        """Return one row of strings for each site, after a row of headings.
 
         >>> Sites([Site(0, module="a", modality="image", grid=(4, 6))]).rows()[1][-2:]
         ('image', '4 x 6')
         """
-        told = ["layer", "kind", "module", "heads", "kv_heads", "head_size", "causal"]
-        told += [x for x in ("modality", "grid") if any(getattr(s, x) is not None for s in self)]
-        head = tuple(x.replace("_", " ") for x in told)
-        return [head, *(tuple(_cell(getattr(s, x)) for x in told) for s in self)]
+        columns = ["layer", "kind", "module", "heads", "kv_heads", "head_size", "causal"]
+        columns += [x for x in ("modality", "grid") if any(getattr(s, x) is not None for s in self)]
+        head = tuple(x.replace("_", " ") for x in columns)
+        return [head, *(tuple(_cell(getattr(s, x)) for x in columns) for s in self)]
 
     def table(self) -> Any:
         """Build a rich table (needs rich)."""

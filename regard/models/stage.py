@@ -1,7 +1,7 @@
 """Stages: middleware for attention.
 
-A call comes out of a model, passes `before` of each stage in order, is run, and passes `after` in
-reverse order. A stage may also look: at the call, and at what it wanted of it.
+A call comes from a model, passes `before` of each stage in order, is run, and passes `after` in
+reverse order. A stage may also observe the call and its result in `see`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PARTS = ("q", "k", "v", "bias", "prob", "out")
 
 
 class Stage:
-    """Base of everything that looks at attention or changes it; override what you need.
+    """Base of everything that observes or changes attention; override what you need.
 
-    `want` names what every call is asked for: survey statistics, "lse", or "weights" (tiny inputs
+    `want` names what every result must have: survey statistics, "lse", or "weights" (tiny inputs
     only); it arrives in `see`, with the call. `where` chooses sites (see `Place.of`).
 
     >>> class Louder(Stage):
@@ -36,10 +36,9 @@ class Stage:
     want: Sequence[str] = ()
     # Extra arguments of `regard.survey`; stages that share a pass must agree on them.
     survey_options: ClassVar[dict[str, Any]] = {}
-    # Whether `around` runs calls otherwise; at most one such stage may serve a site.
+    # Whether `around` replaces how calls are run; at most one such stage per site.
     runs: bool = False
-    # Whether it comes after all stages that do not: what is said of single keys must be said of
-    # those that policies have left.
+    # Whether it comes after the other stages, to work on the keys that policies have selected.
     runs_last: bool = False
 
     def __init__(self, where: Any = None) -> None:
@@ -51,7 +50,7 @@ class Stage:
         return type(self).__name__
 
     def begin(self, model: Any, sites: Sites) -> None:
-        """Get ready for a model; `sites` are those chosen by `where`."""
+        """Prepare for a model; `sites` are those selected by `where`."""
 
     def end(self) -> None:
         """Release the model."""
@@ -61,27 +60,27 @@ class Stage:
         return call
 
     def wants(self, call: Call) -> Sequence[str]:
-        """Return what is wanted of one call, as `before` returned it."""
+        """Return what is wanted of one call, which is as `before` returned it."""
         return self.want
 
     def around(self, call: Call, run: Any) -> Result:
-        """Run the call: `run(call)` as it is, or in a way that no rule and no keys can say.
+        """Run the call: `run(call)` as usual, or in a way that no rule or keys express.
 
-        Asked where `runs` is true. `run.want` names what stages need of the result.
+        Called where `runs` is true. `run.want` names what stages need of the result.
         """
         found: Result = run(call)
         return found
 
     def see(self, call: Call, result: Result) -> None:
-        """Observe the call as it was run, after `before` of all stages, and at what came of it."""
+        """Observe the call as it was run, after `before` of all stages, and its result."""
 
     def after(self, call: Call, result: Result) -> Result:
-        """Change what came of it: `result._replace(out=...)`, out [b, h, n, e]."""
+        """Change the result: `result._replace(out=...)`, out [b, h, n, e]."""
         return result
 
 
 class Null(Stage):
-    """Does nothing: with it, a model must give what it gives without it.
+    """Does nothing: with it, a model must return what it returns without it.
 
     >>> Null().name
     'Null'
@@ -89,7 +88,7 @@ class Null(Stage):
 
 
 class Edit(Stage):
-    """Change one thing on purpose: `fn` gets the part named by `stage`, and gives it changed.
+    """Edit one part of attention: `fn` gets the part named by `stage`, and returns it changed.
 
     q [b, h, n, d], k [b, g, m, d], v [b, g, m, e], bias (scores [b, h, n, m] before they are
     weighed, any tile of them), prob [b, h, n, m] (tiny inputs only) or out [b, h, n, e].
@@ -138,7 +137,7 @@ class Edit(Stage):
         return self.fn(s).where(chosen, s)
 
     def wants(self, call: Call) -> Sequence[str]:
-        """Ask for the weights, where these are edited."""
+        """Want the weights, where these are edited."""
         return ("weights",) if self.stage == "prob" else ()
 
     def after(self, call: Call, result: Result) -> Result:

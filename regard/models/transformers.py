@@ -1,4 +1,4 @@
-"""The way into transformers: its attention and mask interfaces, under one name of our own."""
+"""The hook into transformers: its attention and mask interfaces, under a name of our own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,12 +26,12 @@ from regard.models.written_out import CallOurs, is_written_out
 
 
 class TransformersHook:
-    """Hook into models whose attention goes through `ALL_ATTENTION_FUNCTIONS`, or is known."""
+    """Hook into models whose attention uses `ALL_ATTENTION_FUNCTIONS`, or is written out."""
 
     name = "transformers"
 
     def find(self, model: Any) -> list[Site]:
-        """Name every module that asks the attention interface, or PyTorch's attention, by code."""
+        """Find every module whose code calls the attention interface, or PyTorch's attention."""
         if not isinstance(model, nn.Module):
             return []
         modules = list(model.named_modules())
@@ -45,7 +45,7 @@ class TransformersHook:
     def read(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: dict[Any, Any]
     ) -> Forward:
-        """Count steps by the cache, and mark the tokens that stand for images."""
+        """Count steps by the cache, and mark image placeholder tokens."""
         now = by_cache(model, args, kwargs, kept)
         config: Any = getattr(model, "config", None)
         shown = given_to(model, args, kwargs).get("output_attentions")
@@ -59,7 +59,7 @@ class TransformersHook:
 
     @exclusive
     def install(self, model: nn.Module, sites: Sites, engine: Engine, undo: Removal) -> None:
-        """Set the configs of the model to our name, and hold the engine at its modules."""
+        """Set the configs of the model to our name, and attach the engine to its modules."""
         modules = [(model.get_submodule(site.module), site) for site in sites]
         asking = [(m, site) for m, site in modules if _ours(m)]
         configs = _configs_of(model)
@@ -68,20 +68,19 @@ class TransformersHook:
             one = held.get(module) or Held(site)
             held[module] = one.by((*one.engines, engine))
             if is_written_out(module) and engine.stages:
-                hold(module, "forward", _call_ours(module), engine, undo)
-        for name, around in (
-            ("generate_batch", _Refuse(refuse_batching)),
-            ("set_attn_implementation", _Refuse(_refuse_other)),
-        ):
+                hold(module, "forward", partial(CallOurs, module), engine, undo)
+        for name, refuse in (
+            ("generate_batch", refuse_batching), ("set_attn_implementation", _refuse_other),
+        ):  # fmt: skip
             if hasattr(model, name):
-                hold(model, name, _same(around), engine, undo)
+                hold(model, name, partial(_Refuse, refuse), engine, undo)
         for config in configs:
             there = config._attn_implementation_internal
             ours = there if isinstance(there, Name) else Name(there)
             ours.holders = (*ours.holders, engine)
             config._attn_implementation_internal = ours
-        # Last, and so the first to go: other threads may be in a forward the while.
-        hold(model, "forward", lambda: _NeedOurs(configs), engine, undo)
+        # Last, and so removed first: other threads may be inside a forward meanwhile.
+        hold(model, "forward", partial(_NeedOurs, configs), engine, undo)
         others = Sites(site for m, site in modules if not _ours(m))
         if others:
             FUNCTIONAL.install(model, others, engine, undo)
@@ -93,7 +92,7 @@ HOOK = TransformersHook()
 def _let_go(modules: list[tuple[nn.Module, Site]], configs: list[Any], engine: Engine) -> None:
     for config in configs:
         ours = config._attn_implementation_internal
-        if isinstance(ours, Name):  # else somebody has set another meanwhile, which stays
+        if isinstance(ours, Name):  # else another one was set meanwhile, which stays
             ours.holders = tuple(x for x in ours.holders if x is not engine)
             if not ours.holders:
                 config._attn_implementation_internal = ours.replaced
@@ -107,7 +106,7 @@ def _let_go(modules: list[tuple[nn.Module, Site]], configs: list[Any], engine: E
 
 
 class _Refuse(Around):
-    """In place of a method that an attached model cannot serve."""
+    """Replace a method that an attached model does not support."""
 
     def __init__(self, refuse: Callable[..., None]) -> None:
         super().__init__()
@@ -117,16 +116,8 @@ class _Refuse(Around):
         return self.refuse(*args, **kwargs)
 
 
-def _call_ours(module: nn.Module) -> Callable[[], Around]:
-    return lambda: CallOurs(module)
-
-
-def _same(around: Around) -> Callable[[], Around]:
-    return lambda: around
-
-
 class _NeedOurs(Around):
-    """Around the forward of a model: its configs still ask for our attention, or it is refused."""
+    """Around the forward of a model: raise if a config no longer uses our attention."""
 
     def __init__(self, configs: list[Any]) -> None:
         super().__init__()
@@ -143,14 +134,14 @@ def _refuse_other(asked: Any = None, *_: Any, **__: Any) -> None:
     fail(
         UnsupportedModelError,
         "attn_implementation",
-        f"{asked!r} while stages are attached, which would switch them off",
+        f"{asked!r} while stages are attached, which would disable them",
         "the implementation that the model had when stages were attached",
         "detach first, then model.set_attn_implementation(...), then attach again",
     )
 
 
 def _ours(module: nn.Module) -> bool:
-    """Whether our attention can be called in place of that of a module."""
+    """Return whether our attention can replace that of a module."""
     return _interfaced(module) or is_written_out(module)
 
 
@@ -161,7 +152,7 @@ def _interfaced(module: nn.Module) -> bool:
 
 @lru_cache(maxsize=4096)
 def _asks(kind: Any) -> bool:
-    """Whether the code of a class asks the attention interface."""
+    """Return whether the code of a class uses the attention interface."""
     return any(
         "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(f).__code__.co_names
         for base in kind.__mro__[:-1]
@@ -184,7 +175,7 @@ def _configs_of(model: nn.Module) -> list[Any]:
 
 
 def site_of(path: str, module: nn.Module) -> Site:
-    """Read a site from an attention module and its config."""
+    """Describe the site of an attention module by its config."""
     config: Any = _config_of_layer(module)
 
     def first(*names: str) -> Any:
@@ -220,7 +211,7 @@ def site_of(path: str, module: nn.Module) -> Site:
 def _config_of_layer(module: Any) -> Any:
     """Return the config of a module: that of its layer, where layers have configs of their own.
 
-    The config of such a model refuses to say what differs from layer to layer.
+    The config of such a model does not have the values that differ from layer to layer.
     """
     config: Any = getattr(module, "config", None)
     layer = getattr(module, "layer_idx", None)
@@ -235,9 +226,9 @@ MODALITIES = {"pixel_values": "image", "input_features": "audio", "input_values"
 
 
 def _placed(site: Site, homes: dict[str, nn.Module]) -> Site:
-    """Return what the tokens of a site are, by the innermost model that it is a part of."""
+    """Add the modality of a site's tokens, by the innermost model that it is a part of."""
     paths = [path for path in homes if not path or site.module.startswith(f"{path}.")]
-    # A whole model says what it reads first; its parts say it of themselves.
+    # Each part of a model has its own main input.
     for path in sorted(paths, key=len, reverse=True):
         home: Any = homes[path]
         config: Any = home.config
@@ -251,12 +242,9 @@ def _placed(site: Site, homes: dict[str, nn.Module]) -> Site:
 
 
 def _grid(config: Any) -> tuple[int, int] | None:
-    """Read the patch grid from a config of vision, where layers keep it."""
+    """Read the patch grid from a vision config, where all layers have the same grid."""
     sizes: list[Any] = [getattr(config, name, None) for name in ("image_size", "patch_size")]
     if hasattr(config, "depths") or any(x is None for x in sizes):
         return None
     (high, wide), (tall, broad) = ((x, x) if isinstance(x, int) else tuple(x) for x in sizes)
     return high // tall, wide // broad
-
-
-__all__ = ["HOOK", "TransformersHook"]

@@ -1,4 +1,4 @@
-"""Which versions of the libraries hooked into are known to work, in one place."""
+"""The supported versions of the hooked libraries, in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 from regard.core.errors import VersionError, fail
 
-# From this version on, up to and without that one.
+# From this version (included) to that one (excluded).
 RANGES: dict[str, tuple[str, str]] = {
     "transformers": ("5.17", "5.24"),
     "diffusers": ("0.35.2", "0.43"),
@@ -29,7 +29,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def supported(name: str, module: ModuleType | None = None) -> ModuleType:
-    """Import a library, or say that its version is outside the range."""
+    """Import a library; raise if its version is not supported."""
     module = importlib.import_module(name) if module is None else module
     low, high = RANGES[name]
     have = getattr(module, "__version__", "0")

@@ -1,15 +1,15 @@
-"""The matrix of weights, for tiny inputs only."""
+"""The matrix of attention weights, for small inputs only."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.run.runner import LIMIT, TooLargeError, need_room, run
+from regard.run.runner import LIMIT, need_room, run
 
 
 def closed_weights(call: Call, asked_by: str, limit: int = LIMIT) -> Tensor:
-    """Return the weights [b, h, n, m], sinks counted, or say what they would cost.
+    """Return the weights [b, h, n, m], sinks included; raise if they would be too large.
 
     >>> import torch
     >>> q = torch.randn(1, 2, 3, 8)
@@ -20,6 +20,3 @@ def closed_weights(call: Call, asked_by: str, limit: int = LIMIT) -> Tensor:
     found = run(call, ("weights",), "reference").weights
     assert found is not None
     return found
-
-
-__all__ = ["LIMIT", "TooLargeError", "closed_weights"]

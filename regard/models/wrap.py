@@ -1,8 +1,8 @@
-"""Run code around a method of one object, so that nothing is left in any thread.
+"""Run code around a method of one object, and restore everything in any thread.
 
 PyTorch's forward hooks come in pairs, and the second of a pair is not run after a
-KeyboardInterrupt (nor after anything else that is no Exception). Here the whole call is inside one
-`try`: what was entered is left in the frame that entered it, whoever detaches meanwhile.
+KeyboardInterrupt (nor after anything else that is not an Exception). Here the whole call is inside
+one `try`: what was entered is exited in the same frame, even if another thread detaches meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ A = TypeVar("A", bound="Around")
 
 
 class Around(ABC):
-    """What runs around a method, for all who hold it: attachments, the outermost first."""
+    """Code around a method, for all its holders: attachments, the outermost first."""
 
     order: ClassVar[int] = 0
 
@@ -34,17 +34,17 @@ class Around(ABC):
 
     @abstractmethod
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call the method in one's own way."""
+        """Run the method, with other code around it."""
 
     def changed(self) -> None:  # noqa: B027
-        """Follow a change of `holders`, the last of which may have left; nothing by default."""
+        """Called after `holders` changed, perhaps to none; does nothing by default."""
 
 
 class Wrapped:
-    """What an object has in its `__dict__` in place of a method of its class.
+    """A wrapper in the `__dict__` of an object, in place of a method of its class.
 
-    A copy or a pickle of the object gets the plain method: it is a copy without stages, and that
-    is said. (A shallow copy shares its parts, and the stages that stand there.)
+    A copy or a pickle of the object gets the plain method: it has no stages, and a warning says so.
+    (A shallow copy shares its submodules, and their stages.)
     """
 
     def __init__(self, owner: Any, name: str, own: Any) -> None:
@@ -53,7 +53,7 @@ class Wrapped:
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
-        """The method as it is without us; `inspect.signature` reads it."""
+        """The method without us; `inspect.signature` reads it."""
         if self._own is not None:
             return self._own  # type: ignore[no-any-return]
         owner = self._owner
@@ -61,7 +61,7 @@ class Wrapped:
 
     @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method, with all that is around it."""
+        """Call the method, with everything around it."""
         arounds, run = self.arounds, self.__wrapped__
         if len(arounds) == 1:
             return arounds[0].run(run, *args, **kwargs)
@@ -84,9 +84,9 @@ class Wrapped:
 
 
 class _State:
-    """What stands in for `__getstate__` of an attached object: its state without what wraps it.
+    """The `__getstate__` of an attached object: its state without wrappers.
 
-    A shallow copy would else have a forward that is bound to the original.
+    Otherwise a shallow copy would have a forward that is bound to the original.
     """
 
     def __init__(self, owner: Any) -> None:
@@ -134,10 +134,10 @@ def hold(
     *,
     join: bool = True,
 ) -> A:
-    """Put an `Around` around a method, or join the one of its kind, until `undo` is called.
+    """Put an `Around` around a method, or join one of its class, until `undo` is called.
 
-    Those of a lower `order` stand outside, then those that came first. Without `join` it stands
-    beside others of its kind.
+    A lower `order` is outside, then the one that came first. With `join=False` it does not join
+    another of its class.
 
     >>> class Shout(Around):
     ...     def run(self, plain, *args, **kwargs):
@@ -169,7 +169,7 @@ def _let_go(home: dict[str, Any], wrapped: Wrapped, holder: Any) -> None:
         around.holders = [x for x in around.holders if x is not holder]
         around.changed()
     wrapped.arounds = tuple(x for x in wrapped.arounds if x.holders)
-    # Where somebody else has wrapped the method since, theirs calls ours, which passes it on.
+    # If other code has wrapped the method since, its wrapper calls ours, which passes it on.
     if not wrapped.arounds and home.get(wrapped._name) is wrapped:
         if wrapped._own is not None:
             home[wrapped._name] = wrapped._own
@@ -181,9 +181,9 @@ def _let_go(home: dict[str, Any], wrapped: Wrapped, holder: Any) -> None:
 
 
 class _Before(Around):
-    """Runs a function of a policy's in place of a forward."""
+    """Runs a policy's function in place of a forward."""
 
-    order = 1  # inside of what notes the forward
+    order = 1  # inside of what records the forward
 
     def __init__(self, ours: Callable[..., Any]) -> None:
         super().__init__()
@@ -194,10 +194,7 @@ class _Before(Around):
 
 
 def put_before(module: nn.Module, ours: Callable[..., Any]) -> Removal:
-    """Run `ours(forward, ...)` in place of a module's own forward; return what undoes it."""
+    """Run `ours(forward, ...)` in place of a module's forward; return what undoes it."""
     undo = Removal()
     hold(module, "forward", lambda: _Before(ours), ours, undo, join=False)
     return undo
-
-
-__all__ = ["Around", "Wrapped", "hold", "put_before"]

@@ -1,7 +1,7 @@
 """Attention that a module of transformers writes out, and how to call ours in its place.
 
-These modules ask neither the attention interface nor PyTorch's attention. What each computes is
-said once here, as queries, keys, values and a bias; the masks and the call are those of all others.
+These modules use neither the attention interface nor PyTorch's attention. Each is described once
+here, by queries, keys, values and a bias; masks and the call are as for all others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regard.models.attention_interface import attention
 from regard.models.wrap import Around
 
-# Of a module and what its forward was given: the bias on scaled scores, or None.
+# From a module and the arguments of its forward: the bias on scaled scores, or None.
 Bias = Callable[[Any, Tensor | None, Tensor | None], Tensor | None]
 
 
@@ -23,15 +23,14 @@ def _scaled_bias(module: Any, rel_pos: Tensor | None, rel_2d_pos: Tensor | None)
     """Return the sum of both tables over the root of the head size."""
     if not module.has_relative_attention_bias or rel_pos is None:
         return None
-    both = module.has_spatial_attention_bias and rel_2d_pos is not None
-    # `both` says that neither is None.
-    bias = rel_pos + rel_2d_pos if both else rel_pos  # type: ignore[operator]
+    if module.has_spatial_attention_bias and rel_2d_pos is not None:
+        rel_pos = rel_pos + rel_2d_pos
     root: float = module.attention_head_size**-0.5
-    return bias * root
+    return rel_pos * root
 
 
 def _spatial_bias(module: Any, rel_pos: Tensor | None, rel_2d_pos: Tensor | None) -> Tensor | None:
-    """Return the table of places as it is, and else that of tokens over the root."""
+    """Return the table of 2-D positions as it is, or else that of tokens over the root."""
     if rel_2d_pos is not None:
         return rel_2d_pos
     if not module.has_relative_attention_bias or rel_pos is None:
@@ -49,7 +48,7 @@ BIASES: dict[str, Bias] = {
 
 
 def is_written_out(module: nn.Module) -> bool:
-    """Whether a module writes out attention that is known here.
+    """Return whether a module writes out attention that is known here.
 
     >>> is_written_out(nn.Linear(2, 2))
     False
@@ -59,7 +58,7 @@ def is_written_out(module: nn.Module) -> bool:
 
 
 class CallOurs(Around):
-    """Around the forward of such a module: its queries, keys and values, and our attention."""
+    """Around the forward of such a module: its projections, and our attention."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -90,6 +89,3 @@ class CallOurs(Around):
             is_causal=False, position_bias=self.bias(module, rel_pos, rel_2d_pos), **kwargs,
         )  # fmt: skip
         return out.flatten(2), weights
-
-
-__all__ = ["BIASES", "CallOurs", "is_written_out"]

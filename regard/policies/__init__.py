@@ -1,6 +1,6 @@
-"""Make a model that is trained cheaper: policies, by name or by class.
+"""Make a pretrained model cheaper: policies, by name or by class.
 
-`regard.shrink(model, "snapkv", keep=0.25)` puts one to work; `known()` lists them.
+`regard.shrink(model, "snapkv", keep=0.25)` applies one; `known()` lists them.
 """
 
 from regard.policies.base import Policy, Step

@@ -1,4 +1,4 @@
-"""What a policy is: how a model that is already trained keeps less, or attends to less."""
+"""The base of policies, by which a pretrained model keeps fewer keys or attends to fewer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Step:
-    """One call of attention at one site: what a policy may know.
+    """One call of attention at one site, and everything a policy may know about it.
 
-    `call` has every key that is kept, this forward's among them; the last `n` tokens of the `seen`
-    ones are this forward's. `real` [b] counts the tokens of each row that are no padding.
-    `layer` is None where the model runs without a cache.
+    `call` has every key that is kept, those of this forward last; `n` of the `seen` tokens are
+    this forward's. `real` [b] counts the tokens of each row that are not padding. `layer` is None
+    where the model runs without a cache.
     """
 
     call: Call
@@ -35,30 +35,30 @@ class Step:
     # Real tokens of each row [b], where there is no layer that counts them.
     counted: Tensor | None = None
     layer: KeyLayer | None = None
-    # Pairs that the whole model would have computed here, if others than these queries and keys.
+    # Pairs that the unchanged model would have computed here, if not those of `whole`.
     dense: float | None = None
     # Slots [b, g, c] of the keys that a single query reads, in any order; None for all of them.
     slots: Tensor | None = None
-    # Weights of a single step [b, h, 1, m], where a policy wants them.
+    # Weights of a decoding step [b, h, 1, m], where a policy wants them.
     weights: Tensor | None = None
-    # The call over all that is kept, before anything was chosen.
+    # The call over everything that is kept, before policies select from it.
     whole: Call | None = None
-    # Policies that choose what stays after this call.
+    # Policies that evict after this call.
     due: Sequence[Any] = ()
-    # Floating point operations that choosing took.
+    # FLOPs that selection took.
     spent: float = 0.0
-    # Whether the memory was not read: a policy may attend by itself.
+    # Whether the memory has not been read yet: a policy may attend by itself.
     unread: bool = False
 
     @property
     def site(self) -> Site:
-        """Where the model attends."""
+        """The site of the call."""
         site: Site = (self.whole or self.call).site
         return site
 
     @property
     def real(self) -> Tensor:
-        """Tokens of each row that are no padding, [b]."""
+        """Tokens of each row that are not padding, [b]."""
         if self.counted is not None:
             return self.counted
         assert self.layer is not None
@@ -66,12 +66,12 @@ class Step:
 
     @property
     def n(self) -> int:
-        """Queries of this forward."""
+        """The number of queries of this forward."""
         return self.call.q.shape[2]
 
     @property
     def prompt(self) -> bool:
-        """Whether this is a prompt, or a piece of one."""
+        """Whether this is a prompt, or a chunk of one."""
         return self.call.q.shape[2] > 1 or self.seen == 1
 
     @property
@@ -99,14 +99,14 @@ class Step:
         return (at[:, None] if at.dim() == 2 else at).expand(call.b, call.g, -1)
 
 
-# Hooks of kinds, and the kinds that ask for each.
+# The hooks of each kind, by name.
 _hooks: dict[str, list[str]] = {}
 KINDS = "regard.policies.kinds"
 P = TypeVar("P", bound=type)
 
 
 def hooks_of(*names: str) -> Callable[[P], P]:
-    """Name the hooks that a kind of policies has: no other class may define them."""
+    """Declare the hooks of a kind of policies: no class of another kind may define them."""
 
     def note(kind: P) -> P:
         for name in names:
@@ -121,17 +121,17 @@ class Policy(ABC):  # noqa: B024
     """Base of the kinds of policies (`regard.policies.kinds`); derive from one of these.
 
     `keep` is this policy's own budget (a share, tokens or bytes), where it differs from that of
-    `shrink`. What `what` names: "evicts" keys, "stores" them smaller, computes less of a
-    "prompt", reads fewer keys when "decoding", "shares" among layers and heads, or serves models
-    that make "images".
+    `shrink`. `what` is what it does: it "evicts" keys, "stores" them smaller, computes less of a
+    "prompt", reads fewer keys when "decoding", "shares" among layers and heads, or is for models
+    of "images".
     """
 
     what: ClassVar[str] = ""
     name: ClassVar[str] = ""
-    # Whether the policy does something to what is kept, and so asks for a cache.
+    # Whether the policy works on what is kept, and so needs a cache.
     needs_cache: ClassVar[bool] = False
-    # What is counted by columns of the batch, padding included ("tiles", "pages"): a row that
-    # begins with padding may come out otherwise than alone. "" where a row is what it is alone.
+    # What is counted by columns of the batch, padding included ("tiles", "pages"), so that a row
+    # that begins with padding may differ from the row alone. "" where it does not.
     columns: ClassVar[str] = ""
 
     keep: Any = field(default=None, kw_only=True)
@@ -150,23 +150,23 @@ class Policy(ABC):  # noqa: B024
                 )  # fmt: skip
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Return whether the policy can serve a model, or why not."""
+        """Return whether the policy supports a model, or why not."""
         return Yes()
 
     def begin(self, model: Any, sites: Sites, budget: Budget) -> None:
-        """Get ready; `budget` is this policy's."""
+        """Prepare for a model; `budget` is this policy's."""
         self.model, self.sites = model, sites
         self.budget = budget if self.keep is None else Budget.of(self.keep)
         size = next((p.element_size() for p in model.parameters()), 4)
         self.token_bytes = float(
             sum(2 * size * (s.kv_heads or 1) * (s.head_size or 64) for s in sites)
         )
-        # What is held from one call to another, until the end.
+        # What is kept from one call to another, until `end`.
         self.held: dict[str, Any] = {}
         self.depth = {s.layer: place for place, s in enumerate(sites)}
 
     def end(self) -> None:
-        """Release the model, and of what was held of it."""
+        """Release the model, and what was kept of it."""
         self.model, self.held = None, {}
 
     def rows(self, step: Step) -> Tensor:
@@ -174,9 +174,6 @@ class Policy(ABC):  # noqa: B024
         return self.budget.of_rows(step.real, self.token_bytes)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings, as a calibration file keeps them."""
+        """Return the settings, as a calibration file stores them."""
         held = dataclasses.fields(self)
         return {f.name: getattr(self, f.name) for f in held if f.init and f.name != "keep"}
-
-
-__all__ = ["Policy", "Step", "hooks_of"]

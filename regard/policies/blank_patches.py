@@ -1,12 +1,12 @@
-"""Leave blank patches of an image out before a vision transformer runs (PixelWorld's PEAP-Fast).
+"""Drop blank patches of an image before a vision transformer runs (PixelWorld's PEAP-Fast).
 
-A patch is blank where the variance of its pixels is under a threshold. Its token is taken out
-after positions have been added, so that those that stay keep the places they had:
+A patch is blank where the variance of its pixels is below a threshold. Its token is dropped after
+positions have been added, so that the others keep their positions:
 
     tokens [b, prefix + n, d] -> [b, prefix + kept, d],   kept = |{p : var(x_p) >= threshold}|
 
-Rows that keep fewer than others are filled up, and no query meets the filling. Attention over the
-rest is what it would be in the whole image with blank patches hidden as keys.
+Rows that keep fewer tokens than others are padded, and the padding is masked. Attention over the
+rest equals attention in the whole image with blank patches masked as keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from regard.models.stage import Stage
 
 
 def blank_patches(pixels: Tensor, patch: int, threshold: float = 1e-4) -> Tensor:
-    """Return which patches are blank: bool [b, n] of images [b, c, h, w], line by line.
+    """Return which patches are blank: bool [b, n] of images [b, c, h, w], row by row.
 
     The variance is over the pixels of a patch, and the largest of its channels counts.
 
@@ -41,7 +41,7 @@ def blank_patches(pixels: Tensor, patch: int, threshold: float = 1e-4) -> Tensor
             "pass images as the model takes them",
         )  # fmt: skip
     if not threshold >= 0:
-        fail(ValueRangeError, "threshold", threshold, "at least 0", "take 1e-4")
+        fail(ValueRangeError, "threshold", threshold, "at least 0", "pass threshold=1e-4")
     b, c = pixels.shape[:2]
     cut = F.unfold(pixels.float(), patch, stride=patch).view(b, c, patch * patch, -1)
     return cut.var(2, correction=0).amax(1) < threshold
@@ -51,28 +51,28 @@ def blank_patches(pixels: Tensor, patch: int, threshold: float = 1e-4) -> Tensor
     "pixelworld_peap",
     call="from regard.policies.blank_patches import BlankPatches\n"
     "blank = BlankPatches(threshold=1e-4)\n"
-    "# with regard.attach(vit, blank): out = vit(pixel_values=pixels); blank.places tells which",
+    "# with regard.attach(vit, blank): out = vit(pixel_values=pixels); blank.places says which",
 )
 class BlankPatches(Stage):
-    """Run a vision transformer without the patches that show nothing.
+    """Run a vision transformer without blank patches.
 
-    For models whose embeddings give one token a patch, with positions added (ViT, DeiT, CLIP,
-    SigLIP, DINOv2, I-JEPA) or as a rotary table of patches (DINOv3). Of the last forward,
-    `places` [b, prefix + kept] are the patches in the order of tokens: -1 for tokens that are no
-    patch (class, registers), -2 for filling. Models whose text counts on every patch (those that
-    read a prompt beside the image) are refused.
+    For models whose embeddings have one token a patch, with positions added (ViT, DeiT, CLIP,
+    SigLIP, DINOv2, I-JEPA) or as a rotary table of patches (DINOv3). After a
+    forward `places` [b, prefix + kept] are the patches in the order of tokens: -1 for tokens that
+    are not patches (class, registers), -2 for padding. Models that read a prompt beside the image
+    need every patch, and are refused.
     """
 
     def __init__(self, threshold: float = 1e-4) -> None:
         super().__init__()
         if not threshold >= 0:
-            fail(ValueRangeError, "threshold", threshold, "at least 0", "take 1e-4")
+            fail(ValueRangeError, "threshold", threshold, "at least 0", "pass threshold=1e-4")
         self.threshold = threshold
         self.places: Tensor | None = None
         self._hooks: list[Any] = []
 
     def begin(self, model: Any, sites: Sites) -> None:
-        """Stand behind the embeddings of the model."""
+        """Hook the embeddings of the model."""
         embeddings = _embeddings(model, self.name)
         self._patch = _patch_size(embeddings, self.name)
         self._hooks = [embeddings.register_forward_hook(self._drop, with_kwargs=True)]
@@ -84,7 +84,7 @@ class BlankPatches(Stage):
                 self._hooks.append(hook)
 
     def end(self) -> None:
-        """Let the embeddings be."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -98,9 +98,9 @@ class BlankPatches(Stage):
                 ShapeError, "pixels", f"{kept.shape[1]} patches of {self._patch} pixels",
                 f"the {tokens.shape[1]} tokens of the embeddings", "pass images of the usual size",
             )  # fmt: skip
-        kept[:, 0] |= ~kept.any(1)  # of an empty page the first patch stays
+        kept[:, 0] |= ~kept.any(1)  # an empty page keeps its first patch
         most = int(kept.sum(1).max())
-        # Patches that stay first, in their order, then the filling.
+        # Kept patches first, in their order, then padding.
         order = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
         filled = torch.arange(most, device=kept.device) >= kept.sum(1, keepdim=True)
         first = order.new_full((len(order), prefix), -1)
@@ -111,15 +111,15 @@ class BlankPatches(Stage):
         return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
     def _rotary(self, module: nn.Module, args: Any, table: tuple[Tensor, ...]) -> Any:
-        """Return for each row the angles of its own patches: [b, 1, kept, d]."""
+        """Return the angles of each row's own patches: [b, 1, kept, d]."""
         return tuple(angles[self._order][:, None] for angles in table)
 
     def _pooling(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Hide the filling from torch's own attention over tokens."""
+        """Mask the padding in torch's own attention over tokens."""
         return args, {**kwargs, "key_padding_mask": ~self._real}
 
     def before(self, call: Call) -> Call:
-        """Hide the filling."""
+        """Mask the padding."""
         if call.m != self._real.shape[1]:
             fail(
                 CapabilityError, self.name, f"{call.site.module} with {call.m} keys"
@@ -166,6 +166,3 @@ def _patch_size(embeddings: nn.Module, name: str) -> int:
         CapabilityError, name, type(embeddings).__name__, "square patches that do not overlap",
         "choose a model that cuts images so",
     )  # fmt: skip
-
-
-__all__ = ["BlankPatches", "blank_patches"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.core.errors import ValueRangeError, fail, shape_of
+from regard.core.errors import CapabilityError, ValueRangeError, fail, shape_of
 
 # As the standards have them (IEC 80000-13): kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
 UNITS = {"B": 1} | {
@@ -46,7 +46,7 @@ class Budget:
 
     @staticmethod
     def of(keep: Any) -> Budget:
-        """Read what a user says: 0.25 or "25%", 512 or "512tok", or "2 MiB"."""
+        """Parse a budget: 0.25 or "25%", 512 or "512tok", or "2 MiB"."""
         if isinstance(keep, Budget):
             return keep
         if isinstance(keep, bool):
@@ -56,13 +56,13 @@ class Budget:
         if isinstance(keep, int) and keep >= 1:
             return Budget(tokens=keep)
         if isinstance(keep, str):
-            said = keep.strip()
-            if (found := _BYTES.fullmatch(said)) and float(found[1]) > 0:
+            text = keep.strip()
+            if (found := _BYTES.fullmatch(text)) and float(found[1]) > 0:
                 unit = found[2].upper().replace("I", "i")
                 return Budget(bytes=round(float(found[1]) * UNITS[unit]))
-            if (found := _SHARE.fullmatch(said)) and 0 < float(found[1]) <= 100:
+            if (found := _SHARE.fullmatch(text)) and 0 < float(found[1]) <= 100:
                 return Budget(share=float(found[1]) / 100)
-            if (found := _TOKENS.fullmatch(said)) and int(found[1]) > 0:
+            if (found := _TOKENS.fullmatch(text)) and int(found[1]) > 0:
                 return Budget(tokens=int(found[1]))
         return fail(
             ValueRangeError,
@@ -87,13 +87,19 @@ class Budget:
         unit = max((u for u, one in UNITS.items() if size % one == 0), key=lambda u: UNITS[u])
         return f"{size // UNITS[unit]}{unit}"
 
+    def need_share(self, of: str) -> float:
+        """Return the share; raise for another kind of budget, saying what it is a share `of`."""
+        if self.share is None:
+            fail(CapabilityError, "keep", f"{self}", f"a share of {of}", "pass keep=0.5, say")
+        return self.share
+
     @cached_property
     def whole(self) -> bool:
         """Whether everything may stay."""
         return self.share == 1.0
 
     def of_rows(self, real: Tensor, token_bytes: float) -> Tensor:
-        """Return the tokens that a head may keep on average, [b], of so many `real` ones [b].
+        """Return how many of `real` tokens [b] a head may keep on average, [b].
 
         `token_bytes` is what one token costs over all layers and heads. At least one token stays.
         """
@@ -114,18 +120,18 @@ class Budget:
         return min(max(kept, 1), real)
 
     def _fixed(self, token_bytes: float) -> int:
-        """Tokens that tokens or bytes amount to."""
+        """Return a budget of tokens or bytes as tokens."""
         if self.tokens is not None:
             return self.tokens
         return int((self.bytes or 0) / max(token_bytes, 1.0))
 
     def __repr__(self) -> str:
-        said = {"share": self.share, "tokens": self.tokens, "bytes": self.bytes}
-        return f"Budget({', '.join(f'{k}={x}' for k, x in said.items() if x is not None)})"
+        parts = {"share": self.share, "tokens": self.tokens, "bytes": self.bytes}
+        return f"Budget({', '.join(f'{k}={x}' for k, x in parts.items() if x is not None)})"
 
 
 def _meant(keep: Any) -> str:
-    """What to write instead; of a number without its unit, each that it could be."""
+    """Suggest what to write instead; for a number without a unit, every reading of it."""
     bare = re.fullmatch(r"[0-9]*\.?[0-9]+", keep.strip()) if isinstance(keep, str) else None
     if bare is None:
         return "pass keep=0.25, keep=256 or keep='4MiB'"
@@ -136,6 +142,3 @@ def _meant(keep: Any) -> str:
         return "write 25%, 256tok or 4MiB"
     share = "100% for all" if int(number) == 1 else f"{number}% for a share"
     return f"write {number}tok for tokens, {share}, or {number}MiB for bytes"
-
-
-__all__ = ["Budget"]

@@ -1,4 +1,4 @@
-"""Caches of a model whose layers hold our memories, made by policies and read by their stage."""
+"""Caches of a model whose layers hold our memories: policies build them, their stage reads them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Caches:
-    """What the layers of a cache ask: whether they may go on, and for their memories.
+    """The owner of cache layers, which builds their memories.
 
-    `layers` are those of the cache that was used last, by layer of the model.
+    `layers` are those of the cache that was used last.
     """
 
     def __init__(self, model: Any, stage: Shrinking) -> None:
@@ -34,12 +34,12 @@ class Caches:
         self.layers: list[Any] = []
         self._by_layer = {site.layer: site for site in stage.sites}
         self._takes = list(inspect.signature(model.forward).parameters)
-        # Whether the user was told that guessed tokens may come out otherwise.
+        # Whether the user was warned that speculative tokens may differ.
         self._told = False
 
     @property
     def active(self) -> bool:
-        """Whether the model is still shrunk: caches made here refuse to go on afterwards."""
+        """Whether the model is still shrunk: caches built here are refused afterwards."""
         return self.stage.active
 
     def site_of(self, layer: Any) -> Site:
@@ -69,7 +69,7 @@ class Caches:
         return made
 
     def tokens_were_checked(self) -> None:
-        """Warn once that guessed tokens, which are checked together, may come out otherwise.
+        """Warn once that speculative tokens, which are verified together, may differ.
 
         A cache cropped after several tokens at once is one of prompt lookup or an assistant.
         """
@@ -78,16 +78,15 @@ class Caches:
             return
         self._told = True
         warnings.warn(
-            f"{self.stage.name}: several tokens were checked at once, as prompt lookup and "
-            f"assistants do. {' and '.join(lossy)} may attend to other keys for several "
-            "tokens than for one at a time, so the text may differ from that of generate() "
-            "without them. "
+            f"{self.stage.name}: several tokens were verified at once (speculative decoding). "
+            f"{' and '.join(lossy)} may attend to other keys for several tokens than for one "
+            "at a time, so the text may differ from that of generate() without it. "
             "Fix: generate without prompt_lookup_num_tokens and assistant_model to get that text.",
             stacklevel=2,
         )  # fmt: skip
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Put our layers in the cache of a forward that begins, and tell them what is padding."""
+        """Put our layers in the cache of a forward that begins, with its padding and positions."""
         from regard.models.cache import holding_cache
 
         given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
@@ -97,7 +96,7 @@ class Caches:
         if cache is None and not use:
             if any(p.needs_cache for p in self.stage.policies):
                 fail(
-                    CapabilityError, "use_cache", "False", "a cache, which the policy works on",
+                    CapabilityError, "use_cache", "False", "True: the policy works on a cache",
                     "leave use_cache out",
                 )  # fmt: skip
             return None
@@ -111,8 +110,8 @@ class Caches:
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             fail(
                 CapabilityError, "attention_mask", shape_of(mask),
-                "which tokens are real, [b, tokens], or nothing",
-                "masks by pair need every key in its place: detach for this call",
+                "a padding mask [b, tokens], or None",
+                "detach for this call: a mask by pairs needs every key",
             )  # fmt: skip
         x: Any = given.get("inputs_embeds")
         n = (given["input_ids"] if x is None else x).shape[1]
@@ -123,7 +122,7 @@ class Caches:
         return args, kwargs
 
     def _need_no_other(self, cache: Any) -> None:
-        """Refuse a cache that another shrink has filled, and say whether that one still goes on."""
+        """Refuse a cache that another shrink has filled, attached or not."""
         from regard.models.cache import KeyLayer
 
         layers = getattr(cache, "layers", ())
@@ -133,18 +132,18 @@ class Caches:
         if other.active:
             fail(
                 CapabilityError, self.stage.name,
-                f"a model at which {other.stage.name} is still attached", "a model shrunk once",
+                f"a model with {other.stage.name} still attached", "a model shrunk once",
                 "end that one first (its `with`, or detach()), or pass the policies of both to one "
                 "shrink: regard.shrink(model, [first, second])",
             )  # fmt: skip
         fail(
             CapabilityError, "past_key_values",
-            f"a cache made under {other.stage.name}, which was detached since", "a new cache",
-            "start the text again, or go on within the `with` that it began in",
+            f"a cache of {other.stage.name}, which has been detached", "a new cache",
+            "start the text again, or continue inside the `with` that it began in",
         )  # fmt: skip
 
     def layer_of(self, call: Call) -> Any:
-        """The layer of the cache that the keys of a call went to; None without a cache."""
+        """Return the cache layer that took the keys of a call; None without a cache."""
         keys = call.keys
         found = layer_of(keys.k) if isinstance(keys, Dense) else None
         if found is None and self.layers and any(x.memory.seen for x in self.layers):
@@ -152,7 +151,7 @@ class Caches:
             if getattr(last, "unread", False):
                 fail(
                     CapabilityError, self.stage.name, "keys that another stage has changed",
-                    "keys as the model made them", "put the other stage after shrink, or leave it",
+                    "the model's own keys", "attach the other stage after shrink, or leave it out",
                 )  # fmt: skip
         if found is not None:
             found.unread = False
@@ -163,12 +162,9 @@ class Caches:
 
 
 def need_one(names: Sequence[str], what: str) -> NoReturn:
-    """Raise: several policies want the same thing in different ways."""
+    """Raise: several policies do the same thing in different ways."""
     fail(
         CapabilityError, "policies", f"{' and '.join(names)}, each with its own {what}",
-        "policies that choose different things",
-        "stack one that evicts, one that stores and one for prompts",
+        "policies that do different things",
+        "combine one that evicts, one that stores and one for prompts",
     )  # fmt: skip
-
-
-__all__ = ["Caches", "need_one"]

@@ -1,11 +1,14 @@
-"""Calibration files: what a policy found out about one model, checked when it is used."""
+"""Calibration files: what a policy learned about one model, checked when it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
 
 from regard.core.errors import RuleError, fail
 from regard.core.files import (
@@ -19,7 +22,9 @@ from regard.core.files import (
     write_packed,
 )
 from regard.core.hashes import hash_of, hash_of_code
+from regard.models.attach import attach
 from regard.models.fingerprint import fingerprint
+from regard.models.stage import Stage
 from regard.policies.base import Policy
 from regard.policies.kinds import Calibrated
 
@@ -32,15 +37,15 @@ CALIBRATION = FileKind(
     "regard-calibration", 2, "a calibration of a policy", "calibrate the model again",
     CalibrationError,
 )  # fmt: skip
-# What a calibration that was broken off goes on from.
+# The checkpoint of an interrupted calibration.
 BEGUN = FileKind(
-    "regard-calibration-begun", 2, "a calibration that was broken off",
-    "delete it, and begin again", CalibrationError,
+    "regard-calibration-begun", 2, "an interrupted calibration",
+    "delete it, and start again", CalibrationError,
 )  # fmt: skip
 
 
 def need_calibration(policy: Calibrated, lacking: str) -> NoReturn:
-    """Raise: a policy was used without what a calibration finds, "which layers share" say."""
+    """Raise: a policy lacks its calibration, which finds "which layers share" (say)."""
     name = getattr(policy, "name", type(policy).__name__)
     inputs, file = "rows" if policy.learns_from == "answers" else "texts", f"{name}.cal"
     fail(
@@ -52,7 +57,7 @@ def need_calibration(policy: Calibrated, lacking: str) -> NoReturn:
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """Freeze the weights of a model, while something else learns."""
+    """Freeze the weights of a model inside a `with`."""
     weights = [p for p in model.parameters() if p.requires_grad]
     for p in weights:
         p.requires_grad_(False)
@@ -63,14 +68,37 @@ def frozen(model: Any) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def last_hidden(model: Any, ids: Tensor) -> Tensor:
+    """Return the last hidden states of a transformers model, [b, n, dim]."""
+    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+    return found
+
+
+def run_texts(
+    model: Any, inputs: Sequence[Any], state: dict[str, Any], stage: Stage,
+    keep: Callable[[dict[str, Any]], Any], found: Callable[[], dict[str, Any]],
+) -> Iterator[tuple[int, int]]:  # fmt: skip
+    """Run a model under a stage on each input that `state` does not count yet; yield progress.
+
+    An input is ids [1, n], or the arguments of a forward. After each, `keep` gets what was
+    `found` so far, with the number of inputs done.
+    """
+    for step in range(int(state.get("step", 0)), len(inputs)):
+        one = inputs[step]
+        with attach(model, [stage], check=False), torch.no_grad():
+            model(**one) if isinstance(one, Mapping) else model(one, use_cache=False)
+        keep({"step": step + 1, **found()})
+        yield step + 1, len(inputs)
+
+
 def save_calibration(
     policy: Policy, model: Any, path: str | Path, about: dict[str, Any] | None = None, *,
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Write what a policy found, with its settings and the model that it is of.
+    """Write what a policy learned, with its settings and the fingerprint of its model.
 
-    A calibration of this policy, model and inputs that is there is replaced, anything else only
-    where `overwrite` is true.
+    An existing calibration of this policy, model and inputs is replaced, any other file only where
+    `overwrite` is true.
     """
     content = {
         **(about or {}), "policy": policy.name, "model": fingerprint(model),
@@ -84,7 +112,7 @@ def save_calibration(
 
 
 def need_same(path: Path, about: dict[str, Any]) -> bool:
-    """Return whether a file is a calibration; raise if it is one of something else."""
+    """Return whether a file is a calibration; raise if it is one of another policy or model."""
     if not is_packed(path, CALIBRATION):
         return False
     there = read_calibration(path)
@@ -96,7 +124,7 @@ def need_same(path: Path, about: dict[str, Any]) -> bool:
 def read_calibration(path: str | Path) -> dict[str, Any]:
     """Read a calibration: `policy`, `model` (its fingerprint), `kind`, `settings`, `found`.
 
-    A run that was broken off has `about` and `state`.
+    An interrupted run has `about` and `state`.
     """
     kind = BEGUN if Path(path).name.endswith(".part") else CALIBRATION
     content = read_packed(path, kind)
@@ -107,12 +135,12 @@ def read_calibration(path: str | Path) -> dict[str, Any]:
 
 
 def found_by(policy: Policy) -> dict[str, Any]:
-    """Return what a policy found; nothing of one that does not learn."""
+    """Return what a policy learned; nothing for one that does not learn."""
     return policy.found() if isinstance(policy, Calibrated) else {}
 
 
 def accepted(policy: Any) -> tuple[str, ...]:
-    """Return the names of policies whose calibrations a policy takes.
+    """Return the names of policies whose calibrations a policy accepts.
 
     >>> from regard.policies import policy
     >>> accepted(policy("lserve")), accepted(policy("snapkv"))
@@ -123,16 +151,16 @@ def accepted(policy: Any) -> tuple[str, ...]:
 
 
 def serves(path: str | Path, policy: Policy) -> bool:
-    """Whether a calibration file is one that a policy takes."""
+    """Return whether a policy accepts a calibration file."""
     return read_calibration(path)["policy"] in accepted(policy)
 
 
 def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
-    """Load a file into the policy it is of."""
+    """Load a file into the policy that accepts it."""
     if not isinstance(path, str | Path):
         fail(
-            RuleError, "calibrate", repr(path)[:60], "the name of a calibration file",
-            "make one with regard.policies.calibrate(model, policy, to=...)",
+            RuleError, "calibrate", repr(path)[:60], "the path of a calibration file",
+            "create one with regard.policies.calibrate(model, policy, to=...)",
         )  # fmt: skip
     content = read_calibration(path)
     names = [p.name for p in policies]
@@ -141,7 +169,7 @@ def load_calibration(policies: Sequence[Policy], model: Any, path: Any) -> None:
     if taker is None:
         fail(
             CalibrationError, "calibrate", f"{path}, a calibration of {content['policy']!r}",
-            f"one of {', '.join(names)}", "name the file of this policy",
+            f"one of {', '.join(names)}", "pass the file of this policy",
         )  # fmt: skip
     if content["model"] != fingerprint(model):
         fail(
@@ -162,12 +190,12 @@ def calibrate(
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Calibrate a policy on a model, and write what it found to a file.
+    """Calibrate a policy on a model, and write what it learned to a file.
 
-    What is done is kept in `to`.part: a run that was broken off, or killed, goes on from there, if
-    the model (weights and config), the policy and its settings, the inputs and the code of Regard
-    are the same by their hashes. A file at `to` that Regard did not write, or that is of another
-    policy, model or inputs, stays, and is an error, unless `overwrite` is true.
+    Progress is kept in `to`.part: a run that was interrupted or killed resumes from there, if the
+    model (weights and config), the policy and its settings, the inputs and the code of Regard have
+    the same hashes. A file at `to` that Regard did not write, or that is of another policy, model
+    or inputs, is an error and stays as it is, unless `overwrite` is true.
 
         rows = regard.bench.shrunk_models.pass_keys(tokenizer)
         file = calibrate(model, "duo_attention", rows, to="heads.cal")
@@ -179,8 +207,8 @@ def calibrate(
     learn = made.learn if isinstance(made, Calibrated) else None
     if learn is None:
         fail(
-            RuleError, "policy", repr(made.name), "one that learns of a model",
-            "use it as it is: it needs no calibration",
+            RuleError, "policy", repr(made.name), "a policy that needs calibration",
+            "use it as it is: it needs none",
         )  # fmt: skip
     path = Path(to)
     part = path.with_name(path.name + ".part")
@@ -198,9 +226,9 @@ def calibrate(
         if other:
             fail(
                 CalibrationError, "to",
-                f"{part}, begun for another model, text or code, or with other settings "
-                f"(not the same: {', '.join(other)})",
-                f"a run of {made.name} like this one", "remove it, or name another file",
+                f"{part}, started for another model, text or code, or with other settings "
+                f"(different: {', '.join(other)})",
+                f"a run of {made.name} like this one", "remove it, or pass another file",
             )  # fmt: skip
         state = held["state"]
     for done, whole in learn(
@@ -214,15 +242,8 @@ def calibrate(
 
 
 def _hash_of_inputs(inputs: Any) -> str | None:
-    """Hash what a policy learns from; None for what has no hash, from which nothing goes on."""
+    """Hash what a policy learns from; None if that has no hash, so that no run resumes."""
     try:
         return hash_of(inputs)
     except RuleError:
         return None
-
-
-__all__ = [
-    "BEGUN", "CALIBRATION", "CalibrationError", "accepted", "calibrate", "fingerprint", "found_by",
-    "frozen", "load_calibration", "need_calibration", "read_calibration", "save_calibration",
-    "serves",
-]  # fmt: skip

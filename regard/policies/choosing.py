@@ -10,13 +10,13 @@ from torch import Tensor
 
 from regard.core.errors import ShapeError, ValueRangeError, fail
 
-# Partial choices that are followed at most; with more than these, the bound tells the doubt.
+# At most this many partial choices are followed; beyond that only the bound holds.
 FOLLOWED = 1 << 11
 ROUNDS = 400
 
 
 class Choice(NamedTuple):
-    """What was chosen for each, its loss, and what no choice is below: equal where it is exact."""
+    """The chosen candidates, their loss and its lower bound: equal where the choice is optimal."""
 
     chosen: tuple[int, ...]
     loss: float
@@ -37,10 +37,10 @@ def cheapest(losses: Tensor, costs: Tensor, budgets: Sequence[float]) -> Choice:
     if losses.dim() != 2 or costs.shape != (*losses.shape, len(budgets)):
         fail(
             ShapeError, "costs", list(costs.shape), f"{[*losses.shape, len(budgets)]}",
-            "give every candidate its cost at every budget",
+            "pass the cost of every candidate for every budget",
         )  # fmt: skip
     loss = losses.double()
-    # Budgets of 1 each, and whatever is ruled out costs too much.
+    # Scale budgets to 1; candidates that are ruled out cost infinitely much.
     most = torch.as_tensor(budgets, dtype=torch.double)
     cost = torch.where(loss.isfinite()[..., None], costs.double() / most, torch.inf)
     least = cost.amin(1).sum(0)
@@ -61,7 +61,7 @@ def cheapest(losses: Tensor, costs: Tensor, budgets: Sequence[float]) -> Choice:
 def _refuse(budgets: Sequence[float], least: Tensor) -> NoReturn:
     fail(
         ValueRangeError, "budgets", [round(float(x), 4) for x in budgets],
-        f"at least {[round(float(x), 4) for x in least]}, the least there is to pay",
+        f"at least {[round(float(x), 4) for x in least]}, the cheapest choice",
         "raise the budget, or add smaller candidates",
     )  # fmt: skip
 
@@ -71,13 +71,13 @@ def _total(loss: Tensor, chosen: Tensor) -> float:
 
 
 def _priced(loss: Tensor, cost: Tensor, prices: Tensor) -> Tensor:
-    """Loss and price of each candidate, [h, c]; inf where it is ruled out."""
+    """Return loss plus priced costs of each candidate, [h, c]; inf where it is ruled out."""
     paid = cost.nan_to_num(posinf=0.0) @ prices
     return torch.where(cost[..., 0].isfinite(), loss + paid, torch.inf)
 
 
 def _prices(loss: Tensor, cost: Tensor, best: float) -> tuple[Tensor, float]:
-    """Raise the bound by the costs that overrun, as long as it rises."""
+    """Maximize the Lagrangian bound by subgradient steps on the prices."""
     prices = torch.zeros(cost.shape[2], dtype=torch.double)
     found, bound, pace, stale = prices, -torch.inf, 1.0, 0
     for _ in range(ROUNDS):
@@ -98,7 +98,7 @@ def _prices(loss: Tensor, cost: Tensor, best: float) -> tuple[Tensor, float]:
 
 
 def _afforded(loss: Tensor, cost: Tensor, prices: Tensor) -> Tensor:
-    """Choose by prices, raise them until all is within the budgets, and then spend what is left."""
+    """Choose by prices, raised until the budgets hold, then greedily spend what is left."""
     lines = torch.arange(len(loss))
     spread = float(loss.max() - loss.min()) + 1e-12
     chosen = cost.amax(2).argmin(1)
@@ -121,7 +121,7 @@ def _afforded(loss: Tensor, cost: Tensor, prices: Tensor) -> Tensor:
 
 
 def _followed(loss: Tensor, cost: Tensor, prices: Tensor, best: Tensor) -> tuple[Tensor, bool]:
-    """Follow all partial choices that may be better than `best`; say if none was left out."""
+    """Follow all partial choices that may beat `best`; also return whether none was dropped."""
     h, c = loss.shape
     k = cost.shape[2]
     lines = torch.arange(h)
@@ -154,7 +154,7 @@ def _followed(loss: Tensor, cost: Tensor, prices: Tensor, best: Tensor) -> tuple
 
 
 def _unbeaten(total: Tensor, paid: Tensor) -> Tensor:
-    """Places of those that no other is as good as at every cost; of equals one stays."""
+    """Return the indices of the Pareto-optimal choices; one of equal ones stays."""
     both = torch.cat((total[:, None], paid), 1)
     order = torch.arange(len(both))
     if both.shape[1] == 2:  # one budget: by cost, only ever lower losses
@@ -168,6 +168,3 @@ def _unbeaten(total: Tensor, paid: Tensor) -> Tensor:
     twins = beats & beats.T & (order[:, None] > order[None])
     lost = (beats & ~beats.T).any(0) | (beats.T & twins).any(1)
     return order[~lost]
-
-
-__all__ = ["Choice", "cheapest"]

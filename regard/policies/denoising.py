@@ -1,4 +1,4 @@
-"""Policies over the steps of denoising: outputs of cross-attention that are kept and used again."""
+"""Policies over denoising steps: outputs of cross-attention that are kept and reused."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from regard.policies.kinds import ModulePatch, Select
 from regard.policies.registry import register
 from regard.run.executor import Answer, No, Yes
 
-# Arguments of forwards that have no row for each row of the batch.
+# Arguments of forwards that have no batch axis.
 WITHOUT_ROWS = ("img_ids", "txt_ids")
 Run = Callable[..., Any]
 
 
 def denoises(model: Any, sites: Sites, *kinds: str) -> Answer:
-    """Whether a model makes images step by step, and attends in one of some ways."""
+    """Return whether a model denoises, and has attention of one of these kinds."""
     if hook_of(model)[0].name != "diffusers":
-        return No("which does not denoise step by step")
+        return No("which is not a denoising model")
     found = any(s.kind in kinds for s in sites)
     return Yes() if found else No(f"which has no {kinds[0]}-attention")
 
@@ -43,11 +43,11 @@ class OverSteps(ModulePatch):
     patches: ClassVar[tuple[str, ...]] = ("cross", "model")
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Models that denoise, with words in a cross-attention of their own."""
+        """Return whether the model denoises and has cross-attention to words."""
         return denoises(model, sites, "cross")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Drop the outputs of another model."""
+        """Drop the outputs of an earlier model."""
         super().begin(model, sites, budget)
         self.kept: dict[Any, Tensor] = {}
 
@@ -57,7 +57,7 @@ class OverSteps(ModulePatch):
         self.kept = {}
 
     def patch(self, site: Site | None, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Ask `forward` or `cross`."""
+        """Dispatch to `forward` or `cross`."""
         now = current_forward()
         if self.budget.whole or now is None:
             return run(*args, **kwargs)
@@ -66,16 +66,16 @@ class OverSteps(ModulePatch):
         return self.cross(now, site, run, args, kwargs)
 
     def forward(self, now: Forward, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run the model; asked of those that name it in `patches`."""
+        """Run the model; called where `patches` has "model"."""
         raise NotImplementedError
 
     def cross(self, now: Forward, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run a cross-attention; asked of those that name it in `patches`."""
+        """Run a cross-attention; called where `patches` has "cross"."""
         raise NotImplementedError
 
 
 def rows_of(args: Any, kwargs: Mapping[str, Any]) -> int:
-    """Rows of the batch of a forward."""
+    """Return the batch size of a forward."""
     first = kwargs.get("hidden_states", kwargs.get("sample", args[0] if args else None))
     return len(first) if isinstance(first, Tensor) else 1
 
@@ -96,10 +96,10 @@ def taken(x: Any, rows: slice, b: int) -> Any:
 
 
 def repeated(x: Any, times: int) -> Any:
-    """Repeat the rows of all tensors in what a model gives."""
+    """Repeat the rows of all tensors in the output of a model."""
     if isinstance(x, Tensor):
         return torch.cat([x] * times)
-    if isinstance(x, dict):  # an output of diffusers is a dict, and is made of names
+    if isinstance(x, dict):  # an output of diffusers is a dict, built from keywords
         return type(x)(**{k: repeated(y, times) for k, y in x.items()})
     return type(x)(repeated(y, times) for y in x) if type(x) in (tuple, list) else x
 
@@ -108,11 +108,11 @@ def repeated(x: Any, times: int) -> Any:
 @register("tgate")
 @dataclass
 class TGate(OverSteps, Select):
-    """From step `gate` on, use again what cross-attention gave, and let guidance be.
+    """From step `gate` on, reuse the outputs of cross-attention, and drop guidance.
 
-    At the last step before the gate each cross-attention gives F = (C(null) + C(text)) / 2, after
-    its output projection; from then on F stands in for it, projections and all. Guidance is dropped
-    by giving every branch what the conditional one gives: u + g (c - u) is then c, whatever the
+    At the last step before the gate each cross-attention keeps F = (C(null) + C(text)) / 2, after
+    its output projection; from then on F replaces the module, projections included. Guidance is
+    dropped by returning the conditional output for every branch: u + g (c - u) is then c for any
     scale g, in any pipeline. One batch for both branches is run on half its rows; of two forwards
     the second is not run. (T-GATE, Zhang et al. 2024)
     """
@@ -129,7 +129,7 @@ class TGate(OverSteps, Select):
         self._branches: dict[str, dict[str, Tensor]] = {}
         self._given: tuple[Any, Any, Any] = (None, None, None)
         self._dropped = 1
-        # The step that ran last, and the branches that began the denoising.
+        # The step that ran last, and the branches of the first forward.
         self._at: int | None = None
         self._first: tuple[str, ...] | None = None
 
@@ -139,14 +139,15 @@ class TGate(OverSteps, Select):
         self._branches, self._given = {}, (None, None, None)
 
     def forward(self, now: Forward, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run all branches before the gate, and one behind it."""
+        """Run all branches before the gate, and the conditional one after it."""
         if now.step == 0 and (self._at != 0 or now.branches == self._first):
             self._branches, self.kept, self._first = {}, {}, now.branches
         self._at = now.step
         if now.step >= self.gate - 1 and now.branches is None:
             fail(
-                CapabilityError, "branches", "nothing told of guidance", "which rows are guided",
-                "shrink the pipeline, or run the model within regard.models.diffusers.branches",
+                CapabilityError, "branches", "unknown guidance branches",
+                "which rows belong to which branch",
+                "shrink the pipeline, or run the model inside regard.models.diffusers.branches",
             )  # fmt: skip
         if now.step < self.gate:
             return run(*args, **kwargs)
@@ -169,15 +170,15 @@ class TGate(OverSteps, Select):
         return out
 
     def cross(self, now: Forward, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Keep the mean over branches at the gate; give it behind."""
+        """Keep the mean over branches at the gate; return it after the gate."""
         if now.step >= self.gate:
             kept = self.kept.get(site.module)
             x = kwargs.get("hidden_states", args[0] if args else None)
             if kept is None or (isinstance(x, Tensor) and len(x) != len(kept)):
                 fail(
                     CapabilityError, site.module,
-                    f"rows {shape_of(x)} for outputs kept of {shape_of(kept)}",
-                    "one denoising from its first step, with one batch", "run it whole",
+                    f"rows {shape_of(x)} for kept outputs {shape_of(kept)}",
+                    "one denoising run from step 0, with one batch size", "run it from the start",
                 )  # fmt: skip
             return kept
         out = run(*args, **kwargs)
@@ -190,17 +191,17 @@ class TGate(OverSteps, Select):
         return out
 
     def select(self, step: Step) -> Call:
-        """Count the branches that are not run."""
+        """Count the branches that are not run as dense pairs."""
         if self._dropped > 1:
             step.dense = float(step.call.n * step.call.m * self._dropped)
         return step.call
 
 
 class Settling(Stage):
-    """Tell how much the outputs of cross-attention still change from step to step.
+    """Measure how much the outputs of cross-attention change from step to step.
 
-    `by_step()` gives the mean length of the difference between each step and the one before: a
-    gate may stand where it has become small.
+    `by_step()` returns the mean norm of the difference between each step and the one before: a
+    gate may be set where it has become small.
     """
 
     def __init__(self) -> None:
@@ -220,8 +221,5 @@ class Settling(Stage):
         return partial
 
     def by_step(self) -> list[float]:
-        """Return the change at step 1, 2, ..., a mean over layers."""
+        """Return the mean change over layers at step 1, 2, ..."""
         return [sum(x) / len(x) for _, x in sorted(self._found.items())]
-
-
-__all__ = ["OverSteps", "Run", "Settling", "TGate", "repeated", "rows_of", "taken"]

@@ -1,4 +1,4 @@
-"""Groups of layers that look at distant tokens alike, and keep their keys once: PoD."""
+"""Groups of layers that attend to distant tokens alike, and keep their keys once: PoD."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from regard.models.stage import Stage
 from regard.policies.base import Step
 from regard.policies.calibration import need_calibration
 from regard.policies.kinds import Calibrated, SelectAndJoin, Store
-from regard.policies.placing import without_padding
 from regard.policies.prompts import last_rows
 from regard.policies.registry import register
 from regard.policies.streaming_heads import near_rows
+from regard.policies.without_padding import without_padding
 from regard.run.runner import partial_of
 
 
@@ -33,15 +33,15 @@ from regard.run.runner import partial_of
 @register("pod", "pod_proximal_distant")
 @dataclass
 class PoD(Store, SelectAndJoin, Calibrated):
-    """Keep keys of distant tokens once for a group of layers that weigh them alike.
+    """Keep keys of distant tokens once for a group of layers with similar weights.
 
     Every layer has its own keys of the first `sinks` and the last `window` tokens, and its own
-    values. For the others it takes the scores of the first layer of its group (queries and keys):
+    values. For the others it uses the scores of the first layer of its group (queries and keys):
     one softmax over both, which is the merge of two partials. Groups grow from the first layer up
-    while at least a share `share` of the heads look at distant tokens as that layer's do: 1 - JS of
+    while at least a share `share` of the heads weigh distant tokens as that layer's do: 1 - JS of
     the last queries' weights, in bits, above `like`:
     `regard.policies.calibrate(model, "pod", texts, to=...)` with texts as ids longer than sinks and
-    window. The paper trains the model on a little, which is left to you. (PoD, Ma et al. 2024)
+    window. The paper fine-tunes the model afterwards, which is not done here. (PoD, Ma et al. 2024)
     """
 
     what: ClassVar[str] = "shares"
@@ -54,10 +54,10 @@ class PoD(Store, SelectAndJoin, Calibrated):
     found_none: bool = field(default=False, init=False)
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Ask for groups, unless nothing is to be shared."""
+        """Require groups, unless everything is kept."""
         super().begin(model, sites, budget)
         if not self.sources and not self.budget.whole and not self.found_none:
-            need_calibration(self, "which layers look alike")
+            need_calibration(self, "which layers have similar weights")
         self.shared = {} if self.budget.whole else self.sources
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
@@ -65,20 +65,20 @@ class PoD(Store, SelectAndJoin, Calibrated):
         return NearKeys(self.window, self.sinks) if site.layer in self.shared else None
 
     def select(self, step: Step) -> Call:
-        """Hold the call of the first layer of a group; give the others their near keys."""
+        """Keep the call of the first layer of a group; select the near keys of the others."""
         layer, call = step.site.layer or 0, step.call
         self.held.pop("far", None)
         if not self.shared or step.layer is None:
             return call
-        if call.n == 1:  # where the query stands must be said, for windows to be told
+        if call.n == 1:  # windows need the position of the query
             call = call.replace(q_positions=torch.tensor([step.seen - 1 - call.rule.offset]))
         if layer not in self.shared:
             self.held["source"] = call
             return step.call
         if call.rule.weigh.has_sink:
             fail(
-                CapabilityError, f"policy {self.name!r}", "weights with a sink of their own",
-                "a plain softmax", "take another policy",
+                CapabilityError, f"policy {self.name!r}", "weights with a sink",
+                "a plain softmax", "use another policy",
             )  # fmt: skip
         k, v, at = step.memory.near()
         rule = call.rule if at is None else without_padding(call.rule)
@@ -95,7 +95,7 @@ class PoD(Store, SelectAndJoin, Calibrated):
         return close.replace(rule=rule, q_positions=call.q_positions)
 
     def join(self, step: Step, partial: Partial) -> Partial:
-        """Merge what the first layer of the group finds far away."""
+        """Merge the attention to distant tokens, by the first layer's scores."""
         far = self.held.pop("far", None)
         return partial if far is None else merge(partial, partial_of(far))
 
@@ -111,7 +111,7 @@ class PoD(Store, SelectAndJoin, Calibrated):
         self.found_none = not self.sources
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Let the last layer share with the one before."""
+        """Return groups for tests: the last layer shares with the one before."""
         last = len(hook_of(model)[1]) - 1
         return {"sources": {last: last - 1}}
 
@@ -119,14 +119,14 @@ class PoD(Store, SelectAndJoin, Calibrated):
         self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Compare layers on one text after the other; tell each."""
+        """Compare layers on one text after another; yield progress after each."""
         least = self.sinks + self.window
         total: Any = state.get("total", 0.0)
         for step in range(state.get("step", 0), len(inputs)):
             if inputs[step].shape[1] <= least:
                 fail(
                     CapabilityError, "inputs", f"a text of {inputs[step].shape[1]} tokens",
-                    f"more than the {least} that are near", "give longer texts",
+                    f"more than the {least} near tokens", "pass longer texts",
                 )  # fmt: skip
             stage = _Distant(self.sinks, self.window, self.queries)
             with attach(model, [stage], check=False), torch.no_grad():
@@ -139,7 +139,7 @@ class PoD(Store, SelectAndJoin, Calibrated):
 
 
 class _Distant(Stage):
-    """Weights of the last queries on distant tokens, shared out anew: {layer: [h, rows, m]}."""
+    """Weights of the last queries on distant tokens, renormalized: {layer: [h, rows, m]}."""
 
     def __init__(self, sinks: int, window: int, rows: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class _Distant(Stage):
         self.found: dict[int, Tensor] = {}
 
     def see(self, call: Call, result: Result) -> None:
-        """Take the rows of one layer."""
+        """Record the rows of one layer."""
         weights = last_rows(call, self.rows)[0, :, :, self.sinks :]
         far = weights[..., : call.m - self.sinks - self.window - self.rows + 1].double()
         far = far if far.shape[-1] else weights[..., :1].double()
@@ -155,7 +155,7 @@ class _Distant(Stage):
 
 
 def alike(p: Tensor) -> Tensor:
-    """Likeness 1 - JS (bits) of the rows of any two layers, a mean: p [l, h, r, m] to [l, l, h].
+    """Return the similarity 1 - JS (bits) of any two layers: p [l, h, r, m] to [l, l, h].
 
     >>> p = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).view(3, 1, 1, 2)
     >>> alike(p)[0].flatten().tolist()
@@ -171,7 +171,7 @@ def alike(p: Tensor) -> Tensor:
 
 
 def grouped(likeness: Tensor, least: float) -> dict[int, int]:
-    """Let layers in a row share with the first of them, while they are like it: {layer: first}.
+    """Group layers in a row with the first of them, while they are similar: {layer: first}.
 
     >>> grouped(torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.9], [0.1, 0.9, 1.0]]), 0.5)
     {1: 0}
@@ -184,6 +184,3 @@ def grouped(likeness: Tensor, least: float) -> dict[int, int]:
         else:
             first = layer
     return found
-
-
-__all__ = ["PoD", "alike", "grouped"]

@@ -1,4 +1,4 @@
-"""Train a shrunk model towards the whole one: the outputs of its attention, and its own."""
+"""Distill a model into its shrunk form: the outputs of attention, and of the model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import Tensor
 from regard.core.call import Call
 from regard.core.result import Result
 from regard.models.attach import attach
+from regard.models.checking import tensors_of
 from regard.models.stage import Stage
 from regard.policies.registry import make_policies
 from regard.policies.shrinking import Shrinking
 
 
 class Outputs(Stage):
-    """Hold what each call of attention gave."""
+    """Record the output of each call of attention."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held: list[Tensor] = []
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Take the output."""
+        """Record the output."""
         self.held.append(partial.out)
         return partial
 
@@ -40,12 +41,12 @@ def distill(
     rate: float = 1e-4,
     teacher: Any = None,
 ) -> Iterator[float]:
-    """Fine-tune `model` under policies towards a `teacher` (a copy of it before), step by step.
+    """Fine-tune `model` under policies towards a `teacher` (a copy made before), step by step.
 
     loss = sum over layers of the mean squared difference of attention outputs
            + the mean squared difference of the outputs of the model
 
-    `inputs` are arguments of forwards, taken in turn. Each step gives its loss.
+    `inputs` are arguments of forwards, used in turn. Yields the loss of each step.
     (Efficient-vDiT, Ding et al. 2025)
 
         for loss in distill(transformer, made, inputs, steps=1000): ...
@@ -59,24 +60,11 @@ def distill(
             ours.held, theirs.held = [], []
             one = inputs[step % len(inputs)]
             with torch.no_grad():
-                aim = first_tensor(teacher(**one))
-            loss = (first_tensor(model(**one)) - aim).square().mean()
+                aim = next(tensors_of(teacher(**one)))
+            loss = (next(tensors_of(model(**one))) - aim).square().mean()
             for a, b in zip(ours.held, theirs.held, strict=True):
                 loss = loss + (a - b).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             yield float(loss.detach())
-
-
-def first_tensor(out: Any) -> Tensor:
-    """The first tensor of what a model gives.
-
-    >>> first_tensor((torch.ones(2), 3)).tolist()
-    [1.0, 1.0]
-    """
-    found: Tensor = out if isinstance(out, Tensor) else out[0]
-    return found
-
-
-__all__ = ["Outputs", "distill", "first_tensor"]

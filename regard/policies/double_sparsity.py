@@ -1,4 +1,4 @@
-"""Double sparsity: a few channels of each head tell which keys are worth reading."""
+"""Double sparsity: a few channels of each head select the keys to read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from regard.core.call import Call
 from regard.core.method import method
 from regard.core.result import Result
 from regard.memories.stores import Plain, TokenStore
-from regard.models.attach import attach
 from regard.models.stage import Stage
 from regard.policies.base import Step
+from regard.policies.calibration import run_texts
 from regard.policies.kinds import Calibrated
 from regard.policies.registry import register
 from regard.policies.selecting import Selecting
@@ -26,13 +26,13 @@ from regard.run.counting import multiply
 @method("double_sparsity", call='from regard.policies import policy; policy("double_sparsity")')
 @dataclass
 class DoubleSparsity(Selecting, Calibrated):
-    """Read the keys that match best on a few channels, which lie in a small cache of their own.
+    """Read the keys with the best scores on a few channels, kept in a small cache.
 
     Channels c of each head by mean |q_c k_c|, `channels` of them (a share of the head size);
     s_j = sum over these of q_c k_jc; the best over the query heads of a key head. The channels are
-    those of other texts, found once: `regard.policies.calibrate(model, "double_sparsity", texts,
-    to=...)` with texts as ids [1, n]. Without a calibration each prompt chooses its own.
-    `random_channels` draws them instead. (Double Sparsity, Yang et al. 2024)
+    found once on other texts: `regard.policies.calibrate(model, "double_sparsity", texts, to=...)`
+    with texts as ids [1, n]. Without a calibration each prompt selects its own. `random_channels`
+    draws them at random. (Double Sparsity, Yang et al. 2024)
     """
 
     needed: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class DoubleSparsity(Selecting, Calibrated):
     ranked: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def index(self) -> TokenStore:
-        """Keep labels."""
+        """Build the store of labels (selected channels)."""
         return Plain()
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class DoubleSparsity(Selecting, Calibrated):
         return products(call, step.positions >= 0).topk(r, dim=-1).indices
 
     def worth(self, step: Step, index: Plain) -> Tensor:
-        """Match on the labels."""
+        """Score by the labels."""
         call, layer = step.call, step.layer
         assert layer is not None
         labels = index.read()
@@ -90,16 +90,9 @@ class DoubleSparsity(Selecting, Calibrated):
         self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Add up the sizes of products over texts; tell each."""
+        """Sum the sizes of products over texts; yield progress after each."""
         sizes = _Sizes({int(layer): x for layer, x in state.get("sizes", {}).items()})
-        done = int(state.get("step", 0))
-        for step, ids in enumerate(inputs):
-            if step < done:
-                continue
-            with attach(model, [sizes], check=False), torch.no_grad():
-                model(ids, use_cache=False)
-            keep({"step": step + 1, "sizes": sizes.sums})
-            yield step + 1, len(inputs)
+        yield from run_texts(model, inputs, state, sizes, keep, lambda: {"sizes": sizes.sums})
         self.ranked = {layer: x.argsort(-1, descending=True) for layer, x in sizes.sums.items()}
 
     def found(self) -> dict[str, Any]:
@@ -107,12 +100,12 @@ class DoubleSparsity(Selecting, Calibrated):
         return {"channels": self.ranked}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Load them."""
+        """Load the channels."""
         self.ranked = {int(layer): x for layer, x in found["channels"].items()}
 
 
 def products(call: Call, real: Tensor) -> Tensor:
-    """Sum of |q_c| times sum of |k_c| of each channel, [b, g, d]; `real` [b, g, m] are no padding.
+    """Return sum |q_c| times sum |k_c| of each channel, [b, g, d]; `real` [b, g, m] marks tokens.
 
     >>> q = torch.tensor([1.0, -2.0]).expand(1, 1, 3, 2)
     >>> products(Call.of(q, q, q), torch.ones(1, 1, 3, dtype=torch.bool)).tolist()
@@ -131,11 +124,8 @@ class _Sizes(Stage):
         self.sums = sums
 
     def see(self, call: Call, result: Result) -> None:
-        """Add those of one text, by the token, so that long texts weigh as much as short ones."""
+        """Add those of one text, per token, so that texts of all lengths count alike."""
         real = torch.ones(call.b, call.g, call.m, dtype=torch.bool, device=call.k.device)
         own = products(call, real).mean(0).cpu() / (call.n * call.m)
         layer = call.site.layer or 0
         self.sums[layer] = self.sums.get(layer, torch.zeros_like(own)) + own
-
-
-__all__ = ["DoubleSparsity", "products"]

@@ -1,7 +1,7 @@
-"""Policies that evict: after a prompt (or each step) every head keeps its best keys.
+"""Eviction policies: after a prompt (or each step) every head keeps its best keys.
 
-A policy is what a key is worth (`score`), and perhaps how many each head may keep (`counts`). Those
-that evict at every step are registered with what wraps them (`EachStep`).
+A policy defines the score of a key (`score`), and perhaps how many each head may keep (`counts`).
+Those that evict at every step are registered with their wrapper (`EachStep`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from regard.policies.timing import EachStep
 
 
 class Rolling(EachStep):
-    """At every step, in a ring of fixed size where the budget is one."""
+    """Evict at every step; a budget in tokens or bytes is a ring of fixed size."""
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Keep a ring: a step costs the same at every length."""
+        """Build a ring, unless the budget is a share."""
         if self.budget.share is not None:
             return None
         tokens = int(self.budget.of_rows(torch.tensor([1 << 40]), self.token_bytes))
@@ -38,7 +38,7 @@ class Rolling(EachStep):
         return Ring(tokens - sinks, sinks)
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Leave a ring to itself."""
+        """Return None for a ring, which evicts by itself."""
         return None if isinstance(step.memory, Ring) else super().slots(step, spare)
 
 
@@ -63,22 +63,22 @@ class Streaming(Evict):
 @register("h2o", "heavy_hitters", wrap=EachStep)
 @dataclass
 class HeavyHitters(EvictByHistory):
-    """Keep the newest tokens and those that have received most weight so far, half and half.
+    """Keep the newest tokens and those that have received the most weight so far, half and half.
 
     score(j) = sum of A[i, j] over all queries i up to now, mean over the query heads of a key head;
-    at each step the lowest goes. (H2O, Zhang et al. 2023)
+    at each step the lowest is evicted. (H2O, Zhang et al. 2023)
     """
 
     want: ClassVar[tuple[str, ...]] = ("weights",)
     recent: float = 0.5
 
     def note(self, step: Step) -> None:
-        """Add up what every key receives."""
+        """Add the weight that every key receives."""
         got = by_key_head(received(step), step.call.g)
         step.memory.set_note("received", step.memory.note("received") + got)
 
     def score(self, step: Step) -> Tensor:
-        """Score by what was received."""
+        """Score by the weight received."""
         found: Tensor = step.memory.note("received")
         return found
 
@@ -86,7 +86,7 @@ class HeavyHitters(EvictByHistory):
 @register("snapkv", "snap_kv")
 @dataclass
 class SnapKV(Evict):
-    """Keep what the last `window` tokens of the prompt look at, neighbors together.
+    """Keep what the last `window` tokens of the prompt attend to, smoothed over neighbors.
 
     score(j) = sum over the last w queries of A[i, j], smoothed over `kernel` positions, mean over
     the query heads of a key head; the window itself stays. What is generated later stays too.
@@ -97,11 +97,11 @@ class SnapKV(Evict):
     kernel: int = 5
 
     def _newest(self, rows: Tensor) -> Tensor:
-        """Keep the window."""
+        """Count the window as newest."""
         return (rows - self.sinks).clamp(min=1, max=self.window)
 
     def score(self, step: Step) -> Tensor:
-        """Ask the last queries."""
+        """Score by the weights of the last queries."""
         w, m = min(self.window, step.n), step.call.m
         votes = received(step, w)[..., : m - w]
         own = by_key_head(smooth(votes, self.kernel) if m > w else votes, step.call.g)
@@ -116,14 +116,14 @@ class PyramidKV(EvictUnevenly, SnapKV):
 
     With an average of C keys a layer, w of them the window: the last layer keeps
     min = (C - w) / beta older keys, the first 2 (C - w) - min. Where min is less than the window,
-    all layers keep C: at small budgets the last ones would see nothing else.
+    all layers keep C: at small budgets the last ones would keep nothing else.
     (PyramidKV, Cai et al. 2024)
     """
 
     beta: float = 20.0
 
     def counts(self, step: Step, rows: Tensor, score: Tensor) -> Tensor:
-        """Take this layer's step of the pyramid."""
+        """Return this layer's budget."""
         last = max(len(self.sites) - 1, 1)
         w = torch.full_like(rows, self.window).minimum(rows)
         average, room = (rows - w).double(), (step.real - w).double()
@@ -139,18 +139,18 @@ class PyramidKV(EvictUnevenly, SnapKV):
 @register("ada_kv", "adakv")
 @dataclass
 class AdaKV(EvictUnevenly, SnapKV, Store):
-    """As SnapKV, with the budget of a layer shared out among its heads by what they look at.
+    """As SnapKV, with the budget of a layer divided among its heads by their scores.
 
     The best g * C keys of all heads of the layer stay, but each head keeps at least a share `floor`
     of C; heads become ragged, and cost what they keep. (Ada-KV, Feng et al. 2024)
     """
 
     floor: float = 0.2
-    # Whether heads lie in pages that one kernel reads (`HeadPages`): None says on GPUs alone.
+    # Whether heads are stored in pages for one kernel (`HeadPages`); None means on GPUs only.
     pages: bool | None = None
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Put heads in pages where one launch for all is worth it."""
+        """Build pages by head where one kernel launch for all heads is faster."""
         pages = next(self.model.parameters()).is_cuda if self.pages is None else self.pages
         return HeadPages() if pages and not self.budget.whole else None
 
@@ -160,7 +160,7 @@ class AdaKV(EvictUnevenly, SnapKV, Store):
         at = step.positions
         score = torch.where(at >= 0, score, -torch.inf)
         least = torch.ceil(self.floor * rows).long().clamp(min=1)
-        # The best of each head up to the floor are in, whatever the other heads have.
+        # The best of each head up to the floor are kept in any case.
         order = score.argsort(dim=-1, descending=True, stable=True)
         line = torch.arange(m, device=order.device).expand_as(order)
         place = torch.empty_like(order).scatter_(2, order, line)
@@ -176,7 +176,7 @@ class AdaKV(EvictUnevenly, SnapKV, Store):
 @register("tova", wrap=EachStep)
 @dataclass
 class Tova(Evict):
-    """Keep what the newest token looks at, the same keys in all heads of a layer, at every step.
+    """Keep what the newest token attends to, the same keys in all heads, at every step.
 
     score(j) = mean over all heads of A[last, j]. (TOVA, Oren et al. 2024)
     """
@@ -185,7 +185,7 @@ class Tova(Evict):
     recent: float = 1
 
     def score(self, step: Step) -> Tensor:
-        """Ask the newest query."""
+        """Score by the weights of the newest query."""
         votes = received(step, 1).mean(1, keepdim=True)
         return votes.expand(-1, step.call.g, -1)
 
@@ -193,13 +193,13 @@ class Tova(Evict):
 @register("knorm")
 @dataclass
 class KeyNorm(Evict):
-    """Keep the keys of small norm, which receive most weight: score(j) = -|k_j|.
+    """Keep the keys of small norm, which receive the most weight: score(j) = -|k_j|.
 
     (Devoto et al. 2024)
     """
 
     def score(self, step: Step) -> Tensor:
-        """Score by the norm alone."""
+        """Score by the norm."""
         return -step.call.k.float().norm(dim=-1)
 
 
@@ -221,20 +221,14 @@ class KeyDiff(Evict):
 @register("random")
 @dataclass
 class Random(Evict):
-    """Keep keys by chance: what any other policy must beat."""
+    """Keep random keys: the baseline of every other policy."""
 
     seed: int = 0
 
     def score(self, step: Step) -> Tensor:
-        """Draw by position and head, so that a run can be repeated."""
+        """Draw by position and head, so that runs are reproducible."""
         draw = torch.Generator().manual_seed(self.seed + (step.site.layer or 0))
-        # By token first, so that what came is drawn alike however much comes.
+        # By token first, so that a token's draw does not depend on how many come later.
         table = torch.rand(step.seen, step.call.g, generator=draw).T.to(device=step.call.k.device)
         at = rank_of(step.positions).clamp(min=0)
         return table.expand(step.call.b, -1, -1).gather(2, at)
-
-
-__all__ = [
-    "AdaKV", "HeavyHitters", "KeyDiff", "KeyNorm", "PyramidKV", "Random", "Rolling", "SnapKV",
-    "Streaming", "Tova",
-]  # fmt: skip

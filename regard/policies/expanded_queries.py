@@ -1,4 +1,4 @@
-"""Attend to hidden states in place of keys and values: queries are expanded to their width."""
+"""EL-attention: attend to hidden states in place of keys and values."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from regard.policies.registry import register
 from regard.run.api import attend
 from regard.run.executor import Answer, No, Yes
 
-# Models of transformers whose attention is plain: projections, scores, projection.
+# Models of transformers with plain attention: projections, scores, projection.
 DECODERS = ("gpt2", "opt", "biogpt")
 PAIRS = ("bart", "mbart", "marian", "pegasus")
 
 
 def expand(weights: HeadWeights, x: Tensor) -> Tensor:
-    """Queries [b, h, n, D] of states x [b, n, D], to be met with states: (x W_Q + b_Q) W_K^T.
+    """Return queries [b, h, n, D] of states x [b, n, D] for states as keys: (x W_Q + b_Q) W_K^T.
 
-    The bias of keys adds the same to all scores of a query, which a softmax does not feel.
+    The bias of keys adds the same to all scores of a query, which softmax ignores.
     """
     q = torch.einsum("bnD,hDd->bhnd", x, weights.q)
     if weights.q_bias is not None:
@@ -44,9 +44,9 @@ def expand(weights: HeadWeights, x: Tensor) -> Tensor:
 
 
 def contract(weights: HeadWeights, mixed: Tensor) -> Tensor:
-    """What heads write [b, n, D], of the states that they have mixed [b, h, n, D].
+    """Return the output [b, n, D] of heads that averaged states to [b, h, n, D].
 
-    Weights sum to one, so the bias of values comes through them whole.
+    Weights sum to one, so the bias of values is added once.
     """
     v = torch.einsum("bhnD,hDe->bhne", mixed, weights.v)
     if weights.v_bias is not None:
@@ -78,10 +78,10 @@ def unfold(x: Tensor, beams: int) -> Tensor:
 def expanded_attention(
     weights: HeadWeights, x: Tensor, hidden: Tensor, support: Support | None = None
 ) -> Tensor:
-    """Attend from states x [b beams, n, D] to states [b, m, D]: a cache of these is all it needs.
+    """Attend from states x [b beams, n, D] to states [b, m, D]; a cache keeps only these.
 
-    Equal to multi-head attention whose keys and values are made of `hidden`. The rows of x that
-    share a row of `hidden` lie side by side; a support that tells queries apart takes one beam.
+    Equal to multi-head attention whose keys and values are projected from `hidden`. Rows of x that
+    share a row of `hidden` are adjacent; a support that depends on the query allows one beam only.
 
     >>> from regard.models.projections import HeadWeights
     >>> q, k, v = torch.randn(3, 2, 8, 4)
@@ -97,12 +97,12 @@ def expanded_attention(
 
 
 def beams_of(x: Tensor, hidden: Tensor) -> int:
-    """Rows of x for each row of the states that it attends to."""
+    """Return how many rows of x share a row of the states."""
     if not len(hidden) or len(x) % len(hidden) or x.shape[-1] != hidden.shape[-1]:
         fail(
             ShapeError, "hidden", list(hidden.shape),
             f"rows that divide the {len(x)} of x, of width {x.shape[-1]}",
-            "give one row of states for the beams of a text",
+            "pass one row of states for all beams of a text",
         )  # fmt: skip
     return len(x) // len(hidden)
 
@@ -111,7 +111,7 @@ class States(Kept):
     """Hidden states [b, 1, m, D], kept once and read as keys and as values."""
 
     def keys(self) -> Dense:
-        """Return the states twice."""
+        """Return the states as keys and as values."""
         found = super().keys().dense()
         return found.replace(v=found.k)
 
@@ -120,17 +120,17 @@ class States(Kept):
 @register("el_attention")
 @dataclass
 class ExpandedQueries(Store, Select, ModulePatch):
-    """Keep the hidden states of a layer in place of its keys and values, and lose nothing.
+    """Keep the hidden states of a layer in place of its keys and values, without loss.
 
         q_i . (h_j W_K + b_K) = (q_i W_K^T) . h_j + const;  out = (a H) W_V + b_V
 
-    One tensor [b, t, D] where there were two; across, the output of the encoder itself serves all
-    layers and all beams of a text, and nothing is kept beside it. A pair costs D and no longer d
-    channels, so a prompt is read as the model does, and decoding pays compute for bytes.
+    One tensor [b, t, D] in place of two; in cross-attention the output of the encoder serves all
+    layers and all beams of a text, and nothing else is kept. A pair costs D channels instead of d,
+    so a prompt runs as in the model, and decoding trades compute for memory.
 
-    For decoders without positions in their keys (GPT-2, OPT, BioGPT), and pairs of encoder and
-    decoder (BART, mBART, Marian, Pegasus). Dropout is left out where a cache is used. Weights of
-    fewer than 32 bits are held once more, by head. `keep` says nothing: all of it is kept.
+    For decoders without positions in their keys (GPT-2, OPT, BioGPT), and encoder-decoder models
+    (BART, mBART, Marian, Pegasus). There is no dropout where a cache is used. Weights of fewer than
+    32 bits are copied, by head. `keep` has no effect: everything is kept.
     (EL-Attention, Yan et al. 2021)
     """
 
@@ -139,18 +139,18 @@ class ExpandedQueries(Store, Select, ModulePatch):
     patches: ClassVar[tuple[str, ...]] = ("self", "cross")
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Models whose keys are a linear map of states, wherever these stand."""
+        """Return whether the model's keys are a linear map of states, without positions."""
         kind = getattr(getattr(model, "config", None), "model_type", None)
         if kind in PAIRS or (kind in DECODERS and all(s.kind == "self" for s in sites)):
             return Yes()
         if any("rotary" in type(m).__name__.lower() for m in model.modules()):
             return No(
-                "whose keys are turned by position (RoPE): no one map of queries stands for that"
+                "whose keys are rotated by position (RoPE): no single map of queries replaces them"
             )
-        return No(f"and its attention is known to be plain in {', '.join(DECODERS + PAIRS)} only")
+        return No(f"whose attention is not known to be plain, as in {', '.join(DECODERS + PAIRS)}")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Read the weights of heads, and let beams share the output of the encoder."""
+        """Read the weights of heads, and share the encoder's output among beams."""
         super().begin(model, sites, budget)
         dtype = next(model.parameters()).dtype
         self._weights = {s.module: _in(head_weights(model, s), dtype) for s in sites}
@@ -165,11 +165,11 @@ class ExpandedQueries(Store, Select, ModulePatch):
         super().end()
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Keep states."""
+        """Build a memory of states."""
         return States()
 
     def select(self, step: Step) -> Call:
-        """Count what the heads' own keys would have cost."""
+        """Count the dense cost with the heads' own keys."""
         call, size = step.call, step.site.head_size
         if size and call.d != size:
             n, m = call.n, call.m
@@ -180,7 +180,7 @@ class ExpandedQueries(Store, Select, ModulePatch):
     def patch(
         self, site: Site | None, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        """Attend by states where there is a cache; else as the model does."""
+        """Attend to states where there is a cache; otherwise run the module."""
         assert site is not None
         x = args[0] if args else kwargs["hidden_states"]
         cache, across = kwargs.get("past_key_values"), kwargs.get("key_value_states")
@@ -204,7 +204,7 @@ class ExpandedQueries(Store, Select, ModulePatch):
     def _attended(
         self, site: Site, x: Tensor, k: Tensor, v: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """Ask the attention of transformers, as the module would."""
+        """Call the attention of transformers, as the module would."""
         from regard.models.attention_interface import attention
 
         module: Any = self.model.get_submodule(site.module)
@@ -221,14 +221,14 @@ class ExpandedQueries(Store, Select, ModulePatch):
 
 
 def _in(weights: HeadWeights, dtype: torch.dtype) -> HeadWeights:
-    """Weights in the dtype of the model."""
+    """Cast weights to the dtype of the model."""
     parts = {f.name: getattr(weights, f.name) for f in fields(weights)}
     held: dict[str, Any] = {k: None if x is None else x.to(dtype) for k, x in parts.items()}
     return HeadWeights(**held)
 
 
 def _of_texts(mask: Any, beams: int, n: int) -> Any:
-    """The mask of a batch without its beams, for n queries; all beams see the same."""
+    """Return the mask of a batch without its beams, for n queries; beams share one mask."""
     if not isinstance(mask, Mask):
         return None if mask is None else mask[::beams]
     valid = mask.pieces.get("attention_mask")
@@ -243,15 +243,9 @@ def _sharing(model: Any) -> Callable[..., Any]:
 
     def expanded(*args: Any, **kwargs: Any) -> Any:
         found = kwargs.get("encoder_outputs")
-        # An empty one stands in its place, as something has to be there.
+        # Pass an empty placeholder, since the key must be there.
         given = {**kwargs, "encoder_outputs": {}} if found is not None else kwargs
         ids, kept = plain(*args, **given)
         return ids, kept if found is None else {**kept, "encoder_outputs": found}
 
     return expanded
-
-
-__all__ = [
-    "ExpandedQueries", "States", "beams_of", "contract", "expand", "expanded_attention", "fold",
-    "unfold",
-]  # fmt: skip

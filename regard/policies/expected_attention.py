@@ -1,4 +1,4 @@
-"""Evict by the attention that keys can expect of queries that are still to come."""
+"""Evict by the attention that keys can expect from future queries."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from regard.run.executor import Answer, No, Yes
 @register("expected_attention", "expectedattention")
 @dataclass
 class ExpectedAttention(Evict):
-    """Keep the keys that queries still to come are expected to attend to, times what these add.
+    """Keep the keys with the largest expected attention from future queries, times |v|.
 
-    Queries of the prompt, before their rotation, are taken to be normal with mean mu and covariance
-    C. Turned to each of the next `ahead` places, and averaged over these (R):
+    Queries of the prompt, before their rotation, are modeled as normal with mean mu and covariance
+    C. Rotated to each of the next `ahead` positions, and averaged over these (R):
 
         score(j) = softmax_j(s k_j . R mu + s^2 / 2 k_j . R C R^T k_j) |v_j|
 
     with s the scale of the scores, mean over the query heads of a key head. The first `sinks`
-    tokens stay, and count neither as queries nor as keys. (Expected Attention, Devoto et al. 2025)
+    tokens stay, and do not count as queries or keys. (Expected Attention, Devoto et al. 2025)
     """
 
     sinks: int = 4
@@ -40,15 +40,15 @@ class ExpectedAttention(Evict):
     turns: dict[int, Turn] = field(default_factory=dict, init=False, repr=False)
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Models whose queries can be turned to other places."""
+        """Return whether the model's queries can be rotated to later positions."""
         try:
             self.turns = rotations_of(model, [s.layer or 0 for s in sites])
         except RegardError as why:
-            return No(f"whose queries cannot be turned to later places ({why})")
+            return No(f"whose queries cannot be rotated to later positions ({why})")
         return Yes()
 
     def score(self, step: Step) -> Tensor:
-        """Take the moments of the queries to later places, and ask them."""
+        """Score by the moments of future queries."""
         call, k = step.call, step.call.k.float()
         mean, spread = self.moments(step)
         product = call.rule.score.match.prepare(call.q, call.k)
@@ -63,7 +63,7 @@ class ExpectedAttention(Evict):
         return weight.nan_to_num() * call.v.float().norm(dim=-1)
 
     def moments(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Return the mean [b, h, d] and the covariance [b, h, d, d] of later queries."""
+        """Return the mean [b, h, d] and the covariance [b, h, d, d] of future queries."""
         call, turn = step.call, self.turns[step.site.layer or 0]
         at = self._places(step)
         bare = turn.back(call.q.float(), at)
@@ -75,7 +75,7 @@ class ExpectedAttention(Evict):
         mean = multiply(shares, bare)[:, :, 0]
         apart = bare - mean[:, :, None]
         spread = multiply(apart.mT * shares, apart)
-        # A turn by start + p is one by start after one by p: the average over p is the same map.
+        # A rotation by start + p is one by p, then one by start: so the average is over p alone.
         average, start = self._average(turn, call.d, bare), at[:, -1:] + 1
         mean = turn.turn(multiply(mean, average)[:, :, None], start)[:, :, 0]
         start = start.expand(-1, call.d)
@@ -83,7 +83,7 @@ class ExpectedAttention(Evict):
         return mean, turn.turn(spread.mT, start)
 
     def _places(self, step: Step) -> Tensor:
-        """Return where the queries were turned to, [b or 1, n]."""
+        """Return the positions of the queries, [b or 1, n]."""
         forward = step.call.forward
         now: Tensor | None = None if forward is None else forward.positions
         if now is None:
@@ -91,7 +91,7 @@ class ExpectedAttention(Evict):
         return now[..., -step.n :]
 
     def _average(self, turn: Turn, d: int, like: Tensor) -> Tensor:
-        """Return the mean of the turns by 0 to `ahead` - 1 places, [d, d]; lengths stay."""
+        """Return the mean of the rotations by 0 to `ahead` - 1 positions, [d, d]."""
         held = self.held.setdefault("average", {})
         if id(turn) not in held:
             one = torch.eye(d, dtype=like.dtype, device=like.device)
@@ -100,6 +100,3 @@ class ExpectedAttention(Evict):
             held[id(turn)] = turned.mean((0, 1))
         average: Tensor = held[id(turn)]
         return average
-
-
-__all__ = ["ExpectedAttention"]

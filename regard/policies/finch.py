@@ -1,4 +1,4 @@
-"""Evict by what the question at the end of a prompt looks at."""
+"""Evict by what the question at the end of a prompt attends to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regard.policies.scoring import FEW, by_key_head, rank_of
 @register("finch")
 @dataclass
 class Finch(SnapKV):
-    """Keep what the question, the last `window` tokens of the prompt, looks at in the text.
+    """Keep what the question, the last `window` tokens of the prompt, attends to.
 
     score(j) = mean over these queries i of A[i, j] times the keys before i, so that late queries,
     which share their weight among more keys, count as much as early ones; mean over the query heads
@@ -28,7 +28,7 @@ class Finch(SnapKV):
     kernel: int = 1
 
     def score(self, step: Step) -> Tensor:
-        """Ask the question."""
+        """Score by the weights of the question."""
         call, w = step.call, min(self.window, step.n)
         before = rank_of(step.positions)[:, 0, call.m - w :].clamp(min=0).float()  # [b, w]
         few = max(1, FEW // (call.b * call.h * call.m))
@@ -43,6 +43,3 @@ class Finch(SnapKV):
             votes += torch.einsum("bhwm,bw->bhm", weights, before[:, some])
         own = by_key_head(votes[..., : call.m - w] / w, call.g)
         return torch.nn.functional.pad(own, (0, w))
-
-
-__all__ = ["Finch"]

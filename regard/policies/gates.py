@@ -1,4 +1,4 @@
-"""Learned gates that say which tiles of a prompt to compute: SeerAttention."""
+"""Learned gates that select the tiles of a prompt to compute: SeerAttention."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def pooled(x: Tensor, block: int, start: int, how: str) -> Tensor:
 
 @dataclass
 class Gate:
-    """The gate of one layer: maps of pooled queries [h, d, r] and of pooled keys [g, 3 d, r]."""
+    """The gate of a layer: projections of pooled queries [h, d, r] and pooled keys [g, 3 d, r]."""
 
     q: Tensor
     k: Tensor
 
     @staticmethod
     def of(site: Site, size: int) -> Gate:
-        """Begin with the products of means."""
+        """Build a gate that compares means."""
         h, g = site.heads or 1, site.kv_heads or site.heads or 1
         one = torch.eye(size)
         return Gate(one.repeat(h, 1, 1), torch.cat((0 * one, 0 * one, one)).repeat(g, 1, 1))
 
     def scores(self, q: Tensor, k: Tensor, start: int, block: int, turn: Turn) -> Tensor:
-        """Log-probabilities [b, h, t_q, t_k] of tiles, from q, k [b, h or g, n, d] not yet turned.
+        """Return log-probabilities [b, h, t_q, t_k] of tiles, of unrotated q, k [b, h or g, n, d].
 
         G = softmax(turned(Q W_q) turned(K W_k)^T / sqrt(r)), Q the means of blocks, K the largest,
-        the least and the mean of each channel, turned to where their blocks begin.
+        the least and the mean of each channel, rotated to where their blocks begin.
         """
         q_mean = pooled(q.float(), block, start, "mean")
         k_all = torch.cat([pooled(k.float(), block, 0, x) for x in ("amax", "amin", "mean")], -1)
@@ -76,18 +76,18 @@ class Gate:
             multiply(q_made, expand_heads(k_made, q.shape[1]).transpose(2, 3)) * q.shape[3] ** -0.5
         )
         scores = scores.masked_fill(cols > rows[:, None], -torch.inf)
-        said: Tensor = scores.log_softmax(-1)
-        return said
+        logs: Tensor = scores.log_softmax(-1)
+        return logs
 
 
 @method("seer_attention", call='from regard.policies import policy; policy("seer_attention")')
 @register("seer_attention", "seer")
 @dataclass
 class SeerAttention(Prefill, Calibrated):
-    """Compute the tiles that a gate of each head, which has learned the map of tiles, expects.
+    """Compute the tiles that a gate of each head, trained on the map of tiles, selects.
 
-    Gates see pooled queries and keys from before their rotation (see `Gate.scores`). They learn the
-    largest weight of each tile, shared out by row: KL(target || gate), the model itself unchanged:
+    Gates read pooled queries and keys before their rotation (see `Gate.scores`). They learn the
+    largest weight of each tile, normalized by row: KL(target || gate), with the model frozen:
     `regard.policies.calibrate(model, "seer_attention", texts, to=...)` with texts as ids [b, n].
     A row of tiles takes the best (1 - sqrt(1 - keep)) of all, so that `keep` of the triangle is
     computed; with a `threshold`, those of a probability above it. The last row is always whole.
@@ -100,23 +100,23 @@ class SeerAttention(Prefill, Calibrated):
     gates: dict[int, Gate] = field(default_factory=dict, init=False, repr=False)
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Ask for gates, and find how the model turns."""
+        """Require gates, and find the model's rotations."""
         super().begin(model, sites, budget)
         if self.budget.whole:
             return
         if not self.gates:
-            need_calibration(self, "gates that have learned")
+            need_calibration(self, "trained gates")
         self.turns = rotations_of(model, self.gates)
 
     def select(self, step: Step) -> Call:
-        """Record where keys were turned to, and choose tiles in a prompt."""
+        """Record the positions of keys, and select tiles in a prompt."""
         if self.budget.whole:
             return step.call
         self._at = self._places(step)
         return super().select(step)
 
     def _places(self, step: Step) -> Tensor:
-        """Where the keys were turned to, [b or 1, m]."""
+        """Return the positions of the keys, [b or 1, m]."""
         forward = step.call.forward
         now = None if forward is None else forward.positions
         if now is None:
@@ -128,7 +128,7 @@ class SeerAttention(Prefill, Calibrated):
         return held.read()[:, 0, :, 0].long()
 
     def tiles(self, call: Call, keep: float) -> Tensor:
-        """Ask the gate."""
+        """Select tiles by the gate."""
         gate, turn = self.gates[call.site.layer or 0], self.turns[call.site.layer or 0]
         q = turn.back(call.q, self._at[:, call.m - call.n :])
         k = turn.back(call.k, self._at)
@@ -153,20 +153,20 @@ class SeerAttention(Prefill, Calibrated):
         self.gates = {int(layer): Gate(*own) for layer, own in found["gates"].items()}
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Return gates that have not learned: they compare means."""
+        """Return untrained gates, which compare means."""
         sites = hook_of(model)[1]
         made = {s.layer or 0: Gate.of(s, s.head_size or 64) for s in sites}
         return {"gates": {layer: [gate.q, gate.k] for layer, gate in made.items()}}
 
     def settings(self) -> dict[str, Any]:
-        """Return what a calibration depends on."""
+        """Return the settings that a calibration depends on."""
         return {x: getattr(self, x) for x in ("block", "rate", "steps")}
 
     def learn(
         self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Let all gates learn from one text a step; tell each."""
+        """Train all gates on one text a step; yield progress after each."""
         self.take(state if state else self.guess(model))
         maps = [x.requires_grad_(True) for g in self.gates.values() for x in (g.q, g.k)]
         optimizer = torch.optim.AdamW(maps, lr=self.rate, weight_decay=0.0)
@@ -191,7 +191,7 @@ class SeerAttention(Prefill, Calibrated):
 
 
 class Distilling(Stage):
-    """Pull gates to the maps of tiles that pass: KL(target || G), target from a survey."""
+    """Train gates on the tile maps of each call: KL(target || G), target from a survey."""
 
     def __init__(self, gates: dict[int, Gate], block: int, turns: dict[int, Turn]) -> None:
         super().__init__()
@@ -199,43 +199,40 @@ class Distilling(Stage):
         self.losses: dict[int, float] = {}
 
     def see(self, call: Call, result: Result) -> None:
-        """Take the gradient of one layer's gate."""
+        """Compute the gradient of one layer's gate."""
         layer, at = call.site.layer or 0, torch.arange(call.m, device=call.q.device)
         turn = self.turns[layer]
         q, k = turn.back(call.q.detach(), at), turn.back(call.k.detach(), at)
         with torch.enable_grad():
-            said = self.gates[layer].scores(q, k, 0, self.block, turn)
-            loss = distance(tile_targets(call, self.block), said)
+            logs = self.gates[layer].scores(q, k, 0, self.block, turn)
+            loss = divergence(tile_targets(call, self.block), logs)
             loss.backward()
         self.losses[layer] = float(loss.detach())
 
 
 def tile_targets(call: Call, block: int) -> Tensor:
-    """Largest weight of each tile, shared out by row of tiles, [b, h, t_q, t_k]; one pass."""
+    """Return the largest weight of each tile, normalized by row, [b, h, t_q, t_k]; one pass."""
     found = survey_call(call, ("tiles",), tile=block).tile_max
     return found / found.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
-def distance(target: Tensor, said: Tensor) -> Tensor:
-    """KL(target || exp(said)), a mean over rows of tiles."""
+def divergence(target: Tensor, logs: Tensor) -> Tensor:
+    """Return KL(target || exp(logs)), a mean over rows of tiles."""
     some = target > 0
-    part = torch.xlogy(target, target) - target * torch.where(some, said, 0.0)
+    part = torch.xlogy(target, target) - target * torch.where(some, logs, 0.0)
     return torch.where(some, part, 0.0).sum(-1).mean()
 
 
 def mass_found(call: Call, chosen: Tensor, block: int) -> float:
-    """Share of all weight that lies in chosen tiles, for a mean row."""
+    """Return the share of all weight that is in chosen tiles."""
     found = survey_call(call, ("tiles",), tile=block).tile_sum
     chosen = chosen & causal_tiles(call, block)
     return float((found * chosen).sum() / found.sum())
 
 
 def best_tiles(call: Call, block: int, count: Tensor | int) -> Tensor:
-    """Choose in each row the tiles that hold most weight: what no choice can better."""
+    """Select in each row the tiles with the most weight: the oracle."""
     found = survey_call(call, ("tiles",), tile=block).tile_sum
     rows, cols = tile_places(call, block)
     found = found.masked_fill(cols > rows[:, None], -torch.inf)
     return found.argsort(dim=-1, descending=True).argsort(dim=-1) < count
-
-
-__all__ = ["Distilling", "Gate", "SeerAttention", "best_tiles", "mass_found", "tile_targets"]

@@ -1,8 +1,8 @@
-"""Policies for models that make images and videos: tokens on a grid meet by where they stand.
+"""Policies for image and video models: sparse attention on a grid of tokens.
 
-Each gives the tokens of the image groups by their place, and says which groups meet; text beside
-them meets everything and is met by everything. Groups are put together before they are run, so that
-a choice of groups leaves whole tiles out.
+Each assigns the tokens of the image to groups, and defines which groups attend to each other; text
+attends to everything and everything attends to it. Tokens are ordered by group before they are run,
+so that masked groups are whole tiles.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from regard.run.executor import Answer, No, Yes
 
 
 class Image(NamedTuple):
-    """Where the image of a call is: its grid (frames first, in a video), its tokens among `n`."""
+    """The image of a call: its grid (frames first, in a video), and its tokens among `n`."""
 
     grid: tuple[int, ...]
     first: int
@@ -41,11 +41,11 @@ class Image(NamedTuple):
 
     @property
     def rest(self) -> int:
-        """Tokens that are no image: text, a class token."""
+        """The number of tokens that are not image: text, a class token."""
         return self.n - prod(self.grid)
 
     def coordinates(self) -> list[Tensor]:
-        """Return the place of each image token on each axis, [tokens] each."""
+        """Return the coordinate of each image token on each axis, [tokens] each."""
         axes = [torch.arange(size) for size in self.grid]
         return [x.flatten() for x in torch.meshgrid(*axes, indexing="ij")]
 
@@ -55,13 +55,13 @@ def image_of(call: Call) -> Image | None:
     site: Site = call.site
     if site.kind == "cross" or call.n != call.m or "refiner" in site.module:
         return None
-    if site.grid is not None:  # of a model that reads images: what is no image stands before it
+    if site.grid is not None:  # a model that reads images has its other tokens first
         return Image(site.grid, call.n - prod(site.grid), call.n)
     now = call.forward
     if now is None or now.grid is None:
         fail(
-            CapabilityError, "grid", f"{site.module}, whose image has no grid that is told",
-            "a model that is told the shape of its image",
+            CapabilityError, "grid", f"{site.module}, with an image of unknown grid",
+            "a forward that gets the shape of its image",
             "pass latents as they are [b, c, (f,) h, w], or img_ids, img_shapes, height and width",
         )  # fmt: skip
     if site.kind == "joint":
@@ -75,21 +75,21 @@ def image_of(call: Call) -> Image | None:
 
 @dataclass
 class OnGrid(Select):
-    """Base of policies by place: override `groups`."""
+    """Base of policies on a grid: override `groups`."""
 
     what: ClassVar[str] = "images"
     needs_cache: ClassVar[bool] = False
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Models whose tokens stand on a grid."""
+        """Return whether the model's tokens are on a grid."""
         if not any(s.grid for s in sites) and hook_of(model)[0].name != "diffusers":
-            return No("whose tokens stand on no grid")
+            return No("whose tokens are not on a grid")
         if not any(s.kind in ("self", "joint") for s in sites):
             return No("which has no self-attention")
         return Yes()
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Drop the supports of another model."""
+        """Drop the supports of an earlier model."""
         super().begin(model, sites, budget)
         self._made: dict[Any, Support] = {}
 
@@ -104,7 +104,7 @@ class OnGrid(Select):
         return image
 
     def select(self, step: Step) -> Call:
-        """Add which groups meet to the rule of a call."""
+        """Mask the pairs of groups that do not attend to each other."""
         call = step.call
         image = None if self.budget.whole else image_of(call)
         if image is None:
@@ -113,7 +113,7 @@ class OnGrid(Select):
         if key not in self._made:
             groups, meets = self.groups(image, call)
             support, _ = with_rest(image, groups, meets)
-            # Where all meet, nothing is to be put in an order.
+            # Where all attend to all, there is nothing to reorder.
             whole = call.rule.support if bool(meets.all()) else call.rule.support & support
             self._made[key] = whole
         support = self._made[key]
@@ -121,7 +121,7 @@ class OnGrid(Select):
 
 
 def with_rest(image: Image, groups: Tensor, meets: Tensor) -> tuple[Support, float]:
-    """Build a support of groups of image tokens; all else meets all. Give it with its pairs."""
+    """Build the support of groups of image tokens, with text unmasked; return it and its pairs."""
     count = len(meets)
     kinds = torch.full((image.n,), count)
     kinds[image.span] = groups
@@ -132,7 +132,7 @@ def with_rest(image: Image, groups: Tensor, meets: Tensor) -> tuple[Support, flo
 
 
 def boxes(image: Image, group: tuple[int, ...]) -> tuple[Tensor, list[Tensor], tuple[int, ...]]:
-    """Cut a grid into boxes: the box of each token, the place of each box, and boxes on each axis.
+    """Split a grid into boxes: the box of each token, coordinates of boxes, and boxes on each axis.
 
     >>> boxes(Image((2, 4), 0, 8), (2, 2))[0].tolist()
     [0, 0, 1, 1, 0, 0, 1, 1]
@@ -148,10 +148,10 @@ def boxes(image: Image, group: tuple[int, ...]) -> tuple[Tensor, list[Tensor], t
 @register("grat", "grat_surrounding")
 @dataclass
 class Grat(OnGrid):
-    """Let the queries of a group share keys: those of the groups around, `radius` on each axis.
+    """Let a group of tokens attend to the groups around it, within `radius` on each axis.
 
     Groups are boxes of the grid, (4, 8, 8) tokens in a video and (8, 8) in an image. At the edges
-    the surrounding moves inward, so that all groups meet equally many: 2 radius + 1 on each axis.
+    the window moves inward, so that all groups attend to equally many: 2 radius + 1 on each axis.
     Without a radius it is the largest that computes at most `keep` of the pairs, and at least 1.
     (GRAT, Ren et al. 2025)
     """
@@ -159,12 +159,8 @@ class Grat(OnGrid):
     group: tuple[int, ...] | None = None
     radius: int | None = None
 
-    def key(self, image: Image, call: Call) -> Any:
-        """The same for every layer and step."""
-        return image
-
     def size(self, image: Image) -> tuple[int, ...]:
-        """Sides of a group, within the grid."""
+        """Return the sides of a group, within the grid."""
         usual = (4, 8, 8)[-len(image.grid) :]
         sides = usual if self.group is None else self.group
         good = isinstance(sides, tuple | list) and all(isinstance(s, int) for s in sides)
@@ -176,7 +172,7 @@ class Grat(OnGrid):
         return tuple(min(s, g) for s, g in zip(sides, image.grid, strict=True))
 
     def groups(self, image: Image, call: Call) -> tuple[Tensor, Tensor]:
-        """Cut boxes, and let those meet that are near."""
+        """Return boxes, and which are near each other."""
         box, places, counts = boxes(image, self.size(image))
         if self.radius is not None:
             if self.radius < 0:
@@ -196,21 +192,21 @@ class Grat(OnGrid):
 @register("grat_criss_cross")
 @dataclass
 class GratCrissCross(Grat):
-    """Let the queries of a group share keys: those of groups that lie level with it on some axis.
+    """Let a group of tokens attend to groups with the same coordinate on some axis.
 
-    In an image its row and its column of groups; in a video the groups of the same time, or the
-    same height, or the same width. What it computes follows from the grid, whatever `keep` is.
+    In an image its row and its column of groups; in a video the groups of the same time, the same
+    height or the same width. The pairs follow from the grid; `keep` has no effect.
     (GRAT, Ren et al. 2025)
     """
 
     def groups(self, image: Image, call: Call) -> tuple[Tensor, Tensor]:
-        """Cut boxes, and let those meet that share a coordinate."""
+        """Return boxes, and which share a coordinate."""
         box, places, _ = boxes(image, self.size(image))
         return box, torch.stack([x[:, None] == x for x in places]).any(0)
 
 
 def surrounding(places: list[Tensor], counts: tuple[int, ...], radius: int) -> Tensor:
-    """Which boxes are within a radius on every axis, bool [boxes, boxes]; inward at the edges.
+    """Return which boxes are within a radius on every axis, bool [boxes, boxes].
 
     >>> surrounding([torch.arange(4)], (4,), 1).int().tolist()
     [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
@@ -221,6 +217,3 @@ def surrounding(places: list[Tensor], counts: tuple[int, ...], radius: int) -> T
         last = (first + 2 * radius).clamp(max=many - 1)
         meets &= (x >= first[:, None]) & (x <= last[:, None])
     return meets
-
-
-__all__ = ["Grat", "GratCrissCross", "Image", "OnGrid", "boxes", "image_of", "surrounding"]

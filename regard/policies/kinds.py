@@ -1,8 +1,8 @@
-"""The five kinds of policies, each with what it must say; `Calibrated` beside them.
+"""The five kinds of policies, each with its abstract methods; `Calibrated` beside them.
 
-A policy derives from one kind or more. What a kind asks for is abstract, so that a policy which
-lacks it cannot be made, and a policy that has a hook of a kind it does not derive from is refused
-when its class is made. When a policy acts is said by wrapping it (`timing.EachStep`).
+A policy derives from one kind or more. The methods of a kind are abstract, so a policy that lacks
+one cannot be built, and a class with a hook of a kind that it does not derive from is refused when
+it is defined. Wrap a policy to change when it acts (`timing.EachStep`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from regard.models.cache import KeyLayer
 
 
-# Tokens that a single step which evicts frees at least, so that the next ones need not.
+# An evicting step frees at least this many tokens, so that the next steps need not evict.
 FREED = 4
 
 
@@ -40,7 +40,7 @@ class Evict(Policy):
     """Evict keys after a prompt: every head keeps those of the highest `score`.
 
     The first `sinks` tokens and the newest `recent` (a number, or a share of what may be kept) stay
-    before all others. `want` names what a single step must be asked for, "weights" say.
+    before all others. `want` names what a decoding step must return, "weights" say.
     """
 
     what: ClassVar[str] = "evicts"
@@ -54,7 +54,7 @@ class Evict(Policy):
 
     @abstractmethod
     def score(self, step: Step) -> Tensor:
-        """Return what each key is worth, [b, g, m]."""
+        """Return the score of each key, [b, g, m]."""
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
         """Return the slots [b, g, c] that stay after this call; None where all do.
@@ -69,7 +69,7 @@ class Evict(Policy):
         over = (held > rows[:, None]).any(-1) if self.even else held.sum(-1) > rows * held.shape[1]
         if self.even and not bool(over.any()):
             return None
-        if spare:  # in rows that have passed their own budget: others go on as if they were alone
+        if spare:  # only in rows that exceed their own budget, so that rows are independent
             freed = (rows * spare).long().maximum((rows * 0.125).long().clamp(max=FREED))
             rows = torch.where(over, (rows - freed).clamp(min=1), rows)
         score = self.score(step).clone()
@@ -84,9 +84,9 @@ class Evict(Policy):
         return best(score, counts, at)
 
     def _room(self, step: Step) -> Tensor:
-        """Count the tokens that a head may keep now, [b]: never so few that sinks go.
+        """Return how many tokens a head may keep now, [b]: always more than the sinks.
 
-        A share of the few tokens of a first piece would evict the sinks for good.
+        A share of a short first chunk would evict the sinks for good.
         """
         rows = self.rows(step)
         if self.budget.share is None or not self.sinks:
@@ -102,7 +102,7 @@ class Evict(Policy):
 
 @hooks_of("counts")
 class EvictUnevenly(Evict):
-    """Evict, with another number of keys for each head or layer."""
+    """Evict, with a different number of keys for each head or layer."""
 
     even: ClassVar[bool] = False
 
@@ -113,14 +113,14 @@ class EvictUnevenly(Evict):
 
 @hooks_of("note")
 class EvictByHistory(Evict):
-    """Evict by what was noted at every forward before."""
+    """Evict by statistics of all forwards so far."""
 
     @abstractmethod
     def note(self, step: Step) -> None:
-        """Record what later scores need; called for every forward."""
+        """Record statistics for later scores; called for every forward."""
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Record, then choose as ever."""
+        """Record, then choose."""
         if not self.budget.whole:
             self.note(step)
         return super().slots(step, spare)
@@ -128,11 +128,11 @@ class EvictByHistory(Evict):
 
 @hooks_of("due")
 class EvictAtSteps(Evict):
-    """Evict at single steps as well, not only after prompts."""
+    """Evict at decoding steps as well, not only after prompts."""
 
     @abstractmethod
     def due(self, layer: KeyLayer) -> bool:
-        """Return whether `slots` is to be asked after a step; where not, nothing is prepared."""
+        """Return whether to call `slots` after a step; if not, nothing is prepared for it."""
 
 
 @hooks_of("memory")
@@ -155,8 +155,8 @@ class StoreAndAttend(Store):
 
     @abstractmethod
     def attend(self, step: Step) -> Tensor | None:
-        """Attend, [b, h, n, e]; None to leave it. The call has the new keys, as the model made
-        them: what is kept is in `step.memory`.
+        """Attend: [b, h, n, e], or None to run the call as usual. The call has the model's new
+        keys; the kept ones are in `step.memory`.
         """
 
 
@@ -174,26 +174,26 @@ class Select(Policy):
 
 @hooks_of("join")
 class SelectAndJoin(Select):
-    """Select, and merge what the call left out with what it gives."""
+    """Select keys, and merge in attention to others."""
 
     @abstractmethod
     def join(self, step: Step, partial: Partial) -> Partial:
-        """Return the partial result with what `select` left out."""
+        """Return the partial result merged with attention to what `select` left out."""
 
 
 @hooks_of("run")
 class SelectAndRun(Select):
-    """Select, and run some calls in a way that no rule can say."""
+    """Select, and run some calls in a way that no rule expresses."""
 
     @abstractmethod
     def run(self, call: Call) -> Tensor | None:
-        """Return what a call gives, [b, h, n, e]; None to have it run as ever."""
+        """Return the output of a call, [b, h, n, e], or None to run it as usual."""
 
 
 @hooks_of("tiles", "select", "always", "density")
 @dataclass
 class Prefill(Policy):
-    """Compute chosen tiles of `block` tokens of a prompt; its steps and short prompts are dense.
+    """Compute chosen tiles of `block` tokens of a prompt; decoding and short prompts are dense.
 
     The diagonal and the first column of tiles are always computed.
     """
@@ -206,7 +206,7 @@ class Prefill(Policy):
     least: int = 4
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Causal self-attention only."""
+        """Return whether the model has causal self-attention only."""
         return causal_only(sites)
 
     @abstractmethod
@@ -216,7 +216,7 @@ class Prefill(Policy):
     def select(self, step: Step) -> Call:
         """Add the chosen tiles to the rule of a prompt."""
         call = step.call
-        # A key must be in its own place: where some were evicted, tiles of places mean nothing.
+        # Tiles are of positions: where keys were evicted, slots are none.
         moved = call.m != step.seen or call.rule.offset + call.n != call.m
         if self.budget.whole or moved or call.n < self.least * self.block:
             return call
@@ -238,7 +238,7 @@ class Prefill(Policy):
 
 @hooks_of("patch")
 class ModulePatch(Policy):
-    """Run whole modules otherwise, or not at all: projections of what is not run are saved too.
+    """Replace or skip whole modules, projections included.
 
     `patches` names kinds of sites whose modules are patched; "model" is the whole forward.
     """
@@ -249,18 +249,18 @@ class ModulePatch(Policy):
     def patch(
         self, site: Site | None, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        """Run the module of a site (None: the model), or return something in its place."""
+        """Run the module of a site (None: the model), or return a replacement of its output."""
 
 
 class Calibrated(ABC):
-    """Beside a kind: a policy that first learns of a model, and keeps what it found in a file."""
+    """A mixin: a policy that first learns from a model, and stores what it learned in a file."""
 
-    # Whether it cannot run without.
+    # Whether it cannot run without a calibration.
     needed: ClassVar[bool] = True
-    # What it reads: "texts" (ids [1, n] each), or "answers" (ids, and how many tokens at their end
-    # answer what the text has hidden).
+    # What it learns from: "texts" (ids [1, n] each), or "answers" (ids, and how many tokens at the
+    # end are the answer).
     learns_from: ClassVar[str] = "texts"
-    # Policies whose calibrations serve this one as well.
+    # Policies whose calibrations this one accepts as well.
     accepts: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -268,20 +268,15 @@ class Calibrated(ABC):
         self, model: Any, inputs: Any, state: dict[str, Any],
         keep: Callable[[dict[str, Any]], Any],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Learn of a model; yield (step, of how many) after each step that `keep` has kept."""
+        """Learn from a model; after each step store the state by `keep`, and yield progress."""
 
     @abstractmethod
     def found(self) -> dict[str, Any]:
-        """Return what was found, as a file keeps it."""
+        """Return what was learned, for a file."""
 
     @abstractmethod
     def take(self, found: dict[str, Any]) -> None:
-        """Load what a file has kept."""
+        """Load what a file has stored."""
 
 
 KINDS: tuple[type[Policy], ...] = (Evict, Store, Select, Prefill, ModulePatch)
-
-__all__ = [
-    "KINDS", "Calibrated", "Evict", "EvictAtSteps", "EvictByHistory", "EvictUnevenly",
-    "ModulePatch", "Prefill", "Select", "SelectAndJoin", "SelectAndRun", "Store", "StoreAndAttend",
-]  # fmt: skip

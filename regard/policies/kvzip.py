@@ -1,4 +1,4 @@
-"""Evict what a model does not need to say its text once more."""
+"""Evict what a model does not need to reconstruct its context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from regard.run.executor import Answer, No, Yes
 @register("kvzip", "kv_zip")
 @dataclass
 class KVzip(Evict, ModulePatch):
-    """Keep what the model looks at when it says the text again, whatever will be asked of it.
+    """Keep what the model attends to when it repeats its context, for any later query.
 
     After a prompt the model reads it once more, `chunk` tokens at a time, behind `ask` (the ids of
     "Repeat the previous context exactly.", say) and the last `overlap` tokens of the chunk before:
@@ -35,9 +35,9 @@ class KVzip(Evict, ModulePatch):
         score(j) = max over these queries and the query heads of a key head of A[i, j]
 
     with A over the sinks, the chunk, and what is being repeated. All heads of all layers share one
-    budget, so that they become ragged. Costs one more reading of the prompt, and a second copy of
-    the cache while it scores. What is generated later stays; a text of several chunks is scored as
-    alone only where it is not padded on the left. (KVzip, Kim et al. 2025)
+    budget, so that they become ragged. Costs one more forward of the prompt, and a second copy of
+    the cache while it scores. Tokens generated later stay; a text of several chunks is scored
+    independently of its batch only where it is not padded on the left. (KVzip, Kim et al. 2025)
     """
 
     patches: ClassVar[tuple[str, ...]] = ("model",)
@@ -49,7 +49,7 @@ class KVzip(Evict, ModulePatch):
     ask: tuple[int, ...] = ()
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Decoders that take ids, and positions of their tokens."""
+        """Return whether the model's forward takes ids and positions."""
         takes = inspect.signature(model.forward).parameters
         lacking = {"input_ids", "position_ids", "attention_mask"} - set(takes)
         if lacking:
@@ -58,26 +58,26 @@ class KVzip(Evict, ModulePatch):
         return Yes()
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Score nothing yet."""
+        """Start without scores."""
         super().begin(model, sites, budget)
-        # Slots of each key head, by layer, that are being repeated [g, c]; what they scored.
+        # Slots of each key head, by layer, that are being repeated [g, c], and their scores.
         self.asked: dict[int | None, Tensor] = {}
         self.found: dict[int | None, Tensor] = {}
 
     def score(self, step: Step) -> Tensor:
-        """Return what every slot scored, [b, g, m]."""
+        """Return the score of every slot, [b, g, m]."""
         return worth(step.memory)
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Record what a repetition looks at; heads of all layers are chosen together, later."""
+        """Record what a repetition attends to; `choose` evicts in all layers together, later."""
         asked = self.asked.get(step.site.layer)
         if asked is not None:
-            self.found[step.site.layer] = self.looked_at(step, asked)
-            step.dense = 0.0  # the whole model repeats nothing
+            self.found[step.site.layer] = self.largest_weights(step, asked)
+            step.dense = 0.0  # the unchanged model does not repeat
         return None
 
-    def looked_at(self, step: Step, asked: Tensor) -> Tensor:
-        """Return the largest weight of each key that is asked for, [b, g, c]."""
+    def largest_weights(self, step: Step, asked: Tensor) -> Tensor:
+        """Return the largest weight of each key in `asked`, [b, g, c]."""
         call, n = step.call, step.n
         first = torch.arange(min(self.sinks, int(asked.min())), device=asked.device)
         newest = slots_of(step.memory)[:, None] + torch.arange(-n, 0, device=asked.device)
@@ -98,7 +98,7 @@ class KVzip(Evict, ModulePatch):
     def patch(
         self, site: Site | None, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        """Run the prompt, repeat it, and choose."""
+        """Run the prompt, repeat it, and evict."""
         given = {**dict(zip(self.takes, args, strict=False)), **kwargs}
         out = run(*args, **kwargs)
         ids: Any = given.get("input_ids")
@@ -111,14 +111,14 @@ class KVzip(Evict, ModulePatch):
         return out
 
     def repeat(self, run: Callable[..., Any], cache: Any, ids: Tensor, mask: Any) -> None:
-        """Let the model say `ids` [b, n], the newest tokens, again; note what they scored."""
+        """Repeat `ids` [b, n], the newest tokens, and note the scores of their keys."""
         b, n = ids.shape
         seen = int(cache.get_seq_length())
         real = torch.ones(b, seen, device=ids.device) if mask is None else mask[:, -seen:]
         ask = torch.tensor(self.ask, dtype=ids.dtype, device=ids.device).expand(b, -1)
         for start in range(0, n, self.chunk):
             stop, before = min(start + self.chunk, n), max(0, start - self.overlap)
-            said = torch.cat((ask, ids[:, before:stop]), 1)
+            repeated = torch.cat((ask, ids[:, before:stop]), 1)
             held = real[:, seen - n + before : seen - n + stop].bool()
             valid = torch.cat((real.bool(), torch.ones_like(ask, dtype=torch.bool), held), 1)
             places = (valid.cumsum(1) - 1).clamp(min=0)[:, seen:]
@@ -131,7 +131,7 @@ class KVzip(Evict, ModulePatch):
             self.asked = asked
             try:
                 run(
-                    input_ids=said, past_key_values=scratch, attention_mask=valid.long(),
+                    input_ids=repeated, past_key_values=scratch, attention_mask=valid.long(),
                     position_ids=places, use_cache=True,
                 )  # fmt: skip
             finally:
@@ -144,7 +144,7 @@ class KVzip(Evict, ModulePatch):
         self.found = {}
 
     def choose(self, cache: Any) -> None:
-        """Keep the best keys of all heads of all layers, as many as the budget says."""
+        """Keep the best keys of all heads of all layers, within the budget."""
         layers = cache.layers
         at = [layer.memory.positions for layer in layers]
         heads = sum(x.shape[1] for x in at)
@@ -154,7 +154,7 @@ class KVzip(Evict, ModulePatch):
             scores.append(torch.where(where >= 0, score, -torch.inf).flatten(1))
         real = layers[0].real
         rows = self.budget.of_rows(real, self.token_bytes)
-        if self.budget.share is not None and self.sinks:  # as every policy: sinks do not go
+        if self.budget.share is not None and self.sinks:  # sinks are always kept
             rows = rows.clamp(min=self.sinks + 1).minimum(real)
         room = (rows * heads)[:, None]
         flat = torch.cat(scores, 1)
@@ -172,17 +172,14 @@ class KVzip(Evict, ModulePatch):
 
 
 def worth(memory: Any) -> Tensor:
-    """Return what every slot of a memory scored, [b, g, m]: the most, where it was never asked."""
+    """Return the score of every slot of a memory, [b, g, m]: the highest where it has none."""
     noted: Tensor = memory.note("kvzip")
     return torch.where(noted > 0, noted - 1, 2.0)
 
 
 def slots_of(memory: Any) -> Tensor:
-    """Count the slots of each key head, [g]: the newest tokens lie in its last ones."""
+    """Return the number of slots of each key head, [g]; the newest tokens are in the last ones."""
     counts = {head: own.width for heads, own in memory.groups() for head in heads}
     return torch.tensor(
         [counts[head] for head in sorted(counts)], device=memory.positions.device
     )  # fmt: skip
-
-
-__all__ = ["KVzip"]

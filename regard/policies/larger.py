@@ -1,4 +1,4 @@
-"""Larger images and videos than a model was trained for: windows of the trained size."""
+"""Larger images and videos than a model was trained for, by windows of the trained size."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ from regard.run.executor import Answer, No
 class FreeSwim(OverSteps, Select):
     """Larger images and videos than a model was trained for, with windows of the trained size.
 
-    `window` is the trained grid (h, w) in tokens. A query meets all frames, and on each axis of the
-    picture the 2 (h // 2) + 1 places around it, moved inward at the edges. Scores are multiplied by
-    sqrt(log(`ratio` L) / log L), L = h w. At every `every`-th step the conditional branch is run
-    with full attention first, and what its cross-attention gives (with queries that saw the whole)
-    stands in for that of the windowed run, until it is made anew; unconditional forwards have the
-    windows alone. Where the window covers the grid nothing is changed. Upsampling a first result
-    and adding noise to it, as the paper does before, is up to the pipeline (video to video).
-    (FreeSwim, Wu et al. 2025)
+    `window` is the trained grid (h, w) in tokens. A query attends to all frames, and on each axis
+    of the image to the 2 (h // 2) + 1 positions around it, moved inward at the edges. Scores are
+    multiplied by sqrt(log(`ratio` L) / log L), L = h w. At every `every`-th step the conditional
+    branch is run with full attention first, and the outputs of its cross-attention replace those of
+    the windowed runs until the next; unconditional forwards have windows only. Where the window
+    covers the grid nothing changes. Upsampling and noising a first result, as the paper does
+    before, is up to the pipeline (video to video). (FreeSwim, Wu et al. 2025)
     """
 
     what: ClassVar[str] = "images"
@@ -47,7 +46,7 @@ class FreeSwim(OverSteps, Select):
     ratio: float = 2.0
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Transformers of one resolution."""
+        """Return whether the model is a transformer of one resolution."""
         if any(s.module.startswith(("down_blocks", "up_blocks")) for s in sites):
             return No("whose blocks run at several resolutions")
         return super().can(model, sites)
@@ -71,13 +70,13 @@ class FreeSwim(OverSteps, Select):
         self._rows: slice | None = None
 
     def kernel(self, grid: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Sides of the window on a grid; None where it covers all."""
+        """Return the sides of the window on a grid; None where it covers all."""
         assert self.window is not None
         sides = [min(2 * (w // 2) + 1, s) for w, s in zip(self.window, grid[-2:], strict=True)]
         return None if sides == list(grid[-2:]) else (*grid[:-2], *sides)
 
     def select(self, step: Step) -> Call:
-        """Put windows on self-attention, or count a branch that is run beside."""
+        """Add windows to self-attention; an extra full branch counts as no dense pairs."""
         call = step.call
         if self._full:
             step.dense = 0.0
@@ -93,7 +92,7 @@ class FreeSwim(OverSteps, Select):
         return call.replace(rule=call.rule.replace(support=support))
 
     def forward(self, now: Forward, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run the full branch where it is time, then the windows."""
+        """Run the full branch when it is due, then the windows."""
         names = now.branches or ()
         small = now.grid is not None and self.kernel(now.grid) is None
         if small or names == ("unconditional",):
@@ -101,8 +100,8 @@ class FreeSwim(OverSteps, Select):
         b = rows_of(args, kwargs)
         rows = now.rows("conditional", b) if len(names) > 1 else slice(0, b)
         if now.step % self.every == 0 or not self.kept:
-            told = {"branches": ("conditional",)} if len(names) > 1 else {}
-            with self._fully(), changed(**told):
+            parts = {"branches": ("conditional",)} if len(names) > 1 else {}
+            with self._fully(), changed(**parts):
                 run(*taken(args, rows, b), **taken(kwargs, rows, b))
         self._rows = rows
         try:
@@ -119,7 +118,7 @@ class FreeSwim(OverSteps, Select):
             self._full = False
 
     def cross(self, now: Forward, site: Site, run: Run, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Keep the output of the full branch; put it in the place of the windowed one."""
+        """Keep the output of the full branch, and return it in the windowed run."""
         if self._full:
             out = self.kept[site.module] = run(*args, **kwargs)
             return out
@@ -132,6 +131,3 @@ class FreeSwim(OverSteps, Select):
         out = run(*args, **kwargs).clone()
         out[self._rows] = kept
         return out
-
-
-__all__ = ["FreeSwim"]

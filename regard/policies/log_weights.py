@@ -1,4 +1,4 @@
-"""Weights and activations in few bits: weights on a log2 scale, activations by groups of a size."""
+"""Quantized attention: weights on a log2 scale, activations in groups of similar size."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def log2_quantized(
     """Round weights [b, h, n, m] to delta 2^-n, n = 0, ..., 2^bits - 1; zeros stay.
 
     delta is the largest weight of a row of the batch (its prompt) over heads, queries and keys,
-    found when it is run, unless it is given. The column `start` peaks near 1: it is left as it is,
-    and has no say in delta. What is not clamped stays within a factor of the root of 2.
+    unless it is given. The column `start`, which peaks near 1, is left as it is and does not count
+    for delta. Weights that are not clamped change by at most a factor of the root of 2.
 
     >>> w = torch.tensor([[[[0.9, 0.08, 0.02]]]])
     >>> log2_quantized(w).tolist()[0][0][0]
@@ -52,11 +52,11 @@ def log2_quantized(
 @register("dgq")
 @dataclass
 class Dgq(SelectAndRun):
-    """Put the weights of cross-attention on a log2 scale of `bits` bits, its step set per prompt.
+    """Quantize the weights of cross-attention to a log2 scale of `bits` bits, scaled per prompt.
 
-    `start` is the column of the token that begins the text, kept apart; None where the tokenizer
-    has none. The matrix of weights is made, queries by words: this shows what a model gives with
-    such weights, and saves neither time nor memory here. `group_quantized` is the quantizer of
+    `start` is the column of the start token, which is not quantized; None where the tokenizer has
+    none. The matrix of weights, queries by words, is materialized: this simulates quantization, and
+    saves neither time nor memory. `group_quantized` is the quantizer of
     activations. (DGQ, Ryu et al. 2025)
     """
 
@@ -66,7 +66,7 @@ class Dgq(SelectAndRun):
     start: int | None = 0
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Models that denoise, with words in a cross-attention of their own."""
+        """Return whether the model denoises and has cross-attention to words."""
         return denoises(model, sites, "cross")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
@@ -80,7 +80,7 @@ class Dgq(SelectAndRun):
         return step.call
 
     def run(self, call: Call) -> Tensor | None:
-        """Weigh values with rounded weights."""
+        """Average values by quantized weights."""
         if self.budget.whole or call.site.kind != "cross":
             return None
         weights = log2_quantized(closed_weights(call, self.name), self.bits, self.start)
@@ -91,8 +91,8 @@ class Dgq(SelectAndRun):
 def group_quantized(x: Tensor, bits: int = 8, groups: int = 8, dim: int | None = None) -> Tensor:
     """Round activations x [..., n, c] to `bits` bits, with one scale for each group of `dim`.
 
-    Channels (-1) or pixels (-2) are sorted by their largest size, and cut into `groups` of equally
-    many. Without `dim` it is the one along which these sizes differ most.
+    Channels (-1) or pixels (-2) are sorted by their largest magnitude, and split into `groups` of
+    equal size. Without `dim` it is the one along which magnitudes differ most.
 
     >>> x = torch.tensor([[1.0, 100.0], [0.5, -70.0]])
     >>> (group_quantized(x, 8, 2, dim=-1) - x).abs().max() < 0.4
@@ -117,19 +117,16 @@ def group_quantized(x: Tensor, bits: int = 8, groups: int = 8, dim: int | None =
 
 
 def sizes_along(x: Tensor, dim: int) -> Tensor:
-    """Largest size in each channel (-1) or pixel (-2)."""
+    """Return the largest magnitude in each channel (-1) or pixel (-2)."""
     sizes: Tensor = x.abs().transpose(dim, -1).flatten(0, -2).amax(0)
     return sizes
 
 
 def outlier_dim(x: Tensor) -> int:
-    """Where outliers sit: the dim (-1 or -2) whose largest sizes are spread most, by ratio.
+    """Return the dim (-1 or -2) with outliers: the largest ratio of maximum to median magnitude.
 
     >>> outlier_dim(torch.tensor([[1.0, 50.0], [1.0, 60.0]]))
     -1
     """
     sizes = {dim: sizes_along(x, dim) for dim in (-1, -2)}
     return max(sizes, key=lambda d: float(sizes[d].max() / sizes[d].median().clamp(min=1e-12)))
-
-
-__all__ = ["Dgq", "group_quantized", "log2_quantized", "outlier_dim"]

@@ -1,4 +1,4 @@
-"""Longer texts than a model was trained on, by reading a few chunks at places that it knows."""
+"""Longer texts than a model was trained on, by reading a few chunks at trained positions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from regard.run.counting import multiply
 from regard.run.executor import Answer, No, Yes
 from regard.run.runner import run
 
-# Numbers that the keys gathered for some queries may take at once.
+# Most numbers in the keys that are gathered at once.
 ROOM = 1 << 24
 
 
@@ -37,50 +37,50 @@ ROOM = 1 << 24
 @method("longheads", call='from regard.policies import policy; policy("longheads", keep=4096)')
 @dataclass
 class LongHeads(StoreAndAttend, Select):
-    """Let each head read the first chunk, the newest two and its own best, numbered anew.
+    """Let each head read the first chunk, the newest two and its own best, renumbered.
 
-    The text is cut into chunks of `chunk` tokens; `keep` says how many tokens a query reads (4,096,
-    say: no more than the model was trained on), K chunks in all, at least three. A chunk is found
-    by its landmark `c = softmax(m k^T / sqrt(d)) k`, with m the mean of what attention inside the
-    chunk gives, and k its keys turned for places 0 to chunk - 1. Query t scores `q_t . c`, q before
-    its rotation, and reads the chunks in their order as if they stood at 0, 1, 2, ..., itself at
-    (K - 1) chunk + t mod chunk: no place is one that the model never saw. A text that fits is read
-    as ever. Keys are kept before their rotation. (LongHeads, Lu et al. 2024)
+    The text is split into chunks of `chunk` tokens; `keep` is how many tokens a query reads (4,096,
+    say: at most the trained length), K chunks in all, at least three. The landmark of a chunk is
+    `c = softmax(m k^T / sqrt(d)) k`, with m the mean output of attention inside the chunk, and k
+    its keys rotated to positions 0 to chunk - 1. Query t scores `q_t . c`, q before its rotation,
+    and reads the chunks in order as if they were at 0, 1, 2, ..., itself at
+    (K - 1) chunk + t mod chunk: no position is beyond the trained ones. A text that fits is read as
+    usual. Keys are kept before their rotation. (LongHeads, Lu et al. 2024)
 
-    Texts longer than what is read must not be padded: chunks of a batch begin together.
+    Texts longer than `keep` must not be padded: the chunks of a batch are aligned.
     """
 
     what: ClassVar[str] = "decoding"
     chunk: int = 256
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Return whether keys can be turned back."""
+        """Return whether keys can be rotated back."""
         try:
             self.turns = turns_of(model)
         except RegardError as why:
-            return No(f"whose keys cannot be numbered anew ({why})")
+            return No(f"whose keys cannot be renumbered ({why})")
         return Yes()
 
     def _turn(self, site: Site) -> Turn:
         return self.turns[self.depth[site.layer]]
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Keep keys without their positions."""
+        """Build a memory of keys without positions."""
         return None if self.budget.whole else Bare(self._turn(site))
 
     def select(self, step: Step) -> Call:
-        """Leave a text that fits as it is; a longer one was read already, if nobody looks on."""
+        """Return the call of a text that fits; refuse a longer one where another stage needs it."""
         if step.layer is not None and not self.budget.whole and self._chunks(step) is not None:
             fail(
-                CapabilityError, self.name, "a stage beside it", "to attend alone, in its own way",
+                CapabilityError, self.name, "another stage", "no other stage for long texts",
                 "see or steer the model without it, or with a text that fits",
             )  # fmt: skip
         return step.call
 
     def _chunks(self, step: Step) -> int | None:
-        """Chunks that a query reads; None where it reads all."""
+        """Return the number of chunks that a query reads; None where it reads all."""
         plain = isinstance(step.call.rule.support, Everything | Causal)
-        if not plain and step.memory.in_order:  # a window reads little as it is
+        if not plain and step.memory.in_order:  # a window is small already
             return None
         rows = int(self.rows(step).max())
         count = max(3, rows // self.chunk)
@@ -89,7 +89,7 @@ class LongHeads(StoreAndAttend, Select):
         return count if step.seen > count * self.chunk else None
 
     def attend(self, step: Step) -> Tensor | None:
-        """Read chunks, for the queries that are past what can be read whole."""
+        """Read chunks, for the queries beyond the budget."""
         layer = step.layer
         if layer is None or self.budget.whole:
             return None
@@ -105,8 +105,8 @@ class LongHeads(StoreAndAttend, Select):
             return None
         if not step.memory.in_order:
             fail(
-                CapabilityError, self.name, "padding, or tokens at places of their own",
-                "rows of equal length, from 0 on", "run texts of other lengths one by one",
+                CapabilityError, self.name, "padding, or custom positions",
+                "rows of equal length, from position 0", "run texts one by one",
             )  # fmt: skip
         reach, outs = count * self.chunk, []
         early = max(0, min(n, reach - int(at[0])))
@@ -124,7 +124,7 @@ class LongHeads(StoreAndAttend, Select):
         return torch.cat(outs, 2)
 
     def chosen(self, q: Tensor, marks: Tensor, at: Tensor, count: int) -> Tensor:
-        """Chunks [b, h, p, count] that bare queries q [b, h, p, d] at places [p] read, in order."""
+        """Return the chunks [b, h, p, count] that unrotated queries q [b, h, p, d] at [p] read."""
         scores = multiply(q, marks.transpose(2, 3))  # [b, h, p, chunks]
         newest = (at // self.chunk)[:, None]
         number = torch.arange(marks.shape[2], device=at.device)
@@ -144,7 +144,7 @@ class LongHeads(StoreAndAttend, Select):
         slots = slots.clamp(max=k.shape[2] - 1).unflatten(1, (call.g, -1)).flatten(2)
         last = (count - 1) * w + at % w
 
-        def gathered(x: Tensor) -> Tensor:  # each query a row of the batch, each head its own keys
+        def gathered(x: Tensor) -> Tensor:  # a row for each query, own keys for each head
             found = take_keys(x, slots).view(b, h, p, count * w, x.shape[3])
             return found.transpose(1, 2).flatten(0, 1)
 
@@ -164,7 +164,7 @@ class LongHeads(StoreAndAttend, Select):
 
 
 def _landmark(pages: Tensor, turn: Turn, rule: Rule, h: int, g: int) -> Tensor:
-    """Landmarks [b, h, t, d] of pages [b, h + 2 g, t, w, d]: queries, keys and values, bare."""
+    """Return landmarks [b, h, t, d] of pages [b, h + 2 g, t, w, d] of unrotated q, k and v."""
     b, _, t, w, _ = pages.shape
     rows = pages.transpose(1, 2).flatten(0, 1)  # [b t, heads, w, d]
     line = torch.arange(w, device=pages.device)
@@ -172,6 +172,3 @@ def _landmark(pages: Tensor, turn: Turn, rule: Rule, h: int, g: int) -> Tensor:
     q, k = turn.turn(q, line), turn.turn(k, line)
     mean = attend(q, k, v, rule).mean(2, keepdim=True)
     return attend(mean, k, k, rule).view(b, t, h, -1).transpose(1, 2)
-
-
-__all__ = ["LongHeads"]

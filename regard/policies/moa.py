@@ -1,4 +1,4 @@
-"""A span for every head that grows with the length as suits it: MoA."""
+"""MoA: a window for each head whose size grows with the sequence length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Everything, PerHead, Support
 from regard.memories.base import KeyMemory
@@ -30,14 +30,14 @@ from regard.policies.profiling import Profile
 from regard.policies.registry import register
 from regard.policies.streaming_heads import near, near_rows
 
-# A rule of a head: the span at length N is alpha + beta N.
+# The rule of one head, (alpha, beta): its span at length N is alpha + beta N.
 Line = tuple[int, float]
 # The rules of the key heads of each layer.
 Rules = dict[int, list[Line]]
 
 
 def span(line: Line, n: int, block: int) -> int:
-    """Count the tokens back that a head sees at length n: whole blocks, one at least, n at most.
+    """Return how many tokens back a head sees at length n: whole blocks, at least one, at most n.
 
     >>> span((0, 0.5), 96, 16), span((64, 0.0), 32, 16)
     (48, 32)
@@ -50,15 +50,16 @@ def span(line: Line, n: int, block: int) -> int:
 @register("moa_sparse", "moa")
 @dataclass
 class MoASparse(Store, Select, Calibrated):
-    """Keep for each key head the first `sinks` tokens and its own span: alpha + beta N of N.
+    """Keep for each key head the first `sinks` tokens and a span alpha + beta N of its own.
 
-    Each head takes one (alpha, beta) of a grid such that the loss rises least while at every length
-    profiled the heads keep a mean share `keep` of the keys. The rise is told by the gradient at
-    each head's weights: sum of A (D - G) / (1 - A) over what is masked. Plans that trade the
-    lengths differently are run at the longest length, which no plan was made for; the best is
-    taken: `regard.policies.calibrate(model, "moa_sparse", rows, to=...)`, with rows (ids [1, n],
-    answer tokens at the end) of two lengths or more; the model's own answers stand in for those.
-    Spans are whole blocks, and as long as the last prompt says. (MoA, Fu et al. 2024)
+    Each head takes one (alpha, beta) from a grid so that the loss rises least while at every
+    profiled length the heads keep a mean share `keep` of the keys. The rise is estimated from the
+    gradient at each head's weights: the sum of A (D - G) / (1 - A) over the masked entries. Plans
+    that trade off the lengths differently are run at the longest length, which no plan was made
+    for, and the best is used: `regard.policies.calibrate(model, "moa_sparse", rows, to=...)`, with
+    rows (ids [1, n], number of answer tokens at the end) of at least two lengths; the model's own
+    answers replace those given. Spans are whole blocks, computed from the length of the last
+    prompt. (MoA, Fu et al. 2024)
     """
 
     columns: ClassVar[str] = "spans"
@@ -69,24 +70,19 @@ class MoASparse(Store, Select, Calibrated):
     alphas: tuple[int, ...] = (-1024, -512, -256, -128, 0, 128, 256, 512, 1024)
     betas: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     shares: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
-    # {length: {layer: effects [g, distances]}}: what is lost by masking, by distance in blocks.
+    # {length: {layer: effects [g, distances]}}: the loss from masking, by distance in blocks.
     profile: dict[int, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
     plans: dict[float, Rules] = field(default_factory=dict, init=False, repr=False)
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Plan for the budget, unless all is kept."""
+        """Make a plan for the budget, unless every key is kept."""
         super().begin(model, sites, budget)
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share: of the keys, over all heads",
-                "pass keep=0.5, say",
-            )  # fmt: skip
+        share = self.budget.need_share("the keys, over all heads")
         self.rules: Rules = {}
         if self.budget.whole:
             return
         if not self.profile:
-            need_calibration(self, "what each head loses by a shorter span")
-        share = self.budget.share
+            need_calibration(self, "what each head loses with a shorter span")
         if share < self._least():
             fail(
                 ValueRangeError, "keep", share, f"at least {self._least():.3f}: the sinks and one "
@@ -98,30 +94,30 @@ class MoASparse(Store, Select, Calibrated):
     # Planning
 
     def _kept(self, line: Line, n: int) -> int:
-        """Keys that a head keeps of n."""
+        """Return how many of n keys a head keeps."""
         return min(n, self.sinks + span(line, n, self.block))
 
     def _loss(self, effects: Tensor, line: Line, n: int) -> Tensor:
-        """What heads lose by a span at length n, [g], of their effects by distance [g, d]."""
+        """Sum what heads lose with a span at length n, [g], from effects by distance [g, d]."""
         if self._kept(line, n) == n:
             return effects.new_zeros(len(effects))
         return effects[:, span(line, n, self.block) // self.block :].sum(1)
 
     def _lines(self) -> list[Line]:
-        """Rules to choose from, one of each that mean the same at every length profiled."""
+        """List the rules to choose from: one of those that agree at every profiled length."""
         found: dict[tuple[int, ...], Line] = {}
         for line in product(self.alphas, self.betas):
             found.setdefault(tuple(span(line, n, self.block) for n in self.profile), line)
         return [(0, 1.0), *(x for x in found.values() if x != (0, 1.0))]
 
     def planned(self, share: float) -> list[Rules]:
-        """Plans within the budget at every length, the least loss at the longest first.
+        """Return plans within the budget at every length, least loss at the longest first.
 
-        All lengths but the longest are planned for, each weighed in turn: every plan is the best
-        for its weights, so that no other is better at all of these lengths.
+        Plans are made for all lengths but the longest, under several weightings of them: each is
+        the best for its weights, so no other is better at all of these lengths.
         """
         lines, lengths = self._lines(), sorted(self.profile)
-        told, last = (lengths[:-1] or lengths), lengths[-1]
+        planned_for, last = (lengths[:-1] or lengths), lengths[-1]
         layers = sorted(self.profile[last])
         losses = {
             n: torch.cat([
@@ -133,10 +129,10 @@ class MoASparse(Store, Select, Calibrated):
         costs = torch.tensor([[self._kept(x, n) / n for n in lengths] for x in lines])
         costs = costs.double().expand(heads, -1, -1)
         found: dict[tuple[int, ...], float] = {}
-        for weights in _weights(len(told)):
+        for weights in _weights(len(planned_for)):
             mixed = sum(
                 w / (float(losses[n].std()) + 1e-12) * losses[n]
-                for w, n in zip(weights, told, strict=True)
+                for w, n in zip(weights, planned_for, strict=True)
             )
             assert isinstance(mixed, Tensor)
             chosen = cheapest(mixed, costs, [share * heads] * len(lengths)).chosen
@@ -148,10 +144,10 @@ class MoASparse(Store, Select, Calibrated):
             plans.append({x: [lines[next(left)] for _ in self.profile[last][x]] for x in layers})
         return plans
 
-    # At work
+    # Running
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Put heads of one rule in one memory; how wide, the prompt will say."""
+        """Put the heads of one rule in one memory; `select` sets its size at the prompt."""
         if self.budget.whole:
             return None
         groups: dict[Line, list[int]] = {}
@@ -163,14 +159,14 @@ class MoASparse(Store, Select, Calibrated):
         ])  # fmt: skip
 
     def select(self, step: Step) -> Call:
-        """Hide in a prompt what a head will not keep, and tell the memories how much that is."""
+        """Mask in a prompt what a head will not keep, and set the sizes of the memories."""
         call, layer = step.call, step.layer
         if self.budget.whole or layer is None or not step.prompt:
             return call
-        # One length for all rows of a batch: that of the longest.
+        # One length for all rows of a batch: the longest.
         n = int(step.real.max())
         lines = self.rules[step.site.layer or 0]
-        # The Split that `memory` made: a KeyLayer knows only that it holds some memory.
+        # The Split that `memory` built: a KeyLayer is typed to hold any memory.
         for heads, ring in layer.memory.parts:  # type: ignore[attr-defined]
             if isinstance(ring, Ring):
                 ring.widen(max(span(lines[heads[0]], n, self.block), ring.window))
@@ -192,7 +188,7 @@ class MoASparse(Store, Select, Calibrated):
         return {"profile": self.profile, "plans": self.plans}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Load them."""
+        """Load the profile and the plans."""
         self.profile = {int(n): dict(own) for n, own in found["profile"].items()}
         self.plans = {
             share: {layer: [(a, b) for a, b in own] for layer, own in rules.items()}
@@ -200,7 +196,7 @@ class MoASparse(Store, Select, Calibrated):
         }
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Return a profile that knows nothing: near keys count more, and later heads more."""
+        """Return an uninformed profile: nearer keys and later heads count more."""
         lengths, sites = (8 * self.block, 16 * self.block), hook_of(model)[1]
         return {"plans": {}, "profile": {
             n: {
@@ -220,7 +216,7 @@ class MoASparse(Store, Select, Calibrated):
         if len(set(length_of.values())) < 2:
             fail(
                 ValueRangeError, "inputs", f"rows of {sorted(length_of)} tokens",
-                "rows of two lengths or more: the longest is to choose among plans",
+                "rows of at least two lengths: the longest chooses among plans",
                 "add longer rows",
             )  # fmt: skip
         profile: dict[int, dict[int, Tensor]] = state.get("profile", {})
@@ -241,19 +237,19 @@ class MoASparse(Store, Select, Calibrated):
         for step in range(max(done, len(inputs)), whole):
             share = self.shares[step - len(inputs)]
             if share >= self._least():
-                told = [(self._lost(model, longest, rules), i, rules)
+                tried = [(self._lost(model, longest, rules), i, rules)
                         for i, rules in enumerate(self.planned(share))]  # fmt: skip
-                plans[share] = min(told, key=lambda x: x[:2])[2]
+                plans[share] = min(tried, key=lambda x: x[:2])[2]
             keep({"step": step + 1, "profile": profile, "plans": plans})
             yield step + 1, whole
         self.plans = plans
 
     def _least(self) -> float:
-        """The smallest share that there are rules for."""
+        """Return the smallest share that the rules can meet."""
         return max(min(self._kept(x, n) / n for x in self._lines()) for n in self.profile)
 
     def _effects(self, model: Any, ids: Tensor, answer: int) -> dict[int, Tensor]:
-        """Differentiate the loss on the model's own answer."""
+        """Compute the effects of masking on the loss of the model's own answer."""
         ids = own_answer(model, ids, answer)
         profile = Profile(self.block, self.sinks)
         embed = model.get_input_embeddings()
@@ -264,7 +260,7 @@ class MoASparse(Store, Select, Calibrated):
 
     @torch.no_grad()
     def _lost(self, model: Any, rows: Sequence[tuple[Tensor, int]], rules: Rules) -> float:
-        """Loss under a plan, on the model's own answers."""
+        """Compute the loss under a plan, on the model's own answers."""
         total = 0.0
         for ids, answer in rows:
             own = own_answer(model, ids, answer)
@@ -278,23 +274,23 @@ class MoASparse(Store, Select, Calibrated):
 
 @torch.no_grad()
 def own_answer(model: Any, ids: Tensor, answer: int) -> Tensor:
-    """Put in place of the last `answer` tokens what the model itself would say."""
+    """Replace the last `answer` tokens with what the model itself generates."""
     prompt = ids[:, :-answer]
-    cache, token, said = None, prompt, []
+    cache, token, generated = None, prompt, []
     for _ in range(answer):
         out = model(token, past_key_values=cache, use_cache=True)
         cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
-        said.append(token)
-    return torch.cat((prompt, *said), 1)
+        generated.append(token)
+    return torch.cat((prompt, *generated), 1)
 
 
 def _loss(logits: Tensor, ids: Tensor, answer: int) -> Tensor:
-    said = logits[:, -answer - 1 : -1].flatten(0, 1).float()
-    return cross_entropy(said, ids[:, -answer:].flatten())
+    predicted = logits[:, -answer - 1 : -1].flatten(0, 1).float()
+    return cross_entropy(predicted, ids[:, -answer:].flatten())
 
 
 def _grouped(lengths: Sequence[int]) -> dict[int, int]:
-    """Take lengths that differ by less than an eighth for one: the longest of them.
+    """Group lengths that differ by less than an eighth under the longest of them.
 
     >>> _grouped([250, 256, 510, 512])
     {512: 512, 510: 512, 256: 256, 250: 256}
@@ -307,17 +303,17 @@ def _grouped(lengths: Sequence[int]) -> dict[int, int]:
 
 
 def _weights(many: int) -> list[tuple[float, ...]]:
-    """Ways to weigh so many lengths."""
+    """List weightings of `many` lengths."""
     if many < 2:
         return [(1.0,) * many]
     total = 4
     shares = [w for w in product(range(total + 1), repeat=many) if sum(w) == total]
-    # A little of each, so that what is equal at one length is told by the others.
+    # A little weight on each length, so that ties at one length are broken by the others.
     return [tuple(x / total + 0.01 for x in w) for w in shares]
 
 
 class HeadSpans(Stage):
-    """Let key heads see sinks and spans of tokens: {layer: [span of each key head]}."""
+    """Limit key heads to the sinks and their spans: {layer: [span of each key head]}."""
 
     def __init__(self, spans: dict[int, list[int]], sinks: int) -> None:
         super().__init__()
@@ -328,6 +324,3 @@ class HeadSpans(Stage):
         own, share = self.spans[call.site.layer or 0], call.h // call.g
         made = PerHead(tuple(near(own[h // share], self.sinks) for h in range(call.h)))
         return call.replace(rule=call.rule.replace(support=call.rule.support & made))
-
-
-__all__ = ["HeadSpans", "MoASparse", "own_answer", "span"]

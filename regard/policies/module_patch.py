@@ -1,4 +1,4 @@
-"""Modules that policies patch: a whole module is run otherwise, or not at all."""
+"""Patches that policies put on whole modules, to run them differently or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def patch_modules(model: Any, sites: Sites, stage: Shrinking) -> Removal:
-    """Let policies run the modules of the sites that they patch; return what undoes it."""
+    """Route the modules that policies patch through them; return a function that undoes it."""
     undo = Removal()
     patching = [p for p in stage.policies if isinstance(p, ModulePatch)]
     places: dict[str, Site | None] = {site.module: site for site in sites}
@@ -33,7 +33,7 @@ def patch_modules(model: Any, sites: Sites, stage: Shrinking) -> Removal:
 def _wrap(
     module: nn.Module, site: Site | None, policies: list[ModulePatch], stage: Shrinking
 ) -> Removal:
-    """Put policies around the forward of one module, the first outermost."""
+    """Wrap the forward of one module in policies, the first outermost."""
 
     def forward(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if stage.paused:
@@ -49,7 +49,7 @@ def _wrap(
         for one in reversed(policies):
             run = partial(_asked, one, site, run)
         out = run(*args, **kwargs)
-        # A policy may have attended by itself, which was counted.
+        # A policy may have computed the attention itself, which was counted.
         if not ran and stage.costs.calls == counted:
             stage.costs.skip("" if site is None else site.module)
         return out
@@ -61,6 +61,3 @@ def _asked(
     policy: ModulePatch, site: Site | None, run: Callable[..., Any], *args: Any, **kw: Any
 ) -> Any:
     return policy.patch(site, run, args, kw)
-
-
-__all__ = ["patch_modules"]

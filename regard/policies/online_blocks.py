@@ -1,4 +1,4 @@
-"""Blocks that a denoising model itself shows to matter: found at a few steps, used in between."""
+"""AdaSpa: important blocks of a denoising model, searched at a few steps and used in between."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Tiles
 from regard.models.site import Site, Sites
@@ -24,9 +24,9 @@ from regard.run.runner import run
 
 @dataclass
 class FoundTiles:
-    """What a search found at one site: which tiles matter, and the log of all weight of each row.
+    """What a search found at one site: the tiles that matter, and the log-sum-exp of each row.
 
-    `due` says that the call that is running searches.
+    `due` is set while the current call is one that searches.
     """
 
     chosen: Tensor | None = None
@@ -38,15 +38,15 @@ class FoundTiles:
 @register("adaspa")
 @dataclass
 class AdaSpa(SelectAndRun):
-    """Compute the tiles of most weight, found at the steps of `searches` and used until the next.
+    """Compute the tiles with most weight, searched at the steps in `searches` and used in between.
 
-    Before the first search all is dense. The first one runs densely, keeps the log-sum-exp of each
-    row, and sums the weights of each tile, M_IJ = sum exp(q_i k_j - lse_i); later ones take the
-    log-sum-exp that was kept, and run on what they find. Each row of tiles computes the best `keep`
-    of them; heads whose best tiles hold more than others' give tiles to those, up to `spread` of
-    all, where the heads together hold more by it; the mean stays. Tiles with text in them are
-    always computed. Each guidance branch has tiles of its own, where it is told.
-    (AdaSpa, Xia et al. 2025)
+    Before the first search attention is dense. The first one runs densely, keeps the log-sum-exp of
+    each row, and sums the weights of each tile, M_IJ = sum exp(q_i k_j - lse_i); later ones reuse
+    that log-sum-exp, and compute only the tiles they find. Each row of tiles computes its best
+    `keep`; heads whose best tiles hold more weight than those of others give tiles to them, up to
+    `spread` of all, where that raises the total; the mean stays. Tiles that contain text are always
+    computed. Each guidance branch has its own tiles, where the branches are known. (AdaSpa, Xia et
+    al. 2025)
     """
 
     what: ClassVar[str] = "images"
@@ -54,11 +54,11 @@ class AdaSpa(SelectAndRun):
     block: int = 64
     searches: tuple[int, ...] = (10, 30)
     spread: float = 0.1
-    # Calls of fewer tiles than this are dense.
+    # Calls with fewer tiles than this are dense.
     least: int = 4
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Models that denoise, and attend to themselves."""
+        """Accept denoising models with self-attention."""
         return denoises(model, sites, "self", "joint")
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
@@ -71,11 +71,7 @@ class AdaSpa(SelectAndRun):
                 ValueRangeError, "searches", repr(steps), "rising steps from 0",
                 "pass searches=(10, 30)",
             )  # fmt: skip
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share of the pairs",
-                "pass keep=0.2, say",
-            )  # fmt: skip
+        self.budget.need_share("the pairs")
         self._found: dict[Any, FoundTiles] = {}
 
     def end(self) -> None:
@@ -84,7 +80,7 @@ class AdaSpa(SelectAndRun):
         self._found = {}
 
     def select(self, step: Step) -> Call:
-        """Use the tiles that were found; search where it is time."""
+        """Use the tiles that were found, and search at the steps of `searches`."""
         call, site = step.call, step.site
         served = site.kind != "cross" and call.n == call.m and call.n >= self.least * self.block
         now = call.forward
@@ -93,19 +89,17 @@ class AdaSpa(SelectAndRun):
         found = self._found.setdefault((site, now.branches), FoundTiles())
         if now.step < self.searches[0]:
             return call
-        missing = found.chosen is None or found.lse is None
-        # `missing` says that the log-sum-exp is there, which the type checker cannot follow.
-        if missing or found.lse.shape != call.q.shape[:3] or now.step == self.searches[0]:  # type: ignore[union-attr]
+        fits = found.lse is not None and found.lse.shape == call.q.shape[:3]
+        if found.chosen is None or not fits or now.step == self.searches[0]:
             found.due = True
             return call
         if now.step in self.searches:
             self.search(call, found)
-        assert found.chosen is not None
         tiles = Tiles(found.chosen, (self.block, self.block))
         return call.replace(rule=call.rule.replace(support=call.rule.support & tiles))
 
     def run(self, call: Call) -> Tensor | None:
-        """Run a first search: densely, with the log-sum-exp kept."""
+        """Run the first search: compute densely and keep the log-sum-exp."""
         now = call.forward
         found = self._found.get((call.site, now.branches)) if now is not None else None
         if found is None or not found.due:
@@ -124,7 +118,7 @@ class AdaSpa(SelectAndRun):
 
 
 def always(call: Call, block: int) -> Tensor:
-    """Tiles that hold text, bool [t]."""
+    """Return which tiles hold text, bool [t]."""
     site: Site = call.site
     held = torch.zeros(call.n + -call.n % block, dtype=torch.bool)
     span = site.span("image", call.n, call.forward)
@@ -137,9 +131,9 @@ def always(call: Call, block: int) -> Tensor:
 def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tensor:
     """Choose the tiles of most weight in each row, [b, h, t, t], a share `keep` on average.
 
-    `text` [t] are chosen in any case, and beside the share. Heads are ranked by the recall of the
-    share: each of the upper half gives tiles to one of the lower, up to `spread` of all, as many
-    as make the heads together hold the most.
+    Tiles in `text` [t] are always chosen, on top of the share. Heads are ranked by the weight that
+    their best tiles hold: each of the upper half gives tiles to one of the lower, up to `spread` of
+    all, as many as make the total largest.
 
     >>> mass = torch.tensor([[[[5.0, 1.0], [2.0, 9.0]]]])
     >>> choose(mass, torch.tensor([False, False]), 0.5).int().tolist()
@@ -156,7 +150,7 @@ def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tens
     counts = torch.full(mass.shape[:2], count, device=mass.device)
     by = min(round(spread * most), count - 1, most - count)
     if by > 0 and mass.shape[1] > 1:
-        # Share of a head's mass that its best 1, 2, ... tiles of each row hold, [b, h, most].
+        # Share of a head's weight in its best 1, 2, ... tiles of each row, [b, h, most].
         curve = ranked[:, :, ~text, :most].cumsum(-1).sum(2)
         curve = curve / curve[..., -1:].clamp(min=1e-30)
         rank, half = curve[..., count - 1].argsort(1).argsort(1), mass.shape[1] // 2
@@ -165,6 +159,3 @@ def choose(mass: Tensor, text: Tensor, keep: float, spread: float = 0.0) -> Tens
         held = torch.stack([curve.gather(2, x[..., None] - 1).sum((1, 2)) for x in tried])
         counts = torch.stack(tried)[held.argmax(0), torch.arange(len(mass), device=mass.device)]
     return (place < counts[..., None, None]) & free | ~free
-
-
-__all__ = ["AdaSpa", "always", "choose"]

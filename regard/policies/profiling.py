@@ -1,4 +1,4 @@
-"""What a loss loses when keys are masked: told by gradients, distance by distance, in one pass."""
+"""First-order effect on a loss of masking keys, by distance, from one backward pass."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from regard.run.survey import RowBlock, survey_call
 
 
 def masking_effect(weights: Tensor, pull: Tensor, mean: Tensor) -> Tensor:
-    """Rise of a loss, to first order, when single entries are masked and their rows weighed anew.
+    """Return the first-order rise of a loss when single entries are masked and rows renormalized.
 
     With weights A, G = dL/dA (`pull`, [.., n, m]) and D_i = sum_n G_in A_in (`mean`, [.., n, 1]),
 
         E_ij = -G_ij A_ij + sum_{n != j} G_in A_in A_ij / (1 - A_ij)
              = A_ij (D_i - G_ij) / (1 - A_ij),
 
-    exact where L is linear in A. (MoA, Fu et al. 2024)
+    which is exact where L is linear in A. (MoA, Fu et al. 2024)
 
     >>> a, g = torch.tensor([[0.25, 0.75]]), torch.tensor([[1.0, 3.0]])
     >>> masking_effect(a, g, (a * g).sum(-1, keepdim=True)).tolist()  # 3 - 2.5 and 1 - 2.5
     [[0.5, -1.5]]
     """
-    # A key that has all the weight of its row has no rest to weigh anew.
+    # A key with all the weight of its row leaves nothing to renormalize.
     return weights * (mean - pull) / (1 - weights).clamp(min=1e-4)
 
 
 class MaskingEffects(Reducer):
     """Sum `masking_effect` by distance: [b, h, ceil(n / size)], keys before `first` left out.
 
-    `grad` [b, h, n, e] is the gradient of the loss at the output of a call: G is grad v^T, row by
-    row of what passes, so that nothing of n x m is kept.
+    `grad` [b, h, n, e] is the gradient of the loss at the output of a call. G = grad v^T is
+    computed block by block, so no n x m matrix is kept.
     """
 
     def __init__(self, call: Call, grad: Tensor, size: int, first: int = 0) -> None:
@@ -46,7 +46,7 @@ class MaskingEffects(Reducer):
         self.found = torch.zeros(call.b, call.h, count, dtype=dtype, device=call.q.device)
 
     def take(self, block: RowBlock) -> None:
-        """Read one block of rows, which has every key that they may meet."""
+        """Add one block of rows, with every key they may attend to."""
         b, h, start = block.b, block.h, block.cols.start
         real = slice(start, min(block.cols.stop, self.v.shape[2]))
         weights = block.weights[:, : real.stop - start]
@@ -59,9 +59,9 @@ class MaskingEffects(Reducer):
 
 
 class Profile(Stage):
-    """Sum the effects of masking at every site, while a loss is differentiated: {layer: [g, d]}.
+    """Sum the effects of masking at every site during a backward pass: {layer: [g, d]}.
 
-    Query heads that share a key head add up, since they keep the same keys.
+    Query heads that share a key head are summed, since they keep the same keys.
     """
 
     def __init__(self, size: int, first: int = 0) -> None:
@@ -70,7 +70,7 @@ class Profile(Stage):
         self.found: dict[int, Tensor] = {}
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Wait for the gradient of the output."""
+        """Register a hook on the gradient of the output."""
 
         def told(grad: Tensor) -> None:
             effects = MaskingEffects(call, grad, self.size, self.first)
@@ -82,6 +82,3 @@ class Profile(Stage):
         if partial.out.requires_grad:
             partial.out.register_hook(told)
         return partial
-
-
-__all__ = ["MaskingEffects", "Profile", "masking_effect"]

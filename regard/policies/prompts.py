@@ -1,8 +1,8 @@
-"""Policies that compute less of a prompt: each head attends to chosen tiles of its causal triangle.
+"""Policies that compute less of a prompt: each head attends to some tiles of the causal triangle.
 
-A policy says which tiles each head computes (`tiles`); `keep` is the share of the causal pairs. The
-diagonal and the first tile are always computed, short prompts and decoding are dense, and keys are
-all kept.
+A policy chooses the tiles of each head (`tiles`); `keep` is the share of the causal pairs. The
+diagonal and the first tile are always computed, short prompts and decoding are dense, and every
+key is kept.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.result import Result
 from regard.core.support import Everything, Tiles
-from regard.models.attach import attach
+from regard.models.attach import hook_of
 from regard.models.stage import Stage
 from regard.policies.base import Step
+from regard.policies.budget import Budget
+from regard.policies.calibration import run_texts
 from regard.policies.kinds import Calibrated, Prefill, Select
 from regard.policies.registry import register
 from regard.policies.selecting import taken
@@ -32,16 +34,16 @@ from regard.run.runner import run
 
 
 def last_rows(call: Call, rows: int = 64) -> Tensor:
-    """Weights of the last queries, [b, h, rows, m]."""
+    """Compute the weights of the last queries, [b, h, rows, m]."""
     rows = min(rows, call.n)
     rule = call.rule.shift(call.n - rows)
     return weight_matrix(call.replace(q=call.q[:, :, call.n - rows :], rule=rule))[0]
 
 
 def lines(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum weights [b, h, r, m] of the last r queries by key, and by distance: [b, h, m] each.
+    """Sum the weights [b, h, r, m] of the last r queries by key and by distance, [b, h, m] each.
 
-    Distances reach from 0 (the diagonal) to m - 1.
+    Distances run from 0 (the diagonal) to m - 1.
 
     >>> w = torch.zeros(1, 1, 2, 4); w[0, 0, 0, 1] = w[0, 0, 1, 2] = 1.0
     >>> columns, slashes = lines(w)
@@ -49,7 +51,7 @@ def lines(weights: Tensor) -> tuple[Tensor, Tensor]:
     ([[[0.0, 1.0, 1.0, 0.0]]], [[[0.0, 2.0, 0.0, 0.0]]])
     """
     b, h, r, m = weights.shape
-    flipped = weights.flip(2, 3)  # row i from the last one up: key 0 is the last
+    flipped = weights.flip(2, 3)  # row i, counted from the last up: key 0 is the last
     slashes = weights.new_zeros(b, h, m)
     for i in range(r):
         slashes[..., : m - i] += flipped[:, :, i, i:]
@@ -57,7 +59,7 @@ def lines(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def affordable(score: Tensor, cost: Tensor, budget: float) -> Tensor:
-    """Choose the best-scored things, as many as `budget` pays for: bool like score [b, h, c].
+    """Choose the best-scored columns that `budget` pays for: bool, shaped like score [b, h, c].
 
     >>> affordable(torch.tensor([[[5.0, 1.0, 3.0]]]), torch.tensor([2.0, 2.0, 2.0]), 4).tolist()
     [[[True, False, True]]]
@@ -68,7 +70,7 @@ def affordable(score: Tensor, cost: Tensor, budget: float) -> Tensor:
 
 
 def best_in_block(x: Tensor, block: int) -> Tensor:
-    """Return the largest of each block of x [..., m], which is not negative.
+    """Return the maximum of each block of a nonnegative x [..., m].
 
     >>> best_in_block(torch.tensor([1.0, 3.0, 2.0]), 2).tolist()
     [3.0, 2.0]
@@ -83,12 +85,12 @@ def best_in_block(x: Tensor, block: int) -> Tensor:
 class AShape(Prefill):
     """Compute the first tile and a window before each query, the same for all heads.
 
-    The window is as wide as the share allows: w = T (1 - sqrt(1 - keep)) tiles of T.
+    The window is as wide as the share allows: w = T (1 - sqrt(1 - keep)) of T tiles.
     (MInference, Jiang et al. 2024; StreamingLLM's shape)
     """
 
     def tiles(self, call: Call, keep: float) -> Tensor:
-        """Take the tiles near the diagonal."""
+        """Choose the tiles near the diagonal."""
         rows, cols = tile_places(call, self.block)
         wide = max(1, int(len(cols) * (1 - (1 - keep) ** 0.5)))
         return (rows[:, None] - cols < wide)[None, None]
@@ -97,29 +99,30 @@ class AShape(Prefill):
 @register("vertical_slash")
 @dataclass
 class VerticalSlash(Prefill):
-    """Compute the columns and the diagonals that the last queries put most weight on.
+    """Compute the columns and the diagonals that the last queries give the most weight.
 
-    With A of the `last` queries: columns by sum_i A[i, j], diagonals by sum_i A[i, i - o]. A column
-    is one of a block of keys, a diagonal one of two blocks of each row; blocks count as their best
-    line, and the share pays for the best of both kinds. The nearest diagonals are taken first.
+    With the weights A of the `last` queries, columns are scored by sum_i A[i, j] and diagonals by
+    sum_i A[i, i - o]. A column lies in one block of keys, a diagonal in two blocks of each row; a
+    block scores as its best line, and the share goes to the best of both kinds. The nearest
+    diagonals come first.
     (MInference, Jiang et al. 2024)
     """
 
     last: int = 64
 
     def tiles(self, call: Call, keep: float) -> Tensor:
-        """Find the lines, and pay for the best of them."""
+        """Score the lines, and choose the best that the budget pays for."""
         rows, cols = tile_places(call, self.block)
         columns, slashes = lines(last_rows(call, self.last))
         columns = best_in_block(columns, self.block)[..., : len(cols)]
-        # A diagonal at distance o runs through two tiles of each row, and through the farther one
+        # A diagonal at distance o crosses two tiles of each row of tiles, and the farther one
         # in o % block of its rows.
         far = torch.arange(slashes.shape[-1], device=slashes.device) % self.block / self.block
         near = best_in_block(slashes * (1 - far), self.block)[..., : len(cols)]
         beyond = best_in_block(slashes * far, self.block)[..., : len(cols)]
         near = near.maximum(torch.nn.functional.pad(beyond, (1, 0))[..., :-1])
         near[..., 1:2] = torch.inf
-        columns[..., 0], near[..., 0] = -1.0, -1.0  # computed in any case
+        columns[..., 0], near[..., 0] = -1.0, -1.0  # always computed
         total = len(rows) * (len(cols) - (len(rows) - 1) / 2)
         cost = (len(cols) - cols).clamp(max=len(rows)).float().repeat(2)
         budget = max(keep * total - 2 * len(rows), 0.0)
@@ -132,14 +135,14 @@ class VerticalSlash(Prefill):
 @register("block_sparse")
 @dataclass
 class BlockSparse(Prefill):
-    """Compute for each tile of queries the key tiles whose mean key its mean query likes best.
+    """Compute for each tile of queries the key tiles whose mean keys best match its mean query.
 
-    softmax(mean q . mean k) over causal tiles; each row of tiles computes a share `keep` of those
-    before it. (MInference, Jiang et al. 2024)
+    The score is softmax(mean q . mean k) over causal tiles; each row of tiles computes a share
+    `keep` of the causal ones. (MInference, Jiang et al. 2024)
     """
 
     def tiles(self, call: Call, keep: float) -> Tensor:
-        """Pool, compare, take the best."""
+        """Score tiles by pooled queries and keys, and choose the best."""
         rows, cols = tile_places(call, self.block)
         k = pooled(expand_heads(call.k, call.h), self.block)
         before = call.rule.offset % self.block
@@ -153,7 +156,7 @@ class BlockSparse(Prefill):
 
 
 def pooled(x: Tensor, block: int) -> Tensor:
-    """Mean of x [b, h, m, d] over blocks; what fills the last one up counts for nothing."""
+    """Average x [b, h, m, d] over blocks; padding of the last one is not counted."""
     m = x.shape[2]
     pages = padded(x, 0, -m % block).unflatten(2, (-1, block))
     count = torch.full((pages.shape[2], 1), float(block), device=x.device)
@@ -162,7 +165,7 @@ def pooled(x: Tensor, block: int) -> Tensor:
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:
-    """Put zeros around the tokens of x [b, h, n, d]; nothing is copied where there are none."""
+    """Pad the tokens of x [b, h, n, d] with zeros; nothing is copied where no padding is needed."""
     return torch.nn.functional.pad(x, (0, 0, before, after)) if before or after else x
 
 
@@ -170,11 +173,12 @@ def padded(x: Tensor, before: int, after: int) -> Tensor:
 @register("minference")
 @dataclass
 class MInference(Prefill, Calibrated):
-    """Compute for each head the pattern that suits it: A-shape, vertical and slash, or blocks.
+    """Compute for each head the pattern that suits it: A-shape, vertical-slash or block-sparse.
 
-    The pattern of a head is the one whose output is nearest to the dense one at equal cost, on one
-    sample: `regard.policies.calibrate(model, "minference", ids, to=...)`. Without a calibration
-    every head takes vertical and slash, as most do. (MInference, Jiang et al. 2024)
+    The pattern of a head is the one whose output is nearest to dense attention at equal cost, on
+    one text: `regard.policies.calibrate(model, "minference", ids, to=...)`. Without a calibration
+    every head takes vertical-slash, which is the choice of most heads. (MInference, Jiang et al.
+    2024)
     """
 
     needed: ClassVar[bool] = False
@@ -189,7 +193,7 @@ class MInference(Prefill, Calibrated):
         self.patterns: dict[int, list[str]] = {}
 
     def tiles(self, call: Call, keep: float) -> Tensor:
-        """Ask each head's own pattern."""
+        """Choose tiles by the pattern of each head."""
         layer = getattr(call.site, "layer", None)
         own = self.patterns.get(-1 if layer is None else layer, ["vertical_slash"] * call.h)
         made = {name: self.kinds[name].tiles(call, keep) for name in dict.fromkeys(own)}
@@ -198,7 +202,7 @@ class MInference(Prefill, Calibrated):
         return torch.stack(stacked, 1)
 
     def best_patterns(self, call: Call, keep: float) -> list[str]:
-        """Name for each head the pattern whose output is nearest to the dense one."""
+        """Return for each head the pattern whose output is nearest to dense attention."""
         dense = run(call).out
         errors = []
         for kind in self.kinds.values():
@@ -215,21 +219,21 @@ class MInference(Prefill, Calibrated):
         self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Search on one text (ids [1, n]), layer by layer, in one forward."""
-        share = 0.1 if self.keep is None else float(self.keep)
-        search = _PatternSearch(self, share)
-        with attach(model, [search], check=False), torch.no_grad():
-            model(inputs[0], use_cache=False)
+        """Search on one text (ids [1, n]) in one forward, layer by layer."""
+        self.begin(model, hook_of(model)[1], Budget.of(0.1))
+        search = _PatternSearch(self, dict(state.get("patterns", {})))
+        yield from run_texts(
+            model, inputs[:1], state, search, keep, lambda: {"patterns": search.patterns}
+        )
         self.patterns = search.patterns
-        keep({"patterns": self.patterns})
-        yield 1, 1
+        self.end()
 
     def found(self) -> dict[str, Any]:
         """Return the pattern of each head."""
         return {"patterns": self.patterns}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Load them."""
+        """Load the patterns."""
         self.patterns = dict(found["patterns"])
 
 
@@ -237,20 +241,20 @@ class MInference(Prefill, Calibrated):
 @register("hip")
 @dataclass
 class Hip(Prefill, Select):
-    """Find key blocks by halving: keep the better halves, told by one key in the middle of each.
+    """Find key blocks by halving: keep the better halves, judged by the key in the middle of each.
 
-    Each tile of queries begins with its causal range cut in n segments; each round splits them in
-    two and keeps the n whose middle key has the largest q . k with any (every `stride`-th) query of
-    the tile, until segments are single blocks: 2 n log2(T / n) scores in place of T. A step that
-    decodes walks down the same way, for the queries that share a key head, and reads the blocks it
-    comes to, with the first and the newest. (HiP, Lee et al. 2024)
+    Each tile of queries starts with its causal range cut into n segments; each round splits them
+    in two and keeps the n whose middle key has the largest q . k with any (every `stride`-th)
+    query of the tile, until segments are single blocks: 2 n log2(T / n) scores instead of T. A
+    decoding step searches the same way, for the queries that share a key head, and reads the
+    blocks it finds, with the first and the newest. (HiP, Lee et al. 2024)
     """
 
     needs_cache: ClassVar[bool] = False
     stride: int = 8
 
     def select(self, step: Step) -> Call:
-        """Choose tiles of a prompt, and blocks of keys of a step."""
+        """Choose tiles in a prompt, and blocks of keys in a decoding step."""
         call = step.call
         if call.n > 1 and self.density(call) >= 1:  # a budget that pays for every key
             return call
@@ -263,7 +267,7 @@ class Hip(Prefill, Select):
         return taken(call, self.keys_of_step(call, count), step.positions)
 
     def keys_of_step(self, call: Call, count: int) -> Tensor:
-        """Slots of about `count` keys of each key head, in whole blocks: [b, g, c], -1 for none."""
+        """Choose about `count` keys per key head, in whole blocks: slots [b, g, c], -1 for none."""
         blocks = -(-call.m // self.block)
         n = max(1, count // self.block - 2)
         edges = torch.linspace(0, blocks, n + 1, device=call.q.device).round().long()
@@ -280,7 +284,7 @@ class Hip(Prefill, Select):
         return torch.where(slots < call.m, slots, -1).flatten(2)
 
     def tiles(self, call: Call, keep: float) -> Tensor:
-        """Walk down the halves, all tiles of queries at once."""
+        """Search by halving, for all tiles of queries at once."""
         rows, cols = tile_places(call, self.block)
         before = call.rule.offset % self.block
         q = padded(call.q, before, -(before + call.n) % self.block)
@@ -296,7 +300,7 @@ class Hip(Prefill, Select):
         return chosen.scatter_(-1, index, True)[..., :-1]
 
     def _walk(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Halve segments [b, h, t, n] of blocks, and keep as many, until each is one block."""
+        """Halve segments [b, h, t, n] of blocks, and keep n of them, until each is one block."""
         n = low.shape[-1]
         while bool((high - low > 1).any()):
             middle = torch.div(low + high + 1, 2, rounding_mode="floor")
@@ -307,7 +311,7 @@ class Hip(Prefill, Select):
         return low, high
 
     def _score(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Largest q . k of each tile of queries with the middle key of each segment."""
+        """Return the largest q . k of each tile of queries with the middle key of each segment."""
         middle = ((low + high) * self.block // 2).clamp(max=k.shape[2] - 1)
         index = middle.flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
         keys = k.gather(2, index).view(*middle.shape, -1)  # [b, h, t, c, d]
@@ -316,17 +320,12 @@ class Hip(Prefill, Select):
 
 
 class _PatternSearch(Stage):
-    """Find the pattern of every head while a text is read."""
+    """Find the pattern of every head while the model reads a text."""
 
-    def __init__(self, maker: MInference, keep: float) -> None:
+    def __init__(self, maker: MInference, patterns: dict[int, list[str]]) -> None:
         super().__init__()
-        self.maker, self.keep, self.patterns = maker, keep, dict[int, list[str]]()
+        self.maker, self.patterns = maker, patterns
 
     def see(self, call: Call, result: Result) -> None:
         """Compare the patterns of one layer."""
-        self.patterns[call.site.layer] = self.maker.best_patterns(call, self.keep)
-
-
-__all__ = [
-    "AShape", "BlockSparse", "Hip", "MInference", "VerticalSlash", "lines",
-]  # fmt: skip
+        self.patterns[call.site.layer] = self.maker.best_patterns(call, self.maker.density(call))

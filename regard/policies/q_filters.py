@@ -1,4 +1,4 @@
-"""Evict by a direction of each head that its queries share, found once for a model."""
+"""Q-Filters: evict by the direction that the queries of a head share, calibrated once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from regard.core.call import Call
 from regard.core.result import Result
-from regard.models.attach import attach, hook_of
+from regard.models.attach import hook_of
 from regard.models.site import Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
-from regard.policies.calibration import need_calibration
+from regard.policies.calibration import need_calibration, run_texts
 from regard.policies.kinds import Calibrated, Evict
 from regard.policies.registry import register
 from regard.policies.scoring import by_key_head
@@ -24,24 +24,24 @@ from regard.policies.scoring import by_key_head
 @register("q_filters", "q_filter", "qfilter")
 @dataclass
 class QFilters(Evict, Calibrated):
-    """Keep keys that lie along the direction that the queries of their head share.
+    """Keep the keys that point along the direction that the queries of their head share.
 
-    score(j) = k_j . u, with u the first right singular vector of the queries of a head over some
-    texts, its sign such that queries lie along it on average, mean over the query heads of a key
-    head: `regard.policies.calibrate(model, "q_filters", texts, to=...)` with texts as ids [1, n].
-    What a key is worth depends on nothing but the key. (Q-Filters, Godey et al. 2025)
+    score(j) = k_j . u, where u is the first right singular vector of the queries of a head over
+    some texts, with the sign that makes the mean query positive, averaged over the query heads of a
+    key head: `regard.policies.calibrate(model, "q_filters", texts, to=...)` with texts as ids
+    [1, n]. The score of a key depends on the key alone. (Q-Filters, Godey et al. 2025)
     """
 
     filters: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Ask for filters."""
+        """Check that there are filters."""
         super().begin(model, sites, budget)
         if not self.filters and not self.budget.whole:
             need_calibration(self, "the directions that queries share")
 
     def score(self, step: Step) -> Tensor:
-        """Project every key."""
+        """Project every key on its filter."""
         own = self.filters[step.site.layer or 0].to(step.call.k.device)
         return torch.einsum("bgmd,gd->bgm", step.call.k.float(), own)
 
@@ -52,11 +52,11 @@ class QFilters(Evict, Calibrated):
         return {"filters": dict(self.filters)}
 
     def take(self, found: dict[str, Any]) -> None:
-        """Take filters."""
+        """Load the filters."""
         self.filters = {int(layer): x.float() for layer, x in found["filters"].items()}
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Return filters that know nothing: the first channel of every head."""
+        """Return uninformed filters: the first channel of every head."""
         sites = hook_of(model)[1]
         first = {s.layer or 0: torch.eye(s.head_size or 64)[:1] for s in sites}
         return {"filters": {s.layer or 0: first[s.layer or 0].repeat(s.kv_heads or 1, 1)
@@ -66,23 +66,20 @@ class QFilters(Evict, Calibrated):
         self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
         keep: Callable[[dict[str, Any]], Any],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Sum the moments of queries over the texts; tell each text."""
+        """Sum the moments of queries over the texts, and yield after each text."""
         moments = QueryMoments()
-        done = 0
         if state:
-            done = state["step"]
             moments.sums, moments.squares = dict(state["sums"]), dict(state["squares"])
-        for number in range(done, len(inputs)):
-            with attach(model, [moments], check=False), torch.no_grad():
-                model(inputs[number], use_cache=False)
-            keep({"step": number + 1, "sums": moments.sums, "squares": moments.squares})
-            yield number + 1, len(inputs)
+        yield from run_texts(
+            model, inputs, state, moments, keep,
+            lambda: {"sums": moments.sums, "squares": moments.squares},
+        )  # fmt: skip
         groups = {s.layer or 0: s.kv_heads or s.heads or 1 for s in hook_of(model)[1]}
         self.filters = moments.filters(groups)
 
 
 class QueryMoments(Stage):
-    """Sum the queries of each head, and their squares: what their first direction is made of."""
+    """Sum the queries of each head and their outer products, for the first singular vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +105,3 @@ class QueryMoments(Stage):
             first = torch.where(along < 0, -first, first)
             made[layer] = by_key_head(first[None], groups[layer])[0].float()
         return made
-
-
-__all__ = ["QFilters", "QueryMoments"]

@@ -13,14 +13,14 @@ P = TypeVar("P", bound=type[Policy])
 _policies = Registry[Policy]("policy", "regard.policies", "take one of regard.policies.known()")
 
 
-# What wraps policies of a class when they are asked for by name.
+# Classes of policies that are wrapped in another when built by name.
 _wraps: dict[type[Policy], type[Policy]] = {}
 
 
 def register(*names: str, wrap: type[Policy] | None = None) -> Callable[[P], P]:
     """Register a policy by one or more names; the first is its own.
 
-    Asked for by name it is wrapped in `wrap`, which says when it acts: `wrap(inner=...)`.
+    Built by name it is wrapped in `wrap`, which decides when it acts: `wrap(inner=...)`.
 
     >>> @register("example")
     ... class Example(Policy): ...
@@ -33,7 +33,7 @@ def register(*names: str, wrap: type[Policy] | None = None) -> Callable[[P], P]:
         if lacking:
             fail(
                 RuleError, kind.__name__, "a policy without " + ", ".join(lacking),
-                "a class with all that its kinds ask for",
+                "a class with every method its kinds require",
                 f"define {', '.join(lacking)}; see regard.policies.kinds",
             )  # fmt: skip
         kind.name = names[0]
@@ -45,7 +45,7 @@ def register(*names: str, wrap: type[Policy] | None = None) -> Callable[[P], P]:
 
 
 def known() -> dict[str, type[Policy]]:
-    """Every policy by name.
+    """Return every policy by name.
 
     >>> "snapkv" in known()
     True
@@ -83,9 +83,10 @@ def policy(name: str, **settings: Any) -> Policy:
         made = kind(**settings)
     except TypeError as error:
         fail(
-            RuleError, "settings", f"{settings} for {name} ({error})", "what the policy takes",
-            "pass the settings it needs, or leave out those it does not know",
+            RuleError, "settings", f"{settings} for {name} ({error})", "settings of the policy",
+            "pass the settings it needs, and no others",
         )  # fmt: skip
+    # A class that wraps takes `inner`, which Policy does not declare.
     return made if wrap is None else wrap(inner=made, **outer)  # type: ignore[call-arg]
 
 
@@ -94,7 +95,7 @@ def _fields(kind: Any) -> set[str]:
 
 
 def make_policies(asked: Any) -> list[Policy]:
-    """Read what a user asks for: a name, a policy, or a list of these."""
+    """Build a list of policies from a name, a policy, or a list of these."""
     many = [asked] if isinstance(asked, str | Policy) else asked
     if not isinstance(many, list | tuple) or not many:
         fail(
@@ -110,6 +111,3 @@ def make_policies(asked: Any) -> list[Policy]:
             )  # fmt: skip
         made.append(policy(one) if isinstance(one, str) else one)
     return made
-
-
-__all__ = ["known", "make_policies", "policy", "register"]

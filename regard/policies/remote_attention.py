@@ -1,4 +1,4 @@
-"""Decoding whose attention is done by other processes, where the keys are."""
+"""Decoding whose attention is computed by other processes, which hold the keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from regard.core.method import method
 from regard.memories.base import KeyMemory
-from regard.memories.remote import AttentionWorkers, Remote
+from regard.memories.remote import Remote
+from regard.memories.workers import AttentionWorkers
 from regard.models.site import Site, Sites
 from regard.policies.base import Step
 from regard.policies.budget import Budget
@@ -26,12 +27,12 @@ from regard.run.counting import count
 )
 @dataclass
 class RemoteAttention(StoreAndAttend):
-    """Let processes beside the model keep the keys of some heads each, and attend to them.
+    """Compute attention in worker processes, each of which keeps the keys of some heads.
 
-    The model's process sends q, then k and v, and gets the heads' outputs; a worker looks at the
-    keys that it has while the new ones are on their way, and merges:
-    `o = merge(partial(q, K, V), partial(q, k, v))`. Nothing is lost, and the process of the model
-    keeps no keys. Give `workers` that run already, or let `processes` of them be started.
+    The process of the model sends q, then k and v, and receives the outputs of the heads; a worker
+    attends to the keys it has while the new ones are in transit, and merges the results:
+    `o = merge(partial(q, K, V), partial(q, k, v))`. Results are exact, and the process of the model
+    keeps no keys. Pass `workers` that are running, or have `processes` of them started.
     (Attention offloading, Chen et al. 2024)
     """
 
@@ -44,18 +45,18 @@ class RemoteAttention(StoreAndAttend):
         self._ours: Any = self.workers or AttentionWorkers(self.processes)
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Keep keys there."""
+        """Keep keys in the workers."""
         made: KeyMemory = self._ours.remote()
         return made
 
     def attend(self, step: Step) -> Tensor | None:
-        """Ask the workers."""
-        from regard.policies.placing import without_padding
+        """Compute attention in the workers."""
+        from regard.policies.without_padding import without_padding
 
         if step.layer is None or not isinstance(step.memory, Remote):
             return None
         call = step.call
-        # Workers count in processes of their own: what they compute is told by the shapes.
+        # Workers count in their own processes: what they compute is derived from the shapes.
         pairs = call.n * (step.seen - call.n) + call.n * (call.n + 1) / 2
         count(call.b * call.h * pairs, call.d + call.e, 0.0)
         out: Tensor = step.memory.attend(call.q, without_padding(call.rule))
@@ -66,6 +67,3 @@ class RemoteAttention(StoreAndAttend):
         super().end()
         if self.workers is None:
             self._ours.close()
-
-
-__all__ = ["RemoteAttention"]

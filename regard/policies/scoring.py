@@ -1,4 +1,4 @@
-"""What keys are worth: parts that policies which evict, and those that select, share."""
+"""Scores of keys, shared by policies that evict and policies that select."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from regard.models.weights import closed_weights
 from regard.policies.base import Step
 from regard.run.survey import survey
 
-# Weights that may be held at once; a survey holds fewer, and walks over them.
+# Weights that may be held at once; above this a survey computes them in blocks.
 FEW = 1 << 22
 
 
 def received(step: Step, last: int | None = None) -> Tensor:
-    """Weight that each key receives from the last queries (all where not said), [b, h, m].
+    """Return the weight each key receives from the last queries (all by default), [b, h, m].
 
-    Queries at padding do not count where the padding is on the left, as generate has it: they
-    stand before the last ones, and meet no key.
+    Queries at padding on the left, as in generate, do not count: they come before the last ones,
+    and attend to no key.
     """
     if step.weights is not None:
         return step.weights.sum(2)
@@ -38,12 +38,12 @@ def received(step: Step, last: int | None = None) -> Tensor:
 
 
 def by_key_head(x: Tensor, g: int) -> Tensor:
-    """Mean over the query heads that share a key head: x [b, h, ...] gives [b, g, ...]."""
+    """Average over the query heads that share a key head: x [b, h, ...] gives [b, g, ...]."""
     return x.reshape(x.shape[0], g, x.shape[1] // g, *x.shape[2:]).mean(2)
 
 
 def smooth(x: Tensor, kernel: int) -> Tensor:
-    """Mean over neighbors in the last axis; beyond the ends there are zeros.
+    """Average over neighbors in the last axis, with zeros beyond the ends.
 
     >>> smooth(torch.tensor([[0.0, 3.0, 0.0, 0.0]]), 3).tolist()
     [[1.0, 1.0, 1.0, 0.0]]
@@ -53,7 +53,7 @@ def smooth(x: Tensor, kernel: int) -> Tensor:
 
 
 def rank_of(positions: Tensor) -> Tensor:
-    """Count the real keys before each, [b, g, m]: 0 for the first that is no padding.
+    """Count the real keys before each, [b, g, m]: 0 for the first key that is not padding.
 
     >>> rank_of(torch.tensor([[[-1, 3, 7]]])).tolist()
     [[[-1, 0, 1]]]
@@ -63,9 +63,9 @@ def rank_of(positions: Tensor) -> Tensor:
 
 
 def best(score: Tensor, count: Tensor, positions: Tensor) -> Tensor:
-    """Slots of the best-scored keys, `count` [b, g] of each row and head, as [b, g, c] in order.
+    """Return the slots of the `count` [b, g] best-scored keys of each row and head, [b, g, c].
 
-    Of keys with equal scores the newest stay.
+    Slots are in ascending order. Of keys with equal scores the newest stay.
 
     >>> score, at = torch.tensor([[[1.0, 9.0, 5.0, 7.0]]]), torch.tensor([[[0, 1, 2, -1]]])
     >>> best(score, torch.tensor([[2]]), at).tolist()
@@ -73,7 +73,7 @@ def best(score: Tensor, count: Tensor, positions: Tensor) -> Tensor:
     """
     real = positions >= 0
     score = torch.where(real, score.float(), -torch.inf)
-    # Read from the end, so that a stable sort puts the newest of equal ones first.
+    # Sort in reverse order, so that a stable sort puts the newest of equal keys first.
     last = score.shape[-1] - 1
     order = last - score.flip(-1).argsort(dim=-1, descending=True, stable=True)
     order = order[..., : max(int(count.max()), 1)]
@@ -85,7 +85,7 @@ def best(score: Tensor, count: Tensor, positions: Tensor) -> Tensor:
 
 
 def together(slots: Tensor) -> Tensor:
-    """Put empty slots (-1) of slots [b, g, c] last, and leave out those that all heads have empty.
+    """Put the empty slots (-1) of slots [b, g, c] last, and drop those empty in every head.
 
     >>> together(torch.tensor([[[3, -1, 5], [-1, -1, 1]]])).tolist()
     [[[3, 5], [1, -1]]]
@@ -94,6 +94,3 @@ def together(slots: Tensor) -> Tensor:
     slots = torch.where(slots < 0, last, slots).sort(-1).values
     slots = slots[..., : max(int((slots < last).sum(-1).max()), 1)]
     return torch.where(slots < last, slots, -1)
-
-
-__all__ = ["best", "by_key_head", "rank_of", "received", "smooth", "together"]

@@ -1,7 +1,7 @@
-"""Policies that read fewer keys when decoding: all are kept, each step reads those it wants.
+"""Policies that keep every key and read few of them at each decoding step.
 
-A policy keeps an index beside the memory (`index`), and asks it at each step which keys are worth
-reading (`worth`). The choice is free at each step: nothing is lost.
+A policy keeps an index beside the memory (`index`), and scores the keys with it at each step
+(`worth`). Each step chooses anew: nothing is lost.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from regard.run.counting import multiply
 
 @dataclass
 class Selecting(Select):
-    """Base of policies for decoding: override `index` and `worth`."""
+    """Base class of policies that read few keys when decoding: override `index` and `worth`."""
 
     def index(self) -> TokenStore | None:
-        """Build what is kept of every key beside the memory."""
+        """Build the index that is kept beside the memory."""
         return None
 
     @abstractmethod
     def worth(self, step: Step, index: Any) -> Tensor | None:
-        """Return what each key is worth to this query, [b, g, m]; None to read all."""
+        """Return the score of each key for this query, [b, g, m]; None to read all."""
 
     def select(self, step: Step) -> Call:
-        """Read the keys that are worth most."""
+        """Read the best-scored keys."""
         call, layer = step.call, step.layer
         if layer is None or self.budget.whole:
             return call
         index, single, keys = self._index(step), call.q.shape[2] == 1, call.keys
-        # A window reads little as it is.
+        # A window already reads little.
         windowed = single and type(call.rule.support) is not Everything
         in_place = (keys.at if type(keys) is Dense else step.at) is None
         if single and in_place and not windowed and self.alike:
             count = self.budget.of_row(step.seen, self.token_bytes)
-            if count < keys.shape[2]:  # where every head holds every key: in any order
+            if count < keys.shape[2]:  # every head holds every key: any order will do
                 step.slots = self.quickly(step, index, count)
                 return call
         rows = self.rows(step)
@@ -84,7 +84,7 @@ class Selecting(Select):
         return best(worth, rows[:, None].expand(-1, step.call.g), step.positions)
 
     def passed(self, step: Step) -> None:
-        """Record what a step that read everything can tell."""
+        """Record anything needed from a step that read every key."""
 
     def _index(self, step: Step) -> Any:
         """Update the index to the keys that are kept."""
@@ -95,7 +95,7 @@ class Selecting(Select):
         have = 0 if index is None else len(index)
         gone = have > keys.m - step.call.q.shape[2] or layer.extra_at.get(self.name, 0) != dropped
         if index is None or gone:
-            # Keys have gone since: the index is made anew of those that stayed.
+            # Keys were dropped since: rebuild the index from those that remain.
             index, have = self.index(), 0
             if index is None:
                 return None
@@ -106,12 +106,12 @@ class Selecting(Select):
         return index
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
-        """Return what of new keys the index takes in."""
+        """Return what the index stores of new keys."""
         return k
 
 
 def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
-    """Return a decoding call with the keys of some slots [b, g, c] that stand `at` [b, g, m]."""
+    """Return a decoding call on the keys in slots [b, g, c]; `at` [b, g, m] are the positions."""
     index = slots.clamp(min=0)
     k, v = take_keys(call.k, index), take_keys(call.v, index)
     if bool((slots >= 0).all()):
@@ -120,24 +120,24 @@ def taken(call: Call, slots: Tensor, at: Tensor) -> Call:
 
 
 def page_scores(q: Tensor, bounds: Tensor) -> Tensor:
-    """Bound of q . k over each page: sum over channels of max(q low, q high), [b, h, n, pages].
+    """Bound q . k over each page by the sum over channels of max(q low, q high), [b, h, n, pages].
 
-    q [b, h, n, d]; bounds [b, g, pages, 2 d], the least of each channel before the largest. With q
-    split by sign it is one product.
+    q [b, h, n, d]; bounds [b, g, pages, 2 d] hold the minimum of each channel, then the maximum.
+    With q split by sign this is a single product.
     """
     b, h, n, _ = q.shape
     grouped = q.reshape(b, bounds.shape[1], h // bounds.shape[1] * n, q.shape[3])
     split = torch.cat((grouped.clamp(max=0), grouped.clamp(min=0)), -1)
-    # In this order the rows of bounds are read as they lie.
+    # In this order the rows of bounds are read contiguously.
     found = multiply(bounds, split.transpose(2, 3))
     return found.transpose(2, 3).reshape(b, h, n, -1)
 
 
 def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
-    """What each page of `page` of the m keys is worth to queries q [b, h, 1, d]: [b, g, pages].
+    """Score each page of `page` tokens among m keys for queries q [b, h, 1, d]: [b, g, pages].
 
-    The best bound of its tokens, over the query heads of a key head; the first page and the newest,
-    which may not be full, are above all others.
+    The score is the largest bound of its tokens, over the query heads of a key head; the first page
+    and the newest, which may be partly filled, score above all others.
     """
     each = max(1, page // index.page)
     score = q.new_full((q.shape[0], g, -(-m // page) * each), -torch.inf)
@@ -153,10 +153,10 @@ def page_worth(q: Tensor, index: Bounds, page: int, m: int, g: int) -> Tensor:
 
 
 def whole_pages(score: Tensor, rows: Tensor, page: int, positions: Tensor) -> Tensor:
-    """Slots [b, g, c] of the best pages by score [b, g, pages]: as many as hold `rows` [b] keys.
+    """Return slots [b, g, c] of the best pages by score [b, g, pages], to hold `rows` [b] keys.
 
-    Two at least: the first that holds a key (`positions` [b, g, m] are -1 at padding), and the
-    newest, whatever their scores.
+    The first page that holds a key (`positions` [b, g, m] are -1 at padding) and the newest are
+    always included, whatever their scores.
 
     >>> score = torch.tensor([[[0.0, 1.0, 2.0, 1.0]]])
     >>> at = torch.tensor([[[-1, -1, 2, 3, 4, 5, 6]]])
@@ -181,19 +181,20 @@ def whole_pages(score: Tensor, rows: Tensor, page: int, positions: Tensor) -> Te
 @register("quest", "pages")
 @dataclass
 class Quest(Selecting):
-    """Read the pages whose keys may match best, told by the least and largest of each channel.
+    """Read the pages whose keys may match best, by the minimum and maximum of each channel.
 
     s(page) = sum_c max(q_c min_c, q_c max_c) bounds q . k from above; the maximum over the query
-    heads of a key head; the first and the newest page are always read. (Quest, Tang et al. 2024)
+    heads of a key head is used; the first and the newest page are always read. (Quest, Tang et al.
+    2024)
     """
 
     columns: ClassVar[str] = "pages"
     page: int = 16
-    # Tokens whose bounds are one: smaller than a page, they tell a needle from its neighbors.
+    # Tokens that share bounds: fewer than a page, to separate a needle from its neighbors.
     logical: int = 16
 
     def index(self) -> TokenStore:
-        """Keep bounds."""
+        """Keep the bounds of each page."""
         return Bounds(min(self.logical, self.page))
 
     def worth(self, step: Step, index: Bounds) -> Tensor:
@@ -205,11 +206,11 @@ class Quest(Selecting):
         return page_worth(call.q, index, self.page, call.m, call.g)
 
     def choose(self, step: Step, index: Bounds, rows: Tensor) -> Tensor:
-        """Choose whole pages, for rows that begin with padding."""
+        """Choose whole pages, for rows that start with padding."""
         return whole_pages(self._pages(step, index), rows, self.page, step.positions)
 
     def quickly(self, step: Step, index: Bounds, count: int) -> Tensor:
-        """Choose whole pages; the newest may not be full, so keys past the end are the last."""
+        """Choose whole pages; slots past the end of the newest page come last and are cut off."""
         _, g, m, _, _ = step.call.keys.shape
         score = page_worth(step.call.q, index, self.page, m, g)
         pages = min(max(2, -(-count // self.page)), score.shape[-1])
@@ -223,17 +224,17 @@ class Quest(Selecting):
 @method("recycled_attention", call='from regard.policies import policy; policy("recycled")')
 @dataclass
 class Recycled(Selecting):
-    """Read everything each `every`-th step; between, the keys that the last full step liked best.
+    """Read every key at each `every`-th step, and in between the keys that step ranked best.
 
     A full step ranks keys by the weight its query gave them (the mean over the query heads of a key
-    head); steps between read the best of these, and all that came since.
+    head); the steps in between read the best of these, and all keys that came since.
     (Recycled Attention, Xu et al. 2024)
     """
 
     every: int = 8
 
     def worth(self, step: Step, index: None) -> Tensor | None:
-        """Look up what the last full step gave, or make it now."""
+        """Return the weights of the last full step; where it is due, make this step a full one."""
         layer, call = step.layer, step.call
         assert layer is not None
         held = layer.extra.get(f"{self.name} weights")
@@ -249,16 +250,10 @@ class Recycled(Selecting):
         """Keep the weights of the newest query."""
         call, layer = step.call, step.layer
         assert layer is not None
-        # In float32: weights of few bits tie, and which of equal ones is read would be chance.
+        # In float32: low-precision weights tie, and the order of ties is arbitrary.
         q = call.q[:, :, -1].unflatten(1, (call.g, -1)).float()
         score = multiply(q, call.k.float().transpose(2, 3)) / math.sqrt(call.d)
         weight = score.masked_fill(step.positions[:, :, None] < 0, -torch.inf).softmax(-1).mean(2)
         held = Plain()
         held.append(weight[..., None])
         layer.extra[f"{self.name} weights"] = held
-
-
-__all__ = [
-    "Bounds", "Quest", "Recycled", "Selecting", "page_scores",
-    "page_worth", "taken", "whole_pages",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Policies that cut a text into blocks: heads that share them out, and queries that choose."""
+"""Policies over blocks of a text: S2 divides them among heads, MoBA lets queries choose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, ValueRangeError, fail
+from regard.core.errors import ValueRangeError, fail
 from regard.core.method import method
 from regard.core.support import Blocks, Causal, PerHead, Sinks, Strided, Support
 from regard.layers.block_routing import routed
@@ -24,9 +24,12 @@ from regard.policies.scoring import rank_of
 from regard.policies.tiling import density
 from regard.run.executor import Answer
 
+if TYPE_CHECKING:
+    from regard.models.cache import KeyLayer
+
 
 def shard(head: int, stride: int, local: int, block: int) -> Support:
-    """What one head meets: the last `local` blocks, every `stride`-th from its own on, the first.
+    """Return what a head attends to: the last `local` blocks, every `stride`-th, and the first.
 
     >>> from regard.core.support import Causal
     >>> print(shard(1, stride=3, local=1, block=1).matrix(6)[0, 0].int())
@@ -41,20 +44,16 @@ def shard(head: int, stride: int, local: int, block: int) -> Support:
     return Causal() & (Blocks(block, back=local - 1) | own | Sinks(block))
 
 
-if TYPE_CHECKING:
-    from regard.models.cache import KeyLayer
-
-
 @register("s2", "sharded")
 @method("s2_attention", call='from regard.policies import policy; policy("s2")')
 @dataclass
 class Sharded(EvictAtSteps, Select):
-    """Let each key head keep the newest blocks and a share of the others, each head another.
+    """Let each key head keep the newest blocks and a share of the others, different for each head.
 
-    Head h meets block j of a query in block i if i - j < `local`, if j = h (mod stride), or if j is
-    the first; stride = 1 / `keep`, rounded up. Heads enough, all blocks are kept by some head. The
-    layers named in `dense` keep everything, as the authors advise for one in six.
-    (S2-Attention, Lin et al. 2024, where models are trained so)
+    With a query in block i, head h attends to block j if i - j < `local`, if j = h (mod stride), or
+    if j is the first; stride = 1 / `keep`, rounded up. With enough heads, every block is kept by
+    some head. The layers in `dense` keep everything, as the authors advise for one in six.
+    (S2-Attention, Lin et al. 2024, which trains models this way)
     """
 
     columns: ClassVar[str] = "blocks"
@@ -69,29 +68,22 @@ class Sharded(EvictAtSteps, Select):
         for name in ("block", "local"):
             if getattr(self, name) < 1:
                 fail(ValueRangeError, name, getattr(self, name), "at least 1", "take one more")
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share of the blocks",
-                "pass keep=0.25, say: what a head keeps grows with the text",
-            )  # fmt: skip
+        self.budget.need_share("the blocks")
 
     def supports(self, heads: int) -> list[Support]:
         """Return what each key head may attend to."""
-        assert self.budget.share is not None
-        stride = math.ceil(1 / self.budget.share - 1e-9)
+        stride = math.ceil(1 / self.budget.need_share("the blocks") - 1e-9)
         return [shard(h, stride, self.local, self.block) for h in range(heads)]
 
     def _idle(self, step: Step) -> bool:
         return self.budget.whole or step.site.layer in self.dense
 
     def select(self, step: Step) -> Call:
-        """Mask a prompt; a single query finds only what it may meet."""
+        """Mask a prompt; at a single query the memory holds only what it may attend to."""
         call = step.call
-        if self._idle(step):
+        if self._idle(step) or step.n == 1:
             return call
         own = self.supports(call.g)
-        if step.n == 1:
-            return call
         heads = PerHead(tuple(own[h * call.g // call.h] for h in range(call.h)))
         return call.replace(rule=call.rule.replace(support=call.rule.support & heads))
 
@@ -115,29 +107,29 @@ class Sharded(EvictAtSteps, Select):
         return torch.where(needed, torch.arange(needed.shape[2], device=needed.device), -1)
 
     def due(self, layer: KeyLayer) -> bool:
-        """Ask at every step: a block may have left the last horizon."""
+        """Act at every step: a block may have left the horizon."""
         return not self.budget.whole
 
 
 @register("moba")
 @dataclass
 class RoutedPrompt(Select):
-    """Let each query of a prompt meet its own block, and those whose mean key it matches best.
+    """Let each query of a prompt attend to its own block and those whose mean key matches best.
 
-    As the layer `moba`: blocks by q_i . mean(k), as many for each query as give a share `keep` of
-    the causal pairs. Models trained so, or for full attention, take it alike; steps after the
-    prompt are dense. (MoBA, Lu et al. 2025)
+    Like the layer `moba`: blocks are scored by q_i . mean(k), with as many per query as give a
+    share `keep` of the causal pairs. It suits models trained with MoBA or with full attention;
+    decoding is dense. (MoBA, Lu et al. 2025)
     """
 
     what: ClassVar[str] = "prompt"
     columns: ClassVar[str] = "blocks"
     needs_cache: ClassVar[bool] = False
     block: int = 64
-    # Prompts of fewer tiles than this are dense.
+    # Prompts with fewer tiles than this are dense.
     least: int = 4
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Causal self-attention only."""
+        """Accept causal self-attention only."""
         return causal_only(sites)
 
     def select(self, step: Step) -> Call:
@@ -152,6 +144,3 @@ class RoutedPrompt(Select):
         )
         chosen = routed(call, self.block, count)
         return call.replace(rule=call.rule.replace(support=call.rule.support & chosen))
-
-
-__all__ = ["RoutedPrompt", "Sharded", "shard"]

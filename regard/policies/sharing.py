@@ -1,4 +1,4 @@
-"""Policies that share: keys and values among layers, weights among layers or among heads."""
+"""Policies that share keys and values among layers, or weights among layers or heads."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Step
-from regard.policies.calibration import need_calibration
+from regard.policies.calibration import last_hidden, need_calibration
 from regard.policies.kinds import Calibrated, Select, SelectAndRun, Store
-from regard.policies.placing import without_padding
 from regard.policies.registry import register
+from regard.policies.without_padding import without_padding
 from regard.run.counting import multiply
 from regard.run.reference import weight_matrix
 from regard.run.runner import run
 
-# Names of the modules that make keys and values, where these are of their own.
+# Names of the modules that project keys and values, where they are separate modules.
 PROJECTIONS = ("k_proj", "v_proj")
 
 
 class Sharing(Stage):
-    """Let layers read the keys and values of others: `sources` maps a layer to an earlier one."""
+    """Base of sharing keys and values: `sources` maps a layer to the earlier one it reads."""
 
     def __init__(self, sources: dict[int, int]) -> None:
         super().__init__()
         self.sources, self._held = sources, dict[int, tuple[Tensor, Tensor]]()
 
     def before(self, call: Call) -> Call:
-        """Hold the keys of sources, and give them to those who share."""
+        """Record the keys and values of source layers, and pass them to the layers that share."""
         layer = call.site.layer
         if layer in self.sources:
             k, v = self._held[self.sources[layer]]
@@ -56,16 +56,16 @@ class Sharing(Stage):
 @register("kv_sharer")
 @dataclass
 class KVSharer(Store, Calibrated):
-    """Let some layers read the keys and values of earlier, dissimilar ones, and make none.
+    """Let some layers read the keys and values of earlier, dissimilar ones instead of their own.
 
-    Their own projections (`k_proj` and `v_proj`) are not computed while it is at work; where a
-    model makes keys in one product with something else, they are made and dropped.
+    Their projections (`k_proj` and `v_proj`) are not computed while the policy is active; where a
+    model computes keys in one product with something else, they are computed and dropped.
 
-    Pairs of layers by the distance of their mean keys and values, the most dissimilar first
-    (`order="near"` for the opposite, "random"); a pair (later, earlier) is taken if the last hidden
-    states of calibration texts stay within a mean cosine of `least`, until a share `share` of the
-    layers shares: `regard.policies.calibrate(model, "kv_sharer", texts, to=...)` with texts as ids.
-    (KVSharer, Yang et al. 2024)
+    Pairs of layers are tried by the distance of their mean keys and values, the most dissimilar
+    first (`order="near"` for the opposite, or "random"); a pair (later, earlier) is accepted if the
+    last hidden states of calibration texts keep a mean cosine of at least `least`, until a share
+    `share` of the layers shares: `regard.policies.calibrate(model, "kv_sharer", texts, to=...)`
+    with texts as ids. (KVSharer, Yang et al. 2024)
     """
 
     what: ClassVar[str] = "shares"
@@ -76,7 +76,7 @@ class KVSharer(Store, Calibrated):
     _idle: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False)
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Ask for a map, unless nothing is to be shared."""
+        """Check that there is a map, unless nothing is shared."""
         super().begin(model, sites, budget)
         if not self.sources and not self.budget.whole:
             need_calibration(self, "which layers share")
@@ -89,13 +89,13 @@ class KVSharer(Store, Calibrated):
                 self._idle.extend(skipped(getattr(module, name)) for name in names)
 
     def end(self) -> None:
-        """Let projections compute again."""
+        """Restore the projections."""
         while self._idle:
             self._idle.pop()()
         super().end()
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Read another layer's memory."""
+        """Read the memory of the source layer."""
         source = self.sources.get(site.layer or 0)
         return None if source is None else Shared(before[source])
 
@@ -108,7 +108,7 @@ class KVSharer(Store, Calibrated):
         self.sources = dict(found["sources"])
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Let the last layer share with the first."""
+        """Return a map in which the last layer shares with the first."""
         last = len(hook_of(model)[1]) - 1
         return {"sources": {last: 0}}
 
@@ -116,14 +116,14 @@ class KVSharer(Store, Calibrated):
         self, model: Any, inputs: Sequence[Tensor], state: dict[str, Any],
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Try pairs in their order; tell each."""
+        """Try the pairs in order, and yield after each."""
         means = _MeanKeys()
         with torch.no_grad():
             with attach(model, [means], check=False) as bare:
                 layers = len(bare.sites)
                 for ids in inputs:
                     model(ids, use_cache=False)
-            plain = [_last(model, ids) for ids in inputs]
+            plain = [last_hidden(model, ids) for ids in inputs]
         pairs = ranked_pairs(means.mean(), self.order)
         want = max(1, int(self.share * layers))
         done = state.get("step", 0)
@@ -134,7 +134,7 @@ class KVSharer(Store, Calibrated):
                 continue
             taken = later in self.sources or later in self.sources.values()
             if not taken:
-                # Chains are followed to who keeps keys of its own.
+                # Follow chains to a layer that keeps its own keys.
                 trial = {**self.sources, later: self.sources.get(earlier, earlier)}
                 cosine = self.closeness(model, inputs, plain, trial)
                 if cosine > self.least:
@@ -148,9 +148,9 @@ class KVSharer(Store, Calibrated):
     def closeness(
         model: Any, inputs: Sequence[Tensor], plain: Sequence[Tensor], sources: dict[int, int]
     ) -> float:
-        """Mean cosine of the last hidden states with and without sharing."""
+        """Compute the mean cosine of the last hidden states with and without sharing."""
         with attach(model, [Sharing(sources)], check=False):
-            shared = [_last(model, ids) for ids in inputs]
+            shared = [last_hidden(model, ids) for ids in inputs]
         each = [
             torch.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
             for a, b in zip(plain, shared, strict=True)
@@ -159,7 +159,7 @@ class KVSharer(Store, Calibrated):
 
 
 def skipped(projection: nn.Linear) -> Callable[[], None]:
-    """Have a projection give zeros that no memory holds; return what lets it compute again.
+    """Make a projection return zeros that take no memory; return a function that restores it.
 
     >>> made = nn.Linear(3, 4)
     >>> undo = skipped(made)
@@ -171,31 +171,26 @@ def skipped(projection: nn.Linear) -> Callable[[], None]:
         return x.new_zeros(()).expand(*x.shape[:-1], projection.out_features)
 
     before = vars(projection).get("forward")
-    projection.forward = nothing  # type: ignore[method-assign, assignment]
+    projection.forward = nothing  # type: ignore[method-assign, assignment]  # undone below
 
     def undo() -> None:
         if before is None:
             del projection.forward
         else:
-            projection.forward = before  # type: ignore[method-assign]
+            projection.forward = before  # type: ignore[method-assign]  # undoes the one above
 
     return undo
 
 
-def _last(model: Any, ids: Tensor) -> Tensor:
-    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
-    return found
-
-
 class _MeanKeys(Stage):
-    """Mean keys and values of each layer over texts, position by position."""
+    """Average keys and values of each layer over texts, for each position."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sums: dict[int, list[Any]] = {}
 
     def see(self, call: Call, result: Result) -> None:
-        """Add them up."""
+        """Add the keys and values of one call."""
         total = self.sums.setdefault(call.site.layer, [0.0, 0.0])
         for place, x in enumerate((call.k, call.v)):
             total[place] = total[place] + x.detach().mean(0)
@@ -206,7 +201,7 @@ class _MeanKeys(Stage):
 
 
 def ranked_pairs(means: Sequence[Sequence[Tensor]], order: str) -> list[tuple[int, int]]:
-    """Order pairs (later, earlier) of layers by how far their keys and values are apart."""
+    """Order pairs (later, earlier) of layers by the distance of their keys and values."""
     if order not in ("far", "near", "random"):
         fail(ValueRangeError, "order", repr(order), "'far', 'near' or 'random'", "pass order='far'")
     found = []
@@ -226,11 +221,11 @@ def ranked_pairs(means: Sequence[Sequence[Tensor]], order: str) -> list[tuple[in
 )
 @dataclass
 class SharedWeights(Store, SelectAndRun):
-    """Let layers `first` to `last` use the attention weights of the layer before, on own values.
+    """Let layers `first` to `last` use the attention weights of the layer before, on their values.
 
-    Layers of the span keep values alone, and compute no scores: the layer before makes the matrix
-    of weights [b, h, n, m] once. Of prompts longer than `longest` no matrix is held: weights are
-    made again from its queries and keys, tile by tile. (Shared Attention, Liao and Vargas 2024)
+    These layers keep only values and compute no scores: the layer before computes the matrix of
+    weights [b, h, n, m] once. For prompts longer than `longest` no matrix is held: weights are
+    recomputed from its queries and keys, tile by tile. (Shared Attention, Liao and Vargas 2024)
     """
 
     what: ClassVar[str] = "shares"
@@ -239,7 +234,7 @@ class SharedWeights(Store, SelectAndRun):
     longest: int = 2048
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Read the span."""
+        """Check the span of layers."""
         super().begin(model, sites, budget)
         n = len(sites)
         span = range(self.first % n, self.last % n + 1)
@@ -248,11 +243,11 @@ class SharedWeights(Store, SelectAndRun):
         self._weights: Tensor | None = None
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Keep values alone."""
+        """Keep only values in layers of the span."""
         return SomeKeys(heads=()) if site.layer in self.span else None
 
     def select(self, step: Step) -> Call:
-        """Record queries and keys before the span, and use them in it."""
+        """Record the queries and keys of the layer before the span, and use them in the span."""
         layer, call = step.site.layer or 0, step.call
         if layer in self.span and self._source is not None:
             return call.replace(q=self._source.q, k=self._source.k)
@@ -261,7 +256,7 @@ class SharedWeights(Store, SelectAndRun):
         return call
 
     def run(self, call: Call) -> Tensor | None:
-        """Make the weights in the layer before the span; use them in it."""
+        """Compute the weights in the layer before the span, and use them in the span."""
         layer = call.site.layer or 0
         if layer in self.span and self._weights is not None:
             return multiply(self._weights.to(call.v.dtype), expand_heads(call.v, call.h))
@@ -284,13 +279,13 @@ class SharedWeights(Store, SelectAndRun):
 @method("chai", call='from regard.policies import policy; policy("chai")')
 @dataclass
 class Chai(Store, Select):
-    """Let heads that look alike use the weights of one of them, each with its own values.
+    """Let heads with similar attention use the weights of one of them, each with its own values.
 
-    The first `watch` tokens of each row tell: its heads are clustered by the correlation of their
-    rows of weights, `keep` of them (a share of the heads) as clusters; from then on every head
-    takes the weights of the head nearest its center, and where every query head of a key head is
-    led by others, its keys are dropped. Keys are saved, products are not: weights are made again
-    for each head. (CHAI, Agarwal et al. 2024)
+    After the first `watch` tokens of each row, its heads are clustered by the correlation of their
+    weights into a share `keep` of the number of heads; from then on every head uses the weights of
+    the head nearest the center of its cluster, and where other heads lead every query head of a key
+    head, its keys are dropped. This saves keys, not products: weights are recomputed for each head.
+    (CHAI, Agarwal et al. 2024)
     """
 
     what: ClassVar[str] = "shares"
@@ -298,11 +293,11 @@ class Chai(Store, Select):
     random_clusters: bool = False
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Keep keys of the heads that lead."""
+        """Keep the keys of the heads that lead."""
         return None if self.budget.whole else SomeKeys()
 
     def select(self, step: Step) -> Call:
-        """Find the leaders in the first prompt; give every head its leader's query and keys."""
+        """Find the leaders in the first prompt; give each head the query and keys of its leader."""
         call, layer = step.call, step.layer
         if self.budget.whole or layer is None:
             return call
@@ -317,12 +312,12 @@ class Chai(Store, Select):
         return call.replace(q=of_leaders(call.q, led), k=of_leaders(k, led), v=v, k_positions=at)
 
     def _lead(self, step: Step) -> None:
-        """Find the leaders of rows that begin, and drop keys once every row has its own."""
+        """Find the leaders of rows that start, and drop keys once every row has its leaders."""
         call, memory = step.call, step.memory
         count = max(1, round((self.budget.share or 0.5) * call.h))
         real = step.positions[:, 0, call.m - call.n :] >= 0
         line = torch.arange(call.h, device=call.q.device)
-        if memory.leaders is None:  # a row that is all padding so far follows nobody
+        if memory.leaders is None:  # a row that is all padding so far has no leaders
             memory.leaders = line.repeat(call.b, 1)
         before = step.real - real.sum(1)
         for row in ((before == 0) & real.any(1)).nonzero()[:, 0].tolist():
@@ -331,11 +326,11 @@ class Chai(Store, Select):
             weights = self._weights(call, row, first, last)
             memory.leaders[row] = leaders(weights, count, self.random_clusters).to(line.device)
         if bool((step.real > 0).all()):
-            # A head of keys may go where no query head of it leads.
+            # The keys of a key head may be dropped where none of its query heads leads.
             memory.keep_keys_of(distinct(memory.leaders // (call.h // call.g)))
 
     def _weights(self, call: Call, row: int, first: int, last: int) -> Tensor:
-        """Weights of the first tokens of one row among themselves, [1, h, r, r]."""
+        """Compute the weights among the first tokens of one row, [1, h, r, r]."""
         behind = call.m - call.n
         own = call.replace(
             q=call.q[row : row + 1, :, first:last],
@@ -347,12 +342,12 @@ class Chai(Store, Select):
 
 
 def of_leaders(x: Tensor, led: Tensor) -> Tensor:
-    """Take for each head of x [b, h, n, d] that of its leader, led [b, h]."""
+    """Replace each head of x [b, h, n, d] by its leader, led [b, h]."""
     return x.gather(1, led[:, :, None, None].expand(-1, -1, *x.shape[2:]))
 
 
 def distinct(heads: Tensor) -> Tensor:
-    """Heads [b, h] of each row once, in order: [b, c]; a row that has fewer repeats its last.
+    """Return the distinct heads of each row of [b, h], sorted, [b, c]; short rows repeat the last.
 
     >>> distinct(torch.tensor([[2, 0, 2], [1, 1, 1]])).tolist()
     [[0, 2], [1, 1]]
@@ -365,7 +360,7 @@ def distinct(heads: Tensor) -> Tensor:
 def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
     """Return for each head the head that leads its cluster, [h], from weights [b, h, n, m].
 
-    k-means over unit rows, begun at heads far from one another.
+    Runs k-means over unit rows, started at heads far from one another.
 
     >>> w = torch.rand(1, 2, 4, 4).repeat_interleave(2, 1)
     >>> leaders(w, 2).tolist()
@@ -397,9 +392,6 @@ def leaders(weights: Tensor, count: int, by_chance: bool = False) -> Tensor:
     head_of = {}
     for c in cluster.unique().tolist():
         own = torch.where(cluster == c, near[:, c], -torch.inf)
-        # Of heads that are alike but for rounding, the first.
+        # Of heads that differ only by rounding, take the first.
         head_of[c] = int((own >= own.max() - 1e-5).nonzero()[0])
     return torch.tensor([head_of[c] for c in cluster.tolist()])
-
-
-__all__ = ["Chai", "KVSharer", "SharedWeights", "Sharing", "leaders", "ranked_pairs"]

@@ -1,4 +1,4 @@
-"""The stage that policies work in: it reads memories for attention, and lets policies choose."""
+"""The stage that runs policies: attention reads from memories, and policies choose what stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regard.core.call import Call
 from regard.core.errors import CapabilityError, fail
 from regard.core.partial import Partial
 from regard.core.result import Result
-from regard.models.pipelines import telling_by_text
+from regard.models.pipelines import branches_by_text
 from regard.models.site import Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
@@ -33,39 +33,39 @@ from regard.policies.kinds import (
     StoreAndAttend,
 )  # fmt: skip
 from regard.policies.module_patch import patch_modules
-from regard.policies.placing import without_padding
 from regard.policies.spent_flops import SpentFlops
+from regard.policies.without_padding import without_padding
 from regard.run.counting import COUNT
 from regard.run.executor import Answer, No
 from regard.run.runner import otherwise
 
 
 class Shrinking(Stage):
-    """Policies at work on a model with a cache."""
+    """Run policies on a model with a cache."""
 
     def __init__(self, policies: Sequence[Policy], keep: Any = 0.25) -> None:
         super().__init__()
         self.policies, self.budget = list(policies), Budget.of(keep)
         self.active = False
-        # Whether forwards pass as if the model were whole, for comparison.
+        # Whether forwards run as in the full model, for comparison.
         self.paused = False
         self._steps = threading.local()
-        # The pipeline that the model is part of, if it was given.
+        # The pipeline that the model is part of, if one was given.
         self.pipeline: Any = None
         self._undo = ExitStack()
 
     @property
     def layers(self) -> list[Any]:
-        """Layers of the cache that was used last."""
+        """Return the layers of the cache that was used last."""
         return self.caches.layers
 
     @property
     def name(self) -> str:
-        """Name in errors."""
+        """Return the name used in errors."""
         return f"shrink({', '.join(p.name for p in self.policies)})"
 
     def begin(self, model: Any, sites: Sites) -> None:
-        """Ask every policy whether it can serve the model, then stand before its forwards."""
+        """Check that every policy supports the model, then hook its forwards."""
         self.caching = self._can_cache(model, sites)
         for one in self.policies:
             lacking = one.needs_cache and isinstance(self.caching, No)
@@ -73,13 +73,13 @@ class Shrinking(Stage):
             if isinstance(answer, No):
                 fail(
                     CapabilityError, f"policy {one.name!r}",
-                    f"{type(model).__name__}, {answer.reason}", "a model that it can serve",
-                    "take another policy: regard.policies.known()",
+                    f"{type(model).__name__}, {answer.reason}", "a model that it supports",
+                    "use another policy: see regard.policies.known()",
                 )  # fmt: skip
         self._need_company()
         self.model, self.sites = model, sites
         self.costs = SpentFlops(sites, causal=not isinstance(self.caching, No))
-        # Who is asked what, by kind; a prefill is no matter of single steps.
+        # Policies by kind; those that act at a prefill have no part in single steps.
         own = self.policies
         self._choosing = [p for p in own if isinstance(p, Select | Prefill)]
         self._at_steps = [p for p in own if isinstance(p, Select)]
@@ -94,19 +94,19 @@ class Shrinking(Stage):
         self.caches = self._new_caches(model)
         self._undo.callback(patch_modules(model, sites, self))
         if self.pipeline is not None:
-            self._undo.enter_context(telling_by_text(self.pipeline, model))
+            self._undo.enter_context(branches_by_text(self.pipeline, model))
         self.active = True
 
     def _can_cache(self, model: Any, sites: Sites) -> Answer:
-        """Return whether what the model keeps can be read and chosen from, or why not."""
+        """Check that the state the model keeps can be read and chosen from; say why not."""
         return can_cache(model, sites)
 
     def _new_caches(self, model: Any) -> Any:
-        """Build what knows the layer of a cache that a call belongs to."""
+        """Return a function that finds the cache layer that a call belongs to."""
         return Caches(model, self)
 
     def _need_company(self) -> None:
-        """Refuse policies that want the same thing in different ways."""
+        """Reject policies that conflict."""
         held = self.policies
         patched = [p for p in held if isinstance(p, ModulePatch) and "self" in p.patches]
         for what, own in (
@@ -119,21 +119,21 @@ class Shrinking(Stage):
                 need_one([p.name for p in own], what)
 
     def end(self) -> None:
-        """Release the model; caches made here refuse to go on."""
+        """Release the model; caches made here raise when used again."""
         self.active = False
         self._undo.close()
         for one in self.policies:
             one.end()
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Put our layers in the cache of a forward that begins."""
+        """Install our layers in the cache of a forward that starts."""
         if isinstance(self.caching, No) or not self.active:
             return None
         self._steps.held = []
         return None if self.paused else self.caches.arrive(model, args, kwargs)
 
     def before(self, call: Call) -> Call:
-        """Attend to what the memory keeps in place of the new keys; let policies choose of it."""
+        """Replace the new keys by those the memory holds, and let policies choose among them."""
         if self.paused:
             return call
         layer = None if isinstance(self.caching, No) else self.caches.layer_of(call)
@@ -148,7 +148,7 @@ class Shrinking(Stage):
         return step.call
 
     def _opened(self, call: Call, layer: Any) -> Step:
-        """Take the keys of the memory, and let policies choose."""
+        """Read the keys from the memory, and let policies choose."""
         before = COUNT.flops
         if layer is not None:
             rule = without_padding(call.rule)
@@ -166,19 +166,19 @@ class Shrinking(Stage):
             step.call = one.select(step)
         if step.slots is not None:
             step.call = step.call.replace(keys=step.call.keys.take(step.slots, full=True))
-        # What it took to choose counts as well.
+        # The cost of choosing counts as well.
         step.spent = COUNT.flops - before
         return step
 
     def wants(self, call: Call) -> Sequence[str]:
-        """Ask for weights, where a policy chooses by them after this step; for parts, to join."""
+        """Request weights where a policy uses them after this step; of parts, to merge."""
         if self.paused:
             return ()
         step = self._steps.held[-1]
         one = self._keeping_on
         single = call.q.shape[2] == 1
         if step.layer is not None:
-            later = single and step.seen > 1  # then only those that evict at each step
+            later = single and step.seen > 1  # then only policies that evict at each step
             if not later or (one is not None and one.due(step.layer)):
                 step.due = self._keeping
         asked = [x for p in step.due for x in p.want] if single and step.due else []
@@ -187,14 +187,14 @@ class Shrinking(Stage):
         return asked
 
     def around(self, call: Call, run: Any) -> Result:
-        """Let a policy attend by itself, or make something of the call in its own way."""
+        """Let a policy compute the attention itself, or run the call in its own way."""
         found: Result
         if self.paused:
             found = run(call)
             return found
         step = self._steps.held[-1]
         if step.unread:
-            # What another stage made of the call since is not what a policy read: it is refused.
+            # A call that another stage changed since is not the one the policy read: reject it.
             alone, before = run.plain and call is step.call, COUNT.flops
             result = self._by_policy(step, call) if alone else None
             if result is not None:
@@ -202,7 +202,7 @@ class Shrinking(Stage):
             tried = COUNT.flops - before
             opened = self._opened(call, step.layer)
             opened.due = step.due
-            # What a policy computed before it left the call to others counts as well.
+            # What a policy computed before passing the call on counts as well.
             opened.spent += step.spent + tried
             self._steps.held[-1] = step = opened
             call = step.call
@@ -214,7 +214,7 @@ class Shrinking(Stage):
         return found
 
     def _by_policy(self, step: Step, call: Call) -> Result | None:
-        """Let a policy attend by itself."""
+        """Let a policy compute the attention itself."""
         for one in self._attending:
             found = otherwise(call, one.name, partial(one.attend, step))
             if found is not None:
@@ -222,7 +222,7 @@ class Shrinking(Stage):
         return None
 
     def after(self, call: Call, result: Result) -> Result:
-        """Let policies add to the result and choose what stays, and the memory make it small."""
+        """Let policies edit the result and choose what stays, then compress the memory."""
         if self.paused:
             return result
         step = self._steps.held.pop()
@@ -244,6 +244,3 @@ class Shrinking(Stage):
         e = result.out.shape[3]
         self.costs.add(step.whole or call, e, step.seen, spent, step.dense)
         return result
-
-
-__all__ = ["Shrinking"]

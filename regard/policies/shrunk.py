@@ -1,4 +1,4 @@
-"""A model that is shrunk: what it keeps, what it costs, and what it loses by it."""
+"""A shrunk model, with a report of what it keeps, what it costs, and how its output differs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from regard.run.executor import No
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What one layer keeps and costs: `kept` keys by key head, a mean over the batch."""
+    """What one layer keeps and costs; `kept` is the keys per key head, averaged over a batch."""
 
     site: Site
     seen: int
@@ -33,11 +33,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a shrunk model keeps and costs, measured: bytes are those of the tensors held.
+    """What a shrunk model keeps and costs, as measured: bytes are those of the tensors held.
 
-    `kl` is the mean divergence (nats) of next-token distributions from those of the full model,
-    over the second half of the probe text, read after the first half; `agree` the share of tokens
-    on which both would go on alike.
+    `kl` is the mean KL divergence (nats) of the next-token distributions from those of the full
+    model, over the second half of the probe text, read after the first half; `agree` is the share
+    of positions where both have the same most likely next token.
     """
 
     policies: tuple[str, ...]
@@ -48,26 +48,26 @@ class Report:
 
     @property
     def bytes(self) -> int:
-        """Bytes of memory held."""
+        """Return the bytes of memory held."""
         return sum(x.bytes for x in self.layers)
 
     @property
     def full_bytes(self) -> int:
-        """Bytes that keys and values of all tokens seen would take."""
+        """Return the bytes that the keys and values of all tokens would take."""
         return sum(x.full_bytes for x in self.layers)
 
     @property
     def flops(self) -> float:
-        """FLOPs of attention so far."""
+        """Return the FLOPs of attention so far."""
         return sum(x.flops for x in self.layers)
 
     @property
     def dense_flops(self) -> float:
-        """FLOPs that full attention would have taken."""
+        """Return the FLOPs that full attention would have taken."""
         return sum(x.dense_flops for x in self.layers)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return one row of words for each layer, after a row of headings."""
+        """Return a row of headings, then one row of strings per layer."""
         if not self.full_bytes:
             return [("layer", "kind", "module", "FLOPs", "of dense"), *(
                 (str(x.site.layer), x.site.kind, x.site.module, f"{x.flops:.3g}",
@@ -110,26 +110,26 @@ class Shrunk(Detaching):
 
     @property
     def model(self) -> Any:
-        """The model, which is the one that was given."""
+        """Return the model that was passed in."""
         return self.attached.model
 
     @property
     def policies(self) -> list[Any]:
-        """The policies at work."""
+        """Return the active policies."""
         return self.stage.policies
 
     def report(self, text: Any = None) -> Report:
-        """Return what is kept and what it costs; with a probe text (or ids), what is lost as well.
+        """Report what is kept and what it costs; with a probe text (or ids), also what is lost.
 
-        Without a text it tells of the cache that was used last, and of all FLOPs so far. A model
-        without a cache, as those that make images, is told of by its FLOPs alone.
+        Without a text the report is on the cache that was used last, and on all FLOPs so far. For
+        a model without a cache, such as one that makes images, it has FLOPs only.
         """
         kl = agree = ids = None
         names = tuple(p.name for p in self.policies)
         if isinstance(self.stage.caching, No):
             if text is not None:
                 fail(
-                    CapabilityError, "text", shape_of(text), "nothing: it tells no next token",
+                    CapabilityError, "text", shape_of(text), "nothing: it predicts no next token",
                     "call report() after the model has run",
                 )  # fmt: skip
             costs = self.stage.costs.items()
@@ -166,7 +166,7 @@ class Shrunk(Detaching):
             ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
         else:
             fail(
-                ValueRangeError, "text", shape_of(text), "ids [b, n], or text beside a tokenizer",
+                ValueRangeError, "text", shape_of(text), "ids [b, n], or text with a tokenizer",
                 "pass shrink(..., tokenizer=tokenizer), or ids",
             )  # fmt: skip
         if ids.shape[1] < 4:
@@ -175,7 +175,7 @@ class Shrunk(Detaching):
 
     @torch.no_grad()
     def _loss(self, ids: Tensor) -> tuple[float, float]:
-        """Compare next tokens on the second half, read after the first half was shrunk."""
+        """Compare predictions on the second half, read after the first half was shrunk."""
         half = ids.shape[1] // 2
         cache = self.model(ids[:, :half], use_cache=True).past_key_values
         ours = self.model(ids[:, half:], past_key_values=cache).logits.float()
@@ -191,6 +191,3 @@ class Shrunk(Detaching):
 
     def __repr__(self) -> str:
         return f"Shrunk({self.stage.name} on {type(self.model).__name__})"
-
-
-__all__ = ["LayerReport", "Report", "Shrunk"]

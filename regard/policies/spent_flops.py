@@ -1,4 +1,4 @@
-"""What attention costs on a shrunk model: the FLOPs that were computed, and those of the whole."""
+"""The FLOPs of attention in a shrunk model, and those that the full model would take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regard.models.site import Site
 
 @dataclass
 class Spent:
-    """What one site has cost so far: FLOPs of attention, and what dense ones would have been.
+    """FLOPs of attention at one site so far, and those that dense attention would have taken.
 
     `last` are the FLOPs that its last call would have taken densely.
     """
@@ -23,18 +23,18 @@ class Spent:
 
 
 class SpentFlops(dict[Site, Spent]):
-    """What each site has cost; `causal` says that every site is, whatever its rules say."""
+    """FLOPs of each site; with `causal`, every site counts as causal, whatever its rules are."""
 
     def __init__(self, sites: Iterable[Site], causal: bool) -> None:
         super().__init__({site: Spent() for site in sites})
         self.causal = causal
-        # Calls that were counted.
+        # Number of calls counted.
         self.calls = 0
 
     def add(self, call: Call, e: int, seen: int, flops: float, dense: float | None = None) -> None:
-        """Add what a call with values of size `e` cost, against all of `seen` keys.
+        """Add the cost of a call with values of size `e`, and its dense cost over all `seen` keys.
 
-        `dense` counts the pairs of the whole model, where it would have had others.
+        `dense` is the number of pairs in the full model, where that differs.
         """
         self.calls += 1
         b, h, n, d = call.q.shape
@@ -48,7 +48,7 @@ class SpentFlops(dict[Site, Spent]):
         spent.last = each * whole
 
     def pairs(self, call: Call, m: int) -> float:
-        """Pairs of one head and row among the newest queries and m keys: causal, or all."""
+        """Count the pairs per head and row, of the newest queries with m keys: causal, or all."""
         n, support = call.n, call.rule.support
         if n == 1:
             return float(m)
@@ -57,10 +57,7 @@ class SpentFlops(dict[Site, Spent]):
         return n * (m - n) + n * (n + 1) / 2 if causal and m >= n else float(n * m)
 
     def skip(self, module: str) -> None:
-        """Count what was not run: the sites of a module, or of the whole model where it is ""."""
+        """Count sites that were skipped: those of a module, or all of them where it is ""."""
         for site, spent in self.items():
             if site.module == module or not module:
                 spent.dense += spent.last
-
-
-__all__ = ["Spent", "SpentFlops"]

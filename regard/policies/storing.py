@@ -1,4 +1,4 @@
-"""Policies that store keys and values smaller, or elsewhere."""
+"""Policies that store keys and values compressed, or elsewhere."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Quantized(Store):
 @register("low_rank")
 @dataclass
 class LowRankKeys(Store):
-    """Store keys and values as coefficients on the directions that the prompt uses most.
+    """Store keys and values as coefficients on the main directions of the prompt.
 
-    x = c B with B the `rank` first right singular vectors of what was there first, by head; the
-    newest `residual` tokens stay exact. `rank` is a share of the head size.
+    x = c B, where B are the first `rank` right singular vectors of the first tokens of each head;
+    the newest `residual` tokens stay exact. `rank` is a share of the head size.
     """
 
     rank: float = 0.5
@@ -60,10 +60,10 @@ class LowRankKeys(Store):
 @register("offloaded")
 @dataclass
 class Offloaded(Store):
-    """Store keys and values in files mapped into memory: the system reads what is used.
+    """Store keys and values in memory-mapped files: the operating system reads what is used.
 
-    Nothing is lost and nothing is held; a step reads every key from the files, or from what the
-    system still has of them. `folder` is the system's where none is named.
+    Results are exact and no keys are held in memory; a step reads every key from the files, or from
+    the page cache. `folder` defaults to the temporary folder of the system.
     """
 
     folder: str | None = None
@@ -71,6 +71,3 @@ class Offloaded(Store):
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory:
         """Keep files."""
         return Kept(lambda: Mapped(self.folder))
-
-
-__all__ = ["LowRankKeys", "Offloaded", "Quantized"]

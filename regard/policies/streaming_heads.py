@@ -1,4 +1,4 @@
-"""Policies that give some heads all keys and others a window: DuoAttention, LServe, MoA."""
+"""Policies that give some heads all keys and others a window: DuoAttention and LServe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from regard.core.call import Call
-from regard.core.errors import CapabilityError, fail
 from regard.core.heads import expand_heads
 from regard.core.method import method
 from regard.core.result import Result
@@ -20,25 +19,26 @@ from regard.memories.kept import Kept
 from regard.memories.ring import Ring
 from regard.memories.split import Split
 from regard.memories.stores import Plain
+from regard.memories.summaries import Bounds
 from regard.models.attach import attach, hook_of
 from regard.models.site import Site, Sites
 from regard.models.stage import Stage
 from regard.policies.base import Policy, Step
-from regard.policies.calibration import frozen, need_calibration
+from regard.policies.calibration import frozen, last_hidden, need_calibration
 from regard.policies.kinds import Calibrated, Select, Store
 from regard.policies.registry import register
 from regard.policies.scoring import rank_of, together
-from regard.policies.selecting import Bounds, Selecting, page_worth, whole_pages
+from regard.policies.selecting import Selecting, page_worth, whole_pages
 from regard.run.runner import run
 
 
 def near(window: int, sinks: int) -> Support:
-    """The newest `window` keys and the first `sinks`, beside what is causal anyway."""
+    """Return a support of the newest `window` keys and the first `sinks`."""
     return Window(window, 1) | Sinks(sinks) if sinks else Window(window, 1)
 
 
 def near_rows(step: Step, window: int, sinks: int) -> Support:
-    """The same for rows that may begin with padding: their first tokens are those after it."""
+    """Return `near` for rows that may start with padding: the sinks are the tokens after it."""
     if not sinks or not bool((step.real < step.seen).any()):
         return near(window, sinks)
     rank = rank_of(step.positions[:, :1])
@@ -52,11 +52,11 @@ def near_rows(step: Step, window: int, sinks: int) -> Support:
 @register("duo_attention", "duo")
 @dataclass
 class DuoAttention(Store, Select, Calibrated):
-    """Keep every key for retrieval heads; sinks and a window for all others, prompts included.
+    """Keep every key for retrieval heads; sinks and a window for all others, also in prompts.
 
-    `keep` is the share of key heads that retrieve: those of the highest gates a. Gates are found by
-    making out = a full + (1 - a) streaming in every head, and lowering the squared difference of
-    the last hidden states on answers to pass keys + `weight` mean a:
+    `keep` is the share of key heads that retrieve: those with the highest gates a. Gates are found
+    by computing out = a full + (1 - a) streaming in every head, and minimizing the squared
+    difference of the last hidden states on answers to passkeys + `weight` mean a:
     `regard.policies.calibrate(model, "duo_attention", rows, to=...)`.
     (DuoAttention, Xiao et al. 2024)
     """
@@ -73,17 +73,13 @@ class DuoAttention(Store, Select, Calibrated):
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
         """Turn gates into roles."""
         super().begin(model, sites, budget)
-        if self.budget.share is None:
-            fail(
-                CapabilityError, "keep", f"{self.budget}", "a share: of the heads that retrieve",
-                "pass keep=0.5, say",
-            )  # fmt: skip
+        self.budget.need_share("the heads that retrieve")
         if not self.gates and not self.budget.whole:
             need_calibration(self, "which heads retrieve")
         self.roles = self._roles()
 
     def _roles(self) -> dict[int, list[bool]]:
-        """Say of each key head whether it retrieves: the best gates, as many as `keep` allows."""
+        """Return which key heads retrieve: those with the best gates, as many as `keep` allows."""
         ranked = sorted(
             ((a, -layer, -head) for layer, own in self.gates.items() for head, a in enumerate(own)),
             reverse=True,
@@ -101,14 +97,14 @@ class DuoAttention(Store, Select, Calibrated):
         return [h for h, x in enumerate(roles) if x], [h for h, x in enumerate(roles) if not x]
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Put the heads in memories of their kinds."""
+        """Split the heads between a full memory and a ring."""
         if self.budget.whole:
             return None
         retrieve, stream = self.heads(site)
         return Split([(retrieve, Kept()), (stream, Ring(self.recent, self.sinks))])
 
     def select(self, step: Step) -> Call:
-        """Hide from streaming heads, in a prompt, what they will not keep."""
+        """Mask in a prompt what streaming heads will not keep."""
         call, layer = step.call, step.layer
         if self.budget.whole or layer is None or call.n == 1:
             return call
@@ -131,7 +127,7 @@ class DuoAttention(Store, Select, Calibrated):
         self.gates = {int(layer): list(own) for layer, own in found["gates"].items()}
 
     def guess(self, model: Any) -> dict[str, Any]:
-        """Return gates that know nothing: later heads first."""
+        """Return uninformed gates: later heads first."""
         sites = hook_of(model)[1]
         return {"gates": {s.layer: [h / 9 for h in range(s.kv_heads or 1)] for s in sites}}
 
@@ -139,7 +135,7 @@ class DuoAttention(Store, Select, Calibrated):
         self, model: Any, inputs: Sequence[tuple[Tensor, int]], state: dict[str, Any],
         keep: Callable[[dict[str, Any]], None],
     ) -> Iterator[tuple[int, int]]:  # fmt: skip
-        """Optimize the gates on rows (ids [b, n], answer tokens at the end); tell each step."""
+        """Optimize the gates on rows (ids [b, n], number of answer tokens); yield each step."""
         sites = hook_of(model)[1]
         gated = Gates(sites, self.sinks, self.recent)
         for parameter in gated.gates.values():
@@ -155,9 +151,9 @@ class DuoAttention(Store, Select, Calibrated):
             for step in range(done, self.steps):
                 ids, answer = inputs[step % len(inputs)]
                 with torch.no_grad():
-                    full = _hidden(model, ids)[:, -answer - 1 : -1]
+                    full = last_hidden(model, ids)[:, -answer - 1 : -1]
                 with attach(model, [gated], check=False):
-                    ours = _hidden(model, ids)[:, -answer - 1 : -1]
+                    ours = last_hidden(model, ids)[:, -answer - 1 : -1]
                 apart = (ours - full).square().mean() / full.square().mean()
                 size = torch.cat(list(gated.gates.values())).mean()
                 optimizer.zero_grad()
@@ -171,12 +167,6 @@ class DuoAttention(Store, Select, Calibrated):
         self.gates = {layer: p.detach().tolist() for layer, p in gated.gates.items()}
 
 
-def _hidden(model: Any, ids: Tensor) -> Tensor:
-    """Last hidden states [b, n, d]."""
-    found: Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
-    return found
-
-
 class Gates(Stage):
     """Mix full and streaming attention in every head: out = a full + (1 - a) streaming."""
 
@@ -188,7 +178,7 @@ class Gates(Stage):
         }
 
     def after(self, call: Call, partial: Result) -> Result:
-        """Run the call again under the window, and mix."""
+        """Run the call again with the window, and mix."""
         support = call.rule.support & near(self.recent, self.sinks)
         streaming = run(call.replace(rule=call.rule.replace(support=support))).out
         gate = expand_heads(self.gates[call.site.layer or 0][None], call.h)[..., None, None]
@@ -200,12 +190,12 @@ class Gates(Stage):
 @register("lserve")
 @dataclass
 class LServe(DuoAttention, Selecting):
-    """Half the key heads stream; the others read, when decoding, the best pages of all keys.
+    """Let half the key heads stream; the others read the best pages of all keys when decoding.
 
     Pages of `page` tokens are scored by the largest bound sum_c max(q_c min_c, q_c max_c) of their
-    logical pages of `logical` tokens; the first and the newest are always read; the choice is used
-    again for `every` steps. `keep` is the budget of tokens that a dense head reads; `streaming` the
-    share of heads that stream, by DuoAttention's gates. (LServe, Yang et al. 2025)
+    logical pages of `logical` tokens; the first and the newest are always read; a choice is reused
+    for `every` steps. `keep` is the budget of tokens that a dense head reads; `streaming` is the
+    share of heads that stream, by the gates of DuoAttention. (LServe, Yang et al. 2025)
     """
 
     columns: ClassVar[str] = "pages"
@@ -216,7 +206,7 @@ class LServe(DuoAttention, Selecting):
     streaming: float = 0.5
 
     def begin(self, model: Any, sites: Sites, budget: Any) -> None:
-        """Turn gates into roles, whatever the budget of pages."""
+        """Turn gates into roles, independent of the budget of pages."""
         Policy.begin(self, model, sites, budget)
         if not self.gates and not self.budget.whole and self.streaming:
             need_calibration(self, "which heads retrieve")
@@ -239,17 +229,17 @@ class LServe(DuoAttention, Selecting):
         return super()._index(step) if dense else None
 
     def seen_by_index(self, step: Step, k: Tensor) -> Tensor:
-        """Bounds of the dense heads alone."""
+        """Return the keys of the dense heads."""
         dense, _ = self.heads(step.site)
         return k[:, dense]
 
     @property
     def alike(self) -> bool:
-        """Streaming heads read every key they keep."""
+        """Return False: streaming heads read every key they keep."""
         return False
 
     def worth(self, step: Step, index: Any) -> Tensor:
-        """Score each key of the dense heads by its page, [b, dense, m]; newer ones are above."""
+        """Score keys of the dense heads by their pages, [b, dense, m]; newer keys come first."""
         call, layer = step.call, step.layer
         dense, _ = self.heads(step.site)
         assert layer is not None
@@ -281,6 +271,3 @@ class LServe(DuoAttention, Selecting):
         slots = torch.nn.functional.pad(slots, (0, max(0, own.shape[2] - slots.shape[2])), value=-1)
         slots[:, dense, : own.shape[2]] = own
         return together(slots)
-
-
-__all__ = ["DuoAttention", "Gates", "LServe", "near", "near_rows"]

@@ -17,7 +17,7 @@ def tile_places(call: Call, block: int) -> tuple[Tensor, Tensor]:
 
 
 def causal_tiles(call: Call, block: int) -> Tensor:
-    """Tiles that hold a causal pair, bool [1, 1, t_q, t_k]."""
+    """Return which tiles hold a causal pair, bool [1, 1, t_q, t_k]."""
     rows, cols = tile_places(call, block)
     return (cols <= rows[:, None])[None, None]
 
@@ -28,6 +28,3 @@ def density(budget: Budget, token_bytes: float, call: Call) -> float:
         return budget.share
     tokens = int(budget.of_rows(torch.tensor([call.m]), token_bytes))
     return min(1.0, 2 * tokens / call.m)
-
-
-__all__ = ["causal_tiles", "density", "tile_places"]

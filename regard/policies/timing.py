@@ -1,4 +1,4 @@
-"""When a policy acts: wrap one that evicts after prompts, and it evicts at every step, too."""
+"""A wrapper that makes a policy which evicts after prompts evict at every step as well."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class EachStep(EvictAtSteps, Store):
-    """Let a policy that evicts do so at every step, as it does after prompts.
+    """Make a policy evict at every step as it does after prompts.
 
-    Once a step passes the budget, a share `spare` of it is freed at once, and `FREED` tokens at
-    least where these are no more than an eighth: so few steps evict.
+    Once a step exceeds the budget, a share `spare` of it is freed at once, and at least `FREED`
+    tokens where these are no more than an eighth of it, so that few steps evict.
 
     >>> from regard.policies.evicting import SnapKV
     >>> EachStep(inner=SnapKV(window=8)).window
@@ -65,7 +65,7 @@ class EachStep(EvictAtSteps, Store):
         self.inner.end()
 
     def memory(self, site: Site, before: Sequence[KeyMemory]) -> KeyMemory | None:
-        """Ask the policy, where it has memories of its own."""
+        """Ask the policy, where it has its own memories."""
         return self.inner.memory(site, before) if isinstance(self.inner, Store) else None
 
     def score(self, step: Step) -> Tensor:
@@ -73,7 +73,7 @@ class EachStep(EvictAtSteps, Store):
         return self.inner.score(step)
 
     def slots(self, step: Step, spare: float = 0.0) -> Tensor | None:
-        """Free a little more than must go, at single steps."""
+        """Free a little more than needed, at single steps."""
         if step.prompt or step.layer is None:
             return self.inner.slots(step, spare)
         if self._notes is not None and not self._passed(step.layer):
@@ -82,16 +82,13 @@ class EachStep(EvictAtSteps, Store):
         return self.inner.slots(step, self.spare)
 
     def due(self, layer: KeyLayer) -> bool:
-        """Return whether a step has something to note, or has passed the budget."""
+        """Return whether a step has something to note, or exceeds the budget."""
         return not self.budget.whole and (self._notes is not None or self._passed(layer))
 
     def _passed(self, layer: KeyLayer) -> bool:
-        """Return whether the budget is passed, as far as can be told without looking."""
+        """Return whether the budget is exceeded, as far as is known without reading the keys."""
         if layer.padded or not self.inner.even:
             return True
         memory = layer.memory
         most = max(self.budget.of_row(memory.seen, self.token_bytes), self._fewest)
         return type(memory) is not Kept or memory.width > most
-
-
-__all__ = ["EachStep"]

@@ -26,7 +26,7 @@ from regard.run.survey import survey
 
 THUMB, FINE = 48, 256
 # Bytes of queries and keys to keep, so that chosen heads need no second forward.
-KEPT_BYTES = 128 * 2**20
+KEPT_BYTES = 512 * 2**20
 
 
 @dataclass

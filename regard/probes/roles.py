@@ -23,6 +23,7 @@ from regard.run.mass import (
     at_distance,
     gathers,
     log_part,
+    log_part_at,
     log_part_of_groups,
     log_part_of_keys,
     log_weight,
@@ -146,6 +147,10 @@ class PreviousToken(Detected):
     }
     distance = 1
 
+    def log_part(self, call: Call) -> Tensor:
+        """Read the one key of each query."""
+        return log_part_at(call, self.distance)
+
     def part(self, call: Call) -> Support:
         """Return the key one before the query."""
         return at_distance(self.distance)
@@ -188,7 +193,7 @@ class Local(OnPairs):
 
     def eligible(self, call: Call, part: Tensor) -> Tensor:
         """Return queries that may attend to a key beyond the window."""
-        past = [log_part(call, at_distance(way * self.width)) for way in (1, -1)]
+        past = [log_part_at(call, way * self.width) for way in (1, -1)]
         return (past[0] > -torch.inf) | (past[1] > -torch.inf)
 
 
@@ -245,7 +250,9 @@ class OfRepeats(Detected):
     back: ClassVar[int] = 0  # 1: the key after the earlier copy; 0: the copy itself
 
     def log_part(self, call: Call) -> Tensor:
-        """Read the copies of each token alone, where the text is long."""
+        """Read the copies of each token alone, where the text is long or they are one."""
+        if self.definition == "stripe":
+            return log_part_at(call, self._distance())
         if self.definition != "mask" or not gathers(call) or call.n != call.m:
             return super().log_part(call)
         tokens = words_of(self, call)
@@ -259,13 +266,7 @@ class OfRepeats(Detected):
     def part(self, call: Call) -> Support:
         """Return the pairs of a copy, by its distance or by the tokens."""
         if self.definition == "stripe":
-            period = self.reading.period
-            if period is None:
-                fail(
-                    CapabilityError, f"probes: {self.name}", "inputs without a period",
-                    "the same stretch shown twice", "ask for definition='mask' on your own text",
-                )  # fmt: skip
-            return at_distance(period - self.back)
+            return at_distance(self._distance())
         tokens, back = words_of(self, call), self.back
 
         def copied(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -275,6 +276,15 @@ class OfRepeats(Detected):
             return same & (j >= back) & (j < i + back)
 
         return Where(copied)
+
+    def _distance(self) -> int:
+        """Return how far back the copy is, of what was shown twice."""
+        if self.reading.period is None:
+            fail(
+                CapabilityError, f"probes: {self.name}", "inputs without a period",
+                "the same stretch shown twice", "ask for definition='mask' on your own text",
+            )  # fmt: skip
+        return self.reading.period - self.back
 
 
 @register("induction", groups=("roles",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,9 +41,20 @@ def head_name(site: Site, head: int, tower: str = "") -> str:
 
     Where a model has several towers, that of the site goes before: `vision.L1H3`.
     """
-    layer = site.module if site.layer is None else f"L{site.layer}"
-    kind = "" if site.kind == "self" else f"{site.kind[0].upper()}"
-    return f"{tower}{'.' if tower else ''}{layer}{kind}H{head}"
+    said = {"layer": site.layer, "kind": site.kind, "module": site.module, "tower": tower}
+    return name_of_head(said, head)
+
+
+def name_of_head(site: Mapping[str, Any], head: int) -> str:
+    """Name a head as `head_name` does, of a site as a run file describes it.
+
+    >>> name_of_head({"layer": 1, "kind": "self", "module": "layers.1.attn"}, 3)
+    'L1H3'
+    """
+    tower, kind = site.get("tower", ""), site["kind"]
+    layer = site["module"] if site["layer"] is None else f"L{site['layer']}"
+    shown = "" if kind == "self" else f"{kind[0].upper()}"
+    return f"{tower}{'.' if tower else ''}{layer}{shown}H{head}"
 
 
 def towers(sites: Iterable[Site]) -> dict[Site, str]:

@@ -60,16 +60,16 @@ def attend(
 
         forced = -1 if executor is None else list(EXECUTORS.places).index(executor)
         whole = PLAIN if rule is None else rule
-        if not isinstance(whole, Rule):
-            fail(
-                RuleError,
-                "rule",
-                "a part of a rule in compiled code",
-                "a Rule made outside of it",
-                "hold Rule(...) in the module, and pass that",
-            )
-        if not whole.traced:
+        if isinstance(whole, Rule) and not whole.traced:
             return attend_compiled(q, k, v, list(whole.held), whole.number, forced)
+    if torch.compiler.is_dynamo_compiling():
+        from regard.core.uncompiled import uncompiled
+
+        out: Tensor = uncompiled(
+            attend, q, k, v, rule, executor=executor,
+            q_positions=q_positions, k_positions=k_positions, dropout=dropout,
+        )  # fmt: skip
+        return out
     call = Call(q, _keys(k, v, k_positions), Rule.of(rule), q_positions, dropout)
     return run(call, OUT, executor).out
 
@@ -93,6 +93,14 @@ def partial(
     >>> partial(q, q, q).lse.shape
     torch.Size([1, 2, 3])
     """
+    if torch.compiler.is_compiling():
+        from regard.core.uncompiled import uncompiled
+
+        part: Partial = uncompiled(
+            partial, q, k, v, rule, executor=executor,
+            q_positions=q_positions, k_positions=k_positions,
+        )  # fmt: skip
+        return part
     if isinstance(k, Tensor) and v is not None:
         q, k, v = one_dtype(q, k, v)
     return partial_of(Call(q, _keys(k, v, k_positions), Rule.of(rule), q_positions), executor)

@@ -21,7 +21,6 @@ from regard.core.autocast import without_autocast
 from regard.core.call import Call
 from regard.core.partial import Partial, merge, wide
 from regard.core.readable import can_be_read
-from regard.core.runs import Lines
 from regard.core.support.chosen import asks_for_more
 from regard.core.tilemap import EMPTY, PARTIAL, RunMap, TileMap
 from regard.run import dense_kernels
@@ -110,8 +109,7 @@ def _tiles(call: Call) -> TileMap | None:
     support, size = call.rule.support, tile_size(call.rule.support)
     batch, heads = support.extent()
     area = -(-call.n // size[0]) * -(-call.m // size[1])
-    lines = Lines.over(1, 1, size, 0, torch.device("cpu"))
-    if batch * heads * area > MAP_TILES and (batch * heads > 1 or support.runs(lines) is None):
+    if batch * heads * area > MAP_TILES and (batch * heads > 1 or not support.in_runs):
         return None
     return call.rule.tiles(call.n, call.m, size, device=call.q.device)
 
@@ -170,13 +168,21 @@ class _Folded(Function):
         q, k, v, out, lse = ctx.saved_tensors
         if torch.is_grad_enabled():
             no_second_derivative("folded")
-        grads = [torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v)]
+        dtype, once = wide(q.dtype), all(heads == slice(None) for _, heads, _ in ctx.work.folds)
+        make = torch.empty if once else torch.zeros
+        grads = [make(x.shape, dtype=dtype, device=q.device) for x in (q, k, v)]
         with without_autocast(q.device):
             for one in _rows_and_heads(q, k, v, ctx.work):
-                rows = (x[one.b, one.h] for x in (d_out, d_lse, out, lse))
+                rows = [x[one.b, one.h] for x in (d_out, d_lse, out, lse)]
+                if q.device.type == "cpu":
+                    # Over pieces of few queries the kernel takes twice as long in half precision.
+                    one, rows = one.to(dtype), [x.to(dtype) for x in rows]
                 pulled = _backward(one, ctx.work.scale, *rows)
                 for grad, own, heads in zip(grads, pulled, (one.h, one.g, one.g), strict=True):
-                    grad[one.b, heads] += own
+                    if once:
+                        grad[one.b] = own
+                    else:
+                        grad[one.b, heads] += own
         return (*(x.to(q.dtype) for x in grads), None)
 
 
@@ -194,6 +200,10 @@ class One(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+
+    def to(self, dtype: torch.dtype) -> One:
+        """Return the same in another precision."""
+        return self._replace(q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
 
 
 def _rows_and_heads(q: Tensor, k: Tensor, v: Tensor, work: Work) -> Iterator[One]:
@@ -223,35 +233,47 @@ def _restored(x: Tensor, order: Tensor | None, n: int) -> Tensor:
     return x if order is None else torch.empty_like(x).index_copy_(1, order, x)
 
 
-def _slabs(one: One, group: Group, *, views_too: bool = False) -> Iterator[Slab]:
-    """Cut a group into pieces whose keys and values fit the cache.
+def _parts(one: One, group: Group, *, views_too: bool = False) -> Iterator[slice]:
+    """Cut the units of a group into parts whose keys and values fit the cache.
 
     Views need no cutting forward; backward their gradients are copies (`views_too`).
     """
-    side_q, side_k = one.fold.size
     count, wide_keys = len(group.units), group.width
     row = one.k.shape[0] * wide_keys * (one.k.shape[-1] + one.v.shape[-1]) * one.k.element_size()
     at_once = max(1, GATHERED // row)
     if group.regular is not None and not views_too:
         at_once = count
     for start in range(0, count, at_once):
-        part = slice(start, min(start + at_once, count))
-        if group.regular is not None:
-            unit, step, key, key_step = group.regular
-            here = part.stop - start
-            q = _strided(one.q, (unit + start * step) * side_q, step * side_q, here, side_q)
-            first = (key + start * key_step) * side_k
-            k, v = (_strided(x, first, key_step * side_k, here, wide_keys) for x in (one.k, one.v))
-        else:
+        yield slice(start, min(start + at_once, count))
+
+
+def _slab(one: One, group: Group, part: slice) -> Slab:
+    """Return some units of a group with their tensors: views where they are regular, else copies.
+
+    What a slab holds is freed before the next is made, if its caller returns in between.
+    """
+    side_q, side_k = one.fold.size
+    if group.regular is not None:
+        unit, step, key, key_step = group.regular
+        here = part.stop - part.start
+        q = _strided(one.q, (unit + part.start * step) * side_q, step * side_q, here, side_q)
+        first = (key + part.start * key_step) * side_k
+        k, v = (_strided(x, first, key_step * side_k, here, group.width) for x in (one.k, one.v))
+    else:
+        if group.rows is None:
             q = _gathered(one.q, group.units[part, None], side_q)
-            k, v = (_gathered(x, group.keys[part], side_k) for x in (one.k, one.v))
-        mask = group.mask
-        if mask is not None:
-            mask = mask if len(mask) == 1 else mask[part]
-            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
-                ~mask, -torch.inf
-            )
-        yield Slab(group, part, q, k, v, mask)
+        else:
+            unit, step = group.rows
+            here, first = part.stop - part.start, (unit + part.start * step) * side_q
+            q = _strided(one.q, first, step * side_q, here, side_q)
+        k, v = (_gathered(x, group.keys[part], side_k) for x in (one.k, one.v))
+    mask = group.mask
+    if mask is not None:
+        mask = mask if len(mask) == 1 else mask[part]
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+            ~mask, -torch.inf
+        )
+    return Slab(group, part, q, k, v, mask)
 
 
 def _strided(x: Tensor, start: int, step: int, count: int, length: int) -> Tensor:
@@ -280,26 +302,29 @@ def _forward(one: One, scale: float, out: Tensor, lse: Tensor) -> None:
     out_tiles, lse_tiles = outs.unflatten(1, (-1, side)), lses.unflatten(1, (-1, side))
     for depth, layer in enumerate(one.fold.layers):
         for group in layer:
-            for slab in _slabs(one, group):
-                got = dense_kernels.forward(
-                    slab.q, slab.k, slab.v, dense_kernels.Shape(scale), slab.mask
-                )
-                made = Partial(got[0].transpose(0, 1), got[1].transpose(0, 1))
-                units = _units(group, slab.units)
-                if depth:
-                    made = merge(Partial(out_tiles[:, units], lse_tiles[:, units]), made)
-                assert made.lse is not None
-                out_tiles[:, units], lse_tiles[:, units] = made.out, made.lse
+            for part in _parts(one, group):
+                _attend(_slab(one, group, part), scale, depth, out_tiles, lse_tiles)
     if not direct:
         out.copy_(_restored(outs, one.fold.order_q, out.shape[1]))
         lse.copy_(_restored(lses, one.fold.order_q, out.shape[1]))
 
 
+def _attend(slab: Slab, scale: float, depth: int, out: Tensor, lse: Tensor) -> None:
+    """Write the results of a slab into tiles out [h, t, q, e], lse [h, t, q]; merge them below."""
+    got = dense_kernels.forward(slab.q, slab.k, slab.v, dense_kernels.Shape(scale), slab.mask)
+    made = Partial(got[0].transpose(0, 1), got[1].transpose(0, 1))
+    units = _units(slab.group, slab.units)
+    if depth:
+        made = merge(Partial(out[:, units], lse[:, units]), made)
+    assert made.lse is not None
+    out[:, units], lse[:, units] = made.out, made.lse
+
+
 def _units(group: Group, part: slice) -> slice | Tensor:
     """Query tiles of a slab: a slice where they are regular, since writing to a slice is cheap."""
-    if group.regular is None:
+    if group.rows is None:
         return group.units[part]
-    first, step = group.regular[:2]
+    first, step = group.rows
     return slice(first + part.start * step, first + (part.stop - 1) * step + 1, step)
 
 
@@ -315,38 +340,56 @@ def _backward(
         for x in (d_out, d_lse, out, lse)
     ]
     dtype = wide(one.q.dtype)
+    # Tiles first, over memory in which heads are: to put them together again copies nothing.
     dq, dk, dv = (
-        torch.zeros(x.shape[1] // s, x.shape[0], s, x.shape[2], dtype=dtype, device=x.device)
+        torch.zeros(
+            x.shape[0], x.shape[1] // s, s, x.shape[2], dtype=dtype, device=x.device
+        ).transpose(0, 1)
         for x, s in ((one.q, side_q), (one.k, side_k), (one.v, side_k))
     )
     for layer in fold.layers:
         for group in layer:
-            for slab in _slabs(one, group, views_too=True):
-                units = _units(group, slab.units)
-                own = [x[units] for x in rows]
-                got = dense_kernels.backward(
-                    own[0],
-                    own[1][..., 0],
-                    slab.q,
-                    slab.k,
-                    slab.v,
-                    own[2],
-                    own[3][..., 0].contiguous(),
-                    dense_kernels.Shape(scale),
-                    slab.mask,
-                )
-                dq[units] += got[0]
-                for total, x in ((dk, got[1]), (dv, got[2])):
-                    _add_tiles(total, group, slab.units, x, side_k)
+            for part in _parts(one, group, views_too=True):
+                _pull(_slab(one, group, part), scale, rows, (dq, dk, dv), side_k)
     n = d_out.shape[1]
     back = _restored(dq.transpose(0, 1).flatten(1, 2), fold.order_q, n)
     keys = [_restored(x.transpose(0, 1).flatten(1, 2), fold.order_k, one.m) for x in (dk, dv)]
     return back, keys[0], keys[1]
 
 
+def _pull(
+    slab: Slab, scale: float, rows: list[Tensor], totals: tuple[Tensor, ...], side: int
+) -> None:
+    """Add the gradients of a slab to tiles of dq, dk, dv; rows are d_out, d_lse, out, lse."""
+    units = _units(slab.group, slab.units)
+    own = [x[units] for x in rows]
+    got = dense_kernels.backward(
+        own[0],
+        own[1][..., 0],
+        slab.q,
+        slab.k,
+        slab.v,
+        own[2],
+        own[3][..., 0].contiguous(),
+        dense_kernels.Shape(scale),
+        slab.mask,
+    )
+    totals[0][units] += got[0]
+    for total, x in zip(totals[1:], got[1:], strict=True):
+        _add_tiles(total, slab.group, slab.units, x, side)
+
+
 def _add_tiles(total: Tensor, group: Group, units: slice, x: Tensor, side: int) -> None:
     """Add x [u, g, width, d] to the tiles [t, g, side, d] that it came from."""
-    x = pad(x, (0, 0, 0, -x.shape[2] % side)).unflatten(2, (-1, side))
+    short = -x.shape[2] % side
+    x = (pad(x, (0, 0, 0, short)) if short else x).unflatten(2, (-1, side))  # a pad of 0 copies
+    if group.regular is None and group.columns is not None:
+        # From the last column on, one unit after the other adds to a tile: as by `index_add_`.
+        for c in reversed(range(x.shape[2])):
+            first, step = group.columns[c]
+            start = first + units.start * step
+            total[start : start + (len(x) - 1) * step + 1 : step] += x[:, :, c]
+        return
     if group.regular is None:
         keys = group.keys[units].flatten()
         total.index_add_(0, keys, x.transpose(1, 2).flatten(0, 1).to(total.dtype))

@@ -48,6 +48,19 @@ class Group:
         """Pairs of tiles."""
         return self.keys.numel()
 
+    @cached_property
+    def rows(self) -> tuple[int, int] | None:
+        """First and step of the units, where these form an arithmetic row: a slice reads them."""
+        return _row(self.units)
+
+    @cached_property
+    def columns(self) -> list[tuple[int, int]] | None:
+        """First and step of each column of keys; None unless all rise together by one step."""
+        found = [_row(x) for x in self.keys.T]
+        known = [x for x in found if x is not None]
+        alike = len(known) == len(found) and len({step for _, step in known}) == 1
+        return known if alike else None
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -182,6 +195,17 @@ def _split(group: Group, side: int) -> tuple[Group, Group | None]:
     if main.regular is None or off.regular is None:
         return group, None
     return main, off
+
+
+def _row(x: Tensor) -> tuple[int, int] | None:
+    """Return first and step of numbers that rise by one step, None where they do not.
+
+    >>> _row(torch.tensor([3, 5, 7])), _row(torch.tensor([3, 5, 6])), _row(torch.tensor([3, 3]))
+    ((3, 2), None, None)
+    """
+    steps = x.diff()
+    step = int(steps[0]) if len(steps) else 1
+    return (int(x[0]), step) if step > 0 and all_same(steps[:, None]) else None
 
 
 def _regular(units: Tensor, keys: Tensor, mask: Tensor | None, side: int) -> Group:

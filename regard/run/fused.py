@@ -134,17 +134,22 @@ def every_pair(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) ->
 def single(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float = 0.0) -> Tensor:
     """Attend from single queries q [b, h, 1, d] to all keys: [b, h, 1, e]."""
     b, h, n, d = q.shape
+    g = k.shape[1]
+    count_single(q, k, v)
+    if h == g or q.device.type != "cpu":
+        return scaled_dot_product_attention(q, k, v, None, dropout, scale=scale, enable_gqa=h != g)
+    # Queries that share a key head are rows of one: the kernel of the CPU reads its keys once.
+    rows = q.reshape(b, g, -1, d)
+    out = scaled_dot_product_attention(rows, k, v, None, dropout, scale=scale)
+    return out.reshape(b, h, n, -1)
+
+
+def count_single(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Count attention from q [b, h, n, d] to every key of k [b, g, m, d] and v [b, g, m, e]."""
+    b, h, n, d = q.shape
     (_, g, m, _), e = k.shape, v.shape[3]
     size = q.element_size() * b * (d + e)
     count(float(b * h * n * m), d + e, float(size * (h * n + g * m)))
-    if q.device.type != "cpu" or h == k.shape[1]:
-        return scaled_dot_product_attention(
-            q, k, v, None, dropout, scale=scale, enable_gqa=h != k.shape[1]
-        )  # fmt: skip
-    # Queries that share a key head are rows of one: the kernel of the CPU reads its keys once.
-    rows = q.reshape(b, k.shape[1], -1, d)
-    out = scaled_dot_product_attention(rows, k, v, None, dropout, scale=scale)
-    return out.reshape(b, h, n, -1)
 
 
 def why_not_product(call: Call) -> str:

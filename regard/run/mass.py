@@ -12,6 +12,7 @@ from regard.core.heads import expand_heads
 from regard.core.partial import finite, wide
 from regard.core.support import Everything, Support, Window
 from regard.core.weigh import Softmax
+from regard.run.fused import pattern, product, why_not_product
 from regard.run.runner import run
 
 # Scores held at a time.
@@ -49,17 +50,64 @@ def gathers(call: Call) -> bool:
     return call.b == 1 and call.m >= GATHERED and not call.placed and not call.rule.tensors()
 
 
+# Queries that read the same keys without a mask, where a causal rule lets them.
+BEFORE = 512
+
+
 def log_part_of_keys(call: Call, keys: Tensor) -> Tensor:
-    """Return `log_part` [1, h, n] of some keys, by their indices [s]: only these are read.
+    """Return `log_part` [1, h, n] of some keys, by their rising indices [s]: only these are read.
 
     >>> q = torch.randn(1, 2, 6, 4)
     >>> found = log_part_of_keys(Call.of(q, q, q), torch.tensor([1, 4]))
     >>> found.allclose((q @ q.mT / 2)[..., [1, 4]].logsumexp(-1))
     True
     """
+    if pattern(call) != "causal" or call.n <= BEFORE:
+        return _log_part_of(call, slice(None), keys)
+    found = torch.full((1, call.h, call.n), -torch.inf, dtype=wide(call.q.dtype)).to(keys.device)
+    free = call.replace(rule=call.rule.replace(support=Everything()))
+    for start in range(0, call.n, BEFORE):
+        rows = slice(start, min(start + BEFORE, call.n))
+        first, last = torch.searchsorted(keys, keys.new_tensor([rows.start, rows.stop])).tolist()
+        for some, one in ((keys[:first], free), (keys[first:last], call)):
+            if len(some):  # those that stand before these queries need no mask
+                part = _log_part_of(one, rows, some)
+                found[:, :, rows] = torch.logaddexp(found[:, :, rows], part)
+    return found
+
+
+def _log_part_of(call: Call, rows: slice, keys: Tensor) -> Tensor:
+    """Return `log_part` of some keys for some queries."""
     k = call.k[:, :, keys]
-    alone = call.replace(k=k, v=k[..., :1], k_positions=keys)
+    alone = call.replace(q=call.q[:, :, rows], k=k, v=k[..., :1])
+    if not isinstance(call.rule.support, Everything) or call.rule.score.steps:
+        at = torch.arange(call.n, device=keys.device)[rows]
+        alone = alone.replace(k_positions=keys, q_positions=at)
     return log_part(alone, Everything())
+
+
+def log_part_at(call: Call, distance: int) -> Tensor:
+    """Return `log_part` [b, h, n] of the pairs `at_distance`: one of each query, read alone.
+
+    >>> q = torch.randn(1, 2, 6, 4)
+    >>> found = log_part_at(Call.of(q, q, q), 1)
+    >>> found[0, 0, 0].item(), found[..., 1:].allclose((q[:, :, 1:] * q[:, :, :-1]).sum(-1) / 2)
+    (-inf, True)
+    """
+    alone = call.q_positions is None and call.keys.positions is None
+    if not alone or why_not_product(call):
+        return log_part(call, at_distance(distance))
+    rows = torch.arange(call.n, device=call.q.device)
+    j = rows + call.rule.offset - distance
+    there, cols = (j >= 0) & (j < call.m), j.clamp(0, max(call.m - 1, 0))
+    at = call.at(rows, cols)
+    allowed = call.allowed(at._replace(col=cols[:, None], j=cols[:, None]))
+    q, k, scale = product(call)
+    dtype = wide(call.q.dtype)
+    grouped = q.to(dtype).unflatten(1, (call.g, -1))  # [b, g, h / g, n, d]
+    scores = torch.linalg.vecdot(grouped, k[:, :, None, cols].to(dtype)).flatten(1, 2) * scale
+    met = allowed.expand(*scores.shape, 1)[..., 0] & there
+    return torch.where(met, scores, -torch.inf)
 
 
 def log_part_of_groups(call: Call, of_queries: Tensor, of_keys: Tensor, part: Support) -> Tensor:
@@ -173,6 +221,6 @@ def at_distance(distance: int) -> Support:
 
 
 __all__ = [
-    "at_distance", "gathers", "log_part", "log_part_of_groups", "log_part_of_keys", "log_weight",
-    "mass", "tile_mass",
+    "at_distance", "gathers", "log_part", "log_part_at", "log_part_of_groups", "log_part_of_keys",
+    "log_weight", "mass", "tile_mass",
 ]  # fmt: skip

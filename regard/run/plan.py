@@ -248,6 +248,7 @@ def densified(call: Call) -> Call:
 # A kind of call -> its executor, and whether its keys are made dense first.
 _chosen: OrderedDict[Hashable, tuple[Executor, bool]] = OrderedDict()
 _KEPT = 4096
+_functorch = torch._C._functorch
 
 
 def executor_for(
@@ -255,8 +256,46 @@ def executor_for(
 ) -> tuple[Executor, bool]:
     """Return the executor of a call, and whether its keys must be made dense.
 
-    Calls of one kind are planned and checked once.
+    Calls of one kind are planned and checked once. The layers of a model decode by one rule, and
+    mostly the same shapes: a rule remembers the kind of its last step, which takes less to compare
+    than to look up.
     """
+    step = _step(call, forced, lse, weights)
+    if step is not None:
+        known = call.rule.__dict__.get("_step")
+        if known is not None and known[0] == step:
+            call.__dict__["placed"] = False
+            return known[1]  # type: ignore[no-any-return]
+    found = _looked_up(call, forced, lse, weights)
+    if step is not None:
+        call.rule.__dict__["_step"] = step, found
+    return found
+
+
+def _step(call: Call, forced: str | None, lse: bool, weights: bool) -> Hashable:
+    """Return what a plan of a plain step knows; None for calls of any other kind.
+
+    A plain step is a query of each head over all of its keys, as tensors, without a gradient.
+    """
+    rule, keys, q = call.rule, call.keys, call.q
+    if type(keys) is not Dense or not rule.plain or torch.is_grad_enabled():
+        return None
+    k, v, at = keys.k, keys.v, keys.at
+    try:
+        if q.shape[2] != 1 or not (at is None or getattr(at, "full", False)):
+            return None
+        if _functorch.peek_interpreter_stack() is not None:
+            return None
+        now = call.q_positions
+        return (
+            q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
+            _tensor_kind(now), call.dropout, forced, lse, weights,
+        )  # fmt: skip
+    except (AttributeError, IndexError):  # something is no tensor, as the check will say
+        return None
+
+
+def _looked_up(call: Call, forced: str | None, lse: bool, weights: bool) -> tuple[Executor, bool]:
     try:
         key: Hashable = (_kind(call), forced, lse, weights)
     except AttributeError:  # something is no tensor; a look at each call would cost all calls
@@ -293,7 +332,8 @@ def _kind(call: Call) -> Hashable:
     # A text that grows by a token must not be planned anew at each: then lengths come in steps.
     grows = single and not held and (rule.position_free or placed)
     if not dense:
-        said: Hashable = keys.kind
+        # Several queries may be all the past of few keys, and not of many.
+        said: Hashable = keys.kind if single else (keys.kind, keys.m)
         if keys.form == "paged":
             said = said, _in_a_row(call.q_positions)
     elif grows:

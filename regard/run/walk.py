@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.runs import Lines
 from regard.core.tilemap import EMPTY, FULL, PARTIAL
 
 TILE = 128
@@ -27,10 +26,9 @@ def tile_share(call: Call) -> float:
         return 1.0
     support, side = call.rule.support, TILE
     batch, heads = support.extent()
-    lines = Lines.over(1, 1, (1, 1), 0, torch.device("cpu"))
     # A map that must be written out is looked at from farther off, and seems fuller than it is.
     while batch * heads * (-(-call.n // side)) * (-(-call.m // side)) > LOOKED_AT:
-        if batch * heads == 1 and support.runs(lines) is not None:
+        if batch * heads == 1 and support.in_runs:
             break
         side *= 2
     return call.rule.tiles(call.n, call.m, side, device=device_of(call)).density

@@ -45,6 +45,3 @@ def show(scheme: str, layout: str, tokens: int, new: int) -> dict[str, Any]:
             "sent a token": (decoding.sent - sent.sent) / max(1, new),
             "same tokens": bool((generated == text).all()),
         }  # fmt: skip
-
-
-__all__ = ["show"]

@@ -83,6 +83,3 @@ def shake(meant: Meant, peers: Peers, device: torch.device) -> None:
                     f"{meant[place][:SHOWN]}, as rank {peers.number(peers.rank)} means to do",
                     f"give every rank the same {name}",
                 )
-
-
-__all__ = ["Meant", "packed", "shake"]

@@ -175,8 +175,3 @@ def _by_tokens(keys: ShardedKeys, heads: list[list[int]], part: Partial) -> Part
         for flat, x, (_, incoming) in zip(got, xs, plans, strict=True)
     ]  # fmt: skip
     return Partial(found[0], found[1][..., 0] if len(found) > 1 else None)
-
-
-__all__ = [
-    "HeadSplit", "exchanged_bytes", "key_heads_for", "key_heads_held", "shares", "through_heads",
-]  # fmt: skip

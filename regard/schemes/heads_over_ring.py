@@ -163,6 +163,3 @@ def across(call: Call, world: int) -> int:
         if found is not None:
             return found
     return 1
-
-
-__all__ = ["HeadsOverRing", "ShardGroups", "Within", "across"]

@@ -77,6 +77,3 @@ class _Blocks(Function):
             out=out if alone else None,
         )  # fmt: skip
         return None, None, None, *found
-
-
-__all__ = ["KeyGather"]

@@ -245,6 +245,3 @@ class _Gather(Function):
         sends, gets = {r: grad[r] for r in others}, {r: found[r] for r in others}
         peers.exchange(sends, gets, what, lane=1, call=ctx.call).wait()
         return found.sum(0), None
-
-
-__all__ = ["message_bytes", "scan_low_rank_sharded", "scan_sharded"]

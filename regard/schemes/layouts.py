@@ -170,6 +170,3 @@ def work_of_tiles(rule: Rule, length: int, size: int) -> list[float]:
         state = tile_states(support, Grid.of(rows, line, batch, heads).shift(rule.offset))
         found += (state != EMPTY).double().mean((0, 1)).sum(1).tolist()
     return [x * size * size for x in found]
-
-
-__all__ = ["Contiguous", "Dealt", "Layout", "Striped", "ZigZag", "balanced", "work_of_tiles"]

@@ -278,5 +278,3 @@ def message_bytes(call: Call) -> list[int]:
 
 
 EXECUTORS.add(Lent.form, "lent", "regard.schemes.lending", "LentExecutor")
-
-__all__ = ["Lent", "LentExecutor", "LentMemory", "NoRoomError", "Workers", "message_bytes"]

@@ -216,5 +216,3 @@ if __name__ == "__main__":
     from regard.schemes.local_processes import _run_all as run_all  # its Job, not that of __main__
 
     run_all(Path(sys.argv[1]))
-
-__all__ = ["Ended", "Job", "LaunchError", "function_of", "launch", "results"]

@@ -139,6 +139,3 @@ def on_ranks(world: int, function: Callable[[Peers], T], timeout: float = 60.0) 
     if errors:  # the order in which they were raised
         raise next(iter(errors.values()))
     return [found[rank] for rank in range(world)]
-
-
-__all__ = ["LocalPeers", "on_ranks"]

@@ -307,16 +307,3 @@ def exchange(peers: Peers, plans: Plans, what: str, *xs: Tensor) -> tuple[Tensor
     """Exchange numbers with all ranks, differentiably: each x [sum(outgoing)], flat."""
     made: tuple[Tensor, ...] = Exchange.apply(peers, plans, what, *xs)  # type: ignore[no-untyped-call]
     return made
-
-
-__all__ = [
-    "TIMEOUT",
-    "Exchange",
-    "PeerError",
-    "Peers",
-    "SomePeers",
-    "Traffic",
-    "exchange",
-    "fail_peer",
-    "traffic",
-]

@@ -128,6 +128,3 @@ def pulled_back(
         outputs.append(part.lse)
         grads.append(d_lse)
     return list(torch.autograd.grad(outputs, inputs, grads, allow_unused=True))
-
-
-__all__ = ["kernel_blocks", "part_grads", "pulled_back", "scale_of_dot"]

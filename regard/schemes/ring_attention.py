@@ -149,6 +149,3 @@ class _Ring(Function):
             q, k, v, tuple(learned), d_out, lse, d_row, ctx.number, out if alone else None
         )  # fmt: skip
         return (None, None, None, *ctx.scheme.backward(ctx.call, ctx.keys, back))
-
-
-__all__ = ["BurstAttention", "RingAttention", "learned_by"]

@@ -226,6 +226,3 @@ def queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         waiting.wait()
         _add(back.dq, asks, mine.view(b, h, -1, d) if len(asks) else None)
     return back.grads()
-
-
-__all__ = ["Back", "keys_travel", "passing", "queries_travel"]

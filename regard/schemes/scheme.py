@@ -251,8 +251,3 @@ def row_terms(
         return None
     d_row = (d_out.to(out.dtype) * out).sum(-1)
     return d_row if d_lse is None else d_row - torch.where(lse == -torch.inf, 0.0, d_lse)
-
-
-__all__ = [
-    "LINK", "Scheme", "block_call", "blocks_of", "partial_over", "queries_of", "row_terms", "work",
-]  # fmt: skip

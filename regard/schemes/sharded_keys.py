@@ -307,6 +307,3 @@ def _unpacked(x: Tensor, b: int, g: int, d: int, e: int) -> tuple[Tensor, Tensor
 def arrived(keys: ShardedKeys, slots: list[Tensor]) -> Tensor:
     """Positions of slots of every rank, one rank after the other, on the CPU."""
     return torch.cat([keys.layout.positions(rank)[x] for rank, x in enumerate(slots)])
-
-
-__all__ = ["ShardedKeys", "arrived", "gathered", "peers_of"]

@@ -405,6 +405,3 @@ def spread(
     peers = peers_of(mesh, dim, timeout)
     stage = Spread(peers, scheme, layout)
     return Spreading(model, stage, attach(model, [stage], check=check))
-
-
-__all__ = ["Spread", "Spreading", "anchored", "spread"]

@@ -111,6 +111,3 @@ class _Tree(Function):
         ]
         filled = [*d_own, *[None] * (many - len(d_own))]
         return None, None, None, shared[0].to(q.dtype), *filled, *shared[1:]
-
-
-__all__ = ["TreeDecode"]

@@ -136,6 +136,3 @@ def group_norm(
     shape = (1, c, *(1,) * (x.dim() - 2))
     out = out if weight is None else out * weight.view(shape)
     return out if bias is None else out + bias.view(shape)
-
-
-__all__ = ["clip_rule", "group_norm", "shared_frames", "with_borders"]

@@ -147,6 +147,3 @@ def state_of(rule: Rule, i: Tensor, j: Tensor) -> int:
 
     first = (len(i), int(i[0]), int(i[-1]), len(j), int(j[0]), int(j[-1]), rule.offset)
     return rule.support.memo(("state over ranks", first), look)
-
-
-__all__ = ["RankWork", "state_of", "states", "tile_of", "work_of"]

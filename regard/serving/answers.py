@@ -66,6 +66,3 @@ class _Shared(Stage):
     def before(self, call: Call) -> Call:
         """Put the support in place of the causal one."""
         return call.replace(rule=call.rule.replace(support=self.support))
-
-
-__all__ = ["answer_log_probs"]

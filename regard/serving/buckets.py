@@ -231,6 +231,3 @@ def _base_of(model: Any, rotary: Any) -> float:
             "buckets change the base alone: take a model without rope scaling",
         )  # fmt: skip
     return base
-
-
-__all__ = ["Buckets", "choose_bases", "decay", "merged", "troughs"]

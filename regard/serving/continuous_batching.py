@@ -207,6 +207,3 @@ class _Batching:
         for name in list(self.serving.requests):
             self.serving.leave(name)
         return answers
-
-
-__all__ = ["generate_batch"]

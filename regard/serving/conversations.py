@@ -172,6 +172,3 @@ class Conversations:
                 "pass Conversations(model, tokenizer), or ids",
             )  # fmt: skip
         return found
-
-
-__all__ = ["Conversations", "flops_of_chunks"]

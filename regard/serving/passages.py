@@ -198,6 +198,3 @@ class Passages:
                 ShapeError, name, "a text, and no tokenizer", "token ids",
                 "make it with Passages(model, tokenizer)",
             )  # fmt: skip
-
-
-__all__ = ["Blockwise", "Passages", "blocks_of"]

@@ -164,6 +164,3 @@ def _ids(name: str, x: Any, tokenizer: Any) -> list[int]:
             "pass tokenizer=...",
         )  # fmt: skip
     return found
-
-
-__all__ = ["Threads", "meets", "think_together"]

@@ -1,4 +1,4 @@
-"""Which files may be overwritten: those that Regard wrote and nobody changed."""
+"""Which files may be overwritten: those that Regard made from the same and nobody changed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from regard.core.files import NOT_OURS, OF_ANOTHER, FileError, refuse_to_replace
+from regard.core.files import (
+    NOT_OURS,
+    OF_ANOTHER,
+    FileError,
+    need_origin,
+    refuse_to_replace,
+    set_aside,
+)
 from regard.core.picture_files import is_our_picture
-from regard.views.run_file import is_run, origin_at
+from regard.views.run_file import Run, is_run, origin_at
+from regard.views.run_table import run_table
 
 # The last line of a page: a comment with what it was made from, and the SHA-256 of all before it.
 _SEAL = b"<!-- regard-page of "
 
 
-def sealed_page(text: str, origin: str = "") -> bytes:
+def sealed_page(text: str, origin: str) -> bytes:
     """Return a page with its seal, which tells whether somebody changed it since.
 
     `origin` is a word for what the page was made from.
@@ -22,10 +30,11 @@ def sealed_page(text: str, origin: str = "") -> bytes:
     >>> sealed_page("<p>", "0a1b")[:33]
     b'<p><!-- regard-page of 0a1b sha25'
     """
+    need_origin(origin)
     return _sealed(text.encode("utf-8", "replace"), origin.encode())
 
 
-def may_replace(origin: str = "", error: type[FileError] = FileError) -> Callable[[Path], bool]:
+def may_replace(origin: str, error: type[FileError] = FileError) -> Callable[[Path], bool]:
     """Return what tells whether a file may go: one of Regard's, made from the same.
 
     It raises for one of Regard's that was made from something else.
@@ -42,6 +51,19 @@ def may_replace(origin: str = "", error: type[FileError] = FileError) -> Callabl
     return tell
 
 
+def make_room(path: Path, origin: str, error: type[FileError] = FileError) -> None:
+    """Move a page of Regard's that was made from something else to `older/` beside it.
+
+    For pages that take long to make, of a folder whose plan changes. What is not Regard's, or was
+    edited, is refused.
+    """
+    if path.exists():
+        if not is_ours(path):
+            refuse_to_replace(path, error)
+        if origin_of_file(path) != origin:
+            set_aside(path)
+
+
 def need_replaceable(paths: Sequence[Path], origin: str) -> None:
     """Raise if one of some files may not go: before the work, and before any of them is written."""
     for path in paths:
@@ -55,7 +77,7 @@ def need_replaceable(paths: Sequence[Path], origin: str) -> None:
 def is_ours(path: Path) -> bool:
     """Return whether a file is a page, run, picture or table of Regard that nobody changed.
 
-    A table (.csv) has no seal: it is recognized by its columns.
+    A table (.csv) has no place for a seal: it is Regard's if the run beside it has these numbers.
     """
     if path.suffix in (".npz", ".json"):
         return is_run(path)
@@ -66,7 +88,8 @@ def is_ours(path: Path) -> bool:
     except OSError:
         return False
     if path.suffix == ".csv":
-        return body.startswith(b"head,layer,kind,module,role")
+        beside = path.with_suffix(".npz")
+        return is_run(beside) and run_table(Run.load(beside)) == body
     page, origin = _parted(body)
     return origin is not None and _sealed(page, origin) == body
 
@@ -74,7 +97,7 @@ def is_ours(path: Path) -> bool:
 def origin_of_file(path: Path) -> str | None:
     """Return what a file of Regard says that it was made from; None where it has no place for it.
 
-    A table has the run beside it, where there is one, to say so.
+    A table has the run beside it to say so.
     """
     if path.suffix == ".csv":
         beside = path.with_suffix(".npz")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from regard.core.errors import RuleError, fail, nearest, need
@@ -22,10 +19,9 @@ from regard.probes.scores import Head, Scores, head_name, towers
 from regard.views.one_head import Chosen, SeenHead
 from regard.views.overwrite import may_replace
 from regard.views.roles import ROLES, Roles
-from regard.views.rollout import RolledOut, packed_rollout
+from regard.views.rollout import RolledOut
 from regard.views.run_file import Run
-from regard.views.sound import frames_of
-from regard.views.word_maps import packed_words
+from regard.views.run_table import run_table
 
 if TYPE_CHECKING:
     import pandas
@@ -248,78 +244,16 @@ class Seen:
 
     def run(self) -> Run:
         """Return everything as one run: a manifest and arrays."""
-        names, roles = self.role_names, self.roles.first()
-        arrays: dict[str, np.ndarray] = {}
-        for name, scores in self.scores.items():
-            arrays[f"scores/{name}"] = scores.array(list(self.sites))
-        wide = max((site.heads or 0 for site in self.sites), default=0)
-        role = np.full((len(self.sites), wide), -1, np.int8)
-        for (site, head), name in roles.items():
-            if site in self.sites:
-                role[list(self.sites).index(site), head] = names.index(name)
-        arrays["role"], arrays["importance"] = role, self.importance().astype(np.float32)
-        side = max((max(d.tiles.shape[-2:]) for d in self.drawn.values()), default=0)
-        thumbs = np.zeros((len(self.sites), wide, side, side), np.uint8)
-        described = []
-        frames = frames_of(self.drawn) if self.sound else {}
-        for row, site in enumerate(self.sites):
-            drawn = self.drawn.get(site)
-            if drawn is not None and site in frames:
-                drawn = replace(drawn, patches=frames[site])
-            about = _described(site, drawn, len(self.words))
-            described.append({"tower": self.towers[site], **about})
-            if drawn is not None:
-                h, t, s = drawn.tiles.shape
-                thumbs[row, :h, :t, :s] = log_scale(drawn.tiles)
-                arrays[f"entropy/{row}"] = drawn.entropy.half().numpy()
-                arrays[f"received/{row}"] = drawn.received.half().numpy()
-        if side:
-            arrays["thumbs"] = thumbs
-        entries = []
-        for number, deep in enumerate(self.deep):
-            row = list(self.sites).index(deep.site)
-            entries.append(
-                {"site": row, "head": deep.head, "kv_head": deep.kv_head, "tile": deep.tile,
-                 **deep.facts}
-            )  # fmt: skip
-            arrays[f"map/{number}"] = log_scale(deep.map)
-            arrays[f"q/{number}"], arrays[f"lse/{number}"] = deep.q.numpy(), deep.lse.numpy()
-            arrays[f"k/{row}.{deep.kv_head}"] = deep.k.numpy()
-        if self.image is not None:
-            arrays["image"] = self.image
-        words = None
-        if self.words_seen is not None:
-            words, maps = packed_words(self.words_seen)
-            arrays |= maps
-        rollout = None
-        if self.rollout is not None:
-            rollout, arrays["rollout"] = packed_rollout(self.rollout)
-        grid = next((site.grid for site in self.sites if site.grid), None)
-        manifest = {
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "title": self.model.get("name", "model")
-            + (f", {len(self.words)} tokens" if self.words else ""),
-            "model": dict(self.model), "made_from": dict(self.made_from), "versions": versions(),
-            "tokens": list(self.words),
-            "modality": "sound" if self.sound else "image" if self.image is not None else "text",
-            "grid": None if grid is None else list(grid), "sites": described,
-            "scores": {
-                name: {"title": x.title, "definition": x.source or x.definition,
-                       "low": x.low, "high": x.high, "chance": x.level(), "tokens": x.tokens}
-                for name, x in self.scores.items()
-            },
-            "roles": [{"name": n, "title": self.scores[n].title, "threshold": ROLES[n]}
-                      for n in names],
-            "findings": self.findings(), "deep": entries, "words": words,
-            "rollout": rollout,
-        }  # fmt: skip
-        return Run(manifest, arrays)
+        from regard.views.packed_seen import packed_seen  # it reads what this module makes
+
+        return packed_seen(self)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a file by its suffix: .html, .npz (and .json), .png, .csv.
 
         A file of the same model and inputs that is there is replaced, anything else only where
-        `overwrite` is true.
+        `overwrite` is true. A table has no place to say what it was made from: one that the run
+        beside it does not have, number by number, is not replaced.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -336,9 +270,9 @@ class Seen:
 
             return draw_heads(self.run(), path, overwrite=overwrite)
         if path.suffix == ".csv":
-            there = may_replace(self.run().origin)
-            table = self.to_frame().to_csv(index=False).encode()
-            return write_bytes(path, table, may_replace=True if overwrite else there)
+            run = self.run()
+            there = True if overwrite else may_replace(run.origin)
+            return write_bytes(path, run_table(run), may_replace=there)
         self.run().save(path, overwrite=overwrite)
         return path
 
@@ -362,39 +296,4 @@ class Seen:
         return f"Seen({self.model.get('name', 'model')}: {heads} heads)\n{lines}"
 
 
-def _described(site: Site, drawn: Drawn | None, words: int) -> dict[str, Any]:
-    n = None if drawn is None else drawn.n
-    patches = None if drawn is None else drawn.patches
-    grid = site.grid if patches is None else patches.grid
-    return {
-        "layer": site.layer, "kind": site.kind, "module": site.module, "heads": site.heads,
-        "kv_heads": site.kv_heads, "head_size": site.head_size, "causal": site.causal,
-        "queries": n, "keys": None if drawn is None else drawn.m,
-        "grid": None if grid is None else list(grid),
-        "patches": None if patches is None else {
-            "queries": patches.queries, "keys": patches.keys,
-            # Whether the other tokens are those of the text.
-            "words": bool(words) and site.grid is None and words in (n, drawn.m if drawn else None),
-        },
-        "tile": None if drawn is None else drawn.tile,
-        "rule": "" if drawn is None else repr(drawn.rule)[:200],
-    }  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run was made with."""
-    import sys
-
-    from regard import __version__
-
-    found = {
-        "regard": __version__, "torch": torch.__version__,
-        "python": platform.python_version(),
-    }  # fmt: skip
-    for name in ("transformers", "diffusers", "timm"):
-        if name in sys.modules:
-            found[name] = getattr(sys.modules[name], "__version__", "")
-    return found
-
-
-__all__ = ["ROLES", "Seen", "versions"]
+__all__ = ["ROLES", "Seen"]

@@ -5,10 +5,15 @@
 Without `--measure` the card is written again from `evaluation.json` and `training-log.jsonl`.
 """
 
-import argparse
 import json
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from small_models import spread, write_card
 
 from regard.models.shape_describer import DESCRIBER, WORDS, answers, ask, load_describer
 from regard.tasks.described_shapes import draw_scene, noisy_picture, questions, told
@@ -52,11 +57,7 @@ def card() -> str:
     names = [*KINDS.values(), "made up", "missed"]
     lines = []
     for noise in NOISES:
-        cells = []
-        for name in names:
-            values = found[str(noise)][name]
-            mean = sum(values) / len(values)
-            cells.append(f"{mean:.2f} ({min(values):.2f} to {max(values):.2f})")
+        cells = [spread(found[str(noise)][name]) for name in names]
         lines.append(f"| {noise} | {' | '.join(cells)} |")
     last, size = log[-1], (DESCRIBER / "model.safetensors").stat().st_size
     return f"""# The describer that ships
@@ -90,15 +91,5 @@ Its pictures and texts are its own and nobody's: none of others were used.
 """
 
 
-def main() -> None:
-    """Measure where asked, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", action="store_true")
-    if parser.parse_args().measure:
-        text = json.dumps(measure(), indent=1) + "\n"
-        (DESCRIBER / "evaluation.json").write_text(text)
-    (DESCRIBER / "README.md").write_text(card(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_card(__doc__, DESCRIBER, measure, card)

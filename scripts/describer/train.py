@@ -7,14 +7,17 @@ red one is a square and has a blue neighbor. Half of the rows describe, half ans
 what the model says is learned. A checkpoint every fifty steps; the loss of fifty in `log.jsonl`.
 """
 
-import argparse
-import json
-import time
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from small_models import arguments, optimizers, rate, train
 
 from regard.models.shape_describer import (
     DESCRIBER,
@@ -23,7 +26,12 @@ from regard.models.shape_describer import (
     describer_config,
     word_tokenizer,
 )
-from regard.tasks.described_shapes import caption, draw_scene, noisy_picture, questions
+from regard.tasks.described_shapes import (
+    caption,
+    draw_scene,
+    noisy_picture,
+    questions,
+)
 
 STEPS, WARM_UP, COOL_DOWN, BATCH, SEED = 1500, 100, 0.4, 48, 0
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
@@ -62,68 +70,21 @@ def batch(step: int) -> dict[str, Tensor]:
     }
 
 
-def rate(step: int) -> float:
-    """Warm up, stay, cool down to nothing: the share of the full learning rate."""
-    return min(1.0, (step + 1) / WARM_UP, max(0.0, (STEPS - step) / (COOL_DOWN * STEPS)))
-
-
-def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for all else."""
-    inside = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
-    taken = {id(p) for p in inside}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    return [
-        torch.optim.Muon(inside, lr=MUON_RATE, weight_decay=0.01, momentum=0.95,
-                         adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0),
-    ]  # fmt: skip
-
-
 def main() -> None:
     """Train, and write the weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/describer"))
-    parser.add_argument("--stop-at", type=int, default=STEPS, help="stop early, to be resumed")
-    parser.add_argument("--ship", action="store_true", help="write into the package at the end")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    asked = arguments(__doc__, "out/describer", STEPS)
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     model = LlavaForConditionalGeneration(describer_config())
-    steppers = optimizers(model)
-    bases = [group["lr"] for stepper in steppers for group in stepper.param_groups]
-    checkpoint, done, used = asked.out / "checkpoint.pt", 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for stepper, state in zip(steppers, saved["optimizers"], strict=True):
-            stepper.load_state_dict(state)
-        done, used = saved["step"], saved["seconds"]
-    start, losses = time.process_time() - used, []
-    with (asked.out / "log.jsonl").open("a") as log:
-        for step in range(done, asked.stop_at):
-            loss = model(**batch(step), use_cache=False).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            groups = [group for stepper in steppers for group in stepper.param_groups]
-            for group, base in zip(groups, bases, strict=True):
-                group["lr"] = base * rate(step)
-            for stepper in steppers:
-                stepper.step()
-                stepper.zero_grad()
-            losses.append(loss.item())
-            if step % 50 == 49 or step + 1 == asked.stop_at:
-                line = {"step": step + 1, "loss": round(sum(losses) / len(losses), 4),
-                        "cpu_seconds": round(time.process_time() - start, 1)}  # fmt: skip
-                losses = []
-                print(json.dumps(line), file=log, flush=True)
-                state = {
-                    "model": model.state_dict(), "step": step + 1,
-                    "optimizers": [x.state_dict() for x in steppers],
-                    "seconds": time.process_time() - start,
-                }  # fmt: skip
-                torch.save(state, checkpoint.with_suffix(".part"))
-                checkpoint.with_suffix(".part").replace(checkpoint)
+
+    def loss_of(step: int) -> Tensor:
+        loss: Tensor = model(**batch(step), use_cache=False).loss
+        return loss
+
+    train(
+        model, optimizers(model, lambda name: ".layers." in name, MUON_RATE, ADAM_RATE), loss_of,
+        partial(rate, steps=STEPS, warm_up=WARM_UP, cool_down=COOL_DOWN), asked.out, asked.stop_at,
+    )  # fmt: skip
     for folder in (asked.out / "model", *([DESCRIBER] if asked.ship else [])):
         model.half().save_pretrained(folder)
         word_tokenizer().save_pretrained(folder)

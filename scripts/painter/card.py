@@ -3,10 +3,15 @@
 Without `--measure` the card is written again from `evaluation.json` and `training-log.jsonl`.
 """
 
-import argparse
 import json
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from small_models import spread, write_card
 
 from regard.models.shape_painter import PAINTER, load_painter
 from regard.tasks.colored_shapes import COLORS, SHAPES, describe, draw_shapes, found, matches
@@ -48,10 +53,7 @@ def card() -> str:
     found_by = json.loads((PAINTER / "evaluation.json").read_text())
     lines = []
     for many in ("1", "2", "3"):
-        cells = []
-        for values in found_by[many].values():
-            mean = sum(values) / len(values)
-            cells.append(f"{mean:.2f} ({min(values):.2f} to {max(values):.2f})")
+        cells = [spread(values) for values in found_by[many].values()]
         lines.append(f"| {many} | {' | '.join(cells)} |")
     last, size = log[-1], (PAINTER / "painter.safetensors").stat().st_size
     minutes, words = round(last["cpu_seconds"] / 60), len(COLORS) + len(SHAPES)
@@ -83,15 +85,5 @@ Its pictures are its own and nobody's: no picture or text of others was used.
 """
 
 
-def main() -> None:
-    """Measure where asked, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", action="store_true")
-    if parser.parse_args().measure:
-        text = json.dumps(measure(), indent=1) + "\n"
-        (PAINTER / "evaluation.json").write_text(text)
-    (PAINTER / "README.md").write_text(card(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_card(__doc__, PAINTER, measure, card)

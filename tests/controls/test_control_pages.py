@@ -1,26 +1,11 @@
 """Every control has a page of its own, which says what the control does now."""
 
-import importlib.util
-from pathlib import Path
-
-import pytest
-
-pytest.importorskip("diffusers")
-
 from regard import controls
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts import ROOT, script
 
 
 def test_the_pages_of_controls_are_in_step() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "controls_page", ROOT / "scripts/controls_page.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    wanted = script.pages()
+    wanted = script("scripts/controls_page.py").pages()
     names = {kind.name for kind in controls.known().values()}
     assert {x.stem for x in wanted} == names | {"index"}
     there = {x.name for x in (ROOT / "docs" / "controls").glob("*.md")}

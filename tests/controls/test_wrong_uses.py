@@ -20,6 +20,7 @@ from regard.controls.prompt import Prompt
 from regard.controls.read_or_write import simultaneous
 from regard.controls.steps_back import Contrast, decode_with_steps_back
 from regard.controls.token_emphasis import streams
+from regard.controls.weight_edits import Swap
 from regard.core.errors import RegardError
 from regard.models.loading import load
 from tests.architectures import sharp_llama
@@ -52,6 +53,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "a setting that it has not": (
         lambda m, t: c.control("emphasis", which="a", power=2), "some of",
     ),
+    "a swap with nothing": (lambda m, t: Swap(None, "b"), "a set of tokens"),  # type: ignore[arg-type]
     "nothing to emphasize": (lambda m, t: run(m, "emphasis"), "pass what is missing"),
     "a word without a tokenizer": (
         lambda m, t: run(m, "emphasis", which="Paris"), "pass regard.steer(..., tokenizer=",

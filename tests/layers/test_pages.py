@@ -1,6 +1,5 @@
 """What is written about layers is so: the table, the example, the length of methods."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,15 +9,9 @@ from statistics import median
 import pytest
 
 from regard.layers import registry
+from tests.scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -32,12 +25,12 @@ def clean_registry():
 
 def test_the_table_of_layers_is_in_step(clean_registry):
     registry._layers.kinds.pop("near", None)
-    page = load(ROOT / "scripts" / "layers_page.py")
+    page = script("scripts/layers_page.py")
     assert page.PAGE.read_text(encoding="utf-8") == page.page()
 
 
 def test_the_median_method_is_short():
-    counts = load(ROOT / "scripts" / "method_lines.py").counts()
+    counts = script("scripts/method_lines.py").counts()
     assert len(counts) > 50
     assert median(counts.values()) < 60
 

@@ -1,21 +1,14 @@
 """The table of transforms is of every layer, and says what layers declare."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from regard.layers import registry
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "transforms_page.py"
+from tests.scripts import script
 
 
 @pytest.fixture(scope="module")
 def page():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("scripts/transforms_page.py")
 
 
 def own():

@@ -59,8 +59,24 @@ def test_an_output_that_rests_on_attention_is_felt_wherever_it_is() -> None:
     """As the decoder of MaskFormer, behind an encoder that no hook reaches."""
     with attach(Two(), [Null()], check=X) as attached:
         assert attached.checked.startswith("1 of 1 sites reached")
-    with pytest.raises(HookError, match="all attention silenced"):
+    with pytest.raises(HookError, match="all attention set to zero"):
         attach(Two("unused"), [Null()], check=X)
+
+
+class Untrained(nn.Module):
+    """Layers with a bias made of their queries, behind whose attention stands a zero (as Sam's)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            bias = x @ torch.ones(8, 5)
+            x = x + 0 * F.scaled_dot_product_attention(x, x, x, bias)
+        return x
+
+
+def test_a_nan_that_comes_back_as_a_bias_is_felt() -> None:
+    """The check's NaN alone shows that attention is read, and a bias of NaN is refused."""
+    with attach(Untrained(), [Null()], check=X) as attached:
+        assert attached.checked.startswith("1 of 1 sites reached")
 
 
 class Drifts(Two):
@@ -73,7 +89,7 @@ class Drifts(Two):
 
 
 def test_every_output_must_stay_as_it_was() -> None:
-    with pytest.raises(HookError, match="with nothing done"):
+    with pytest.raises(HookError, match="with a no-op"):
         attach(Drifts(), [Null()], check=X)
 
 

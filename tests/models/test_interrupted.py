@@ -108,7 +108,7 @@ def session(model: nn.Module, run: Callable[[], Any], stage: Stage, line: int) -
     return tracing
 
 
-@pytest.mark.filterwarnings("ignore:.*thrown away")
+@pytest.mark.filterwarnings("ignore:.*dropped")
 @pytest.mark.parametrize("make", MODELS, ids=lambda f: f.__name__)
 def test_an_interruption_at_any_line_leaves_nothing(make: Callable[[], Made], seed: int) -> None:
     model, run = make()
@@ -388,7 +388,7 @@ def test_a_stage_that_raises_in_end_keeps_none_from_ending() -> None:
 def test_what_is_thrown_away_is_detached_and_said() -> None:
     model, run = written()
     before, stage = registrations(model), Seen()
-    with pytest.warns(UserWarning, match="thrown away without detach"):
+    with pytest.warns(UserWarning, match="dropped without detach"):
         attach(model, [stage], check=False)
     assert stage.ended == 1
     assert registrations(model) == before
@@ -401,7 +401,7 @@ def test_a_shrink_that_is_thrown_away_is_detached_and_said() -> None:
     model, run = llama()
     plain = run()
     before = registrations(model)
-    with pytest.warns(UserWarning, match="thrown away without detach"):
+    with pytest.warns(UserWarning, match="dropped without detach"):
         regard.shrink(model, "streaming", keep=4)
     assert registrations(model) == before
     assert torch.equal(run(), plain)

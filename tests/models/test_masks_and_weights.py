@@ -46,7 +46,7 @@ def eager(model: Any) -> Any:
     return model
 
 
-@pytest.mark.filterwarnings("ignore:.*handles its mask as a tensor", "ignore:.*reached in part")
+@pytest.mark.filterwarnings("ignore:.*uses its mask as a tensor", "ignore:.*reached in part")
 @pytest.mark.parametrize("kind", AS_TENSORS)
 def test_a_model_that_takes_its_mask_apart_is_itself(kind: str) -> None:
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def test_a_model_that_takes_its_mask_apart_is_itself(kind: str) -> None:
     torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*handles its mask as a tensor")
+@pytest.mark.filterwarnings("ignore:.*uses its mask as a tensor")
 @pytest.mark.parametrize("replaced", ["eager", "sdpa"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_mask_turns_into_what_would_have_been(replaced: str, padded: bool) -> None:
@@ -135,11 +135,11 @@ def test_another_implementation_within_the_with_is_refused() -> None:
     model = build("llama", DECODERS["llama"], causal=True)
     with attach(model, [Edit("out", lambda o: 0 * o)]):
         silent = model(IDS).logits
-        with pytest.raises(UnsupportedModelError, match="would switch them off"):
+        with pytest.raises(UnsupportedModelError, match="would disable them"):
             model.set_attn_implementation("eager")
         assert torch.equal(model(IDS).logits, silent)
         model.config._attn_implementation = "eager"
-        with pytest.raises(UnsupportedModelError, match="would switch them off"):
+        with pytest.raises(UnsupportedModelError, match="would disable them"):
             model(IDS)
     assert model.config._attn_implementation == "eager"  # what the user has set stays
     model.set_attn_implementation("sdpa")

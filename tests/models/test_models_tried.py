@@ -1,25 +1,20 @@
 """The committed sweep of models: nothing is changed in silence, and the page is in step."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts import script
+
 FAULTS = {"changed", "unnamed", "broke", "died"}
 # Faults that the sweep has found, whose they are, and what is known of each.
 _HALVED = (
     "of the tiny config: its values have the heads of queries and its keys fewer, which PyTorch "
     "reads in part and we refuse; with as many key heads it is unchanged"
 )
-_PROBED = (
-    "ours: the check's NaN comes back as a bias made of queries, and is refused, where a model is "
-    "untrained and zeros are not felt"
-)
 _UNREAD = (
     "of the sweep, which counted a softmax that nothing reads, computed beside the call; it counts "
     "those no longer, and these take longer than a class may on a busy machine"
 )
+
 KNOWN = {
     "Sam2HieraDetModel": _UNREAD,
     "Sam2Model": _UNREAD,
@@ -30,17 +25,12 @@ KNOWN = {
     "Nemotron3_5TranscribeWordTimestampModel": _HALVED,
     "Phi4MultimodalVisionModel": "of transformers: its SDPA attends causally where its eager "
     "attention, which we equal, does not (they differ by 3.5)",
-    "SamVisionModel": _PROBED,
-    "SamHQVisionModel": _PROBED,
 }
 
 
 @pytest.fixture(scope="module")
 def sweep():
-    where = importlib.util.spec_from_file_location("sweep", ROOT / "scripts" / "sweep_models.py")
-    module = importlib.util.module_from_spec(where)
-    where.loader.exec_module(module)
-    return module
+    return script("scripts/sweep_models.py")
 
 
 def test_no_class_is_changed_or_passed_by_in_silence(sweep):

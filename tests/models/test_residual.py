@@ -53,7 +53,7 @@ def test_parts_sum_to_the_final_state_and_to_the_logits(name):
 
 @pytest.mark.parametrize("name", sorted(OTHERWISE))
 def test_streams_that_add_otherwise_are_refused(name):
-    with pytest.raises(CapabilityError, match="not added as they are"):
+    with pytest.raises(CapabilityError, match="does not add the outputs"):
         logit_parts(watched(small(name), IDS), 7)
 
 

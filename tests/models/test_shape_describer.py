@@ -1,9 +1,7 @@
-"""The describer that ships: it is small, says what it sees, and is steered like other models."""
+"""The describer that ships: it says what it sees, and is steered like other models."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ import regard
 from regard.controls import AddBias, Edits, Forbid, ImageTokens, Region
 from regard.controls.over_trust import decode_without_over_trust
 from regard.core.errors import RegardError
-from regard.models.shape_describer import DESCRIBER, answers, ask, load_describer
+from regard.models.shape_describer import answers, ask, load_describer
 from regard.tasks.described_shapes import (
     SeenShape,
     caption,
@@ -26,7 +24,6 @@ from regard.tasks.described_shapes import (
     told,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 SCENE = [SeenShape("red", "ring", 0), SeenShape("blue", "cross", 5)]
 
 
@@ -38,16 +35,6 @@ def describer() -> Any:
 def pictures(scenes: Any = (SCENE,), noise: float = 0.0) -> torch.Tensor:
     drawn = torch.Generator().manual_seed(0)
     return torch.stack([noisy_picture(x, drawn, noise) for x in scenes])
-
-
-def test_what_ships_is_small_and_has_a_card_in_step() -> None:
-    assert sum(x.stat().st_size for x in DESCRIBER.iterdir()) < 6e6
-    spec = importlib.util.spec_from_file_location("card", ROOT / "scripts/describer/card.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert (DESCRIBER / "README.md").read_text(encoding="utf-8") == script.card()
 
 
 def test_it_describes_and_answers(describer: Any) -> None:

@@ -1,19 +1,15 @@
 """The table of what the new evidence changed has each row, and says why."""
 
-import runpy
-from pathlib import Path
-
 from regard.papers.checks import checks
 from regard.papers.standing import standings
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts import ROOT, script
 
 
 def test_every_row_with_a_check_has_a_line_with_both_states():
-    made = runpy.run_path(str(ROOT / "scripts" / "evidence_changes.py"), run_name="script")
+    made = script("scripts/evidence_changes.py")
     now = standings()
     before = {one.row.key: "shown" for one in now}
-    text = made["page"](before, now)
+    text = made.page(before, now)
     for one in now:
         if one.row.key in checks():
             assert f"| `{one.row.key}` | shown | {one.state} | " in text

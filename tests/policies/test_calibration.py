@@ -186,3 +186,15 @@ def test_sharers_find_a_map_and_patterns_are_found(tmp_path: Path) -> None:
     found = read(calibrate(made, one, texts, to=tmp_path / "lines"))["found"]["patterns"]
     assert set(found) == {0, 1, 2, 3}
     assert all(name in one.kinds for own in found.values() for name in own)
+
+
+@pytest.mark.parametrize("keep", ["25%", 16, "8kB"])
+def test_a_pattern_is_searched_at_any_budget(keep: Any, tmp_path: Path) -> None:
+    """The budget was read as a share, whatever it was."""
+    ids = torch.randint(5, 60, (1, 64), generator=torch.Generator().manual_seed(0))
+    made = policy("minference", block=8, last=8, keep=keep)
+    path = calibrate(model(), made, [ids], to=tmp_path / "patterns")
+    assert len(read(path)["found"]["patterns"]) == 2
+    same = calibrate(model(), policy("minference", block=8, last=8, keep=1.0), [ids],
+                     to=tmp_path / "all")  # fmt: skip
+    assert read(same)["found"]["patterns"].keys() == read(path)["found"]["patterns"].keys()

@@ -46,7 +46,7 @@ def test_many_heads_and_two_budgets_are_within_the_bound() -> None:
 
 
 def test_a_budget_that_is_too_small_is_told() -> None:
-    with pytest.raises(RegardError, match="the least there is to pay"):
+    with pytest.raises(RegardError, match="the cheapest choice"):
         cheapest(torch.zeros(2, 1), torch.ones(2, 1, 1), [1.0])
     with pytest.raises(RegardError, match="costs"):
         cheapest(torch.zeros(2, 1), torch.ones(2, 1), [1.0])

@@ -22,7 +22,7 @@ from regard.models.diffusers import branches
 from regard.policies import policy
 from regard.policies.calibration import CalibrationError, calibrate
 from regard.policies.distilling import distill
-from regard.policies.frames import meeting, tile_errors, tiles
+from regard.policies.frames import frame_pairs, tile_errors, tiles
 from regard.policies.grids import image_of
 from regard.policies.log_weights import group_quantized, log2_quantized
 from regard.policies.online_blocks import choose
@@ -113,10 +113,10 @@ def test_branches_have_blocks_of_their_own() -> None:
 @given(frames=st.integers(1, 20), k=st.integers(1, 20))
 def test_tiles_of_frames_are_counted(frames: int, k: int) -> None:
     k = min(k, frames)
-    meets = meeting(frames, k)
+    meets = frame_pairs(frames, k)
     assert int(meets.sum()) == tiles(frames, k)
     assert torch.equal(meets, meets.T)
-    assert bool(meeting(frames, frames).all())
+    assert bool(frame_pairs(frames, frames).all())
 
 
 def test_a_calibration_is_resumed_checked_and_used(tmp_path: Any) -> None:
@@ -170,7 +170,7 @@ def test_errors_of_tiles_are_those_of_masks() -> None:
     assert len(errors) == 5
     assert errors[-1] < 1e-10 < errors[0]
     frame = torch.cat((torch.zeros(3), torch.arange(5).repeat_interleave(4))).long()
-    mask = meeting(5, 2)[frame[:, None], frame]
+    mask = frame_pairs(5, 2)[frame[:, None], frame]
     mask[:3], mask[:, :3] = True, True
     plain = runner.run(call).out
     off = torch.nn.functional.scaled_dot_product_attention(call.q, call.k, call.v, mask) - plain

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +13,8 @@ from regard.models.attach import attach
 from regard.models.loading import load
 from regard.policies.shrinking import Shrinking
 from tests.policies.test_laws import NAMES, every, prepared
+from tests.scripts import script
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "decode_frames.py"
 IDS = torch.randint(5, 100, (1, 200), generator=torch.Generator().manual_seed(0))
 # What issue 14 asks for, and what others may take; settings are the default ones.
 BOUNDS = {
@@ -38,16 +36,6 @@ BOUNDS = {
 LOSSY: dict[str, dict[str, Any]] = {"quantized": {"residual": 32}, "low_rank": {"rank": 0.5}}
 
 
-def benchmark() -> Any:
-    """The benchmark that counts frames, which prints what is held here."""
-    spec = importlib.util.spec_from_file_location("decode_frames", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
 @pytest.fixture(scope="module")
 def model() -> Any:
     return load()[0]
@@ -61,5 +49,5 @@ def test_every_policy_has_a_bound() -> None:
 def test_a_decoded_token_takes_no_more_frames_than_its_bound(name: str, model: Any) -> None:
     shrinking = Shrinking([prepared(name, model, **LOSSY.get(name, {}))], 0.25)
     with attach(model, [shrinking], check=False):
-        found = benchmark().frames(model, IDS)
+        found = script("benchmarks/decode_frames.py").frames(model, IDS)
     assert sum(found.values()) <= BOUNDS[name], found.most_common(20)

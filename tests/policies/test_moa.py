@@ -68,10 +68,10 @@ def test_a_run_that_was_broken_off_gives_what_it_would_have_given(tmp_path: Path
 
 
 def test_wrong_uses_are_told(tmp_path: Path) -> None:
-    with pytest.raises(RegardError, match="two lengths or more"):
+    with pytest.raises(RegardError, match="at least two lengths"):
         calibrate(model(), moa(), ROWS[:2], to=tmp_path / "x")
     path = calibrate(model(), moa(), ROWS, to=tmp_path / "spans")
-    with pytest.raises(RegardError, match="a share: of the keys"):
+    with pytest.raises(RegardError, match="a share of the keys"):
         regard.shrink(model(), moa(), keep=12, calibrate=path, check=False)
     with pytest.raises(RegardError, match="the sinks and one"):
         regard.shrink(model(), moa(), keep=0.02, calibrate=path, check=False)

@@ -22,8 +22,9 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import CapabilityError, RegardError
-from regard.memories.remote import AttentionWorkers, bandwidth, staggered, wire_bytes
+from regard.memories.remote import bandwidth, staggered, wire_bytes
 from regard.memories.wire import Line, WireError, new_key
+from regard.memories.workers import AttentionWorkers
 from regard.policies.remote_attention import RemoteAttention
 from tests.architectures import DECODERS, build
 
@@ -101,7 +102,7 @@ def test_wrong_uses_are_told(workers: Any) -> None:
     other.append(x, x)
     dead._processes[0].kill()
     dead._processes[0].wait()
-    with pytest.raises(CapabilityError, match="one that ended"):
+    with pytest.raises(CapabilityError, match="a worker that ended"):
         other.attend(x)
     dead.close()
 
@@ -143,7 +144,7 @@ def test_what_goes_wrong_in_a_worker_is_told_and_others_go_on(workers: Any) -> N
     memory.append(x, x)
     memory.attend(x)
     memory.append(x[..., :3], x[..., :3])  # of another size than what is kept
-    with pytest.raises(CapabilityError, match="one that could not"):
+    with pytest.raises(CapabilityError, match="one that failed"):
         memory.attend(x[..., :3])
     assert one_after_another(workers, 0, 2) < 1e-5
 
@@ -186,7 +187,7 @@ def test_workers_end_with_their_parent() -> None:
     """Killed, and with a fork of it that still has the sockets."""
     code = (
         "import os, sys, time\n"
-        "from regard.memories.remote import AttentionWorkers\n"
+        "from regard.memories.workers import AttentionWorkers\n"
         "made = AttentionWorkers(2)\n"
         "if os.fork() == 0:\n"
         "    time.sleep(60)\n"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import regard
+from regard.conformance.cases import cases_of
 from regard.core.errors import RuleError
 from regard.core.rule import Rule
 from regard.core.score import Dot, RelativeBias, ScoreStep, SoftCap
@@ -134,3 +135,63 @@ def test_what_a_function_learns_is_refused_in_compiled_code(seed):
         torch._dynamo.reset()
         compiled = torch.compile(module, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), module(x))
+
+
+FRESH = """
+import torch
+import regard
+
+def attended(q, k, v):
+    return regard.attend(q, k, v)
+
+q, k, v = torch.randn(3, 1, 2, 8, 4)
+found = torch.compile(attended, fullgraph=True, backend="eager")(q, k, v)
+torch.testing.assert_close(found, attended(q, k, v))
+"""
+
+
+def test_what_a_trace_imports_is_made_outside_of_the_graph():
+    """The first call of a process loads the library while it is traced: its plain rule holds."""
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Layers whose rule stays, of several kinds: the first call of all is the compiled one.
+STAYS = ("mha", "gqa", "moh", "mla", "talking_heads", "natten", "softmax_plus_one")
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_a_layer_compiles_whole_before_it_was_ever_called(name, seed):
+    torch._dynamo.reset()
+    case = cases_of(name)[0]
+    layer, inputs = case.make(), case.inputs()
+    found = torch.compile(layer, fullgraph=True, backend="aot_eager")(**inputs)
+    torch.testing.assert_close(found, layer(**inputs))
+
+
+class Placed(Attention):
+    """Its tokens are not at 0, 1, 2, ..."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x)[:, None].split(16, -1)
+        at = 2 * torch.arange(x.shape[1])
+        return regard.attend(q, k, v, self.rule, q_positions=at, k_positions=at)
+
+
+def test_an_export_of_tokens_with_positions(seed):
+    module, x = Placed(Rule(Causal() & Window(3))), torch.randn(2, 6, 16)
+    program = torch.export.export(module, (x,))
+    torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_a_part_of_a_rule_leaves_compiled_code(seed):
+    """A rule cannot be made inside a graph: the call is run behind a break of it."""
+
+    def attended(x):
+        return 2 * regard.attend(x, x, x, Causal() & Window(3))
+
+    torch._dynamo.reset()
+    x = torch.randn(1, 2, 8, 4)
+    torch.testing.assert_close(torch.compile(attended, backend="eager")(x), attended(x))

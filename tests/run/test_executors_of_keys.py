@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -17,9 +18,10 @@ from regard.core.support import Causal, Everything, Sinks, Window
 from regard.core.weigh import Softmax
 from regard.run.plan import EXECUTORS
 from regard.run.runner import run
+from tests.interpreter import remapped_once
 from tests.run.test_executors_equal import EXACT
 from tests.run.test_keys import EXACT as TOLERANCE
-from tests.run.test_keys import FORMS, B, D, H
+from tests.run.test_keys import FORMS, D
 
 OTHERWISE = {
     "reference": "what the others are compared with",
@@ -39,10 +41,14 @@ def forms_of(executor: str) -> list[str]:
 
 
 def drawn(executor: str, draw: random.Random) -> Call:
-    """A call of one to three queries over keys of a form that an executor reads."""
+    """A call of one to three queries over keys of a form that an executor reads.
+
+    Mostly of one row and one key head: interpreted kernels cost by the program, one for each.
+    """
     torch.manual_seed(draw.getrandbits(31))
     form = draw.choice(forms_of(executor))
     m, n = draw.randint(3, 40), draw.choice([1, 1, 2, 3])
+    b, g, share = draw.choice([1, 1, 2]), draw.choice([1, 1, 2]), draw.choice([1, 2, 3])
     near, far = draw.randint(1, 40), draw.randint(1, 9)
     support = draw.choice([
         Everything(), Everything(), Causal(), Causal() & Window(near),
@@ -50,12 +56,20 @@ def drawn(executor: str, draw: random.Random) -> Call:
     ])  # fmt: skip
     score = draw.choice([
         Dot(), Dot(), Dot(), Dot(-0.5), Dot(0.0), Dot() >> SoftCap(2.0),
-        Dot() + Alibi.for_heads(H),
+        Dot() + Alibi.for_heads(g * share),
     ])  # fmt: skip
     weigh = draw.choice([Softmax(), Softmax(), Softmax(plus_one=True)])
     offset = draw.choice([0, m - 1, 60])
-    keys = FORMS[form](m)
-    return Call(torch.randn(B, H, n, D), keys, Rule(support, score, weigh, offset)).checked()
+    keys = FORMS[form](m, b=b, g=g)
+    return Call(
+        torch.randn(b, g * share, n, D), keys, Rule(support, score, weigh, offset)
+    ).checked()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast() -> Iterator[None]:
+    with remapped_once():
+        yield
 
 
 @pytest.mark.parametrize("executor", OF_KEYS)

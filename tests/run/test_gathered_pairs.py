@@ -12,8 +12,10 @@ from regard.probes.reading import Reading
 from regard.probes.roles import Delimiter, InductionInText
 from regard.run.mass import (
     GATHERED,
+    at_distance,
     gathers,
     log_part,
+    log_part_at,
     log_part_of_groups,
     log_part_of_keys,
 )
@@ -51,8 +53,20 @@ def test_of_groups(name):
         alike(found, log_part(call, part & Where(same)))
 
 
+@pytest.mark.parametrize("distance", [0, 1, -1, 49, 50, 400])
 @pytest.mark.parametrize("name", RULES)
-def test_of_keys(name):
+def test_at_a_distance(name, distance):
+    for call in (call_of(RULES[name]), call_of(RULES[name].replace(offset=7))):
+        alike(log_part_at(call, distance), log_part(call, at_distance(distance)))
+        q_positions = torch.arange(call.n) + 3
+        placed = call.replace(q_positions=q_positions)
+        alike(log_part_at(placed, distance), log_part(placed, at_distance(distance)))
+
+
+@pytest.mark.parametrize("at_once", [64, 512])
+@pytest.mark.parametrize("name", RULES)
+def test_of_keys(name, at_once, monkeypatch):
+    monkeypatch.setattr("regard.run.mass.BEFORE", at_once)
     call = call_of(RULES[name])
     there = torch.rand(call.m) < 0.2
     alike(log_part_of_keys(call, there.nonzero()[:, 0]), log_part(call, Padding(there)))

@@ -29,85 +29,85 @@ B, G, H, D = 2, 2, 4, 8
 EXACT = {"atol": 2e-5, "rtol": 2e-5}
 
 
-def plain(m: int, learned: bool = False) -> Dense:
-    k, v = (torch.randn(B, G, m, D, requires_grad=learned) for _ in "kv")
+def plain(m: int, learned: bool = False, b: int = B, g: int = G) -> Dense:
+    k, v = (torch.randn(b, g, m, D, requires_grad=learned) for _ in "kv")
     return Dense(k, v)
 
 
-def evicted(m: int, learned: bool = False) -> Dense:
+def evicted(m: int, learned: bool = False, b: int = B, g: int = G) -> Dense:
     """Keys of which some went, and the newest that came after."""
-    keys = plain(m, learned)
+    keys = plain(m, learned, b, g)
     gone = m - m // 3
-    at = torch.stack([torch.randperm(2 * m)[:gone].sort().values for _ in range(B * G)])
-    return Dense(keys.k, keys.v, Positions(at.view(B, G, -1), 3 * m, (B, G, m), True))
+    at = torch.stack([torch.randperm(2 * m)[:gone].sort().values for _ in range(b * g)])
+    return Dense(keys.k, keys.v, Positions(at.view(b, g, -1), 3 * m, (b, g, m), True))
 
 
-def padded(m: int, learned: bool = False) -> Dense:
-    keys = plain(m, learned)
-    at = torch.arange(m).expand(B, -1).clone()
+def padded(m: int, learned: bool = False, b: int = B, g: int = G) -> Dense:
+    keys = plain(m, learned, b, g)
+    at = torch.arange(m).expand(b, -1).clone()
     at[0, : m // 2] = -1
     return Dense(keys.k, keys.v, at)
 
 
-def slots(m: int, learned: bool = False) -> Keys:
-    some = torch.rand(B, G, m).argsort(-1)[..., : max(1, m // 2)]
-    return plain(m, learned).take(some)
+def slots(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
+    some = torch.rand(b, g, m).argsort(-1)[..., : max(1, m // 2)]
+    return plain(m, learned, b, g).take(some)
 
 
-def slots_with_holes(m: int, learned: bool = False) -> Keys:
-    some = torch.rand(B, G, m).argsort(-1)[..., : max(1, m // 2)]
-    return evicted(m, learned).take(torch.where(torch.rand(some.shape) < 0.3, -1, some))
+def slots_with_holes(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
+    some = torch.rand(b, g, m).argsort(-1)[..., : max(1, m // 2)]
+    return evicted(m, learned, b, g).take(torch.where(torch.rand(some.shape) < 0.3, -1, some))
 
 
-def paged(m: int, learned: bool = False) -> Keys:
+def paged(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
     pages = -(-m // 4)
-    k, v = torch.randn(2, B * pages, G, 4, D).unbind(0)
-    table = torch.randperm(B * pages).view(B, 1, pages)
-    lengths = torch.randint(1, m + 1, (B, 1))
+    k, v = torch.randn(2, b * pages, g, 4, D).unbind(0)
+    table = torch.randperm(b * pages).view(b, 1, pages)
+    lengths = torch.randint(1, m + 1, (b, 1))
     return Paged(k, v, table, lengths)
 
 
-def paged_alike(m: int, learned: bool = False) -> Keys:
+def paged_alike(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
     # Keys and values in one tensor, as a server keeps them: pages that lie apart.
     pages = -(-m // 4)
-    pool = torch.randn(B * pages, G, 8, D)
-    table = torch.randperm(B * pages).view(B, 1, pages)
-    lengths = torch.full((B, 1), m)
+    pool = torch.randn(b * pages, g, 8, D)
+    table = torch.randperm(b * pages).view(b, 1, pages)
+    lengths = torch.full((b, 1), m)
     return Paged(pool[:, :, :4], pool[:, :, 4:], table, lengths, longest=m)
 
 
-def paged_heads(m: int, learned: bool = False) -> Keys:
+def paged_heads(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
     pages = -(-m // 4)
-    k, v = torch.randn(2, B * G * pages, 1, 4, D).unbind(0)
-    table = torch.randperm(B * G * pages).view(B, G, pages)
-    lengths = torch.randint(1, m + 1, (B, G))
+    k, v = torch.randn(2, b * g * pages, 1, 4, D).unbind(0)
+    table = torch.randperm(b * g * pages).view(b, g, pages)
+    lengths = torch.randint(1, m + 1, (b, g))
     return Paged(k, v, table, lengths, longest=int(lengths.max()))
 
 
-def packed(m: int, learned: bool = False) -> Keys:
+def packed(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
     k, v = Quantized(8, "channel", 4, 2), Quantized(4, "token", 4, 2)
     for store in (k, v):
-        store.append(torch.randn(B, G, max(m, 6), D))
+        store.append(torch.randn(b, g, max(m, 6), D))
         store.settle()
     made = k.with_values(v, None)
     assert isinstance(made, Packed)
     return made
 
 
-def ragged(m: int, learned: bool = False) -> Keys:
+def ragged(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
     parts = []
-    for head in range(G):
-        k, v = (torch.randn(B, 1, max(1, m - 3 * head), D, requires_grad=learned) for _ in "kv")
+    for head in range(g):
+        k, v = (torch.randn(b, 1, max(1, m - 3 * head), D, requires_grad=learned) for _ in "kv")
         parts.append(((head,), Dense(k, v)))
     return Ragged(tuple(parts))
 
 
-def summary(m: int, learned: bool = False) -> Keys:
-    return Summary(plain(m, learned), torch.zeros(B, G, m // 4, D), 4)
+def summary(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
+    return Summary(plain(m, learned, b, g), torch.zeros(b, g, m // 4, D), 4)
 
 
-def unordered(m: int, learned: bool = False) -> Keys:
-    keys, at = plain(m, learned), torch.stack([torch.randperm(m) for _ in range(B)])
+def unordered(m: int, learned: bool = False, b: int = B, g: int = G) -> Keys:
+    keys, at = plain(m, learned, b, g), torch.stack([torch.randperm(m) for _ in range(b)])
     return Unordered(keys.k, keys.v, Later(lambda: at, True))
 
 
@@ -228,6 +228,18 @@ def test_a_plan_depends_on_nothing_but_its_key(
 ) -> None:
     """What was planned for one call, and is run for another of its kind, can run that one."""
     torch.manual_seed(seed)
+    need_its_plan(m, n, form, rule)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_few_keys_are_not_planned_as_many(form: str, seed: int) -> None:
+    for rule in RULES:
+        for m in (40, 1, 31):
+            need_its_plan(m, 2, form, rule)
+
+
+def need_its_plan(m: int, n: int, form: str, rule: str) -> None:
+    """Run a call, and ask whether what ran it can."""
     call = Call(torch.randn(B, H, n, D), FORMS[form](m), RULES[rule])
     with recording() as ran:
         out = run(call).out

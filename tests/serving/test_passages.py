@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 
 import regard
 from regard.core.errors import CapabilityError, RegardError
+from regard.core.files import FileError
 from regard.memories.blocks import TextBlock, TextBlocks
-from regard.memories.memory_files import FileError
 from regard.models.rotary import turns_of
 from regard.serving.passages import Blockwise, Passages
 from tests.architectures import DECODERS, GPT2, build

@@ -20,6 +20,7 @@ from regard.tasks.programs import Dyck, ListOps, Navigate, Tracking
 from regard.tasks.recall import Induction, Mqar, MultiKey, Needle
 from regard.tasks.scenes import HELD_OUT, SHAPE, Scenes
 from regard.tasks.verbatim import Verbatim
+from tests.scripts import script
 
 LACKING = () if importlib.util.find_spec("sklearn") else ("pixel_digits", "patch_digits")
 NAMES = [name for name in tasks.names() if name not in LACKING]
@@ -338,10 +339,5 @@ def test_answers_of_another_shape_are_refused():
 
 
 def test_the_page_of_tasks_is_in_step():
-    from pathlib import Path
-
-    path = Path(__file__).resolve().parents[2] / "scripts" / "tasks_page.py"
-    spec = importlib.util.spec_from_file_location("tasks_page", path)
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
+    page = script("scripts/tasks_page.py")
     assert page.page() == page.PAGE.read_text(encoding="utf-8"), "run scripts/tasks_page.py"

@@ -1,17 +1,13 @@
 """What a page may weigh. Seconds are measured by `benchmarks/page.py`, sizes are held here."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from regard.views.compare import rows_of
 from regard.views.page import page
+from tests.scripts import ROOT, script
 from tests.views.browser import in_browser, visited
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = (
     "the model that ships, 2,048 tokens", "one head of 32,768 tokens, d 128",
     "overview of 32 x 32 heads", "12 words, 16 layers, 50 steps, 64 x 96 patches",
@@ -20,14 +16,9 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def pages():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("page_benchmark", BENCHMARKS / "page.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        return script("benchmarks/page.py")
 
 
 @pytest.mark.parametrize("name", NAMES)

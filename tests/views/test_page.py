@@ -35,8 +35,9 @@ def test_exact_weights_and_colors_are_those_of_numpy(tmp_path):
     await regard.show(regard.heads[1]);
     const tile = regard.exactTile(20, 3, 50, 60);
     const levels = Array.from(table);
-    const spread = await regard.array("entropy/0");
-    return { tile: Array.from(tile), levels, spread: Array.from(spread.values), note:
+    const spread = await regard.array("entropy/0"), got = await regard.array("received/0");
+    return { tile: Array.from(tile), levels, spread: Array.from(spread.values),
+      got: Array.from(got.values), note:
       document.getElementById("note").textContent };
     """
     found = visited(run, script, tmp_path)
@@ -44,7 +45,11 @@ def test_exact_weights_and_colors_are_those_of_numpy(tmp_path):
     assert np.abs(np.array(found["tile"]).reshape(50, 60) - wanted).max() < 1e-5
     levels = ramp(np.arange(256, dtype=np.uint8)).reshape(-1)
     assert found["levels"] == levels.tolist()
-    assert np.allclose(found["spread"], run.arrays["entropy/0"].astype(np.float32).ravel())
+    # Margins are bytes: to half a step of their largest, or of its octaves.
+    spread = run.arrays["entropy/0"].astype(np.float32).ravel()
+    assert np.allclose(found["spread"], spread, rtol=0, atol=0.51 * spread.max() / 255)
+    got = run.arrays["received/0"].astype(np.float32).ravel()
+    assert np.allclose(found["got"], got, rtol=0.034, atol=got.max() * 2.0**-24)
 
 
 @in_browser
@@ -104,7 +109,7 @@ def test_keys_walk_the_grid_and_an_address_opens_a_head(tmp_path):
     const rows = document.querySelectorAll("#table tr").length;
     return { opened, shut, card, rows };
     """
-    found = visited(run, script, tmp_path, "#head=1.2&query=7")
+    found = visited(run, script, tmp_path, "#head=L1H2&query=7")  # or 1.2
     assert found["opened"] == "L1H2"
     assert found["shut"]
     assert found["card"].startswith("L1H2")

@@ -3,19 +3,13 @@
 `make types` fetches the compiler once; without node, or before that, there is nothing to ask.
 """
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = REPOSITORY / "scripts" / "check_page_types.py"
-if not SCRIPT.is_file():
-    pytest.skip("an sdist carries no scripts", allow_module_level=True)
-spec = importlib.util.spec_from_file_location("check_page_types", SCRIPT)
-checks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(checks)
+from tests.scripts import script
+
+checks = script("scripts/check_page_types.py")
 with_compiler = pytest.mark.skipif(
     checks.compiler() is None, reason="no node, or no compiler yet: make types fetches it"
 )

@@ -271,5 +271,9 @@ def test_a_table_is_of_the_run_beside_it(tmp_path):
     pytest.importorskip("pandas")
     made_from("a").save(tmp_path / "heads.npz")
     made_from("a").save(tmp_path / "heads.csv")
+    held = (tmp_path / "heads.csv").read_bytes()
+    made_from("b").save(tmp_path / "heads.csv")  # the very same numbers
     with pytest.raises(RegardError, match="another model or other inputs"):
-        made_from("b").save(tmp_path / "heads.csv")
+        seen(n=80).save(tmp_path / "heads.csv")
+    assert (tmp_path / "heads.csv").read_bytes() == held
+    assert held == made_from("a").to_frame().to_csv(index=False).encode()

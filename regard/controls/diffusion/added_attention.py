@@ -244,8 +244,3 @@ class Pinco(DiffusionControl):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Add attention to the subject."""
         return (AddAttention(tuple(self.subjects), strength=self.strength),)
-
-
-__all__ = [
-    "AddAttention", "MSDiffusion", "Pinco", "SubjectTokens", "grid_rotation", "rotated",
-]  # fmt: skip

@@ -134,6 +134,3 @@ class ShiftedStep(Around):
         else:
             kwargs["sample"] = new
         return plain(*given, **kwargs)
-
-
-__all__ = ["BeforeStep", "Leading", "Shift", "ShiftedStep"]

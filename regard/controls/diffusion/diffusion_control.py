@@ -122,6 +122,3 @@ def steps_first(x: object, name: str = "steps") -> int:
     if isinstance(x, bool) or not isinstance(x, int) or x < 0:
         fail(ValueRangeError, name, shape_of(x), "a whole number from 0", f"pass {name}=10")
     return x
-
-
-__all__ = ["PICTURE", "TEXT", "AtKinds", "DiffusionControl", "EditsSomewhere", "steps_first"]

@@ -231,8 +231,3 @@ def independent_noise(picture: Tensor, alphas: Tensor, generator: torch.Generato
     noise = torch.randn(len(alphas), *picture.shape, generator=generator).to(picture)
     own = alphas.to(picture).view(-1, *(1,) * picture.dim())
     return own.sqrt() * picture + (1 - own).sqrt() * noise
-
-
-__all__ = [
-    "AnchorFeatures", "DiffUHaul", "MovedRegion", "OnlyInRegion", "independent_noise",
-]  # fmt: skip

@@ -95,6 +95,3 @@ class _EntropyScores(AttentionEdit):
         else:
             raised = factor**number
         return ScaleScores(raised, PictureTokens()).before(at)
-
-
-__all__ = ["EntropyScale"]

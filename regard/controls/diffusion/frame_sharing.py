@@ -125,6 +125,3 @@ class DiTCtrl(ReadingControl):
         whole = PicturesBeside((self.source,), text=True)
         text = ReadPictures(whole, self.strength, PromptTokens(), instead=True)
         return (*edits, AtKinds((text,), ("joint",)))
-
-
-__all__ = ["CrossFrameAttention", "DiTCtrl", "SubjectAcrossFrames"]

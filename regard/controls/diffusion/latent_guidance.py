@@ -185,6 +185,3 @@ def _need_step(step: int, steps: int) -> None:
     good = all(isinstance(x, int) and not isinstance(x, bool) for x in (step, steps))
     if not good or not 0 <= step < steps:
         fail(ValueRangeError, "step", f"{step} of {steps}", "0 to steps - 1", "count steps from 0")
-
-
-__all__ = ["GuidedLatents", "a_star", "attend_and_excite", "guide_latents"]

@@ -122,6 +122,3 @@ def sliced_wasserstein(
     way = way / way.norm(dim=0)
     found: Tensor = ((a @ way).sort(0).values - (b @ way).sort(0).values).square().mean()
     return found
-
-
-__all__ = ["blend_segments", "sliced_wasserstein", "tail_latent", "warp_latent"]

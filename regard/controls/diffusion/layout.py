@@ -252,8 +252,3 @@ class AttentionModulation(DiffusionControl):
             AtKinds((AddBias(every, loud, picture),), ("joint",)),
             AtKinds((AddBias(every, loud),), ("cross",)),
         )  # fmt: skip
-
-
-__all__ = [
-    "AtSomeLayers", "AttentionModulation", "BoundedAttention", "KeepApart", "kept_apart", "spread",
-]  # fmt: skip

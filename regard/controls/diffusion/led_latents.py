@@ -178,6 +178,3 @@ class LeadIntoRegions(LedLatents):
             guide_latents, self.subjects, InsideRegions(), size=self.strength, times=many
         )
         return made
-
-
-__all__ = ["AStar", "AttendAndExcite", "LeadIntoRegions", "LedLatents"]

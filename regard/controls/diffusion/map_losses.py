@@ -155,6 +155,3 @@ class InsideRegions(MapLoss):
             whole = inside + self.outside * (words * ~region).sum(1)
             made = made + (1 - inside / whole.clamp(min=1e-12)).square()
         return made
-
-
-__all__ = ["InsideRegions", "MapLoss", "NeglectedWord", "SeparateWords", "TextMaps", "overlap"]

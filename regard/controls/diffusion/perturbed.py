@@ -229,9 +229,3 @@ class NormalizedAttentionGuidance(DiffusionControl):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Lead away."""
         return (AwayFromOtherText(self.strength, self.limit, self.mix),)
-
-
-__all__ = [
-    "AwayFromOtherText", "BlurQueries", "KeepOwnValues", "NormalizedAttentionGuidance",
-    "PerturbedAttentionGuidance", "SmoothedEnergyGuidance", "blur_weights",
-]  # fmt: skip

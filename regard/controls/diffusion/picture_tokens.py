@@ -183,14 +183,3 @@ class Subject(Value):
                 'pass [Subject("cat", Region(box=(0, 0, 1, 0.5))), ...]',
             )  # fmt: skip
         return found
-
-
-__all__ = [
-    "EachPicture",
-    "PictureEdit",
-    "PictureTokens",
-    "PromptTokens",
-    "Subject",
-    "TextPositions",
-    "Widened",
-]  # fmt: skip

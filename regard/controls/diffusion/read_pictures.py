@@ -199,6 +199,3 @@ class ReadPictures(AttentionEdit):
 
 def _log(x: Tensor) -> Tensor:
     return torch.where(x > 0, x.clamp(min=1e-30).log(), -FORBIDDEN)
-
-
-__all__ = ["PicturesBeside", "ReadPictures"]

@@ -236,8 +236,3 @@ def _each(
     known = cast("tuple[KnownTokens, ...]", masks)  # or `EachPicture` says which is not
     region = EachPicture(rows, known) if known else None
     return (ReadPictures(PicturesBeside(rows, region=region), strength),)
-
-
-__all__ = [
-    "FreeCustom", "MagicFace", "ReadingControl", "ReferenceAttention", "StoryDiffusion", "VisCtrl",
-]  # fmt: skip

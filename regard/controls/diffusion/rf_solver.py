@@ -121,6 +121,3 @@ def rf_edit(
     with attach(model, stage, check=False):
         noise = rf_solve(velocity(source, True), latents, rising, order=order)
         return rf_solve(velocity(target, False), noise, rising[::-1], order=order)
-
-
-__all__ = ["rf_edit", "rf_solve"]

@@ -130,8 +130,3 @@ class StructureGuidance:
 
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
     return interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
-
-
-__all__ = [
-    "StructureGuidance", "object_mask", "patch_starts", "predict_by_patches",
-]  # fmt: skip

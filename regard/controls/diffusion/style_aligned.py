@@ -84,6 +84,3 @@ class StyleAligned(ReadingControl):
         """Match statistics, and read the reference."""
         source = PicturesBeside((self.reference,))
         return (MatchStatistics(self.reference, self.strength), ReadPictures(source, self.strength))
-
-
-__all__ = ["MatchStatistics", "StyleAligned"]

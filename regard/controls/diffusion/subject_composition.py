@@ -187,6 +187,3 @@ class AutoStudio(DiffusionControl):
                 self.texts, self.regions, self.images, self.strength, self.image_strength
             ),
         )
-
-
-__all__ = ["AutoStudio", "ComposeSubjects", "SubjectKeys", "prompt_subject"]

@@ -116,6 +116,3 @@ class IsolatedSubjects(ReadingControl):
     def edits(self) -> tuple[AttentionEdit, ...]:
         """Read one's own subject."""
         return (ReadOwnSubject(self.reference, self.regions, self.masks, self.strength),)
-
-
-__all__ = ["IsolatedSubjects", "ReadOwnSubject"]

@@ -161,12 +161,14 @@ class Score(Value):
 
     def bind(self, q: Tensor, k: Tensor) -> Change:
         """Bind every step to q and k (heads expanded)."""
-        bound = ((s.bind(q, k), keeps) for s, keeps in zip(self.steps, self.keeps, strict=True))
-        changes = [keeping(change) if keeps else change for change, keeps in bound]
+        changes: list[Change] = []
+        for step, keeps in zip(self.steps, self.keeps, strict=True):
+            one = step.bind(q, k)
+            changes.append(keeping(one) if keeps else one)
 
         def change(scores: Tensor, at: At) -> Tensor:
-            for one in changes:
-                scores = one(scores, at)
+            for each in changes:
+                scores = each(scores, at)
             return scores
 
         return change

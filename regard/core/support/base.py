@@ -114,6 +114,17 @@ class Support(Value):
         band = self.band()
         return None if band is None else band.runs(lines)
 
+    @property
+    def in_runs(self) -> bool:
+        """Whether `runs` answers: for one tile as for all, so it is asked of one, once.
+
+        >>> from regard.core.support import Causal, Tiles, Window
+        >>> (Causal() & Window(8)).in_runs, Tiles(torch.ones(1, 1, 2, 2).bool(), 8).in_runs
+        (True, False)
+        """
+        lines = Lines.over(1, 1, (1, 1), 0, torch.device("cpu"))
+        return self.memo("in runs", lambda: self.runs(lines) is not None)
+
     def anchor(self) -> int | None:
         """Return how many of the first keys are met by their place; of all others only the
         distance to the query matters. None where more matters.

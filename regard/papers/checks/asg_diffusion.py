@@ -28,6 +28,7 @@ def asg() -> Claims:
         return mixed - 0.5 * x.mean((2, 3), keepdim=True) * (1 + time)
 
     def led(**settings: object) -> StructureGuidance:
+        # Settings are typed object.
         return StructureGuidance(denoiser, SIZE, times=TIMES, stride=STRIDE, **settings)  # type: ignore[arg-type]
 
     plain = predict_by_patches(denoiser, z, 0.7, SIZE, STRIDE)

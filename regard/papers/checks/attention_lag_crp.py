@@ -60,6 +60,7 @@ def episodes() -> Claims:
     def serial(out: list[tuple[Site, int]]) -> float:
         with attach(model, taken_out(out), check=False), torch.no_grad():
             logits = model(reading.tokens)
+        # Not None: asserted above.
         return float(said_by_lag(logits, reading.tokens, items)[6])  # type: ignore[arg-type]
 
     whole, broken = serial([]), serial(induction)

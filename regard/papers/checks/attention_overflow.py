@@ -58,8 +58,10 @@ def missing() -> Claims:
         batch = task.batch(rows, seed())
 
         def scored(found: Tensor, task: Missing = task, batch: object = batch) -> float:
+            # Typed object to be a default.
             answers = torch.zeros_like(batch.y)  # type: ignore[attr-defined]
             answers[:, -1] = found
+            # Typed object to be a default.
             return task.score(answers, batch)  # type: ignore[arg-type]
 
         whole = scored(_counted(task, batch.x, Everything()))

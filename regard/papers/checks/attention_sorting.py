@@ -86,7 +86,7 @@ def sorting() -> Claims:
     texts = [" ".join(map(str, torch.randint(3, 60, (6,)).tolist())) for _ in range(3)]
     none = sort_documents(model, texts, "5 9", tokenizer=tokenizer, rounds=0, separator="")
     plain, same = (
-        model.generate(  # type: ignore[operator]
+        model.generate(  # type: ignore[operator]  # a Module types its parts as Tensor or Module
             assemble(tokenizer, x, "5 9", separator="").ids,
             max_new_tokens=8,
             do_sample=False,

@@ -60,7 +60,7 @@ def _written_out(layer: ContextualPositions, x: Tensor) -> Tensor:
         one(x).view(1, n, layer.heads, d).transpose(1, 2)
         for one in (layer.to_q, layer.to_k, layer.to_v)
     )
-    table = layer.position.table  # type: ignore[union-attr]
+    table = layer.position.table  # type: ignore[union-attr]  # the position is CoPE here
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / d**0.5
     out = torch.zeros_like(q)
     for h in range(layer.heads):
@@ -94,6 +94,7 @@ def _with_gates(channel: Tensor, n: int) -> tuple[ContextualPositions, Tensor]:
             for map_, read in ((layer.to_q, 0), (layer.to_k, 1)):
                 map_.weight[head] = 0.0
                 map_.weight[head, read] = 1.0
+        # The position is CoPE here.
         layer.position.table[:, 0] = 0.0  # type: ignore[union-attr,index,operator]
     return layer, x
 

@@ -55,6 +55,7 @@ def _planted() -> str:
 def _runs(model: nn.Module, color: str) -> list[tuple[object, int]]:
     """Encode every prompt whose left figure has a color; the token is the last of the subject."""
     every = [tokens((color, shape), other)[None] for shape in SHAPES for other in KINDS]
+    # A Module types its parts as Tensor or Module.
     return [(lambda ids=ids: model.encode(ids), SUBJECT) for ids in every]  # type: ignore[operator]
 
 
@@ -62,6 +63,7 @@ def _left(model: nn.Module, color: str) -> dict[str, float]:
     """Colors of the left figure, where the prompt names one."""
     pairs: list[tuple[Figure, Figure]] = [((color, s), other) for s in SHAPES for other in KINDS]
     ids = torch.stack([tokens(*pair) for pair in pairs])
+    # A Module types its parts as Tensor or Module.
     images = model.paint(model.encode(ids), seed=FIGURES)  # type: ignore[operator]
     return {c: sum(color_of(x, "left", c) for x in images) / len(images) for c in COLORS}
 
@@ -73,6 +75,7 @@ def quickfix() -> Claims:
     planted = _planted()
     model, _ = painter(STEPS)
     model.requires_grad_(False)
+    # Get_submodule returns Module.
     layers: nn.ModuleList = model.text.get_submodule("encoder.layers")  # type: ignore[assignment]
     embeddings = model.text.get_submodule("embeddings")
     pairs = [(a, b) for i, a in enumerate(KINDS) for j, b in enumerate(KINDS) if (i + j) % 2]
@@ -90,6 +93,7 @@ def quickfix() -> Claims:
         each = [color_of(x, "left", a[0]) for x, (a, _) in zip(images, pairs, strict=True)]
         return sum(each) / len(each)
 
+    # A Module types its parts as Tensor or Module.
     weight: Tensor = embeddings.get_submodule("token_embedding").weight  # type: ignore[assignment]
     size = 5 * float(weight.std())
     parts = {f"layer {i} attention": x.get_submodule("self_attn") for i, x in enumerate(layers)}
@@ -98,6 +102,7 @@ def quickfix() -> Claims:
     best = {name: max(e.indirect()[name] for e in effects) for name in parts}
     first = max(best, key=lambda name: best[name])
 
+    # Get_submodule returns Module.
     layer: nn.Linear = layers[0].get_submodule("self_attn.out_proj")  # type: ignore[assignment]
     fix = QuickFix(layer, *(_runs(model, color) for color in ("red", "blue")))
     green_before = _left(model, "green")

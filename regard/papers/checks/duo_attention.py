@@ -51,6 +51,7 @@ class _Windowed(Gates):
         support = call.rule.support & near(self.recent, self.sinks)
         return call.replace(rule=call.rule.replace(support=support))
 
+    # Returns what it is given.
     def after(self, call: Call, partial: object) -> object:  # type: ignore[override]
         return partial
 

@@ -12,7 +12,7 @@ from regard.papers.claims import FLOAT32, claim
 from regard.papers.shared.diffusion_models import chosen, on_grid, tiny_wan, wan_out
 from regard.papers.shared.measure import gap
 from regard.policies.distilling import distill
-from regard.policies.frames import AttentionTile, meeting, tile_errors, tiles
+from regard.policies.frames import AttentionTile, frame_pairs, tile_errors, tiles
 from regard.policies.grids import image_of
 from regard.policies.registry import policy
 from regard.run.runner import run
@@ -41,7 +41,7 @@ def attention_tile() -> Claims:
     whole = AttentionTile()
     whole.take({"references": {0: 6}})
     exact = gap(run(chosen(whole, call)[0]).out, run(call).out)
-    counted = [int(meeting(f, 3).sum()) for f in (8, 16, 32)]
+    counted = [int(frame_pairs(f, 3).sum()) for f in (8, 16, 32)]
     found = []
     for diagonal, error in ((8.0, 0.01), (None, 0.001)):
         one = video(8, 4, diagonal)

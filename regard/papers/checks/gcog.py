@@ -28,6 +28,7 @@ class _Recurrent(nn.Module):
 
     def __init__(self, task: Scenes, dim: int = 64) -> None:
         super().__init__()
+        # Each Kind here has a count.
         words, cells, answers = (k.count for k in (task.inputs, task.contexts, task.outputs))  # type: ignore[union-attr]
         self.words, self.cells = nn.Embedding(words, dim), nn.Embedding(cells, dim)
         self.net = nn.GRU(dim, dim, batch_first=True)

@@ -12,8 +12,9 @@ from regard.papers.seeding import restart
 from regard.papers.shared.attending import CAUSAL, SITE, sparse_gap
 from regard.papers.shared.measure import gap
 from regard.papers.shared.small_llama import llama
-from regard.policies.prompts import Hip, causal_tiles, last_rows
+from regard.policies.prompts import Hip, last_rows
 from regard.policies.registry import policy
+from regard.policies.tiling import causal_tiles
 from regard.run.counting import counted
 from regard.verbs import shrink
 

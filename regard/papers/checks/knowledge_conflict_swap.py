@@ -30,6 +30,7 @@ def conflict() -> Claims:
 
     def trained(tasks: list[Task], steps: int) -> nn.Module:
         restart()
+        # Tasks here have inputs with a count.
         count = task.inputs.count  # type: ignore[attr-defined]
         net = model(["mha"] * 2, dim=64, heads=4, vocab=count, position="rotary", tied=False)
         drawn = seeds()

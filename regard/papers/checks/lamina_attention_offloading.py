@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from regard.memories.remote import AttentionWorkers, staggered, wire_bytes
+from regard.memories.remote import staggered, wire_bytes
+from regard.memories.workers import AttentionWorkers
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.measure import gap

@@ -17,8 +17,9 @@ from regard.run.counting import counted
 @check("lserve", beyond="one block-skipping kernel and 4-bit pages on a GPU")
 def lserve() -> Claims:
     """Bounds hold, small logical pages find needles more often, and reading is constant."""
+    from regard.memories.summaries import Bounds
     from regard.policies.registry import policy
-    from regard.policies.selecting import Bounds, page_scores
+    from regard.policies.selecting import page_scores
     from regard.verbs import shrink
 
     restart()

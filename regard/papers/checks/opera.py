@@ -64,6 +64,7 @@ class _Scripted(nn.Module):
 def opera() -> Claims:
     """Columns that are trusted too much grow and are gone back on; others fade."""
     model, ids = llama(2), torch.randint(3, 60, (1, 8))
+    # A Module types its parts as Tensor or Module.
     greedy = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)  # type: ignore
     plain = decode_without_over_trust(model, ids, tokens=8, strength=0.0, patience=10**6)
     column = int(torch.randint(0, 5, ()))

@@ -39,6 +39,7 @@ def court() -> Claims:
         x = planted.read(tokens)[0].detach()
         with torch.no_grad():
             sign = float(planted(x[None]).sign())
+        # Mypy infers no type of s.
         words.append(Question(lambda e, s=sign: s * planted(e), x))  # type: ignore[misc]
     some = {name: EXPLAINERS[name] for name in few}
     # The classification token is no word of the text.

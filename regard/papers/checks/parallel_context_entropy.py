@@ -39,6 +39,7 @@ def pieces() -> Claims:
     ids = torch.tensor(tokenizer(default_text(9000))["input_ids"])[None, :544]
 
     def read(stages: list[object], places: Tensor | None = None) -> Tensor:
+        # Stages are typed object.
         with attach(model, stages, check=False), torch.no_grad():  # type: ignore[arg-type]
             return model(ids, position_ids=places).logits
 

@@ -23,6 +23,7 @@ def _found_by_content(task: ParityMnemonics, drawn: int) -> float:
     """
     batch = task.batch(50, drawn)
     n, x = task.length, batch.x
+    # A Kind with a count.
     words = F.one_hot(x, task.inputs.count).float()  # type: ignore[union-attr]
     keys = F.pad(words, (0, 0, 1, -1))[:, None, :]
     by_word = Rule(Causal(), Dot(scale=1.0))

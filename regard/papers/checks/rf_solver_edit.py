@@ -61,8 +61,9 @@ def rf_solver_edit() -> Claims:
             hidden_states=x, timestep=torch.tensor([1000 * t]), **given, return_dict=False
         )[0]
 
+    # Flow is typed object.
     noise = rf_solve(flow(one), latent, _line(STEPS))  # type: ignore[arg-type]
-    plain = rf_solve(flow(other), noise, _line(STEPS)[::-1])  # type: ignore[arg-type]
+    plain = rf_solve(flow(other), noise, _line(STEPS)[::-1])  # type: ignore[arg-type]  # as above
     none = rf_edit(model, latent, one, other, steps=STEPS, inject=0)
     some = rf_edit(model, latent, one, other, steps=STEPS, inject=3)
     powers = [math.log2(a / b) for a, b in (second, first)]

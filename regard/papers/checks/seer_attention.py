@@ -13,7 +13,7 @@ from regard.models.site import Site
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.attending import CAUSAL
-from regard.policies.gates import Gate, best_tiles, distance, mass_found, pooled, tile_targets
+from regard.policies.gates import Gate, best_tiles, divergence, mass_found, pooled, tile_targets
 from regard.run.api import attend
 from regard.run.reference import weight_matrix
 
@@ -53,7 +53,7 @@ def seer() -> Claims:
     optimizer = torch.optim.AdamW(maps, lr=0.02, weight_decay=0.0)
     for _ in range(300):
         call = hot_keys()
-        loss = distance(tile_targets(call, block), gate.scores(call.q, call.k, 0, block, Turn()))
+        loss = divergence(tile_targets(call, block), gate.scores(call.q, call.k, 0, block, Turn()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -33,7 +33,7 @@ def always(layer: SparseModular, awake: bool) -> None:
         said = averaged.new_full(averaged.shape[:2], float(awake))
         return said.bool(), said
 
-    layer.route = types.MethodType(route, layer)  # type: ignore[method-assign]
+    layer.route = types.MethodType(route, layer)  # type: ignore[method-assign]  # a planted route
 
 
 def recall(awake: bool | None) -> tuple[float, float]:
@@ -73,7 +73,7 @@ def recall(awake: bool | None) -> tuple[float, float]:
         shares.append(float(chosen.float().mean()))
         return chosen, trust
 
-    layer.route = noted  # type: ignore[method-assign]
+    layer.route = noted  # type: ignore[method-assign]  # a recording route
     x, wanted = batch(512)
     with torch.no_grad():
         right = (scores(x).argmax(-1) == wanted).float().mean()
@@ -96,6 +96,7 @@ def modular() -> Claims:
 
     always(layer, False)
     calls: list[Call] = []
+    # Records the call and returns q.
     layer.attend = lambda call: calls.append(call) or call.q  # type: ignore[assignment,func-returns-value]
     none_awake = gap(layer(x), F.silu(plain))
     chosen = torch.rand(3, 50) < 0.3

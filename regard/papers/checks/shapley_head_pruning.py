@@ -67,6 +67,7 @@ def shapley() -> Claims:
     # A head that does harm is planted where a head did least: it writes noise from now on.
     planted = int(truth.argmin())
     site, head = heads[planted]
+    # Get_submodule returns Module.
     layer: Attention = model.get_submodule(site.module)  # type: ignore[assignment]
     with torch.no_grad():
         wrong = layer.to_out.weight[:, head * layer.value_dim : (head + 1) * layer.value_dim]

@@ -29,7 +29,7 @@ def importance() -> Claims:
     probe, kept = Importance(definition="raw"), dict[Site, Tensor]()
 
     def keep(x: Tensor) -> Tensor:
-        kept[len(kept)] = x  # type: ignore[index]
+        kept[len(kept)] = x  # type: ignore[index]  # keyed by order of calls, not by site
         x.retain_grad()
         return x
 

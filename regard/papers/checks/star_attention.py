@@ -77,6 +77,7 @@ def star_attention() -> Claims:
     )
     model, _ = demo()
     size = 16
+    # A Module types its parts as Tensor or Module.
     ids = torch.randint(3, int(model.config.vocab_size), (16, 4 * size))  # type: ignore[union-attr,arg-type]
     mass = {}
     for anchors in (True, False):

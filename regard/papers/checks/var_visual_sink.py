@@ -50,6 +50,7 @@ def visual_sinks() -> Claims:
     moved = gap(new[acts][:, SINK], 0.6 * old[acts][:, SINK])
     model = llama(3)
     ids = torch.randint(3, 60, (1, N))
+    # A Module types its parts as Tensor or Module.
     width = model.config.hidden_size  # type: ignore[union-attr]
     plain = model(ids).logits
     still = VisualSinks((0,), strength=0.0, above=1.0)
@@ -57,7 +58,9 @@ def visual_sinks() -> Claims:
     with attach(model, Steering(still, prompt=prompt), check=False):
         same = model(ids).logits
     place, channel = int(torch.randint(0, N, ())), int(torch.randint(0, width, ()))
+    # A Module types its parts as Tensor or Module.
     model.model.embed_tokens.weight[61] = model.model.embed_tokens.weight[4]  # type: ignore
+    # A Module types its parts as Tensor or Module.
     model.model.embed_tokens.weight[61, channel] = 1e3  # type: ignore
     ids = ids.clone()
     ids[0, place] = 61

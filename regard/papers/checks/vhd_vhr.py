@@ -21,6 +21,7 @@ IMAGE, TEXT = 5, 9
 def _divergences(found: object) -> dict[tuple[int, int], float]:
     return {
         (layer, h): float(x)
+        # The result is typed object.
         for layer, row in found.divergence.items()  # type: ignore[attr-defined]
         for h, x in enumerate(row)
     }
@@ -50,6 +51,7 @@ def vhr() -> Claims:
     twice = VisionHeadReinforcement(strength=2.0, where={"heads": [(1, 2)]})
     with attach(model, Steering(twice), check=False):
         scaled = model(**inputs).logits
+    # A Module types its parts as Tensor or Module.
     weight = model.model.layers[1].self_attn.o_proj.weight  # type: ignore[union-attr,index]
     size = weight.shape[1] // 4
     kept = weight[:, 2 * size : 3 * size].clone()

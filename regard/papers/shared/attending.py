@@ -13,7 +13,7 @@ from regard.core.rule import Rule
 from regard.core.support import Causal, Tiles
 from regard.layers.attention import Attention, joined
 from regard.models.site import Site
-from regard.policies.prompts import causal_tiles
+from regard.policies.tiling import causal_tiles
 from regard.run.api import attend
 
 

@@ -271,9 +271,3 @@ def write_keys(key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor) -> N
         key, value, slots = key[real], value[real], slots[real]
     where = (slots // block, slice(None), slots % block)
     k[where], v[where] = key, value
-
-
-__all__ = [
-    "OwnParts", "RegardBackend", "RegardBuilder", "RegardImpl", "RegardMetadata", "RowAttention",
-    "pools", "write_keys",
-]  # fmt: skip

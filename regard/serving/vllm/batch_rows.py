@@ -50,6 +50,3 @@ def rows_of(common: Any, block: int) -> list[BatchRow]:
             length = torch.tensor([[seen[i]]])
             rows.append(BatchRow(starts[i], n, seen[i], own, served[i], i, length))
     return rows
-
-
-__all__ = ["BatchRow", "causal_alone", "rows_of"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -112,11 +112,21 @@ class ServerPages(Paged):
     """Pages of vLLM's cache, in the order that its own kernel reads: see `Paged`.
 
     k, v [pages, x, page, d] hold the numbers of a head in the order of `layout`; only `dense`,
-    `gather` and `since` put them in order, and only those that are asked for.
+    `gather` and `since` put them in order, and only those that are asked for. Every row has
+    `longest` keys: a server counts them, and they are made for each layer of each step, so nothing
+    is looked at again.
     """
 
     form: ClassVar[str] = "vllm"
     layout: CacheLayout | None = None
+
+    def __post_init__(self) -> None:
+        assert self.longest is not None
+
+    @cached_property
+    def dense_full(self) -> bool:
+        """Whether all rows are equally long, and full: they are."""
+        return True
 
     @property
     def kind(self) -> Hashable:
@@ -141,10 +151,12 @@ class ServerPages(Paged):
         page, c = self.k.shape[2], slots.shape[2]
         if self.table.shape[:2] != (1, 1) or self.at is not None:
             return None
-        pages = slots[..., ::page] // page
-        line = torch.arange(page, device=slots.device)
-        want = (pages[..., None] * page + line).flatten(2)[..., :c]
-        return pages if torch.equal(want, slots) else None
+        first = slots[..., ::page]
+        want = (first[..., None] + _line(page, slots.device)).flatten(2)[..., :c]
+        if not torch.equal(want, slots):
+            return None
+        pages = first // page
+        return pages if torch.equal(pages * page, first) else None
 
     def _gathered(self, x: Tensor) -> Tensor:
         """Copy the pages of each row side by side, in order: [b, g, m, d]."""
@@ -172,6 +184,12 @@ class ServerPages(Paged):
         return found[0], found[1]
 
 
+@lru_cache(maxsize=16)
+def _line(page: int, device: torch.device) -> Tensor:
+    """Return the slots of a page."""
+    return torch.arange(page, device=device)
+
+
 @lru_cache(maxsize=64)
 def layout_of(isa: str, block: int, d: int, dtype: torch.dtype) -> CacheLayout | None:
     """Return how vLLM's kernel for a kind of processor (`isa`) stores keys, if that is known."""
@@ -184,6 +202,3 @@ def layout_of(isa: str, block: int, d: int, dtype: torch.dtype) -> CacheLayout |
         )
 
     return find_layout(write, block, d, dtype)
-
-
-__all__ = ["CacheLayout", "ServerPages", "Tiling", "find_layout", "layout_of", "layouts"]

@@ -164,6 +164,3 @@ def takes(head_size: int, isa: str, block: int, dtype: torch.dtype) -> bool:
     if not kernel(head_size):
         return False
     return not current().by_request or layout_of(isa, block, head_size, dtype) is not None
-
-
-__all__ = ["CpuBatch", "RegardCpuBackend", "RegardCpuBuilder", "RegardCpuImpl", "takes"]

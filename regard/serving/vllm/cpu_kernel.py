@@ -118,6 +118,3 @@ def isa_of(dtype: torch.dtype, block: int, d: int) -> str:
 
     found: str = _get_attn_isa(dtype, block, d)
     return found
-
-
-__all__ = ["KERNEL", "CpuKernel", "attend_pages", "isa_of"]

@@ -7,12 +7,12 @@ vLLM loads it in the process that speaks HTTP if `VLLM_PLUGINS` names it beside 
     GET /regard/surveys/REQUEST          its run file
     GET /regard/surveys/REQUEST/page     its page
     GET /metrics                         regard_survey_score{score=, layer=}, of the newest survey,
-                                         regard_lookback_ratio{layer=}, of the newest answer
+                                         regard_lookback_ratio{layer=}, of the newest answer,
+                                         regard_policy_bytes, if the server shrinks
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from regard.core.errors import CapabilityError, fail
-from regard.serving.vllm.request_lookback import SUFFIX
+from regard.serving.vllm.policy_bytes import AskFirst, PolicyBytes
+from regard.serving.vllm.request_lookback import SUFFIX, read_lookback
 from regard.serving.vllm.server_settings import VARIABLE, Settings
 from regard.views.page import page
 from regard.views.run_file import Run
@@ -64,8 +65,8 @@ class Surveys:
     def lookback(self) -> list[tuple[int, float]]:
         """Return (layer, mean over heads) of the newest answer to a surveyed request."""
         files = self.files(SUFFIX)
-        rows = json.loads(files[0].read_text())["lookback"] if files else []
-        return [(x["layer"], float(np.mean(x["heads"]))) for x in rows]
+        rows = read_lookback(files[0]) if files else []
+        return [(layer, float(np.mean(heads))) for layer, heads in rows]
 
     def scores(self) -> list[tuple[str, int, float]]:
         """Return (score, layer, mean over heads) of the newest survey."""
@@ -119,27 +120,34 @@ class RegardEndpoints:
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        see = Settings.of(os.environ.get(VARIABLE, "")).see
-        if see is None:
+        asked = Settings.of(os.environ.get(VARIABLE, ""))
+        if asked.see is None and asked.shrink is None:
             fail(
-                CapabilityError, VARIABLE, "a server that surveys nothing",
-                "a folder of surveys to read", f"set {VARIABLE}='see out=FOLDER'",
+                CapabilityError, VARIABLE, "a server that surveys nothing, and shrinks nothing",
+                "a folder of surveys to read, or a policy", f"set {VARIABLE}='see out=FOLDER'",
             )  # fmt: skip
-        self.surveys = Surveys(see.out)
+        self.surveys = None if asked.see is None else Surveys(asked.see.out)
+        self.held = None if asked.shrink is None else PolicyBytes()
 
     def attach_router(self, app: Any) -> None:
         """Add the routes."""
+        if self.surveys is not None:
+            self._add_surveys(app, self.surveys)
+        if self.held is not None:
+            app.add_middleware(AskFirst, ask=self.held.ask)
+
+    def _add_surveys(self, app: Any, surveys: Surveys) -> None:
         from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
         def found(request: str) -> Path | Response:
-            path = self.surveys.find(request)
+            path = surveys.find(request)
             if path is not None:
                 return path
             said = f"{request!r} was not surveyed: ask with regard_see, and wait for its prompt"
             return JSONResponse({"error": said}, status_code=404)
 
         def names() -> Any:
-            return JSONResponse({"surveys": self.surveys.names()})
+            return JSONResponse({"surveys": surveys.names()})
 
         def survey(request: str) -> Any:
             path = found(request)
@@ -157,7 +165,8 @@ class RegardEndpoints:
         """Add the gauges to those of vLLM."""
         from prometheus_client import REGISTRY
 
-        REGISTRY.register(ScoreGauges(self.surveys))
-
-
-__all__ = ["RegardEndpoints", "ScoreGauges", "Surveys"]
+        if self.surveys is not None:
+            REGISTRY.register(ScoreGauges(self.surveys))
+        if self.held is not None:
+            self.held.engine = engine_client
+            REGISTRY.register(self.held)

@@ -14,6 +14,3 @@ def register() -> None:
         from regard.serving.vllm.hooks import install  # loads vLLM's workers
 
         install(settings)
-
-
-__all__ = ["register"]

@@ -18,6 +18,7 @@ from regard.models.site import Site, Sites
 from regard.run.plan import EXECUTORS
 from regard.serving.vllm.cache_layout import ServerPages
 from regard.serving.vllm.cpu_kernel import KERNEL, CpuKernel
+from regard.serving.vllm.policy_bytes import METHOD
 from regard.serving.vllm.served_requests import Served, Serving, Setup
 from regard.serving.vllm.server_settings import EXTRAS, Asked, Settings
 
@@ -118,6 +119,7 @@ def install(settings: Settings) -> None:
         _step_in()
     if settings.shrink is not None:
         _refuse_beams()
+        _tell_bytes()
 
 
 def _step_in() -> None:
@@ -141,6 +143,13 @@ def _refuse_beams() -> None:
 
     for kind in (BeamSearchOfflineMixin, BeamSearchOnlineMixin):
         _around(kind, "beam_search", _beams)
+
+
+def _tell_bytes() -> None:
+    """Let the process that speaks HTTP ask a worker what its policies keep."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    setattr(WorkerBase, METHOD, lambda worker: current().policy_bytes)
 
 
 def _beams(plain: Any, server: Any, *args: Any, **kwargs: Any) -> Any:
@@ -254,6 +263,3 @@ def _tokenizer(model: Any) -> Any:
         return AutoTokenizer.from_pretrained(model.tokenizer)
     except Exception:  # a model without one is served by ids, and surveyed by ids
         return None
-
-
-__all__ = ["Server", "current", "install"]

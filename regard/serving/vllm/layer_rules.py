@@ -68,6 +68,3 @@ def _rule(
     support: Support = Causal() if window is None else Causal() & Window(window)
     score: Score = Dot(scale) if cap is None else Dot(scale) >> SoftCap(cap)
     return Rule(Everything() if everything else support, score, offset=offset)
-
-
-__all__ = ["LayerRules"]

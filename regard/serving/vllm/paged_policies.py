@@ -94,7 +94,7 @@ class PagedLayer:
         if seen - n != self.memory.seen:  # the request was preempted, and begins again
             self.extra, self.extra_at = {}, {}
         self.memory.pages, self.memory.seen = keys, seen
-        self.real = torch.tensor([seen], device=keys.device)
+        self.real = keys.lengths[0]
 
 
 class _Caches:
@@ -249,9 +249,3 @@ def can_serve(one: Policy, *, chunks: bool, caches_prefixes: bool, guesses: bool
             "the longest prompt"
         )
     return Yes()
-
-
-__all__ = [
-    "PagedLayer", "PagedShrinking", "ServedPages", "SinksAndRecent", "can_serve", "paged_policy",
-    "reads_at_steps", "why_not_paged",
-]  # fmt: skip

@@ -8,13 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from regard.core.call import Call
-from regard.core.files import FileKind, write_json
+from regard.core.files import FileKind, read_json, reading, write_json
 from regard.models.site import Site
 from regard.probes.prompt_parts import spans_mass
 from regard.serving.vllm.request_survey import file_name
 
 SUFFIX = ".lookback.json"
 LOOKBACK = FileKind("regard-lookback", 1, "lookback ratios of a request", "survey it again")
+
+
+def read_lookback(path: str | Path) -> list[tuple[int, list[float]]]:
+    """Read a file that `RequestLookback.write` wrote: (layer, ratios of its heads), by layer."""
+    said = read_json(path, LOOKBACK)
+    with reading(path, LOOKBACK):
+        return [(int(x["layer"]), [float(h) for h in x["heads"]]) for x in said["lookback"]]
 
 
 class RequestLookback:
@@ -60,6 +67,3 @@ class RequestLookback:
         rows = [{"layer": s.layer, "heads": x.tolist()} for s, x in found.items()]
         write_json(path, {"tokens": max(self._steps.values()), "lookback": rows}, LOOKBACK)
         return path
-
-
-__all__ = ["SUFFIX", "RequestLookback"]

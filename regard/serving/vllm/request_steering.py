@@ -13,8 +13,10 @@ import torch
 
 from regard.controls.registry import control, known
 from regard.controls.steering import Steering
+from regard.controls.token_sets import FoundInCall
 from regard.core.call import Call
 from regard.core.errors import CapabilityError, RuleError, fail, nearest
+from regard.core.value import Value
 from regard.models.forward import Forward
 from regard.models.site import Sites
 from regard.serving.vllm.server_settings import Asked, Steer
@@ -71,6 +73,9 @@ class RequestSteering:
                 "one that changes attention alone", "steer in transformers: regard.steer",
             )  # fmt: skip
         self.prompt = len(tokens)
+        # Whether tokens are found by how a prompt attends, all of it at once.
+        self._whole = any(finds_tokens(edit) for edit in made.edits())
+        self._name = given.control
         self.stage = Steering(made, tokenizer=tokenizer, measure="some", must_move=False)
         ids = torch.tensor([list(tokens)])
         self.stage.begin(model, sites)
@@ -79,6 +84,13 @@ class RequestSteering:
     def call(self, call: Call) -> Call:
         """Return a call of the request that says where its queries are, and at which step."""
         seen, at = call.keys.m, call.q_positions
+        if self._whole and call.n == seen < self.prompt:
+            fail(
+                CapabilityError, f"control {self._name!r}", f"the first {seen} tokens of a prompt "
+                f"of {self.prompt}", "a prompt in one piece: it finds tokens by how all of it "
+                "attends", "serve with --no-enable-chunked-prefill, and --max-num-batched-tokens "
+                "of the longest prompt",
+            )  # fmt: skip
         if call.rule.position_free:  # one query, which may attend to all: edits ask where it is
             at = torch.tensor([seen - 1], device=call.q.device)
         self.stage.reads(self._read)
@@ -90,10 +102,22 @@ class RequestSteering:
         return f"{self.stage.receipt}".replace("\n", "; ")
 
 
+def finds_tokens(x: Any) -> bool:
+    """Return whether an edit, or a set in it, finds its tokens in the first call of a prompt.
+
+    >>> from regard.controls import AddBias
+    >>> from regard.controls.sink_calibration import LaterSinks
+    >>> finds_tokens(AddBias([3], 2.0)), finds_tokens(AddBias(~LaterSinks(), 2.0))
+    (False, True)
+    """
+    if isinstance(x, FoundInCall):
+        return True
+    if isinstance(x, tuple | list):
+        return any(finds_tokens(part) for part in x)
+    return isinstance(x, Value) and any(finds_tokens(part) for _, part in x.fields())
+
+
 def _no_processors() -> Any:
     from regard.controls.base import Control
 
     return Control.processors
-
-
-__all__ = ["RequestSteering", "check_control"]

@@ -103,6 +103,3 @@ def file_name(request: str) -> str:
     'cmpl-1_2'
     """
     return re.sub(r"[^\w.-]", "_", request)
-
-
-__all__ = ["RequestSurvey", "file_name"]

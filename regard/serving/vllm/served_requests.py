@@ -177,6 +177,12 @@ class Serving:
         if one is not None and one.steering is not None:
             log.info("regard: request %s was steered: %s", name, one.steering.said)
 
+    @property
+    def policy_bytes(self) -> int:
+        """Bytes that policies keep of all requests beside the pages of the server."""
+        layers = [layer for one in self.requests.values() for layer in one.layers.values()]
+        return sum(store.nbytes for layer in layers for store in layer.extra.values())
+
     def failures(self) -> dict[str, str]:
         """Return why requests cannot go on, by their names."""
         return {x.name: x.failed for x in self.requests.values() if x.failed}
@@ -220,7 +226,9 @@ class Serving:
         engine = self._engine if steering is None else Engine([self.stage, steering.stage])
         keys = call.keys
         assert isinstance(keys, Paged)
-        layer = served.layers.setdefault(call.site, PagedLayer())
+        layer = served.layers.get(call.site)
+        if layer is None:
+            layer = served.layers[call.site] = PagedLayer()
         layer.arrive(keys, call.n)
         self.stage.serve(layer)
         try:
@@ -267,6 +275,3 @@ class Serving:
         log.error(
             "request %s ends: %s (%s:%s)", served.name, served.failed, where.filename, where.lineno
         )
-
-
-__all__ = ["Served", "Serving", "Setup"]

@@ -193,8 +193,3 @@ def _flag(name: str, x: Any) -> bool:
     if said not in words:
         fail(RuleError, name, shape_of(x), f"one of {', '.join(words)}", f"pass {name}=True")
     return words[said]
-
-
-__all__ = [
-    "EXTRAS", "SEE", "SHRINK", "STEER", "VARIABLE", "Asked", "See", "Settings", "Shrink", "Steer",
-]  # fmt: skip

@@ -23,7 +23,17 @@ async function read(name) {
   const kinds = { float32: Float32Array, uint8: Uint8Array, int8: Int8Array };
   const kind = element.dataset.type;
   const values = kind === "float16" ? halves(new Uint16Array(bytes)) : new kinds[kind](bytes);
-  return { values, shape };
+  const { levels, most } = element.dataset;
+  return { values: levels ? leveled(values, levels, Number(most)) : values, shape };
+}
+
+// Bytes that stand for numbers from 0 to the largest: in even steps, or in steps of 24 octaves / 255.
+/** @param {Uint8Array} bytes @param {string} levels @param {number} most */
+function leveled(bytes, levels, most) {
+  const even = levels === "even";
+  const known = Float32Array.from({ length: 256 }, (_, b) =>
+    even ? (most * b) / 255 : b === 0 ? 0 : most * 2 ** ((b / 255 - 1) * 24));
+  return Float32Array.from(bytes, (b) => known[b]);
 }
 
 const exponents = new Float64Array(32);

@@ -12,10 +12,11 @@ function headState() {
     ...keptState(), ["find", $("find").value]];
 }
 
+// "18.6", or "L18H6" as sentences name it.
 /** @param {URLSearchParams} params */
 const headOf = (params) => {
-  const [s, h] = (params.get("head") || "").split(".").map(Number);
-  return heads.find((x) => x.s === s && x.h === h);
+  const asked = params.get("head") || "";
+  return heads.find((x) => `${x.s}.${x.h}` === asked || nameOf(x) === asked);
 };
 
 /** @param {URLSearchParams} params */

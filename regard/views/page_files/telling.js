@@ -75,7 +75,7 @@ async function showTelling() {
     const fine = index < 0 ? null : await array("map/" + index);
     const whole = fine ? { bytes: fine.values, rows: fine.shape[0], columns: fine.shape[1] } : smallMap(head);
     if (!whole) continue;
-    const size = 168, map = coarser(whole, Math.ceil(Math.max(whole.rows, whole.columns) / size));
+    const size = 224, map = coarser(whole, Math.ceil(Math.max(whole.rows, whole.columns) / size));
     const canvas = made("canvas"), role = manifest.roles[roleOf(head)];
     canvas.setAttribute("aria-hidden", "true");
     const { lut } = levels("adaptive", map.bytes);

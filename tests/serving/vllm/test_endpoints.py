@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from pathlib import Path
 
@@ -12,7 +11,10 @@ import pytest
 import torch
 
 from regard.core.errors import RegardError
+from regard.core.files import FileError, write_json
 from regard.serving.vllm.endpoints import RegardEndpoints, ScoreGauges, Surveys
+from regard.serving.vllm.policy_bytes import METHOD
+from regard.serving.vllm.request_lookback import LOOKBACK, SUFFIX
 from regard.views.run_file import Run
 
 
@@ -55,6 +57,15 @@ def test_scores_are_those_of_the_run_file(folder: Path) -> None:
             assert found[name, layer] == pytest.approx(float(np.nanmean(row)))
 
 
+def test_a_lookback_is_read_and_damage_is_told(tmp_path: Path) -> None:
+    answer = {"tokens": 3, "lookback": [{"layer": 2, "heads": [0.25, 0.75]}]}
+    path = write_json(tmp_path / f"r{SUFFIX}", answer, LOOKBACK)
+    assert Surveys(tmp_path).lookback() == [(2, 0.5)]
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(FileError, match="checksum"):
+        Surveys(tmp_path).lookback()
+
+
 def test_a_server_that_surveys_nothing_has_no_routes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGARD", "on")
     with pytest.raises(RegardError, match="surveys nothing"):
@@ -71,13 +82,14 @@ def test_routes_and_gauges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("REGARD", f"see out={folder}")
     app, plugin = FastAPI(), RegardEndpoints()
     plugin.attach_router(app)
+    assert plugin.surveys is not None
     http = TestClient(app)
     assert http.get("/regard/surveys").json() == {"surveys": ["cmpl-abc-0", "cmpl-ab-0"]}
     assert http.get("/regard/surveys/cmpl-ab").content == (folder / "cmpl-ab-0.npz").read_bytes()
     assert "<html" in http.get("/regard/surveys/cmpl-ab/page").text
     assert http.get("/regard/surveys/other").status_code == 404
     answer = {"tokens": 3, "lookback": [{"layer": 2, "heads": [0.25, 0.75]}]}
-    (folder / "cmpl-ab-0.lookback.json").write_text(json.dumps(answer))
+    write_json(folder / f"cmpl-ab-0{SUFFIX}", answer, LOOKBACK)
     registry = client.CollectorRegistry()
     registry.register(ScoreGauges(plugin.surveys))
     said = client.generate_latest(registry).decode()
@@ -85,3 +97,38 @@ def test_routes_and_gauges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "regard_surveys 2.0" in said
     assert 'regard_lookback_ratio{layer="2"} 0.5' in said
     assert asyncio.iscoroutinefunction(plugin.init_state)
+
+
+def test_bytes_of_policies_are_asked_for_when_metrics_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REGARD", "shrink quest keep=25%")
+    plugin = RegardEndpoints()
+    assert plugin.surveys is None
+    assert plugin.held is not None
+    asked: list[str] = []
+
+    class Engine:
+        async def collective_rpc(self, method: str) -> list[int]:
+            asked.append(method)
+            if len(asked) > 1:
+                raise RuntimeError("the worker died")
+            return [300, 40]
+
+    class App:
+        def add_middleware(self, kind: type, **settings: object) -> None:
+            self.call = kind(self.answer, **settings)
+
+        async def answer(self, scope: dict[str, str], *_: object) -> None:
+            scope["said"] = str(plugin.held and plugin.held.bytes)
+
+    app = App()
+    plugin.attach_router(app)
+    plugin.held.engine = Engine()
+    said = []
+    for path in ("/v1/completions", "/metrics", "/metrics/"):
+        scope = {"type": "http", "path": path}
+        asyncio.run(app.call(scope, None, None))
+        said.append(scope["said"])
+    assert said == ["None", "340", "None"]  # a number of before is no number of now
+    assert asked == [METHOD, METHOD]

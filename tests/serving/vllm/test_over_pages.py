@@ -17,15 +17,10 @@ from torch import Tensor
 pytest.importorskip("transformers")
 
 import regard
-from regard.core.call import Call
 from regard.core.errors import RegardError
-from regard.core.key_forms import Paged
-from regard.core.result import Result
 from regard.models.attach import hook_of
-from regard.models.stage import Stage
 from regard.policies.registry import known, policy
 from regard.policies.selecting import Quest
-from regard.run.runner import otherwise
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.paged_policies import can_serve, paged_policy, why_not_paged
 from regard.serving.vllm.request_lookback import SUFFIX
@@ -33,8 +28,10 @@ from regard.serving.vllm.served_requests import Serving, Setup
 from regard.serving.vllm.server_settings import Settings, Shrink
 from regard.views.run_file import Run
 from tests.architectures import DECODERS, build
+from tests.serving.vllm.over_pages import OverPages, generate, ids, model, served, serving
 
-PAGE = 16
+__all__ = ["ids", "model"]  # fixtures
+
 POLICIES = {
     "quest": ("quest keep=25%", 0.25, {}),
     "quest of small pages": ("quest keep=40 page=4 logical=2", 40, {"page": 4, "logical": 2}),
@@ -46,72 +43,6 @@ POLICIES = {
     "vertical_slash": ("vertical_slash keep=50% block=8", 0.5, {"block": 8}),
     "block_sparse": ("block_sparse keep=40% block=8", 0.4, {"block": 8}),
 }
-
-
-class OverPages(Stage):
-    """Run every call as a server would: over pages, past what its request asked for."""
-
-    runs = True
-
-    def __init__(self, serving: Serving, name: str) -> None:
-        super().__init__()
-        self.serving, self.name_of = serving, name
-
-    def around(self, call: Call, run: Any) -> Result:
-        k, v = (in_pages(x) for x in (call.k, call.v))
-        pages = torch.randperm(len(k[0]), generator=torch.Generator().manual_seed(call.m))
-        table = pages.argsort()[None, None].int()
-        keys = Paged(k[0][pages], v[0][pages], table, torch.tensor([[call.m]]), longest=call.m)
-        rules = LayerRules(call.d**-0.5)
-        one = Call(call.q, keys, rules.of(call.n, call.m), site=call.site)
-        served = self.serving.requests[self.name_of]
-        found = otherwise(call, "served", lambda: self.serving.attend(one, served, rules))
-        assert found is not None
-        return found
-
-
-def in_pages(x: Tensor) -> Tensor:
-    """Cut x [1, g, m, d] into pages [1, pages, g, PAGE, d]; what fills the last one up is NaN."""
-    short = -x.shape[2] % PAGE
-    filled = torch.nn.functional.pad(x, (0, 0, 0, short), value=torch.nan)
-    return filled.unflatten(2, (-1, PAGE)).transpose(1, 2)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    torch.manual_seed(0)
-    return build("llama", DECODERS["llama"], causal=True)
-
-
-@pytest.fixture
-def ids(model: Any) -> Tensor:
-    return torch.randint(3, model.config.vocab_size, (1, 90))
-
-
-def serving(model: Any, said: str, ids: Tensor, **asked: Any) -> Serving:
-    made = Serving(Settings.of(said))
-    made.begin(model, hook_of(model)[1], Setup())
-    made.arrive("r", asked, ids[0].tolist())
-    return made
-
-
-def generate(model: Any, ids: Tensor, pieces: int = 1, tokens: int = 12) -> list[int]:
-    """Decode greedily; the prompt comes in pieces."""
-    from transformers import DynamicCache
-
-    cache, said = DynamicCache(), []
-    with torch.no_grad():
-        for piece in ids.tensor_split(pieces, 1):
-            logits = model(piece, past_key_values=cache).logits
-        for _ in range(tokens):
-            said.append(int(logits[0, -1].argmax()))
-            logits = model(torch.tensor([said[-1:]]), past_key_values=cache).logits
-    return said
-
-
-def served(model: Any, one: Serving, ids: Tensor, pieces: int = 1) -> list[int]:
-    with regard.attach(model, OverPages(one, "r"), check=False):
-        return generate(model, ids, pieces)
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
@@ -153,6 +84,19 @@ def test_a_request_that_begins_again_is_served_as_one_that_begins(model: Any, id
     one = serving(model, "shrink quest keep=25%", ids)
     first = served(model, one, ids)
     assert served(model, one, ids) == first  # the same request: its pages were taken from it
+
+
+def test_bytes_beside_the_pages_are_counted(model: Any, ids: Tensor) -> None:
+    one = serving(model, "shrink quest keep=25%", ids)
+    assert one.policy_bytes == 0
+    served(model, one, ids)
+    config, pages = model.config, (ids.shape[1] + 11) // 16  # of 12 tokens the last is not read
+    held = config.num_hidden_layers * config.num_key_value_heads * pages * 2 * config.head_dim * 4
+    assert one.policy_bytes >= held  # what room there is for more is held as well
+    rows = [x.extra["quest"].read() for x in one.requests["r"].layers.values()]
+    assert sum(x.numel() * x.element_size() for x in rows) == held
+    one.leave("r")
+    assert one.policy_bytes == 0
 
 
 def test_a_request_may_decline(model: Any, ids: Tensor) -> None:
@@ -204,78 +148,6 @@ def test_lookback_ratios_are_those_of_the_weights(
         a = x[0, :, n:, n:].double().sum(-1) / (at - n + 1)
         want = (p / (p + a)).mean(-1)
         torch.testing.assert_close(torch.tensor(row["heads"]).double(), want, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("pieces", [1, 3])
-@pytest.mark.parametrize(
-    ("control", "asked", "settings"),
-    [
-        ("emphasis", {"regard_which": [3, 4, 5], "regard_strength": 3}, {"which": [3, 4, 5]}),
-        ("emphasis phase=decoded", {"regard_which": [7], "regard_strength": "2"},
-         {"which": [7], "phase": "decoded"}),
-        ("emphasis which=9 strength=2 where=1", {}, {"which": 9, "where": 1}),
-    ],
-)  # fmt: skip
-def test_a_steered_request_is_that_of_steer(
-    model: Any, ids: Tensor, pieces: int, control: str, asked: Any, settings: Any
-) -> None:
-    strength = float(asked.get("regard_strength", 2))
-    with regard.steer(model, "emphasis", strength=strength, **settings) as steered:
-        want = generate(model, ids, pieces)
-        assert steered.receipt.moved > 0
-    one = serving(model, f"steer {control}", ids, regard_steer=True, **asked)
-    one.arrive("other", {}, ids[0].tolist())
-    assert served(model, one, ids, pieces) == want
-    assert one.failures() == {}
-    assert one.asks(one.requests["r"], 1, 95)
-    assert not one.asks(one.requests["other"], 1, 95)
-
-
-def test_a_steered_request_may_be_shrunk_too(model: Any, ids: Tensor) -> None:
-    with (
-        regard.shrink(model, policy("quest"), keep=0.3, check=False),
-        regard.steer(model, "emphasis", strength=3.0, which=[3, 4, 5]),
-    ):
-        want = generate(model, ids)
-    said = "shrink quest keep=30%; steer emphasis strength=3"
-    one = serving(model, said, ids, regard_steer=1, regard_which=[3, 4, 5])
-    assert served(model, one, ids) == want
-    assert one.failures() == {}
-
-
-@pytest.mark.parametrize(
-    ("said", "named"),
-    [
-        ("steer emphasiss", "emphasis"),
-        ("steer attentive_eraser", "a control that reads"),
-        ("steer", "without a control"),
-    ],
-)
-def test_a_control_that_a_server_cannot_run_is_refused(said: str, named: str) -> None:
-    with pytest.raises(RegardError, match=named):
-        Serving(Settings.of(said))
-
-
-def test_each_control_is_served_or_refused_with_its_reason() -> None:
-    from regard.controls import known as controls
-    from regard.serving.vllm.request_steering import check_control
-    from regard.serving.vllm.server_settings import Steer
-
-    served_, refused = set(), {}
-    for name, kind in controls().items():
-        try:
-            check_control(Steer(name))
-            served_.add(kind.name)
-        except RegardError as error:
-            refused[kind.name] = str(error)
-    assert "emphasis" in served_
-    assert refused
-    assert all("a control that reads" in x for x in refused.values())
-
-
-def test_a_server_that_does_not_steer_says_so(model: Any, ids: Tensor) -> None:
-    one = serving(model, "shrink quest", ids, regard_steer=True)
-    assert "a server that steers" in one.failures()["r"]
 
 
 def test_half_of_the_heads_are_not_surveyed_as_all(model: Any) -> None:
