@@ -15,6 +15,9 @@ from regard.schemes.scheme import queries_of, work
 from regard.schemes.sharded_keys import ShardedKeys
 
 KEYS, BACK = 0, 1  # lanes
+# Gradients that may be on their way home while the next ones are computed. Those of every rank at
+# once would take as much memory as the gradients of all keys.
+ON_THEIR_WAY = 1
 
 
 class Back:
@@ -125,6 +128,12 @@ def keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         _add(back.dk, slots, dk)
         _add(back.dv, slots, dv)
 
+    def come_home(waiting: Waiting, got: Tensor, slots: Tensor) -> None:
+        waiting.wait()
+        cut = b * g * len(slots) * d
+        _add(back.dk, slots, got[:cut].view(b, g, -1, d) if len(slots) else None)
+        _add(back.dv, slots, got[cut:].view(b, g, -1, e) if len(slots) else None)
+
     rest: tuple[slice, Tensor, Tensor, Tensor] | None = None
     for step, (source, k, v, j) in enumerate(passing(call, keys, back.k, back.v, back.number)):
         if step == 0:
@@ -140,13 +149,12 @@ def keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         what = f"step {step} of the backward of ring"
         waiting = peers.exchange({source: sent}, {to: got}, what, lane=BACK, call=back.number)
         home.append((waiting, got, slots))
+        if len(home) > ON_THEIR_WAY:
+            come_home(*home.pop(0))
     if rest is not None:
         own_part(*rest)
-    for waiting, got, slots in home:
-        waiting.wait()
-        cut = b * g * len(slots) * d
-        _add(back.dk, slots, got[:cut].view(b, g, -1, d) if len(slots) else None)
-        _add(back.dv, slots, got[cut:].view(b, g, -1, e) if len(slots) else None)
+    for one in home:
+        come_home(*one)
     return back.grads()
 
 
@@ -180,6 +188,10 @@ def queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
             peers.exchange({to: x}, {source: y}, what, lane=lane + 2, call=back.number)
             for lane, (x, y) in enumerate(zip(given, got, strict=True))
         ], got
+
+    def come_home(waiting: Waiting, mine: Tensor, asks: Tensor) -> None:
+        waiting.wait()
+        _add(back.dq, asks, mine.view(b, h, -1, d) if len(asks) else None)
 
     coming = post(1) if peers.world > 1 else None
     for step in range(peers.world):
@@ -222,7 +234,8 @@ def queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
                 asks,
             )
         )
-    for waiting, mine, asks in home:
-        waiting.wait()
-        _add(back.dq, asks, mine.view(b, h, -1, d) if len(asks) else None)
+        if len(home) > ON_THEIR_WAY:
+            come_home(*home.pop(0))
+    for one in home:
+        come_home(*one)
     return back.grads()
