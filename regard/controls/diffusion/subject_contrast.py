@@ -134,8 +134,8 @@ def _views_of_one(x: Tensor, subjects: Tensor) -> Tensor:
 @register("customcontrast")
 @method(
     "customcontrast",
-    call="from regard.controls.diffusion import CustomContrast, SubjectTokens\n"
-    "regard.steer(pipeline, CustomContrast((SubjectTokens(tokens, sites, to_k, to_v),)))",
+    call="from regard.controls.diffusion import CustomContrast\n"
+    "regard.steer(pipeline, CustomContrast((subject,)))",
 )
 @value
 class CustomContrast(DiffusionControl):
