@@ -1,4 +1,4 @@
-"""Over-trust: a column of attention that grows on one token, fined while decoding (OPERA)."""
+"""OPERA: penalize over-trust, a column of attention that grows on one token while decoding."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SCALE = 1e-7
 def over_trust(window: Tensor, sigma: float = 50.0) -> tuple[float, int]:
     """Return the largest column score of a window [rows, rows], and its column.
 
-    Rows are decoded tokens on each other, lower triangular. Of column j it is the product of
-    `sigma` w_ij over all rows i from j on: it grows while each of them puts more than 1 / sigma on
-    j, and falls to nothing where they do not.
+    Rows are the weights of decoded tokens on each other, lower triangular. The score of column j
+    is the product of `sigma` w_ij over rows i from j on: it grows while each of them puts more than
+    1 / sigma on j, and vanishes otherwise.
 
     >>> over_trust(torch.tensor([[0.5, 0.0], [0.5, 0.001]]))[1]
     0
@@ -48,15 +48,15 @@ def decode_without_over_trust(
     sigma: float = 50.0, patience: int = 15, early: int = 10, images: Tensor | None = None,
     end: int | None = None, **given: Tensor,
 ) -> Decoded:  # fmt: skip
-    """Decode with a fine for over-trust, and go back to behind a column that persists.
+    """Decode with a penalty on over-trust, and roll back to just after a column that persists.
 
     Each of the best `candidates` is run one step; its logit loses `strength` times the column score
-    of the last layer (a maximum over heads, rows sum to one). For the first `early` tokens it gains
-    the weight on `images` (bool [n]) instead, where there are any. Where one column comes back more
-    than `patience` times, decoding goes on behind it, with the token chosen there banned: at most
-    `candidates` times for a column, and never within the first `early` tokens. One candidate is
-    followed (beams of one); a strength of 0 without going back is greedy decoding. `given` is what
-    the model takes beside ids, of one row: `pixel_values`, say.
+    of the last layer (the maximum over heads, with rows normalized). For the first `early` tokens
+    it gains the weight on `images` (bool [n]) instead, if there are any. Where one column recurs
+    more than `patience` times, decoding resumes just after it, with the token chosen there banned:
+    at most `candidates` times per column, and never within the first `early` tokens. One candidate
+    is followed (a beam of one); a strength of 0 without rollback is greedy decoding. `given` are
+    other inputs of the model, for one row: `pixel_values`, for example.
     (OPERA, Huang et al. 2024)
     """
     if ids.dim() != 2 or ids.shape[0] != 1:
@@ -68,7 +68,7 @@ def decode_without_over_trust(
     elsewhere = of_other_encoders(model, sites)
     last = max((x for x in sites if x.module not in elsewhere), key=lambda x: x.layer or 0)
     decoded: list[int] = []
-    rows: list[Tensor] = []  # of each decoded token, on the decoded tokens up to itself
+    rows: list[Tensor] = []  # weights of each decoded token on the decoded tokens up to itself
     places: list[int] = []
     banned: dict[tuple[int, ...], set[int]] = {}
     gone: Counter[int] = Counter()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regard.controls.over_trust import decode_without_over_trust, over_trust
 from regard.papers.checks import Claims, check
-from regard.papers.claims import claim
+from regard.papers.claims import FLOAT64, claim
 from regard.papers.shared.small_llama import llama
 
 SIGMA, START = 50.0, 4
@@ -74,6 +74,10 @@ def opera() -> Claims:
     falls = sum(b <= a for (a, _), (b, _) in pairwise(scores))
     faint = torch.zeros(14, 14)
     faint[:, 0] = torch.rand(14) / SIGMA
+    # By the equation: products of sigma w down each column, and the largest of them.
+    small = (torch.rand(6, 6).double() / SIGMA).tril() + 1e-3 * torch.eye(6)
+    products = [1e-7 * float((SIGMA * small[j:, j]).prod()) for j in range(6)]
+    product = over_trust(small, SIGMA)[0] / max(products)
     fades = [over_trust(faint[:n, :n], SIGMA)[0] for n in (2, 14)]
     summary = START + int(torch.randint(1, 4, ()))
     # Most of the weight of every later token is on the summary.
@@ -99,6 +103,9 @@ def opera() -> Claims:
     yield claim("on a scripted toy model", "whether what was banned is there", again).equals(
         False, "never there again"
     )
+    yield claim(
+        "columns with weights", "score of a window, in its largest product", product
+    ).within(1e-9, "1", value=1, because=FLOAT64)
     yield claim("columns with weights", "score of 14 rows", fades[1]).below(
         fades[0], "of 2 rows", times=0.01, because="a product of numbers that average a half"
     )
