@@ -122,6 +122,8 @@ oldest:
 # (text models run without torchvision, torchaudio and torchcodec). Four minutes once.
 VLLM := .venv-vllm
 VLLM_VERSION ?= 0.32.0
+# The oldest that is allowed: make vllm VLLM=.venv-vllm-oldest VLLM_VERSION=0.31.0
+VLLM_TESTS := benchmarks/results/vllm-tests$(if $(filter 0.32.0,$(VLLM_VERSION)),,-$(VLLM_VERSION)).json
 $(VLLM)/.ready-vllm: $(INPUTS)
 	@test -x $(VLLM)/bin/python || $(MAKE) VENV=$(VLLM) $(VLLM)/bin/python
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq torch==2.13.0 packaging
@@ -133,7 +135,7 @@ $(VLLM)/.ready-vllm: $(INPUTS)
 
 vllm: $(VLLM)/.ready-vllm
 	$(ONE_THREAD) $(VLLM)/bin/python -m pytest tests/serving/vllm --junitxml=out/vllm-tests.xml
-	$(VLLM)/bin/python scripts/keep_test_results.py out/vllm-tests.xml --out benchmarks/results/vllm-tests.json
+	$(VLLM)/bin/python scripts/keep_test_results.py out/vllm-tests.xml --out $(VLLM_TESTS)
 
 # Each script says with --help how to time less, and how to keep its results.
 bench: $(VENV)/.ready-bench

@@ -33,6 +33,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm import LLM, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
     from vllm.v1.core.sched.scheduler import Scheduler
 
     preempted = []
@@ -64,6 +65,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
                 "temperature": 0, "max_tokens": one["tokens"], "ignore_eos": True,
                 "extra_args": extra[i], **one.get("sampling", {}),
             })  # fmt: skip
+            if params.n > 1:  # otherwise each answer comes in an output of its own
+                params.output_kind = RequestOutputKind.FINAL_ONLY
             engine.add_request(f"{number}-{i}", {"prompt_token_ids": ids}, params)
         if job.get("wait"):
             print("ready", flush=True)

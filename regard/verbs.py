@@ -129,7 +129,9 @@ def see(
             {"name": name, "kind": type(model).__name__, "dtype": str(_dtype(model))},
             [site for site in sites if site in maps.found] or list(sites),
             scores, () if denoises else first.words, maps.found, (), look.skipped,
-            look.interrupted, notes=[x.cut for x in readings if x.cut],
+            look.interrupted,
+            # Of the text that is read where none is passed nobody asked for the end.
+            notes=[x.cut for x in readings if x.cut and inputs is not None],
             made_from={"model": fingerprint(model), "inputs": first.digest},
         )  # fmt: skip
         looked = [probe for probe in made if isinstance(probe, Words) and probe.sums]

@@ -44,7 +44,7 @@ from regard.core.support import (
     Where,
     Window,
 )
-from regard.core.weigh import Relu, Sigmoid, Signed, Softmax
+from regard.core.weigh import Laplace, Relu, Sigmoid, Signed, Softmax
 
 
 def _alternating(b, h, i, j):
@@ -192,6 +192,7 @@ def weighs(draw, h: int):
                 Softmax(sink=torch.randn(h, dtype=torch.float64)),
                 Sigmoid(-1.0),
                 Relu(2, 0.1),
+                Laplace(),
                 Signed(),
             ]
         )

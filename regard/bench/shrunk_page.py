@@ -37,11 +37,16 @@ def shrunk_page(
     charts = [figure(TITLES[m], _chart(cells, names, m)) for m in (*measures, "kl")
               if any(level(c, m) is not None for c in cells)]  # fmt: skip
     legend = "A dotted line is the full model; a grey one joins the cells that none other beats."
-    numbers = table(head, [[plain(x) for x in line] for line in lines])
+    # Beside ten columns of numbers a sentence would be cut off.
+    numbers = table(head[:-1], [[plain(x) for x in line[:-1]] for line in lines])
+    advice = "".join(
+        f"<li><b>{plain(' at '.join(x for x in line[:2] if x))}</b>: {plain(line[-1])}</li>"
+        for line in lines
+    )
     parts = [
         header(title, facts, names),
         section("In short", f"<p>{plain(said)}</p>") if said else "",
-        section("Policies and budgets", f'<div class="words">{numbers}</div>'
+        section("Policies and budgets", f'<div class="numbers">{numbers}</div><ul>{advice}</ul>'
                 f"<p class=q>{plain(NOTES)}</p>"),
         section("What is kept against what it costs", f"<p class=q>{legend}</p>" + grid(charts))
         if charts else "",
@@ -64,8 +69,12 @@ def _chart(cells: Sequence[Cell], names: Sequence[str], measure: str) -> Chart:
     counted = measure in ("needle", "recall")
     values = [level(c, measure) or 0.0 for c in shown]
     title = TITLES[measure]
-    y = Axis(0, 1, title, share=True) if counted else Axis.around(values, title)
-    x = Axis.around([100 * (c.bytes or 1.0) for c in shown], "% of the bytes", log=True)
+    # A little room on every side, so that no point lies on an edge.
+    room = 0.06 * (max(values) - min(values)) if values else 0.0
+    spread = [min(values) - room, max(values) + room] if values else []
+    y = Axis(0, 1, title, share=True) if counted else Axis.around(spread, title)
+    kept = [100 * (c.bytes or 1.0) for c in shown]
+    x = Axis.around([x * side for x in kept for side in (0.85, 1.1)], "% of the bytes", log=True)
     chart = Chart(x, y, width=420, height=260, title=title)
     for cell in shown:
         if cell.policy == "full":

@@ -1,4 +1,4 @@
-"""The command line, `regard VERB ...`: a module for each verb, put together in `app`."""
+"""The command line, `regard VERB ...`: a module for each verb, combined in `app`."""
 
 from __future__ import annotations
 

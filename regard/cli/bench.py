@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _OrRun(TyperGroup):
-    """A group that runs `run` where the first word is no command."""
+    """A command group that runs `run` if the first word is not a command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):

@@ -75,7 +75,7 @@ def _said(event: Event) -> str:
 
 
 def as_fields(event: Event) -> dict[str, Any]:
-    """Return an event as JSON holds it."""
+    """Return an event as JSON-serializable data."""
     found = event.evidence
     return {
         "key": event.key,

@@ -19,7 +19,7 @@ FLAGS = {
 
 
 def name_flags(command: Any) -> Any:
-    """Make a command, and all below it, name flags in the errors that they raise."""
+    """Make a command, and its subcommands, name flags in the errors they raise."""
     for below in getattr(command, "commands", {}).values():
         name_flags(below)
     run = command.invoke
@@ -45,7 +45,7 @@ def by_flag(error: RegardError, params: Sequence[Any], typed: Sequence[str]) -> 
         wanted = [*FLAGS.get(name, ()), *wanted]
     known = {key: p for p in params for key in _names(p)}
     found = [known[x] for x in wanted if x in known]
-    # What a command below has named already is upper-case, or a flag of its own.
+    # What a subcommand has named already is upper-case, or its own flag.
     if not found or name.isupper():
         return error
     flags = [flag for p in found for flag in (_typed(p, typed),) if flag]

@@ -30,7 +30,7 @@ class _Group(TyperGroup):
     """Read `regard papers moh` as `regard papers show moh`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Put `show` before what is no command."""
+        """Insert `show` before a word that is not a command."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             args = ["show", *args]
         return super().resolve_command(ctx, args)

@@ -98,7 +98,7 @@ def command(
     seen.model = {**seen.model, "name": shown_name(model)}
     if shown is not None:
         seen.image = shown
-    endings = (".html", ".csv", ".npz", ".png")  # the table while the run that has it is there
+    endings = (".html", ".csv", ".npz", ".png")  # build the table while its run exists
     if not force:
         need_replaceable([out / f"heads{suffix}" for suffix in endings], seen.run().origin)
     files = [seen.save(out / f"heads{suffix}", overwrite=force) for suffix in endings]
@@ -144,7 +144,7 @@ def _heads(asked: str | None) -> int | list[tuple[int, int] | str] | None:
 
 
 def _need_heads(config: Any, kept: int | list[tuple[int, int] | str] | None) -> None:
-    """Raise where a config tells that there is no such head."""
+    """Raise if the config has no such head."""
     from regard.core.errors import ValueRangeError, fail
 
     inner = config.get_text_config()
@@ -154,10 +154,10 @@ def _need_heads(config: Any, kept: int | list[tuple[int, int] | str] | None) -> 
     if not isinstance(layers, int) or not isinstance(heads, int):
         return
     if inner is not config or getattr(config, "is_encoder_decoder", False):
-        return  # several towers: which layers there are shows when it is loaded
+        return  # several towers: their layers are known once the model is loaded
     for one in kept:
         if isinstance(one, str):
-            continue  # told when the model is loaded, whose sites have names
+            continue  # checked when the model is loaded, whose sites have names
         layer, head = one
         if layer >= layers or head >= heads:
             fail(

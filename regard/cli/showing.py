@@ -40,7 +40,7 @@ def modalities(config: Any) -> set[str]:
 
 
 def need_modality(config: Any, text: str | None, picture: Any, model: str | None) -> None:
-    """Raise unless a model accepts the inputs that are given, and gets those that it needs."""
+    """Raise unless a model accepts the given inputs, and has all it needs."""
     reads = modalities(config)
     named = model or "the demo model"
     if picture is not None and "image" not in reads:

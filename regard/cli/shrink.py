@@ -1,4 +1,4 @@
-"""`regard shrink`: what a model still can do when it keeps less."""
+"""`regard shrink`: measure what a model can still do when it keeps fewer keys."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _served(calibrate: Path | None, names: list[str]) -> set[str]:
 
 
 def _calibrated(name: str, model: Any, calibrate: Path | None) -> Any:
-    """Build a policy with its calibration, anew each time."""
+    """Build a policy with its calibration, a new one each time."""
     from regard.policies.calibration import load_calibration
     from regard.policies.registry import policy
 

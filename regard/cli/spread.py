@@ -1,4 +1,4 @@
-"""`regard spread`: run a model over processes of this machine, and plan for other hardware."""
+"""`regard spread`: run a model over processes on this machine, and plan for other hardware."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def plan(
 ) -> None:
     """Simulate schemes on other hardware, for one layer.
 
-    What a device computes and sends is counted from the rule; times follow from the given rates.
+    Work and messages are counted from the rule; times follow from the given rates.
     """
     from regard.core.errors import ValueRangeError, fail
     from regard.core.rule import Rule
@@ -129,7 +129,7 @@ def _bytes(x: float) -> str:
 
 
 def read_support(text: str) -> Any:
-    """Read a support written in Python: names of the library, numbers, tuples, and & | ~."""
+    """Parse a support written in Python: names of the library, numbers, tuples, and & | ~."""
     from regard.core import support as home
     from regard.core.errors import RuleError, fail
 

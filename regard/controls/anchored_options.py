@@ -1,4 +1,4 @@
-"""Options that are chosen for where they stand: their weights made even, their vectors edited."""
+"""Anchored answers: equal weights for answer options, and edits of MLP vectors that favor one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from regard.models.residual import layers_of, unembedding_of
 )
 @value
 class AnchoredOptions(Control):
-    """Give the options of a question equal weight at the last token, in heads that favor a place.
+    """Give the options of a question equal weight at the last token, in heads with a position bias.
 
-    `options` are the tokens of each, `strength` 1 gives all the mean of their weights, 0 changes
+    `options` are the tokens of each; `strength` 1 gives each the mean of their weights, 0 changes
     nothing. `edited_vectors` edits value vectors of MLPs. (Anchored answers, Li and Gao 2024)
 
     >>> AnchoredOptions(options=("A", "B")).edits()[0].point
@@ -55,7 +55,7 @@ class AnchoredOptions(Control):
         checked(self)
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Even the weights of the newest token out."""
+        """Equalize the weights of the newest token."""
         return (EvenOut(self.options, self.strength, FromLastToken()),)
 
 
@@ -67,7 +67,7 @@ def _rows(model: nn.Module) -> Tensor:
 
 
 def _down(model: nn.Module, layer: int) -> nn.Linear:
-    """The matrix of an MLP whose columns are its value vectors."""
+    """Return the matrix of an MLP whose columns are its value vectors."""
     found = [x for x in layers_of(model, hook_of(model)[1]) if x.site.layer == layer]
     if not found:
         fail(ValueRangeError, "layer", layer, "a layer of the model", "count layers from 0")
@@ -98,8 +98,8 @@ def edited_vectors(
 ) -> Iterator[None]:  # fmt: skip
     """Remove from value vectors (layer, unit) what raises an option above the mean of all.
 
-    `strength` 1 leaves none of it, 0 changes nothing; the weights are put back at the end, whatever
-    is raised.
+    `strength` 1 removes it all, 0 changes nothing; the weights are restored at the end, also after
+    an exception.
     """
     strength_of(strength)
     if not others:

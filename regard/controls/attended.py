@@ -1,4 +1,4 @@
-"""What some queries of a model look at: the mass on each key, site by site, without a matrix."""
+"""The attention that some queries give each key, by site, computed without a matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from regard.run.survey import survey_call
 
 
 class AttendedKeys(Stage):
-    """Mean mass that queries [start, stop) put on each key: `found` [b, h, m] of each site.
+    """Record the mean weight of queries [start, stop) on each key: `found` [b, h, m] of each site.
 
     Negative numbers count from the last query, so that slice(-1, None) is the last one.
     """
@@ -30,7 +30,7 @@ class AttendedKeys(Stage):
         self.found: dict[Site, Tensor] = {}
 
     def see(self, call: Call, result: Result) -> None:
-        """Survey these queries alone."""
+        """Survey only these queries."""
         start, stop, _ = self.rows.indices(call.n)
         if stop <= start:
             fail(RuleError, "rows", f"{self.rows} of {call.n} queries", "some queries", "name some")

@@ -1,4 +1,4 @@
-"""What a control is: edits, where they act, when, and how strongly."""
+"""The base class of controls: edits, and where, when and how strongly they act."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ PHASES = ("both", "prompt", "decoded")
 
 
 class Control(Value):
-    """Base of controls: a frozen value that says which edits it is made of.
+    """Base of controls: a frozen value that defines a list of edits.
 
-    A control declares its own fields; those of these names mean the same everywhere: `which` (a set
+    A control declares its own fields; these names mean the same in all of them: `which` (a set
     of tokens), `strength`, `where` (a `SiteChoice`) and `phase` ("prompt", "decoded" or "both").
     At the strength `neutral` nothing changes, bit for bit.
     """
 
-    # The name that it is registered by.
+    # The name it is registered under.
     name: ClassVar[str] = ""
-    # The strength at which nothing changes; None where there is none.
+    # The strength at which nothing changes; None if there is none.
     neutral: ClassVar[float | None] = 0.0
-    # What it serves: "language", "images in a prompt", "diffusion".
+    # The models it is for: "language", "images in a prompt", "diffusion".
     models: ClassVar[str] = "language"
 
-    # The guidance branch that it is about, wherever branches are told; None for all.
+    # The guidance branch it acts on, where branches are known; None for all.
     branch: ClassVar[str | None] = None
-    # Whether it reads the hidden states that come into blocks, or rows of weights while decoding.
+    # Whether it reads the hidden states entering blocks, or rows of weights during decoding.
     needs_hidden: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
 
@@ -45,19 +45,19 @@ class Control(Value):
 
     @property
     def guidance(self) -> Strength | None:
-        """How much of the difference that the edits make to the model's output is added.
+        """Return how much of the change that the edits make to the model's output is added.
 
-        None: the edits are the whole of it. Otherwise the model runs without and with them, and
-        output + guidance (edited - output) is returned; a negative one leads away.
+        With None the edits simply apply. Otherwise the model runs without and with them, and
+        output + guidance (edited - output) is returned; a negative value guides away from them.
         """
         return None
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Return the edits, in the order in which they are made."""
+        """Return the edits, in the order in which they apply."""
         raise NotImplementedError
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Return whether it can serve a model with these sites, and why not."""
+        """Return whether it supports a model with these sites, or why not."""
         return Yes()
 
     def wrap_model(self, steering: Any, undo: Removal) -> None:
@@ -72,19 +72,19 @@ class Control(Value):
             )  # fmt: skip
 
     def processors(self, steering: Any) -> Sequence[Any]:
-        """Return what `generate` asks about the scores of each next token: (ids, scores)."""
+        """Return a logits processor for `generate`, called with (ids, scores), or None."""
         return ()
 
     @property
     def is_neutral(self) -> bool:
-        """Whether its strength is the neutral one."""
+        """Return whether its strength is the neutral one."""
         strength: Strength | None = getattr(self, "strength", None)
         return (
             strength is not None and self.neutral is not None and is_neutral(strength, self.neutral)
         )
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return what acts where: one entry for each edit, as JSON can hold it.
+        """Return one JSON-serializable entry per edit: what it does, and where.
 
         >>> from regard.controls.score_edits import AddBias
         >>> Edits(AddBias("Paris", 2.0), where=3).describe()[0]["point"]
@@ -99,15 +99,15 @@ class Control(Value):
 
 
 def checked(control: Any) -> None:
-    """Read `where` and check `phase`; controls call it when they are made."""
+    """Convert `where` and check `phase`; controls call it when built."""
     object.__setattr__(control, "where", SiteChoice.of(control.where))
     if control.phase not in PHASES:
-        fail(RuleError, "phase", repr(control.phase), f"one of {PHASES}", "say when it acts")
+        fail(RuleError, "phase", repr(control.phase), f"one of {PHASES}", "choose when it acts")
 
 
 @value
 class Edits(Control):
-    """A control made of edits at hand, applied in order.
+    """A control made of given edits, applied in order.
 
     >>> from regard.controls.score_edits import AddBias, Forbid
     >>> control = Edits((AddBias("Paris", 2.0), Forbid("London")), where={"layers": [2, 3]})

@@ -1,4 +1,4 @@
-"""Tokens of the context that others gathered in: decoded tokens attend to them more strongly."""
+"""Attention transition: decoded tokens attend more to the prompt tokens that gathered context."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from regard.run.survey import survey_call
 
 @value
 class Carriers(FoundInCall):
-    """The `many` tokens of the prompt that the other queries of the prompt put most weight on.
+    """The `many` prompt tokens that the other queries of the prompt give the most weight.
 
-    A mean over heads, and over the queries that see a token; the first token is none of them. All
-    tokens, the first too, where the prompt has no more.
+    The mean is over heads, and over the queries that see a token; the first token is left out. In
+    a prompt with no more than `many` tokens, it is all of them.
 
     >>> Carriers(8).many
     8
@@ -63,7 +63,7 @@ class Carriers(FoundInCall):
 
 @value
 class MixCarriers(AttentionEdit):
-    """Mix with attention to the carriers alone: out + s (out of carriers - out), s by head.
+    """Mix with attention to only the carriers: out + s (out of carriers - out), with s per head.
 
     `shares` is a strength, or a tensor [layers, heads] from 0 to 1.
 
@@ -114,11 +114,11 @@ class MixCarriers(AttentionEdit):
 )
 @value
 class AttentionTransition(Control):
-    """Let decoded tokens attend more to those tokens of the prompt that others gathered in.
+    """Let decoded tokens attend more to the prompt tokens that gathered context from others.
 
-    `many` of these carriers are chosen in each layer; what comes of attention to them alone is
-    mixed in by `strength`, or by shares [layers, heads] as `learn_shares` finds them.
-    0 changes nothing. The paper does not say how it is made; this is a guess at it.
+    `many` of these carriers are chosen in each layer; the output of attention to only them is mixed
+    in by `strength`, or by shares [layers, heads] as `learn_shares` finds them. 0 changes nothing.
+    The paper gives no implementation; this one is a guess.
     (Attention transition, 2023)
 
     >>> AttentionTransition(32).edits()[0].point
@@ -137,7 +137,7 @@ class AttentionTransition(Control):
 
     @property
     def is_neutral(self) -> bool:
-        """Whether all shares are 0."""
+        """Return whether all shares are 0."""
         x = self.strength
         return bool((x == 0).all()) if isinstance(x, Tensor) else is_neutral(x, 0.0)
 
@@ -155,8 +155,8 @@ def learn_shares(
 ) -> Tensor:  # fmt: skip
     """Learn the shares of carriers by layer and head, [layers, heads]; the model stays as it is.
 
-    `examples()` draws a batch: contexts [b, n], and what follows them [b, m]. The loss is that of
-    what follows, of a model that gives logits.
+    `examples()` draws a batch: contexts [b, n], and their continuations [b, m]. The loss is that
+    of the continuations, for a model that returns logits.
     """
     sites = [x for x in hook_of(model)[1] if x.layer is not None]
     layers, heads = 1 + max(x.layer or 0 for x in sites), sites[0].heads or 1

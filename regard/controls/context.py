@@ -1,4 +1,4 @@
-"""What an edit may know of the call that it changes."""
+"""The context of a call that an edit can read."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ from regard.models.site import Site
 
 @dataclass(eq=False)
 class EditContext:
-    """One call of attention that a control changes, and what is known around it.
+    """One call of attention that a control changes, with its context.
 
-    `call` is the call as it came. `prompt` is what the model was asked. `memory` is kept as long as
-    the prompt, for each site: what was found once (sinks, keys of another run) is found there.
+    `call` is the call before the edit. `prompt` is the prompt of the model. `memory` is kept for
+    each site as long as the prompt: what was found once (sinks, keys of another run) stays there.
     """
 
     call: Call
     prompt: Prompt
     where: SiteChoice = field(default_factory=SiteChoice)
     phase: str = "both"
-    # The guidance branch that the control is about, wherever branches are told ("conditional").
+    # The guidance branch the control acts on, where branches are known ("conditional").
     branch: str | None = None
-    # Hidden states [b, n, d] that come into the block of the site, where the control asked.
+    # Hidden states [b, n, d] entering the block of the site, if the control reads them.
     hidden: Tensor | None = None
 
     @property
     def site(self) -> Site | None:
-        """The place in the model."""
+        """Return the site of the call."""
         return self.call.site if isinstance(self.call.site, Site) else None
 
     @property
     def forward(self) -> Forward:
-        """The forward of the model that is running."""
+        """Return the running forward of the model."""
         return self.call.forward if isinstance(self.call.forward, Forward) else Forward(0)
 
     @property
     def prompt_length(self) -> int | None:
-        """Tokens of the prompt among those of the model; None where another model reads it."""
+        """Return the number of prompt tokens in the model; None if another model reads it."""
         return None if self.forward.timestep is not None else self.prompt.length
 
     @property
     def branches(self) -> int:
-        """How many guidance branches the batch holds, as equal blocks of rows."""
+        """Return how many guidance branches the batch holds, as equal blocks of rows."""
         return len(self.forward.branches or (None,))
 
     @property
     def memory(self) -> dict[Any, Any]:
-        """What is kept for this site as long as the prompt lasts."""
+        """Return what is kept for this site as long as the prompt."""
         kept: dict[Any, Any] = self.prompt.memory.setdefault(self.site, {})
         return kept
 
     @property
     def device(self) -> torch.device:
-        """Device of the call."""
+        """Return the device of the call."""
         return self.call.q.device
 
     @property
     def query_positions(self) -> Tensor:
-        """Positions of the queries, [1 or b, n]."""
+        """Return the positions of the queries, [1 or b, n]."""
         call = self.call
         if call.q_positions is None:
             return torch.arange(call.n, device=self.device)[None] + call.rule.offset
@@ -77,7 +77,7 @@ class EditContext:
 
     @property
     def key_positions(self) -> Tensor:
-        """Positions of the keys, [1 or b, 1 or g, m]; -1 where there is none."""
+        """Return the positions of the keys, [1 or b, 1 or g, m]; -1 at empty slots."""
         at = self.call.keys.positions
         if at is None:
             return torch.arange(self.call.m, device=self.device)[None, None]
@@ -86,7 +86,7 @@ class EditContext:
 
     @property
     def decoded(self) -> Tensor:
-        """Which queries stand for decoded tokens, bool [1 or b, n]: those behind the prompt."""
+        """Return which queries are decoded tokens, bool [1 or b, n]: those after the prompt."""
         length = self.prompt_length
         if self.prompt.of_encoder:
             return torch.full((1, self.call.n), self.in_decoder, device=self.device)
@@ -96,12 +96,12 @@ class EditContext:
 
     @property
     def in_decoder(self) -> bool:
-        """Whether the site is in the decoder of a model whose encoder reads the prompt."""
+        """Return whether the site is in the decoder of a model whose encoder reads the prompt."""
         site = self.site
         return self.prompt.of_encoder and site is not None and "decoder" in site.module
 
     def has_prompt(self, side: str) -> bool:
-        """Whether the "queries" or "keys" of the call are tokens of the prompt or later."""
+        """Return whether the "queries" or "keys" of the call belong to the prompt or follow it."""
         if not self.in_decoder or self.site is None:
             return True
         return side == "keys" and self.site.kind == "cross"
@@ -116,7 +116,7 @@ class EditContext:
         if length is None or self.site is None or self.site.kind != "self":
             return strength.at(self.forward.step)
         numbers = torch.tensor(strength.numbers, dtype=torch.float64, device=self.device)
-        # The last token of the prompt is still the prompt: it decides the first decoded token.
+        # The last token of the prompt counts as prompt: it decides the first decoded token.
         step = (self.query_positions - length + 1).clamp(0, len(strength.numbers) - 1)
         return numbers[step][:, None].to(wide(self.call.q.dtype))
 
@@ -126,7 +126,7 @@ class EditContext:
         return number[..., None] if isinstance(number, Tensor) else number
 
     def tensor(self, strength: Strength) -> Tensor:
-        """Return a strength as a tensor [1 or b, 1, 1 or n], as wide as scores are."""
+        """Return a strength as a tensor [1 or b, 1, 1 or n], in the dtype of scores."""
         number, dtype = self.number(strength), wide(self.call.q.dtype)
         if isinstance(number, Tensor):
             return number.to(dtype)
@@ -134,7 +134,7 @@ class EditContext:
 
     @property
     def limit(self) -> Tensor:
-        """Where the control acts, bool [b or 1, h or 1, n or 1]: its heads, branches and phase."""
+        """Return where the control acts, bool [b or 1, h or 1, n or 1]: heads, branches, phase."""
         call, made = self.call, torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
         heads = self.where.heads_at(self.site)
         if heads is not None:
@@ -158,11 +158,11 @@ class EditContext:
         """Return which "queries" or "keys" (`side`) are of a modality, "text" or "image"."""
         site, call = self.site, self.call
         kind = "self" if site is None else site.kind
-        # A model that denoises has no cache: more keys than queries come from elsewhere.
+        # A denoising model has no cache: keys beyond the queries come from elsewhere.
         own = kind == "self" and self.forward.timestep is not None
         many = call.n if side == "queries" or own else call.m
         if kind == "joint":
-            # Counted by queries: keys from elsewhere may have been added behind one's own.
+            # Counted by queries: keys from elsewhere may have been appended.
             found = None if site is None else site.span(modality, call.n, self.forward)
             if found is not None:
                 return found

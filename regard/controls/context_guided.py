@@ -1,4 +1,4 @@
-"""Guide decoding by the context: tokens that heads use gain where the model is unsure (DAGCD)."""
+"""DAGCD: raise context tokens that heads use where the model is uncertain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from regard.core.value import value
 
 
 class UseDetector(NamedTuple):
-    """Heads that tell which context token is used: (layer, head), a weight for each, and a bias."""
+    """Heads that predict which context token is used: (layer, head), their weights, and a bias."""
 
     heads: tuple[tuple[int, int], ...]
     weights: tuple[float, ...]
@@ -34,8 +34,8 @@ class UseDetector(NamedTuple):
 def ratios(row: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return unique ids [u], and how much of each head's weight is on each, [heads, u].
 
-    `row` [heads, context] are weights of one query on the tokens `ids` [context]; places of one id
-    are averaged, and each head's numbers sum to one.
+    `row` [heads, context] are weights of one query on the tokens `ids` [context]; occurrences of
+    an id are averaged, and the numbers of each head sum to one.
 
     >>> ratios(torch.tensor([[0.2, 0.1, 0.4]]), torch.tensor([5, 7, 5]))[1].tolist()
     [[0.75, 0.25]]
@@ -51,8 +51,8 @@ def train_use_detector(
 ) -> UseDetector:
     """Train on ratios [n, heads] of tokens that were used (bool [n]) or not.
 
-    Logistic regression on all heads; the `many` of the largest weights are kept, and it is trained
-    on these again.
+    Fits a logistic regression on all heads, keeps the `many` heads with the largest weights, and
+    fits it on these again.
     """
     if features.dim() != 2 or used.shape != features.shape[:1] or len(heads) != features.shape[1]:
         fail(
@@ -87,10 +87,10 @@ def _logistic(x: Tensor, y: Tensor, decay: float = 1e-3) -> tuple[Tensor, Tensor
 
 
 def guided(scores: Tensor, used: Tensor, tokens: Tensor, strength: float) -> Tensor:
-    """Return P + strength H U: P = softmax(scores) [v], H its entropy over log v, U what is used.
+    """Return P + strength H U: P = softmax(scores) [v], H its entropy / log v, U the used tokens.
 
-    `used` [u] are weights of the ids `tokens` [u]; they are shared out to sum one. None used, or a
-    distribution that is sure, leaves P as it is.
+    `used` [u] are weights of the ids `tokens` [u], normalized to sum to one. P is unchanged where
+    no token is used, or its entropy is 0.
 
     >>> p = guided(torch.zeros(2), torch.tensor([1.0]), torch.tensor([1]), 1.0)
     >>> p.tolist()
@@ -105,7 +105,7 @@ def guided(scores: Tensor, used: Tensor, tokens: Tensor, strength: float) -> Ten
 
 
 class _Guide:
-    """What `generate` asks: scores of the next token, from the rows of the heads."""
+    """A logits processor that changes scores of the next token by the rows of the heads."""
 
     def __init__(self, control: ContextGuided, steering: Any) -> None:
         self.control, self.steering = control, steering
@@ -140,12 +140,12 @@ class _Guide:
 )
 @value
 class ContextGuided(Control):
-    """Add to the probability of context tokens that heads use, as much as the model is unsure.
+    """Raise the probability of context tokens that heads use, in proportion to uncertainty.
 
-    P + strength H U: H is the entropy of P over its largest, U what the heads say is used of the
-    context `which`, of the `top` tokens the model thinks of. `heads`, `weights` and `bias` come
-    from `train_use_detector`. 0 changes nothing; tokens in `skip` are never replaced. It acts
-    within `generate`. (DAGCD, Huang et al. 2025)
+    P + strength H U: H is the normalized entropy of P, U the share of each token of the context
+    `which` that the heads use, among the `top` tokens of P. `heads`, `weights` and `bias` come
+    from `train_use_detector`. 0 changes nothing; tokens in `skip` are never replaced. It acts in
+    `generate`. (DAGCD, Huang et al. 2025)
 
     >>> ContextGuided([1, 2], ((0, 1),), (3.0,)).number
     2.0
@@ -179,13 +179,13 @@ class ContextGuided(Control):
 
     @property
     def number(self) -> float:
-        """The strength as a number."""
+        """Return the strength as a number."""
         return self.strength
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Nothing is changed in attention: it is read."""
+        """Return no edits: attention is only read."""
         return ()
 
     def processors(self, steering: Any) -> Sequence[Any]:
-        """Change the scores of each next token."""
+        """Return the processor that changes the scores of each next token."""
         return () if self.is_neutral else (_Guide(self, steering),)

@@ -1,4 +1,4 @@
-"""Look closer: crop the part of a picture that a question looks at (ViCrop)."""
+"""ViCrop: crop the part of a picture that a question attends to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Crop(NamedTuple):
 
 
 def relative_map(asked: Tensor, general: Tensor) -> Tensor:
-    """Return what a question looks at more than a general one does: their ratio, cell by cell.
+    """Return the ratio, by cell, of the attention of a question to that of a general one.
 
     >>> relative_map(torch.tensor([[0.2, 0.4]]), torch.tensor([[0.2, 0.1]])).tolist()
     [[1.0, 4.0]]
@@ -55,10 +55,10 @@ def relative_map(asked: Tensor, general: Tensor) -> Tensor:
     "best_crop(relative_map(asked, general), base=8).pixels((24, 24), image.size)",
 )
 def best_crop(found: Tensor, base: int, sides: tuple[float, ...] = SIDES) -> Crop:
-    """Choose the box whose sum in a map [rows, columns] stands out most from its neighbors'.
+    """Choose the box whose sum in a map [rows, columns] differs most from its neighbors.
 
-    For each side of r * base cells, the place with the largest sum; of these the size whose sum
-    differs most, by the cell, from the mean of the boxes beside it, a side away. Sums come from one
+    For each side of r * base cells the box with the largest sum is found; of these the size is
+    chosen whose sum per cell differs most from the mean of the adjacent boxes. Sums come from one
     integral image. (Zhang et al. 2025)
 
     >>> dark = torch.zeros(8, 8); dark[5, 2] = 1.0
@@ -102,10 +102,10 @@ def box_sums(found: Tensor, side: int) -> Tensor:
 
 
 def with_crop(picture: Tensor, crop: Crop, grid: tuple[int, int]) -> Tensor:
-    """Return a picture [c, h, w] and its crop at the same size, [2, c, h, w]: two images.
+    """Return a picture [c, h, w] and its crop at the same size, as two images [2, c, h, w].
 
-    `grid` is that of the map in which the crop was chosen. The crop is read in as many tokens as
-    the picture, so the prompt has its image tokens twice.
+    `grid` is that of the map in which the crop was chosen. The crop takes as many tokens as the
+    picture, so the prompt needs the image tokens twice.
 
     >>> both = with_crop(torch.rand(3, 8, 8), Crop(0, 0, 2, 2, 0.0), (2, 2))
     >>> both.shape, bool(torch.equal(both[0], both[1]))

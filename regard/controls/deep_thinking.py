@@ -1,4 +1,4 @@
-"""Read examples several times: their stored keys and values move toward those of a new reading."""
+"""Iterative forward tuning: update the keys and values of examples by reading them again."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def think(
     model: Any, ids: Tensor, *, rounds: int = 10, step: float = 0.01, momentum: float = 0.9,
     same_positions: bool = False,
 ) -> Any:  # fmt: skip
-    """Return a cache of examples [b, n] that were read `rounds` times; the query attends to it.
+    """Return a cache of examples [b, n] that were read `rounds` times, for a query to attend to.
 
-    Round 1 is a usual reading. Each further one reads the same tokens again, beside what is stored:
-    keys and values X move by `step` times m, with m = new - X at first and then
-    (new - X) + `momentum` m. A step of 0, or one round, gives the usual cache, bit for bit. Tokens
-    that are read again stand behind the stored ones, or where they stood (`same_positions`).
+    Round 1 is an ordinary prefill. Each further one reads the same tokens again, with the cache:
+    keys and values X move by `step` times m, where m = new - X at first and then
+    (new - X) + `momentum` m. A step of 0, or one round, gives the ordinary cache, bit for bit.
+    Tokens that are read again get positions after the cached ones, or the same ones
+    (`same_positions`).
     (Iterative forward tuning, Yang et al. 2023)
     """
     if not isinstance(ids, Tensor) or ids.dim() != 2:
@@ -57,7 +58,7 @@ def think(
 
 
 def _stored(cache: Any, start: int, stop: int) -> Stored:
-    """Copy keys and values of tokens out of a cache."""
+    """Copy the keys and values of tokens from a cache."""
     layers = getattr(cache, "layers", None)
     if layers is None or any(not isinstance(getattr(x, "keys", None), Tensor) for x in layers):
         fail(

@@ -1,4 +1,4 @@
-"""Prompts of documents and a question: their order, and which of them the question looks at."""
+"""Order or rank the documents of a prompt by the attention that a question gives them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regard.core.method import method
 
 @dataclass(frozen=True)
 class Assembled:
-    """Ids [1, n] of a prompt, and where each document and the question stand in them."""
+    """Ids [1, n] of a prompt, and the spans of each document and the question in them."""
 
     ids: Tensor
     documents: tuple[slice, ...]
@@ -24,7 +24,7 @@ class Assembled:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What a model is called with."""
+        """Return the inputs of a model."""
         return {"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids)}
 
 
@@ -32,7 +32,7 @@ def assemble(
     tokenizer: Any, documents: Sequence[str], question: str, *, instruction: str = "",
     separator: str = "\n",
 ) -> Assembled:  # fmt: skip
-    """Put an instruction, documents and a question in one prompt, each in tokens of its own."""
+    """Join an instruction, documents and a question in one prompt, each tokenized separately."""
     _need_texts(documents)
     start = getattr(tokenizer, "bos_token_id", None)
     ids: list[int] = [] if start is None else [int(start)]
@@ -64,7 +64,7 @@ def _need_texts(documents: Any) -> None:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Documents from the best to the worst: `order` are their numbers, `scores` in given order."""
+    """Documents from best to worst: `order` are their indices, `scores` are in the given order."""
 
     order: tuple[int, ...]
     scores: tuple[float, ...]
@@ -72,7 +72,7 @@ class Ranking:
 
     @property
     def best(self) -> str:
-        """The document that came first."""
+        """Return the best document."""
         return self.documents[self.order[0]]
 
     def __str__(self) -> str:
@@ -89,12 +89,12 @@ def sort_documents(
     model: Any, documents: Sequence[str], question: str, *, tokenizer: Any, rounds: int = 1,
     per_token: bool = False, where: Any = None, instruction: str = "", separator: str = "\n",
 ) -> Ranking:  # fmt: skip
-    """Order documents by what the last token of the prompt gives each, the most last.
+    """Order documents by the attention that the last token of the prompt gives them, most last.
 
-    A model that looks at what stands near finds there what it should look at. `rounds` are made
-    until the order is stable; 0 leaves it as it is. `per_token` takes the mean over the tokens of
-    a document in place of the sum. `documents` of the result are in their new order, `order` names
-    them by their old numbers. (Attention sorting, Peysakhovich and Lerer 2023)
+    A model that favors nearby tokens then has the important documents near. It repeats until the
+    order is stable, up to `rounds` times; 0 keeps the order. `per_token` takes the mean over the
+    tokens of a document instead of the sum. `documents` of the result are in the new order, `order`
+    holds their old indices. (Attention sorting, Peysakhovich and Lerer 2023)
     """
     _need_texts(documents)
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 0:
@@ -127,10 +127,11 @@ def rerank(
     outliers: float = 2.0, where: Any = None, instruction: str = "", separator: str = "\n",
     lead: str = "Query: ",
 ) -> Ranking:  # fmt: skip
-    """Rank documents by what the tokens of a query give them, less what those of a blank one do.
+    """Rank documents by the attention of a query's tokens, minus that of a content-free query.
 
-    Two runs, no token is generated; only rows of the query are surveyed, and memory is linear. In
-    each document, tokens that score below the mean by `outliers` deviations are left out.
+    It takes two forwards and generates no tokens; only rows of the query are surveyed, and memory
+    is linear. In each document, tokens that score `outliers` standard deviations below the mean are
+    left out.
     (In-context re-ranking, Chen et al. 2024)
     """
     found: list[Tensor] = []
@@ -138,7 +139,7 @@ def rerank(
         made = assemble(
             tokenizer, documents, lead + asked, instruction=instruction, separator=separator
         )
-        # Tokens of the query alone, not of the words that lead to it.
+        # Only the tokens of the query, not of the words before it.
         many = len(tokenizer(lead, add_special_tokens=False)["input_ids"])
         rows = slice(min(made.question.start + many, made.question.stop - 1), made.question.stop)
         if asked == calibrate and found and query == calibrate:
@@ -146,7 +147,7 @@ def rerank(
         else:
             found.append(attended(model, made.inputs, rows, where).summed()[0])
     spans = made.documents
-    # Documents stand before the query, so their tokens are the same in both.
+    # Documents come before the query, so their tokens are the same in both runs.
     scores = []
     for span in spans:
         tokens = found[0][span] - found[1][span]

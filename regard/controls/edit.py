@@ -1,4 +1,4 @@
-"""What an edit is: one change of attention, at one point of the road of a call."""
+"""The base class of edits: one change of attention, at one point in a call."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from regard.core.score import LowRankBias
 from regard.core.value import Value
 
 POINTS = ("queries", "keys", "values", "scores", "weights", "output")
-# What the score of a forbidden pair is lowered by: exp(-3000) is 0 in every type, and 3000 over a
-# scale of 1 / 16 is still a number in half precision.
+# Subtracted from the score of a forbidden pair: exp(-3000) is 0 in every dtype, and 3000 over a
+# scale of 1 / 16 is still finite in half precision.
 FORBIDDEN = 3000.0
 
 
 class AttentionEdit(Value):
-    """One change of attention. `point` names what it changes, `law` what holds of it exactly.
+    """One change of attention. `point` names what it changes, `law` states what holds exactly.
 
-    Both are class variables, or properties where they depend on what the edit is made of.
+    Both are class variables, or properties where they depend on the fields of the edit.
 
-    An edit changes the call (`before`), or what came of it (`after`), in the heads, rows and
-    queries of `at.limit` alone; outside, and at its neutral strength, it returns what it got. One
-    that is made of tensors or sets keeps them as fields, so that it can be saved.
+    An edit changes the call (`before`) or its result (`after`), only in the heads, rows and
+    queries of `at.limit`; elsewhere, and at its neutral strength, it changes nothing. Tensors and
+    sets are kept as fields, so that the edit can be saved.
     """
 
     @property
     def point(self) -> str:
-        """What it changes: one of `POINTS`, or several."""
+        """Return what it changes: one or several of `POINTS`."""
         return "scores"
 
     @property
     def law(self) -> str:
-        """What holds of it exactly."""
+        """Return the law that holds of it exactly."""
         return ""
 
     @property
     def for_all_queries(self) -> bool:
-        """Whether it changes what all queries of a call share, so that it knows no phase."""
+        """Return whether it changes what all queries of a call share, so that it has no phase."""
         return False
 
     def before(self, at: EditContext) -> Call:
-        """Return the call of `at` changed."""
+        """Return the changed call of `at`."""
         return at.call
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Return what came of the call of `at` changed."""
+        """Return the changed result of the call of `at`."""
         return result
 
     def changes(self, at: EditContext) -> Tensor:
@@ -64,12 +64,12 @@ class AttentionEdit(Value):
         return at.limit
 
     def sets(self) -> tuple[TokenSet, ...]:
-        """Return the token sets that it is about, for the receipt."""
+        """Return the token sets it concerns, for the receipt."""
         return tuple(x for _, x in self.fields() if isinstance(x, TokenSet))
 
 
 def edits_of(x: Any) -> tuple[AttentionEdit, ...]:
-    """Read one or more edits."""
+    """Check one or more edits, and return them as a tuple."""
     many = (x,) if isinstance(x, AttentionEdit) else tuple(x) if isinstance(x, list | tuple) else ()
     if not many or not all(isinstance(one, AttentionEdit) for one in many):
         fail(
@@ -83,7 +83,7 @@ def edits_of(x: Any) -> tuple[AttentionEdit, ...]:
 
 
 def apply(edits: tuple[AttentionEdit, ...], at: EditContext) -> tuple[Call, list[EditContext]]:
-    """Return the call after all edits, and what each of them knew."""
+    """Return the call after all edits, and the context of each."""
     call, known = at.call, []
     for edit in edits:
         own = replace(at, call=call)
@@ -93,7 +93,7 @@ def apply(edits: tuple[AttentionEdit, ...], at: EditContext) -> tuple[Call, list
 
 
 def changed_queries(edits: tuple[AttentionEdit, ...], at: EditContext) -> Tensor:
-    """Return the queries that any of the edits changes."""
+    """Return which queries any of the edits changes."""
     made = torch.zeros_like(at.limit)
     for edit in edits:
         made = made | edit.changes(at)
@@ -101,7 +101,7 @@ def changed_queries(edits: tuple[AttentionEdit, ...], at: EditContext) -> Tensor
 
 
 def named_sets(edits: tuple[AttentionEdit, ...], at: EditContext) -> dict[str, Tensor]:
-    """Return the sets of the edits as keys; those that are no keys of this site are left out."""
+    """Return the sets of the edits as keys, without those that have no keys at this site."""
     made = {}
     for x in dict.fromkeys(x for edit in edits for x in edit.sets()):
         try:
@@ -112,10 +112,10 @@ def named_sets(edits: tuple[AttentionEdit, ...], at: EditContext) -> dict[str, T
 
 
 def add_bias(call: Call, parts: list[tuple[Tensor, Tensor]]) -> Call:
-    """Add biases to the scores of a call: pairs (of queries, of keys) whose products are added.
+    """Add biases to the scores of a call: the product of each pair (queries, keys) is added.
 
-    Of queries [b or 1, h or 1, n or 1], of keys [b or 1, h or 1, m]; they ride in extra channels of
-    q and k, so that every executor runs them, and nothing of size [n, m] is made.
+    Queries are [b or 1, h or 1, n or 1], keys [b or 1, h or 1, m]. They are stored in extra
+    channels of q and k, so that every executor supports them, and no [n, m] tensor is built.
 
     >>> q = torch.randn(1, 2, 3, 4)
     >>> louder = add_bias(Call.of(q, q, q), [(torch.ones(1, 1, 3), torch.tensor([[[0.0, 0, 2]]]))])
@@ -137,7 +137,7 @@ def _stacked(many: list[Tensor], device: torch.device) -> Tensor:
 def forbid(call: Call, queries: Tensor, keys: Tensor) -> Call:
     """Set the weight of keys to 0: [b or 1, h or 1, m], for queries bool [b or 1, h or 1, n or 1].
 
-    A query that may attend to none but these is left as it is.
+    A query that may attend to nothing else is left unchanged.
 
     >>> q = torch.randn(1, 1, 3, 4)
     >>> less = forbid(Call.of(q, q, q), torch.ones(1, 1, 1).bool(), torch.tensor([[[True, 0, 0]]]))

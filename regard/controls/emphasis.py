@@ -1,4 +1,4 @@
-"""Emphasis: the rest of a prompt counts for less, in chosen heads (as PASTA does)."""
+"""Emphasis: raise chosen tokens of a prompt against the rest, in chosen heads (PASTA)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regard.core.value import value
 class Emphasis(Control):
     """Multiply the odds of chosen tokens by e^strength, in chosen heads; 0 changes nothing.
 
-    PASTA divides the weights of all other tokens by 100 and lets rows sum to one again: that is
+    PASTA divides the weights of all other tokens by 100 and renormalizes rows: the same as
     `strength=math.log(100)`, for every query, in heads that were profiled for the task.
 
     >>> Emphasis("Paris", 2.0).edits()[0]

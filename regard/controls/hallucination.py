@@ -1,4 +1,4 @@
-"""Catch made-up objects while decoding: a detector on hidden states, and a way back."""
+"""TruthPrInt: detect hallucinated objects from hidden states while decoding, and step back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regard.core.method import method
 
 @dataclass(frozen=True)
 class Detector:
-    """A small network on hidden states [n, d] that says how likely a token is made up."""
+    """A small network on hidden states [n, d] that predicts how likely a token is hallucinated."""
 
     network: nn.Module
     threshold: float
@@ -34,7 +34,7 @@ def train_detector(
 ) -> Detector:  # fmt: skip
     """Train a detector on hidden states [n, d] with labels bool [n].
 
-    The threshold lets `specificity` of the true tokens pass.
+    The threshold passes a share `specificity` of the true tokens.
     """
     if hidden.dim() != 2 or made_up.shape != hidden.shape[:1] or made_up.dtype != torch.bool:
         fail(
@@ -62,10 +62,10 @@ def train_detector(
 
 
 def common_subspace(source: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return bases [d_s, size] and [d_t, size] of states [n, d_s] and [n, d_t] that are aligned.
+    """Return aligned bases [d_s, size] and [d_t, size] of states [n, d_s] and [n, d_t].
 
-    Principal bases S and T of both; S is turned by S^T T, so that a detector trained on one model
-    is asked about another (states of one size, d_s = d_t).
+    S and T are principal bases of both; S is rotated by S^T T, so that a detector trained on one
+    model can be used on another (with states of the same size, d_s = d_t).
     """
     if source.dim() != 2 or target.dim() != 2 or source.shape[1] != target.shape[1]:
         fail(
@@ -89,10 +89,10 @@ def decode_truthfully(
     model: Any, ids: Tensor, risk: Callable[[Sequence[int]], float], *, tokens: int,
     threshold: float, starts: Sequence[int] = (), most: int = 5, end: int | None = None,
 ) -> Decoded:  # fmt: skip
-    """Decode greedily; where a token is risky, choose another at the least sure place before it.
+    """Decode greedily; where a token is risky, choose another at the least confident place before.
 
     `risk(decoded)` scores the newest of the decoded tokens, 0 to 1; above `threshold` decoding goes
-    back, within the phrase (that begins behind the last of the tokens `starts`, or at the start).
+    back within the phrase (which starts after the last of the tokens `starts`, or at the start).
     A threshold of 1 gives greedy decoding. (TruthPrInt, Duan et al. 2025)
     """
     if not 0 <= threshold <= 1:

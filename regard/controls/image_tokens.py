@@ -1,4 +1,4 @@
-"""Sets of tokens of pictures: those that stand for an image in a prompt, and regions."""
+"""Sets of image tokens: those of an image in a prompt, and regions of a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regard.core.value import value
 
 @value
 class ImageTokens(KnownTokens):
-    """Tokens that stand for images in a prompt; `number` names one image.
+    """The tokens of images in a prompt; `number` selects one image.
 
     >>> ~ImageTokens(0)
     NotIn(ImageTokens(0))
@@ -47,8 +47,8 @@ class ImageTokens(KnownTokens):
 class Region(KnownTokens):
     """A region of a picture: a box (top, left, bottom, right) in shares of its sides, or a mask.
 
-    `mask` is bool or numbers [rows, columns], of any size; a patch belongs to the region where its
-    middle does. The grid of the patches is told by the model, or by the prompt.
+    `mask` is bool or numeric [rows, columns], of any size; a patch belongs to the region if its
+    center does. The grid of patches comes from the model or the prompt.
 
     >>> Region(box=(0, 0, 0.5, 1)).on((2, 3)).int().tolist()
     [[1, 1, 1], [0, 0, 0]]
@@ -87,7 +87,7 @@ class Region(KnownTokens):
             down = (rows >= top) & (rows < bottom)
             across = (columns >= left) & (columns < right)
             made = down[:, None] & across
-            if not bool(made.any()):  # a small box still has the patch that its middle is in
+            if not bool(made.any()):  # a small box still has the patch its center is in
                 y, x = int((top + bottom) / 2 * grid[0]), int((left + right) / 2 * grid[1])
                 made[min(y, grid[0] - 1), min(x, grid[1] - 1)] = True
             return made
@@ -101,7 +101,7 @@ class Region(KnownTokens):
         return made
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Lay the region over the patches."""
+        """Mark the patches of the region."""
         images = at.prompt.images
         if images is not None and bool(images.any()):
             made = torch.zeros_like(images)
@@ -115,7 +115,7 @@ class Region(KnownTokens):
 
 
 def grid_of(at: EditContext, tokens: int) -> tuple[int, int]:
-    """Return rows and columns of so many image tokens, as the model or the prompt tells."""
+    """Return the rows and columns of this many image tokens, from the model or the prompt."""
     given = at.prompt.grid
     if given is not None and given[0] * given[1] == tokens:
         return given
@@ -129,6 +129,6 @@ def grid_of(at: EditContext, tokens: int) -> tuple[int, int]:
         CapabilityError,
         "region",
         f"{tokens} image tokens",
-        "a grid that the model tells of",
+        "a grid known from the model",
         "pass regard.steer(..., grid=(rows, columns))",
     )

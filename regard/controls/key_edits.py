@@ -1,4 +1,4 @@
-"""Edits of keys: extra ones with a log-weight, others in their place."""
+"""Edits of keys: add extra keys with a log-weight, or replace keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regard.core.score.dense import DenseBias
 from regard.core.support import Extended
 from regard.core.value import Value, value
 
-# Parts of steps that have an entry for each key, and the axis of it.
+# Parts of steps that have an entry for each key, and its axis.
 BY_KEY = {LowRankBias: ("v", 2), DenseBias: ("bias", 3), RaisedScores: ("chosen", 2)}
 
 
@@ -37,11 +37,11 @@ class FoundKeys(NamedTuple):
 
 
 class KeySource(Value):
-    """Where extra keys come from: another row of the batch, another run, tensors at hand."""
+    """A source of extra keys: another row of the batch, another run, or given tensors."""
 
     @abstractmethod
     def find(self, at: EditContext) -> FoundKeys | None:
-        """Return the keys for a call; None where there are none, which changes nothing."""
+        """Return the keys for a call; None for no keys, which changes nothing."""
 
 
 @value
@@ -71,7 +71,7 @@ class GivenKeys(KeySource):
 
 @value
 class OtherRows(KeySource):
-    """The keys of other rows of the batch: all of them, or of the rows named.
+    """The keys of other rows of the batch: of all rows, or of those given.
 
     With guidance, only rows of the same branch count, in the same order.
 
@@ -82,7 +82,7 @@ class OtherRows(KeySource):
     rows: tuple[int, ...] | None = None
 
     def find(self, at: EditContext) -> FoundKeys | None:
-        """Lay the keys of the other rows behind one another."""
+        """Concatenate the keys of the other rows."""
         call, b = at.call, at.call.b
         branches = len(at.forward.branches or (None,))
         if b % branches:
@@ -107,9 +107,9 @@ class OtherRows(KeySource):
 
 @value
 class ExtraKeys(AttentionEdit):
-    """Let queries attend to extra keys as well, in one softmax, their weight times e^strength.
+    """Let queries also attend to extra keys, in one softmax, with their weight times e^strength.
 
-    A strength of -inf is not needed: without the edit there are none.
+    A strength of -inf is not needed: leave the edit out instead.
 
     >>> ExtraKeys(OtherRows(), 0.0).point
     'keys'
@@ -146,7 +146,7 @@ class ExtraKeys(AttentionEdit):
 
 
 def append_keys(call: Call, found: FoundKeys) -> Call:
-    """Return the call with more keys behind its own, which every query may attend to.
+    """Return the call with more keys appended, which every query may attend to.
 
     >>> q = torch.randn(1, 2, 3, 4)
     >>> append_keys(Call.of(q, q, q), FoundKeys(q, q)).m
@@ -160,7 +160,7 @@ def append_keys(call: Call, found: FoundKeys) -> Call:
     if at_keys is not None:
         line = torch.arange(last, last + extra, device=at_keys.device)
         at_keys = torch.cat((at_keys, line.expand(*at_keys.shape[:-1], extra)), -1)
-    # What was said of single keys before says nothing of those that come now.
+    # Entries for the earlier keys say nothing about the new ones.
     score = call.rule.score
     score = score.replace(steps=tuple(_lengthened(x, call.m, extra) for x in score.steps))
     rule = call.rule.replace(support=Extended(call.rule.support, last), score=score)
@@ -168,7 +168,7 @@ def append_keys(call: Call, found: FoundKeys) -> Call:
 
 
 def _lengthened(step: Any, m: int, extra: int) -> Any:
-    """Return a step of a score over `extra` more keys, about which it says nothing."""
+    """Extend a step of a score to `extra` more keys, on which it has no effect."""
     name, axis = BY_KEY.get(type(step), (None, 0))
     x: Tensor | None = getattr(step, name) if name else None
     if x is None or x.shape[axis] != m:
@@ -179,7 +179,7 @@ def _lengthened(step: Any, m: int, extra: int) -> Any:
 
 @value
 class ReplaceKeys(AttentionEdit):
-    """Attend to keys from elsewhere in place of one's own, in chosen heads and rows.
+    """Attend to keys from elsewhere instead of the call's own, in chosen heads and rows.
 
     >>> ReplaceKeys(OtherRows((0,))).law
     'own keys get weight 0'
@@ -190,7 +190,7 @@ class ReplaceKeys(AttentionEdit):
     law: ClassVar[str] = "own keys get weight 0"
 
     def before(self, at: EditContext) -> Call:
-        """Append the keys, and forbid one's own."""
+        """Append the keys, and forbid the call's own."""
         call = ExtraKeys(self.source).before(at)
         if call is at.call:
             return call
@@ -200,7 +200,7 @@ class ReplaceKeys(AttentionEdit):
 
 
 def only_keys(keys: TokenSet, queries: TokenSet | None = None) -> Forbid:
-    """Allow queries to attend to these keys alone.
+    """Allow queries to attend only to these keys.
 
     >>> from regard.controls.text_tokens import Phrase
     >>> only_keys(Phrase("Paris")).keys

@@ -1,4 +1,4 @@
-"""Guidance by a control: what its edits change of a model's output is added, or taken away."""
+"""Guidance by a control: add or subtract the change that its edits make to a model's output."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from regard.models.wrap import Around
 
 
 class NoiseGuidance(Around):
-    """Around the forward of a model: runs it without and with a control, and mixes both.
+    """Wrap the forward of a model: run it without and with a control, and mix both.
 
-    Where branches are told, the difference in the control's own branch is added to every branch:
-    the sum that a pipeline makes of them then has it once, whatever its own guidance is.
+    Where branches are known, the difference in the control's branch is added to every branch: the
+    pipeline's sum of branches then has it once, whatever its guidance scale.
     """
 
-    order = -1  # outside of what notes the forward: both runs are noted
+    order = -1  # outside the wrapper that records forwards, so that both runs are recorded
 
     def __init__(self, steering: Any) -> None:
         super().__init__()

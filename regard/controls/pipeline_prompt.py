@@ -16,9 +16,9 @@ from regard.models.wrap import Around, hold
 
 
 def pipeline_prompt(pipeline: Any, texts: list[str]) -> Prompt | None:
-    """Return the prompt of each picture as a pipeline's tokenizers read it; None if none is known.
+    """Return the prompt of each picture as a pipeline's tokenizers read it; None if unknown.
 
-    Tokens of a second tokenizer stand behind those of the first and its padding.
+    Tokens of a second tokenizer come after those of the first and its padding.
     """
     kind = type(pipeline).__name__
     names = next((x for start, x in TOKENIZERS.items() if kind.startswith(start)), ())
@@ -45,7 +45,7 @@ def pipeline_prompt(pipeline: Any, texts: list[str]) -> Prompt | None:
 
 
 def hear_prompt(pipeline: Any, model: nn.Module, steering: Any, undo: Removal) -> None:
-    """Tell a control the prompt of each run of a pipeline, and which rows of the batch hold it."""
+    """Give a control the prompt of each run of a pipeline, and its rows in the batch."""
     stack = ExitStack()
     undo.add(stack.close)
     stack.enter_context(branches_by_text(pipeline, model))
@@ -55,7 +55,7 @@ def hear_prompt(pipeline: Any, model: nn.Module, steering: Any, undo: Removal) -
 
 
 class _Heard(Around):
-    """Around `encode_prompt`: keeps the words that it is given."""
+    """Wrap `encode_prompt`, and record the texts that it gets."""
 
     def __init__(self, pipeline: Any, steering: Any) -> None:
         super().__init__()

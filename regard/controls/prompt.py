@@ -1,4 +1,4 @@
-"""What a model was asked: the tokens of a prompt, how they read, and what its parts are."""
+"""The prompt of a model: its tokens, their text, and its parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regard.core.errors import RegardError, ValueRangeError, fail
 
-# How much of a prompt an error shows.
+# How many characters of a prompt an error shows.
 SHOWN = 60
 
 
@@ -24,12 +24,12 @@ class NotInPromptError(RegardError, LookupError):
 
 @dataclass(eq=False)
 class Prompt:
-    """The tokens of a prompt: ids [b, n], which are real [b, n], which stand for images [b, n].
+    """The tokens of a prompt: ids [b, n], which are real [b, n], and which are images [b, n].
 
-    `messages` are those of a chat (role and content), `documents` texts that the prompt holds; both
-    are found in the prompt in their order. `grid` is that of the patches of an image. What controls
-    find out about a prompt is kept in `memory`, as long as the prompt is. `of_encoder` says that an
-    encoder reads it: a decoder has none of its tokens, but as keys of cross-attention.
+    `messages` are those of a chat (role and content), `documents` texts in the prompt; both are
+    searched for in order. `grid` is that of the patches of an image. What controls find out about
+    a prompt is kept in `memory`, as long as the prompt. `of_encoder` is set where an encoder reads
+    it: a decoder has its tokens only as keys of cross-attention.
     """
 
     ids: Tensor | None = None
@@ -44,12 +44,12 @@ class Prompt:
 
     @property
     def length(self) -> int | None:
-        """Tokens of the prompt, padding included."""
+        """Return the number of tokens, including padding."""
         return None if self.ids is None else self.ids.shape[1]
 
     @cached_property
     def rows(self) -> list[tuple[str, list[tuple[int, int]]]]:
-        """The text of each row, and where each token stands in it; padding stands nowhere."""
+        """Return the text of each row, and the span of each token in it; padding has no span."""
         if self.ids is None or self.tokenizer is None:
             fail(
                 ValueRangeError, "tokenizer", "none", "the tokenizer of the prompt, to find words",
@@ -64,13 +64,13 @@ class Prompt:
         return found
 
     def spans_of(self, row: int, pattern: str, within: tuple[int, int] | None = None) -> list[Any]:
-        """Where a pattern stands in the text of a row."""
+        """Find the spans of a pattern in the text of a row."""
         text = self.rows[row][0]
         start, stop = within or (0, len(text))
         return [m.span() for m in re.compile(pattern).finditer(text, start, stop)]
 
     def covering(self, spans: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-        """Mark the tokens that stand in spans of the text of each row, bool [b, n]."""
+        """Mark the tokens in spans of the text of each row, bool [b, n]."""
         assert self.ids is not None
         made = torch.zeros(self.ids.shape, dtype=torch.bool)
         for b, own in enumerate(spans):
@@ -79,7 +79,7 @@ class Prompt:
         return made.to(self.ids.device)
 
     def part_spans(self, row: int, name: str, number: int | None) -> list[tuple[int, int]]:
-        """Where the parts of a name stand: messages of a role, or documents."""
+        """Find the spans of the parts with a name: messages of a role, or documents."""
         pairs = [("document", x) for x in self.documents]
         pairs += [(str(m["role"]), str(m["content"])) for m in self.messages]
         text, found = self.rows[row][0], []
@@ -106,9 +106,9 @@ class Prompt:
 
 
 def read(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of tokens, and where each of them stands in it, without the space before it.
+    """Return the text of tokens, and the span of each in it, without the space before it.
 
-    A token that is a part of a character stands where the whole character does.
+    A token that is part of a character has the span of the whole character.
     """
 
     def decode(some: Sequence[int]) -> str:

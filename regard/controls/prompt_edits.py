@@ -1,4 +1,4 @@
-"""Edits of prompts: weights written into them, `(word:1.3)`, parts repeated, documents cropped."""
+"""Edits of prompts: written weights such as `(word:1.3)`, repeated parts, selected documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regard.controls.site_choice import SiteChoice
 from regard.controls.text_tokens import Phrase
 from regard.core.errors import RuleError, ValueRangeError, fail, shape_of
 
-# What one pair of parentheses multiplies by, and one pair of brackets divides by.
+# The factor of one pair of parentheses; one pair of brackets divides by it.
 PAIR = 1.1
 _TOKEN = re.compile(
     r"\\[()\[\]\\]|:\s*([+-]?\d+(?:\.\d+)?)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL
@@ -51,10 +51,10 @@ class Weighted(NamedTuple):
 
 
 def parse_weights(prompt: str) -> Weighted:
-    r"""Read weights written into a prompt, as pictures' users write them.
+    r"""Parse weights written in a prompt, in the syntax of Stable Diffusion web UIs.
 
     `(word)` weighs 1.1, `((word))` 1.21, `[word]` 1 / 1.1, `(word:1.3)` 1.3; they nest, and a
-    backslash before a parenthesis or a bracket makes it text.
+    backslash escapes a parenthesis or a bracket.
 
     >>> parse_weights("a ((red)) fox, [old]")
     Weighted(text='a red fox, old', pieces=((2, 5, 1.21), (11, 14, 0.909)))
@@ -65,7 +65,7 @@ def parse_weights(prompt: str) -> Weighted:
         fail(RuleError, "prompt", shape_of(prompt), "a text", "pass 'a (red:1.3) fox'")
     text = ""
     open_at: list[tuple[str, int]] = []
-    weights: list[float] = []  # of each letter
+    weights: list[float] = []  # of each character
     for found in _TOKEN.finditer(prompt):
         piece, number = found.group(), found.group(1)
         if piece in ("(", "["):
@@ -107,9 +107,9 @@ def _unbalanced(prompt: str) -> None:
 
 
 def repeat_part(prompt: str, part: str, times: int = 2, separator: str = "\n") -> str:
-    """Return a prompt with a part of it said again at its end, until it is there so many times.
+    """Return a prompt with a part of it repeated at the end, until it occurs `times` times.
 
-    A model that looks at what is near finds an instruction that is far away there again.
+    A model that favors nearby tokens then has a distant instruction near.
 
     >>> repeat_part("Say yes. Here is a long text.", "Say yes.", separator=" ")
     'Say yes. Here is a long text. Say yes.'
@@ -124,9 +124,9 @@ def repeat_part(prompt: str, part: str, times: int = 2, separator: str = "\n") -
 def crop_documents(
     tokenizer: Any, documents: Sequence[str], scores: Sequence[float], tokens: int
 ) -> tuple[str, ...]:
-    """Return the documents of the highest scores that fit so many tokens, in their own order.
+    """Return the best-scored documents that fit a number of tokens, in their given order.
 
-    Scores are those of `document_ranking.rerank(...)`, say. The best one must fit.
+    Scores may come from `document_ranking.rerank(...)`. The best document must fit.
 
     >>> class Letters:
     ...     def __call__(self, text, **settings): return {"input_ids": list(text)}

@@ -1,4 +1,4 @@
-"""Translate while listening: write a word only where it does not lean on the newest frames."""
+"""EDAtt: simultaneous translation that writes a word only if it does not need the newest frames."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from regard.models.attach import hook_of
 
 @dataclass
 class Simultaneous:
-    """What was written: ids, and how many frames were known when each was written."""
+    """The output: ids, and how many frames had been read when each was written."""
 
     ids: list[int] = field(default_factory=list)
     known: list[int] = field(default_factory=list)
 
     def lag(self, frames: int) -> float:
-        """Return how many frames writing lags behind an even pace (average lagging).
+        """Return the average lagging: how many frames writing is behind an even pace.
 
         >>> Simultaneous([5, 6], [2, 4]).lag(4)
         2.0
@@ -31,15 +31,15 @@ class Simultaneous:
         if not self.ids:
             return 0.0
         pace = len(self.ids) / frames
-        # Counted up to the first word that was written when all was known.
+        # Counted up to the first word written after the whole source was read.
         until = next((i + 1 for i, n in enumerate(self.known) if n >= frames), len(self.known))
         return sum(self.known[i] - i / pace for i in range(until)) / until
 
 
 def leans_on_newest(row: Tensor, newest: int, ends: int = 0) -> float:
-    """Return the share of a row of weights [m] that is on its `newest` last frames.
+    """Return the share of a row of weights [m] on its `newest` last frames.
 
-    `ends` frames at the very end, which some encoders fill with something constant, are left out.
+    The `ends` frames at the very end, which are constant in some encoders, are left out.
 
     >>> leans_on_newest(torch.tensor([0.5, 0.25, 0.25]), 2)
     0.5
@@ -59,12 +59,13 @@ def simultaneous(
     newest: int = 2, layer: int | None = None, tokens: int = 128, ends: int = 0,
     argument: str = "input_ids",
 ) -> Simultaneous:  # fmt: skip
-    """Write what an encoder-decoder is sure of, while the source comes in pieces.
+    """Translate with an encoder-decoder while the source arrives in pieces.
 
-    After each piece [1, frames] (or [1, frames, d]) all that is known is encoded, and decoding
-    goes on greedily: a token is written where less than `threshold` of its cross-attention (of
-    `layer`, a mean over heads) is on the `newest` frames; else the next piece is waited for. When
-    the source ends, all is written. Above 1 everything is written at once; 0 waits for the end.
+    After each piece [1, frames] (or [1, frames, d]) everything read so far is encoded, and greedy
+    decoding continues: a token is written if less than `threshold` of its cross-attention (of
+    `layer`, averaged over heads) is on the `newest` frames; otherwise it waits for the next piece.
+    When the source ends, the rest is written. A threshold above 1 writes at once, 0 waits for the
+    end.
     (EDAtt, Papi et al. 2023)
     """
     if newest < 1:

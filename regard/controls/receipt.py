@@ -1,4 +1,4 @@
-"""The receipt of a control: what it did, where, and by how much."""
+"""The receipt of a control: what it changed, where, and by how much."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from regard.core.errors import RegardError, RuleError, fail, nearest
 from regard.core.html_table import html_table, padded_rows
 from regard.models.site import Site
 
-# What moved less than this did not move: rounding of float32 is as much.
+# A smaller change counts as none: it is within float32 rounding.
 STILL = 1e-6
 
 
 class NothingMoved(RegardError):
-    """A control was attached and the model ran, and attention is what it was."""
+    """A control was attached and the model ran, but attention did not change."""
 
 
 @dataclass(frozen=True)
 class Fired:
     """One call that a control changed.
 
-    `before` and `after` are what queries put on each named set, [b, h]: a mean over the queries
-    that were looked at, which are `rows` [b, r] of the call (the last one among them). `moved` is
-    the largest change of a row of weights (half of the sum of differences: the mass that moved),
-    or of the output in units of its size, whichever is larger. None where it was not measured.
+    `before` and `after` are the mass on each named set, [b, h], averaged over the queries measured,
+    which are `rows` [b, r] of the call (including the last). `moved` is the largest change of a row
+    of weights (half the sum of absolute differences: the mass that moved), or of the output
+    relative to its size, whichever is larger; None if it was not measured.
     """
 
     site: Site | None
@@ -55,22 +55,22 @@ class Receipt:
     calls: list[Fired] = field(default_factory=list)
     # Forwards of the model since the control was attached.
     forwards: int = 0
-    # What the logits of a text are beside those of the unsteered model, where that was asked.
+    # Comparison of the logits of a text with those of the unsteered model, if requested.
     logits: dict[str, float] | None = None
 
     @property
     def fired(self) -> int:
-        """Calls of attention that were changed."""
+        """Return the number of calls of attention that were changed."""
         return len(self.calls)
 
     @property
     def at_prompts(self) -> int:
-        """Calls of prompts that were changed."""
+        """Return the number of calls of prompts that were changed."""
         return sum(x.prompt for x in self.calls)
 
     @property
     def at_steps(self) -> dict[int, int]:
-        """Calls that were changed at each decoded token, by its step (1 is the first)."""
+        """Return the number of calls changed at each decoded token, by step (1 is the first)."""
         found: dict[int, int] = {}
         for x in self.calls:
             if not x.prompt:
@@ -79,33 +79,33 @@ class Receipt:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers that were touched."""
+        """Return the layers that were changed."""
         own = {x.site.layer for x in self.calls if x.site is not None and x.site.layer is not None}
         return tuple(sorted(own))
 
     @property
     def heads(self) -> tuple[tuple[int | None, int], ...]:
-        """Heads that were touched, as (layer, head)."""
+        """Return the heads that were changed, as (layer, head)."""
         own = {(None if x.site is None else x.site.layer, h) for x in self.calls for h in x.heads}
         return tuple(sorted(own, key=lambda pair: (pair[0] is None, pair)))
 
     @property
     def moved(self) -> float:
-        """The largest change of a row of weights, or of an output in units of its size."""
+        """Return the largest change of a row of weights, or of an output relative to its size."""
         return max((x.moved for x in self.calls if x.moved is not None), default=0.0)
 
     @property
     def measured(self) -> int:
-        """Calls whose weights were measured."""
+        """Return the number of calls whose weights were measured."""
         return sum(x.moved is not None for x in self.calls)
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Names of the token sets."""
+        """Return the names of the token sets."""
         return tuple(dict.fromkeys(name for x in self.calls for name in x.after))
 
     def mass(self, name: str | None = None) -> tuple[float, float]:
-        """Return the mean mass on a set before and after, over the calls and heads touched."""
+        """Return the mean mass on a set before and after, over the calls and heads changed."""
         if name is None and len(self.sets) == 1:
             name = self.sets[0]
         if name not in self.sets:
@@ -123,7 +123,7 @@ class Receipt:
         return sum(before) / len(before), sum(after) / len(after)
 
     def need_effect(self) -> None:
-        """Raise `NothingMoved` where the model ran, and nothing moved."""
+        """Raise `NothingMoved` if the model ran and nothing moved."""
         if not self.forwards:
             return
         if not self.fired:
@@ -134,11 +134,11 @@ class Receipt:
     def _fail(self, what: str) -> None:
         fail(
             NothingMoved, f"control {self.control!r}", what, "some effect on attention",
-            "look at which, where, phase and strength; or pass must_move=False",
+            "check which, where, phase and strength; or pass must_move=False",
         )  # fmt: skip
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return one row of words for each layer, after a row of headings."""
+        """Return a row of headings, then one row of strings per layer."""
         names = self.sets
         head = (
             "layer",
@@ -182,7 +182,7 @@ class Receipt:
         return html_table(str(self).splitlines()[0], head, rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as JSON-serializable data."""
         return {
             "control": self.control, "acts": list(self.acts), "fired": self.fired,
             "forwards": self.forwards, "at_prompts": self.at_prompts,
@@ -194,7 +194,7 @@ class Receipt:
 
 
 def _runs(numbers: Sequence[int]) -> str:
-    """Write numbers as runs.
+    """Format numbers as ranges.
 
     >>> _runs([0, 1, 2, 5])
     '0-2, 5'

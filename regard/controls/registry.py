@@ -33,7 +33,7 @@ def register(*names: str) -> Callable[[C], C]:
 
 
 def known() -> dict[str, type[Control]]:
-    """Every control by name.
+    """Return every control by name.
 
     >>> "emphasis" in known()
     True
@@ -75,7 +75,7 @@ def control(name: str, **settings: Any) -> Control:
 
 
 def make_control(asked: Any, **settings: Any) -> Control:
-    """Read what a user asks for: a name, a control, or edits."""
+    """Build a control from a name, a control, or edits."""
     given = {key: x for key, x in settings.items() if x is not None}
     if isinstance(asked, str):
         return control(asked, **given)

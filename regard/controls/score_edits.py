@@ -1,4 +1,4 @@
-"""Edits of scores: a bias, a factor, or nothing at all for chosen keys."""
+"""Edits of scores: add a bias, scale, or forbid chosen keys."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class AddBias(AttentionEdit):
 
 @value
 class Forbid(AttentionEdit):
-    """Let no query, or none of some queries, attend to some keys: their weight is exactly 0.
+    """Forbid some keys for all or some queries: their weight is exactly 0.
 
-    A query that may attend to nothing else is left as it is.
+    A query that may attend to nothing else is left unchanged.
 
     >>> Forbid("Paris").point
     'scores'
@@ -73,7 +73,7 @@ class Forbid(AttentionEdit):
         read_sets(self, "keys")
 
     def before(self, at: EditContext) -> Call:
-        """Lower the scores until nothing is left."""
+        """Lower the scores until the weights are 0."""
         return forbid(at.call, queries_of(at, self.queries), self.keys.mask(at))
 
 
@@ -107,7 +107,7 @@ class ScaleScores(AttentionEdit):
 
 @value
 class RaiseScores(AttentionEdit):
-    """Add `strength` times its own size to the score of some keys, s + strength |s|.
+    """Add `strength` times their absolute value to the scores of some keys, s + strength |s|.
 
     >>> RaiseScores("Paris", 0.7).strength
     0.7
@@ -124,7 +124,7 @@ class RaiseScores(AttentionEdit):
         object.__setattr__(self, "strength", strength_of(self.strength, 0.0))
 
     def before(self, at: EditContext) -> Call:
-        """Add a step that knows the size of a score."""
+        """Add a score step that depends on the size of a score."""
         if is_neutral(self.strength, 0.0):
             return at.call
         gain = at.tensor(self.strength) * queries_of(at, self.queries)
@@ -153,6 +153,6 @@ class RaisedScores(PlaceStep):
         """Raise the scores of chosen keys."""
         gain = as_float(pick(self.gain, at.b, at.h, at.row), scores)
         chosen = as_float(pick(self.chosen, at.b, at.h, at.col), scores)
-        # A pair that is removed has a score of -inf, and stays removed.
+        # A removed pair has a score of -inf, and stays removed.
         size = torch.where(scores == -math.inf, 0.0, scores.abs())
         return scores + gain * chosen * size

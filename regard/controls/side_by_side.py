@@ -1,4 +1,4 @@
-"""A control at several strengths, side by side: what is said, what it moves, and what it costs."""
+"""Compare a control at several strengths: generated text, moved weight, and side effects."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from regard.models.attach import attach
 class Strengthened:
     """One strength of a sweep; None is the model without the control.
 
-    `text` is what it says after the prompt, `kl` (nats) how far its next tokens are from those of
-    the unsteered model over the prompt, `perplexity` that of other text after the prompt, `moved`
-    the largest change of a row of weights, `masses` the mass on each set, before and after.
+    `text` is what it generates after the prompt, `kl` (nats) the divergence of its next tokens from
+    those of the unsteered model over the prompt, `perplexity` that of other text after the prompt,
+    `moved` the largest change of a row of weights, `masses` the mass on each set before and after.
     """
 
     strength: float | None
@@ -39,9 +39,9 @@ def sweep(
     model: Any, tokenizer: Any, control: Control, strengths: Sequence[float], prompt: str,
     other: str, *, tokens: int = 32, messages: Any = (), documents: Sequence[str] = (),
 ) -> Iterator[Strengthened]:  # fmt: skip
-    """Yield the model without the control, and then with it at each strength.
+    """Yield results of the model without the control, then with it at each strength.
 
-    `other` is text that is read after the prompt: how much worse it is told is a side effect.
+    `other` is text that is read after the prompt; a rise of its perplexity is a side effect.
     """
     if not hasattr(control, "strength"):
         fail(

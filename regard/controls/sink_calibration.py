@@ -1,4 +1,4 @@
-"""Calibrate sinks: tokens in the middle that draw weight for nothing give most of it back."""
+"""ACT: move most of the weight of attention sinks in the middle of a text to other tokens."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from regard.run.survey import survey_call
 
 @value
 class LaterSinks(FoundInCall):
-    """Keys on which the queries that see them put more than `times` / length on average.
+    """Keys whose mean weight, over the queries that see them, is above `times` / length.
 
-    The first token is never one of them: it is where heads rest. They are found in the prompt, for
-    each head; decoded tokens have the same ones.
+    The first token is excluded. They are found in the prompt, for each head; decoded tokens use the
+    same ones.
 
     >>> LaterSinks(5.0).times
     5.0
@@ -39,7 +39,7 @@ class LaterSinks(FoundInCall):
             fail(ValueRangeError, "times", self.times, "a number above 0", "pass times=5.0")
 
     def find(self, at: EditContext) -> Tensor:
-        """Survey the prompt once: what each key receives of the queries that see it."""
+        """Survey the prompt once for the weight each key receives from the queries that see it."""
         report = survey_call(at.call, ("received",))
         mean = report.received / report.seen.clamp(min=1)
         real = report.seen > 0
@@ -57,12 +57,12 @@ class LaterSinks(FoundInCall):
 )
 @value
 class SinkCalibration(Control):
-    """Take `strength` of the weight of later sinks, and give it to the other tokens in proportion.
+    """Move a share `strength` of the weight of later sinks to the other tokens, in proportion.
 
-    A sink is a token, not the first, with more than `times` / length of the weight on average.
-    Strength 0.6 is the 0.4 that ACT leaves them; 0 changes nothing. The paper acts in heads that
-    were found to gain by it on a held-out set, never in the first two layers and the last one:
-    name them in `where`. (ACT, Yu et al. 2024)
+    A sink is a token, not the first, whose mean weight is above `times` / length. Strength 0.6
+    leaves sinks the 0.4 that ACT leaves them; 0 changes nothing. The paper acts in heads that gain
+    from it on a held-out set, never in the first two layers or the last: pass them in `where`.
+    (ACT, Yu et al. 2024)
 
     >>> SinkCalibration(strength=0.5).edits()[0].point
     'weights'

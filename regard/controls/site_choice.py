@@ -1,4 +1,4 @@
-"""Where a control acts: the choice of sites that stages know, as a value that can be saved."""
+"""Where a control acts: a choice of sites, as a value that can be saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SiteChoice(Value):
     """Layers, heads, kinds and names of sites, steps, and branches of guidance; None means all.
 
     `heads` are numbers, the same in every layer, or pairs (layer, head). `branches` names blocks of
-    the batch ("conditional"), where the model is run with guidance.
+    the batch ("conditional"), where the model runs with guidance.
 
     >>> SiteChoice.of({"layers": range(2), "heads": [(0, 3), (1, 5)]}).heads
     ((0, 3), (1, 5))
@@ -57,7 +57,7 @@ class SiteChoice(Value):
 
     @staticmethod
     def of(x: Any) -> SiteChoice:
-        """Read a choice: None, a layer, layers, a kind, a glob of names, or a dict of these."""
+        """Convert a choice: None, a layer, layers, a kind, a glob of names, or a dict of these."""
         if isinstance(x, SiteChoice):
             return x
         if isinstance(x, Mapping):
@@ -85,7 +85,7 @@ class SiteChoice(Value):
 
     @property
     def place(self) -> Place:
-        """The same as stages know it; heads of single layers are chosen at each call."""
+        """Return it as a choice of a Stage; heads of single layers are chosen at each call."""
         layers, heads = self.layers, self.heads
         if heads is not None and heads and isinstance(heads[0], tuple):
             own = tuple(dict.fromkeys(layer for layer, _ in heads))
@@ -96,7 +96,7 @@ class SiteChoice(Value):
         return Place.of({name: x for name, x in given.items() if x is not None})
 
     def heads_at(self, site: Site | None) -> tuple[int, ...] | None:
-        """Return the heads that are meant at a site; None for all."""
+        """Return the chosen heads at a site; None for all."""
         if self.heads is None or not self.heads or not isinstance(self.heads[0], tuple):
             return self.heads
         return tuple(head for layer, head in self.heads if site is None or layer == site.layer)
@@ -105,8 +105,8 @@ class SiteChoice(Value):
 def of_other_encoders(model: Any, sites: Iterable[Site]) -> frozenset[str]:
     """Return the modules of sites that read pictures or sound for a model of language.
 
-    Tokens of the prompt are none of theirs, and their layers are counted anew. They are those that
-    do not attend causally, where others do, in a model with a config of its text.
+    The tokens of the prompt are not theirs, and their layers are counted separately. They are the
+    sites without causal attention, where others are causal, in a model with a text config.
 
     >>> of_other_encoders(None, [Site(0, causal=True)])
     frozenset()

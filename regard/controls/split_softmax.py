@@ -1,4 +1,4 @@
-"""Split softmax: a part of the prompt keeps its share of attention over a long talk."""
+"""Split-softmax: keep the share of attention on a part of the prompt over a long conversation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from regard.core.value import value
 class SplitSoftmax(Control):
     """Raise the share p that decoded tokens give a part of the prompt to p^strength.
 
-    1 changes nothing; the less, the more goes to the part, which is the system prompt unless
+    1 changes nothing; a smaller strength gives the part more. The part is the system prompt unless
     `which` names another. (Split-softmax, Li et al. 2024)
 
     >>> SplitSoftmax(strength=0.7).edits()[0]

@@ -14,28 +14,28 @@ from regard.models.attach import Attached
 
 
 class Steered:
-    """A steered model, until `detach()` or the end of the `with`; `receipt` tells what was done."""
+    """A steered model, until `detach()` or the end of the `with`; `receipt` has what changed."""
 
     def __init__(self, attached: Attached, stage: Steering) -> None:
         self.attached, self.stage = attached, stage
 
     @property
     def model(self) -> Any:
-        """The model, which is the one that was given."""
+        """Return the model that was passed in."""
         return self.attached.model
 
     @property
     def control(self) -> Any:
-        """The control at work."""
+        """Return the active control."""
         return self.stage.control
 
     @property
     def receipt(self) -> Receipt:
-        """What the control did so far."""
+        """Return what the control has changed so far."""
         return self.stage.receipt
 
     def detach(self) -> None:
-        """Restore the model as it was; raise `NothingMoved` where the control did nothing."""
+        """Restore the model; raise `NothingMoved` if the control changed nothing."""
         self.attached.detach()
         if self.stage.must_move:
             self.receipt.need_effect()
@@ -53,10 +53,10 @@ class Steered:
 
     @torch.no_grad()
     def compare(self, **inputs: Any) -> dict[str, float]:
-        """Run the model with and without the control, and keep in the receipt how logits differ.
+        """Run the model with and without the control, and record in the receipt how logits differ.
 
         `kl` is the mean divergence (nats) of next-token distributions, unsteered from steered;
-        `largest` the largest difference of a logit, `agree` the share of equal next tokens.
+        `largest` is the largest difference of a logit, `agree` the share of equal next tokens.
         """
         ours = self.model(**inputs).logits.float()
         self.stage.paused = True

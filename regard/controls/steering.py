@@ -1,4 +1,4 @@
-"""The stage that carries a control: it knows the prompt, makes the edits, and keeps the receipt."""
+"""The stage that runs a control: it tracks the prompt, applies edits, and keeps the receipt."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from regard.models.wrap import hold
 from regard.run.executor import No
 from regard.run.runner import run
 
-# Decoded tokens whose weights are measured: the first few, then those of a power of two.
+# Decoded tokens whose weights are measured: the first few, then powers of two.
 FEW = 4
 
 
 class _SteeringThread(threading.local):
-    """What a thread is in the middle of."""
+    """The state of one thread."""
 
     def __init__(self) -> None:
         self.generating: list[Prompt] = []
@@ -47,23 +47,23 @@ class _SteeringThread(threading.local):
         self.seen = 0
         self.caches: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
         self.hidden: dict[int | None, Tensor] = {}
-        # Weights of the last query of each layer [b, h, m], and the positions of these keys.
+        # Weights of the last query of each layer [b, h, m], and the positions of the keys.
         self.rows: dict[int | None, tuple[Tensor, EditContext]] = {}
         self.calls: list[tuple[Call, list[EditContext], tuple[AttentionEdit, ...]]] = []
         self.paused = False
         self.step = 0
-        # Whether the prompt is that of a model that denoises.
+        # Whether the prompt is that of a denoising model.
         self.denoises = False
 
 
 class Steering(Stage):
-    """A control at work on a model; `receipt` tells what it did.
+    """Run a control on a model; `receipt` has what it changed.
 
-    `measure` says at which calls weights are measured for the receipt: "some" (prompts, and some
-    decoded tokens), "all", or "none".
+    `measure` chooses the calls whose weights are measured for the receipt: "some" (prompts, and
+    some decoded tokens), "all", or "none".
     """
 
-    # What the scores of keys are must be said of the keys that policies have left.
+    # Scores must be edited on the keys that policies have left.
     runs_last = True
 
     def __init__(
@@ -84,14 +84,14 @@ class Steering(Stage):
         self.given: Prompt | None = prompt if told else self.prompt_of({"input_ids": prompt})
         guided = control.guidance is not None
         self._edits = () if guided and control.is_neutral else control.edits()
-        # Modules at which the prompt has no tokens, and a control of language does not act.
+        # Modules without tokens of the prompt, where a control of language does not act.
         self._elsewhere: frozenset[str] = frozenset()
         self._thread = _SteeringThread()
         self._undo = Removal()
 
     @property
     def paused(self) -> bool:
-        """Whether this thread runs the model as if there were no control."""
+        """Return whether this thread runs the model without the control."""
         return self._thread.paused
 
     @paused.setter
@@ -100,17 +100,17 @@ class Steering(Stage):
 
     @property
     def name(self) -> str:
-        """Name in errors."""
+        """Return the name used in errors."""
         return f"steer({self.control.name or type(self.control).__name__})"
 
     def begin(self, model: Any, sites: Sites) -> None:
-        """Ask the control whether it can serve the model, and stand around `generate`."""
+        """Check that the control supports the model, and wrap `generate`."""
         answer = self.control.can(model, sites)
         if isinstance(answer, No):
             fail(
                 CapabilityError, f"control {self.receipt.control!r}",
-                f"{type(model).__name__}, {answer.reason}", "a model that it can serve",
-                "take another control: regard.controls.known()",
+                f"{type(model).__name__}, {answer.reason}", "a model that it supports",
+                "use another control: see regard.controls.known()",
             )  # fmt: skip
         if self.control.phase != "both" and any(x.for_all_queries for x in self._edits):
             fail(
@@ -144,17 +144,17 @@ class Steering(Stage):
         self._undo()
 
     def _hear(self, prompt: Prompt | None) -> None:
-        """Take the prompt of a pipeline that begins."""
+        """Read the prompt of a pipeline that starts."""
         if self.given is None:
             self._thread.prompt = prompt or Prompt(None, self.tokenizer, grid=self.grid)
             self._thread.denoises = True
 
     def reads(self, prompt: Prompt) -> None:
-        """Say which prompt this thread's next calls belong to, where no forward of a model does."""
+        """Set the prompt of this thread's next calls, where no forward of a model sets it."""
         self._thread.prompt = prompt
 
     def prompt_of(self, given: Mapping[str, Any]) -> Prompt:
-        """Read what a model is asked."""
+        """Build the prompt from the inputs of a model."""
         ids = given.get("input_ids")
         real = given.get("attention_mask")
         if not isinstance(ids, Tensor) or ids.is_floating_point():
@@ -174,7 +174,7 @@ class Steering(Stage):
         )  # fmt: skip
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Learn what the model is asked, when a forward begins."""
+        """Read the prompt when a forward starts."""
         if self.paused:
             return
         self.receipt.forwards += 1
@@ -185,7 +185,7 @@ class Steering(Stage):
             return
         given = given_to(model, args, kwargs)
         if "timestep" in given or "timesteps" in given:
-            # Another model reads the prompt; it lasts until denoising begins anew.
+            # Another model reads the prompt; it lasts until denoising starts again.
             if not here.denoises:
                 self._hear(None)
             return
@@ -197,7 +197,7 @@ class Steering(Stage):
             return
         if here.prompt.of_encoder:
             return
-        # A cache goes on from a prompt: that of the forward that filled it.
+        # A cache continues the prompt of the forward that filled it.
         known = here.caches.get(cache) or (here.prompt if here.seen == length else Prompt())
         here.caches[cache] = here.prompt = known
         here.seen = length + many
@@ -208,13 +208,13 @@ class Steering(Stage):
             here.caches[cache] = here.prompt
 
     def before(self, call: Call) -> Call:
-        """Apply the edits, where the control acts on any query."""
+        """Apply the edits, if the control acts on any query."""
         if self.paused:
             return call
         here, control = self._thread, self.control
         at = EditContext(call, here.prompt, control.where, control.phase, control.branch)
         if at.forward.timestep is not None:
-            if at.forward.step < here.step:  # denoising begins anew
+            if at.forward.step < here.step:  # denoising starts again
                 here.prompt.memory.clear()
             here.step = at.forward.step
         at.hidden = here.hidden.get(None if at.site is None else at.site.layer)
@@ -223,7 +223,7 @@ class Steering(Stage):
             edits = ()
         elif bool(at.limit.any()):
             own, known = apply(edits, at)
-        else:  # what is found in a prompt is found, though the control acts on later tokens alone
+        else:  # sets found in a prompt are found even if the control acts only on later tokens
             for x in dict.fromkeys(x for edit in edits for x in edit.sets()):
                 if isinstance(x, FoundInCall):
                     x.mask(at)
@@ -232,7 +232,7 @@ class Steering(Stage):
         return own
 
     def see(self, call: Call, result: Result) -> None:
-        """Keep the weights of the last query, where the control reads them while decoding."""
+        """Keep the weights of the last query, if the control reads them while decoding."""
         if self.paused or not self.control.needs_rows:
             return
         last = torch.full((call.b, 1), call.n - 1)
@@ -243,11 +243,11 @@ class Steering(Stage):
 
     @property
     def prompt(self) -> Prompt:
-        """The prompt that this thread is in."""
+        """Return the current prompt of this thread."""
         return self._thread.prompt
 
     def after(self, call: Call, result: Result) -> Result:
-        """Apply the edits of outputs, and write the receipt."""
+        """Apply the edits of outputs, and record the call."""
         if self.paused:
             return result
         old, known, edits = self._thread.calls.pop()
@@ -260,7 +260,7 @@ class Steering(Stage):
 
     @torch.no_grad()
     def _note(self, at: EditContext, new: Call, result: Result, made: Result) -> None:
-        """Write one call in the receipt."""
+        """Record one call in the receipt."""
         call, step = at.call, at.forward.step
         prompt = call.n > 1 or step == 0
         fired = Fired(at.site, step, call.n, prompt, self._heads(at))

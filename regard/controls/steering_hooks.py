@@ -1,4 +1,4 @@
-"""What a control stands around: blocks and `generate`; and the rows of weights that it keeps."""
+"""Wrappers of blocks and of `generate` for controls, and rows of weights kept for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def row_on(steering: Any, which: TokenSet, heads: Any, b: int) -> tuple[Tensor, 
 
 
 class EnteringBlocks(Around):
-    """Around the forward of a block: notes the hidden states that come in."""
+    """Wrap the forward of a block, and record the hidden states entering it."""
 
     order = 2
 
@@ -39,7 +39,7 @@ class EnteringBlocks(Around):
         self.thread, self.layer = thread, layer
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Record the states, and forget them behind the block."""
+        """Record the states, and drop them after the block."""
         self.thread.hidden[self.layer] = args[0] if args else kwargs["hidden_states"]
         try:
             return plain(*args, **kwargs)
@@ -48,7 +48,7 @@ class EnteringBlocks(Around):
 
 
 class Generating(Around):
-    """Around `generate`: its prompt is the prompt of every forward within."""
+    """Wrap `generate`: its prompt is the prompt of every forward within."""
 
     order = 2
 
@@ -57,7 +57,7 @@ class Generating(Around):
         self.steering = steering
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Record the prompt, and add what the control asks of next tokens."""
+        """Record the prompt, and add the control's processor of next-token scores."""
         one = self.steering
         if one.paused:
             return plain(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Decoding steps: a penalty, contrast with a second run, and going back; as `generate` asks."""
+"""Decoding steps for `generate`: a penalty, contrast with a second run, and rollback."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ class TokenPenalty:
 class Contrast:
     """(1 + strength) scores - strength other, where `other(ids)` [b, vocabulary] is a second run.
 
-    The second run may have no image, or a worse one: what it says as well is what the model would
-    say anyway. Only tokens whose score is within `cutoff` of the best are allowed. 0 changes
-    nothing.
+    The second run may have no image, or a degraded one: it shows what the model would say anyway.
+    Only tokens whose score is within `cutoff` of the best are allowed. 0 changes nothing.
 
     >>> louder = Contrast(lambda ids: torch.tensor([[1.0, 0.0]]), 1.0, cutoff=9.0)
     >>> louder(torch.zeros(1, 1).long(), torch.tensor([[1.0, 1.0]])).tolist()
@@ -52,7 +51,7 @@ class Contrast:
     cutoff: float = 2.3
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores [b, vocabulary] led away from the other run."""
+        """Return scores [b, vocabulary] moved away from the other run."""
         if not self.strength:
             return scores
         other = self.other(ids)
@@ -68,7 +67,7 @@ class Contrast:
 
 @dataclass
 class Decoded:
-    """What decoding with steps back gave: ids [1, n], and how it came to it.
+    """The output of decoding with rollback: ids [1, n], and the steps back.
 
     `back` are pairs (position gone back to, token that was banned there).
     """
@@ -84,12 +83,12 @@ def decode_with_steps_back(
     go_back: Callable[[Sequence[int], Sequence[float]], int | None], most: int = 5,
     end: int | None = None,
 ) -> Decoded:  # fmt: skip
-    """Decode greedily; where `go_back` names a position, go there and choose another token.
+    """Decode greedily; where `go_back` returns a position, go there and choose another token.
 
-    `go_back(decoded, confidence)` is asked after each token; it returns a position among the
-    decoded tokens, or None to go on. The token there is banned and never chosen at that place
-    again; `most` times a place is gone back to, at most. `choose` changes the scores of the next
-    token. The cache is cut back to the place: what is run after it is what a fresh run gives.
+    `go_back(decoded, confidence)` is called after each token; it returns a position among the
+    decoded tokens, or None to continue. The token there is never chosen at that position again; a
+    position is revisited at most `most` times. `choose` changes the scores of the next token. The
+    cache is cropped to the position, so the result is that of a fresh run.
     """
     if ids.dim() != 2 or ids.shape[0] != 1:
         fail(ValueRangeError, "ids", shape_of(ids), "ids [1, n]", "decode one row at a time")
@@ -122,7 +121,7 @@ def decode_with_steps_back(
             made.back.append((place, decoded[place]))
             banned.setdefault(tuple(decoded[:place]), set()).add(decoded[place])
             del decoded[place:], confidence[place:]
-            # The last token that stays is run again: its scores choose the next.
+            # The last token kept is run again: its scores choose the next.
             kept = start + place - 1
             cache.crop(kept - seen)
             seen = kept

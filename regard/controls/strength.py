@@ -1,4 +1,4 @@
-"""How much: a number for all, or one for each row of the batch, or for each step."""
+"""Strengths: one number, or one for each row of the batch, or for each step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _is_number(x: object) -> bool:
 
 @value
 class PerRow(Value):
-    """One strength for each row of the batch; beams of a row share its own.
+    """One strength for each row of the batch; beams of a row share it.
 
     >>> PerRow((0.0, 1.0)).numbers
     (0.0, 1.0)
@@ -47,8 +47,8 @@ class PerRow(Value):
 class PerStep(Value):
     """One strength for each step (the prompt, then each decoded token; or each of denoising).
 
-    The last one goes on. A query of a prompt that is run without a cache has the strength of the
-    token that it stands for.
+    The last one applies to all later steps. Without a cache, each query has the strength of its
+    token.
 
     >>> PerStep((1.0, 0.5)).at(7)
     0.5
@@ -89,7 +89,7 @@ def strength_of(x: object, low: float = -math.inf, high: float = math.inf) -> St
         if not low <= one <= high:
             fail(
                 ValueRangeError, "strength", f"{one:g}", f"{low:g} to {high:g}",
-                "pass a strength that this control knows",
+                "pass a strength in this range",
             )  # fmt: skip
     return made
 
@@ -103,7 +103,7 @@ def is_neutral(x: Strength, neutral: float) -> bool:
 def for_rows(x: PerRow, b: int, like: Tensor, branches: int = 1) -> Tensor:
     """Return the strengths of a batch, [b, 1, 1].
 
-    Beams of a row follow one another; guidance branches are blocks of all rows.
+    Beams of a row are adjacent; guidance branches are blocks of all rows.
 
     >>> for_rows(PerRow((0.0, 1.0)), 4, torch.ones(1), branches=2).flatten().tolist()
     [0.0, 1.0, 0.0, 1.0]

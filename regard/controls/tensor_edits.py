@@ -1,4 +1,4 @@
-"""Edits of queries, keys, values and outputs: scale, project, mix with a second branch."""
+"""Edits of queries, keys, values and outputs: scale, project, or mix with a second branch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POINT = {"q": "queries", "k": "keys", "v": "values", "out": "output"}
 
 
 class _TensorEdit(AttentionEdit):
-    """Base of edits of one tensor: what becomes of x [b, heads, tokens, size]."""
+    """Base of edits of one tensor x [b, heads, tokens, size]."""
 
     part: str
     strength: Strength
@@ -39,7 +39,7 @@ class _TensorEdit(AttentionEdit):
 
     @property
     def for_all_queries(self) -> bool:
-        """Keys and values are shared."""
+        """Return whether the tensor is shared by all queries: keys and values are."""
         return self.part in ("k", "v")
 
     def changed(self, x: Tensor, number: Tensor, at: EditContext) -> Tensor:
@@ -92,7 +92,7 @@ def _of_key_heads(limit: Tensor, at: EditContext) -> Tensor:
 
 @value
 class ScaleTensor(_TensorEdit):
-    """Multiply q, k, v or the output ("out") by `strength`; 1 changes nothing, 0 silences.
+    """Multiply q, k, v or the output ("out") by `strength`; 1 changes nothing, 0 gives zeros.
 
     >>> ScaleTensor("out", 2.0).tokens is None
     True
@@ -106,7 +106,7 @@ class ScaleTensor(_TensorEdit):
 
     @property
     def point(self) -> str:
-        """What it changes."""
+        """Return what it changes."""
         return POINT[self.part]
 
     def changed(self, x: Tensor, number: Tensor, at: EditContext) -> Tensor:
@@ -116,7 +116,7 @@ class ScaleTensor(_TensorEdit):
 
 @value
 class RemoveDirection(_TensorEdit):
-    """Remove `strength` times the part of q, k, v or the output that lies along a direction [d].
+    """Remove `strength` times the component of q, k, v or the output along a direction [d].
 
     >>> RemoveDirection("out", torch.tensor([3.0, 4.0])).direction.tolist()
     [0.6000000238418579, 0.800000011920929]
@@ -134,16 +134,16 @@ class RemoveDirection(_TensorEdit):
         if not isinstance(x, Tensor) or x.dim() != 1 or not float(x.norm()) > 0:
             fail(ShapeError, "direction", shape_of(x), "a vector [d] that is not 0", "pass one")
         size = float(x.float().norm())
-        if abs(size - 1) > 1e-6:  # what was read back is as it was written
+        if abs(size - 1) > 1e-6:  # already a unit vector when read from a file
             object.__setattr__(self, "direction", x.float() / size)
 
     @property
     def point(self) -> str:
-        """What it changes."""
+        """Return what it changes."""
         return POINT[self.part]
 
     def changed(self, x: Tensor, number: Tensor, at: EditContext) -> Tensor:
-        """Subtract the part along the direction."""
+        """Subtract the component along the direction."""
         way = self.direction.to(x)
         if len(way) != x.shape[-1]:
             fail(
@@ -155,9 +155,9 @@ class RemoveDirection(_TensorEdit):
 
 @value
 class MixBranch(AttentionEdit):
-    """Mix with a second branch, which has edits of its own: out + strength (branch - out).
+    """Mix with a second branch, which has its own edits: out + strength (branch - out).
 
-    0 changes nothing, 1 is the branch, a negative strength leads away from it (guidance).
+    0 changes nothing, 1 is the branch, a negative strength moves away from it (guidance).
 
     >>> from regard.controls.score_edits import Forbid
     >>> MixBranch(Forbid("Paris"), -0.5).edits[0].point
@@ -174,7 +174,7 @@ class MixBranch(AttentionEdit):
         object.__setattr__(self, "strength", strength_of(self.strength))
 
     def sets(self) -> tuple[TokenSet, ...]:
-        """Return those of the branch."""
+        """Return the sets of the branch."""
         return tuple(x for edit in self.edits for x in edit.sets())
 
     def after(self, at: EditContext, result: Result) -> Result:

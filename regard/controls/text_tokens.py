@@ -1,4 +1,4 @@
-"""Sets of tokens by what they say: words, text between markers, parts of a prompt."""
+"""Sets of tokens by their text: words, text between markers, parts of a prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _FoundInText(KnownTokens):
         raise NotImplementedError
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Find it in the prompt, or remember where it was found."""
+        """Find it in the prompt, or return what was found before."""
         found: Tensor | None = at.prompt.memory.get(self)
         if found is None:
             found = at.prompt.memory[self] = self.find(at.prompt)
@@ -34,9 +34,9 @@ class _FoundInText(KnownTokens):
 
 @value
 class Phrase(_FoundInText):
-    """Every place of a word or a phrase in the prompt; `number` names one place, from 0.
+    """Every occurrence of a word or a phrase in the prompt; `number` selects one, from 0.
 
-    The word is found as a whole: "cat" is not found in "concatenate".
+    Only whole words match: "cat" is not found in "concatenate".
 
     >>> Phrase("Paris") | Phrase("the Seine")
     AnyOf((Phrase('Paris'), Phrase('the Seine')))
@@ -70,7 +70,7 @@ class Phrase(_FoundInText):
 
 @value
 class TextBetween(_FoundInText):
-    """The text between two markers, these left out: `TextBetween("<data>", "</data>")`.
+    """The text between two markers, without the markers: `TextBetween("<data>", "</data>")`.
 
     >>> TextBetween("Context:", "Question:").first
     'Context:'
@@ -97,9 +97,9 @@ class TextBetween(_FoundInText):
 
 @value
 class PromptPart(_FoundInText):
-    """Messages of a role of a chat ("system", "user"), or a "document"; `number` names one.
+    """Messages of a role of a chat ("system", "user"), or a "document"; `number` selects one.
 
-    Found by the messages and documents that `regard.steer` was told.
+    They are found by the messages and documents given to `regard.steer`.
 
     >>> PromptPart("document", 2)
     PromptPart('document', 2)
@@ -115,7 +115,7 @@ class PromptPart(_FoundInText):
 
 
 def token_set(x: Any) -> TokenSet:
-    """Read a set of tokens: a set, a word or phrase, numbers of tokens, or a bool mask.
+    """Convert a set, a word or phrase, numbers of tokens, or a bool mask to a set of tokens.
 
     >>> token_set("Paris"), token_set([0, 1])
     (Phrase('Paris'), TokenPositions((0, 1)))

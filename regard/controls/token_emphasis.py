@@ -1,4 +1,4 @@
-"""Emphasis of image tokens in two streams: those that inform locally, and those that stand out."""
+"""Emphasis of image tokens in two streams: local and salient ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regard.core.value import value
 
 
 class Streams(NamedTuple):
-    """Patches that inform locally, and those that stand out, bool [b, patches] each."""
+    """Local and salient patches, bool [b, patches] each."""
 
     local: Tensor
     salient: Tensor
@@ -30,9 +30,9 @@ class Streams(NamedTuple):
 def streams(early: Tensor, late: Tensor, share: float = 0.25) -> Streams:
     """Choose patches by the weights of the class token on them, early and late in an encoder.
 
-    `early` and `late` [b, heads, patches] or [b, patches]: summed over heads. Salient are upper
-    outliers of the late ones (above Q3 + 1.5 times the range of quartiles); local the largest
-    `share` of the early ones, without the salient.
+    `early` and `late` [b, heads, patches] or [b, patches] are summed over heads. Salient patches
+    are upper outliers of the late weights (above Q3 + 1.5 times the interquartile range); local
+    ones are the largest `share` of the early weights, without the salient.
 
     >>> early = torch.tensor([[4.0, 3, 2, 1, 0, 0, 0, 0]])
     >>> late = torch.tensor([[9.0, 1, 1, 1, 1, 1, 1, 1.1]])
@@ -64,8 +64,8 @@ def streams(early: Tensor, late: Tensor, share: float = 0.25) -> Streams:
 class TokenEmphasis(Control):
     """Raise the scores s that the newest token gives two sets of image tokens, to s + a |s|.
 
-    a is `strength` for the tokens that inform locally, and `salient_strength` times as much for
-    those that stand out (`streams` chooses both by the weights of a vision encoder). 0 changes
+    a is `strength` for local tokens, and `salient_strength` times as much for salient ones
+    (`streams` chooses both by the weights of a vision encoder). 0 changes
     nothing. (Gong et al. 2025)
 
     >>> TokenEmphasis([3, 4], [5]).edits()[1].strength

@@ -1,4 +1,4 @@
-"""Sets of tokens, as queries or as keys: their algebra, and those named by number or mask."""
+"""Sets of tokens, as queries or as keys: combinations of sets, and sets by number or mask."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from regard.run.rows import rows_of
 class TokenSet(Value):
     """A set of tokens, as queries or as keys; `|`, `&` and `~` combine sets.
 
-    A set that is known before the call is a `KnownTokens`, one that is found in the call itself a
+    A set known before the call is a `KnownTokens`; one found in the call itself is a
     `FoundInCall`.
     """
 
-    # What its positions count: "all" tokens of the sequence, those of the "text", of the "image".
+    # What its positions count: "all" tokens of the sequence, or those of the "text" or "image".
     modality: ClassVar[str] = "all"
 
     def __or__(self, other: TokenSet) -> TokenSet:
@@ -41,7 +41,7 @@ class TokenSet(Value):
 
     @property
     def label(self) -> str:
-        """How a receipt names it."""
+        """Return its name in receipts."""
         return str(self)
 
 
@@ -59,7 +59,7 @@ class KnownTokens(TokenSet):
         if not at.has_prompt(side):
             return torch.zeros(1, 1, place.shape[-1], dtype=torch.bool, device=at.device)
         if self.modality != "all" and at.site is not None and at.site.kind != "self":
-            # Text and image are counted from their own first token.
+            # Text and image are each counted from their first token.
             own = at.tokens_at(side, self.modality)
             place = torch.where(place < own.stop, place - own.start, -1)
         found = looked_up(chosen.to(at.device), place, at.call.b, at.branches)
@@ -73,9 +73,9 @@ def _need(x: object) -> TokenSet:
 
 
 def looked_up(chosen: Tensor, place: Tensor, b: int, branches: int = 1) -> Tensor:
-    """Read bool [b or 1, positions] at places [b or 1, g or 1, m]; False beyond its ends.
+    """Read bool [b or 1, positions] at places [b or 1, g or 1, m]; False outside its range.
 
-    Rows of beams follow one another, so a row of the set may serve several; guidance branches are
+    Beams of a row are adjacent, so a row of the set may apply to several; guidance branches are
     blocks of all rows.
     """
     if chosen.shape[0] not in (1, b):
@@ -95,7 +95,7 @@ def looked_up(chosen: Tensor, place: Tensor, b: int, branches: int = 1) -> Tenso
 
 
 def expand_to_heads(mask: Tensor, at: EditContext) -> Tensor:
-    """Repeat what was found for key heads [b, g, m] for the query heads that read them."""
+    """Repeat a set of key heads [b, g, m] for the query heads that share them."""
     many = mask.shape[1]
     return mask if many in (1, at.call.h) else mask.repeat_interleave(at.call.h // many, 1)
 
@@ -103,7 +103,7 @@ def expand_to_heads(mask: Tensor, at: EditContext) -> Tensor:
 class FoundInCall(TokenSet):
     """Base of sets that are found in the first call of a prompt, for each site and head.
 
-    What was found then is kept as long as the prompt: decoded tokens are not asked again.
+    The result is kept as long as the prompt: decoded tokens do not search again.
     """
 
     @abstractmethod
@@ -111,7 +111,7 @@ class FoundInCall(TokenSet):
         """Return which keys of the call belong to it, bool [b or 1, h or 1, m]."""
 
     def mask(self, at: EditContext, side: str = "keys") -> Tensor:
-        """Find it, or remember where it was found."""
+        """Find it, or return what was found before."""
         if side != "keys":
             fail(RuleError, "queries", str(self), "a set known before the call", "name tokens")
         kept: Tensor | None = at.memory.get(self)
@@ -134,7 +134,7 @@ class FoundInCall(TokenSet):
 
 
 def _of_prompt(at: EditContext) -> EditContext:
-    """Leave out queries behind the prompt, which come with it where there is no cache."""
+    """Drop queries after the prompt, which come with it where there is no cache."""
     length, call = at.prompt_length, at.call
     if length is None or call.n <= length or call.rule.offset or call.q_positions is not None:
         return at
@@ -150,26 +150,26 @@ class AllTokens(TokenSet):
     """
 
     def mask(self, at: EditContext, side: str = "keys") -> Tensor:
-        """Return all that hold a token."""
+        """Return every slot that holds a token."""
         many = at.call.n if side == "queries" else at.call.m
         whole = torch.ones(1, 1, many, dtype=torch.bool, device=at.device)
         return expand_to_heads(at.key_positions >= 0, at) if side == "keys" else whole
 
 
 class _OfParts(TokenSet):
-    """Base of sets that are made of others."""
+    """Base of sets that combine others."""
 
     parts: tuple[TokenSet, ...]
     join: ClassVar[Any]
 
     def mask(self, at: EditContext, side: str = "keys") -> Tensor:
-        """Ask the sets one by one, and join what they say."""
+        """Compute the sets one by one, and combine them."""
         return reduce(type(self).join, (part.mask(at, side) for part in self.parts))
 
 
 @value
 class AnyOf(_OfParts):
-    """Tokens of any of some sets."""
+    """Tokens in any of several sets."""
 
     parts: tuple[TokenSet, ...]
     join: ClassVar[Any] = staticmethod(torch.logical_or)
@@ -177,7 +177,7 @@ class AnyOf(_OfParts):
 
 @value
 class AllOf(_OfParts):
-    """Tokens that are in all of some sets."""
+    """Tokens in all of several sets."""
 
     parts: tuple[TokenSet, ...]
     join: ClassVar[Any] = staticmethod(torch.logical_and)
@@ -185,18 +185,18 @@ class AllOf(_OfParts):
 
 @value
 class NotIn(TokenSet):
-    """Tokens that are not in a set."""
+    """Tokens not in a set."""
 
     part: TokenSet
 
     def mask(self, at: EditContext, side: str = "keys") -> Tensor:
-        """Return all that hold a token, and are not in the set."""
+        """Return every slot that holds a token and is not in the set."""
         return AllTokens().mask(at, side) & ~self.part.mask(at, side)
 
 
 @value
 class TokenPositions(KnownTokens):
-    """Tokens by number, from 0, padding counted; negative ones from the end of the prompt.
+    """Tokens by number, from 0, including padding; negative numbers count from the prompt's end.
 
     >>> TokenPositions(range(3)).numbers
     (0, 1, 2)
@@ -214,7 +214,7 @@ class TokenPositions(KnownTokens):
         object.__setattr__(self, "numbers", many)
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Mark the numbers."""
+        """Mark the tokens with these numbers."""
         length = at.prompt.length
         if length is None and min(self.numbers) < 0:
             fail(
@@ -235,16 +235,16 @@ class TokenPositions(KnownTokens):
 
 @value
 class FromLastToken(KnownTokens):
-    """The last token of the prompt, and all that are decoded: each was the newest once.
+    """The last token of the prompt and all decoded ones: each was the newest token once.
 
-    Behind right padding it is the last real token.
+    With right padding it is the last real token.
 
     >>> FromLastToken()
     FromLastToken()
     """
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Mark what comes from the last token on."""
+        """Mark the tokens from the last one on."""
         length = at.prompt.length
         place = at.query_positions if side == "queries" else at.key_positions
         most = int(place.max()) + 1

@@ -1,4 +1,4 @@
-"""Heads that see: those whose output changes when the image is taken away, made louder."""
+"""VHR: find heads whose output depends on the image, and scale up their outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from regard.models.stage import Stage
 
 
 class _LastOut(Stage):
-    """Keeps the output of every head at the last query, [h, e]; a mean over the batch."""
+    """Record the output of every head at the last query, [h, e], averaged over the batch."""
 
     def __init__(self, where: Any = None) -> None:
         super().__init__(where)
@@ -38,7 +38,7 @@ class _LastOut(Stage):
 
 
 class _Divide(_LastOut):
-    """Scores heads against a run without the image, and makes the chosen ones louder at once."""
+    """Score heads against a run without the image, and scale up the chosen ones at once."""
 
     def __init__(self, without: dict[Site, Tensor], strength: float, where: Any) -> None:
         super().__init__(where)
@@ -47,12 +47,12 @@ class _Divide(_LastOut):
         self.chosen: dict[Site, Tensor] = {}
 
     def after(self, call: Call, result: Result) -> Result:
-        if call.site not in self.without:  # of an encoder that the image alone is read by
+        if call.site not in self.without:  # in an encoder that reads only the image
             return result
         new, old = result.out[:, :, -1].float(), self.without[call.site]
         apart = (new - old).norm(dim=-1).mean(0)  # [h]
         self.divergence[call.site] = apart
-        # A head that says more without the image than with it is no head that sees.
+        # A head with a larger output without the image does not depend on the image.
         louder = old.norm(dim=-1).mean(0) > new.norm(dim=-1).mean(0)
         odd = (apart > apart.mean() + apart.std(correction=0)) & louder
         score = torch.where(odd, 0.0, apart)
@@ -64,14 +64,14 @@ class _Divide(_LastOut):
 
 @dataclass(frozen=True)
 class VisionHeads:
-    """Heads that see, as (layer, head), and how much each head's output changes, by layer [h]."""
+    """Vision heads as (layer, head), and how much each head's output changes, by layer [h]."""
 
     heads: tuple[tuple[int, int], ...]
     divergence: dict[int, Tensor] = field(repr=False)
 
     @property
     def of_token(self) -> float:
-        """Sum over layers of the divergence of the heads chosen: low where language decides."""
+        """Sum the divergence of the chosen heads over layers: low where language decides."""
         return float(sum(self.divergence[layer][head] for layer, head in self.heads))
 
 
@@ -82,8 +82,8 @@ def vision_heads(
 ) -> VisionHeads:  # fmt: skip
     """Find heads whose output at the last token depends on the image: two runs.
 
-    `without` are the inputs without the image, the same text. A layer is scored while the chosen
-    heads of those before it are already louder. Half of the heads of a layer are chosen, at most.
+    `without` are the inputs with the same text and no image. A layer is scored with the chosen
+    heads of earlier layers already scaled. At most half of the heads of a layer are chosen.
     """
     blind = _LastOut(where)
     with attach(model, blind, check=False):
@@ -113,7 +113,7 @@ def vision_heads(
 class VisionHeadReinforcement(Control):
     """Multiply the outputs of the heads in `where` by `strength`; 1 changes nothing.
 
-    `vision_heads` finds heads that see. (VHR, He et al. 2024)
+    `vision_heads` finds these heads. (VHR, He et al. 2024)
 
     >>> VisionHeadReinforcement(where={"heads": [(2, 1)]}).edits()[0]
     ScaleTensor(strength=2.0)

@@ -1,4 +1,4 @@
-"""Visual sinks: image tokens that draw weight for nothing give it to those that show something."""
+"""VAR: move the weight of visual sinks to the other image tokens."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from regard.run.executor import Answer, No, Yes
 
 @value
 class MassiveTokens(FoundInCall):
-    """Tokens whose hidden state, as RMS norm makes it, is above `above` in any of some channels.
+    """Tokens whose RMS-normalized hidden state is above `above` in any of some channels.
 
-    `channels` are those in which the language model has massive activations, whatever it is shown;
-    (1415, 2533) of LLaMA2-7B. Found in the prompt, at each layer.
+    `channels` are those in which the language model has massive activations for any input;
+    (1415, 2533) in LLaMA2-7B. They are found in the prompt, at each layer.
 
     >>> MassiveTokens((1415, 2533)).above
     20.0
@@ -49,7 +49,7 @@ class MassiveTokens(FoundInCall):
         object.__setattr__(self, "channels", many)
 
     def find(self, at: EditContext) -> Tensor:
-        """Compare the channels of the tokens that come in."""
+        """Compare the channels of the tokens entering the block."""
         hidden = at.hidden
         if hidden is None:
             fail(
@@ -79,7 +79,7 @@ def normalized(hidden: Tensor) -> Tensor:
 
 
 def massive_channels(hidden: Tensor, many: int = 2) -> tuple[int, ...]:
-    """Return the channels in which hidden states [b, n, d] are largest, once normed.
+    """Return the channels in which normalized hidden states [b, n, d] are largest.
 
     >>> massive_channels(torch.tensor([[[0.1, 9.0, 0.1, -7.0]]]))
     (1, 3)
@@ -90,10 +90,10 @@ def massive_channels(hidden: Tensor, many: int = 2) -> tuple[int, ...]:
 
 @value
 class MoveFromSinks(AttentionEdit):
-    """Move a share of the weight of massive tokens to image tokens that are none.
+    """Move a share of the weight of massive tokens to the other image tokens.
 
-    Only for queries behind the image, in heads that look at it: with at least `least` of their
-    weight on it, at most `most` of that on sinks.
+    Only for queries after the image, in heads that attend to it: with at least `least` of their
+    weight on it, and at most `most` of that on sinks.
 
     >>> MoveFromSinks((3,)).sets()[0]
     MassiveTokens((3,))
@@ -107,7 +107,7 @@ class MoveFromSinks(AttentionEdit):
     point: ClassVar[str] = "weights"
     law: ClassVar[str] = (
         "strength times the mass of sinks goes to other image tokens in proportion; rows sum to "
-        "one; heads that do not look at the image are left"
+        "one; heads that do not attend to the image are unchanged"
     )
 
     def sets(self) -> tuple[TokenSet, ...]:
@@ -116,7 +116,7 @@ class MoveFromSinks(AttentionEdit):
         return sinks, ImageTokens() & ~sinks
 
     def before(self, at: EditContext) -> Call:
-        """Measure who looks at the image, and move."""
+        """Find the heads that attend to the image, and move their weight."""
         if is_neutral(self.strength, 0.0):
             return at.call
         sinks, rest = (x.mask(at) for x in self.sets())
@@ -127,7 +127,7 @@ class MoveFromSinks(AttentionEdit):
         drawn, shown = masses(at.call, [visual, rest])
         looks = drawn + shown
         centric = (looks >= self.least) & (drawn <= self.most * looks)
-        # Text behind the image alone: what comes before has not seen it.
+        # Only text after the image: what comes before has not seen it.
         last = torch.where(image, at.key_positions, -1).amax(-1)  # [b, h or 1]
         behind = at.query_positions[:, None] > last[..., None]
         if at.call.n == 1:
@@ -144,11 +144,11 @@ class MoveFromSinks(AttentionEdit):
 )
 @value
 class VisualSinks(Control):
-    """Give `strength` of the weight of sinks to the image tokens that are none; 0 changes nothing.
+    """Give a share `strength` of the weight of sinks to the other image tokens; 0 changes nothing.
 
-    Sinks are tokens with massive activations in `channels`; heads act that look at the image (at
-    least `least` of their weight, at most `most` of that on sinks), for text behind the image. The
-    paper leaves out the first two layers and the last: name the others in `where`.
+    Sinks are tokens with massive activations in `channels`. It acts in heads that attend to the
+    image (at least `least` of their weight, at most `most` of that on sinks), for text after the
+    image. The paper leaves out the first two layers and the last: pass the others in `where`.
     (VAR, Kang et al. 2025)
 
     >>> VisualSinks(channels=(7,)).edits()[0].point
@@ -171,7 +171,7 @@ class VisualSinks(Control):
         checked(self)
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Models whose blocks are found."""
+        """Accept models whose blocks are found."""
         try:
             layers_of(model, sites)
         except CapabilityError:

@@ -1,9 +1,9 @@
-"""Edits of weights: mass moves between sets of keys, and every row still sums to what it did.
+"""Edits of weights: move mass between sets of keys, with the sum of every row unchanged.
 
-A set of keys whose weights are multiplied by one factor in each row is a bias on its scores: the
-log of that factor. So what the sets weigh is measured first, in one pass of attention whose values
-are marks of the sets; then the factors are added to the rule, and every executor, every probe and
-every policy sees the weights as they were made. Nothing of size [n, m] is made.
+Multiplying the weights of a set of keys by one factor per row is a bias on its scores: the log of
+that factor. So the mass of the sets is measured first, in one pass of attention whose values are
+indicators of the sets; then the factors are added to the rule, and every executor, probe and policy
+sees the edited weights. No [n, m] tensor is built.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from regard.run.runner import run
 
 
 def masses(call: Call, sets: list[Tensor]) -> Tensor:
-    """Return what each query puts on sets of keys, bool [b or 1, h or 1, m]: [sets, b, h, n].
+    """Return the weight of each query on sets of keys, bool [b or 1, h or 1, m]: [sets, b, h, n].
 
     >>> q = torch.randn(1, 2, 3, 4)
     >>> every = torch.ones(1, 1, 3, dtype=torch.bool)
@@ -47,7 +47,7 @@ def masses(call: Call, sets: list[Tensor]) -> Tensor:
 
 
 class _Rebalance(AttentionEdit):
-    """Base of edits that change the share of a set against all other keys."""
+    """Base of edits that change the share of one set against all other keys."""
 
     keys: TokenSet
     strength: Strength
@@ -84,13 +84,13 @@ class _Rebalance(AttentionEdit):
 
 
 def _log(factor: Tensor) -> Tensor:
-    """Return the log of factors, that of 0 as a number that leaves nothing."""
+    """Return the log of factors; for 0 a finite number low enough to remove the weight."""
     return torch.where(factor > 0, factor.clamp(min=1e-38).log(), -FORBIDDEN)
 
 
 @value
 class ShareToPower(_Rebalance):
-    """Raise the share p of some keys to p^strength; 1 changes nothing, 0 gives them all.
+    """Raise the share p of some keys to p^strength; 1 changes nothing, 0 gives them everything.
 
     Ratios inside the set, and among the other keys, are kept.
 
@@ -113,7 +113,7 @@ class ShareToPower(_Rebalance):
 class SetShare(_Rebalance):
     """Give some keys this share of the weight of every query that sees any of them.
 
-    Ratios inside the set, and among the other keys, are kept. It has no neutral strength.
+    Ratios inside the set, and among the other keys, are kept. There is no neutral strength.
 
     >>> SetShare("Paris", 0.25).law
     'mass on the keys becomes strength; rows sum to one; ratios inside both groups are kept'
@@ -136,8 +136,8 @@ class SetShare(_Rebalance):
 class MoveMass(AttentionEdit):
     """Move a share of the weight of `source` to `target`, in proportion to what they have.
 
-    Without a target it goes to all other keys. A query that sees none of the target is left as it
-    is; 0 moves nothing, 1 everything.
+    Without a target it goes to all other keys. A query that sees none of the target is unchanged;
+    0 moves nothing, 1 everything.
 
     >>> MoveMass("the", "Paris", 0.6).strength
     0.6
@@ -176,10 +176,10 @@ class MoveMass(AttentionEdit):
 def move_mass(
     call: Call, source: Tensor, target: Tensor, share: float | Tensor, queries: Tensor
 ) -> Call:
-    """Move a share of what queries [b or 1, h or 1, n or 1] put on `source` to `target`.
+    """Move a share of the weight of queries [b or 1, h or 1, n or 1] on `source` to `target`.
 
-    Both are bool [b or 1, h or 1, m], and have no key in common; a query that sees none of the
-    target is left as it is.
+    Both are bool [b or 1, h or 1, m] with no key in common; a query that sees none of the target is
+    unchanged.
 
     >>> q = torch.randn(1, 1, 2, 4)
     >>> a = torch.tensor([[[True, False]]])
@@ -197,7 +197,7 @@ def move_mass(
 
 @value
 class EvenOut(AttentionEdit):
-    """Give each of some sets the mean of what they have: strength 1 makes them equal, 0 nothing.
+    """Move the mass of several sets toward their mean: 1 makes them equal, 0 changes nothing.
 
     >>> EvenOut(("A", "B")).sets()
     (Phrase('A'), Phrase('B'))
@@ -235,9 +235,9 @@ class EvenOut(AttentionEdit):
 
 @value
 class Swap(AttentionEdit):
-    """Exchange what two sets of keys weigh: 1 swaps them, 0 does nothing.
+    """Exchange the mass of two sets of keys: 1 swaps them, 0 does nothing.
 
-    A query that sees nothing of one of them is left as it is.
+    A query that sees none of one of them is unchanged.
 
     >>> Swap("A", "B").strength
     1.0

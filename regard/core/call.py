@@ -122,12 +122,14 @@ class Call:
     @property
     def k(self) -> Tensor:
         """Keys [b, g, m, d] as a tensor."""
-        return self.dense.k
+        keys = self.keys
+        return keys.k if type(keys) is Dense else self._made_dense.k
 
     @property
     def v(self) -> Tensor:
         """Values [b, g, m, e] as a tensor."""
-        return self.dense.v
+        keys = self.keys
+        return keys.v if type(keys) is Dense else self._made_dense.v
 
     @property
     def k_positions(self) -> Tensor | None:

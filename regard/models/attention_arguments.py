@@ -45,6 +45,9 @@ REFUSED = {
     "head_mask": "a factor on the weights of each head",
 }
 
+# What is read or harmless, whatever it holds.
+NEED_NO_LOOK = frozenset((*READ, *HARMLESS))
+
 
 def need_known(module: nn.Module, given: dict[str, Any]) -> None:
     """Raise for an argument that a model passes to its attention, and that would be ignored.

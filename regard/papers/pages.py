@@ -14,7 +14,7 @@ from regard.core.errors import RuleError, fail
 from regard.papers.catalogue import row
 from regard.papers.claims import Number, sentences
 from regard.papers.evidence_files import Evidence, MeasuredClaim
-from regard.papers.index import like
+from regard.papers.index import asked_text, like
 from regard.papers.related import text as related_words
 from regard.papers.standing import STATES, Standing, counts, example, standings, where
 from regard.papers.synonyms import SAME, STOP
@@ -120,7 +120,10 @@ def _index(found: list[Standing]) -> str:
 
 def words_of_search() -> str:
     """Write what the search in a browser knows of words, as JSON on one line."""
-    known = {"same": SAME, "stop": " ".join(sorted(STOP)), "related": related_words()}
+    known = {
+        "same": SAME, "stop": " ".join(sorted(STOP)), "related": related_words(),
+        "asked": asked_text(),
+    }  # fmt: skip
     return json.dumps(known, separators=(",", ":")).replace("<", "\\u003c")
 
 

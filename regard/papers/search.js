@@ -1,7 +1,7 @@
 // Search over the table above, in the reader's browser: what `regard.papers.index` does, without
 // the sentence encoder. Words, spellings and related words are in the page; no request is sent.
 const papersSearch = (() => {
-  const worthOf = { name: 1, title: 2, family: 1, what: 1 };
+  const worthOf = { name: 1, title: 2, family: 1, what: 1, asked: 0.5 };
   const saturation = 1.2, length = 0.75, ofTitle = 100, share = 0.65;
   const endings = ["ations", "ation", "ings", "ions", "ing", "ion", "ers", "er", "ed", "es", "s", "e"];
   const stem = (word) => {
@@ -9,7 +9,7 @@ const papersSearch = (() => {
     return end ? word.slice(0, -end.length) : word;
   };
 
-  // `given`: same [[name, pattern]], stop "a b", related (the table's text).
+  // `given`: same [[name, pattern]], stop "a b", related and asked (the texts of the tables).
   const prepare = (given, rows) => {
     const same = given.same.map(([name, of]) => [name, new RegExp(`(?<![\\w-])(?:${of})(?![\\w])`, "g")]);
     const stop = new Set(given.stop.split(" "));
@@ -31,11 +31,16 @@ const papersSearch = (() => {
         [stems[parseInt(one.slice(0, -1), 36)], share * Number(one.slice(-1)) / 10]));
       return found.set(stem(word), 1);
     };
+    const asked = new Map(given.asked.trimEnd().split("\n").map((line) => {
+      const at = line.indexOf(": ");
+      return [line.slice(0, at), line.slice(at + 2)];
+    }));
+    const textOf = (row, part) => part === "name" ? row.key.replaceAll("_", " ")
+      : part === "asked" ? asked.get(row.key) || "" : row[part];
     const counts = rows.map((row) => {
       const held = new Map();
       for (const part of Object.keys(worthOf)) {
-        const text = part === "name" ? row.key.replaceAll("_", " ") : row[part];
-        for (const word of words(text)) {
+        for (const word of words(textOf(row, part))) {
           if (stop.has(word) || !says(word)) continue;
           held.set(stem(word), (held.get(stem(word)) || 0) + worthOf[part]);
         }

@@ -151,7 +151,8 @@ class Shrinking(Stage):
         """Read the keys from the memory, and let policies choose."""
         before = COUNT.flops
         if layer is not None:
-            rule = without_padding(call.rule)
+            rule = call.rule
+            rule = rule if rule.plain else without_padding(rule)
             call = Call(
                 call.q, layer.memory.keys(), rule, call.q_positions, call.dropout, call.site,
                 call.forward,

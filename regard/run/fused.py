@@ -15,7 +15,7 @@ from regard.core.support.bands import Causal
 from regard.core.support.base import Everything
 from regard.core.support.chosen import Extended
 from regard.core.weigh import Softmax
-from regard.run.counting import count
+from regard.run.counting import COUNT
 from regard.run.dense_kernels import Shape, count_dense, dense
 from regard.run.executor import Answer, Cost, Executor, No, Yes
 from regard.run.isolation import contained, contained_out, unrecorded
@@ -148,8 +148,10 @@ def count_single(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Count attention from q [b, h, n, d] to every key of k [b, g, m, d] and v [b, g, m, e]."""
     b, h, n, d = q.shape
     (_, g, m, _), e = k.shape, v.shape[3]
-    size = q.element_size() * b * (d + e)
-    count(float(b * h * n * m), d + e, float(size * (h * n + g * m)))
+    pairs, size = float(b * h * n * m), q.element_size() * b * (d + e)
+    COUNT.pairs += pairs  # as `count` adds them, without a frame of Python: every step waits for it
+    COUNT.flops += 2.0 * pairs * (d + e)
+    COUNT.bytes += float(size * (h * n + g * m))
 
 
 def why_not_product(call: Call) -> str:

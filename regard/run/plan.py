@@ -289,7 +289,7 @@ def _step(call: Call, forced: str | None, lse: bool, weights: bool) -> Hashable:
         now = call.q_positions
         return (
             q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
-            _tensor_kind(now), call.dropout, forced, lse, weights,
+            None if now is None else _tensor_kind(now), call.dropout, forced, lse, weights,
         )  # fmt: skip
     except (AttributeError, IndexError):  # something is no tensor, as the check will say
         return None

@@ -1,7 +1,7 @@
 """Spread: one attention over many devices.
 
-Keys over devices are `ShardedKeys`; a scheme is an executor that reads them, and everything that a
-scheme does is the merge of Results. `torch.distributed` moves the bytes.
+Keys over devices are `ShardedKeys`; a scheme is an executor that reads them, and it works by
+merging Results. `torch.distributed` moves the bytes.
 
 >>> from regard.schemes import Contiguous, ZigZag
 >>> ZigZag(8, 2).positions(0).tolist()
@@ -13,7 +13,7 @@ from regard.schemes.layouts import Contiguous, Dealt, Layout, Striped, ZigZag, b
 from regard.schemes.messages import PeerError, Peers, Traffic, traffic
 from regard.schemes.sharded_keys import ShardedKeys, peers_of
 
-# Every scheme: an executor that reads sharded keys, imported when a plan first asks it.
+# Every scheme is an executor that reads sharded keys, imported when a plan first needs it.
 SCHEMES = {
     "ring": ("regard.schemes.ring_attention", "RingAttention"),
     "burst": ("regard.schemes.ring_attention", "BurstAttention"),

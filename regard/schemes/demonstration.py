@@ -1,4 +1,4 @@
-"""What each rank does when the model that ships is spread: for the shell and the documentation."""
+"""A demonstration of spreading the included model, for the shell and the documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regard.schemes.spreading import spread
 
 
 def show(scheme: str, layout: str, tokens: int, new: int) -> dict[str, Any]:
-    """Spread the shipped model on this rank: what it held, scored and sent, and whether it agrees.
+    """Spread the included model on this rank; report what it held, scored and sent, and its error.
 
     Run in every process of a group, by `regard.schemes.local_processes.results`.
     """

@@ -1,4 +1,4 @@
-"""The handshake: before the first message of a call, every rank says what it means to do."""
+"""The handshake: before the first message of a call, ranks check that they agree on the call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from regard.core.hashes import hash_of
 from regard.core.rule import Rule
 from regard.schemes.messages import Peers, fail_peer
 
-# Bytes of a field: a hash, and the beginning of what was hashed, to be shown.
+# Bytes of a field: a hash, and the start of the hashed text, for errors.
 HASH, SHOWN = 16, 112
 FIELDS = ("step", "scheme", "rule", "lengths", "dtype", "shape", "torch")
 SIZE = len(FIELDS) * (HASH + SHOWN)
 
 
 class Meant(NamedTuple):
-    """What a rank means to do, field by field, as text."""
+    """What a rank is about to do, as fields of text."""
 
     step: str
     scheme: str
@@ -33,7 +33,7 @@ class Meant(NamedTuple):
 
     @staticmethod
     def by(call: Call, peers: Peers, scheme: str, lengths: str) -> Meant:
-        """Describe a call: everything that decides which messages are sent."""
+        """Describe a call by everything that decides which messages are sent."""
         _, g, _, d, e = call.keys.shape
         shape = f"b={call.b} h={call.h} g={g} d={d} e={e}"
         grad = " with gradients" if call.needs_grad else ""
@@ -44,18 +44,18 @@ class Meant(NamedTuple):
 
 
 def _text(rule: Rule) -> str:
-    """Write a rule; tensors that decide which pairs attend count by what they hold."""
+    """Write a rule as text, with a hash of the tensors that decide which pairs attend."""
     held = rule.support.memo(
         "hash of tensors",
         lambda: hash_of([x.detach().cpu() for x in rule.support.tensors()]),
     )
-    # Functions are shown with where they are in memory, which differs between processes.
+    # The repr of a function has its address, which differs between processes.
     said = re.sub(r" at 0x[0-9a-f]+", "", str(rule))
     return f"{said} {held if rule.support.tensors() else ''}".strip()
 
 
 def packed(meant: Meant) -> Tensor:
-    """Pack what is meant in SIZE bytes, whatever it says."""
+    """Pack the description in SIZE bytes, whatever its length."""
     made = bytearray()
     for text in meant:
         made += hashlib.sha256(text.encode()).digest()[:HASH]
@@ -64,7 +64,7 @@ def packed(meant: Meant) -> Tensor:
 
 
 def shake(meant: Meant, peers: Peers, device: torch.device) -> None:
-    """Compare what every rank means to do; a difference names both ranks, and what differs."""
+    """Compare the descriptions of all ranks; an error names both ranks and the difference."""
     peers.calls += 1
     if peers.world == 1:
         return
@@ -80,6 +80,6 @@ def shake(meant: Meant, peers: Peers, device: torch.device) -> None:
                 fail_peer(
                     peers.number(rank),
                     f"another {name}: {theirs.decode(errors='replace')}",
-                    f"{meant[place][:SHOWN]}, as rank {peers.number(peers.rank)} means to do",
+                    f"{meant[place][:SHOWN]}, as on rank {peers.number(peers.rank)}",
                     f"give every rank the same {name}",
                 )

@@ -1,4 +1,4 @@
-"""Split heads over ranks: every rank attends for some heads over the whole sequence."""
+"""Ulysses: every rank attends for some heads over the whole sequence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regard.schemes.sharded_keys import ShardedKeys
 
 
 def shares(heads: int, world: int) -> list[list[int]]:
-    """Return the query heads of each rank: in a row, give or take one equally many.
+    """Return the query heads of each rank: consecutive, with counts that differ by at most one.
 
     >>> shares(5, 3), shares(2, 3)
     ([[0, 1], [2, 3], [4]], [[0], [1], []])
@@ -35,24 +35,24 @@ def shares(heads: int, world: int) -> list[list[int]]:
 class HeadSplit(Scheme):
     """Exchange tokens for heads, attend to the whole sequence, and exchange back (Ulysses).
 
-    Heads need not divide by the ranks: some hold one more, or none. Ranks that share a key head
-    each get it. What is sent does not depend on the rule.
+    The number of heads need not be a multiple of the ranks: some hold one more, or none. Ranks that
+    share a key head each get it. What is sent does not depend on the rule.
     """
 
     name = "heads"
     splits_rows = False
 
     def pairs(self, call: Call, keys: ShardedKeys) -> list[float]:
-        """All pairs of the heads of a rank: nobody is spared by a rule, and nobody has more."""
+        """Count the pairs of the heads of a rank: they do not depend on the layout."""
         total = sum(work(call, keys).pairs_by_rank())
         return [float(total * len(own)) * call.b for own in shares(call.h, keys.peers.world)]
 
     def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
-        """Queries, keys and values of the heads of others, and their outputs with the lse."""
+        """Count queries, keys and values for the heads of others, and outputs with their lse."""
         return exchanged_bytes(call, keys.layout.counts(), queries_of(keys).counts())
 
     def rounds(self, keys: ShardedKeys) -> int:
-        """There and back."""
+        """Count two: there and back."""
         return 2
 
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:
@@ -89,14 +89,14 @@ def through_heads(
             k, v = gather_heads(k, of_key), gather_heads(v, of_key)
         part = attend(q, k, v, rule if len(mine) == call.h else rule.take_heads(mine))
     else:
-        # Gradients of those who sent nothing here must be on their way as well.
+        # Ranks that sent nothing here still wait for gradients.
         empty = q.new_zeros(call.b, 0, queries.length, call.e) + 0 * (q.sum() + v.sum())
         part = Partial(empty, None if rule.weigh.sums else empty[..., 0].to(wide(q.dtype)))
     return _by_tokens(keys, heads, part)
 
 
 def exchanged_bytes(call: Call, kept: Sequence[int], queries: Sequence[int]) -> list[int]:
-    """Count the bytes that each rank sends, of ranks that hold so many keys and queries."""
+    """Count the bytes that each rank sends, given the number of keys and queries of each."""
     world, size = len(kept), call.q.element_size()
     own = shares(call.h, world)
     key_heads = [len(key_heads_for(heads, call)) for heads in own]
@@ -112,19 +112,19 @@ def exchanged_bytes(call: Call, kept: Sequence[int], queries: Sequence[int]) -> 
 
 
 def key_heads_for(heads: list[int], call: Call) -> list[int]:
-    """Return the key heads that some query heads read, rising."""
+    """Return the key heads that some query heads read, in ascending order."""
     return sorted(set(key_heads_of(heads, call.h, call.g)))
 
 
 def key_heads_held(heads: list[int], call: Call) -> int:
-    """Count the key heads that a rank has: one a head, where its heads share them unequally."""
+    """Count the key heads of a rank: one per query head, where heads share them unequally."""
     few = key_heads_for(heads, call)
     of_key = [few.index(x) for x in key_heads_of(heads, call.h, call.g)]
     return 0 if not heads else len(few) if _equal(of_key) else len(of_key)
 
 
 def _equal(of_key: list[int]) -> bool:
-    """Whether query heads in a row share key heads in a row, equally many each."""
+    """Return whether consecutive query heads share consecutive key heads, equally many each."""
     g = max(of_key) + 1
     return len(of_key) % g == 0 and of_key == key_heads_of(range(len(of_key)), len(of_key), g)
 

@@ -1,4 +1,4 @@
-"""Heads over some ranks and a ring over the others: two dimensions of a mesh for one sequence."""
+"""USP: heads over some ranks and a ring over the others, two mesh dimensions for one sequence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from regard.schemes.work import RankWork, work_of
 
 @dataclass(frozen=True)
 class ShardGroups(Layout):
-    """A layout whose ranks are groups of `size` ranks in a row of another.
+    """A layout whose ranks are groups of `size` consecutive ranks of another layout.
 
     >>> from regard.schemes.layouts import ZigZag
     >>> ShardGroups.of_ranks(ZigZag(8, 4), 2).positions(1).tolist()
@@ -50,7 +50,7 @@ class ShardGroups(Layout):
 
 @dataclass(frozen=True)
 class Within(Layout):
-    """The tokens of one group of ranks, numbered anew: which of them each rank of it holds.
+    """The tokens of one group of ranks, renumbered: which of them each rank of the group holds.
 
     >>> from regard.schemes.layouts import ZigZag
     >>> [Within.group(ZigZag(8, 4), 2, 1).positions(rank).tolist() for rank in range(2)]
@@ -67,17 +67,17 @@ class Within(Layout):
         return Within(len(groups.positions(number)), size, groups, number)
 
     def owner_of(self, positions: Tensor) -> Tensor:
-        """Ask the layout of all ranks."""
+        """Return them from the layout of all ranks."""
         there = self.groups.positions(self.number)[positions]
         return self.groups.of.owner_of(there) % self.world
 
 
 class HeadsOverRing(HeadSplit):
-    """Ranks in a row exchange tokens for heads, and rings of the same heads pass their keys (USP).
+    """Adjacent ranks exchange tokens for heads, and ranks with the same heads form rings (USP).
 
-    Of `world` ranks, groups of U share the heads of the tokens of a group; the ring has world / U
-    steps, and its messages are those of a ring of so few ranks, with a share of the heads. U is the
-    largest part of `world`, short of all, into which the key heads divide, or the query heads.
+    Groups of U of the `world` ranks share the heads of the tokens of a group; the ring has world /
+    U steps, and its messages are those of a ring of that many ranks, with a share of the heads. U
+    is the largest proper divisor of `world` that divides the key heads, or the query heads.
     """
 
     name = "heads_ring"
@@ -85,11 +85,11 @@ class HeadsOverRing(HeadSplit):
     exposed: ClassVar[float] = 0.75
 
     def refuses(self, call: Call, keys: ShardedKeys) -> str:
-        """As a ring."""
+        """Return why it cannot run, as a ring."""
         return learns_unseen_by(call)
 
     def pairs(self, call: Call, keys: ShardedKeys) -> list[float]:
-        """Pairs of the tokens of a group, for the heads of a rank."""
+        """Count the pairs of the tokens of a group, for the heads of a rank."""
         size = across(call, keys.peers.world)
         own = shares(call.h, size)
         found = [self._work(call, keys, size, heads).pairs_by_rank() for heads in own]
@@ -100,7 +100,7 @@ class HeadsOverRing(HeadSplit):
         ]  # fmt: skip
 
     def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
-        """Tokens for heads and back within a group; keys to the groups that need them."""
+        """Count tokens for heads and back within a group, and keys to the groups that need them."""
         size, queries, sent = across(call, keys.peers.world), queries_of(keys), []
         number = call.b * (call.d + call.e) * call.q.element_size()
         own = shares(call.h, size)
@@ -116,15 +116,15 @@ class HeadsOverRing(HeadSplit):
         return sent
 
     def rounds(self, keys: ShardedKeys) -> int:
-        """There, round, and back."""
+        """Count the exchange there, the steps of the ring, and the exchange back."""
         return keys.peers.world // 2 + 2
 
     def held(self, call: Call, keys: ShardedKeys) -> float:
-        """Two blocks, as a ring."""
+        """Count two blocks, as in a ring."""
         return 2.0 * keys.nbytes
 
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:
-        """Exchange within the group, pass keys by among ranks of the same heads, exchange back."""
+        """Exchange within the group, pass keys among ranks with the same heads, exchange back."""
         peers, queries = keys.peers, queries_of(keys)
         size = across(call, peers.world)
         group, place = divmod(peers.rank, size)
@@ -144,7 +144,7 @@ class HeadsOverRing(HeadSplit):
         return through_heads(call, within, attend)
 
     def _work(self, call: Call, keys: ShardedKeys, size: int, heads: list[int]) -> RankWork:
-        """Return what groups ask of each other for some heads."""
+        """Return what groups need from each other for some heads."""
         queries, kept = (ShardGroups.of_ranks(x, size) for x in (queries_of(keys), keys.layout))
         apart = heads and len(heads) < call.h and call.rule.support.extent()[1] > 1
         return work_of(call.rule.take_heads(heads) if apart else call.rule, queries, kept)

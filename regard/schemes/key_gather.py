@@ -23,26 +23,26 @@ from regard.schemes.sharded_keys import ShardedKeys, arrived, gathered
     "unified_token_mixing_dist_mha", call="regard.attend(q, keys, rule=rule, executor='gather')"
 )
 class KeyGather(Scheme):
-    """Bring all keys that this rank's queries may attend to here, and attend to them at once.
+    """Gather all keys that this rank's queries may attend to, and attend to them at once.
 
-    Gradients of keys and values go home and are summed there. One exchange and one kernel, for
-    memory that grows with the keys that are needed: all of them, where a rule leaves none out.
+    Gradients of keys and values are sent back and summed by their owners. It takes one exchange and
+    one kernel, with memory for every key needed: all of them, unless the rule leaves some out.
     """
 
     name = "gather"
 
     def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
-        """Keys and values, once to each rank that needs them."""
+        """Count keys and values, once for each rank that needs them."""
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()
         return [rows * each for rows in work(call, keys).rows_sent()]
 
     def held(self, call: Call, keys: ShardedKeys) -> float:
-        """Bytes of all keys that the rank with most needs."""
+        """Count the bytes of the keys that the rank with the most needs."""
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()
         return float(max(each * sum(map(len, row)) for row in work(call, keys).needed))
 
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:
-        """Gather, attend."""
+        """Gather the keys, and attend."""
         needed, rank = work(call, keys).needed, keys.peers.rank
         k, v = gathered(keys, keys.own.dense(), needed, "gathering keys")
         i, j = queries_of(keys).positions(rank), arrived(keys, needed[rank]).sort().values
@@ -53,7 +53,7 @@ class KeyGather(Scheme):
 
 
 class _Blocks(Function):
-    """Blocks that kernels know, whose gradients are added up in place."""
+    """Blocks that kernels support, with gradients accumulated in place."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""LASP-2: a scan over ranks, whose only message is the memory that each rank's tokens leave."""
+"""LASP-2: a scan over ranks whose only message is the memory left by each rank's tokens."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def scan_sharded(
     chunk: int = 64,
     timeout: float = TIMEOUT,
 ) -> tuple[Tensor, ScanState]:
-    """Scan a sequence of which each rank holds a piece in a row: `regard.scan` over a mesh.
+    """Scan a sequence whose pieces are on consecutive ranks: `regard.scan` over a mesh.
 
     q [b, h, n, d], k [b, g, n, d], v [b, g, n, e] are the tokens of this rank, which follow those
     of the rank before; pieces may differ in length. Arguments are those of `regard.scan`; `state`,
-    the same on every rank, is what the whole sequence goes on from. Each rank sends its memory
-    [b, h, d, e] and how older memories pass through its tokens, once in the forward and once in
-    the backward, however long the pieces are. Returns out [b, h, n, e] and the state after the
-    whole sequence, on every rank.
+    the same on every rank, is the initial state of the whole sequence. Each rank sends its memory
+    [b, h, d, e] and how older memories pass through its tokens, once in the forward and once in the
+    backward, whatever the lengths. Returns out [b, h, n, e] and the state after the whole sequence,
+    on every rank.
 
     >>> import torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -127,7 +127,7 @@ def scan_low_rank_sharded(
 
 
 def _agree(kind: str, tokens: ScanTokens, peers: Peers, q: Tensor) -> None:
-    """Say to all ranks what is scanned, before anything is sent."""
+    """Check that all ranks scan the same, before anything is sent."""
     b, h, d, e = tokens.memory_shape
     channels = 1 if tokens.log_decay is None else tokens.log_decay.shape[-1]
     grad = " with gradients" if torch.is_grad_enabled() else ""
@@ -139,7 +139,7 @@ def _agree(kind: str, tokens: ScanTokens, peers: Peers, q: Tensor) -> None:
 
 
 def message_bytes(b: int, h: int, d: int, e: int, *, delta: bool = False, channels: int = 1) -> int:
-    """Count the bytes that a rank sends to each other rank in a forward: no length is in it.
+    """Count the bytes that a rank sends to each other rank in a forward, independent of length.
 
     >>> message_bytes(1, 2, 4, 4)
     136
@@ -150,24 +150,24 @@ def message_bytes(b: int, h: int, d: int, e: int, *, delta: bool = False, channe
 def _scan(
     tokens: ScanTokens, start: Tensor, peers: Peers, chunk: int, spoiled: Spoiled | None
 ) -> tuple[Tensor, ScanState]:
-    """Scan the tokens of this rank, send what they leave, and add what came before."""
+    """Scan the tokens of this rank, send the memory they leave, and add what came before."""
     if tokens.beta is not None:
         return _scan_by_matrices(
             tokens, start, peers, spoiled, lambda some, memory: chunked(some, memory, chunk)
         )
     out, memory = chunked(tokens, torch.zeros_like(start), chunk)
-    if spoiled is not None:  # what holds a NaN is sent as NaN
+    if spoiled is not None:  # a memory with a NaN is sent as NaN
         out, memory = spoiled.fill(out, memory)
     passage = tokens.total(tokens.log_decay)  # [b, h, 1 or d]
     found, states = _states(memory, passage, peers)
-    # A rank that reads nothing of the others still sends their gradients: it is waited for.
+    # A rank that reads nothing of the others still sends gradients, which they wait for.
     joined = found[..., :0].sum()
     entering = reduce(_after, states[: peers.rank], start)
     last = reduce(_after, states, start)
     decay = tokens.log_decay
     since = None if decay is None else _since_start(decay, tokens)
     read = (tokens.q if since is None else tokens.q * since) @ entering  # [b, h, n, e]
-    if since is not None:  # behind a reset nothing is read, a NaN neither
+    if since is not None:  # nothing before a reset is read, not even a NaN
         read = read.masked_fill((since == 0).all(-1, keepdim=True), 0.0)
     out = out + read + joined
     total = torch.stack([x.log_decay for x in states if x.log_decay is not None]).sum(0)
@@ -178,14 +178,14 @@ def _scan_by_matrices(
     tokens: ScanTokens, start: Tensor, peers: Peers, spoiled: Spoiled | None,
     scan: Callable[[ScanTokens, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, ScanState]:  # fmt: skip
-    """Scan where older memories pass by a matrix [b, h, d, d]: once for what tokens leave.
+    """Scan where older memories pass through a matrix [b, h, d, d].
 
-    `scan(tokens, memory)` returns the output and the last memory. What it makes of the identity,
+    `scan(tokens, memory)` returns the output and the last memory. Its result from the identity,
     with nothing written, is the matrix.
     """
     b, h, d, _ = tokens.memory_shape
     out, memory = scan(tokens, torch.zeros_like(start))
-    if spoiled is not None:  # what holds a NaN is sent as NaN
+    if spoiled is not None:  # a memory with a NaN is sent as NaN
         out, memory = spoiled.fill(out, memory)
     unit = torch.eye(d, dtype=start.dtype, device=start.device).expand(b, h, d, d)
     passage = scan(replace(tokens, v=start.new_zeros(b, h, tokens.q.shape[2], d)), unit)[1]
@@ -195,12 +195,12 @@ def _scan_by_matrices(
     out = scan(tokens, entering)[0]
     if spoiled is not None:
         (out,) = spoiled.fill(out)
-    # A rank that reads nothing of the others still sends their gradients: it is waited for.
+    # A rank that reads nothing of the others still sends gradients, which they wait for.
     return out + found[..., :0].sum(), ScanState(last)
 
 
 def _states(memory: Tensor, passage: Tensor, peers: Peers) -> tuple[Tensor, list[ScanState]]:
-    """Exchange what every rank's tokens leave, and how an older memory passes through them."""
+    """Exchange the memory of every rank's tokens, and how older memories pass through them."""
     d, e = memory.shape[-2:]
     packed = torch.cat((memory.flatten(2), passage.flatten(2)), -1)
     found = _Gather.apply(packed, peers)  # type: ignore[no-untyped-call]
@@ -215,20 +215,20 @@ def _states(memory: Tensor, passage: Tensor, peers: Peers) -> tuple[Tensor, list
 
 
 def _after(memory: Tensor, segment: ScanState) -> Tensor:
-    """Pass a memory through a segment; what it forgets may be NaN."""
+    """Pass a memory through a segment; a forgotten entry may be NaN."""
     if segment.log_decay is not None:
         memory = memory.masked_fill((segment.log_decay == -torch.inf)[..., None], 0.0)
     return ScanState(memory).then(segment).memory
 
 
 def _since_start(decay: Tensor, tokens: ScanTokens) -> Tensor:
-    """Decay from before the tokens of this rank to each of them: [b, h, n, 1 or d]."""
+    """Return the decay from before this rank's tokens to each of them, [b, h, n, 1 or d]."""
     b, h, n, _ = tokens.q.shape
     return decay.expand(b, h, n, decay.shape[-1]).cumsum(2).exp()
 
 
 class _Gather(Function):
-    """The states of all ranks, [world, ...]; gradients are summed where the states are from."""
+    """Gather the states of all ranks, [world, ...]; gradients are summed by their owners."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:

@@ -13,13 +13,13 @@ from regard.core.errors import ShapeError, ValueRangeError, fail
 from regard.core.rule import Rule
 from regard.core.tilemap import EMPTY, Grid, tile_states, tiled
 
-# Tiles of a sequence that `balanced` deals out, at most.
+# The most tiles of a sequence that `balanced` assigns.
 TILES = 1024
 
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """The positions 0 to `length` - 1 over `world` ranks: each belongs to one rank.
+    """An assignment of positions 0 to `length` - 1 to `world` ranks.
 
     >>> layout = Contiguous(7, 3)
     >>> [layout.positions(rank).tolist() for rank in range(3)]
@@ -43,7 +43,7 @@ class Layout(ABC):
         """Return the rank that holds each position."""
 
     def positions(self, rank: int) -> Tensor:
-        """Return the positions [c] that a rank holds, rising, on the CPU."""
+        """Return the positions [c] that a rank holds, in ascending order, on the CPU."""
         if not 0 <= rank < self.world:
             fail(ValueRangeError, "rank", rank, f"0 to {self.world - 1}", "pass a rank of the mesh")
         return _of_ranks(self)[rank]
@@ -53,7 +53,7 @@ class Layout(ABC):
         return tuple(len(self.positions(rank)) for rank in range(self.world))
 
     def take(self, x: Tensor, rank: int, dim: int = -1) -> Tensor:
-        """Select the tokens of a rank from x, whose axis `dim` counts all tokens."""
+        """Select the tokens of a rank from x, whose axis `dim` has all tokens."""
         if x.shape[dim] != self.length:
             fail(
                 ShapeError, "x", f"{x.shape[dim]} tokens along axis {dim}", f"{self.length}",
@@ -64,7 +64,7 @@ class Layout(ABC):
 
 @lru_cache(maxsize=64)
 def _of_ranks(layout: Layout) -> tuple[Tensor, ...]:
-    """Positions of each rank."""
+    """Return the positions of each rank."""
     owners = layout.owner_of(torch.arange(layout.length))
     counts = torch.bincount(owners, minlength=layout.world).tolist()
     parts: tuple[Tensor, ...] = owners.argsort(stable=True).split(counts)
@@ -73,10 +73,10 @@ def _of_ranks(layout: Layout) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Contiguous(Layout):
-    """Each rank holds one piece of the sequence; the first ranks hold one token more."""
+    """Each rank holds one piece of the sequence; the first ranks may hold one more token."""
 
     def owner_of(self, positions: Tensor) -> Tensor:
-        """Count in pieces."""
+        """Divide into pieces."""
         each, more = divmod(self.length, self.world)
         ends = torch.arange(1, self.world + 1) * each
         ends = ends + torch.arange(1, self.world + 1).clamp(max=more)
@@ -92,7 +92,7 @@ class ZigZag(Layout):
     """
 
     def owner_of(self, positions: Tensor) -> Tensor:
-        """Count pieces from the nearer end."""
+        """Number the pieces from the nearer end."""
         pieces = 2 * self.world
         ends = torch.arange(1, pieces + 1) * self.length // pieces
         piece = torch.searchsorted(ends, positions, right=True)
@@ -101,7 +101,7 @@ class ZigZag(Layout):
 
 @dataclass(frozen=True)
 class Striped(Layout):
-    """Blocks of `block` tokens are dealt out in turn.
+    """Blocks of `block` tokens are assigned to the ranks in turn.
 
     >>> [Striped(7, 2, block=2).positions(rank).tolist() for rank in range(2)]
     [[0, 1, 4, 5], [2, 3, 6]]
@@ -110,7 +110,7 @@ class Striped(Layout):
     block: int = 1
 
     def owner_of(self, positions: Tensor) -> Tensor:
-        """Deal out in turn."""
+        """Assign blocks in turn."""
         return positions // self.block % self.world
 
 
@@ -126,7 +126,7 @@ class Dealt(Layout):
     owners: tuple[int, ...]
 
     def owner_of(self, positions: Tensor) -> Tensor:
-        """Look the tile up."""
+        """Look up the owner of the tile."""
         return torch.tensor(self.owners, dtype=torch.long)[positions // self.size]
 
     def __repr__(self) -> str:
@@ -134,10 +134,10 @@ class Dealt(Layout):
 
 
 def balanced(rule: Rule, length: int, world: int, size: int | None = None) -> Dealt:
-    """Deal out tiles of queries so that every rank scores about as many pairs of a rule.
+    """Assign tiles of queries so that every rank scores about as many pairs of a rule.
 
-    Tiles are handed out by their counted work, the greatest first, each to the rank with the least
-    so far that still has room: ranks hold as many tiles, give or take one.
+    Tiles are assigned in order of their work, largest first, each to the rank with the least work
+    that still has room; the counts of tiles differ by at most one.
 
     >>> from regard.core.support import Causal
     >>> balanced(Rule(Causal()), 8, 2, size=1).owners
@@ -148,7 +148,7 @@ def balanced(rule: Rule, length: int, world: int, size: int | None = None) -> De
         return Dealt(length, world, size, ())
     work = work_of_tiles(rule, length, size)
     room = -(-len(work) // world)
-    full = len(work) - (room - 1) * world  # as many ranks hold `room` tiles, the others one less
+    full = len(work) - (room - 1) * world  # this many ranks hold `room` tiles, the others one fewer
     owners, load, held = [0] * len(work), [0.0] * world, [0] * world
     for tile in sorted(range(len(work)), key=lambda t: (-work[t], t)):
         # Once enough ranks hold `room` tiles, the others stop one short.
@@ -161,7 +161,7 @@ def balanced(rule: Rule, length: int, world: int, size: int | None = None) -> De
 
 
 def work_of_tiles(rule: Rule, length: int, size: int) -> list[float]:
-    """Count the pairs that each tile of `size` queries may score, by tiles that are not empty."""
+    """Count the pairs that each tile of `size` queries may score, in tiles that are not empty."""
     line = tiled(torch.arange(length), size)
     support = rule.support.to("cpu")
     batch, heads = support.extent()

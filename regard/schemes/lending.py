@@ -1,8 +1,8 @@
-"""Memories whose blocks are on any worker, lent and returned: DistAttention's ledger.
+"""Memories whose blocks may be on any worker, with a ledger of loans, as in DistAttention.
 
 A request keeps its newest blocks on its own worker. When that is full its oldest blocks move to a
-worker with room, which is owed for them until the request ends. Attention is computed where blocks
-are: queries go there, outputs with their log-sum-exp come back, keys never.
+worker with room, which lends them until the request ends. Attention is computed where the blocks
+are: queries go there, outputs with their log-sum-exp come back; keys stay.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ class Lent(Keys):
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """Sizes (b, g, m, d, e) of all parts together."""
+        """Return the sizes (b, g, m, d, e) of all parts together."""
         b, g, _, d, e = self.parts[0][1].shape
         return b, g, sum(x.m for _, x in self.parts), d, e
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return those of all parts."""
+        """Return the tensors of all parts."""
         return tuple(x for _, keys in self.parts for x in keys.tensors())
 
     @property
     def positions(self) -> Tensor:
-        """Positions of the keys, rising."""
+        """Return the positions of the keys, in ascending order."""
         at = torch.cat([x.positions for _, x in self.parts if x.positions is not None])
         return at.sort().values
 
     @property
     def full(self) -> bool:
-        """Every slot holds a key."""
+        """Return True: every slot holds a key."""
         return True
 
     def dense(self) -> Dense:
-        """Join all parts in one tensor, in order."""
+        """Concatenate all parts in order."""
         at = torch.cat([x.positions for _, x in self.parts if x.positions is not None])
         order = at.argsort()
         k, v = (torch.cat([getattr(x, n) for _, x in self.parts], 2)[:, :, order] for n in "kv")
@@ -75,7 +75,7 @@ class Lent(Keys):
 
 
 class Workers:
-    """Workers with room for `capacity` blocks each (a number, or one each) of `block` tokens.
+    """Workers with room for `capacity` blocks (one number, or one per worker) of `block` tokens.
 
     >>> workers = Workers(capacity=2, workers=3, block=4)
     >>> memory = workers.request(owner=0)
@@ -102,11 +102,11 @@ class Workers:
 
     @property
     def owed(self) -> dict[tuple[int, int], int]:
-        """Blocks that (debtor, creditor) owes."""
+        """Return the number of blocks that each (debtor, creditor) pair owes."""
         return {pair: n for pair, n in sorted(self._debts.items()) if n}
 
     def balance(self) -> list[int]:
-        """Return blocks lent less blocks borrowed of each worker: they add up to 0."""
+        """Return blocks lent minus blocks borrowed for each worker; they sum to 0."""
         found = [0] * len(self.rooms)
         for (debtor, creditor), n in self._debts.items():
             found[creditor] += n
@@ -114,13 +114,13 @@ class Workers:
         return found
 
     def request(self, owner: int) -> LentMemory:
-        """Begin a request on a worker."""
+        """Start a request on a worker."""
         if not 0 <= owner < len(self.rooms):
             fail(ValueRangeError, "owner", owner, f"0 to {len(self.rooms) - 1}", "name a worker")
         return LentMemory(self, owner)
 
     def creditor(self, owner: int) -> int:
-        """Return the nearest worker with the most room; raise where none has any."""
+        """Return the nearest worker with the most room; raise if none has any."""
         free = [room - held for room, held in zip(self.rooms, self.held, strict=True)]
         best = max(range(len(free)), key=lambda w: (free[w], -abs(w - owner), -w))
         if free[best] < 1:
@@ -131,13 +131,13 @@ class Workers:
         return best
 
     def take(self, owner: int, worker: int) -> None:
-        """Hold one more block on a worker, for a request of `owner`."""
+        """Allocate one more block on a worker, for a request of `owner`."""
         self.held[worker] += 1
         if worker != owner:
             self._debts[owner, worker] += 1
 
     def give_back(self, owner: int, worker: int) -> None:
-        """Return a block."""
+        """Free a block."""
         self.held[worker] -= 1
         if worker != owner:
             self._debts[owner, worker] -= 1
@@ -149,16 +149,16 @@ class Workers:
     "request = Workers(capacity=64, workers=4).request(owner=0)",
 )
 class LentMemory(KeyMemory):
-    """The memory of one request: blocks of tokens on its own worker, older ones elsewhere."""
+    """The memory of one request: blocks of tokens on its own worker, and older ones elsewhere."""
 
     def __init__(self, workers: Workers, owner: int) -> None:
         self.workers, self.owner = workers, owner
         self.seen = 0
-        # Worker of each block, and its keys and values; all but the last are full.
+        # The worker of each block, and its keys and values; all but the last are full.
         self.blocks: list[tuple[int, Tensor, Tensor]] = []
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
-        """Append n tokens: into the newest block, then into new ones on the own worker."""
+        """Append n tokens to the newest block, then to new ones on the own worker."""
         need_keys(k, v, keep)
         if keep is not None and not bool(keep.all()):
             fail(ValueRangeError, "keep", "padding", "real tokens", "one request for each text")
@@ -176,7 +176,7 @@ class LentMemory(KeyMemory):
         self.seen += k.shape[2]
 
     def _room(self) -> int:
-        """Return a worker for a new block: the own one, whose oldest block moves if it is full."""
+        """Return a worker for a new block: the own one, moving its oldest block away if full."""
         workers = self.workers
         if workers.held[self.owner] < workers.rooms[self.owner]:
             workers.take(self.owner, self.owner)
@@ -184,7 +184,7 @@ class LentMemory(KeyMemory):
         there = workers.creditor(self.owner)
         workers.take(self.owner, there)
         oldest = next((i for i, x in enumerate(self.blocks) if x[0] == self.owner), None)
-        if oldest is None:  # others fill the own worker: the new block is lent
+        if oldest is None:  # other requests fill the own worker: borrow the new block
             return there
         _, k, v = self.blocks[oldest]
         self.blocks[oldest] = (there, k, v)
@@ -205,10 +205,10 @@ class LentMemory(KeyMemory):
         return Lent(tuple(found))
 
     def forget(self, horizon: Spans) -> None:
-        """Keep all: a block that is lent stays until the request ends."""
+        """Keep everything: a lent block stays until the request ends."""
 
     def crop(self, length: int) -> None:
-        """Crop to the first `length` tokens; blocks without tokens return."""
+        """Crop to the first `length` tokens; empty blocks are freed."""
         size = self.workers.block
         while self.blocks and (len(self.blocks) - 1) * size >= length:
             self.workers.give_back(self.owner, self.blocks.pop()[0])
@@ -223,12 +223,12 @@ class LentMemory(KeyMemory):
         self.blocks = [(w, take_batch(k, rows), take_batch(v, rows)) for w, k, v in self.blocks]
 
     def free(self) -> None:
-        """End the request: every block returns, and nothing is owed for it."""
+        """End the request: free every block, and clear its loans."""
         self.crop(0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values on all workers."""
+        """Return the bytes of keys and values on all workers."""
         return sum(k.nbytes + v.nbytes for _, k, v in self.blocks)
 
 
@@ -239,7 +239,7 @@ class LentExecutor(Executor):
     reads: ClassVar[frozenset[str]] = frozenset({Lent.form})
 
     def can(self, call: Call) -> Answer:
-        """Any rule that can be cut by positions."""
+        """Accept any rule that can be sliced by positions."""
         if not isinstance(call.keys, Lent):
             return No(f"reads lent keys, not {call.keys.form}")
         score = call.rule.score
@@ -248,7 +248,7 @@ class LentExecutor(Executor):
         return Yes(f"{len(call.keys.parts)} parts, of which outputs come back")
 
     def cost(self, call: Call) -> Cost:
-        """All pairs, a message to each part and back."""
+        """Count all pairs, and a message to each part and back."""
         assert isinstance(call.keys, Lent)
         pairs = call.b * call.h * call.n * call.m
         moved = sum(message_bytes(call)) + call.keys.nbytes

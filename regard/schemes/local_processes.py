@@ -1,7 +1,7 @@
-"""Start a few processes on this machine that find each other, and collect what they return.
+"""Start a process group of a few processes on this machine, and collect their results.
 
 For tests, demonstrations and checks. Real work is started by torchrun, accelerate, srun or Ray.
-One process imports what is heavy, and the ranks are forked from it, where the system can fork.
+One process does the slow imports, and the ranks are forked from it, where the system can fork.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Job:
     """`target(*args)` in `world` processes of one gloo group.
 
     `target` is "module:function", or "path/to/file.py:function"; arguments and results are JSON.
-    `timeout` is how long all may take, `message_timeout` how long gloo waits, and `interrupt` after
-    how many seconds all are sent what Ctrl-C sends, if at all. Once one process failed, the others
+    `timeout` is the time for all processes, `message_timeout` that of a gloo message, `interrupt`
+    the seconds after which all get the signal of Ctrl-C, if any. Once one process fails, the others
     have `grace` seconds to notice.
     """
 
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one process ended: its exit code (None: it was stopped), result, and last words."""
+    """How one process ended: its exit code (None: it was stopped), result, and standard error."""
 
     rank: int
     code: int | None
@@ -62,13 +62,13 @@ class Ended:
 
     @property
     def last(self) -> str:
-        """The last line that it wrote to standard error."""
+        """Return the last line that it wrote to standard error."""
         lines = [line for line in self.errors.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
 
 def launch(jobs: Sequence[Job]) -> list[list[Ended]]:
-    """Run jobs one after the other; say how each process of each ended.
+    """Run jobs one after the other; return how each process of each ended.
 
     A process that is not done in time is stopped.
     """
@@ -162,7 +162,7 @@ def _read(path: Path) -> Any:
 
 
 def _waited(processes: Sequence[Any], began: float, job: Job) -> dict[int, float]:
-    """Wait for processes; return after how many seconds each ended by itself."""
+    """Wait for processes; return the seconds after which each ended by itself."""
     ends: dict[int, float] = {}
     until, interrupt = began + job.timeout, job.interrupt
     while len(ends) < len(processes) and time.monotonic() < until:
@@ -182,7 +182,7 @@ def _waited(processes: Sequence[Any], began: float, job: Job) -> dict[int, float
 
 
 def _rank(job: Job, rank: int, place: str) -> None:
-    """Be one rank; its last words are one line of standard error."""
+    """Run one rank; on failure its last line of standard error is the error."""
     with open(Path(place) / f"errors{rank}", "w", encoding="utf-8") as errors:
         os.dup2(errors.fileno(), 2)
     code = 1

@@ -1,6 +1,6 @@
-"""Ranks that are threads of one process: the same schemes and messages, without starting anything.
+"""Ranks that are threads of one process: the same schemes and messages, without new processes.
 
-For tests, checks and a look at what many ranks would do; nothing is computed faster by it.
+For tests, checks and seeing what many ranks would do; it makes nothing faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Key = tuple[int, int, bool, int, int]  # from, to, whether it is a handshake, ca
 
 
 class _Post:
-    """Letters that have been sent and not yet received, by sender, receiver, call and lane."""
+    """Messages sent and not yet received, by sender, receiver, call and lane."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -47,7 +47,7 @@ class LocalPeers(Peers):
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], what: str,
         lane: int = 0, call: int | None = None, handshake: bool = False,
     ) -> Waiting:  # fmt: skip
-        """Post copies of tensors; the others are awaited by `wait`."""
+        """Send copies of tensors; `wait` waits for those of the others."""
         number = 0 if handshake else self.calls if call is None else call
         where = handshake, number, lane
         with self.post.changed:
@@ -65,13 +65,13 @@ class LocalPeers(Peers):
 
 
 class _Awaited:
-    """A letter that is on its way."""
+    """A message in transit."""
 
     def __init__(self, peers: LocalPeers, key: Key, into: Tensor) -> None:
         self.peers, self.key, self.into = peers, key, into
 
     def wait(self, limit: Any) -> bool:
-        """Wait for it; false where it does not come in time."""
+        """Wait for it; return False if it does not arrive in time."""
         post, key = self.peers.post, self.key
         with post.changed:
             came = post.changed.wait_for(
@@ -92,10 +92,10 @@ class _Awaited:
 
 
 def _unlock() -> None:
-    """Take the locks of Python 3.11 from what is computed once.
+    """Remove the locks of `cached_property` in Python 3.11.
 
-    There a `cached_property` has one lock for all instances: a rank that gathers keys within it
-    would keep the others from sending theirs. Later versions of Python have none.
+    There one lock is shared by all instances: a rank that gathers keys in a property would keep the
+    others from sending theirs. Later versions of Python have no lock.
     """
     for kind in (Call, ShardedKeys):
         for part in vars(kind).values():
@@ -106,7 +106,7 @@ def _unlock() -> None:
 def on_ranks(world: int, function: Callable[[Peers], T], timeout: float = 60.0) -> list[T]:
     """Run `function(peers)` on ranks that are threads, and return what each returned.
 
-    The first error of a rank that is no answer to another's is raised.
+    Raises the first error of a rank that was not caused by the error of another.
 
     >>> import torch
     >>> from regard.run.api import attend

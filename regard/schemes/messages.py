@@ -1,4 +1,4 @@
-"""Messages between the ranks of one group: point to point, counted, and named when they fail."""
+"""Point-to-point messages between the ranks of a group, counted, with errors that name the rank."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from regard.core.errors import RegardError, ValueRangeError, fail
 
-# Seconds that a message may take before its peer is named.
+# Seconds that a message may take before an error names its peer.
 TIMEOUT = 120.0
-# What starters set where they mean several processes.
+# Environment variables that launchers set for several processes.
 MEANT = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _TAGS = 1 << 20
-# Messages of one call that may be on their way at once, by what they carry.
+# Messages of one call that may be in transit at once, by what they carry.
 LANES = 8
 
 
 class PeerError(RegardError):
-    """Another rank did not answer, or means to do something else; `rank` names it."""
+    """Another rank did not answer, or makes a different call; `rank` names it."""
 
     rank: int = -1
 
@@ -41,9 +41,9 @@ def fail_peer(rank: int, got: str, expected: str, fix: str) -> None:
 
 @dataclass
 class Traffic:
-    """Bytes and messages that this rank sent, by the rank they went to.
+    """Bytes and messages that this rank sent, by receiving rank.
 
-    `bytes` holds those of keys, queries and outputs; those of handshakes are counted apart.
+    `bytes` holds those of keys, queries and outputs; handshakes are counted separately.
     """
 
     bytes: Counter[int] = field(default_factory=Counter)
@@ -52,7 +52,7 @@ class Traffic:
 
     @property
     def sent(self) -> int:
-        """All bytes that were sent, handshakes left out."""
+        """Return all bytes sent, without handshakes."""
         return self.bytes.total()
 
 
@@ -91,7 +91,7 @@ def count_sent(rank: int, x: Tensor, handshake: bool) -> None:
 
 
 class Waiting:
-    """Messages that are on their way; `wait` ends when all have arrived and been sent."""
+    """Messages in transit; `wait` returns when all are sent and received."""
 
     def __init__(
         self, peers: Peers, works: list[tuple[int, str, Any]], what: str, timed: bool = True
@@ -99,12 +99,12 @@ class Waiting:
         self.peers, self.works, self.what, self.timed = peers, works, what, timed
 
     def wait(self) -> None:
-        """Wait for all; a peer that is gone, or silent for the timeout, is named."""
+        """Wait for all; the error for a peer that is gone, or silent for the timeout, names it."""
         limit = timedelta(seconds=self.peers.timeout)
         works, self.works = self.works, []
         for rank, way, work in works:
             try:
-                # NCCL waits on its stream, and has a watchdog of its own.
+                # NCCL waits on its stream, and has its own watchdog.
                 done = work.wait(limit) if self.timed else work.wait()
             except RuntimeError as error:
                 self._name(rank, way, str(error))
@@ -126,7 +126,7 @@ class Waiting:
 class Peers:
     """The ranks of one dimension of a mesh, or of a process group, and messages between them.
 
-    `timeout` is how many seconds a message may take. Threads may not share it.
+    `timeout` is the number of seconds a message may take. Threads may not share it.
     """
 
     def __init__(self, group: Any = None, timeout: float = TIMEOUT) -> None:
@@ -144,7 +144,7 @@ class Peers:
             )  # fmt: skip
         _need_world(dist.get_world_size())
         self.timeout = timeout
-        # Whether tensors of the CPU can be sent: handshakes are, if so.
+        # Whether CPU tensors can be sent: if so, handshakes are on the CPU.
         self.on_cpu = str(dist.get_backend(self.group)) != "nccl"
         self.calls = 0
 
@@ -158,10 +158,10 @@ class Peers:
     ) -> Waiting:  # fmt: skip
         """Send contiguous tensors to ranks of the group, and receive into others; by rank.
 
-        Empty ones are not sent: both sides know their lengths. Messages of one `call` (the last,
-        where not given) and `lane` arrive in the order in which they were sent.
+        Empty ones are not sent: both sides know the lengths. Messages of one `call` (the last by
+        default) and `lane` arrive in the order they were sent.
         """
-        # Handshakes share a tag: ranks that are in different calls must learn it from each other.
+        # Handshakes share a tag, so that ranks in different calls find out.
         number = self.calls if call is None else call
         tag = 0 if handshake else 1 + (number * LANES + lane) % _TAGS
         gets = [(r, x) for r, x in sorted(receives.items()) if r != self.rank and x.numel()]
@@ -193,7 +193,7 @@ class Peers:
     def everyone(
         self, x: Tensor, what: str, handshake: bool = False, call: int | None = None
     ) -> Tensor:
-        """Gather x of every rank, all of one shape: [world, ...]; not differentiable."""
+        """Gather x of every rank, all of one shape, as [world, ...]; not differentiable."""
         x = x.contiguous()
         found = x.new_empty(self.world, *x.shape)
         found[self.rank] = x
@@ -215,10 +215,10 @@ class Peers:
 
 
 class SomePeers(Peers):
-    """Some of the ranks of a group, numbered anew: one dimension of a mesh of two.
+    """Some of the ranks of a group, renumbered: one dimension of a two-dimensional mesh.
 
-    Calls are counted, and messages tagged, by the group. Two such sets that share no pair of ranks
-    may send at once.
+    Calls are counted and messages tagged by the group. Two such sets that share no pair of ranks
+    may send at the same time.
     """
 
     def __init__(self, of: Peers, ranks: Sequence[int]) -> None:
@@ -228,7 +228,7 @@ class SomePeers(Peers):
 
     @property
     def calls(self) -> int:  # type: ignore[override]
-        """Count the calls of the group."""
+        """Return the number of calls of the group."""
         return self.of.calls
 
     def number(self, rank: int) -> int:
@@ -245,7 +245,7 @@ class SomePeers(Peers):
 
 
 def _need_world(world: int) -> None:
-    """Raise where a starter meant several processes, and each is a world of its own."""
+    """Raise if a launcher started several processes and each is a group of its own."""
     if world > 1:
         return
     for name in MEANT:
@@ -259,10 +259,10 @@ def _need_world(world: int) -> None:
 
 
 class Exchange(torch.autograd.Function):
-    """Numbers to every rank, and numbers from every rank; gradients go the other way.
+    """Send numbers to every rank and receive from every rank; gradients go the other way.
 
-    Several tensors travel together: what one node of a graph sends, every rank sends at once, in
-    whatever order the engines of the ranks come to their other nodes.
+    Several tensors travel together, as one node of the graph: every rank sends them at the same
+    time, whatever the order in which its autograd engine runs other nodes.
     """
 
     @staticmethod
@@ -279,7 +279,7 @@ class Exchange(torch.autograd.Function):
         return None, None, None, *_swap(ctx.peers, back, what, grads, ctx.call)
 
 
-# For each tensor, how many numbers go to each rank, and how many come from each.
+# For each tensor, how many numbers go to each rank, and how many come from it.
 Plans = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 

@@ -21,11 +21,11 @@ def part_grads(
     d_out: Tensor, lse: Tensor | None, d_row: Tensor | None, learned: tuple[Tensor, ...] = (),
     out: Tensor | None = None,
 ) -> list[Tensor | None]:  # fmt: skip
-    """Return the gradients of q, k, v and of what is learned, from one part of a merged result.
+    """Return the gradients of q, k, v and learned parameters from one part of a merged result.
 
-    Where a kernel knows the part, it finds them of `lse` and `d_row` alone; else the part is
-    computed once more, and `pulled_back`. `out` is the merged output, where it is here and the lse
-    has no gradient.
+    Where a kernel supports the part, it needs only `lse` and `d_row`; otherwise the part is
+    computed again, and `pulled_back`. `out` is the merged output, where it is on this rank and the
+    lse has no gradient.
     """
     if not learned and lse is not None and d_row is not None:
         found = _kernel_grads(rule, q, k, v, i, j, real, d_out, lse, d_row, out)
@@ -41,11 +41,11 @@ def _kernel_grads(
     rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None,
     d_out: Tensor, lse: Tensor, d_row: Tensor, out: Tensor | None,
 ) -> list[Tensor | None] | None:  # fmt: skip
-    """Return the gradients of q, k, v by a dense kernel's backward; None where it cannot.
+    """Return the gradients of q, k, v by a dense kernel's backward; None if it does not apply.
 
-    The kernel takes p = exp(s - lse) and ds = p (d_out . v - d_out . out). Without `out`, one more
-    channel stands for it, ones in d_out, nothing in v and `d_row` in out: the last product is then
-    d_row. In half precision that would be rounded, and the kernel is not asked.
+    The kernel computes p = exp(s - lse) and ds = p (d_out . v - d_out . out). Without `out`, one
+    more channel replaces it, with ones in d_out, zeros in v and `d_row` in out: the last product is
+    then d_row. In half precision that would be rounded, so the kernel is not used.
     """
     made = None if bool(lse.isnan().any()) else kernel_blocks(rule, q, k, v, i, j, real)
     if made is None:
@@ -70,9 +70,9 @@ def _kernel_grads(
 def kernel_blocks(
     rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None
 ) -> list[tuple[slice, slice, Call | None]] | None:
-    """Cut a part into blocks that dense kernels know: (rows, columns, call), None where empty.
+    """Cut a part into blocks that dense kernels support: (rows, columns, call), None where empty.
 
-    None where one of them has a mask, or where the rule asks for more than a kernel does.
+    Returns None if one of them has a mask, or the rule needs more than a kernel does.
     """
     plain = type(rule.weigh) is Softmax and isinstance(rule.score.match, DotMatch)
     if not plain or rule.score.steps or real is not None or wide(q.dtype) != q.dtype:
@@ -91,7 +91,7 @@ def kernel_blocks(
 
 
 def scale_of_dot(rule: Rule, d: int) -> float:
-    """Return what products are scaled with: 1 / sqrt(d) where a rule does not say.
+    """Return the scale of products: 1 / sqrt(d) unless the rule sets one.
 
     >>> scale_of_dot(Rule(), 16)
     0.25
@@ -107,11 +107,11 @@ def pulled_back(
 ) -> list[Tensor | None]:  # fmt: skip
     """Return the gradients of inputs from one part of a merged result.
 
-    Of the merge, out = sum_s exp(lse_s - lse) out_s, so with w = exp(lse_s - lse)
+    The merge is out = sum_s exp(lse_s - lse) out_s, so with w = exp(lse_s - lse)
 
         d out_s = w d_out,   d lse_s = w (d_out . out_s - d_row),   d_row = d_out . out - d_lse
 
-    which asks of the other parts no more than `lse` and `d_row` [b, h, n].
+    which needs from the other parts only `lse` and `d_row` [b, h, n].
     """
     if part.out.grad_fn is None:
         return [None] * len(inputs)

@@ -1,4 +1,4 @@
-"""Ring attention: blocks of keys come by one after the other while the last is attended to."""
+"""Ring attention: blocks of keys arrive one after another while the previous one is in use."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from regard.schemes.sharded_keys import ShardedKeys
     "regard.attend(q, ShardedKeys.of(k, v, mesh, 'cp'), rule=rule)",
 )
 class RingAttention(Scheme):
-    """Pass the keys of every rank by all others; a rank holds one block beside its own.
+    """Pass the keys of every rank to all others; a rank holds one block besides its own.
 
-    At step s rank r has the keys of rank r - s, sent to it while it attended to those before. Only
-    keys that some query of r may attend to are sent. The backward passes them by again, and returns
-    their gradients: nothing but q, k, v, out and lse is kept.
+    At step s rank r has the keys of rank r - s, which arrived while it attended to the previous
+    ones. Only keys that some query of r may attend to are sent. The backward passes them again, and
+    returns their gradients; only q, k, v, out and lse are kept.
     """
 
     name = "ring"
     exposed: ClassVar[float] = 0.5
-    # Whether queries travel in the backward, in place of keys.
+    # Whether queries travel in the backward, instead of keys.
     queries_travel: ClassVar[bool] = False
 
     def refuses(self, call: Call, keys: ShardedKeys) -> str:
-        """Whatever is learned must be known: its gradient is taken block by block."""
+        """Reject parameters it cannot find: their gradient is computed block by block."""
         return learns_unseen_by(call)
 
     def rounds(self, keys: ShardedKeys) -> int:
-        """One for each rank."""
+        """Count one for each rank."""
         return keys.peers.world
 
     def held(self, call: Call, keys: ShardedKeys) -> float:
-        """Two blocks: one is attended to while the next arrives."""
+        """Count two blocks: one in use while the next arrives."""
         return 2.0 * keys.nbytes
 
     def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
-        """Keys and values, once to each rank that needs them: rows g (d + e) bytes."""
+        """Count keys and values, once for each rank that needs them: rows g (d + e) bytes."""
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()
         return [rows * each for rows in work(call, keys).rows_sent()]
 
     def bytes_sent_back(self, call: Call, keys: ShardedKeys) -> list[int]:
-        """Bytes sent by each rank in the backward: keys and values again, and their gradients."""
+        """Count bytes sent by each rank in the backward: keys, values, and their gradients."""
         needed = work(call, keys).needed
         ranks = range(keys.peers.world)
         each = call.b * call.g * (call.d + call.e) * call.q.element_size()
@@ -64,22 +64,22 @@ class RingAttention(Scheme):
         ]
 
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:
-        """Run the ring; its backward is another."""
+        """Run the ring; its backward is another ring."""
         learned = learned_by(call)
         own = keys.own.dense()
         out, lse = _Ring.apply(self, call, keys, call.q, own.k, own.v, *learned)  # type: ignore[no-untyped-call]
         return Partial(out, lse)
 
     def backward(self, call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
-        """Return the gradients of q, k, v and of what the rule learns."""
+        """Return the gradients of q, k, v and of the parameters of the rule."""
         return keys_travel(call, keys, back)
 
 
 @method("burst_attention", call="regard.attend(q, keys, rule=rule, executor='burst')")
 class BurstAttention(RingAttention):
-    """A ring whose backward passes queries by, with their gradients: keys stay.
+    """A ring whose backward passes queries with their gradients, while keys stay.
 
-    Each hop carries q, d_out, two numbers for each query, and dq back: 3 n d + 2 n in place of the
+    Each hop carries q, d_out, two numbers for each query, and dq back: 3 n d + 2 n instead of the
     4 n d of keys, values and their gradients, where there are as many key heads as query heads.
     """
 
@@ -87,11 +87,11 @@ class BurstAttention(RingAttention):
     queries_travel: ClassVar[bool] = True
 
     def rounds(self, keys: ShardedKeys) -> int:
-        """As a ring; where nothing is learned there is no reason to choose it."""
+        """Return why it cannot run, as a ring; without gradients it is never better."""
         return keys.peers.world + 1
 
     def bytes_sent_back(self, call: Call, keys: ShardedKeys) -> list[int]:
-        """Queries, gradients of outputs, two numbers a query; and gradients of queries back."""
+        """Count queries, output gradients, two numbers per query, and query gradients back."""
         asking, ranks = work(call, keys).asking, range(keys.peers.world)
         size, few = call.q.element_size(), 0 if call.rule.weigh.sums else 2
         out = call.b * call.h * ((call.d + call.e) * size + few * wide(call.q.dtype).itemsize)
@@ -102,18 +102,18 @@ class BurstAttention(RingAttention):
         ]
 
     def backward(self, call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
-        """Let the queries travel."""
+        """Run the backward in which queries travel."""
         return queries_travel(call, keys, back)
 
 
 def learned_by(call: Call) -> tuple[Tensor, ...]:
-    """Return the tensors of a score that are being learned."""
+    """Return the tensors of a score that require gradients."""
     score = call.rule.score
     return tuple(x for x in (*score.tensors(), *reached_learned(score)) if x.requires_grad)
 
 
 def learns_unseen_by(call: Call) -> str:
-    """Return what a function of the score learns that cannot be found, or nothing."""
+    """Return the parameters of a score's function that cannot be found, or nothing."""
     unseen = learns_unseen(call) if torch.is_grad_enabled() else ""
     return f"{unseen}; make them fields of a step" if unseen else ""
 

@@ -1,4 +1,4 @@
-"""How keys or queries pass by in a ring, and how their gradients go home."""
+"""Passes of keys or queries around a ring, and the return of their gradients."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from regard.schemes.scheme import queries_of, work
 from regard.schemes.sharded_keys import ShardedKeys
 
 KEYS, BACK = 0, 1  # lanes
+# Gradients that may be on their way home while the next ones are computed. Those of every rank at
+# once would take as much memory as the gradients of all keys.
+ON_THEIR_WAY = 1
 
 
 class Back:
-    """What the backward of a ring needs: tensors of the forward, and gradients of its output."""
+    """Inputs of the backward of a ring: tensors of the forward, and gradients of its output."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, learned: tuple[Tensor, ...], d_out: Tensor,
         lse: Tensor | None, d_row: Tensor | None, number: int, out: Tensor | None = None,
     ) -> None:  # fmt: skip
-        # Of the call whose backward it is: others may have been made since.
+        # The number of the forward call: others may have run since.
         self.number = number
         self.q, self.k, self.v, self.learned = q, k, v, learned
         self.d_out, self.lse, self.d_row = d_out, lse, d_row
-        # The output, where all that is asked for is its gradient.
+        # The output, where only it has a gradient.
         self.out = out
         self.dq, self.dk, self.dv = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (q, k, v))
         self.d_learned = [torch.zeros_like(x) for x in learned]
 
     def grads(self) -> list[Tensor]:
-        """Return all gradients, each in the type of what it belongs to."""
+        """Return all gradients, each in the dtype of its tensor."""
         found = zip((self.dq, self.dk, self.dv), (self.q, self.k, self.v), strict=True)
         return [*(x.to(like.dtype) for x, like in found), *self.d_learned]
 
@@ -74,7 +77,7 @@ def passing(
 
 
 def _rows(x: Tensor, slots: Tensor) -> Tensor:
-    """Return some rows of x [b, g, c, d], in rising order: x itself where they are all."""
+    """Return some rows of x [b, g, c, d], in ascending order: x itself if they are all."""
     return x if len(slots) == x.shape[2] else x[:, :, slots.to(x.device)]
 
 
@@ -93,10 +96,10 @@ def _learn(back: Back, found: list[Tensor | None]) -> None:
 
 
 def keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
-    """Pass the keys by again, and send their gradients home.
+    """Pass the keys again, and return their gradients to their owners.
 
-    Of its own keys a rank takes a part first, while those of the next rank arrive, and the rest
-    last, while the last gradients go home.
+    A rank computes part of its own keys first, while those of the next rank arrive, and the rest
+    last, while the last gradients travel.
     """
     peers, needed = keys.peers, work(call, keys).needed
     i = queries_of(keys).positions(peers.rank)
@@ -104,7 +107,7 @@ def keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
     (b, g, _, d), e = back.k.shape, back.v.shape[3]
 
     def grads_of(k: Tensor, v: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of some keys and values; add those of the queries up."""
+        """Return the gradients of some keys and values, and accumulate those of the queries."""
         if not len(i) or not len(j):
             return torch.zeros_like(k), torch.zeros_like(v)
         dq, dk, dv, *rest = part_grads(
@@ -125,6 +128,12 @@ def keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         _add(back.dk, slots, dk)
         _add(back.dv, slots, dv)
 
+    def come_home(waiting: Waiting, got: Tensor, slots: Tensor) -> None:
+        waiting.wait()
+        cut = b * g * len(slots) * d
+        _add(back.dk, slots, got[:cut].view(b, g, -1, d) if len(slots) else None)
+        _add(back.dv, slots, got[cut:].view(b, g, -1, e) if len(slots) else None)
+
     rest: tuple[slice, Tensor, Tensor, Tensor] | None = None
     for step, (source, k, v, j) in enumerate(passing(call, keys, back.k, back.v, back.number)):
         if step == 0:
@@ -140,24 +149,23 @@ def keys_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
         what = f"step {step} of the backward of ring"
         waiting = peers.exchange({source: sent}, {to: got}, what, lane=BACK, call=back.number)
         home.append((waiting, got, slots))
+        if len(home) > ON_THEIR_WAY:
+            come_home(*home.pop(0))
     if rest is not None:
         own_part(*rest)
-    for waiting, got, slots in home:
-        waiting.wait()
-        cut = b * g * len(slots) * d
-        _add(back.dk, slots, got[:cut].view(b, g, -1, d) if len(slots) else None)
-        _add(back.dv, slots, got[cut:].view(b, g, -1, e) if len(slots) else None)
+    for one in home:
+        come_home(*one)
     return back.grads()
 
 
 def _gap(j: Tensor) -> int:
-    """Return where to cut rising positions in two: at a gap between runs, the one in the middle."""
+    """Return where to cut sorted positions in two: at the middle gap between runs."""
     gaps = ((j.diff() != 1).nonzero().flatten() + 1).tolist()
     return int(min(gaps, key=lambda x: abs(2 * x - len(j)))) if gaps else len(j)
 
 
 def queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
-    """Pass the queries by the keys, and send their gradients home."""
+    """Pass the queries around the ring, and return their gradients to their owners."""
     peers, ranks = keys.peers, work(call, keys)
     layout, full = queries_of(keys), wide(back.q.dtype)
     (b, h, _, d), e = back.q.shape, back.v.shape[3]
@@ -180,6 +188,10 @@ def queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
             peers.exchange({to: x}, {source: y}, what, lane=lane + 2, call=back.number)
             for lane, (x, y) in enumerate(zip(given, got, strict=True))
         ], got
+
+    def come_home(waiting: Waiting, mine: Tensor, asks: Tensor) -> None:
+        waiting.wait()
+        _add(back.dq, asks, mine.view(b, h, -1, d) if len(asks) else None)
 
     coming = post(1) if peers.world > 1 else None
     for step in range(peers.world):
@@ -222,7 +234,8 @@ def queries_travel(call: Call, keys: ShardedKeys, back: Back) -> list[Tensor]:
                 asks,
             )
         )
-    for waiting, mine, asks in home:
-        waiting.wait()
-        _add(back.dq, asks, mine.view(b, h, -1, d) if len(asks) else None)
+        if len(home) > ON_THEIR_WAY:
+            come_home(*home.pop(0))
+    for one in home:
+        come_home(*one)
     return back.grads()

@@ -1,4 +1,4 @@
-"""What a scheme is: an executor over sharded keys, which agrees with all ranks before it sends."""
+"""The base class of schemes: executors over sharded keys, which agree before they send."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from regard.schemes.layouts import Layout
 from regard.schemes.sharded_keys import ShardedKeys
 from regard.schemes.work import RankWork, state_of, work_of
 
-# Bytes of memory that are moved in the time in which a link carries one.
+# Bytes of memory moved in the time that a link takes for one.
 LINK = 16.0
-# Runs of consecutive positions that are attended to one by one, at most.
+# The most runs of consecutive positions that are attended to separately.
 RUNS = 4
 
 
@@ -36,11 +36,11 @@ class Scheme(Executor):
 
     reads: ClassVar[frozenset[str]] = frozenset({ShardedKeys.form})
     transforms = Transforms.NONE
-    # By keys that are gathered once the call is under way: a plan sends nothing.
+    # Keys are gathered once the call runs: a plan sends nothing.
     weighs: ClassVar[bool] = True
-    # Whether every rank has queries of its own, or all have the same.
+    # Whether every rank has its own queries, or all have the same.
     same_queries: ClassVar[bool] = False
-    # Whether it attends from a query to some of its keys at a time.
+    # Whether a query attends to its keys in several parts.
     splits_rows: ClassVar[bool] = True
 
     def can(self, call: Call) -> Answer:
@@ -67,7 +67,7 @@ class Scheme(Executor):
         return No(reason) if reason else Yes(self.note(call, keys))
 
     def refuses(self, call: Call, keys: ShardedKeys) -> str:
-        """Return why it cannot run a call, or nothing."""
+        """Return why it cannot run a call, or None."""
         return ""
 
     @abstractmethod
@@ -79,14 +79,14 @@ class Scheme(Executor):
         return [float(x) * call.b * call.h for x in work(call, keys).pairs_by_rank()]
 
     def note(self, call: Call, keys: ShardedKeys) -> str:
-        """Return who does and sends how much."""
+        """Describe how much each rank computes and sends."""
         sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
         return (
             f"{keys.peers.world} ranks send {min(sent):,} to {max(sent):,} bytes and score "
             f"{min(pairs):,.0f} to {max(pairs):,.0f} pairs"
         )
 
-    # Share of the sending that is not hidden behind computing, and messages that follow on another.
+    # The share of sending that does not overlap with computing.
     exposed: ClassVar[float] = 1.0
 
     def rounds(self, keys: ShardedKeys) -> int:
@@ -94,11 +94,11 @@ class Scheme(Executor):
         return 1
 
     def held(self, call: Call, keys: ShardedKeys) -> float:
-        """Bytes that are held beside what a rank has."""
+        """Count the bytes held besides a rank's own tensors."""
         return float(max(self.bytes_sent(call, keys)))
 
     def cost(self, call: Call) -> Cost:
-        """Count the work of the rank that has most: the others wait for it."""
+        """Count the work of the rank with the most: the others wait for it."""
         keys = call.keys
         assert isinstance(keys, ShardedKeys)
         sent, pairs = self.bytes_sent(call, keys), self.pairs(call, keys)
@@ -125,17 +125,17 @@ class Scheme(Executor):
         return Partial(out.to(call.q.dtype), lse)
 
     def weighed(self, call: Call) -> tuple[Partial, Tensor]:
-        """Run a call, and write the weights of this rank's queries out: over all keys."""
+        """Run a call, and return the weights of this rank's queries over all keys."""
         part = self.run(call)
         return part, weight_matrix(densified(call))[0]
 
     @abstractmethod
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:
-        """Run a call that all ranks agree on; sums are kept in at least float32."""
+        """Run a call that all ranks agree on; sums are in at least float32."""
 
 
 def work(call: Call, keys: ShardedKeys) -> RankWork:
-    """Return who needs what in a call."""
+    """Return what each rank needs from every other in a call."""
     return work_of(call.rule, queries_of(keys), keys.layout)
 
 
@@ -148,14 +148,14 @@ def queries_of(keys: ShardedKeys) -> Layout:
 def partial_over(
     rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None = None
 ) -> Partial:
-    """Attend from queries at positions i [n] to some keys at positions j [c], both rising.
+    """Attend from queries at positions i [n] to some keys at positions j [c], both ascending.
 
     q [b, h, n, d], k [b, g, c, d], v [b, g, c, e]; `real` bool [b, length] is false at padding. The
     output is in at least float32, so that parts of half precision merge without loss. Runs of
     consecutive positions that a rule leaves empty are skipped, and plain ones need no mask.
     """
     if not len(i) or not len(j):
-        # Nothing is attended to, but gradients must still be sent to those who wait for them.
+        # Nothing is attended to, but others still wait for gradients.
         joined = sum(x[:, :, :0].sum() for x in (q, k, v))
         empty = q.new_zeros(*q.shape[:3], v.shape[3], dtype=wide(q.dtype)) + joined
         return nothing(empty, sums=rule.weigh.sums)._replace(out=empty)
@@ -183,7 +183,7 @@ def blocks_of(rule: Rule, i: Tensor, j: Tensor) -> list[tuple[slice, list[slice]
 
 
 def _cut(rule: Rule, i: Tensor, j: Tensor, col: slice) -> list[slice]:
-    """Cut a run of keys into those before, beside and behind a run of queries.
+    """Cut a run of keys into those before, within and after a run of queries.
 
     Where all of the first are attended to and none of the last, as under a causal rule, kernels
     need no mask for any of the three.
@@ -202,7 +202,7 @@ def _cut(rule: Rule, i: Tensor, j: Tensor, col: slice) -> list[slice]:
 
 
 def _runs(x: Tensor) -> list[slice]:
-    """Cut rising positions into runs of consecutive ones."""
+    """Cut sorted positions into runs of consecutive ones."""
     ends = ((x.diff() != 1).nonzero().flatten() + 1).tolist()
     cuts = [0, *ends, len(x)]
     return [slice(a, b) for a, b in itertools.pairwise(cuts) if b > a]
@@ -211,7 +211,7 @@ def _runs(x: Tensor) -> list[slice]:
 def _block(
     rule: Rule, q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, real: Tensor | None
 ) -> Partial | None:
-    """Attend to one block; None where it is empty."""
+    """Attend to one block; return None if it is empty."""
     call = block_call(rule, q, k, v, i, j, real)
     if call is None:
         return None
@@ -246,7 +246,7 @@ def block_call(
 def row_terms(
     d_out: Tensor, d_lse: Tensor | None, out: Tensor, lse: Tensor | None
 ) -> Tensor | None:
-    """Return d_row [b, h, n] of `pulled_back`; None where nothing is normalized."""
+    """Return d_row [b, h, n] of `pulled_back`; None if rows are not normalized."""
     if lse is None:
         return None
     d_row = (d_out.to(out.dtype) * out).sum(-1)

@@ -22,7 +22,7 @@ from regard.schemes.messages import TIMEOUT, Peers, Waiting
 def peers_of(mesh: Any, dim: str | None = None, timeout: float = TIMEOUT) -> Peers:
     """Return the ranks of one dimension of a `DeviceMesh`, or of a process group (None: all).
 
-    Those of one mesh and dimension are made once, so that calls are counted in one place.
+    One object is shared per mesh and dimension, so that calls are counted in one place.
     """
     if isinstance(mesh, Peers):
         return mesh
@@ -41,11 +41,11 @@ _made: dict[Hashable, tuple[Any, Peers]] = {}
 class ShardedKeys(Keys):
     """Keys of which this rank holds `own`: those at the positions that `layout` gives it.
 
-    `own` [b, g, c, d] are the keys of this rank, in rising position. `queries` is the layout of the
-    queries of a call: that of the keys where each rank asks for its own tokens, None where all
-    ranks ask the same queries, as in decoding. `real` bool [b, length] is false at padding; every
-    rank passes all of it. Every rank makes the same calls: `dense` and all that attends are
-    collective.
+    `own` [b, g, c, d] are the keys of this rank, in order of position. `queries` is the layout of
+    the queries of a call: that of the keys where each rank has the queries of its tokens, None
+    where all ranks have the same queries, as in decoding. `real` bool [b, length] is False at
+    padding; every rank passes all of it. Every rank must make the same calls: `dense` and attention
+    are collective.
 
     >>> import torch.distributed as dist
     >>> store = dist.HashStore()
@@ -65,7 +65,7 @@ class ShardedKeys(Keys):
     layout: Layout
     queries: Layout | None = None
     real: Tensor | None = None
-    # The scheme that a plan should choose, where somebody said so.
+    # The scheme that a plan should choose, if requested.
     scheme: str | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class ShardedKeys(Keys):
         """Build sharded keys of this rank's k [b, g, c, d] and v [b, g, c, e].
 
         `mesh` is a `DeviceMesh` with the dimension `dim`, a process group, or None for all ranks.
-        Without a `layout`, pieces in a row of a sequence of `length` tokens.
+        Without a `layout`, ranks hold consecutive pieces of a sequence of `length` tokens.
         """
         peers = peers_of(mesh, dim, timeout)
         if layout is None:
@@ -115,37 +115,37 @@ class ShardedKeys(Keys):
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """Sizes (b, g, m, d, e): m counts the keys of all ranks."""
+        """Return the sizes (b, g, m, d, e): m counts the keys of all ranks."""
         b, g, _, d, e = self.own.shape
         return b, g, self.layout.length, d, e
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return those of this rank."""
+        """Return the tensors of this rank."""
         return self.own.tensors()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the numbers."""
+        """Return the dtype of the keys."""
         return self.own.dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the keys of this rank."""
+        """Return the device of the keys of this rank."""
         return self.own.device
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient will be asked of the keys of this rank."""
+        """Return whether the keys of this rank require gradients."""
         return self.own.requires_grad
 
     @property
     def count(self) -> float:
-        """Keys that this rank holds."""
+        """Return the number of keys that this rank holds."""
         return float(self.own.m)
 
     @property
     def positions(self) -> Tensor | None:
-        """Positions of all keys in order; -1 at padding, None without any."""
+        """Return the positions of all keys in order, -1 at padding; None without padding."""
         if self.real is None:
             return None
         line = torch.arange(self.layout.length, device=self.real.device)
@@ -153,24 +153,24 @@ class ShardedKeys(Keys):
 
     @property
     def full(self) -> bool:
-        """Whether no key is padding."""
+        """Return whether no key is padding."""
         return self.real is None
 
     @property
     def placed(self) -> bool:
-        """Keys and queries of a rank have positions of their own."""
+        """Return False: the keys and queries of a rank have explicit positions."""
         return True
 
     @cached_property
     def q_positions(self) -> Tensor | None:  # type: ignore[override]
-        """Positions of the queries of this rank; None where all ranks ask the same."""
+        """Return the positions of this rank's queries; None where all ranks have the same."""
         if self.queries is None:
             return None
         return self.queries.positions(self.peers.rank).to(self.own.device)
 
     @property
     def kind(self) -> Hashable:
-        """What a plan may depend on: what every rank knows."""
+        """Return what a plan may depend on: what every rank knows."""
         b, g, m, d, e = self.shape
         rows = self.layout if self.queries is not None else -(-m // STEP)
         return (
@@ -186,14 +186,14 @@ class ShardedKeys(Keys):
         return torch.where(self.real.to(at.device)[:, at], at, -1)
 
     def take(self, slots: Tensor, *, full: bool | None = None) -> Keys:
-        """Refuse: slots of keys on other ranks would have to be sent by whoever plans."""
+        """Reject: a plan cannot send slots of keys on other ranks."""
         fail(
-            CapabilityError, "keys", "some slots of keys over devices", "all of them",
-            "choose keys before they are sharded, or by the support of the rule",
+            CapabilityError, "keys", "some slots of sharded keys", "all of them",
+            "choose keys before sharding, or by the support of the rule",
         )  # fmt: skip
 
     def dense(self) -> Dense:
-        """Gather the keys of all ranks, in order of position; every rank must ask."""
+        """Gather the keys of all ranks, in order of position; every rank must call it."""
         own = self.own.dense()
         everything = [torch.arange(c) for c in self.layout.counts()]
         k, v = gathered(self, own, [everything] * self.peers.world, "gathering keys")
@@ -211,8 +211,8 @@ def gathered(
     """Gather the needed keys of every rank, by position: k [b, g, c, d] and v [b, g, c, e].
 
     `needed[r][s]` are the slots of rank s that rank r needs. Differentiable: gradients go back to
-    the ranks that hold the keys, and are summed there. The keys that are gathered are held twice
-    while they arrive, and once from then on.
+    the ranks that hold the keys, and are summed there. Gathered keys take twice their memory while
+    they arrive, and once after that.
     """
     made: tuple[Tensor, Tensor] = _Gathered.apply(keys, needed, what, own.k, own.v)  # type: ignore[no-untyped-call]
     return made
@@ -246,7 +246,7 @@ class _Gathered(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[None, None, None, Tensor, Tensor]:
-        """Send gradients home, to one rank after the other: two messages are held at a time."""
+        """Return gradients to their owners, rank by rank: two messages are held at a time."""
         if torch.is_grad_enabled():
             no_second_derivative("gather")
         peers, needed, (all_k, all_v) = ctx.keys.peers, ctx.needed, grads
@@ -282,7 +282,7 @@ class _Gathered(Function):
 
 
 def _packed(needed: list[list[Tensor]], rank: int, k: Tensor, v: Tensor) -> dict[int, Tensor]:
-    """Pack what each other rank needs of this one; those who need the same get the same tensor."""
+    """Pack what each other rank needs from this one; equal needs share a tensor."""
     made: list[tuple[Tensor, Tensor]] = []
     sends = {}
     for to, row in enumerate(needed):
@@ -305,5 +305,5 @@ def _unpacked(x: Tensor, b: int, g: int, d: int, e: int) -> tuple[Tensor, Tensor
 
 
 def arrived(keys: ShardedKeys, slots: list[Tensor]) -> Tensor:
-    """Positions of slots of every rank, one rank after the other, on the CPU."""
+    """Return the positions of slots of every rank, one rank after another, on the CPU."""
     return torch.cat([keys.layout.positions(rank)[x] for rank, x in enumerate(slots)])

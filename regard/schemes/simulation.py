@@ -1,4 +1,4 @@
-"""What a scheme would cost on devices that one does not have: work, bytes and time, by rank."""
+"""Simulate the cost of a scheme on devices you do not have: work, bytes and time, by rank."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from regard.core.tilemap import EMPTY, PARTIAL, Grid, tile_states, tiled
 from regard.schemes.head_split import shares
 from regard.schemes.layouts import Contiguous, Dealt, Layout, Striped, ZigZag, balanced
 
-# Tiles along each side of a simulated sequence, at most.
+# The most tiles along each side of a simulated sequence.
 TILES = 4096
 SCHEMES = ("ring", "burst", "gather", "heads")
-# FLOPs of a backward by those of its forward: five products of matrices for two.
+# FLOPs of a backward relative to its forward: five matrix products against two.
 BACKWARD = 2.5
-# Bytes of float32 that are moved to merge a number of a part into the output: the part is read and
-# made wide, read again, and the output is read and written; and to add one to a gradient.
+# Bytes moved to merge one number of a part into a float32 output: the part is read and converted,
+# read again, and the output is read and written; and to add one to a gradient.
 MERGED, ADDED = 16, 8
 
 
@@ -28,8 +28,8 @@ MERGED, ADDED = 16, 8
 class Machine:
     """Devices in nodes: `bandwidth` between nodes and `link` within one, in GB/s each way.
 
-    `flops` is what attention reaches on one device, in TFLOP/s, and `memory` what its memory moves,
-    in GB/s.
+    `flops` is the throughput of attention on one device, in TFLOP/s, and `memory` its memory
+    bandwidth, in GB/s.
     """
 
     devices: int
@@ -52,7 +52,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Heads, key heads, head size and bytes of a number, of one layer and one row of a batch."""
+    """Heads, key heads, head size and bytes per number, of one layer and one row of a batch."""
 
     heads: int = 32
     key_heads: int = 8
@@ -61,10 +61,10 @@ class LayerShape:
 
 
 class SchemeCost(NamedTuple):
-    """One scheme under one layout: the rank with most of each, and the seconds of one layer.
+    """One scheme under one layout: the maximum of each cost over ranks, and seconds per layer.
 
-    `balance` is the mean work of a rank by that of the one with most; `ideal` is the share of
-    `seconds` that would do if nothing were sent and all had as much to do.
+    `balance` is the mean work of a rank over the maximum; `ideal` is the share of `seconds` that
+    would remain if nothing were sent and the work were equal.
     """
 
     scheme: str
@@ -79,7 +79,7 @@ class SchemeCost(NamedTuple):
 
 
 def layouts(rule: Rule, tokens: int, devices: int) -> dict[str, Layout]:
-    """Return the layouts that are compared, in tiles where they would be of single tokens."""
+    """Return the layouts to compare, in tiles where they would be of single tokens."""
     size = -(-tokens // TILES)
     return {
         "contiguous": Contiguous(tokens, devices),
@@ -93,13 +93,13 @@ def simulate(
     rule: Rule, tokens: int, machine: Machine, shape: LayerShape = LayerShape(), *,
     backward: bool = False,
 ) -> list[SchemeCost]:  # fmt: skip
-    """Return what every scheme costs under every layout, the quickest first.
+    """Return the cost of every scheme under every layout, the fastest first.
 
-    One layer's forward is counted; with `backward`, that and its backward. A ring merges what it
-    attends to at every step, which its memory must move; what it sends is hidden behind computing.
+    It counts the forward of one layer, and with `backward` also its backward. A ring merges its
+    result at every step, which takes memory bandwidth; its messages overlap with computing.
 
-    Pairs and bytes are counted by tiles of the sequence, 4,096 a side at most, in which a tile that
-    is not empty counts as a whole, or by half where it is only partly met.
+    Pairs and bytes are counted by tiles of the sequence, at most 4,096 a side: a full tile counts
+    as a whole, a partial one as half.
 
     >>> from regard.core.support import Causal
     >>> best = simulate(Rule(Causal()), 65_536, Machine(8))[0]
@@ -117,13 +117,13 @@ def simulate(
             _by_rows(scheme, name, counts, tokens, machine, shape, backward)
             for scheme in (("ring", "burst", "gather") if backward else ("ring", "gather"))
         ]
-        if name == "contiguous":  # heads see all tokens, wherever these are
+        if name == "contiguous":  # heads see all tokens, wherever they are
             found.append(_by_heads(counts.pairs, tokens, machine, shape, backward))
     return sorted(found, key=lambda x: x.seconds)
 
 
 class Counts(NamedTuple):
-    """Pairs [world] of one head; rows of keys [to, from], and of queries [from, to], by rank."""
+    """Pairs [world] of one head, and rows of keys [to, from] and queries [from, to] by rank."""
 
     pairs: Tensor
     rows: Tensor
@@ -131,7 +131,7 @@ class Counts(NamedTuple):
 
 
 def _counted(rule: Rule, tokens: int, world: int) -> dict[str, Counts]:
-    """Count what a rule asks of every rank, by tiles: by layout."""
+    """Count what a rule needs from every rank under a layout, by tiles."""
     size = -(-tokens // min(TILES, tokens))
     line = tiled(torch.arange(tokens), size)
     t, starts = len(line), line[:, 0].contiguous()
@@ -166,7 +166,7 @@ def _by_rows(
     scheme: str, layout: str, counts: Counts, tokens: int, machine: Machine, shape: LayerShape,
     backward: bool,
 ) -> SchemeCost:  # fmt: skip
-    """A ring, or a gather: keys go where they are needed, and their gradients home."""
+    """Cost of a ring or a gather: keys go where they are needed, and gradients return."""
     pairs, rows, asking = counts
     world, passing = machine.devices, scheme != "gather"
     node = torch.arange(world) // (world // machine.nodes)
@@ -203,7 +203,7 @@ def _by_rows(
 def _by_heads(
     pairs: Tensor, tokens: int, machine: Machine, shape: LayerShape, backward: bool
 ) -> SchemeCost:
-    """An exchange of tokens for heads, and back."""
+    """Cost of an exchange of tokens for heads, and back."""
     world, own = machine.devices, tokens / machine.devices
     heads = [len(x) for x in shares(shape.heads, world)]
     keys = [min(shape.key_heads, max(x, 1)) for x in heads]

@@ -1,4 +1,4 @@
-"""Spread a model over devices: each rank runs some tokens, and attention reaches all of them."""
+"""Spread a model over devices: each rank runs some tokens, and attention covers all of them."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ NAMES = (AUTO, "ring", "burst", "gather", "heads", "heads_ring", STAR)
 LAYOUTS = {"zigzag": ZigZag, "contiguous": Contiguous, "striped": Striped}
 
 
-# Numbers of gradients that travel in one message, at most, but for larger parameters.
+# The most numbers of gradients in one message, except for larger parameters.
 BUCKET = 1 << 22
-# Generated tokens in a row that one rank keeps, before the next one does.
+# Consecutive generated tokens that one rank keeps before the next rank does.
 DEALT = 16
 
 
 @dataclass(frozen=True)
 class Grown(Layout):
-    """A layout of a prompt, and generated tokens behind it, dealt out in blocks of `block`.
+    """The layout of a prompt, followed by generated tokens assigned in blocks of `block`.
 
-    The last rank, which a zigzag gives least of an odd length, begins.
+    The last rank, which holds least in a zigzag of odd length, gets the first block.
 
     >>> [Grown(9, 2, Contiguous(4, 2), 2).positions(rank).tolist() for rank in range(2)]
     [[0, 1, 6, 7], [2, 3, 4, 5, 8]]
@@ -51,20 +51,20 @@ class Grown(Layout):
     block: int = DEALT
 
     def owner_of(self, positions: Tensor) -> Tensor:
-        """Ask the layout of the prompt; the rest is dealt out."""
+        """Return the owners from the layout of the prompt; the rest is assigned in turn."""
         owners = self.world - 1 - (positions - self.prompt.length) // self.block % self.world
         old = positions < self.prompt.length
         owners[old] = self.prompt.owner_of(positions[old])
         return owners
 
     def positions(self, rank: int) -> Tensor:
-        """Return those of the prompt, which are known, and what was dealt out."""
+        """Return the positions of the prompt, and those assigned after it."""
         new = torch.arange(self.prompt.length, self.length)
         return torch.cat((self.prompt.positions(rank), new[self.owner_of(new) == rank]))
 
 
 class _Now(NamedTuple):
-    """How the forward that is running is laid out; `first` is None where tokens are spread."""
+    """The layout of the running forward; `first` is None where tokens are spread."""
 
     layout: Layout
     first: int | None = None
@@ -75,9 +75,9 @@ class _SpreadThread(threading.local):
 
 
 class Spread(Stage):
-    """Make the keys of every call sharded: a rank's tokens attend to those of all ranks.
+    """Shard the keys of every call: a rank's tokens attend to those of all ranks.
 
-    Inputs of a forward are cut by the layout when it begins; masks are those of the whole text.
+    Inputs of a forward are cut by the layout when it starts; masks are those of the whole text.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Spread(Stage):
         self.prompt: Layout | None = None
 
     def layout_of(self, length: int) -> Layout:
-        """Return how a text of so many tokens is spread."""
+        """Return the layout of a text of this many tokens."""
         world = self.peers.world
         if self.scheme == STAR:
             layout: Layout = Striped(length, world, block=max(1, ceil(length / world)))
@@ -171,7 +171,7 @@ class Spread(Stage):
         """Shard the keys."""
         now = self._thread.now
         if getattr(call.forward, "whole", None) is None:
-            # A checkpoint computes a part again in the backward, maybe in another thread.
+            # Activation checkpointing recomputes in the backward, maybe in another thread.
             now = self._last if recomputing() else None
         if now is None:
             return call
@@ -193,12 +193,12 @@ class Spread(Stage):
         keys = ShardedKeys(
             Dense(own.k, own.v), self.peers, now.layout, now.layout, None, scheme
         )  # fmt: skip
-        # A stage behind this one may put other keys in place: where the queries are stays true.
+        # A later stage may replace the keys; the positions of the queries stay.
         return call.replace(keys=keys, q_positions=keys.q_positions)
 
 
 def _kept(call: Call, keys: Dense, mine: Tensor) -> Dense:
-    """Return the keys without the new ones that other ranks keep, and leave these in the cache.
+    """Return the keys without the new ones that other ranks keep, and put them in the cache.
 
     Every rank ran the new tokens; `mine` [n] says which of them this rank keeps.
     """
@@ -217,9 +217,9 @@ def _kept(call: Call, keys: Dense, mine: Tensor) -> Dense:
 
 @method("star_attention", call="regard.spread(model, mesh, scheme='star')")
 def anchored(rule: Any, size: int) -> Any:
-    """Return a rule whose queries attend to their own block of `size` keys, and to the first block.
+    """Return a rule whose queries attend to their own block of `size` keys, and the first block.
 
-    Star attention's first phase: the first block is the anchor of every other.
+    This is the first phase of Star Attention: the first block is the anchor of every other.
 
     >>> from regard.core.rule import Rule
     >>> from regard.core.support import Causal
@@ -244,24 +244,24 @@ def _not_spread(call: Call, found: int, held: int) -> None:
 
 
 class Spreading(Detaching):
-    """A model that is spread: call it with whole inputs on every rank; each runs its tokens.
+    """A spread model: call it with whole inputs on every rank; each runs its tokens.
 
     Outputs are those of this rank's tokens (`positions`); a loss is this rank's part of the mean
-    over all tokens, so that losses and gradients of the ranks add up to those of one process.
+    over all tokens, so that losses and gradients summed over ranks are those of one process.
     """
 
     def __init__(self, model: nn.Module, stage: Spread, attached: Any) -> None:
         self.model, self.stage, self.attached = model, stage, attached
         self.peers = stage.peers
-        # The cache of the last generation: what this rank keeps of it.
+        # This rank's part of the cache of the last generation.
         self.cache: Any = None
 
     def positions(self, length: int) -> Tensor:
-        """Return the positions of this rank's tokens in a text of so many."""
+        """Return the positions of this rank's tokens in a text of this many."""
         return self.stage.layout_of(length).positions(self.peers.rank)
 
     def gather(self, x: Tensor, length: int) -> Tensor:
-        """Put x [b, own tokens, ...] of all ranks together: [b, length, ...]; no gradients."""
+        """Gather x [b, own tokens, ...] of all ranks as [b, length, ...]; not differentiable."""
         layout = self.stage.layout_of(length)
         counts = layout.counts()
         most = max(counts)
@@ -273,14 +273,14 @@ class Spreading(Detaching):
         return joined[:, order.to(x.device)]
 
     def loss(self, own: Tensor) -> float:
-        """Add the losses of all ranks up."""
+        """Sum the losses of all ranks."""
         return float(self.peers.total(own.detach().float().reshape(1), "adding losses up"))
 
     def sum_gradients(self) -> None:
-        """Add the gradients of all ranks up, after `backward`: then every rank steps alike.
+        """Sum the gradients of all ranks after `backward`, so that every rank takes the same step.
 
-        FSDP and DDP over this dimension do it by themselves (they divide by the ranks: multiply
-        the loss by as many).
+        FSDP and DDP over this dimension do it themselves (they divide by the number of ranks, so
+        multiply the loss by it).
         """
         for names, some in _buckets(self.model):
             own = [torch.zeros_like(x) if x.grad is None else x.grad for x in some]
@@ -295,12 +295,12 @@ class Spreading(Detaching):
         self, ids: Tensor, max_new_tokens: int = 20, *, queries: int = 0,
         attention_mask: Tensor | None = None, stop: int | None = None,
     ) -> Tensor:  # fmt: skip
-        """Generate greedily: ids [b, n] to [b, n + new]; the memory is spread, and stays so.
+        """Generate greedily: ids [b, n] to [b, n + new]; the memory stays spread.
 
-        Ranks keep the new tokens in turn, `DEALT` in a row, so that all have room for as many.
+        Ranks keep the new tokens in turn, `DEALT` at a time, so that all hold equally many.
 
-        The last `queries` tokens of the prompt are run on all ranks, over all its keys: under
-        "star" they are the question, whose attention is exact. `stop` ends a batch of one.
+        The last `queries` tokens of the prompt run on all ranks, over all its keys: with "star"
+        they are the question, whose attention is exact. `stop` ends a batch of one.
         """
         transformers = need("transformers", "hf", "generates from models of transformers")
         cache: Any = transformers.DynamicCache()
@@ -338,7 +338,7 @@ class Spreading(Detaching):
     def _step(
         self, ids: Tensor, first: int, cache: Any, padding: Tensor | None, at: Tensor | None
     ) -> Tensor:
-        """Run tokens on all ranks, and return the next: [b]."""
+        """Run tokens on all ranks, and return the next tokens [b]."""
         n = ids.shape[1]
         if at is None:
             at = torch.arange(first, first + n, device=ids.device).expand(len(ids), -1)
@@ -353,7 +353,7 @@ class Spreading(Detaching):
         return self._agreed(out.logits[:, -1].argmax(-1), 0)
 
     def _agreed(self, token: Tensor, owner: int) -> Tensor:
-        """Return the tokens that one rank chose."""
+        """Return the tokens chosen by one rank."""
         return self.peers.everyone(token, "agreeing on tokens")[owner]
 
     def __repr__(self) -> str:
@@ -362,7 +362,7 @@ class Spreading(Detaching):
 
 
 def _buckets(model: nn.Module) -> Iterator[tuple[list[str], list[nn.Parameter]]]:
-    """Yield what is learned, a few parameters of one kind at a time: they travel as one message."""
+    """Yield gradients in groups of one dtype and device: each group is one message."""
     names: list[str] = []
     some: list[nn.Parameter] = []
     for name, x in model.named_parameters():
@@ -391,10 +391,10 @@ def spread(
     """Spread a model of transformers over the ranks of a mesh dimension, by tokens.
 
     `mesh` is a `DeviceMesh` with a dimension `dim`, a process group, or None for all processes.
-    `scheme` is "auto" (what the plan finds cheapest), "ring", "burst", "gather", "heads",
-    "heads_ring" or "star" (an approximation: a block sees itself and the first one). Every rank
-    calls the model with the whole batch; ids, positions and labels are cut inside. Masks stay:
-    windows, documents (by `position_ids` that begin anew) and padding are those of the whole text.
+    `scheme` is "auto" (the cheapest in the plan), "ring", "burst", "gather", "heads", "heads_ring"
+    or "star" (an approximation: a block sees itself and the first one). Every rank calls the model
+    with the whole batch; ids, positions and labels are cut inside. Masks stay: windows, documents
+    (by `position_ids` that restart) and padding are those of the whole text.
 
         with regard.spread(model, mesh, scheme="ring") as spread:
             loss = model(ids, labels=ids).loss

@@ -1,4 +1,4 @@
-"""Tree decoding: the same queries on all ranks, each over its keys; outputs are merged."""
+"""Tree decoding: all ranks attend from the same queries to their own keys, and merge outputs."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from regard.schemes.sharded_keys import ShardedKeys
 class TreeDecode(Scheme):
     """Attend from the same queries to the keys of every rank, and merge (out, lse).
 
-    A message is an output and its lse: h (e + 1) numbers for each query, however long the context.
-    Keys stay where they are, in whatever form. Every rank gets the same output, bit for bit, and
-    gradients of q and of what a rule learns that are the same on all ranks.
+    A message is an output and its lse: h (e + 1) numbers per query, whatever the context length.
+    Keys stay where they are, in any form. Every rank gets the same output, bit for bit, and the
+    same gradients of q and of the parameters of a rule.
     """
 
     name = "tree"
     same_queries: ClassVar[bool] = True
 
     def refuses(self, call: Call, keys: ShardedKeys) -> str:
-        """Whatever is learned must be known."""
+        """Reject parameters it cannot find."""
         return learns_unseen_by(call)
 
     def pairs(self, call: Call, keys: ShardedKeys) -> list[float]:
-        """Every query and the keys of a rank."""
+        """Count every query with the keys of a rank."""
         return [float(call.b * call.h * call.n * c) for c in keys.layout.counts()]
 
     def bytes_sent(self, call: Call, keys: ShardedKeys) -> list[int]:
-        """An output and its lse to each other rank."""
+        """Count an output and its lse to each other rank."""
         one = call.e if call.rule.weigh.sums else call.e + 1
         others = keys.peers.world - 1
         each = call.b * call.h * call.n * one * wide(call.q.dtype).itemsize
         return [others * each] * keys.peers.world
 
     def spread(self, call: Call, keys: ShardedKeys) -> Partial:
-        """Attend here, send, merge."""
+        """Attend to own keys, exchange, merge."""
         own = keys.own
         given = (own.k, own.v) if isinstance(own, Dense) else own.tensors()
         learned = learned_by(call)
@@ -104,7 +104,7 @@ class _Tree(Function):
             torch.zeros_like(x) if y is None else y for x, y in zip(asked, found, strict=True)
         )
         d_own = rest[: len(rest) - len(learned)]
-        # What all ranks share has the gradients of all.
+        # Inputs shared by all ranks get the gradients of all.
         shared = [
             keys.peers.total(x, "the backward of tree", call=ctx.number)
             for x in (d_q.to(wide(q.dtype)), *rest[len(d_own) :])

@@ -1,7 +1,7 @@
 """Video-Infinity: the frames of a long video over ranks, which share borders and a few frames.
 
-Rank r holds frames in a row. Temporal attention reaches `near` frames to both sides, and a few of
-those of all ranks; convolutions read the frames at the border; norms are over all frames.
+Each rank holds consecutive frames. Temporal attention covers `near` frames on both sides, and a few
+frames of all ranks; convolutions read the frames at the border; norms are over all frames.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from regard.core.support import Kinds, Window
 from regard.schemes.layouts import Contiguous
 from regard.schemes.messages import Peers
 
-# Where early steps of denoising end, of 1,000: before, all frames agree on what is shown.
+# The timestep, of 1,000, at which early denoising steps end: in these, frames agree on content.
 EARLY = 800
 
 
 def shared_frames(frames: int, world: int, many: int = 16) -> Tensor:
-    """Return the frames that all ranks attend to: of each rank equally many, evenly spaced.
+    """Return the frames that all ranks attend to: equally many of each rank, evenly spaced.
 
     >>> shared_frames(12, 2, 4).tolist()
     [0, 3, 6, 9]
@@ -63,11 +63,11 @@ def clip_rule(
     frames: int, world: int, *, near: int = 8, many: int = 16, timestep: float | None = None,
     bias: float = 10.0,
 ) -> Rule:  # fmt: skip
-    """Return the rule of temporal attention: frames nearby, and those that all ranks share.
+    """Return the rule of temporal attention: nearby frames, and those that all ranks share.
 
     With a `timestep` of 0 to 1,000, early steps add `bias` to the scores of shared frames and later
-    ones to those of frames nearby. A frame that is both counts once. With shards in a row, a rank
-    sends at most 2 near frames and its shared ones, however many it holds.
+    ones to those of nearby frames. A frame that is both counts once. With consecutive shards, a
+    rank sends at most 2 near frames and its shared ones, however many it holds.
 
     >>> print(clip_rule(8, 2, near=1, many=2).draw(8))
     ##..#...
@@ -94,9 +94,9 @@ def clip_rule(
 
 
 def with_borders(x: Tensor, near: int, peers: Peers, dim: int = 2) -> Tensor:
-    """Put `near` frames of both neighbors around x, whose axis `dim` counts own frames.
+    """Pad x, whose axis `dim` is the own frames, with `near` frames of both neighbors.
 
-    Zeros at the ends of the video, as a convolution pads. No gradients: it is for inference.
+    The ends of the video are padded with zeros, as in a convolution. Not differentiable.
     """
     if near > x.shape[dim]:
         fail(
@@ -122,7 +122,7 @@ def group_norm(
 ) -> Tensor:  # fmt: skip
     """Normalize x [b, c, own frames, ...] by the mean and variance of all frames of all ranks.
 
-    Two sums over ranks of b x groups numbers. No gradients: it is for inference.
+    It takes two sums over ranks of b x groups numbers. Not differentiable.
     """
     b, c = x.shape[:2]
     wide = x.detach().reshape(b, groups, -1).to(torch.float64)

@@ -1,7 +1,7 @@
-"""Who needs which keys: read off the tiles of a rule, before anything is sent.
+"""Find which ranks need which keys from the tiles of a rule, before anything is sent.
 
-A tile that a rule leaves empty is neither computed nor sent. Every rank works this out alone, from
-the rule and the layouts, and comes to the same.
+A tile that a rule leaves empty is neither computed nor sent. Every rank computes this from the rule
+and the layouts, with the same result.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from regard.core.rule import Rule
 from regard.core.tilemap import EMPTY, FULL, Grid, tile_states, tiled
 from regard.schemes.layouts import Layout
 
-# Positions in a tile, at most; pairs of positions that a function is asked about, at most.
+# The most positions in a tile, and the most pairs of positions that a function is evaluated at.
 TILE = 64
 ASKED = 1 << 24
-# Pairs of two ranks that are looked at one by one, at most, to send no key too many.
+# The most pairs of two ranks that are checked individually to avoid sending unneeded keys.
 EXACT = 1 << 22
 
 
 @dataclass(frozen=True)
 class RankWork:
-    """What a rule asks of every rank, for queries and keys that are laid out over ranks.
+    """What a rule needs from every rank, for queries and keys laid out over ranks.
 
     `needed[r][s]` are the slots of rank s whose keys the queries of rank r may attend to, and
     `asking[r][s]` the slots of rank r with queries that may attend to keys of rank s; `pairs[r][s]`
@@ -37,7 +37,7 @@ class RankWork:
     pairs: list[list[int]]
 
     def pairs_by_rank(self) -> list[int]:
-        """Count the pairs that each rank scores, of one head."""
+        """Count the pairs that each rank scores, for one head."""
         return [sum(row) for row in self.pairs]
 
     def rows_sent(self) -> list[int]:
@@ -47,7 +47,7 @@ class RankWork:
 
 
 def work_of(rule: Rule, queries: Layout, keys: Layout) -> RankWork:
-    """Read off a rule what every rank needs of every other; kept for as long as the rule is.
+    """Compute what every rank needs from every other; cached for the lifetime of the rule.
 
     >>> from regard.core.support import Causal, Window
     >>> from regard.schemes.layouts import Contiguous
@@ -61,7 +61,7 @@ def work_of(rule: Rule, queries: Layout, keys: Layout) -> RankWork:
 
 
 def tile_of(length: int, world: int) -> int:
-    """Return how many positions a tile holds, for ranks of so many tokens."""
+    """Return how many positions a tile holds, for ranks with this many tokens."""
     return max(1, min(TILE, length // (4 * world)))
 
 
@@ -84,8 +84,8 @@ def _read(rule: Rule, queries: Layout, keys: Layout) -> RankWork:
 def _between(rule: Rule, i: Tensor, j: Tensor, size: int) -> tuple[Tensor, Tensor, int]:
     """Return the keys and queries that some pair needs, and the pairs in tiles that are not empty.
 
-    Tiles of which none is full are looked into, if that is not too much: what is sent is what is
-    needed, and no more.
+    Where no tile is full, pairs are checked individually if there are not too many, so that only
+    needed keys are sent.
     """
     if not len(i) or not len(j):
         return torch.arange(0), torch.arange(0), 0
@@ -127,9 +127,9 @@ def _exactly(
 
 
 def states(rule: Rule, i: Tensor, j: Tensor, size: int) -> Tensor:
-    """State of each tile of queries at positions i and keys at j, int8 [b, h, t_q, t_k]."""
+    """Return the state of each tile of queries at i and keys at j, int8 [b, h, t_q, t_k]."""
     support = rule.support.to("cpu")
-    if support.functions() and len(i) * len(j) > ASKED:  # asked about each pair: too many
+    if support.functions() and len(i) * len(j) > ASKED:  # every pair would be evaluated: too many
         return torch.ones(1, 1, -(-len(i) // size), -(-len(j) // size), dtype=torch.int8)
     batch, heads = support.extent()
     grid = Grid.of(tiled(i, size), tiled(j, size), batch, heads)
@@ -137,7 +137,7 @@ def states(rule: Rule, i: Tensor, j: Tensor, size: int) -> Tensor:
 
 
 def state_of(rule: Rule, i: Tensor, j: Tensor) -> int:
-    """State of all queries at i and all keys at j as one: EMPTY, PARTIAL or FULL."""
+    """Return the state of queries at i and keys at j as one tile: EMPTY, PARTIAL or FULL."""
 
     def look() -> int:
         found = states(rule, i, j, tile_of(max(len(i), len(j)), 1))

@@ -1,9 +1,9 @@
-"""Serve a model: memories that outlive a request.
+"""Serve a model with memories that outlive a request.
 
-`Passages` are read once, whatever prompt they come in; `Conversations` go on where they were;
-`answer_log_probs` scores answers behind one prompt;
-`think_together` runs threads that see one another; `Buckets` see with several rotary bases;
-`generate_batch` serves many requests at a time, with policies, surveys and controls by request.
+`Passages` are read once and reused in any prompt; `Conversations` continue from their keys;
+`answer_log_probs` scores several answers to one prompt; `think_together` runs threads that see one
+another; `Buckets` attends with several rotary bases; `generate_batch` serves many requests at a
+time, with policies, surveys and controls by request.
 """
 
 from regard.serving.answers import answer_log_probs

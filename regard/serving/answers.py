@@ -1,4 +1,4 @@
-"""Log-probabilities of several answers to one prompt, which is read once (prefixes of DPO)."""
+"""Log-probabilities of several answers to one prompt, which is read once (DPO prefix sharing)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from regard.models.stage import Stage
 def answer_log_probs(model: Any, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
     """Return log p(answer | prompt) of each answer, a scalar that gradients flow through.
 
-    `prompt` [p] and `answers` [n_i] are ids. One forward reads the prompt once and all answers in a
-    row, p + sum(n_i) tokens: an answer sees the prompt and itself, and stands behind the prompt by
-    its positions. For losses that compare answers, as DPO does:
+    `prompt` [p] and `answers` [n_i] are ids. One forward reads the prompt once, followed by all
+    answers, p + sum(n_i) tokens: each answer sees the prompt and itself, with positions right after
+    the prompt. For losses that compare answers, as in DPO:
 
         chosen, rejected = answer_log_probs(model, prompt, [yes, no])
         loss = -F.logsigmoid(beta * (chosen - rejected - reference))
@@ -48,7 +48,7 @@ def answer_log_probs(model: Any, prompt: Tensor, answers: Sequence[Tensor]) -> l
         ).logits[0]
     found, start = [], p
     for answer in answers:
-        # The first token of every answer is predicted where the prompt ends.
+        # The first token of every answer is predicted at the end of the prompt.
         rows = torch.cat([torch.tensor([p - 1]), start + torch.arange(len(answer) - 1)])
         log_p = logits[rows.to(ids.device)].log_softmax(-1)
         found.append(log_p.gather(-1, answer[:, None]).sum())
@@ -57,12 +57,12 @@ def answer_log_probs(model: Any, prompt: Tensor, answers: Sequence[Tensor]) -> l
 
 
 class _Shared(Stage):
-    """Let every call attend as answers behind one prompt do."""
+    """Mask every call so that each answer sees the prompt and itself."""
 
     def __init__(self, support: SharedPrefix) -> None:
         super().__init__()
         self.support = support
 
     def before(self, call: Call) -> Call:
-        """Put the support in place of the causal one."""
+        """Replace the causal support."""
         return call.replace(rule=call.rule.replace(support=self.support))

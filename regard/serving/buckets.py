@@ -1,4 +1,4 @@
-"""Several rotary bases at once: where one sees badly, another sees well (Attention Buckets)."""
+"""Attention Buckets: run several rotary bases at once, since each is weak at other distances."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from regard.core.rotary import Rotation
 from regard.models.rotary import MOVING
 from regard.models.wrap import put_before
 
-# Candidates are the trained base times 1.05, 1.10, ... 2.50: farther ones harm a model.
+# Candidates are the trained base times 1.05, 1.10, ... 2.50: larger factors harm a model.
 CANDIDATES = tuple(1 + step / 20 for step in range(1, 31))
 
 
 def decay(base: float, d: int, reach: int = 2000) -> Tensor:
-    """How much alike queries and keys match by distance 1, 2, ... reach, at a base: [reach].
+    """Return how well equal queries and keys match at distances 1, 2, ..., for a base: [reach].
 
         g(delta) = sum_k cos(delta base^(-2k/d)),  k < d / 2
 
@@ -32,7 +32,7 @@ def decay(base: float, d: int, reach: int = 2000) -> Tensor:
 
 
 def troughs(curve: Tensor) -> Tensor:
-    """Places [t] at which a curve [m] is below its neighbors.
+    """Return the indices [t] at which a curve [m] is below its neighbors.
 
     >>> troughs(torch.tensor([3.0, 1.0, 2.0, 0.0, 4.0])).tolist()
     [1, 3]
@@ -42,10 +42,10 @@ def troughs(curve: Tensor) -> Tensor:
 
 
 def choose_bases(base: float, d: int, n: int = 6, reach: int = 2000) -> tuple[float, ...]:
-    """Choose n bases, the trained one first, for heads that turn d channels.
+    """Choose n bases, the trained one first, for heads that rotate d channels.
 
-    Each next one is the candidate that is highest, summed over the troughs of what the chosen ones
-    reach together, `max_j g_j`.
+    Each next one is the candidate with the highest sum over the troughs of the maximum of the
+    chosen curves, `max_j g_j`.
 
     >>> len(choose_bases(10_000.0, 64, n=3, reach=200))
     3
@@ -66,7 +66,7 @@ def choose_bases(base: float, d: int, n: int = 6, reach: int = 2000) -> tuple[fl
 
 
 def merged(logits: Tensor) -> Tensor:
-    """Merge next tokens of N copies [N, ..., V], each by how sure it is: logs of [..., V].
+    """Merge the next-token logits of N copies [N, ..., V], weighted by confidence: logs [..., V].
 
         p = sum_j a_j p_j,  a_j = max_v p_j / sum_i max_v p_i
 
@@ -91,11 +91,11 @@ def merged(logits: Tensor) -> Tensor:
 class Buckets:
     """Run a model of transformers at several rotary bases at once, until `close()`.
 
-    Each text is run as N copies in one batch, copy j at base j with a cache of its own, and all
-    take the token that is chosen of the merged distribution. Without `bases`, `n` are chosen by
+    Each text runs as N copies in one batch, copy j at base j with its own cache, and all continue
+    with the token chosen from the merged distribution. Without `bases`, `n` are chosen by
     `choose_bases` for distances up to `reach`. Inputs and logits are those of the texts; caches
     have N rows for each text, copy by copy, so compute and memory grow N times. Greedy decoding and
-    sampling serve; beams, which move rows of a cache, do not.
+    sampling work; beam search, which reorders rows of a cache, does not.
     (Attention Buckets, Chen et al. 2023)
     """
 
@@ -110,7 +110,7 @@ class Buckets:
             fail(ValueRangeError, "bases", shape_of(bases), "numbers above 1", "pass [1e4, 1.5e4]")
         self.model, self.bases = model, tuple(float(c) for c in bases)
         own = self.rotary.inv_freq
-        # The trained base keeps its very speeds.
+        # The trained base keeps its exact frequencies.
         self._speeds = [
             own if abs(c / self.trained - 1) < 1e-6
             else Rotation(base=c).speeds(self.d).to(own.device, own.dtype)
@@ -120,7 +120,7 @@ class Buckets:
         self._undo = [put_before(self.rotary, self._turn), put_before(model, self._run)]
 
     def _turn(self, plain: Callable[..., Any], x: Tensor, position_ids: Tensor) -> Any:
-        """Cosines and sines of all copies, each made at its base."""
+        """Compute the cosines and sines of all copies, each at its base."""
         b, n = self._rows, len(self.bases)
         if not b:
             return plain(x, position_ids)
@@ -135,7 +135,7 @@ class Buckets:
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run all copies, and merge what they say."""
+        """Run all copies, and merge their logits."""
         names = list(inspect.signature(plain).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         first = given.get("input_ids")
@@ -171,11 +171,11 @@ class Buckets:
             fail(
                 CapabilityError, "past_key_values", f"{len(layers[0].keys)} rows of texts",
                 f"{rows}: {len(self.bases)} copies of each, in their order",
-                "begin the text with the buckets, greedily or by sampling: beams move rows",
+                "start the text with the buckets, greedily or by sampling: beams reorder rows",
             )  # fmt: skip
 
     def close(self) -> None:
-        """Restore the model as it was."""
+        """Restore the model."""
         while self._undo:
             self._undo.pop()()
 
@@ -190,44 +190,44 @@ class Buckets:
 
 
 def _copied(x: Any, b: int, n: int) -> Any:
-    """Repeat the rows of what has one for each text."""
+    """Repeat the rows of inputs that have one for each text."""
     if isinstance(x, Tensor) and x.dim() > 1 and len(x) == b:
         return torch.cat([x] * n)
     return x
 
 
 def _rotary_of(model: Any) -> Any:
-    """The module that turns all layers of a model, or why there is none."""
+    """Return the rotary module of all layers of a model, or why there is none."""
     modules = model.modules() if isinstance(model, nn.Module) else []
     found = [m for m in modules if type(m).__name__.endswith("RotaryEmbedding")]
     said = "which has no rotary positions"
     if found:
-        said = "whose layers turn differently"
+        said = "whose layers rotate differently"
     if (
         len(found) != 1 or not isinstance(getattr(found[0], "inv_freq", None), Tensor)
         or list(inspect.signature(found[0].forward).parameters) != ["x", "position_ids"]
     ):  # fmt: skip
         fail(
             CapabilityError, "model", f"{type(model).__name__}, {said}",
-            "one rotation for all layers", "bases are of rotary models, as Llama and Qwen are",
+            "one rotation for all layers", "use a rotary model, such as Llama or Qwen",
         )  # fmt: skip
     return found[0]
 
 
 def _base_of(model: Any, rotary: Any) -> float:
-    """The trained base, read off the speeds: exact schedules only."""
+    """Return the trained base, derived from the frequencies: exact schedules only."""
     speeds = rotary.inv_freq.detach().double().cpu()
     r = len(speeds)
     base = float(f"{float(speeds[-1]) ** (-r / max(r - 1, 1)):.5g}")
-    said = "whose rotary speeds are scaled"
+    said = "whose rotary frequencies are scaled"
     if r < 2:
-        said = "which turns two channels, at any base alike"
+        said = "which rotates two channels, where every base is the same"
     if (
         r < 2 or base <= 1 or getattr(rotary, "rope_type", "default") in MOVING
         or not torch.allclose(Rotation(base=base).speeds(2 * r).double(), speeds, rtol=1e-3, atol=0)
     ):  # fmt: skip
         fail(
             CapabilityError, "model", f"{type(model).__name__}, {said}", "speeds base^(-2k/d)",
-            "buckets change the base alone: take a model without rope scaling",
+            "buckets only change the base: use a model without rope scaling",
         )  # fmt: skip
     return base

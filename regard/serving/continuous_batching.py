@@ -1,7 +1,8 @@
 """Continuous batching of transformers, with policies, surveys and controls by request.
 
 `generate_batch` of transformers packs the tokens of many requests in one row, over a paged cache.
-Here each request of such a row is a call of its own, past what it asked for, as inside vLLM.
+Here each request of such a row is a separate call with the policies, surveys and controls it asked
+for, as inside vLLM.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from regard.models.site import Site
 from regard.serving.vllm.layer_rules import LayerRules
 from regard.serving.vllm.server_settings import Settings
 
-if TYPE_CHECKING:  # policies and views, which not everyone who serves needs
+if TYPE_CHECKING:  # policies and views, which not every server needs
     from regard.serving.vllm.served_requests import Served
 
 IMPLEMENTATION = "sdpa"
-# Tokens of a batch, where a caller does not say.
+# Tokens per batch, by default.
 MOST_TOKENS = 512
 
 
@@ -40,10 +41,10 @@ def generate_batch(
 ) -> list[Any]:
     """Generate for many prompts (lists of ids) by the continuous batching of transformers.
 
-    `regard` is what the environment variable `REGARD` says inside vLLM, and `asked` has the extra
+    `regard` has the syntax of the environment variable `REGARD` for vLLM, and `asked` the extra
     arguments of each request: `{"regard_see": True}`. `settings` go to `model.generate_batch`;
     unless `continuous_batching_config` is among them, there is room for all requests at once.
-    Return its answers in the order of the prompts; one that Regard could not serve has an `error`.
+    Returns the answers in the order of the prompts; one that Regard could not serve has an `error`.
 
         answers = generate_batch(model, prompts, "shrink quest keep=25%", max_new_tokens=32)
     """
@@ -58,7 +59,7 @@ def generate_batch(
     if said.shrink is not None and (why := needs_whole_prompt(paged_policy(said.shrink))):
         fail(
             CapabilityError, f"policy {said.shrink.policy!r}", f"one that {why}",
-            "prompts that may come in pieces, as continuous batching has them",
+            "prompts that may be split into chunks, as in continuous batching",
             "take quest, recycled or streaming; or call generate with regard.shrink",
         )  # fmt: skip
     batching = _Batching(model, said, prompts, asked, tokenizer)
@@ -70,7 +71,7 @@ def generate_batch(
 
 
 class _Batching:
-    """One run: who is in the batch that comes next, and the calls of its rows."""
+    """One run: the requests in the next batch, and the calls of its rows."""
 
     def __init__(
         self, model: Any, said: Settings, prompts: Sequence[Sequence[int]],
@@ -95,18 +96,18 @@ class _Batching:
         about = str(getattr(config, "name_or_path", "") or type(model).__name__)
         self.serving.begin(model, sites, Setup(name=about, dtype=str(model.dtype),
                                                tokenizer=tokenizer))  # fmt: skip
-        # Batches that were prepared, and whose they are; the oldest is next.
+        # Batches that were prepared, with their requests; the oldest is next.
         self.prepared: deque[list[Served]] = deque()
         self.now: list[Served] = []
 
     def configured(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return settings of the batching: requests share no beginnings, for one may be changed."""
+        """Return settings of the batching: requests share no prefixes, since one may be changed."""
         from transformers import ContinuousBatchingConfig
 
         config = settings.get("continuous_batching_config")
         if config is None:
             config = ContinuousBatchingConfig(max_batch_tokens=MOST_TOKENS)
-            # Room for all requests at once, where transformers would take most of the memory.
+            # Room for all requests at once; transformers would take most of the memory.
             page: int = getattr(config, "page_size", None) or config.block_size or 1
             usual = self.model.generation_config.max_new_tokens
             new = int(settings.get("max_new_tokens") or usual or 20)
@@ -124,7 +125,7 @@ class _Batching:
 
     @contextmanager
     def serving_model(self) -> Iterator[None]:
-        """Attend in the place of transformers, for this model alone, and hear of its batches."""
+        """Replace attention in transformers, for this model only, and record its batches."""
         from transformers import AttentionInterface
         from transformers.generation.continuous_batching.input_outputs import (
             ContinuousBatchingIOs as Batches,
@@ -145,7 +146,7 @@ class _Batching:
             return prepare(one, *args, **kwargs)
 
         AttentionInterface.register(IMPLEMENTATION, attention)
-        # Put back below; transformers tells nobody else who is in a batch.
+        # Restored below; transformers exposes the requests of a batch nowhere else.
         Batches.prepare_batch_tensors = prepared  # type: ignore[assignment, method-assign]
         try:
             yield
@@ -154,7 +155,7 @@ class _Batching:
             Batches.prepare_batch_tensors = prepare  # type: ignore[method-assign]
 
     def arrive(self, state: Any) -> Served:
-        """Record a request, which transformers names by its number."""
+        """Record a request, which transformers identifies by number."""
         name = state.request_id
         number = int(name.partition("_")[2])
         return self.serving.arrive(name, self.asked[number], list(self.prompts[number]))

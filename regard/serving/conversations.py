@@ -1,4 +1,4 @@
-"""Conversations that go on: what was read stays, on the device, the host or the disk."""
+"""Conversations whose keys stay on the device, the host or the disk between turns."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from regard.memories.tiers import RecomputeCost, Tiers
 
 
 def flops_of_chunks(model: Any, size: int = 32, longest: int = 1 << 17) -> RecomputeCost:
-    """What a chunk costs to make again, in FLOPs: weights for each token, attention for each pair.
+    """Return the FLOPs to recompute a chunk: weights for each token, attention for each pair.
 
-    cost(l) = 2 P size + 4 layers heads d size (l + size / 2), P the weights that are no embedding.
+    cost(l) = 2 P size + 4 layers heads d size (l + size / 2), with P the non-embedding weights.
     """
     from regard.models.attach import hook_of
 
@@ -41,13 +41,13 @@ def flops_of_chunks(model: Any, size: int = 32, longest: int = 1 << 17) -> Recom
     'talks.answer("ann", " The sky is", max_new_tokens=4)',
 )
 class Conversations:
-    """Conversations with a model, each of which goes on from its keys, wherever they are kept.
+    """Conversations with a model, each of which continues from its keys, wherever they are kept.
 
-    A turn runs its new tokens, and those first tokens of the history whose keys were dropped from
-    `tiers` (`regard.memories.tiers.Tiers`): as a text of its own, since nothing before them is
-    missing. What stands between is brought back to the device. Logits are those of the whole
-    history. `run` counts tokens that went through the model, `again` those of them that had gone
-    before. (Pensieve, Yu et al. 2023)
+    A turn runs its new tokens, and the first tokens of the history if their keys were dropped from
+    `tiers` (`regard.memories.tiers.Tiers`): these run as a separate text, since nothing comes
+    before them. The keys in between are brought back to the device. Logits are those of the whole
+    history. `run` counts tokens that went through the model, `again` those of them that were
+    recomputed. (Pensieve, Yu et al. 2023)
 
         talks = regard.Conversations(model, tokenizer, tiers=Tiers(device=2 << 30, host=8 << 30))
         talks.answer("ann", "Who wrote Faust?", max_new_tokens=40)
@@ -62,7 +62,7 @@ class Conversations:
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             fail(
                 CapabilityError, "model", f"{type(model).__name__}, which has an encoder",
-                "a decoder", "its cache hangs on what was encoded",
+                "a decoder", "its cache depends on the encoded input",
             )  # fmt: skip
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
         self.tiers = Tiers(cost=flops_of_chunks(model)) if tiers is None else tiers
@@ -80,7 +80,7 @@ class Conversations:
 
     @torch.no_grad()
     def say(self, name: str, new: Any) -> Tensor:
-        """Read new tokens, and give their logits [1, n, vocab]."""
+        """Read new tokens, and return their logits [1, n, vocab]."""
         n = len(ids := self._tokens(new))
 
         def turn(whole: Tensor, cache: Any, kept: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class Conversations:
 
     @torch.no_grad()
     def generate(self, name: str, new: Any, **how: Any) -> Tensor:
-        """Read new tokens and go on, with what `model.generate` takes: the tokens made [n]."""
+        """Read tokens and generate, with arguments of `model.generate`; return new tokens [n]."""
 
         def turn(whole: Tensor, cache: Any, kept: int) -> tuple[Tensor, Tensor]:
             mask = torch.ones_like(whole)
@@ -103,13 +103,13 @@ class Conversations:
         return found
 
     def answer(self, name: str, text: str, **how: Any) -> str:
-        """Read a text and go on: the text made."""
+        """Read a text, and return the generated text."""
         made = self.generate(name, text, **how)
         said: str = self.tokenizer.decode(made, skip_special_tokens=True)
         return said
 
     def _turn(self, name: str, new: list[int], turn: Callable[..., Any]) -> Any:
-        """Bring back what is kept, run the turn, and put everything away."""
+        """Load the keys, run the turn, and store them again."""
         old = self._ids.get(name, [])
         device = next(self.model.parameters()).device
         whole = torch.tensor([[*old, *new]], device=device)
@@ -126,9 +126,9 @@ class Conversations:
         return result
 
     def _resumed(self, name: str, whole: Tensor) -> tuple[Any, int]:
-        """Build the cache of what went before; dropped tokens are run anew, as a text of their own.
+        """Build the cache of the history; dropped tokens are recomputed, as a separate text.
 
-        The last tokens of a history may not have been run yet: the one made last never is.
+        The last tokens of a history may not have been run yet: the last generated one never is.
         """
         from transformers.cache_utils import DynamicCache
 
@@ -154,7 +154,7 @@ class Conversations:
         if len({(k.shape, v.shape) for k, v in pairs}) > 1:
             fail(
                 CapabilityError, "model", f"{type(self.model).__name__}, whose layers differ",
-                "layers that keep keys of one shape", "its conversations cannot be put away",
+                "layers that keep keys of one shape", "its conversations cannot be stored",
             )  # fmt: skip
         k, v = (torch.cat(x) for x in zip(*pairs, strict=True))
         self.tiers.put(name, k, v, now=self.clock())
@@ -168,7 +168,7 @@ class Conversations:
             found = list(new) if isinstance(new, Sequence) and not isinstance(new, str) else []
         if not found:
             fail(
-                ShapeError, "new", shape_of(new), "a text beside a tokenizer, or token ids",
+                ShapeError, "new", shape_of(new), "a text with a tokenizer, or token ids",
                 "pass Conversations(model, tokenizer), or ids",
             )  # fmt: skip
         return found

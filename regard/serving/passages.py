@@ -1,4 +1,4 @@
-"""Passages that are read once, whatever prompt they come in: block attention for retrieval."""
+"""Passages that are read once and reused in any prompt: Block-Attention for retrieval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Text = str | Sequence[int] | Tensor
 
 
 def blocks_of(lengths: Sequence[int]) -> Support:
-    """Let each block see itself alone, and the last one everything before it.
+    """Let each block see only itself, and the last one everything before it.
 
     >>> blocks_of([1, 2, 1]).matrix(4)[0, 0].int().tolist()
     [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]]
@@ -35,7 +35,7 @@ def blocks_of(lengths: Sequence[int]) -> Support:
 
 
 class Blockwise(Stage):
-    """Show a model its prompt as blocks of these lengths: how one is trained to read `Passages`.
+    """Mask a prompt as blocks of these lengths, to train a model to read `Passages`.
 
     with regard.attach(model, Blockwise([120, 90, 40])):
         loss = model(ids, labels=labels).loss
@@ -46,7 +46,7 @@ class Blockwise(Stage):
         self.support = blocks_of(lengths)
 
     def before(self, call: Call) -> Call:
-        """Leave the pairs of different blocks out."""
+        """Mask the pairs of different blocks."""
         return call.replace(rule=call.rule.replace(support=call.rule.support & self.support))
 
 
@@ -58,22 +58,22 @@ class Blockwise(Stage):
     'passages.answer(["The sky is blue.", "Grass is green."], "Grass is", max_new_tokens=4)',
 )
 class Passages:
-    """Texts that a model reads once, alone, and finds again in any prompt.
+    """Texts that a model reads once, separately, and reuses in any prompt.
 
-    Keys of a passage are made as if it stood at 0, 1, 2, ...; at place p of a prompt they are
-    `k' = R(p) k`, since rotations add up, and values stay as they are. Only the final block, the
-    question, is run; it sees everything. That is one forward whose mask lets passages see
-    themselves alone (`blocks_of`). A model that was not trained on that mask (`Blockwise`) answers
+    Keys of a passage are computed at positions 0, 1, 2, ...; at position p of a prompt they are
+    `k' = R(p) k`, since rotations add up, and values stay the same. Only the final block, the
+    question, is run; it sees everything. This equals one forward with a mask that lets passages see
+    only themselves (`blocks_of`). A model that was not trained with that mask (`Blockwise`) answers
     worse than with full attention: measure it. (Block-Attention, Sun et al. 2024)
 
-    Models with rotary positions, or biases by distance, can; positions added to tokens are refused.
-    `limit` is bytes held in memory, `folder` a place where blocks stay.
+    It needs a model with rotary positions or biases by distance; positions added to tokens are
+    rejected. `limit` is the bytes held in memory, `folder` a folder where blocks are kept.
 
         passages = regard.Passages(model, tokenizer, folder="blocks")
         passages.answer(["Oslo is in Norway.", "Bern is in Switzerland."], "Where is Bern?")
         model.generate(**passages.inputs(texts, question), max_new_tokens=40)   # the same, by hand
 
-    `encoded` counts tokens that were run to make blocks, `reused` those that were found.
+    `encoded` counts tokens that were run to build blocks, `reused` those that were found.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Passages:
     ) -> dict[str, Any]:
         """Build what `model.generate` takes: all tokens, and a cache of all but the question's.
 
-        Passages and `system`, which stands first as a block of its own, are texts or token ids.
+        Passages and `system`, which comes first as its own block, are texts or token ids.
         """
         first = [] if system is None else [self._ids("system", system, first=True)]
         texts = [*first, *(self._ids("passages", x) for x in passages)]
@@ -104,7 +104,7 @@ class Passages:
     def generate(
         self, passages: Sequence[Text], question: Text, *, system: Text | None = None, **how: Any
     ) -> Tensor:
-        """Generate, with what `model.generate` takes beside: the new tokens [n]."""
+        """Generate, with other arguments of `model.generate`, and return the new tokens [n]."""
         inputs = self.inputs(passages, question, system=system)
         found: Tensor = self.model.generate(**inputs, **how)
         return found[0, inputs["input_ids"].shape[1] :]
@@ -112,21 +112,21 @@ class Passages:
     def answer(
         self, passages: Sequence[Text], question: Text, *, system: Text | None = None, **how: Any
     ) -> str:
-        """Generate, and give the text."""
+        """Generate, and return the text."""
         self._need_tokenizer("question")
         new = self.generate(passages, question, system=system, **how)
         said: str = self.tokenizer.decode(new, skip_special_tokens=True)
         return said
 
     def cache(self, texts: Sequence[Sequence[int]]) -> Any:
-        """Put blocks one after another in a cache of transformers; what is missing is read first.
+        """Concatenate blocks in a cache of transformers; missing ones are read first.
 
-        Blocks are told apart by their tokens and by the model that made them.
+        Blocks are identified by their tokens and the model that computed them.
         """
         from transformers.cache_utils import DynamicCache
 
         names = [self.blocks.name(text) for text in texts]
-        # What is found now may leave the memory when others come.
+        # Blocks found now may be dropped when others are added.
         found = {name: self.blocks.find(name) for name in set(names)}
         missing = {n: t for n, t in zip(names, texts, strict=True) if found[n] is None}
         self.reused += sum(len(t) for n, t in zip(names, texts, strict=True) if n not in missing)
@@ -146,7 +146,7 @@ class Passages:
 
     @torch.no_grad()
     def _read(self, missing: dict[str, Sequence[int]]) -> dict[str, TextBlock]:
-        """Run texts of like length together; what fills up the shorter ones comes after them."""
+        """Run texts of similar length together, padded on the right."""
         from transformers.cache_utils import DynamicCache
 
         made: dict[str, TextBlock] = {}
@@ -157,7 +157,7 @@ class Passages:
             rows = [torch.tensor(list(missing[name])) for name in some]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
             cache = DynamicCache()
-            # The body alone: nobody asks what the next word of a passage would have been.
+            # Only the body: the logits of passages are not needed.
             body = getattr(self.model, "base_model", self.model)
             body(input_ids=ids, past_key_values=cache, use_cache=True)
             for row, name in enumerate(some):
@@ -176,7 +176,7 @@ class Passages:
         return save(self.blocks, path)
 
     def load(self, path: Any) -> None:
-        """Take blocks from a file that the same model made."""
+        """Load blocks from a file that the same model wrote."""
         load(self.blocks, path)
 
     def _ids(self, name: str, text: Text, first: bool = False) -> list[int]:
@@ -188,7 +188,7 @@ class Passages:
         if not found or not all(isinstance(t, int) for t in found):
             fail(
                 ShapeError, name, shape_of(text) if found else "no token",
-                "a text, or the ids of its tokens", "leave out what is empty",
+                "a text, or the ids of its tokens", "leave out empty texts",
             )  # fmt: skip
         return found
 
@@ -196,5 +196,5 @@ class Passages:
         if self.tokenizer is None:
             fail(
                 ShapeError, name, "a text, and no tokenizer", "token ids",
-                "make it with Passages(model, tokenizer)",
+                "create it with Passages(model, tokenizer)",
             )  # fmt: skip

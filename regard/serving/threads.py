@@ -1,4 +1,4 @@
-"""Several threads of thought of one model, each of which sees what the others have said."""
+"""Group Think: several threads of one model, each of which sees what the others generated."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from regard.core.method import method
 from regard.core.support.bands import need_count
 from regard.layers.stack import pick
 
-# Chooses the next token of each thread, of their scores [threads, vocab] and what all have said.
+# Chooses the next token of each thread from scores [threads, vocab] and the tokens of all.
 Pick = Callable[[Tensor, list[list[int]]], Sequence[int]]
 PROMPT = -1
 
 
 def meets(q_time: Tensor, q_thread: Tensor, k_time: Tensor, k_thread: Tensor) -> Tensor:
-    """Return which tokens meet, [n, m]: all that came in earlier steps, and a thread itself.
+    """Return which tokens attend to which, [n, m]: all of earlier steps, and those of the thread.
 
     >>> times, threads = torch.tensor([-1, 0, 0, 1]), torch.tensor([-1, 0, 1, 0])
     >>> meets(times, threads, times, threads).int().tolist()
@@ -30,10 +30,10 @@ def meets(q_time: Tensor, q_thread: Tensor, k_time: Tensor, k_thread: Tensor) ->
 
 
 class Threads:
-    """Threads at work: iterate for the tokens of each step, `{thread: token}`.
+    """Running threads: iterate for the tokens of each step, `{thread: token}`.
 
-    `ids` are the tokens of each thread, its header first. A thread ends with a token of `stop`, or
-    with `budget` tokens.
+    `ids` are the tokens of each thread, its header first. A thread ends at a token of `stop`, or
+    after `budget` tokens.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Threads:
         self.model, self.prompt, self.headers = model, prompt, headers
         self.budget, self.stop, self.choose, self.tokenizer = budget, stop, choose, tokenizer
         self.ids: list[list[int]] = [[] for _ in headers]
-        # Scores of the next token of each thread, [threads, vocab], as of the last step.
+        # Scores of the next token of each thread, [threads, vocab], at the last step.
         self.scores: Tensor | None = None
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ class Threads:
         out = model(first, past_key_values=cache, use_cache=True).logits[0, -1:]
         self.ids = [[] for _ in self.headers]
         self.scores = scores = out.expand(len(self.ids), -1).clone()
-        # When each token of the cache was said, and by whom.
+        # The step and the thread of each token in the cache.
         times, threads = (torch.full((p,), PROMPT, device=device) for _ in range(2))
         live = list(range(len(self.ids)))
         for step in range(self.budget):
@@ -85,7 +85,7 @@ class Threads:
             scores[who] = out
 
     def texts(self) -> list[str]:
-        """Return what each thread has said so far (needs a tokenizer)."""
+        """Return the text of each thread so far (needs a tokenizer)."""
         if self.tokenizer is None:
             fail(ShapeError, "tokenizer", "None", "a tokenizer", "pass one to think_together")
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in self.ids]
@@ -105,13 +105,14 @@ def think_together(
     stop: int | Sequence[int] | None = None, temperature: float = 0.0,
     generator: torch.Generator | None = None, choose: Pick | None = None,
 ) -> Threads:  # fmt: skip
-    """Let threads of a model go on from one prompt at once, each seeing all that was said before.
+    """Run several threads of a model from one prompt, each seeing what all generated before.
 
-    In step k each thread n says `y_k^n ~ p(. | prompt, y_j^m for all m and j < k)`, so threads
-    answer one another word by word; what is said in the same step is not seen. All read one cache.
-    Token k of thread n stands at place `p + n budget + k`, so that each thread looks as if it were
-    in one piece. `headers` begin the threads and count as theirs ("Ann:", "Bob:"); `stop` ends one.
-    `choose(scores, said)` picks the tokens, if not the best or one drawn at a `temperature`.
+    In step k each thread n generates `y_k^n ~ p(. | prompt, y_j^m for all m and j < k)`, so threads
+    respond to one another token by token; tokens of the same step are not visible. All share one
+    cache. Token k of thread n has position `p + n budget + k`, so that each thread is contiguous.
+    `headers` start the threads and count as theirs ("Ann:", "Bob:"); `stop` ends one.
+    `choose(scores, said)` picks the tokens; the default is the best, or a sample at a
+    `temperature`.
     (Group Think, Hsu et al. 2025)
 
         for step in regard.think_together(model, prompt, ["Ann:", "Bob:"], tokenizer=tokenizer):
@@ -127,8 +128,8 @@ def think_together(
     if getattr(text, "is_encoder_decoder", False) or any("full" not in kind for kind in kinds):
         fail(
             CapabilityError, "model", f"{type(model).__name__}, whose layers are not all causal",
-            "a decoder each of whose layers sees everything before",
-            "windows and states count places, which threads have each their own",
+            "a decoder whose layers all see everything before",
+            "windows and states depend on positions, which differ by thread",
         )  # fmt: skip
     most = getattr(text, "max_position_embeddings", None)
     first, begun = _ids("prompt", prompt, tokenizer), [_ids("headers", x, tokenizer)
@@ -136,12 +137,12 @@ def think_together(
     if not begun or any(len(x) > budget for x in begun):
         fail(
             ValueRangeError, "headers", [len(x) for x in begun], f"one or more, up to {budget}",
-            "give each thread a header that its budget holds",
+            "give each thread a header that fits its budget",
         )  # fmt: skip
     if most is not None and len(first) + len(begun) * budget > most:
         fail(
             ValueRangeError, "budget", f"{len(begun)} x {budget} after {len(first)} tokens",
-            f"places up to {most}, which the model has", "think shorter, or in fewer threads",
+            f"places up to {most}, which the model has", "use a smaller budget, or fewer threads",
         )  # fmt: skip
     ends = set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
 
@@ -160,7 +161,7 @@ def _ids(name: str, x: Any, tokenizer: Any) -> list[int]:
         found = [] if isinstance(x, str) else list(x)
     if not found and (name == "prompt" or isinstance(x, str)):
         fail(
-            ShapeError, name, shape_of(x), "token ids, or a text beside a tokenizer",
+            ShapeError, name, shape_of(x), "token ids, or a text with a tokenizer",
             "pass tokenizer=...",
         )  # fmt: skip
     return found

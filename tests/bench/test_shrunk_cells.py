@@ -152,7 +152,9 @@ def test_the_table_of_a_real_model_has_every_number(tmp_path):
             assert 0 < rate.low <= rate.middle <= rate.high
     assert full.kl == 0
     assert abs(whole.kl) < 1e-5 < less.kl  # a whole budget changes nothing
-    text = write_shrunk_page(cells, asked, "a model", ["short"], tmp_path / "x.html").read_text()
+    text = write_shrunk_page(
+        cells, asked, "a model", ["short"], tmp_path / "x.html", "0"
+    ).read_text()
     assert text.count("<tr>") == 1 + len(cells)
     assert text.count("<figure>") == 3
     for words in ("KL, nats", "decode, tokens/s", "streaming", advice(less, full)):

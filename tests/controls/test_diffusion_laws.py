@@ -97,7 +97,7 @@ def subject_of(model: Any, kinds: tuple[str, ...] = TEXT) -> d.SubjectTokens:
 def made(name: str, model: Any, **settings: Any) -> Control:
     """The control of a case."""
     plain, needed = MORE.get(name, (name, NEEDED.get(name, {})))
-    if plain == "ms_diffusion":
+    if plain in ("ms_diffusion", "customcontrast"):
         needed = {**needed, "subjects": (subject_of(model),)}
     if plain == "pinco":
         needed = {**needed, "subjects": (subject_of(model, PICTURE),)}

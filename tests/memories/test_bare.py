@@ -102,7 +102,7 @@ def test_summaries_do_not_feel_how_tokens_came(pieces: list[int], cut: int, page
         assert torch.equal(bounds.high[:, :, t], some.amax(2))
     whole = n // page * page
     if m < whole:
-        with pytest.raises(CapabilityError, match="forgotten"):
+        with pytest.raises(CapabilityError, match="dropped"):
             marks.crop(m)
     else:
         marks.crop(m)

@@ -280,7 +280,7 @@ def test_heads_keep_their_own(counts: list[int], more: int, bits: int | None) ->
     if more:
         memory.extend(x, x)
         assert memory.counts.tolist() == [[c + more for c in counts]]
-    with pytest.raises(CapabilityError, match="forgotten"):
+    with pytest.raises(CapabilityError, match="dropped"):
         memory.crop(59)
 
 

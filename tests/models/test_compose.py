@@ -253,3 +253,24 @@ def test_begin_and_end_go_in_pairs(seed: int) -> None:
     with pytest.raises(KeyError):
         fails()
     assert book == ["+a", "+b", "+c", "-c", "-b", "-a"]
+
+
+def test_whoever_looks_at_results_is_shown_them(seed: int) -> None:
+    """By a method of its class, one that it inherits, or one of the instance alone."""
+    seen: list[str] = []
+
+    class Looks(Null):
+        def see(self, call: Any, result: Any) -> None:
+            seen.append("class")
+
+    class Inherits(Looks):
+        pass
+
+    own = Null()
+    own.see = lambda call, result: seen.append("instance")  # type: ignore[method-assign]
+    model, run = with_written()
+    with attach(model, [Looks(), own, Null(), Inherits()]), torch.no_grad():
+        seen.clear()
+        run()
+    assert seen
+    assert seen == ["class", "instance", "class"] * (len(seen) // 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from typing import Any
 
@@ -12,58 +11,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regard.models import Edit, Null, Stage, UnsupportedModelError, attach
-from regard.models.forward import current_forward
+from regard.models import Edit, Null, UnsupportedModelError, attach
 from regard.models.sdpa import call_of
-
-ROOM = 2e-6
-
-
-class Plain(nn.Module):
-    """The attention of a notebook: one projection, heads, a causal product."""
-
-    def __init__(self, kind: str = "causal") -> None:
-        super().__init__()
-        self.n_head, self.kind = 4, kind
-        self.c_attn, self.c_proj = nn.Linear(32, 96), nn.Linear(32, 32)
-        self.bias = nn.Parameter(torch.randn(1, 4, 7, 7))
-
-    def forward(self, x: Tensor, fails: bool = False) -> Tensor:
-        b, n, c = x.shape
-        q, k, v = (y.view(b, n, 4, 8).transpose(1, 2) for y in self.c_attn(x).chunk(3, -1))
-        if self.kind == "three axes":
-            q, k, v = (y.reshape(b * 4, n, 8) for y in (q, k, v))
-        masks: dict[str, Any] = {
-            "causal": {"is_causal": True},
-            "three axes": {"scale": 0.3},
-            "bias": {"attn_mask": self.bias},
-            "grouped": {"enable_gqa": True},
-            "padded": {
-                "attn_mask": torch.arange(n).view(1, 1, 1, n)
-                < torch.tensor([5, 7]).view(2, 1, 1, 1)
-            },
-            "mask": {"attn_mask": torch.ones(n, n).tril().bool()},
-        }
-        if self.kind == "grouped":
-            k, v = k[:, :2], v[:, :2]
-        y = F.scaled_dot_product_attention(q, k, v, **masks[self.kind])
-        if fails:
-            raise KeyError("told to")
-        return self.c_proj(y.reshape(b, 4, n, 8).transpose(1, 2).reshape(b, n, c))
-
-
-KINDS = ("causal", "three axes", "bias", "grouped", "padded", "mask")
-
-
-def tokens() -> Tensor:
-    return torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
-
-
-def state_of(model: nn.Module) -> list[Any]:
-    return [
-        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._forward_hooks_always_called))
-        for m in model.modules()
-    ] + [torch.backends.mha.get_fastpath_enabled()]
+from tests.models.functional_models import KINDS, ROOM, Gpt, Note, Plain, Twice, state_of, tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,27 +126,6 @@ def test_a_module_out_of_reach_is_named() -> None:
         attach(nn.Sequential(OwnAttention()))
 
 
-class Gpt(nn.Module):
-    """A small GPT as one writes it by hand: embeddings, blocks, a head."""
-
-    def __init__(self, layers: int = 2) -> None:
-        super().__init__()
-        self.words, self.places = nn.Embedding(40, 32), nn.Embedding(16, 32)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"norm": nn.LayerNorm(32), "attn": Plain(), "mlp": nn.Linear(32, 32)})
-            for _ in range(layers)
-        )
-        self.head = nn.Linear(32, 40, bias=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
-        for block in self.blocks:
-            x = x + block["attn"](block["norm"](x))
-            x = x + F.gelu(block["mlp"](x))
-        logits: Tensor = self.head(x)
-        return logits
-
-
 def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
@@ -293,26 +222,6 @@ def test_multi_head_attention_forward_is_reached(seed: int) -> None:
         torch.testing.assert_close(model(x) - bias, 2 * (plain - bias), atol=1e-5, rtol=1e-5)
 
 
-class Twice(nn.Module):
-    """Attends twice in one forward."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.scaled_dot_product_attention(x, x, x)
-        return F.scaled_dot_product_attention(y, x, x, is_causal=True)
-
-
-class Note(Stage):
-    """Writes down the sites it is asked at."""
-
-    def __init__(self, where: Any = None) -> None:
-        super().__init__(where)
-        self.sites: list[Any] = []
-
-    def before(self, call: Any) -> Any:
-        self.sites.append(call.site)
-        return call
-
-
 def test_calls_of_one_module_are_counted(seed: int) -> None:
     model, x, note = nn.Sequential(Twice(), Twice()), torch.randn(2, 4, 7, 8), Note()
     plain = model(x)
@@ -362,77 +271,6 @@ def test_a_model_that_is_nowhere_reached_is_an_error() -> None:
     assert torch.equal(model(x), plain)
 
 
-def test_two_threads_do_not_meet(seed: int) -> None:
-    """One model is attached in its thread, another runs in another: each gives what is its own."""
-    mine, other, x = Plain(), Plain(), tokens()
-    plain, plain_other = mine(x), other(x)
-    with attach(mine, [Edit("out", lambda o: 0 * o)]):
-        silent = mine(x)
-    assert not torch.allclose(silent, plain)
-    wrong: list[str] = []
-    begin = threading.Barrier(2)
-
-    def attached() -> None:
-        begin.wait()
-        for _ in range(50):
-            with attach(mine, [Edit("out", lambda o: 0 * o)]):
-                if not torch.equal(mine(x), silent):
-                    wrong.append("the attached model was not silent")
-            if not torch.equal(mine(x), plain):
-                wrong.append("the detached model was not itself")
-
-    def alone() -> None:
-        begin.wait()
-        for _ in range(400):
-            if not torch.equal(other(x), plain_other):
-                wrong.append("the other model was touched")
-
-    threads = [threading.Thread(target=f) for f in (attached, alone)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_one_attached_model_serves_two_threads(seed: int) -> None:
-    model, x = Plain(), tokens()
-    note = Note()
-    with attach(model, [note, Edit("out", lambda o: 2 * o)]):
-        expected = model(x)
-        found: list[Tensor] = []
-        threads = [
-            threading.Thread(target=lambda: found.extend(model(x) for _ in range(50)))
-            for _ in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(found) == 100
-    assert all(torch.equal(y, expected) for y in found)
-    assert len(note.sites) == 101
-    assert {s.index for s in note.sites} == {0}
-
-
-def test_detaching_while_a_forward_runs_leaves_nothing_behind() -> None:
-    model, held = Gpt(), []
-
-    class Leaves(Stage):
-        def before(self, call: Any) -> Any:
-            held[0].detach()
-            return call
-
-    before = state_of(model)
-    ids = torch.arange(6)[None]
-    plain = model(ids)
-    held.append(attach(model, [Leaves()]))
-    torch.testing.assert_close(model(ids), plain, atol=1e-5, rtol=1e-5)
-    assert state_of(model) == before
-    assert torch.overrides._get_current_function_mode() is None
-    assert current_forward() is None
-
-
 def test_what_attends_by_itself_is_named_first() -> None:
     class Router(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -451,54 +289,3 @@ def test_what_attends_by_itself_is_named_first() -> None:
         attach(nn.Sequential(Mixer()))
     with pytest.raises(UnsupportedModelError, match="Linear, which attends nowhere"):
         attach(nn.Linear(2, 2))
-
-
-def test_a_model_compiled_within_has_its_stages_and_loses_them() -> None:
-    model, x = Gpt(1), torch.arange(6)[None]
-    double = Edit("out", lambda o: 2 * o)
-    with torch.no_grad():
-        plain = model(x)
-        with attach(model, [double]):
-            expected = model(x)
-            compiled = torch.compile(model, backend="eager")
-            torch.testing.assert_close(compiled(x), expected)
-        torch.testing.assert_close(compiled(x), plain)
-    assert not torch.allclose(plain, expected)
-
-
-@pytest.mark.parametrize("how", ["wrapped", "in place", "a part"])
-def test_a_model_compiled_before_is_refused(how: str) -> None:
-    model: Any = Gpt(1)
-    if how == "wrapped":
-        model = torch.compile(model, backend="eager")
-    else:
-        (model if how == "in place" else model.blocks[0]["attn"]).compile(backend="eager")
-    with pytest.raises(UnsupportedModelError, match="compiled already"):
-        attach(model, [Null()])
-    attach(model).detach()  # with no stage there is nothing to lose
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_autocast_is_followed(kind: str, seed: int) -> None:
-    model, x = Plain(kind), tokens()
-    with torch.autocast("cpu", torch.bfloat16):
-        plain = model(x)
-        with attach(model, [Null()]):
-            found = model(x)
-    assert found.dtype == plain.dtype == torch.bfloat16
-    torch.testing.assert_close(found, plain, atol=0.02, rtol=0.02)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_recomputation_in_backward_meets_the_stages(reentrant: bool, seed: int) -> None:
-    model, x = Plain(), tokens().requires_grad_()
-    double = Edit("v", lambda v: 2 * v)
-    (plain,) = torch.autograd.grad(model(x).square().sum(), [x])
-    with attach(model, [double]):
-        (expected,) = torch.autograd.grad(model(x).square().sum(), [x])
-        y = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant)
-        y.square().sum().backward()
-    assert x.grad is not None
-    torch.testing.assert_close(x.grad, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(plain, expected, atol=1e-3)
-    assert torch.overrides._get_current_function_mode() is None

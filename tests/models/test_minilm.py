@@ -1,6 +1,8 @@
 """A second pretrained model, which a Python package carries: an encoder of sentences."""
 
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,3 +90,47 @@ def test_a_model_in_one_file_is_found_without_importing_its_package(monkeypatch,
 def test_a_name_that_no_package_carries_is_told_with_those_there_are():
     with pytest.raises(loading.LoadingError, match="'smollm2'"):
         loading.packaged("gpt")
+
+
+def test_a_file_is_parsed_once_for_its_config_weights_and_words(monkeypatch):
+    """transformers asks for a reader of the same file at each; what is there stays as it was."""
+    parsed = []
+
+    def reader(path):
+        parsed.append(path)
+        return object()
+
+    gguf = SimpleNamespace(GGUFReader=reader, get_tensor_name_map=lambda arch, layers: object())
+    monkeypatch.setitem(sys.modules, "gguf", gguf)
+    with loading._parsed_once():
+        assert gguf.GGUFReader("x.gguf") is gguf.GGUFReader("x.gguf")
+        assert gguf.get_tensor_name_map(1, 2) is gguf.get_tensor_name_map(1, 2)
+    assert parsed == ["x.gguf"]
+
+    def breaks():
+        with loading._parsed_once():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        breaks()
+    assert gguf.GGUFReader is reader
+    assert gguf.GGUFReader("x.gguf") is not gguf.GGUFReader("x.gguf")
+
+
+def test_a_config_of_a_file_is_read_once_and_is_the_own_of_who_asked(monkeypatch, tmp_path):
+    made = []
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(place, **more):
+            made.append(more["gguf_file"])
+            return SimpleNamespace(layers=2)
+
+    monkeypatch.setattr(loading, "_configs", {})
+    monkeypatch.setattr(loading, "need", lambda *a: None)
+    monkeypatch.setattr(loading, "supported", lambda name: SimpleNamespace(AutoConfig=Auto))
+    monkeypatch.setattr(loading, "_place", lambda name: tmp_path)
+    monkeypatch.setattr(loading, "_file", lambda name: {"gguf_file": "x.gguf"})
+    loading.configuration("one").layers = 3
+    assert loading.configuration("one").layers == 2
+    assert made == ["x.gguf"]

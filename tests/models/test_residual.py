@@ -162,7 +162,7 @@ def test_wrong_tokens_and_rows_are_errors():
         logit_parts(stream, 7, row=20)
     with pytest.raises(ShapeError, match="one id"):
         logit_parts(stream, torch.tensor([1, 2, 3]))
-    with pytest.raises(RuleError, match="nothing seen"):
+    with pytest.raises(RuleError, match="no forward"):
         Stream().frozen()
 
 

@@ -292,7 +292,7 @@ PAINTED = {
 }  # fmt: skip
 PIPED = {
     "attention_modulation_t2i": piped(), "attentive_eraser": piped(), "autostudio": piped(),
-    "bounded_attention": piped(), "diffuhaul": piped(2),
+    "bounded_attention": piped(), "customcontrast": piped(), "diffuhaul": piped(2),
     "dreamtuner": piped(2), "entropy_scale_variable_size": piped(), "freecustom": piped(3),
     "ir_diffusion": piped(2),
     "latent_warp": piped(3), "lcm_lookahead": piped(2), "magicface": piped(2),

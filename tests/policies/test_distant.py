@@ -69,7 +69,7 @@ def test_near_keys_go_back_beams_follow_and_files_hold_them(tmp_path: Path) -> N
     assert torch.equal(near.k, k[:, :, slots])
     assert torch.equal(near.v, v[:, :, slots])
     assert torch.equal(memory.read().v, v)
-    with pytest.raises(RegardError, match="forgotten"):
+    with pytest.raises(RegardError, match="dropped"):
         memory.crop(10)
     again = load(NearKeys(window=5, sinks=2), save(memory, tmp_path / "keys"))
     again.reorder(torch.tensor([1, 1]))

@@ -198,10 +198,10 @@ def test_bf16_is_near(decoder: Any) -> None:
 def test_what_cannot_be_is_told() -> None:
     with pytest.raises(CapabilityError, match="RoPE"):
         regard.shrink(build("llama", DECODERS["llama"], causal=True), NAME)
-    with pytest.raises(CapabilityError, match="plain in gpt2, opt"):
+    with pytest.raises(CapabilityError, match="plain, as in gpt2, opt"):
         regard.shrink(build("t5", PAIRS["t5"]), NAME)
     crossing = build("gpt2", {**DECODERS["gpt2"], "add_cross_attention": True}, causal=True)
-    with pytest.raises(CapabilityError, match="plain in"):
+    with pytest.raises(CapabilityError, match="plain, as in"):
         regard.shrink(crossing, NAME)
     for other, said in (("snapkv", "its own attention"), ("quantized", "its own stores")):
         with pytest.raises(CapabilityError, match=said):

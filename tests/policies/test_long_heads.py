@@ -110,5 +110,5 @@ def test_stages_beside_it_are_refused_in_long_texts(beside: type[Stage]) -> None
 
 def test_positions_that_cannot_be_taken_out_are_refused() -> None:
     made = build("gpt2", DECODERS["gpt2"], causal=True)
-    with pytest.raises(CapabilityError, match="numbered anew"):
+    with pytest.raises(CapabilityError, match="renumbered"):
         regard.shrink(made, "longheads", check=False)

@@ -110,6 +110,9 @@ def test_a_cut_text_is_told():
     assert "only the first 2,048 of" in seen.findings()[0]
     short = regard.see(inputs="one two three.", probes=["entropy"], heads=0)
     assert not any("only the first" in x for x in short.findings())
+    ours = regard.see(probes=["entropy"], heads=0)  # a longer text, which nobody passed
+    assert len(ours.words) == 2048
+    assert not any("only the first" in x for x in ours.findings())
 
 
 def test_where_chooses_what_is_looked_at():

@@ -80,7 +80,7 @@ def test_heads_sum_to_what_the_output_layer_gives(name, conf, how):
 
 def test_latent_attention_is_refused_by_name():
     model = build("deepseek_v3", DECODERS["deepseek_v3"], causal=True)
-    with pytest.raises(CapabilityError, match="layers that make q, k and v"):
+    with pytest.raises(CapabilityError, match="layers for q, k and v"):
         head_weights(model, hook_of(model)[1][0])
 
 

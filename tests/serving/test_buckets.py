@@ -121,7 +121,7 @@ def test_chosen_bases_fill_troughs(d: int) -> None:
 
 def test_what_cannot_be_is_told() -> None:
     llama = made("llama")
-    with Buckets(llama, BASES), pytest.raises(CapabilityError, match="beams move rows"):
+    with Buckets(llama, BASES), pytest.raises(CapabilityError, match="beams reorder rows"):
         decode(llama, num_beams=2)
     with Buckets(llama, BASES), pytest.raises(CapabilityError, match="labels"):
         llama(IDS, labels=IDS)

@@ -111,7 +111,7 @@ def test_a_request_that_cannot_be_served_says_why(model: Any, prompts: list[list
 
 
 @pytest.mark.parametrize(
-    ("said", "why"), [("shrink a_shape", "in pieces"), ("shrink snapkv", "evicts")]
+    ("said", "why"), [("shrink a_shape", "into chunks"), ("shrink snapkv", "evicts")]
 )
 def test_what_cannot_be_is_said_before(
     model: Any, prompts: list[list[int]], said: str, why: str

@@ -1,7 +1,7 @@
-"""Controls of models that paint: subjects shared, kept apart, erased, and guidance by attention.
+"""Controls of image models: share, separate or erase subjects, and guidance by attention.
 
-They serve UNets, and transformers in which text and picture share one attention, alike. In a batch
-with guidance, branches are told by the pipeline, or by `regard.models.diffusers.branches`.
+They work with UNets and with transformers whose text and picture share one attention. In a batch
+with guidance, branches are known from the pipeline, or from `regard.models.diffusers.branches`.
 """
 
 from regard.controls.diffusion.added_attention import AddAttention, MSDiffusion, SubjectTokens
@@ -47,19 +47,27 @@ from regard.controls.diffusion.style_aligned import MatchStatistics, StyleAligne
 from regard.controls.diffusion.subject_composition import AutoStudio, ComposeSubjects
 from regard.controls.diffusion.subject_composition import SubjectKeys as SubjectKeys
 from regard.controls.diffusion.subject_composition import prompt_subject as prompt_subject
+from regard.controls.diffusion.subject_contrast import (
+    CustomContrast,
+    SubjectEncoder,
+    appearance_ranking,
+    subject_contrast,
+)
 from regard.controls.diffusion.subject_isolation import IsolatedSubjects, ReadOwnSubject
 
 __all__ = [
     "AStar", "AddAttention", "AtKinds", "AttendAndExcite", "AttentionModulation",
     "AttentiveEraser", "AutoStudio", "AwayFromOtherText", "BlurQueries", "BoundedAttention",
-    "ComposeSubjects", "CrossFrameAttention", "DiTCtrl", "DiffUHaul", "DiffusionControl",
+    "ComposeSubjects", "CrossFrameAttention", "CustomContrast", "DiTCtrl", "DiffUHaul",
+    "DiffusionControl",
     "EachPicture", "EntropyScale", "FreeCustom", "InsideRegions", "IsolatedSubjects", "KeepApart",
     "KeepOwnValues", "LeadIntoRegions", "MSDiffusion", "MagicFace", "MatchStatistics",
     "NeglectedWord", "NormalizedAttentionGuidance", "PerturbedAttentionGuidance", "PictureTokens",
     "PicturesBeside", "Pinco", "PromptTokens", "ReadOwnSubject", "ReadPictures",
     "ReferenceAttention", "SeparateWords", "SmoothedEnergyGuidance", "StoryDiffusion",
-    "StructureGuidance", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectKeys",
-    "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star", "attend_and_excite",
-    "blend_segments", "grid_rotation", "guide_latents", "independent_noise", "object_mask",
-    "prompt_subject", "rf_edit", "rf_solve", "sliced_wasserstein", "tail_latent", "warp_latent",
+    "StructureGuidance", "StyleAligned", "Subject", "SubjectAcrossFrames", "SubjectEncoder",
+    "SubjectKeys", "SubjectTokens", "TextPositions", "VisCtrl", "Widened", "a_star",
+    "appearance_ranking", "attend_and_excite", "blend_segments", "grid_rotation", "guide_latents",
+    "independent_noise", "object_mask", "prompt_subject", "rf_edit", "rf_solve",
+    "sliced_wasserstein", "subject_contrast", "tail_latent", "warp_latent",
 ]  # fmt: skip

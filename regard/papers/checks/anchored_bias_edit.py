@@ -59,8 +59,15 @@ def anchored() -> Claims:
     model = llama(2).double()
     scores = option_scores(model, 1, A, OTHERS)
     unit = int(scores.argmax())
+    # By the equation, from the model's weights: (W_U v)[A], and its mean over the options.
+    rows, down = model.lm_head.weight, model.model.layers[1].mlp.down_proj.weight
+    way = rows[A] - rows[[A, *OTHERS]].mean(0)
+    written = gap(scores, torch.einsum("du,d->u", down, way))
+    vector = down[:, unit].clone()
     with edited_vectors(model, [(1, unit)], A, OTHERS):
         after = option_scores(model, 1, A, OTHERS)
+        fell = float(rows[A] @ (vector - down[:, unit]))
+    predicted = float((vector @ way) * (rows[A] @ way) / (way @ way))
     back = option_scores(model, 1, A, OTHERS)
     others = [i for i in range(len(scores)) if i != unit]
     yield claim(
@@ -86,6 +93,12 @@ def anchored() -> Claims:
     yield claim(
         "After edit (W_U v)[A]", "what the vector adds to A above the mean", abs(float(after[unit]))
     ).within(1e-9, "0, as predicted", because=FLOAT64)
+    yield claim("After edit (W_U v)[A]", "difference of what every vector adds", written).within(
+        1e-9, "(W_U v)[A] less its mean over the options", because=FLOAT64
+    )
+    yield claim("After edit (W_U v)[A]", "fall of (W_U v)[A] in the weights", fell).within(
+        1e-9, "its part along W_U[A] less the mean", value=predicted, because=FLOAT64
+    )
     yield claim("After edit (W_U v)[A]", "what it added", float(scores[unit])).above(
         0, "it raised A"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -43,13 +45,15 @@ def attention_lens() -> Claims:
         mixer.to_out.weight[:, 4:] = 0.0
         tiny.embedding.weight *= 1e-3
         tiny.head.weight *= 3.0
-        mixer.to_v.weight *= 50.0
+        mixer.to_v.weight *= 20.0
     ids = torch.randint(0, 12, (64, 20))
     site = hook_of(tiny)[1][0]
-    lenses = train_lenses(tiny, ids, [(site, h) for h in range(4)], steps=1500, rate=1e-2)
+    # At a rate of 1e-2 and of sharper predictions, lenses swung about their least: 0.004 to 0.15.
+    lenses = train_lenses(tiny, ids, [(site, h) for h in range(4)], steps=1500, rate=5e-3)
     with torch.no_grad():
         target = tiny(ids).log_softmax(-1).flatten(0, 1)
-    unigram = target.exp().mean(0).log()
+    # In logarithms: a mean of float32 shares can be 0, and its logarithm no number.
+    unigram = target.logsumexp(0) - math.log(len(target))
     floor = float(F.kl_div(unigram.expand_as(target), target, log_target=True,
                            reduction="batchmean"))  # fmt: skip
     losses = [lenses.loss[site, h] for h in range(4)]

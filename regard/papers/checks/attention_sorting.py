@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from regard.controls.document_ranking import assemble, sort_documents
 from regard.papers.checks import Claims, check
-from regard.papers.claims import claim
+from regard.papers.claims import FLOAT32, claim
+from regard.papers.shared.measure import gap
 from regard.papers.shared.number_words import NumberWords
 from regard.papers.shared.small_llama import llama
 
@@ -74,6 +75,13 @@ def sorting() -> Claims:
         late += found.documents[-1] != relevant
         moved += again.documents[-1] != relevant
         tried += 1
+    # One round by the equation: exp(-distance), times 3 where a token is relevant, over the sum.
+    once = sort_documents(stub, documents, str(ASK), tokenizer=tokenizer, rounds=1, separator="")
+    asked = assemble(tokenizer, documents, str(ASK), separator="")
+    ids = asked.ids[0]
+    prior = torch.exp((torch.arange(len(ids)) - len(ids)) / (length + 1.0))
+    odds = torch.where(ids == RELEVANT, 3 * prior, prior)
+    mass = torch.stack([odds[span].sum() for span in asked.documents]) / odds.sum()
     model = llama(2)
     texts = [" ".join(map(str, torch.randint(3, 60, (6,)).tolist())) for _ in range(3)]
     none = sort_documents(model, texts, "5 9", tokenizer=tokenizer, rounds=0, separator="")
@@ -92,6 +100,9 @@ def sorting() -> Claims:
     yield claim("With a toy attention stub", "orders that a further round undoes", moved).equals(
         0, "none"
     )
+    yield claim(
+        "With a toy attention stub", "difference of scores", gap(torch.tensor(once.scores), mass)
+    ).within(1e-6, "shares of exp(-distance) times the gain", because=FLOAT32)
     yield claim("generated text with T=0", "generated tokens", str(same)).equals(
         str(plain), "those of ordinary decoding"
     )

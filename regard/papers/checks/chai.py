@@ -39,13 +39,17 @@ def clustered() -> Claims:
 
         whole, (twins, share) = cost(1.0)[0], cost(0.5)
         led = leaders(torch.rand(1, 3, 8, 8).repeat_interleave(2, 1), 3).tolist()
-    with torch.no_grad():  # heads that differ, so that no cluster is lossless
-        for layer in made.model.layers:
-            for name in ("q_proj", "k_proj"):
-                w = getattr(layer.self_attn, name).weight.view(8, 8, 64)
-                w[1::2] += 0.3 * w[1::2].std() * torch.randn_like(w[1::2])
-        plain = made(ids).logits
-        loose, loose_chance = cost(0.5)[0], cost(0.5, random_clusters=True)[0]
+    # Heads that differ, so that no cluster is lossless: the mean of several, each drawn anew.
+    lost = []
+    for _ in range(8):
+        with torch.no_grad():
+            for layer in made.model.layers:
+                for name in ("q_proj", "k_proj"):
+                    w = getattr(layer.self_attn, name).weight.view(8, 8, 64)
+                    w[1::2] = w[::2] + 0.3 * w[::2].std() * torch.randn_like(w[::2])
+            plain = made(ids).logits
+            lost.append([cost(0.5)[0], cost(0.5, random_clusters=True)[0]])
+    loose, loose_chance = torch.tensor(lost).mean(0).tolist()
     # Kept beside, in 8 bytes each: the leader of each query head, and the 4 heads whose keys stay.
     table = (8 + 4) * 8 / (2 * 8 * 60 * 8 * 8)
     yield claim("k_l=H gives dense", "difference of logits", whole).within(
@@ -61,5 +65,5 @@ def clustered() -> Claims:
         1e-6, "(k_l + H) / 2H, and the table", value=0.75 + table, because=FLOAT64
     )
     yield claim(
-        "random clusters", "difference of CHAI's clusters, twins that are not quite alike", loose
+        "random clusters", "difference of CHAI's clusters, twins not quite alike, mean of 8", loose
     ).below(loose_chance, "random clusters of the same size")

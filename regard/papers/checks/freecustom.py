@@ -39,6 +39,10 @@ def freecustom() -> Claims:
     for weight in (0.0, 1.0, 3.0, 5.0):
         weights = with_edits(call, FreeCustom((0,), (MASK,), weight=weight).edits())[1]
         mass.append(float(weights[1, ..., TOKENS:].sum(-1).mean()))
+    # The last weight, by the equation: it is added to scores of the subject, and the rest is gone.
+    pair = [call.q[1] @ call.k[i].mT * call.d**-0.5 for i in (1, 0)]
+    pair[1] = (pair[1] + 5.0).masked_fill(~LEFT, -torch.inf)
+    written = gap(weights[1], torch.cat(pair, -1).softmax(-1))
     outside = float(weights[1, ..., TOKENS:][..., ~LEFT].abs().max())
     scores = -(call.q.abs() @ call.k.abs().transpose(2, 3)) * call.d**-0.5
     yield claim("Masks all zero return", "difference", gap(empty, plain)).equals(
@@ -49,6 +53,9 @@ def freecustom() -> Claims:
     )
     yield claim("monotone in w", "weights at which it did not rise",
                 sum(b <= a for a, b in pairwise(mass))).equals(0, "none of 0, 1, 3, 5")  # fmt: skip
+    yield claim("monotone in w", "difference of weights at w = 5", written).within(
+        1e-12, "softmax with w added to scores in the mask", because=FLOAT64
+    )
     yield claim("monotone in w", "weight outside of the mask", outside).equals(0.0, "none")
     yield claim(
         "when logits are negative", "mass at a factor of 3", _multiplied(scores, 3.0)

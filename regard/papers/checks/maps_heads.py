@@ -35,7 +35,8 @@ def relations() -> Claims:
     """Heads made to copy and to map are found in their weights, and weights foretell outputs."""
     count = 64
     model, eye = _Words(count), torch.eye(count)
-    turn = torch.randperm(count)
+    around = torch.randperm(count)  # one circle, so that no word is its own image
+    turn = torch.empty_like(around).index_copy_(0, around, around.roll(1))
     weights = HeadWeights(*(eye.expand(3, -1, -1),) * 3, torch.stack([eye, eye[turn], -eye]))
     own, mapped = [(i, i) for i in range(count)], [(i, int(turn[i])) for i in range(count)]
     with torch.no_grad():

@@ -21,8 +21,11 @@ from regard.papers.shared.small_trainer import fit
 from regard.run.api import attend, partial
 
 
-def _language(name: str, steps: int = 250, **settings: object) -> float:
-    """Last losses of a tiny model of sequences in which each word repeats an earlier pair."""
+def _language(name: str, steps: int = 350, **settings: object) -> float:
+    """Last losses of a tiny model of sequences in which each word repeats an earlier pair.
+
+    After 250 steps losses still fell, and the two were up to 1.9% apart; after 400, 0.5%.
+    """
     restart()
     words = torch.randint(0, 32, (24, 4))
     tiny = model([name] * 2, dim=48, heads=4, vocab=32, position="rotary", **settings)

@@ -78,7 +78,7 @@ def star_attention() -> Claims:
     model, _ = demo()
     size = 16
     # A Module types its parts as Tensor or Module.
-    ids = torch.randint(3, int(model.config.vocab_size), (4, 4 * size))  # type: ignore[union-attr,arg-type]
+    ids = torch.randint(3, int(model.config.vocab_size), (16, 4 * size))  # type: ignore[union-attr,arg-type]
     mass = {}
     for anchors in (True, False):
         stage = InBlocks(size, anchors, 3 * size)

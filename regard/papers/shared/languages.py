@@ -20,9 +20,12 @@ def equal_key_heads(plain: Attention) -> None:
             map_.weight.copy_(one.expand(plain.kv_heads, -1, -1).flatten(0, 1))
 
 
-def language_loss(steps: int = 150, **settings: object) -> float:
-    """Loss of a tiny language model on repeated words, the mean of its last steps."""
-    restart()
+def language_loss(steps: int = 150, draw: str = "", **settings: object) -> float:
+    """Loss of a tiny language model on repeated words, the mean of its last steps.
+
+    Models of one `draw` start alike and read the same texts.
+    """
+    restart(draw)
     words = torch.randint(0, 32, (24, 4))
     tiny = model(
         ["cross_layer_attention"] * 4, dim=32, heads=4, vocab=32, position="rotary", **settings

@@ -58,6 +58,3 @@ class AskFirst:
         if scope["type"] == "http" and scope["path"].rstrip("/") == "/metrics":
             await self.ask()
         await self.app(scope, receive, send)
-
-
-__all__ = ["METHOD", "AskFirst", "PolicyBytes"]
