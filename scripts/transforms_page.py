@@ -1,9 +1,9 @@
 """Write the table of transforms into docs/transforms.md; with --check, try a sample against it.
 
 `python scripts/transforms_page.py` tries every layer, and with the compiler those that were not yet
-(`--again`: all, which takes long); `--untried` leaves the rows that are done as they are, and goes
-on where an earlier run was ended; `--check NAME ...` tries those named, and says what is no longer
-so.
+(`--again`: all, which takes long); `--untried NAME ...` leaves the rows that are done as they are,
+and goes on where an earlier run was ended (with names: those alone, where one takes long);
+`--check NAME ...` tries those named, and says what is no longer so.
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ def main() -> int:
     done = before if "--untried" in sys.argv else {}
     rows = {name: done.get(name) or [*quick(name), *kept[name]] for name in names()}
     write(rows)
+    chosen = [word for word in sys.argv[1:] if not word.startswith("--")] or list(rows)
     for name, words in rows.items():
-        if UNTRIED in words or "--again" in sys.argv:
+        if name in chosen and (UNTRIED in words or "--again" in sys.argv):
             rows[name] = [*words[:-2], *slow(name)]
             write(rows)
     return 0
