@@ -45,7 +45,7 @@ def of_check(made: Check) -> list[str]:
 
 
 def of_text(path: Path) -> list[str]:
-    """Find randomness of its own, clocks, thresholds without reason, claims that compare nothing."""
+    """Find randomness of its own, clocks, thresholds without a reason, claims of nothing."""
     text = path.read_text(encoding="utf-8")
     tree, lines = ast.parse(text), text.splitlines()
     rules = (
