@@ -281,6 +281,14 @@ def test_a_column_that_is_trusted_grows_and_others_fade() -> None:
     plain = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
     same = decode_without_over_trust(model, ids, tokens=6, strength=0.0, patience=999)
     assert torch.equal(same.ids, plain)
+    searched = model.generate(
+        ids, max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=None
+    )
+    several = decode_without_over_trust(model, ids, tokens=6, beams=3, strength=0.0, patience=999)
+    assert torch.equal(several.ids, searched)
+    assert several.forwards == 7, "all candidates of all beams are run at once"
+    with pytest.raises(regard.RegardError, match="beams"):
+        decode_without_over_trust(model, ids, tokens=6, beams=0)
     back = decode_without_over_trust(model, ids, tokens=8, strength=0.0, patience=2, early=2)
     for place, token in back.back:
         assert place >= 0

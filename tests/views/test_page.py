@@ -131,7 +131,13 @@ def test_two_runs_are_shown_side_by_side(tmp_path):
     const was = grid.toDataURL();
     color.value = "entropy";
     color.onchange();
-    return { many: canvases.length, first, zoomed, recolored: was !== grid.toDataURL(),
+    const links = [...document.querySelectorAll("#compare li a")];
+    const recolored = was !== grid.toDataURL();
+    links[1].click();
+    const later = (x) => new Promise((done) => setTimeout(done, x));
+    for (let i = 0; i < 50 && list.selectedIndex === 0; i++) await later(20);
+    return { many: canvases.length, first, zoomed, recolored, linked: links[1].textContent,
+      chosen: list.selectedOptions[0].textContent,
       colors: [...color.options].map((x) => x.value),
       said: [...document.querySelectorAll("#compare p")].map((x) => x.textContent) };
     """
@@ -141,6 +147,7 @@ def test_two_runs_are_shown_side_by_side(tmp_path):
     assert found["zoomed"] == [True, True, True]  # the three zoom as one
     assert found["colors"] == ["jsd", "previous_token", "sink", "entropy"]
     assert found["recolored"]
+    assert found["chosen"].startswith(found["linked"] + ": ")  # findings are links to heads
     assert any("full color is 0.50" in x for x in found["said"])
     assert found["many"] == 3
     best = np.unravel_index(run.arrays["jsd"].argmax(), run.arrays["jsd"].shape)

@@ -1,7 +1,7 @@
-"""Controls of models that paint: subjects shared, kept apart, erased, and guidance by attention.
+"""Controls of image models: share, separate or erase subjects, and guidance by attention.
 
-They serve UNets, and transformers in which text and picture share one attention, alike. In a batch
-with guidance, branches are told by the pipeline, or by `regard.models.diffusers.branches`.
+They work with UNets and with transformers whose text and picture share one attention. In a batch
+with guidance, branches are known from the pipeline, or from `regard.models.diffusers.branches`.
 """
 
 from regard.controls.diffusion.added_attention import AddAttention, MSDiffusion, SubjectTokens

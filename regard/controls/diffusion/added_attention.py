@@ -1,4 +1,4 @@
-"""Attention to tokens of a subject beside that of the model: added outside of its softmax."""
+"""Attention to the tokens of a subject, added to the model's own outside of its softmax."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class SubjectTokens(Value):
     """Tokens of a subject [x, c], and weights of keys and values [heads head_size, c] by site.
 
     `sites` names the modules that have weights, in the order of `to_k` and `to_v`: an adapter's.
-    `anchor`, cos and sin [x, head_size], turns the keys as the model turns its own at these places
-    (`grid_rotation`, or the model's `pos_embed` of the picture's ids).
+    `anchor`, cos and sin [x, head_size], rotates the keys as the model rotates its own at these
+    positions (`grid_rotation`, or the model's `pos_embed` of the picture's ids).
 
     >>> one = SubjectTokens(torch.ones(2, 3), ("a",), (torch.ones(8, 3),), (torch.ones(8, 3),))
     >>> one.keys_at("a", 2)[0].shape
@@ -64,7 +64,7 @@ class SubjectTokens(Value):
             )  # fmt: skip
 
     def keys_at(self, site: str, heads: int) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values [1, heads, x, size] at a site; None where there are none."""
+        """Return keys and values [1, heads, x, size] at a site; None if there are none."""
         if site not in self.sites:
             return None
         at = self.sites.index(site)
@@ -76,9 +76,9 @@ class SubjectTokens(Value):
 def grid_rotation(
     grid: tuple[int, int], size: int, *, start: tuple[int, int] = (0, 0), base: float = 10_000.0
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [rows columns, size]: half of the channels turn by row, half by column.
+    """Return cos and sin [rows columns, size]: half the channels rotate by row, half by column.
 
-    Each pair of channels next to one another turns at a pace of its own, as in Flux.
+    Each pair of adjacent channels has its own frequency, as in Flux.
 
     >>> cos, sin = grid_rotation((2, 3), 8)
     >>> cos.shape, sin[0].tolist()
@@ -97,7 +97,7 @@ def grid_rotation(
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of channels of x [b, h, n, d] by angles of cos and sin [n, d].
+    """Rotate pairs of channels of x [b, h, n, d] by angles of cos and sin [n, d].
 
     >>> x = torch.randn(1, 1, 6, 8)
     >>> turned = rotated(x, *grid_rotation((2, 3), 8))
@@ -113,9 +113,8 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class AddAttention(PictureEdit):
     """Add strength times attention to the tokens of subjects: out + s Attn(q, k_s, v_s).
 
-    Tokens of the picture in `regions[i]` attend to subject i alone; those in none of the regions
-    get nothing, those in several attend to several in one softmax. Without regions all attend to
-    all.
+    Picture tokens in `regions[i]` attend only to subject i; those in no region get nothing, those
+    in several attend to several subjects in one softmax. Without regions all attend to all.
 
     >>> from regard.core.value import Value
     >>> AddAttention.point
@@ -141,7 +140,7 @@ class AddAttention(PictureEdit):
             )  # fmt: skip
 
     def sets(self) -> tuple[TokenSet, ...]:
-        """None of its keys are the model's."""
+        """Return no sets: none of its keys are the model's."""
         return ()
 
     def changes(self, at: EditContext) -> Tensor:
@@ -150,7 +149,7 @@ class AddAttention(PictureEdit):
         return made & AnyOf(self.regions).mask(at, "queries") if self.regions else made
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Attend to the subjects, and add."""
+        """Attend to the subjects, and add the result."""
         if is_neutral(self.strength, 0.0) or at.site is None:
             return result
         q = at.call.q
@@ -189,9 +188,9 @@ class AddAttention(PictureEdit):
 )
 @value
 class MSDiffusion(DiffusionControl):
-    """Paint several given subjects, each in its region: tokens there attend to its image as well.
+    """Generate several given subjects, each in its region, whose tokens also attend to its image.
 
-    `subjects` hold the image tokens of each subject, and an adapter's weights of keys and values;
+    `subjects` hold the image tokens of each subject, and an adapter's key and value weights;
     nothing is added outside of all regions. 0 changes nothing. The adapter is trained elsewhere.
     (MS-Diffusion, Wang et al. 2024; one subject without a region is an IP-Adapter)
 
@@ -222,12 +221,12 @@ class MSDiffusion(DiffusionControl):
 )
 @value
 class Pinco(DiffusionControl):
-    """Paint a background around a subject: the picture attends to the subject's tokens as well.
+    """Generate a background around a subject: the picture also attends to the subject's tokens.
 
     `subjects` are `SubjectTokens` on the grid of the picture, with an adapter's weights for sites
-    of self or joint attention; their `anchor` turns keys as the model turns its own at the same
-    places. The output gets strength times that attention; 0 changes nothing. The adapter is trained
-    elsewhere. (Pinco, Lu et al. 2024)
+    of self or joint attention; their `anchor` rotates keys as the model rotates its own at the same
+    positions. The output gets strength times that attention; 0 changes nothing. The adapter is
+    trained elsewhere. (Pinco, Lu et al. 2024)
 
     >>> weights = ("a",), (torch.ones(8, 3),), (torch.ones(8, 3),)
     >>> Pinco((SubjectTokens(torch.ones(6, 3), *weights, grid_rotation((2, 3), 8)),)).strength

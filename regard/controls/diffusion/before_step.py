@@ -1,4 +1,4 @@
-"""What stands around a model and its scheduler while controls step the latent."""
+"""Wrappers of a model and its scheduler for controls that change the latent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regard.models.wrap import Around
 class BeforeStep(NamedTuple):
     """A model before a denoising step: latents [b, ...], and its other arguments in `inputs`.
 
-    It is step `step` of `steps`; `kept` is what a control keeps from step to step.
+    It is step `step` of `steps`; `kept` is the state a control keeps between steps.
     """
 
     model: Any
@@ -32,7 +32,7 @@ class BeforeStep(NamedTuple):
     kept: dict[str, Any]
 
     def guided(self, by: Callable[..., Any], about: Any, /, *rest: Any, **settings: Any) -> Any:
-        """Run a function of `latent_guidance` on it, about words or subjects."""
+        """Run a function of `latent_guidance` on it, for words or subjects."""
         if by is not guide_latents:
             settings = {"step": self.step, "steps": self.steps, **settings}
         return by(
@@ -41,7 +41,7 @@ class BeforeStep(NamedTuple):
 
 
 class Shift(threading.local):
-    """What was added to the latent that the model read: by thread, until the scheduler steps."""
+    """The change of the latent that the model read, by thread, until the scheduler steps."""
 
     def __init__(self) -> None:
         self.read: Tensor | None = None
@@ -51,16 +51,16 @@ class Shift(threading.local):
 
 
 class Leading(Around):
-    """Around the forward of a model: changes the latent that it reads."""
+    """Wrap the forward of a model, and change the latent that it reads."""
 
-    order = -1  # outside of what notes the forward, inside of what tells branches
+    order = -1  # outside the wrapper that records forwards, inside the one that sets branches
 
     def __init__(self, steering: Any, shift: Shift) -> None:
         super().__init__()
         self.steering, self.shift = steering, shift
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Step the latent, then run the model on it in every branch."""
+        """Update the latent, then run the model on it in every branch."""
         one, here = self.steering, self.shift
         control = one.control
         if one.paused:
@@ -69,7 +69,7 @@ class Leading(Around):
         name = "sample" if "sample" in given else "hidden_states"
         latents = given[name]
         time = float(torch.as_tensor(given["timestep"]).flatten()[0])
-        # Times fall; where they rise again, denoising begins anew.
+        # Times fall; where they rise again, denoising starts again.
         here.step = 0 if time > here.time else here.step + (time < here.time)
         if time > here.time:
             here.kept = {}
@@ -81,7 +81,7 @@ class Leading(Around):
             return plain(**given)
         names = told_branches() or ()
         own = [i for i, x in enumerate(names) if x.startswith(str(control.branch))]
-        if names and not own:  # a pass of its own for the other branch
+        if names and not own:  # a separate pass for the other branch
             if here.added is not None and here.added.shape == latents.shape:
                 given[name] = latents + here.added
             return plain(**given)
@@ -112,21 +112,21 @@ class Leading(Around):
 
 
 class ShiftedStep(Around):
-    """Around the step of a scheduler: it steps from the latent that the model read."""
+    """Wrap the step of a scheduler, so that it starts from the latent that the model read."""
 
     def __init__(self, shift: Shift) -> None:
         super().__init__()
         self.shift = shift
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Add what was added, in the scheduler's own scale."""
+        """Add the change, in the scheduler's own scale."""
         here, added, read = self.shift, self.shift.added, self.shift.read
         here.added = here.read = None
         if added is None or read is None:
             return plain(*args, **kwargs)
         given = list(args)
         sample = given[2] if len(given) > 2 else kwargs["sample"]
-        # Some schedulers scale what the model reads.
+        # Some schedulers scale the model's input.
         scale = (sample * read).sum() / (read * read).sum().clamp(min=1e-12)
         new = sample + (scale * added).to(sample)
         if len(given) > 2:

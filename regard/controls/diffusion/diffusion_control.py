@@ -1,4 +1,4 @@
-"""What controls of models that paint have in common."""
+"""The base class of controls of image models."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TEXT = ("cross", "joint")
 
 
 class DiffusionControl(Control):
-    """Base of controls of models that paint: it acts at sites of `kinds`, in one branch.
+    """Base of controls of image models: it acts at sites of `kinds`, in one branch.
 
-    Where guidance branches are told (by a pipeline, or `regard.models.diffusers.branches`), it
-    acts in those of its `branch`.
+    Where guidance branches are known (from a pipeline, or `regard.models.diffusers.branches`), it
+    acts in its `branch`.
     """
 
     models: ClassVar[str] = "diffusion"
@@ -42,14 +42,14 @@ class DiffusionControl(Control):
             object.__setattr__(self, "where", self.where.replace(kinds=self.kinds))
 
     def can(self, model: Any, sites: Sites) -> Answer:
-        """Return whether the model has the sites, and paints."""
+        """Return whether the model has such sites, and is an image model."""
         if any(site.causal for site in sites):
             return No("which attends causally, as models of language do")
         return Yes()
 
 
 class EditsSomewhere(AttentionEdit):
-    """Base of edits that act at some sites alone: subclasses say at which."""
+    """Base of edits that act only at some sites: subclasses choose which."""
 
     edits: tuple[AttentionEdit, ...]
 
@@ -58,40 +58,40 @@ class EditsSomewhere(AttentionEdit):
 
     @abstractmethod
     def here(self, at: EditContext) -> bool:
-        """Whether they act at the site."""
+        """Return whether they act at the site."""
 
     @property
     def point(self) -> str:
-        """What they change."""
+        """Return what they change."""
         return ", ".join(dict.fromkeys(edit.point for edit in self.edits))
 
     @property
     def law(self) -> str:
-        """What holds of them."""
+        """Return the laws of the edits."""
         return "; ".join(dict.fromkeys(edit.law for edit in self.edits))
 
     def before(self, at: EditContext) -> Call:
-        """Apply the edits, at these sites."""
+        """Apply the edits at these sites."""
         return apply(self.edits, at)[0] if self.here(at) else at.call
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Apply the edits, at these sites."""
+        """Apply the edits at these sites."""
         for edit in self.edits if self.here(at) else ():
             result = edit.after(at, result)
         return result
 
     def changes(self, at: EditContext) -> Tensor:
-        """Return what any of the edits changes."""
+        """Return which queries any of the edits changes."""
         return changed_queries(self.edits if self.here(at) else (), at)
 
     def sets(self) -> tuple[Any, ...]:
-        """Return those of the edits."""
+        """Return the sets of the edits."""
         return tuple(x for edit in self.edits for x in edit.sets())
 
 
 @value
 class AtKinds(EditsSomewhere):
-    """Edits at sites of some kinds alone: "self", "cross" or "joint".
+    """Edits that act only at sites of some kinds: "self", "cross" or "joint".
 
     >>> from regard.controls.score_edits import ScaleScores
     >>> AtKinds(ScaleScores(0.5), ("self",)).kinds
@@ -109,12 +109,12 @@ class AtKinds(EditsSomewhere):
         object.__setattr__(self, "kinds", kinds)
 
     def here(self, at: EditContext) -> bool:
-        """Whether the site is of these kinds."""
+        """Return whether the site is of these kinds."""
         return at.site is not None and at.site.kind in self.kinds
 
 
 def steps_first(x: object, name: str = "steps") -> int:
-    """Check a number of first steps.
+    """Check the number of first steps.
 
     >>> steps_first(9)
     9

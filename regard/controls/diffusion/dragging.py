@@ -1,4 +1,4 @@
-"""Move an object: a picture that reads a source picture, with the object in another place."""
+"""DiffUHaul: move an object, in a picture that reads a source picture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from regard.core.value import value
 
 @value
 class MovedRegion(KnownTokens):
-    """A region of the source picture, and where it is to be in the others of its batch.
+    """A region of the source picture, and its target region in the others of the batch.
 
     >>> from regard.controls.image_tokens import Region
     >>> MovedRegion(Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))).row
@@ -54,7 +54,7 @@ class MovedRegion(KnownTokens):
                 fail(RuleError, name, shape_of(x), "a region of the picture", "pass a Region")
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Lay the source on its row, and the target on the others."""
+        """Use the source region in its row, and the target region in the others."""
         made = self.target.positions(at, side)[:1].repeat(at.call.b // at.branches, 1)
         if not 0 <= self.row < len(made):
             fail(
@@ -67,7 +67,7 @@ class MovedRegion(KnownTokens):
 
 @value
 class OnlyInRegion(AttentionEdit):
-    """Let tokens of the picture outside of a region, and some words, not attend to each other.
+    """Keep picture tokens outside of a region, and some words, from attending to each other.
 
     The odds are multiplied by 1 - strength: 1 forbids, 0 changes nothing.
 
@@ -91,7 +91,7 @@ class OnlyInRegion(AttentionEdit):
         return (self.words,)
 
     def before(self, at: EditContext) -> Call:
-        """Lower the scores, both ways where text attends to the picture."""
+        """Lower the scores, in both directions where text attends to the picture."""
         if is_neutral(self.strength, 0.0):
             return at.call
         number = at.tensor(self.strength)
@@ -115,11 +115,12 @@ def _picture(at: EditContext, side: str) -> Tensor:
 
 @value
 class AnchorFeatures(PictureEdit):
-    """Lead what pictures get from attention to what the source gets.
+    """Move the attention outputs of pictures toward those of the source.
 
-    In the first `soft_steps` it is mixed in, by a share that falls from 1 to 0, so that the layout
-    may change; then each token in the target gets the source object's that is most like it (by
-    cosine, all heads), and what is in neither place the source's own. 0 changes nothing.
+    In the first `soft_steps` the source is mixed in, by a share that falls from 1 to 0, so that the
+    layout can change; then each token in the target takes the output of the most similar token of
+    the source object (cosine over all heads), and tokens in neither region take the source's at
+    the same place. 0 changes nothing.
 
     >>> from regard.controls.image_tokens import Region
     >>> AnchorFeatures(MovedRegion(*2 * (Region(box=(0, 0, 1, 0.5)),))).soft_steps
@@ -137,11 +138,11 @@ class AnchorFeatures(PictureEdit):
         steps_first(self.soft_steps, "soft_steps")
 
     def sets(self) -> tuple[TokenSet, ...]:
-        """No keys."""
+        """Return no sets: it has no keys."""
         return ()
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Mix the source in, or copy from it."""
+        """Mix in the source, or copy from it."""
         if is_neutral(self.strength, 0.0):
             return result
         own, size = at.tokens_at("queries", "image"), at.call.b // at.branches
@@ -181,9 +182,9 @@ class DiffUHaul(DiffusionControl):
     """Move an object of picture `reference` from `source` to `target` in the others of its batch.
 
     All start from the same noise. The others read the source picture's keys and values; their
-    features are mixed with its features in the first `soft_steps`, then copied from the object, and
-    from the background. `words` (of the prompt) name the object: nothing else attends to them.
-    Strength 0 changes nothing. (DiffUHaul, Avrahami et al. 2024)
+    features are mixed with the source's in the first `soft_steps`, then copied from the object and
+    the background. `words` of the prompt name the object: nothing else attends to them. Strength 0
+    changes nothing. (DiffUHaul, Avrahami et al. 2024)
 
     >>> from regard.controls.image_tokens import Region
     >>> DiffUHaul(Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))).soft_steps
@@ -207,7 +208,7 @@ class DiffUHaul(DiffusionControl):
             object.__setattr__(self, "words", Subject(self.words, self.source).words)
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Keep words in place, read the source, and anchor to it."""
+        """Keep words in their region, read the source, and anchor to it."""
         moved = MovedRegion(self.source, self.target, self.reference)
         source = PicturesBeside((self.reference,))
         made: tuple[AttentionEdit, ...] = (
@@ -220,7 +221,7 @@ class DiffUHaul(DiffusionControl):
 
 
 def independent_noise(picture: Tensor, alphas: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a latent [b, ...] with noise anew for each step, [steps, b, ...]: no inversion.
+    """Return a latent [b, ...] with independent noise for each step, [steps, b, ...]: no inversion.
 
     `alphas` [steps] are the shares of signal (the products of a scheduler).
 

@@ -1,4 +1,4 @@
-"""Entropy scale: attention that is as sharp at another size as at that of training."""
+"""Entropy scale: keep attention as sharp at another image size as at the trained one."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from regard.core.value import value
 )
 @value
 class EntropyScale(DiffusionControl):
-    """Paint at a size that the model was not trained for: keep the entropy of its attention.
+    """Generate at a size that the model was not trained for: keep the entropy of its attention.
 
-    Scores of the picture's attention are multiplied by (log N / log T)^(strength / 2), N tokens of
-    the picture now and T in training: `trained` tokens at the finest site, as many fewer at others
-    as these have. Strength 1 is the paper, 2 the square of it (Video-Infinity); 0, or the size of
-    training, changes nothing. (Jin et al. 2023)
+    Scores of the picture's attention are multiplied by (log N / log T)^(strength / 2), with N
+    tokens now and T in training: `trained` tokens at the finest site, in proportion at the others.
+    Strength 1 is the paper, 2 the square of it (Video-Infinity); 0, or the trained size, changes
+    nothing. (Jin et al. 2023)
 
     >>> round(EntropyScale(trained=256).factor(1024, 1024), 4)
     1.118
@@ -56,9 +56,9 @@ class EntropyScale(DiffusionControl):
             )  # fmt: skip
 
     def factor(self, tokens: int, finest: int) -> float:
-        """Return the factor of scores at a site of so many tokens, where the finest has `finest`.
+        """Return the factor of scores at a site, where the finest site has `finest` tokens.
 
-        At strength 1.
+        This is the factor at strength 1.
         """
         then = max(self.trained * tokens / finest, 2.0)
         return math.sqrt(math.log(max(tokens, 2)) / math.log(then))
@@ -70,7 +70,7 @@ class EntropyScale(DiffusionControl):
 
 @value
 class _EntropyScores(AttentionEdit):
-    """Scores times (log N / log T)^(strength / 2)."""
+    """Multiply scores by (log N / log T)^(strength / 2)."""
 
     trained: int
     strength: Strength
@@ -82,7 +82,7 @@ class _EntropyScores(AttentionEdit):
         return at.limit & PictureTokens().mask(at, "queries")
 
     def before(self, at: EditContext) -> Call:
-        """Scale."""
+        """Scale the scores."""
         own = at.tokens_at("queries", "image")
         tokens = own.stop - own.start
         finest = at.forward.images or tokens

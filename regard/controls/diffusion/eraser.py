@@ -1,4 +1,4 @@
-"""Attentive eraser: a picture is painted as if an object were not there."""
+"""Attentive Eraser: generate a picture as if an object were not there."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from regard.core.value import value
 )
 @value
 class AttentiveEraser(DiffusionControl):
-    """Remove an object: no token may attend to it, and its own look around less sharply.
+    """Remove an object: no token may attend to it, and its own tokens attend less sharply.
 
     The model runs without and with these edits, and output + strength (edited - output) is used: 0
-    changes nothing, 1 is the edited attention alone, the paper has 9. `which` is the region of the
-    object, grown by `cells` tokens; in the first `soft_steps` its tokens have their scores
-    multiplied by `softness`, so that one like it is not painted again. Start from the noised
+    changes nothing, 1 is only the edited attention, the paper uses 9. `which` is the region of the
+    object, grown by `cells` tokens; in the first `soft_steps` the scores of its tokens are
+    multiplied by `softness`, so that a similar object does not appear again. Start from the noised
     picture, and keep what is outside of the mask. (Attentive Eraser, Sun et al. 2024)
 
     >>> AttentiveEraser(Region(box=(0, 0, 0.5, 0.5))).guidance
@@ -63,12 +63,12 @@ class AttentiveEraser(DiffusionControl):
 
     @property
     def guidance(self) -> Strength:
-        """Lead towards the picture without it."""
+        """Return the strength: guidance toward the picture without the object."""
         return self.strength
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Forbid the object, and soften what stands in its place."""
-        which = cast("KnownTokens", self.which)  # or `Widened` says what is missing
+        """Forbid the object, and soften the attention of its tokens."""
+        which = cast("KnownTokens", self.which)  # otherwise `Widened` reports what is missing
         region = Widened(which, self.cells) if self.cells else self.which
         soft = PerStep((self.softness,) * self.soft_steps + (1.0,))
         return (ScaleScores(soft, region), Forbid(region))

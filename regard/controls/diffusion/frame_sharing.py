@@ -22,10 +22,10 @@ from regard.core.value import value
 @method("latent_warp", call='regard.steer(pipeline, "cross_frame_attention")')
 @value
 class CrossFrameAttention(ReadingControl):
-    """Let each frame of a video read the first and the one before it, beside itself.
+    """Let each frame of a video also read the first frame and the previous one.
 
-    Frames are the rows of the batch, in their order. `strength` multiplies their odds; 0 changes
-    nothing. It is the attention of LatentWarp (Bao et al. 2023), whose other half is `warp_latent`.
+    Frames are the rows of the batch, in order. `strength` multiplies their odds; 0 changes nothing.
+    It is the attention of LatentWarp (Bao et al. 2023), whose other half is `warp_latent`.
 
     >>> CrossFrameAttention().edits()[0].source
     PicturesBeside((0,), previous=True)
@@ -51,7 +51,7 @@ class SubjectAcrossFrames(ReadingControl):
     """Let frames of a video read the subject in the frames around them, at most `window` away.
 
     `which` is the region of the subject (a mask may have a row for each frame). 0 changes nothing.
-    It is the attention of Ouroboros-Diffusion (Chen et al. 2025), whose queue is filled up by
+    It is the attention of Ouroboros-Diffusion (Chen et al. 2025), whose queue is extended by
     `tail_latent`.
 
     >>> from regard.controls.image_tokens import Region
@@ -79,11 +79,11 @@ class SubjectAcrossFrames(ReadingControl):
 )
 @value
 class DiTCtrl(ReadingControl):
-    """Continue a video: the next segment reads the last one, its text too, in place of itself.
+    """Continue a video: the next segment reads the last one instead of itself, text included.
 
     `source` is the row of the last segment. With `mask` (the object in it) and `target` (in the
-    segments that read), tokens of the object read the object alone, other tokens of the picture
-    what is not it.
+    segments that read), tokens of the object read only the object, other picture tokens only the
+    rest.
     Strength 1 is the paper, in late layers and early steps (`where={"layers": range(25, 30),
     "steps": range(2, 25)}` of 30 and 50); 0 changes nothing. Segments are joined by
     `blend_segments`. (DiTCtrl, Cai et al. 2024)
@@ -109,7 +109,7 @@ class DiTCtrl(ReadingControl):
             )  # fmt: skip
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Read the segment, by object and background where these are told."""
+        """Read the segment, separately for object and background if masks are given."""
         if self.mask is None or self.target is None:
             whole = PicturesBeside((self.source,), text=True)
             return (ReadPictures(whole, self.strength, instead=True),)
@@ -121,7 +121,7 @@ class DiTCtrl(ReadingControl):
             )
             for mask, queries in ((self.mask, self.target), (~self.mask, rest))
         )  # fmt: skip
-        # Text reads all of the segment: masks are between tokens of pictures.
+        # Text reads all of the segment: masks are between picture tokens.
         whole = PicturesBeside((self.source,), text=True)
         text = ReadPictures(whole, self.strength, PromptTokens(), instead=True)
         return (*edits, AtKinds((text,), ("joint",)))

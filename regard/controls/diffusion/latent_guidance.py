@@ -1,4 +1,4 @@
-"""Steps of a latent along the gradient of what its picture attends to in the prompt."""
+"""Gradient steps on a latent, from losses of its attention to the prompt."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from regard.models.stage import Stage
 from regard.run.rows import rows_of
 from regard.run.runner import run
 
-# Maps are read at the sites whose pictures have about as many tokens: 16 x 16.
+# Maps are read at the sites whose pictures have about this many tokens: 16 x 16.
 TOKENS = 256
 
 
 class _Reading(Stage):
-    """Keeps maps of the prompt at every site that reads it, with their gradients."""
+    """Record maps of the prompt at every site that reads it, with gradients."""
 
     def __init__(
         self, prompt: Prompt, words: Sequence[TokenSet], regions: Sequence[TokenSet]
@@ -44,13 +44,13 @@ class _Reading(Stage):
         self.told: dict[int, tuple[Any, ...]] = {}
 
     def see(self, call: Call, result: Result) -> None:
-        """Attend to marks of the tokens of the prompt."""
+        """Attend to indicators of the prompt's tokens."""
         at = EditContext(call, self.prompt)
         text, image = at.tokens_at("keys", "text"), at.tokens_at("queries", "image")
         marks = torch.eye(call.m, dtype=call.q.dtype, device=call.q.device)[:, text]
         marks = marks.expand(*call.k.shape[:2], -1, -1)
         own = rows_of(call, image)
-        if call.rule.score.steps:  # what a control beside it says of each query goes with its rows
+        if call.rule.score.steps:  # what another control sets for each query follows its rows
             line = torch.arange(image.start, image.stop, device=call.q.device)
             own = rows_at(call, line.expand(call.b, -1))
         own = own.replace(v=marks, dropout=0.0)
@@ -62,7 +62,7 @@ class _Reading(Stage):
             self.told[tokens] = (grid_of(at, tokens), sets, places)
 
     def maps(self, tokens: int) -> TextMaps:
-        """Return the mean over the sites whose picture has about so many tokens."""
+        """Return the mean over the sites whose picture has about this many tokens."""
         size = min(self.found, key=lambda n: abs(math.log(n / tokens)))
         grid, sets, places = self.told[size]
         return TextMaps(torch.stack(self.found[size]).mean(0), grid, sets, places)
@@ -81,12 +81,12 @@ def guide_latents(
     loss: MapLoss, *, size: float = 20.0, times: int = 1, until: float | None = None,
     tokens: int = TOKENS, prompt: Any = None, tokenizer: Any = None,
 ) -> GuidedLatents:  # fmt: skip
-    """Step the latents of a model that paints down the gradient of a loss of its maps.
+    """Move the latents of an image model down the gradient of a loss of its maps.
 
-    `inputs` are the other arguments of the model, of the conditional branch alone. `words` are
-    words (which need ids as `prompt` and a `tokenizer`), numbers of text tokens, or subjects with
+    `inputs` are the other arguments of the model, only of the conditional branch. `words` are words
+    (which need ids as `prompt` and a `tokenizer`), numbers of text tokens, or subjects with
     regions. Each of `times` steps is `size` times the gradient; pictures whose loss is at most
-    `until` step no further. The model is left as it was, and none of its parameters learns.
+    `until` stop. The model is left unchanged, and its parameters get no gradients.
 
         z = guide_latents(unet, z, {"timestep": t, "encoder_hidden_states": text}, [2, 5],
                           NeglectedWord()).latents
@@ -135,11 +135,11 @@ def attend_and_excite(
     step: int, steps: int, strength: float = 1.0, rounds: int = 20,
     peaks: Mapping[float, float] | None = None, **settings: Any,
 ) -> GuidedLatents:  # fmt: skip
-    """Nudge latents before a step of denoising, until every word has a place that looks at it.
+    """Update latents before a denoising step, until every word has a place that attends to it.
 
-    The step size is 20 strength sqrt(r), r falling from 1 to 0.5 over the `steps`; after half of
-    them nothing is done. At the shares of the steps named in `peaks` (0, 0.2 and 0.4, with peaks
-    of 0.05, 0.5 and 0.8) as many as `rounds` steps are taken until the least peak is reached.
+    The step size is 20 strength sqrt(r), with r falling from 1 to 0.5 over the `steps`; after half
+    of them nothing is done. At the shares of the steps in `peaks` (0, 0.2 and 0.4, with peaks of
+    0.05, 0.5 and 0.8) up to `rounds` steps are taken until the smallest peak is reached.
     Strength 0 returns the latents. (Chefer et al. 2023)
     """
     _need_step(step, steps)
@@ -165,7 +165,7 @@ def a_star(
     step: int, steps: int, before: Tensor | None = None, strength: float = 1.0, retain: float = 1.0,
     threshold: float = 0.5, **settings: Any,
 ) -> tuple[GuidedLatents, Tensor]:  # fmt: skip
-    """Push the places of words apart, and keep each where it was in the step before.
+    """Push the maps of words apart, and keep each where it was in the step before.
 
     Returns the latents, and the masks [words, b, n] to be passed as `before` at the next step.
     After half of the steps nothing is done; strength 0 returns the latents. (A-STAR, Agarwal et

@@ -1,4 +1,4 @@
-"""Latents beside attention: warped, filled up, blended; and how far two sets of features are."""
+"""Operations on latents: warp, extend and blend; and a distance between sets of features."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from regard.core.method import method
 
 @method("latent_warp")
 def warp_latent(before: Tensor, latent: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
-    """Return a latent [c, h, w] with that of the frame before, moved along the flow, where valid.
+    """Return a latent [c, h, w], replaced by the previous frame moved along the flow where valid.
 
-    `flow` [2, h, w] says from where in the frame before each place comes (rows, columns, in
-    latent cells, to be added), `valid` bool [h, w] where it can be trusted. The nearest cell is
-    taken, since means of cells have less noise than cells.
+    `flow` [2, h, w] is the offset to the source of each place in the previous frame (rows, columns,
+    in latent cells), `valid` bool [h, w] where it is reliable. The nearest cell is used, since
+    averages of cells have less noise than cells.
 
     >>> x = torch.arange(6.0).view(1, 2, 3)
     >>> still = torch.zeros(2, 2, 3)
@@ -45,9 +45,9 @@ def warp_latent(before: Tensor, latent: Tensor, flow: Tensor, valid: Tensor) -> 
 
 @method("ouroboros_diffusion")
 def tail_latent(latent: Tensor, noise: Tensor, cutoff: float = 0.25) -> Tensor:
-    """Return noise [..., h, w] with the low frequencies of a latent: a new frame that fits.
+    """Return noise [..., h, w] with the low frequencies of a latent: a matching new frame.
 
-    Below `cutoff` (a share of the highest frequency of each axis) it is the latent, above the
+    Below `cutoff` (a share of the highest frequency of each axis) it is the latent, above it the
     noise. 1 returns the latent, 0 the noise.
 
     >>> x, noise = torch.randn(2, 1, 4, 6)
@@ -72,10 +72,10 @@ def tail_latent(latent: Tensor, noise: Tensor, cutoff: float = 0.25) -> Tensor:
 
 @method("ditctrl")
 def blend_segments(segments: list[Tensor], overlap: int) -> Tensor:
-    """Return one video [c, frames, h, w] of segments that overlap by so many frames.
+    """Return one video [c, frames, h, w] from segments that overlap by `overlap` frames.
 
-    Where two overlap, each counts less towards its ends (a triangle), and weights are divided by
-    their sum.
+    Where two overlap, the weight of each falls toward its ends (a triangle), and weights are
+    normalized.
 
     >>> one, two = torch.ones(1, 4, 1, 1), 3 * torch.ones(1, 4, 1, 1)
     >>> blend_segments([one, two], 2).flatten().tolist()
@@ -107,7 +107,7 @@ def blend_segments(segments: list[Tensor], overlap: int) -> Tensor:
 def sliced_wasserstein(
     a: Tensor, b: Tensor, directions: int = 64, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return how far two sets of features [n, d] are, as sets: along random directions, sorted.
+    """Return the sliced Wasserstein distance of two sets of features [n, d].
 
     >>> x = torch.randn(5, 3)
     >>> float(sliced_wasserstein(x, x.flip(0))) < 1e-12

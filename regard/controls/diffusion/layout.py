@@ -1,4 +1,4 @@
-"""Who may attend to whom in a picture: subjects in regions of their own, words in their place."""
+"""Layout controls: keep subjects in their regions, and words to their subjects."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from regard.core.value import value
 
 @value
 class KeepApart(AttentionEdit):
-    """Let queries of a group attend to no keys that belong to other groups alone.
+    """Keep queries of a group from attending to keys that belong only to other groups.
 
-    `queries` and `keys` hold one set for each group. Keys of no group are free to all, queries of
-    no group to attend to anything; a query of two groups may attend to the keys of both. Odds of
-    the others are multiplied by 1 - strength: 1 forbids, 0 changes nothing.
+    `queries` and `keys` hold one set for each group. Keys in no group are open to all, and queries
+    in no group may attend to anything; a query in two groups may attend to the keys of both. Odds
+    of the others are multiplied by 1 - strength: 1 forbids, 0 changes nothing.
 
     >>> from regard.controls.image_tokens import Region
     >>> halves = (Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1)))
@@ -72,7 +72,7 @@ class KeepApart(AttentionEdit):
         return at.limit & made
 
     def before(self, at: EditContext) -> Call:
-        """Lower scores, for each way in which queries belong to groups."""
+        """Lower scores, for each combination of groups that queries belong to."""
         if is_neutral(self.strength, 0.0):
             return at.call
         call = at.call
@@ -83,7 +83,7 @@ class KeepApart(AttentionEdit):
 
 
 def kept_apart(call: Call, inside: Tensor, keys: Tensor, strength: Tensor) -> Call:
-    """Multiply odds of the keys of other groups alone by 1 - strength, for queries of groups.
+    """Multiply odds of keys that are only in other groups by 1 - strength, for queries of groups.
 
     `inside` bool [groups, b, h or 1, n] are the queries, `keys` bool [groups, b, h or 1, m].
 
@@ -114,7 +114,7 @@ def spread(mask: Tensor, b: int) -> Tensor:
 class AtSomeLayers(EditsSomewhere):
     """Edits at every second of the sites where they act: from the second (`first` 1) or the first.
 
-    Sites are counted in the order in which the model comes to them.
+    Sites are counted in the order in which the model runs them.
 
     >>> AtSomeLayers(ScaleScores(0.5)).first
     1
@@ -129,7 +129,7 @@ class AtSomeLayers(EditsSomewhere):
             fail(RuleError, "first", shape_of(self.first), "0 or 1", "pass 1")
 
     def here(self, at: EditContext) -> bool:
-        """Whether it is the turn of the site."""
+        """Return whether the edits act at this site."""
         kinds = [x for x in self.edits if isinstance(x, AtKinds)]
         if at.site is None or (kinds and not any(x.here(at) for x in kinds)):
             return False
@@ -146,14 +146,14 @@ class AtSomeLayers(EditsSomewhere):
 )
 @value
 class BoundedAttention(DiffusionControl):
-    """Keep subjects apart: what is in the region of one attends to no region or word of another.
+    """Keep subjects apart: tokens in the region of one attend to no region or word of another.
 
-    Background is free. Where text and picture share one attention, the words of a subject are kept
-    to it as well. Overlapping regions: a token of two subjects may attend to both. `regions` says
-    how regions look at each other: "forbidden", "alternate" (in every second layer they may) or
-    "free" (words alone are kept apart). Odds of the others are multiplied by 1 - strength. The
-    guidance of the latent by boxes is `guide_latents` with `InsideRegions`. (Bounded Attention,
-    Dahary et al. 2024)
+    The background is unrestricted. Where text and picture share one attention, the words of a
+    subject are kept to it as well. In overlapping regions, a token of two subjects may attend to
+    both. `regions` sets how regions attend to each other: "forbidden", "alternate" (allowed in
+    every second layer) or "free" (only words are kept apart). Odds of the others are multiplied by
+    1 - strength. The guidance of the latent by boxes is `guide_latents` with `InsideRegions`.
+    (Bounded Attention, Dahary et al. 2024)
 
     >>> from regard.controls.image_tokens import Region
     >>> left, right = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
@@ -178,7 +178,7 @@ class BoundedAttention(DiffusionControl):
             )  # fmt: skip
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Keep regions apart, and words."""
+        """Keep regions and words apart."""
         places = tuple(x.region for x in self.subjects)
         words = tuple(x.words for x in self.subjects)
         both = tuple(x.region | x.words for x in self.subjects)
@@ -200,12 +200,12 @@ class BoundedAttention(DiffusionControl):
 )
 @value
 class AttentionModulation(DiffusionControl):
-    """Sharpen the picture's attention early, keep words to their place, and weigh words by step.
+    """Sharpen the picture's attention early, keep words to their regions, and weigh words by step.
 
     In the first `layout_steps`, scores of the picture's attention are divided by `temperature`, and
-    words of every subject weigh e^(strength gain) as much; all along, tokens in the region of a
-    subject attend to no word of another. Strength 0 changes nothing. Regions are given. (Attention
-    Modulation, Wu et al. 2024, rebuilt from its summary)
+    words of every subject get e^(strength gain) as much weight; in all steps, tokens in the region
+    of a subject attend to no word of another. Strength 0 changes nothing. Regions are given.
+    (Attention Modulation, Wu et al. 2024, rebuilt from its summary)
 
     >>> from regard.controls.image_tokens import Region
     >>> left, right = Region(box=(0, 0, 1, 0.5)), Region(box=(0, 0.5, 1, 1))
@@ -235,7 +235,7 @@ class AttentionModulation(DiffusionControl):
             )  # fmt: skip
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Sharpen, keep apart, and weigh."""
+        """Sharpen, keep words to their regions, and weigh words."""
         assert isinstance(self.strength, float)
         s, steps = self.strength, self.layout_steps
         sharp = PerStep((self.temperature**-s,) * steps + (1.0,))

@@ -1,4 +1,4 @@
-"""Controls that step the latent of a pipeline while it denoises: Attend-and-Excite, A-STAR."""
+"""Controls that change the latent of a pipeline while it denoises: Attend-and-Excite, A-STAR."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from regard.models.wrap import hold
 class LedLatents(DiffusionControl):
     """Base of controls that change the latent before the model reads it, by a gradient of maps.
 
-    Where guidance branches are told, the gradient is that of the conditional one, and every branch
-    reads the new latent. With a pipeline its scheduler steps from the new latent too. In a loop of
-    one's own only the model reads it: there, call `attend_and_excite` or `guide_latents` oneself.
+    Where guidance branches are known, the gradient is that of the conditional one, and every branch
+    reads the new latent. In a pipeline the scheduler also steps from the new latent. In your own
+    loop only the model reads it: call `attend_and_excite` or `guide_latents` there yourself.
     """
 
     branch: ClassVar[str | None] = "conditional"
@@ -51,15 +51,15 @@ class LedLatents(DiffusionControl):
             )  # fmt: skip
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """None: no call of attention is changed."""
+        """Return no edits: no call of attention is changed."""
         return ()
 
     @abstractmethod
     def lead(self, before: BeforeStep) -> GuidedLatents:
-        """Return the latents after the gradient steps that belong before a step."""
+        """Return the latents after the gradient steps before a denoising step."""
 
     def wrap_model(self, steering: Any, undo: Removal) -> None:
-        """Stand around the forward, and around the step of a pipeline's scheduler."""
+        """Wrap the forward, and the step of a pipeline's scheduler."""
         shift = Shift()
         hold(steering.model, "forward", lambda: Leading(steering, shift), steering, undo,
              join=False)  # fmt: skip
@@ -79,10 +79,10 @@ def _words(x: Any) -> tuple[Any, ...]:
 @register("attend_and_excite")
 @value
 class AttendAndExcite(LedLatents):
-    """Step the latent, in the first half of the steps, until every word has a place that looks.
+    """Update the latent, in the first half of the steps, until every word is attended to somewhere.
 
-    `words` are words of the prompt, or numbers of its tokens. `peaks` are pairs of a share of the
-    steps, and of the peak that as many as `rounds` steps of the latent go for there. Strength 0
+    `words` are words of the prompt, or numbers of its tokens. `peaks` are pairs: a share of the
+    steps, and the peak that up to `rounds` updates of the latent try to reach there. Strength 0
     changes nothing; see `attend_and_excite`. (Chefer et al. 2023)
 
     >>> AttendAndExcite(["cat", "dog"]).words
@@ -103,7 +103,7 @@ class AttendAndExcite(LedLatents):
         object.__setattr__(self, "peaks", tuple((float(a), float(b)) for a, b in self.peaks))
 
     def lead(self, before: BeforeStep) -> GuidedLatents:
-        """Nudge the latent."""
+        """Update the latent."""
         made: GuidedLatents = before.guided(
             attend_and_excite, self.words, strength=self.strength, rounds=self.rounds,
             peaks=dict(self.peaks), sharpen=self.sharpen,
@@ -114,7 +114,7 @@ class AttendAndExcite(LedLatents):
 @register("a_star")
 @value
 class AStar(LedLatents):
-    """Step the latent so that words have places apart, and keep these from step to step.
+    """Update the latent so that the maps of words are apart, and stay so from step to step.
 
     See `a_star`. Strength 0 changes nothing. (A-STAR, Agarwal et al. 2023)
 
@@ -136,7 +136,7 @@ class AStar(LedLatents):
             fail(RuleError, "words", shape_of(self.words), "two or more to keep apart", "add one")
 
     def lead(self, before: BeforeStep) -> GuidedLatents:
-        """Push places apart."""
+        """Push the maps apart."""
         masks = before.kept.setdefault("masks", {})
         made: GuidedLatents
         made, masks[before.step] = before.guided(
@@ -149,10 +149,10 @@ class AStar(LedLatents):
 @register("inside_regions")
 @value
 class LeadIntoRegions(LedLatents):
-    """Step the latent, in the first steps, until words of subjects are looked at in their regions.
+    """Update the latent in the first steps until subjects' words are attended to in their regions.
 
-    It is the guidance by boxes of Bounded Attention: run `bounded_attention` beside it. Each of
-    `rounds` steps is `strength` times the gradient. (Dahary et al. 2024)
+    It is the guidance by boxes of Bounded Attention: use it with `bounded_attention`. Each of
+    `rounds` updates is `strength` times the gradient. (Dahary et al. 2024)
 
     >>> from regard.controls.image_tokens import Region
     >>> LeadIntoRegions([Subject("cat", Region(box=(0, 0, 1, 0.5)))]).rounds
@@ -172,7 +172,7 @@ class LeadIntoRegions(LedLatents):
         object.__setattr__(self, "subjects", Subject.many(self.subjects))
 
     def lead(self, before: BeforeStep) -> GuidedLatents:
-        """Lead words into their regions."""
+        """Move words into their regions."""
         many = self.rounds if before.step < self.share * before.steps else 0
         made: GuidedLatents = before.guided(
             guide_latents, self.subjects, InsideRegions(), size=self.strength, times=many

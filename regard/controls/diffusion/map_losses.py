@@ -1,4 +1,4 @@
-"""Losses of the maps of a prompt: words that are neglected, overlap, or leave their place."""
+"""Losses of the maps of a prompt: words that are neglected, overlap, or leave their regions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regard.core.value import Value, value
 
 
 class TextMaps(NamedTuple):
-    """What the picture puts on each token of the prompt, [b, rows columns, text]: mean of heads.
+    """The picture's weights on each prompt token, [b, rows columns, text], averaged over heads.
 
     `sets` holds the tokens of each word, bool [b or 1, text], `regions` the part of each subject,
     bool [b or 1, rows columns].
@@ -50,7 +50,7 @@ class TextMaps(NamedTuple):
 
 
 class MapLoss(Value):
-    """Base of losses of maps: a number for each picture [b], 0 where nothing is to be done."""
+    """Base of losses of maps: a number for each picture [b], 0 if it is satisfied."""
 
     @abstractmethod
     def loss(self, maps: TextMaps) -> Tensor:
@@ -59,9 +59,9 @@ class MapLoss(Value):
 
 @value
 class NeglectedWord(MapLoss):
-    """1 - the peak of the word that is looked at least (Attend-and-Excite).
+    """1 - the peak of the least attended word (Attend-and-Excite).
 
-    Maps are sharpened over the tokens of the prompt but those of `ignore` (the start of the text),
+    Maps are sharpened over the prompt's tokens except those of `ignore` (the start of the text),
     and smoothed over the picture.
 
     >>> maps = TextMaps(torch.rand(1, 6, 3), (2, 3), (torch.tensor([[False, True, False]]),))
@@ -81,7 +81,7 @@ class NeglectedWord(MapLoss):
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Return the soft overlap of maps [b, n]: 0.5 for the same, 0 for those apart.
+    """Return the soft overlap of maps [b, n]: 0.5 if they are equal, 0 if disjoint.
 
     >>> overlap(torch.ones(1, 3), torch.ones(1, 3)).item()
     0.5
@@ -91,7 +91,7 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 
 @value
 class SeparateWords(MapLoss):
-    """Soft overlap of the maps of words, and 1 - that of each with where it was (A-STAR).
+    """Soft overlap of the maps of words, and 1 - that of each with its previous mask (A-STAR).
 
     `before` are masks [words, b, n] of the step before: `keep(maps)` returns those of this one.
 
@@ -114,7 +114,7 @@ class SeparateWords(MapLoss):
         return [(x - a) / (b - a).clamp(min=1e-12) for x, a, b in many]
 
     def keep(self, maps: TextMaps) -> Tensor:
-        """Return where each word is now, [words, b, n], of 0 and 1."""
+        """Return the current mask of each word, [words, b, n], of 0 and 1."""
         return (torch.stack(self._words(maps)) > self.threshold).float().detach()
 
     def loss(self, maps: TextMaps) -> Tensor:

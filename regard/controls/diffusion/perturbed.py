@@ -1,4 +1,4 @@
-"""Guidance away from worse attention: PAG, SEG and NAG."""
+"""Guidance away from degraded attention: PAG, SEG and NAG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from regard.run.runner import run
 
 @value
 class KeepOwnValues(PictureEdit):
-    """Let each token of the picture attend to itself alone: its output is its own value.
+    """Let each picture token attend only to itself: its output is its own value.
 
     >>> KeepOwnValues().point
     'output'
@@ -36,7 +36,7 @@ class KeepOwnValues(PictureEdit):
     law: ClassVar[str] = "weights of tokens of the picture are the identity"
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Put values in the place of outputs."""
+        """Replace outputs by values."""
         own = expand_heads(at.call.v, at.call.h)[:, :, : at.call.n].to(result.out)
         return result._replace(out=torch.where(self.changes(at)[..., None], own, result.out))
 
@@ -46,7 +46,7 @@ class BlurQueries(PictureEdit):
     """Blur the queries of the picture over its rows and columns, with a Gaussian of `sigma` tokens.
 
     0 changes nothing; infinity gives every token the mean query. Weights at the border are
-    normalized, so that equal queries stay what they are.
+    normalized, so that equal queries do not change.
 
     >>> BlurQueries(math.inf).sigma
     inf
@@ -63,7 +63,7 @@ class BlurQueries(PictureEdit):
         object.__setattr__(self, "sigma", float(x))
 
     def before(self, at: EditContext) -> Call:
-        """Blur."""
+        """Blur the queries."""
         if self.sigma == 0:
             return at.call
         own = at.tokens_at("queries", "image")
@@ -79,7 +79,7 @@ class BlurQueries(PictureEdit):
 
 
 def blur_weights(size: int, sigma: float, like: Tensor) -> Tensor:
-    """Return weights of a blur [size, size], rows of which sum to one.
+    """Return the weights of a blur [size, size], with rows that sum to one.
 
     >>> blur_weights(2, math.inf, torch.zeros(1)).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
@@ -90,7 +90,7 @@ def blur_weights(size: int, sigma: float, like: Tensor) -> Tensor:
 
 
 class _Away(DiffusionControl):
-    """Guidance away from what the model makes with edits of its attention."""
+    """Base of guidance away from the output with edited attention."""
 
     strength: Strength
     kinds: ClassVar[tuple[str, ...]] = PICTURE
@@ -99,17 +99,17 @@ class _Away(DiffusionControl):
 
     @property
     def guidance(self) -> Strength:
-        """Lead away, as strongly as asked."""
+        """Return the negative strength: guidance away."""
         return times(self.strength, -1.0)
 
 
 @register("perturbed_attention_guidance", "pag")
 @value
 class PerturbedAttentionGuidance(_Away):
-    """Lead away from what the model paints when each token of the picture attends to itself alone.
+    """Guide away from the output in which each picture token attends only to itself.
 
-    output + strength (output - perturbed), in chosen layers: those of the middle of a model are
-    usual. 0 changes nothing. (PAG, Ahn et al. 2024)
+    output + strength (output - perturbed), in chosen layers, usually those in the middle of a
+    model. 0 changes nothing. (PAG, Ahn et al. 2024)
 
     >>> PerturbedAttentionGuidance(3.0).guidance
     -3.0
@@ -120,17 +120,17 @@ class PerturbedAttentionGuidance(_Away):
     phase: str = "both"
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Attend to oneself alone."""
+        """Let picture tokens attend only to themselves."""
         return (KeepOwnValues(),)
 
 
 @register("smoothed_energy_guidance", "seg")
 @value
 class SmoothedEnergyGuidance(_Away):
-    """Lead away from what the model paints when the queries of its picture are blurred.
+    """Guide away from the output in which the queries of the picture are blurred.
 
-    output + strength (output - blurred); `sigma` counts tokens, and infinity makes all queries of
-    the picture their mean. 0 changes nothing. (SEG, Hong 2024)
+    output + strength (output - blurred); `sigma` is in tokens, and infinity replaces all queries of
+    the picture by their mean. 0 changes nothing. (SEG, Hong 2024)
 
     >>> SmoothedEnergyGuidance(sigma=10.0).edits()
     (BlurQueries(),)
@@ -148,10 +148,10 @@ class SmoothedEnergyGuidance(_Away):
 
 @value
 class AwayFromOtherText(PictureEdit):
-    """Lead tokens of the picture away from what they read in the prompt of another branch.
+    """Guide picture tokens away from what they read in the prompt of another branch.
 
-    z + strength (z - z_other), shortened to `limit` times the sum of sizes of z, and mixed with z
-    at `mix`. (NAG, equations 6 to 9)
+    z + strength (z - z_other), limited to `limit` times the L1 norm of z, and mixed with z at
+    `mix`. (NAG, equations 6 to 9)
 
     >>> AwayFromOtherText(4.0).branch
     'unconditional'
@@ -172,7 +172,7 @@ class AwayFromOtherText(PictureEdit):
                 fail(ValueRangeError, name, shape_of(x), f"{least:g} to {most:g}", "pass a number")
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Attend to the other text, and lead away from it."""
+        """Attend to the other text, and guide away from it."""
         if is_neutral(self.strength, 0.0):
             return result
         call, names = at.call, at.forward.branches or ()
@@ -197,7 +197,7 @@ class AwayFromOtherText(PictureEdit):
 
 
 def _other_text(x: Tensor, text: slice, rows: slice) -> Tensor:
-    """Return keys or values with the text of some rows in every block of as many."""
+    """Return keys or values with the text of some rows in every block of as many rows."""
     made = x.clone()
     many = rows.stop - rows.start
     made[:, :, text] = x[rows][:, :, text].repeat(x.shape[0] // many, 1, 1, 1)
@@ -207,9 +207,9 @@ def _other_text(x: Tensor, text: slice, rows: slice) -> Tensor:
 @register("normalized_attention_guidance", "nag")
 @value
 class NormalizedAttentionGuidance(DiffusionControl):
-    """Lead what the picture reads in its prompt away from what it would read in the negative one.
+    """Guide what the picture reads in its prompt away from what it would read in the negative one.
 
-    It needs no second output of the model, and keeps sizes in check (`limit`, `mix`). The negative
+    It needs no second output of the model, and limits norms (`limit`, `mix`). The negative
     prompt is that of the unconditional branch. 0 changes nothing. (NAG, Chen et al. 2025, whose
     scale is strength + 1)
 
@@ -227,5 +227,5 @@ class NormalizedAttentionGuidance(DiffusionControl):
     high: ClassVar[float] = math.inf
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Lead away."""
+        """Guide away from the negative prompt."""
         return (AwayFromOtherText(self.strength, self.limit, self.mix),)

@@ -1,4 +1,4 @@
-"""Sets of tokens of models that paint: those of the picture, of the prompt, and of a subject."""
+"""Sets of tokens in image models: those of the picture, of the prompt, and of a subject."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Whole(KnownTokens):
     """Base of the sets of all tokens of a modality."""
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Mark as many as there are."""
+        """Mark all of them."""
         own = at.tokens_at(side, self.modality)
         return torch.ones(1, own.stop - own.start, dtype=torch.bool)
 
@@ -39,7 +39,7 @@ class PictureTokens(_Whole):
 
 @value
 class PromptTokens(_Whole):
-    """All tokens of the prompt, padding included.
+    """All tokens of the prompt, including padding.
 
     >>> PromptTokens().modality
     'text'
@@ -49,7 +49,7 @@ class PromptTokens(_Whole):
 
 
 class PictureEdit(AttentionEdit):
-    """Base of edits that change tokens of the picture alone."""
+    """Base of edits that change only tokens of the picture."""
 
     def changes(self, at: EditContext) -> Tensor:
         """Return the tokens of the picture."""
@@ -58,7 +58,7 @@ class PictureEdit(AttentionEdit):
 
 @value
 class TextPositions(KnownTokens):
-    """Tokens of the prompt by number, from 0, whatever stands before them in the model.
+    """Tokens of the prompt by number, from 0, whatever precedes them in the model.
 
     >>> TextPositions((1, 2)).numbers
     (1, 2)
@@ -77,7 +77,7 @@ class TextPositions(KnownTokens):
         object.__setattr__(self, "numbers", many)
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Mark the numbers."""
+        """Mark the tokens with these numbers."""
         own = at.tokens_at(side, "text")
         size = own.stop - own.start
         if max(self.numbers) >= size:
@@ -110,7 +110,7 @@ class Widened(KnownTokens):
             fail(ValueRangeError, "cells", shape_of(self.cells), "a whole number from 0", "pass 1")
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Spread the part over its neighbors."""
+        """Extend the part to its neighbors."""
         chosen = self.part.positions(at, side)
         grid = grid_of(at, chosen.shape[1])
         size = 2 * self.cells + 1
@@ -120,7 +120,7 @@ class Widened(KnownTokens):
 
 @value
 class EachPicture(KnownTokens):
-    """A region of its own in some pictures of the batch, all of every other.
+    """A region in each of some pictures of the batch, and all of every other.
 
     >>> from regard.controls.image_tokens import Region
     >>> EachPicture((0,), (Region(box=(0, 0, 0.5, 1)),)).rows
@@ -140,7 +140,7 @@ class EachPicture(KnownTokens):
             )  # fmt: skip
 
     def positions(self, at: EditContext, side: str) -> Tensor:
-        """Lay the regions on their rows."""
+        """Mark the regions in their rows."""
         own = at.tokens_at(side, "image")
         size = at.call.b // at.branches
         made = torch.ones(size, own.stop - own.start, dtype=torch.bool)
@@ -152,7 +152,7 @@ class EachPicture(KnownTokens):
 
 @value
 class Subject(Value):
-    """Something in a picture: the words that name it, and where it is to be.
+    """A subject of a picture: the words that name it, and its region.
 
     >>> from regard.controls.image_tokens import Region
     >>> Subject("red fox", Region(box=(0, 0, 1, 0.5))).words
@@ -164,7 +164,7 @@ class Subject(Value):
 
     def __post_init__(self) -> None:
         words = token_set(self.words)
-        if isinstance(words, TokenPositions):  # of the prompt, wherever the model has it
+        if isinstance(words, TokenPositions):  # of the prompt, wherever it is in the model
             words = TextPositions(words.numbers)
         object.__setattr__(self, "words", words)
         if not isinstance(self.region, TokenSet) or self.region.modality != "image":
@@ -175,7 +175,7 @@ class Subject(Value):
 
     @staticmethod
     def many(x: Any, least: int = 1) -> tuple[Subject, ...]:
-        """Read subjects: at least so many."""
+        """Check subjects: at least `least` of them."""
         found = (x,) if isinstance(x, Subject) else tuple(x) if isinstance(x, list | tuple) else ()
         if len(found) < least or not all(isinstance(one, Subject) for one in found):
             fail(

@@ -25,10 +25,10 @@ class PicturesBeside(KeySource):
     """Keys of other pictures of the batch, in the same guidance branch.
 
     With `rows`, all others read these pictures, which read none themselves; without, every picture
-    reads every other, or those at most `window` places away. `previous` adds the picture before
-    (frames of a video). `region` limits which of their tokens are read, `share` draws as many of
-    each picture, anew at each step and site, by `seed`. With `text`, tokens of their prompts are
-    read as well, where text and picture share one attention.
+    reads every other, or those at most `window` rows away. `previous` adds the picture before
+    (frames of a video). `region` limits which of their tokens are read; `share` samples that share
+    of each picture, again at each step and site, by `seed`. With `text`, tokens of their prompts
+    are read as well, where text and picture share one attention.
 
     >>> PicturesBeside(window=1).read_by(3).int().tolist()
     [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
@@ -58,7 +58,7 @@ class PicturesBeside(KeySource):
             fail(RuleError, "region", shape_of(self.region), "a region", "pass a Region")
 
     def read_by(self, size: int) -> Tensor:
-        """Return which of so many pictures reads which, bool [size, size]."""
+        """Return which of `size` pictures reads which, bool [size, size]."""
         line = torch.arange(size)
         apart = (line[:, None] - line).abs()
         made = apart > 0
@@ -79,7 +79,7 @@ class PicturesBeside(KeySource):
         return made
 
     def find(self, at: EditContext) -> FoundKeys | None:
-        """Lay the keys of the pictures behind one another."""
+        """Concatenate the keys of the pictures."""
         call, branches = at.call, at.branches
         if call.b % branches:
             fail(
@@ -95,7 +95,7 @@ class PicturesBeside(KeySource):
             return None
 
         def laid(x: Tensor) -> Tensor:
-            """Lay tokens [b, heads, tokens, ...] of the pictures read before each reader."""
+            """Gather tokens [b, heads, tokens, ...] of the pictures that each row reads."""
             x = x[:, :, kept].unflatten(0, (branches, size))[:, sources]
             x = x.movedim(1, 2).flatten(2, 3)  # [branches, heads, pictures tokens, ...]
             return x.repeat_interleave(size, 0)
@@ -116,7 +116,7 @@ class PicturesBeside(KeySource):
         return FoundKeys(laid(call.k), laid(call.v), None if bool(seen.all()) else weight)
 
     def _drawn(self, at: EditContext, own: slice) -> Tensor:
-        """Return which tokens are drawn: the same in all pictures, layers' heads and branches."""
+        """Return which tokens are sampled: the same in all pictures, heads and branches."""
         many = own.stop - own.start
         if self.share == 1:
             return torch.arange(own.start, own.stop)
@@ -130,9 +130,10 @@ class PicturesBeside(KeySource):
 class ReadPictures(AttentionEdit):
     """Let tokens of a picture attend to keys of others, whose odds are multiplied by `strength`.
 
-    0 changes nothing. With `instead`, the odds of one's own picture are multiplied by 1 - strength,
-    so that 1 leaves the others alone. Where text and picture share one attention, both together
-    weigh as much against the text as the picture did: the same picture again changes nothing.
+    0 changes nothing. With `instead`, the odds of the own picture are multiplied by 1 - strength,
+    so that 1 reads only the others. Where text and picture share one attention, both pictures
+    together have as much weight against the text as the picture had: reading an identical picture
+    changes nothing.
 
     >>> ReadPictures(PicturesBeside(), 0.5).point
     'keys'

@@ -29,11 +29,11 @@ class ReadingControl(DiffusionControl):
 @method("storydiffusion", call='regard.steer(pipeline, "storydiffusion")')
 @value
 class StoryDiffusion(ReadingControl):
-    """Keep a subject alike in a batch: each picture also reads a random part of the others.
+    """Keep a subject consistent in a batch: each picture also reads a random part of the others.
 
-    `rate` of the tokens of every other picture are drawn, anew at each layer and step and alike in
-    all guidance branches; with `window`, of the nearest pictures alone. `strength` multiplies their
-    odds: 1 is the paper, 0 changes nothing. (StoryDiffusion, Zhou et al. 2024)
+    A share `rate` of the tokens of every other picture is sampled at each layer and step, the same
+    in all guidance branches; with `window`, only of the nearest pictures. `strength` multiplies
+    their odds: 1 is the paper, 0 changes nothing. (StoryDiffusion, Zhou et al. 2024)
 
     >>> StoryDiffusion(rate=0.5).edits()[0].source.share
     0.5
@@ -99,12 +99,12 @@ class FreeCustom(ReadingControl):
 @method("dreamtuner", "lcm_lookahead", call='regard.steer(pipeline, "reference_attention")')
 @value
 class ReferenceAttention(ReadingControl):
-    """Let pictures read a reference of their batch in fine detail, as strongly as `strength` says.
+    """Let pictures read a reference in their batch in fine detail, by `strength`.
 
-    Odds of its tokens are multiplied by strength: 1 lets it count like the picture's own, 0 changes
+    Odds of its tokens are multiplied by strength: 1 counts them like the picture's own, 0 changes
     nothing. `mask` is its subject: nothing else of it is read. Several references are read in one
-    softmax, in whatever order. It is the part of DreamTuner (Hua et al. 2023; the reference a
-    little less noised than the picture) and of LCM-Lookahead (Gal et al. 2024) that is not trained.
+    softmax, in any order. It is the untrained part of DreamTuner (Hua et al. 2023; with the
+    reference slightly less noised than the picture) and of LCM-Lookahead (Gal et al. 2024).
 
     >>> ReferenceAttention().references
     (0,)
@@ -133,11 +133,11 @@ class ReferenceAttention(ReadingControl):
 )
 @value
 class VisCtrl(ReadingControl):
-    """Give an object the look of a reference: its tokens read the reference in place of themselves.
+    """Give an object the look of a reference: its tokens read the reference instead of themselves.
 
     Tokens in `target` attend to those of picture `reference` in `mask`, all others as before.
     Strength 1 is the paper; less leaves 1 - strength of the odds of the own picture; 0 changes
-    nothing. Run from an inverted latent, several short rounds, from some step on
+    nothing. Run it from an inverted latent, in several short rounds, from some step on
     (`where={"steps": range(4, 10)}`). (VisCtrl, Li et al. 2024)
 
     >>> VisCtrl().edits()[0].instead
@@ -166,12 +166,12 @@ class VisCtrl(ReadingControl):
 )
 @value
 class MagicFace(ReadingControl):
-    """Compose a person of references: first all may be read, then each region reads its own alone.
+    """Compose a person from references: first all may be read, then each region reads only its own.
 
-    `references` are rows of the batch, `masks` their concepts (or none), `regions` where each of
-    these is to be in the picture. In the first `layout_steps` every token may read every concept;
-    then tokens of a region read their own reference, instead of `blend` of the own picture. 0
-    changes nothing. Regions are given, not found. (MagicFace, Wang et al. 2024)
+    `references` are rows of the batch, `masks` their concepts (or none), `regions` the target of
+    each in the picture. In the first `layout_steps` every token may read every concept; then tokens
+    of a region read their own reference, instead of a share `blend` of the own picture. 0 changes
+    nothing. Regions are given, not found. (MagicFace, Wang et al. 2024)
 
     >>> from regard.controls.image_tokens import Region
     >>> len(MagicFace((0,), (Region(box=(0, 0, 1, 0.5)),)).edits())
@@ -205,7 +205,7 @@ class MagicFace(ReadingControl):
         strength_of(self.blend, 0.0, 1.0)
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Read all first, then each its own."""
+        """Read all references first, then each region only its own."""
         assert isinstance(self.strength, float)
         early = PerStep((self.strength,) * self.layout_steps + (0.0,))
         later = PerStep((0.0,) * self.layout_steps + (min(self.strength, 1.0) * self.blend,))
@@ -232,7 +232,7 @@ def _rows(x: object) -> tuple[int, ...]:
 def _each(
     rows: tuple[int, ...], masks: tuple[TokenSet, ...], strength: Strength
 ) -> tuple[AttentionEdit, ...]:
-    """Read each row with its own mask; all together where there are no masks."""
-    known = cast("tuple[KnownTokens, ...]", masks)  # or `EachPicture` says which is not
+    """Read each row with its own mask, or all together without masks."""
+    known = cast("tuple[KnownTokens, ...]", masks)  # otherwise `EachPicture` reports which is not
     region = EachPicture(rows, known) if known else None
     return (ReadPictures(PicturesBeside(rows, region=region), strength),)

@@ -1,4 +1,4 @@
-"""RF-Solver and RF-Edit: rectified flow of second order, and values kept from the inversion."""
+"""RF-Solver and RF-Edit: second-order rectified flow, with values kept from the inversion."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Velocity = Callable[[Tensor, float], Tensor]
 def rf_solve(velocity: Velocity, z: Tensor, times: Sequence[float], *, order: int = 2) -> Tensor:
     """Integrate dz/dt = velocity(z, t) over `times`, with steps of first (Euler) or second order.
 
-    The second order asks for the velocity twice a step, and adds dt^2 / 2 times its slope. Times
-    that rise from 0 to 1 invert a picture to noise, times that fall sample.
+    The second order evaluates the velocity twice per step, and adds dt^2 / 2 times its slope. Times
+    that rise from 0 to 1 invert a picture to noise; falling times sample.
 
     >>> flow = lambda z, t: -z
     >>> z = rf_solve(flow, torch.ones(1), [i / 10 for i in range(11)])
@@ -50,7 +50,7 @@ def rf_solve(velocity: Velocity, z: Tensor, times: Sequence[float], *, order: in
 
 
 class _KeptValues(Stage):
-    """Keeps the values of the picture by site and time; later puts them in place of others."""
+    """Record the values of the picture by site and time, and later inject them."""
 
     def __init__(self, where: Any) -> None:
         super().__init__({"kinds": PICTURE} if where is None else where)
@@ -59,7 +59,7 @@ class _KeptValues(Stage):
         self.records = True
 
     def before(self, call: Call) -> Call:
-        """Keep the values, or put in those kept at the nearest time."""
+        """Record the values, or inject those recorded at the nearest time."""
         if self.time is None or call.site is None:
             return call
         own = EditContext(call, Prompt()).tokens_at("keys", "image")
@@ -86,10 +86,10 @@ def rf_edit(
 ) -> Tensor:  # fmt: skip
     """Invert latents under one prompt, and sample them again under another, keeping structure.
 
-    `source` and `target` are the other arguments of the model, of one branch without guidance, but
-    for the timestep, which is `scale` times the share of noise. In the first `inject` steps of the
-    sampling, values of the picture are those that the inversion had at the same times and places,
-    in the sites of `where` (late blocks are usual; all without). 0 injects nothing. (RF-Solver and
+    `source` and `target` are the other arguments of the model, for one branch without guidance,
+    except the timestep, which is `scale` times the share of noise. In the first `inject` steps of
+    sampling, values of the picture are those of the inversion at the same times and positions, in
+    the sites of `where` (usually late blocks; all by default). 0 injects nothing. (RF-Solver and
     RF-Edit, Wang et al. 2024)
 
         edited = rf_edit(transformer, latents, {"encoder_hidden_states": cat, ...},

@@ -1,4 +1,4 @@
-"""Large pictures by patches, led by what the model says of a small copy (ASGDiffusion)."""
+"""ASGDiffusion: large pictures by patches, guided by the prediction for a small copy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from regard.core.errors import RuleError, ShapeError, ValueRangeError, fail, shape_of
 from regard.core.method import method
 
-# What a model predicts of a latent at a time: noise, or a velocity.
+# What a model predicts for a latent at a time: noise, or a velocity.
 Prediction = Callable[[Tensor, float], Tensor]
 
 
 def patch_starts(length: int, size: int, stride: int) -> list[int]:
-    """Return where patches of a size begin so that they cover a length.
+    """Return the starts of patches of a size that cover a length.
 
     >>> patch_starts(10, 4, 3), patch_starts(11, 4, 3)
     ([0, 3, 6], [0, 3, 6, 7])
@@ -45,9 +45,10 @@ def predict_by_patches(
 
 
 def object_mask(maps: Tensor) -> Tensor:
-    """Return maps [b, h, w] of words laid from 0 to 1 in each picture, [b, 1, h, w].
+    """Return maps [b, h, w] of words, scaled from 0 to 1 in each picture, as [b, 1, h, w].
 
-    `maps` is what places give to the content words, a mean of layers and heads (`TextMaps`).
+    `maps` are the weights of places on the content words, averaged over layers and heads
+    (`TextMaps`).
 
     >>> object_mask(torch.tensor([[[1.0, 3.0]]])).tolist()
     [[[[0.0, 1.0]]]]
@@ -63,16 +64,16 @@ def object_mask(maps: Tensor) -> Tensor:
     "rf_solve(guided, noise, [1 - i / 20 for i in range(21)], order=1)",
 )
 class StructureGuidance:
-    """Predict noise, or a velocity, of a large latent by patches, led by a small copy of it.
+    """Predict noise, or a velocity, for a large latent by patches, guided by a small copy of it.
 
     prediction = patches + w M (up(prediction of the copy) - low frequencies of patches)
 
-    `size` is what the model was trained for, `stride` how far patches lie apart (half of it),
-    `mask` the places M to be led: [b, 1, h, w] of any grid from 0 to 1, a function of the small
-    copy and the time, or None for all. The weight falls as a cosine from `weight` at the first of
-    `times` to 0 at the last, so that structure is fixed early and details are free late. With
-    `stale`, what leads a step is what was found at the one before, so that patches need not wait
-    for it. It holds what it found: make one for each picture. (ASGDiffusion, Li et al. 2024)
+    `size` is the trained size, `stride` the distance of patches (half the size by default), `mask`
+    the places M to guide: [b, 1, h, w] from 0 to 1 on any grid, a function of the small copy and
+    the time, or None for all. The weight falls as a cosine from `weight` at the first of `times` to
+    0 at the last, so that structure is fixed early and details are free late. With `stale`, a step
+    is guided by the prediction of the step before, so that patches need not wait for it. It has
+    state: create one for each picture. (ASGDiffusion, Li et al. 2024)
 
     >>> guided = StructureGuidance(lambda z, t: z, (4, 4), times=(1.0, 0.0))
     >>> guided(torch.randn(1, 2, 8, 6), 1.0).shape
@@ -98,7 +99,7 @@ class StructureGuidance:
             fail(ShapeError, "mask", shape_of(mask), "[b, 1, h, w]", "pass object_mask(maps)")
         self.predict, self.size, self.stride = predict, size, stride
         self.times, self.weight, self.mask, self.stale = times, weight, mask, stale
-        # Of the step before: the prediction of the small copy, and its mask.
+        # From the step before: the prediction for the small copy, and its mask.
         self.found: tuple[Tensor, Tensor | None] | None = None
 
     def weight_at(self, time: float) -> float:

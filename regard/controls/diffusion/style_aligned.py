@@ -1,4 +1,4 @@
-"""One style for all pictures of a batch: shared keys, with statistics that match."""
+"""StyleAligned: one style for all pictures of a batch, by shared keys with matched statistics."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ class StyleAligned(ReadingControl):
     """Give all pictures of a batch the style of picture `reference`.
 
     Each reads its keys, with the mean and deviation of its own queries and keys matched to the
-    reference's. 0 changes nothing. Views of a scene get one style so (Style-NeRF2NeRF, Fujiwara et
-    al. 2024, in the form of StyleAligned); a scene is then fitted to them by `sliced_wasserstein`.
+    reference's. 0 changes nothing. This gives views of a scene one style (Style-NeRF2NeRF, Fujiwara
+    et al. 2024, in the form of StyleAligned); a scene is then fitted to them by
+    `sliced_wasserstein`.
 
     >>> StyleAligned().edits()[0]
     MatchStatistics()

@@ -1,4 +1,4 @@
-"""Several subjects in one picture, each region by attention to the subject's own text and image."""
+"""AutoStudio: several subjects in one picture, each region with its own text and image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SubjectKeys(KeySource):
     subject: SubjectTokens
 
     def find(self, at: EditContext) -> FoundKeys | None:
-        """Repeat them for the rows of the batch; None where the subject has no weights."""
+        """Repeat them for the rows of the batch; None if the subject has no weights here."""
         call = at.call
         found = None if at.site is None else self.subject.keys_at(at.site.module, call.h)
         if found is None:
@@ -51,7 +51,7 @@ class SubjectKeys(KeySource):
 def prompt_subject(model: Any, states: Tensor) -> SubjectTokens:
     """Return a text as a subject: its encoder states [x, c], with the model's own projections.
 
-    For models whose text is read by cross-attention; where text and picture share one attention,
+    It needs a model with cross-attention to text; where text and picture share one attention, the
     states of a text depend on the layer.
     """
     sites, to_k, to_v = [], [], []
@@ -75,9 +75,9 @@ def prompt_subject(model: Any, states: Tensor) -> SubjectTokens:
 class ComposeSubjects(PictureEdit):
     """In each region, mix with attention to a subject: out + s (text + b image - out).
 
-    `texts[i]` takes the place of the prompt for tokens in `regions[i]`; where text and picture
-    share one attention, the picture stays beside it. `images[i]` is attended to alone, and is added
-    `image_strength` times. Tokens in several regions get the mean; those in none are left.
+    `texts[i]` replaces the prompt for tokens in `regions[i]`; where text and picture share one
+    attention, the picture is still read. `images[i]` is attended to separately, and added
+    `image_strength` times. Tokens in several regions get the mean; those in none are unchanged.
 
     >>> ComposeSubjects.point
     'output'
@@ -112,7 +112,7 @@ class ComposeSubjects(PictureEdit):
             fail(ValueRangeError, "image_strength", self.image_strength, "a number", "pass 0.5")
 
     def sets(self) -> tuple[TokenSet, ...]:
-        """None of its keys are the model's."""
+        """Return no sets: none of its keys are the model's."""
         return ()
 
     def changes(self, at: EditContext) -> Tensor:
@@ -120,7 +120,7 @@ class ComposeSubjects(PictureEdit):
         return super().changes(at) & AnyOf(self.regions).mask(at, "queries")
 
     def after(self, at: EditContext, result: Result) -> Result:
-        """Attend to each subject, and compose."""
+        """Attend to each subject, and combine the results."""
         if is_neutral(self.strength, 0.0):
             return result
         masks = [x.mask(at, "queries")[..., None].to(wide(at.call.q.dtype)) for x in self.regions]
@@ -142,7 +142,7 @@ class ComposeSubjects(PictureEdit):
 
 
 def _branch(at: EditContext, edits: tuple[AttentionEdit, ...]) -> Tensor:
-    """The output of a call under edits, [b, h, n, e]."""
+    """Compute the output of a call with edits, [b, h, n, e]."""
     call, _ = apply(edits, at)
     return run(call).out.to(wide(call.q.dtype))
 
@@ -156,12 +156,12 @@ def _branch(at: EditContext, edits: tuple[AttentionEdit, ...]) -> Tensor:
 )
 @value
 class AutoStudio(DiffusionControl):
-    """Paint subjects in regions, each by its own text and, beside it, by its own image.
+    """Generate subjects in regions, each from its own text and its own image.
 
     `texts` and `images` are `SubjectTokens`; `prompt_subject` makes those of a text from encoder
     states. The global prompt keeps 1 - strength of the output; 0 changes nothing. It is the drawer
-    of the paper: records of subjects and boxes come from you, as they do from its language models,
-    and an adapter of images is trained elsewhere. (AutoStudio, Cheng et al. 2024)
+    of the paper: you provide subjects and boxes, which come from language models there, and the
+    image adapter is trained elsewhere. (AutoStudio, Cheng et al. 2024)
 
     >>> from regard.controls.image_tokens import Region
     >>> weights = ("a",), (torch.ones(8, 3),), (torch.ones(8, 3),)

@@ -1,4 +1,4 @@
-"""Several subjects that stay what they are in a reference, each apart from the others."""
+"""Keep several subjects as in a reference picture, each apart from the others."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def _regions(x: Any, name: str) -> tuple[TokenSet, ...]:
 
 @value
 class ReadOwnSubject(PictureEdit):
-    """Let a picture read the subjects of a reference, each subject its own alone.
+    """Let a picture read the subjects of a reference, each subject only its own.
 
     Tokens in `regions[i]` attend neither to other subjects of the picture nor to those of the
-    reference; all others are free to read any. Strength multiplies the odds of the reference; 0
+    reference; all other tokens may read any. Strength multiplies the odds of the reference; 0
     changes nothing.
 
     >>> from regard.controls.image_tokens import Region
@@ -93,11 +93,11 @@ class ReadOwnSubject(PictureEdit):
 )
 @value
 class IsolatedSubjects(ReadingControl):
-    """Keep several subjects what they are in a reference picture, and apart from one another.
+    """Keep several subjects as in a reference picture, and apart from one another.
 
-    `regions` say where each subject is to be, `masks` where it is in picture `reference` of the
-    batch. Strength 0 changes nothing. Where models have no position codes in their keys, a subject
-    is found wherever it is; moving and scaling the reference to the region is left to its latent.
+    `regions` are the targets of the subjects, `masks` their places in picture `reference` of the
+    batch. Strength 0 changes nothing. Where keys have no positions, a subject is found wherever it
+    is; to move and scale the reference to the region, change its latent.
     (The isolation of IR-Diffusion, He et al. 2024)
 
     >>> from regard.controls.image_tokens import Region
@@ -114,5 +114,5 @@ class IsolatedSubjects(ReadingControl):
     phase: str = "both"
 
     def edits(self) -> tuple[AttentionEdit, ...]:
-        """Read one's own subject."""
+        """Let each region read its own subject."""
         return (ReadOwnSubject(self.reference, self.regions, self.masks, self.strength),)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regard.controls.attended import attended
 from regard.controls.over_trust import decode_without_over_trust, over_trust
 from regard.papers.checks import Claims, check
 from regard.papers.claims import FLOAT64, claim
 from regard.papers.shared.small_llama import llama
 
-SIGMA, START = 50.0, 4
+SIGMA, START, BEAMS = 50.0, 4, 3
 
 
 class _Head(nn.Module):
@@ -54,11 +55,7 @@ class _Scripted(nn.Module):
 
 @check(
     "opera",
-    narrowed={
-        "alpha=0 and r=infinity": "beams of one: the search is greedy",
-        "on a scripted toy model": "rows of the window are given",
-    },
-    beyond="LLaVA-1.5 and InstructBLIP, POPE and CHAIR, and searches of several beams",
+    beyond="LLaVA-1.5 and InstructBLIP, POPE and CHAIR",
 )
 @torch.no_grad()
 def opera() -> Claims:
@@ -67,11 +64,12 @@ def opera() -> Claims:
     # A Module types its parts as Tensor or Module.
     greedy = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)  # type: ignore
     plain = decode_without_over_trust(model, ids, tokens=8, strength=0.0, patience=10**6)
-    column = int(torch.randint(0, 5, ()))
-    window = 0.001 * torch.rand(14, 14)
-    window[:, column] = 0.1 + 0.3 * torch.rand(14)
-    scores = [over_trust(window[:n, :n].tril(), SIGMA) for n in range(column + 2, 15)]
-    falls = sum(b <= a for (a, _), (b, _) in pairwise(scores))
+    searched = model.generate(  # type: ignore[operator]
+        ids, max_new_tokens=8, num_beams=BEAMS, do_sample=False, eos_token_id=None
+    )
+    several = decode_without_over_trust(
+        model, ids, tokens=8, beams=BEAMS, strength=0.0, patience=10**6
+    )
     faint = torch.zeros(14, 14)
     faint[:, 0] = torch.rand(14) / SIGMA
     # By the equation: products of sigma w down each column, and the largest of them.
@@ -82,6 +80,13 @@ def opera() -> Claims:
     summary = START + int(torch.randint(1, 4, ()))
     # Most of the weight of every later token is on the summary.
     toy = _Scripted(summary)
+    window = torch.zeros(12, 12)
+    for i in range(12):
+        seen = attended(toy, {"input_ids": torch.zeros(1, START + i + 1, dtype=torch.long)})
+        window[i, : i + 1] = next(iter(seen.found.values()))[0, 0, START:]
+    column = summary - START
+    scores = [over_trust(window[:n, :n], SIGMA) for n in range(column + 2, 13)]
+    falls = sum(b <= a for (a, _), (b, _) in pairwise(scores))
     found = decode_without_over_trust(
         toy, torch.zeros(1, START, dtype=torch.long), tokens=16, patience=3, early=1, strength=0.0
     )
@@ -91,6 +96,9 @@ def opera() -> Claims:
     yield claim("alpha=0 and r=infinity", "tokens", str(plain.ids.tolist())).equals(
         str(greedy.tolist()), "those of greedy search"
     )
+    yield claim(
+        "alpha=0 and r=infinity", "tokens of three beams", str(several.ids.tolist())
+    ).equals(str(searched.tolist()), "those of beam search in transformers")
     yield claim("on a scripted toy model", "lengths at which the score fell", falls).equals(
         0, "none"
     )

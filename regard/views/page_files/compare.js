@@ -24,7 +24,9 @@ async function loadCompare() {
   const words = part("p", other.note), legend = part("p", ""), help = part("p", "");
   words.className = legend.className = help.className = "quiet";
   const heading = part("ul", "");
-  heading.replaceChildren(...(manifest.findings || []).map((x) => part("li", x)));
+  const named = new Map(heads.map((head) => [nameOf(head), head]));
+  heading.replaceChildren(...(manifest.findings || []).map((x) =>
+    sentence(x, named, new Map(), (head) => `#pair=${nameOf(head)}`)));
   const color = document.createElement("select"), list = document.createElement("select");
   color.append(new Option("Jensen-Shannon distance", "jsd"));
   const changes = {};
@@ -138,8 +140,8 @@ registerView({
   name: "compare", every: ["compare"], sections: () => ["compare"],
   matches: (params) => Boolean(manifest.compare) && !params.has("head"),
   open: async (params) => {
-    const [s, h] = (params.get("pair") || "").split(".").map(Number);
-    const asked = heads.find((x) => x.s === s && x.h === h), key = asked ? s * wide + h : two.first;
+    const pair = params.get("pair"), asked = heads.find((x) => `${x.s}.${x.h}` === pair || nameOf(x) === pair);
+    const key = asked ? asked.s * wide + asked.h : two.first;
     if (key !== null) await two.show(key);
   },
   write: () => [["pair", two.key === two.first ? null : `${Math.floor(two.key / wide)}.${two.key % wide}`]],

@@ -20,8 +20,11 @@ function made(kind, text, attributes = {}) {
 const headAddress = (head) => `#head=${head.s}.${head.h}`;
 
 // A sentence, its heads links to them, and a score at its front a link to the grid by that score.
-/** @param {string} words @param {Map<string, Head>} named @param {Map<string, string>} titled */
-function sentence(words, named, titled) {
+/**
+ * @param {string} words @param {Map<string, Head>} named @param {Map<string, string>} titled
+ * @param {(head: Head) => string} address
+ */
+function sentence(words, named, titled, address = headAddress) {
   const item = made("li"), front = /^([^:]+): /.exec(words), score = front && titled.get(front[1]);
   let from = 0;
   if (score) {
@@ -31,7 +34,7 @@ function sentence(words, named, titled) {
   for (const match of words.matchAll(HEAD_NAME)) {
     const head = named.get(match[0]);
     if (!head || match.index < from) continue;
-    item.append(words.slice(from, match.index), made("a", match[0], { href: headAddress(head) }));
+    item.append(words.slice(from, match.index), made("a", match[0], { href: address(head) }));
     from = match.index + match[0].length;
   }
   item.append(words.slice(from));
