@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import regard
 from regard.analysis.overview import HeadCell, draw_overview
@@ -25,6 +26,7 @@ from regard.bench.shrunk_page import write_shrunk_page
 from regard.bench.shrunk_picture import picture
 from regard.bench.sweep import SweepPlan, keep_plan
 from regard.core.errors import RegardError
+from regard.memories import Kept, load, save
 from regard.views.page import write_page
 from regard.views.pictures import draw_heads
 from tests.views.runs import seen
@@ -104,7 +106,7 @@ ELSEWHERE = {
         "tests/policies/test_calibration.py, test_a_calibration_of_something_else_stays",
     ("policies/calibration.py", "calibrate"): "the state of a run that goes on, by its own suffix",
     ("memories/memory_files.py", "save"):
-        "a memory goes on, and is saved again; tests/memories/test_memory_files.py",
+        "a memory goes on, and is saved again: the test below",
     ("memories/blocks.py", "keep"): "named by hashes, in a folder of their own",
     ("bench/training.py", "_train"): "states of unfinished runs, in a folder of their own",
     ("bench/sweep.py", "one"): "named by the hash of settings; an older is moved aside before",
@@ -183,3 +185,16 @@ def test_what_a_folder_held_of_something_else_is_moved_aside(
     write("other", place)
     assert held in [path.read_bytes() for path in older.iterdir()]
     assert place.read_bytes() != held
+
+
+def test_a_memory_takes_the_place_of_a_memory_alone(tmp_path: Path) -> None:
+    memory, place = Kept(), tmp_path / "keys"
+    memory.extend(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
+    place.write_text("the user's")
+    with pytest.raises(RegardError, match="overwrite=True"):
+        save(memory, place)
+    assert place.read_text() == "the user's"
+    save(memory, place, overwrite=True)
+    memory.extend(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
+    save(memory, place)
+    assert load(Kept(), place).seen == 4
