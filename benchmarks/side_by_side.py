@@ -7,6 +7,7 @@ the rounds are too few or disagree too much, the table says that nothing can be 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +70,10 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def save(name: str, rows: list[dict[str, Any]], **settings: Any) -> None:
-    """Write rows with machine and settings to benchmarks/results/NAME.json."""
+    """Write rows with machine, how busy it is, and settings to benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    said = {"machine": machine(), "settings": settings, "rows": rows}
+    busy = {"load": round(os.getloadavg()[1], 1)} if hasattr(os, "getloadavg") else {}
+    said = {"machine": machine() | busy, "settings": settings, "rows": rows}
     path.write_text(json.dumps(said, indent=1) + "\n")
     print(f"\nwritten: {path}")

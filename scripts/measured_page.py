@@ -42,10 +42,11 @@ def section(path: Path) -> list[str]:
     """Write the tables of one file of results."""
     said = _alike(json.loads(path.read_text()))
     machine = said["machine"]
+    busy = f", load {machine['load']} on {machine['cores']} cores" if "load" in machine else ""
     lines = [
         f"\n## {path.stem}\n",
         f"{machine['date']}, {machine['device']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}.",
+        f"torch {machine['torch']}{busy}.",
     ]
     cases: dict[str, list[dict[str, Any]]] = {}
 

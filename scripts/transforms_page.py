@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import torch  # noqa: E402
+from page_folder import with_table  # noqa: E402
 from torch._dynamo.exc import TorchDynamoException  # noqa: E402
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
@@ -99,8 +100,7 @@ def written() -> dict[str, list[str]]:
 
 def write(rows: dict[str, list[str]]) -> None:
     """Put the rows into the page."""
-    head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    PAGE.write_text(with_table(PAGE, "transforms", table(rows)), encoding="utf-8")
 
 
 def main() -> int:

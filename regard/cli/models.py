@@ -43,6 +43,8 @@ def need_decoder(config: Any, otherwise: str) -> None:
 
 def text_model(name: str | None, revision: str | None, otherwise: str) -> tuple[Any, Any]:
     """Load a model and its tokenizer; `otherwise` is the fix named where there is no tokenizer."""
+    import torch
+
     from regard.models.loading import load
 
     quiet_transformers()
@@ -52,4 +54,6 @@ def text_model(name: str | None, revision: str | None, otherwise: str) -> tuple[
             CapabilityError, "model", f"{name}, which has no tokenizer", "a model of text",
             otherwise,
         )  # fmt: skip
-    return model.float(), tokenizer
+    # A model read from a file of few bits is in float32, and refuses to be cast.
+    whole = all(x.dtype == torch.float32 for x in model.parameters())
+    return model if whole else model.float(), tokenizer

@@ -22,6 +22,7 @@ SEEDING = {
     "fork_rng",
     "RandomState",
 }
+CLOCKS = {"perf_counter", "process_time", "thread_time", "monotonic", "time_ns"}
 COMPARED = {"below", "at_most", "above", "at_least", "within", "equals"}
 # Whoever compares with a literal says on the line, or on the one above, what the number is.
 REASON = "because"
@@ -44,10 +45,12 @@ def of_check(made: Check) -> list[str]:
 
 
 def of_text(path: Path) -> list[str]:
-    """Find randomness of its own, thresholds without a reason, claims without a comparator."""
+    """Find randomness of its own, clocks, thresholds without a reason, claims of nothing."""
     text = path.read_text(encoding="utf-8")
     tree, lines = ast.parse(text), text.splitlines()
-    rules = (*_randomness(tree), *_thresholds(tree, lines), *_comparators(tree))
+    rules = (
+        *_randomness(tree), *_clocks(tree), *_thresholds(tree, lines), *_comparators(tree),
+    )  # fmt: skip
     return [f"{path.name}:{line}: {said}" for line, said in sorted(rules)]
 
 
@@ -122,6 +125,15 @@ def _randomness(tree: ast.Module) -> Iterator[tuple[int, str]]:
         for given in node.keywords:
             if given.arg in ("seed", "random_state") and isinstance(given.value, ast.Constant):
                 yield node.lineno, f"{name}({given.arg}=literal): use seeding.seed()"
+
+
+def _clocks(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Find clocks: what a busy machine slows down is the same for no reader."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name == "time.time" or name.rpartition(".")[2] in CLOCKS:
+                yield node.lineno, f"{name}(): count operations or bytes (`linear_cost`), not time"
 
 
 def _thresholds(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str]]:

@@ -188,3 +188,23 @@ def test_two_looks_are_compared_at_the_shell(tmp_path, monkeypatch, capsys):
     assert code == 0, err
     assert "no head looks elsewhere" in json.loads(out)["findings"][0]
     assert (tmp_path / "change.html").stat().st_size > 10_000
+
+
+def test_a_model_that_refuses_to_be_cast_is_taken_where_it_needs_no_cast(monkeypatch):
+    """transformers marks what was read from a GGUF file, and its `float()` raises."""
+    import torch
+
+    from regard.cli import models
+    from regard.models import loading
+
+    class Marked(torch.nn.Linear):
+        def float(self):
+            raise ValueError("`.float()` is not supported for quantized model")
+
+    half = torch.nn.Linear(1, 1).half()
+    for made, dtype in ((Marked(1, 1), torch.float32), (half, torch.float16)):
+        assert made.weight.dtype is dtype
+        monkeypatch.setattr(loading, "load", lambda name, revision, made=made: (made, "words"))
+        model, tokenizer = models.text_model("some", None, "none")
+        assert (model, tokenizer) == (made, "words")
+        assert model.weight.dtype is torch.float32

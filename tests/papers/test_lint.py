@@ -84,6 +84,8 @@ def test_what_is_right_is_let_pass(linted):
         ("rng = torch.Generator()", "use seeding"),
         ("probe = Probe(seed=0)", "use seeding"),
         ("model = Forest(random_state=0)", "use seeding"),
+        ("began = time.perf_counter()", "count operations"),
+        ("began = process_time()", "count operations"),
         ("good = x < 0.3", "a comparison with a literal"),
         ("good = 0.95 < accuracy", "a comparison with a literal"),
         ('yield claim("a", "b", x).below(0.5, "c")', "a threshold without a reason"),

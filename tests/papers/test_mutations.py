@@ -13,11 +13,11 @@ BUDGET = 30.0
 # of tokens, choices and counts) are found by counting.
 WHOLE = {
     "attention_lens": "maps that are trained: one percent is learned away (heads: models.residual)",
-    "big_bench": "generators of tokens, and solvers that name one; timed besides",
+    "big_bench": "generators of tokens, and solvers that name one",
     "hip_attention": "a choice of tiles: which come first stays the same, and noise is noise",
     "icl_multihead_regression": "models that are trained: one percent is learned away",
     "is_same_object": "accuracies of trained probes, and heads that are ranked",
-    "lightning_attention_2": "only its time is of the layer: numbers are those of regard.run.scan",
+    "lightning_attention_2": "its numbers are those of regard.run.scan, not of the layer",
     "mqsa_ted": "accuracies of trained models",
     "random_feature_attention_theory": "ridge weights make up for features that are a percent off",
     "rank_vs_heads": "errors that are ten times apart",

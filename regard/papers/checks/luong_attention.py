@@ -14,10 +14,13 @@ from regard.papers.shared.measure import gap
 from regard.papers.shared.small_trainer import fit
 from regard.papers.shared.source_copier import copied, trained
 
+# One of eight models had 0.958, a hair above the bound, and the others 0.968 to 0.974.
+MODELS = 2
 
-def _reversal() -> float:
+
+def _reversal(draw: int) -> float:
     """Correlation of predicted places with where reversal reads, after training."""
-    restart()
+    restart(f"reversal {draw}")
     n = 10
     attention = PredictedAlignment(32, context_dim=32, reach=10, matching="dot")
     words, times = nn.Embedding(8, 32), nn.Embedding(n, 32)
@@ -64,7 +67,7 @@ def luong() -> Claims:
     restart()
     copier = trained(MonotonicAlignment(32, context_dim=32, reach=1), (8, 13), 400, encodes=True)
     right = copied(copier, 12)
-    correlation = _reversal()
+    correlation = sum(_reversal(draw) for draw in range(MODELS)) / MODELS
     yield claim("Local with D >= S", "difference of a window of the whole source", whole).within(
         1e-4, "global attention", because=FLOAT32
     )
@@ -83,6 +86,6 @@ def luong() -> Claims:
         "parameters of a place in local-m",
         sum("to_place" in name for name, _ in wide.named_parameters()),
     ).equals(0, "none")
-    yield claim("Reversal task", "correlation of places with S - t", correlation).above(
-        0.95, "the catalogue's bound", because=CATALOGUE
-    )
+    yield claim(
+        "Reversal task", "correlation of places with S - t, mean of two", correlation
+    ).above(0.95, "the catalogue's bound", because=CATALOGUE)
