@@ -135,7 +135,7 @@ def _views_of_one(x: Tensor, subjects: Tensor) -> Tensor:
 @method(
     "customcontrast",
     call="from regard.controls.diffusion import CustomContrast\n"
-    "regard.steer(pipeline, CustomContrast((subject,)))",
+    "regard.steer(pipeline, CustomContrast(subjects))",
 )
 @value
 class CustomContrast(DiffusionControl):
