@@ -61,6 +61,7 @@ SAME_MODULE = {
 # Attributes set by a name that is computed: of a module or a class, never of a tensor.
 SET_BY_NAME = {
     "conversions/head_sharing.py": "a child of a module is replaced",
+    "models/loading.py": "readers of the gguf package read once while a file is loaded",
     "models/masks.py": "a class gets its operators",
     "serving/vllm/hooks.py": "methods of vLLM's classes are wrapped",
 }
