@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import traceback
 from typing import Any
@@ -116,7 +117,7 @@ class Case:
 
         `rows` are so many queries at a time, whose gradients are summed; None is all at once.
         """
-        q, k, v = (x.to(dtype).requires_grad_(True) for x in (self.q, self.k, self.v))
+        q, k, v = (x.detach().to(dtype).requires_grad_(True) for x in (self.q, self.k, self.v))
         wide = dtype if dtype != torch.bfloat16 else torch.float32
         learned = [x.detach().to(wide).requires_grad_(True) for x in self.learned]
         rule = self.rule.with_tensors([*self.rule.support.tensors(), *learned_in(self, learned)])
@@ -260,10 +261,15 @@ def run_cases(first: int, count: int) -> dict[str, Any]:
 
 
 def run_in_threads(seeds: range, world: int) -> list[str]:
-    """Run cases on ranks that are threads of this process; say which differ."""
+    """Run cases on ranks that are threads of this process; say which differ.
+
+    Each rank has tensors of its own, as processes have: threads that share a leaf with a gradient
+    may wait for each other for ever in PyTorch 2.13 (its lock against Python's).
+    """
     wrong: list[str] = []
     for seed in seeds:
         case = Case(seed, world)
-        for found in on_ranks(world, lambda peers, case=case: check(case, peers)):
+        own = [copy.deepcopy(case) for _ in range(world)]
+        for found in on_ranks(world, lambda peers, own=own: check(own[peers.rank], peers)):
             wrong += [f"{case}: {x}" for x in found]
     return wrong
