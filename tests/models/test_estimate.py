@@ -62,7 +62,7 @@ def test_a_head_size_that_is_not_told_is_said() -> None:
 
     said = regard.estimate(nn.Sequential(Written(), nn.MultiheadAttention(8, 2)), 64)
     assert said.guessed == 1
-    assert "1 sites not told" in str(said)
+    assert "head size of 1 sites assumed" in str(said)
 
 
 @pytest.mark.parametrize(

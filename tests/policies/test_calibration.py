@@ -112,15 +112,15 @@ def test_only_the_same_run_goes_on_from_a_broken_one(
         calibrate(model(), duo(), ROWS, to=tmp_path / "heads", progress=stop)
     with pytest.raises(RegardError, match="other settings"):
         calibrate(model(), duo(9), ROWS, to=tmp_path / "heads")
-    with pytest.raises(RegardError, match=r"not the same: inputs"):
+    with pytest.raises(RegardError, match=r"different: inputs"):
         calibrate(model(), duo(), ROWS[:2], to=tmp_path / "heads")
     with monkeypatch.context() as patched:
         patched.setattr("regard.policies.calibration.hash_of_code", lambda: "another")
-        with pytest.raises(RegardError, match=r"not the same: code"):
+        with pytest.raises(RegardError, match=r"different: code"):
             calibrate(model(), duo(), ROWS, to=tmp_path / "heads")
     other = model()
     other.config.rope_parameters = {"rope_type": "default", "rope_theta": 77.0}
-    with pytest.raises(RegardError, match=r"not the same: model"):
+    with pytest.raises(RegardError, match=r"different: model"):
         calibrate(other, duo(), ROWS, to=tmp_path / "heads")
     with pytest.raises(RegardError, match="no calibration"):
         calibrate(model(), "snapkv", ROWS, to=tmp_path / "x")
