@@ -122,7 +122,7 @@ def test_only_the_same_run_goes_on_from_a_broken_one(
     other.config.rope_parameters = {"rope_type": "default", "rope_theta": 77.0}
     with pytest.raises(RegardError, match=r"different: model"):
         calibrate(other, duo(), ROWS, to=tmp_path / "heads")
-    with pytest.raises(RegardError, match="no calibration"):
+    with pytest.raises(RegardError, match="it needs none"):
         calibrate(model(), "snapkv", ROWS, to=tmp_path / "x")
 
 
