@@ -34,6 +34,11 @@ def _rank() -> int:
     return dist.get_rank()
 
 
+def _all_are_there() -> None:
+    """Wait until the ranks are connected: one that ends at once breaks the start of another."""
+    dist.barrier()
+
+
 def _call(
     rule: Any = None, *, n: int = 8, h: int = 2, g: int = 1, d: int = 4, b: int = 1,
     dtype: torch.dtype = torch.float32, layout: Any = None, scheme: str | None = None,
@@ -239,6 +244,7 @@ def a_world_of_one() -> None:
 
 
 def layout_of_three() -> None:
+    _all_are_there()
     _call(layout=Contiguous(9, 3))
 
 
@@ -251,24 +257,30 @@ def too_few_queries() -> None:
 
 
 def padding_of_a_part() -> None:
+    _all_are_there()
     _call(real=torch.ones(1, 4, dtype=torch.bool))
 
 
 def heads_that_do_not_divide() -> None:
+    _all_are_there()
     _call(h=3, g=2)
 
 
 def drops_weights() -> None:
+    _all_are_there()
     _call(dropout=0.5)
 
 
 def bias_of_a_part() -> None:
+    _all_are_there()
     _call(Rule(score=Dot() + KeyWeights(torch.zeros(1, 1, 8))))
 
 
 def one_device_alone() -> None:
+    _all_are_there()
     _call(executor="fused")
 
 
 def unknown_scheme() -> None:
+    _all_are_there()
     _call(scheme="rings")
