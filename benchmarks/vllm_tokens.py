@@ -100,7 +100,7 @@ def shrunk(name: str, count: int = 16, tokens: int = 24) -> dict[str, Any]:
             for ids, a in zip(prompts, ours["answers"], strict=True):
                 equal += generate(model, ids, tokens) == a["tokens"]
     finally:
-        Shrinking._opened = plain  # type: ignore[method-assign]
+        Shrinking._opened = plain  # type: ignore[method-assign]  # what stood there
     # Requests run side by side there and one by one here: the same steps, in another order. What
     # streaming keeps in a ring is no choice of slots.
     steps = sorted(map(json.dumps, log)), sorted(map(json.dumps, ours["slots"]))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from regard.layers.attention import Attention
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # as torch has it
 def rule_is_fixed(layer: Attention) -> bool:
     """Build the rule of a layer outside of the graph that is traced; return whether it stays.
 

@@ -29,7 +29,7 @@ class HoldingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_sliding = False
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # the base has no types
         self.memory: KeyMemory | LayerMemory | None = None
 
     @property

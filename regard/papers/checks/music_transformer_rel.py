@@ -56,7 +56,7 @@ class _Embeddings(TorchDispatchMode):
     """Keep the numbers of the largest tensor whose last axis are the channels of a head."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # the base has no types
         self.channels, self.most = channels, 0
 
     def __torch_dispatch__(

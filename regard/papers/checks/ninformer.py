@@ -71,7 +71,7 @@ def mixer_gate() -> Claims:
     made = {name: _trained(name) for name in ("ninformer", "mlp-mixer")}
     accuracy = {name: right for name, (_, right) in made.items()}
     (body, _), x = made["ninformer"], torch.randn(1, 16, 32)
-    layer: MixerGate = body[1]  # type: ignore[index,assignment]
+    layer: MixerGate = body[1]  # type: ignore[index,assignment]  # as the stack above is made
     changed = x.clone()
     changed[:, 5] = torch.randn(32)
     with torch.no_grad():
