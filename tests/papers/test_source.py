@@ -33,3 +33,30 @@ def test_comments_docstrings_and_layout_do_not_count(same):
 )
 def test_what_code_says_counts(other):
     assert hash_of_text(other) != hash_of_text(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("raise ValueError('no')", "raise ValueError('not that')"),
+        ("raise ValueError(f'{x} is bad')", "raise ValueError(f'give {y}, not {x}')"),
+        ("raise ValueError('a' + 'b') from e", "raise ValueError('a' + 'c') from e"),
+    ],
+)
+def test_words_of_errors_do_not_count(was, now):
+    assert hash_of_text(was) == hash_of_text(now)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("raise ValueError('no')", "raise TypeError('no')"),
+        ("raise ValueError('no', 1)", "raise ValueError('no', 2)"),
+        ("raise ValueError('no', x)", "raise ValueError('no', y)"),
+        ("raise ValueError('no') from e", "raise ValueError('no') from None"),
+        ("raise ValueError('no')", "print('no')"),
+        ("print('no')", "print('not that')"),
+    ],
+)
+def test_what_an_error_is_counts(was, now):
+    assert hash_of_text(was) != hash_of_text(now)
