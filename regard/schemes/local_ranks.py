@@ -28,6 +28,7 @@ class _Post:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.letters: defaultdict[Key, deque[Tensor]] = defaultdict(deque)
+        self.taken: defaultdict[Key, int] = defaultdict(int)
         self.gone: set[int] = set()
 
 
@@ -47,20 +48,28 @@ class LocalPeers(Peers):
         self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], what: str,
         lane: int = 0, call: int | None = None, handshake: bool = False,
     ) -> Waiting:  # fmt: skip
-        """Send copies of tensors; `wait` waits for those of the others."""
+        """Send copies of tensors; `wait` waits for those of the others, and until these are taken.
+
+        No message outlives the step that sent it, so a scheme that counts on room in the network
+        hangs here, as it may between GPUs.
+        """
         number = 0 if handshake else self.calls if call is None else call
         where = handshake, number, lane
-        with self.post.changed:
-            for rank, x in sends.items():
-                if rank != self.rank and x.numel():
-                    count_sent(rank, x, handshake)
-                    self.post.letters[(self.rank, rank, *where)].append(x.detach().clone())
-            self.post.changed.notify_all()
-        works = [
+        works: list[tuple[int, str, Any]] = [
             (rank, "to", _Awaited(self, (rank, self.rank, *where), x))
             for rank, x in receives.items()
             if rank != self.rank and x.numel()
         ]
+        with self.post.changed:
+            for rank, x in sends.items():
+                if rank != self.rank and x.numel():
+                    count_sent(rank, x, handshake)
+                    key = self.rank, rank, *where
+                    letters = self.post.letters[key]
+                    letters.append(x.detach().clone())
+                    number = self.post.taken[key] + len(letters) - 1
+                    works.append((rank, "from", _Sent(self, key, number)))
+            self.post.changed.notify_all()
         return Waiting(self, works, what)
 
 
@@ -81,14 +90,35 @@ class _Awaited:
                 return False
             if not post.letters[key]:
                 raise RuntimeError("Connection closed by peer")
-            x = post.letters[key].popleft()
+            self._take(post.letters[key])
+            post.taken[key] += 1
+            post.changed.notify_all()
+        return True
+
+    def _take(self, letters: deque[Tensor]) -> None:
+        """Copy a message and let go of it, before its sender goes on."""
+        x = letters.popleft()
         if x.shape.numel() != self.into.numel() or x.dtype != self.into.dtype:
             fail_peer(
-                key[0], f"{x.numel()} numbers of {x.dtype}",
+                self.key[0], f"{x.numel()} numbers of {x.dtype}",
                 f"{self.into.numel()} of {self.into.dtype}", "give all ranks the same call",
             )  # fmt: skip
         self.into.copy_(x.view_as(self.into))
-        return True
+
+
+class _Sent:
+    """A message of one's own in transit."""
+
+    def __init__(self, peers: LocalPeers, key: Key, number: int) -> None:
+        self.peers, self.key, self.number = peers, key, number
+
+    def wait(self, limit: Any) -> bool:
+        """Wait until it is taken; return False if it is not in time."""
+        post, key = self.peers.post, self.key
+        with post.changed:
+            return post.changed.wait_for(
+                lambda: self.number < post.taken[key] or key[1] in post.gone, self.peers.timeout
+            )
 
 
 def _unlock() -> None:

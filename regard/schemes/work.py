@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -97,7 +98,17 @@ def _between(rule: Rule, i: Tensor, j: Tensor, size: int) -> tuple[Tensor, Tenso
     pairs = int((some * sizes[0][:, None] * sizes[1]).sum())
     keys = _exactly(rule, i, j, some, sure, size, 0)
     queries = _exactly(rule, i, j, some, sure, size, 1)
-    return keys, queries, pairs
+    return _shared(keys, len(j)), _shared(queries, len(i)), pairs
+
+
+def _shared(slots: Tensor, count: int) -> Tensor:
+    """Return one tensor for all lists of every slot: pairs of ranks grow as their square."""
+    return _every(count) if len(slots) == count else slots
+
+
+@lru_cache(maxsize=64)
+def _every(count: int) -> Tensor:
+    return torch.arange(count)
 
 
 def _exactly(

@@ -1,5 +1,6 @@
 """Every task has an oracle that is perfect, chance that is chance, and batches that repeat."""
 
+import collections
 import importlib.util
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from regard.tasks.parity import ParityInterleaved, ParityMnemonics, ParityScratc
 from regard.tasks.programs import Dyck, ListOps, Navigate, Tracking
 from regard.tasks.recall import Induction, Mqar, MultiKey, Needle
 from regard.tasks.scenes import HELD_OUT, SHAPE, Scenes
+from regard.tasks.text import Characters, _ambiguous, _codes
 from regard.tasks.verbatim import Verbatim
 from tests.scripts import script
 
@@ -341,3 +343,17 @@ def test_answers_of_another_shape_are_refused():
 def test_the_page_of_tasks_is_in_step():
     page = script("scripts/tasks_page.py")
     assert page.page() == page.PAGE.read_text(encoding="utf-8"), "run scripts/tasks_page.py"
+
+
+def test_characters_that_the_text_continues_in_two_ways_do_not_count():
+    """Found by a generated seed: a row of the standard library that stands there twice."""
+    length = 32
+    text = bytes(_codes("held out").tolist())
+    after = collections.defaultdict(set)
+    for i in range(len(text) - length):
+        after[text[i : i + length]].add(text[i + length])
+    expected = [len(after[text[i : i + length]]) > 1 for i in range(len(text) - length)]
+    assert any(expected)
+    assert _ambiguous("held out", length).tolist() == expected
+    batch = Characters(length=length, part="held out").batch(4096, 1)
+    assert 0 < int((~batch.asked).sum()) < 100
