@@ -1,10 +1,8 @@
 """What must be so before any module of the package, or any test or example, runs."""
 
 import os
-import random
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,12 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = config.getoption("--order-seed")
     if seed is None:
         return
-    by_file: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        by_file.setdefault(item.path, []).append(item)
-    draw, files = random.Random(seed), sorted(by_file)
-    draw.shuffle(files)
-    items[:] = [item for file in files for item in draw.sample(by_file[file], len(by_file[file]))]
+    from tests.orders import in_order
+
+    items[:] = in_order(items, seed)
 
 
 @pytest.fixture(autouse=True)

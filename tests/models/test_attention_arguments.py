@@ -20,6 +20,7 @@ arguments = pytest.importorskip("regard.models.attention_arguments")
 transformers = pytest.importorskip("transformers")
 
 HOME = Path(transformers.__file__).parent
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 TABLE = {*arguments.READ, *arguments.HARMLESS, *arguments.REFUSED}
 # How q, k and v are called where attention is written for another layout or model.
 QKV = {f"{x}_states" for x in ("query", "key", "value")}
@@ -53,15 +54,22 @@ def scanned():
     for path in sorted((HOME / "models").rglob("modeling_*.py")):
         text, model = path.read_text(encoding="utf-8"), path.parent.name
         compares = re.search(r"_attn_implementation\s*(==|!=|in |not in )", text)
-        if compares is None and "ALL_ATTENTION_FUNCTIONS" not in text:
+        if compares is None and INTERFACE not in text:
             continue
         tree = ast.parse(text)
         for name in {*handed(tree), *read_by_eager(tree)} - QKV:
             names[name].add(model)
         for node in ast.walk(tree) if compares else ():
-            if isinstance(node, ast.Compare) and "_attn_implementation" in ast.unparse(node):
+            if isinstance(node, ast.Compare) and mentions(node, "_attn_implementation"):
                 asks.add(model)
     return names, asks
+
+
+def mentions(tree, name):
+    """Whether a variable or an attribute of this name is in a tree."""
+    return any(
+        name in (getattr(node, "id", None), getattr(node, "attr", None)) for node in ast.walk(tree)
+    )
 
 
 def handed(tree):
@@ -72,13 +80,13 @@ def handed(tree):
         asked = set()
         for node in ast.walk(function):
             value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-            if value is not None and "ALL_ATTENTION_FUNCTIONS" in ast.unparse(value):
+            if value is not None and mentions(value, INTERFACE):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 asked |= {ast.unparse(x) for x in targets}
         for node in ast.walk(function):
-            if isinstance(node, ast.Call):
+            if isinstance(node, ast.Call) and (asked or mentions(node.func, INTERFACE)):
                 called = ast.unparse(node.func)
-                if called in asked or called.startswith("ALL_ATTENTION_FUNCTIONS["):
+                if called in asked or called.startswith(f"{INTERFACE}["):
                     yield from (word.arg for word in node.keywords if word.arg)
 
 
