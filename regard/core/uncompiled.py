@@ -11,9 +11,15 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+# What the compiler says where it may not break the graph.
+WHY = (
+    "this attention cannot be captured: it makes its rule as it runs, or takes positions or "
+    "dropout (decision 0005). Fix: make the regard.Rule outside of the compiled function and pass "
+    "it in, or compile without fullgraph=True"
+)
 
 
-@torch.compiler.disable(reason="this attention makes its rule as it runs (decision 0005)")  # type: ignore[untyped-decorator]  # as torch has it
+@torch.compiler.disable(reason=WHY)  # type: ignore[untyped-decorator]  # as torch has it
 def uncompiled(function: Callable[..., T], *args: Any, **settings: Any) -> T:
     """Call a function, and nothing that it calls, outside of the compiler.
 
