@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.nn.functional import pad
 
 from regard.core.errors import CapabilityError, ValueRangeError, fail
@@ -65,19 +65,25 @@ class Kept(KeyMemory):
         # Tokens seen when keys were last dropped: the memory cannot be cropped to before that.
         self._dropped_at = 0
         self._device = torch.device("cpu")
+        # Shapes of new keys and values that fit, as they came last: steps are checked once.
+        self._fits: tuple[Size, Size] | None = None
 
     def extend(self, k: Tensor, v: Tensor, keep: Tensor | None = None) -> None:
         """Append n tokens to every head."""
-        need_keys(k, v, keep)
-        need_same_heads(k, self._shape)
-        b, g, n = k.shape[:3]
-        if self._shape is None:
-            self._shape, self._device = (b, g), k.device
-            self._parts = [_Part(tuple(range(g)), self._kinds[0](), self._kinds[1]())]
+        fits = self._fits
+        known = fits is not None and type(k) is Tensor is type(v)
+        if keep is not None or not known or fits != (k.shape, v.shape):
+            need_keys(k, v, keep)
+            need_same_heads(k, self._shape)
+            b, g = k.shape[:2]
+            if self._shape is None:
+                self._shape, self._device = (b, g), k.device
+                self._parts = [_Part(tuple(range(g)), self._kinds[0](), self._kinds[1]())]
+            self._fits = k.shape, v.shape
         if keep is not None and not bool(keep.all()):
             self._place(keep)
+        n, alone = k.shape[2], len(self._parts) == 1
         for part in self._parts:
-            alone = len(self._parts) == 1
             part.k.append(k if alone else gather_heads(k, part.heads))
             part.v.append(v if alone else gather_heads(v, part.heads))
             if part.notes:
@@ -256,7 +262,7 @@ class Kept(KeyMemory):
                 m = length
                 if part.at is not None:
                     m = len(part.k) - (self.seen - length)
-                    part.at = part.at[:, :, :m]
+                    part.at = part.at[:, :, :m].clone()
                     part.real = bool((part.at >= 0).all())
                 part.k.crop(m)
                 part.v.crop(m)
@@ -272,7 +278,7 @@ class Kept(KeyMemory):
             part.v.reorder(rows)
             part.at = None if part.at is None else take_batch(part.at, rows)
             part.notes = {x: take_batch(t, rows) for x, t in part.notes.items()}
-        self._shape = len(rows), self._shape[1]
+        self._shape, self._fits = (len(rows), self._shape[1]), None
 
     @property
     def nbytes(self) -> int:
@@ -305,6 +311,7 @@ class Kept(KeyMemory):
         """Load a state from a file."""
         self.seen, self._dropped_at = state["seen"], state["dropped"]
         self._shape = None if state["shape"] is None else tuple(state["shape"])
+        self._fits = None
         self._parts = []
         for held in state["parts"]:
             k, v = self._kinds[0](), self._kinds[1]()

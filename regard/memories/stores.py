@@ -104,19 +104,19 @@ class Plain(TokenStore):
 
     def append(self, x: Tensor) -> None:
         """Write after the last token, or move to a larger tensor."""
-        n = x.shape[2]
-        if self._x is None:
+        n, held, m = x.shape[2], self._x, self._m
+        if held is None:
             self._x, self._m, self._ours, self.loose = x.contiguous(), n, False, True
             return
-        room = self._x.shape[2] >= self._m + n
+        room = held.shape[2] >= m + n
         # A tensor made under inference mode can't be written outside of it, so it is copied.
-        if not (room and self._ours) or self._x.is_inference() != torch.is_inference_mode_enabled():
-            whole = self._m + n
+        if not (room and self._ours) or held.is_inference() != torch.is_inference_mode_enabled():
+            whole = m + n
             made = x.new_empty(*x.shape[:2], whole + max(8, whole // 32), x.shape[3])
-            made[:, :, : self._m] = self.read()
-            self._x, self._ours = made, True
-        self._x[:, :, self._m : self._m + n] = x
-        self._m += n
+            made[:, :, :m] = self.read()
+            self._x, self._ours, held = made, True, made
+        held[:, :, m : m + n] = x
+        self._m = m + n
 
     def with_values(self, values: TokenStore, at: At) -> Keys:
         """Return views of both."""

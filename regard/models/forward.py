@@ -40,7 +40,7 @@ class WholeText(NamedTuple):
     documents: Tensor | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Forward:
     """The record of the running forward.
 
@@ -70,6 +70,26 @@ class Forward:
     cache_ref: Any = None
     weights: bool = False
     whole: WholeText | None = None
+
+    def __init__(
+        self,
+        step: int,
+        timestep: Any = None,
+        branches: tuple[str, ...] | None = None,
+        grid: tuple[int, ...] | None = None,
+        packed: int | None = None,
+        image_tokens: Any = None,
+        positions: Any = None,
+        padding: Any = None,
+        cache_ref: Any = None,
+        weights: bool = False,
+        whole: WholeText | None = None,
+    ) -> None:
+        parts = self.__dict__  # as a frozen dataclass would, in a third of the time: steps wait
+        parts["step"], parts["timestep"], parts["branches"] = step, timestep, branches
+        parts["grid"], parts["packed"], parts["image_tokens"] = grid, packed, image_tokens
+        parts["positions"], parts["padding"], parts["cache_ref"] = positions, padding, cache_ref
+        parts["weights"], parts["whole"] = weights, whole
 
     @property
     def cache(self) -> Any:
@@ -214,10 +234,11 @@ class _Follow(Around):
             recording.recorded = recorded
             given: Any = (args, kwargs)
             parts: dict[str, Any] = {}
-            for arrive in [x for arrivals in self.holders for x in arrivals.of]:
-                made = arrive(model, *given)
-                if made:
-                    given, parts = made[:2], {**parts, **(made[2] if len(made) > 2 else {})}
+            for arrivals in self.holders:
+                for arrive in arrivals.of:
+                    made = arrive(model, *given)
+                    if made:
+                        given, parts = made[:2], {**parts, **(made[2] if len(made) > 2 else {})}
             now = self.read(model, given[0], given[1], self.kept.__dict__)
             forwards.append(replace(now, **parts) if parts else now)
             out = plain(*given[0], **given[1])
@@ -271,6 +292,10 @@ def by_cache(
     length = getattr(cache, "get_seq_length", None)
     if length is None:
         return Forward(0, positions=positions, padding=padding)
-    counts = keep.setdefault("caches", WeakKeyDictionary())
-    counts[cache] = counts.get(cache, 0) + 1 if int(length()) else 0
-    return Forward(counts[cache], positions=positions, padding=padding, cache_ref=ref(cache))
+    last = keep.get("last")  # the same cache as before, mostly
+    if last is None or last[0]() is not cache:
+        counts = keep.setdefault("caches", WeakKeyDictionary())
+        last = keep["last"] = ref(cache), counts.setdefault(cache, [0])
+    there, count = last
+    count[0] = count[0] + 1 if int(length()) else 0
+    return Forward(count[0], positions=positions, padding=padding, cache_ref=there)

@@ -24,6 +24,7 @@ from regard.core.support import (
     Where,
     Window,
 )
+from regard.models.configs import asks_for_weights, stored
 from regard.models.forward import current_forward
 
 # Every forward builds masks; what they share is built once.
@@ -52,7 +53,7 @@ class Mask:
         self.rules: dict[Any, Any] = {}
         # The implementation that the model would use without us.
         self.config = pieces.get("config")
-        asked = getattr(self.config, "_attn_implementation_internal", None)
+        asked = stored(self.config).get("_attn_implementation_internal")
         self.replaced: str | None = getattr(asked, "replaced", None)
         self._dense: Tensor | None = None
         self._plain: Tensor | None = None
@@ -65,7 +66,7 @@ class Mask:
     def weights(self) -> bool:
         """Whether the config asks for weights; cached, since reading a config is slow."""
         if self._weights is None:
-            self._weights = bool(getattr(self.config, "output_attentions", False))
+            self._weights = asks_for_weights(self.config)
         return self._weights
 
     @property

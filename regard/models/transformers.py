@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regard.core.errors import fail
 from regard.models.attention_interface import NAME, Name, held, refuse_batching
+from regard.models.configs import asks_for_weights, stored
 from regard.models.engine import Engine
 from regard.models.finding import calls_attention, main_input
 from regard.models.forward import Forward, by_cache, given_to
@@ -48,8 +49,10 @@ class TransformersHook:
         """Count steps by the cache, and mark image placeholder tokens."""
         now = by_cache(model, args, kwargs, kept)
         config: Any = getattr(model, "config", None)
-        shown = given_to(model, args, kwargs).get("output_attentions")
-        if getattr(config, "output_attentions", False) if shown is None else shown:
+        shown = kwargs.get("output_attentions")
+        if shown is None and args:
+            shown = given_to(model, args, kwargs).get("output_attentions")
+        if asks_for_weights(config) if shown is None else shown:
             now = replace(now, weights=True)
         number = _image_token(config)
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -95,9 +98,10 @@ def _image_token(config: Any) -> Any:
 
     To ask a config for what it lacks takes it long, and each forward asks.
     """
-    own: Any = getattr(config, "__dict__", IMAGE_TOKEN)  # without one: ask
+    own: dict[str, Any] = stored(config)
     kind: Any = type(config)
-    if config is None or (not any(x in own for x in IMAGE_TOKEN) and _plain(kind)):
+    known = own and IMAGE_TOKEN[0] not in own and IMAGE_TOKEN[1] not in own  # without any: ask
+    if config is None or (known and _plain(kind)):
         return None
     return getattr(config, IMAGE_TOKEN[0], getattr(config, IMAGE_TOKEN[1], None))
 
@@ -143,12 +147,13 @@ class _NeedOurs(Around):
 
     def __init__(self, configs: list[Any]) -> None:
         super().__init__()
-        self.configs = configs
+        # What they hold: a config takes long to read an attribute, and each forward asks.
+        self.states = [stored(config) for config in configs]
 
     def run(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        for config in self.configs:
-            if config._attn_implementation_internal != NAME and self.holders:
-                _refuse_other(config._attn_implementation_internal)
+        for state in self.states:
+            if state["_attn_implementation_internal"] != NAME and self.holders:
+                _refuse_other(state["_attn_implementation_internal"])
         return plain(*args, **kwargs)
 
 

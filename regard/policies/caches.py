@@ -87,9 +87,7 @@ class Caches:
 
     def arrive(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Put our layers in the cache of a forward that begins, with its padding and positions."""
-        from regard.models.cache import holding_cache
-
-        given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
+        given = {**dict(zip(self._takes, args, strict=False)), **kwargs} if args else kwargs
         cache, use = given.get("past_key_values"), given.get("use_cache")
         if cache is None and use is None:
             use = getattr(model.config, "use_cache", True)
@@ -101,11 +99,11 @@ class Caches:
                 )  # fmt: skip
             return None
         if cache is None:
-            cache = holding_cache(None, self)
+            cache = self._holding(None)
             kwargs = {**kwargs, "past_key_values": cache, "use_cache": True}
-        else:
+        elif not self._is_ours(cache):
             self._need_no_other(cache)
-            cache = holding_cache(cache, self)
+            cache = self._holding(cache)
         mask = given.get("attention_mask")
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             fail(
@@ -116,10 +114,20 @@ class Caches:
         x: Any = given.get("inputs_embeds")
         n = (given["input_ids"] if x is None else x).shape[1]
         valid = None if mask is None or bool(mask[:, -n:].all()) else mask[:, -n:].bool()
-        self.layers = list[Any](cache.layers)
+        self.layers, places = list[Any](cache.layers), given.get("position_ids")
         for layer in self.layers:
-            layer.valid, layer.places = valid, given.get("position_ids")
+            layer.valid, layer.places = valid, places
         return args, kwargs
+
+    def _holding(self, cache: Any) -> Any:
+        from regard.models.cache import holding_cache
+
+        return holding_cache(cache, self)
+
+    def _is_ours(self, cache: Any) -> bool:
+        """Whether every layer of a cache is one of ours, as at every step."""
+        layers: Any = getattr(cache, "layers", None)
+        return bool(layers) and all(getattr(x, "owner", None) is self for x in layers)
 
     def _need_no_other(self, cache: Any) -> None:
         """Refuse a cache that another shrink has filled, attached or not."""

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from regard.bench.live_bytes import Live
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal, Sinks, Support, Window
 from regard.run import folded
 from regard.run.runner import run
-from tests.schemes.live_bytes import Live
 
 HEADS, TOKENS, SIZE = 4, 4096, 32
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from regard.bench.live_bytes import Live
 from regard.bench.measuring import slope
 from regard.core.call import Call
 from regard.core.rule import Rule
@@ -15,7 +16,6 @@ from regard.schemes import Contiguous, Layout, ShardedKeys, ZigZag
 from regard.schemes.local_processes import Job, launch
 from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import Peers
-from tests.schemes.live_bytes import Live
 
 WORKER = Path(__file__).parent / "memory_of_ranks.py"
 # One rank alone sends nothing, and makes no room for what arrives: ranks are counted from two.

@@ -1,15 +1,19 @@
-"""A ring equals one process, passes each block to each other rank once, and holds two of them."""
+"""A ring equals one process, passes each block to each other rank once, and takes no more room.
+
+The peak of a rank counts all tensors that are alive at once; `tests/schemes/test_memory.py` has the
+peaks of processes as the system counts them.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from regard.bench.live_bytes import Live
 from regard.core.call import Call
 from regard.core.rule import Rule
 from regard.core.support import Causal, Everything
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
-from regard.papers.shared.measure import Largest
 from regard.papers.shared.over_ranks import alone, drawn, over_ranks
 from regard.run.runner import run
 from regard.schemes import Contiguous, Dealt, ShardedKeys
@@ -17,29 +21,25 @@ from regard.schemes.local_ranks import on_ranks
 from regard.schemes.messages import Peers
 
 
-def largest(world: int) -> int:
-    """Bytes of the largest tensor of any rank, each of which holds 64 tokens."""
+def peak(world: int) -> int:
+    """Bytes of all tensors of a rank at once, the most of any; each rank holds 64 tokens."""
     q, k, v, d_out = drawn(1, 4, 2, 64 * world, 16)
     layout = Contiguous(64 * world, world)
 
     def one(peers: Peers) -> int:
-        own = [layout.take(x, peers.rank, 2).requires_grad_(True) for x in (q, k, v)]
-        keys = ShardedKeys.of(own[1], own[2], peers, layout=layout, scheme="ring")
-        with Largest() as seen:
+        with Live() as seen:
+            own = [layout.take(x, peers.rank, 2).requires_grad_(True) for x in (q, k, v)]
+            keys = ShardedKeys.of(own[1], own[2], peers, layout=layout, scheme="ring")
             out = run(Call(own[0], keys)).out
             torch.autograd.grad(out, own, layout.take(d_out, peers.rank, 2))
-        return seen.bytes
+        return seen.peak
 
     return max(on_ranks(world, one))
 
 
 @check(
     "ring_attention",
-    narrowed={
-        "per-rank peak bytes": "the largest tensor that a rank makes; what a kernel uses inside is "
-        "not seen"
-    },
-    beyond="devices on a network, and training at length",
+    beyond="devices on a network, training at length, and what a kernel uses inside",
 )
 def ring_attention() -> Claims:
     """Ranks equal one process; blocks are passed once to each; memory of a rank does not grow."""
@@ -67,9 +67,12 @@ def ring_attention() -> Claims:
     yield claim("exactly N-1 KV blocks", "bytes of each rank", max(size)).equals(
         7 * block, "those of N - 1 blocks"
     )
-    yield claim("peak bytes unchanged", "largest tensor at N = 8", largest(8)).at_most(
-        largest(4), "that at N = 4 and half the length"
-    )
+    few = peak(4)
+    for world in (8, 16):
+        at_once = claim("peak bytes unchanged", f"bytes alive at N = {world}", peak(world))
+        yield at_once.at_most(
+            few, "those at N = 4", plus=8 * 64 * (world - 4), because="8 bytes for each position"
+        )
     rule, turned = Rule(Causal()), []
     for shift in range(3):
         owners = tuple((tile + shift) % world for tile in range(world))
