@@ -88,38 +88,42 @@ class Engine:
         around = None
         options: dict[str, Any] = {}
         depth = COUNT.depth
+        # Restored twice, so that an interruption of the one leaves the other.
         try:
-            # What stages compute themselves is counted, and not recorded as a call of the model.
-            COUNT.depth = depth + 1
-            for stage in stages:
-                new = stage.before(call)
-                if new is not call:
-                    _need_call(stage, new, call)
-                    call = new
-                passed.append((stage, call))
-                more = stage.wants(call)
-                if more:
-                    want = tuple(dict.fromkeys((*want, *more)))
-                    if stage.survey_options:
-                        _agree(stage, options)
-                if stage.runs:
-                    around = _alone(stage, around, call)
-            COUNT.depth = depth
-            if around is None:
-                result = run(call, want, **options)
-            else:
-                result = around.around(call, CallRunner(want, options))
-                _need_result(around, "around", result, None, call.site)
-            COUNT.depth = depth + 1
-            for stage in stages:
-                see = stage.see
-                if getattr(see, "__func__", None) is not _NOTHING_SEEN:
-                    see(call, result)
-            for stage, seen in reversed(passed):
-                new_result = stage.after(seen, result)
-                if new_result is not result:
-                    _need_result(stage, "after", new_result, result, call.site)
-                    result = new_result
+            try:
+                # What stages compute is counted, and not recorded as a call of the model.
+                COUNT.depth = depth + 1
+                for stage in stages:
+                    new = stage.before(call)
+                    if new is not call:
+                        _need_call(stage, new, call)
+                        call = new
+                    passed.append((stage, call))
+                    more = stage.wants(call)
+                    if more:
+                        want = tuple(dict.fromkeys((*want, *more)))
+                        if stage.survey_options:
+                            _agree(stage, options)
+                    if stage.runs:
+                        around = _alone(stage, around, call)
+                COUNT.depth = depth
+                if around is None:
+                    result = run(call, want, **options)
+                else:
+                    result = around.around(call, CallRunner(want, options))
+                    _need_result(around, "around", result, None, call.site)
+                COUNT.depth = depth + 1
+                for stage in stages:
+                    see = stage.see
+                    if getattr(see, "__func__", None) is not _NOTHING_SEEN:
+                        see(call, result)
+                for stage, seen in reversed(passed):
+                    new_result = stage.after(seen, result)
+                    if new_result is not result:
+                        _need_result(stage, "after", new_result, result, call.site)
+                        result = new_result
+            finally:
+                COUNT.depth = depth
         finally:
             COUNT.depth = depth
         return result, call

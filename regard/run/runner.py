@@ -65,36 +65,43 @@ def run(
         return surveyed(call, wanted.survey, survey)
     count = COUNT
     pairs, flops, moved = count.pairs, count.flops, count.bytes
-    count.depth += 1
+    depth = count.depth
+    # Twice, so that an interruption of the one leaves the other.
     try:
-        sinks = not wanted.part and not call.rule.plain and call.rule.weigh.has_sink
-        lse_wanted = wanted.lse or wanted.part
-        given, call = call, call if type(call.keys) is Dense else simplified(call)
-        found, needs_dense = executor_for(call, executor, lse=lse_wanted, weights=wanted.weights)
-        used = densified(call) if needs_dense else call
-        lse = weights = report = None
-        # The reference returns weights, too, but is not chosen for them: a look changes nothing.
-        if wanted.weights and (found.weighs or executor == "reference"):
-            need_room(call)
-            (out, lse), weights = found.weighed(used)
-        elif sinks or (lse_wanted and not call.dropout):
-            out, lse = found.run(used)
-        else:
-            out = found.out(used)
-        # What it takes to look is counted, but not as the cost of attention.
-        # Made without a frame of Python, which decoding would wait for.
-        cost = tuple.__new__(
-            Counted, (count.pairs - pairs, count.flops - flops, count.bytes - moved)
-        )
-        if wanted.weights and weights is None:
-            need_room(call)
-            weights, lse = _weights_of(used, lse)
-        if sinks:
-            out, lse, weights = _sunk(call, out, lse, weights)
-        if wanted.survey:
-            report = _survey(used, wanted.survey, survey)
+        try:
+            count.depth = depth + 1
+            sinks = not wanted.part and not call.rule.plain and call.rule.weigh.has_sink
+            lse_wanted = wanted.lse or wanted.part
+            given, call = call, call if type(call.keys) is Dense else simplified(call)
+            found, needs_dense = executor_for(
+                call, executor, lse=lse_wanted, weights=wanted.weights
+            )
+            used = densified(call) if needs_dense else call
+            lse = weights = report = None
+            # The reference returns weights too, but a look does not choose another executor.
+            if wanted.weights and (found.weighs or executor == "reference"):
+                need_room(call)
+                (out, lse), weights = found.weighed(used)
+            elif sinks or (lse_wanted and not call.dropout):
+                out, lse = found.run(used)
+            else:
+                out = found.out(used)
+            # What it takes to look is counted, but not as the cost of attention.
+            # Made without a frame of Python, which decoding would wait for.
+            cost = tuple.__new__(
+                Counted, (count.pairs - pairs, count.flops - flops, count.bytes - moved)
+            )
+            if wanted.weights and weights is None:
+                need_room(call)
+                weights, lse = _weights_of(used, lse)
+            if sinks:
+                out, lse, weights = _sunk(call, out, lse, weights)
+            if wanted.survey:
+                report = _survey(used, wanted.survey, survey)
+        finally:
+            count.depth = depth
     finally:
-        count.depth -= 1
+        count.depth = depth
     result = tuple.__new__(
         Result, (out, lse if lse_wanted else None, weights, report, cost, found.name)
     )
@@ -111,12 +118,15 @@ def _survey(call: Call, want: tuple[str, ...], settings: dict[str, Any]) -> Surv
 
 def surveyed(call: Call, want: tuple[str, ...], settings: dict[str, Any]) -> Result:
     """Survey a call of which no output is wanted: `out` is None."""
-    before = counted()
-    COUNT.depth += 1
+    before, depth = counted(), COUNT.depth
     try:
-        report = _survey(densified(simplified(call)), want, settings)
+        try:
+            COUNT.depth = depth + 1
+            report = _survey(densified(simplified(call)), want, settings)
+        finally:
+            COUNT.depth = depth
     finally:
-        COUNT.depth -= 1
+        COUNT.depth = depth
     cost = counted().less(before)
     result = Result(None, None, None, report, cost, "survey")  # type: ignore[arg-type]
     if COUNT.records and not COUNT.depth:
@@ -133,12 +143,15 @@ def otherwise(call: Call, name: str, compute: Callable[[], Tensor | None]) -> Re
     >>> otherwise(Call.of(q, q, q), "halves", lambda: run(Call.of(q, q, q)).out / 2).executor
     'halves'
     """
-    before = counted()
-    COUNT.depth += 1
+    before, depth = counted(), COUNT.depth
     try:
-        out = compute()
+        try:
+            COUNT.depth = depth + 1
+            out = compute()
+        finally:
+            COUNT.depth = depth
     finally:
-        COUNT.depth -= 1
+        COUNT.depth = depth
     if out is None:
         return None
     result = Result(out, cost=counted().less(before), executor=name)
