@@ -19,7 +19,10 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    processes: Annotated[int, typer.Option(help="CPU processes on this machine.")] = 2,
+    processes: Annotated[int, typer.Option(help="CPU processes.")] = 2,
+    on: Annotated[
+        str, typer.Option(help="here, or ray: the cluster of RAY_ADDRESS, or one on this machine.")
+    ] = "here",
     scheme: Annotated[
         str, typer.Option(help="auto, ring, burst, gather, heads, heads_ring or star.")
     ] = "auto",
@@ -31,15 +34,19 @@ def run(
     """Run the model that ships over processes, and print the work of each rank."""
     from regard.core.errors import RuleError, fail
     from regard.schemes.local_processes import results
+    from regard.schemes.on_ray import results_on_ray
     from regard.schemes.spreading import LAYOUTS, NAMES
 
     at_least("--processes", processes, 1)
     at_least("--tokens", tokens, 2 * processes)
     at_least("--new", new, 0)
-    for flag, value, known in (("--scheme", scheme, NAMES), ("--layout", layout, LAYOUTS)):
+    for flag, value, known in (
+        ("--scheme", scheme, NAMES), ("--layout", layout, LAYOUTS), ("--on", on, ("here", "ray")),
+    ):  # fmt: skip
         if value not in known:
             fail(RuleError, flag, repr(value), f"one of {', '.join(known)}", "leave it out")
-    found = results(processes, "regard.schemes.demonstration:show", scheme, layout, tokens, new)
+    start = results_on_ray if on == "ray" else results
+    found = start(processes, "regard.schemes.demonstration:show", scheme, layout, tokens, new)
     if as_json:
         print_json(found)
         return

@@ -98,6 +98,7 @@ SETTINGS = [
     # spread
     ("spread run --processes 0", "--processes"), ("spread run --tokens 1", "--tokens"),
     ("spread run --scheme rign", "--scheme"), ("spread run --layout zig", "--layout"),
+    ("spread run --on mars", "--on"),
     ("spread run --new -1", "--new"), ("spread rnu", "run"),
     ("spread plan --devices 0", "--devices"), ("spread plan --devices 7 --nodes 2", "--nodes"),
     ("spread plan --tokens 3", "--tokens"), ("spread plan --bandwidth 0", "--bandwidth"),
