@@ -74,7 +74,7 @@ nightly: $(VENV)/.ready-dev
 # Ranks and sweeps on a real Ray of this machine.
 ray: $(VENV)/.ready-dev
 	$(INSTALL) -e '.[ray]'
-	$(ONE_THREAD) $(BIN)/python -m pytest tests/schemes/test_on_ray.py tests/bench/test_bench_sweeps.py
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/schemes/test_ray_cluster.py tests/bench/test_bench_sweeps.py
 
 # 10,000 generated cases for each executor, and 10,000 damaged files for each reader.
 fuzz: $(VENV)/.ready-dev

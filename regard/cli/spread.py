@@ -34,7 +34,7 @@ def run(
     """Run the model that ships over processes, and print the work of each rank."""
     from regard.core.errors import RuleError, fail
     from regard.schemes.local_processes import results
-    from regard.schemes.on_ray import results_on_ray
+    from regard.schemes.ray_cluster import results_on_ray
     from regard.schemes.spreading import LAYOUTS, NAMES
 
     at_least("--processes", processes, 1)

@@ -4,7 +4,7 @@ import pytest
 
 from regard.core.errors import RegardError
 from regard.schemes.local_processes import LaunchError
-from regard.schemes.on_ray import results_on_ray
+from regard.schemes.ray_cluster import results_on_ray
 
 ray = pytest.importorskip("ray")
 
