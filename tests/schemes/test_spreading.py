@@ -100,7 +100,7 @@ def test_clips_over_ranks_are_one_video_and_send_no_more_for_more_frames(
 
 
 # Packed documents under a sliding window, over four ranks; the whole curve nightly.
-STEPS = 50 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 6
+STEPS, LEARNED = (50, 0.6) if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else (6, 0.98)
 
 
 @pytest.mark.parametrize("scheme", ["ring", "gather"])
@@ -108,7 +108,7 @@ def test_a_loss_curve_is_that_of_one_process(scheme: str) -> None:
     work = function_of(f"{WORKER}:curve")
     for many, one in on_ranks(4, lambda peers: work(scheme, STEPS, "window", peers)):
         assert max(abs(a - b) for a, b in zip(many, one, strict=True)) < 1e-4, (many, one)
-        assert one[-1] < one[0]
+        assert one[-1] < LEARNED * one[0]
 
 
 @pytest.mark.parametrize("scheme", ["ring"])
@@ -118,7 +118,7 @@ def test_with_fsdp_on_another_dimension_a_loss_curve_is_that_of_one_process(sche
         assert end.code == 0, end.errors[-3000:]
         many, one = end.result
         assert max(abs(a - b) for a, b in zip(many, one, strict=True)) < 1e-4, (many, one)
-        assert one[-1] < one[0]
+        assert one[-1] < LEARNED * one[0]
 
 
 def test_another_stage_may_edit_keys_of_a_spread_model() -> None:
