@@ -24,6 +24,7 @@ from regard.models.stage import Stage
 from regard.schemes.layouts import Contiguous, Layout, Striped, ZigZag
 from regard.schemes.messages import TIMEOUT, Peers
 from regard.schemes.sharded_keys import ShardedKeys, peers_of
+from regard.schemes.tensor_parallel import need_whole_layers
 
 STAR = "star"
 AUTO = "auto"
@@ -402,6 +403,7 @@ def spread(
             spread.sum_gradients()
             optimizer.step()
     """
+    need_whole_layers(model)
     peers = peers_of(mesh, dim, timeout)
     stage = Spread(peers, scheme, layout)
     return Spreading(model, stage, attach(model, [stage], check=check))

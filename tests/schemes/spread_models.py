@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import conv2d
 
+from regard.core.errors import RegardError
 from regard.models.attach import attach
 from regard.models.stage import Edit
 from regard.run.api import attend
@@ -255,3 +256,23 @@ def sharded_training(scheme: str, steps: int) -> list[list[float]]:
             for optimizer in both:
                 optimizer.step()
     return curves
+
+
+def cut_layers(kind: str) -> str:
+    """What is said of a model under tensor parallelism, with FSDP2 and without."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    shape, names = ((1, 2), ("dp", "tp"))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    model = tiny()
+    for layer in model.model.layers:
+        parallelize_module(layer, mesh["tp"], {"self_attn.q_proj": ColwiseParallel()})
+        if kind == "both":
+            fully_shard(layer, mesh=mesh["dp"])
+    try:
+        spread(model, None, "ring")
+    except RegardError as error:
+        return str(error)
+    return "not refused"

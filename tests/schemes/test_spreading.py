@@ -127,3 +127,11 @@ def test_another_stage_may_edit_keys_of_a_spread_model() -> None:
     for one in ended:
         assert one.code == 0, one.errors[-3000:]
         assert max(one.result) < 2e-6, one.result
+
+
+@pytest.mark.parametrize("kind", ["tensor parallel", "both"])
+def test_a_model_whose_layers_are_cut_is_refused(kind: str) -> None:
+    (ended,) = launch([Job(2, f"{WORKER}:cut_layers", (kind,))])
+    for one in ended:
+        assert one.code == 0, one.errors[-3000:]
+        assert "q_proj.weight` cut over a mesh" in one.result, one.result
