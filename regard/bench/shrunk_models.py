@@ -207,9 +207,12 @@ def recall(model: Any, tokenizer: Any, setting: Setting) -> Count:
 
 
 def keys_and_questions(
-    tokenizer: Any, setting: Setting, seed: int, text: str | None = None
+    tokenizer: Any, setting: Setting, seed: int, text: str | None = None, after: int = 0
 ) -> tuple[Tensor, list[tuple[Tensor, list[int]]]]:
-    """Return a text that hides several keys, and for each its question [1, n] and its answer."""
+    """Return a text that hides several keys, and for each its question [1, n] and its answer.
+
+    `after` are tokens of the asked length that the caller uses behind the text.
+    """
     rng = random.Random(seed)
 
     def ids_of(words: str) -> list[int]:
@@ -221,9 +224,11 @@ def keys_and_questions(
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     room = setting.length - sum(map(len, told)) - len(start) - 24
     if room < 2:
+        # Other draws have names and keys of a few tokens more.
+        needed = 16 * ((setting.length - room + after) // 16 + 2)
         fail(
-            ValueRangeError, "length", setting.length,
-            f"more than {setting.length - room + 2} tokens, to hide {setting.keys} keys in",
+            ValueRangeError, "length", setting.length + after,
+            f"about {needed} tokens or more, to hide {setting.keys} keys in",
             "take longer prompts, or fewer keys",
         )  # fmt: skip
     around = ids_of(_cut(3000 * (seed + 1), 8 * setting.length, text))[:room]
@@ -241,9 +246,10 @@ def pass_keys(
     tokenizer: Any, length: int = 512, rows: int = 16, keys: int = 4, text: str | None = None
 ) -> list[tuple[Tensor, int]]:
     """Return rows that hide pass keys in text and end with them: (ids [1, n], answer tokens)."""
-    setting, found = Setting(length=length - 24 * keys, keys=keys), []
+    after = 24 * keys
+    setting, found = Setting(length=length - after, keys=keys), []
     for seed in range(rows):
-        ids, questions = keys_and_questions(tokenizer, setting, 100 + seed, text)
+        ids, questions = keys_and_questions(tokenizer, setting, 100 + seed, text, after)
         tail = [x for q, answer in questions for x in (q, torch.tensor([answer]))]
         told = torch.cat(tail, 1)
         found.append((torch.cat((ids, told), 1), told.shape[1]))

@@ -18,7 +18,7 @@ from regard.bench.measuring import threads_each
 from regard.core.errors import RuleError, ValueRangeError, fail
 from regard.core.waiting import wait_for_any
 from regard.papers.catalogue import row
-from regard.papers.checks import checks
+from regard.papers.checks import checks, lacking
 from regard.papers.confirming import confirm
 from regard.papers.evidence_files import (
     FOLDER,
@@ -53,6 +53,8 @@ def choose(keys: Sequence[str], *, long: bool = False) -> list[str]:
     if not keys:
         return [key for key, one in made.items() if long or not one.long]
     for key in keys:
+        if key in lacking():
+            raise lacking()[key]
         if row(key).key not in made:
             fail(
                 RuleError,

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from regard.core.method import MethodClaim, claims_of
 from regard.papers.catalogue import Row, row, rows
-from regard.papers.checks import checks
+from regard.papers.checks import checks, lacking
 from regard.papers.closure import closure, hash_of_closure, split
 from regard.papers.evidence_files import FOLDER, SEEDS, Evidence, load
 
@@ -132,6 +132,8 @@ def _judge(
 ) -> tuple[str, str]:
     if evidence is None:
         return "none", ""
+    if key in lacking():  # evidence stands; whether it is of this code cannot be told here
+        return verdict_of(evidence)
     check_hash, method_hash = hashes(key)
     if key not in checks():
         return "stale", "its check is gone"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from regard.core.errors import RuleError, fail
+from regard.core.errors import MissingExtraError, RuleError, fail
 from regard.papers.claims import Claim
 
 Claims = Iterator[Claim]
@@ -40,6 +40,8 @@ class Check:
 
 
 _checks: dict[str, Check] = {}
+# Rows whose check needs a package that is not installed, and the error that names it.
+_lacking: dict[str, MissingExtraError] = {}
 
 
 def check(
@@ -88,10 +90,22 @@ def check(
 @functools.cache
 def _load() -> None:
     for found in pkgutil.iter_modules(__path__, f"{__name__}."):
-        importlib.import_module(found.name)
+        try:
+            importlib.import_module(found.name)
+        except MissingExtraError as missing:
+            _lacking[found.name.rpartition(".")[2]] = missing
 
 
 def checks() -> dict[str, Check]:
-    """Return every check by key, importing the files of this folder on first use."""
+    """Return every check by key, importing the files of this folder on first use.
+
+    Those that need a package that is not installed are in `lacking()`.
+    """
     _load()
     return dict(sorted(_checks.items()))
+
+
+def lacking() -> dict[str, MissingExtraError]:
+    """Return the rows whose check cannot run here, and the error that says what to install."""
+    _load()
+    return dict(_lacking)
