@@ -19,7 +19,7 @@ def cluster():
 
 
 def test_ranks_equal_one_process():
-    found = results_on_ray(3, f"{RANKS}:off", 101)
+    found = results_on_ray(3, f"{RANKS}:off", 101, message_timeout=500, timeout=500)
     assert [x[:2] for x in found] == [[0, 3], [1, 3], [2, 3]]
     assert max(x[2] for x in found) < 1e-12
     assert len({x[3] for x in found}) == 3, "processes of their own"
@@ -30,7 +30,7 @@ def test_ranks_equal_one_process():
 )
 def test_a_rank_that_fails_ends_all_and_is_named(how, said):
     with pytest.raises(LaunchError, match=f"rank 1.*{said}"):
-        results_on_ray(2, f"{RANKS}:fails", how, message_timeout=60)
+        results_on_ray(2, f"{RANKS}:fails", how, message_timeout=500, timeout=500)
 
 
 def test_a_rank_that_is_silent_is_named():
