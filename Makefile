@@ -11,8 +11,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
-# Python compiles what it imports; compiling all of torch and transformers first takes a minute.
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --no-compile -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 INPUTS := pyproject.toml constraints.txt Makefile
 
 # One thread for each test process; benchmarks choose their own.
