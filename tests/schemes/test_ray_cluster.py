@@ -13,6 +13,7 @@ RANKS = "tests.schemes.ray_ranks"
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
+    ray.shutdown()  # what a sweep on Ray has left
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
