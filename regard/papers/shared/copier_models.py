@@ -37,11 +37,13 @@ def pointing(keys: Tensor, sharp: float = 1e4) -> Call:
     return Call.of(sharp * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), CAUSAL)
 
 
-def copier(layers: int, heads: int = 4) -> tuple[nn.Module, float]:
+def copier(
+    layers: int, heads: int = 4, kind: type[Attention] = Attention
+) -> tuple[nn.Module, float]:
     """Train layers on random tokens shown twice; give the loss on the repeat."""
     restart()
     tiny = model(
-        [Attention(64, heads=heads, causal=True, position="rotary") for _ in range(layers)],
+        [kind(64, heads=heads, causal=True, position="rotary") for _ in range(layers)],
         vocab=40, dim=64, tied=False,
     )  # fmt: skip
     fit(tiny.parameters(), lambda: loss_on_repeat(tiny, 32), 600, 6e-3)
