@@ -57,6 +57,8 @@ class Seen:
     notes: Sequence[str] = ()
     # What it was made from: the fingerprint of the model, and the hash of what it was given.
     made_from: Mapping[str, str] = field(default_factory=dict)
+    # Whether somebody asked for the heads that were kept: a page has them all, whatever they take.
+    asked: bool = False
 
     def __post_init__(self) -> None:
         named = towers(self.sites)

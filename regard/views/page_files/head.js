@@ -22,9 +22,18 @@ async function openHead(head) {
       array(`k/${d.site}.${d.kv_head}`), array("lse/" + index), array("map/" + index)]);
     now.deep = { ...d, q, k, lse, map };
   }
-  now.margins = [await array("entropy/" + head.s), await array("received/" + head.s)];
+  now.margins = [await marginOf("entropy", head), await marginOf("received", head)];
   now.box = { i: 0, j: 0, n: now.n, m: now.m };
   now.form = now.deep?.exact && now.n <= SENTENCE && now.m <= SENTENCE && !site.patches ? "lines" : "matrix";
+}
+
+// Numbers along an axis: of each token, or where a page has no more the largest of `each` tokens.
+/** @param {string} kind @param {Head} head @returns {Promise<Margin | null>} */
+async function marginOf(kind, head) {
+  const own = await array(`${kind}/${head.s}.${head.h}`), all = own || await array(`${kind}/${head.s}`);
+  if (!all) return null;
+  const many = all.shape.at(-1), from = own ? 0 : head.h * many;
+  return { values: all.values.subarray(from, from + many), each: all.each };
 }
 
 const exactHead = () => Boolean(now.deep && now.deep.exact);

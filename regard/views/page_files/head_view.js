@@ -40,7 +40,9 @@ async function openHeadView(params) {
   $("role-said").textContent = `${role ? role.title : "no role"}, ${some.findIndex((x) => x.s === now.head.s && x.h === now.head.h) + 1} of ${some.length}`;
   $("head-scores").textContent = scoreNames.filter((name) => valueOf(name, now.head) === valueOf(name, now.head))
     .map((name) => `${manifest.scores[name].title} ${said(valueOf(name, now.head))}`).join(" · ");
-  now.told = now.deep ? (now.deep.exact ? "" : "This rule is drawn from its tiles alone.")
+  now.told = now.deep?.exact ? "" : now.deep?.left_out
+    ? `Its map alone: every weight is in the run file (heads.npz); a page made with --heads ${nameOf(now.head)} has it.`
+    : now.deep ? "This rule is drawn from its tiles alone."
     : `A small map only: see it with --heads ${nameOf(now.head)} to keep every weight.`;
   $("hide-sink").disabled = !pooled();
   [$("hide-sink").checked, $("by-row").checked, $("scale").value] = [now.hide, now.rows, now.scale];

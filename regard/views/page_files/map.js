@@ -35,8 +35,8 @@ function drawMap(shown) {
   }
   drawNames($("query-names"), named, left, box.i, box.n, "queries");
   drawNames($("key-names"), named, left, box.j, box.m, "keys");
-  now.received = drawMargin($("received"), now.margins[1], now.head.h, box.j, box.m, true);
-  now.spread = drawMargin($("entropy"), now.margins[0], now.head.h, box.i, box.n, false);
+  now.received = drawMargin($("received"), now.margins[1], box.j, box.m, true);
+  now.spread = drawMargin($("entropy"), now.margins[0], box.i, box.n, false);
 }
 
 // Words along an axis; where there is no room for each, every other one.
@@ -75,20 +75,18 @@ const clipped = (word, most) => (word.length > most ? word.slice(0, Math.max(1, 
 
 // A margin: how much each key received (on top), how spread each query is (at the side).
 /**
- * @param {HTMLCanvasElement} canvas @param {Packed<Float32Array> | null} data @param {number} row
+ * @param {HTMLCanvasElement} canvas @param {Margin | null} data
  * @param {number} from @param {number} count @param {boolean} flat
  */
-function drawMargin(canvas, data, row, from, count, flat) {
+function drawMargin(canvas, data, from, count, flat) {
   const thick = 36, long = now.side;
   const context = flat ? fit(canvas, long, thick) : fit(canvas, thick, long);
   if (!data) return undefined;
-  const all = data.values.subarray(row * data.shape[1], (row + 1) * data.shape[1]);
-  const part = all.subarray(from, from + count);
-  const bins = Math.min(part.length, long), tops = new Float32Array(bins);
-  part.forEach((x, i) => {
-    const bin = Math.floor((i * bins) / part.length);
-    tops[bin] = Math.max(tops[bin], x);
-  });
+  const bins = Math.min(count, long), tops = new Float32Array(bins);
+  for (let x = 0; x < count; x++) {
+    const bin = Math.floor((x * bins) / count);
+    tops[bin] = Math.max(tops[bin], data.values[Math.floor((from + x) / data.each)]);
+  }
   const highest = tops.reduce((a, x) => Math.max(a, x), 1e-9);
   context.fillStyle = ink("--accent");
   tops.forEach((x, b) => {

@@ -71,7 +71,7 @@ async function overlay(row, column) {
   const from = looking ? places.queries : places?.keys, weights = looking ? column : row;
   canvas.hidden = $("picture-said").hidden = from === undefined || from === null;
   if (canvas.hidden) return;
-  const received = now.margins[1]?.values.subarray(now.head.h * now.m, (now.head.h + 1) * now.m);
+  const received = now.margins[1]?.values; // of patches every number is here
   const shown = weights || (now.pin === null && !looking ? received : null);
   const part = shown?.subarray(from, from + site.grid[0] * site.grid[1]);
   const byKey = now.by === "key" && now.key !== null;
