@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from regard.core.errors import RuleError, fail
+from regard.probes.scores import name_of_head
 from regard.views.run_file import Run
 
 
@@ -105,7 +106,7 @@ def ranked_sentences(run: Run, distance: np.ndarray) -> list[str]:
         return ["no head looks elsewhere than before (Jensen-Shannon distance below 0.0005)"]
     places = np.dstack(np.unravel_index(np.argsort(-distance, axis=None), distance.shape))[0][:5]
     said = ", ".join(
-        f"L{run.manifest['sites'][s]['layer']}H{h} {distance[s, h]:.3f}" for s, h in places
+        f"{name_of_head(run.manifest['sites'][s], int(h))} {distance[s, h]:.3f}" for s, h in places
     )
     return [f"heads that changed most (Jensen-Shannon distance): {said}"]
 

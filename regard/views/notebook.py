@@ -10,7 +10,7 @@ from zlib import compress, crc32
 import numpy as np
 
 from regard.core.html_table import html_table, plain_text
-from regard.views.colors import ROLE_COLORS
+from regard.views.colors import role_color
 
 if TYPE_CHECKING:
     from regard.views.one_head import SeenHead
@@ -22,7 +22,7 @@ SENTENCE = 32
 
 def heads_grid(seen: Seen) -> str:
     """Draw all heads, a row for each site: hue the first role, size the importance."""
-    first, names = seen.roles.first(), seen.role_names
+    first = seen.roles.first()
     sizes = np.nan_to_num(seen.importance())
     step, left = 18, 120
     wide = max((site.heads or 0 for site in seen.sites), default=0)
@@ -34,7 +34,7 @@ def heads_grid(seen: Seen) -> str:
                      f"{plain_text(label)}</text>")  # fmt: skip
         for head in range(site.heads or 0):
             role = first.get((site, head))
-            color = "none" if role is None else ROLE_COLORS[names.index(role) % len(ROLE_COLORS)]
+            color = "none" if role is None else role_color(role)
             edge = "#888888" if role is None else color
             tip = seen.name_of(site, head) + (f": {seen.scores[role].title}" if role else "")
             marks.append(
@@ -52,9 +52,9 @@ def show_seen(seen: Seen) -> str:
     """Write what was seen: the grid, its colors, the findings."""
     first, names = set(seen.roles.first().values()), seen.role_names
     legend = " ".join(
-        f'<span style="color:{ROLE_COLORS[i % len(ROLE_COLORS)]}">&#9679;</span> '
+        f'<span style="color:{role_color(name)}">&#9679;</span> '
         f"{plain_text(seen.scores[name].title)}"
-        for i, name in enumerate(names) if name in first
+        for name in names if name in first
     )  # fmt: skip
     said = "".join(f"<li>{plain_text(x)}</li>" for x in seen.findings())
     heads = sum(site.heads or 0 for site in seen.sites)

@@ -73,7 +73,7 @@ def packed_seen(seen: Seen) -> Run:
     manifest = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "title": seen.model.get("name", "model")
-        + (f", {len(seen.words)} tokens" if seen.words else ""),
+        + (f", {len(seen.words):,} tokens" if seen.words else ""),
         "model": dict(seen.model), "made_from": dict(seen.made_from), "versions": versions(),
         "tokens": list(seen.words),
         "modality": "sound" if seen.sound else "image" if seen.image is not None else "text",

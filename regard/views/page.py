@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from regard.core.files import write_bytes
-from regard.views.colors import RAMP, ROLE_COLORS
+from regard.views.colors import COLOR_OF_ROLE, RAMP, role_color
 from regard.views.overwrite import may_replace, sealed_page
 from regard.views.page_weight import budget, elements
 from regard.views.run_file import Run
@@ -20,8 +20,8 @@ from regard.views.run_file import Run
 # (NAME.css) and its section (NAME.html). Scripts are one module in this order, so that the page
 # opens from a disk without a server; a view registers itself, and the address names it.
 PARTS = ("style", "data", "color", "state", "patches", "words", "overview", "telling",
-         "heads_view", "rollout", "head", "map", "lines", "pinned", "text", "head_view", "compare",
-         "main")  # fmt: skip
+         "heads_view", "rollout", "head", "map", "lines", "pinned", "channels", "text", "head_view",
+         "compare", "main")  # fmt: skip
 # Bytes for what is known late: which heads are left out, and the seal of the page.
 ROOM = 4096
 
@@ -34,7 +34,8 @@ def page(run: Run, after: str = "") -> str:
     True
     """
     script, style, sections = (_parts(kind) for kind in ("js", "css", "html"))
-    script = script.replace("$RAMP", json.dumps(RAMP)).replace("$ROLES", json.dumps(ROLE_COLORS))
+    colors = {**COLOR_OF_ROLE, "": role_color("")}
+    script = script.replace("$RAMP", json.dumps(RAMP)).replace("$ROLES", json.dumps(colors))
     script += f"\nawait ready;\n{after}" if after else ""
     # Inline styles are set by the script as properties, which this policy does not concern.
     policy = (

@@ -3,7 +3,7 @@
 
 // Written into the script by regard/views/page.py.
 declare const $RAMP: [number, number, number][];
-declare const $ROLES: string[];
+declare const $ROLES: Record<string, string>;
 
 type Values = Float32Array | Uint8Array | Int8Array;
 interface Packed<T extends Values = Values> { values: T; shape: number[]; each: number }

@@ -1,7 +1,7 @@
 // The view of one head: what it keeps in the address, its controls and keys.
 /** @returns {[string, unknown][]} */
 const keptState = () => [["scale", now.scale === "adaptive" ? null : now.scale], ["rows", now.rows],
-  ["hide", now.hide]];
+  ["hide", now.hide], ["channels", $("channels").open]];
 
 /** @returns {[string, unknown][]} */
 function headState() {
@@ -25,6 +25,7 @@ async function openHeadView(params) {
   await openHead(headOf(params));
   now.scale = SCALES[params.get("scale")] ? params.get("scale") : "adaptive";
   now.rows = params.get("rows") === "1";
+  $("channels").open = params.get("channels") === "1";
   now.hide = exactHead() || thumbs ? params.get("hide") === "1" : false;
   if (["lines", "matrix"].includes(params.get("form"))) now.form = params.get("form");
   const box = (params.get("box") || "").split(",").map(Number);
@@ -94,6 +95,7 @@ function watchHead() {
   watchMap();
   watchLines();
   watchText();
+  watchChannels();
   $("whole").onclick = () => moveTo({ i: 0, j: 0, n: now.n, m: now.m });
   $("scale").replaceChildren(...Object.entries(SCALES).map(([name, title]) => new Option(title, name)));
   const changed = async () => {

@@ -48,7 +48,7 @@ function drawNames(canvas, named, room, from, count, side) {
   canvas.hidden = !named;
   canvas.dataset.named = "";
   if (!named) return;
-  const down = side === "queries", cell = now.side / count, every = Math.ceil(9 / cell), thick = down ? room : 84;
+  const down = side === "queries", cell = now.side / count, every = Math.ceil(9 / cell), thick = down ? room : 100;
   const context = down ? fit(canvas, thick, now.side) : fit(canvas, now.side, thick);
   const size = Math.max(8, Math.min(12, cell * 0.9)), marked = down ? now.pin : now.key, said = [];
   context.font = `${size}px ui-monospace, Menlo, Consolas, monospace`;
@@ -102,7 +102,8 @@ function sayScale(shown) {
   const per = shown?.tile;
   $("shown").textContent = !shown ? "" : shown.close ? "every weight, exact" : per === 1 ? "every weight"
     : `the largest of each ${per} x ${per} tile` + (exactHead() ? `; exact from ${EXACT} tokens on` : "");
-  $("ramp").style.background = rampCss();
+  const lines = now.form === "lines", role = roleOf(now.head);
+  $("ramp").style.background = lines ? `linear-gradient(90deg, transparent, ${role >= 0 ? roleColor(role) : ink("--accent")})` : rampCss();
   const of = now.rows ? "share of the largest of its row" : "weight";
   $("low").textContent = shown ? `${of} ${said(shown.low)}` : "";
   $("high").textContent = shown ? `${said(shown.high)}, ${SCALES[now.scale]}${now.scale === "adaptive" ? " (from the median)" : " scale"}` : "";

@@ -34,6 +34,7 @@ async function showPins(push = false) {
   $("key-title").hidden = $("key-tops").hidden = now.key === null;
   $("key-title").textContent = now.key === null ? "" : `Key ${now.key}: ${clipped(wordAt(now.key), 40)}, looked at by`;
   listTops($("key-tops"), column, "queries", pin);
+  showChannels();
   showText();
   highlight();
   drawHeadView();
@@ -49,7 +50,7 @@ function listTops(list, weights, side, go) {
   const items = [];
   if (weights) {
     const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, LISTED_TOPS);
-    for (const x of order.filter((x) => weights[x] > 1e-4)) {
+    for (const x of order.filter((x) => weights[x] >= 5e-4)) {
       const item = document.createElement("li"), word = document.createElement("button");
       word.type = "button";
       word.textContent = clipped(wordAt(x, side), 20);

@@ -84,7 +84,7 @@ async function showTelling() {
     const { lut } = levels("adaptive", map.bytes);
     fit(canvas, size, size).drawImage(bitmap(map.bytes.map((x) => lut[x]), map.rows, map.columns), 0, 0, size, size);
     const link = made("a", "", { href: headAddress(head), className: "head-card" });
-    if (role) link.style.borderColor = ROLE_COLORS[roleOf(head) % ROLE_COLORS.length];
+    if (role) link.style.borderColor = roleColor(roleOf(head));
     link.append(canvas, made("strong", nameOf(head)),
       made("span", role ? ` ${role.title} ${scores[role.name] ? said(valueOf(role.name, head)) : ""}` : " no role", { className: "quiet" }));
     place.append(link);
