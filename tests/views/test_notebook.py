@@ -93,6 +93,16 @@ def test_a_matrix_that_is_too_large_is_asked_for_in_parts(monkeypatch):
     assert made.weights(0, 1, rows=slice(0, 10)).shape == (10, 90)
 
 
+def test_a_comparison_names_what_changed_alone_and_draws_it():
+    a, b = seen(n=40), seen(n=40)
+    b.drawn[b.sites[1]].tiles[3].copy_(b.drawn[b.sites[1]].tiles[3].flip(-1))
+    html = regard.compare(a, b)._repr_html_()
+    assert "L1H3 0." in html
+    assert "0.000" not in html  # what did not change is not among what changed most
+    assert html.count("<img") == 3
+    assert "<img" not in regard.compare(a, seen(n=40))._repr_html_()
+
+
 def test_no_word_of_an_object_is_read_as_html():
     made = seen(n=20)
     made.words = [HOSTILE] * 20
