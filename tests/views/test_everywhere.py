@@ -124,6 +124,34 @@ def test_the_minimap_shows_weights_and_what_was_found_and_moves_the_text(tmp_pat
     assert found["moved"] == 0
 
 
+@in_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_largest_weight_is_the_strongest_mark_in_the_text(theme, tmp_path):
+    script = f"""{TICK}
+    document.documentElement.dataset.theme = "{theme}";
+    await regard.show(regard.heads[1], 35);
+    await tick();
+    const paper = document.createElement("canvas").getContext("2d", {{ willReadFrequently: true }});
+    const color = (x) => {{
+      paper.fillStyle = getComputedStyle(document.getElementById("text")).backgroundColor;
+      paper.fillRect(0, 0, 1, 1);
+      const ground = [...paper.getImageData(0, 0, 1, 1).data];
+      paper.fillStyle = x;
+      paper.fillRect(0, 0, 1, 1);
+      const {{ data }} = paper.getImageData(0, 0, 1, 1);
+      return [...data].reduce((a, y, c) => a + Math.abs(y - ground[c]), 0);
+    }};
+    const marks = [...document.querySelectorAll("#text span")].map((x) =>
+      (x.style.background ? color(getComputedStyle(x).backgroundColor) : 0));
+    return {{ marks, weights: Array.from(regard.exactTile(35, 0, 1, 40)) }};
+    """
+    found = visited(seen(n=40).run(), script, tmp_path)
+    order = np.argsort(found["weights"])
+    marks = np.array(found["marks"])[order]
+    assert marks[-1] > 100
+    assert (np.diff(marks) >= -2).all()  # the larger the weight, the further from the paper
+
+
 def test_every_head_of_a_small_model_is_kept_and_is_in_its_page():
     model = regard.model(["mha", "mha"], dim=32, heads=4, vocab=50)
     looked = regard.see(model, torch.randint(0, 50, (1, 60)), ["shape"])

@@ -47,7 +47,7 @@ function showChannels() {
   line(0, `q ${wordAt(now.pin, "queries")}`, q, Math.max(mostOf(q), 1e-9), "the query");
   keys.forEach((j, r) => {
     const sum = terms[r].reduce((a, x) => a + x, 0);
-    line(r + 1, wordAt(j), terms[r], most, `${sum.toFixed(2)}  ${weights[j].toFixed(3)}`);
+    line(r + 1, wordAt(j), terms[r], most, `${sum.toFixed(2)}  ${shownWeight(weights[j])}`);
   });
   canvas.dataset.shown = JSON.stringify(keys);
   const best = [...terms[0].keys()].sort((a, b) => Math.abs(terms[0][b]) - Math.abs(terms[0][a])).slice(0, 3);

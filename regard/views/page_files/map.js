@@ -48,9 +48,11 @@ function drawNames(canvas, named, room, from, count, side) {
   canvas.hidden = !named;
   canvas.dataset.named = "";
   if (!named) return;
-  const down = side === "queries", cell = now.side / count, every = Math.ceil(9 / cell), thick = down ? room : 100;
-  const context = down ? fit(canvas, thick, now.side) : fit(canvas, now.side, thick);
+  const down = side === "queries", cell = now.side / count, every = Math.ceil(9 / cell);
   const size = Math.max(8, Math.min(12, cell * 0.9)), marked = down ? now.pin : now.key, said = [];
+  const longest = Math.max(...Array.from({ length: count }, (_, x) => wordAt(from + x, side).length));
+  const thick = down ? room : Math.min(100, Math.ceil(longest * size * 0.62) + 8);
+  const context = down ? fit(canvas, thick, now.side) : fit(canvas, now.side, thick);
   context.font = `${size}px ui-monospace, Menlo, Consolas, monospace`;
   context.textBaseline = "middle";
   context.textAlign = down ? "right" : "left";

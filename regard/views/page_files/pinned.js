@@ -42,6 +42,10 @@ async function showPins(push = false) {
   await overlay(row, column);
 }
 
+// Of halves a weight can come out as 1.001, and a small one is no nought.
+/** @param {number} x */
+const shownWeight = (x) => (x < 5e-4 ? x.toExponential(0) : Math.min(1, x).toFixed(3));
+
 /**
  * @param {HTMLElement} list @param {Float32Array | null} weights @param {"queries" | "keys"} side
  * @param {(place: number) => unknown} go
@@ -50,13 +54,13 @@ function listTops(list, weights, side, go) {
   const items = [];
   if (weights) {
     const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, LISTED_TOPS);
-    for (const x of order.filter((x) => weights[x] >= 5e-4)) {
+    for (const x of order.filter((x) => weights[x] > 1e-4)) {
       const item = document.createElement("li"), word = document.createElement("button");
       word.type = "button";
       word.textContent = clipped(wordAt(x, side), 20);
       word.title = side === "keys" ? "Pin this key" : "Pin this query";
       word.onclick = () => go(x);
-      item.append(word, ` at ${x}: ${weights[x].toFixed(3)}`);
+      item.append(word, ` at ${x}: ${shownWeight(weights[x])}`);
       items.push(item);
     }
   }
