@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # The theme's makers advertise on standard error; a strict build should be silent.
 DOCS_ENV := NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 
-.PHONY: package vllm ray locked help demo tour demo-model test checks nightly fuzz models evidence oldest bench lint types docs format pictures install clean
+.PHONY: package vllm locked help demo tour demo-model test checks nightly fuzz models evidence oldest bench lint types docs format pictures install clean
 
 help:
 	@echo "make demo     what the heads of a small model do: a table, and a page to look closer"
@@ -32,7 +32,6 @@ help:
 	@echo "make locked   the tests of packaging, with what CI installs, by its hashes alone"
 	@echo "make oldest   the tests of models, with the oldest hub libraries we take"
 	@echo "make vllm     the tests of serving inside vLLM, with vLLM for CPUs"
-	@echo "make ray      the tests of ranks and sweeps on Ray, with Ray"
 	@echo "make bench    speed and memory, side by side with what PyTorch has"
 	@echo "make demo-model  train the small model that ships, from the beginning"
 	@echo "make docs     build the documentation into site/"
@@ -67,13 +66,7 @@ nightly: $(VENV)/.ready-dev
 	    --order-seed $$seed || exit 1; \
 	done
 	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
-	$(MAKE) ray
 	$(MAKE) models
-
-# Ranks and sweeps on a real Ray of this machine.
-ray: $(VENV)/.ready-dev
-	$(INSTALL) -e '.[ray]'
-	$(ONE_THREAD) $(BIN)/python -m pytest tests/bench/test_bench_sweeps.py tests/schemes/test_ray_cluster.py
 
 # 10,000 generated cases for each executor, and 10,000 damaged files for each reader.
 fuzz: $(VENV)/.ready-dev

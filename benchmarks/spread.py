@@ -7,8 +7,9 @@ Forward and backward of one attention, contiguous pieces for both, and zigzag fo
 ring for torch kernels has none. Its kernels ask for a GPU, so the same operators for CPUs stand in
 their place; its backward returns five gradients for six inputs (0.6.4), which autograd refuses, so
 the sixth is put in. It knows no windows and no documents: it scores the causal triangle, and what
-it gives is not what the rule asks. A round runs all calls one after the other; times are of the
-slowest rank, wall and CPU.
+it gives is not what the rule asks: `pairs_left` is what the rule leaves of the pairs of its slowest
+rank, on the slowest of ours. A round runs all calls one after the other; times are of the slowest
+rank, wall and CPU.
 """
 
 from __future__ import annotations
@@ -76,6 +77,22 @@ def yunchang_ring() -> Callable[..., Tensor]:
     home.pytorch_attn_forward, home.pytorch_attn_backward = forward, backward
     found: Callable[..., Tensor] = home.ring_pytorch_attn_func
     return found
+
+
+def pairs_left(rule: Rule, tokens: int, world: int) -> dict[str, float]:
+    """The pairs of the rule on the rank with the most, by layout, as a share of theirs."""
+    flat, zigzag = Contiguous(tokens, world), ZigZag(tokens, world)
+    allowed = torch.zeros(tokens, dtype=torch.long)
+    some = torch.arange(tokens)
+    b = h = torch.zeros(1, 1, dtype=torch.long)
+    for rows in some.split(512):
+        allowed[rows] = rule.support.allows(b, h, rows[:, None], some[None]).sum(1)
+    theirs = int((flat.positions(world - 1) + 1).sum())
+    most = {
+        name: max(int(allowed[x.positions(r)].sum()) for r in range(world)) / theirs
+        for name, x in (("contiguous", flat), ("zigzag", zigzag))
+    }
+    return {**most, "heads": int(allowed.sum()) / world / theirs}
 
 
 def one_rank(tokens: int, rounds: int) -> dict[str, Any]:
@@ -171,10 +188,14 @@ def main() -> None:
                 for name in ranks[0][title]
             }  # fmt: skip
             base = next(iter(slowest.values()))
+            left = pairs_left(rules(said.tokens)[title], said.tokens, world)
             for name, (wall, busy, waits) in slowest.items():
                 ratios = [a / b for a, b in zip(base[0], wall, strict=True)]
                 rows.append({
                     "case": f"{title}, {world} processes, {said.tokens:,} tokens", "call": name,
+                    "pairs_left": 1.0 if name.startswith("yunchang") else round(
+                        left[name.rsplit(None, 1)[-1]], 3
+                    ),
                     "median_ms": round(1e3 * statistics.median(wall), 2),
                     "times_faster": round(statistics.median(ratios), 3),
                     "least": round(min(ratios), 3), "most": round(max(ratios), 3),

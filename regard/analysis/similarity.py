@@ -20,8 +20,9 @@ from regard.models.stage import Stage
 from regard.models.weights import closed_weights
 from regard.run.reducers import Reducer
 from regard.run.reference import score_matrix
+from regard.run.row_blocks import RowBlock
 from regard.run.rows import rows_of
-from regard.run.survey import RowBlock, survey
+from regard.run.survey import survey
 
 MEASURES = ("js", "cosine")
 

@@ -26,7 +26,8 @@ from regard.models.weights import closed_weights
 from regard.probes.looking import quiet, readings_of, run_on
 from regard.probes.reading import Reading
 from regard.run.reducers import Given, Reducer
-from regard.run.survey import RowBlock, survey_call
+from regard.run.row_blocks import RowBlock
+from regard.run.survey import survey_call
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,7 +10,8 @@ from regard.core.partial import wide
 from regard.core.result import Result
 from regard.models.stage import Stage
 from regard.run.reducers import Reducer
-from regard.run.survey import RowBlock, survey_call
+from regard.run.row_blocks import RowBlock
+from regard.run.survey import survey_call
 
 
 def masking_effect(weights: Tensor, pull: Tensor, mean: Tensor) -> Tensor:

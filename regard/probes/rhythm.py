@@ -15,7 +15,8 @@ from regard.probes.base import Probe
 from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.run.reducers import Reducer
-from regard.run.survey import RowBlock, survey
+from regard.run.row_blocks import RowBlock
+from regard.run.survey import survey
 
 
 @register("rhythm")

@@ -17,7 +17,8 @@ from regard.probes.reading import counted_rows
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
-from regard.run.survey import RowBlock, survey_call
+from regard.run.row_blocks import RowBlock
+from regard.run.survey import survey_call
 
 
 @register("entropy", groups=("shape",))

@@ -32,7 +32,8 @@ from regard.probes.regions import WordMaps
 from regard.probes.registry import register
 from regard.probes.scores import Scores
 from regard.run.reducers import Reducer
-from regard.run.survey import RowBlock, survey_call
+from regard.run.row_blocks import RowBlock
+from regard.run.survey import survey_call
 
 
 class _Columns(Reducer):

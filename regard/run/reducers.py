@@ -18,14 +18,13 @@ from regard.core.partial import wide
 from regard.core.survey import octave
 
 if TYPE_CHECKING:
-    from regard.run.survey import RowBlock
-
-# Products that are held at once.
-PRODUCTS = 1 << 16
+    from regard.run.row_blocks import RowBlock
 
 
 class Reducer:
-    """Reads blocks; `finish` gives named tensors."""
+    """Reads blocks; `finish` gives named tensors. One that is `last` may write over scores."""
+
+    last = False
 
     def take(self, block: RowBlock) -> None:
         """Read one block of rows of one head."""
@@ -60,29 +59,26 @@ class Lse(_Rows):
 class Entropy(_Rows):
     """-sum p log p = log(total) - sum(size log size) / total."""
 
+    last = True
+
+    def __init__(self, call: Call, name: str) -> None:
+        super().__init__(call, name)
+        self.total = torch.zeros_like(self.found)
+
     def take(self, block: RowBlock) -> None:
-        """Read one block."""
-        total = block.total.clamp(min=torch.finfo(block.total.dtype).tiny)
+        """Read one block, and write products over its scores: a room of their own is slow."""
+        inner = self.found[block.b, block.h, block.rows]
         if block.top is not None:  # scores are less `top`: log size
-            inner = _row_products(block.size, block.scores) / total
-            found = torch.log(total) - inner
+            torch.sum(block.scores.mul_(block.size), 1, out=inner)
         else:
-            found = torch.log(total) - torch.special.xlogy(block.size, block.size).sum(1) / total
-        found = torch.where(block.total > 0, found, 0.0).clamp(min=0.0)
-        self.found[block.b, block.h, block.rows] = found
+            torch.sum(torch.special.xlogy(block.size, block.size), 1, out=inner)
+        self.total[block.b, block.h, block.rows] = block.total
 
-
-def _row_products(a: Tensor, b: Tensor) -> Tensor:
-    """Sum a b [r, c] over each row, a few rows at a time: their products stay in the cache."""
-    r, c = a.shape
-    step = max(1, PRODUCTS // max(c, 1))
-    if step >= r:
-        whole: Tensor = torch.linalg.vecdot(a, b)
-        return whole
-    found = a.new_empty(r)
-    for i in range(0, r, step):
-        found[i : i + step] = torch.linalg.vecdot(a[i : i + step], b[i : i + step])
-    return found
+    def finish(self) -> dict[str, Tensor]:
+        """Return what was found."""
+        total = self.total.clamp(min=torch.finfo(self.total.dtype).tiny)
+        found = torch.log(total) - self.found / total
+        return {self.name: torch.where(self.total > 0, found, 0.0).clamp(min=0.0)}
 
 
 class SinkShare(_Rows):
@@ -129,12 +125,13 @@ class Received(Reducer):
 
     def take(self, block: RowBlock) -> None:
         """Read one block."""
-        here = self.found[block.b, block.h, block.cols]
-        here.addmv_(block.size.T, block.share)
-        seen = self.seen[block.b, block.h]
-        seen[block.cols] += len(block.share)
-        if block.met is not None:
-            seen[block.met_cols] -= (~block.met).sum(0)
+        given, place = block.given, block.place
+        self.found[block.b, block.h, block.cols] += given.sum(0) if len(given) > 1 else given[0]
+        if block.h == place.heads.start:  # the same for all that share the place
+            seen = self.seen[block.b, place.heads.start : place.heads.stop]
+            seen[:, block.cols] += len(block.share)
+            if place.hidden is not None:
+                seen[:, place.asked] -= place.hidden.sum(0)
 
     def finish(self) -> dict[str, Tensor]:
         """Return what was found."""
@@ -168,16 +165,14 @@ class TileMapReducer(Reducer):
 
     def take(self, block: RowBlock) -> None:
         """Read one block."""
-        rows = torch.arange(block.rows.start, block.rows.stop, device=block.size.device)
+        first = block.rows.start // self.tile
+        rows = slice(first, first + len(block.tiles))
         cols = slice(block.cols.start // self.tile, block.cols.stop // self.tile)
-        into = rows // self.tile
-        first = int(into[0]) if len(into) else 0
-        count = (block.rows.stop - 1) // self.tile - first + 1
-        share = block.share[:, None]
-        for total, x, how in ((self.sum, block.tiled, "sum"), (self.max, block.tile_top, "amax")):
-            part = total[block.b, block.h, first : first + count, cols]
-            index = (into - first)[:, None].expand_as(x)
-            part.scatter_reduce_(0, index, x * share, how)
+        self.sum[block.b, block.h, rows, cols] += block.given.unflatten(1, (-1, self.tile)).sum(-1)
+        tops = block.tile_top * block.share[:, None]
+        for t, some in enumerate(block.tiles, first):
+            here = self.max[block.b, block.h, t, cols]
+            torch.maximum(here, tops[some].amax(0), out=here)
 
     def finish(self) -> dict[str, Tensor]:
         """Return what was found."""

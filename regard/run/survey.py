@@ -7,9 +7,6 @@ known when its scores are, and every reducer reads the block while it is hot.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +28,13 @@ from regard.run.executor import No
 from regard.run.fused import product, why_not_product
 from regard.run.isolation import one_dtype
 from regard.run.reducers import Reducer, make_reducers
+from regard.run.row_blocks import BlockPlace, RowBlock
 from regard.run.runner import surveyed
 from regard.run.triton.availability import why_not_here
 
-# A block has about this many scores: with their exponentials they stay in the cache. But a product
-# of fewer rows than these costs more than what the cache saves.
-SCORES, LEAST_ROWS = 1 << 19, 64
+# A block has about this many scores: with their exponentials they stay in the second cache. But a
+# product of fewer rows than these costs more than what the cache saves.
+SCORES, LEAST_ROWS = 1 << 18, 64
 # Stands for -inf where 0 x -inf would be no number.
 REMOVED = -1e30
 
@@ -119,7 +117,7 @@ def survey_call(
     with torch.no_grad(), without_autocast(call.q.device):
         chosen = _sets(sets or {}, call)
         made = make_reducers(call, want, chosen, tile, min(top, call.m), near)
-        _sweep(call, [*made, *reducers], tile, progress)
+        _sweep(call, sorted([*made, *reducers], key=lambda x: x.last), tile, progress)
     found = {}
     for reducer in made:
         found.update(reducer.finish())
@@ -180,69 +178,6 @@ def _sets(sets: Mapping[str, Tensor | Sequence[int]], call: Call) -> Tensor:
     return columns
 
 
-@dataclass
-class RowBlock:
-    """Some rows of one head with the keys they may meet: what a reducer reads.
-
-    Weights are `size * share[:, None]` ([r, c] and [r]); `size` is never divided, since most
-    reducers need no more than sums. Rows are `rows`, keys `cols`; `i`, `j` are their positions.
-    """
-
-    b: int
-    h: int
-    rows: slice
-    cols: slice
-    i: Tensor
-    j: Tensor
-    scores: Tensor
-    size: Tensor
-    share: Tensor
-    lse: Tensor | None
-    top: Tensor | None  # what was taken off the scores before `size`, [r]
-    sink: Tensor | None  # what a sink leaves to the keys, [r]
-    met: Tensor | None  # pairs that may meet among `met_cols`, None if all may
-    met_cols: slice
-    tile: int
-    tops: Tensor | None = None
-
-    @cached_property
-    def total(self) -> Tensor:
-        """Sum of `size` in each row, [r]."""
-        total: Tensor = self.tiled.sum(1)
-        return total
-
-    @cached_property
-    def tiled(self) -> Tensor:
-        """Sum of `size` in each tile of keys, [r, t]."""
-        sums: Tensor = self.size.unflatten(1, (-1, self.tile)).sum(-1)
-        return sums
-
-    @cached_property
-    def tile_top(self) -> Tensor:
-        """Largest `size` in each tile of keys, [r, t]."""
-        if self.tops is not None and self.top is not None:
-            return torch.exp(self.tops - self.top[:, None])
-        tops: Tensor = self.size.unflatten(1, (-1, self.tile)).amax(-1)
-        return tops
-
-    @cached_property
-    def largest(self) -> tuple[Tensor, Tensor]:
-        """Largest `size` of each row and its column, [r, 1] each: by way of its tile."""
-        if self.tops is None:
-            size, key = self.size.max(1, keepdim=True)
-            return size, key
-        tile = self.tops.argmax(1)
-        row = torch.arange(len(tile), device=tile.device)
-        within = self.scores.unflatten(1, (-1, self.tile))[row, tile].argmax(1)
-        key = tile * self.tile + within
-        return self.size[row, key][:, None], key[:, None]
-
-    @cached_property
-    def weights(self) -> Tensor:
-        """The weights themselves, [r, c]."""
-        return self.size * self.share[:, None]
-
-
 def _sweep(
     call: Call,
     reducers: list[Reducer],
@@ -265,34 +200,23 @@ def _sweep(
     for b in range(call.b):
         for t in range(blocks):
             rows = slice(t * side, min((t + 1) * side, call.n))
-            place = None
-            for h in range(call.h):
-                if place is None or not alike:  # heads of one support share the mask
-                    row = None if states is None else _row(states, b, h, t)
-                    place = scorer.place(b, h, rows, row)
-                block = scorer.block(place, b, h)
-                for reducer in reducers:
-                    reducer.take(block)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+            # Heads of one support share the mask.
+            for heads in [range(call.h)] if alike else [range(h, h + 1) for h in range(call.h)]:
+                row = None if states is None else _row(states, b, heads[0], t)
+                place = scorer.place(b, heads, rows, row)
+                for h in heads:
+                    block = scorer.block(place, b, h)
+                    for reducer in reducers:
+                        reducer.take(block)
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
 
 
 def _row(states: Tensor, b: int, h: int, t: int) -> list[int]:
     """States of the tiles of one block of rows."""
     row: list[int] = states[min(b, len(states) - 1), min(h, states.shape[1] - 1), t].tolist()
     return row
-
-
-class _Place(NamedTuple):
-    """Where a block stands, and which of its pairs may meet."""
-
-    rows: slice
-    cols: slice
-    at: At
-    met: Tensor | None
-    hidden: Tensor | None  # pairs that may not meet, among `met_cols`
-    met_cols: slice
 
 
 class _Scorer:
@@ -303,7 +227,6 @@ class _Scorer:
         self.dtype = wide(call.q.dtype)
         rule = call.rule
         self.width = -(-call.m // tile) * tile
-        self.padded: dict[tuple[int, int], Tensor] = {}
         self.at = call.at()
         self.plain = not why_not_product(call) and call.q.dtype not in (torch.half, torch.bfloat16)
         self.change: Change | None = None
@@ -314,43 +237,46 @@ class _Scorer:
             self.q = call.q.to(self.dtype)
             self.k = expand_heads(call.k, call.h).to(self.dtype)
             self.change = rule.score.bind(self.q, self.k)
-        room = (side, self.width)
-        self.buffers = [torch.empty(room, dtype=self.dtype, device=call.q.device) for _ in "se"]
+        self.padded: dict[tuple[int, int], Tensor] = {}
+        self.buffers = [self.q.new_empty(side * self.width) for _ in ("scores", "sizes")]
 
     def _keys(self, b: int, h: int) -> Tensor:
         """Keys of a head, filled up to whole tiles, [c, d]."""
-        share = self.call.h // self.k.shape[1]
-        k = self.k[b, h // share]
-        short = self.width - k.shape[0]
-        if not short:
-            return k
-        found = self.padded.get((b, h // share))
+        g = h // (self.call.h // self.k.shape[1])
+        found = self.padded.get((b, g))
         if found is None:
-            found = self.padded[b, h // share] = torch.nn.functional.pad(k, (0, 0, 0, short))
+            k = self.k[b, g]
+            short = self.width - len(k)
+            found = torch.nn.functional.pad(k, (0, 0, 0, short)) if short else k
+            self.padded[b, g] = found
         return found
 
-    def place(self, b: int, h: int, rows: slice, row: list[int] | None) -> _Place:
+    def place(self, b: int, heads: range, rows: slice, row: list[int] | None) -> BlockPlace:
         """Find which keys a block of rows can meet."""
+        h = heads[0]
         cols, asked = _reach(row, self.tile, self.width, self.call.m)
         place = torch.arange(rows.start, rows.stop, device=self.q.device)
         met = self._met(b, h, place, asked) if asked.stop > asked.start else None
-        hidden = None if met is None else ~met
-        return _Place(rows, cols, self._at(b, h, place, cols), met, hidden, asked)
-
-    def block(self, place: _Place, b: int, h: int) -> RowBlock:
-        """Score the rows of one head."""
-        rows, cols, at, _, hidden, asked = place
         r, c = rows.stop - rows.start, cols.stop - cols.start
-        scores = self.buffers[0].view(-1)[: r * c].view(r, c)
-        count(float(r * c), self.q.shape[-1], 2.0 * bytes_of(scores))
+        scores, size = (x[: r * c].view(r, c) for x in self.buffers)
+        part = scores[:, asked.start - cols.start : asked.stop - cols.start]
+        at, hidden = self._at(b, h, place, cols), None if met is None else ~met
+        return BlockPlace(
+            rows, cols, at, at.i.flatten(), met, hidden, asked, heads, scores, size, part
+        )
+
+    def block(self, place: BlockPlace, b: int, h: int) -> RowBlock:
+        """Score the rows of one head."""
+        scores = place.scores
+        count(float(scores.numel()), self.q.shape[-1], 2.0 * bytes_of(scores))
         if self.plain:
-            torch.mm(self.q[b, h, rows], self._keys(b, h)[cols].T, out=scores)
+            torch.mm(self.q[b, h, place.rows], self._keys(b, h)[place.cols].T, out=scores)
         else:
-            self._general(scores, place._replace(at=at._replace(h=torch.full_like(at.h, h))), b, h)
-        if hidden is not None:
-            part = scores[:, asked.start - cols.start : asked.stop - cols.start]
-            part.masked_fill_(hidden, REMOVED)
-        return self._weighed(scores, place, b, h)
+            at = place.at._replace(h=torch.full_like(place.at.h, h))
+            self._general(scores, place._replace(at=at), b, h)
+        if place.hidden is not None:
+            place.part.masked_fill_(place.hidden, -torch.inf)
+        return self._weighed(place, b, h)
 
     def _at(self, b: int, h: int, place: Tensor, cols: slice) -> At:
         """Places of the pairs; keys beyond the last one stand where the last one does."""
@@ -369,59 +295,44 @@ class _Scorer:
         real = torch.arange(cols.start, cols.stop, device=place.device) < self.call.m
         return (self.call.allowed(at) & real).expand(len(place), cols.stop - cols.start)
 
-    def _general(self, scores: Tensor, place: _Place, b: int, h: int) -> None:
+    def _general(self, scores: Tensor, place: BlockPlace, b: int, h: int) -> None:
         """Score any match and any steps."""
-        rows, cols, at, met, _, masked = place
         match = self.call.rule.score.match.take_heads([h])
-        keys = self._keys(b, h)[cols]
-        made = match.between(self.q[b : b + 1, h : h + 1, rows], keys[None, None])
+        keys = self._keys(b, h)[place.cols]
+        made = match.between(self.q[b : b + 1, h : h + 1, place.rows], keys[None, None])
         allowed = None
         if self.call.rule.score.needs_row:
             allowed = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-            if met is not None:
-                allowed[:, masked.start - cols.start : masked.stop - cols.start] = met
+            if place.met is not None:
+                first = place.asked.start - place.cols.start
+                allowed[:, first : first + place.met.shape[1]] = place.met
         assert self.change is not None
-        made = self.change(made, at._replace(allowed=allowed))
-        scores.copy_(made[0, 0])
-        scores.masked_fill_(scores == -torch.inf, REMOVED)
+        scores.copy_(self.change(made, place.at._replace(allowed=allowed))[0, 0])
 
-    def _weighed(self, scores: Tensor, place: _Place, b: int, h: int) -> RowBlock:
+    def _weighed(self, place: BlockPlace, b: int, h: int) -> RowBlock:
         """Take exponentials and sums of a block of scores."""
-        rows, cols, at, met, hidden, masked = place
-        weigh, r = self.call.rule.weigh, scores.shape[0]
-        size = self.buffers[1].view(-1)[: scores.numel()].view(scores.shape)
-        lse = top = sink = tops = None
+        weigh, scores, size = self.call.rule.weigh, place.scores, place.size
+        lse = top = tops = None
         if isinstance(weigh, Softmax):
             tops = scores.unflatten(1, (-1, self.tile)).amax(-1)
-            top = tops.amax(1) if tops.shape[1] else scores.new_full((r,), REMOVED)
-            empty = top <= REMOVED / 2
-            top = top.masked_fill(empty, 0.0)
-            scores.sub_(top[:, None])
-            if hidden is None:
-                torch.exp(scores, out=size)
-            else:
-                # The exponential of -inf is exact and quick, that of a large number a slow case.
-                part = scores[:, masked.start - cols.start : masked.stop - cols.start]
-                part.masked_fill_(hidden, -torch.inf)
-                torch.exp(scores, out=size)
-                part.masked_fill_(hidden, REMOVED)
+            top = tops.amax(1) if tops.shape[1] else scores.new_zeros(len(scores))
+            top.clamp_(min=REMOVED)  # of a row without keys: less it, they stay removed
+            torch.exp(scores.sub_(top[:, None]), out=size)
             share = top  # until the sum is known
         else:
-            real = scores.masked_fill(scores <= REMOVED / 2, -torch.inf)
-            weights, total = weigh.rows(real[None, None], None)
+            weights, total = weigh.rows(scores[None, None], None)
             lse = None if total is None else total[0, 0]
             torch.abs(weights[0, 0], out=size)
-            share = scores.new_ones(r)
-        block = RowBlock(
-            b, h, rows, cols, at.i.flatten(), at.j, scores, size, share, lse, top, sink, met,
-            masked, self.tile, tops,
-        )  # fmt: skip
+            share = scores.new_ones(len(scores))
+        if self.plain:
+            place.part.clamp_(min=REMOVED)
+        else:
+            scores.clamp_(min=REMOVED)
+        block = RowBlock(place, b, h, scores, size, share, lse, top, tops, self.tile)
         if isinstance(weigh, Softmax):
-            assert top is not None
-            total = block.total
-            block.lse = torch.where(total > 0, top + torch.log(total.clamp(min=1e-300)), -torch.inf)
-            block.share = 1.0 / total.clamp(min=torch.finfo(total.dtype).tiny)
+            block.share = block.total.clamp(min=torch.finfo(self.dtype).tiny).reciprocal_()
             if weigh.has_sink:
+                assert block.lse is not None
                 block.sink = weigh.share_of_keys(block.lse, h)
                 block.share = block.share * block.sink
         return block

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -90,15 +90,42 @@ def launch(jobs: Sequence[Job]) -> list[list[Ended]]:
 def results(world: int, target: str, *args: Any, timeout: float = 300.0) -> list[Any]:
     """Run `target(*args)` in `world` processes, and return what each returned."""
     (ended,) = launch([Job(world, target, args, timeout)])
-    bad = next((x for x in ended if x.code not in (0, None)), None)
-    bad = bad or next((x for x in ended if x.code is None), None)
-    if bad is not None:
-        how = "did not end in time" if bad.code is None else f"ended with {bad.code}: {bad.last}"
+    failed = sorted((x for x in ended if x.code not in (0, None)), key=lambda x: x.seconds)
+    bad = {x.rank: (x.code not in (1, 130), x.last) for x in failed}
+    late = [x.rank for x in ended if x.code is None]
+    if bad or late:
+        rank = culprit(bad) if bad else late[0]
+        how = f"ended with {ended[rank].code}: {ended[rank].last}" if bad else "did not end in time"
         fail(
-            LaunchError, f"rank {bad.rank}", how, "an end without an error",
+            LaunchError, f"rank {rank}", how, "an end without an error",
             "run it with one process first",
         )  # fmt: skip
     return [x.result for x in ended]
+
+
+# What the others of a group say once a rank is gone.
+_AFTERMATH = (
+    "PeerError", "Connection closed", "Connection reset", "DistBackendError", "DistNetworkError",
+)  # fmt: skip
+
+
+def is_aftermath(said: str) -> bool:
+    """Return whether an error is one that others raise when a rank of their group is gone."""
+    return any(word in said for word in _AFTERMATH)
+
+
+def culprit(failed: Mapping[int, tuple[bool, str]]) -> int:
+    """Return the rank to name, of those that failed, in that order: (whether it died, its error).
+
+    >>> culprit({0: (False, "Connection closed"), 2: (False, "ValueError: a"), 1: (True, "")})
+    1
+    """
+
+    def order(rank: int) -> int:
+        died, said = failed[rank]
+        return 0 if died else 1 + is_aftermath(said)
+
+    return min(failed, key=order)
 
 
 def function_of(target: str) -> Any:

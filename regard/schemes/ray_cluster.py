@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from regard.core.errors import RegardError, ValueRangeError, fail, need
-from regard.schemes.local_processes import LaunchError, function_of
+from regard.core.errors import ValueRangeError, fail, need
+from regard.schemes.local_processes import LaunchError, culprit, function_of, is_aftermath
+
+# Once a rank fails, the others have so many seconds to notice.
+GRACE = 10.0
 
 
 def results_on_ray(
@@ -70,33 +73,38 @@ def _need_room(world: int, each: Mapping[str, float], has: Mapping[str, float]) 
 
 
 def _gather(ray: Any, waiting: dict[Any, int], until: float, timeout: float) -> list[Any]:
-    """Return the results in the order of the ranks; the first error ends all."""
+    """Return the results in the order of the ranks; the first failure ends all.
+
+    A rank that is gone may be told of after those whose messages it broke: they are waited for.
+    """
     found: dict[int, Any] = {}
-    while waiting:
+    failed: dict[int, tuple[bool, str]] = {}
+    while waiting and all(is_aftermath(said) and not died for died, said in failed.values()):
         left = max(0.0, until - time.monotonic())
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
         if not done:
-            fail(
-                LaunchError, f"ranks {sorted(waiting.values())}", f"silent for {timeout:g} s",
-                "results in time", "run it with one process first",
-            )  # fmt: skip
+            break
         rank = waiting.pop(done[0])
         try:
             found[rank] = ray.get(done[0])
+            continue
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            said = str(cause) if isinstance(cause, RegardError) else repr(cause)
-            _failed(rank, f"it raised {said}")
+            failed[rank] = False, f"it raised {type(error.cause).__name__}: {error.cause}"
         except ray.exceptions.RayError as error:
-            _failed(rank, f"it died: {str(error).splitlines()[0]}")
+            failed[rank] = True, f"it died: {str(error).splitlines()[0]}"
+        until = min(until, time.monotonic() + GRACE)
+    if failed:
+        rank = culprit(failed)
+        fail(
+            LaunchError, f"rank {rank}", failed[rank][1], "an end without an error",
+            "run it with one process first",
+        )  # fmt: skip
+    if waiting:
+        fail(
+            LaunchError, f"ranks {sorted(waiting.values())}", f"silent for {timeout:g} s",
+            "results in time", "run it with one process first",
+        )  # fmt: skip
     return [found[rank] for rank in sorted(found)]
-
-
-def _failed(rank: int, how: str) -> None:
-    fail(
-        LaunchError, f"rank {rank}", how, "an end without an error",
-        "run it with one process first",
-    )  # fmt: skip
 
 
 class _Rank:

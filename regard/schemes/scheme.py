@@ -235,6 +235,13 @@ def block_call(
             call = Call.of(q, k, v, rule.replace(support=Everything(), offset=0))
         elif plain and later >= 0 and rule.support.anchor() == 0:
             call = Call.of(q, k, v, rule.replace(offset=later))
+        elif plain:
+            first = int(i[0]) + rule.offset, int(j[0])
+            support = rule.support.memo(
+                ("counted from", *first), lambda: rule.support.counted_from(*first)
+            )
+            if support is not None:
+                call = Call.of(q, k, v, rule.replace(support=support, offset=0))
     if call is None:
         at = j.to(device)
         if real is not None:

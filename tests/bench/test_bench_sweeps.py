@@ -134,8 +134,8 @@ def test_processes_give_the_numbers_of_one_process(tmp_path):
         assert (far["score"], far["loss"]) == (record["score"], record["loss"])
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_ray_gives_the_numbers_of_processes(tmp_path):
-    pytest.importorskip("ray")
     from regard.bench.on_ray import carry_out_on_ray
 
     planned = tiny(["mha", "linear"])

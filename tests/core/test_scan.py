@@ -256,6 +256,37 @@ def test_strong_decay_neither_overflows_nor_loses_precision(seed, rate, delta):
 
 
 @pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("most", [0.1, 30.0, 39.9, 40.1, 300.0])
+def test_chunks_near_the_limit_of_mild_decay_keep_their_precision(seed, most, delta):
+    """Some channels decay by `most` in a chunk, others do not at all; with padding."""
+    make = torch.Generator().manual_seed(seed)
+    shape, beta = (1, 2, 150, 16), torch.rand(1, 2, 150, generator=make) if delta else None
+    given = [torch.randn(*shape, generator=make) for _ in range(3)]
+    given[1] = torch.nn.functional.normalize(given[1], dim=-1)
+    rate = torch.rand(*shape, generator=make)
+    rate = (
+        rate * -most / rate[:, :, :64].sum(2, keepdim=True) * torch.rand(16, generator=make).round()
+    )
+    keep = (torch.arange(150) >= 3)[None]
+
+    def scanned(dtype, form):
+        leaves = [x.to(dtype).requires_grad_() for x in (*given, rate)]
+        q, k, v, decay = leaves
+        b = None if beta is None else beta.to(dtype)
+        out = scan(q, k, v, log_decay=decay, beta=b, keep=keep, form=form)[0]
+        return out, *torch.autograd.grad(out.cos().sum(), leaves)
+
+    want = scanned(torch.float64, "recurrent")
+    for got, loop, exact in zip(
+        scanned(torch.float32, "chunked"), scanned(torch.float32, "recurrent"), want, strict=True
+    ):
+        # Derived: what the plain loop loses in float32, twice, and some ulps of the largest value.
+        eps = 8 * torch.finfo(torch.float32).eps
+        allowed = 2 * (loop - exact).abs().max() + eps * exact.abs().max()
+        assert (got - exact).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_low_precision_is_accumulated_in_float32(seed, dtype, rate, delta):

@@ -16,6 +16,7 @@ from regard.core.support import (
     Causal,
     Dilated,
     Documents,
+    Padding,
     PerHead,
     PrefixLM,
     SharedPrefix,
@@ -132,6 +133,38 @@ def test_shifting_gives_later_rows(given_, offset):
     offset = min(offset, n - 1)
     whole = support.matrix(n, m)
     assert torch.equal(support.shift(offset).matrix(n - offset, m), whole[:, :, offset:])
+
+
+@given(placed(), st.integers(0, 9), st.integers(0, 9))
+def test_counting_from_later_tokens_gives_the_rest_of_the_plane(given_, i, j):
+    support, n, m = given_
+    i, j = min(i, n - 1), min(j, m - 1)
+    rest = support.counted_from(i, j)
+    if rest is None:
+        return  # it asks for places, and calls are given positions
+    want, size = support.matrix(n, m)[:, :, i:, j:], (n - i, m - j)
+    assert torch.equal(rest.matrix(*size).expand(want.shape), want)
+    state = rest.tiles(*size, 3).state
+    for t, u in torch.cartesian_prod(*(torch.arange(x) for x in state.shape[2:])).tolist():
+        part = want[:, :, 3 * t : 3 * t + 3, 3 * u : 3 * u + 3].flatten(2)
+        here = state[:, :, t, u].expand(part.shape[:2])
+        assert not part.any(-1)[here == EMPTY].any()
+        assert part.all(-1)[here == FULL].all()
+
+
+def test_what_blocks_of_ranks_are_cut_from_can_be_counted_from_anywhere():
+    ids = torch.arange(32) // 5
+    causal = Causal()
+    for support in (
+        causal, causal & Window(4), causal & Documents(ids), causal & (Window(4) | Sinks(2)),
+        (causal & Documents(ids)).shift(3), Padding(ids > 0) & causal, ~Documents(ids) | Window(3),
+        PerHead([causal & Window(3), Documents(ids)]),
+    ):  # fmt: skip
+        for i, j in ((0, 0), (3, 0), (7, 7), (20, 4), (4, 20)):
+            rest = support.counted_from(i, j)
+            assert rest is not None, support
+            want = support.matrix(28, 32)[:, :, i:, j:]
+            assert torch.equal(rest.matrix(28 - i, 32 - j).expand(want.shape), want)
 
 
 @given(st.data())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from regard.schemes.local_processes import Ended, Job, launch
+from regard.schemes.local_processes import Ended, Job, LaunchError, launch, results
 
 HERE = Path(__file__).parent
 # What rank 1 does -> what rank 0 must say: the rank, and some of the words.
@@ -74,3 +74,13 @@ def test_what_is_wrong_on_every_rank_is_said_by_every_rank(
 def test_a_world_of_one_where_two_were_meant_is_noticed(ended: dict[str, list[Ended]]) -> None:
     (one,) = ended["a_world_of_one"]
     assert "a world of one process, though WORLD_SIZE=2" in one.last, one.errors
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("refuses", "window.*a width above 0"), ("dies", "ended with 7")]
+)
+def test_the_launcher_names_the_rank_that_failed_and_not_those_that_noticed(
+    how: str, said: str
+) -> None:
+    with pytest.raises(LaunchError, match=f"rank 1.*{said}"):
+        results(3, "tests.schemes.ray_ranks:fails", how)

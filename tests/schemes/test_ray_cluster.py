@@ -1,4 +1,4 @@
-"""Ranks on a Ray cluster (a real one, of this machine) are ranks, and their ends are told."""
+"""Ranks on a Ray cluster (a real one, two nodes on this machine) are ranks; ends are told."""
 
 import pytest
 
@@ -6,17 +6,9 @@ from regard.core.errors import RegardError
 from regard.schemes.local_processes import LaunchError
 from regard.schemes.ray_cluster import results_on_ray
 
-ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 RANKS = "tests.schemes.ray_ranks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.shutdown()  # what a sweep on Ray has left
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_ranks_equal_one_process():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.core.scan.decays import entering, leaving, passing, products, times
+from regard.core.scan.decays import ChunkDecay, times
 from regard.core.scan.scan_inputs import ScanTokens
 
 _PIECE = 1 << 19
@@ -63,15 +63,17 @@ def _additive(
     q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None, start: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Scan `S = decay S + k v^T`. Summary of a chunk: `added = (decay k)^T v`."""
+    decays = [ChunkDecay(decay) for _, decay in pieces(k, rate)]
     added = [
-        _flat(times(keys, leaving(decay)).mT @ values) for keys, values, decay in pieces(k, v, rate)
+        _flat(times(keys, decay.leaving).mT @ values)
+        for (keys, values), decay in zip(pieces(k, v), decays, strict=True)
     ]
     sums = torch.cat(added).view(*k.shape[:2], k.shape[-1], v.shape[-1])
-    before, last = _carry_decayed(sums, passing(rate), start)
+    before, last = _carry_decayed(sums, ChunkDecay(rate).passing, start)
     reads = []
-    for queries, keys, values, decay, memory in pieces(q, k, v, rate, before):
-        inside = products(queries, keys, decay, itself=True) @ values
-        entered = times(queries, entering(decay))
+    for decay, (queries, keys, values, memory) in zip(decays, pieces(q, k, v, before), strict=True):
+        entered = times(queries, decay.entering)
+        inside = decay.products(queries, entered, keys, itself=True) @ values
         reads.append(torch.baddbmm(_flat(inside), _flat(entered), _flat(memory)))
     return reads, last
 
@@ -87,14 +89,16 @@ def _delta(
     """
     d, e = k.shape[-1], v.shape[-1]
     fresh, known, added, passages = [], [], [], []
-    for keys, values, strength, decay in pieces(k, v, beta, rate):
-        system = strength * products(keys, keys, decay, itself=False)
-        sides = strength * torch.cat((values, times(keys, entering(decay))), dim=-1)
+    decays = [ChunkDecay(decay) for _, decay in pieces(k, rate)]
+    for decay, (keys, values, strength) in zip(decays, pieces(k, v, beta), strict=True):
+        entered = times(keys, decay.entering)
+        system = strength * decay.products(keys, entered, keys, itself=False)
+        sides = strength * torch.cat((values, entered), dim=-1)
         solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
         writes, erases = solved.split((e, d), dim=-1)
-        left = times(keys, leaving(decay)).mT
+        left = times(keys, decay.leaving).mT
         decayed = torch.eye(d, dtype=k.dtype, device=k.device)
-        passages.append(_flat(times(decayed, passing(decay)) - left @ erases))
+        passages.append(_flat(times(decayed, decay.passing) - left @ erases))
         added.append(_flat(left @ writes))
         fresh.append(_flat(writes))
         known.append(_flat(erases))
@@ -104,11 +108,12 @@ def _delta(
         start,
     )
     reads = []
-    for i, (queries, keys, decay, memory) in enumerate(pieces(q, k, rate, before)):
-        memory = _flat(memory)
+    for i, (queries, keys, memory) in enumerate(pieces(q, k, before)):
+        decay, memory = decays[i], _flat(memory)
         u = torch.baddbmm(fresh[i], known[i], memory, alpha=-1)
-        inside = _flat(products(queries, keys, decay, itself=True)) @ u
-        reads.append(torch.baddbmm(inside, _flat(times(queries, entering(decay))), memory))
+        entered = times(queries, decay.entering)
+        inside = _flat(decay.products(queries, entered, keys, itself=True)) @ u
+        reads.append(torch.baddbmm(inside, _flat(entered), memory))
     return reads, last
 
 

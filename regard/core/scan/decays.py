@@ -1,8 +1,8 @@
-"""Decay inside one chunk of tokens, safely: only sums of log decays are ever exponentiated.
+"""Decay inside one chunk of tokens, safely: sums of log decays are exponentiated, not products.
 
 A sum of log decays is at most 0, so its exponential is at most 1 and nothing can overflow,
-however strong the decay. No two sums are ever subtracted: nothing cancels, and a log decay of
-minus infinity (a reset) simply gives 0.
+however strong the decay. No two sums are subtracted: nothing cancels, and a log decay of
+minus infinity (a reset) simply gives 0. The one exception are chunks of mild decay.
 
 Shapes: `rows` of chunks of `c` tokens; a rate is `None` or `[rows, t|1, c, 1]` (per head) or
 `[rows, t|1, c, d]` (per channel), where rows are batch and heads and `t` counts the chunks.
@@ -10,47 +10,86 @@ Shapes: `rows` of chunks of `c` tokens; a rate is `None` or `[rows, t|1, c, 1]` 
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regard.core.readable import can_be_read
 
-def entering(rate: Tensor | None) -> Tensor | None:
-    """Return the decay from before the chunk to each token, that token's own included."""
-    return None if rate is None else rate.cumsum(-2).exp()
-
-
-def leaving(rate: Tensor | None) -> Tensor | None:
-    """Return the decay from after each token to the end of the chunk."""
-    if rate is None:
-        return None
-    later = F.pad(rate[..., 1:, :], (0, 0, 0, 1))
-    return later.flip(-2).cumsum(-2).flip(-2).exp()
+_MILD = -40.0
+"""A chunk whose log decays sum to no less than this can be undone by its inverse in float32."""
 
 
-def passing(rate: Tensor | None) -> Tensor | None:
-    """Return the decay of the whole chunk, `[rows, t|1, 1|d, 1]`, as it multiplies a memory."""
-    return None if rate is None else rate.sum(-2).exp().unsqueeze(-1)
+class ChunkDecay:
+    """How keys and a memory decay within chunks: what several steps ask of one rate.
+
+    >>> decay = ChunkDecay(torch.tensor([0.25, 0.5]).log().view(1, 1, 2, 1))
+    >>> decay.leaving.flatten().tolist(), decay.passing.flatten().tolist()
+    ([0.5, 1.0], [0.125])
+    """
+
+    def __init__(self, rate: Tensor | None) -> None:
+        self.rate = rate
+
+    @cached_property
+    def mild(self) -> bool:
+        """Whether a decay by channel is small enough to be undone: asked where nothing waits."""
+        rate = self.rate
+        if rate is None or rate.shape[-1] == 1 or rate.device.type != "cpu":
+            return False
+        return can_be_read(rate) and bool(rate.detach().sum(-2).amin() >= _MILD)
+
+    @cached_property
+    def _sums(self) -> Tensor:
+        assert self.rate is not None
+        return self.rate.cumsum(-2)
+
+    @cached_property
+    def entering(self) -> Tensor | None:
+        """Decay from before the chunk to each token, that token's own included."""
+        return None if self.rate is None else self._sums.exp()
+
+    @cached_property
+    def leaving(self) -> Tensor | None:
+        """Decay from after each token to the end of the chunk."""
+        if self.rate is None:
+            return None
+        if self.mild:
+            return (self._sums[..., -1:, :] - self._sums).exp()
+        later = F.pad(self.rate[..., 1:, :], (0, 0, 0, 1))
+        return later.flip(-2).cumsum(-2).flip(-2).exp()
+
+    @cached_property
+    def passing(self) -> Tensor | None:
+        """Decay of the whole chunk, `[rows, t|1, 1|d, 1]`, as it multiplies a memory."""
+        return None if self.rate is None else self.rate.sum(-2).exp().unsqueeze(-1)
+
+    @cached_property
+    def _freed(self) -> Tensor:
+        return (-self._sums).exp()
+
+    def products(self, q: Tensor, entered: Tensor, k: Tensor, *, itself: bool) -> Tensor:
+        """Match each query with each decayed earlier key of its chunk: `[rows, t, c, c]`.
+
+        Entry `i, j` is `q_i . decay(j, i) k_j`; `entered` is `times(q, self.entering)`, which those
+        who ask have; `itself` says whether the diagonal counts (a read sees the token's own write,
+        the delta rule's correction does not).
+        """
+        offset, rate = 0 if itself else -1, self.rate
+        if rate is not None and rate.shape[-1] > 1:
+            if not self.mild:
+                return _channel_products(q, k, rate).tril(offset)
+            # What is above the diagonal grows, up to exp(40), and is thrown away.
+            return (entered @ (k * self._freed).mT).tril(offset)
+        scores = q @ k.mT
+        return scores.tril_(offset) if rate is None else scores * kept(rate, offset)
 
 
 def times(x: Tensor, factor: Tensor | None) -> Tensor:
     """Multiply, where there is something to multiply by."""
     return x if factor is None else x * factor
-
-
-def products(q: Tensor, k: Tensor, rate: Tensor | None, *, itself: bool) -> Tensor:
-    """Match each query with each decayed earlier key of its chunk: `[rows, t, c, c]`.
-
-    Entry `i, j` is `q_i . decay(j, i) k_j`; `itself` says whether the diagonal counts (a read
-    sees the token's own write, the delta rule's correction does not).
-    """
-    offset = 0 if itself else -1
-    if rate is not None and rate.shape[-1] > 1:
-        return _channel_products(q, k, rate).tril(offset)
-    scores = q @ k.mT
-    if rate is None:
-        return scores.tril_(offset)
-    return scores * kept(rate, offset)
 
 
 def kept(rate: Tensor, offset: int = 0) -> Tensor:

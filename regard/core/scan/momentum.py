@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regard.core.scan.chunked_scan import chunk_rate, pieces
-from regard.core.scan.decays import entering, kept
+from regard.core.scan.decays import kept
 from regard.core.scan.recurrent_scan import at
 from regard.core.scan.scan_inputs import ScanTokens
 
@@ -159,8 +159,7 @@ def _weights(decay: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     the token where it stops moving, that is the product of the two triangles.
     """
     staying, moving = kept(decay), kept(momentum)
-    moved = entering(momentum)
-    assert moved is not None, "the door demands log_momentum"
+    moved = momentum.cumsum(-2).exp()
     stayed = decay.cumsum(-2).exp()
     entered = torch.cat((stayed.expand_as(staying @ moved), staying @ moved), dim=-1)
     return staying @ moving, moving, entered, moved[..., -1, :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import and_, or_
 from typing import ClassVar
 
@@ -158,6 +158,13 @@ class Joined(Support):
         """Shift every part."""
         return self.replace(parts=tuple(p.shift(offset) for p in self.parts))
 
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Count in every part."""
+        found = [p.counted_from(i, j) for p in self.parts]
+        if None in found:
+            return None
+        return reduce(partial(joined, type(self)), (x for x in found if x is not None))
+
 
 @value
 class Both(Joined):
@@ -310,6 +317,11 @@ class Other(Support):
         """Shift the part."""
         return Other(self.part.shift(offset))
 
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Count in the part."""
+        found = self.part.counted_from(i, j)
+        return None if found is None else Other(found)
+
     def _text(self, show: Show) -> str:
         inside = show(self.part)
         return f"~({inside})" if isinstance(self.part, Both | Either) else f"~{inside}"
@@ -363,6 +375,10 @@ class Shifted(Support):
     def shift(self, offset: int) -> Support:
         """Add to the shift."""
         return self.part.shift(self.offset + offset)
+
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Count in the part, from later queries."""
+        return self.part.counted_from(i + self.offset, j)
 
 
 def simple_parts(support: Support) -> Iterator[Support]:

@@ -102,6 +102,14 @@ class Sinks(Support):
         """Return the sinks alone."""
         return Band.of_sinks(self.count)
 
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Leave out earlier keys."""
+        from regard.core.support.algebra import Everything  # which is made of supports
+
+        if j < 0:
+            return None
+        return Sinks(self.count - j) if j < self.count else ~Everything()
+
     @property
     def moves(self) -> bool:
         """The position of the query is not asked for."""

@@ -136,6 +136,19 @@ class Support(Value):
         band = self.band()
         return None if band is None else band.sinks
 
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Return the same pairs where queries are counted from position i and keys from j.
+
+        None where that has no form: then positions are given to a call. A block of a plane thus has
+        a tile map of its own.
+
+        >>> from regard.core.support import Causal, Documents
+        >>> later = (Causal() & Documents([0, 0, 1, 1])).counted_from(2, 1)
+        >>> later.matrix(2, 3)[0, 0].int().tolist()
+        [[0, 1, 0], [0, 1, 1]]
+        """
+        return self.shift(i - j) if self.anchor() == 0 else None
+
     def horizon(self, i: int) -> Spans:
         """Return the key positions that a query at position i or later can still need."""
         band = self.band()

@@ -262,6 +262,11 @@ class PerHead(Support):
         """Shift every part."""
         return PerHead(tuple(s.shift(offset) for s in self.supports))
 
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Count in every part."""
+        found = [s.counted_from(i, j) for s in self.supports]
+        return None if None in found else PerHead(tuple(x for x in found if x is not None))
+
     def _text(self, show: Show) -> str:
         runs = [(own, len(list(run))) for own, run in groupby(map(show, self.supports))]
         said = " + ".join(f"[{own}] * {count}" if count > 1 else f"[{own}]" for own, count in runs)

@@ -69,3 +69,8 @@ class OfHeads(Support):
     def shift(self, offset: int) -> Support:
         """Shift the part."""
         return self.replace(part=self.part.shift(offset))
+
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Count in the part."""
+        found = self.part.counted_from(i, j)
+        return None if found is None else self.replace(part=found)

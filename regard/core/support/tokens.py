@@ -121,6 +121,12 @@ class Attribute(Support):
             return k_lo <= q_hi, k_hi <= q_lo
         return k_lo < q_hi, k_hi < q_lo
 
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Leave out the attributes of earlier tokens."""
+        if not (0 <= i < self.query.shape[1] and 0 <= j < self.key.shape[1]):
+            return None
+        return self.replace(query=self.query[:, i:], key=self.key[:, j:])
+
     def extent(self) -> tuple[int, int]:
         """Return the batch that the attributes were given for."""
         return max(self.query.shape[0], self.key.shape[0]), 1
@@ -297,6 +303,10 @@ class Padding(Support):
         every, some = within_tiles(self.valid.int(), grid.j)
         beyond = grid.j_hi >= self.valid.shape[1]
         return (some > 0)[:, None, None], (every > 0)[:, None, None] & ~beyond
+
+    def counted_from(self, i: int, j: int) -> Support | None:
+        """Leave out earlier keys."""
+        return Padding(self.valid[:, j:]) if 0 <= j < self.valid.shape[1] else None
 
     def extent(self) -> tuple[int, int]:
         """Return the batch that the padding was given for."""

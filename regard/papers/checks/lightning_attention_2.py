@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT64, claim
-from regard.papers.shared.linear_cost import Traffic
+from regard.papers.shared.linear_cost import MovedBytes
 from regard.papers.shared.measure import Largest, gap
 from regard.run.scanning import scan
 
@@ -18,7 +18,7 @@ from regard.run.scanning import scan
 def _cost(n: int) -> tuple[int, int, int]:
     """Multiply-adds, bytes read and written, and largest tensor of a chunked scan of n tokens."""
     q, k, v = (torch.randn(1, 4, n, 64) for _ in range(3))
-    with FlopCounterMode(display=False) as flops, Traffic() as traffic, Largest() as largest:
+    with FlopCounterMode(display=False) as flops, MovedBytes() as traffic, Largest() as largest:
         scan(q, k, v, log_decay=math.log(0.9), form="chunked")
     return flops.get_total_flops(), traffic.bytes, largest.bytes
 

@@ -29,7 +29,7 @@ def flops_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:
     return counts[1] / counts[0] / times
 
 
-class Traffic(TorchDispatchMode):
+class MovedBytes(TorchDispatchMode):
     """Count the bytes that operators read and write; views move none.
 
     With the operations it is what the time of a layer is made of, and no clock: the same on a
@@ -55,7 +55,7 @@ def traffic_ratio(layer: Layer, n: int = 512, times: int = 8) -> float:
     """How many more bytes `times` as many tokens read and write, per token."""
     counts = []
     for tokens in (n, n * times):
-        with torch.no_grad(), Traffic() as counter:
+        with torch.no_grad(), MovedBytes() as counter:
             layer(torch.randn(1, tokens, layer.dim))
         counts.append(counter.bytes)
     return counts[1] / counts[0] / times
@@ -66,7 +66,7 @@ def step_cost(layer: Layer, after: int) -> tuple[int, int]:
     memory, x = layer.memory(), torch.randn(1, after + 1, layer.dim)
     with torch.no_grad():
         layer(x[:, :-1], memory=memory)
-        with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        with FlopCounterMode(display=False) as flops, MovedBytes() as traffic:
             layer(x[:, -1:], memory=memory)
     return flops.get_total_flops(), traffic.bytes
 
