@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     title: str
     about: str
     make: Callable[[], str]
-    picture: str
+    picture: str = ""
     opens: str = ""
 
 
@@ -119,10 +119,10 @@ def index() -> str:
         "was built (`scripts/gallery.py`). Each is one file that asks the network for nothing.", "",
     ]  # fmt: skip
     for name, entry in GALLERY.items():
-        page = f"gallery/{name}.html{entry.opens}"
-        picture = f"![{entry.title}](images/{entry.picture}.png)"
-        lines += [f"## {entry.title}", "", f"{entry.about} [Open it]({page})", "",
-                  f"[{picture}]({page})", ""]  # fmt: skip
+        page = f"gallery/{name}.html"
+        lines += [f"## {entry.title}", "", f"{entry.about} [Open it]({page})", ""]
+        if entry.picture:
+            lines += [f"[![{entry.title}](images/{entry.picture}.png)]({page}{entry.opens})", ""]
     return "\n".join([*lines, "How to make your own: [See](see.md), [recipes](recipes.md).", ""])
 
 

@@ -57,7 +57,10 @@ def elements(run: Run, room: float) -> tuple[Run, list[str]]:
         if not entry["exact"]:
             continue  # no weight could be computed from them
         names = [f"q/{number}", f"lse/{number}", f"k/{entry['site']}.{entry['kv_head']}"]
-        more = {name: element(name, run.arrays[name]) for name in names if name not in made}
+        more = {
+            name: element(name, run.arrays[name])
+            for name in names if name in run.arrays and name not in made
+        }  # fmt: skip
         more |= _rows(entry["site"], entry["head"], run)
         cost = sum(len(x) for x in more.values())
         if kept and not asked and cost > left:
