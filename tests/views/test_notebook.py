@@ -40,15 +40,16 @@ def executed(path):
 def test_a_notebook_runs_and_what_it_shows_needs_no_script():
     pytest.importorskip("transformers")
     shown = executed(NOTEBOOK)
-    assert len(shown) == 6
+    assert len(shown) == 7
     for html in shown:
         assert not re.search(r"<script|https?://|\bon\w+=", html.replace("http://www.w3.org", ""))
-    heads, roles, one, weights, plan, report = shown
+    heads, roles, one, weights, channels, plan, report = shown
     assert heads.count("<circle") == 32
     assert heads.count("<img") == 5
     assert "previous token" in roles
     assert "<line" in one or "<img" in one
     assert weights.startswith("<pre>tensor")
+    assert channels.count("<img") == 9  # the query, and the eight keys it looks at most
     assert "cannot" in plan
     assert "KL" in report
 
