@@ -47,7 +47,7 @@ function showFindings() {
   $("findings").replaceChildren(...(manifest.findings || []).map((x) => sentence(x, named, titled)));
   const { name, ...rest } = manifest.model, many = manifest.tokens.length;
   $("model").textContent = [...Object.values(rest).filter(Boolean).map((x) => String(x).replace("torch.", "")),
-    `${heads.length} heads`, many ? `${many.toLocaleString("en")} tokens` : "", manifest.created?.slice(0, 10)].filter(Boolean).join(" · ");
+    `${heads.length.toLocaleString("en")} heads`, many ? `${many.toLocaleString("en")} tokens` : "", manifest.created?.slice(0, 10)].filter(Boolean).join(" · ");
   const start = manifest.tokens.slice(0, 60).join("").trim().replaceAll(/\s+/g, " ");
   $("read").hidden = !start;
   $("read").textContent = start ? `Read: “${clipped(start, 150)}”` : "";
