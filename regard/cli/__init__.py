@@ -21,8 +21,9 @@ def main() -> None:
         for package in ("typer", "rich"):
             need(package, "see", "draws the command line")
         from regard.cli.app import command
-        from regard.cli.naming import usage_error
+        from regard.cli.naming import need_words, usage_error
 
+        need_words(sys.argv[1:])
         try:
             code = command().main(prog_name="regard", standalone_mode=False)
         except Exception as error:

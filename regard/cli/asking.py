@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.core.errors import RuleError, ValueRangeError, fail
+from regard.core.files import FileError, read_bytes
 
 LARGEST_TEXT = 64 * 2**20
 
@@ -98,16 +99,15 @@ def read_text(flag: str, path: Path) -> str:
     try:
         if path.is_dir():
             fail(RuleError, flag, f"{path}, which is a folder", "a file of text", "name a file")
-        size = path.stat().st_size
-        if size > LARGEST_TEXT:
-            fail(
-                RuleError, flag, f"{path} ({size:,} bytes)", f"at most {LARGEST_TEXT:,} bytes",
-                "shorten it: a model reads a few thousand tokens",
-            )  # fmt: skip
-        raw = path.read_bytes()
+        raw = read_bytes(path, LARGEST_TEXT)
         if b"\0" in raw:
             fail(RuleError, flag, f"{path}, a binary file", "a file of text", "name a text file")
         text = raw.decode("utf-8")
+    except FileError as error:
+        fail(
+            RuleError, flag, f"{path} ({error.got})", f"at most {LARGEST_TEXT:,} bytes",
+            "shorten it: a model reads a few thousand tokens",
+        )  # fmt: skip
     except OSError as error:
         fail(RuleError, flag, f"{path} ({error.strerror})", "a file of text", "name one")
     except UnicodeDecodeError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from regard.core.errors import RegardError, nearest
+from regard.core.errors import RegardError, ValueRangeError, fail, nearest
 
 # Python argument -> command-line flags, where the names differ.
 FLAGS = {
@@ -25,6 +26,8 @@ def name_flags(command: Any) -> Any:
     run = command.invoke
 
     def invoke(ctx: Any) -> Any:
+        for param in command.params:
+            _need_sane(param, ctx.params.get(param.name))
         try:
             return run(ctx)
         except RegardError as error:
@@ -32,6 +35,27 @@ def name_flags(command: Any) -> Any:
 
     command.invoke = invoke
     return command
+
+
+def need_words(typed: Sequence[str]) -> None:
+    """Raise where a word is empty, as a variable of the shell that is not set leaves it."""
+    for place, word in enumerate(typed):
+        name, sign, value = word.partition("=")
+        if word.strip() and not (name.startswith("--") and sign and not value.strip()):
+            continue
+        before = typed[place - 1] if place and typed[place - 1].startswith("-") else ""
+        flag = name if word.strip() else before or f"word {place + 1}"
+        fail(ValueRangeError, flag, "an empty word", "a value", "pass one, or leave the flag out")
+
+
+def _need_sane(param: Any, value: Any) -> None:
+    """Raise where a number is none that a computer counts with."""
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if (isinstance(one, int) and abs(one) >= 2**63) or (
+            isinstance(one, float) and not math.isfinite(one)
+        ):
+            flag = _typed(param, sys.argv[1:]) or _flag(param)
+            fail(ValueRangeError, flag, one, "a number of at most 64 bits", "pass a smaller one")
 
 
 def by_flag(error: RegardError, params: Sequence[Any], typed: Sequence[str]) -> RegardError:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from regard.core.errors import CapabilityError, RuleError, fail, need
+from regard.core.files import FileError, need_plain
 
 
 def picture_at(path: Path) -> Any:
@@ -16,7 +17,9 @@ def picture_at(path: Path) -> Any:
     from PIL import Image
 
     try:
-        return Image.open(path).convert("RGB")
+        return Image.open(need_plain(path)).convert("RGB")
+    except FileError as error:
+        fail(RuleError, "--image", f"{path} ({error.got})", "a picture", "name a PNG or JPEG file")
     except Exception as error:  # a reader of pictures has errors of each format
         said = getattr(error, "strerror", None) or type(error).__name__
         fail(RuleError, "--image", f"{path} ({said})", "a picture", "name a PNG or JPEG file")

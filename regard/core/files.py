@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,8 +247,17 @@ def reading(path: object, kind: FileKind) -> Iterator[None]:
         kind.bad(path, f"a damaged file ({type(broken).__name__}: {said})")
 
 
+def need_plain(path: str | Path) -> Path:
+    """Raise unless a path is that of a file, and no device, pipe or folder: these have no end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileError(str(path), "a device, a pipe or a folder", "a file", "name a file")
+    return Path(path)
+
+
 def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
-    """Read a file of up to `limit` bytes."""
+    """Read a file; with a limit of bytes also a device or a pipe, up to that."""
+    if limit is None:
+        need_plain(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from regard.core.files import disk_errors
+from regard.core.files import disk_errors, need_plain
 from regard.core.packing import pack
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def hash_of(content: Any) -> str:
 
 def hash_of_file(path: str | Path) -> str:
     """Hash a file by its bytes, a block at a time: 32 hex digits."""
-    with disk_errors(Path(path)), open(path, "rb") as file:
+    with disk_errors(Path(path)), open(need_plain(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 

@@ -6,7 +6,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-from regard.core.files import OF_ANOTHER, FileError, need_origin, refuse_to_replace, write_bytes
+from regard.core.files import (
+    OF_ANOTHER,
+    FileError,
+    need_origin,
+    read_bytes,
+    refuse_to_replace,
+    write_bytes,
+)
 
 MADE_BY = "Regard"
 # Where each format says what made a picture.
@@ -40,7 +47,7 @@ def write_figure(
 def is_our_picture(path: Path, origin: str = "") -> bool:
     """Return whether a picture (PNG, SVG or PDF) is Regard's, and of an origin, if one is given."""
     try:
-        body = path.read_bytes()
+        body = read_bytes(path)
     except OSError:
         return False
     begins = body.startswith((b"\x89PNG", b"<?xml", b"%PDF"))

@@ -11,6 +11,7 @@ from regard.core.files import (
     OF_ANOTHER,
     FileError,
     need_origin,
+    read_bytes,
     refuse_to_replace,
     set_aside,
 )
@@ -84,7 +85,7 @@ def is_ours(path: Path) -> bool:
     if path.suffix == ".png":
         return is_our_picture(path)
     try:
-        body = path.read_bytes()
+        body = read_bytes(path)
     except OSError:
         return False
     if path.suffix == ".csv":
@@ -105,7 +106,7 @@ def origin_of_file(path: Path) -> str | None:
     if path.suffix in (".npz", ".json"):
         return origin_at(path)
     if path.suffix == ".html":
-        origin = _parted(path.read_bytes())[1]
+        origin = _parted(read_bytes(path))[1]
         return None if origin is None else origin.decode("ascii", "replace")
     return None
 

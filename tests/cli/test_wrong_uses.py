@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 
@@ -15,7 +16,7 @@ pytest.importorskip("pyarrow")
 import regard
 from regard.cli import main
 from regard.cli.app import command
-from regard.core.errors import RegardError
+from regard.core.errors import CapabilityError, RegardError, fail
 from tests.cli.wrong_uses import MODELS, SETTINGS, broken_files, verbs
 
 
@@ -96,6 +97,83 @@ def test_a_flag_that_is_none_is_told(path, monkeypatch, capsys):
 def test_a_number_in_words_is_told_by_its_flag(path, option, monkeypatch, capsys):
     for flag in option.opts:
         assert_refused([*path, flag, "many"], flag, monkeypatch, capsys)
+
+
+def typed_with(path, option, word) -> list[str]:
+    """A use of an option or argument with a word; a dash keeps it from being taken for a flag."""
+    if option.param_type_name == "argument":
+        return [*path, "--", word]
+    made = dict(LEAVES)[path]
+    needed = ["x" for one in made.params if one.param_type_name == "argument" and one.required]
+    return [*path, f"{max(option.opts, key=len)}={word}", *needed]
+
+
+def named(option) -> str:
+    return "word" if option.param_type_name == "argument" else max(option.opts, key=len)
+
+
+VALUED = [
+    (path, option)
+    for path, made in LEAVES for option in made.params
+    if option.param_type_name == "argument" or not option.is_flag
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["", "  "])
+@pytest.mark.parametrize(
+    ("path", "option"), VALUED, ids=[f"{' '.join(p)} {o.name}" for p, o in VALUED]
+)
+def test_an_empty_word_is_refused_everywhere(path, option, word, monkeypatch, capsys):
+    assert_refused(typed_with(path, option, word), named(option), monkeypatch, capsys)
+
+
+def test_an_empty_word_after_its_flag_is_told_by_the_flag(monkeypatch, capsys):
+    assert_refused(["see", "--out", ""], "--out", monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("word", ["9" * 30, "-" + "9" * 30, "nan", "inf", "1e999"])
+@pytest.mark.parametrize(
+    ("path", "option"), NUMBERS, ids=[f"{' '.join(p)} {o.opts[0]}" for p, o in NUMBERS]
+)
+def test_a_number_that_is_none_is_refused_everywhere(path, option, word, monkeypatch, capsys):
+    whole = type(option.default) is int
+    if not whole and word.strip("-9") == "":
+        return  # a large number, and a finite one
+    assert_refused(typed_with(path, option, word), named(option), monkeypatch, capsys)
+
+
+FILES = [
+    (path, option) for path, option in VALUED
+    if "Path" in str(option.type_descriptor.annotation) or option.name in ("model", "a", "folder")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["/dev/zero", "/dev/urandom", "pipe"])
+@pytest.mark.parametrize(
+    ("path", "option"), FILES, ids=[f"{' '.join(p)} {o.name}" for p, o in FILES]
+)
+def test_a_file_without_end_is_refused_everywhere(path, option, kind, tmp, monkeypatch, capsys):
+    """A pipe that nobody writes to ends nothing either, but text may come through one."""
+
+    def loaded(*_, **__):
+        fail(CapabilityError, "model", "a load", "none before the settings are right", "check them")
+
+    monkeypatch.setattr("regard.models.loading.load", loaded)
+    word = kind
+    if kind == "pipe":
+        if option.name == "file":
+            return
+        word = str(tmp / "pipe")
+        if not (tmp / "pipe").exists():
+            os.mkfifo(word)
+    words = typed_with(path, option, word)
+    if path[-1] == "compare":
+        words.append("other")
+    if path[-1] == "calibrate":
+        words = ["duo_attention" if one == "x" else one for one in words]
+        if option.name == "model":
+            words.insert(-1, "duo_attention")
+    assert_refused(words, "", monkeypatch, capsys)
 
 
 def test_there_are_a_hundred_and_fifty_and_more():
