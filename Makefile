@@ -51,7 +51,7 @@ demo-model: $(VENV)/.ready-dev
 	$(BIN)/python scripts/demo_model/evaluate.py --model out/demo/model
 
 test: checks
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	REGARD_SCREENSHOTS=$${REGARD_SCREENSHOTS:-out/screenshots} $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Side by side: types and documentation each keep one core for minutes.
 checks: $(VENV)/.ready-dev

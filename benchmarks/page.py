@@ -26,6 +26,7 @@ from side_by_side import save
 from regard.models.site import Site
 from regard.probes.regions import WordMaps
 from regard.views.page import page
+from regard.views.page_weight import budget
 from regard.views.run_file import Run
 from regard.views.word_maps import packed_words
 
@@ -101,6 +102,27 @@ def words(tokens: int, steps: int) -> Run:
     return made
 
 
+def talks(tokens: int, kept: int = 5, asked: bool = False) -> Run:
+    """A run of random heads of the shape of SmolLM2-135M, as many kept in full as see() keeps."""
+    made, rng = run(30, 9, tokens, 64, 48, False), np.random.default_rng(1)
+    for layer in range(30):
+        for margin in ("entropy", "received"):
+            made.arrays[f"{margin}/{layer}"] = rng.random((9, tokens)).astype(np.float16)
+    side = -(-tokens // 13)
+    for number in range(kept):
+        q, k = (rng.standard_normal((tokens, 64)).astype(np.float16) for _ in range(2))
+        made.arrays |= {
+            f"q/{number}": q, f"k/{number}.0": k, f"lse/{number}": np.full(tokens, 9, np.float32),
+            f"map/{number}": np.tril(rng.integers(0, 255, (side, side))).astype(np.uint8),
+        }  # fmt: skip
+        made.manifest["deep"].append({
+            "site": number, "head": 0, "kv_head": 0, "scale": 0.125, "causal": True, "offset": 0,
+            "softcap": None, "exact": True, "tile": 13, "telling": kept - 1 - number,
+        })  # fmt: skip
+    return Run({**made.manifest, "tokens": [f" w{i % 999}" for i in range(tokens)],
+                "asked": asked}, made.arrays)  # fmt: skip
+
+
 def shown(tokens: int) -> Run:
     """The model that ships reads a text of so many tokens."""
     import regard
@@ -117,6 +139,7 @@ PAGES = {
     "the model that ships, 2,048 tokens": (lambda: shown(2048), "#head=3.5"),
     "one head of 32,768 tokens, d 128": (lambda: run(1, 1, 32768, 128, 48, True), "#head=0.0"),
     "overview of 32 x 32 heads": (lambda: run(32, 32, 4096, 128, 48, False), ""),
+    "270 heads, 3,138 tokens, d 64": (lambda: talks(3138), "#head=4.0"),
     "12 words, 16 layers, 50 steps, 64 x 96 patches": (lambda: words(12, 50), ""),
 }
 # Megabytes and milliseconds that a page may take, and milliseconds of an exact tile.
@@ -124,6 +147,7 @@ BUDGETS = {
     "the model that ships, 2,048 tokens": (3, 1500, 30),
     "one head of 32,768 tokens, d 128": (25, 4000, 30),
     "overview of 32 x 32 heads": (3, 1500, 30),
+    "270 heads, 3,138 tokens, d 64": (budget(3138) / 1e6, 1578, 30),
     "12 words, 16 layers, 50 steps, 64 x 96 patches": (12, 1500, 30),
 }
 

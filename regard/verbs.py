@@ -133,6 +133,7 @@ def see(
             # Of the text that is read where none is passed nobody asked for the end.
             notes=[x.cut for x in readings if x.cut and inputs is not None],
             made_from={"model": fingerprint(model), "inputs": first.digest},
+            asked=heads is not None,
         )  # fmt: skip
         looked = [probe for probe in made if isinstance(probe, Words) and probe.sums]
         heard = spectrogram_of(first.inputs)

@@ -30,6 +30,7 @@ class Entry(NamedTuple):
     title: str
     about: str
     make: Callable[[], str]
+    picture: str = ""
     opens: str = ""
 
 
@@ -69,19 +70,19 @@ def of_painter() -> str:
 GALLERY = {
     "sentence": Entry(
         "A sentence", "Its words twice, and a line for each weight; the heads that tell most.",
-        of_sentence, "#head=3.5",
+        of_sentence, "see-lines", "#head=3.5",
     ),
     "code": Entry(
         "2,048 tokens of code", "Roles, findings whose heads are links, stripes of induction in "
-        "the whole map, exact weights when zoomed in.", of_code,
+        "the whole map, exact weights when zoomed in.", of_code, "see-page",
     ),
     "change": Entry(
         "What a change changed", "Two runs of one text: heads ranked by how far apart they look, "
-        "maps A, B and B - A.", of_change,
+        "maps A, B and B - A.", of_change, "see-change",
     ),
     "painter": Entry(
         "Words over an image", "The painter that ships: each word's patches, each patch's words, "
-        "sliders over steps and layers.", of_painter,
+        "sliders over steps and layers.", of_painter, "see-words",
     ),
 }  # fmt: skip
 
@@ -118,10 +119,11 @@ def index() -> str:
         "was built (`scripts/gallery.py`). Each is one file that asks the network for nothing.", "",
     ]  # fmt: skip
     for name, entry in GALLERY.items():
-        lines += [f"- [{entry.title}](gallery/{name}.html): {entry.about}"]
-    return "\n".join(
-        [*lines, "", "How to make your own: [See](see.md), [recipes](recipes.md).", ""]
-    )
+        page = f"gallery/{name}.html"
+        lines += [f"## {entry.title}", "", f"{entry.about} [Open it]({page})", ""]
+        if entry.picture:
+            lines += [f"[![{entry.title}](images/{entry.picture}.png)]({page}{entry.opens})", ""]
+    return "\n".join([*lines, "How to make your own: [See](see.md), [recipes](recipes.md).", ""])
 
 
 def main() -> None:

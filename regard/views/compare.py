@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from regard.core.errors import RuleError, fail
+from regard.probes.scores import name_of_head
 from regard.views.run_file import Run
+
+# A Jensen-Shannon distance that is no change: that of rounding.
+LEAST = 5e-4
 
 
 class Comparison(Run):
@@ -27,9 +31,10 @@ class Comparison(Run):
 
     def _repr_html_(self) -> str:
         from regard.core.html_table import html_table
+        from regard.views.notebook import show_changes
 
         title, said = str(self.manifest.get("title", "")), self.manifest.get("findings", [])
-        return html_table(title, ["what changed"], [[x] for x in said])
+        return html_table(title, ["what changed"], [[x] for x in said]) + show_changes(self)
 
 
 def compare_runs(a: Run, b: Run) -> Comparison:
@@ -99,13 +104,24 @@ def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.where(there, each, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
 
 
+def most_changed(distance: np.ndarray, count: int = 5) -> list[tuple[int, int]]:
+    """Return (site, head) of the heads that changed most, of those that changed at all.
+
+    >>> most_changed(np.array([[0.0, 0.25], [0.5, -1.0]]))
+    [(1, 0), (0, 1)]
+    """
+    ranked = np.argsort(-distance, axis=None)[:count].tolist()
+    places = [divmod(x, distance.shape[1]) for x in ranked]
+    return [(s, h) for s, h in places if distance[s, h] > LEAST]
+
+
 def ranked_sentences(run: Run, distance: np.ndarray) -> list[str]:
     """Return which heads changed most; where none did, that."""
-    if not (distance > 5e-4).any():
-        return ["no head looks elsewhere than before (Jensen-Shannon distance below 0.0005)"]
-    places = np.dstack(np.unravel_index(np.argsort(-distance, axis=None), distance.shape))[0][:5]
+    if not (distance > LEAST).any():
+        return [f"no head looks elsewhere than before (Jensen-Shannon distance below {LEAST})"]
+    places = most_changed(distance)
     said = ", ".join(
-        f"L{run.manifest['sites'][s]['layer']}H{h} {distance[s, h]:.3f}" for s, h in places
+        f"{name_of_head(run.manifest['sites'][s], int(h))} {distance[s, h]:.3f}" for s, h in places
     )
     return [f"heads that changed most (Jensen-Shannon distance): {said}"]
 

@@ -10,10 +10,12 @@ from zlib import compress, crc32
 import numpy as np
 
 from regard.core.html_table import html_table, plain_text
-from regard.views.colors import ROLE_COLORS
+from regard.probes.scores import name_of_head
+from regard.views.colors import difference, levels, ramp, role_color
 
 if TYPE_CHECKING:
     from regard.views.one_head import SeenHead
+    from regard.views.run_file import Run
     from regard.views.seen import Seen
 
 # Texts of so many tokens are shown as words with lines between them, as the page does.
@@ -22,7 +24,7 @@ SENTENCE = 32
 
 def heads_grid(seen: Seen) -> str:
     """Draw all heads, a row for each site: hue the first role, size the importance."""
-    first, names = seen.roles.first(), seen.role_names
+    first = seen.roles.first()
     sizes = np.nan_to_num(seen.importance())
     step, left = 18, 120
     wide = max((site.heads or 0 for site in seen.sites), default=0)
@@ -34,7 +36,7 @@ def heads_grid(seen: Seen) -> str:
                      f"{plain_text(label)}</text>")  # fmt: skip
         for head in range(site.heads or 0):
             role = first.get((site, head))
-            color = "none" if role is None else ROLE_COLORS[names.index(role) % len(ROLE_COLORS)]
+            color = "none" if role is None else role_color(role)
             edge = "#888888" if role is None else color
             tip = seen.name_of(site, head) + (f": {seen.scores[role].title}" if role else "")
             marks.append(
@@ -52,9 +54,9 @@ def show_seen(seen: Seen) -> str:
     """Write what was seen: the grid, its colors, the findings."""
     first, names = set(seen.roles.first().values()), seen.role_names
     legend = " ".join(
-        f'<span style="color:{ROLE_COLORS[i % len(ROLE_COLORS)]}">&#9679;</span> '
+        f'<span style="color:{role_color(name)}">&#9679;</span> '
         f"{plain_text(seen.scores[name].title)}"
-        for i, name in enumerate(names) if name in first
+        for name in names if name in first
     )  # fmt: skip
     said = "".join(f"<li>{plain_text(x)}</li>" for x in seen.findings())
     heads = sum(site.heads or 0 for site in seen.sites)
@@ -85,12 +87,7 @@ def map_image(head: SeenHead, size: int) -> str:
     colors = head.picture()
     if colors is None:
         return ""
-    data = base64.b64encode(png(colors)).decode()
-    return (
-        f'<img src="data:image/png;base64,{data}" width="{size}" height="{size}" '
-        f'style="image-rendering:pixelated" alt="map of {plain_text(head.name)}: queries down, '
-        'keys across">'
-    )
+    return _image(colors, size, plain_text(head.name))
 
 
 def words_and_lines(head: SeenHead) -> str:
@@ -117,6 +114,39 @@ def words_and_lines(head: SeenHead) -> str:
         f'<svg width="{wide}" height="{high}" viewBox="0 0 {wide} {high}" role="img" '
         f'aria-label="{plain_text(head.name)}: queries at the left, keys at the right">'
         f"{''.join(marks)}</svg>"
+    )
+
+
+def show_changes(run: Run, count: int = 3) -> str:
+    """Draw the heads that changed most: their maps before, after, and the difference."""
+    from regard.views.compare import most_changed, weights_of
+
+    if "other/thumbs" not in run.arrays or "thumbs" not in run.arrays:
+        return ""
+    shown = []
+    for s, h in most_changed(run.arrays["jsd"], count):
+        site, both = run.manifest["sites"][s], (run.arrays["thumbs"], run.arrays["other/thumbs"])
+        tile = site.get("tile") or 1
+        high, wide = (max(1, -(-int(site[x] or tile) // tile)) for x in ("queries", "keys"))
+        a, b = (x[s, h, :high, :wide] for x in both)
+        drawn = levels("adaptive", np.stack([a, b]))
+        change = weights_of(b) - weights_of(a)
+        change /= max(float(np.abs(change).max()), 1e-9)
+        name = plain_text(name_of_head(site, h))
+        pictures = [(ramp(drawn[a]), "A"), (ramp(drawn[b]), "B"), (difference(change), "B - A")]
+        figures = "".join(
+            f'<figure style="display:inline-block;margin:0 1em 0 0">{_image(x, 140, name)}'
+            f"<figcaption>{what}</figcaption></figure>" for x, what in pictures
+        )  # fmt: skip
+        shown.append(f"<div><strong>{name}</strong></div>{figures}")
+    return f"<div>{''.join(shown)}</div>"
+
+
+def _image(colors: np.ndarray, size: int, name: str) -> str:
+    data = base64.b64encode(png(colors)).decode()
+    return (
+        f'<img src="data:image/png;base64,{data}" width="{size}" height="{size}" '
+        f'style="image-rendering:pixelated" alt="map of {name}: queries down, keys across">'
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail
 from regard.models.site import Site
 from regard.probes.maps import Deep
+from regard.views.channels import Channels
 from regard.views.colors import levels, ramp
 
 if TYPE_CHECKING:
@@ -76,6 +77,28 @@ class SeenHead:
     def top_queries(self, key: int, count: int = 5) -> list[tuple[int, str, float]]:
         """Return the queries that look at a key most: place, word, weight."""
         return self._top(self.weights(columns=key)[:, 0], count)
+
+    def channels(self, query: int, keys: Chosen = None, count: int = 8) -> Channels:
+        """Return what each channel adds to the scores of a query: BertViz' neuron view.
+
+        `keys` names the keys, unless it is given those that the query looks at most.
+
+            print(seen["L3H5"].channels(query=40))
+        """
+        weights = self.weights(rows=query)[0]  # raises where q and k do not tell them
+        deep = self.deep
+        assert deep is not None
+        if keys is None:
+            places = weights.topk(min(count, len(weights))).indices
+        else:
+            places = _indices("keys", keys, len(weights))
+        at = query % deep.q.shape[0]
+        named = [self.words[x] if x < len(self.words) else "" for x in (at, *places.tolist())]
+        q = deep.q[at].float()
+        return Channels(
+            self.name, at, named[0], tuple(places.tolist()), tuple(named[1:]), q,
+            deep.facts["scale"] * q * deep.k[places].float(), weights[places],
+        )  # fmt: skip
 
     def _top(self, weights: Tensor, count: int) -> list[tuple[int, str, float]]:
         found = weights.topk(min(count, len(weights)))

@@ -50,11 +50,12 @@ def packed_seen(seen: Seen) -> Run:
     if side:
         arrays["thumbs"] = thumbs
     entries = []
+    telling = [(x.site, x.head) for x in seen.most_telling()]
     for number, deep in enumerate(seen.deep):
         row = list(seen.sites).index(deep.site)
         entries.append(
             {"site": row, "head": deep.head, "kv_head": deep.kv_head, "tile": deep.tile,
-             **deep.facts}
+             "telling": _place(telling, (deep.site, deep.head), number), **deep.facts}
         )  # fmt: skip
         arrays[f"map/{number}"] = log_scale(deep.map)
         arrays[f"q/{number}"], arrays[f"lse/{number}"] = deep.q.numpy(), deep.lse.numpy()
@@ -72,7 +73,7 @@ def packed_seen(seen: Seen) -> Run:
     manifest = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "title": seen.model.get("name", "model")
-        + (f", {len(seen.words)} tokens" if seen.words else ""),
+        + (f", {len(seen.words):,} tokens" if seen.words else ""),
         "model": dict(seen.model), "made_from": dict(seen.made_from), "versions": versions(),
         "tokens": list(seen.words),
         "modality": "sound" if seen.sound else "image" if seen.image is not None else "text",
@@ -84,10 +85,15 @@ def packed_seen(seen: Seen) -> Run:
         },
         "roles": [{"name": n, "title": seen.scores[n].title, "threshold": ROLES[n]}
                   for n in names],
-        "findings": seen.findings(), "deep": entries, "words": words,
+        "findings": seen.findings(), "deep": entries, "asked": seen.asked, "words": words,
         "rollout": rollout,
     }  # fmt: skip
     return Run(manifest, arrays)
+
+
+def _place(telling: list[tuple[Site, int]], head: tuple[Site, int], number: int) -> int:
+    """How early a head is shown: those that tell most come first."""
+    return telling.index(head) if head in telling else len(telling) + number
 
 
 def _described(site: Site, drawn: Drawn | None, words: int) -> dict[str, Any]:

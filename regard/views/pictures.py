@@ -8,7 +8,7 @@ import numpy as np
 
 from regard.core.errors import need
 from regard.core.picture_files import write_figure
-from regard.views.colors import ROLE_COLORS
+from regard.views.colors import role_color
 from regard.views.run_file import Run
 
 
@@ -23,12 +23,13 @@ def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     from matplotlib.lines import Line2D
 
     role, sizes = run.arrays["role"], run.arrays["importance"]
+    colors = [role_color(spec["name"]) for spec in run.manifest["roles"]]
     rows, columns = role.shape
     figure = Figure(figsize=(1.6 + 0.42 * columns, 1.5 + 0.42 * rows), layout="constrained")
     axes = figure.add_subplot()
     for s in range(rows):
         for h in range(int(run.manifest["sites"][s]["heads"] or 0)):
-            color = ROLE_COLORS[role[s, h] % len(ROLE_COLORS)] if role[s, h] >= 0 else "none"
+            color = colors[role[s, h]] if role[s, h] >= 0 else "none"
             share = float(np.nan_to_num(sizes[s, h]))
             axes.scatter(
                 h, s, s=30 + 330 * share, color=color,
@@ -39,7 +40,7 @@ def draw_heads(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     marks = [
-        Line2D([], [], marker="o", linestyle="", color=ROLE_COLORS[i % len(ROLE_COLORS)],
+        Line2D([], [], marker="o", linestyle="", color=colors[i],
                label=spec["title"])
         for i, spec in enumerate(run.manifest["roles"]) if (role == i).any()
     ]  # fmt: skip

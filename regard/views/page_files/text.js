@@ -63,6 +63,13 @@ function showText() {
   text.replaceChildren(...found);
 }
 
+// Marks of weights grow stronger with the weight on any paper; a ramp that ends in light would have
+// the largest ones vanish on white.
+const FAINT = 100;
+const markColor = () => (roleOf(now.head) >= 0 ? roleColor(roleOf(now.head)) : ink("--accent"));
+/** @param {number} level */
+const markOf = (level) => (level - FAINT + 20) / (255 - FAINT + 20);
+
 // Weights of the token pinned last, in the text and on the map of the whole.
 function highlight() {
   const byKey = now.by === "key", picked = byKey ? now.key : now.pin, site = manifest.sites[now.head.s];
@@ -74,9 +81,7 @@ function highlight() {
   reading.levels = weights && Uint8Array.from(weights, logByte);
   for (const [j, span] of spans) {
     const level = reading.levels && j < reading.levels.length ? reading.levels[j] : 0;
-    span.style.background = level > 100 ? `color-mix(in srgb, ${css(level)} 65%, transparent)` : "";
-    span.style.color = level > 170 && dark() ? "#111318" : ""; // light marks want dark letters
-    if (span.style.color) span.style.background = css(level);
+    span.style.background = level > FAINT ? `color-mix(in srgb, ${markColor()} ${(60 * markOf(level)).toFixed(1)}%, transparent)` : "";
     span.style.outline = j === chosen ? "2px solid var(--accent)" : "";
     span.style.textDecoration = reading.hits.some(([a, b]) => a <= j && j <= b) ? "underline 2px" : "";
   }
@@ -93,8 +98,9 @@ function drawMinimap() {
   const high = Math.max(80, $("text").clientHeight), width = 26, context = fit(canvas, width, high);
   const bins = new Uint8Array(high), at = (i) => Math.min(high - 1, Math.floor((i * high) / many));
   reading.levels?.forEach((level, i) => { bins[at(i)] = Math.max(bins[at(i)], level); });
+  const mark = markColor();
   bins.forEach((level, y) => {
-    context.fillStyle = level > 100 ? css(level) : ink("--line");
+    context.fillStyle = level > FAINT ? `color-mix(in srgb, ${mark} ${(100 * markOf(level)).toFixed(1)}%, ${ink("--line")})` : ink("--line");
     context.fillRect(0, y, 16, 1);
   });
   context.fillStyle = ink("--accent");
