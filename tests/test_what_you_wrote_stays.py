@@ -187,7 +187,32 @@ def test_what_a_folder_held_of_something_else_is_moved_aside(
     assert place.read_bytes() != held
 
 
-def test_a_memory_takes_the_place_of_a_memory_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_a_picture_that_was_edited_stays_though_it_keeps_its_mark(
+    kind: str, tmp_path: Path
+) -> None:
+    place = tmp_path / f"x.{kind}"
+    mask("one", place)
+    held = place.read_bytes()
+    for at in range(0, len(held), max(1, len(held) // 50)):
+        place.write_bytes(held[:at] + bytes([held[at] ^ 1]) + held[at + 1 :])
+        with pytest.raises(RegardError, match="overwrite=True"):
+            mask("one", place)
+    place.write_bytes(held)
+    mask("one", place)
+    if kind == "png":
+        pil = pytest.importorskip("PIL.Image")
+        made = pil.open(place)
+        assert made.text["Software"].startswith("Regard"), "it opens, and says who made it"
+        words = pytest.importorskip("PIL.PngImagePlugin").PngInfo()
+        for name, word in made.text.items():
+            words.add_text(name, word)
+        made.rotate(180).save(place, pnginfo=words)
+        with pytest.raises(RegardError, match="overwrite=True"):
+            mask("one", place)
+
+
+def test_a_memory_takes_the_place_of_what_was_saved_of_it_alone(tmp_path: Path) -> None:
     memory, place = Kept(), tmp_path / "keys"
     memory.extend(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
     place.write_text("the user's")
@@ -198,3 +223,13 @@ def test_a_memory_takes_the_place_of_a_memory_alone(tmp_path: Path) -> None:
     memory.extend(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
     save(memory, place)
     assert load(Kept(), place).seen == 4
+    loaded = load(Kept(), place)
+    loaded.extend(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
+    save(loaded, place)
+    other = Kept()
+    other.extend(torch.zeros(1, 1, 9, 2), torch.zeros(1, 1, 9, 2))
+    with pytest.raises(RegardError, match="overwrite=True"):
+        save(other, place)
+    assert load(Kept(), place).seen == 5
+    save(other, place, overwrite=True)
+    assert load(Kept(), place).seen == 9

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from regard.core.files import FileError, FileKind, is_packed, read_packed, reading, write_packed
+from regard.core.files import FileError, FileKind, read_packed, reading, write_packed
 from regard.memories.base import KeyMemory, need_keys
 
 MEMORY = FileKind("regard-memory", 2, "a memory that `save` wrote", "save it again")
+# Which memory is which, in this process and when it is loaded in another.
+_NAMES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def save(memory: Any, path: str | Path, *, overwrite: bool = False) -> Path:
     """Save a memory (anything with `state()`).
 
-    A memory that was saved there before is replaced, anything else only where `overwrite` is true.
+    What was saved of this memory before is replaced, anything else only where `overwrite` is true.
     """
-    content = {"memory": type(memory).__name__, "state": memory.state()}
+    name = _NAMES.setdefault(memory, uuid.uuid4().hex)
+    content = {"memory": type(memory).__name__, "name": name, "state": memory.state()}
 
     def may_replace(there: Path) -> bool:
-        return overwrite or is_packed(there, MEMORY)
+        if overwrite:
+            return True
+        with contextlib.suppress(FileError):
+            return bool(read_packed(there, MEMORY).get("name") == name)
+        return False
 
     return write_packed(path, content, MEMORY, may_replace=may_replace)
 
@@ -42,6 +52,7 @@ def load(memory: Any, path: str | Path) -> Any:
                 "load it into a memory of that class",
             )  # fmt: skip
         memory.restore(content["state"])
+        _NAMES[memory] = str(content.get("name"))
         if isinstance(memory, KeyMemory) and memory.seen != 0:
             held = memory.read()
             need_keys(held.k, held.v, None)  # fail here rather than later
