@@ -35,10 +35,6 @@ SAME_CLASS = {
     "Listing": ("layers/registry tasks/registry", "the room's table"),
     "Paged": ("core/paged_keys memories/paged", "the memory whose keys have that form"),
     "Quantized": ("memories/quantized policies/storing", "the policy stores in that memory"),
-    "Traffic": (
-        "papers/shared/linear_cost schemes/messages",
-        "bytes that move: through operators, or between ranks",
-    ),
 }
 SAME_MODULE = {
     "__main__": (". cli", "what `python -m` runs"),

@@ -40,9 +40,9 @@ def command(
     from regard.cli.models import config_of, need_decoder, text_model
     from regard.core.errors import RuleError, ValueRangeError, fail
     from regard.core.files import is_packed, refuse_to_replace
+    from regard.models.longest_text import positions_of
     from regard.policies import calibrate
     from regard.policies.calibration import CALIBRATION
-    from regard.probes.looking import positions_of
 
     made = _policy(name, settings or [])
     if not hasattr(made, "learn"):

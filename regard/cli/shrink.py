@@ -69,7 +69,7 @@ def command(
     from regard.bench.shrunk_picture import picture
     from regard.cli.models import config_of, need_decoder, text_model
     from regard.core.errors import RuleError, fail, need
-    from regard.probes.looking import positions_of
+    from regard.models.longest_text import positions_of
     from regard.views.overwrite import need_replaceable
 
     # Check what needs no weights before loading them.

@@ -13,8 +13,9 @@ from torch import Tensor
 from regard.controls.base import Control
 from regard.controls.steered import logit_difference
 from regard.controls.steering import Steering
-from regard.core.errors import CapabilityError, RuleError, fail
+from regard.core.errors import CapabilityError, RuleError, ValueRangeError, fail
 from regard.models.attach import attach
+from regard.models.longest_text import longest
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,16 @@ def sweep(
     if not callable(getattr(model, "generate", None)):
         fail(CapabilityError, "model", type(model).__name__, "a model that generates", "name one")
     asked = tokenizer(prompt, return_tensors="pt")
-    ids = asked["input_ids"]
+    ids, most = asked["input_ids"], longest(model)
+    if tokens < 1 or ids.shape[1] + tokens > most:
+        fail(
+            ValueRangeError, "tokens", tokens,
+            f"from 1 to {max(0, most - ids.shape[1]):,}: the model was made for {most:,} tokens, "
+            f"and the prompt takes {ids.shape[1]:,}",
+            "generate fewer, or shorten the prompt",
+        )  # fmt: skip
     more = tokenizer(other, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    more = more[:, : most - ids.shape[1]]
     whole = torch.cat((ids, more), 1)
     plain = model(ids).logits.float()
 

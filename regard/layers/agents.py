@@ -15,6 +15,7 @@ from regard.core.method import method
 from regard.core.rule import Rule
 from regard.core.score import Score
 from regard.core.score.dense import DenseBias
+from regard.core.support import Padding
 from regard.layers.arguments import need_size
 from regard.layers.attention import Attention, joined, split
 from regard.layers.inputs import Capabilities, LayerInput
@@ -29,16 +30,17 @@ from regard.layers.registry import register
 class AgentAttention(Attention):
     """Agents, which are pooled queries, attend to all keys; queries attend to the agents.
 
-    `y = softmax(q a^T) softmax(a k^T) v`, at a cost of n times the `agents`.
+    `y = softmax(q a^T) softmax(a k^T) v`, at a cost of n times the `agents`. Of a padded sequence
+    the agents are the pooled queries of real tokens. Every agent is a mean over the whole sequence,
+    so the layer is neither causal, nor decodes; the paper's own are of images.
 
     >>> AgentAttention(32, heads=4, agents=5)(torch.randn(1, 20, 32)).shape
     torch.Size([1, 20, 32])
     """
 
     can: ClassVar[Capabilities] = Capabilities(
-        causal=False, decode=False, padding=False, left_padding=False, documents=False, linear=True,
-        multihead_weights=True,
-    )  # fmt: skip
+        causal=False, decode=False, documents=False, linear=True, multihead_weights=True
+    )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "agents": 5}
 
     def __init__(self, dim: int, heads: int, *, agents: int = 49, **settings: Any) -> None:
@@ -48,8 +50,10 @@ class AgentAttention(Attention):
         self.agents = agents
         self.takes_no_bias_of_position("agents have no position")
 
-    def pool(self, q: Tensor) -> Tensor:
-        """Average queries [b, h, n, d] into agents [b, h, a, d]."""
+    def pool(self, q: Tensor, real: Tensor | None = None) -> Tensor:
+        """Average queries [b, h, n, d] into agents [b, h, a, d]; `real` [b, n] marks padding."""
+        if real is not None:
+            return shares(real, self.agents).to(q)[:, None] @ q
         pooled: Tensor = F.adaptive_avg_pool1d(q.flatten(0, 1).mT, self.agents).mT
         agents: Tensor = pooled.unflatten(0, q.shape[:2])
         return agents
@@ -60,10 +64,31 @@ class AgentAttention(Attention):
 
     def look(self, call: Call, input: LayerInput) -> Tensor:
         """Attend from agents to keys, then from queries to agents."""
-        agents = self.pool(call.q)
-        values = super().look(call.replace(q=agents, rule=Rule(score=self.scores_of(True))), input)
+        agents = self.pool(call.q, None if input.crosses else input.padding)
+        ask = Rule(score=self.scores_of(True))
+        if input.padding is not None:
+            ask = ask.replace(support=Padding(input.padding))
+        values = super().look(call.replace(q=agents, rule=ask), input)
         rule = Rule(score=self.scores_of(False))
         return super().look(call.replace(k=agents, v=values, rule=rule), input)
+
+
+def shares(real: Tensor, agents: int) -> Tensor:
+    """Return the share of each token in each agent, [b, agents, n]: adaptive pooling of real ones.
+
+    Agent a of A pools the real tokens from floor(a L / A) up to ceil((a + 1) L / A), of L.
+
+    >>> shares(torch.tensor([[False, True, True, True, True]]), 2)
+    tensor([[[0.0000, 0.5000, 0.5000, 0.0000, 0.0000],
+             [0.0000, 0.0000, 0.0000, 0.5000, 0.5000]]])
+    """
+    count = real.sum(1)[:, None, None]  # [b, 1, 1]
+    rank = (real.cumsum(1) - 1)[:, None]  # [b, 1, n]
+    agent = torch.arange(agents, device=real.device)[:, None]
+    first = torch.div(agent * count, agents, rounding_mode="floor")
+    last = torch.div((agent + 1) * count + agents - 1, agents, rounding_mode="floor")
+    taken = (rank >= first) & (rank < last) & real[:, None]
+    return taken / taken.sum(-1, keepdim=True).clamp_min(1)
 
 
 @register("agent_attention_image")
@@ -97,8 +122,8 @@ class ImageAgents(AgentAttention):
         self.beside = nn.Conv2d(heads * self.value_dim, heads * self.value_dim, 3, padding=1,
                                 groups=heads * self.value_dim)  # fmt: skip
 
-    def pool(self, q: Tensor) -> Tensor:
-        """Average queries over a coarser grid."""
+    def pool(self, q: Tensor, real: Tensor | None = None) -> Tensor:
+        """Average queries over a coarser grid, which has no padding."""
         if q.shape[2] != prod(self.grid):
             self.cannot(
                 "x", f"{q.shape[2]} tokens", f"fill its grid {self.grid}", "pass one token a cell"

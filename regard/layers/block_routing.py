@@ -31,7 +31,8 @@ class BlockRouting(Attention):
 
     Of `blocks` blocks of `block` keys one is the query's own, causal inside; the others are past
     ones with the largest `q_i mean(k)`. Selection has no gradient and no parameters, so the layer
-    can be exchanged for full attention at any time.
+    can be exchanged for full attention at any time. As in the paper, of language models, blocks are
+    counted from the first position, so text begins there, and there is no context to attend to.
 
     >>> BlockRouting(32, heads=4, block=4, blocks=2)(torch.randn(1, 20, 32)).shape
     torch.Size([1, 20, 32])

@@ -27,7 +27,8 @@ class Combiner(Attention):
     One softmax is over the block's keys and the spans' `kbar = max k`; the value of a span is
     `vbar = softmax(qbar k) v` inside it, `qbar = max q`, the same for every later query. So every
     token is attended to, `p(j) = p(span) p(j | span)`, at n sqrt(n) for blocks of sqrt(n). A
-    decoder keeps two vectors for each finished block, and the block it is in.
+    decoder keeps two vectors for each finished block, and the block it is in. Blocks are counted
+    from the first position, where text begins; the paper has no cross-attention.
 
     >>> Combiner(32, heads=4, block=4)(torch.randn(1, 11, 32)).shape
     torch.Size([1, 11, 32])

@@ -39,7 +39,8 @@ class FlowAttention(Recurrent):
     With `q = sigmoid(Q)`, `k = sigmoid(K)`: incoming `I_i = q_i sum_j k_j`, outgoing
     `O_j = k_j sum_i q_i`. Values are weighted by the softmax of `k_j sum_i q_i / I_i`, times their
     count, and outputs by the sigmoid of `q_i sum_j k_j / O_j`. A causal layer sums over the past,
-    and divides its flows by the number of past tokens.
+    and divides its flows by the number of past tokens. The paper has no cross-attention: there the
+    flow out of a source is shared by all queries, so an output would depend on the other queries.
 
     >>> FlowAttention(32, heads=4, causal=False)(torch.randn(1, 5, 32)).shape
     torch.Size([1, 5, 32])

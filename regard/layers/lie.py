@@ -15,7 +15,7 @@ from regard.core.score.dense import DenseBias
 from regard.core.support import Padding
 from regard.layers.arguments import need_size
 from regard.layers.attention import Attention
-from regard.layers.inputs import LayerInput
+from regard.layers.inputs import LayerInput, need_rows
 
 # The branch cut of angles is this far from pi, in radians.
 CUT = 1e-4
@@ -120,7 +120,8 @@ class LieTransformer(nn.Module):
     """Attention over a set of points, invariant to its translation and rotation.
 
     Points [b, n, 2] with features [b, n, c] are lifted to `turns` elements of SE(2) each (1: to
-    translations alone), blocks attend among them, and the mean over all is mapped to [b, out].
+    translations alone), blocks attend among them, and the mean over all is mapped to [b, out]. Sets
+    of different sizes are padded: `padding` [b, n] is true at real points.
 
     >>> model = LieTransformer(features=3, dim=16, heads=2, out=2, turns=4)
     >>> model(torch.randn(1, 5, 3), torch.randn(1, 5, 2)).shape
@@ -146,18 +147,35 @@ class LieTransformer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * layers))
         self.leave = nn.Linear(dim, out)
 
-    def elements(self, f: Tensor, g: Tensor) -> Tensor:
+    def elements(self, f: Tensor, g: Tensor, padding: Tensor | None = None) -> Tensor:
         """Map input features f [b, n, c] of elements g [b, n, 3] to features [b, n, dim]."""
         x: Tensor = self.enter(f)
         for i, mixer in enumerate(self.mixers):
             assert isinstance(mixer, LieAttention)
-            x = x + mixer.among(self.norms[2 * i](x), g)
+            x = x + mixer.among(self.norms[2 * i](x), g, padding)
             x = x + self.maps[i](self.norms[2 * i + 1](x))
         return x
 
-    def forward(self, f: Tensor, points: Tensor) -> Tensor:
+    def forward(self, f: Tensor, points: Tensor, padding: Tensor | None = None) -> Tensor:
         """Read points [b, n, 2] with features f [b, n, c]: [b, out]."""
+        need_rows("padding", padding, f, (torch.bool,))
+        if padding is not None:
+            f = f.masked_fill(~padding[..., None], 0)
+            points = points.masked_fill(~padding[..., None], 0)
+            padding = padding.repeat_interleave(len(self.turns), dim=1)
         g = lift(points, self.turns)
         wide = f.repeat_interleave(len(self.turns), dim=1)
-        out: Tensor = self.leave(self.elements(wide, g).mean(1))
+        out: Tensor = self.leave(real_mean(self.elements(wide, g, padding), padding))
         return out
+
+
+def real_mean(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Average x [b, n, c] over the real elements: [b, c].
+
+    >>> real_mean(torch.tensor([[[2.0], [9.0]]]), torch.tensor([[True, False]]))
+    tensor([[2.]])
+    """
+    if padding is None:
+        return x.mean(1)
+    real = padding[..., None].to(x)
+    return (x * real).sum(1) / real.sum(1).clamp_min(1)

@@ -45,16 +45,17 @@ class RecurrentWindows(Layer):
 
     In each window the cell and its tokens attend to one another; the new cell, gated with the old
     one, comes before the next window. At the end all tokens attend to all cells, so tokens see
-    ahead within their window and through the cells.
+    ahead within their window and through the cells: the layer neither is causal nor decodes, but
+    `read` carries the cell on from one piece of a text to the next. Sequences of different lengths
+    are read apart, each in windows from its own first token.
 
     >>> RecurrentWindows(32, heads=4, window=4)(torch.randn(1, 11, 32)).shape
     torch.Size([1, 11, 32])
     """
 
     can: ClassVar[Capabilities] = Capabilities(
-        causal=False, cross=False, decode=False, padding=False, left_padding=False,
-        documents=False, linear=False,
-    )  # fmt: skip
+        causal=False, cross=False, decode=False, documents=False, linear=False
+    )
     tiny: ClassVar[dict[str, Any]] = {"dim": 32, "heads": 4, "window": 8}
 
     def __init__(
@@ -102,7 +103,20 @@ class RecurrentWindows(Layer):
 
     def compute(self, input: LayerInput) -> Tensor:
         """Read, and attend from every token to all cells."""
-        tokens, cells, _ = self.read(input.x)
+        if input.padding is None:
+            return self.reviewed(input.x)
+        counts, y = input.padding.sum(1), torch.zeros_like(input.x)
+        for length in counts.unique().tolist():
+            rows = (counts == length).nonzero()[:, 0]
+            if length:
+                places = input.padding[rows].nonzero()[:, 1].view(-1, length)
+                found = self.reviewed(input.x[rows[:, None], places])
+                y = y.to(found.dtype).index_put((rows[:, None], places), found)
+        return y
+
+    def reviewed(self, x: Tensor) -> Tensor:
+        """Read x [b, n, dim] without padding, and let its tokens attend to all cells."""
+        tokens, cells, _ = self.read(x)
         reviewed: Tensor = self.review(tokens, cells) + self.gates[2](tokens)
         return reviewed
 

@@ -17,6 +17,7 @@ from regard.core.errors import CapabilityError, RuleError, fail, shape_of
 from regard.core.result import Result
 from regard.models.attach import attach, hook_of
 from regard.models.finding import main_input
+from regard.models.longest_text import longest, positions_of
 from regard.models.site import Site
 from regard.models.stage import Stage
 from regard.probes.base import Probe
@@ -316,19 +317,6 @@ def words_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         there = pair.startswith(read[i - 1])
         words.append(pair[len(read[i - 1]) :] if there else read[i])
     return words
-
-
-def positions_of(config: Any) -> int | None:
-    """Return how many tokens a model of this config was made for; None where it names no bound."""
-    inner = getattr(config, "get_text_config", None)
-    text = config if inner is None else inner()
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
-
-
-def longest(model: Any) -> int:
-    """Return the most tokens that a model is shown at once."""
-    return positions_of(getattr(model, "config", None)) or 1 << 20
 
 
 def _start(tokenizer: Any) -> int | None:

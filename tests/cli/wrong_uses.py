@@ -139,6 +139,7 @@ SETTINGS = [
 
 # Told of when the model, or what of it can be read, is known.
 MODELS = [
+    ("steer --which price --tokens 2040", "2,048 tokens"),
     ("see {tmp}", "MODEL"), ("see {tmp}/none", "MODEL"), ("see {tmp}/text.txt", "MODEL"),
     ("see {tmp}/no-weights", "MODEL"), ("see {tmp}/some-weights", "weights"),
     ("see {tmp}/cut-weights", "MODEL"), ("see {tmp}/damaged-tokenizer", "tokenizer"),

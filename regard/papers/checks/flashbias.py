@@ -7,6 +7,7 @@ from torch import Tensor
 
 from regard.core.rule import Rule
 from regard.core.score import Dot, LowRankBias
+from regard.layers.bias_factors import alibi_bias, squared_distance_bias, svd_bias
 from regard.papers.checks import Claims, check
 from regard.papers.claims import CATALOGUE, FLOAT32, claim
 from regard.papers.shared.attending import explicit
@@ -14,17 +15,17 @@ from regard.papers.shared.measure import Largest, gap
 from regard.run.api import attend
 
 
-def _bias_gap(u: Tensor, w: Tensor) -> tuple[float, float]:
+def _bias_gap(bias: LowRankBias, table: Tensor) -> tuple[float, float]:
     """Gap of output and of the gradients between a bias that rides in q and k, and an explicit one.
 
     The gap is relative to the largest entry, in float32.
     """
-    n = u.shape[2]
+    n = table.shape[-1]
     leaves = [torch.randn(1, 2, n, 32, requires_grad=True) for _ in range(3)]
     way = torch.randn(1, 2, n, 32)
-    rule = Rule(score=Dot() + LowRankBias(u, w))
+    rule = Rule(score=Dot() + bias)
     ours = attend(*leaves, rule, executor="fused")
-    theirs = explicit(*leaves, u @ w.mT)
+    theirs = explicit(*leaves, table)
     ours_grad = torch.autograd.grad(ours, leaves, way)
     theirs_grad = torch.autograd.grad(theirs, leaves, way)
     grads = [gap(a, b) / float(b.abs().max()) for a, b in zip(ours_grad, theirs_grad, strict=True)]
@@ -40,30 +41,21 @@ def bias_in_channels() -> Claims:
     """A low-rank bias in extra channels of q and k is exact, and needs no table of pairs."""
     n = 96
     place = torch.arange(n, dtype=torch.float32)
-    ones = torch.ones(n)
-    slope = torch.tensor([0.25, 0.0625]).view(2, 1, 1)
-    alibi = (
-        (slope * torch.stack([-place, ones], -1))[None],
-        torch.stack([ones, place], -1).expand(1, 1, n, 2),
-    )
+    slopes = torch.tensor([0.25, 0.0625])
     x = torch.randn(n, 3)
-    size = x.square().sum(-1)
-    squared = (
-        -0.5 * torch.cat([size[:, None], ones[:, None], -2 * x], -1).expand(1, 1, n, 5),
-        torch.cat([ones[:, None], size[:, None], x], -1).expand(1, 1, n, 5),
+    alibi_out, alibi_grad = _bias_gap(
+        alibi_bias(slopes, n), -slopes.view(2, 1, 1) * (place[:, None] - place)
     )
-    alibi_out, alibi_grad = _bias_gap(*alibi)
-    far_out, far_grad = _bias_gap(*squared)
+    far_out, far_grad = _bias_gap(
+        squared_distance_bias(x, x, -0.5), -0.5 * (x[:, None] - x).square().sum(-1)
+    )
 
     table = torch.randn(2 * n - 1)[(place[:, None] - place).long() + n - 1]
-    left, power, right = torch.linalg.svd(table)
     q, k, v = (torch.randn(1, 1, n, 32) for _ in range(3))
     whole = explicit(q, k, v, table)
     errors = []
     for rank in (1, 8, 32, n):
-        u = (left * power)[None, None, :, :rank].contiguous()
-        w = right.mT[None, None, :, :rank].contiguous()
-        found = attend(q, k, v, Dot() + LowRankBias(u, w), executor="fused")
+        found = attend(q, k, v, Dot() + svd_bias(table, rank=rank), executor="fused")
         errors.append(float((found - whole).norm() / whole.norm()))
 
     sizes = []

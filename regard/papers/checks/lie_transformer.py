@@ -14,7 +14,16 @@ from regard.papers.claims import CATALOGUE, claim
 from regard.papers.shared.measure import gap
 
 
-@check("lie_transformer", left_out={"toy Hamiltonian springs": "no dynamics are trained here"})
+@check(
+    "lie_transformer",
+    left_out={
+        "toy Hamiltonian springs": (
+            "tried and not kept: as Hamiltonians of five bodies (300 steps on 64 systems, two "
+            "layers of 32), energy drifted by 23% and 12% in the median of 50 steps, by 9% and 7% "
+            "in the twin's: softmax over poses did not learn a sum of squared distances"
+        )
+    },
+)
 def equivariant() -> Claims:
     """Moved points give the same; turning by a sampled angle permutes; a plain model minds."""
     f, points = torch.randn(2, 9, 3), torch.randn(2, 9, 2)

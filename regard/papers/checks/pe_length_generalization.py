@@ -27,7 +27,8 @@ def _maps(layer: Attention, x: Tensor) -> Tensor:
         "Toy copy": (
             "trained models: the row itself asks not to assert their ranking; `regard bench "
             "mha:position=rotary mha:position=alibi --positions none --tasks copy` trains "
-            "them"
+            "them. One seed here, 1,000 steps on up to 10 words of 16: NoPE .76/.43, sinusoidal "
+            ".37/.20, T5 .75/.69, ALiBi .97/.88"
         )
     },
 )

@@ -27,7 +27,7 @@ def _found() -> tuple[float, float, float]:
         layer.follow(q)
     weights = (q[0, 0] @ q[0, 0].T / 8).softmax(-1)
     best = weights.masked_fill(torch.eye(1024, dtype=torch.bool), 0).argmax(-1)
-    taken = F.one_hot(layer.members(q)[0, 0], 1024).sum(1).bool()  # [clusters, tokens]
+    taken = F.one_hot(layer.members(q)[0][0, 0], 1024).sum(1).bool()  # [clusters, tokens]
     shares = (taken[:, :, None] & taken[:, None]).any(0)
     near = (torch.arange(1024)[:, None] - torch.arange(1024)).abs() <= 16
     together, local = (x.gather(1, best[:, None]).float().mean() for x in (shares, near))
@@ -42,9 +42,11 @@ def routing() -> Claims:
     full = layer.to_out(joined(F.scaled_dot_product_attention(q, k, v)))
     one = gap(layer(x), full)
     layer = RoutedAttention(32, heads=2, clusters=5)
-    members = layer.members(layer.queries(x))
-    exact = list(members.shape[2:]) == [5, 6] and all(
-        len(set(row.tolist())) == 6 for row in members.flatten(0, 2)
+    members, taken = layer.members(layer.queries(x)[:, : layer.routed])
+    exact = (
+        bool(taken.all())
+        and list(members.shape[2:]) == [5, 6]
+        and all(len(set(row.tolist())) == 6 for row in members.flatten(0, 2))
     )
     # Shares move by a twentieth from one set of directions to the next: a mean of eight.
     together, mass, local = torch.tensor([_found() for _ in range(8)]).mean(0).tolist()

@@ -37,11 +37,20 @@ def pointing(keys: Tensor, sharp: float = 1e4) -> Call:
     return Call.of(sharp * eye[keys][None], eye.expand(1, h, n, n), eye.expand(1, h, n, n), CAUSAL)
 
 
-def copier(layers: int, heads: int = 4) -> tuple[nn.Module, float]:
-    """Train layers on random tokens shown twice; give the loss on the repeat."""
+def copier(
+    layers: int, heads: int | tuple[int, ...] = 4, kind: type[Attention] = Attention
+) -> tuple[nn.Module, float]:
+    """Train layers on random tokens shown twice; give the loss on the repeat.
+
+    `heads`, of all layers or of each, share 64 channels; if they do not divide them, each has 16.
+    """
     restart()
+    by_layer = (heads,) * layers if isinstance(heads, int) else heads
     tiny = model(
-        [Attention(64, heads=heads, causal=True, position="rotary") for _ in range(layers)],
+        [
+            kind(64, heads=h, head_dim=16 if 64 % h else None, causal=True, position="rotary")
+            for h in by_layer
+        ],
         vocab=40, dim=64, tied=False,
     )  # fmt: skip
     fit(tiny.parameters(), lambda: loss_on_repeat(tiny, 32), 600, 6e-3)
