@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import and_, or_
 from typing import ClassVar
 
@@ -163,7 +163,8 @@ class Joined(Support):
         found = [p.counted_from(i, j) for p in self.parts]
         if None in found:
             return None
-        return reduce(partial(joined, type(self)), (x for x in found if x is not None))
+        join = and_ if isinstance(self, Both) else or_
+        return reduce(join, (x for x in found if x is not None))
 
 
 @value
