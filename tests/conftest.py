@@ -56,6 +56,8 @@ def ray_cluster() -> Iterator[None]:
     import ray
     from ray.cluster_utils import Cluster
 
+    # Ray makes its workers nice: beside other tests they would hardly run.
+    os.environ["RAY_worker_niceness"] = "0"
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "include_dashboard": False},
@@ -65,3 +67,4 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     cluster.shutdown()
+    del os.environ["RAY_worker_niceness"]
