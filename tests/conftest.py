@@ -57,7 +57,7 @@ def ray_cluster() -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     # Ray makes its workers nice: beside other tests they would hardly run.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # the name that Ray reads
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "include_dashboard": False},
@@ -67,4 +67,4 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     cluster.shutdown()
-    del os.environ["RAY_worker_niceness"]
+    del os.environ["RAY_worker_niceness"]  # noqa: SIM112
