@@ -127,9 +127,9 @@ def _heads(asked: str | None) -> int | list[tuple[int, int] | str] | None:
         return count
     found: list[tuple[int, int] | str] = []
     for word in asked.split():
-        layer, head = (whole(x) for x in word.split(",")) if word.count(",") == 1 else (None, None)
-        if layer is not None and head is not None:
-            found.append((layer, head))
+        pair = [x for x in map(whole, word.split(",")) if x is not None]
+        if len(pair) == 2 and word.count(",") == 1:
+            found.append((pair[0], pair[1]))
         elif NAME.fullmatch(word):
             found.append(word)
         else:
