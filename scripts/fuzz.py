@@ -64,6 +64,8 @@ def fuzz(test: str, seed: int, cases: int, minutes: float) -> dict[str, object]:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"outcome": f"not finished in {minutes:g} minutes", "seed": seed}
+    if ended.returncode < 0:  # from outside: it says nothing of the cases
+        return {"outcome": f"ended by signal {-ended.returncode}", "seed": seed}
     counts = [int(x) for x in re.findall(r"(\d+) passing", ended.stdout)]
     invalid = [int(x) for x in re.findall(r"(\d+) invalid", ended.stdout)]
     held = ended.returncode == 0 and " passed" in ended.stdout

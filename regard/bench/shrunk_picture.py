@@ -52,6 +52,8 @@ def picture(cells: Sequence[Cell], path: Path, origin: str, *, overwrite: bool =
                   color="black", lw=0.9, alpha=0.6, label="none other beats")  # fmt: skip
         if full is not None and getattr(full, measured) is not None:
             axis.axhline(level(full, measured), color="black", lw=0.8, ls=":")
+        if not names:  # all were refused: there is no range to take a logarithm of
+            axis.set_xlim(0.04, 1.1)
         axis.set_xscale("log")
         axis.set_xticks([0.05, 0.1, 0.25, 0.5, 1.0], ["5%", "10%", "25%", "50%", "100%"])
         axis.set_title(TITLES[measured], fontsize=10)

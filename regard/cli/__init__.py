@@ -58,9 +58,22 @@ def main() -> None:
         )  # fmt: skip
 
 
+def brief(sentence: str, most: int = 500) -> str:
+    """Return a sentence on one line; of what was typed at great length only the two ends.
+
+    >>> brief("got  1 and"), brief("got " + "9" * 5000 + ". Fix: less", 20)
+    ('got 1 and', 'got 9 ... 9999. Fix: less')
+    """
+    line = " ".join(sentence.split())
+    if len(line) <= most:
+        return line
+    start = most // 4
+    return f"{line[:start]} ... {line[start - most :].lstrip()}"
+
+
 def _end(sentence: str, code: int, error: BaseException | None = None) -> None:
     """Print one line and exit; raise instead if the user asks for the traceback."""
     if error is not None and os.environ.get(TRACEBACK, "") not in ("", "0"):
         raise error
-    print(" ".join(sentence.split()), file=sys.stderr)
+    print(brief(sentence), file=sys.stderr)
     sys.exit(code)

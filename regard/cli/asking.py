@@ -32,13 +32,24 @@ def numbers(flag: str, said: str, least: int = 1) -> list[int]:
     >>> numbers("--lengths", "128,256")
     [128, 256]
     """
-    words = listed(flag, said)
-    if not all(word.isdecimal() and int(word) >= least for word in words):
+    found = [whole(word) for word in listed(flag, said)]
+    if not all(x is not None and x >= least for x in found):
         fail(
             ValueRangeError, flag, repr(said), f"whole numbers from {least}, by commas",
             "pass 128,256,512",
         )  # fmt: skip
-    return [int(word) for word in words]
+    return [x for x in found if x is not None]
+
+
+def whole(word: str) -> int | None:
+    """Read a whole number; None for another word, and where it has more than 64 bits.
+
+    Python itself refuses to read more than 4,300 digits, with an error of its own.
+
+    >>> whole("12"), whole("-1"), whole("9" * 5000)
+    (12, None, None)
+    """
+    return int(word) if word.isdecimal() and len(word) < 19 else None
 
 
 def at_least(flag: str, value: int, least: int) -> None:
@@ -58,6 +69,8 @@ def budgets(flag: str, said: str) -> list[Any]:
     found = []
     for word in filter(None, re.split(r"\s*,\s*|\s+(?=[\d.])", said.strip())):
         decimal = re.fullmatch(r"0?\.\d+|1\.0*", word)
+        if re.search(r"\d{19}", word):
+            fail(ValueRangeError, flag, repr(word), "a number of at most 64 bits", "pass less")
         try:
             found.append(Budget.of(float(word) if decimal and float(word) else word))
         except ValueRangeError as error:

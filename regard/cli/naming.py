@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from regard.core.errors import RegardError, ValueRangeError, fail, nearest
+from regard.core.errors import RegardError, RuleError, ValueRangeError, fail, nearest
 
 # Python argument -> command-line flags, where the names differ.
 FLAGS = {
@@ -49,8 +49,17 @@ def need_words(typed: Sequence[str]) -> None:
 
 
 def _need_sane(param: Any, value: Any) -> None:
-    """Raise where a number is none that a computer counts with."""
+    """Raise where a number is none that a computer counts with, and words are none that it reads.
+
+    A path may have bytes that are no UTF-8, and so may an argument, which can be a path.
+    """
     for one in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(one, str) and param.param_type_name == "option":
+            try:
+                one.encode()
+            except UnicodeEncodeError:
+                flag = _typed(param, sys.argv[1:]) or _flag(param)
+                fail(RuleError, flag, "bytes that are no UTF-8", "words in UTF-8", "retype them")
         if (isinstance(one, int) and abs(one) >= 2**63) or (
             isinstance(one, float) and not math.isfinite(one)
         ):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regard.cli.asking import listed, read_text, writable_folder
+from regard.cli.asking import listed, read_text, whole, writable_folder
 from regard.cli.completing import one_of_probes
 from regard.cli.options import AsJson, Force, Model, Revision
 from regard.cli.printing import bars, console, print_json
@@ -123,13 +123,13 @@ def _heads(asked: str | None) -> int | list[tuple[int, int] | str] | None:
 
     if asked is None:
         return None
-    if asked.strip().isdecimal():
-        return int(asked)
+    if (count := whole(asked.strip())) is not None:
+        return count
     found: list[tuple[int, int] | str] = []
     for word in asked.split():
-        pair = word.split(",")
-        if len(pair) == 2 and all(x.isdecimal() for x in pair):
-            found.append((int(pair[0]), int(pair[1])))
+        pair = [x for x in map(whole, word.split(",")) if x is not None]
+        if len(pair) == 2 and word.count(",") == 1:
+            found.append((pair[0], pair[1]))
         elif NAME.fullmatch(word):
             found.append(word)
         else:

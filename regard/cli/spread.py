@@ -11,6 +11,9 @@ from regard.cli.asking import at_least
 from regard.cli.options import AsJson
 from regard.cli.printing import console, print_json, print_table
 
+# Tables of owners take about 25 bytes a token (0.25 GB at 10 million): 1.7 GB at this length.
+MOST_TOKENS = 2**26
+
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
     help="Attention over many devices: regard spread run, regard spread plan --devices 64",
@@ -105,6 +108,8 @@ def plan(
             "as many devices in each", "count all devices: --devices 64 --nodes 8",
         )  # fmt: skip
     at_least("--tokens", tokens, 2 * devices)
+    if tokens > MOST_TOKENS:
+        fail(ValueRangeError, "--tokens", tokens, f"at most {MOST_TOKENS:,}", "count a part")
     machine = Machine(devices, nodes, bandwidth, link, flops, memory)
     found = simulate(
         Rule(read_support(rule)), tokens, machine, LayerShape(heads, kv_heads, head_size),

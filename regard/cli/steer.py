@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from regard.cli.asking import at_least, listed
+from regard.cli.asking import at_least, listed, numbers, whole
 from regard.cli.completing import one_of_controls
 from regard.cli.options import AsJson, ListThem, Model, Revision
 from regard.cli.printing import console, print_json, print_rows, print_table
@@ -108,9 +109,12 @@ def _numbers(flag: str, said: str) -> list[float]:
     from regard.core.errors import ValueRangeError, fail
 
     try:
-        return [float(word) for word in listed(flag, said)]
+        found = [float(word) for word in listed(flag, said)]
     except ValueError:
-        return fail(ValueRangeError, flag, repr(said), "numbers by commas", "pass 0,0.5,1")
+        found = [math.nan]
+    if not all(math.isfinite(x) for x in found):
+        fail(ValueRangeError, flag, repr(said), "finite numbers by commas", "pass 0,0.5,1")
+    return found
 
 
 def _where(layers: str, heads: str) -> dict[str, Any] | None:
@@ -119,13 +123,10 @@ def _where(layers: str, heads: str) -> dict[str, Any] | None:
 
     made: dict[str, Any] = {}
     if layers:
-        words = listed("--layers", layers)
-        if not all(word.isdecimal() for word in words):
-            fail(ValueRangeError, "--layers", repr(layers), "whole numbers", "write 1,2,3")
-        made["layers"] = [int(word) for word in words]
+        made["layers"] = numbers("--layers", layers, 0)
     if heads:
-        pairs = [word.split(".") for word in listed("--heads", heads)]
-        if not all(len(pair) == 2 and all(x.isdecimal() for x in pair) for pair in pairs):
+        pairs = [[whole(x) for x in word.split(".")] for word in listed("--heads", heads)]
+        if not all(len(pair) == 2 and None not in pair for pair in pairs):
             fail(ValueRangeError, "--heads", repr(heads), "layer.head by commas", "write 2.3,4.0")
-        made["heads"] = [(int(layer), int(head)) for layer, head in pairs]
+        made["heads"] = [tuple(pair) for pair in pairs]
     return made or None

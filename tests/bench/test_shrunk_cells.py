@@ -118,6 +118,14 @@ def test_one_refused_policy_is_a_row_that_says_why(monkeypatch):
     assert advice(cells[1], cells[0]).startswith("refused: ")
 
 
+def test_a_table_of_refused_policies_has_a_picture_too(tmp_path):
+    pytest.importorskip("matplotlib")
+    from regard.bench.shrunk_picture import picture
+
+    cells = [FULL, Cell("lserve", "25%", refused="it is refused")]
+    assert picture(cells, tmp_path / "x.png", "one").stat().st_size > 1000
+
+
 def test_a_model_that_generates_nothing_is_refused_at_once():
     torch = pytest.importorskip("torch")
     with pytest.raises(RegardError, match="decoder"):

@@ -62,12 +62,12 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(words, said, tmp, mon
 
     monkeypatch.setattr("regard.models.loading.load", loaded)
     monkeypatch.setattr("regard.bench.sweep.carry_out_all", loaded)
-    assert_refused(shlex.split(words.format(tmp=tmp)), said, monkeypatch, capsys)
+    assert_refused(shlex.split(words.format(tmp=tmp, digits="9" * 5000)), said, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(("words", "said"), MODELS, ids=[words for words, _ in MODELS])
 def test_models_that_do_not_serve_are_told_in_a_sentence(words, said, tmp, monkeypatch, capsys):
-    assert_refused(shlex.split(words.format(tmp=tmp)), said, monkeypatch, capsys)
+    assert_refused(shlex.split(words.format(tmp=tmp, digits="9" * 5000)), said, monkeypatch, capsys)
 
 
 def leaves(made, path=()):
@@ -140,6 +140,37 @@ def test_a_number_that_is_none_is_refused_everywhere(path, option, word, monkeyp
     if not whole and word.strip("-9") == "":
         return  # a large number, and a finite one
     assert_refused(typed_with(path, option, word), named(option), monkeypatch, capsys)
+
+
+WORDS = [
+    (path, option) for path, option in VALUED
+    if option.param_type_name == "option" and type(option.default) not in (int, float)
+    and "Path" not in str(option.type_descriptor.annotation)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "option"), WORDS, ids=[f"{' '.join(p)} {o.name}" for p, o in WORDS]
+)
+def test_words_that_are_no_utf_8_are_refused_everywhere(path, option, monkeypatch, capsys):
+    assert_refused(typed_with(path, option, "a\udce4"), named(option), monkeypatch, capsys)
+
+
+# What may be long: a text to read, a prompt, names of branches, of controls.
+FREE = ("text", "prompt", "revision", "which")
+LONG = [(path, option) for path, option in WORDS if option.name not in FREE]
+
+
+@pytest.mark.parametrize("word", ["9" * 5000, "(" * 3000], ids=["digits", "brackets"])
+@pytest.mark.parametrize(("path", "option"), LONG, ids=[f"{' '.join(p)} {o.name}" for p, o in LONG])
+def test_a_word_of_any_length_is_refused_everywhere(path, option, word, monkeypatch, capsys):
+    """Python reads no number of more than 4,300 digits, and a sentence repeats no such word."""
+
+    def loaded(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("regard.models.loading.load", loaded)
+    assert_refused(typed_with(path, option, word), "", monkeypatch, capsys)
 
 
 FILES = [

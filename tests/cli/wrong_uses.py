@@ -101,12 +101,17 @@ SETTINGS = [
     ("spread run --on mars", "--on"),
     ("spread run --new -1", "--new"), ("spread rnu", "run"),
     ("spread plan --devices 0", "--devices"), ("spread plan --devices 7 --nodes 2", "--nodes"),
-    ("spread plan --tokens 3", "--tokens"), ("spread plan --bandwidth 0", "--bandwidth"),
+    ("spread plan --tokens 3", "--tokens"),
+    ("spread plan --tokens 9223372036854775807", "--tokens"),
+    ("see --heads {digits},1", "--heads"), ("steer --heads 1.{digits}", "--heads"),
+    ("shrink --keep {digits}tok", "--keep"), ("shrink --keep 99999999999999999999TiB", "--keep"),
+    ("spread plan --bandwidth 0", "--bandwidth"),
     ("spread plan --link -1", "--link"), ("spread plan --flops 0", "--flops"),
     ("spread plan --rule Causl()", "--rule"), ("spread plan --rule 3", "--rule"),
     ("spread plan --rule 'Window()'", "--rule"), ("spread plan --heads 0", "--heads"),
     # steer
     ("steer --control emphasiss", "emphasis"), ("steer --strength much", "--strength"),
+    ("steer --strength 1,nan", "--strength"), ("steer --strength {digits}", "--strength"),
     ("steer --heads 3", "--heads"), ("steer --layers x", "--layers"),
     ("steer --tokens 0", "--tokens"), ("steer --prompt 'x = 1'", "--which"),
     # bench
