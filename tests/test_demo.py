@@ -86,7 +86,7 @@ def test_the_first_command_people_run(tmp_path):
         (["--text", "a", "--file", "b"], "text beside --file"),
         (["--heads", "first"], "pairs such as"),
         (["--probes", "sinkz"], "did you mean"),
-        (["--text", "  "], "some words"),
+        (["--text", "  "], "a value"),
     ],
 )
 def test_wrong_words_are_answered_in_a_line(arguments, says, tmp_path):
