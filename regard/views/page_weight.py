@@ -32,7 +32,7 @@ def budget(tokens: int) -> int:
     """Return how many bytes the page of a text of so many tokens may take.
 
     >>> budget(100), budget(2048), budget(3138), budget(32_768)
-    (3000000, 3000000, 3780599, 25000000)
+    (3000000, 3000000, 3780598, 25000000)
     """
     (few, low), (many, high) = FEW, MANY
     return low + max(0, tokens - few) * (high - low) // (many - few)

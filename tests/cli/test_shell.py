@@ -167,7 +167,8 @@ def test_a_model_of_language_and_vision_is_seen(llava, tmp_path, monkeypatch, ca
     assert (tmp_path / "heads.csv").read_text().count("vision.L0H0") == 1
 
 
-def test_it_needs_both_and_says_so(llava, monkeypatch, capsys):
+def test_it_needs_both_and_says_so(llava, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     code, _, err = ran(["see", str(llava), "--text", "words"], monkeypatch, capsys)
     assert code == 0 or "--image" in err
     code, _, err = ran(["see", str(llava)], monkeypatch, capsys)

@@ -90,7 +90,6 @@ WRONG = {
     "a running state that looks ahead": (lambda: make("retention", causal=False), "causal"),
     "a running state across": (lambda: make("gla", context_dim=8), "context_dim"),
     "agents that are causal": (lambda: make("agent_attention", causal=True), "causal"),
-    "agents with padding": (lambda: make("agent_attention")(X, padding=TRUE), "padding"),
     "agents that decode": (lambda: make("agent_attention").memory(), "memory"),
     "a grid of other tokens": (
         lambda: make("natten", grid=(3, 3), window=3)(X),

@@ -36,7 +36,8 @@ def test_reading_turns_what_was_turned_back(
         done += m
     memory.reorder(torch.tensor(rows))
     memory.crop(max(n - cut, 1))
-    other = load(Bare(TURN), save(memory, tmp_path_factory.getbasetemp() / "bare"))
+    place = tmp_path_factory.getbasetemp() / "bare"
+    other = load(Bare(TURN), save(memory, place, overwrite=True))
     m = max(n - cut, 1)
     for one in (memory, other):
         torch.testing.assert_close(one.bare().k, k[rows, :, :m], atol=1e-4, rtol=0)

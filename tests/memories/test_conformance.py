@@ -160,7 +160,7 @@ def drive(name: str, steps: list[tuple[Any, ...]], seed: int, tmp_path: Any) -> 
             if isinstance(memory, Shared):
                 memory.source.settle()
         elif step[0] == "save" and not isinstance(memory, Full | Shared):
-            path = save(memory, tmp_path / "memory")
+            path = save(memory, tmp_path / "memory", overwrite=True)
             memory = load(make(), path)
         same(memory, model, within)
 
